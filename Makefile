@@ -1,0 +1,51 @@
+# Everything a developer or CI runs. `make help` lists it.
+# Paths stay relative, so that a checkout may lie in a folder with spaces.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup packages llamacpp demo check lint type fast test bench fmt lock wheel clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+demo: setup ## set up, then run the main job on a tiny model made on the spot
+	@$(PY) -m exporter demo
+
+test: setup lint type ## set up, then lint, types and every test
+	@$(PY) -m pytest -q
+
+check: packages lint type fast ## lint, types and the fast tests: no build, no training
+
+setup: packages llamacpp ## the Python packages in .venv, and llama.cpp in the user's cache
+
+packages:
+	@$(PYTHON) vendor/bootstrap.py
+
+llamacpp: packages
+	@$(PY) -m vendor.build > /dev/null
+
+lint: packages
+	@$(PY) -m ruff check -q . && $(PY) -m ruff format -q --check .
+
+type: packages
+	@$(PY) -m mypy
+
+fast: packages
+	@$(PY) -m pytest -q -m "not llamacpp and not trained"
+
+bench: setup ## measure the export against the usual road
+	@$(PY) benchmarks/export.py
+
+fmt: packages ## format the code
+	@$(PY) -m ruff format -q . && $(PY) -m ruff check -q --fix .
+
+lock: ## renew constraints.txt (needs uv)
+	@sh vendor/lock.sh
+
+wheel: packages ## build the wheel into dist/
+	@$(PY) -m pip wheel -q --no-deps -w dist .
+
+clean: ## remove .venv and what tools left; the llama.cpp build stays in the cache
+	rm -rf .venv .venv-setup.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist

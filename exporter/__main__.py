@@ -1,0 +1,5 @@
+"""`python -m exporter` is `decant`."""
+
+from exporter.cli.app import main
+
+main()

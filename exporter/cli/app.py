@@ -1,0 +1,115 @@
+"""The command `decant`: a lazy group, and the one place where errors are printed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+from click.shell_completion import CompletionItem
+
+from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, DecantError
+
+# name: (where it is, its line in --help). A command's module is imported when it is run.
+COMMANDS = {
+    "setup": ("exporter.cli.setup:setup", "Build the pinned llama.cpp, once."),
+    "doctor": ("exporter.cli.doctor:doctor", "Check this machine and say what to do."),
+    "demo": ("runtime.demo:demo", "Train, export and question a tiny model, start to end."),
+    "export": ("exporter.cli.export:export", "Turn an adapter into a GGUF."),
+    "inspect": ("exporter.cli.inspect:inspect", "Show what a GGUF, model or adapter holds."),
+    "chat": ("runtime.commands:chat", "Ask a model."),
+    "list": ("exporter.cli.models:list_", "List the exported models."),
+    "rm": ("exporter.cli.models:rm", "Delete exported models."),
+}
+
+EXAMPLES = """\
+\b
+Examples:
+  decant demo                    see the whole way on a tiny model
+  decant export ./my-lora        adapter to GGUF; the base is found or given by --base
+  decant chat my-lora -p "Hi"    ask it
+
+\b
+Exit codes: 0 done, 1 a bug, 2 command line, 3 input, 4 llama.cpp or a package missing,
+5 disk or memory, 6 download, 7 verification, 8 output, 9 engine, 130 interrupted.
+"""
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and line; imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        commands = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.command(cls=LazyGroup, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="decant-llm", prog_name="decant")
+def root() -> None:
+    """Pour a LoRA fine-tune into one GGUF that a laptop runs."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `decant` and leave with the exit code of its error family."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    try:
+        status = root.main(args=argv, prog_name="decant", standalone_mode=False)
+    except DecantError as error:
+        return fail(error.message, error.hint, error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone: `decant list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the one boundary
+        hint = "this is a bug in decant; DECANT_DEBUG=1 shows where"
+        return fail(f"{type(error).__name__}: {error}", hint, EXIT_BUG)
+    return status if isinstance(status, int) else 0
+
+
+def fail(message: str, hint: str | None, exit_code: int) -> int:
+    """Print an error with its hint; with DECANT_DEBUG=1 also where it came from."""
+    if os.environ.get("DECANT_DEBUG") == "1":
+        traceback.print_exc()
+    colour = colours(sys.stderr.isatty())
+    click.echo(click.style("error:", fg="red", bold=True) + f" {message}", err=True, color=colour)
+    if hint:
+        click.echo("\n" + click.style("hint:", fg="cyan") + f" {hint}", err=True, color=colour)
+    return exit_code
+
+
+def colours(terminal: bool) -> bool:
+    """Whether to colour, by https://no-color.org and the terminal."""
+    return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

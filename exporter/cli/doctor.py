@@ -1,0 +1,131 @@
+"""`decant doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Literal
+
+import click
+
+from exporter.cli.app import colours
+from exporter.cli.options import json_option, store
+from exporter.cli.render import print_json
+from exporter.core.errors import DecantError
+from exporter.core.files import free_bytes
+from exporter.core.folders import size_text
+from exporter.toolchain import cache_folder, find_toolchain, host_facts, run_tool
+
+MEMORY_MIN = 4_000_000_000  # bytes; a 3 B model in 4 bits with its context
+DISK_MIN = 5_000_000_000  # bytes; a build and one small model
+EXPORT_PACKAGES = ("torch", "transformers", "peft", "safetensors", "sentencepiece")
+MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    status: Literal["ok", "warning", "error"]
+    found: str
+    advice: str = ""
+    """What to do about it; empty when all is well."""
+
+
+@click.command(epilog="Example: decant doctor --json")
+@json_option
+def doctor(as_json: bool) -> int:
+    """Check this machine and say what to do about each red line.
+
+    Ends with 4 when something is missing that decant cannot do without.
+    """
+    checks = list(examine())
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        for check in checks:
+            print_check(check)
+    return 4 if any(check.status == "error" for check in checks) else 0
+
+
+def print_check(check: Check) -> None:
+    mark, colour = MARKS[check.status]
+    terminal = colours(sys.stdout.isatty())
+    click.echo(f"{click.style(mark, fg=colour)} {check.name}: {check.found}", color=terminal)
+    if check.advice:
+        click.echo(f"    {check.advice}", color=terminal)
+
+
+def examine() -> Iterator[Check]:
+    yield Check("python", "ok", f"{platform.python_version()} in `{sys.prefix}`")
+    yield processor()
+    yield compiler()
+    yield build()
+    yield packages()
+    yield memory()
+    for name, folder in (("cache", cache_folder()), ("store", store())):
+        free = free_bytes(folder)
+        low = free < DISK_MIN
+        yield Check(
+            name,
+            "warning" if low else "ok",
+            f"`{folder}`, {size_text(free)} free",
+            f"models need room: set DECANT_{name.upper()} to a folder on a larger disk" if low else "",
+        )
+
+
+def processor() -> Check:
+    facts = host_facts()
+    return Check("processor", "ok", f"{facts.model}, {os.cpu_count()} cores; {facts.features}")
+
+
+def compiler() -> Check:
+    try:
+        return Check("compiler", "ok", host_facts().compiler())
+    except DecantError as error:
+        return Check("compiler", "warning", error.message, error.hint or "")
+
+
+def build() -> Check:
+    try:
+        toolchain = find_toolchain()
+        run_tool(toolchain, "llama-quantize", ["--help"], good=(0, 1))
+    except DecantError as error:
+        return Check("llama.cpp", "error", error.message, error.hint or "")
+    info = toolchain.info
+    return Check(
+        "llama.cpp",
+        "ok",
+        f"{info['commit']}, backend {info['backend']}, AMX {info['amx']['verdict']},"
+        f" in `{toolchain.folder}`",
+    )
+
+
+def packages() -> Check:
+    missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
+    if missing:
+        return Check(
+            "export",
+            "warning",
+            f"{', '.join(missing)} not installed: chat works, export does not",
+            "pip install 'decant-llm[export]'",
+        )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in EXPORT_PACKAGES)
+    return Check("export", "ok", versions)
+
+
+def memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    small = total < MEMORY_MIN
+    return Check(
+        "memory",
+        "warning" if small else "ok",
+        f"{size_text(total)}",
+        "models of up to about 1 B parameters will fit" if small else "",
+    )

@@ -1,0 +1,138 @@
+"""`decant inspect`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from exporter.adapter import CONFIG, open_adapter
+from exporter.checkpoint import open_checkpoint
+from exporter.cli.options import json_option, store
+from exporter.cli.render import print_json, print_pairs, print_table
+from exporter.core.errors import ModelError
+from exporter.core.folders import size_text
+from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
+from exporter.store import find_model
+
+LONG = 100  # characters of a value that are shown
+
+
+@click.command(epilog="Example: decant inspect my-lora --tensors")
+@click.argument("path")
+@click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor too.")
+@json_option
+def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
+    """Show what PATH holds: a GGUF (or a stored model's name), a model or an adapter folder."""
+    found = describe(path)
+    if as_json:
+        print_json(found)
+        return
+    tensors = found.pop("tensors")
+    metadata = found.pop("metadata", {})
+    assert isinstance(tensors, list)
+    assert isinstance(metadata, dict)
+    print_pairs({key: value for key, value in found.items() if value is not None})
+    if metadata:
+        click.echo("\nmetadata")
+        print_pairs({f"  {key}": shorten(value) for key, value in metadata.items()})
+    if show_tensors:
+        click.echo()
+        print_table(
+            ("TENSOR", "SHAPE", "TYPE", "SIZE"),
+            [
+                (row["name"], "×".join(map(str, row["shape"])), row["type"], size_text(row["nbytes"]))
+                for row in tensors
+            ],
+        )
+
+
+def describe(text: str) -> dict[str, object]:
+    """The kind of thing `text` names, its facts and its tensors."""
+    path = Path(text)
+    if path.is_dir():
+        if (path / CONFIG).exists():
+            return describe_adapter(path)
+        if (path / "config.json").exists():
+            return describe_checkpoint(path)
+        raise ModelError(
+            f"`{path}` is neither a model nor an adapter folder",
+            hint="a model has config.json, an adapter adapter_config.json",
+        )
+    return describe_gguf(read_gguf(path if path.is_file() else find_model(text, store())))
+
+
+def describe_gguf(file: GGUFFile) -> dict[str, object]:
+    kinds = Counter(tensor.type.name for tensor in file.tensors)
+    return {
+        "kind": "gguf",
+        "path": str(file.path),
+        "size": size_text(file.nbytes),
+        "architecture": file.architecture,
+        "parameters": file.parameters,
+        "bits_per_weight": round(file.nbytes * 8 / max(file.parameters, 1), 2),
+        "context_length": file.number(f"{file.architecture}.context_length"),
+        "types": ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())),
+        "metadata": {key: plain(value) for key, value in file.metadata.items()},
+        "tensors": [
+            {"name": t.name, "shape": t.shape, "type": t.type.name, "nbytes": t.nbytes}
+            for t in file.tensors
+        ],
+    }
+
+
+def describe_checkpoint(folder: Path) -> dict[str, object]:
+    checkpoint = open_checkpoint(folder)
+    tensors = list(checkpoint.tensors.values())
+    kinds = Counter(tensor.dtype for tensor in tensors)
+    return {
+        "kind": "base model",
+        "path": str(folder),
+        "size": size_text(sum(tensor.nbytes for tensor in tensors)),
+        "architecture": checkpoint.architecture,
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "context_length": checkpoint.config.get("max_position_embeddings"),
+        "types": ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())),
+        "tensors": [
+            {"name": t.name, "shape": t.shape, "type": t.dtype, "nbytes": t.nbytes} for t in tensors
+        ],
+    }
+
+
+def describe_adapter(folder: Path) -> dict[str, object]:
+    adapter = open_adapter(folder)
+    halves = [half for pair in adapter.pairs for half in (pair.a, pair.b)]
+    return {
+        "kind": "adapter (LoRA)",
+        "path": str(folder),
+        "size": size_text(sum(tensor.nbytes for tensor in halves)),
+        "base": adapter.base,
+        "rank": ", ".join(str(rank) for rank in sorted({pair.rank for pair in adapter.pairs})),
+        "alpha": adapter.config.get("lora_alpha"),
+        "rslora": adapter.config.get("use_rslora") or None,
+        "parameters": sum(math.prod(tensor.shape) for tensor in halves),
+        "modules": f"{len(adapter.pairs)}: "
+        + ", ".join(sorted({pair.module.rpartition(".")[2] for pair in adapter.pairs})),
+        "tensors": [
+            {"name": t.name, "shape": t.shape, "type": t.dtype, "nbytes": t.nbytes} for t in halves
+        ],
+    }
+
+
+def plain(value: Value) -> object:
+    """A metadata value as JSON can hold it; arrays by their length and first items."""
+    if isinstance(value, Array):
+        return {"length": value.length, "first": [plain(item) for item in value.items]}
+    return value
+
+
+def shorten(value: object) -> str:
+    if isinstance(value, dict):
+        first = ", ".join(repr(item) for item in value["first"])
+        dots = ", …" if value["length"] > len(value["first"]) else ""
+        return f"[{first}{dots}] ({value['length']})"
+    text = value if isinstance(value, str) else repr(value)
+    text = text.replace("\n", "⏎").encode("unicode_escape").decode() if not text.isprintable() else text
+    return text if len(text) <= LONG else f"{text[:LONG]}… ({len(text)} characters)"

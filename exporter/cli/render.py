@@ -1,0 +1,176 @@
+"""How progress and tables look; the only file of the command line that uses rich.
+
+Results go to stdout, everything else to stderr. rich is imported on a terminal only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+from typing_extensions import assert_never
+
+from exporter.core.events import Event, Note, Progress, Report, Step, Warn
+from exporter.core.folders import size_text
+
+if TYPE_CHECKING:
+    import rich.progress
+
+PLAIN_EVERY = 0.1  # of a task between two plain lines
+
+
+@contextmanager
+def reporting(*, quiet: bool = False) -> Iterator[Report]:
+    """A report for the library's verbs: bars on a terminal, lines elsewhere, warnings always."""
+    if quiet:
+        yield warnings_only
+    elif is_fancy():
+        with Bars() as bars:
+            yield bars.report
+    else:
+        yield Lines().report
+
+
+def is_fancy() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def warnings_only(event: Event) -> None:
+    if isinstance(event, Warn):
+        click.echo(f"warning: {event.message}", err=True)
+
+
+class Lines:
+    """Progress as plain lines, for logs and pipes."""
+
+    def __init__(self) -> None:
+        """Nothing has been said yet."""
+        self.said: dict[str, float] = {}
+        self.lock = threading.Lock()
+
+    def report(self, event: Event) -> None:
+        with self.lock:
+            match event:
+                case Step():
+                    click.echo(event.message, err=True)
+                case Note():
+                    click.echo(f"  {event.message}", err=True)
+                case Warn():
+                    click.echo(f"warning: {event.message}", err=True)
+                case Progress():
+                    self.progress(event)
+                case _:
+                    assert_never(event)
+
+    def progress(self, event: Progress) -> None:
+        if not event.total:
+            return
+        part, said = event.done / event.total, self.said.get(event.task, 0.0)
+        if part >= said + PLAIN_EVERY or (part >= 1 > said):
+            self.said[event.task] = part
+            click.echo(f"  {event.task}: {part:.0%} of {amount(event.total, event)}", err=True)
+
+
+class Bars:
+    """Progress as one live bar per task, with speed and time left."""
+
+    def __init__(self) -> None:
+        """Draw nothing until entered."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True, highlight=False)
+        self.bars: rich.progress.Progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self.tasks: dict[str, rich.progress.TaskID] = {}
+        self.started: dict[str, float] = {}
+
+    def __enter__(self) -> Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bars.stop()
+
+    def report(self, event: Event) -> None:
+        from rich.markup import escape
+
+        match event:
+            case Step():
+                self.finish_all()
+                self.console.print(f"[bold]{escape(event.message)}[/bold]")
+            case Note():
+                self.console.print(f"  {escape(event.message)}")
+            case Warn():
+                self.console.print(f"[yellow]warning:[/yellow] {escape(event.message)}")
+            case Progress():
+                self.progress(event)
+            case _:
+                assert_never(event)
+
+    def progress(self, event: Progress) -> None:
+        if event.task not in self.tasks:
+            self.tasks[event.task] = self.bars.add_task(event.task, total=event.total, text="")
+            self.started[event.task] = time.monotonic()
+        self.bars.update(
+            self.tasks[event.task], completed=event.done, total=event.total, text=self.text(event)
+        )
+
+    def text(self, event: Progress) -> str:
+        done, total = amount(event.done, event), amount(event.total or 0, event)
+        text = f"{done} of {total}" if event.total else done
+        seconds = time.monotonic() - self.started[event.task]
+        if event.unit == "bytes" and seconds > 1:
+            text += f", {size_text(event.done / seconds)}/s"
+        return text
+
+    def finish_all(self) -> None:
+        for task in self.tasks.values():
+            self.bars.remove_task(task)
+        self.tasks.clear()
+
+
+def amount(count: int, event: Progress) -> str:
+    return size_text(count) if event.unit == "bytes" else f"{count} {event.unit}"
+
+
+def print_json(value: object) -> None:
+    """A command's result for machines, on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout: drawn on a terminal, tab-separated elsewhere."""
+    if not sys.stdout.isatty():
+        for row in (columns, *rows):
+            click.echo("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def print_pairs(pairs: Mapping[str, object]) -> None:
+    """Name and value, one a line, on stdout."""
+    width = max((len(name) for name in pairs), default=0)
+    for name, value in pairs.items():
+        click.echo(f"{name:<{width}}  {value}")

@@ -1,0 +1,36 @@
+"""`decant setup`."""
+
+from __future__ import annotations
+
+import click
+
+from exporter.cli.options import json_option, quiet_option
+from exporter.cli.render import print_json, print_pairs, reporting
+from exporter.toolchain import Toolchain, build_toolchain
+
+
+@click.command(epilog="Example: decant setup --force")
+@click.option("--force", is_flag=True, help="Build again even if the build is there.")
+@json_option
+@quiet_option
+def setup(force: bool, as_json: bool, quiet: bool) -> None:
+    """Build the pinned llama.cpp (5 to 10 minutes, once), or find it built."""
+    with reporting(quiet=quiet) as report:
+        toolchain = build_toolchain(force=force, report=report)
+    if as_json:
+        print_json({"dir": str(toolchain.folder), **toolchain.info})
+    else:
+        print_pairs(summary(toolchain))
+
+
+def summary(toolchain: Toolchain) -> dict[str, object]:
+    info = toolchain.info
+    return {
+        "llama.cpp": f"{info['commit']} (llama-cpp-python {info['llama_cpp_python']})",
+        "backend": f"{info['backend']} ({info['backend_reason']})",
+        "compiler": info["compiler"]["version"],
+        "AMX": info["amx"]["verdict"],
+        "smoke test": f"{len(info['smoke']['tokens'])} tokens decoded",
+        "tools": ", ".join(sorted(info["tools"])),
+        "folder": toolchain.folder,
+    }

@@ -1,0 +1,273 @@
+"""Merged tensors → GGUF names, shapes and metadata, through llama.cpp's own `conversion`.
+
+The only file that imports llama.cpp's Python code. It reads no weight: what it gives is a
+list of slots, each of which can be filled later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from exporter.core.errors import CheckpointError, UnsupportedError
+from exporter.core.events import Report, Warn, silent
+from exporter.core.types import FTYPES, GGMLType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.merge import MergedTensors
+    from exporter.toolchain import Toolchain
+
+Outtype = Literal["auto", "F16", "BF16", "F32"]
+"""The converter's own output type; auto is the 16-bit type that the checkpoint is stored in."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """A tensor's place in the GGUF."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Rows first, as numpy has it; ggml's order is the reverse."""
+    type: GGMLType
+    """What the converter would store it as."""
+    fill: Callable[[], np.ndarray[Any, Any]] | None
+    """Reads, merges and rearranges the values, as float32 of `shape`. Called once, then dropped."""
+    source: str
+    """The hub tensor it came from, or the last of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """A model laid out as GGUF, before quantizing."""
+
+    slots: tuple[Slot, ...]
+    writer: Any  # gguf.GGUFWriter, untyped: holds the metadata
+    ftype: int
+    """general.file_type of what the converter alone would write."""
+
+    def header(self, types: dict[str, GGMLType], names: list[str], *, ftype: int) -> bytes:
+        """Everything before the data, padded: metadata with `ftype`, tensor infos in order."""
+        import gguf
+
+        writer = gguf.GGUFWriter(path=None, arch=self.writer.arch)
+        writer.kv_data = [dict(self.writer.kv_data[0])]
+        writer.remove_key("general.file_type")
+        writer.add_file_type(ftype)
+        shapes = {slot.name: slot.shape for slot in self.slots}
+        for name in names:
+            kind = gguf.GGMLQuantizationType(types[name].number)
+            writer.add_tensor_info(
+                name, shapes[name], FLOAT32, types[name].nbytes(shapes[name]), raw_dtype=kind
+            )
+        with tempfile.TemporaryDirectory(prefix="decant-") as folder:
+            path = Path(folder) / "header.gguf"
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            writer.close()
+            content = path.read_bytes()
+        return content + bytes(-len(content) % ALIGNMENT)
+
+
+ALIGNMENT = 32  # GGUF v3: default when general.alignment is absent
+# transformers 5 spells out the RoPE type of models that have plain RoPE
+HARMLESS = ("Unknown RoPE type: default",)
+FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes
+
+
+def convert(
+    tensors: MergedTensors,
+    toolchain: Toolchain,
+    *,
+    outtype: Outtype = "auto",
+    model_name: str,
+    report: Report = silent,
+) -> Conversion:
+    """Lay the merged model out as llama.cpp's converter does.
+
+    Raises UnsupportedError for an architecture it does not know, CheckpointError for a
+    folder it cannot use (such as one without a tokenizer).
+    """
+    folder = tensors.plan.checkpoint.folder
+    with imported(toolchain), warnings_reported(report):
+        import torch
+        from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+        with torch.inference_mode():
+            hparams = ModelBase.load_hparams(folder, is_mistral_format=False)
+            architecture = get_model_architecture(hparams, ModelType.TEXT)
+            try:
+                model_class = get_model_class(architecture)
+            except NotImplementedError as error:
+                raise unknown_architecture(architecture) from error
+            source = LazySource(tensors)
+            with tensors_from(source, ModelBase), slots_recorded(source) as slots:
+                try:
+                    model = model_class(
+                        folder, file_type(outtype), folder / "unused.gguf", model_name=model_name
+                    )
+                    source.as_stored = False
+                    model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
+                    model.prepare_tensors()
+                    model.prepare_metadata(vocab_only=False)
+                except (ValueError, KeyError, TypeError, FileNotFoundError, NotImplementedError) as error:
+                    raise unusable(folder, architecture, error) from error
+    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype))
+
+
+def unknown_architecture(architecture: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"llama.cpp's converter does not know the architecture {architecture!r}",
+        hint="it cannot become a GGUF; for a merged safetensors folder use peft: "
+        "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained('merged')",
+    )
+
+
+def unusable(folder: Path, architecture: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"llama.cpp's converter cannot use `{folder}` ({architecture}):"
+        f" {type(error).__name__}: {error}",
+        hint="is the folder complete, with config.json and the tokenizer's files?",
+    )
+
+
+def file_type(outtype: Outtype) -> Any:
+    import gguf
+
+    numbers = {"auto": gguf.LlamaFileType.GUESSED, **FTYPES}
+    return gguf.LlamaFileType(numbers[outtype])
+
+
+class LazySource:
+    """Gives the converter lazy tensors, and takes what it makes of them."""
+
+    def __init__(self, tensors: MergedTensors) -> None:
+        """Show the stored types first, by which the converter guesses its output type."""
+        self.tensors = tensors
+        self.as_stored = True
+        self.last = ""
+
+    def lazy(self, name: str) -> Any:
+        from conversion.base import LazyTorchTensor
+
+        self.last = name
+        dtype = self.tensors.stored_dtype(name) if self.as_stored else self.tensors.dtype(name)
+        meta = LazyTorchTensor.meta_with_dtype_and_shape(dtype, self.tensors.shape(name))
+        return LazyTorchTensor(meta=meta, args=(name,), func=self.tensors.read)
+
+    def add(self, writer: Any, slots: list[Slot], name: str, tensor: Any, **kwargs: Any) -> None:
+        """Stand in for GGUFWriter.add_tensor: note the slot, and keep the writer's count of it."""
+        kind = kwargs.get("raw_dtype")
+        if not isinstance(tensor, Unquantized):
+            raise UnsupportedError(
+                f"`{self.last}` is stored in a form that cannot be merged or requantized so far",
+                hint="use the 16-bit release of this base",
+            )
+        shape = tuple(int(n) for n in tensor.shape)
+        slot_type = GGMLType.by_number(int(kind))
+        writer.add_tensor_info(name, shape, FLOAT32, slot_type.nbytes(shape), raw_dtype=kind)
+        slots.append(Slot(name, shape, slot_type, tensor.fill, self.last))
+
+
+class Unquantized:
+    """What stands where the converter would have quantized: the values still in float32."""
+
+    dtype = FLOAT32
+
+    def __init__(self, lazy: Any) -> None:
+        """Keep the converter's lazy numpy tensor."""
+        self.shape = lazy.shape
+        self.lazy = lazy
+
+    def fill(self) -> np.ndarray[Any, Any]:
+        import gguf
+        import numpy as np
+
+        lazy, self.lazy = self.lazy, None  # the chain keeps every step's result alive
+        values = gguf.LazyBase.to_eager(lazy) if isinstance(lazy, gguf.LazyBase) else lazy
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+
+@contextmanager
+def tensors_from(source: LazySource, model_base: Any) -> Iterator[None]:
+    """Have the converter index our merged tensors instead of the folder's files."""
+    original = model_base.index_tensors
+
+    def index(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
+        del remote_hf_model_id  # never given
+        found = (
+            self.filter_tensors((name, partial(source.lazy, name))) for name in source.tensors.names
+        )
+        return dict(item for item in found if item)
+
+    model_base.index_tensors = index
+    try:
+        yield
+    finally:
+        model_base.index_tensors = original
+
+
+@contextmanager
+def slots_recorded(source: LazySource) -> Iterator[list[Slot]]:
+    """Have the converter's float outputs recorded instead of rounded."""
+    import gguf
+
+    original = gguf.quants.quantize
+    floats = (
+        gguf.GGMLQuantizationType.F32,
+        gguf.GGMLQuantizationType.F16,
+        gguf.GGMLQuantizationType.BF16,
+    )
+
+    def quantize(data: Any, qtype: Any) -> Any:
+        return Unquantized(data) if qtype in floats else original(data, qtype)
+
+    gguf.quants.quantize = quantize
+    try:
+        yield []
+    finally:
+        gguf.quants.quantize = original
+
+
+@contextmanager
+def imported(toolchain: Toolchain) -> Iterator[None]:
+    """Make llama.cpp's `conversion` and its matching `gguf` importable, from the build alone."""
+    for folder in (toolchain.source, toolchain.source / "gguf-py"):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning is about our threads
+    yield
+
+
+@contextmanager
+def warnings_reported(report: Report) -> Iterator[None]:
+    """Turn what the converter logs as warnings into events; its chatter is dropped."""
+
+    class Reporting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            message = record.getMessage()
+            if message not in HARMLESS:
+                report(Warn(f"llama.cpp's converter: {message}"))
+
+    handler = Reporting(level=logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("hf-to-gguf", "gguf")]
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate

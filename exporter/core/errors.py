@@ -1,0 +1,93 @@
+"""Every error decant raises on purpose, and the exit code each family ends with.
+
+    DecantError
+    ├── InputError        3  what was handed in cannot be used
+    │   ├── AdapterError
+    │   ├── CheckpointError
+    │   ├── ModelError
+    │   └── UnsupportedError
+    ├── ToolchainError    4  llama.cpp or a Python package is missing or did not build
+    ├── SpaceError        5  not enough disk or memory
+    ├── DownloadError     6  the bytes did not arrive
+    ├── VerifyError       7  the result is not as good as promised
+    ├── OutputError       8  the output exists, is in use or cannot be written
+    └── EngineError       9  the model could not be loaded or stopped answering
+
+1 is a bug in decant, 2 a mistyped command line (click's own), 130 Ctrl-C.
+A message says what happened, with the value; the hint says what to do.
+"""
+
+from __future__ import annotations
+
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class DecantError(Exception):
+    """The root: a message, perhaps a hint, and the exit code of its family."""
+
+    exit_code = EXIT_BUG
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(DecantError):
+    """What was handed in cannot be used."""
+
+    exit_code = 3
+
+
+class AdapterError(InputError):
+    """The adapter folder is incomplete, damaged or made for another base."""
+
+
+class CheckpointError(InputError):
+    """The base model's folder is incomplete or damaged."""
+
+
+class ModelError(InputError):
+    """A GGUF, or the name of one, that cannot be read or found."""
+
+
+class UnsupportedError(InputError):
+    """Well-formed input of a kind that decant cannot turn into this output."""
+
+
+class ToolchainError(DecantError):
+    """llama.cpp, a compiler or a Python package is missing or broken."""
+
+    exit_code = 4
+
+
+class SpaceError(DecantError):
+    """Not enough disk or memory, known before the work began."""
+
+    exit_code = 5
+
+
+class DownloadError(DecantError):
+    """The bytes asked for did not arrive, or were not the ones promised."""
+
+    exit_code = 6
+
+
+class VerifyError(DecantError):
+    """The result was compared with its reference and falls short."""
+
+    exit_code = 7
+
+
+class OutputError(DecantError):
+    """The output exists, is being written by another process, or cannot be written."""
+
+    exit_code = 8
+
+
+class EngineError(DecantError):
+    """The model could not be loaded, or stopped answering."""
+
+    exit_code = 9

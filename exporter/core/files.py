@@ -1,0 +1,173 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from exporter.core.errors import InputError, OutputError, SpaceError
+
+CHUNK = 1 << 20
+
+
+@contextmanager
+def atomic_write(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
+    """Open a file beside `path` for writing and give it that name when all went well.
+
+    The file is `.NAME.partial`, locked while it is written, so that a second writer is told
+    and what a killed one left is overwritten. On any exception, Ctrl-C included, it is
+    removed and `path` is as before. Raises OutputError when `path` exists and `force` is
+    false: at the start, and again if it has appeared meanwhile.
+    """
+    refuse_existing(path, force=force)
+    make_folder(path.parent)
+    partial = path.with_name(f".{path.name}.partial")
+    with explained(path), open_locked(partial, path) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            publish(partial, path, force=force)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_locked(partial: Path, path: Path) -> Iterator[BinaryIO]:
+    """Open `partial` empty and locked; OutputError when another process holds it."""
+    while True:
+        file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"another process is writing `{path}`",
+                    hint="wait until it is done, or name another file with -o",
+                ) from error
+            if not is_same_file(file, partial):
+                continue  # its writer published it between our open and our lock
+            file.truncate(0)
+            yield file
+            return
+
+
+def is_same_file(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def publish(partial: Path, path: Path, *, force: bool) -> None:
+    """Give a complete file its final name, durably.
+
+    Without `force` an existing file is never replaced, even one that appeared a moment ago.
+    """
+    if force:
+        partial.replace(path)
+    else:
+        link_new(partial, path)
+    sync_folder(path.parent)
+
+
+def link_new(partial: Path, path: Path) -> None:
+    """Rename `partial` to `path`, failing when `path` exists."""
+    try:
+        os.link(partial, path)  # unlike rename, it never replaces
+    except OSError:  # it exists, or the file system has no hard links
+        refuse_existing(path, force=False)
+        partial.replace(path)
+    else:
+        partial.unlink()
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    if path.is_dir():
+        raise OutputError(f"`{path}` is a folder", hint="name a file with -o")
+    if not force and path.exists():
+        raise OutputError(f"`{path}` exists", hint="pass --force to replace it, or -o another name")
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make the folder `{folder}`: {error.strerror}",
+            hint="name a place that can be written to with -o",
+        ) from error
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the system's errors while writing `path` into ours."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SpaceError(
+                f"the disk is full: `{path}` was not written",
+                hint="free some space, or name another disk with -o",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise OutputError(
+                f"cannot write `{path}`: {error.strerror}", hint="name another place with -o"
+            ) from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system allows it."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError:
+        pass  # some network file systems refuse to sync a folder
+    finally:
+        os.close(fd)
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that a user may still write where `folder` lies, which need not exist yet."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_json_object(path: Path, *, error: type[InputError], hint: str) -> dict[str, object]:
+    """The JSON object in `path`; anything else is raised as `error`, named."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as missing:
+        raise error(f"`{path}` is missing", hint=hint) from missing
+    except OSError as failed:
+        raise error(f"cannot read `{path}`: {failed.strerror}", hint=hint) from failed
+    except (ValueError, RecursionError) as broken:  # bad JSON, bad UTF-8, absurd nesting
+        raise error(f"`{path}` is not JSON: {broken}", hint=hint) from broken
+    if not isinstance(value, dict):
+        raise error(f"`{path}` holds a {type(value).__name__}, not an object", hint=hint)
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Replace `path` by `value` as JSON, atomically."""
+    with atomic_write(path, force=True) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,29 @@
+"""Where decant keeps things on this machine, and the words for sizes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def store_folder(env: Mapping[str, str]) -> Path:
+    """The exported models: DECANT_STORE, else in the user's data folder."""
+    if chosen := env.get("DECANT_STORE"):
+        return Path(chosen)
+    return data_folder(env) / "models"
+
+
+def data_folder(env: Mapping[str, str]) -> Path:
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "decant"
+    return Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "decant"
+
+
+def size_text(nbytes: float) -> str:
+    """A number of bytes for people: 583 MB, 1.17 GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if nbytes < 1000:  # noqa: PLR2004 - SI units, as disks are sold
+            return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f} GB"

@@ -1,0 +1,204 @@
+"""The header of a GGUF file, read strictly and without numpy.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 2 and 3, little endian).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from exporter.core.errors import ModelError
+from exporter.core.types import GGMLType
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+MAX_STRING = 1 << 30  # bytes; llama.cpp's own limit
+MAX_ITEMS = 1 << 30  # array length; llama.cpp's own limit
+MAX_DIMS = 4
+MAX_DEPTH = 4  # arrays of arrays; real files have one level
+
+Value: TypeAlias = "int | float | bool | str | Array"
+
+# number: struct format; bool is 7, string 8, array 9
+SCALARS = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?",
+    10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
+STRING, ARRAY = 8, 9
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A metadata array; only its first items are kept when it was skimmed."""
+
+    length: int
+    items: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Rows first, as numpy has it; the file stores the reverse."""
+    type: GGMLType
+    offset: int
+    """Bytes from the start of the file."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.type.nbytes(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFFile:
+    """What the header of a GGUF says."""
+
+    path: Path
+    nbytes: int
+    metadata: dict[str, Value]
+    tensors: tuple[TensorInfo, ...]
+
+    def text(self, key: str) -> str | None:
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
+    def number(self, key: str) -> int | None:
+        value = self.metadata.get(key)
+        return value if type(value) is int else None
+
+    @property
+    def architecture(self) -> str:
+        return self.text("general.architecture") or "unknown"
+
+    @property
+    def parameters(self) -> int:
+        total = 0
+        for tensor in self.tensors:
+            count = 1
+            for n in tensor.shape:
+                count *= n
+            total += count
+        return total
+
+
+def read_gguf(path: Path, *, keep_items: int = 8) -> GGUFFile:
+    """Read a header; of arrays only the first `keep_items` items are kept.
+
+    Raises ModelError, saying what is wrong, for anything but a whole GGUF.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return parse(Cursor(file, size, path, keep_items))
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no file `{path}`", hint="`decant list` shows the models") from error
+    except OSError as error:
+        raise ModelError(f"cannot read `{path}`: {error.strerror}", hint="is it a file?") from error
+
+
+class Cursor:
+    """Reads on through the file, never past its end."""
+
+    def __init__(self, file: BinaryIO, size: int, path: Path, keep_items: int) -> None:
+        """Stand at the start of `file`."""
+        self.file, self.size, self.path, self.keep_items = file, size, path, keep_items
+
+    def damaged(self, what: str) -> ModelError:
+        return ModelError(
+            f"`{self.path}` is not a whole GGUF: {what}", hint="export or download it again"
+        )
+
+    def take(self, count: int) -> bytes:
+        if count > self.size - self.file.tell():
+            raise self.damaged(f"it ends after {self.size} bytes, in its header")
+        return self.file.read(count)
+
+    def number(self, format: str) -> int:
+        (value,) = struct.unpack(format, self.take(struct.calcsize(format)))
+        assert isinstance(value, int)
+        return value
+
+    def string(self) -> str:
+        length = self.number("<Q")
+        if length > MAX_STRING:
+            raise self.damaged(f"a text of {length} bytes")
+        return self.take(length).decode("utf-8", errors="replace")
+
+    def value(self, kind: int, depth: int = 0) -> Value:
+        if kind == STRING:
+            return self.string()
+        if kind == ARRAY:
+            return self.array(depth)
+        if kind not in SCALARS:
+            raise self.damaged(f"a value of unknown type {kind}")
+        format = SCALARS[kind]
+        (value,) = struct.unpack(format, self.take(struct.calcsize(format)))
+        assert isinstance(value, (int, float, bool))
+        return value
+
+    def array(self, depth: int) -> Array:
+        kind, length = self.number("<I"), self.number("<Q")
+        if length > MAX_ITEMS or depth >= MAX_DEPTH:
+            raise self.damaged(f"an array of {length} items, {depth} deep")
+        kept = min(length, self.keep_items)
+        items = tuple(self.value(kind, depth + 1) for _ in range(kept))
+        if kind in SCALARS:
+            width = struct.calcsize(SCALARS[kind]) * (length - kept)
+            if width > self.size - self.file.tell():
+                raise self.damaged(f"an array of {length} items runs past its end")
+            self.file.seek(width, 1)
+        else:
+            for _ in range(length - kept):
+                self.value(kind, depth + 1)
+        return Array(length, items)
+
+
+def parse(cursor: Cursor) -> GGUFFile:
+    if cursor.size < 24 or cursor.take(4) != MAGIC:  # noqa: PLR2004 - the fixed part of a header
+        raise cursor.damaged("it does not begin with GGUF and a header")
+    version = cursor.number("<I")
+    if version not in VERSIONS:
+        raise cursor.damaged(f"version {version} is not known")
+    n_tensors, n_keys = cursor.number("<Q"), cursor.number("<Q")
+    if max(n_tensors, n_keys) > cursor.size:
+        raise cursor.damaged(f"{n_tensors} tensors and {n_keys} keys in {cursor.size} bytes")
+    metadata: dict[str, Value] = {}
+    for _ in range(n_keys):
+        key = cursor.string()
+        metadata[key] = cursor.value(cursor.number("<I"))
+    infos = [parse_tensor(cursor) for _ in range(n_tensors)]
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or alignment <= 0:
+        raise cursor.damaged(f"an alignment of {alignment}")
+    start = cursor.file.tell()
+    start += -start % alignment
+    tensors = tuple(
+        TensorInfo(info.name, info.shape, info.type, start + info.offset) for info in infos
+    )
+    for tensor in tensors:
+        if tensor.offset + tensor.nbytes > cursor.size:
+            raise cursor.damaged(
+                f"tensor `{tensor.name}` ends at byte {tensor.offset + tensor.nbytes} of {cursor.size}"
+            )
+    return GGUFFile(cursor.path, cursor.size, metadata, tensors)
+
+
+def parse_tensor(cursor: Cursor) -> TensorInfo:
+    name, n_dims = cursor.string(), cursor.number("<I")
+    if n_dims > MAX_DIMS:
+        raise cursor.damaged(f"tensor `{name}` has {n_dims} dimensions")
+    shape = tuple(reversed([cursor.number("<Q") for _ in range(n_dims)]))
+    number, offset = cursor.number("<I"), cursor.number("<Q")
+    try:
+        kind = GGMLType.by_number(number)
+    except KeyError as error:
+        raise cursor.damaged(f"tensor `{name}` has the unknown type {number}") from error
+    if shape and shape[-1] % kind.block:
+        raise cursor.damaged(f"tensor `{name}`: rows of {shape[-1]} values in blocks of {kind.block}")
+    return TensorInfo(name, shape, kind, offset)

@@ -1,0 +1,171 @@
+"""The export: adapter and base in, GGUF files out, in one pass."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.adapter import AdapterSpec, open_adapter
+from exporter.checkpoint import open_checkpoint
+from exporter.convert import Conversion, Outtype, convert
+from exporter.core.errors import AdapterError, InputError
+from exporter.core.events import Note, Report, Step, silent
+from exporter.core.files import refuse_existing
+from exporter.core.types import FLOATS, FTYPES, GGMLType
+from exporter.merge import MergedTensors, MergeDtype, describe, plan_merge
+from exporter.quantize import Quantizer, choose_types
+from exporter.toolchain import Toolchain
+from exporter.write import GGUFPlan, check_space, lay_out, write_files
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """What to export and how."""
+
+    adapter: Path | None
+    """None converts the base as it is."""
+    base: Path | None
+    """None takes the base that the adapter names."""
+    quants: tuple[str, ...]
+    """Proper names, as `parse_quant` gives them."""
+    outputs: tuple[Path, ...]
+    """One file for each of `quants`."""
+    merge_dtype: MergeDtype = "float32"
+    scale: float = 1.0
+    force: bool = False
+    threads: int = os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """One GGUF that now exists, or would after a dry run."""
+
+    path: Path
+    quant: str
+    nbytes: int
+    types: dict[str, int]
+    """How many tensors have each type."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export made."""
+
+    files: tuple[ExportedFile, ...]
+    base: Path
+    adapter: Path | None
+    tensors: int
+    merged: int
+    """How many tensors the adapter changed."""
+    seconds: float
+
+
+def export(
+    request: ExportRequest,
+    toolchain: Toolchain,
+    *,
+    dry_run: bool = False,
+    report: Report = silent,
+) -> ExportResult:
+    """Merge, convert, quantize and write, tensor by tensor; nothing else touches the disk.
+
+    A dry run stops when the plan stands, before any weight is read.
+    """
+    started = time.monotonic()
+    for output in request.outputs:
+        refuse_existing(output, force=request.force)
+    report(Step("reading the adapter and the base"))
+    adapter = open_adapter(request.adapter) if request.adapter else None
+    checkpoint = open_checkpoint(find_base(request, adapter))
+    merge = plan_merge(checkpoint, adapter, scale=request.scale, dtype=request.merge_dtype)
+    report(Note(describe(merge)))
+
+    report(Step("planning"))
+    tensors = MergedTensors(merge)
+    tensors.check()
+    quantizer = Quantizer.load(toolchain)
+    name = adapter.name if adapter else checkpoint.name
+    conversions = {
+        outtype: convert(tensors, toolchain, outtype=outtype, model_name=name, report=report)
+        for outtype in dict.fromkeys(outtype_for(quant) for quant in request.quants)
+    }
+    plans = [
+        plan_file(path, quant, conversions[outtype_for(quant)], merge.dtype, quantizer, toolchain)
+        for path, quant in zip(request.outputs, request.quants, strict=True)
+    ]
+    check_space(plans)
+
+    if not dry_run:
+        report(Step("merging and quantizing"))
+        slots = next(iter(conversions.values())).slots
+        write_files(
+            plans, slots, quantizer, force=request.force, threads=request.threads, report=report
+        )
+    return ExportResult(
+        tuple(ExportedFile(plan.path, plan.quant, plan.layout.size, count(plan.types)) for plan in plans),
+        checkpoint.folder,
+        adapter.folder if adapter else None,
+        len(checkpoint.tensors),
+        len(merge.pairs),
+        time.monotonic() - started,
+    )
+
+
+def find_base(request: ExportRequest, adapter: AdapterSpec | None) -> Path:
+    """The base's folder: as asked for, else as the adapter names it, from here or from its folder."""
+    if request.base:
+        return request.base
+    if adapter is None:
+        raise InputError("neither an adapter nor a base is given", hint="pass --base FOLDER")
+    if adapter.base is None:
+        raise AdapterError(
+            f"`{adapter.folder}` does not say which base it was trained on",
+            hint="pass it as --base FOLDER",
+        )
+    named = Path(adapter.base)
+    for folder in (named, adapter.folder / named):
+        if (folder / "config.json").exists():
+            return folder
+    raise AdapterError(
+        f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here",
+        hint="pass its folder as --base FOLDER",
+    )
+
+
+def outtype_for(quant: str) -> Outtype:
+    match quant:
+        case "F32" | "F16" | "BF16":
+            return quant
+        case _:
+            return "auto"
+
+
+def plan_file(
+    path: Path,
+    quant: str,
+    conversion: Conversion,
+    merge_dtype: MergeDtype,
+    quantizer: Quantizer,
+    toolchain: Toolchain,
+) -> GGUFPlan:
+    types = choose_types(conversion, quant, toolchain)
+    quantizer.refuse_imatrix(types, quant)
+    header = conversion.header(types, list(types), ftype=FTYPES[quant])
+    layout = lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots})
+    return GGUFPlan(path, quant, header, types, layout, rounding(conversion, quant, merge_dtype))
+
+
+def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dict[str, GGMLType]:
+    """What the usual road rounds on its way: it quantizes from a 16-bit GGUF."""
+    if merge_dtype == "float32" or quant in FLOATS:
+        return {}
+    return {slot.name: slot.type for slot in conversion.slots if slot.type.name != "F32"}
+
+
+def count(types: dict[str, GGMLType]) -> dict[str, int]:
+    names = [kind.name for kind in types.values()]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+

@@ -1,0 +1,115 @@
+"""Which type each tensor gets, and the quantizing of its rows: both llama.cpp's own."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.core.errors import ToolchainError, UnsupportedError
+from exporter.core.types import FLOATS, FTYPES, GGMLType
+from exporter.toolchain import run_tool
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.convert import Conversion
+    from exporter.toolchain import Toolchain
+
+# A line of `llama-quantize --dry-run`; the second type is there when the type changes.
+DRY_RUN_LINE = re.compile(
+    r"^\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[.*\], type = +(?P<old>\w+), "
+    r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<new>\w+)\))?"
+)
+
+
+def choose_types(conversion: Conversion, quant: str, toolchain: Toolchain) -> dict[str, GGMLType]:
+    """The type of every tensor by name, in the order the finished file holds them.
+
+    The converter decides for F32, F16 and BF16; for every other quantization llama.cpp is
+    asked, by a dry run over a file that has all the names and shapes and no data.
+    Raises UnsupportedError when it needs an importance matrix.
+    """
+    stored = {slot.name: slot.type for slot in conversion.slots}
+    if quant in FLOATS:
+        return stored
+    with tempfile.TemporaryDirectory(prefix="decant-") as folder:
+        skeleton = Path(folder) / "skeleton.gguf"
+        write_skeleton(skeleton, conversion, stored)
+        printed = run_tool(toolchain, "llama-quantize", ["--dry-run", str(skeleton), quant])
+    types = parse_dry_run(printed)
+    if types.keys() != stored.keys():
+        raise ToolchainError(
+            f"llama-quantize's dry run named {len(types)} tensors of {len(stored)}",
+            hint="rebuild llama.cpp with `decant setup --force`",
+        )
+    return types
+
+
+def write_skeleton(path: Path, conversion: Conversion, stored: dict[str, GGMLType]) -> None:
+    """A sparse file: a true header, and a hole where the data would be."""
+    from exporter.write import lay_out
+
+    header = conversion.header(stored, list(stored), ftype=conversion.ftype)
+    slots = {slot.name: slot.shape for slot in conversion.slots}
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(lay_out(len(header), stored, slots).size)
+
+
+def parse_dry_run(printed: str) -> dict[str, GGMLType]:
+    types = {}
+    for line in printed.splitlines():
+        if found := DRY_RUN_LINE.match(line):
+            types[found["name"]] = GGMLType.by_name(found["new"] or found["old"])
+    return types
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """ggml's own row quantization, called in the built library; it releases the GIL."""
+
+    library: ctypes.CDLL
+
+    @staticmethod
+    def load(toolchain: Toolchain) -> Quantizer:
+        path = toolchain.library("ggml-base")
+        try:
+            library = ctypes.CDLL(str(path))
+            chunk, needs = library.ggml_quantize_chunk, library.ggml_quantize_requires_imatrix
+        except (OSError, AttributeError) as error:
+            raise ToolchainError(
+                f"cannot use `{path}`: {error}", hint="rebuild it with `decant setup --force`"
+            ) from error
+        chunk.restype = ctypes.c_size_t
+        chunk.argtypes = [
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,  # type, source, target
+            ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,  # first value, rows, values per row
+            ctypes.c_void_p,
+        ]  # fmt: skip
+        needs.restype, needs.argtypes = ctypes.c_bool, [ctypes.c_int]
+        return Quantizer(library)
+
+    def refuse_imatrix(self, types: dict[str, GGMLType], quant: str) -> None:
+        """Stop where ggml would abort: at types that are useless without an importance matrix."""
+        for name, kind in types.items():
+            if self.library.ggml_quantize_requires_imatrix(kind.number):
+                raise UnsupportedError(
+                    f"{quant} stores `{name}` as {kind.name}, which needs an importance matrix",
+                    hint=f"choose among {', '.join(FTYPES)}",
+                )
+
+    def quantize(self, rows: np.ndarray[Any, Any], kind: GGMLType) -> np.ndarray[Any, Any]:
+        """Contiguous float32 rows (n, n_per_row) as bytes (n, row_nbytes) of `kind`."""
+        import numpy as np
+
+        count, n_per_row = rows.shape
+        packed = np.empty((count, kind.row_nbytes(n_per_row)), dtype=np.uint8)
+        nbytes = self.library.ggml_quantize_chunk(
+            kind.number, rows.ctypes.data, packed.ctypes.data, 0, count, n_per_row, None
+        )
+        assert nbytes == packed.nbytes, (kind, rows.shape, nbytes)
+        return packed

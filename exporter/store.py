@@ -1,0 +1,119 @@
+"""The local store: one folder of GGUF files, each named MODEL-QUANT.gguf."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.core.errors import ModelError
+from exporter.core.files import explained
+from exporter.core.gguf import read_gguf
+from exporter.core.types import FTYPES, parse_quant
+
+SUFFIX = ".gguf"
+QUANT_AT_END = re.compile(rf"-({'|'.join(sorted(FTYPES, key=len, reverse=True))})$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A GGUF in the store."""
+
+    path: Path
+
+    @property
+    def full_name(self) -> str:
+        """The file's name without its suffix, such as my-lora-Q4_K_M."""
+        return self.path.name.removesuffix(SUFFIX)
+
+    @property
+    def name(self) -> str:
+        """The model without its quantization, such as my-lora."""
+        return QUANT_AT_END.sub("", self.full_name)
+
+
+def file_name(name: str, quant: str) -> str:
+    """The file a model is stored in; anything a shell or a path could trip over becomes `-`."""
+    plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
+    return f"{plain}-{quant}{SUFFIX}"
+
+
+def list_models(store: Path) -> list[StoredModel]:
+    if not store.is_dir():
+        return []
+    files = (path for path in store.iterdir() if path.suffix == SUFFIX and path.is_file())
+    return [StoredModel(path) for path in sorted(files) if not path.name.startswith(".")]
+
+
+def find_models(text: str, store: Path) -> list[StoredModel]:
+    """The stored models that NAME, NAME-QUANT or NAME:QUANT means.
+
+    Raises ModelError, with the nearest names, when there is none.
+    """
+    models = list_models(store)
+    name, colon, quant = text.partition(":")
+    wanted = f"{name}-{parse_quant(quant)}" if colon else text.removesuffix(SUFFIX)
+    found = [model for model in models if model.full_name == wanted]
+    if not found and not colon:
+        found = [model for model in models if model.name == wanted]
+    if found:
+        return found
+    names = sorted({name for model in models for name in (model.name, model.full_name)})
+    near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
+    raise ModelError(
+        f"there is no model {text!r} in `{store}`, nor a file of that name",
+        hint=f"did you mean {' or '.join(near)}?" if near else "`decant list` shows the models",
+    )
+
+
+def find_model(text: str, store: Path) -> Path:
+    """The one GGUF that MODEL means: a path, or a name in the store.
+
+    Raises ModelError when there is none, or when a name alone means several.
+    """
+    path = Path(text)
+    if path.suffix == SUFFIX and path.exists():
+        return path
+    if "/" in text or path.is_dir():
+        raise ModelError(
+            f"there is no GGUF `{text}`",
+            hint="export it first: decant export ADAPTER" if path.is_dir() else "is the path right?",
+        )
+    found = find_models(text, store)
+    if len(found) > 1:
+        raise ModelError(
+            f"{text!r} is stored in {len(found)} quantizations",
+            hint=f"name one: {', '.join(model.full_name for model in found)}",
+        )
+    return found[0].path
+
+
+def remove_models(models: list[StoredModel]) -> int:
+    """Delete the files. Returns the bytes they took."""
+    freed = 0
+    for model in models:
+        freed += model.path.stat().st_size
+        with explained(model.path):
+            model.path.unlink()
+    return freed
+
+
+def summary(model: StoredModel) -> dict[str, object]:
+    """What `decant list` says of one model; a damaged file is listed as such."""
+    row: dict[str, object] = {
+        "name": model.full_name,
+        "nbytes": model.path.stat().st_size,
+        "modified": model.path.stat().st_mtime,
+        "path": str(model.path),
+    }
+    try:
+        header = read_gguf(model.path)
+    except ModelError as error:
+        return row | {"error": error.message}
+    return row | {
+        "architecture": header.architecture,
+        "parameters": header.parameters,
+        "base": header.text("decant.base"),
+        "adapter": header.text("decant.adapter"),
+    }

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from vendor.index import DEFAULT_INDEX, find_index
+from vendor.report import BuildError
+
+
+@pytest.mark.parametrize(
+    ("env", "url"),
+    [
+        ({}, DEFAULT_INDEX),
+        ({"UV_INDEX_URL": "https://old.example/simple"}, "https://old.example/simple"),
+        ({"UV_DEFAULT_INDEX": "https://uv.example/simple"}, "https://uv.example/simple"),
+        ({"UV_DEFAULT_INDEX": "corp=https://uv.example/simple"}, "https://uv.example/simple"),
+        (
+            {"PIP_INDEX_URL": "https://a.example/simple", "UV_INDEX_URL": "https://b.example"},
+            "https://a.example/simple",
+        ),
+    ],
+)
+def test_index_is_the_one_pip_or_uv_is_told_to_use(env: dict[str, str], url: str):
+    assert find_index(env, pip_settings=lambda _: "").url == url
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("pip"), reason="this Python has no pip")
+def test_index_of_pips_own_settings_is_used(tmp_path: Path):
+    settings = tmp_path / "pip.conf"
+    settings.write_text("[global]\nindex-url = https://mirror.example/simple\n")
+    env = {"PIP_CONFIG_FILE": str(settings), "PATH": ""}
+    assert find_index(env).url == "https://mirror.example/simple"
+
+
+def test_pips_setting_for_install_goes_before_the_global_one():
+    settings = "global.index-url='https://a.example'\ninstall.index-url='https://b.example'\n"
+    assert find_index({}, pip_settings=lambda _: settings).url == "https://b.example"
+
+
+def test_index_that_is_no_web_address_is_refused():
+    index = find_index({"PIP_INDEX_URL": "file:///srv/simple"})
+    with pytest.raises(BuildError, match="neither http nor https"):
+        index.link("mini", "mini-1.0.tar.gz")

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from vendor.build import Build, find
+from vendor.recipe import read_recipe
+from vendor.report import BuildError
+from vendor.smoke import check_starts, scrubbed, smoke_test
+
+ANSWERS = """
+import http.server, os, socketserver, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def address_string(self): return "x"
+    def do_GET(self): self.answer(b"{}")
+    def do_POST(self): self.answer(BODY)
+    def answer(self, body):
+        self.send_response(200); self.send_header("Content-Length", str(len(body)))
+        self.end_headers(); self.wfile.write(body)
+class Server(socketserver.UnixStreamServer):
+    def get_request(self): return super().get_request()[0], ("x", 0)
+Server(sys.argv[sys.argv.index("--host") + 1], Handler).serve_forever()
+"""
+ONE_TOKEN = "BODY = b'{\"tokens\": [1]}'"
+FOUR_TOKENS = "BODY = b'{\"tokens\": [1, 2, 3, 4]}'"
+NOT_A_NUMBER = (
+    'BODY = b\'{"tokens": [1, 2, 3, 4], "completion_probabilities": [{"logprob": null}]}\''
+)
+DIES_ON_REQUEST = "class BODY:\n    def __len__(self): os.abort()\nBODY = BODY()"
+
+
+@pytest.fixture
+def build() -> Build:
+    """The real build; a missing one is a failure."""
+    found = find(read_recipe(), env=os.environ)
+    assert found, "llama.cpp is not built here: run `make setup`"
+    return found
+
+
+def server(folder: Path, code: str) -> Path:
+    """A program that notes its process id and runs `code`, a stand-in for llama-server."""
+    path = folder / "llama-server"
+    pid = f"import os; open({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))"
+    path.write_text(f"#!{sys.executable} -S\n{pid}\nprint('loading', flush=True)\n{code}\n")
+    path.chmod(0o755)
+    return path
+
+
+def runs(folder: Path) -> bool:
+    """Whether the stand-in still runs."""
+    try:
+        os.kill(int((folder / "pid").read_text()), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_server_that_decodes_passes(tmp_path: Path):
+    result = smoke_test(server(tmp_path, f"{FOUR_TOKENS}\n{ANSWERS}"), env=os.environ)
+    assert result["tokens"] == [1, 2, 3, 4]
+    assert not runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("os.abort()", "died with SIGABRT"),
+        ("raise SystemExit(3)", "ended with exit code 3"),
+        ("import time; time.sleep(60)", "was not ready after 0.5 s"),
+        (f"{ONE_TOKEN}\n{ANSWERS}", "decoded 1 tokens, not 4"),
+        (f"{NOT_A_NUMBER}\n{ANSWERS}", "computed [None] as log probabilities"),
+        (f"{DIES_ON_REQUEST}\n{ANSWERS}", "died with SIGABRT"),
+    ],
+)
+def test_server_that_fails_is_told_with_its_last_words(tmp_path: Path, code: str, words: str):
+    with pytest.raises(BuildError, match="loading") as caught:
+        smoke_test(server(tmp_path, code), env=os.environ, ready_s=0.5)
+    assert words in caught.value.message
+    assert not runs(tmp_path)
+
+
+def test_server_deaf_to_signals_is_killed(tmp_path: Path):
+    deaf = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    path = server(tmp_path, f"{deaf}{FOUR_TOKENS}\n{ANSWERS}")
+    smoke_test(path, env=os.environ, stop_s=0.1)
+    assert not runs(tmp_path)
+
+
+def test_server_that_is_no_program_is_told(tmp_path: Path):
+    with pytest.raises(BuildError, match="does not start"):
+        smoke_test(tmp_path / "nothing", env=os.environ)
+
+
+def test_server_sees_no_stray_settings():
+    env = {"PATH": "/bin", "LLAMA_ARG_TOOLS": "all", "HF_TOKEN": "x", "http_proxy": "x"}
+    assert scrubbed(env) == {"PATH": "/bin"}
+
+
+def test_tool_without_its_libraries_does_not_start(tmp_path: Path):
+    lost = tmp_path / "llama-lost"
+    lost.write_text("#!/bin/sh\necho libggml.so: cannot open shared object file >&2\nexit 127\n")
+    lost.chmod(0o755)
+    with pytest.raises(BuildError, match=r"llama-lost does not start.*\n.*cannot open shared"):
+        check_starts({"llama-lost": lost}, env=os.environ)
+
+
+@pytest.mark.llamacpp
+def test_every_tool_of_the_real_build_starts(build: Build):
+    tools = {name: build.tool(name) for name in read_recipe().tools}
+    check_starts(tools, env=os.environ)
+
+
+@pytest.mark.llamacpp
+def test_real_build_decodes(build: Build):
+    result = smoke_test(build.tool("llama-server"), env=os.environ)
+    assert len(result["tokens"]) == 4
+
+
+@pytest.mark.llamacpp
+def test_real_build_decodes_the_same_tokens_each_time(build: Build):
+    first, second = (smoke_test(build.tool("llama-server"), env=os.environ) for _ in range(2))
+    assert first["tokens"] == second["tokens"]
+
+
+@pytest.mark.llamacpp
+def test_real_build_has_what_its_users_ask_for(build: Build):
+    for name in read_recipe().libraries:
+        assert build.library(name).exists()
+    for part in ("conversion/base.py", "gguf-py/gguf/constants.py", "convert_hf_to_gguf.py"):
+        assert (build.src / part).exists()
+    assert (build.python / "llama_cpp" / "llama_cpp.py").exists()
+    assert build.info["commit"] == read_recipe().commit

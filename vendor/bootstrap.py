@@ -1,0 +1,141 @@
+"""Sets up `.venv` in the checkout: the pinned packages, once, and again when the pins change.
+
+    python3 vendor/bootstrap.py
+
+Needs nothing but Python 3.10 or newer with venv, and a package index.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+VENV = CHECKOUT / ".venv"
+STAMP = VENV / "decant-setup"
+LOG = CHECKOUT / ".venv-setup.log"
+INPUTS = ("pyproject.toml", "constraints.txt")
+EXTRAS = "export,dev"
+OLDEST = (3, 10)
+NEWER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.10")
+LAST_LINES = 20
+# Lines of pip's that tell what it is doing, as (pattern, what to say).
+SAYINGS = (
+    (re.compile(r"^Collecting (\S+)"), "looking up {}"),
+    (re.compile(r"^\s*Downloading (\S+)"), "downloading {}"),
+    (re.compile(r"^\s*(Preparing editable|Building editable)"), "building decant"),
+    (re.compile(r"^Installing collected packages: (.*)"), "unpacking the packages"),
+)
+
+
+def main() -> int:
+    if sys.version_info < OLDEST:
+        return use_newer_python()
+    with (CHECKOUT / ".venv-setup.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another set-up of this checkout")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if is_current():
+            return 0
+        return install()
+
+
+def use_newer_python() -> int:
+    """Start again under a Python that is new enough, where the machine has one."""
+    for name in NEWER_PYTHONS:
+        if (path := shutil.which(name)) and subprocess.call([path, "-c", ""]) == 0:
+            return subprocess.call([path, __file__])
+    found = ".".join(map(str, sys.version_info[:2]))
+    print(
+        f"error: decant needs Python 3.10 or newer, and `{sys.executable}` is {found}\n\n"
+        "hint: install a newer one and run: make PYTHON=/path/to/python3 setup",
+        file=sys.stderr,
+    )
+    return 4
+
+
+def fingerprint() -> str:
+    """What the installed packages depend on; a checkout that was moved counts as new."""
+    digest = hashlib.sha256(f"{CHECKOUT} {sys.version} {EXTRAS}".encode())
+    for name in INPUTS:
+        digest.update((CHECKOUT / name).read_bytes())
+    return digest.hexdigest()
+
+
+def is_current() -> bool:
+    try:
+        return STAMP.read_text() == fingerprint()
+    except OSError:
+        return False
+
+
+def install() -> int:
+    """Make the environment and install into it; the stamp is written last."""
+    began = time.monotonic()
+    say(f"making {VENV.name} with Python {sys.version.split()[0]}")
+    STAMP.unlink(missing_ok=True)
+    with LOG.open("w") as log:
+        made = subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)], stdout=log, stderr=log)
+    if made != 0:
+        return fail("making the virtual environment failed", "on Debian: apt install python3-venv")
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
+    target = ["-c", "constraints.txt", "-e", f".[{EXTRAS}]"]
+    if run_pip([*pip, *target]) != 0:
+        return fail("installing the packages failed", "is the package index reachable?")
+    STAMP.write_text(fingerprint())
+    LOG.unlink()
+    say(f"packages are ready ({time.monotonic() - began:.0f} s)")
+    return 0
+
+
+def run_pip(argv: list[str]) -> int:
+    """Run pip, keep all it prints in the log, and show what it is doing."""
+    env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    total = sum(bool(re.match(r"\w", line)) for line in (CHECKOUT / "constraints.txt").open())
+    collected = 0
+    with LOG.open("a") as log:
+        process = subprocess.Popen(
+            argv, cwd=CHECKOUT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(line)
+            for pattern, saying in SAYINGS:
+                if found := pattern.match(line):
+                    collected += line.startswith("Collecting")
+                    live(f"packages {collected}/{total}: {saying.format(found[1])}")
+        live("")
+        return process.wait()
+
+
+def live(text: str) -> None:
+    """Show `text` on a line that the next one replaces; off a terminal, now and then."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
+    elif re.match(r"packages \d*0/|packages 1/", text):
+        say(text)
+
+
+def say(text: str) -> None:
+    print(f"  {text}" if text.startswith("packages") else text, file=sys.stderr, flush=True)
+
+
+def fail(what: str, hint: str) -> int:
+    lines = LOG.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    shown = "\n".join(f"  {line}" for line in lines)
+    print(f"error: {what}; the end of `{LOG}`:\n{shown}\n\nhint: {hint}", file=sys.stderr)
+    return 4
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,200 @@
+"""What this machine is: its CPU, its GPU, its compilers, and the backend that follows."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .recipe import Recipe
+from .report import BuildError
+
+CPUINFO = Path("/proc/cpuinfo")
+# Any of these is there when an NVIDIA driver runs: Linux, Linux, WSL.
+NVIDIA_DRIVER = (
+    Path("/dev/nvidiactl"),
+    Path("/proc/driver/nvidia/version"),
+    Path("/usr/lib/wsl/lib/libcuda.so.1"),
+)
+# The flags that decide which instructions a native build uses; others come and go with kernels.
+INSTRUCTIONS = re.compile(
+    r"(sse|ssse|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|sha|vaes|vpclmul|gfni"  # x86
+    r"|fp|asimd|sve|sme|i8mm|bf16|crc32|atomics|dotprod).*"  # Arm
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """The processor a native build is for."""
+
+    machine: str
+    """`platform.machine()`: x86_64, aarch64, arm64."""
+    model: str
+    """The brand, as people know it; empty where the system does not say."""
+    flags: frozenset[str]
+    """Instruction sets; empty where the system does not list them."""
+
+    @property
+    def identity(self) -> list[str]:
+        """What a native build depends on: the instruction sets, or else the brand."""
+        wanted = sorted(flag for flag in self.flags if INSTRUCTIONS.fullmatch(flag))
+        return [self.machine, *(wanted or [self.model])]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The facts about a machine that decide what to build."""
+
+    system: str
+    """`platform.system()`: Linux, Darwin."""
+    cpu: Cpu
+    nvidia: bool
+    """An NVIDIA driver runs here."""
+    nvcc: str | None = None
+    """CUDA's compiler."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend and why."""
+
+    backend: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compilers:
+    """A C and a C++ compiler, each a command line as in CC and CXX."""
+
+    cc: str
+    cxx: str
+    version: str
+    """The first line of the C++ compiler's `--version`."""
+
+
+def read_host(env: Mapping[str, str]) -> Host:
+    """This machine; takes about a millisecond."""
+    nvidia = any(path.exists() for path in NVIDIA_DRIVER)
+    return Host(platform.system(), read_cpu(), nvidia, find_nvcc(env))
+
+
+def read_cpu(cpuinfo: Path = CPUINFO) -> Cpu:
+    """The first processor of `cpuinfo`, or what the platform knows where there is no such file."""
+    fields: dict[str, str] = {}
+    try:
+        with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if not line.strip():
+                    break
+                name, _, value = line.partition(":")
+                fields.setdefault(name.strip(), value.strip())
+    except OSError:
+        return Cpu(platform.machine(), _brand(), frozenset())
+    model = fields.get("model name") or " ".join(
+        fields[name] for name in ("CPU implementer", "CPU part") if name in fields
+    )
+    flags = fields.get("flags") or fields.get("Features") or ""
+    return Cpu(platform.machine(), model or _brand(), frozenset(flags.split()))
+
+
+def _brand() -> str:
+    """The processor's brand where there is no /proc."""
+    argv = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        answer = subprocess.run(argv, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return platform.processor()
+    return answer.stdout.strip()
+
+
+def choose_backend(recipe: Recipe, env: Mapping[str, str], host: Host) -> Choice:
+    """The backend to build: DECANT_BACKEND, or what the machine can use without being asked."""
+    asked = env.get("DECANT_BACKEND", "auto").strip().lower() or "auto"
+    if asked in recipe.backends:
+        return Choice(asked, f"DECANT_BACKEND={asked}")
+    if asked != "auto":
+        raise BuildError(
+            f"DECANT_BACKEND is {asked!r}, which is no backend",
+            hint=f"use one of: auto, {', '.join(sorted(recipe.backends))}",
+        )
+    if host.system == "Darwin":
+        return Choice("metal", "macOS")
+    if host.nvcc and host.nvidia:
+        return Choice("cuda", f"an NVIDIA GPU and `{host.nvcc}` are here")
+    if host.nvcc:
+        return Choice("cpu", f"`{host.nvcc}` is here but no NVIDIA GPU; DECANT_BACKEND=cuda insists")
+    if host.nvidia:
+        return Choice("cpu", "an NVIDIA GPU is here but no nvcc: the CUDA toolkit would use it")
+    return Choice("cpu", "no GPU toolkit found; DECANT_BACKEND=vulkan asks for Vulkan")
+
+
+def find_nvcc(env: Mapping[str, str]) -> str | None:
+    """CUDA's compiler: on PATH, in CUDA_HOME or CUDA_PATH, or where NVIDIA's installer puts it."""
+    homes = [env[name] for name in ("CUDA_HOME", "CUDA_PATH") if env.get(name)]
+    path = env.get("PATH", "").split(os.pathsep)
+    folders = [*path, *(f"{home}/bin" for home in homes), "/usr/local/cuda/bin"]
+    return shutil.which("nvcc", path=os.pathsep.join(filter(None, folders)))
+
+
+def find_compilers(env: Mapping[str, str], *, system: str) -> Compilers:
+    """The compilers CC and CXX name, or the first pair on PATH that runs."""
+    if env.get("CC") or env.get("CXX"):
+        pairs: Iterable[tuple[str, str]] = [(env.get("CC") or "cc", env.get("CXX") or "c++")]
+    else:
+        pairs = [("cc", "c++"), ("gcc", "g++"), ("clang", "clang++")]
+    for cc, cxx in pairs:
+        if _first_line(cc, env) and (version := _first_line(cxx, env)):
+            return Compilers(cc, cxx, version)
+    tried = ", ".join(f"`{cc}` and `{cxx}`" for cc, cxx in pairs)
+    raise BuildError(
+        f"llama.cpp needs a C and a C++ compiler, and none runs here (tried {tried})",
+        hint=_install_hint(system),
+    )
+
+
+def _first_line(command: str, env: Mapping[str, str]) -> str:
+    """The first line of `command --version`, or nothing where it does not run."""
+    program, *arguments = shlex.split(command)
+    path = shutil.which(program, path=env.get("PATH", ""))
+    if path is None:
+        return ""
+    argv = [path, *arguments, "--version"]
+    try:
+        # On a Mac without its command line tools, /usr/bin/c++ exists and ends with an error.
+        answer = subprocess.run(
+            argv, env=dict(env), capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return (answer.stdout.splitlines() or [Path(path).name])[0]
+
+
+def _install_hint(system: str) -> str:
+    if system == "Darwin":
+        return "run `xcode-select --install`"
+    for manager, command in (
+        ("apt-get", "sudo apt install g++"),
+        ("dnf", "sudo dnf install gcc-c++"),
+        ("pacman", "sudo pacman -S gcc"),
+        ("zypper", "sudo zypper install gcc-c++"),
+        ("apk", "sudo apk add g++"),
+    ):
+        if shutil.which(manager):
+            return f"run `{command}`, or name others in CC and CXX"
+    return "install g++ or clang++, or name them in CC and CXX"
+
+
+def count_jobs(env: Mapping[str, str]) -> int:
+    """How many compilers to run at once: CMAKE_BUILD_PARALLEL_LEVEL, or the CPUs we may use."""
+    asked = env.get("CMAKE_BUILD_PARALLEL_LEVEL", "")
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

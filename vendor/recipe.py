@@ -1,0 +1,103 @@
+"""The recipe: what `llama.cpp.toml` says, read once and checked."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .report import BuildError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPE_NAME = "llama.cpp.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildTool:
+    """A program the build needs and may take from the package index."""
+
+    name: str
+    minimum: str
+    """The oldest version that will do when PATH has one."""
+    pin: str
+    """The version to install when it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One pinned source and how to build it."""
+
+    project: str
+    """The project's name on the package index."""
+    version: str
+    sdist: str
+    """The source distribution's file name; it unpacks into this less `.tar.gz`."""
+    sha256: str
+    nbytes: int
+    commit: str
+    """The llama.cpp commit inside the sdist."""
+    cmake_root: str
+    """Where the CMake project lies, below the sdist's top folder."""
+    tools: tuple[str, ...]
+    libraries: tuple[str, ...]
+    cmake: Mapping[str, str]
+    """CMake options of every backend."""
+    backends: Mapping[str, Mapping[str, str]]
+    """CMake options of each backend, on top of `cmake`."""
+    keep: Mapping[str, str]
+    """Place in the finished build -> path below the sdist's top folder."""
+    buildtools: tuple[BuildTool, ...]
+
+    @property
+    def top(self) -> str:
+        """The folder that the sdist unpacks into."""
+        return self.sdist.removesuffix(".tar.gz")
+
+    def options(self, backend: str) -> dict[str, str]:
+        """Every CMake option of a build for `backend`."""
+        return {**self.cmake, **self.backends[backend]}
+
+
+def read_recipe(path: Path | None = None) -> Recipe:
+    """The recipe in `path`, or the one beside this file."""
+    path = path or Path(__file__).with_name(RECIPE_NAME)
+    try:
+        return _recipe(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise BuildError(f"the recipe `{path}` cannot be read: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise BuildError(
+            f"the recipe `{path}` is damaged: {type(error).__name__}: {error}",
+            hint="restore it from the repository, or install decant again",
+        ) from error
+
+
+def _recipe(table: Mapping[str, Any]) -> Recipe:  # Any: parsed TOML, checked right here
+    source, build = table["source"], table["build"]
+    if not re.fullmatch(r"[0-9a-f]{64}", source["sha256"]):
+        raise ValueError(f"sha256 is {source['sha256']!r}, not 64 hex digits")
+    return Recipe(
+        project=source["project"],
+        version=source["version"],
+        sdist=source["sdist"],
+        sha256=source["sha256"],
+        nbytes=int(source["nbytes"]),
+        commit=source["commit"],
+        cmake_root=source["cmake_root"],
+        tools=tuple(build["tools"]),
+        libraries=tuple(build["libraries"]),
+        cmake=dict(table["cmake"]),
+        backends={name: dict(options) for name, options in table["backend"].items()},
+        keep=dict(table["keep"]),
+        buildtools=tuple(
+            BuildTool(name, tool["minimum"], tool["pin"])
+            for name, tool in table["buildtools"].items()
+        ),
+    )

@@ -1,0 +1,105 @@
+"""Finished builds on disk: where they lie, what their key depends on, how they are found.
+
+Every command of decant looks here first, so this imports nothing that takes long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .host import Host, choose_backend, read_host
+from .recipe import Recipe
+from .report import BuildError
+
+SCHEMA = 1  # of build.json and of the folder's layout; part of the key
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A finished build on disk."""
+
+    dir: Path
+    info: dict[str, Any]  # Any: build.json as it is
+    """What `build.json` says."""
+
+    def tool(self, name: str) -> Path:
+        """The program called `name`."""
+        return self._path("tools", name)
+
+    def library(self, name: str) -> Path:
+        """The shared library called `name`, without `lib` and ending: `ggml-base`."""
+        return self._path("libraries", name)
+
+    @property
+    def bin(self) -> Path:
+        """The tools and libraries: what LLAMA_CPP_LIB_PATH is to be."""
+        return self.dir / "bin"
+
+    @property
+    def src(self) -> Path:
+        """llama.cpp's Python: `conversion`, `gguf-py`, `convert_hf_to_gguf.py`."""
+        return self.dir / "src"
+
+    @property
+    def python(self) -> Path:
+        """The folder to put on sys.path for `import llama_cpp`."""
+        return self.dir / "python"
+
+    def _path(self, kind: str, name: str) -> Path:
+        paths: dict[str, str] = self.info[kind]
+        if name not in paths:
+            raise BuildError(f"the build `{self.dir}` has no {name!r} among its {kind}")
+        return self.dir / paths[name]
+
+
+def cache_root(env: Mapping[str, str]) -> Path:
+    """Where decant keeps what it can make again."""
+    if named := env.get("DECANT_CACHE"):
+        return Path(named).expanduser().absolute()
+    home = Path(env["HOME"]) if env.get("HOME") else Path.home()
+    if sys.platform == "darwin":
+        return home / "Library" / "Caches" / "decant"
+    xdg = Path(env.get("XDG_CACHE_HOME", ""))
+    return (xdg if xdg.is_absolute() else home / ".cache") / "decant"
+
+
+def build_key(recipe: Recipe, backend: str, host: Host) -> str:
+    """What the build depends on, as a short name; a compiler's upgrade changes nothing."""
+    facts = [
+        SCHEMA,
+        recipe.commit,
+        recipe.sha256,
+        backend,
+        sorted(recipe.options(backend).items()),
+        [*recipe.tools, *recipe.libraries],
+        sorted(recipe.keep.items()),
+        host.system,
+        host.cpu.identity,
+    ]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return f"{recipe.commit[:9]}-{backend}-{digest[:10]}"
+
+
+def find(recipe: Recipe, *, env: Mapping[str, str], host: Host | None = None) -> Build | None:
+    """The finished build for this machine, or None; starts nothing and writes nothing."""
+    host = host or read_host(env)
+    return finished(folder(recipe, choose_backend(recipe, env, host).backend, env, host))
+
+
+def folder(recipe: Recipe, backend: str, env: Mapping[str, str], host: Host) -> Path:
+    """Where the build for `backend` lies, or would lie."""
+    return cache_root(env) / "llama.cpp" / build_key(recipe, backend, host)
+
+
+def finished(folder: Path) -> Build | None:
+    """The build in `folder`, if its build.json says it is one."""
+    try:
+        info = json.loads((folder / "build.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Build(folder, info) if info.get("schema") == SCHEMA else None
