@@ -138,7 +138,7 @@ def cache_folder() -> Path:
 
 
 def host_facts() -> HostFacts:
-    host = recipe("host").read_host()
+    host = recipe("host").read_host(os.environ)
     notable = ("avx512f", "avx2", "avx", "amx_tile", "f16c", "fma", "asimd", "sve", "i8mm")
     flags = [flag for flag in notable if flag in host.cpu.flags]
     return HostFacts(host.cpu.model or host.cpu.machine, " ".join(flags) or host.cpu.machine, host)

@@ -84,10 +84,20 @@ def install() -> int:
     say(f"making {VENV.name} with Python {sys.version.split()[0]}")
     STAMP.unlink(missing_ok=True)
     with LOG.open("w") as log:
-        made = subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)], stdout=log, stderr=log)
+        made = subprocess.call(
+            [sys.executable, "-m", "venv", "--clear", str(VENV)], stdout=log, stderr=log
+        )
     if made != 0:
         return fail("making the virtual environment failed", "on Debian: apt install python3-venv")
-    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
+    pip = [
+        str(VENV / "bin" / "python"),
+        "-m",
+        "pip",
+        "install",
+        "--no-input",
+        "--progress-bar",
+        "off",
+    ]
     target = ["-c", "constraints.txt", "-e", f".[{EXTRAS}]"]
     if run_pip([*pip, *target]) != 0:
         return fail("installing the packages failed", "is the package index reachable?")

@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     from .job import Smoke
 
 __all__ = [
-    "Build", "BuildError", "BuildEvent", "Recipe", "Report",
-    "build", "build_key", "cache_root", "find", "read_recipe",
+    "Build",
+    "BuildError",
+    "BuildEvent",
+    "Recipe",
+    "Report",
+    "build",
+    "build_key",
+    "cache_root",
+    "find",
+    "read_recipe",
 ]
 
 
@@ -44,9 +52,9 @@ def build(
     """
     host = host or read_host(env)
     choice = choose_backend(recipe, env, host)
-    folder = folder(recipe, choice.backend, env, host)
-    if not force and (finished := finished(folder)):
-        return finished
+    place = folder(recipe, choice.backend, env, host)
+    if not force and (there := finished(place)):
+        return there
     waited = False
 
     def waiting() -> None:
@@ -54,16 +62,23 @@ def build(
         waited = True
         report(BuildEvent("wait", "another process is building llama.cpp; waiting for it"))
 
-    with file_lock(folder.with_name(f"{folder.name}.lock"), waiting=waiting) as lock:
-        finished = finished(folder)
-        if finished and (waited or not force):
-            return finished
-        job = _Job(recipe, choice, host, folder, env, report, smoke or _smoke, lock)
-        return job.run()
+    with file_lock(place.with_name(f"{place.name}.lock"), waiting=waiting) as lock:
+        there = finished(place)
+        if there and (waited or not force):
+            return there
+        # Only now: most calls end above, and what it takes to build takes long to import.
+        from .job import Job, prove  # noqa: PLC0415
+
+        job = Job(recipe, choice, host, place, env, report, smoke or prove, lock)
+        return job.run(afresh=force)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Build llama.cpp and print where it lies; the exit code."""
+    import argparse  # noqa: PLC0415 - as above
+
+    from .console import Console  # noqa: PLC0415
+
     parser = argparse.ArgumentParser(
         prog="python -m vendor.build",
         description="Build the pinned llama.cpp, or find it built; print its folder.",
@@ -74,14 +89,10 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(sys.stderr)
     try:
         built = build(read_recipe(), env=os.environ, report=console, force=arguments.force)
-    except BuildError as error:
+    except (BuildError, OSError) as error:
         console.close()
-        hint = f"\n\nhint: {error.hint}" if error.hint else ""
-        print(f"error: {error.message}{hint}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        console.close()
-        print(f"error: {error}", file=sys.stderr)
+        hint = getattr(error, "hint", "")
+        print(f"error: {error}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         console.close()

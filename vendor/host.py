@@ -76,6 +76,8 @@ class Compilers:
     cxx: str
     version: str
     """The first line of the C++ compiler's `--version`."""
+    path: str
+    """The C++ compiler's program."""
 
 
 def read_host(env: Mapping[str, str]) -> Host:
@@ -128,7 +130,9 @@ def choose_backend(recipe: Recipe, env: Mapping[str, str], host: Host) -> Choice
     if host.nvcc and host.nvidia:
         return Choice("cuda", f"an NVIDIA GPU and `{host.nvcc}` are here")
     if host.nvcc:
-        return Choice("cpu", f"`{host.nvcc}` is here but no NVIDIA GPU; DECANT_BACKEND=cuda insists")
+        return Choice(
+            "cpu", f"`{host.nvcc}` is here but no NVIDIA GPU; DECANT_BACKEND=cuda insists"
+        )
     if host.nvidia:
         return Choice("cpu", "an NVIDIA GPU is here but no nvcc: the CUDA toolkit would use it")
     return Choice("cpu", "no GPU toolkit found; DECANT_BACKEND=vulkan asks for Vulkan")
@@ -149,8 +153,9 @@ def find_compilers(env: Mapping[str, str], *, system: str) -> Compilers:
     else:
         pairs = [("cc", "c++"), ("gcc", "g++"), ("clang", "clang++")]
     for cc, cxx in pairs:
-        if _first_line(cc, env) and (version := _first_line(cxx, env)):
-            return Compilers(cc, cxx, version)
+        path = _program(cxx, env)
+        if path and _first_line(cc, env) and (version := _first_line(cxx, env)):
+            return Compilers(cc, cxx, version, path)
     tried = ", ".join(f"`{cc}` and `{cxx}`" for cc, cxx in pairs)
     raise BuildError(
         f"llama.cpp needs a C and a C++ compiler, and none runs here (tried {tried})",
@@ -158,13 +163,17 @@ def find_compilers(env: Mapping[str, str], *, system: str) -> Compilers:
     )
 
 
+def _program(command: str, env: Mapping[str, str]) -> str | None:
+    """The path of the program that `command` starts."""
+    return shutil.which(shlex.split(command)[0], path=env.get("PATH", ""))
+
+
 def _first_line(command: str, env: Mapping[str, str]) -> str:
     """The first line of `command --version`, or nothing where it does not run."""
-    program, *arguments = shlex.split(command)
-    path = shutil.which(program, path=env.get("PATH", ""))
+    path = _program(command, env)
     if path is None:
         return ""
-    argv = [path, *arguments, "--version"]
+    argv = [path, *shlex.split(command)[1:], "--version"]
     try:
         # On a Mac without its command line tools, /usr/bin/c++ exists and ends with an error.
         answer = subprocess.run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -48,8 +47,11 @@ class Job:
     def log(self) -> Path:
         return self.work / "build.log"
 
-    def run(self) -> Build:
+    def run(self, *, afresh: bool) -> Build:
+        """The published build; `afresh` forgets what an earlier run compiled."""
         began = time.monotonic()
+        if afresh:
+            shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
         self.log.write_text("", encoding="utf-8")
         plan, amx = self.plan()
@@ -97,8 +99,6 @@ class Job:
 
     def info(self, plan: Plan, amx: AmxVerdict, staged: Path) -> dict[str, Any]:
         """The future build.json, but for the smoke test's result."""
-        compilers = {"cc": plan.compilers.cc, "cxx": plan.compilers.cxx}
-        compilers["version"] = plan.compilers.version
         there = libraries(staged / "bin")
         return {
             "schema": SCHEMA,
@@ -109,7 +109,12 @@ class Job:
             "backend": self.choice.backend,
             "backend_reason": self.choice.reason,
             "options": self.recipe.options(self.choice.backend),
-            "compiler": compilers,
+            "compiler": {
+                "cc": plan.compilers.cc,
+                "cxx": plan.compilers.cxx,
+                "path": plan.compilers.path,
+                "version": plan.compilers.version,
+            },
             "cmake": plan.cmake.version,
             "ninja": plan.ninja.version,
             "amx": {"verdict": amx.verdict, "flags": list(amx.flags)},

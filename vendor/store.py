@@ -19,6 +19,7 @@ from .report import BuildError
 
 SCHEMA = 1  # of build.json and of the folder's layout; part of the key
 
+
 @dataclass(frozen=True, slots=True)
 class Build:
     """A finished build on disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem
 
-from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, DecantError
+from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DecantError
 
 # name: (where it is, its line in --help). A command's module is imported when it is run.
 COMMANDS = {
@@ -54,6 +55,15 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            advice = f"did you mean `decant {near[0]}`?" if near else "`decant --help` lists them"
+            raise click.UsageError(f"there is no command {args[0]!r}; {advice}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
         with formatter.section("Commands"):
@@ -84,9 +94,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         status = root.main(args=argv, prog_name="decant", standalone_mode=False)
     except DecantError as error:
         return fail(error.message, error.hint, error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return fail(error.format_message(), usage_hint(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
@@ -97,6 +109,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         hint = "this is a bug in decant; DECANT_DEBUG=1 shows where"
         return fail(f"{type(error).__name__}: {error}", hint, EXIT_BUG)
     return status if isinstance(status, int) else 0
+
+
+def usage_hint(error: click.ClickException) -> str | None:
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    return f"`{ctx.command_path} --help` shows how to call it" if ctx else None
 
 
 def fail(message: str, hint: str | None, exit_code: int) -> int:

@@ -73,7 +73,7 @@ class Lines:
         if not event.total:
             return
         part, said = event.done / event.total, self.said.get(event.task, 0.0)
-        if part >= said + PLAIN_EVERY or (part >= 1 > said):
+        if int(part / PLAIN_EVERY) > int(said / PLAIN_EVERY):
             self.said[event.task] = part
             click.echo(f"  {event.task}: {part:.0%} of {amount(event.total, event)}", err=True)
 

@@ -12,13 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vendor.build import Build
 from vendor.host import Cpu, Host
 from vendor.index import HTML_PAGE, JSON_PAGE
 from vendor.recipe import Recipe, read_recipe
 from vendor.report import BuildEvent
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 TOP = "mini_llama-1.0"
 HOST = Host("Linux", Cpu("x86_64", "Test CPU", frozenset({"avx2", "fma"})), nvidia=False)
@@ -54,6 +57,8 @@ libraries = ["ggml-base"]
 [cmake]
 CMAKE_BUILD_TYPE = "Release"
 CMAKE_BUILD_RPATH_USE_ORIGIN = "ON"
+CMAKE_C_COMPILER_WORKS = "ON" # halves the time to configure
+CMAKE_C_ABI_COMPILED = "ON"
 [backend.cpu]
 GGML_CUDA = "OFF"
 [backend.cuda]
@@ -130,6 +135,7 @@ class FakeIndex:
     file_name: str
     data: bytes
     kind: str = JSON_PAGE
+    project: str = "mini-llama"
     ranges: bool = True
     break_after: list[int] = field(default_factory=list)
     """Close the connection after so many bytes of the file: one entry per request."""
@@ -138,7 +144,7 @@ class FakeIndex:
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
 
-    def __enter__(self) -> FakeIndex:
+    def __enter__(self) -> Self:
         handler = type("Handler", (_Handler,), {"index": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/simple"
@@ -152,11 +158,11 @@ class FakeIndex:
         self.server.server_close()
 
     def page(self) -> bytes:
-        link = f"../../files/{self.file_name}#sha256=0"
+        link = f"../../files/{self.file_name}"
         if self.kind == JSON_PAGE:
             files = [{"filename": "other-1.0.tar.gz", "url": "../../files/other"}]
             files += [{"filename": self.file_name, "url": link}]
-            return json.dumps({"name": "mini-llama", "files": files}).encode()
+            return json.dumps({"name": self.project, "files": files}).encode()
         other = '<a href="../../files/other-1.0.tar.gz">other-1.0.tar.gz</a>'
         return f'<html>{other}<br/>\n<a href="{link}">{self.file_name}</a></html>'.encode()
 
@@ -167,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.index.requests.append((self.path, dict(self.headers)))
-        if self.path == "/simple/mini-llama/":
+        if self.path == f"/simple/{self.index.project}/":
             self.answer(200, {"Content-Type": self.index.kind}, self.index.page())
         elif self.path == f"/files/{self.index.file_name}":
             self.file()

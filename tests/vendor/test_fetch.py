@@ -139,5 +139,5 @@ def test_named_file_is_checked_too(mini: Mini):
 
 def test_named_file_that_is_missing_is_told(mini: Mini):
     mini.env["DECANT_LLAMA_SDIST"] = "/nowhere/at/all.tar.gz"
-    with pytest.raises(BuildError, match="DECANT_LLAMA_SDIST names `/nowhere/at/all.tar.gz`"):
+    with pytest.raises(BuildError, match=r"DECANT_LLAMA_SDIST names `/nowhere/at/all\.tar\.gz`"):
         fetch(mini)

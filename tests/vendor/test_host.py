@@ -65,14 +65,10 @@ def test_cpu_without_a_list_is_known_by_its_machine(tmp_path: Path):
     ],
 )
 def test_backend_is_what_the_machine_can_use(
-    tmp_path: Path, system: str, nvcc: bool, nvidia: bool, backend: str, reason: str
+    system: str, nvcc: bool, nvidia: bool, backend: str, reason: str
 ):
-    if nvcc:
-        program(tmp_path, "nvcc")
-    elif find_nvcc({}):
-        pytest.skip("this machine has nvcc where it is found without PATH")
-    host = replace(HOST, system=system, nvidia=nvidia)
-    choice = choose_backend(read_recipe(), {"PATH": str(tmp_path)}, host)
+    host = replace(HOST, system=system, nvidia=nvidia, nvcc="/cuda/bin/nvcc" if nvcc else None)
+    choice = choose_backend(read_recipe(), {}, host)
     assert choice.backend == backend
     assert reason in choice.reason
 
@@ -81,6 +77,14 @@ def test_backend_is_what_the_machine_can_use(
 def test_backend_that_is_asked_for_is_taken(backend: str):
     env = {"DECANT_BACKEND": backend.upper()}
     assert choose_backend(read_recipe(), env, HOST).backend == backend
+
+
+def test_nvcc_is_found_on_path_or_in_cuda_home(tmp_path: Path):
+    (tmp_path / "home").mkdir()
+    on_path, in_home = program(tmp_path, "nvcc"), program(tmp_path / "home" / "bin", "nvcc")
+    home = {"CUDA_HOME": str(tmp_path / "home")}
+    assert find_nvcc({**home, "PATH": str(tmp_path)}) == str(on_path)
+    assert find_nvcc({**home, "PATH": ""}) == str(in_home)
 
 
 def test_unknown_backend_is_refused_with_the_known_ones():

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +14,15 @@ from vendor.recipe import read_recipe
 from vendor.report import BuildError
 from vendor.smoke import check_starts, scrubbed, smoke_test
 
+CHECKOUT = Path(__file__).parents[2]
 ANSWERS = """
 import http.server, os, socketserver, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def address_string(self): return "x"
     def do_GET(self): self.answer(b"{}")
-    def do_POST(self): self.answer(BODY)
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(BODY)
     def answer(self, body):
         self.send_response(200); self.send_header("Content-Length", str(len(body)))
         self.end_headers(); self.wfile.write(body)
@@ -50,12 +56,10 @@ def server(folder: Path, code: str) -> Path:
 
 
 def runs(folder: Path) -> bool:
-    """Whether the stand-in still runs."""
-    try:
-        os.kill(int((folder / "pid").read_text()), 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether the stand-in still runs; one that only waits to be reaped does not."""
+    argv = ["ps", "-o", "stat=", "-p", (folder / "pid").read_text()]
+    state = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+    return bool(state) and not state.startswith("Z")
 
 
 def test_server_that_decodes_passes(tmp_path: Path):
@@ -133,3 +137,25 @@ def test_real_build_has_what_its_users_ask_for(build: Build):
         assert (build.src / part).exists()
     assert (build.python / "llama_cpp" / "llama_cpp.py").exists()
     assert build.info["commit"] == read_recipe().commit
+
+
+@pytest.mark.llamacpp
+def test_server_ends_by_itself_when_the_smoke_test_is_killed(build: Build, tmp_path: Path):
+    program = f"""
+import os, signal
+from pathlib import Path
+from vendor import smoke
+from vendor.tiny import write_tiny_gguf
+folder = Path({str(tmp_path)!r})
+write_tiny_gguf(folder / "tiny.gguf")
+server = Path({str(build.tool("llama-server"))!r})
+with smoke._running(server, folder, folder / "log", os.environ, 1) as process:
+    (folder / "pid").write_text(str(process.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while runs(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not runs(tmp_path)

@@ -1,0 +1,220 @@
+"""Export of a ~1 B-parameter Llama: decant's one pass against the usual road, in one run.
+
+    make bench          (or: python benchmarks/export.py [--folder F] [--runs N] [--write])
+
+The usual road is peft's merge_and_unload + save_pretrained, convert_hf_to_gguf.py and
+llama-quantize, one after the other. Both start from the same files, read once before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+
+from exporter.core.gguf import read_gguf  # noqa: E402
+from exporter.toolchain import find_toolchain, host_facts  # noqa: E402
+
+SHAPE = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 8192,
+}
+QUANT = "Q4_K_M"
+RESULTS = CHECKOUT / "benchmarks" / "export.json"
+LIMITS = {"wall": 0.65, "written_over": 0.01, "rss_base_bytes": 800_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a process and the processes it waited for used."""
+
+    wall_s: float
+    cpu_s: float
+    rss_bytes: int
+    written_bytes: int
+
+
+def measure(argv: list[str]) -> Cost:
+    """Run `argv` to its end; written bytes are what the kernel charged it for."""
+    began = time.monotonic()
+    log = tempfile.TemporaryFile()
+    process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=CHECKOUT)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        log.seek(0)
+        raise SystemExit(f"{' '.join(argv)} failed:\n{log.read().decode()[-3000:]}")
+    rss = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Cost(time.monotonic() - began, cpu_s, rss, usage.ru_oublock * 512)
+
+
+def add(costs: list[Cost]) -> Cost:
+    """One process after the other: sums, but the largest memory."""
+    return Cost(
+        sum(cost.wall_s for cost in costs),
+        sum(cost.cpu_s for cost in costs),
+        max(cost.rss_bytes for cost in costs),
+        sum(cost.written_bytes for cost in costs),
+    )
+
+
+def make_model(folder: Path) -> tuple[Path, Path]:
+    """A base with random bf16 weights and a rank-16 adapter on all its linear layers."""
+    base, adapter = folder / "base", folder / "adapter"
+    if not (adapter / "adapter_config.json").exists():
+        code = (
+            "from pathlib import Path; from tests.tiny import make_adapter, make_base;"
+            f"base = make_base(Path({str(base)!r}), **{SHAPE!r});"
+            f"make_adapter(Path({str(adapter)!r}), base, r=16, lora_alpha=32)"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=CHECKOUT, capture_output=True)
+    return base, adapter
+
+
+def warm(folder: Path) -> None:
+    """Read the files once, so that both roads find them in memory."""
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+
+
+def usual_road(base: Path, adapter: Path, folder: Path) -> tuple[Cost, dict[str, Cost], Path]:
+    toolchain = find_toolchain()
+    merged, whole, output = folder / "merged", folder / "whole.gguf", folder / "usual.gguf"
+    merge = (
+        "from pathlib import Path; from tests.reference import merge_with_peft;"
+        f"merge_with_peft(Path({str(base)!r}), Path({str(adapter)!r}), Path({str(merged)!r}))"
+    )
+    convert = [str(toolchain.source / "convert_hf_to_gguf.py"), str(merged), "--outfile", str(whole)]
+    steps = {
+        "peft": [sys.executable, "-c", merge],
+        "convert": [sys.executable, *convert],
+        "quantize": [str(toolchain.tool("llama-quantize")), str(whole), str(output), QUANT],
+    }
+    costs = {name: measure(argv) for name, argv in steps.items()}
+    return add(list(costs.values())), costs, output
+
+
+def one_pass(base: Path, adapter: Path, output: Path, *, merge_dtype: str) -> Cost:
+    argv = [sys.executable, "-m", "exporter", "export", str(adapter), "--base", str(base)]
+    argv += ["-q", QUANT, "-o", str(output), "--merge-dtype", merge_dtype, "--force"]
+    return measure(argv)
+
+
+def same_tensors(ours: Path, theirs: Path) -> bool:
+    """Whether two GGUFs hold the same tensors, byte for byte."""
+    a, b = (
+        {tensor.name: (tensor.shape, tensor.type, tensor) for tensor in read_gguf(path).tensors}
+        for path in (ours, theirs)
+    )
+    if a.keys() != b.keys():
+        return False
+    with ours.open("rb") as mine, theirs.open("rb") as other:
+        for name, (shape, kind, tensor) in a.items():
+            if (shape, kind) != b[name][:2]:
+                return False
+            mine.seek(tensor.offset)
+            other.seek(b[name][2].offset)
+            if mine.read(tensor.nbytes) != other.read(tensor.nbytes):
+                return False
+    return True
+
+
+def run_once(base: Path, adapter: Path, folder: Path) -> dict[str, object]:
+    warm(base)
+    warm(adapter)
+    theirs, steps, usual = usual_road(base, adapter, folder)
+    output = folder / "ours.gguf"
+    rounded = one_pass(base, adapter, output, merge_dtype="base")
+    identical = same_tensors(output, usual)
+    ours = one_pass(base, adapter, output, merge_dtype="float32")
+    size = output.stat().st_size
+    largest = SHAPE["vocab_size"] * SHAPE["hidden_size"], SHAPE["intermediate_size"] * SHAPE["hidden_size"]
+    bound = LIMITS["rss_base_bytes"] + 3 * 4 * max(largest)
+    shutil.rmtree(folder / "merged")
+    for path in (folder / "whole.gguf", usual, output):
+        path.unlink()
+    return {
+        "usual": asdict(theirs),
+        "usual_steps": {name: asdict(cost) for name, cost in steps.items()},
+        "decant": asdict(ours),
+        "decant_base": asdict(rounded),
+        "output_bytes": size,
+        "tensors_identical": identical,
+        "wall_ratio": ours.wall_s / theirs.wall_s,
+        "cpu_ratio": ours.cpu_s / theirs.cpu_s,
+        "base_wall_ratio": rounded.wall_s / theirs.wall_s,
+        "base_cpu_ratio": rounded.cpu_s / theirs.cpu_s,
+        "rss_bound_bytes": bound,
+        "written_over_output": ours.written_bytes / size - 1,
+    }
+
+
+def verdict(run: dict[str, object]) -> list[str]:
+    """What does not hold; empty when all does."""
+    decant = run["decant"]
+    assert isinstance(decant, dict)
+    checks = {
+        "wall <= 0.65 x": float(str(run["wall_ratio"])) <= LIMITS["wall"],
+        "peak memory <= 0.8 GB + 3 x largest tensor": decant["rss_bytes"] <= run["rss_bound_bytes"],
+        "written <= output + 1 %": float(str(run["written_over_output"])) < LIMITS["written_over"],
+        "tensors identical with --merge-dtype base": run["tensors_identical"] is True,
+    }
+    return [name for name, holds in checks.items() if not holds]
+
+
+def table(run: dict[str, object]) -> str:
+    rows = [("usual road", run["usual"]), ("decant", run["decant"]), ("decant, `--merge-dtype base`", run["decant_base"])]
+    lines = ["| road | wall | CPU | peak memory | written |", "|---|---|---|---|---|"]
+    usual = run["usual"]
+    for name, cost in rows:
+        assert isinstance(cost, dict)
+        assert isinstance(usual, dict)
+        lines.append(
+            f"| {name} | {cost['wall_s']:.1f} s ({cost['wall_s'] / usual['wall_s']:.2f} ×)"
+            f" | {cost['cpu_s']:.0f} s ({cost['cpu_s'] / usual['cpu_s']:.2f} ×)"
+            f" | {cost['rss_bytes'] / 1e9:.2f} GB | {cost['written_bytes'] / 1e9:.2f} GB |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where to keep the model (needs 8 GB)")
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help=f"keep the result in {RESULTS.name}")
+    arguments = parser.parse_args()
+    machine = f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}"
+    with tempfile.TemporaryDirectory(prefix="decant-bench-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        base, adapter = make_model(folder)
+        runs = []
+        for _ in range(arguments.runs):
+            runs.append(run_once(base, adapter, folder))
+            print(table(runs[-1]), f"\nmachine: {machine}", flush=True)
+            for name in verdict(runs[-1]):
+                print(f"does not hold: {name}")
+    if arguments.write:
+        RESULTS.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n")
+    return 1 if any(verdict(run) for run in runs) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
