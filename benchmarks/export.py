@@ -52,13 +52,13 @@ class Cost:
 def measure(argv: list[str]) -> Cost:
     """Run `argv` to its end; written bytes are what the kernel charged it for."""
     began = time.monotonic()
-    log = tempfile.TemporaryFile()
-    process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=CHECKOUT)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        log.seek(0)
-        raise SystemExit(f"{' '.join(argv)} failed:\n{log.read().decode()[-3000:]}")
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=CHECKOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{' '.join(argv)} failed:\n{log.read().decode()[-3000:]}")
     rss = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
     cpu_s = usage.ru_utime + usage.ru_stime
     return Cost(time.monotonic() - began, cpu_s, rss, usage.ru_oublock * 512)
@@ -102,7 +102,12 @@ def usual_road(base: Path, adapter: Path, folder: Path) -> tuple[Cost, dict[str,
         "from pathlib import Path; from tests.reference import merge_with_peft;"
         f"merge_with_peft(Path({str(base)!r}), Path({str(adapter)!r}), Path({str(merged)!r}))"
     )
-    convert = [str(toolchain.source / "convert_hf_to_gguf.py"), str(merged), "--outfile", str(whole)]
+    convert = [
+        str(toolchain.source / "convert_hf_to_gguf.py"),
+        str(merged),
+        "--outfile",
+        str(whole),
+    ]
     steps = {
         "peft": [sys.executable, "-c", merge],
         "convert": [sys.executable, *convert],
@@ -146,7 +151,10 @@ def run_once(base: Path, adapter: Path, folder: Path) -> dict[str, object]:
     identical = same_tensors(output, usual)
     ours = one_pass(base, adapter, output, merge_dtype="float32")
     size = output.stat().st_size
-    largest = SHAPE["vocab_size"] * SHAPE["hidden_size"], SHAPE["intermediate_size"] * SHAPE["hidden_size"]
+    largest = (
+        SHAPE["vocab_size"] * SHAPE["hidden_size"],
+        SHAPE["intermediate_size"] * SHAPE["hidden_size"],
+    )
     bound = LIMITS["rss_base_bytes"] + 3 * 4 * max(largest)
     shutil.rmtree(folder / "merged")
     for path in (folder / "whole.gguf", usual, output):
@@ -181,7 +189,11 @@ def verdict(run: dict[str, object]) -> list[str]:
 
 
 def table(run: dict[str, object]) -> str:
-    rows = [("usual road", run["usual"]), ("decant", run["decant"]), ("decant, `--merge-dtype base`", run["decant_base"])]
+    rows = [
+        ("usual road", run["usual"]),
+        ("decant", run["decant"]),
+        ("decant, `--merge-dtype base`", run["decant_base"]),
+    ]
     lines = ["| road | wall | CPU | peak memory | written |", "|---|---|---|---|---|"]
     usual = run["usual"]
     for name, cost in rows:
@@ -196,7 +208,9 @@ def table(run: dict[str, object]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, help="where to keep the model (needs 8 GB)")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--write", action="store_true", help=f"keep the result in {RESULTS.name}")

@@ -12,6 +12,7 @@ from exporter.core.safetensors import StoredTensor, read_header
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+MATRIX = 2  # dimensions
 PREFIX = "base_model.model."
 HALVES = (".lora_A.weight", ".lora_B.weight")
 
@@ -152,7 +153,7 @@ def pair_up(tensors: dict[str, StoredTensor]) -> tuple[LoraPair, ...]:
     strangers = []
     for name, tensor in tensors.items():
         half = next((half for half in HALVES if name.endswith(half)), None)
-        if half is None or not name.startswith(PREFIX) or len(tensor.shape) != 2:
+        if half is None or not name.startswith(PREFIX) or len(tensor.shape) != MATRIX:
             strangers.append(name)
         else:
             module = name.removeprefix(PREFIX).removesuffix(half)
@@ -164,7 +165,9 @@ def pair_up(tensors: dict[str, StoredTensor]) -> tuple[LoraPair, ...]:
             hint="only linear layers' lora_A.weight and lora_B.weight can be merged so far",
         )
     if not halves:
-        raise AdapterError("the adapter holds no tensors", hint="was it saved from a trained model?")
+        raise AdapterError(
+            "the adapter holds no tensors", hint="was it saved from a trained model?"
+        )
     return tuple(pair(module, found) for module, found in halves.items())
 
 

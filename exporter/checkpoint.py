@@ -139,7 +139,7 @@ def read_tensor(tensor: StoredTensor) -> torch.Tensor:
     import torch
 
     values = torch.empty(tensor.nbytes, dtype=torch.uint8)
-    view = memoryview(values.numpy())
+    view = values.numpy().data
     with tensor.path.open("rb", buffering=0) as file:
         file.seek(tensor.offset)
         done = 0

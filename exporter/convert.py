@@ -111,7 +111,7 @@ def convert(
             except NotImplementedError as error:
                 raise unknown_architecture(architecture) from error
             source = LazySource(tensors)
-            with tensors_from(source, ModelBase), slots_recorded(source) as slots:
+            with tensors_from(source, ModelBase), slots_recorded() as slots:
                 try:
                     model = model_class(
                         folder, file_type(outtype), folder / "unused.gguf", model_name=model_name
@@ -120,7 +120,13 @@ def convert(
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
-                except (ValueError, KeyError, TypeError, FileNotFoundError, NotImplementedError) as error:
+                except (
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                    FileNotFoundError,
+                    NotImplementedError,
+                ) as error:
                     raise unusable(folder, architecture, error) from error
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype))
 
@@ -168,7 +174,7 @@ class LazySource:
     def add(self, writer: Any, slots: list[Slot], name: str, tensor: Any, **kwargs: Any) -> None:
         """Stand in for GGUFWriter.add_tensor: note the slot, and keep the writer's count of it."""
         kind = kwargs.get("raw_dtype")
-        if not isinstance(tensor, Unquantized):
+        if kind is None or not isinstance(tensor, Unquantized):
             raise UnsupportedError(
                 f"`{self.last}` is stored in a form that cannot be merged or requantized so far",
                 hint="use the 16-bit release of this base",
@@ -218,7 +224,7 @@ def tensors_from(source: LazySource, model_base: Any) -> Iterator[None]:
 
 
 @contextmanager
-def slots_recorded(source: LazySource) -> Iterator[list[Slot]]:
+def slots_recorded() -> Iterator[list[Slot]]:
     """Have the converter's float outputs recorded instead of rounded."""
     import gguf
 

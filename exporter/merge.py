@@ -109,8 +109,10 @@ def refuse_tied_output(pairs: dict[str, LoraPair], checkpoint: Checkpoint) -> No
 
 
 def other_base(adapter: AdapterSpec) -> str:
-    return f"it was trained on {adapter.base!r}: pass that as --base" if adapter.base else (
-        "pass the base it was trained on as --base"
+    return (
+        f"it was trained on {adapter.base!r}: pass that as --base"
+        if adapter.base
+        else ("pass the base it was trained on as --base")
     )
 
 
@@ -133,7 +135,7 @@ class MergedTensors:
                 raise AdapterError(
                     f"the adapter's config says rank {rank} for `{pair.module}`,"
                     f" its matrices have {pair.rank}",
-                    hint="adapter_config.json and adapter_model.safetensors are not of one training",
+                    hint="its config and its weights are not of one training; copy both again",
                 )
 
     @property
@@ -221,7 +223,11 @@ def peft_config(adapter: AdapterSpec) -> Any:
     """The adapter's settings as PEFT's own object; ones it does not know were checked to be off."""
     from peft.tuners.lora import LoraConfig
 
-    known = {key: value for key, value in adapter.config.items() if key in LoraConfig.__dataclass_fields__}
+    known = {
+        key: value
+        for key, value in adapter.config.items()
+        if key in LoraConfig.__dataclass_fields__
+    }
     try:
         config = LoraConfig(**known)
     except (TypeError, ValueError) as error:

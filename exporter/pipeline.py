@@ -104,7 +104,10 @@ def export(
             plans, slots, quantizer, force=request.force, threads=request.threads, report=report
         )
     return ExportResult(
-        tuple(ExportedFile(plan.path, plan.quant, plan.layout.size, count(plan.types)) for plan in plans),
+        tuple(
+            ExportedFile(plan.path, plan.quant, plan.layout.size, count(plan.types))
+            for plan in plans
+        ),
         checkpoint.folder,
         adapter.folder if adapter else None,
         len(checkpoint.tensors),
@@ -114,7 +117,7 @@ def export(
 
 
 def find_base(request: ExportRequest, adapter: AdapterSpec | None) -> Path:
-    """The base's folder: as asked for, else as the adapter names it, from here or from its folder."""
+    """The base's folder: as asked for, else as the adapter names it, from here or from there."""
     if request.base:
         return request.base
     if adapter is None:
@@ -167,5 +170,3 @@ def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dic
 def count(types: dict[str, GGMLType]) -> dict[str, int]:
     names = [kind.name for kind in types.values()]
     return {name: names.count(name) for name in sorted(set(names))}
-
-

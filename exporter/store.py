@@ -78,7 +78,9 @@ def find_model(text: str, store: Path) -> Path:
     if "/" in text or path.is_dir():
         raise ModelError(
             f"there is no GGUF `{text}`",
-            hint="export it first: decant export ADAPTER" if path.is_dir() else "is the path right?",
+            hint="export it first: decant export ADAPTER"
+            if path.is_dir()
+            else "is the path right?",
         )
     found = find_models(text, store)
     if len(found) > 1:

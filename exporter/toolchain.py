@@ -69,7 +69,9 @@ class HostFacts:
     def compiler(self) -> str:
         """The C++ compiler's version; ToolchainError, with what to install, when there is none."""
         with translated():
-            version: str = recipe("host").find_compilers(os.environ, system=self.host.system).version
+            version: str = (
+                recipe("host").find_compilers(os.environ, system=self.host.system).version
+            )
         return version
 
 

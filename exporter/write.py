@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import Self
+
 from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
 from exporter.core.files import atomic_write, free_bytes
@@ -128,10 +130,14 @@ class FileWriter:
     def write(self, job: Job) -> int:
         """Quantize some rows and write them where they belong. Returns the bytes written."""
         kind, name = self.plan.types[job.name], job.name
-        rows = round_values(job.rows, self.plan.round_to[name]) if name in self.plan.round_to else job.rows
+        rows = (
+            round_values(job.rows, self.plan.round_to[name])
+            if name in self.plan.round_to
+            else job.rows
+        )
         packed = self.quantizer.quantize(rows, kind)
         offset = self.plan.layout.offsets[name] + job.first_row * packed.shape[1]
-        view = memoryview(packed.reshape(-1))
+        view = packed.reshape(-1).data
         while view:
             written = os.pwrite(self.fd, view, offset)
             view, offset = view[written:], offset + written
@@ -163,7 +169,7 @@ class Workers:
         """Start no thread yet."""
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

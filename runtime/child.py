@@ -18,6 +18,8 @@ from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 
+from typing_extensions import Self
+
 from exporter.core.errors import EngineError
 from exporter.core.events import Report, Step, silent
 from exporter.toolchain import LAST_LINES, Toolchain, scrubbed
@@ -62,7 +64,7 @@ class Server:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         self.folder = private_folder()
         try:
             self.report(Step(f"loading {self.spec.model.name}"))
@@ -82,7 +84,10 @@ class Server:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -177,7 +182,7 @@ def private_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="decant-"))
     if len(str(folder / "s.sock")) > SOCKET_PATH_MAX:
         folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="decant-", dir="/tmp"))  # noqa: S108 - made private
+        folder = Path(tempfile.mkdtemp(prefix="decant-", dir="/tmp"))
     return folder
 
 
@@ -194,7 +199,7 @@ class SocketConnection(http.client.HTTPConnection):
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self.path))
 
-    def __enter__(self) -> SocketConnection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

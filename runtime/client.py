@@ -63,7 +63,9 @@ def ask(
 
 
 def read_answer(server: Server, response: HTTPResponse) -> Iterator[Piece]:
-    reason, usage, timings = None, {}, {}
+    reason = None
+    usage: dict[str, int] = {}
+    timings: dict[str, float] = {}
     for chunk in read_events(server, response):
         for choice in chunk.get("choices") or ():
             if text := (choice.get("delta") or {}).get("content"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,9 +26,20 @@ CONTEXT = 8192  # tokens; enough for a talk, and its cache fits a laptop
 @click.option("-p", "--prompt", help="What to ask; without it, standard input is read.")
 @click.option("--system", help="System message.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0 always takes the likeliest token.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.8,
+    show_default=True,
+    help="0 always takes the likeliest token.",
+)
 @click.option("--seed", type=int, help="Same seed, same answer.")
-@click.option("--ctx", "context", type=click.IntRange(1), help=f"Context in tokens; default: the model's, up to {CONTEXT}.")
+@click.option(
+    "--ctx",
+    "context",
+    type=click.IntRange(1),
+    help=f"Context in tokens; default: the model's, up to {CONTEXT}.",
+)
 @click.option("--threads", type=click.IntRange(1, 256), help="Threads; default: all cores.")
 @json_option
 @quiet_option
@@ -61,12 +73,13 @@ def chat(
 def answer_once(
     server: Server,
     messages: list[dict[str, str]],
-    settings: dict[str, object],
+    settings: Mapping[str, object],
     path: Path,
     as_json: bool,
 ) -> None:
     """Stream the answer to stdout, or print it whole as JSON."""
-    text = []
+    text: list[str] = []
+    stopped: Stopped | None = None
     for piece in ask(server, messages, settings):
         match piece:
             case Delta():
@@ -76,6 +89,7 @@ def answer_once(
                     click.echo(shown, nl=False)
             case Stopped():
                 stopped = piece
+    assert stopped is not None, "ask ends with Stopped or raises"
     if as_json:
         print_json(
             {

@@ -67,7 +67,7 @@ def build(
         if there and (waited or not force):
             return there
         # Only now: most calls end above, and what it takes to build takes long to import.
-        from .job import Job, prove  # noqa: PLC0415
+        from .job import Job, prove
 
         job = Job(recipe, choice, host, place, env, report, smoke or prove, lock)
         return job.run(afresh=force)
@@ -75,9 +75,9 @@ def build(
 
 def main(argv: list[str] | None = None) -> int:
     """Build llama.cpp and print where it lies; the exit code."""
-    import argparse  # noqa: PLC0415 - as above
+    import argparse
 
-    from .console import Console  # noqa: PLC0415
+    from .console import Console
 
     parser = argparse.ArgumentParser(
         prog="python -m vendor.build",

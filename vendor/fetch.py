@@ -155,7 +155,7 @@ class _Patience:
         while True:
             try:
                 return action()
-            except (HTTPException, OSError) as error:  # noqa: PERF203 - one try per attempt
+            except (HTTPException, OSError) as error:
                 if isinstance(error, HTTPError):
                     error.close()
                 self._give_up_if_final(error)

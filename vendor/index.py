@@ -48,7 +48,7 @@ class Index:
             request.add_unredirected_header("Authorization", self.authorization)
         opener = build_opener(HTTPSHandler(context=self.tls))
         # build_opener answers http and https with this class; typeshed knows only a union.
-        return cast(HTTPResponse, opener.open(request, timeout=TIMEOUT_S))
+        return cast("HTTPResponse", opener.open(request, timeout=TIMEOUT_S))
 
     def link(self, project: str, file_name: str) -> str:
         """The address of `file_name` on the project's page."""

@@ -78,7 +78,9 @@ class LazyGroup(click.Group):
         return commands + click.Command.shell_complete(self, ctx, incomplete)
 
 
-@click.command(cls=LazyGroup, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=LazyGroup, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="decant-llm", prog_name="decant")
 def root() -> None:
     """Pour a LoRA fine-tune into one GGUF that a laptop runs."""
@@ -89,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(run(argv))
 
 
-def run(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one return a family
+    """Run `decant` and give its exit code; every error ends here."""
     try:
         status = root.main(args=argv, prog_name="decant", standalone_mode=False)
     except DecantError as error:

@@ -76,7 +76,9 @@ def examine() -> Iterator[Check]:
             name,
             "warning" if low else "ok",
             f"`{folder}`, {size_text(free)} free",
-            f"models need room: set DECANT_{name.upper()} to a folder on a larger disk" if low else "",
+            f"models need room: set DECANT_{name.upper()} to a folder on a larger disk"
+            if low
+            else "",
         )
 
 

@@ -36,8 +36,12 @@ if TYPE_CHECKING:
     "--merge-dtype", type=click.Choice(("float32", "base")), default="float32", show_default=True,
     help="float32 adds exactly; base rounds as peft, convert and llama-quantize do.",
 )  # fmt: skip
-@click.option("--scale", type=float, default=1.0, show_default=True, help="Weaken or strengthen the adapter.")
-@click.option("--threads", type=click.IntRange(1, 256), help="Quantizing threads; default: all cores.")
+@click.option(
+    "--scale", type=float, default=1.0, show_default=True, help="Weaken or strengthen the adapter."
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 256), help="Quantizing threads; default: all cores."
+)
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
 @json_option

@@ -43,7 +43,12 @@ def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
         print_table(
             ("TENSOR", "SHAPE", "TYPE", "SIZE"),
             [
-                (row["name"], "×".join(map(str, row["shape"])), row["type"], size_text(row["nbytes"]))
+                (
+                    row["name"],
+                    "×".join(map(str, row["shape"])),
+                    row["type"],
+                    size_text(row["nbytes"]),
+                )
                 for row in tensors
             ],
         )
@@ -134,5 +139,9 @@ def shorten(value: object) -> str:
         dots = ", …" if value["length"] > len(value["first"]) else ""
         return f"[{first}{dots}] ({value['length']})"
     text = value if isinstance(value, str) else repr(value)
-    text = text.replace("\n", "⏎").encode("unicode_escape").decode() if not text.isprintable() else text
+    text = (
+        text.replace("\n", "⏎").encode("unicode_escape").decode()
+        if not text.isprintable()
+        else text
+    )
     return text if len(text) <= LONG else f"{text[:LONG]}… ({len(text)} characters)"

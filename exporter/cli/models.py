@@ -10,7 +10,7 @@ from exporter.cli.options import json_option, store
 from exporter.cli.render import print_json, print_table
 from exporter.core.errors import ModelError
 from exporter.core.folders import size_text
-from exporter.store import find_models, list_models, remove_models, summary
+from exporter.store import StoredModel, find_models, list_models, remove_models, summary
 
 
 @click.command("list", epilog="Example: decant list --json")
@@ -49,7 +49,7 @@ def millions(parameters: object) -> str:
 @json_option
 def rm(names: tuple[str, ...], every: bool, as_json: bool) -> None:
     """Delete exported models from the store. Files elsewhere are never touched."""
-    found = []
+    found: list[StoredModel] = []
     for name in names:
         models = find_models(name, store())
         if len(models) > 1 and not every:

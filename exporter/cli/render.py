@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
-from typing_extensions import assert_never
+from typing_extensions import Self, assert_never
 
 from exporter.core.events import Event, Note, Progress, Report, Step, Warn
 from exporter.core.folders import size_text
@@ -84,7 +84,13 @@ class Bars:
     def __init__(self) -> None:
         """Draw nothing until entered."""
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self.console = Console(stderr=True, highlight=False)
         self.bars: rich.progress.Progress = Progress(
@@ -99,7 +105,7 @@ class Bars:
         self.tasks: dict[str, rich.progress.TaskID] = {}
         self.started: dict[str, float] = {}
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         self.bars.start()
         return self
 

@@ -97,7 +97,9 @@ def read_gguf(path: Path, *, keep_items: int = 8) -> GGUFFile:
         with path.open("rb") as file:
             return parse(Cursor(file, size, path, keep_items))
     except FileNotFoundError as error:
-        raise ModelError(f"there is no file `{path}`", hint="`decant list` shows the models") from error
+        raise ModelError(
+            f"there is no file `{path}`", hint="`decant list` shows the models"
+        ) from error
     except OSError as error:
         raise ModelError(f"cannot read `{path}`: {error.strerror}", hint="is it a file?") from error
 
@@ -119,8 +121,8 @@ class Cursor:
             raise self.damaged(f"it ends after {self.size} bytes, in its header")
         return self.file.read(count)
 
-    def number(self, format: str) -> int:
-        (value,) = struct.unpack(format, self.take(struct.calcsize(format)))
+    def number(self, code: str) -> int:
+        (value,) = struct.unpack(code, self.take(struct.calcsize(code)))
         assert isinstance(value, int)
         return value
 
@@ -137,8 +139,8 @@ class Cursor:
             return self.array(depth)
         if kind not in SCALARS:
             raise self.damaged(f"a value of unknown type {kind}")
-        format = SCALARS[kind]
-        (value,) = struct.unpack(format, self.take(struct.calcsize(format)))
+        code = SCALARS[kind]
+        (value,) = struct.unpack(code, self.take(struct.calcsize(code)))
         assert isinstance(value, (int, float, bool))
         return value
 
@@ -183,9 +185,8 @@ def parse(cursor: Cursor) -> GGUFFile:
     )
     for tensor in tensors:
         if tensor.offset + tensor.nbytes > cursor.size:
-            raise cursor.damaged(
-                f"tensor `{tensor.name}` ends at byte {tensor.offset + tensor.nbytes} of {cursor.size}"
-            )
+            end = tensor.offset + tensor.nbytes
+            raise cursor.damaged(f"tensor `{tensor.name}` ends at byte {end} of {cursor.size}")
     return GGUFFile(cursor.path, cursor.size, metadata, tensors)
 
 
@@ -200,5 +201,7 @@ def parse_tensor(cursor: Cursor) -> TensorInfo:
     except KeyError as error:
         raise cursor.damaged(f"tensor `{name}` has the unknown type {number}") from error
     if shape and shape[-1] % kind.block:
-        raise cursor.damaged(f"tensor `{name}`: rows of {shape[-1]} values in blocks of {kind.block}")
+        raise cursor.damaged(
+            f"tensor `{name}`: rows of {shape[-1]} values in blocks of {kind.block}"
+        )
     return TensorInfo(name, shape, kind, offset)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from exporter.core.errors import InputError
 
+LENGTH_NBYTES = 8
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 
 ITEM_BYTES = {
@@ -45,10 +46,11 @@ def read_header(path: Path, *, error: type[InputError]) -> dict[str, StoredTenso
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, MAX_HEADER):
+            length = int.from_bytes(file.read(LENGTH_NBYTES), "little")
+            start = LENGTH_NBYTES + length
+            if start > size or size < LENGTH_NBYTES or length > MAX_HEADER:
                 raise error(
-                    f"`{path}` is cut short: its header needs {length + 8} bytes, the file has {size}",
+                    f"`{path}` is cut short: its header needs {start} bytes, the file has {size}",
                     hint=hint,
                 )
             raw = file.read(length)
@@ -64,7 +66,7 @@ def read_header(path: Path, *, error: type[InputError]) -> dict[str, StoredTenso
     tensors = []
     for name, entry in entries.items():
         try:
-            tensors.append(parse_entry(name, entry, path, start=8 + length, data=size - 8 - length))
+            tensors.append(parse_entry(name, entry, path, start=start, data=size - start))
         except (ValueError, TypeError, KeyError) as broken:
             raise error(f"tensor `{name}` in `{path}` is damaged: {broken}", hint=hint) from broken
     refuse_overlap(tensors, path, error=error, hint=hint)
@@ -90,7 +92,9 @@ def parse_entry(name: str, entry: object, path: Path, *, start: int, data: int) 
         raise ValueError("its shape or offsets are not whole numbers")
     tensor = StoredTensor(name, dtype, tuple(shape), path, start + begin)
     if end - begin != tensor.nbytes:
-        raise ValueError(f"{end - begin} bytes for {dtype} {list(shape)}, which needs {tensor.nbytes}")
+        raise ValueError(
+            f"{end - begin} bytes for {dtype} {list(shape)}, which needs {tensor.nbytes}"
+        )
     if end > data:
         raise ValueError(f"it ends at byte {end} of {data}: the file is cut short")
     return tensor

@@ -1,0 +1,75 @@
+"""Fixtures every part shares: models made once a session, a toolchain, a clean environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from exporter.toolchain import Toolchain, find_toolchain
+from tests.tiny import make_adapter, make_base
+
+CHECKOUT = Path(__file__).parents[1]
+SCRUBBED = ("DECANT_", "HF_", "LLAMA_", "NO_COLOR", "FORCE_COLOR")
+KEPT = ("DECANT_CACHE", "DECANT_BACKEND", "DECANT_LLAMA_SDIST")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test sees the developer's own settings or touches their store; the build cache is shared."""
+    for name in os.environ:
+        if name.startswith(SCRUBBED) and name not in KEPT:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("DECANT_STORE", str(tmp_path_factory.mktemp("store")))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def toolchain() -> Toolchain:
+    """The built llama.cpp; without it the tests that need it fail."""
+    return find_toolchain()
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2 M-parameter Llama in bf16 with random weights. Treat as read-only."""
+    return make_base(tmp_path_factory.mktemp("models") / "tiny-base")
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(tiny_base: Path) -> Path:
+    """A rank-8 LoRA on all linear layers of `tiny_base`. Treat as read-only."""
+    return make_adapter(tiny_base.parent / "tiny-lora", tiny_base)
+
+
+Decant = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def decant() -> Decant:
+    """Run the command line as a user does; gives the finished process."""
+
+    def run(*arguments: object, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "exporter", *map(str, arguments)],
+            cwd=CHECKOUT,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    return run
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Change keys of a JSON file; None removes one."""
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))
