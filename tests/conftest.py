@@ -20,8 +20,10 @@ KEPT = ("DECANT_CACHE", "DECANT_BACKEND", "DECANT_LLAMA_SDIST")
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test sees the developer's own settings or touches their store; the build cache is shared."""
+def clean_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """No test sees the developer's settings or touches their store; the builds are shared."""
     for name in os.environ:
         if name.startswith(SCRUBBED) and name not in KEPT:
             monkeypatch.delenv(name)
@@ -54,7 +56,9 @@ Decant = Callable[..., "subprocess.CompletedProcess[str]"]
 def decant() -> Decant:
     """Run the command line as a user does; gives the finished process."""
 
-    def run(*arguments: object, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, timeout_s: float = 120, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "exporter", *map(str, arguments)],
             cwd=CHECKOUT,
