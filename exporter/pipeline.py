@@ -13,6 +13,7 @@ from exporter.convert import Conversion, Outtype, convert
 from exporter.core.errors import AdapterError, InputError
 from exporter.core.events import Note, Report, Step, silent
 from exporter.core.files import refuse_existing
+from exporter.core.quiet import quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
 from exporter.merge import MergedTensors, MergeDtype, describe, plan_merge
 from exporter.quantize import Quantizer, choose_types
@@ -87,10 +88,11 @@ def export(
     tensors.check()
     quantizer = Quantizer.load(toolchain)
     name = adapter.name if adapter else checkpoint.name
-    conversions = {
-        outtype: convert(tensors, toolchain, outtype=outtype, model_name=name, report=report)
-        for outtype in dict.fromkeys(outtype_for(quant) for quant in request.quants)
-    }
+    with quiet_libraries():
+        conversions = {
+            outtype: convert(tensors, toolchain, outtype=outtype, model_name=name, report=report)
+            for outtype in dict.fromkeys(outtype_for(quant) for quant in request.quants)
+        }
     plans = [
         plan_file(path, quant, conversions[outtype_for(quant)], merge.dtype, quantizer, toolchain)
         for path, quant in zip(request.outputs, request.quants, strict=True)

@@ -93,6 +93,8 @@ class Server:
 
     def argv(self) -> list[str]:
         spec = self.spec
+        # fitting layers into a GPU loads the model twice; without one there is nothing to fit
+        fit = "off" if self.toolchain.info["backend"] == "cpu" else "on"
         return [
             str(self.toolchain.tool("llama-server")),
             "--host", str(self.socket),
@@ -100,6 +102,7 @@ class Server:
             "-c", str(spec.context),
             "-t", str(spec.threads),
             "-np", str(spec.parallel),
+            "--fit", fit, "--no-warmup",
             "--offline", "--no-ui", "--no-slots", "--jinja",
             "--sse-ping-interval", "5", "--timeout", "600",
         ]  # fmt: skip

@@ -16,6 +16,7 @@ from exporter.cli.render import print_json, print_table, reporting
 from exporter.core.errors import VerifyError
 from exporter.core.events import Note, Progress, Report, Step
 from exporter.core.folders import size_text
+from exporter.core.quiet import quiet_libraries
 from exporter.demo import DemoModels, make_demo_models
 from exporter.store import file_name
 from exporter.toolchain import Toolchain, build_toolchain, cache_folder
@@ -98,10 +99,11 @@ def ask_all(models: DemoModels, gguf: Path, toolchain: Toolchain, report: Report
     from exporter.demo.train import answer_with_transformers
 
     report(Step("asking transformers: the base, and the base with the adapter"))
-    base = answer_with_transformers(models.base, None, models.questions, max_tokens=MAX_TOKENS)
-    adapter = answer_with_transformers(
-        models.base, models.adapter, models.questions, max_tokens=MAX_TOKENS
-    )
+    with quiet_libraries():
+        base, adapter = (
+            answer_with_transformers(models.base, lora, models.questions, max_tokens=MAX_TOKENS)
+            for lora in (None, models.adapter)
+        )
     answers = ask_gguf(gguf, models.questions, toolchain, report)
     rows = zip(models.questions, base, adapter, answers, strict=True)
     return [Row(*row) for row in rows]
@@ -127,7 +129,7 @@ def ask_gguf(
 def show(rows: list[Row], agreeing: int, output: Path) -> None:
     print_table(
         ("QUESTION", "BASE", "BASE + ADAPTER", "4-BIT GGUF"),
-        [(row.question, row.base, row.adapter, "same" if row.agrees else row.gguf) for row in rows],
+        [(row.question, row.base, row.adapter, row.gguf) for row in rows],
     )
     click.echo(
         f"\nThe {QUANT} GGUF gives the adapter's very words in {agreeing} of {len(rows)} answers.\n"

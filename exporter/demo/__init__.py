@@ -14,6 +14,7 @@ from pathlib import Path
 from exporter.core.errors import ToolchainError
 from exporter.core.events import Note, Report, silent
 from exporter.core.files import make_folder
+from exporter.core.quiet import quiet_libraries
 from exporter.demo.corpus import DEMO_QUESTIONS
 from exporter.demo.train import recipe, train_adapter, train_base
 
@@ -51,8 +52,9 @@ def train(home: Path, report: Report) -> None:
     """Train both in a folder beside `home`, and rename it when it is complete."""
     partial = home.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    train_base(partial / "base", report)
-    train_adapter(partial / "adapter", partial / "base", str(home / "base"), report)
+    with quiet_libraries():
+        train_base(partial / "base", report)
+        train_adapter(partial / "adapter", partial / "base", str(home / "base"), report)
     partial.rename(home)
 
 
