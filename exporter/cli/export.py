@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
-    help="File to write, or folder for several. Without it: the store, for `decant chat NAME`.",
+    help="FILE.gguf, or a folder. Without it: the store, for `decant chat NAME`.",
 )  # fmt: skip
 @click.option(
     "--merge-dtype", type=click.Choice(("float32", "base")), default="float32", show_default=True,
@@ -105,18 +105,14 @@ def require_packages() -> None:
 
 
 def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
-    """Where each quantization goes: the store, a folder, or the one file that was named."""
-    if output is None or output.is_dir() or str(output).endswith(os.sep):
+    """Where each quantization goes: the one file that was named, a folder, or the store."""
+    if output is None or output.suffix != ".gguf" or output.is_dir():
         folder = output or store()
         return tuple(folder / file_name(name, quant) for quant in quants)
     if len(quants) > 1:
         raise InputError(
             f"{len(quants)} quantizations cannot all be written to `{output}`",
-            hint=f"name a folder: -o {output.with_suffix('')}{os.sep}",
-        )
-    if output.suffix != ".gguf":
-        raise InputError(
-            f"the output `{output}` does not end in .gguf", hint=f"-o {output}.gguf, or a folder"
+            hint=f"name a folder: -o {output.with_suffix('')}",
         )
     return (output,)
 
