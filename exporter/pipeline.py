@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
@@ -15,7 +16,7 @@ from exporter.core.events import Note, Report, Step, silent
 from exporter.core.files import refuse_existing
 from exporter.core.quiet import quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
-from exporter.merge import MergedTensors, MergeDtype, describe, plan_merge
+from exporter.merge import MergedTensors, MergeDtype, MergePlan, describe, plan_merge
 from exporter.quantize import Quantizer, choose_types
 from exporter.toolchain import Toolchain
 from exporter.write import GGUFPlan, check_space, lay_out, write_files
@@ -94,7 +95,7 @@ def export(
             for outtype in dict.fromkeys(outtype_for(quant) for quant in request.quants)
         }
     plans = [
-        plan_file(path, quant, conversions[outtype_for(quant)], merge.dtype, quantizer, toolchain)
+        plan_file(path, quant, conversions[outtype_for(quant)], merge, quantizer, toolchain)
         for path, quant in zip(request.outputs, request.quants, strict=True)
     ]
     check_space(plans)
@@ -151,15 +152,41 @@ def plan_file(
     path: Path,
     quant: str,
     conversion: Conversion,
-    merge_dtype: MergeDtype,
+    merge: MergePlan,
     quantizer: Quantizer,
     toolchain: Toolchain,
 ) -> GGUFPlan:
+    """Everything about one file but its data."""
     types = choose_types(conversion, quant, toolchain)
     quantizer.refuse_imatrix(types, quant)
-    header = conversion.header(types, list(types), ftype=FTYPES[quant])
+    header = conversion.header(types, ftype=FTYPES[quant], provenance=provenance(merge))
     layout = lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots})
-    return GGUFPlan(path, quant, header, types, layout, rounding(conversion, quant, merge_dtype))
+    return GGUFPlan(path, quant, header, types, layout, rounding(conversion, quant, merge.dtype))
+
+
+def provenance(merge: MergePlan) -> dict[str, str]:
+    """What `decant inspect` can tell of a file's making: names and hashes, no paths."""
+    told = {
+        "decant.version": metadata.version("decant-llm"),
+        "decant.base": merge.checkpoint.name,
+        "decant.merge_dtype": merge.dtype,
+    }
+    if merge.adapter:
+        told |= {
+            "decant.adapter": merge.adapter.name,
+            "decant.adapter.sha256": merge.adapter.sha256(),
+            "decant.adapter.scale": f"{merge.scale:g}",
+            "decant.adapter.trained_on": base_name(merge.adapter.base),
+        }
+    return {key: value for key, value in told.items() if value}
+
+
+def base_name(named: str | None) -> str:
+    """A hub name as it is, of a path only the last part: where it lay is nobody's business."""
+    if not named:
+        return ""
+    is_path = named.startswith((".", "/", "~")) or named.count("/") > 1
+    return Path(named).name if is_path else named
 
 
 def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dict[str, GGMLType]:

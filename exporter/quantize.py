@@ -53,7 +53,7 @@ def write_skeleton(path: Path, conversion: Conversion, stored: dict[str, GGMLTyp
     """A sparse file: a true header, and a hole where the data would be."""
     from exporter.write import lay_out
 
-    header = conversion.header(stored, list(stored), ftype=conversion.ftype)
+    header = conversion.header(stored, ftype=conversion.ftype)
     slots = {slot.name: slot.shape for slot in conversion.slots}
     with path.open("wb") as file:
         file.write(header)

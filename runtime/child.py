@@ -152,11 +152,16 @@ class Server:
     def request(self, route: str, body: Mapping[str, object]) -> http.client.HTTPResponse:
         """POST `body` and return the response, once its head is there."""
         connection = self.connect(timeout_s=None)
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        headers = {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {self.key}",
+            "Connection": "close",  # so that the response closes the socket at its end
+        }
         try:
             connection.request("POST", route, json.dumps(body).encode(), headers)
             return connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
+            connection.close()
             self.raise_if_dead("while answering with")
             raise EngineError(f"llama-server does not answer: {error}", hint="try again") from error
 

@@ -43,12 +43,12 @@ def make_demo_models(folder: Path, *, report: Report = silent) -> DemoModels:
         with home.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not home.exists():
-                train(home, report)
+                train_both(home, report)
     report(Note(f"demo models in `{home}`"))
     return DemoModels(home / "base", home / "adapter")
 
 
-def train(home: Path, report: Report) -> None:
+def train_both(home: Path, report: Report) -> None:
     """Train both in a folder beside `home`, and rename it when it is complete."""
     partial = home.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
