@@ -12,7 +12,7 @@ from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
 from exporter.convert import Conversion, Outtype, convert
 from exporter.core.errors import AdapterError, InputError
-from exporter.core.events import Note, Report, Step, silent
+from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
 from exporter.core.quiet import quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
@@ -77,7 +77,10 @@ def export(
     """
     started = time.monotonic()
     for output in request.outputs:
-        refuse_existing(output, force=request.force)
+        if dry_run and output.exists():
+            report(Warn(f"`{output}` exists: the export itself will need --force"))
+        else:
+            refuse_existing(output, force=request.force)
     report(Step("reading the adapter and the base"))
     adapter = open_adapter(request.adapter) if request.adapter else None
     checkpoint = open_checkpoint(find_base(request, adapter))

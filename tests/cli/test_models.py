@@ -84,6 +84,17 @@ def test_rm_of_anything_else_deletes_nothing(store, name, capsys):
     assert len(list(store.iterdir())) == 5
 
 
+def test_a_stored_model_is_found_beside_a_folder_of_its_name(store, tmp_path, monkeypatch):
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "cow").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert find_model("dog", store) == store / "dog-F16.gguf"
+    with pytest.raises(ModelError) as caught:
+        find_model("cow", store)
+    assert "decant export cow" in caught.value.hint
+
+
 def test_a_typo_is_answered_with_the_nearest_name(store):
     with pytest.raises(ModelError) as caught:
         find_model("cta", store)
@@ -99,6 +110,8 @@ def test_a_model_is_a_path_or_a_name(store, tmp_path):
     assert find_model("cat:q4_k", store) == store / "cat-Q4_K_M.gguf"
     with pytest.raises(ModelError, match="2 quantizations"):
         find_model("cat", store)
+    with pytest.raises(ModelError, match="is a folder, not a GGUF"):
+        find_model(str(tmp_path), store)
     with pytest.raises(ModelError, match="there is no GGUF"):
         find_model(str(tmp_path / "none.gguf"), store)
 
