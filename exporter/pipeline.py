@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from exporter.convert import Conversion, Outtype, convert
 from exporter.core.errors import AdapterError, InputError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
+from exporter.core.machine import cores
 from exporter.core.quiet import quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
 from exporter.merge import MergedTensors, MergeDtype, MergePlan, describe, plan_merge
@@ -37,7 +37,7 @@ class ExportRequest:
     merge_dtype: MergeDtype = "float32"
     scale: float = 1.0
     force: bool = False
-    threads: int = os.cpu_count() or 1
+    threads: int = field(default_factory=cores)
 
 
 @dataclass(frozen=True, slots=True)

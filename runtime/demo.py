@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from exporter.cli.render import print_json, print_table, reporting
 from exporter.core.errors import VerifyError
 from exporter.core.events import Note, Progress, Report, Step
 from exporter.core.folders import size_text
+from exporter.core.machine import cores
 from exporter.core.quiet import quiet_libraries
 from exporter.demo import DemoModels, make_demo_models
 from exporter.store import file_name
@@ -115,7 +115,7 @@ def ask_gguf(
     """Greedy answers of the built llama.cpp."""
     answers = []
     settings = {"temperature": 0, "max_tokens": MAX_TOKENS, "cache_prompt": False}
-    spec = ServerSpec(gguf, context=0, threads=os.cpu_count() or 1)
+    spec = ServerSpec(gguf, context=0, threads=cores())
     with ExitStack() as stack:
         server = stack.enter_context(Server(spec, toolchain, report=report))
         for number, question in enumerate(questions, 1):

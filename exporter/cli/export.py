@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from exporter.cli.options import json_option, quiet_option, store
 from exporter.cli.render import print_json, reporting
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.folders import size_text
+from exporter.core.machine import cores
 from exporter.core.types import parse_quant
 from exporter.store import file_name
 
@@ -84,7 +84,7 @@ def export(
         merge_dtype=merge_dtype,
         scale=scale,
         force=force,
-        threads=threads or os.cpu_count() or 1,
+        threads=threads or cores(),
     )
     toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
