@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from exporter.core.errors import CheckpointError, InputError, OutputError, SpaceError
-from exporter.core.files import atomic_write, explained, free_bytes, read_json_object, write_json
+from exporter.core.files import (
+    atomic_write,
+    explained,
+    free_bytes,
+    is_same_file,
+    read_json_object,
+    write_json,
+)
 
 # Writes half of a file and waits, as a slow export would.
 HALF = """
@@ -91,6 +98,18 @@ def test_a_second_writer_is_told_and_disturbs_nothing(tmp_path, half_writer):
             pass
 
     assert (tmp_path / ".model.partial").read_bytes() == b"half"
+
+
+def test_a_lock_on_a_file_that_has_meanwhile_been_published_does_not_count(tmp_path):
+    """Its writer renamed it between our open and our lock: writing on would damage the model."""
+    partial, model = tmp_path / ".model.partial", tmp_path / "model"
+    partial.write_bytes(b"whole")
+    with partial.open("r+b") as file:
+        assert is_same_file(file, partial)
+        partial.rename(model)
+        assert not is_same_file(file, partial)
+        partial.write_bytes(b"")
+        assert not is_same_file(file, partial)
 
 
 def test_an_existing_file_is_refused_before_anything_is_written(tmp_path):

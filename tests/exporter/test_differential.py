@@ -42,7 +42,8 @@ class Roads:
 def roads(request, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Roads:
     dtype, quants = request.param
     folder = tmp_path_factory.mktemp(dtype)
-    base = make_base(folder / "base", dtype=dtype)
+    # 2560 rows of 256: more than one run of rows, so that their places in the file matter
+    base = make_base(folder / "base", dtype=dtype, intermediate_size=2560)
     adapter = make_adapter(folder / "lora", base, use_rslora=True, rank_pattern={"q_proj": 4})
     usual = {
         quant: export_the_usual_way(toolchain, base, adapter, quant, folder) for quant in quants

@@ -119,6 +119,12 @@ def test_the_server_wants_its_key(server):
         assert connection.getresponse().status == 401
 
 
+def test_ctrl_c_in_the_terminal_does_not_reach_the_server(server):
+    """A terminal signals the whole group in front; the server is in another."""
+    assert server.process is not None
+    assert os.getpgid(server.process.pid) != os.getpgid(0)
+
+
 def test_the_key_is_in_no_command_line(server):
     assert server.process is not None
     argv = subprocess.run(
