@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from exporter.adapter import open_adapter
+from exporter.checkpoint import open_checkpoint
+from exporter.core.events import Progress
 from exporter.demo import DEMO_QUESTIONS, content_hash, make_demo_models, train
 from exporter.demo.corpus import facts
 from exporter.toolchain import cache_folder
@@ -50,6 +53,25 @@ def test_a_half_made_training_does_not_count(tmp_path):
 
 
 @pytest.mark.trained
+def test_a_finished_training_is_whole_and_found_again(tmp_path, monkeypatch):
+    """A few steps teach nothing, and write all that the real ones write."""
+    for name in ("BASE_STEPS", "LORA_STEPS"):
+        monkeypatch.setattr(train, name, 3)
+    events = []
+
+    made = make_demo_models(tmp_path, report=events.append)
+    trained = [event for event in events if isinstance(event, Progress)]
+    again = make_demo_models(tmp_path, report=events.append)
+
+    assert made == again
+    assert len(trained) == 6
+    assert [event for event in events if isinstance(event, Progress)] == trained
+    assert open_adapter(made.adapter).base == str(made.base)
+    assert open_checkpoint(made.base).architecture == "LlamaForCausalLM"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.trained
 def test_the_second_time_is_quick_and_loads_no_torch(tmp_path):
     for part in ("base", "adapter"):
         (tmp_path / content_hash() / part).mkdir(parents=True)
@@ -71,8 +93,6 @@ def models():
 
 @pytest.mark.trained
 def test_every_row_is_whole_blocks_of_k_quants(models):
-    from exporter.checkpoint import open_checkpoint
-
     matrices = [t for t in open_checkpoint(models.base).tensors.values() if len(t.shape) == 2]
 
     assert matrices
