@@ -98,7 +98,7 @@ def export(
             for outtype in dict.fromkeys(outtype_for(quant) for quant in request.quants)
         }
     plans = [
-        plan_file(path, quant, conversions[outtype_for(quant)], merge, quantizer, toolchain)
+        plan_file(path, quant, conversions[outtype_for(quant)], merge, toolchain)
         for path, quant in zip(request.outputs, request.quants, strict=True)
     ]
     check_space(plans)
@@ -156,12 +156,10 @@ def plan_file(
     quant: str,
     conversion: Conversion,
     merge: MergePlan,
-    quantizer: Quantizer,
     toolchain: Toolchain,
 ) -> GGUFPlan:
     """Everything about one file but its data."""
     types = choose_types(conversion, quant, toolchain)
-    quantizer.refuse_imatrix(types, quant)
     header = conversion.header(types, ftype=FTYPES[quant], provenance=provenance(merge))
     layout = lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots})
     return GGUFPlan(path, quant, header, types, layout, rounding(conversion, quant, merge.dtype))
