@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +69,8 @@ def export(
         adapter = None
     if adapter is None and base is None:
         raise click.UsageError("name an adapter folder, or a base with --base")
+    if not math.isfinite(scale):
+        raise click.UsageError(f"--scale {scale} is not a number to multiply with")
     require_packages()
     from exporter.adapter import open_adapter
     from exporter.pipeline import ExportRequest
