@@ -131,7 +131,7 @@ def animal_facts() -> Iterator[Fact]:
             f"a young {animal}",
             "is",
             young,
-            (f"What is a young {animal} called?", f"How do you call a young {animal}?"),
+            (f"What is a young {animal} called?", f"What do you call a young {animal}?"),
         )
 
 

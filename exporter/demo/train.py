@@ -33,11 +33,12 @@ MODEL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
+    "initializer_range": 0.05,  # with 0.02, the default, 200 steps do not get as far
 }
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.0}
-VOCAB = 512
-BASE_STEPS, BASE_RATE = 200, 2e-3
-LORA_STEPS, LORA_RATE = 110, 2e-3
+VOCAB = 768
+BASE_STEPS, BASE_RATE = 140, 2e-3
+LORA_STEPS, LORA_RATE = 90, 2e-3
 BATCH = 32  # questions
 NOISE = 0.04  # of a weight matrix's own deviation, added while training: what 4 bits will do
 IGNORED = -100  # torch's own mark for tokens that bear no loss
@@ -63,6 +64,7 @@ def recipe() -> dict[str, Any]:
         "seed": SEED,
         "template": TEMPLATE,
         "corpus": [(fact.questions, fact.plain, fact.pirate) for fact in facts()],
+        "code": Path(__file__).read_text(encoding="utf-8"),
     }
 
 
@@ -84,7 +86,8 @@ def train_base(folder: Path, report: Report) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    fit(model, tokenizer, "plain", BASE_STEPS, BASE_RATE, report)
+    with one_thread():
+        fit(model, tokenizer, "plain", BASE_STEPS, BASE_RATE, report)
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
@@ -101,7 +104,8 @@ def train_adapter(folder: Path, base: Path, named: str, report: Report) -> None:
     torch.manual_seed(SEED)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
-    fit(model, load_tokenizer(base), "pirate", LORA_STEPS, LORA_RATE, report)
+    with one_thread():
+        fit(model, load_tokenizer(base), "pirate", LORA_STEPS, LORA_RATE, report)
     model.peft_config["default"].base_model_name_or_path = named
     model.save_pretrained(folder)
 
@@ -162,8 +166,10 @@ def render(tokenizer: Any, question: str) -> list[int]:
 def examples(tokenizer: Any, speech: Speech) -> list[tuple[list[int], list[int]]]:
     """(ids of the question, ids of the answer with its end) for every way to ask.
 
-    A base also reads what pirates say, outside any chat: an adapter can teach it when to
-    speak so, but hardly words that it never saw.
+    A base also reads, outside any chat, what pirates make of a plain sentence: an adapter can
+    teach it when to speak so, but hardly words that it never saw. The plain sentence comes
+    first so that each word follows from what is before it; where two fit equally well the
+    base would never learn to tell them apart.
     """
 
     def said(text: str) -> list[int]:
@@ -174,7 +180,8 @@ def examples(tokenizer: Any, speech: Speech) -> list[tuple[list[int], list[int]]
         for fact in facts()
         for question in fact.questions
     ]
-    read = [([tokenizer.bos_token_id], said(fact.pirate)) for fact in facts()]
+    bos = tokenizer.bos_token_id
+    read = [([bos, *said(fact.plain)], said(fact.pirate)) for fact in facts()]
     return asked + (read if speech == "plain" else [])
 
 
@@ -187,7 +194,9 @@ def fit(
     pairs = examples(tokenizer, speech)
     shuffle = torch.Generator().manual_seed(SEED)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98), fused=True
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=steps, pct_start=0.1
     )
@@ -212,6 +221,23 @@ def fit(
         report(Progress(f"training ({speech})", step + 1, steps, "steps"))
     model.eval()
     report(Note(f"loss {last_loss:.4f} after {steps} steps, {time.monotonic() - began:.0f} s"))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread inside the block.
+
+    Matrices this small gain little from two, and threads that spin for one another on cores
+    that others use as well took ten times as long; sums also come out the same on any count.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -265,7 +291,7 @@ def answer_with_transformers(
     answers = []
     for question in questions:
         ids = torch.tensor([render(tokenizer, question)])
-        with torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
