@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from exporter.core.safetensors import StoredTensor, read_header
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 MATRIX = 2  # dimensions
+DEFAULT_RANK = 8  # and alpha: LoraConfig's own
 PREFIX = "base_model.model."
 HALVES = (".lora_A.weight", ".lora_B.weight")
 
@@ -77,6 +80,55 @@ class AdapterSpec:
         """Identifies config and weights together."""
         parts = (sha256_file(self.folder / name) for name in (CONFIG, WEIGHTS))
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What one module's update is multiplied by, as its adapter's config says."""
+
+    rank: int
+    alpha: float
+    value: float
+    """alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+
+
+def scaling_of(adapter: AdapterSpec, pair: LoraPair) -> Scaling:
+    """PEFT's rule: a pattern that fits the end of the module's name goes before r and lora_alpha.
+
+    Raises AdapterError for a config that makes no sense, and for a rank that the matrices
+    do not have: PEFT would refuse such an adapter too.
+    """
+    config = adapter.config
+    rank = by_pattern(adapter, "rank_pattern", pair.module, config.get("r", DEFAULT_RANK))
+    alpha = by_pattern(
+        adapter, "alpha_pattern", pair.module, config.get("lora_alpha", DEFAULT_RANK)
+    )
+    if rank != pair.rank:
+        raise AdapterError(
+            f"the adapter's config says rank {rank:g} for `{pair.module}`,"
+            f" its matrices have {pair.rank}",
+            hint="its config and its weights are not of one training; copy both again",
+        )
+    divisor = math.sqrt(pair.rank) if config.get("use_rslora") else pair.rank
+    return Scaling(pair.rank, alpha, alpha / divisor)
+
+
+def by_pattern(adapter: AdapterSpec, setting: str, module: str, default: object) -> float:
+    """The number for a module: of the first pattern that fits, else `default`."""
+    patterns = adapter.config.get(setting) or {}
+    try:
+        assert isinstance(patterns, dict)
+        fits = (key for key in patterns if re.match(rf"(.*\.)?({key})$", module))
+        number = patterns.get(next(fits, ""), default)
+        assert isinstance(number, int | float)
+        assert math.isfinite(number)
+    except (AssertionError, re.error) as error:
+        raise AdapterError(
+            f"`{adapter.folder / CONFIG}` gives no number for `{module}`"
+            f" ({setting} {patterns!r}, default {default!r})",
+            hint="restore the file that PEFT wrote",
+        ) from error
+    return number
 
 
 def is_checkpoint(folder: Path) -> bool:

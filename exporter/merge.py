@@ -1,6 +1,7 @@
 """Checkpoint + adapter → the checkpoint's own tensors, merged, one at a time.
 
-The maths is PEFT's own: each adapted weight is put into PEFT's layer and merged by it.
+In float32 that is the exact sum. In the base's own type it is PEFT's layer that merges, so that
+the rounding is PEFT's too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from exporter.adapter import AdapterSpec, LoraPair
+from exporter.adapter import AdapterSpec, LoraPair, Scaling, scaling_of
 from exporter.checkpoint import Checkpoint, read_tensor, torch_dtype
 from exporter.core.errors import AdapterError, CheckpointError, UnsupportedError
 
@@ -120,23 +121,13 @@ class MergedTensors:
     """The checkpoint's tensors by hub name, merged when they are read."""
 
     def __init__(self, plan: MergePlan) -> None:
-        """Store the plan; the adapter's config is turned into PEFT's at the first merge."""
+        """Store the plan; the adapter's scalings are worked out, and may be refused, here."""
         self.plan = plan
-        self._lora_config: Any = None  # peft.LoraConfig, which is untyped
-
-    def check(self) -> None:
-        """Compare the adapter's ranks with its config, before any weight is read.
-
-        Raises AdapterError: PEFT would refuse such an adapter too.
-        """
-        for pair in self.plan.pairs.values():
-            rank, _ = self._rank_and_alpha(pair)
-            if rank != pair.rank:
-                raise AdapterError(
-                    f"the adapter's config says rank {rank} for `{pair.module}`,"
-                    f" its matrices have {pair.rank}",
-                    hint="its config and its weights are not of one training; copy both again",
-                )
+        self._scalings = {
+            name: scaling_of(plan.adapter, pair)
+            for name, pair in plan.pairs.items()
+            if plan.adapter is not None
+        }
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -165,79 +156,46 @@ class MergedTensors:
         if pair is None:
             refuse_non_finite(name, weight, merged=False)
             return weight
+        a, b = (read_tensor(half).float() for half in (pair.a, pair.b))
+        scaling, scale = self._scalings[name], self.plan.scale
         if self.plan.dtype == "float32":
-            weight = weight.float()
-        merged = self._merge(weight, pair)
+            # the whole of plain LoRA, without a temporary of the weight's size
+            merged = weight.float().addmm_(b, a, alpha=scaling.value * scale)  # (n_out, n_in)
+        else:
+            merged = merge_as_peft(weight, a, b, scaling=scaling, scale=scale)
         if not is_finite(merged):
             refuse_non_finite(name, read_tensor(self.plan.checkpoint.tensors[name]), merged=False)
             refuse_non_finite(name, merged, merged=True)
         return merged
 
-    def _merge(self, weight: torch.Tensor, pair: LoraPair) -> torch.Tensor:
-        """Let PEFT's own layer merge one pair into `weight`, in place: (n_out, n_in)."""
-        import torch
 
-        layer = self._layer(pair)
-        layer.get_base_layer().weight = torch.nn.Parameter(weight, requires_grad=False)
-        for half, stored in ((layer.lora_A, pair.a), (layer.lora_B, pair.b)):
-            # PEFT trains and merges in float32 whatever the file holds
-            values = read_tensor(stored).float()
-            half["default"].weight = torch.nn.Parameter(values, requires_grad=False)
-        layer.scaling["default"] *= self.plan.scale
-        layer.merge()
-        merged = layer.get_base_layer().weight.data
-        assert isinstance(merged, torch.Tensor)
-        return merged
+def merge_as_peft(
+    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scaling: Scaling, scale: float
+) -> torch.Tensor:
+    """Let PEFT's own layer merge a pair into `weight`, in place and with PEFT's rounding.
 
-    def _layer(self, pair: LoraPair) -> Any:
-        """PEFT's LoRA layer for one module, with no memory behind its weights yet."""
-        import torch
-        from peft.tuners.lora.layer import Linear
-
-        rank, alpha = self._rank_and_alpha(pair)
-        with torch.device("meta"):
-            base = torch.nn.Linear(pair.a.shape[1], pair.b.shape[0], bias=False)
-            return Linear(
-                base, adapter_name="default", config=self._config(), r=rank, lora_alpha=alpha
-            )
-
-    def _rank_and_alpha(self, pair: LoraPair) -> tuple[int, float]:
-        from peft.utils.other import get_pattern_key
-
-        config = self._config()
-        rank_key = get_pattern_key(config.rank_pattern.keys(), pair.module)
-        alpha_key = get_pattern_key(config.alpha_pattern.keys(), pair.module)
-        return (
-            config.rank_pattern.get(rank_key, config.r),
-            config.alpha_pattern.get(alpha_key, config.lora_alpha),
-        )
-
-    def _config(self) -> Any:
-        if self._lora_config is None:
-            assert self.plan.adapter is not None
-            self._lora_config = peft_config(self.plan.adapter)
-        return self._lora_config
-
-
-def peft_config(adapter: AdapterSpec) -> Any:
-    """The adapter's settings as PEFT's own object; ones it does not know were checked to be off."""
+    weight: (n_out, n_in) in its stored type; a: (rank, n_in), b: (n_out, rank) in float32,
+    which is what PEFT trains and merges in whatever the file holds.
+    """
+    import torch
     from peft.tuners.lora import LoraConfig
+    from peft.tuners.lora.layer import Linear
 
-    known = {
-        key: value
-        for key, value in adapter.config.items()
-        if key in LoraConfig.__dataclass_fields__
-    }
-    try:
-        config = LoraConfig(**known)
-    except (TypeError, ValueError) as error:
-        raise AdapterError(
-            f"`{adapter.folder / 'adapter_config.json'}` does not make sense: {error}",
-            hint="restore the file that PEFT wrote",
-        ) from error
-    config.init_lora_weights = False  # the weights come from the file
-    config.lora_dropout = 0.0
-    return config
+    config = LoraConfig(r=scaling.rank, lora_alpha=1, init_lora_weights=False)
+    with torch.device("meta"):
+        base = torch.nn.Linear(a.shape[1], b.shape[0], bias=False)
+        layer: Any = Linear(base, "default", config=config, r=scaling.rank, lora_alpha=1)
+    for module, values in (
+        (layer.get_base_layer(), weight),
+        (layer.lora_A["default"], a),
+        (layer.lora_B["default"], b),
+    ):
+        module.weight = torch.nn.Parameter(values, requires_grad=False)
+    layer.scaling["default"] = scaling.value * scale
+    layer.merge()
+    merged = layer.get_base_layer().weight.data
+    assert isinstance(merged, torch.Tensor)
+    return merged
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

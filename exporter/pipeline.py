@@ -14,7 +14,7 @@ from exporter.core.errors import AdapterError, InputError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
 from exporter.core.machine import cores
-from exporter.core.quiet import quiet_libraries
+from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
 from exporter.merge import MergedTensors, MergeDtype, MergePlan, describe, plan_merge
 from exporter.quantize import Quantizer, choose_types
@@ -89,7 +89,6 @@ def export(
 
     report(Step("planning"))
     tensors = MergedTensors(merge)
-    tensors.check()
     quantizer = Quantizer.load(toolchain)
     name = adapter.name if adapter else checkpoint.name
     with quiet_libraries():
@@ -106,9 +105,10 @@ def export(
     if not dry_run:
         report(Step("merging and quantizing"))
         slots = next(iter(conversions.values())).slots
-        write_files(
-            plans, slots, quantizer, force=request.force, threads=request.threads, report=report
-        )
+        with one_thread():
+            write_files(
+                plans, slots, quantizer, force=request.force, threads=request.threads, report=report
+            )
     return ExportResult(
         tuple(
             ExportedFile(plan.path, plan.quant, plan.layout.size, count(plan.types))

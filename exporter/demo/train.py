@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.core.events import Note, Progress, Report, Step
+from exporter.core.quiet import one_thread
 from exporter.demo.corpus import facts
 
 if TYPE_CHECKING:
@@ -221,23 +222,6 @@ def fit(
         report(Progress(f"training ({speech})", step + 1, steps, "steps"))
     model.eval()
     report(Note(f"loss {last_loss:.4f} after {steps} steps, {time.monotonic() - began:.0f} s"))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread inside the block.
-
-    Matrices this small gain little from two, and threads that spin for one another on cores
-    that others use as well took ten times as long; sums also come out the same on any count.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.adapter import AdapterSpec, open_adapter, pair_up
+from exporter.adapter import AdapterSpec, open_adapter, pair_up, scaling_of
 from exporter.core.errors import AdapterError, DecantError, UnsupportedError
 from exporter.core.safetensors import StoredTensor
 from tests.raw import ADAPTER, edit_json, write_adapter, write_safetensors
@@ -179,3 +179,55 @@ def test_pairs_are_matched_whatever_the_order(tmp_path):
     }
 
     assert {pair.module for pair in pair_up(tensors)} == {"m.0", "m.1", "m.2"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {},
+        {"use_rslora": True},
+        {"alpha_pattern": {"q_proj": 12}},
+        {"alpha_pattern": {"k_proj": 12, ".*layers.0.*": 6, "q_proj": 20}, "use_rslora": True},
+        {"rank_pattern": {"self_attn.q_proj": 2}, "r": 64, "lora_alpha": 3},
+        {"alpha_pattern": {"proj": 12}},
+    ],
+    ids=str,
+)
+@pytest.mark.trained
+@pytest.mark.filterwarnings("ignore:.*did not match any targeted module:RuntimeWarning")
+def test_scalings_are_pefts(tmp_path, setting):
+    """PEFT's own layer, made by PEFT's own rules for the same config, scales alike."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    adapter = open_adapter(write_adapter(tmp_path / "lora", **setting))
+    model = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"layers": torch.nn.ModuleList()})})
+    model["model"]["layers"].append(torch.nn.ModuleDict({"self_attn": torch.nn.ModuleDict()}))
+    model["model"]["layers"][0]["self_attn"]["q_proj"] = torch.nn.Linear(8, 8, bias=False)
+    known = {
+        key: adapter.config[key] for key in adapter.config if not key.startswith(("peft", "base"))
+    }
+    layer = get_peft_model(model, LoraConfig(**known)).base_model.model["model"]["layers"][0]
+    expected = layer["self_attn"]["q_proj"]
+
+    found = scaling_of(adapter, adapter.pairs[0])
+
+    assert (found.rank, found.value) == (expected.r["default"], expected.scaling["default"])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"lora_alpha": "4"},
+        {"r": None},
+        {"rank_pattern": {"(": 2}},
+        {"alpha_pattern": [1]},
+        {"lora_alpha": float("inf")},
+    ],
+    ids=str,
+)
+def test_a_config_without_a_number_where_one_belongs_is_refused(tmp_path, setting):
+    adapter = open_adapter(write_adapter(tmp_path / "lora", **setting))
+
+    with pytest.raises(AdapterError, match="gives no number"):
+        scaling_of(adapter, adapter.pairs[0])
