@@ -5,18 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.core.errors import DownloadError
 from exporter.core.events import Note, Progress, Report, Warn
 from exporter.download.endpoints import Endpoint, Health, is_slow
 from exporter.download.limits import Limits
-from exporter.download.part import Part
-from exporter.download.plan import PlannedFile
+from exporter.download.place import Place
 from exporter.download.source import BusyError, CutError, NoRangesError, RefusedError
 from exporter.download.transfer import Claim, Transfer, open_part
 
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
 LOOK_AGAIN_S = 0.2  # while another process downloads the same file
 PORTAL = (b"<!doctype html", b"<html")
-
-Publish = Callable[[PlannedFile, Part], None]
 
 
 class SlowError(Exception):
@@ -59,12 +55,11 @@ class Crew:
         self,
         transfers: Sequence[Transfer],
         healths: dict[Endpoint, Health],
-        folder: Path,
-        publish: Publish,
+        place: Place,
         limits: Limits,
         report: Report,
     ) -> None:
-        """Parts lie in `folder`; `publish` is called with each verified one."""
+        """Each verified part is published to `place`."""
         self.pending = deque(transfers)
         self.held: list[Transfer] = []
         self.open: list[Transfer] = []
@@ -74,7 +69,7 @@ class Crew:
         """Bytes of files that are published."""
         self.received = 0
         self.served: Counter[str] = Counter()
-        self.healths, self.folder, self.publish = healths, folder, publish
+        self.healths, self.place = healths, place
         self.limits, self.report, self.clock = limits, report, time.monotonic
         self.changed = threading.Condition()
         self.meters: list[Meter] = []
@@ -179,13 +174,17 @@ class Crew:
 
     def open_one(self, transfer: Transfer) -> None:
         """Open a file's part, or come back when the process that has it is done."""
-        part = open_part(transfer.file, self.folder, self.limits)
+        part = open_part(transfer.file, self.place.own, self.limits)
         if part is None:
             if not transfer.retry_at:
                 self.report(Note(f"another process downloads `{transfer.file.path}`: waiting"))
             with self.changed:
                 transfer.retry_at = self.clock() + LOOK_AGAIN_S
                 self.held.append(transfer)
+            return
+        if transfer.retry_at and self.place.has(transfer.file, self.limits):
+            part.discard()
+            self.finish(transfer)
             return
         with self.changed:
             transfer.adopt(part)
@@ -336,18 +335,23 @@ class Crew:
         with transfer.hash_lock:
             is_right = part.is_right()
             if is_right:
-                self.publish(transfer.file, part)
+                part.publish(self.place.content(transfer.file))
                 part.close()
-        if not is_right:
+        if is_right:
+            self.finish(transfer)
+        else:
             self.distrust(transfer)
+
+    def finish(self, transfer: Transfer) -> None:
+        """A file is in its place."""
+        size = transfer.file.size
         with self.changed:
-            if is_right:
+            if transfer in self.open:
                 self.open.remove(transfer)
-                self.done += transfer.file.size
-                self.left -= 1
+            self.done += size
+            self.left -= 1
             self.changed.notify_all()
-        if is_right and transfer.file.size > self.limits.small:
-            size = transfer.file.size
+        if size > self.limits.small:
             self.report(Progress(transfer.file.path, size, size, "bytes"))
 
     def distrust(self, transfer: Transfer) -> None:

@@ -87,6 +87,10 @@ class Part:
     def publish(self, target: Path) -> None:
         raise NotImplementedError
 
+    def discard(self) -> None:
+        """Close, and leave nothing behind."""
+        self.close()
+
     def close(self) -> None:
         raise NotImplementedError
 
@@ -218,6 +222,11 @@ class DiskPart(Part):
             sync_folder(target.parent)
         except OSError as error:
             raise disk_error(error, target, self.nbytes) from error
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.journal_path.unlink(missing_ok=True)
+        self.close()
 
     def close(self) -> None:
         """Let go of the lock. The journal's map goes with the last thread that writes to it."""

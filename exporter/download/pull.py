@@ -14,7 +14,6 @@ from exporter.download.crew import Crew
 from exporter.download.endpoints import Endpoint, healths
 from exporter.download.limits import Limits
 from exporter.download.lock import NAME, check_sha256, read_plan, with_sha256, write_plan
-from exporter.download.part import Part
 from exporter.download.place import Place, check_place, check_space, link_snapshot, prepare
 from exporter.download.plan import Choice, Plan, PlannedFile, choose, make_plan
 from exporter.download.refs import COMMIT, Ref
@@ -188,13 +187,8 @@ def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], repor
             for transfer in transfers:
                 if listed.get(transfer.file.path) != (transfer.file.size, transfer.file.etag):
                     transfer.banned[endpoint] = "does not have it with the planned sha256"
-    place = request.place
-
-    def publish(file: PlannedFile, part: Part) -> None:
-        part.publish(place.content(file))
-
     health = healths(request.endpoints, request.limits)
-    return Crew(transfers, health, place.own, publish, request.limits, report)
+    return Crew(transfers, health, request.place, request.limits, report)
 
 
 def fetch(crew: Crew, plan: Plan, missing: Sequence[PlannedFile], report: Report) -> None:

@@ -57,7 +57,9 @@ class Faults:
     flip: bool = False
     """One byte in the middle of each file is wrong."""
     no_ranges: bool = False
-    html: bool = False
+    html_files: bool = False
+    """A login page, with status 200, in place of every file."""
+    html_api: bool = False
     no_commit: bool = False
     """Only `main` is cached here, not the commit."""
     to_hub: bool = False
@@ -226,7 +228,7 @@ class FakeHandler(BaseHTTPRequestHandler):
             self.answer(faults.api_status.pop(0), b"", Retry_After=0)
         elif faults.gated:
             self.answer(403, b"", X_Error_Code="GatedRepo")
-        elif faults.html:
+        elif faults.html_api:
             self.answer(200, b"<html>log in</html>", Content_Type="text/html")
         elif not path.startswith(f"/api/models/{REPO}"):
             self.answer(404, b"", X_Error_Code="RepoNotFound")
@@ -246,7 +248,7 @@ class FakeHandler(BaseHTTPRequestHandler):
         if faults.busy > 0:
             faults.busy -= 1
             self.answer(429, b"", Retry_After=1)
-        elif faults.html:
+        elif faults.html_files:
             self.answer(200, b"<html>log in</html>", Content_Type="text/html")
         elif name not in hub.files:
             self.answer(404, b"", X_Error_Code="EntryNotFound")
