@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from exporter.core.errors import InputError, VerifyError
-from exporter.core.files import read_json_object, sha256_file, write_json
+from exporter.core.files import read_json_object, sha256_file
+from exporter.download.part import put
 from exporter.download.place import Place
 from exporter.download.plan import GIT, SHA256, Plan, PlannedFile, refuse_unsafe
 from exporter.download.refs import COMMIT, REPO_TYPES, Ref, repo_name, unsafe
@@ -17,8 +19,9 @@ FORMAT = 1
 NAME = "decant.lock.json"
 
 
-def write_plan(plan: Plan, path: Path) -> None:
-    write_json(path, as_json(plan))
+def write_plan(plan: Plan, path: Path, place: Place) -> None:
+    text = json.dumps(as_json(plan), indent=2, ensure_ascii=False)
+    put(path, text.encode() + b"\n", place.own)
 
 
 def as_json(plan: Plan) -> dict[str, object]:

@@ -13,6 +13,7 @@ import fcntl
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,16 +113,7 @@ class SmallPart(Part):
         self.data[offset : offset + len(data)] = data
 
     def publish(self, target: Path) -> None:
-        path = self.folder / f"{self.file.etag}.{os.getpid()}.small"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        try:
-            with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
-                file.write(self.data)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise disk_error(error, target, 0) from error
+        put(target, self.data, self.folder)
 
     def close(self) -> None:
         pass
@@ -231,6 +223,20 @@ class DiskPart(Part):
     def close(self) -> None:
         """Let go of the lock. The journal's map goes with the last thread that writes to it."""
         os.close(self.descriptor)
+
+
+def put(target: Path, content: bytes | bytearray, folder: Path) -> None:
+    """Write a small file by way of `folder`; of several writers the last one wins."""
+    path = folder / f"{target.name[:100]}.{os.getpid()}.{threading.get_ident()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+            file.write(content)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise disk_error(error, target, 0) from error
 
 
 def part_paths(folder: Path, file: PlannedFile) -> tuple[Path, Path]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.core.errors import OutputError, SpaceError
-from exporter.core.files import atomic_write, free_bytes, make_folder
+from exporter.core.files import free_bytes, make_folder
 from exporter.core.folders import size_text
 from exporter.download.limits import Limits
-from exporter.download.part import kept_bytes
+from exporter.download.part import kept_bytes, put
 from exporter.download.plan import Plan, PlannedFile
 from exporter.download.refs import COMMIT
 
@@ -129,5 +129,4 @@ def link_snapshot(place: Place, plan: Plan) -> None:
     if not COMMIT.fullmatch(revision):
         ref = place.root / "refs" / revision
         if not ref.is_file() or ref.read_text() != plan.commit:
-            with atomic_write(ref, force=True) as out:
-                out.write(plan.commit.encode())
+            put(ref, plan.commit.encode(), place.own)

@@ -114,7 +114,7 @@ def remember(plan: Plan, place: Place) -> None:
     """Keep what the commit holds, so that completeness can be told without a network."""
     path = place.own / f"{plan.commit}.json"
     if not path.exists():
-        write_plan(plan, path)
+        write_plan(plan, path, place)
 
 
 def offline_plan(request: PullRequest, place: Place) -> Plan:
@@ -213,4 +213,4 @@ def finish(request: PullRequest, place: Place, plan: Plan) -> None:
     if place.is_cache:
         link_snapshot(place, plan)
     elif not request.offline:
-        write_plan(with_sha256(plan, place), place.root / NAME)
+        write_plan(with_sha256(plan, place), place.root / NAME, place)

@@ -114,8 +114,8 @@ class Source:
             try:
                 is_matched = self.matches(response, is_matched=is_matched)
                 target = self.next_hop(response, url, home)
-                if target is None and not is_matched and response.is_success:
-                    raise RefusedError("does not say which version of the file it has")
+                if target is None and not is_matched:
+                    refuse_nameless(response)
             except RefusedError:
                 response.close()
                 raise
@@ -214,6 +214,11 @@ class Source:
             raise RefusedError(f"has it with {length} bytes instead of {size}")
         elif start or end < size:
             raise NoRangesError
+
+
+def refuse_nameless(response: httpx2.Response) -> None:
+    if response.is_success:
+        raise RefusedError("does not say which version of the file it has")
 
 
 def check_status(response: httpx2.Response) -> None:
