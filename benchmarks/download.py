@@ -24,6 +24,7 @@ sys.path.insert(0, str(CHECKOUT))
 os.environ["HF_HUB_OFFLINE"] = "0"
 
 from tests.download.rows import ROWS, Stage  # noqa: E402
+from tests.fakes.hub import REPO, FakeFile, FakeHub, Faults, random_bytes  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "download.json"
 
@@ -52,6 +53,106 @@ def faults(only: str) -> dict[str, dict[str, object]]:
     return results
 
 
+def measure(argv: list[str], env: dict[str, str]) -> tuple[float, int]:
+    """Seconds and peak memory of a process that must succeed."""
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            argv, cwd=CHECKOUT, env={**os.environ, **env}, stdout=log, stderr=log
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{' '.join(argv)} failed:\n{log.read().decode()[-3000:]}")
+    rss = usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
+    return time.monotonic() - began, rss
+
+
+def commands(hub: FakeHub, folder: Path, aria2c: str | None) -> dict[str, list[str]]:
+    """The same download by each program."""
+    here = Path(sys.executable).parent
+    listing = folder / "urls.txt"
+    lines = [
+        f"{hub.url}/{REPO}/resolve/main/{name}\n  out={name}\n"
+        f"  checksum=sha-256={file.etag}\n"
+        for name, file in hub.files.items()
+    ]
+    listing.write_text("".join(line.partition("  checksum")[0] for line in lines))
+    programs = {
+        "decant": [sys.executable, "-m", "exporter", "pull", REPO, "--endpoint", hub.url],
+        "hf": [str(here / "hf"), "download", REPO],
+    }
+    if aria2c:
+        programs["aria2c"] = [
+            aria2c, "-x", "4", "-s", "4", "-j", "3", "-k", "1M", "--file-allocation=none",
+            "--console-log-level=error", "--summary-interval=0", "-d", str(folder / "cache"),
+            "-i", str(listing),
+        ]  # fmt: skip
+    return programs
+
+
+def race(
+    files: dict[str, FakeFile | bytes], runs: int, aria2c: str | None, **faults: object
+) -> dict[str, dict[str, float]]:
+    """Best time and highest peak memory of each program, taking turns."""
+    times: dict[str, list[float]] = {}
+    peaks: dict[str, list[int]] = {}
+    with FakeHub(files) as hub, tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        hub.faults = Faults(**faults)
+        env = {"HF_HOME": str(folder / "cache"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        for _ in range(runs):
+            for program, argv in commands(hub, folder, aria2c).items():
+                shutil.rmtree(folder / "cache", ignore_errors=True)
+                seconds, rss = measure(argv, env)
+                times.setdefault(program, []).append(seconds)
+                peaks.setdefault(program, []).append(rss)
+    return {
+        program: {"seconds": round(min(times[program]), 2), "peak_rss": max(peaks[program])}
+        for program in times
+    }
+
+
+def speed(aria2c: str | None) -> dict[str, object]:
+    part = (1 << 30) // 3
+    large = {f"model-{i}.safetensors": random_bytes(part, i) for i in range(3)}
+    free = race(large, 3, aria2c)
+    print_race("1 GiB in 3 files, no faults", free)
+    small = {
+        f"part{i:03}.json": FakeFile(random_bytes(2000 + i, i), is_lfs=False) for i in range(200)
+    }
+    many = race(small, 3, None)
+    print_race("200 small files", many)
+    return {"large": free, "small": many, "held": held()}
+
+
+def held() -> dict[str, float]:
+    """A server that gives 1 MiB/s a connection, 16 connections in all."""
+    size = 512 << 20
+    with FakeHub({"model.safetensors": random_bytes(size)}) as hub:
+        hub.faults = Faults(rate=1 << 20, slots=16)
+        with tempfile.TemporaryDirectory() as folder:
+            argv = [
+                sys.executable, "-m", "exporter", "pull", REPO, "--endpoint", hub.url,
+                "--connections", "16",
+            ]  # fmt: skip
+            seconds, _ = measure(argv, {"HF_HOME": folder})
+    given = size / seconds / (16 << 20)
+    print(f"16 x 1 MiB/s: {given:.3f} of what it gives (at least 0.95), {seconds:.1f} s")
+    return {"seconds": round(seconds, 2), "of_what_it_gives": round(given, 3)}
+
+
+def print_race(title: str, result: dict[str, dict[str, float]]) -> None:
+    ours = result["decant"]
+    for program, cost in result.items():
+        print(
+            f"{title}: {program:8} {cost['seconds']:6.2f} s, {cost['peak_rss'] / 1e6:4.0f} MB;"
+            f" decant takes {ours['seconds'] / cost['seconds']:.2f} x",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--faults", action="store_true", help="only the fault table")
@@ -63,6 +164,8 @@ def main() -> None:
     results: dict[str, object] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     if not options.speed:
         results["faults"] = faults(options.only)
+    if not options.faults:
+        results["speed"] = speed(options.aria2c)
     if options.write:
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 

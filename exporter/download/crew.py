@@ -16,7 +16,7 @@ from exporter.download.endpoints import Endpoint, Health, is_slow
 from exporter.download.limits import Limits
 from exporter.download.place import Place
 from exporter.download.source import BusyError, CutError, NoRangesError, RefusedError
-from exporter.download.transfer import Claim, Transfer, open_part
+from exporter.download.transfer import Claim, Transfer, Writer, open_part
 
 if TYPE_CHECKING:
     import httpx2
@@ -275,29 +275,30 @@ class Crew:
         position: int,
     ) -> None:
         """Write the body, which starts at byte `position` of the file, as it comes."""
-        part, meter = transfer.part, Meter(self.clock())
-        assert part is not None, "claims are made on open parts"
+        assert transfer.part is not None, "claims are made on open parts"
+        meter = Meter(self.clock())
+        writer = Writer(transfer.part, claim, self.clock)
         with self.changed:
             self.meters.append(meter)
             transfer.contributors.add(health.endpoint)
         try:
             for chunk in response.iter_raw():
-                if self.is_stopped or claim.at >= claim.end:
+                left = claim.end - claim.at - writer.nbytes
+                if self.is_stopped or left <= 0:
                     return
                 if position == 0:
                     sniff(chunk, transfer.file.path)
-                skip = claim.at - position
-                data = chunk if not skip else chunk[skip:] if skip < len(chunk) else b""
+                skip = claim.at + writer.nbytes - position
                 position += len(chunk)
-                if data:
-                    part.write(claim.at, data[: claim.end - claim.at])
-                    claim.at = min(position, claim.end)
+                if skip < len(chunk):
+                    writer.add(chunk[skip : skip + left] if skip or left < len(chunk) else chunk)
                 self.watch(meter, len(chunk), transfer, health)
-            if claim.at < claim.end:
-                raise CutError("broke off")
         finally:
+            writer.flush()
             with self.changed:
                 self.meters.remove(meter)
+        if claim.at < claim.end:
+            raise CutError("broke off")
 
     def watch(self, meter: Meter, nbytes: int, transfer: Transfer, health: Health) -> None:
         """Raise SlowError when another connection would do better."""

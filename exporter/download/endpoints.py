@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -68,16 +69,20 @@ def parse_endpoint(text: str) -> Endpoint:
         return Endpoint(url.rstrip("/"), "modelscope", repo or None)
     url = text if "://" in text else f"https://{text}"
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+    if parts.scheme not in ("http", "https") or parts.username or not is_host(parts.hostname):
         raise InputError(
             f"the endpoint {text!r} is not an address", hint="such as https://hf-mirror.com"
         )
-    if parts.hostname.endswith("modelscope.cn"):
+    if (parts.hostname or "").endswith("modelscope.cn"):
         raise InputError(
             f"{parts.hostname} does not speak the hub's language",
             hint="as a source of bytes: --endpoint modelscope:",
         )
     return Endpoint(url.rstrip("/"))
+
+
+def is_host(name: str | None) -> bool:
+    return bool(name and re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+", name))
 
 
 class Health:

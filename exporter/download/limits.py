@@ -26,7 +26,7 @@ class Limits:
     retry_after_max_s: float = 300.0
     tries: int = 8
     """Failures in a row without one new byte after which an endpoint is dead."""
-    cell: int = 1 << 20
+    cell: int = 1 << 18
     """Bytes of a file that one journal entry stands for."""
     claim_max: int = 32 << 20
     """Longest range of one request."""

@@ -14,7 +14,7 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from typing_extensions import Self
@@ -40,16 +40,16 @@ class Part:
         self.hasher = file.hasher()
         self.hashed = 0
 
-    def read(self, offset: int, count: int) -> bytes:
+    def read_into(self, buffer: memoryview, offset: int) -> int:
         raise NotImplementedError
 
-    def store(self, offset: int, data: bytes) -> None:
+    def store(self, offset: int, chunks: Sequence[bytes], nbytes: int) -> None:
         raise NotImplementedError
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Store `data`, then count it; one writer at a time in a cell, without gaps."""
-        self.store(offset, data)
-        end = offset + len(data)
+    def write(self, offset: int, chunks: Sequence[bytes], nbytes: int) -> None:
+        """Store the chunks, then count them; one writer at a time in a cell, without gaps."""
+        self.store(offset, chunks, nbytes)
+        end = offset + nbytes
         for cell in range(offset // self.cell, -(-end // self.cell)):
             self.done[cell] = min(end - cell * self.cell, self.cell)
 
@@ -65,14 +65,15 @@ class Part:
 
     def hash_prefix(self) -> None:
         """Hash on, as far as the file is there without a gap."""
+        buffer = memoryview(bytearray(min(READ, self.file.size)))
         while self.hashed < self.file.size:
             cell, inside = divmod(self.hashed, self.cell)
             count = min(self.done[cell] - inside, READ)
             if count <= 0:
                 return
-            data = self.read(self.hashed, count)
-            self.hasher.update(data)
-            self.hashed += len(data)
+            count = self.read_into(buffer[:count], self.hashed)
+            self.hasher.update(buffer[:count])
+            self.hashed += count
 
     def is_right(self) -> bool:
         """Whether the whole file has the hash that it was promised to have."""
@@ -106,11 +107,12 @@ class SmallPart(Part):
         self.data = bytearray(file.size)
         self.folder = folder
 
-    def read(self, offset: int, count: int) -> bytes:
-        return bytes(self.data[offset : offset + count])
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        buffer[:] = self.data[offset : offset + len(buffer)]
+        return len(buffer)
 
-    def store(self, offset: int, data: bytes) -> None:
-        self.data[offset : offset + len(data)] = data
+    def store(self, offset: int, chunks: Sequence[bytes], nbytes: int) -> None:
+        self.data[offset : offset + nbytes] = b"".join(chunks)
 
     def publish(self, target: Path) -> None:
         put(target, self.data, self.folder)
@@ -180,17 +182,19 @@ class DiskPart(Part):
             for index, (count,) in enumerate(struct.iter_unpack("<I", cells))
         )
 
-    def read(self, offset: int, count: int) -> bytes:
-        return os.pread(self.descriptor, count, offset)
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        return os.preadv(self.descriptor, [buffer], offset)
 
-    def store(self, offset: int, data: bytes) -> None:
+    def store(self, offset: int, chunks: Sequence[bytes], nbytes: int) -> None:
         try:
-            written = os.pwrite(self.descriptor, data, offset)
-            while written < len(data):
-                written += os.pwrite(self.descriptor, data[written:], offset + written)
+            written = os.pwritev(self.descriptor, chunks, offset)
+            if written < nbytes:  # a disk that is nearly full
+                rest = memoryview(b"".join(chunks))
+                while written < nbytes:
+                    written += os.pwrite(self.descriptor, rest[written:], offset + written)
         except OSError as error:
             raise disk_error(error, self.path, self.nbytes) from error
-        self.unsynced += len(data)
+        self.unsynced += nbytes
         if self.unsynced >= self.limits.sync_every:
             self.unsynced = 0
             self.sync()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from exporter.download.part import DiskPart, Part, SmallPart
 from exporter.download.plan import PlannedFile
 from exporter.download.source import Source
 
+GATHER = 256 << 10  # bytes; as much a connection may lose to kill -9
+GATHER_S = 0.02
 CELLS_MAX = 4096  # journal entries of one file; larger files have larger cells
 
 
@@ -25,6 +28,32 @@ class Claim:
     end: int
     at: int
     """Bytes before it are there."""
+
+
+@dataclass(slots=True)
+class Writer:
+    """Gathers what comes fast, so that the disk is not asked for every few bytes."""
+
+    part: Part
+    claim: Claim
+    clock: Callable[[], float]
+    chunks: list[bytes] = field(default_factory=list)
+    nbytes: int = 0
+    flushed_at: float = 0.0
+
+    def add(self, data: bytes) -> None:
+        self.chunks.append(data)
+        self.nbytes += len(data)
+        if self.nbytes >= GATHER or self.clock() - self.flushed_at > GATHER_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered; from now on it counts as there."""
+        if self.nbytes:
+            self.part.write(self.claim.at, self.chunks, self.nbytes)
+            self.claim.at += self.nbytes
+            self.chunks, self.nbytes = [], 0
+        self.flushed_at = self.clock()
 
 
 @dataclass(slots=True)

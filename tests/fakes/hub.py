@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -23,7 +24,9 @@ PIECE = 16 << 10  # bytes per send
 
 
 def random_bytes(size: int, seed: int = 0) -> bytes:
-    return random.Random(seed).randbytes(size)
+    source = random.Random(seed)
+    pieces = [source.randbytes(min(1 << 24, size - at)) for at in range(0, size, 1 << 24)]
+    return b"".join(pieces)
 
 
 @dataclass
@@ -105,6 +108,8 @@ class FakeHub:
         self.signed: dict[str, int] = {}
         self.is_closing = threading.Event()
         self.lock = threading.Lock()
+        self.changed = threading.Condition()
+        self.busy = 0
         hub = self
 
         class Handler(FakeHandler):
@@ -126,6 +131,19 @@ class FakeHub:
         self.is_closing.set()
         self.server.shutdown()
         self.server.server_close()
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Wait for one of the connections that are served at a time."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.faults.slots or self.busy < self.faults.slots)
+            self.busy += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.busy -= 1
+                self.changed.notify()
 
     def gets(self, name: str = "") -> list[Request]:
         """Requests for file `name`, or for any file."""
@@ -301,7 +319,8 @@ class FakeHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(end - start))
         self.end_headers()
         if self.command == "GET":
-            self.send_body(file, start, end)
+            with hub.slot():
+                self.send_body(file, start, end)
         return None
 
     def send_body(self, file: FakeFile, start: int, end: int) -> None:
