@@ -15,7 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +29,7 @@ os.environ["HF_HUB_OFFLINE"] = "0"
 from tests.download.rows import ROWS, Stage  # noqa: E402
 from tests.fakes.hub import REPO, FakeFile, FakeHub, Faults, random_bytes  # noqa: E402
 
+HELD = 512 << 20  # bytes
 RESULTS = CHECKOUT / "benchmarks" / "download.json"
 
 
@@ -69,21 +73,50 @@ def measure(argv: list[str], env: dict[str, str]) -> tuple[float, int]:
     return time.monotonic() - began, rss
 
 
-def commands(hub: FakeHub, folder: Path, aria2c: str | None) -> dict[str, list[str]]:
+@contextmanager
+def served(kind: str, **faults: object) -> Iterator[str]:
+    """A hub in a process of its own, so that nobody inherits its memory; gives its address."""
+    argv = [sys.executable, __file__, "--serve", kind, "--faults-of-hub", json.dumps(faults)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def serve(kind: str, faults: dict[str, object]) -> None:
+    """Be that hub, until terminated."""
+    files: dict[str, FakeFile | bytes] = {}
+    match kind:
+        case "large":
+            files = {f"model-{i}.safetensors": random_bytes((1 << 30) // 3, i) for i in range(3)}
+        case "small":
+            files = {
+                f"part{i:03}.json": FakeFile(random_bytes(2000 + i, i), is_lfs=False)
+                for i in range(200)
+            }
+        case _:
+            files = {"model.safetensors": random_bytes(HELD)}
+    with FakeHub(files) as hub:
+        hub.faults = Faults(**faults)
+        print(hub.url, flush=True)
+        threading.Event().wait()
+
+
+def commands(url: str, folder: Path, aria2c: str | None) -> dict[str, list[str]]:
     """The same download by each program."""
     here = Path(sys.executable).parent
-    listing = folder / "urls.txt"
-    lines = [
-        f"{hub.url}/{REPO}/resolve/main/{name}\n  out={name}\n"
-        f"  checksum=sha-256={file.etag}\n"
-        for name, file in hub.files.items()
-    ]
-    listing.write_text("".join(line.partition("  checksum")[0] for line in lines))
     programs = {
-        "decant": [sys.executable, "-m", "exporter", "pull", REPO, "--endpoint", hub.url],
+        "decant": [sys.executable, "-m", "exporter", "pull", REPO, "--endpoint", url],
         "hf": [str(here / "hf"), "download", REPO],
     }
     if aria2c:
+        names = [f"model-{i}.safetensors" for i in range(3)]
+        listing = folder / "urls.txt"
+        listing.write_text(
+            "".join(f"{url}/{REPO}/resolve/main/{name}\n  out={name}\n" for name in names)
+        )
         programs["aria2c"] = [
             aria2c, "-x", "4", "-s", "4", "-j", "3", "-k", "1M", "--file-allocation=none",
             "--console-log-level=error", "--summary-interval=0", "-d", str(folder / "cache"),
@@ -92,18 +125,15 @@ def commands(hub: FakeHub, folder: Path, aria2c: str | None) -> dict[str, list[s
     return programs
 
 
-def race(
-    files: dict[str, FakeFile | bytes], runs: int, aria2c: str | None, **faults: object
-) -> dict[str, dict[str, float]]:
+def race(kind: str, runs: int, aria2c: str | None) -> dict[str, dict[str, float]]:
     """Best time and highest peak memory of each program, taking turns."""
     times: dict[str, list[float]] = {}
     peaks: dict[str, list[int]] = {}
-    with FakeHub(files) as hub, tempfile.TemporaryDirectory() as name:
+    with served(kind) as url, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        hub.faults = Faults(**faults)
-        env = {"HF_HOME": str(folder / "cache"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        env = {"HF_HOME": str(folder / "cache"), "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
         for _ in range(runs):
-            for program, argv in commands(hub, folder, aria2c).items():
+            for program, argv in commands(url, folder, aria2c).items():
                 shutil.rmtree(folder / "cache", ignore_errors=True)
                 seconds, rss = measure(argv, env)
                 times.setdefault(program, []).append(seconds)
@@ -115,30 +145,22 @@ def race(
 
 
 def speed(aria2c: str | None) -> dict[str, object]:
-    part = (1 << 30) // 3
-    large = {f"model-{i}.safetensors": random_bytes(part, i) for i in range(3)}
-    free = race(large, 3, aria2c)
-    print_race("1 GiB in 3 files, no faults", free)
-    small = {
-        f"part{i:03}.json": FakeFile(random_bytes(2000 + i, i), is_lfs=False) for i in range(200)
-    }
-    many = race(small, 3, None)
-    print_race("200 small files", many)
-    return {"large": free, "small": many, "held": held()}
+    large = race("large", 3, aria2c)
+    print_race("1 GiB in 3 files, no faults", large)
+    small = race("small", 3, None)
+    print_race("200 small files", small)
+    return {"large": large, "small": small, "held": held()}
 
 
 def held() -> dict[str, float]:
     """A server that gives 1 MiB/s a connection, 16 connections in all."""
-    size = 512 << 20
-    with FakeHub({"model.safetensors": random_bytes(size)}) as hub:
-        hub.faults = Faults(rate=1 << 20, slots=16)
-        with tempfile.TemporaryDirectory() as folder:
-            argv = [
-                sys.executable, "-m", "exporter", "pull", REPO, "--endpoint", hub.url,
-                "--connections", "16",
-            ]  # fmt: skip
-            seconds, _ = measure(argv, {"HF_HOME": folder})
-    given = size / seconds / (16 << 20)
+    with served("held", rate=1 << 20, slots=16) as url, tempfile.TemporaryDirectory() as folder:
+        argv = [
+            sys.executable, "-m", "exporter", "pull", REPO, "--endpoint", url,
+            "--connections", "16",
+        ]  # fmt: skip
+        seconds, _ = measure(argv, {"HF_HOME": folder})
+    given = HELD / seconds / (16 << 20)
     print(f"16 x 1 MiB/s: {given:.3f} of what it gives (at least 0.95), {seconds:.1f} s")
     return {"seconds": round(seconds, 2), "of_what_it_gives": round(given, 3)}
 
@@ -160,7 +182,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only rows with this in their name")
     parser.add_argument("--aria2c", default=shutil.which("aria2c"))
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--faults-of-hub", default="{}", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.serve:
+        serve(options.serve, json.loads(options.faults_of_hub))
     results: dict[str, object] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     if not options.speed:
         results["faults"] = faults(options.only)
