@@ -140,6 +140,8 @@ class Bars:
         self.bars.update(
             self.tasks[event.task], completed=event.done, total=event.total, text=self.text(event)
         )
+        if event.done == event.total and len(self.tasks) > 1:  # its line makes room for others
+            self.bars.remove_task(self.tasks.pop(event.task))
 
     def text(self, event: Progress) -> str:
         done, total = amount(event.done, event), amount(event.total or 0, event)
