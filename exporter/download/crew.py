@@ -92,6 +92,9 @@ class Crew:
         finally:
             with self.changed:
                 self.is_stopped = True
+                for transfer in self.open:
+                    if transfer.part and not transfer.users:
+                        transfer.part.close()
                 self.changed.notify_all()
         if self.error:
             raise self.error
@@ -120,21 +123,32 @@ class Crew:
         """One thread's life."""
         try:
             while (job := self.next_job()) is not None:
-                if job.claim is None:
-                    self.open_one(job.transfer)
-                else:
-                    self.fetch(job)
+                try:
+                    if job.claim is None:
+                        self.open_one(job.transfer)
+                    else:
+                        self.fetch(job)
+                finally:
+                    self.leave(job.transfer)
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             with self.changed:
                 self.error = self.error or error
                 self.is_stopped = True
                 self.changed.notify_all()
 
+    def leave(self, transfer: Transfer) -> None:
+        """The last thread to leave a file after a stop lets go of its part, and so of its lock."""
+        with self.changed:
+            transfer.users -= 1
+            if self.is_stopped and not transfer.users and transfer.part:
+                transfer.part.close()
+
     def next_job(self) -> Job | None:
         """Wait for something to do; None when there will be nothing more."""
         with self.changed:
             while self.left and not self.is_stopped:
                 if job := self.find_job():
+                    job.transfer.users += 1
                     return job
                 self.changed.wait(self.limits.tick_s)
             return None
@@ -209,8 +223,6 @@ class Crew:
                 transfer.release(claim)
                 transfer.serving[health.endpoint.name] -= 1
                 health.active -= 1
-                if self.is_stopped and not transfer.active and transfer.part:
-                    transfer.part.close()
                 self.changed.notify_all()
         self.hash_on(transfer)
 

@@ -226,7 +226,9 @@ class DiskPart(Part):
 
     def close(self) -> None:
         """Let go of the lock. The journal's map goes with the last thread that writes to it."""
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 def put(target: Path, content: bytes | bytearray, folder: Path) -> None:

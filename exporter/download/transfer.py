@@ -69,6 +69,9 @@ class Transfer:
     contributors: set[Endpoint] = field(default_factory=set)
     serving: Counter[str] = field(default_factory=Counter)
     active: int = 0
+    """Claims being fetched."""
+    users: int = 0
+    """Threads that do anything with the part."""
     claimed: bytearray = field(default_factory=bytearray)
     low: int = 0
     """Every cell before it is full."""

@@ -37,14 +37,14 @@ def test_part_resumes_at_any_offset(
 ):
     folder = tmp_path_factory.mktemp("part")
     limits = replace(LIMITS, connections=connections)
-    for stop in (*stops, len(DATA)):  # each turn is a process that is killed after `stop` bytes
-        part = opened(folder)
+    for limit in (*stops, len(DATA)):  # each turn is a process that is killed after `limit` bytes
+        part, left = opened(folder), limit
         transfer = Transfer(FILE, {}, limits)
         transfer.adopt(part)
-        while stop and (claim := transfer.claim(whole=False)):
-            end = min(claim.end, claim.start + stop)
+        while left and (claim := transfer.claim(whole=False)):
+            end = min(claim.end, claim.start + left)
             write(part, claim.start, end)
-            stop -= end - claim.start
+            left -= end - claim.start
             transfer.release(claim)
         part.close()
     part = opened(folder)
