@@ -35,6 +35,8 @@ class PullRequest:
     """Plain files go here instead of into the cache."""
     locked: Plan | None = None
     """Exactly this, whatever the hub says now."""
+    known: Plan | None = None
+    """All that the repo holds, where it was asked before."""
     rule: TokenRule = field(default_factory=TokenRule)
     offline: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -70,7 +72,7 @@ def pull(request: PullRequest, *, dry_run: bool = False, report: Report = silent
     """
     started = time.monotonic()
     place = request.place
-    whole = request.locked or plan_of(request, place, report)
+    whole = request.locked or request.known or plan_of(request, place, report)
     plan = whole if request.locked else choose(whole, request.choice)
     missing = tuple(file for file in plan.files if not place.has(file, request.limits))
     crew = None
@@ -79,7 +81,7 @@ def pull(request: PullRequest, *, dry_run: bool = False, report: Report = silent
         refuse_offline(request, missing)
         check_space(place, missing, request.limits)
         prepare(place)
-        if place.is_cache:
+        if place.is_cache and not request.locked:
             remember(whole, place)
         if missing:
             crew = hire(request, plan, missing, report)
