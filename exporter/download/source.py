@@ -228,6 +228,8 @@ def check_status(response: httpx2.Response) -> None:
         raise BusyError(status, retry_after(response.headers.get("Retry-After")))
     if status >= 500 or status == 408:  # noqa: PLR2004 - HTTP
         raise CutError(f"answers {status}")
+    if status == 416:  # noqa: PLR2004 - HTTP: it ends before the range begins
+        raise RefusedError("has another version of it")
     if status in (401, 403):
         raise RefusedError(f"does not let us have it ({status}): gated or private?")
     if status >= 300:  # noqa: PLR2004 - HTTP
