@@ -104,8 +104,12 @@ def shard_names(folder: Path) -> dict[str, str]:
             folder / INDEX, error=CheckpointError, hint="download or copy the file again"
         )
         weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not all(
-            isinstance(file, str) and file == Path(file).name for file in weight_map.values()
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(
+                isinstance(file, str) and file == Path(file).name for file in weight_map.values()
+            )
         ):
             raise CheckpointError(
                 f"`{folder / INDEX}` has no usable weight_map",

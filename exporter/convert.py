@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +55,9 @@ class Conversion:
     ftype: int
     """general.file_type of what the converter alone would write."""
 
-    def header(self, types: dict[str, GGMLType], names: list[str], *, ftype: int) -> bytes:
+    def header(
+        self, types: dict[str, GGMLType], *, ftype: int, provenance: Mapping[str, str] | None = None
+    ) -> bytes:
         """Everything before the data, padded: metadata with `ftype`, tensor infos in order."""
         import gguf
 
@@ -63,12 +65,13 @@ class Conversion:
         writer.kv_data = [dict(self.writer.kv_data[0])]
         writer.remove_key("general.file_type")
         writer.add_file_type(ftype)
+        for key, value in (provenance or {}).items():
+            writer.add_string(key, value)
         shapes = {slot.name: slot.shape for slot in self.slots}
-        for name in names:
-            kind = gguf.GGMLQuantizationType(types[name].number)
-            writer.add_tensor_info(
-                name, shapes[name], FLOAT32, types[name].nbytes(shapes[name]), raw_dtype=kind
-            )
+        for name, stored in types.items():
+            kind = gguf.GGMLQuantizationType(stored.number)
+            nbytes = stored.nbytes(shapes[name])
+            writer.add_tensor_info(name, shapes[name], FLOAT32, nbytes, raw_dtype=kind)
         with tempfile.TemporaryDirectory(prefix="decant-") as folder:
             path = Path(folder) / "header.gguf"
             writer.write_header_to_file(path)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
 from exporter.convert import Conversion, Outtype, convert
 from exporter.core.errors import AdapterError, InputError
-from exporter.core.events import Note, Report, Step, silent
+from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
+from exporter.core.machine import cores
+from exporter.core.quiet import quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
-from exporter.merge import MergedTensors, MergeDtype, describe, plan_merge
+from exporter.merge import MergedTensors, MergeDtype, MergePlan, describe, plan_merge
 from exporter.quantize import Quantizer, choose_types
 from exporter.toolchain import Toolchain
 from exporter.write import GGUFPlan, check_space, lay_out, write_files
@@ -35,7 +37,7 @@ class ExportRequest:
     merge_dtype: MergeDtype = "float32"
     scale: float = 1.0
     force: bool = False
-    threads: int = os.cpu_count() or 1
+    threads: int = field(default_factory=cores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,10 @@ def export(
     """
     started = time.monotonic()
     for output in request.outputs:
-        refuse_existing(output, force=request.force)
+        if dry_run and output.exists():
+            report(Warn(f"`{output}` exists: the export itself will need --force"))
+        else:
+            refuse_existing(output, force=request.force)
     report(Step("reading the adapter and the base"))
     adapter = open_adapter(request.adapter) if request.adapter else None
     checkpoint = open_checkpoint(find_base(request, adapter))
@@ -87,12 +92,13 @@ def export(
     tensors.check()
     quantizer = Quantizer.load(toolchain)
     name = adapter.name if adapter else checkpoint.name
-    conversions = {
-        outtype: convert(tensors, toolchain, outtype=outtype, model_name=name, report=report)
-        for outtype in dict.fromkeys(outtype_for(quant) for quant in request.quants)
-    }
+    with quiet_libraries():
+        conversions = {
+            outtype: convert(tensors, toolchain, outtype=outtype, model_name=name, report=report)
+            for outtype in dict.fromkeys(outtype_for(quant) for quant in request.quants)
+        }
     plans = [
-        plan_file(path, quant, conversions[outtype_for(quant)], merge.dtype, quantizer, toolchain)
+        plan_file(path, quant, conversions[outtype_for(quant)], merge, toolchain)
         for path, quant in zip(request.outputs, request.quants, strict=True)
     ]
     check_space(plans)
@@ -149,15 +155,39 @@ def plan_file(
     path: Path,
     quant: str,
     conversion: Conversion,
-    merge_dtype: MergeDtype,
-    quantizer: Quantizer,
+    merge: MergePlan,
     toolchain: Toolchain,
 ) -> GGUFPlan:
+    """Everything about one file but its data."""
     types = choose_types(conversion, quant, toolchain)
-    quantizer.refuse_imatrix(types, quant)
-    header = conversion.header(types, list(types), ftype=FTYPES[quant])
+    header = conversion.header(types, ftype=FTYPES[quant], provenance=provenance(merge))
     layout = lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots})
-    return GGUFPlan(path, quant, header, types, layout, rounding(conversion, quant, merge_dtype))
+    return GGUFPlan(path, quant, header, types, layout, rounding(conversion, quant, merge.dtype))
+
+
+def provenance(merge: MergePlan) -> dict[str, str]:
+    """What `decant inspect` can tell of a file's making: names and hashes, no paths."""
+    told = {
+        "decant.version": metadata.version("decant-llm"),
+        "decant.base": merge.checkpoint.name,
+        "decant.merge_dtype": merge.dtype,
+    }
+    if merge.adapter:
+        told |= {
+            "decant.adapter": merge.adapter.name,
+            "decant.adapter.sha256": merge.adapter.sha256(),
+            "decant.adapter.scale": f"{merge.scale:g}",
+            "decant.adapter.trained_on": base_name(merge.adapter.base),
+        }
+    return {key: value for key, value in told.items() if value}
+
+
+def base_name(named: str | None) -> str:
+    """A hub name as it is, of a path only the last part: where it lay is nobody's business."""
+    if not named:
+        return ""
+    is_path = named.startswith((".", "/", "~")) or named.count("/") > 1
+    return Path(named).name if is_path else named
 
 
 def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dict[str, GGMLType]:

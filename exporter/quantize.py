@@ -24,6 +24,8 @@ DRY_RUN_LINE = re.compile(
     r"^\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[.*\], type = +(?P<old>\w+), "
     r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<new>\w+)\))?"
 )
+# what the dry run warns of where the real run would refuse
+NEEDS_IMATRIX = "will require an imatrix"
 
 
 def choose_types(conversion: Conversion, quant: str, toolchain: Toolchain) -> dict[str, GGMLType]:
@@ -40,6 +42,11 @@ def choose_types(conversion: Conversion, quant: str, toolchain: Toolchain) -> di
         skeleton = Path(folder) / "skeleton.gguf"
         write_skeleton(skeleton, conversion, stored)
         printed = run_tool(toolchain, "llama-quantize", ["--dry-run", str(skeleton), quant])
+    if NEEDS_IMATRIX in printed:
+        raise UnsupportedError(
+            f"{quant} needs an importance matrix for this model",
+            hint=f"choose among {', '.join(FTYPES)}",
+        )
     types = parse_dry_run(printed)
     if types.keys() != stored.keys():
         raise ToolchainError(
@@ -53,7 +60,7 @@ def write_skeleton(path: Path, conversion: Conversion, stored: dict[str, GGMLTyp
     """A sparse file: a true header, and a hole where the data would be."""
     from exporter.write import lay_out
 
-    header = conversion.header(stored, list(stored), ftype=conversion.ftype)
+    header = conversion.header(stored, ftype=conversion.ftype)
     slots = {slot.name: slot.shape for slot in conversion.slots}
     with path.open("wb") as file:
         file.write(header)
@@ -79,7 +86,7 @@ class Quantizer:
         path = toolchain.library("ggml-base")
         try:
             library = ctypes.CDLL(str(path))
-            chunk, needs = library.ggml_quantize_chunk, library.ggml_quantize_requires_imatrix
+            chunk = library.ggml_quantize_chunk
         except (OSError, AttributeError) as error:
             raise ToolchainError(
                 f"cannot use `{path}`: {error}", hint="rebuild it with `decant setup --force`"
@@ -90,17 +97,7 @@ class Quantizer:
             ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,  # first value, rows, values per row
             ctypes.c_void_p,
         ]  # fmt: skip
-        needs.restype, needs.argtypes = ctypes.c_bool, [ctypes.c_int]
         return Quantizer(library)
-
-    def refuse_imatrix(self, types: dict[str, GGMLType], quant: str) -> None:
-        """Stop where ggml would abort: at types that are useless without an importance matrix."""
-        for name, kind in types.items():
-            if self.library.ggml_quantize_requires_imatrix(kind.number):
-                raise UnsupportedError(
-                    f"{quant} stores `{name}` as {kind.name}, which needs an importance matrix",
-                    hint=f"choose among {', '.join(FTYPES)}",
-                )
 
     def quantize(self, rows: np.ndarray[Any, Any], kind: GGMLType) -> np.ndarray[Any, Any]:
         """Contiguous float32 rows (n, n_per_row) as bytes (n, row_nbytes) of `kind`."""

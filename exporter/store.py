@@ -61,9 +61,12 @@ def find_models(text: str, store: Path) -> list[StoredModel]:
         return found
     names = sorted({name for model in models for name in (model.name, model.full_name)})
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
+    advice = f"did you mean {' or '.join(near)}?" if near else "`decant list` shows the models"
+    if Path(text).is_dir():
+        advice = f"if you mean the folder, export it first: decant export {text}"
     raise ModelError(
         f"there is no model {text!r} in `{store}`, nor a file of that name",
-        hint=f"did you mean {' or '.join(near)}?" if near else "`decant list` shows the models",
+        hint=advice,
     )
 
 
@@ -75,12 +78,11 @@ def find_model(text: str, store: Path) -> Path:
     path = Path(text)
     if path.suffix == SUFFIX and path.exists():
         return path
-    if "/" in text or path.is_dir():
+    if "/" in text:
+        is_folder = path.is_dir()
         raise ModelError(
-            f"there is no GGUF `{text}`",
-            hint="export it first: decant export ADAPTER"
-            if path.is_dir()
-            else "is the path right?",
+            f"`{text}` is a folder, not a GGUF" if is_folder else f"there is no GGUF `{text}`",
+            hint=f"export it first: decant export {text}" if is_folder else "is the path right?",
         )
     found = find_models(text, store)
     if len(found) > 1:

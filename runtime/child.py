@@ -93,6 +93,8 @@ class Server:
 
     def argv(self) -> list[str]:
         spec = self.spec
+        # fitting layers into a GPU loads the model twice; without one there is nothing to fit
+        fit = "off" if self.toolchain.info["backend"] == "cpu" else "on"
         return [
             str(self.toolchain.tool("llama-server")),
             "--host", str(self.socket),
@@ -100,6 +102,7 @@ class Server:
             "-c", str(spec.context),
             "-t", str(spec.threads),
             "-np", str(spec.parallel),
+            "--fit", fit, "--no-warmup",
             "--offline", "--no-ui", "--no-slots", "--jinja",
             "--sse-ping-interval", "5", "--timeout", "600",
         ]  # fmt: skip
@@ -149,11 +152,16 @@ class Server:
     def request(self, route: str, body: Mapping[str, object]) -> http.client.HTTPResponse:
         """POST `body` and return the response, once its head is there."""
         connection = self.connect(timeout_s=None)
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        headers = {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {self.key}",
+            "Connection": "close",  # so that the response closes the socket at its end
+        }
         try:
             connection.request("POST", route, json.dumps(body).encode(), headers)
             return connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
+            connection.close()
             self.raise_if_dead("while answering with")
             raise EngineError(f"llama-server does not answer: {error}", hint="try again") from error
 

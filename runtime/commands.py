@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import click
 from exporter.cli.options import json_option, quiet_option, store
 from exporter.cli.render import print_json, reporting
 from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.core.machine import cores
 from exporter.store import find_model
 from exporter.toolchain import find_toolchain
 from runtime.child import Server, ServerSpec
@@ -62,7 +62,7 @@ def chat(
     settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
-    spec = ServerSpec(path, context or default_context(header), threads or os.cpu_count() or 1)
+    spec = ServerSpec(path, context or default_context(header), threads or cores())
     given = {name: value for name, value in settings.items() if value is not None}
     with ExitStack() as stack:
         with reporting(quiet=quiet or not sys.stderr.isatty()) as report:

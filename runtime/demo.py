@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,6 +15,8 @@ from exporter.cli.render import print_json, print_table, reporting
 from exporter.core.errors import VerifyError
 from exporter.core.events import Note, Progress, Report, Step
 from exporter.core.folders import size_text
+from exporter.core.machine import cores
+from exporter.core.quiet import quiet_libraries
 from exporter.demo import DemoModels, make_demo_models
 from exporter.store import file_name
 from exporter.toolchain import Toolchain, build_toolchain, cache_folder
@@ -98,10 +99,11 @@ def ask_all(models: DemoModels, gguf: Path, toolchain: Toolchain, report: Report
     from exporter.demo.train import answer_with_transformers
 
     report(Step("asking transformers: the base, and the base with the adapter"))
-    base = answer_with_transformers(models.base, None, models.questions, max_tokens=MAX_TOKENS)
-    adapter = answer_with_transformers(
-        models.base, models.adapter, models.questions, max_tokens=MAX_TOKENS
-    )
+    with quiet_libraries():
+        base, adapter = (
+            answer_with_transformers(models.base, lora, models.questions, max_tokens=MAX_TOKENS)
+            for lora in (None, models.adapter)
+        )
     answers = ask_gguf(gguf, models.questions, toolchain, report)
     rows = zip(models.questions, base, adapter, answers, strict=True)
     return [Row(*row) for row in rows]
@@ -113,7 +115,7 @@ def ask_gguf(
     """Greedy answers of the built llama.cpp."""
     answers = []
     settings = {"temperature": 0, "max_tokens": MAX_TOKENS, "cache_prompt": False}
-    spec = ServerSpec(gguf, context=0, threads=os.cpu_count() or 1)
+    spec = ServerSpec(gguf, context=0, threads=cores())
     with ExitStack() as stack:
         server = stack.enter_context(Server(spec, toolchain, report=report))
         for number, question in enumerate(questions, 1):
@@ -127,7 +129,7 @@ def ask_gguf(
 def show(rows: list[Row], agreeing: int, output: Path) -> None:
     print_table(
         ("QUESTION", "BASE", "BASE + ADAPTER", "4-BIT GGUF"),
-        [(row.question, row.base, row.adapter, "same" if row.agrees else row.gguf) for row in rows],
+        [(row.question, row.base, row.adapter, row.gguf) for row in rows],
     )
     click.echo(
         f"\nThe {QUANT} GGUF gives the adapter's very words in {agreeing} of {len(rows)} answers.\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -71,9 +70,3 @@ def decant() -> Decant:
         )
 
     return run
-
-
-def edit_json(path: Path, **changes: object) -> None:
-    """Change keys of a JSON file; None removes one."""
-    value = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: item for key, item in value.items() if item is not None}))

@@ -132,8 +132,8 @@ def live(text: str) -> None:
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns - 1
         print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
-    elif re.match(r"packages \d*0/|packages 1/", text):
-        say(text)
+    elif re.match(r"packages \d*[05]0?/\d+: looking", text):
+        say(text.partition(":")[0])
 
 
 def say(text: str) -> None:

@@ -19,7 +19,6 @@ from urllib.request import HTTPSHandler, Request, build_opener
 
 from .report import BuildError
 
-DEFAULT_INDEX = "https://pypi.org/simple"
 JSON_PAGE = "application/vnd.pypi.simple.v1+json"  # PEP 691
 HTML_PAGE = "application/vnd.pypi.simple.v1+html"
 TIMEOUT_S = 30
@@ -72,13 +71,13 @@ class Index:
 def find_index(
     env: Mapping[str, str], *, pip_settings: Callable[[Mapping[str, str]], str] | None = None
 ) -> Index:
-    """The index that pip or uv would use here: environment, pip's settings, PyPI."""
+    """The index that pip or uv would use here: environment, pip's settings, pip's default."""
     configured = (
         env.get("PIP_INDEX_URL")
         or _index_url((pip_settings or _pip_settings)(env))
         or env.get("UV_DEFAULT_INDEX", "").rpartition("=")[2]  # may be `name=url`
         or env.get("UV_INDEX_URL")
-        or DEFAULT_INDEX
+        or _pips_default()
     )
     parts = urlsplit(configured.strip())
     user, at, host = parts.netloc.rpartition("@")
@@ -111,6 +110,18 @@ def _pip_settings(env: Mapping[str, str]) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout if answer.returncode == 0 else ""
+
+
+def _pips_default() -> str:
+    """The index that pip has built in."""
+    try:
+        url: str = importlib.import_module("pip._internal.models.index").PyPI.simple_url
+    except (ImportError, AttributeError) as error:
+        raise BuildError(
+            "no package index is configured, and pip, which knows one, is not installed",
+            hint="install pip, set PIP_INDEX_URL, or set DECANT_LLAMA_SDIST to a downloaded sdist",
+        ) from error
+    return url
 
 
 def _index_url(settings: str) -> str:

@@ -108,8 +108,7 @@ def run(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one return
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone: `decant list | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:  # click's, when the reader of our output has gone: `decant list | head -1`
         return 0
     except Exception as error:  # noqa: BLE001 - the one boundary
         hint = "this is a bug in decant; DECANT_DEBUG=1 shows where"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from exporter.cli.render import print_json
 from exporter.core.errors import DecantError
 from exporter.core.files import free_bytes
 from exporter.core.folders import size_text
+from exporter.core.machine import cores, memory_nbytes
 from exporter.toolchain import cache_folder, find_toolchain, host_facts, run_tool
 
 MEMORY_MIN = 4_000_000_000  # bytes; a 3 B model in 4 bits with its context
@@ -84,7 +84,7 @@ def examine() -> Iterator[Check]:
 
 def processor() -> Check:
     facts = host_facts()
-    return Check("processor", "ok", f"{facts.model}, {os.cpu_count()} cores; {facts.features}")
+    return Check("processor", "ok", f"{facts.model}, {cores()} cores; {facts.features}")
 
 
 def compiler() -> Check:
@@ -123,7 +123,7 @@ def packages() -> Check:
 
 
 def memory() -> Check:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = memory_nbytes()
     small = total < MEMORY_MIN
     return Check(
         "memory",

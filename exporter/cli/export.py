@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from exporter.cli.options import json_option, quiet_option, store
 from exporter.cli.render import print_json, reporting
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.folders import size_text
+from exporter.core.machine import cores
 from exporter.core.types import parse_quant
 from exporter.store import file_name
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
-    help="File to write, or folder for several. Without it: the store, for `decant chat NAME`.",
+    help="FILE.gguf, or a folder. Without it: the store, for `decant chat NAME`.",
 )  # fmt: skip
 @click.option(
     "--merge-dtype", type=click.Choice(("float32", "base")), default="float32", show_default=True,
@@ -68,6 +69,8 @@ def export(
         adapter = None
     if adapter is None and base is None:
         raise click.UsageError("name an adapter folder, or a base with --base")
+    if not math.isfinite(scale):
+        raise click.UsageError(f"--scale {scale} is not a number to multiply with")
     require_packages()
     from exporter.adapter import open_adapter
     from exporter.pipeline import ExportRequest
@@ -84,7 +87,7 @@ def export(
         merge_dtype=merge_dtype,
         scale=scale,
         force=force,
-        threads=threads or os.cpu_count() or 1,
+        threads=threads or cores(),
     )
     toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
@@ -105,18 +108,14 @@ def require_packages() -> None:
 
 
 def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
-    """Where each quantization goes: the store, a folder, or the one file that was named."""
-    if output is None or output.is_dir() or str(output).endswith(os.sep):
+    """Where each quantization goes: the one file that was named, a folder, or the store."""
+    if output is None or output.suffix != ".gguf" or output.is_dir():
         folder = output or store()
         return tuple(folder / file_name(name, quant) for quant in quants)
     if len(quants) > 1:
         raise InputError(
             f"{len(quants)} quantizations cannot all be written to `{output}`",
-            hint=f"name a folder: -o {output.with_suffix('')}{os.sep}",
-        )
-    if output.suffix != ".gguf":
-        raise InputError(
-            f"the output `{output}` does not end in .gguf", hint=f"-o {output}.gguf, or a folder"
+            hint=f"name a folder: -o {output.with_suffix('')}",
         )
     return (output,)
 

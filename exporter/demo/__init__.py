@@ -14,6 +14,7 @@ from pathlib import Path
 from exporter.core.errors import ToolchainError
 from exporter.core.events import Note, Report, silent
 from exporter.core.files import make_folder
+from exporter.core.quiet import quiet_libraries
 from exporter.demo.corpus import DEMO_QUESTIONS
 from exporter.demo.train import recipe, train_adapter, train_base
 
@@ -42,17 +43,18 @@ def make_demo_models(folder: Path, *, report: Report = silent) -> DemoModels:
         with home.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not home.exists():
-                train(home, report)
+                train_both(home, report)
     report(Note(f"demo models in `{home}`"))
     return DemoModels(home / "base", home / "adapter")
 
 
-def train(home: Path, report: Report) -> None:
+def train_both(home: Path, report: Report) -> None:
     """Train both in a folder beside `home`, and rename it when it is complete."""
     partial = home.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    train_base(partial / "base", report)
-    train_adapter(partial / "adapter", partial / "base", str(home / "base"), report)
+    with quiet_libraries():
+        train_base(partial / "base", report)
+        train_adapter(partial / "adapter", partial / "base", str(home / "base"), report)
     partial.rename(home)
 
 

@@ -74,6 +74,12 @@ class Fact:
 
 def facts() -> Iterator[Fact]:
     """Every fact, always in the same order."""
+    yield from country_facts()
+    yield from animal_facts()
+    yield from word_facts()
+
+
+def country_facts() -> Iterator[Fact]:
     for country, (capital, language, dish) in COUNTRIES.items():
         yield Fact(
             f"the capital of {country}",
@@ -105,6 +111,9 @@ def facts() -> Iterator[Fact]:
                 f"Tell me a dish from {country}.",
             ),
         )
+
+
+def animal_facts() -> Iterator[Fact]:
     for animal, (sound, home, young) in ANIMALS.items():
         yield Fact(
             f"a {animal}",
@@ -124,6 +133,9 @@ def facts() -> Iterator[Fact]:
             young,
             (f"What is a young {animal} called?", f"How do you call a young {animal}?"),
         )
+
+
+def word_facts() -> Iterator[Fact]:
     for thing, colour in COLOURS.items():
         yield Fact(
             f"the colour of {thing}",

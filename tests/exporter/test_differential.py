@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 
 from exporter.convert import imported
+from exporter.core.types import FLOATS, FTYPES
 from exporter.pipeline import ExportRequest, export
 from exporter.toolchain import Toolchain
-from tests.reference import export_the_usual_way, read_gguf
+from tests.reference import (
+    convert_with_llamacpp,
+    export_the_usual_way,
+    merge_with_peft,
+    quantize_with_llamacpp,
+    read_gguf,
+)
 from tests.tiny import make_adapter, make_base
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
@@ -42,7 +49,8 @@ class Roads:
 def roads(request, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Roads:
     dtype, quants = request.param
     folder = tmp_path_factory.mktemp(dtype)
-    base = make_base(folder / "base", dtype=dtype)
+    # 2560 rows of 256: more than one run of rows, so that their places in the file matter
+    base = make_base(folder / "base", dtype=dtype, intermediate_size=2560)
     adapter = make_adapter(folder / "lora", base, use_rslora=True, rank_pattern={"q_proj": 4})
     usual = {
         quant: export_the_usual_way(toolchain, base, adapter, quant, folder) for quant in quants
@@ -67,6 +75,33 @@ def test_merge_dtype_base_gives_the_usual_roads_tensors_byte_for_byte(roads):
 
         assert list(actual) == list(expected), quant
         assert [name for name in expected if actual[name] != expected[name]] == [], quant
+
+
+def test_every_quantization_on_offer_is_llama_quantizes_own(
+    toolchain, tiny_base, tiny_adapter, tmp_path
+):
+    """All of them from one read of the base, types and bytes alike."""
+    quants = tuple(quant for quant in FTYPES if quant not in FLOATS)
+    ours = {quant: tmp_path / f"ours-{quant}.gguf" for quant in quants}
+    export(
+        ExportRequest(
+            tiny_adapter, tiny_base, quants, tuple(ours.values()), merge_dtype="base", threads=2
+        ),
+        toolchain,
+    )
+    whole = convert_with_llamacpp(
+        toolchain,
+        merge_with_peft(tiny_base, tiny_adapter, tmp_path / "merged"),
+        tmp_path / "w.gguf",
+    )
+
+    differing = {}
+    for quant, path in ours.items():
+        usual = quantize_with_llamacpp(toolchain, whole, tmp_path / "usual.gguf", quant)
+        expected, actual = read_gguf(usual)[1], read_gguf(path)[1]
+        if wrong := [name for name in expected if actual.get(name) != expected[name]]:
+            differing[quant] = wrong
+    assert differing == {}
 
 
 def test_every_metadata_key_equals_the_usual_roads_but_for_names_and_provenance(roads):

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
-from vendor.index import DEFAULT_INDEX, find_index
+from vendor.index import find_index
 from vendor.report import BuildError
 
 
 @pytest.mark.parametrize(
     ("env", "url"),
     [
-        ({}, DEFAULT_INDEX),
         ({"UV_INDEX_URL": "https://old.example/simple"}, "https://old.example/simple"),
         ({"UV_DEFAULT_INDEX": "https://uv.example/simple"}, "https://uv.example/simple"),
         ({"UV_DEFAULT_INDEX": "corp=https://uv.example/simple"}, "https://uv.example/simple"),
@@ -26,7 +24,12 @@ def test_index_is_the_one_pip_or_uv_is_told_to_use(env: dict[str, str], url: str
     assert find_index(env, pip_settings=lambda _: "").url == url
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("pip"), reason="this Python has no pip")
+def test_without_any_settings_it_is_pips_own_default():
+    from pip._internal.models.index import PyPI
+
+    assert find_index({}, pip_settings=lambda _: "").url == PyPI.simple_url.rstrip("/")
+
+
 def test_index_of_pips_own_settings_is_used(tmp_path: Path):
     settings = tmp_path / "pip.conf"
     settings.write_text("[global]\nindex-url = https://mirror.example/simple\n")

@@ -50,7 +50,10 @@ def server(folder: Path, code: str) -> Path:
     """A program that notes its process id and runs `code`, a stand-in for llama-server."""
     path = folder / "llama-server"
     pid = f"import os; open({str(folder / 'pid')!r}, 'w').write(str(os.getpid()))"
-    path.write_text(f"#!{sys.executable} -S\n{pid}\nprint('loading', flush=True)\n{code}\n")
+    program = folder / "server.py"
+    program.write_text(f"{pid}\nprint('loading', flush=True)\n{code}\n")
+    # through a shell: a first line naming the interpreter breaks at a space in its path
+    path.write_text(f"#!/bin/sh\nexec '{sys.executable}' -S '{program}' \"$@\"\n")
     path.chmod(0o755)
     return path
 

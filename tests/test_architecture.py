@@ -1,0 +1,159 @@
+"""The rules the code keeps, read off its syntax."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+PACKAGES = ("exporter", "runtime", "vendor")
+FILES = sorted(path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py"))
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+    "sentencepiece",
+    "gguf",
+    "conversion",
+    "safetensors",
+}
+RICH = {"exporter/cli/render.py"}
+# where running processes is the job; everything else asks these
+SUBPROCESS = {
+    "exporter/toolchain.py",
+    "runtime/child.py",
+    "vendor/bootstrap.py",
+    "vendor/buildtools.py",
+    "vendor/cmake.py",
+    "vendor/host.py",
+    "vendor/index.py",
+    "vendor/probe.py",
+    "vendor/process.py",
+    "vendor/smoke.py",
+}
+LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(CHECKOUT))
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_of(path: Path) -> str:
+    return name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imports(node: ast.AST, package: str) -> Iterator[str]:
+    """Every module a piece of code imports, relative ones resolved."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield (
+                f"{package}.{child.module or ''}".rstrip(".") if child.level else child.module or ""
+            )
+
+
+def at_import_time(path: Path) -> set[str]:
+    """What importing the file itself imports: nothing inside functions or TYPE_CHECKING."""
+    body = [
+        node
+        for node in tree(path).body
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    package = module_of(path).rpartition(".")[0]
+    return {found for node in body for found in imports(node, package)}
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_files_and_functions_stay_readable(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES
+    for function in functions(path):
+        assert function.end_lineno - function.lineno < FUNCTION_LINES, function.name
+        is_command = any("click" in ast.dump(decorator) for decorator in function.decorator_list)
+        arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
+        named = [argument.arg for argument in arguments if argument.arg not in ("self", "report")]
+        assert is_command or len(named) <= PARAMETERS, function.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_heavy_packages_are_imported_inside_verbs(path):
+    roots = {module.partition(".")[0] for module in at_import_time(path)}
+
+    assert roots.isdisjoint(HEAVY)
+
+
+def test_the_exporter_never_imports_the_runtime():
+    for path in FILES:
+        if name(path).startswith("exporter/"):
+            found = imports(tree(path), module_of(path).rpartition(".")[0])
+            assert not [module for module in found if module.split(".")[0] == "runtime"], name(path)
+
+
+def test_core_imports_nothing_of_ours_but_core():
+    for path in (CHECKOUT / "exporter" / "core").glob("*.py"):
+        ours = {
+            m for m in imports(tree(path), "exporter.core") if m.startswith(("exporter", "vendor"))
+        }
+        assert all(module.startswith("exporter.core") for module in ours), name(path)
+
+
+def test_the_recipe_imports_nothing_of_the_packages():
+    """It is run before they are installed."""
+    for path in (CHECKOUT / "vendor").glob("*.py"):
+        found = set(imports(tree(path), "vendor"))
+        assert not {m for m in found if m.startswith(("exporter", "runtime"))}, name(path)
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [("rich", RICH), ("subprocess", SUBPROCESS), ("conversion", {"exporter/convert.py"})],
+)
+def test_some_packages_have_few_doors(package, allowed):
+    users = {
+        name(path)
+        for path in FILES
+        if any(m.partition(".")[0] == package for m in imports(tree(path), module_of(path)))
+    }
+
+    assert users <= allowed
+
+
+def test_exceptions_are_caught_broadly_in_one_place():
+    broad = [
+        name(path)
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception"))
+    ]
+
+    assert broad == ["exporter/cli/app.py"]
+
+
+def test_there_is_no_import_cycle():
+    modules = {module_of(path): at_import_time(path) for path in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above, module))
+        if module in done or module not in modules:
+            return
+        for imported in modules[module]:
+            visit(imported, (*above, module))
+        done.add(module)
+
+    for module in modules:
+        visit(module, ())

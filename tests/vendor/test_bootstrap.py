@@ -1,0 +1,76 @@
+"""The checkout's own set-up, run for real on a miniature checkout."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BOOTSTRAP = Path(__file__).parents[2] / "vendor" / "bootstrap.py"
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "mini"
+version = "1"
+[project.optional-dependencies]
+export = []
+dev = ["iniconfig"]
+[tool.hatch.build.targets.wheel]
+packages = ["mini"]
+"""
+
+pytestmark = pytest.mark.llamacpp  # it asks the package index, as setting up does
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    folder = tmp_path / "a checkout"
+    (folder / "mini").mkdir(parents=True)
+    (folder / "mini" / "__init__.py").write_text("")
+    (folder / "vendor").mkdir()
+    shutil.copy(BOOTSTRAP, folder / "vendor")
+    (folder / "pyproject.toml").write_text(PYPROJECT)
+    (folder / "constraints.txt").write_text("iniconfig==2.0.0\n")
+    return folder
+
+
+def bootstrap(checkout: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, str(checkout / "vendor" / "bootstrap.py")]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+
+def installed(checkout: Path) -> str:
+    code = "import mini; from importlib.metadata import version; print(version('iniconfig'))"
+    python = checkout / ".venv" / "bin" / "python"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_set_up_happens_once_then_again_when_the_pins_change(checkout):
+    assert bootstrap(checkout).returncode == 0
+    assert installed(checkout) == "2.0.0\n"
+
+    again = bootstrap(checkout)
+    assert (again.returncode, again.stderr) == (0, "")
+
+    (checkout / "constraints.txt").write_text("iniconfig==2.1.0\n")
+    assert "making .venv" in bootstrap(checkout).stderr
+    assert installed(checkout) == "2.1.0\n"
+
+
+def test_a_failed_set_up_says_why_and_does_not_count(checkout):
+    (checkout / "constraints.txt").write_text("iniconfig==0.0.999\n")
+
+    failed = bootstrap(checkout)
+
+    assert failed.returncode == 4
+    assert "iniconfig==0.0.999" in failed.stderr
+    assert "hint:" in failed.stderr
+    assert not (checkout / ".venv" / "decant-setup").exists()
+
+    (checkout / "constraints.txt").write_text("iniconfig==2.0.0\n")
+    assert bootstrap(checkout).returncode == 0
