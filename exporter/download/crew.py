@@ -15,27 +15,24 @@ from exporter.core.events import Note, Progress, Report, Warn
 from exporter.download.endpoints import Endpoint, Health, is_slow
 from exporter.download.limits import Limits
 from exporter.download.place import Place
-from exporter.download.source import BusyError, CutError, NoRangesError, RefusedError
-from exporter.download.transfer import Claim, Transfer, Writer, open_part
+from exporter.download.source import (
+    BusyError,
+    CutError,
+    NoRangesError,
+    RefusedError,
+    sniff,
+    words,
+)
+from exporter.download.transfer import Claim, Meter, Transfer, Writer, open_part
 
 if TYPE_CHECKING:
     import httpx2
 
 LOOK_AGAIN_S = 0.2  # while another process downloads the same file
-PORTAL = (b"<!doctype html", b"<html")
 
 
 class SlowError(Exception):
     """Another connection would do better."""
-
-
-@dataclass(slots=True)
-class Meter:
-    """The speed of one connection, judged window by window."""
-
-    since: float
-    nbytes: int = 0
-    rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,29 +375,6 @@ class Crew:
             transfer.start_over()
             if transfer.mismatches > 2 * len(self.healths) + 1:
                 raise nobody(transfer, self.healths)
-
-
-def sniff(start: bytes, path: str) -> None:
-    """RefusedError for a file whose first bytes are of something else."""
-    if path.endswith(".gguf") and len(start) >= 4 and start[:4] != b"GGUF":  # noqa: PLR2004
-        raise RefusedError("sends something that is no GGUF")
-    if start[:16].lstrip().lower().startswith(PORTAL) and not path.endswith((".html", ".htm")):
-        raise RefusedError("sends an HTML page in its place: a login page or a portal?")
-
-
-def words(error: httpx2.HTTPError) -> str:
-    """What happened to a connection; never its address, which may be signed."""
-    import httpx2
-
-    match error:
-        case httpx2.ConnectTimeout() | httpx2.ConnectError():
-            return "cannot be reached"
-        case httpx2.TimeoutException():
-            return "stalls"
-        case httpx2.TransportError():
-            return "breaks off"
-        case _:
-            return type(error).__name__
 
 
 def nobody(transfer: Transfer, healths: dict[Endpoint, Health]) -> DownloadError:

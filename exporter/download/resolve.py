@@ -59,6 +59,13 @@ def is_repo(text: str) -> bool:
     return True
 
 
+def folder_of(path: Path | None, *, report: Report = silent) -> Path | None:
+    """The folder itself, or that of the repo which `path` names when there is no such folder."""
+    if path is None or not is_repo(str(path)):
+        return path
+    return pull_checkpoint(str(path), report=report)
+
+
 def pull_checkpoint(text: str, *, hub: Hub | None = None, report: Report = silent) -> Path:
     """The folder of the base or adapter that ORG/NAME[@REV] or a link names, pulled if absent."""
     hub, ref = hub or hub_here(), parse_ref(text)

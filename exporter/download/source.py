@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import httpx2
 
 HOPS = 6
+PORTAL = (b"<!doctype html", b"<html")
 BUSY = (429, 503)
 GONE = (401, 403, 404, 410)  # what stores answer to a signed address whose time is over
 
@@ -238,6 +239,29 @@ def check_status(response: httpx2.Response) -> None:
 
 def is_html(response: httpx2.Response) -> bool:
     return response.headers.get("Content-Type", "").startswith(("text/html", "application/xhtml"))
+
+
+def sniff(start: bytes, path: str) -> None:
+    """RefusedError for a file whose first bytes are of something else."""
+    if path.endswith(".gguf") and len(start) >= 4 and start[:4] != b"GGUF":  # noqa: PLR2004
+        raise RefusedError("sends something that is no GGUF")
+    if start[:16].lstrip().lower().startswith(PORTAL) and not path.endswith((".html", ".htm")):
+        raise RefusedError("sends an HTML page in its place: a login page or a portal?")
+
+
+def words(error: httpx2.HTTPError) -> str:
+    """What happened to a connection; never its address, which may be signed."""
+    import httpx2
+
+    match error:
+        case httpx2.ConnectTimeout() | httpx2.ConnectError():
+            return "cannot be reached"
+        case httpx2.TimeoutException():
+            return "stalls"
+        case httpx2.TransportError():
+            return "breaks off"
+        case _:
+            return type(error).__name__
 
 
 def modelscope_files(endpoint: Endpoint, plan: Plan, wire: Wire) -> dict[str, tuple[int, str]]:

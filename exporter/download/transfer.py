@@ -57,6 +57,15 @@ class Writer:
 
 
 @dataclass(slots=True)
+class Meter:
+    """The speed of one connection, judged window by window."""
+
+    since: float
+    nbytes: int = 0
+    rate: float | None = None
+
+
+@dataclass(slots=True)
 class Transfer:
     """One file on its way. All but the part's bytes is guarded by the crew's lock."""
 

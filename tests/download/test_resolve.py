@@ -3,11 +3,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
-from exporter.core.errors import DownloadError, ModelError
+from exporter.adapter import AdapterSpec
+from exporter.core.errors import AdapterError, DownloadError, ModelError
+from exporter.core.folders import model_name
 from exporter.download.endpoints import parse_endpoint
 from exporter.download.resolve import Hub, choose_gguf, is_repo, pull_checkpoint, pull_gguf
 from exporter.download.token import TokenRule
+from exporter.pipeline import ExportRequest, find_base
+from exporter.store import find_model
+from tests.conftest import Decant
 from tests.download.rows import Stage
 from tests.fakes.hub import REPO, FakeFile
 
@@ -89,3 +95,43 @@ def test_gguf_of_the_repo_is_where_llama_cpp_looks(stage: Stage, hub: Hub):
     assert pull_gguf(REPO, hub=hub).parent.parent == Path(
         stage.cache / "models--org--model" / "snapshots"
     )
+
+
+@pytest.fixture
+def here(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """The hub that the environment names."""
+    monkeypatch.setenv("HF_ENDPOINT", stage.a.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(stage.cache))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(stage.cache))
+    return stage
+
+
+def adapter_of(base: str, folder: Path) -> AdapterSpec:
+    return AdapterSpec(folder, {"base_model_name_or_path": base}, ())
+
+
+def test_absent_base_is_pulled(here: Stage, tmp_path: Path):
+    request = ExportRequest(None, None, (), ())
+    folder = find_base(request, adapter_of(REPO, tmp_path))
+    assert (folder / "config.json").read_bytes() == b"{}"
+    assert model_name(folder) == "model"
+
+
+def test_absent_base_is_named_when_offline(
+    here: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(AdapterError, match="is not here"):
+        find_base(ExportRequest(None, None, (), ()), adapter_of(REPO, tmp_path))
+    assert here.a.requests == []
+
+
+def test_repo_of_ggufs_is_a_model(here: Stage, tmp_path: Path):
+    here.a.files = {"M-Q8_0.gguf": FakeFile(b"GGUFx")}
+    assert find_model(f"{REPO}:Q8_0", tmp_path).read_bytes() == b"GGUFx"
+
+
+def test_command_line_pulls_the_model_it_is_asked_about(here: Stage, decant: Decant):
+    here.a.files = {"M-Q8_0.gguf": FakeFile(b"GGUFx")}
+    done = decant("inspect", f"{REPO}:Q8_0")
+    assert (done.returncode, "M-Q8_0.gguf` is not a whole GGUF" in done.stderr) == (3, True)
