@@ -231,6 +231,13 @@ def test_main_that_moved_on_is_refused(stage: Stage):
     assert stage.is_empty()
 
 
+def test_answer_without_a_hash_is_refused(stage: Stage, events: Events):
+    stage.fail(nameless=True)
+    stage.pull(report=events)
+    assert stage.is_right()
+    assert f"{name_of(stage.a)} does not say which version of the file it has" in events.text
+
+
 def test_login_page_is_named_before_anything_is_kept(stage: Stage):
     stage.fail(html_files=True)
     with pytest.raises(DownloadError, match="sends an HTML page in its place"):

@@ -79,6 +79,8 @@ class Faults:
     slots: int | None = None
     """Most connections served at a time."""
     gated: bool = False
+    nameless: bool = False
+    """Answers say nothing of hash or commit."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,8 @@ class FakeHandler(BaseHTTPRequestHandler):
 
     def identity(self, name: str) -> dict[str, object]:
         file = self.hub.files[name]
+        if self.hub.faults.nameless:
+            return {}
         etag = "0" * len(file.etag) if self.hub.faults.other_version else file.etag
         headers: dict[str, object] = {"X_Repo_Commit": self.hub.commit, "ETag": f'"{etag}"'}
         if file.is_lfs:
