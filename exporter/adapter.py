@@ -10,6 +10,7 @@ from pathlib import Path
 
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.files import read_json_object, sha256_file
+from exporter.core.folders import model_name
 from exporter.core.safetensors import StoredTensor, read_header
 
 CONFIG = "adapter_config.json"
@@ -68,7 +69,8 @@ class AdapterSpec:
     def name(self) -> str:
         """What a person would call it; `checkpoint-50` alone says too little."""
         folder = self.folder.resolve()
-        return f"{folder.parent.name}-{folder.name}" if is_checkpoint(folder) else folder.name
+        name = f"{folder.parent.name}-{folder.name}"
+        return name if is_checkpoint(folder) else model_name(folder)
 
     @property
     def base(self) -> str | None:

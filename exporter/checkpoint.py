@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.files import read_json_object
+from exporter.core.folders import model_name
 from exporter.core.safetensors import StoredTensor, read_header
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        return self.folder.resolve().name
+        return model_name(self.folder)
 
     @property
     def architecture(self) -> str:

@@ -10,12 +10,13 @@ from pathlib import Path
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
 from exporter.convert import Conversion, Outtype, convert
-from exporter.core.errors import AdapterError, InputError
+from exporter.core.errors import AdapterError, DownloadError, InputError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
 from exporter.core.machine import cores
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
+from exporter.download.resolve import hub_here, is_repo, pull_checkpoint
 from exporter.merge import MergedTensors, MergeDtype, MergePlan, describe, plan_merge
 from exporter.quantize import Quantizer, choose_types
 from exporter.toolchain import Toolchain
@@ -83,7 +84,7 @@ def export(
             refuse_existing(output, force=request.force)
     report(Step("reading the adapter and the base"))
     adapter = open_adapter(request.adapter) if request.adapter else None
-    checkpoint = open_checkpoint(find_base(request, adapter))
+    checkpoint = open_checkpoint(find_base(request, adapter, report=report))
     merge = plan_merge(checkpoint, adapter, scale=request.scale, dtype=request.merge_dtype)
     report(Note(describe(merge)))
 
@@ -122,8 +123,10 @@ def export(
     )
 
 
-def find_base(request: ExportRequest, adapter: AdapterSpec | None) -> Path:
-    """The base's folder: as asked for, else as the adapter names it, from here or from there."""
+def find_base(
+    request: ExportRequest, adapter: AdapterSpec | None, *, report: Report = silent
+) -> Path:
+    """The base's folder: as asked for, else as the adapter names it: here, there, on the hub."""
     if request.base:
         return request.base
     if adapter is None:
@@ -137,6 +140,13 @@ def find_base(request: ExportRequest, adapter: AdapterSpec | None) -> Path:
     for folder in (named, adapter.folder / named):
         if (folder / "config.json").exists():
             return folder
+    if is_repo(adapter.base):
+        hub = hub_here()
+        try:
+            return pull_checkpoint(adapter.base, hub=hub, report=report)
+        except DownloadError:
+            if not hub.offline:
+                raise
     raise AdapterError(
         f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here",
         hint="pass its folder as --base FOLDER",

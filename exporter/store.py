@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.core.errors import ModelError
+from exporter.core.events import Report, silent
 from exporter.core.files import explained
 from exporter.core.gguf import read_gguf
 from exporter.core.types import FTYPES, parse_quant
+from exporter.download.resolve import is_repo, pull_gguf
 
 SUFFIX = ".gguf"
 QUANT_AT_END = re.compile(rf"-({'|'.join(sorted(FTYPES, key=len, reverse=True))})$", re.IGNORECASE)
@@ -70,14 +72,16 @@ def find_models(text: str, store: Path) -> list[StoredModel]:
     )
 
 
-def find_model(text: str, store: Path) -> Path:
-    """The one GGUF that MODEL means: a path, or a name in the store.
+def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
+    """The one GGUF that MODEL means: a path, a name in the store, or a repo, which is pulled.
 
     Raises ModelError when there is none, or when a name alone means several.
     """
     path = Path(text)
     if path.suffix == SUFFIX and path.exists():
         return path
+    if not text.endswith(SUFFIX) and is_repo(text):
+        return pull_gguf(text, report=report)
     if "/" in text:
         is_folder = path.is_dir()
         raise ModelError(

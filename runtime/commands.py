@@ -56,7 +56,8 @@ def chat(
     quiet: bool,
 ) -> None:
     """Ask MODEL, a name from `decant list` or a path to a GGUF, and print its answer."""
-    path = find_model(model, store())
+    with reporting(quiet=quiet) as report:
+        path = find_model(model, store(), report=report)
     header = read_gguf(path)
     question = prompt if prompt is not None else read_stdin()
     settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}

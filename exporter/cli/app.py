@@ -13,12 +13,14 @@ import click
 from click.shell_completion import CompletionItem
 
 from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DecantError
+from exporter.download.endpoints import settle_endpoints
 
 # name: (where it is, its line in --help). A command's module is imported when it is run.
 COMMANDS = {
     "setup": ("exporter.cli.setup:setup", "Build the pinned llama.cpp, once."),
     "doctor": ("exporter.cli.doctor:doctor", "Check this machine and say what to do."),
     "demo": ("runtime.demo:demo", "Train, export and question a tiny model, start to end."),
+    "pull": ("exporter.cli.pull:pull", "Download a model: resumable, verified, from mirrors."),
     "export": ("exporter.cli.export:export", "Turn an adapter into a GGUF."),
     "inspect": ("exporter.cli.inspect:inspect", "Show what a GGUF, model or adapter holds."),
     "chat": ("runtime.commands:chat", "Ask a model."),
@@ -93,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one return a family
     """Run `decant` and give its exit code; every error ends here."""
+    settle_endpoints(os.environ)
     try:
         status = root.main(args=argv, prog_name="decant", standalone_mode=False)
     except DecantError as error:

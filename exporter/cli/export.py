@@ -12,7 +12,7 @@ import click
 from exporter.cli.options import json_option, quiet_option, store
 from exporter.cli.render import print_json, reporting
 from exporter.core.errors import InputError, ToolchainError
-from exporter.core.folders import size_text
+from exporter.core.folders import model_name, size_text
 from exporter.core.machine import cores
 from exporter.core.types import parse_quant
 from exporter.store import file_name
@@ -72,13 +72,17 @@ def export(
     if not math.isfinite(scale):
         raise click.UsageError(f"--scale {scale} is not a number to multiply with")
     require_packages()
+    from exporter.download.resolve import folder_of
+
+    with reporting(quiet=quiet) as report:
+        adapter, base = folder_of(adapter, report=report), folder_of(base, report=report)
     from exporter.adapter import open_adapter
     from exporter.pipeline import ExportRequest
     from exporter.pipeline import export as run
     from exporter.toolchain import find_toolchain
 
     chosen = tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
-    name = open_adapter(adapter).name if adapter else (base or Path()).resolve().name
+    name = open_adapter(adapter).name if adapter else model_name(base or Path())
     request = ExportRequest(
         adapter=adapter,
         base=base,

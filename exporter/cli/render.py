@@ -75,7 +75,10 @@ class Lines:
         part, said = event.done / event.total, self.said.get(event.task, 0.0)
         if int(part / PLAIN_EVERY) > int(said / PLAIN_EVERY):
             self.said[event.task] = part
-            click.echo(f"  {event.task}: {part:.0%} of {amount(event.total, event)}", err=True)
+            detail = f", {event.detail}" if event.detail else ""
+            click.echo(
+                f"  {event.task}: {part:.0%} of {amount(event.total, event)}{detail}", err=True
+            )
 
 
 class Bars:
@@ -104,6 +107,8 @@ class Bars:
         )
         self.tasks: dict[str, rich.progress.TaskID] = {}
         self.started: dict[str, float] = {}
+        self.first: dict[str, int] = {}
+        """How far a task was when it was first heard of; only what came since has a speed."""
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -131,18 +136,20 @@ class Bars:
     def progress(self, event: Progress) -> None:
         if event.task not in self.tasks:
             self.tasks[event.task] = self.bars.add_task(event.task, total=event.total, text="")
-            self.started[event.task] = time.monotonic()
+            self.started[event.task], self.first[event.task] = time.monotonic(), event.done
         self.bars.update(
             self.tasks[event.task], completed=event.done, total=event.total, text=self.text(event)
         )
+        if event.done == event.total and len(self.tasks) > 1:  # its line makes room for others
+            self.bars.remove_task(self.tasks.pop(event.task))
 
     def text(self, event: Progress) -> str:
         done, total = amount(event.done, event), amount(event.total or 0, event)
         text = f"{done} of {total}" if event.total else done
         seconds = time.monotonic() - self.started[event.task]
         if event.unit == "bytes" and seconds > 1:
-            text += f", {size_text(event.done / seconds)}/s"
-        return text
+            text += f", {size_text((event.done - self.first[event.task]) / seconds)}/s"
+        return f"{text}, {event.detail}" if event.detail else text
 
     def finish_all(self) -> None:
         for task in self.tasks.values():

@@ -43,6 +43,8 @@ class Progress:
     total: int | None
     """None while the end is unknown."""
     unit: Unit
+    detail: str = ""
+    """Said beside it, such as who serves the bytes."""
 
 
 Event: TypeAlias = Step | Note | Warn | Progress

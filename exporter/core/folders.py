@@ -20,6 +20,14 @@ def data_folder(env: Mapping[str, str]) -> Path:
     return Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "decant"
 
 
+def model_name(folder: Path) -> str:
+    """What a person calls a model's folder: in the hub cache its repo, not its commit."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
+
+
 def size_text(nbytes: float) -> str:
     """A number of bytes for people: 583 MB, 1.17 GB."""
     for unit in ("bytes", "kB", "MB"):

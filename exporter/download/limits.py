@@ -1,0 +1,44 @@
+"""The times and sizes a download goes by; tests pass shorter ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How patient a download is, and how wide."""
+
+    connections: int = 4
+    """Ranges of one file at a time; over all files twice as many."""
+    connect_s: float = 10.0
+    stall_s: float = 15.0
+    """Without a byte for so long, a connection is given up."""
+    slow_s: float = 10.0
+    """Over so long a connection's speed is judged."""
+    slow_rate: float = 100_000.0
+    """Bytes a second below which another endpoint is tried, if one is free."""
+    bench_s: float = 30.0
+    """For so long other endpoints go before one that failed."""
+    backoff_s: float = 0.5
+    """First wait for an endpoint that failed without sending a byte; it doubles."""
+    backoff_max_s: float = 30.0
+    retry_after_max_s: float = 300.0
+    tries: int = 8
+    """Failures in a row without one new byte after which an endpoint is dead."""
+    cell: int = 1 << 18
+    """Bytes of a file that one journal entry stands for."""
+    claim_max: int = 32 << 20
+    """Longest range of one request."""
+    small: int = 1 << 20
+    """Files up to this size are kept in memory until they are verified."""
+    margin: int = 64 << 20
+    """Bytes of disk to leave free."""
+    sync_every: int = 64 << 20
+    """Bytes between two syncs of a part, the most a power cut can take."""
+    tick_s: float = 0.1
+    """Between two reports of progress."""
+
+    @property
+    def in_all(self) -> int:
+        return 2 * self.connections

@@ -1,0 +1,218 @@
+"""The pull: plan, space, bytes, place, in this order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from exporter.core.errors import DownloadError
+from exporter.core.events import Note, Report, Step, Warn, silent
+from exporter.core.folders import size_text
+from exporter.download.crew import Crew
+from exporter.download.endpoints import Endpoint, healths
+from exporter.download.limits import Limits
+from exporter.download.lock import NAME, check_sha256, read_plan, with_sha256, write_plan
+from exporter.download.place import Place, check_place, check_space, link_snapshot, prepare
+from exporter.download.plan import Choice, Plan, PlannedFile, choose, make_plan
+from exporter.download.refs import COMMIT, Ref
+from exporter.download.source import Source, Wire, modelscope_files
+from exporter.download.token import TokenRule
+from exporter.download.transfer import Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """What to bring, from where, to where."""
+
+    ref: Ref
+    endpoints: tuple[Endpoint, ...]
+    cache: Path
+    """The hub cache."""
+    choice: Choice = field(default_factory=Choice)
+    local_dir: Path | None = None
+    """Plain files go here instead of into the cache."""
+    locked: Plan | None = None
+    """Exactly this, whatever the hub says now."""
+    known: Plan | None = None
+    """All that the repo holds, where it was asked before."""
+    rule: TokenRule = field(default_factory=TokenRule)
+    offline: bool = False
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def place(self) -> Place:
+        if self.local_dir:
+            return Place(self.local_dir, is_cache=False)
+        return Place(self.cache / self.ref.cache_name, is_cache=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What is here now, or would be after a dry run."""
+
+    plan: Plan
+    folder: Path
+    """Holds the files under their names in the repo."""
+    missing: tuple[PlannedFile, ...]
+    """Those that were not here before."""
+    received: int
+    """Bytes of files that came over the network."""
+    seconds: float
+    served: dict[str, int]
+    """Bytes of files that each endpoint sent."""
+
+
+def pull(request: PullRequest, *, dry_run: bool = False, report: Report = silent) -> Pulled:
+    """Bring the wanted files here, verified. Killed at any moment, it goes on from there.
+
+    Nothing is written before the plan stands and fits; a file appears under its name when its
+    hash is right, and the snapshot in the cache when all files are there.
+    """
+    started = time.monotonic()
+    place = request.place
+    whole = request.locked or request.known or plan_of(request, place, report)
+    plan = whole if request.locked else choose(whole, request.choice)
+    missing = tuple(file for file in plan.files if not place.has(file, request.limits))
+    crew = None
+    if not dry_run:
+        check_place(place, plan)
+        refuse_offline(request, missing)
+        check_space(place, missing, request.limits)
+        prepare(place)
+        if place.is_cache and not request.locked:
+            remember(whole, place)
+        if missing:
+            crew = hire(request, plan, missing, report)
+            fetch(crew, plan, missing, report)
+        finish(request, place, plan)
+    return Pulled(
+        plan,
+        place.folder(plan.commit),
+        missing,
+        crew.received if crew else 0,
+        time.monotonic() - started,
+        dict(crew.served) if crew else {},
+    )
+
+
+def plan_of(request: PullRequest, place: Place, report: Report) -> Plan:
+    """All that the repo holds: the hub's word, or when offline what an earlier pull learned."""
+    if request.offline:
+        return offline_plan(request, place)
+    plan = make_plan(request.ref, request.endpoints, request.rule, request.limits, report=report)
+    if not plan.is_reference:
+        report(
+            Note(
+                f"the hashes come from {plan.hashes_from} alone: they prove that nothing was"
+                " damaged on the way, not that the mirror is honest"
+            )
+        )
+    return plan
+
+
+def remember(plan: Plan, place: Place) -> None:
+    """Keep what the commit holds, so that completeness can be told without a network."""
+    path = place.own / f"{plan.commit}.json"
+    if not path.exists():
+        write_plan(plan, path, place)
+
+
+def offline_plan(request: PullRequest, place: Place) -> Plan:
+    """What an earlier pull learned about this revision, else what huggingface_hub knows."""
+    revision = request.ref.revision
+    ref = place.root / "refs" / revision
+    commit = revision if COMMIT.fullmatch(revision) else ref.read_text() if ref.is_file() else ""
+    for path in (place.own / f"{commit}.json", place.root / NAME):
+        if path.is_file():
+            return read_plan(path)
+    return snapshot_plan(request, place)
+
+
+def snapshot_plan(request: PullRequest, place: Place) -> Plan:
+    """The files that another program downloaded into the cache; DownloadError without any."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    ref = request.ref
+    try:
+        folder = Path(
+            snapshot_download(
+                ref.repo,
+                revision=ref.revision,
+                repo_type=ref.repo_type,
+                cache_dir=request.cache,
+                local_files_only=True,
+            )
+        )
+    except (LocalEntryNotFoundError, ValueError) as error:
+        raise DownloadError(
+            f"{ref.repo}@{ref.revision} is not here, and --offline forbids asking for it",
+            hint="run it once without --offline (and without HF_HUB_OFFLINE)",
+        ) from error
+    files = tuple(
+        PlannedFile(path.relative_to(folder).as_posix(), path.stat().st_size, path.resolve().name)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.resolve().parent == place.root.resolve() / "blobs"
+    )
+    return Plan(ref, folder.name, files, "the cache", is_reference=False)
+
+
+def refuse_offline(request: PullRequest, missing: Sequence[PlannedFile]) -> None:
+    if request.offline and missing:
+        raise DownloadError(
+            f"{len(missing)} files are not here, such as `{missing[0].path}`,"
+            " and --offline forbids fetching them",
+            hint="run it once without --offline (and without HF_HUB_OFFLINE)",
+        )
+
+
+def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], report: Report) -> Crew:
+    """The crew that will fetch the missing files from the request's endpoints."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # lazily exported
+
+    headers = build_hf_headers(token=False, library_name="decant")
+    wire = Wire(get_session(), request.rule, request.limits, headers)
+    transfers = [
+        Transfer(
+            file,
+            {endpoint: Source(plan, file, endpoint, wire) for endpoint in request.endpoints},
+            request.limits,
+        )
+        for file in missing
+    ]
+    for endpoint in request.endpoints:
+        if endpoint.kind == "modelscope":
+            listed = modelscope_files(endpoint, plan, wire)
+            for transfer in transfers:
+                if listed.get(transfer.file.path) != (transfer.file.size, transfer.file.etag):
+                    transfer.banned[endpoint] = "does not have it with the planned sha256"
+    health = healths(request.endpoints, request.limits)
+    return Crew(transfers, health, request.place, request.limits, report)
+
+
+def fetch(crew: Crew, plan: Plan, missing: Sequence[PlannedFile], report: Report) -> None:
+    """Let the crew work; say what is kept when it is interrupted."""
+    total = sum(file.size for file in missing)
+    report(Step(f"downloading {len(missing)} files, {size_text(total)}, of {plan.ref.repo}"))
+    try:
+        crew.run()
+    except KeyboardInterrupt:
+        report(
+            Warn(
+                f"stopped: {size_text(crew.kept)} of {size_text(total)} are kept;"
+                " the same command goes on from there"
+            )
+        )
+        raise
+
+
+def finish(request: PullRequest, place: Place, plan: Plan) -> None:
+    """Make the result visible: links in the cache, a lock file in a folder."""
+    check_sha256(plan, place)
+    if place.is_cache:
+        link_snapshot(place, plan)
+    elif not request.offline:
+        write_plan(with_sha256(plan, place), place.root / NAME, place)

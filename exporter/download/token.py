@@ -1,0 +1,48 @@
+"""Who may see the access token: huggingface.co over https, and hosts the user named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+HUB = ("huggingface.co", "hf.co")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRule:
+    """The token and the hosts that may have it."""
+
+    token: str | None = field(default=None, repr=False)
+    trusted: tuple[str, ...] = ()
+    """HOST or HOST:PORT, as given with --trust-token."""
+
+    def token_for(self, url: str) -> str | None:
+        """The token if `url` may see it: https only, except to this very machine."""
+        parts = urlsplit(url)
+        host = (parts.hostname or "").lower()
+        if parts.scheme == "https" and host in HUB:
+            return self.token
+        named = host in self.trusted or f"{host}:{origin(url)[2]}" in self.trusted
+        if named and (parts.scheme == "https" or host in LOOPBACK):
+            return self.token
+        return None
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port: what a browser calls the same site."""
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or PORTS.get(parts.scheme, 0)
+
+
+def find_token(given: str | None, env: Mapping[str, str]) -> str | None:
+    """The token given, else HF_TOKEN's, else that of `hf auth login`."""
+    if given:
+        return given.strip()
+    if env.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return None
+    from huggingface_hub import get_token
+
+    return get_token()
