@@ -33,7 +33,7 @@ type: packages
 	@$(PY) -m mypy
 
 fast: packages
-	@$(PY) -m pytest -q -m "not llamacpp and not trained"
+	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults"
 
 bench: setup ## measure the export against the usual road
 	@$(PY) benchmarks/export.py
