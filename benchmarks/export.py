@@ -35,6 +35,8 @@ SHAPE = {
     "vocab_size": 8192,
 }
 QUANT = "Q4_K_M"
+README = CHECKOUT / "README.md"
+MARKS = ("<!-- bench: written by benchmarks/export.py --write -->\n", "<!-- end of bench -->\n")
 RESULTS = CHECKOUT / "benchmarks" / "export.json"
 LIMITS = {"wall": 0.65, "written_over": 0.01, "rss_base_bytes": 800_000_000}
 
@@ -213,7 +215,9 @@ def main() -> int:
     )
     parser.add_argument("--folder", type=Path, help="where to keep the model (needs 8 GB)")
     parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--write", action="store_true", help=f"keep the result in {RESULTS.name}")
+    parser.add_argument(
+        "--write", action="store_true", help="keep the result beside this file and in the README"
+    )
     arguments = parser.parse_args()
     machine = f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}"
     with tempfile.TemporaryDirectory(prefix="decant-bench-") as temporary:
@@ -227,6 +231,10 @@ def main() -> int:
                 print(f"does not hold: {name}")
     if arguments.write:
         RESULTS.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n")
+        text = README.read_text(encoding="utf-8")
+        before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+        shown = f"{MARKS[0]}{table(runs[-1])}\n\nOn {machine}.\n{MARKS[1]}"
+        README.write_text(before + shown + after, encoding="utf-8")
     return 1 if any(verdict(run) for run in runs) else 0
 
 

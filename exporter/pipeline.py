@@ -144,9 +144,13 @@ def find_base(
         hub = hub_here()
         try:
             return pull_checkpoint(adapter.base, hub=hub, report=report)
-        except DownloadError:
+        except DownloadError as error:
             if not hub.offline:
-                raise
+                raise DownloadError(
+                    f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not"
+                    f" here and cannot be had: {error.message}",
+                    hint=f"pass its folder as --base FOLDER; or: {error.hint}",
+                ) from error
     raise AdapterError(
         f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here",
         hint="pass its folder as --base FOLDER",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from exporter.cli.app import run
 from exporter.core.files import free_bytes
@@ -88,7 +89,20 @@ def test_a_folder_without_an_adapter_config(refused, adapter):
     assert "save_pretrained" in failed.hint
 
 
-def test_a_base_that_is_not_given_and_not_found(refused, adapter):
+def test_a_base_that_is_not_given_and_cannot_be_had(refused, adapter, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    edit_json(adapter / "adapter_config.json", base_model_name_or_path="org/nowhere")
+
+    failed = refused(adapter)
+
+    assert failed.exit_code == 6
+    assert "'org/nowhere'" in failed.message
+    assert "--base" in failed.hint
+
+
+def test_a_base_that_is_not_given_and_not_found(refused, adapter, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="org/nowhere")
 
     failed = refused(adapter)
