@@ -22,6 +22,8 @@ from tests.download.conftest import Events
 from tests.download.rows import NAME, Stage
 from tests.fakes.hub import COMMIT, REPO, FakeFile, FakeHub, Faults
 
+pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all
+
 
 def name_of(hub: FakeHub) -> str:
     return parse_endpoint(hub.url).name

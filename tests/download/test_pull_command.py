@@ -9,6 +9,8 @@ from tests.conftest import Decant
 from tests.download.rows import NAME, Stage
 from tests.fakes.hub import COMMIT, REPO, FakeFile
 
+pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all
+
 
 @pytest.fixture
 def cache(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Path:

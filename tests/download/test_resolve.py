@@ -17,6 +17,8 @@ from tests.conftest import Decant
 from tests.download.rows import Stage
 from tests.fakes.hub import REPO, FakeFile
 
+pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all
+
 
 @pytest.fixture
 def hub(stage: Stage) -> Hub:
