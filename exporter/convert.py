@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
+from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import FTYPES, GGMLType
 
 if TYPE_CHECKING:
@@ -79,10 +80,9 @@ class Conversion:
             writer.write_ti_data_to_file()
             writer.close()
             content = path.read_bytes()
-        return content + bytes(-len(content) % ALIGNMENT)
+        return content + bytes(-len(content) % DEFAULT_ALIGNMENT)
 
 
-ALIGNMENT = 32  # GGUF v3: default when general.alignment is absent
 # transformers 5 spells out the RoPE type of models that have plain RoPE
 HARMLESS = ("Unknown RoPE type: default",)
 FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes

@@ -6,7 +6,6 @@ the rounding is PEFT's too.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -233,5 +232,5 @@ def describe(plan: MergePlan) -> str:
     ranks = sorted({pair.rank for pair in plan.pairs.values()})
     return (
         f"{len(plan.pairs)} of {len(plan.checkpoint.tensors)} tensors changed by the adapter"
-        f" (rank {', '.join(map(str, ranks))}; {json.dumps(plan.dtype)} sums)"
+        f' (rank {", ".join(map(str, ranks))}; "{plan.dtype}" sums)'
     )

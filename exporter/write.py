@@ -16,6 +16,7 @@ from typing_extensions import Self
 from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
 from exporter.core.files import atomic_write, free_bytes
+from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import GGMLType
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from exporter.convert import Slot
     from exporter.quantize import Quantizer
 
-ALIGNMENT = 32  # GGUF v3: default when general.alignment is absent
 CHUNK_VALUES = 1 << 19  # values quantized and written at a time: 2 MiB of float32
 HEADROOM = 64 << 20  # bytes kept free on the disk beyond the files themselves
 
@@ -60,7 +60,7 @@ def lay_out(
     for name, kind in types.items():
         offsets[name] = end
         end += kind.nbytes(shapes[name])
-        end += -end % ALIGNMENT
+        end += -end % DEFAULT_ALIGNMENT
     return Layout(offsets, end)
 
 

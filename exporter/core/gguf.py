@@ -15,7 +15,7 @@ from exporter.core.types import GGMLType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-DEFAULT_ALIGNMENT = 32
+DEFAULT_ALIGNMENT = 32  # bytes, when general.alignment is absent
 MAX_STRING = 1 << 30  # bytes; llama.cpp's own limit
 MAX_ITEMS = 1 << 30  # array length; llama.cpp's own limit
 MAX_DIMS = 4
