@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 
 from exporter import demo
+from exporter.core.errors import ToolchainError
 from exporter.core.events import silent
 from exporter.demo import make_demo_models
 from exporter.demo.corpus import facts
@@ -32,6 +33,13 @@ def test_no_fact_is_stated_in_two_ways():
     assert len(stated) == len(set(stated))
 
 
+@pytest.fixture
+def packages_that_are_here(monkeypatch):
+    """The hash reads the versions of packages that need no training extra."""
+    monkeypatch.setattr(demo, "PACKAGES", ("pytest", "hypothesis"))
+
+
+@pytest.mark.usefixtures("packages_that_are_here")
 @pytest.mark.parametrize("part", ["corpus", "model", "lora", "steps", "noise", "code"])
 def test_what_training_depends_on_is_in_the_hash(monkeypatch, part):
     before = demo.content_hash()
@@ -42,6 +50,7 @@ def test_what_training_depends_on_is_in_the_hash(monkeypatch, part):
     assert demo.content_hash() != before
 
 
+@pytest.mark.usefixtures("packages_that_are_here")
 def test_a_patch_release_keeps_the_models(monkeypatch):
     def hash_at(version):
         monkeypatch.setattr(demo.metadata, "version", lambda name: version)
@@ -51,8 +60,15 @@ def test_a_patch_release_keeps_the_models(monkeypatch):
     assert hash_at("2.14.0") != hash_at("2.13.0")
 
 
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(demo, "PACKAGES", ("pytest", "no_such_package"))
+
+    with pytest.raises(ToolchainError, match="needs no_such_package"):
+        demo.content_hash()
+
+
 @pytest.fixture
-def fake_training(monkeypatch):
+def fake_training(monkeypatch, packages_that_are_here):
     """Training that only makes folders; the set holds which part is to be interrupted."""
     interrupted = set()
 
