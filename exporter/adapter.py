@@ -1,46 +1,32 @@
-"""An adapter's folder, as PEFT saves it: what it was trained on and its pairs of matrices."""
+"""An adapter's folder, as PEFT saves it: what it was trained on and the tensors it holds."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.core.errors import AdapterError, UnsupportedError
+from exporter.core.events import Note, Report, silent
 from exporter.core.files import read_json_object, sha256_file
 from exporter.core.folders import model_name
 from exporter.core.safetensors import StoredTensor, read_header
+from exporter.kinds import MERGED_BY_PEFT, is_set, needs_peft_layer, refuse_unmergeable
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
 MATRIX = 2  # dimensions
 DEFAULT_RANK = 8  # and alpha: LoraConfig's own
 PREFIX = "base_model.model."
-HALVES = (".lora_A.weight", ".lora_B.weight")
 
-# Settings that change what a merge must do beyond scale * B @ A, with how they look when off.
-BEYOND_PLAIN = {
-    "use_dora": False,
-    "lora_bias": False,
-    "fan_in_fan_out": False,
-    "bias": "none",
-    "modules_to_save": [],
-    "trainable_token_indices": {},
-    "target_parameters": [],
-    "layer_replication": [],
-    "megatron_config": {},
-    "alora_invocation_tokens": [],
-    "use_qalora": False,
-    "use_bdlora": {},
-    "arrow_config": {},
-    "velora_config": {},
-    "monteclora_config": {},
-    "kasa_config": {},
-}
-# Ways to start training that leave the base as it was; the others change it or need a replay.
-PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+# One tensor of one adapted module: its module, how deep PEFT nested its wrappers, its role.
+LORA_KEY = re.compile(r"(?P<module>.+?)(?P<nested>(\.base_layer)*)\.(?P<role>lora_\w+(\..+)?)")
+ROWS_KEY = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta")
+LINEAR = ("lora_A.weight", "lora_B.weight")
+EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +35,24 @@ class LoraPair:
 
     module: str
     """The module's name in the model that was trained, such as model.layers.0.mlp.up_proj."""
-    a: StoredTensor  # (rank, n_in)
-    b: StoredTensor  # (n_out, rank)
+    a: StoredTensor  # (rank, n_in); with experts (n_experts * rank, n_in)
+    b: StoredTensor  # (n_out, rank); with experts (n_out, rank * n_experts)
+    nested: int = 0
+    """How many other parameters' wrappers PEFT put around this one's; only experts have them."""
+    extras: dict[str, StoredTensor] = field(default_factory=dict)
+    """What a variant of LoRA holds beside A and B, by its name after the module's."""
+    embedding: bool = False
+    """Whether the module is an embedding, whose update is scale * (B @ A) transposed."""
 
     @property
     def rank(self) -> int:
         return self.a.shape[0]
+
+    @property
+    def tensors(self) -> dict[str, StoredTensor]:
+        """By name after the module's, as the file has them."""
+        a, b = EMBEDDING if self.embedding else LINEAR
+        return {a: self.a, b: self.b, **self.extras}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +62,25 @@ class AdapterSpec:
     folder: Path
     config: dict[str, object]
     pairs: tuple[LoraPair, ...]
+    """A LoRA's matrices, module by module; empty for other tuners."""
+    values: dict[str, StoredTensor] = field(default_factory=dict)
+    """Whole tensors that replace the base's (modules_to_save, biases), by name in the model."""
+    saved: dict[str, StoredTensor] = field(default_factory=dict)
+    """The base's own embeddings, saved beside what was trained on them."""
+    rows: dict[str, StoredTensor] = field(default_factory=dict)
+    """New values of some rows of an embedding (trainable tokens), by module."""
+    tuner: dict[str, StoredTensor] = field(default_factory=dict)
+    """All other tensors of a tuner that is no LoRA, by name in the model."""
+    weights: Path = Path()
+
+    @property
+    def kind(self) -> str:
+        return str(self.config.get("peft_type"))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every update is a scaled product, which can be added without PEFT's layers."""
+        return self.kind == "LORA" and not needs_peft_layer(self.config)
 
     @property
     def name(self) -> str:
@@ -78,9 +95,16 @@ class AdapterSpec:
         named = self.config.get("base_model_name_or_path")
         return named if isinstance(named, str) and named else None
 
+    @property
+    def tensors(self) -> list[StoredTensor]:
+        """All of them."""
+        paired = [tensor for pair in self.pairs for tensor in pair.tensors.values()]
+        groups = (self.values, self.saved, self.rows, self.tuner)
+        return paired + [tensor for group in groups for tensor in group.values()]
+
     def sha256(self) -> str:
         """Identifies config and weights together."""
-        parts = (sha256_file(self.folder / name) for name in (CONFIG, WEIGHTS))
+        parts = (sha256_file(path) for path in (self.folder / CONFIG, self.weights))
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -94,25 +118,25 @@ class Scaling:
     """alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
 
 
-def scaling_of(adapter: AdapterSpec, pair: LoraPair) -> Scaling:
+def scaling_of(adapter: AdapterSpec, pair: LoraPair, *, experts: int = 1) -> Scaling:
     """PEFT's rule: a pattern that fits the end of the module's name goes before r and lora_alpha.
 
     Raises AdapterError for a config that makes no sense, and for a rank that the matrices
     do not have: PEFT would refuse such an adapter too.
     """
-    config = adapter.config
+    config, stored = adapter.config, pair.rank // experts
     rank = by_pattern(adapter, "rank_pattern", pair.module, config.get("r", DEFAULT_RANK))
     alpha = by_pattern(
         adapter, "alpha_pattern", pair.module, config.get("lora_alpha", DEFAULT_RANK)
     )
-    if rank != pair.rank:
+    if rank != stored or stored * experts != pair.rank:
         raise AdapterError(
             f"the adapter's config says rank {rank:g} for `{pair.module}`,"
-            f" its matrices have {pair.rank}",
+            f" its matrices have {pair.rank / experts:g}",
             hint="its config and its weights are not of one training; copy both again",
         )
-    divisor = math.sqrt(pair.rank) if config.get("use_rslora") else pair.rank
-    return Scaling(pair.rank, alpha, alpha / divisor)
+    divisor = math.sqrt(stored) if config.get("use_rslora") else stored
+    return Scaling(stored, alpha, alpha / divisor)
 
 
 def by_pattern(adapter: AdapterSpec, setting: str, module: str, default: object) -> float:
@@ -138,104 +162,151 @@ def is_checkpoint(folder: Path) -> bool:
     return head == "checkpoint" and step.isdecimal()
 
 
-def open_adapter(folder: Path) -> AdapterSpec:
+def open_adapter(folder: Path, *, report: Report = silent) -> AdapterSpec:
     """Read an adapter's config and the header of its weights.
 
-    Raises AdapterError for a missing or damaged file, UnsupportedError, by name, for
-    anything but plain LoRA on linear layers (with rsLoRA and rank or alpha patterns).
+    A training run's folder stands for its newest checkpoint. Raises AdapterError for a missing
+    or damaged file, UnsupportedError, with the reason, for a kind that cannot be merged.
     """
     if not folder.is_dir():
         raise AdapterError(
             f"there is no adapter folder `{folder}`",
             hint="name the folder that holds adapter_config.json",
         )
+    folder = newest_checkpoint(folder, report=report)
     config = read_json_object(folder / CONFIG, error=AdapterError, hint=hint_for_missing(folder))
-    refuse_other_kinds(config, folder)
-    if not (folder / WEIGHTS).exists():
-        if (folder / "adapter_model.bin").exists():
-            raise UnsupportedError(
-                f"`{folder}` holds its weights as adapter_model.bin, a pickle",
-                hint="save it again with a recent peft, which writes adapter_model.safetensors",
-            )
-        raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint="copy the whole adapter folder")
-    return AdapterSpec(folder, config, pair_up(read_header(folder / WEIGHTS, error=AdapterError)))
+    refuse_unmergeable(config, folder)
+    weights, tensors = read_weights(folder)
+    return sort_tensors(AdapterSpec(folder, config, (), weights=weights), tensors)
+
+
+def newest_checkpoint(folder: Path, *, report: Report) -> Path:
+    """`folder`, or the last checkpoint of a training run that saved nothing else."""
+    if (folder / CONFIG).exists():
+        return folder
+    checkpoints = [
+        child for child in folder.iterdir() if is_checkpoint(child) and (child / CONFIG).exists()
+    ]
+    if not checkpoints:
+        return folder
+    newest = max(checkpoints, key=lambda child: int(child.name.partition("-")[2]))
+    report(Note(f"`{folder}` is a training run: its newest checkpoint is `{newest.name}`"))
+    return newest
 
 
 def hint_for_missing(folder: Path) -> str:
-    checkpoints = [child for child in folder.iterdir() if is_checkpoint(child)]
-    if checkpoints:
-        newest = max(checkpoints, key=lambda child: int(child.name.partition("-")[2]))
-        return f"this looks like a training run; its newest adapter is `{newest}`"
     if (folder / "config.json").exists():
         return "this looks like a whole model; to convert it as it is, pass it as --base alone"
     return "name the folder that PEFT's save_pretrained wrote"
 
 
-def refuse_other_kinds(config: dict[str, object], folder: Path) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
+def read_weights(folder: Path) -> tuple[Path, dict[str, StoredTensor]]:
+    """The file that holds the weights, and its tensors by name."""
+    if (folder / WEIGHTS).exists():
+        return folder / WEIGHTS, read_header(folder / WEIGHTS, error=AdapterError)
+    if (folder / PICKLED).exists():
         raise UnsupportedError(
-            f"`{folder}` is a {kind} adapter; only LORA can be merged so far",
-            hint=merge_yourself(folder),
+            f"`{folder}` holds its weights as adapter_model.bin, a pickle",
+            hint="save it again with a recent peft, which writes adapter_model.safetensors",
         )
-    for setting, off in BEYOND_PLAIN.items():
-        value = config.get(setting)
-        if value is not None and value != off and value not in ({}, [], False):
-            raise UnsupportedError(
-                f"`{folder}` uses {setting}={value!r}, which cannot be merged so far",
-                hint=merge_yourself(folder),
-            )
-    init = config.get("init_lora_weights")
-    if init not in PLAIN_INITS:
-        raise UnsupportedError(
-            f"`{folder}` was started with init_lora_weights={init!r}, which changes the base",
-            hint="convert it first: save_pretrained(path_initial_model_for_weight_conversion=…)",
-        )
+    raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint="copy the whole adapter folder")
 
 
-def merge_yourself(folder: Path) -> str:
-    return (
-        "merge it with peft, then export the result with --base alone: "
-        f"AutoPeftModelForCausalLM.from_pretrained({folder.name!r})"
-        ".merge_and_unload().save_pretrained('merged')"
-    )
-
-
-def pair_up(tensors: dict[str, StoredTensor]) -> tuple[LoraPair, ...]:
-    """Match every A with its B; a tensor that is neither is refused by name."""
-    halves: dict[str, dict[str, StoredTensor]] = {}
-    strangers = []
-    for name, tensor in tensors.items():
-        half = next((half for half in HALVES if name.endswith(half)), None)
-        if half is None or not name.startswith(PREFIX) or len(tensor.shape) != MATRIX:
-            strangers.append(name)
-        else:
-            module = name.removeprefix(PREFIX).removesuffix(half)
-            halves.setdefault(module, {})[half] = tensor
-    if strangers:
-        raise UnsupportedError(
-            f"the adapter holds `{strangers[0]}`, which is no plain LoRA matrix"
-            f" ({len(strangers)} such tensors)",
-            hint="only linear layers' lora_A.weight and lora_B.weight can be merged so far",
-        )
-    if not halves:
+def sort_tensors(adapter: AdapterSpec, tensors: dict[str, StoredTensor]) -> AdapterSpec:
+    """Give every tensor its place; one that has none is refused by name."""
+    if not tensors:
         raise AdapterError(
             "the adapter holds no tensors", hint="was it saved from a trained model?"
         )
-    return tuple(pair(module, found) for module, found in halves.items())
+    pairs: dict[tuple[str, int], dict[str, StoredTensor]] = {}
+    groups: dict[str, dict[str, StoredTensor]] = {}
+    for stored, tensor in tensors.items():
+        found = LORA_KEY.fullmatch(model_key(stored)) if adapter.kind == "LORA" else None
+        if found and stored.startswith(PREFIX):
+            place = found["module"], found["nested"].count("base_layer")
+            group, name = pairs.setdefault(place, {}), found["role"]
+        else:
+            kind, name = group_of(stored, adapter.kind)
+            group = groups.setdefault(kind, {})
+        if name in group:
+            raise stranger(stored)
+        group[name] = tensor
+    paired = tuple(pair(module, nested, halves) for (module, nested), halves in pairs.items())
+    opened = replace(
+        adapter,
+        pairs=paired,
+        values=groups.get("values", {}),
+        saved=groups.get("saved", {}),
+        rows=groups.get("rows", {}),
+        tuner=groups.get("tuner", {}),
+    )
+    for one in paired:
+        refuse_oddities(one, opened)
+    return opened
 
 
-def pair(module: str, found: dict[str, StoredTensor]) -> LoraPair:
-    for half in HALVES:
+def group_of(stored: str, kind: str) -> tuple[str, str]:
+    """Which of AdapterSpec's groups a tensor belongs to, and its name there."""
+    name = model_key(stored)
+    if found := ROWS_KEY.fullmatch(name):
+        return "rows", found["module"]
+    if is_tuners(name, kind):
+        return "tuner", name
+    if not stored.startswith(PREFIX) or name.split(".")[-2:][0].startswith("lora_"):
+        raise stranger(stored)
+    if name.endswith((".base_layer.weight", ".base_layer.bias")):
+        return "saved", name.replace(".base_layer.", ".")
+    return "values", name.replace(".ln_tuning_layers.", ".")
+
+
+def model_key(stored: str) -> str:
+    """A tensor's name in the model that was trained; compiling and sharding leave words in it."""
+    name = stored.removeprefix(PREFIX).removeprefix("base_model.")
+    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
+
+
+def is_tuners(name: str, kind: str) -> bool:
+    prefix = MERGED_BY_PEFT.get(kind)
+    return prefix is not None and any(part.startswith(prefix) for part in name.split("."))
+
+
+def stranger(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the adapter holds `{name}`, which decant cannot place in a model",
+        hint=f"PEFT's names begin with {PREFIX!r}; was it saved by another tool?",
+    )
+
+
+def pair(module: str, nested: int, found: dict[str, StoredTensor]) -> LoraPair:
+    """One module's A and B and what else it has. Raises AdapterError for half a pair."""
+    halves = EMBEDDING if found.keys() & set(EMBEDDING) else LINEAR
+    for half in halves:
         if half not in found:
             raise AdapterError(
-                f"`{PREFIX}{module}{half}` is missing from the adapter", hint="save it again"
+                f"`{PREFIX}{module}.{half}` is missing from the adapter", hint="save it again"
             )
-    both = LoraPair(module, *(found[half] for half in HALVES))
-    if both.a.shape[0] != both.b.shape[1]:
+        if len(found[half].shape) != MATRIX or 0 in found[half].shape:
+            raise UnsupportedError(
+                f"`{found[half].name}` is {list(found[half].shape)}: no plain LoRA matrix",
+                hint="convolutions' adapters cannot be merged; an empty one was saved from a"
+                " sharded run without gathering it first",
+            )
+    a, b = (found.pop(half) for half in halves)
+    return LoraPair(module, a, b, nested, found, halves == EMBEDDING)
+
+
+def refuse_oddities(one: LoraPair, adapter: AdapterSpec) -> None:
+    """Stop at halves of different rank, and at tensors that the config knows nothing of."""
+    # only blocks of A or B are kept by BD-LoRA
+    if one.a.shape[0] != one.b.shape[1] and not is_set(adapter.config.get("use_bdlora")):
         raise AdapterError(
-            f"the adapter's matrices for `{module}` do not fit each other:"
-            f" A is {list(both.a.shape)}, B is {list(both.b.shape)}",
+            f"the adapter's matrices for `{one.module}` do not fit each other:"
+            f" A is {list(one.a.shape)}, B is {list(one.b.shape)}",
             hint="the file is damaged or was put together from two adapters",
         )
-    return both
+    if one.extras and adapter.is_plain:
+        raise AdapterError(
+            f"the adapter holds `{next(iter(one.extras.values())).name}`, which its config does"
+            " not speak of",
+            hint="its config and its weights are not of one training; copy both again",
+        )

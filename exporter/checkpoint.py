@@ -42,7 +42,7 @@ class Checkpoint:
         )
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
     """Read a folder's config and the headers of its safetensors, and check that all is there.
 
     Raises CheckpointError for a missing, cut or inconsistent file, UnsupportedError for a
@@ -57,7 +57,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         error=CheckpointError,
         hint=f"`{folder}` does not look like a model folder; is it an adapter, or unfinished?",
     )
-    refuse_own_code(folder, config)
+    if not trust_remote_code:
+        refuse_own_code(folder, config)
     return Checkpoint(folder, config, index_tensors(folder))
 
 
@@ -72,8 +73,9 @@ def refuse_own_code(folder: Path, config: dict[str, object]) -> None:
     for name, content in configs.items():
         if "auto_map" in content:
             raise UnsupportedError(
-                f"`{folder / name}` asks for Python code of its own (auto_map), which is never run",
-                hint="use a base whose architecture transformers knows by itself",
+                f"`{folder / name}` asks for Python code of its own (auto_map), which is not run",
+                hint="many such models work without it: remove auto_map from a copy;"
+                " or read that code and pass --trust-remote-code",
             )
 
 

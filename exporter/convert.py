@@ -6,12 +6,14 @@ list of slots, each of which can be filled later.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,19 +92,25 @@ FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes
 
 def convert(
     tensors: MergedTensors,
+    folder: Path,
     toolchain: Toolchain,
     *,
     outtype: Outtype = "auto",
     model_name: str,
+    trust_remote_code: bool = False,
     report: Report = silent,
 ) -> Conversion:
     """Lay the merged model out as llama.cpp's converter does.
 
-    Raises UnsupportedError for an architecture it does not know, CheckpointError for a
-    folder it cannot use (such as one without a tokenizer).
+    folder: its config and tokenizer. Raises UnsupportedError for an architecture it does not
+    know or that has no place for a changed tensor, CheckpointError for a folder it cannot use
+    (such as one without a tokenizer).
     """
-    folder = tensors.plan.checkpoint.folder
-    with imported(toolchain), warnings_reported(report):
+    with (
+        imported(toolchain),
+        warnings_reported(report),
+        nullcontext() if trust_remote_code else no_code_run(),
+    ):
         import torch
         from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
 
@@ -130,16 +138,34 @@ def convert(
                     FileNotFoundError,
                     NotImplementedError,
                 ) as error:
-                    raise unusable(folder, architecture, error) from error
-    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype))
+                    raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
+    made = Conversion(tuple(slots), model.gguf_writer, int(model.ftype))
+    refuse_dropped(source, architecture)  # while the slots live
+    return made
 
 
 def unknown_architecture(architecture: str) -> UnsupportedError:
     return UnsupportedError(
         f"llama.cpp's converter does not know the architecture {architecture!r}",
-        hint="it cannot become a GGUF; for a merged safetensors folder use peft: "
-        "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained('merged')",
+        hint="it cannot become a GGUF; `--to safetensors` writes the merged model for transformers",
     )
+
+
+def refuse_dropped(source: LazySource, architecture: str) -> None:
+    """Stop when the converter has thrown away a tensor that the adapter changed.
+
+    What it uses is kept alive by the slots that it made; what it drops is gone.
+    """
+    gc.collect()
+    dropped = [
+        name for name, made in source.made.items() if name in source.changed and made() is None
+    ]
+    if dropped:
+        raise UnsupportedError(
+            f"a GGUF of {architecture} has no place for `{dropped[0]}`, which the adapter changes"
+            f" ({len(dropped)} such tensors)",
+            hint="`--to safetensors` writes the whole merged model for transformers",
+        )
 
 
 def unusable(folder: Path, architecture: str, error: Exception) -> CheckpointError:
@@ -165,6 +191,8 @@ class LazySource:
         self.tensors = tensors
         self.as_stored = True
         self.last = ""
+        self.changed = tensors.plan.changes.keys()
+        self.made: dict[str, weakref.ref[Any]] = {}
 
     def lazy(self, name: str) -> Any:
         from conversion.base import LazyTorchTensor
@@ -172,7 +200,9 @@ class LazySource:
         self.last = name
         dtype = self.tensors.stored_dtype(name) if self.as_stored else self.tensors.dtype(name)
         meta = LazyTorchTensor.meta_with_dtype_and_shape(dtype, self.tensors.shape(name))
-        return LazyTorchTensor(meta=meta, args=(name,), func=self.tensors.read)
+        made = LazyTorchTensor(meta=meta, args=(name,), func=self.tensors.read)
+        self.made[name] = weakref.ref(made)
+        return made
 
     def add(self, writer: Any, slots: list[Slot], name: str, tensor: Any, **kwargs: Any) -> None:
         """Stand in for GGUFWriter.add_tensor: note the slot, and keep the writer's count of it."""
@@ -246,6 +276,29 @@ def slots_recorded() -> Iterator[list[Slot]]:
         yield []
     finally:
         gguf.quants.quantize = original
+
+
+@contextmanager
+def no_code_run() -> Iterator[None]:
+    """Keep transformers from running a folder's own code, which the converter asks it to do.
+
+    Every way to such code leads through the one function that fetches its file.
+    """
+    from transformers import dynamic_module_utils
+
+    original = dynamic_module_utils.get_cached_module_file
+
+    def refuse(folder: object, name: object, *_: object, **__: object) -> str:
+        raise UnsupportedError(
+            f"`{folder}` asks for Python code of its own (`{name}`), which is not run",
+            hint="read that code, and pass --trust-remote-code if you trust it",
+        )
+
+    dynamic_module_utils.get_cached_module_file = refuse
+    try:
+        yield
+    finally:
+        dynamic_module_utils.get_cached_module_file = original
 
 
 @contextmanager

@@ -1,200 +1,177 @@
-"""Checkpoint + adapter → the checkpoint's own tensors, merged, one at a time.
+"""A planned merge, carried out: the checkpoint's tensors, changed, one at a time.
 
-In float32 that is the exact sum. In the base's own type it is PEFT's layer that merges, so that
-the rounding is PEFT's too.
+In float32 a plain LoRA is the exact sum. In the base's own type, and for everything that is more
+than a sum, PEFT's own layers do it, so that the rounding is PEFT's too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from exporter.adapter import AdapterSpec, LoraPair, Scaling, scaling_of
-from exporter.checkpoint import Checkpoint, read_tensor, torch_dtype
-from exporter.core.errors import AdapterError, CheckpointError, UnsupportedError
+from exporter.checkpoint import read_tensor, torch_dtype
+from exporter.core.errors import AdapterError, CheckpointError
+from exporter.peft_layers import Tuner, combine_with_peft, merge_as_peft, merge_with_peft
+from exporter.steps import (
+    BiasSum,
+    Change,
+    CombinedSum,
+    ExpertSum,
+    LoraSum,
+    MergePlan,
+    Replace,
+    ReplaceRows,
+    Step,
+    Tuned,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
-MergeDtype = Literal["float32", "base"]
-
-
-@dataclass(frozen=True, slots=True)
-class MergePlan:
-    """Which tensors of the checkpoint an adapter changes; made before any weight is read."""
-
-    checkpoint: Checkpoint
-    adapter: AdapterSpec | None
-    pairs: dict[str, LoraPair] = field(default_factory=dict)
-    """By hub name of the weight. Every pair of the adapter is in it exactly once."""
-    scale: float = 1.0
-    """What the adapter's own scaling is multiplied by."""
-    dtype: MergeDtype = "float32"
-    """float32 keeps the exact sum; base rounds it to the stored type, as PEFT does."""
-
-
-def plan_merge(
-    checkpoint: Checkpoint,
-    adapter: AdapterSpec | None,
-    *,
-    scale: float = 1.0,
-    dtype: MergeDtype = "float32",
-) -> MergePlan:
-    """Resolve every pair of the adapter onto the checkpoint.
-
-    Raises AdapterError, naming the first few, when a target is missing or has another shape.
-    """
-    pairs: dict[str, LoraPair] = {}
-    missing: list[LoraPair] = []
-    for pair in adapter.pairs if adapter else ():
-        name = find_weight(pair, checkpoint)
-        if name is None or name in pairs:
-            missing.append(pair)
-        else:
-            pairs[name] = pair
-    if adapter:
-        refuse_missing(missing, checkpoint, adapter)
-        refuse_misfits(pairs, checkpoint, adapter)
-        refuse_tied_output(pairs, checkpoint)
-    return MergePlan(checkpoint, adapter, pairs, scale, dtype)
-
-
-def find_weight(pair: LoraPair, checkpoint: Checkpoint) -> str | None:
-    """The hub name of the weight a pair changes.
-
-    A base saved without its head lacks the prefix `model.` that the trained model had.
-    """
-    exact = f"{pair.module}.weight"
-    for name in (exact, exact.removeprefix("model."), f"model.{exact}"):
-        if name in checkpoint.tensors:
-            return name
-    return None
-
-
-def refuse_missing(missing: list[LoraPair], checkpoint: Checkpoint, adapter: AdapterSpec) -> None:
-    if missing:
-        raise AdapterError(
-            f"the adapter changes `{missing[0].module}`, which `{checkpoint.folder}` does not have"
-            f" ({len(missing)} of {len(adapter.pairs)} modules are missing)",
-            hint=other_base(adapter),
-        )
-
-
-def refuse_misfits(
-    pairs: dict[str, LoraPair], checkpoint: Checkpoint, adapter: AdapterSpec
-) -> None:
-    misfits = [
-        f"`{name}` is {list(stored)} in the base and {list(trained)} in the adapter"
-        for name, pair in pairs.items()
-        if (stored := checkpoint.tensors[name].shape)
-        != (trained := (pair.b.shape[0], pair.a.shape[1]))
-    ]
-    if misfits:
-        more = f"\n  and {len(misfits) - 3} more" if len(misfits) > 3 else ""  # noqa: PLR2004 - few enough to read
-        raise AdapterError(
-            "the adapter was trained on another base:\n  " + "\n  ".join(misfits[:3]) + more,
-            hint=other_base(adapter),
-        )
-
-
-def refuse_tied_output(pairs: dict[str, LoraPair], checkpoint: Checkpoint) -> None:
-    tied = checkpoint.config.get("tie_word_embeddings") is True
-    for name in pairs:
-        if tied and name.endswith(("embed_tokens.weight", "lm_head.weight")):
-            raise UnsupportedError(
-                f"the adapter changes `{name}`, which the base ties to its other end",
-                hint="merging into tied embeddings is not possible so far;"
-                " train without embed_tokens and lm_head as targets",
-            )
-
-
-def other_base(adapter: AdapterSpec) -> str:
-    return (
-        f"it was trained on {adapter.base!r}: pass that as --base"
-        if adapter.base
-        else ("pass the base it was trained on as --base")
-    )
+    from exporter.core.safetensors import StoredTensor
 
 
 class MergedTensors:
-    """The checkpoint's tensors by hub name, merged when they are read."""
+    """The result's tensors by the checkpoint's names; each is read anew when it is asked for."""
 
     def __init__(self, plan: MergePlan) -> None:
-        """Store the plan; the adapter's scalings are worked out, and may be refused, here."""
+        """Read nothing yet."""
         self.plan = plan
-        self._scalings = {
-            name: scaling_of(plan.adapter, pair)
-            for name, pair in plan.pairs.items()
-            if plan.adapter is not None
-        }
+        self.tuners: dict[Path, Tuner] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.plan.checkpoint.tensors)
+        return self.plan.names
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        return torch_dtype(self.plan.checkpoint.tensors[name].dtype)
+        """The type it has in the checkpoint; of what is added, the type of the changed weights."""
+        if name in self.plan.checkpoint.tensors:
+            return torch_dtype(self.plan.checkpoint.tensors[name].dtype)
+        source = self.plan.changes[name].source or self.neighbour()
+        return torch_dtype(source.dtype)
+
+    def neighbour(self) -> StoredTensor:
+        """Some matrix of the checkpoint, whose type a new one takes."""
+        tensors = self.plan.checkpoint.tensors.values()
+        return next((t for t in tensors if len(t.shape) > 1), next(iter(tensors)))
 
     def dtype(self, name: str) -> torch.dtype:
         """The type that `read` gives: the stored one, or float32 for an exact merge."""
         import torch
 
-        exact = name in self.plan.pairs and self.plan.dtype == "float32"
+        exact = name in self.plan.changes and self.plan.dtype == "float32"
         return torch.float32 if exact else self.stored_dtype(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if name in self.plan.changes:
+            return self.plan.changes[name].shape
         return self.plan.checkpoint.tensors[name].shape
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, merged where the adapter changes it.
+        """One tensor, with everything that the plan says about it done.
 
         Raises CheckpointError or AdapterError when a value is NaN or infinite.
         """
-        weight = read_tensor(self.plan.checkpoint.tensors[name])
-        pair = self.plan.pairs.get(name)
-        if pair is None:
+        change = self.plan.changes.get(name)
+        if change is None:
+            weight = read_tensor(self.plan.checkpoint.tensors[name])
             refuse_non_finite(name, weight, merged=False)
             return weight
-        a, b = (read_tensor(half).float() for half in (pair.a, pair.b))
-        scaling, scale = self._scalings[name], self.plan.scale
-        if self.plan.dtype == "float32":
-            # the whole of plain LoRA, without a temporary of the weight's size
-            merged = weight.float().addmm_(b, a, alpha=scaling.value * scale)  # (n_out, n_in)
-        else:
-            merged = merge_as_peft(weight, a, b, scaling=scaling, scale=scale)
+        merged = self.merge(name, change)
         if not is_finite(merged):
-            refuse_non_finite(name, read_tensor(self.plan.checkpoint.tensors[name]), merged=False)
+            if change.source is not None:
+                refuse_non_finite(name, read_tensor(change.source), merged=False)
             refuse_non_finite(name, merged, merged=True)
         return merged
 
+    def merge(self, name: str, change: Change) -> torch.Tensor:
+        """The steps in order, on the tensor's own values in the type of the merge."""
+        import torch
 
-def merge_as_peft(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scaling: Scaling, scale: float
-) -> torch.Tensor:
-    """Let PEFT's own layer merge a pair into `weight`, in place and with PEFT's rounding.
+        first = change.steps[0] if change.steps else None
+        source = first.values if isinstance(first, Replace) else change.source
+        assert source is not None, name
+        weight = read_tensor(source).to(self.dtype(name))
+        with torch.no_grad():
+            for step in change.steps[1:] if isinstance(first, Replace) else change.steps:
+                weight = self.take(step, weight)
+        return weight
 
-    weight: (n_out, n_in) in its stored type; a: (rank, n_in), b: (n_out, rank) in float32,
-    which is what PEFT trains and merges in whatever the file holds.
-    """
-    import torch
-    from peft.tuners.lora import LoraConfig
-    from peft.tuners.lora.layer import Linear
+    def take(self, step: Step, weight: torch.Tensor) -> torch.Tensor:
+        """One step; `weight` may be changed in place."""
+        match step:
+            case LoraSum():
+                weight = self.add_lora(step, weight)
+            case ExpertSum():
+                add_experts(step, weight)
+            case CombinedSum():
+                weight = combine_with_peft(step, weight)
+            case Tuned():
+                weight = self.tune(step, weight)
+            case BiasSum():
+                weight += read_tensor(step.values).float() * step.scaling
+            case ReplaceRows():
+                weight[list(step.rows)] = read_tensor(step.values).to(weight.dtype)
+            case Replace():
+                weight = read_tensor(step.values).to(weight.dtype)
+        return weight
 
-    config = LoraConfig(r=scaling.rank, lora_alpha=1, init_lora_weights=False)
-    with torch.device("meta"):
-        base = torch.nn.Linear(a.shape[1], b.shape[0], bias=False)
-        layer: Any = Linear(base, "default", config=config, r=scaling.rank, lora_alpha=1)
-    for module, values in (
-        (layer.get_base_layer(), weight),
-        (layer.lora_A["default"], a),
-        (layer.lora_B["default"], b),
-    ):
-        module.weight = torch.nn.Parameter(values, requires_grad=False)
-    layer.scaling["default"] = scaling.value * scale
-    layer.merge()
-    merged = layer.get_base_layer().weight.data
-    assert isinstance(merged, torch.Tensor)
-    return merged
+    def add_lora(self, step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        if not step.adapter.is_plain:
+            return merge_with_peft(step, weight)
+        a, b = (read_tensor(half).float() for half in (step.pair.a, step.pair.b))
+        if weight.dtype == torch.float32 and self.plan.dtype == "float32":
+            # the whole of plain LoRA, without a temporary of the weight's size
+            halves = (b, a) if step.kind == "linear" else (a.T, b.T)
+            return weight.addmm_(*halves, alpha=step.scaling * step.scale)
+        if step.kind == "linear":
+            return merge_as_peft(weight, a, b, scaling=step.scaling * step.scale)
+        return merge_with_peft(step, weight)
+
+    def tune(self, step: Tuned, values: torch.Tensor) -> torch.Tensor:
+        """A module's weight, or its bias, from its tuner's layer, which needs both."""
+        tuner = self.tuner(step)
+        if step.changes_bias:
+            weight = read_tensor(step.weight).to(values.dtype)
+            return tuner.merge(step.module, weight, values)[1]  # type: ignore[return-value]
+        bias = read_tensor(step.bias).to(values.dtype) if step.bias else None
+        return tuner.merge(step.module, values, bias)[0]
+
+    def tuner(self, step: Tuned) -> Tuner:
+        """The adapter's own tuner over its modules, built when it is first needed."""
+        import torch
+
+        folder = step.adapter.folder
+        if folder not in self.tuners:
+            steps = {
+                other.module: other
+                for change in self.plan.changes.values()
+                for other in change.steps
+                if isinstance(other, Tuned) and other.adapter.folder == folder
+            }
+            dtype = torch.float32 if self.plan.dtype == "float32" else None
+            self.tuners[folder] = Tuner(step.adapter, steps, self.plan.checkpoint, dtype=dtype)
+        return self.tuners[folder]
+
+
+def add_experts(step: ExpertSum, weight: torch.Tensor) -> None:
+    """Add a stacked pair's update to one expert's rows, or expert by expert to the whole stack."""
+    a = read_tensor(step.a).float().reshape(step.experts, -1, step.a.shape[1])  # (E, rank, in)
+    b = read_tensor(step.b).float()
+    if step.expert_major:
+        b = b.reshape(b.shape[0], step.experts, -1).permute(1, 0, 2)  # (E, out, rank)
+    else:
+        b = b.reshape(b.shape[0], -1, step.experts).permute(2, 0, 1)
+    numbers = range(step.experts) if step.expert is None else [step.expert]
+    for expert in numbers:
+        target = weight if step.expert is not None else weight[expert]
+        rows = slice(step.first_row, step.first_row + target.shape[0])
+        left, right = (a[expert].T, b[expert].T) if step.transposed else (b[expert], a[expert])
+        update = (left[rows] @ right) * step.scaling
+        target += update.to(target.dtype)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -222,15 +199,4 @@ def refuse_non_finite(name: str, tensor: torch.Tensor, *, merged: bool) -> None:
     raise CheckpointError(
         f"{bad} of {tensor.numel()} values of `{name}` in the base are NaN or infinite",
         hint="download or copy the base again",
-    )
-
-
-def describe(plan: MergePlan) -> str:
-    """The plan as one line for people."""
-    if plan.adapter is None:
-        return f"no adapter: {len(plan.checkpoint.tensors)} tensors as they are"
-    ranks = sorted({pair.rank for pair in plan.pairs.values()})
-    return (
-        f"{len(plan.pairs)} of {len(plan.checkpoint.tensors)} tensors changed by the adapter"
-        f' (rank {", ".join(map(str, ranks))}; "{plan.dtype}" sums)'
     )

@@ -17,8 +17,11 @@ from exporter.core.machine import cores
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
 from exporter.download.resolve import hub_here, is_repo, pull_checkpoint
-from exporter.merge import MergedTensors, MergeDtype, MergePlan, describe, plan_merge
+from exporter.merge import MergedTensors
+from exporter.overlay import result_folder
+from exporter.plan import plan_merge
 from exporter.quantize import Quantizer, choose_types
+from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, describe
 from exporter.toolchain import Toolchain
 from exporter.write import GGUFPlan, check_space, lay_out, write_files
 
@@ -27,8 +30,8 @@ from exporter.write import GGUFPlan, check_space, lay_out, write_files
 class ExportRequest:
     """What to export and how."""
 
-    adapter: Path | None
-    """None converts the base as it is."""
+    adapters: tuple[tuple[Path, float], ...]
+    """Folders and what their own scaling is multiplied by; none converts the base as it is."""
     base: Path | None
     """None takes the base that the adapter names."""
     quants: tuple[str, ...]
@@ -36,7 +39,9 @@ class ExportRequest:
     outputs: tuple[Path, ...]
     """One file for each of `quants`."""
     merge_dtype: MergeDtype = "float32"
-    scale: float = 1.0
+    combine: Combination | None = None
+    """How several adapters become one; None merges them one after the other."""
+    trust_remote_code: bool = False
     force: bool = False
     threads: int = field(default_factory=cores)
 
@@ -58,7 +63,7 @@ class ExportResult:
 
     files: tuple[ExportedFile, ...]
     base: Path
-    adapter: Path | None
+    adapters: tuple[Path, ...]
     tensors: int
     merged: int
     """How many tensors the adapter changed."""
@@ -83,20 +88,13 @@ def export(
         else:
             refuse_existing(output, force=request.force)
     report(Step("reading the adapter and the base"))
-    adapter = open_adapter(request.adapter) if request.adapter else None
-    checkpoint = open_checkpoint(find_base(request, adapter, report=report))
-    merge = plan_merge(checkpoint, adapter, scale=request.scale, dtype=request.merge_dtype)
+    merge = plan_request(request, report=report)
     report(Note(describe(merge)))
 
     report(Step("planning"))
     tensors = MergedTensors(merge)
     quantizer = Quantizer.load(toolchain)
-    name = adapter.name if adapter else checkpoint.name
-    with quiet_libraries():
-        conversions = {
-            outtype: convert(tensors, toolchain, outtype=outtype, model_name=name, report=report)
-            for outtype in dict.fromkeys(outtype_for(quant) for quant in request.quants)
-        }
+    conversions = convert_all(request, tensors, toolchain, report=report)
     plans = [
         plan_file(path, quant, conversions[outtype_for(quant)], merge, toolchain)
         for path, quant in zip(request.outputs, request.quants, strict=True)
@@ -115,12 +113,52 @@ def export(
             ExportedFile(plan.path, plan.quant, plan.layout.size, count(plan.types))
             for plan in plans
         ),
-        checkpoint.folder,
-        adapter.folder if adapter else None,
-        len(checkpoint.tensors),
-        len(merge.pairs),
+        merge.checkpoint.folder,
+        tuple(weighted.adapter.folder for weighted in merge.adapters),
+        len(merge.names),
+        len(merge.changes),
         time.monotonic() - started,
     )
+
+
+def convert_all(
+    request: ExportRequest, tensors: MergedTensors, toolchain: Toolchain, *, report: Report
+) -> dict[Outtype, Conversion]:
+    """The merged model as GGUF, once for each of the converter's types that is needed."""
+    trust = request.trust_remote_code
+    outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
+    with quiet_libraries(), result_folder(tensors.plan, trust_remote_code=trust) as folder:
+        return {
+            outtype: convert(
+                tensors,
+                folder,
+                toolchain,
+                outtype=outtype,
+                model_name=result_name(tensors.plan),
+                trust_remote_code=trust,
+                report=report,
+            )
+            for outtype in outtypes
+        }
+
+
+def plan_request(request: ExportRequest, *, report: Report = silent) -> MergePlan:
+    """Open what is to be merged and plan it."""
+    adapters = [
+        WeightedAdapter(open_adapter(folder, report=report), scale)
+        for folder, scale in request.adapters
+    ]
+    first = adapters[0].adapter if adapters else None
+    checkpoint = open_checkpoint(
+        find_base(request, first, report=report), trust_remote_code=request.trust_remote_code
+    )
+    return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
+
+
+def result_name(merge: MergePlan) -> str:
+    """What a person would call the result."""
+    names = [weighted.adapter.name for weighted in merge.adapters]
+    return "-".join(names) or merge.checkpoint.name
 
 
 def find_base(
@@ -186,12 +224,13 @@ def provenance(merge: MergePlan) -> dict[str, str]:
         "decant.base": merge.checkpoint.name,
         "decant.merge_dtype": merge.dtype,
     }
-    if merge.adapter:
+    for number, weighted in enumerate(merge.adapters):
+        adapter, key = weighted.adapter, f"decant.adapter{number or ''}"
         told |= {
-            "decant.adapter": merge.adapter.name,
-            "decant.adapter.sha256": merge.adapter.sha256(),
-            "decant.adapter.scale": f"{merge.scale:g}",
-            "decant.adapter.trained_on": base_name(merge.adapter.base),
+            key: adapter.name,
+            f"{key}.sha256": adapter.sha256(),
+            f"{key}.scale": f"{weighted.scale:g}",
+            f"{key}.trained_on": base_name(adapter.base),
         }
     return {key: value for key, value in told.items() if value}
 

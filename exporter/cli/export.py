@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -15,15 +15,24 @@ from exporter.core.errors import InputError, ToolchainError
 from exporter.core.folders import model_name, size_text
 from exporter.core.machine import cores
 from exporter.core.types import parse_quant
+from exporter.steps import Combination
 from exporter.store import file_name
 
 if TYPE_CHECKING:
-    from exporter.merge import MergeDtype
     from exporter.pipeline import ExportResult
+    from exporter.steps import MergeDtype
 
 
 @click.command(epilog="Example: decant export ./my-lora --base ./Llama-3.2-1B -q Q4_K_M -q Q8_0")
 @click.argument("adapter", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--adapter", "others", multiple=True, metavar="PATH[:SCALE]",
+    help="Another adapter, merged after the first; give it again for more.",
+)  # fmt: skip
+@click.option(
+    "--combine", type=click.Choice(get_args(Combination)),
+    help="Make one LoRA of all adapters first, as peft's add_weighted_adapter does.",
+)  # fmt: skip
 @click.option("--base", type=click.Path(path_type=Path), help="Folder of the base model.")
 @click.option(
     "-q", "--quant", "quants", multiple=True, default=("Q4_K_M",), show_default=True,
@@ -43,18 +52,25 @@ if TYPE_CHECKING:
 @click.option(
     "--threads", type=click.IntRange(1, 256), help="Quantizing threads; default: all cores."
 )
+@click.option(
+    "--trust-remote-code", is_flag=True,
+    help="Let the model's folder run Python code of its own. Read that code first.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
 @json_option
 @quiet_option
 def export(
     adapter: Path | None,
+    others: tuple[str, ...],
+    combine: Combination | None,
     base: Path | None,
     quants: tuple[str, ...],
     output: Path | None,
     merge_dtype: MergeDtype,
     scale: float,
     threads: int | None,
+    trust_remote_code: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -65,31 +81,30 @@ def export(
     The base is taken from --base, else from where the adapter says it was trained. Without
     ADAPTER (or with `-`) the base is converted as it is.
     """
-    if adapter == Path("-"):
-        adapter = None
-    if adapter is None and base is None:
+    wanted = adapters_named(adapter, scale, others, combine)
+    if not wanted and base is None:
         raise click.UsageError("name an adapter folder, or a base with --base")
-    if not math.isfinite(scale):
-        raise click.UsageError(f"--scale {scale} is not a number to multiply with")
     require_packages()
     from exporter.download.resolve import folder_of
 
     with reporting(quiet=quiet) as report:
-        adapter, base = folder_of(adapter, report=report), folder_of(base, report=report)
+        adapters = [(folder_of(path, report=report) or path, weight) for path, weight in wanted]
+        base = folder_of(base, report=report)
     from exporter.adapter import open_adapter
     from exporter.pipeline import ExportRequest
     from exporter.pipeline import export as run
     from exporter.toolchain import find_toolchain
 
     chosen = tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
-    name = open_adapter(adapter).name if adapter else model_name(base or Path())
+    name = "-".join(open_adapter(path).name for path, _ in adapters) or model_name(base or Path())
     request = ExportRequest(
-        adapter=adapter,
+        adapters=tuple(adapters),
         base=base,
         quants=chosen,
         outputs=output_paths(output, name, chosen),
         merge_dtype=merge_dtype,
-        scale=scale,
+        combine=combine,
+        trust_remote_code=trust_remote_code,
         force=force,
         threads=threads or cores(),
     )
@@ -97,6 +112,31 @@ def export(
     with reporting(quiet=quiet) as report:
         result = run(request, toolchain, dry_run=dry_run, report=report)
     show(result, dry_run=dry_run, as_json=as_json)
+
+
+def adapters_named(
+    first: Path | None, scale: float, others: tuple[str, ...], combine: Combination | None
+) -> list[tuple[Path, float]]:
+    """Every adapter that was named, with its scale, in order."""
+    if not math.isfinite(scale):
+        raise click.UsageError(f"--scale {scale} is not a number to multiply with")
+    here = [(first, scale)] if first and first != Path("-") else []
+    wanted = [*here, *(parse_weighted(text) for text in others)]
+    if combine and len(wanted) < 2:  # noqa: PLR2004 - nothing to combine with
+        raise click.UsageError("--combine needs a second adapter: --adapter PATH:SCALE")
+    return wanted
+
+
+def parse_weighted(text: str) -> tuple[Path, float]:
+    """PATH or PATH:SCALE."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        weight = float(scale) if colon else 1.0
+    except ValueError:
+        path, weight = text, 1.0
+    if not math.isfinite(weight):
+        raise click.UsageError(f"--adapter {text}: {scale} is not a number to multiply with")
+    return Path(path or text), weight
 
 
 def require_packages() -> None:

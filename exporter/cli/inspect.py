@@ -15,6 +15,7 @@ from exporter.cli.render import print_json, print_pairs, print_table
 from exporter.core.errors import ModelError
 from exporter.core.folders import size_text
 from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
+from exporter.steps import kind_text
 from exporter.store import find_model
 
 LONG = 100  # characters of a value that are shown
@@ -108,20 +109,25 @@ def describe_checkpoint(folder: Path) -> dict[str, object]:
 
 def describe_adapter(folder: Path) -> dict[str, object]:
     adapter = open_adapter(folder)
-    halves = [half for pair in adapter.pairs for half in (pair.a, pair.b)]
+    tensors = adapter.tensors
     return {
-        "kind": "adapter (LoRA)",
+        "kind": f"adapter ({kind_text(adapter)})",
         "path": str(folder),
-        "size": size_text(sum(tensor.nbytes for tensor in halves)),
+        "size": size_text(sum(tensor.nbytes for tensor in tensors)),
         "base": adapter.base,
-        "rank": ", ".join(str(rank) for rank in sorted({pair.rank for pair in adapter.pairs})),
+        "rank": ", ".join(str(rank) for rank in sorted({pair.rank for pair in adapter.pairs}))
+        or None,
         "alpha": adapter.config.get("lora_alpha"),
         "rslora": adapter.config.get("use_rslora") or None,
-        "parameters": sum(math.prod(tensor.shape) for tensor in halves),
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
         "modules": f"{len(adapter.pairs)}: "
-        + ", ".join(sorted({pair.module.rpartition(".")[2] for pair in adapter.pairs})),
+        + ", ".join(sorted({pair.module.rpartition(".")[2] for pair in adapter.pairs}))
+        if adapter.pairs
+        else None,
+        "replaces": ", ".join(sorted(adapter.values)) or None,
+        "new token rows": ", ".join(sorted(adapter.rows)) or None,
         "tensors": [
-            {"name": t.name, "shape": t.shape, "type": t.dtype, "nbytes": t.nbytes} for t in halves
+            {"name": t.name, "shape": t.shape, "type": t.dtype, "nbytes": t.nbytes} for t in tensors
         ],
     }
 

@@ -125,7 +125,7 @@ def test_transformers_and_llamacpp_cut_the_chat_into_the_same_tokens(models, too
     from runtime.child import Server, ServerSpec
 
     output = tmp_path / "base.gguf"
-    export(ExportRequest(None, models.base, ("Q8_0",), (output,)), toolchain)
+    export(ExportRequest((), models.base, ("Q8_0",), (output,)), toolchain)
     tokenizer = load_tokenizer(models.base)
     with Server(ServerSpec(output, context=256, threads=1), toolchain) as server:
         for question in models.questions:

@@ -113,7 +113,7 @@ def adapter_of(base: str, folder: Path) -> AdapterSpec:
 
 
 def test_absent_base_is_pulled(here: Stage, tmp_path: Path):
-    request = ExportRequest(None, None, (), ())
+    request = ExportRequest((), None, (), ())
     folder = find_base(request, adapter_of(REPO, tmp_path))
     assert (folder / "config.json").read_bytes() == b"{}"
     assert model_name(folder) == "model"
@@ -124,7 +124,7 @@ def test_absent_base_is_named_when_offline(
 ):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(AdapterError, match="is not here"):
-        find_base(ExportRequest(None, None, (), ()), adapter_of(REPO, tmp_path))
+        find_base(ExportRequest((), None, (), ()), adapter_of(REPO, tmp_path))
     assert here.a.requests == []
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exporter.adapter import AdapterSpec, open_adapter, pair_up, scaling_of
+from exporter.adapter import AdapterSpec, open_adapter, scaling_of, sort_tensors
 from exporter.core.errors import AdapterError, DecantError, UnsupportedError
 from exporter.core.safetensors import StoredTensor
 from tests.raw import ADAPTER, edit_json, write_adapter, write_safetensors
@@ -35,14 +35,23 @@ def test_a_missing_config_is_named(tmp_path):
         open_adapter(folder)
 
 
-def test_the_output_folder_of_a_training_run_points_to_its_newest_checkpoint(tmp_path):
+def test_a_training_runs_folder_stands_for_its_newest_checkpoint_and_says_so(tmp_path):
     for step in (50, 200, 100):
         write_adapter(tmp_path / "run" / f"checkpoint-{step}")
+    (tmp_path / "run" / "checkpoint-300").mkdir()  # killed before it saved anything
+    said = []
 
-    with pytest.raises(AdapterError) as caught:
-        open_adapter(tmp_path / "run")
+    adapter = open_adapter(tmp_path / "run", report=said.append)
 
-    assert "checkpoint-200`" in caught.value.hint
+    assert adapter.name == "run-checkpoint-200"
+    assert any("checkpoint-200" in event.message for event in said)
+
+
+def test_a_runs_own_adapter_goes_before_its_checkpoints(tmp_path):
+    write_adapter(tmp_path / "run")
+    write_adapter(tmp_path / "run" / "checkpoint-50")
+
+    assert open_adapter(tmp_path / "run").name == "run"
 
 
 def test_a_whole_model_taken_for_an_adapter_is_explained(tmp_path):
@@ -68,26 +77,23 @@ def test_missing_weights_and_pickled_weights_are_told_apart(tmp_path):
 @pytest.mark.parametrize(
     "setting",
     [
-        {"peft_type": "IA3"},
+        {"peft_type": "PROMPT_TUNING"},
+        {"peft_type": "XLORA"},
+        {"peft_type": "FROD"},
+        {"peft_type": "NEW_IDEA"},
         {"peft_type": None},
-        {"use_dora": True},
-        {"lora_bias": True},
-        {"bias": "all"},
-        {"fan_in_fan_out": True},
-        {"modules_to_save": ["lm_head"]},
-        {"trainable_token_indices": [1]},
-        {"target_parameters": ["experts.down_proj"]},
         {"layer_replication": [[0, 1]]},
         {"alora_invocation_tokens": [1]},
-        {"kasa_config": {"beta": 1}},
-        {"init_lora_weights": "pissa"},
+        {"use_qalora": True},
+        {"arrow_config": {"top_k": 3}},
         {"init_lora_weights": "pissa_niter_16"},
-        {"init_lora_weights": "olora"},
         {"init_lora_weights": "loftq"},
+        {"init_lora_weights": "corda"},
+        {"init_lora_weights": "new_idea"},
     ],
     ids=str,
 )
-def test_anything_but_plain_lora_is_refused_by_name(tmp_path, setting):
+def test_what_no_merge_can_hold_is_refused_by_name(tmp_path, setting):
     folder = write_adapter(tmp_path / "lora", **setting)
     ((name, value),) = setting.items()
 
@@ -123,8 +129,17 @@ def test_plain_lora_is_accepted_in_all_its_spellings(tmp_path, setting):
             "do not fit",
         ),
         ({f"{STEM}.lora_A.weight": (2, 8, 1)}, UnsupportedError, "no plain LoRA matrix"),
-        ({f"{STEM}.lora_magnitude_vector": (8,)}, UnsupportedError, "no plain LoRA matrix"),
-        ({"base_model.model.embed.lora_embedding_A": (2, 8)}, UnsupportedError, "lora_embedding_A"),
+        ({f"{STEM}.lora_magnitude_vector": (8,)}, AdapterError, "lora_A.weight` is missing"),
+        (
+            {
+                f"{STEM}.lora_A.weight": (2, 8),
+                f"{STEM}.lora_B.weight": (8, 2),
+                f"{STEM}.lora_magnitude_vector": (8,),
+            },
+            AdapterError,
+            "lora_magnitude_vector`, which its config does not speak of",
+        ),
+        ({"base_model.model.embed.lora_embedding_A": (2, 8)}, AdapterError, "lora_embedding_B"),
         ({"q_proj.lora_A.weight": (2, 8)}, UnsupportedError, "q_proj"),
         ({}, AdapterError, "holds no tensors"),
     ],
@@ -178,7 +193,9 @@ def test_pairs_are_matched_whatever_the_order(tmp_path):
         for name in names
     }
 
-    assert {pair.module for pair in pair_up(tensors)} == {"m.0", "m.1", "m.2"}
+    opened = sort_tensors(AdapterSpec(tmp_path, {"peft_type": "LORA"}, ()), tensors)
+
+    assert {pair.module for pair in opened.pairs} == {"m.0", "m.1", "m.2"}
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def test_an_architecture_that_llamacpp_does_not_know(refused, adapter, base):
 
     assert failed.exit_code == 3
     assert "'OPTForCausalLM'" in failed.message
-    assert "merge_and_unload" in failed.hint
+    assert "--to safetensors" in failed.hint
 
 
 def test_a_base_without_a_tokenizer(refused, adapter, base):

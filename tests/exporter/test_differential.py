@@ -57,7 +57,8 @@ def roads(request, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactor
     }
     rounded = {quant: folder / f"rounded-{quant}.gguf" for quant in quants}
     export(
-        ExportRequest(adapter, base, quants, tuple(rounded.values()), merge_dtype="base"), toolchain
+        ExportRequest(((adapter, 1.0),), base, quants, tuple(rounded.values()), merge_dtype="base"),
+        toolchain,
     )
     return Roads(base, adapter, usual, rounded)
 
@@ -85,7 +86,12 @@ def test_every_quantization_on_offer_is_llama_quantizes_own(
     ours = {quant: tmp_path / f"ours-{quant}.gguf" for quant in quants}
     export(
         ExportRequest(
-            tiny_adapter, tiny_base, quants, tuple(ours.values()), merge_dtype="base", threads=2
+            ((tiny_adapter, 1.0),),
+            tiny_base,
+            quants,
+            tuple(ours.values()),
+            merge_dtype="base",
+            threads=2,
         ),
         toolchain,
     )
@@ -119,7 +125,7 @@ def test_float32_merges_are_the_exact_sum_to_a_float32_rounding(toolchain, roads
     from safetensors.torch import load_file
 
     output = tmp_path / "exact.gguf"
-    export(ExportRequest(roads.adapter, roads.base, ("F32",), (output,)), toolchain)
+    export(ExportRequest(((roads.adapter, 1.0),), roads.base, ("F32",), (output,)), toolchain)
 
     name = "model.layers.1.mlp.down_proj"
     stored = load_file(roads.base / "model.safetensors")[f"{name}.weight"].double()
@@ -139,7 +145,7 @@ def test_no_intermediate_model_is_left_or_made(
     (tmp_path / "tmp").mkdir()
     output = tmp_path / "out" / "model.gguf"
 
-    export(ExportRequest(tiny_adapter, tiny_base, ("Q4_K_M",), (output,)), toolchain)
+    export(ExportRequest(((tiny_adapter, 1.0),), tiny_base, ("Q4_K_M",), (output,)), toolchain)
 
     assert [path.name for path in output.parent.iterdir()] == ["model.gguf"]
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -147,7 +153,7 @@ def test_no_intermediate_model_is_left_or_made(
 
 def test_scale_zero_is_the_base(toolchain, tiny_base, tiny_adapter, tmp_path):
     outputs = tmp_path / "zero.gguf", tmp_path / "base.gguf"
-    export(ExportRequest(tiny_adapter, tiny_base, ("F16",), outputs[:1], scale=0.0), toolchain)
-    export(ExportRequest(None, tiny_base, ("F16",), outputs[1:]), toolchain)
+    export(ExportRequest(((tiny_adapter, 0.0),), tiny_base, ("F16",), outputs[:1]), toolchain)
+    export(ExportRequest((), tiny_base, ("F16",), outputs[1:]), toolchain)
 
     assert read_gguf(outputs[0])[1] == read_gguf(outputs[1])[1]

@@ -6,7 +6,8 @@ from exporter.checkpoint import open_checkpoint
 from exporter.convert import convert
 from exporter.core.errors import ToolchainError, UnsupportedError
 from exporter.core.types import GGMLType
-from exporter.merge import MergedTensors, plan_merge
+from exporter.merge import MergedTensors
+from exporter.plan import plan_merge
 from exporter.quantize import choose_types, parse_dry_run
 from exporter.toolchain import run_tool
 
@@ -31,8 +32,8 @@ def test_the_dry_runs_lines_are_read():
 @pytest.mark.trained
 def test_a_quantization_that_needs_an_importance_matrix_is_refused(tiny_base, toolchain):
     """llama-quantize would refuse it too, and ggml alone would make rubbish."""
-    tensors = MergedTensors(plan_merge(open_checkpoint(tiny_base), None))
-    conversion = convert(tensors, toolchain, model_name="x")
+    tensors = MergedTensors(plan_merge(open_checkpoint(tiny_base)))
+    conversion = convert(tensors, tiny_base, toolchain, model_name="x")
 
     with pytest.raises(UnsupportedError, match="IQ3_XS needs an importance matrix"):
         choose_types(conversion, "IQ3_XS", toolchain)

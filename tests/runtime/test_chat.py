@@ -30,7 +30,7 @@ def pirate(toolchain, tmp_path_factory) -> Path:
     """The demo's fine-tune as a Q4_K_M GGUF. Treat as read-only."""
     models = make_demo_models(cache_folder() / "demo")
     output = tmp_path_factory.mktemp("pirate") / "pirate-Q4_K_M.gguf"
-    export(ExportRequest(models.adapter, models.base, ("Q4_K_M",), (output,)), toolchain)
+    export(ExportRequest(((models.adapter, 1.0),), models.base, ("Q4_K_M",), (output,)), toolchain)
     return output
 
 

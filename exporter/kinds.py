@@ -1,0 +1,108 @@
+"""Which adapters can be merged, and why the others cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.core.errors import UnsupportedError
+
+MERGED_BY_PEFT = {
+    "ADALORA": "lora_", "BOFT": "boft_", "C3A": "c3a_", "DEFT": "deft_", "DELORA": "delora_",
+    "FOURIERFT": "fourierft_", "GLORA": "glora_", "GRALORA": "gralora_", "HIRA": "hira_",
+    "HRA": "hra_", "IA3": "ia3_", "LOHA": "hada_", "LOKR": "lokr_", "MISS": "miss_", "OFT": "oft_",
+    "PEANUT": "peanut_", "PVERA": "pvera_", "RANDLORA": "randlora_", "ROAD": "road_",
+    "SUPERTUNING": "supertuning_", "TINYLORA": "tinylora_", "VBLORA": "vblora_", "VERA": "vera_",
+    "WAVEFT": "waveft_",
+}  # fmt: skip
+"""Tuners whose layers merge one module at a time, and what their tensors' names begin with."""
+BY_REPLACEMENT = ("TRAINABLE_TOKENS", "LN_TUNING")
+"""Tuners that only store new values for what the base has."""
+
+PROMPTS = "it adds to the prompt or to the attention's keys, not to the weights"
+REFUSED = {
+    "PROMPT_TUNING": PROMPTS, "MULTITASK_PROMPT_TUNING": PROMPTS, "P_TUNING": PROMPTS,
+    "PREFIX_TUNING": PROMPTS, "CPT": PROMPTS, "CARTRIDGE": PROMPTS,
+    "ADAPTION_PROMPT": PROMPTS,
+    "XLORA": "it mixes several adapters anew for every token",
+    "POLY": "it mixes several adapters by the task",
+    "LILY": "it shares its matrices between layers in a way that no weight can hold",
+    "SHADOW": "it runs a second, smaller model beside the base",
+    "BEFT": "peft merges it only into layers that have a bias",
+    "UNILORA": "peft cannot rebuild its shared vector one module at a time",
+    "OSF": "it starts from a decomposition of the base that is not saved with it",
+    "PSOFT": "it starts from a decomposition of the base that is not saved with it",
+    "FROD": "it starts from a decomposition of all layers together that is not saved with it",
+    "SHIRA": "its sparse positions can only be rebuilt with the whole model in memory",
+    "ADAMSS": "it clusters the base's weights with scikit-learn before it trains",
+}  # fmt: skip
+
+# LoRA settings that need PEFT's own layer for a merge, with how they look when off.
+VARIANTS = (
+    "use_dora", "lora_bias", "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
+)  # fmt: skip
+UNMERGEABLE = {
+    "alora_invocation_tokens": "it acts only after certain tokens, which no weight can know;"
+    " `decant export --to lora` keeps that",
+    "arrow_config": "it routes between adapters for every token",
+    "use_qalora": "it belongs to a GPTQ base",
+    "layer_replication": "it grows the base by repeating layers",
+    "megatron_config": "its layers are split over several processes",
+}
+"""LoRA settings that cannot be merged."""
+
+PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+REPLAYED_INITS = ("pissa", "olora", "mica")
+"""Ways to start training that begin with the base, the same every time."""
+CONVERT = "convert it first: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+LOST_INITS = {
+    "corda": "it changes the base by data that is not saved with it",
+    "loftq": "it changes the base in a way that peft repeats only on a GPU",
+    "lora_ga": "it changes the base by gradients that are not saved with it",
+}
+
+
+def refuse_unmergeable(config: dict[str, object], folder: Path) -> None:
+    """Raise UnsupportedError, with the reason, for an adapter that no merge can hold."""
+    kind = config.get("peft_type")
+    known = ("LORA", *BY_REPLACEMENT, *MERGED_BY_PEFT)
+    if kind not in known:
+        reason = REFUSED.get(str(kind), "decant does not know this kind")
+        raise UnsupportedError(
+            f"`{folder}` is a {kind} adapter, which cannot be merged: {reason}",
+            hint=f"adapters that can: {', '.join(known)}",
+        )
+    if kind != "LORA":
+        return
+    for setting, reason in UNMERGEABLE.items():
+        if is_set(config.get(setting)):
+            raise UnsupportedError(
+                f"`{folder}` uses {setting}={config[setting]!r} and cannot be merged: {reason}",
+                hint="use it with peft itself, on the unmerged base",
+            )
+    refuse_lost_init(config.get("init_lora_weights"), folder)
+
+
+def refuse_lost_init(init: object, folder: Path) -> None:
+    """Stop at an adapter whose training began by changing the base in a way that is lost."""
+    if init in PLAIN_INITS or init in REPLAYED_INITS:
+        return
+    text = str(init)
+    reason = (
+        "its fast decomposition is random and gives another base every time"
+        if text.startswith("pissa_niter")
+        else LOST_INITS.get(text, "decant does not know this way to start")
+    )
+    raise UnsupportedError(
+        f"`{folder}` was started with init_lora_weights={init!r}: {reason}", hint=CONVERT
+    )
+
+
+def needs_peft_layer(config: dict[str, object]) -> bool:
+    """Whether a LoRA is more than a sum of scaled products."""
+    return config.get("init_lora_weights") in REPLAYED_INITS or any(
+        is_set(config.get(setting)) for setting in VARIANTS
+    )
+
+
+def is_set(value: object) -> bool:
+    return value is not None and value is not False and value not in ({}, [])

@@ -1,0 +1,140 @@
+"""Where the modules that an adapter names lie in a checkpoint.
+
+The model in memory and the checkpoint on disk spell names differently: a base saved without its
+head lacks a prefix, vision-language models moved theirs between versions of transformers, and
+transformers 5 stacks experts that the checkpoint keeps apart. Nothing is renamed on output.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from exporter.checkpoint import Checkpoint
+from exporter.core.errors import AdapterError
+
+# Words that stand before a decoder's own names, in some order, in one spelling or another.
+ROOTS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "base_model",
+         "bert", "roberta", "distilbert", "deberta", "electra", "rwkv", "backbone"}  # fmt: skip
+
+
+class Names:
+    """A checkpoint's modules, found by the names an adapter may have for them."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Index the checkpoint's names; transformers is asked only when they do not suffice."""
+        self.checkpoint = checkpoint
+
+    @cached_property
+    def modules(self) -> dict[str, str]:
+        """Every name that a tensor or another module hangs on, by itself."""
+        found = {}
+        for name in self.checkpoint.tensors:
+            while name := name.rpartition(".")[0]:
+                found[name] = name
+        return found
+
+    def module(self, name: str) -> str | None:
+        """The checkpoint's name of a module; AdapterError when several fit equally well."""
+        return find(name, self.modules) or find(name, self.renamed)
+
+    def tensor(self, name: str) -> str | None:
+        """The checkpoint's name of a tensor, by its module's."""
+        if name in self.checkpoint.tensors:
+            return name
+        parent, _, leaf = name.rpartition(".")
+        found = f"{self.module(parent)}.{leaf}" if parent else ""
+        return found if found in self.checkpoint.tensors else None
+
+    @cached_property
+    def conversions(self) -> list[Any]:
+        """How transformers renames and stacks this kind of checkpoint when it loads one."""
+        try:
+            from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+        except ImportError:
+            return []
+        return list(
+            get_checkpoint_conversion_mapping(self.checkpoint.config.get("model_type")) or ()
+        )
+
+    @cached_property
+    def renamed(self) -> dict[str, str]:
+        """{the module's name in transformers' memory: the checkpoint's name}, where they differ."""
+        renamings = [c for c in self.conversions if type(c).__name__ == "WeightRenaming"]
+        found = {}
+        for module in self.modules:
+            name = f"{module}."
+            for renaming in renamings:
+                for source, target in zip(
+                    renaming.source_patterns, renaming.target_patterns, strict=False
+                ):
+                    name = re.sub(source, target, name) if is_simple(source, target) else name
+            if (name := name.strip(".")) != module:
+                found[name] = module
+        return found
+
+    def stacked(self, module: str, parameter: str) -> tuple[tuple[str, ...], ...]:
+        """A stacked parameter of transformers 5 as the checkpoint keeps it, expert by expert.
+
+        module: the name of an `experts` module; parameter: gate_up_proj or down_proj. Gives, for
+        each expert, the weights whose rows follow each other in the stack; () where none are.
+        """
+        parent = self.module(module)
+        parts = self.parts_of(parameter)
+        found: list[tuple[str, ...]] = []
+        while parent and parts:
+            names = tuple(f"{parent}.{len(found)}.{part}.weight" for part in parts)
+            if not all(name in self.checkpoint.tensors for name in names):
+                break
+            found.append(names)
+        return tuple(found)
+
+    def parts_of(self, parameter: str) -> tuple[str, ...]:
+        """The checkpoint's names of the parts of a stacked parameter, in order: ("w1", "w3")."""
+        for conversion in self.conversions:
+            targets = getattr(conversion, "target_patterns", [])
+            operations = [type(op).__name__ for op in getattr(conversion, "operations", None) or ()]
+            if (
+                len(targets) == 1
+                and targets[0].endswith(f"experts.{parameter}")
+                and operations in (["MergeModulelist"], ["MergeModulelist", "Concatenate"])
+            ):
+                return tuple(source.split(".")[-2] for source in conversion.source_patterns)
+        return {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(
+            parameter, ()
+        )
+
+
+def find(name: str, names: dict[str, str]) -> str | None:
+    """What `names` has for the name as it is, else for another way to spell it."""
+    if name in names:
+        return names[name]
+    hits = sorted({names[spelled] for spelled in spellings(name) if spelled in names})
+    if len(hits) > 1:
+        raise AdapterError(
+            f"the adapter's `{name}` could be any of {', '.join(f'`{hit}`' for hit in hits)}",
+            hint="pass the base it was trained on as --base",
+        )
+    return hits[0] if hits else None
+
+
+def is_simple(source: str, target: str) -> bool:
+    """Whether a renaming can be applied to one name alone."""
+    return "*" not in source and "\\" not in target
+
+
+def spellings(name: str) -> Iterator[str]:
+    """The ways to write a module's name with other words of ROOTS, or none, in front."""
+    words = name.split(".")
+    while words and words[0] in ROOTS:
+        words.pop(0)
+    core = ".".join(words)
+    if not core:
+        return
+    yield core
+    for first in sorted(ROOTS):
+        yield f"{first}.{core}"
+        for second in sorted(ROOTS):
+            yield f"{first}.{second}.{core}"

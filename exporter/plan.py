@@ -1,0 +1,339 @@
+"""Adapters onto a checkpoint: what happens to each of its tensors, known before any is read.
+
+Every tensor of every adapter is used exactly once or refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exporter.adapter import AdapterSpec, LoraPair, scaling_of
+from exporter.checkpoint import Checkpoint
+from exporter.core.errors import AdapterError, UnsupportedError
+from exporter.core.safetensors import StoredTensor
+from exporter.ends import Ends, find_ends, same_values
+from exporter.experts import is_targeted, plan_experts, plan_single
+from exporter.kinds import is_set
+from exporter.names import Names
+from exporter.steps import (
+    BiasSum,
+    Change,
+    Combination,
+    CombinedSum,
+    LoraSum,
+    MergeDtype,
+    MergePlan,
+    Replace,
+    ReplaceRows,
+    Step,
+    Tuned,
+    WeightedAdapter,
+)
+from exporter.targets import Problems, is_new_module, kind_of, trained_rows
+
+
+def plan_merge(
+    checkpoint: Checkpoint,
+    adapters: Sequence[WeightedAdapter] = (),
+    *,
+    dtype: MergeDtype = "float32",
+    combine: Combination | None = None,
+) -> MergePlan:
+    """Resolve every tensor of every adapter onto the checkpoint.
+
+    Raises AdapterError, naming the first few, when a target is missing or has another shape,
+    UnsupportedError for a combination that no merge can hold.
+    """
+    if adapters:
+        refuse_quantized(checkpoint)
+    planner = Planner(checkpoint)
+    for weighted in adapters:
+        planner.add(weighted)
+    if combine:
+        planner.combine(combine)
+    planner.settle_ends([weighted.adapter for weighted in adapters])
+    changes = {
+        name: Change(planner.source(name), tuple(steps), planner.shape(name))
+        for name, steps in planner.steps.items()
+    }
+    return MergePlan(
+        checkpoint, tuple(adapters), dtype, changes, frozenset(planner.dropped), planner.config
+    )
+
+
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Stop at a base whose weights are not numbers that something can be added to."""
+    quantized = checkpoint.config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise UnsupportedError(
+            f"`{checkpoint.folder}` is quantized ({method}): an adapter cannot be merged into it",
+            hint="pass the 16-bit release of the same model as --base",
+        )
+
+
+class Planner:
+    """Collects what happens to each tensor while adapters are added one after the other."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Begin with nothing changed."""
+        self.checkpoint = checkpoint
+        self.names = Names(checkpoint)
+        self.ends: Ends = find_ends(checkpoint)
+        self.steps: dict[str, list[Step]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dropped: set[str] = set()
+        self.config: dict[str, object] = {}
+        self.adapter_steps: set[tuple[str, type]] = set()
+
+    def source(self, name: str) -> StoredTensor | None:
+        """Where a tensor's own values lie; a tied head's are the embedding's."""
+        if self.ends.tied and name == self.ends.head:
+            name = self.ends.embedding
+        return self.checkpoint.tensors.get(name)
+
+    def tensor(self, name: str) -> str | None:
+        """The result's name for a tensor of the model; a tied head counts as being there."""
+        if self.ends.tied and name == self.ends.head_in_memory:
+            return self.ends.head
+        return self.names.tensor(name)
+
+    def add(self, weighted: WeightedAdapter) -> None:
+        """Place every tensor of one adapter."""
+        adapter, problems = weighted.adapter, Problems(weighted.adapter, self.checkpoint)
+        self.adapter_steps.clear()
+        for name, values in {**adapter.saved, **adapter.values}.items():
+            self.add_values(adapter, name, values, problems)
+        for module, values in adapter.rows.items():
+            self.add_rows(adapter, module, values, problems)
+        for pair in adapter.pairs:
+            self.add_pair(weighted, pair, problems)
+        if adapter.tuner:
+            self.add_tuner(weighted, problems)
+        problems.refuse()
+
+    def add_values(
+        self, adapter: AdapterSpec, stored: str, values: StoredTensor, problems: Problems
+    ) -> None:
+        """A whole tensor: it must be as large as the one it replaces, but for the vocabulary."""
+        name = self.tensor(stored)
+        if name is None:
+            if not is_new_module(stored, adapter):
+                problems.missing.append(stored)
+                return
+            name = stored
+            self.shapes[name] = values.shape
+        elif (base := self.shape(name)) != values.shape:
+            grows = name in (self.ends.embedding, self.ends.head)
+            if not (grows and base[1:] == values.shape[1:]):
+                problems.misfit(name, base, values.shape)
+                return
+        if any(isinstance(step, Replace) for step in self.steps.get(name, ())):
+            raise AdapterError(
+                f"two adapters replace `{name}` as a whole; only one of them can have it",
+                hint="leave one of them out",
+            )
+        self.change(name, Replace(values))
+        self.shapes[name] = values.shape
+
+    def add_rows(
+        self, adapter: AdapterSpec, module: str, values: StoredTensor, problems: Problems
+    ) -> None:
+        name = self.tensor(f"{module}.weight")
+        if name is None:
+            problems.missing.append(module)
+            return
+        rows, shape = trained_rows(adapter, module), self.shape(name)
+        if len(rows) != values.shape[0] or values.shape[1:] != shape[1:] or max(rows) >= shape[0]:
+            problems.misfit(f"rows {list(rows)[:8]} of {name}", shape, values.shape)
+            return
+        self.change(name, ReplaceRows(values, rows))
+
+    def add_pair(self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems) -> None:
+        adapter = weighted.adapter
+        name = self.tensor(f"{pair.module}.weight")
+        if name is None:
+            self.add_experts(weighted, pair, problems)
+            return
+        kind = kind_of(pair, name, self.checkpoint)
+        n_out, n_in = pair.b.shape[0], pair.a.shape[1]
+        fits = (n_out, n_in) if kind == "linear" else (n_in, n_out)
+        # blocks of a matrix do not show its size; PEFT's layer will refuse what does not fit
+        if not is_set(adapter.config.get("use_bdlora")) and (base := self.shape(name)) != fits:
+            problems.misfit(name, base, fits)
+            return
+        if is_targeted(adapter, f"{pair.module}.weight"):
+            self.change(name, plan_single(adapter, pair, scale=weighted.scale))
+            return
+        scaling = scaling_of(adapter, pair)
+        self.change(name, LoraSum(adapter, pair, kind, scaling.value, weighted.scale))
+        if bias := pair.extras.get("lora_B.bias"):
+            self.add_bias(name, BiasSum(bias, scaling.value * weighted.scale), problems)
+
+    def add_bias(self, weight: str, step: BiasSum, problems: Problems) -> None:
+        name = f"{weight.removesuffix('.weight')}.bias"
+        if name not in self.checkpoint.tensors:
+            problems.missing.append(name)
+        elif (base := self.shape(name)) != step.values.shape:
+            problems.misfit(name, base, step.values.shape)
+        else:
+            self.change(name, step)
+
+    def add_experts(self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems) -> None:
+        found = plan_experts(weighted.adapter, pair, self.names, scale=weighted.scale)
+        if isinstance(found, str):
+            problems.misfits.append(found)
+        elif not found:
+            problems.missing.append(pair.module)
+        else:
+            for name, step in found.items():
+                self.change(name, step)
+
+    def add_tuner(self, weighted: WeightedAdapter, problems: Problems) -> None:
+        """Another tuner: its modules are those whose weights the checkpoint has."""
+        adapter = weighted.adapter
+        if weighted.scale != 1:
+            raise UnsupportedError(
+                f"`{adapter.folder}` is a {adapter.kind} adapter, which has no scale to change",
+                hint="leave out --scale",
+            )
+        for module in tuned_modules(adapter, self):
+            name = self.tensor(f"{module}.weight")
+            weight = self.source(name or "")
+            assert name is not None
+            assert weight is not None
+            bias = self.checkpoint.tensors.get(f"{name.removesuffix('.weight')}.bias")
+            self.change(name, Tuned(adapter, module, weight, bias))
+            if bias:
+                self.change(bias.name, Tuned(adapter, module, weight, bias, changes_bias=True))
+        if not any(isinstance(step, Tuned) for steps in self.steps.values() for step in steps):
+            problems.missing.append(next(iter(adapter.tuner)))
+
+    def combine(self, how: Combination) -> None:
+        """Make one step of the LoRAs that meet on a tensor."""
+        for name, steps in self.steps.items():
+            sums = tuple(step for step in steps if isinstance(step, LoraSum))
+            if len(sums) != len(steps) or not all(s.adapter.is_plain for s in sums):
+                raise UnsupportedError(
+                    f"--combine {how} cannot mix what the adapters do to `{name}`:"
+                    " only plain LoRA can be combined",
+                    hint="leave out --combine: the adapters are then merged one after the other",
+                )
+            self.steps[name] = [CombinedSum(sums, how)]
+
+    def settle_ends(self, adapters: list[AdapterSpec]) -> None:
+        """Decide what becomes of tied embeddings, and how many tokens the result has."""
+        ends = self.ends
+        if ends.tied and (self.steps.get(ends.embedding) or self.steps.get(ends.head)):
+            if ends.is_shared:
+                raise UnsupportedError(
+                    f"an adapter changes `{ends.embedding}`, which encoder, decoder and head share",
+                    hint="train without the shared embedding as a target",
+                )
+            self.share_saved(adapters)
+            if self.stay_tied():
+                self.steps.pop(ends.head, None)
+                if ends.head in self.checkpoint.tensors:
+                    self.dropped.add(ends.head)
+            else:
+                self.steps.setdefault(ends.head, [])
+                self.shapes.setdefault(ends.head, self.shape(ends.embedding))
+                self.config["tie_word_embeddings"] = False
+        self.settle_vocabulary()
+
+    def share_saved(self, adapters: list[AdapterSpec]) -> None:
+        """A base's embedding that was saved at one end of a tie is the other end's too."""
+        saved = [values for adapter in adapters for values in adapter.saved.values()]
+        ends = (self.ends.embedding, self.ends.head)
+        for one, other in (ends, ends[::-1]):
+            first = next(iter(self.steps.get(one, ())), None)
+            has_own = any(isinstance(step, Replace) for step in self.steps.get(other, ()))
+            if isinstance(first, Replace) and first.values in saved and not has_own:
+                self.steps[other] = [first, *self.steps.get(other, ())]
+                self.shapes[other] = first.values.shape
+
+    def stay_tied(self) -> bool:
+        """Whether both ends of a tie change alike, as they did in training."""
+        embedding, head = (
+            self.steps.get(name, []) for name in (self.ends.embedding, self.ends.head)
+        )
+        if not head:  # PEFT trains single tokens at both ends of a tie
+            return all(isinstance(step, ReplaceRows) for step in embedding)
+        return len(embedding) == len(head) and all(map(are_alike, embedding, head))
+
+    def settle_vocabulary(self) -> None:
+        """A grown vocabulary must have grown at both ends, and the config must say so."""
+        ends = self.ends
+        sizes = {
+            name: self.shape(name)[0]
+            for name in (ends.embedding, ends.head)
+            if name in self.steps or name in self.checkpoint.tensors
+        }
+        grown = {name for name, rows in sizes.items() if self.was(name) not in (None, rows)}
+        if grown and len(set(sizes.values())) > 1:
+            name = min(grown)
+            raise AdapterError(
+                f"the adapter's `{name}` has {sizes[name]} tokens, but"
+                f" {' and '.join(f'`{n}` has {rows}' for n, rows in sizes.items() if n != name)}",
+                hint="save it again with save_embedding_layers=True, which keeps both ends",
+            )
+        if grown:
+            self.config["vocab_size"] = sizes[min(grown)]
+
+    def was(self, name: str) -> int | None:
+        """How many rows the base has for a name."""
+        source = self.source(name)
+        return source.shape[0] if source else None
+
+    def change(self, name: str, step: Step) -> None:
+        """Note a step. One adapter cannot have two of a kind for a tensor."""
+        if (name, type(step)) in self.adapter_steps:
+            raise AdapterError(
+                f"two of the adapter's modules land on `{name}`",
+                hint="its tensors' names are of two models; save it again",
+            )
+        self.adapter_steps.add((name, type(step)))
+        self.steps.setdefault(name, []).append(step)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As it is after the changes so far."""
+        if name in self.shapes:
+            return self.shapes[name]
+        source = self.source(name)
+        assert source is not None, name
+        return source.shape
+
+
+def are_alike(one: Step, other: Step) -> bool:
+    """Whether what is done to the embedding is done to the head, too.
+
+    PEFT's ensure_weight_tying gives the head the embedding's matrices, transposed; where it
+    failed to keep them one, as it does on 16-bit bases, the two ends were trained apart.
+    """
+    match one, other:
+        case Replace(), Replace():
+            return one.values == other.values or same_values(one.values, other.values)
+        case LoraSum(), LoraSum():
+            asked = one.adapter == other.adapter and one.adapter.config.get("ensure_weight_tying")
+            return bool(asked) and are_transposed(one.pair, other.pair)
+        case _:
+            return False
+
+
+def are_transposed(one: LoraPair, other: LoraPair) -> bool:
+    from exporter.checkpoint import read_tensor
+
+    a, b = read_tensor(one.a), read_tensor(one.b)
+    return bool((a == read_tensor(other.b).T).all() and (b == read_tensor(other.a).T).all())
+
+
+def tuned_modules(adapter: AdapterSpec, planner: Planner) -> list[str]:
+    """The modules that another tuner changes, as the adapter calls them."""
+    found: dict[str, None] = {}
+    for name in adapter.tuner:
+        module = name
+        while module := module.rpartition(".")[0]:
+            if planner.tensor(f"{module}.weight"):
+                found[module] = None
+                break
+    return list(found)
