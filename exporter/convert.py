@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
+from exporter.core.files import read_json_object
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import FTYPES, GGMLType
 
@@ -57,6 +58,8 @@ class Conversion:
     writer: Any  # gguf.GGUFWriter, untyped: holds the metadata
     ftype: int
     """general.file_type of what the converter alone would write."""
+    used: frozenset[str] = frozenset()
+    """The checkpoint's tensors that some slot is made of."""
 
     def header(
         self, types: dict[str, GGMLType], *, ftype: int, provenance: Mapping[str, str] | None = None
@@ -85,6 +88,13 @@ class Conversion:
         return content + bytes(-len(content) % DEFAULT_ALIGNMENT)
 
 
+Part = Literal["text", "projector"]
+
+# what the converter's classes raise when a folder lacks something or has it in another form
+UNUSABLE = (
+    ValueError, KeyError, TypeError, FileNotFoundError, NotImplementedError, AssertionError,
+    AttributeError, IndexError, ZeroDivisionError, RuntimeError, OverflowError,
+)  # fmt: skip
 # transformers 5 spells out the RoPE type of models that have plain RoPE
 HARMLESS = ("Unknown RoPE type: default",)
 FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes
@@ -97,14 +107,15 @@ def convert(
     *,
     outtype: Outtype = "auto",
     model_name: str,
+    part: Part = "text",
     trust_remote_code: bool = False,
     report: Report = silent,
 ) -> Conversion:
     """Lay the merged model out as llama.cpp's converter does.
 
-    folder: its config and tokenizer. Raises UnsupportedError for an architecture it does not
-    know or that has no place for a changed tensor, CheckpointError for a folder it cannot use
-    (such as one without a tokenizer).
+    folder: its config and tokenizer; part: of a vision model, the text model or the projector.
+    Raises UnsupportedError for an architecture it does not know, CheckpointError for a folder it
+    cannot use (such as one without a tokenizer).
     """
     with (
         imported(toolchain),
@@ -112,36 +123,71 @@ def convert(
         nullcontext() if trust_remote_code else no_code_run(),
     ):
         import torch
-        from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+        from conversion import ModelBase
 
         with torch.inference_mode():
-            hparams = ModelBase.load_hparams(folder, is_mistral_format=False)
-            architecture = get_model_architecture(hparams, ModelType.TEXT)
-            try:
-                model_class = get_model_class(architecture)
-            except NotImplementedError as error:
-                raise unknown_architecture(architecture) from error
+            hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
+            model_class, architecture = find_class(hparams, part)
             source = LazySource(tensors)
             with tensors_from(source, ModelBase), slots_recorded() as slots:
                 try:
                     model = model_class(
-                        folder, file_type(outtype), folder / "unused.gguf", model_name=model_name
+                        folder,
+                        file_type(outtype),
+                        folder / "unused.gguf",
+                        model_name=model_name,
+                        hparams=hparams,
                     )
                     source.as_stored = False
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
-                except (
-                    ValueError,
-                    KeyError,
-                    TypeError,
-                    FileNotFoundError,
-                    NotImplementedError,
-                ) as error:
+                except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
-    made = Conversion(tuple(slots), model.gguf_writer, int(model.ftype))
-    refuse_dropped(source, architecture)  # while the slots live
-    return made
+    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), source.used())
+
+
+def find_class(hparams: dict[str, Any], part: Part) -> tuple[Any, str]:
+    """llama.cpp's class for a model, and the name of its architecture."""
+    from conversion import ModelType, get_model_architecture, get_model_class
+
+    kind = ModelType.TEXT if part == "text" else ModelType.MMPROJ
+    architecture = get_model_architecture(hparams, kind)
+    try:
+        return get_model_class(architecture, mmproj=part == "projector"), architecture
+    except NotImplementedError as error:
+        raise unknown_architecture(architecture) from error
+
+
+def has_projector(folder: Path, toolchain: Toolchain) -> bool:
+    """Whether the folder's model sees or hears, in a way that llama.cpp knows."""
+    with imported(toolchain):
+        from conversion import ModelBase
+
+        hparams = ModelBase.load_hparams(folder, is_mistral_format=False)
+        if not hparams.get("vision_config") and not hparams.get("audio_config"):
+            return False
+        try:
+            find_class(hparams, "projector")
+        except UnsupportedError:
+            return False
+        return True
+
+
+def mend(hparams: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What the converter looks for and transformers 5 no longer gives."""
+    kind = hparams.get("model_type")
+    if kind == "gpt_neox":
+        rope = hparams.get("rope_parameters") or {}
+        hparams.setdefault("rotary_pct", rope.get("partial_rotary_factor", 1.0))
+    if kind == "gpt2":
+        hparams.setdefault("n_ctx", hparams.get("n_positions"))
+    if kind == "falcon" and hparams.get("multi_query"):
+        written = read_json_object(folder / "config.json", error=CheckpointError, hint="")
+        # all heads share one: the number that transformers fills in is of another layout
+        if not hparams.get("new_decoder_architecture"):
+            hparams["num_kv_heads"] = written.get("n_head_kv", 1)
+    return hparams
 
 
 def unknown_architecture(architecture: str) -> UnsupportedError:
@@ -151,18 +197,13 @@ def unknown_architecture(architecture: str) -> UnsupportedError:
     )
 
 
-def refuse_dropped(source: LazySource, architecture: str) -> None:
-    """Stop when the converter has thrown away a tensor that the adapter changed.
-
-    What it uses is kept alive by the slots that it made; what it drops is gone.
-    """
-    gc.collect()
-    dropped = [
-        name for name, made in source.made.items() if name in source.changed and made() is None
-    ]
+def refuse_dropped(changed: Iterable[str], conversions: Iterable[Conversion]) -> None:
+    """Stop when no part of the result has a place for a tensor that the adapter changed."""
+    used: set[str] = set().union(*(conversion.used for conversion in conversions))
+    dropped = sorted(set(changed) - used)
     if dropped:
         raise UnsupportedError(
-            f"a GGUF of {architecture} has no place for `{dropped[0]}`, which the adapter changes"
+            f"a GGUF of this model has no place for `{dropped[0]}`, which the adapter changes"
             f" ({len(dropped)} such tensors)",
             hint="`--to safetensors` writes the whole merged model for transformers",
         )
@@ -191,8 +232,8 @@ class LazySource:
         self.tensors = tensors
         self.as_stored = True
         self.last = ""
-        self.changed = tensors.plan.changes.keys()
         self.made: dict[str, weakref.ref[Any]] = {}
+        self.read_already: set[str] = set()
 
     def lazy(self, name: str) -> Any:
         from conversion.base import LazyTorchTensor
@@ -200,9 +241,23 @@ class LazySource:
         self.last = name
         dtype = self.tensors.stored_dtype(name) if self.as_stored else self.tensors.dtype(name)
         meta = LazyTorchTensor.meta_with_dtype_and_shape(dtype, self.tensors.shape(name))
-        made = LazyTorchTensor(meta=meta, args=(name,), func=self.tensors.read)
+        made = LazyTorchTensor(meta=meta, args=(name,), func=self.read)
         self.made[name] = weakref.ref(made)
         return made
+
+    def read(self, name: str) -> Any:
+        self.read_already.add(name)
+        return self.tensors.read(name)
+
+    def used(self) -> frozenset[str]:
+        """The tensors that slots were made of.
+
+        Slots keep what they use alive; what the converter drops is gone. Some few are looked at
+        while it plans, which leaves nothing of them but their values.
+        """
+        gc.collect()
+        alive = {name for name, made in self.made.items() if made() is not None}
+        return frozenset(alive | self.read_already)
 
     def add(self, writer: Any, slots: list[Slot], name: str, tensor: Any, **kwargs: Any) -> None:
         """Stand in for GGUFWriter.add_tensor: note the slot, and keep the writer's count of it."""

@@ -7,7 +7,6 @@ transformers 5 stacks experts that the checkpoint keeps apart. Nothing is rename
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -18,6 +17,9 @@ from exporter.core.errors import AdapterError
 # Words that stand before a decoder's own names, in some order, in one spelling or another.
 ROOTS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "base_model",
          "bert", "roberta", "distilbert", "deberta", "electra", "rwkv", "backbone"}  # fmt: skip
+
+
+EXPERTS = ".experts."
 
 
 class Names:
@@ -38,7 +40,7 @@ class Names:
 
     def module(self, name: str) -> str | None:
         """The checkpoint's name of a module; AdapterError when several fit equally well."""
-        return find(name, self.modules) or find(name, self.renamed)
+        return find(name, self.modules) or self.renamed.get(name)
 
     def tensor(self, name: str) -> str | None:
         """The checkpoint's name of a tensor, by its module's."""
@@ -62,17 +64,23 @@ class Names:
     @cached_property
     def renamed(self) -> dict[str, str]:
         """{the module's name in transformers' memory: the checkpoint's name}, where they differ."""
-        renamings = [c for c in self.conversions if type(c).__name__ == "WeightRenaming"]
-        found = {}
-        for module in self.modules:
-            name = f"{module}."
-            for renaming in renamings:
-                for source, target in zip(
-                    renaming.source_patterns, renaming.target_patterns, strict=False
-                ):
-                    name = re.sub(source, target, name) if is_simple(source, target) else name
-            if (name := name.strip(".")) != module:
-                found[name] = module
+        from transformers.core_model_loading import WeightConverter, rename_source_key
+
+        model = model_without_weights(self.checkpoint)
+        if model is None:
+            return {}
+        mapping = conversions_of(model)
+        converters = [c for c in mapping if isinstance(c, WeightConverter)]
+        renamings = [c for c in mapping if not isinstance(c, WeightConverter)]
+        found, memory = {}, model.state_dict()
+        for name in self.checkpoint.tensors:
+            key, stacked = rename_source_key(
+                name, renamings, converters, model.base_model_prefix, memory
+            )
+            if stacked is None:
+                found[key.rpartition(".")[0]] = name.rpartition(".")[0]
+            elif EXPERTS in name:
+                found[key.rpartition(".")[0]] = name.partition(EXPERTS)[0] + EXPERTS.rstrip(".")
         return found
 
     def stacked(self, module: str, parameter: str) -> tuple[tuple[str, ...], ...]:
@@ -120,9 +128,23 @@ def find(name: str, names: dict[str, str]) -> str | None:
     return hits[0] if hits else None
 
 
-def is_simple(source: str, target: str) -> bool:
-    """Whether a renaming can be applied to one name alone."""
-    return "*" not in source and "\\" not in target
+def model_without_weights(checkpoint: Checkpoint) -> Any:
+    """What transformers makes of the checkpoint's config, or None when it knows no such model."""
+    import torch
+    import transformers
+
+    kind = getattr(transformers, checkpoint.architecture, None)
+    if kind is None:
+        return None
+    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    with torch.device("meta"):
+        return kind(config)
+
+
+def conversions_of(model: Any) -> list[Any]:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    return list(get_model_conversion_mapping(model) or ())
 
 
 def spellings(name: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint import read_tensor, torch_dtype
 from exporter.core.errors import AdapterError, UnsupportedError
+from exporter.names import model_without_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -137,7 +138,8 @@ class Tuner:
         leaves = {}
         if adapter.kind in NUMBERED:
             order = modules_in_memory(checkpoint)
-            steps = dict(sorted(steps.items(), key=lambda item: order.index(item[0])))
+            place = {name: number for number, name in enumerate(order)}
+            steps = dict(sorted(steps.items(), key=lambda item: place.get(item[0], 0)))
         for module, step in steps.items():
             kind: Kind = "conv1d" if is_conv1d(module, checkpoint) else "linear"
             weight = hollow(step.weight.shape, dtype or torch_dtype(step.weight.dtype))
@@ -172,13 +174,8 @@ class Tuner:
 
 def modules_in_memory(checkpoint: Checkpoint) -> list[str]:
     """The modules of the model that transformers builds, in its order."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return [name for name, _ in model.named_modules()]
+    model = model_without_weights(checkpoint)
+    return [name for name, _ in model.named_modules()] if model else []
 
 
 class Skeleton:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
-from exporter.convert import Conversion, Outtype, convert
+from exporter.convert import Conversion, Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import AdapterError, DownloadError, InputError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
@@ -94,20 +94,33 @@ def export(
     report(Step("planning"))
     tensors = MergedTensors(merge)
     quantizer = Quantizer.load(toolchain)
-    conversions = convert_all(request, tensors, toolchain, report=report)
+    conversions, projector = convert_all(request, tensors, toolchain, report=report)
     plans = [
         plan_file(path, quant, conversions[outtype_for(quant)], merge, toolchain)
         for path, quant in zip(request.outputs, request.quants, strict=True)
     ]
+    groups = [(plans, next(iter(conversions.values())).slots)]
+    if projector:
+        path = projector_path(request, result_name(merge))
+        if not dry_run:
+            refuse_existing(path, force=request.force)
+        quant = FLOAT_NAMES[projector.ftype]
+        groups.append(([plan_file(path, quant, projector, merge, toolchain)], projector.slots))
+    plans = [plan for group, _ in groups for plan in group]
     check_space(plans)
 
     if not dry_run:
         report(Step("merging and quantizing"))
-        slots = next(iter(conversions.values())).slots
         with one_thread():
-            write_files(
-                plans, slots, quantizer, force=request.force, threads=request.threads, report=report
-            )
+            for group, slots in groups:
+                write_files(
+                    group,
+                    slots,
+                    quantizer,
+                    force=request.force,
+                    threads=request.threads,
+                    report=report,
+                )
     return ExportResult(
         tuple(
             ExportedFile(plan.path, plan.quant, plan.layout.size, count(plan.types))
@@ -123,23 +136,33 @@ def export(
 
 def convert_all(
     request: ExportRequest, tensors: MergedTensors, toolchain: Toolchain, *, report: Report
-) -> dict[Outtype, Conversion]:
-    """The merged model as GGUF, once for each of the converter's types that is needed."""
+) -> tuple[dict[Outtype, Conversion], Conversion | None]:
+    """The merged model as GGUF, for each of the converter's types that is needed.
+
+    And the projector of a model that sees. Raises UnsupportedError when neither has a place for
+    something that an adapter changed.
+    """
     trust = request.trust_remote_code
     outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
     with quiet_libraries(), result_folder(tensors.plan, trust_remote_code=trust) as folder:
-        return {
-            outtype: convert(
+
+        def converted(outtype: Outtype, part: Part) -> Conversion:
+            return convert(
                 tensors,
                 folder,
                 toolchain,
                 outtype=outtype,
                 model_name=result_name(tensors.plan),
+                part=part,
                 trust_remote_code=trust,
                 report=report,
             )
-            for outtype in outtypes
-        }
+
+        conversions = {outtype: converted(outtype, "text") for outtype in outtypes}
+        projector = converted("auto", "projector") if has_projector(folder, toolchain) else None
+    made = [*conversions.values(), *([projector] if projector else [])]
+    refuse_dropped(tensors.plan.changes, made)
+    return conversions, projector
 
 
 def plan_request(request: ExportRequest, *, report: Report = silent) -> MergePlan:
@@ -193,6 +216,14 @@ def find_base(
         f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here",
         hint="pass its folder as --base FOLDER",
     )
+
+
+def projector_path(request: ExportRequest, name: str) -> Path:
+    """Where a vision model's projector goes: beside the first file, as llama.cpp looks for it."""
+    return request.outputs[0].with_name(f"mmproj-{name}.gguf")
+
+
+FLOAT_NAMES = {FTYPES[name]: name for name in FLOATS}
 
 
 def outtype_for(quant: str) -> Outtype:

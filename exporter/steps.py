@@ -137,9 +137,13 @@ class MergePlan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The result's tensors, in the checkpoint's order."""
-        kept = [name for name in self.checkpoint.tensors if name not in self.dropped]
-        return (*kept, *(name for name in self.changes if name not in self.checkpoint.tensors))
+        """The result's tensors, in the checkpoint's order; what is added takes its place there."""
+        names = [name for name in self.checkpoint.tensors if name not in self.dropped]
+        for name in self.changes:
+            if name not in self.checkpoint.tensors:
+                later = (place for place, other in enumerate(names) if other > name)
+                names.insert(next(later, len(names)), name)
+        return tuple(names)
 
 
 def describe(plan: MergePlan) -> str:

@@ -115,6 +115,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             text_config={**SIZE, "head_dim": 16, "model_type": "gemma3_text"},
             vision_config={
                 **VISION, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+                "vision_use_head": False,
                 "patch_size": 14,
             },
             mm_tokens_per_image=4, image_token_index=300, boi_token_index=301, eoi_token_index=302,
@@ -125,7 +126,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda t: t.Qwen2_5_VLConfig(
             text_config={**SIZE, "rope_parameters": ROPE},
             vision_config={
-                **VISION, "depth": 1, "num_heads": 2, "out_hidden_size": 64, "patch_size": 14
+                **VISION, "depth": 4, "num_heads": 2, "out_hidden_size": 64, "patch_size": 14
             },
             image_token_id=300, video_token_id=301, vision_start_token_id=302,
             vision_end_token_id=303,
@@ -148,4 +149,18 @@ def make_architecture(name: str, folder: Path, *, dtype: str = "bfloat16") -> Pa
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
+    if name == "gemma3_vlm":
+        rename_as_published(folder / "model.safetensors")
     return folder
+
+
+def rename_as_published(weights: Path) -> None:
+    """Give the vision tower the names that the published checkpoints have for it."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    new = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): t
+        for name, t in tensors.items()
+    }
+    save_file(new, weights, metadata={"format": "pt"})

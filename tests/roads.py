@@ -40,9 +40,18 @@ class Outcome:
         """Tensors that are not PEFT's byte for byte, and those that only one side has."""
         import torch
 
-        both = self.tensors.keys() & self.peft.keys()
-        unlike = [name for name in both if not torch.equal(self.tensors[name], self.peft[name])]
-        return sorted({*unlike, *(self.tensors.keys() ^ self.peft.keys())})
+        ours, theirs = (published(tensors) for tensors in (self.tensors, self.peft))
+        both = ours.keys() & theirs.keys()
+        unlike = [name for name in both if not torch.equal(ours[name], theirs[name])]
+        return sorted({*unlike, *(ours.keys() ^ theirs.keys())})
+
+
+def published(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Under one spelling: PEFT's road may save a vision tower under another."""
+    return {
+        name.replace("vision_tower.vision_model.", "vision_tower."): t
+        for name, t in tensors.items()
+    }
 
 
 def train_and_merge(
