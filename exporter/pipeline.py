@@ -9,7 +9,15 @@ from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
-from exporter.convert import Conversion, Outtype, Part, convert, has_projector, refuse_dropped
+from exporter.convert import (
+    Conversion,
+    Outtype,
+    Part,
+    Slot,
+    convert,
+    has_projector,
+    refuse_dropped,
+)
 from exporter.core.errors import AdapterError, DownloadError, InputError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
@@ -94,28 +102,17 @@ def export(
     report(Step("planning"))
     tensors = MergedTensors(merge)
     quantizer = Quantizer.load(toolchain)
-    conversions, projector = convert_all(request, tensors, toolchain, report=report)
-    plans = [
-        plan_file(path, quant, conversions[outtype_for(quant)], merge, toolchain)
-        for path, quant in zip(request.outputs, request.quants, strict=True)
-    ]
-    groups = [(plans, next(iter(conversions.values())).slots)]
-    if projector:
-        path = projector_path(request, result_name(merge))
-        if not dry_run:
-            refuse_existing(path, force=request.force)
-        quant = FLOAT_NAMES[projector.ftype]
-        groups.append(([plan_file(path, quant, projector, merge, toolchain)], projector.slots))
-    plans = [plan for group, _ in groups for plan in group]
+    groups = plan_files(request, tensors, toolchain, dry_run=dry_run, report=report)
+    plans = [plan for group in groups for plan in group.plans]
     check_space(plans)
 
     if not dry_run:
         report(Step("merging and quantizing"))
         with one_thread():
-            for group, slots in groups:
+            for group in groups:
                 write_files(
-                    group,
-                    slots,
+                    group.plans,
+                    group.slots,
                     quantizer,
                     force=request.force,
                     threads=request.threads,
@@ -132,6 +129,39 @@ def export(
         len(merge.changes),
         time.monotonic() - started,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Files that are made of the same slots, in one pass."""
+
+    plans: list[GGUFPlan]
+    slots: tuple[Slot, ...]
+
+
+def plan_files(
+    request: ExportRequest,
+    tensors: MergedTensors,
+    toolchain: Toolchain,
+    *,
+    dry_run: bool,
+    report: Report,
+) -> list[Group]:
+    """Every file that will be written: the model, and what lets it see if it can."""
+    merge = tensors.plan
+    conversions, projector = convert_all(request, tensors, toolchain, report=report)
+    plans = [
+        plan_file(path, quant, conversions[outtype_for(quant)], merge, toolchain)
+        for path, quant in zip(request.outputs, request.quants, strict=True)
+    ]
+    groups = [Group(plans, next(iter(conversions.values())).slots)]
+    if projector:
+        path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
+        if not dry_run:
+            refuse_existing(path, force=request.force)
+        plan = plan_file(path, FLOAT_NAMES[projector.ftype], projector, merge, toolchain)
+        groups.append(Group([plan], projector.slots))
+    return groups
 
 
 def convert_all(
@@ -216,11 +246,6 @@ def find_base(
         f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here",
         hint="pass its folder as --base FOLDER",
     )
-
-
-def projector_path(request: ExportRequest, name: str) -> Path:
-    """Where a vision model's projector goes: beside the first file, as llama.cpp looks for it."""
-    return request.outputs[0].with_name(f"mmproj-{name}.gguf")
 
 
 FLOAT_NAMES = {FTYPES[name]: name for name in FLOATS}
