@@ -62,13 +62,24 @@ class Conversion:
     """The checkpoint's tensors that some slot is made of."""
 
     def header(
-        self, types: dict[str, GGMLType], *, ftype: int, provenance: Mapping[str, str] | None = None
+        self,
+        types: dict[str, GGMLType],
+        *,
+        ftype: int,
+        provenance: Mapping[str, str] | None = None,
+        vocabulary: bool = True,
     ) -> bytes:
         """Everything before the data, padded: metadata with `ftype`, tensor infos in order."""
         import gguf
 
         writer = gguf.GGUFWriter(path=None, arch=self.writer.arch)
-        writer.kv_data = [dict(self.writer.kv_data[0])]
+        writer.kv_data = [
+            {
+                key: value
+                for key, value in self.writer.kv_data[0].items()
+                if vocabulary or not key.startswith("tokenizer.")
+            }
+        ]
         writer.remove_key("general.file_type")
         writer.add_file_type(ftype)
         for key, value in (provenance or {}).items():
@@ -133,12 +144,11 @@ def convert(
                 try:
                     model = model_class(
                         folder,
-                        file_type(outtype),
+                        file_type(outtype, tensors),
                         folder / "unused.gguf",
                         model_name=model_name,
                         hparams=hparams,
                     )
-                    source.as_stored = False
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
@@ -217,20 +227,28 @@ def unusable(folder: Path, architecture: str, error: Exception) -> CheckpointErr
     )
 
 
-def file_type(outtype: Outtype) -> Any:
-    import gguf
+def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
+    """The converter's number; auto is what it would guess, by the first matrix of 16 bits.
 
-    numbers = {"auto": gguf.LlamaFileType.GUESSED, **FTYPES}
-    return gguf.LlamaFileType(numbers[outtype])
+    Guessing, it would read that matrix whole.
+    """
+    import gguf
+    import torch
+
+    if outtype != "auto":
+        return gguf.LlamaFileType(FTYPES[outtype])
+    halves = {torch.bfloat16: "BF16", torch.float16: "F16"}
+    matrices = (name for name in tensors.names if len(tensors.shape(name)) > 1)
+    found = (halves.get(tensors.stored_dtype(name)) for name in matrices)
+    return gguf.LlamaFileType(FTYPES[next((name for name in found if name), "F16")])
 
 
 class LazySource:
     """Gives the converter lazy tensors, and takes what it makes of them."""
 
     def __init__(self, tensors: MergedTensors) -> None:
-        """Show the stored types first, by which the converter guesses its output type."""
+        """Begin with nothing asked for."""
         self.tensors = tensors
-        self.as_stored = True
         self.last = ""
         self.made: dict[str, weakref.ref[Any]] = {}
         self.read_already: set[str] = set()
@@ -239,7 +257,7 @@ class LazySource:
         from conversion.base import LazyTorchTensor
 
         self.last = name
-        dtype = self.tensors.stored_dtype(name) if self.as_stored else self.tensors.dtype(name)
+        dtype = self.tensors.dtype(name)
         meta = LazyTorchTensor.meta_with_dtype_and_shape(dtype, self.tensors.shape(name))
         made = LazyTorchTensor(meta=meta, args=(name,), func=self.read)
         self.made[name] = weakref.ref(made)

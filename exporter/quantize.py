@@ -57,10 +57,10 @@ def choose_types(conversion: Conversion, quant: str, toolchain: Toolchain) -> di
 
 
 def write_skeleton(path: Path, conversion: Conversion, stored: dict[str, GGMLType]) -> None:
-    """A sparse file: a true header, and a hole where the data would be."""
+    """A sparse file: a header without the vocabulary, and a hole where the data would be."""
     from exporter.write import lay_out
 
-    header = conversion.header(stored, ftype=conversion.ftype)
+    header = conversion.header(stored, ftype=conversion.ftype, vocabulary=False)
     slots = {slot.name: slot.shape for slot in conversion.slots}
     with path.open("wb") as file:
         file.write(header)
