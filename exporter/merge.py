@@ -39,6 +39,7 @@ class MergedTensors:
         """Read nothing yet."""
         self.plan = plan
         self.tuners: dict[Path, Tuner] = {}
+        self.pair: tuple[ExpertSum, torch.Tensor, torch.Tensor] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,7 +105,7 @@ class MergedTensors:
             case LoraSum():
                 weight = self.add_lora(step, weight)
             case ExpertSum():
-                add_experts(step, weight)
+                add_experts(step, weight, *self.stacked_pair(step))
             case CombinedSum():
                 weight = combine_with_peft(step, weight)
             case Tuned():
@@ -116,6 +117,13 @@ class MergedTensors:
             case Replace():
                 weight = read_tensor(step.values).to(weight.dtype)
         return weight
+
+    def stacked_pair(self, step: ExpertSum) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pair that all experts of a layer share, kept until another one is asked for."""
+        if self.pair is None or self.pair[0].a != step.a:
+            self.pair = None
+            self.pair = (step, *split_experts(step))
+        return self.pair[1:]
 
     def add_lora(self, step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
         import torch
@@ -157,14 +165,17 @@ class MergedTensors:
         return self.tuners[folder]
 
 
-def add_experts(step: ExpertSum, weight: torch.Tensor) -> None:
-    """Add a stacked pair's update to one expert's rows, or expert by expert to the whole stack."""
-    a = read_tensor(step.a).float().reshape(step.experts, -1, step.a.shape[1])  # (E, rank, in)
+def split_experts(step: ExpertSum) -> tuple[torch.Tensor, torch.Tensor]:
+    """A stacked pair, expert by expert: A as (experts, rank, in), B as (experts, out, rank)."""
+    a = read_tensor(step.a).float().reshape(step.experts, -1, step.a.shape[1])
     b = read_tensor(step.b).float()
     if step.expert_major:
-        b = b.reshape(b.shape[0], step.experts, -1).permute(1, 0, 2)  # (E, out, rank)
-    else:
-        b = b.reshape(b.shape[0], -1, step.experts).permute(2, 0, 1)
+        return a, b.reshape(b.shape[0], step.experts, -1).permute(1, 0, 2).contiguous()
+    return a, b.reshape(b.shape[0], -1, step.experts).permute(2, 0, 1).contiguous()
+
+
+def add_experts(step: ExpertSum, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add a stacked pair's update to one expert's rows, or expert by expert to the whole stack."""
     numbers = range(step.experts) if step.expert is None else [step.expert]
     for expert in numbers:
         target = weight if step.expert is not None else weight[expert]
