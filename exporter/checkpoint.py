@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter import bnb
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.files import read_json_object
 from exporter.core.folders import model_name
@@ -24,6 +25,7 @@ class Checkpoint:
 
     folder: Path
     config: dict[str, object]
+    """Of the tensors as they are read: without quantization_config where that is undone here."""
     tensors: dict[str, Tensor]
     """By hub name; shard by shard in name order, as llama.cpp's converter reads them."""
 
@@ -60,7 +62,11 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     )
     if not trust_remote_code:
         refuse_own_code(folder, config)
-    return Checkpoint(folder, config, index_tensors(folder))
+    tensors = index_tensors(folder)
+    if bnb.is_quantized(config):
+        tensors = bnb.dequantized(tensors, config)
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+    return Checkpoint(folder, config, tensors)
 
 
 def refuse_own_code(folder: Path, config: dict[str, object]) -> None:

@@ -138,6 +138,8 @@ def convert(
 
         with torch.inference_mode():
             hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
+            if "quantization_config" not in tensors.plan.checkpoint.config:
+                hparams.pop("quantization_config", None)
             model_class, architecture = find_class(hparams, part)
             source = LazySource(tensors)
             with tensors_from(source, ModelBase), slots_recorded() as slots:
