@@ -28,6 +28,8 @@ class Checkpoint:
     """Of the tensors as they are read: without quantization_config where that is undone here."""
     tensors: dict[str, Tensor]
     """By hub name; shard by shard in name order, as llama.cpp's converter reads them."""
+    roundtrip: str = ""
+    """How its weights were quantized and dequantized again, when they were."""
 
     @property
     def name(self) -> str:
