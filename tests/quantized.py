@@ -60,7 +60,9 @@ def nf4(name: str, weight: Any, block: int = 64) -> dict[str, Any]:
         name: (codes[::2] << 4 | codes[1::2])[:, None],
         f"{name}.absmax": absmax,
         f"{name}.quant_map": table.clone(),
-        f"{name}.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode())).byte(),
+        f"{name}.quant_state.bitsandbytes__nf4": torch.tensor(
+            list(json.dumps(state).encode())
+        ).byte(),
     }
 
 
@@ -118,7 +120,9 @@ def packed_groups(name: str, weight: Any, group: int = 32) -> dict[str, Any]:
     rows, width = weight.shape
     groups = weight.float().reshape(rows, -1, group)
     scale = groups.abs().amax(dim=2) / 7
-    codes = (groups / scale[:, :, None]).round().clamp(-8, 7).to(torch.int64).reshape(rows, -1, 8) + 8
+    codes = (groups / scale[:, :, None]).round().clamp(-8, 7).to(torch.int64).reshape(
+        rows, -1, 8
+    ) + 8
     packed = (codes << torch.arange(0, 32, 4)).sum(dim=2)
     return {
         f"{name}_packed": to_int32(packed),

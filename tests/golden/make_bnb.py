@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 OUTPUT = Path(__file__).with_name("bnb.safetensors")
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+KINDS = ("nf4", "fp4")
 CASES = [
-    *((kind, 64, nested, dtype) for kind in ("nf4", "fp4") for nested in (0, 1) for dtype in DTYPES),
+    *((kind, 64, nested, dtype) for kind in KINDS for nested in (0, 1) for dtype in DTYPES),
     ("nf4", 128, 0, "bf16"),
     ("fp4", 4096, 1, "f16"),
 ]  # fmt: skip
@@ -47,7 +48,9 @@ def add_four_bit(
     *, shape: tuple[int, ...] = (5, 50), storage: torch.dtype = torch.uint8,
 ) -> None:  # fmt: skip
     weight = (torch.randn(shape) * 0.1).to(DTYPES[dtype])
-    packed, state = quantize(weight, nested, quant_type=kind, blocksize=block, quant_storage=storage)
+    packed, state = quantize(
+        weight, nested, quant_type=kind, blocksize=block, quant_storage=storage
+    )
     tensors[f"{name}.weight"] = packed
     for key, value in state.as_dict(packed=True).items():
         tensors[f"{name}.weight.{key}"] = value.contiguous()
@@ -58,9 +61,7 @@ def quantize(weight: torch.Tensor, nested: int, **options: Any) -> Any:
     return functional.quantize_4bit(weight, compress_statistics=bool(nested), **options)
 
 
-def add_roundtrip(
-    tensors: dict[str, torch.Tensor], dtype: str, shape: tuple[int, ...]
-) -> None:
+def add_roundtrip(tensors: dict[str, torch.Tensor], dtype: str, shape: tuple[int, ...]) -> None:
     weight = (torch.randn(shape) * 0.1).to(DTYPES[dtype])
     weight[0] = 0
     tensors[f"roundtrip.{dtype}"] = weight
