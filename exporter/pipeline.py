@@ -28,6 +28,7 @@ from exporter.download.resolve import hub_here, is_repo, pull_checkpoint
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
 from exporter.plan import plan_merge
+from exporter.prequantized import dequantized_by_llamacpp
 from exporter.qlora import BaseRoundtrip, as_trained_on
 from exporter.quantize import Quantizer, choose_types
 from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, describe
@@ -99,7 +100,7 @@ def export(
         else:
             refuse_existing(output, force=request.force)
     report(Step("reading the adapter and the base"))
-    merge = plan_request(request, report=report)
+    merge = plan_request(request, toolchain, report=report)
     report(Note(describe(merge)))
 
     report(Step("planning"))
@@ -198,7 +199,9 @@ def convert_all(
     return conversions, projector
 
 
-def plan_request(request: ExportRequest, *, report: Report = silent) -> MergePlan:
+def plan_request(
+    request: ExportRequest, toolchain: Toolchain, *, report: Report = silent
+) -> MergePlan:
     """Open what is to be merged and plan it."""
     adapters = [
         WeightedAdapter(open_adapter(folder, report=report), scale)
@@ -208,6 +211,8 @@ def plan_request(request: ExportRequest, *, report: Report = silent) -> MergePla
     checkpoint = open_checkpoint(
         find_base(request, first, report=report), trust_remote_code=request.trust_remote_code
     )
+    if adapters:  # without one, llama.cpp's converter dequantizes for itself
+        checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     specs = [weighted.adapter for weighted in adapters]
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
     return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)

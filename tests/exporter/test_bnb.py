@@ -127,7 +127,7 @@ GOOD = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [8, 
 def test_a_state_that_makes_no_sense_is_refused(tmp_path, state):
     folder = raw_quantized(tmp_path / "base", state)
 
-    with pytest.raises(CheckpointError, match="x.weight"):
+    with pytest.raises(CheckpointError, match=r"x\.weight"):
         open_checkpoint(folder)
 
 
