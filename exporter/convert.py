@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import struct
 import sys
 import tempfile
 import weakref
@@ -137,10 +138,13 @@ def convert(
         from conversion import ModelBase
 
         with torch.inference_mode():
-            hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
-            if "quantization_config" not in tensors.plan.checkpoint.config:
-                hparams.pop("quantization_config", None)
-            model_class, architecture = find_class(hparams, part)
+            try:
+                hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
+                if "quantization_config" not in tensors.plan.checkpoint.config:
+                    hparams.pop("quantization_config", None)
+                model_class, architecture = find_class(hparams, part)
+            except UNUSABLE as error:
+                raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors)
             with tensors_from(source, ModelBase), slots_recorded() as slots:
                 try:
@@ -154,6 +158,7 @@ def convert(
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
+                    pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), source.used())
@@ -200,6 +205,19 @@ def mend(hparams: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not hparams.get("new_decoder_architecture"):
             hparams["num_kv_heads"] = written.get("n_head_kv", 1)
     return hparams
+
+
+def pack_settings(writer: Any) -> None:
+    """Have every single setting put into bytes, as happens again when the header is written.
+
+    The converter takes whatever stands in config.json; only its bytes show that it is no number.
+    """
+    for key, value in writer.kv_data[0].items():
+        if value.type.name != "ARRAY":
+            try:
+                writer._pack_val(value.value, value.type, add_vtype=True)  # noqa: SLF001
+            except struct.error as error:
+                raise ValueError(f"{value.value!r} is not what {key} can be: {error}") from error
 
 
 def unknown_architecture(architecture: str) -> UnsupportedError:
