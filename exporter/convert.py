@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import struct
 import sys
 import tempfile
 import weakref
@@ -25,6 +24,7 @@ from exporter.core.events import Report, Warn, silent
 from exporter.core.files import read_json_object
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import FTYPES, GGMLType
+from exporter.settings import pack_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -205,19 +205,6 @@ def mend(hparams: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not hparams.get("new_decoder_architecture"):
             hparams["num_kv_heads"] = written.get("n_head_kv", 1)
     return hparams
-
-
-def pack_settings(writer: Any) -> None:
-    """Have every single setting put into bytes, as happens again when the header is written.
-
-    The converter takes whatever stands in config.json; only its bytes show that it is no number.
-    """
-    for key, value in writer.kv_data[0].items():
-        if value.type.name != "ARRAY":
-            try:
-                writer._pack_val(value.value, value.type, add_vtype=True)  # noqa: SLF001
-            except struct.error as error:
-                raise ValueError(f"{value.value!r} is not what {key} can be: {error}") from error
 
 
 def unknown_architecture(architecture: str) -> UnsupportedError:
