@@ -211,10 +211,10 @@ def plan_request(
     checkpoint = open_checkpoint(
         find_base(request, first, report=report), trust_remote_code=request.trust_remote_code
     )
-    if adapters:  # without one, llama.cpp's converter dequantizes for itself
-        checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     specs = [weighted.adapter for weighted in adapters]
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
+    if adapters:  # without one, llama.cpp's converter dequantizes for itself
+        checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
 
 

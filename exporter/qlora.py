@@ -54,14 +54,12 @@ def as_trained_on(
     """The base as the adapters saw it in training, as far as that can be told.
 
     auto goes by what the adapters' folders record, nf4 takes it as given. A base that is
-    quantized by bitsandbytes is already what training saw.
+    quantized already, by bitsandbytes or otherwise, is what training saw.
     """
     if mode == "none" or (mode == "auto" and not adapters):
         return checkpoint
-    if any(
-        isinstance(tensor, bnb.FourBit | bnb.EightBit) for tensor in checkpoint.tensors.values()
-    ):
-        report(Note("the base is quantized by bitsandbytes: merged onto what that gives"))
+    if is_quantized(checkpoint):
+        report(Note("the base is quantized already: merged onto what its weights stand for"))
         return checkpoint
     found = next((trained for spec in adapters if (trained := trained_on(spec))), None)
     if mode == "auto" and found is None:
@@ -81,6 +79,12 @@ def as_trained_on(
     )
     made = roundtripped(checkpoint, weights, double_quant=nested)
     return replace(made, roundtrip="nf4 nested" if nested else "nf4")
+
+
+def is_quantized(checkpoint: Checkpoint) -> bool:
+    return bool(checkpoint.config.get("quantization_config")) or any(
+        isinstance(tensor, bnb.FourBit | bnb.EightBit) for tensor in checkpoint.tensors.values()
+    )
 
 
 def trained_on(adapter: AdapterSpec) -> Trained | None:

@@ -204,7 +204,15 @@ def test_an_adapter_trained_on_nf4_fits_that_base_and_no_other(tmp_path):
     assert differences["plain"] > 100 * differences["nf4"]
 
 
-@pytest.mark.trained
+def test_a_base_that_is_published_quantized_is_not_quantized_again(tmp_path):
+    checkpoint, adapter = trained_in_four_bits(tmp_path)
+    edit_json(checkpoint.folder / "config.json", quantization_config={"quant_method": "gptq"})
+    base, said = open_checkpoint(checkpoint.folder), []
+
+    assert as_trained_on(base, [adapter], mode="nf4", report=said.append) is base
+    assert isinstance(said[0], Note)
+
+
 def test_a_base_that_bitsandbytes_quantized_is_not_quantized_again(tmp_path):
     from tests.exporter.test_bnb import GOOD, raw_quantized
 
