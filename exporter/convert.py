@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
-from exporter.core.files import read_json_object
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import FTYPES, GGMLType
-from exporter.settings import pack_settings
+from exporter.settings import mend, pack_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -189,22 +188,6 @@ def has_projector(folder: Path, toolchain: Toolchain) -> bool:
         except UnsupportedError:
             return False
         return True
-
-
-def mend(hparams: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the converter looks for and transformers 5 no longer gives."""
-    kind = hparams.get("model_type")
-    if kind == "gpt_neox":
-        rope = hparams.get("rope_parameters") or {}
-        hparams.setdefault("rotary_pct", rope.get("partial_rotary_factor", 1.0))
-    if kind == "gpt2":
-        hparams.setdefault("n_ctx", hparams.get("n_positions"))
-    if kind == "falcon" and hparams.get("multi_query"):
-        written = read_json_object(folder / "config.json", error=CheckpointError, hint="")
-        # all heads share one: the number that transformers fills in is of another layout
-        if not hparams.get("new_decoder_architecture"):
-            hparams["num_kv_heads"] = written.get("n_head_kv", 1)
-    return hparams
 
 
 def unknown_architecture(architecture: str) -> UnsupportedError:
