@@ -1,7 +1,7 @@
 """Merged tensors → GGUF names, shapes and metadata, through llama.cpp's own `conversion`.
 
-The only file that imports llama.cpp's Python code. It reads no weight: what it gives is a
-list of slots, each of which can be filled later.
+With prequantized.py the only door to llama.cpp's Python code. It reads no weight: what it gives
+is a list of slots, each of which can be filled later.
 """
 
 from __future__ import annotations
