@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from exporter import bnb
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.files import read_json_object
 from exporter.core.folders import model_name
-from exporter.core.safetensors import StoredTensor, read_header
+from exporter.core.safetensors import read_header
+from exporter.pickled import read_pickled
+from exporter.tensors import Tensor, read_tensor, torch_dtype
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["Checkpoint", "Tensor", "open_checkpoint", "read_tensor", "torch_dtype"]
 
-INDEX = "model.safetensors.index.json"
+WHOLE = {"model.safetensors": False, "pytorch_model.bin": True}
+"""A single file's name, and whether it is a pickle; the first that is there is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,11 @@ class Checkpoint:
 
     folder: Path
     config: dict[str, object]
-    tensors: dict[str, StoredTensor]
+    """Of the tensors as they are read: without quantization_config where that is undone here."""
+    tensors: dict[str, Tensor]
     """By hub name; shard by shard in name order, as llama.cpp's converter reads them."""
+    roundtrip: str = ""
+    """How its weights were quantized and dequantized again, when they were."""
 
     @property
     def name(self) -> str:
@@ -59,7 +64,11 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     )
     if not trust_remote_code:
         refuse_own_code(folder, config)
-    return Checkpoint(folder, config, index_tensors(folder))
+    tensors = index_tensors(folder)
+    if bnb.is_quantized(config):
+        tensors = bnb.dequantized(tensors, config)
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+    return Checkpoint(folder, config, tensors)
 
 
 def refuse_own_code(folder: Path, config: dict[str, object]) -> None:
@@ -79,17 +88,18 @@ def refuse_own_code(folder: Path, config: dict[str, object]) -> None:
             )
 
 
-def index_tensors(folder: Path) -> dict[str, StoredTensor]:
-    shards = shard_names(folder)
-    tensors: dict[str, StoredTensor] = {}
+def index_tensors(folder: Path) -> dict[str, Tensor]:
+    pickled, shards = shard_names(folder)
+    tensors: dict[str, Tensor] = {}
     for shard in sorted(set(shards.values())):
-        found = read_header(folder / shard, error=CheckpointError)
+        read = read_pickled if pickled else read_header
+        found = read(folder / shard, error=CheckpointError)
         if twice := tensors.keys() & found.keys():
             raise CheckpointError(
                 f"tensor `{min(twice)}` is in `{shard}` and in another file of `{folder}`",
                 hint="remove what does not belong to the checkpoint",
             )
-        tensors |= found
+        tensors.update(found)
     listed = {name for name in shards if name}
     if listed and (astray := sorted(listed ^ tensors.keys())):
         where = "the index but in no file" if astray[0] in listed else "a file but not in the index"
@@ -100,76 +110,40 @@ def index_tensors(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def shard_names(folder: Path) -> dict[str, str]:
-    """{tensor name: file name} from the index, or {"": file name} for a single file."""
-    if (folder / INDEX).exists():
-        index = read_json_object(
-            folder / INDEX, error=CheckpointError, hint="download or copy the file again"
-        )
-        weight_map = index.get("weight_map")
-        if (
-            not isinstance(weight_map, dict)
-            or not weight_map
-            or not all(
-                isinstance(file, str) and file == Path(file).name for file in weight_map.values()
-            )
-        ):
-            raise CheckpointError(
-                f"`{folder / INDEX}` has no usable weight_map",
-                hint="download or copy the file again",
-            )
-        for file in sorted(set(weight_map.values())):
-            if not (folder / file).exists():
-                raise CheckpointError(
-                    f"`{folder / file}` is missing, though `{INDEX}` names it",
-                    hint="the download is unfinished: fetch that file",
-                )
-        return weight_map
-    if (folder / "model.safetensors").exists():
-        return {"": "model.safetensors"}
-    if any(folder.glob("pytorch_model*.bin")):
-        raise UnsupportedError(
-            f"`{folder}` holds its weights as pytorch_model.bin",
-            hint="save them as safetensors: model.save_pretrained(FOLDER)",
-        )
+def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
+    """Whether they are pickles, and {tensor name: file name}; {"": file name} for a single file."""
+    for whole, pickled in WHOLE.items():
+        if (folder / f"{whole}.index.json").exists():
+            return pickled, indexed_shards(folder, whole)
+        if (folder / whole).exists():
+            return pickled, {"": whole}
     raise CheckpointError(
-        f"`{folder}` holds no model.safetensors",
+        f"`{folder}` holds no model.safetensors (and no pytorch_model.bin)",
         hint="is the download complete? a base needs config.json and model*.safetensors",
     )
 
 
-def read_tensor(tensor: StoredTensor) -> torch.Tensor:
-    """The tensor's values, in a buffer of its own that may be changed in place.
-
-    Read, not mapped: pages of a mapped file would count as this process's memory.
-    """
-    import torch
-
-    values = torch.empty(tensor.nbytes, dtype=torch.uint8)
-    view = values.numpy().data
-    with tensor.path.open("rb", buffering=0) as file:
-        file.seek(tensor.offset)
-        done = 0
-        while done < tensor.nbytes:
-            got = file.readinto(view[done:])
-            if not got:
-                raise CheckpointError(
-                    f"`{tensor.path}` ended inside tensor `{tensor.name}`",
-                    hint="the file has changed since it was opened; download or copy it again",
-                )
-            done += got
-    return values.view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
-
-
-def torch_dtype(dtype: str) -> torch.dtype:
-    import torch
-
-    names = {
-        "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-        "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
-        "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
-        "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
-    }  # fmt: skip
-    found = getattr(torch, names[dtype])
-    assert isinstance(found, torch.dtype)
-    return found
+def indexed_shards(folder: Path, whole: str) -> dict[str, str]:
+    """The weight_map of an index, all of whose files are there."""
+    name = f"{whole}.index.json"
+    index = read_json_object(
+        folder / name, error=CheckpointError, hint="download or copy the file again"
+    )
+    weight_map = index.get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(
+            isinstance(file, str) and file == Path(file).name for file in weight_map.values()
+        )
+    ):
+        raise CheckpointError(
+            f"`{folder / name}` has no usable weight_map", hint="download or copy the file again"
+        )
+    for file in sorted(set(weight_map.values())):
+        if not (folder / file).exists():
+            raise CheckpointError(
+                f"`{folder / file}` is missing, though `{name}` names it",
+                hint="the download is unfinished: fetch that file",
+            )
+    return weight_map

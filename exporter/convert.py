@@ -1,7 +1,7 @@
 """Merged tensors → GGUF names, shapes and metadata, through llama.cpp's own `conversion`.
 
-The only file that imports llama.cpp's Python code. It reads no weight: what it gives is a
-list of slots, each of which can be filled later.
+With prequantized.py the only door to llama.cpp's Python code. It reads no weight: what it gives
+is a list of slots, each of which can be filled later.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
-from exporter.core.files import read_json_object
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import FTYPES, GGMLType
+from exporter.settings import mend, pack_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,8 +137,13 @@ def convert(
         from conversion import ModelBase
 
         with torch.inference_mode():
-            hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
-            model_class, architecture = find_class(hparams, part)
+            try:
+                hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
+                if "quantization_config" not in tensors.plan.checkpoint.config:
+                    hparams.pop("quantization_config", None)
+                model_class, architecture = find_class(hparams, part)
+            except UNUSABLE as error:
+                raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors)
             with tensors_from(source, ModelBase), slots_recorded() as slots:
                 try:
@@ -152,6 +157,7 @@ def convert(
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
+                    pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), source.used())
@@ -182,22 +188,6 @@ def has_projector(folder: Path, toolchain: Toolchain) -> bool:
         except UnsupportedError:
             return False
         return True
-
-
-def mend(hparams: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the converter looks for and transformers 5 no longer gives."""
-    kind = hparams.get("model_type")
-    if kind == "gpt_neox":
-        rope = hparams.get("rope_parameters") or {}
-        hparams.setdefault("rotary_pct", rope.get("partial_rotary_factor", 1.0))
-    if kind == "gpt2":
-        hparams.setdefault("n_ctx", hparams.get("n_positions"))
-    if kind == "falcon" and hparams.get("multi_query"):
-        written = read_json_object(folder / "config.json", error=CheckpointError, hint="")
-        # all heads share one: the number that transformers fills in is of another layout
-        if not hparams.get("new_decoder_architecture"):
-            hparams["num_kv_heads"] = written.get("n_head_kv", 1)
-    return hparams
 
 
 def unknown_architecture(architecture: str) -> UnsupportedError:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from exporter.core.safetensors import StoredTensor
+    from exporter.tensors import Tensor
 
 
 class MergedTensors:
@@ -52,7 +52,7 @@ class MergedTensors:
         source = self.plan.changes[name].source or self.neighbour()
         return torch_dtype(source.dtype)
 
-    def neighbour(self) -> StoredTensor:
+    def neighbour(self) -> Tensor:
         """Some matrix of the checkpoint, whose type a new one takes."""
         tensors = self.plan.checkpoint.tensors.values()
         return next((t for t in tensors if len(t.shape) > 1), next(iter(tensors)))

@@ -28,6 +28,8 @@ from exporter.download.resolve import hub_here, is_repo, pull_checkpoint
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
 from exporter.plan import plan_merge
+from exporter.prequantized import dequantized_by_llamacpp
+from exporter.qlora import BaseRoundtrip, as_trained_on
 from exporter.quantize import Quantizer, choose_types
 from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, describe
 from exporter.toolchain import Toolchain
@@ -50,6 +52,8 @@ class ExportRequest:
     combine: Combination | None = None
     """How several adapters become one; None merges them one after the other."""
     trust_remote_code: bool = False
+    base_roundtrip: BaseRoundtrip = "auto"
+    """Whether the base is merged onto as NF4 gave it in QLoRA training."""
     force: bool = False
     threads: int = field(default_factory=cores)
 
@@ -96,7 +100,7 @@ def export(
         else:
             refuse_existing(output, force=request.force)
     report(Step("reading the adapter and the base"))
-    merge = plan_request(request, report=report)
+    merge = plan_request(request, toolchain, report=report)
     report(Note(describe(merge)))
 
     report(Step("planning"))
@@ -195,7 +199,9 @@ def convert_all(
     return conversions, projector
 
 
-def plan_request(request: ExportRequest, *, report: Report = silent) -> MergePlan:
+def plan_request(
+    request: ExportRequest, toolchain: Toolchain, *, report: Report = silent
+) -> MergePlan:
     """Open what is to be merged and plan it."""
     adapters = [
         WeightedAdapter(open_adapter(folder, report=report), scale)
@@ -205,6 +211,10 @@ def plan_request(request: ExportRequest, *, report: Report = silent) -> MergePla
     checkpoint = open_checkpoint(
         find_base(request, first, report=report), trust_remote_code=request.trust_remote_code
     )
+    specs = [weighted.adapter for weighted in adapters]
+    checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
+    if adapters:  # without one, llama.cpp's converter dequantizes for itself
+        checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
 
 
@@ -279,6 +289,7 @@ def provenance(merge: MergePlan) -> dict[str, str]:
         "decant.version": metadata.version("decant-llm"),
         "decant.base": merge.checkpoint.name,
         "decant.merge_dtype": merge.dtype,
+        "decant.base_roundtrip": merge.checkpoint.roundtrip,
     }
     for number, weighted in enumerate(merge.adapters):
         adapter, key = weighted.adapter, f"decant.adapter{number or ''}"

@@ -30,6 +30,7 @@ from exporter.steps import (
     WeightedAdapter,
 )
 from exporter.targets import Problems, is_new_module, kind_of, trained_rows
+from exporter.tensors import Tensor
 
 
 def plan_merge(
@@ -86,7 +87,7 @@ class Planner:
         self.config: dict[str, object] = {}
         self.adapter_steps: set[tuple[str, type]] = set()
 
-    def source(self, name: str) -> StoredTensor | None:
+    def source(self, name: str) -> Tensor | None:
         """Where a tensor's own values lie; a tied head's are the embedding's."""
         if self.ends.tied and name == self.ends.head:
             name = self.ends.embedding

@@ -8,6 +8,7 @@ from typing import Literal
 from exporter.adapter import AdapterSpec, LoraPair
 from exporter.checkpoint import Checkpoint
 from exporter.core.safetensors import StoredTensor
+from exporter.tensors import Tensor
 
 MergeDtype = Literal["float32", "base"]
 Kind = Literal["linear", "conv1d", "embedding"]
@@ -69,8 +70,8 @@ class Tuned:
     adapter: AdapterSpec
     module: str
     """As the adapter calls it."""
-    weight: StoredTensor
-    bias: StoredTensor | None
+    weight: Tensor
+    bias: Tensor | None
     """The module's own: a tuner may need both to change either."""
     changes_bias: bool = False
     """Whether this step is the bias's."""
@@ -113,7 +114,7 @@ Step = LoraSum | BiasSum | Replace | ReplaceRows | Tuned | CombinedSum | ExpertS
 class Change:
     """What happens to one tensor, in order."""
 
-    source: StoredTensor | None
+    source: Tensor | None
     """Where its values come from; None for a tensor that only the adapter has."""
     steps: tuple[Step, ...]
     shape: tuple[int, ...]

@@ -119,7 +119,11 @@ def test_the_recipe_imports_nothing_of_the_packages():
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("rich", RICH), ("subprocess", SUBPROCESS), ("conversion", {"exporter/convert.py"})],
+    [
+        ("rich", RICH),
+        ("subprocess", SUBPROCESS),
+        ("conversion", {"exporter/convert.py", "exporter/prequantized.py"}),
+    ],
 )
 def test_some_packages_have_few_doors(package, allowed):
     users = {

@@ -15,6 +15,7 @@ from exporter.core.errors import InputError, ToolchainError
 from exporter.core.folders import model_name, size_text
 from exporter.core.machine import cores
 from exporter.core.types import parse_quant
+from exporter.qlora import BaseRoundtrip
 from exporter.steps import Combination
 from exporter.store import file_name
 
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
     help="float32 adds exactly; base rounds as peft, convert and llama-quantize do.",
 )  # fmt: skip
 @click.option(
+    "--base-roundtrip", type=click.Choice(get_args(BaseRoundtrip)), default="auto",
+    show_default=True,
+    help="Merge onto the base as NF4 gave it in QLoRA training; auto goes by the adapter's folder.",
+)  # fmt: skip
+@click.option(
     "--scale", type=float, default=1.0, show_default=True, help="Weaken or strengthen the adapter."
 )
 @click.option(
@@ -68,6 +74,7 @@ def export(
     quants: tuple[str, ...],
     output: Path | None,
     merge_dtype: MergeDtype,
+    base_roundtrip: BaseRoundtrip,
     scale: float,
     threads: int | None,
     trust_remote_code: bool,
@@ -104,6 +111,7 @@ def export(
         outputs=output_paths(output, name, chosen),
         merge_dtype=merge_dtype,
         combine=combine,
+        base_roundtrip=base_roundtrip,
         trust_remote_code=trust_remote_code,
         force=force,
         threads=threads or cores(),

@@ -206,6 +206,24 @@ def test_a_base_without_a_tokenizer(refused, adapter, base):
     assert "tokenizer" in failed.hint
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "256"), ("hidden_size", -1), ("num_attention_heads", 0),
+        ("num_hidden_layers", "three"), ("vocab_size", {}), ("rms_norm_eps", "small"),
+        ("max_position_embeddings", [256]), ("rope_parameters", "default"),
+        ("architectures", 3), ("architectures", []), ("architectures", {}),
+    ],
+)  # fmt: skip
+def test_a_config_that_makes_no_sense(refused, adapter, base, key, value):
+    edit_json(base / "config.json", **{key: value})
+
+    failed = refused(adapter, "--base", base)
+
+    assert failed.exit_code == 3
+    assert str(base) in failed.message
+
+
 def test_a_rank_that_the_config_denies(refused, adapter, base):
     edit_json(adapter / "adapter_config.json", r=4)
 

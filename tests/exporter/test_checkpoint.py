@@ -83,16 +83,6 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         open_checkpoint(folder)
 
 
-def test_pickled_weights_are_refused_with_a_way_out(tmp_path):
-    folder = write_base(tmp_path / "base")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-    with pytest.raises(UnsupportedError, match=r"pytorch_model\.bin") as caught:
-        open_checkpoint(folder)
-
-    assert "save_pretrained" in caught.value.hint
-
-
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
 def test_a_folder_with_code_of_its_own_is_refused(tmp_path, name):
     folder = write_base(tmp_path / "base")

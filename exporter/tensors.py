@@ -1,0 +1,82 @@
+"""A tensor that is known but not read, wherever it lies, and the reading of it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+from exporter.core.errors import CheckpointError
+from exporter.core.safetensors import ITEM_BYTES, StoredTensor
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+
+
+class LazyTensor(Protocol):
+    """A tensor that is worked out when it is read, such as one that lies quantized on disk."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str:
+        """Of what `read` gives, as safetensors spells it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def read(self) -> torch.Tensor:
+        """The values, in a buffer of their own that may be changed in place."""
+
+
+Tensor = StoredTensor | LazyTensor
+
+
+def read_tensor(tensor: Tensor) -> torch.Tensor:
+    """The tensor's values, in a buffer of its own that may be changed in place."""
+    return read_stored(tensor) if isinstance(tensor, StoredTensor) else tensor.read()
+
+
+def read_stored(tensor: StoredTensor) -> torch.Tensor:
+    """Read, not mapped: pages of a mapped file would count as this process's memory."""
+    import torch
+
+    values = torch.empty(tensor.nbytes, dtype=torch.uint8)
+    view = values.numpy().data
+    with tensor.path.open("rb", buffering=0) as file:
+        file.seek(tensor.offset)
+        done = 0
+        while done < tensor.nbytes:
+            got = file.readinto(view[done:])
+            if not got:
+                raise CheckpointError(
+                    f"`{tensor.path}` ended inside tensor `{tensor.name}`",
+                    hint="the file has changed since it was opened; download or copy it again",
+                )
+            done += got
+    return values.view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, DTYPES[dtype])
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def dtype_name(dtype: torch.dtype) -> str | None:
+    """As safetensors spells it; None for a type that it does not know."""
+    torch_name = str(dtype).removeprefix("torch.")
+    return next((name for name, known in DTYPES.items() if known == torch_name), None)
+
+
+def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * ITEM_BYTES[dtype]
