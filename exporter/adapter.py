@@ -86,7 +86,7 @@ class AdapterSpec:
     def name(self) -> str:
         """What a person would call it; `checkpoint-50` alone says too little."""
         folder = self.folder.resolve()
-        name = f"{folder.parent.name}-{folder.name}"
+        name = f"{model_name(folder.parent)}-{folder.name}"
         return name if is_checkpoint(folder) else model_name(folder)
 
     @property

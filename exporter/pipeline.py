@@ -18,19 +18,19 @@ from exporter.convert import (
     has_projector,
     refuse_dropped,
 )
-from exporter.core.errors import AdapterError, DownloadError, InputError
+from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
 from exporter.core.machine import cores
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
-from exporter.download.resolve import hub_here, is_repo, pull_checkpoint
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
 from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
 from exporter.qlora import BaseRoundtrip, as_trained_on
 from exporter.quantize import Quantizer, choose_types
+from exporter.sources import find_base
 from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, describe
 from exporter.toolchain import Toolchain
 from exporter.write import GGUFPlan, check_space, lay_out, write_files
@@ -209,7 +209,7 @@ def plan_request(
     ]
     first = adapters[0].adapter if adapters else None
     checkpoint = open_checkpoint(
-        find_base(request, first, report=report), trust_remote_code=request.trust_remote_code
+        base_folder(request, first, report=report), trust_remote_code=request.trust_remote_code
     )
     specs = [weighted.adapter for weighted in adapters]
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
@@ -224,38 +224,15 @@ def result_name(merge: MergePlan) -> str:
     return "-".join(names) or merge.checkpoint.name
 
 
-def find_base(
+def base_folder(
     request: ExportRequest, adapter: AdapterSpec | None, *, report: Report = silent
 ) -> Path:
-    """The base's folder: as asked for, else as the adapter names it: here, there, on the hub."""
+    """The base's folder: as asked for, else as the adapter names it."""
     if request.base:
         return request.base
     if adapter is None:
         raise InputError("neither an adapter nor a base is given", hint="pass --base FOLDER")
-    if adapter.base is None:
-        raise AdapterError(
-            f"`{adapter.folder}` does not say which base it was trained on",
-            hint="pass it as --base FOLDER",
-        )
-    named = Path(adapter.base)
-    for folder in (named, adapter.folder / named):
-        if (folder / "config.json").exists():
-            return folder
-    if is_repo(adapter.base):
-        hub = hub_here()
-        try:
-            return pull_checkpoint(adapter.base, hub=hub, report=report)
-        except DownloadError as error:
-            if not hub.offline:
-                raise DownloadError(
-                    f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not"
-                    f" here and cannot be had: {error.message}",
-                    hint=f"pass its folder as --base FOLDER; or: {error.hint}",
-                ) from error
-    raise AdapterError(
-        f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here",
-        hint="pass its folder as --base FOLDER",
-    )
+    return find_base(adapter, report=report)
 
 
 FLOAT_NAMES = {FTYPES[name]: name for name in FLOATS}

@@ -12,6 +12,7 @@ from exporter.core.events import Report, silent
 from exporter.core.files import explained
 from exporter.core.gguf import read_gguf
 from exporter.core.types import FTYPES, parse_quant
+from exporter.download.refs import is_link
 from exporter.download.resolve import is_repo, pull_gguf
 
 SUFFIX = ".gguf"
@@ -80,7 +81,7 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     path = Path(text)
     if path.suffix == SUFFIX and path.exists():
         return path
-    if not text.endswith(SUFFIX) and is_repo(text):
+    if is_link(text) or (not text.endswith(SUFFIX) and is_repo(text)):
         return pull_gguf(text, report=report)
     if "/" in text:
         is_folder = path.is_dir()

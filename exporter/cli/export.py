@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from exporter.cli.options import json_option, quiet_option, store
-from exporter.cli.render import print_json, reporting
+from exporter.cli.render import print_json, print_table, reporting
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.folders import model_name, size_text
 from exporter.core.machine import cores
@@ -20,12 +20,15 @@ from exporter.steps import Combination
 from exporter.store import file_name
 
 if TYPE_CHECKING:
+    from exporter.download.pull import Pulled
     from exporter.pipeline import ExportResult
     from exporter.steps import MergeDtype
 
 
 @click.command(epilog="Example: decant export ./my-lora --base ./Llama-3.2-1B -q Q4_K_M -q Q8_0")
-@click.argument("adapter", required=False, type=click.Path(path_type=Path))
+@click.argument("adapter", required=False)
+@click.option("--revision", help="Branch, tag or commit of ADAPTER's repo.")
+@click.option("--subfolder", help="Where the adapter lies in ADAPTER's repo or folder.")
 @click.option(
     "--adapter", "others", multiple=True, metavar="PATH[:SCALE]",
     help="Another adapter, merged after the first; give it again for more.",
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     "--combine", type=click.Choice(get_args(Combination)),
     help="Make one LoRA of all adapters first, as peft's add_weighted_adapter does.",
 )  # fmt: skip
-@click.option("--base", type=click.Path(path_type=Path), help="Folder of the base model.")
+@click.option("--base", help="The base model: a folder, ORG/NAME[@REVISION], or a link to it.")
 @click.option(
     "-q", "--quant", "quants", multiple=True, default=("Q4_K_M",), show_default=True,
     help="Quantization; give it again for several files from one pass.",
@@ -67,10 +70,12 @@ if TYPE_CHECKING:
 @json_option
 @quiet_option
 def export(
-    adapter: Path | None,
+    adapter: str | None,
+    revision: str | None,
+    subfolder: str | None,
     others: tuple[str, ...],
     combine: Combination | None,
-    base: Path | None,
+    base: str | None,
     quants: tuple[str, ...],
     output: Path | None,
     merge_dtype: MergeDtype,
@@ -83,32 +88,35 @@ def export(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Turn the PEFT adapter in folder ADAPTER into a GGUF.
+    """Turn the PEFT adapter ADAPTER into a GGUF.
 
-    The base is taken from --base, else from where the adapter says it was trained. Without
-    ADAPTER (or with `-`) the base is converted as it is.
+    ADAPTER is a folder, a repo of the hub as ORG/NAME[@REVISION], or a link to one; what is
+    not here is pulled. The base is taken from --base, else from where the adapter says it was
+    trained. Without ADAPTER (or with `-`) the base is converted as it is.
     """
     wanted = adapters_named(adapter, scale, others, combine)
-    if not wanted and base is None:
-        raise click.UsageError("name an adapter folder, or a base with --base")
+    refuse_nonsense(adapter, base, revision or subfolder, has_adapter=bool(wanted))
     require_packages()
-    from exporter.download.resolve import folder_of
+    from exporter.sources import Sources, absent, bring
 
+    sources = Sources(tuple(text for text, _ in wanted), base, revision, subfolder)
     with reporting(quiet=quiet) as report:
-        adapters = [(folder_of(path, report=report) or path, weight) for path, weight in wanted]
-        base = folder_of(base, report=report)
+        if dry_run and (pulls := absent(sources, report=report)):
+            show_absent(pulls, as_json=as_json)
+            return
+        folders, base_folder = bring(sources, report=report)
     from exporter.adapter import open_adapter
     from exporter.pipeline import ExportRequest
     from exporter.pipeline import export as run
     from exporter.toolchain import find_toolchain
 
     chosen = tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
-    name = "-".join(open_adapter(path).name for path, _ in adapters) or model_name(base or Path())
+    name = "-".join(open_adapter(path).name for path in folders)
     request = ExportRequest(
-        adapters=tuple(adapters),
-        base=base,
+        adapters=tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
+        base=base_folder,
         quants=chosen,
-        outputs=output_paths(output, name, chosen),
+        outputs=output_paths(output, name or model_name(base_folder or Path()), chosen),
         merge_dtype=merge_dtype,
         combine=combine,
         base_roundtrip=base_roundtrip,
@@ -122,20 +130,30 @@ def export(
     show(result, dry_run=dry_run, as_json=as_json)
 
 
+def refuse_nonsense(
+    adapter: str | None, base: str | None, within: str | None, *, has_adapter: bool
+) -> None:
+    """UsageError for options that do not go together."""
+    if not has_adapter and base is None:
+        raise click.UsageError("name an adapter folder, or a base with --base")
+    if adapter in (None, "-") and within:
+        raise click.UsageError("--revision and --subfolder are ADAPTER's, and none is named")
+
+
 def adapters_named(
-    first: Path | None, scale: float, others: tuple[str, ...], combine: Combination | None
-) -> list[tuple[Path, float]]:
+    first: str | None, scale: float, others: tuple[str, ...], combine: Combination | None
+) -> list[tuple[str, float]]:
     """Every adapter that was named, with its scale, in order."""
     if not math.isfinite(scale):
         raise click.UsageError(f"--scale {scale} is not a number to multiply with")
-    here = [(first, scale)] if first and first != Path("-") else []
+    here = [(first, scale)] if first and first != "-" else []
     wanted = [*here, *(parse_weighted(text) for text in others)]
     if combine and len(wanted) < 2:  # noqa: PLR2004 - nothing to combine with
         raise click.UsageError("--combine needs a second adapter: --adapter PATH:SCALE")
     return wanted
 
 
-def parse_weighted(text: str) -> tuple[Path, float]:
+def parse_weighted(text: str) -> tuple[str, float]:
     """PATH or PATH:SCALE."""
     path, colon, scale = text.rpartition(":")
     try:
@@ -144,7 +162,7 @@ def parse_weighted(text: str) -> tuple[Path, float]:
         path, weight = text, 1.0
     if not math.isfinite(weight):
         raise click.UsageError(f"--adapter {text}: {scale} is not a number to multiply with")
-    return Path(path or text), weight
+    return path or text, weight
 
 
 def require_packages() -> None:
@@ -170,6 +188,34 @@ def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tup
             hint=f"name a folder: -o {output.with_suffix('')}",
         )
     return (output,)
+
+
+def show_absent(pulls: tuple[Pulled, ...], *, as_json: bool) -> None:
+    """Say what an export would pull first; what it would write is known only then."""
+    if as_json:
+        print_json({"to_pull": [pull_value(pulled) for pulled in pulls], "dry_run": True})
+        return
+    rows = [
+        (pulled.plan.ref.repo, file.path, size_text(file.size))
+        for pulled in pulls
+        for file in pulled.missing
+    ]
+    print_table(("REPO", "FILE", "SIZE"), rows)
+    nbytes = sum(file.size for pulled in pulls for file in pulled.missing)
+    click.echo(
+        f"an export would first pull {len(rows)} files, {size_text(nbytes)};"
+        " what it would write is known when they are here",
+        err=True,
+    )
+
+
+def pull_value(pulled: Pulled) -> dict[str, object]:
+    return {
+        "repo": pulled.plan.ref.repo,
+        "commit": pulled.plan.commit,
+        "files": [{"path": file.path, "nbytes": file.size} for file in pulled.missing],
+        "nbytes": sum(file.size for file in pulled.missing),
+    }
 
 
 def show(result: ExportResult, *, dry_run: bool, as_json: bool) -> None:

@@ -183,15 +183,15 @@ class DiskPart(Part):
         )
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        return os.preadv(self.descriptor, [buffer], offset)
+        data = os.pread(self.descriptor, len(buffer), offset)  # preadv is not on every macOS
+        buffer[: len(data)] = data
+        return len(data)
 
     def store(self, offset: int, chunks: Sequence[bytes], nbytes: int) -> None:
         try:
-            written = os.pwritev(self.descriptor, chunks, offset)
-            if written < nbytes:  # a disk that is nearly full
-                rest = memoryview(b"".join(chunks))
-                while written < nbytes:
-                    written += os.pwrite(self.descriptor, rest[written:], offset + written)
+            rest = memoryview(b"".join(chunks))
+            while rest:  # a disk that is nearly full takes less than it is given
+                rest = rest[os.pwrite(self.descriptor, rest, offset + nbytes - len(rest)) :]
         except OSError as error:
             raise disk_error(error, self.path, self.nbytes) from error
         self.unsynced += nbytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.core.errors import DownloadError
@@ -126,7 +126,7 @@ def offline_plan(request: PullRequest, place: Place) -> Plan:
     commit = revision if COMMIT.fullmatch(revision) else ref.read_text() if ref.is_file() else ""
     for path in (place.own / f"{commit}.json", place.root / NAME):
         if path.is_file():
-            return read_plan(path)
+            return replace(read_plan(path), ref=request.ref)
     return snapshot_plan(request, place)
 
 

@@ -50,8 +50,7 @@ def parse_ref(
 
     Raises InputError for anything else, and for datasets and spaces unless asked for.
     """
-    is_link = "://" in text or text.partition("/")[0] in (*HUB_HOSTS, *MIRROR_HOSTS)
-    ref = parse_link(text, hosts) if is_link else parse_name(text)
+    ref = parse_link(text, hosts) if is_link(text) else parse_name(text)
     if ref.repo_type not in ("model", repo_type or "model"):
         raise InputError(
             f"{text!r} is a {ref.repo_type}, not a model",
@@ -66,6 +65,11 @@ def parse_ref(
     if problem := unsafe(chosen):
         raise InputError(f"the revision {chosen!r} {problem}", hint="a branch, a tag or a commit")
     return Ref(ref.repo, repo_type or ref.repo_type, chosen, ref.file, ref.folder)
+
+
+def is_link(text: str) -> bool:
+    """Whether `text` comes from an address bar, with or without its https://."""
+    return "://" in text or text.partition("/")[0] in (*HUB_HOSTS, *MIRROR_HOSTS)
 
 
 def parse_name(text: str) -> Ref:

@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from exporter.core.errors import InputError, ModelError
+from exporter.core.errors import DownloadError, InputError, ModelError
 from exporter.core.events import Report, silent
 from exporter.download.endpoints import Endpoint, endpoints_from
 from exporter.download.plan import Choice, Plan
 from exporter.download.pull import PullRequest, plan_of, pull
-from exporter.download.refs import Ref, parse_ref
+from exporter.download.refs import Ref, is_link, parse_ref, unsafe
 from exporter.download.token import TokenRule, find_token
 
 # what transformers, peft and llama.cpp's converter read; not other frameworks' copies
@@ -33,8 +34,23 @@ class Hub:
     rule: TokenRule
     offline: bool
 
-    def request(self, ref: Ref) -> PullRequest:
-        return PullRequest(ref, self.endpoints, self.cache, rule=self.rule, offline=self.offline)
+    def ref(self, text: str, revision: str | None = None) -> Ref:
+        """The repo that `text` means; links to the hub's own hosts are understood too."""
+        hosts = [urlsplit(endpoint.url).hostname or "" for endpoint in self.endpoints]
+        return parse_ref(text, revision=revision, hosts=hosts)
+
+    def request(
+        self, ref: Ref, known: Plan | None = None, choice: Choice | None = None
+    ) -> PullRequest:
+        return PullRequest(
+            ref,
+            self.endpoints,
+            self.cache,
+            choice=choice or Choice(),
+            known=known,
+            rule=self.rule,
+            offline=self.offline,
+        )
 
 
 def hub_here() -> Hub:
@@ -48,43 +64,122 @@ def hub_here() -> Hub:
 
 
 def is_repo(text: str) -> bool:
-    """Whether `text` can name a repo: ORG/NAME, a link, and nothing that is a path here."""
-    name = text.partition(":")[0] if "://" not in text else text
-    if text.startswith((".", "/", "~")) or Path(text).exists() or "/" not in text:
+    """Whether `text` can name a repo: a link, or ORG/NAME that is no path here."""
+    if is_link(text):
+        return True
+    if text.startswith((".", "/", "~")) or "/" not in text:
         return False
     try:
-        parse_ref(name)
+        parse_ref(text.partition(":")[0])
     except InputError:
         return False
-    return True
+    return not Path(text).exists()
 
 
-def folder_of(path: Path | None, *, report: Report = silent) -> Path | None:
-    """The folder itself, or that of the repo which `path` names when there is no such folder."""
-    if path is None or not is_repo(str(path)):
-        return path
-    return pull_checkpoint(str(path), report=report)
+def folder_of(
+    text: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    report: Report = silent,
+) -> Path:
+    """The folder that `text` means: one here, else that of a repo, pulled if absent."""
+    if is_repo(text):
+        request = checkpoint_request(text, revision=revision, subfolder=subfolder, report=report)
+        return pulled_folder(request, report=report)
+    if revision:
+        raise InputError(
+            f"`{text}` is not on the hub, so it has no revision {revision!r}",
+            hint="name a repo as ORG/NAME, or leave out --revision",
+        )
+    return Path(text) / safe_folder(subfolder or "")
 
 
-def pull_checkpoint(text: str, *, hub: Hub | None = None, report: Report = silent) -> Path:
+def pull_checkpoint(
+    text: str, *, revision: str | None = None, hub: Hub | None = None, report: Report = silent
+) -> Path:
     """The folder of the base or adapter that ORG/NAME[@REV] or a link names, pulled if absent."""
-    hub, ref = hub or hub_here(), parse_ref(text)
-    plan = whole_plan(hub, ref, report)
-    names = [file.path for file in plan.files]
+    request = checkpoint_request(text, revision=revision, hub=hub, report=report)
+    return pulled_folder(request, report=report)
+
+
+def pulled_folder(request: PullRequest, *, report: Report = silent) -> Path:
+    """Where the wanted folder of a repo lies, after a pull of what is missing."""
+    return pull(request, report=report).folder / (request.ref.folder or "")
+
+
+def checkpoint_request(
+    text: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    hub: Hub | None = None,
+    report: Report = silent,
+) -> PullRequest:
+    """What a base or an adapter needs of a repo; the hub has been asked what there is."""
+    hub = hub or hub_here()
+    ref = folder_ref(hub.ref(text, revision), text, subfolder)
+    try:
+        plan = whole_plan(hub, ref, report)
+    except DownloadError as error:
+        if is_link(text):
+            raise
+        raise DownloadError(
+            f"there is no folder `{text}` here, and as a repo: {error.message}", hint=error.hint
+        ) from error
+    inside = f"{ref.folder}/" if ref.folder else ""
+    names = [file.path for file in plan.files if file.path.startswith(inside)]
+    if not names:
+        raise InputError(
+            f"{ref.repo}@{ref.revision} has no folder {ref.folder!r}", hint=folders_hint(plan)
+        )
     pickled = () if any(name.endswith(".safetensors") for name in names) else PICKLED
-    choice = Choice(include=(*CHECKPOINT, *pickled), exclude=OTHERS)
-    return pull_chosen(hub, plan, choice, report)
+    others = tuple(f"{inside}{pattern}" for pattern in OTHERS)
+    return hub.request(ref, plan, Choice(include=(*CHECKPOINT, *pickled), exclude=others))
+
+
+def folder_ref(ref: Ref, text: str, subfolder: str | None) -> Ref:
+    """`ref` with the folder of it that is meant."""
+    if ref.file:
+        raise InputError(
+            f"`{text}` is a link to one file, and a whole folder is needed",
+            hint=f"name the repo, {ref.repo}, or link to the folder: …/tree/{ref.revision}/…",
+        )
+    if not subfolder:
+        return ref
+    if ref.folder:
+        raise InputError(
+            f"`{text}` names the folder {ref.folder!r}, --subfolder says {subfolder!r}",
+            hint="give it once",
+        )
+    return replace(ref, folder=safe_folder(subfolder))
+
+
+def safe_folder(name: str) -> str:
+    name = name.rstrip("/")
+    if name and (problem := unsafe(name)):
+        raise InputError(f"the subfolder {name!r} {problem}", hint="such as checkpoint-500")
+    return name
+
+
+def folders_hint(plan: Plan) -> str:
+    """Which folders of a repo hold a model or an adapter."""
+    marks = ("/adapter_config.json", "/config.json")
+    found = [file.path.rpartition("/")[0] for file in plan.files if file.path.endswith(marks)]
+    return f"it has {', '.join(found[:8])}" if found else "it has no folders with a model"
 
 
 def pull_gguf(text: str, *, hub: Hub | None = None, report: Report = silent) -> Path:
     """The GGUF that ORG/NAME-GGUF[:QUANT] or a link to one names; of a split one, the first."""
     hub = hub or hub_here()
-    name, quant = (text, "") if "://" in text else split_quant(text)
-    ref = parse_ref(name)
+    name, quant = (text, "") if is_link(text) else split_quant(text)
+    ref = hub.ref(name)
     plan = whole_plan(hub, ref, report)
-    files = (ref.file,) if ref.file else choose_gguf(text, [f.path for f in plan.files], quant)
-    folder = pull_chosen(hub, plan, Choice(files=parts_of(files, plan)), report)
-    return folder / files[0]
+    inside = f"{ref.folder}/" if ref.folder else ""
+    names = [file.path for file in plan.files if file.path.startswith(inside)]
+    parts = parts_of(ref.file or choose_gguf(text, names, quant), plan)
+    request = hub.request(ref, plan, Choice(files=parts))
+    return pull(request, report=report).folder / parts[0]
 
 
 def split_quant(text: str) -> tuple[str, str]:
@@ -92,7 +187,7 @@ def split_quant(text: str) -> tuple[str, str]:
     return name, quant
 
 
-def choose_gguf(text: str, names: Sequence[str], quant: str) -> tuple[str, ...]:
+def choose_gguf(text: str, names: Sequence[str], quant: str) -> str:
     """The first file of the GGUF that is meant; ModelError, with the choices, when none is."""
     models = {
         name: SPLIT.sub("", name.removesuffix(".gguf"))
@@ -111,7 +206,7 @@ def choose_gguf(text: str, names: Sequence[str], quant: str) -> tuple[str, ...]:
             if firsts
             else "it has no GGUF at all; `decant export` makes one",
         )
-    return (found[0],)
+    return found[0]
 
 
 def quant_of(stem: str) -> str:
@@ -119,26 +214,16 @@ def quant_of(stem: str) -> str:
     return re.split(r"[-./]", stem.lower())[-1]
 
 
-def parts_of(files: tuple[str, ...], plan: Plan) -> tuple[str, ...]:
-    """All files of a split GGUF."""
-    (first,) = files
-    match = SPLIT.search(first.removesuffix(".gguf"))
+def parts_of(name: str, plan: Plan) -> tuple[str, ...]:
+    """All files of the GGUF that `name` is, or is a part of; the first one first."""
+    stem = name.removesuffix(".gguf")
+    match = SPLIT.search(stem)
     if not match:
-        return files
-    start = first.removesuffix(".gguf")[: match.start()]
-    return tuple(
-        file.path
-        for file in plan.files
-        if re.fullmatch(re.escape(start) + rf"-\d{{5}}-of-{match[2]}\.gguf", file.path)
-    )
+        return (name,)
+    part = re.compile(re.escape(stem[: match.start()]) + rf"-\d{{5}}-of-{match[2]}\.gguf")
+    return tuple(sorted(file.path for file in plan.files if part.fullmatch(file.path)))
 
 
 def whole_plan(hub: Hub, ref: Ref, report: Report) -> Plan:
     request = hub.request(ref)
     return plan_of(request, request.place, report)
-
-
-def pull_chosen(hub: Hub, plan: Plan, choice: Choice, report: Report) -> Path:
-    """Bring the chosen files of a plan; the hub is not asked for it again."""
-    request = replace(hub.request(plan.ref), known=plan, choice=choice)
-    return pull(request, report=report).folder

@@ -1,21 +1,31 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from exporter.adapter import AdapterSpec
-from exporter.core.errors import AdapterError, DownloadError, ModelError
+from exporter.core.errors import AdapterError, DecantError, DownloadError, InputError, ModelError
 from exporter.core.folders import model_name
 from exporter.download.endpoints import parse_endpoint
-from exporter.download.resolve import Hub, choose_gguf, is_repo, pull_checkpoint, pull_gguf
+from exporter.download.refs import Ref
+from exporter.download.resolve import (
+    Hub,
+    choose_gguf,
+    folder_of,
+    is_repo,
+    pull_checkpoint,
+    pull_gguf,
+)
 from exporter.download.token import TokenRule
-from exporter.pipeline import ExportRequest, find_base
+from exporter.sources import Sources, absent, find_base
 from exporter.store import find_model
 from tests.conftest import Decant
 from tests.download.rows import Stage
 from tests.fakes.hub import REPO, FakeFile
+from tests.raw import write_safetensors
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all
 
@@ -70,6 +80,20 @@ def test_link_to_a_gguf_pulls_that_one(stage: Stage, hub: Hub):
     assert pull_gguf(link, hub=hub).read_bytes() == b"GGUFb"
 
 
+def test_link_to_any_part_of_a_split_gguf_brings_all_and_gives_the_first(stage: Stage, hub: Hub):
+    names = [f"M-0000{i}-of-00002.gguf" for i in (1, 2)]
+    stage.a.files = {name: FakeFile(b"GGUF" + name.encode()) for name in reversed(names)}
+    path = pull_gguf(f"{stage.a.url}/{REPO}/resolve/main/{names[1]}", hub=hub)
+    assert path.name == names[0]
+    assert sorted(file.name for file in path.parent.iterdir()) == names
+
+
+def test_link_to_a_folder_chooses_among_its_ggufs(stage: Stage, hub: Hub):
+    stage.a.files = {f"{folder}/M-Q4_K_M.gguf": FakeFile(b"GGUF") for folder in ("a", "b")}
+    path = pull_gguf(f"https://huggingface.co/{REPO}/tree/main/b", hub=hub)
+    assert path.parent.name == "b"
+
+
 def test_quant_that_is_not_there_names_those_that_are():
     names = ["M-Q8_0.gguf", "M-IQ4_XS.gguf", "mmproj-M-F16.gguf"]
     with pytest.raises(ModelError, match="has no GGUFs of Q4_K_M") as caught:
@@ -113,8 +137,7 @@ def adapter_of(base: str, folder: Path) -> AdapterSpec:
 
 
 def test_absent_base_is_pulled(here: Stage, tmp_path: Path):
-    request = ExportRequest((), None, (), ())
-    folder = find_base(request, adapter_of(REPO, tmp_path))
+    folder = find_base(adapter_of(REPO, tmp_path))
     assert (folder / "config.json").read_bytes() == b"{}"
     assert model_name(folder) == "model"
 
@@ -124,7 +147,7 @@ def test_absent_base_is_named_when_offline(
 ):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(AdapterError, match="is not here"):
-        find_base(ExportRequest((), None, (), ()), adapter_of(REPO, tmp_path))
+        find_base(adapter_of(REPO, tmp_path))
     assert here.a.requests == []
 
 
@@ -137,3 +160,107 @@ def test_command_line_pulls_the_model_it_is_asked_about(here: Stage, decant: Dec
     here.a.files = {"M-Q8_0.gguf": FakeFile(b"GGUFx")}
     done = decant("inspect", f"{REPO}:Q8_0")
     assert (done.returncode, "M-Q8_0.gguf` is not a whole GGUF" in done.stderr) == (3, True)
+
+
+def with_adapters(stage: Stage) -> None:
+    """Put an adapter into two folders of the repo."""
+    names = [f"base_model.model.x.lora_{half}.weight" for half in "AB"]
+    weights = write_safetensors(stage.folder / "weights", dict.fromkeys(names, (1, 1)))
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/model", "revision": "v1"}
+    stage.a.files = {
+        f"{folder}/{name}": FakeFile(content, is_lfs=False)
+        for folder in ("one", "checkpoint-5")
+        for name, content in (
+            ("adapter_config.json", json.dumps(config).encode()),
+            ("adapter_model.safetensors", weights.read_bytes()),
+            ("optimizer.pt", b"x"),
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "subfolder"),
+    [
+        (REPO, "checkpoint-5"),
+        (f"{REPO}@main", "checkpoint-5/"),
+        (f"https://huggingface.co/{REPO}/tree/main/checkpoint-5", None),
+        (f"hf.co/{REPO}", "checkpoint-5"),
+    ],
+)
+def test_adapter_may_lie_in_a_folder_of_a_repo(here: Stage, text: str, subfolder: str | None):
+    with_adapters(here)
+    folder = folder_of(text, subfolder=subfolder)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors",
+    ]  # fmt: skip
+    assert AdapterSpec(folder, {}, ()).name == "model-checkpoint-5"
+    assert not (folder.parent / "one").exists()
+
+
+def test_revision_of_the_adapter_is_the_one_asked_for(here: Stage):
+    folder_of(REPO, revision="v2")
+    assert "/api/models/org/model/revision/v2?" in here.a.requests[0].path
+
+
+def test_folder_that_is_not_in_the_repo_is_named_with_those_that_are(here: Stage):
+    with_adapters(here)
+    with pytest.raises(InputError, match=r"org/model@main has no folder 'two'") as caught:
+        folder_of(REPO, subfolder="two")
+    assert caught.value.hint == "it has one, checkpoint-5"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("https://example.com/org/model", {}, "is not a hub that decant knows"),
+        (f"https://huggingface.co/{REPO}/discussions/3", {}, "is a page of the hub"),
+        (f"https://huggingface.co/{REPO}/blob/main/config.json", {}, "is a link to one file"),
+        (f"https://huggingface.co/{REPO}/tree/dev", {"revision": "v1"}, "names revision 'dev'"),
+        (f"hf.co/{REPO}/tree/main/one", {"subfolder": "two"}, "names the folder 'one'"),
+        (REPO, {"subfolder": "../x"}, "has '..' in it"),
+        (".", {"subfolder": "/etc"}, "is absolute"),
+        (".", {"revision": "v1"}, "is not on the hub"),
+        ("org/other", {}, "there is no folder `org/other` here, and as a repo: no endpoint says"),
+    ],
+)
+def test_wrong_name_of_a_folder_is_explained(here: Stage, text: str, options, words: str):
+    with pytest.raises(DecantError) as caught:
+        folder_of(text, **options)
+    assert words in caught.value.message
+
+
+def test_base_has_the_revision_that_the_adapter_was_trained_on(here: Stage, tmp_path: Path):
+    adapter = AdapterSpec(tmp_path, {"base_model_name_or_path": REPO, "revision": "v1"}, ())
+    find_base(adapter)
+    assert "/revision/v1?" in here.a.requests[0].path
+
+
+def test_dry_run_says_what_would_be_pulled_and_pulls_nothing(here: Stage):
+    (pulled,) = absent(Sources((), REPO))
+    assert [file.path for file in pulled.missing] == ["model.safetensors", "config.json"]
+    assert (here.a.gets(), here.cache.exists()) == ([], False)
+    folder_of(REPO)
+    assert absent(Sources((), REPO)) == ()
+
+
+def test_dry_run_looks_into_an_adapter_that_is_here_for_its_base(here: Stage):
+    with_adapters(here)
+    sources = Sources((REPO,), None, subfolder="one")
+    assert [pulled.plan.ref.folder for pulled in absent(sources)] == ["one"]
+    folder_of(REPO, subfolder="one")
+    here.a.files["model.safetensors"] = FakeFile(b"the base's")
+    (pulled,) = absent(sources)  # the base, which here is the same repo
+    assert pulled.plan.ref == Ref(REPO, revision="v1")
+
+
+@pytest.mark.trained
+def test_export_names_what_a_dry_run_would_pull(here: Stage, decant: Decant):
+    link = f"https://huggingface.co/{REPO}"
+    done = decant("export", "--base", link, "--dry-run")
+    assert done.stdout.splitlines() == [
+        "REPO\tFILE\tSIZE", f"{REPO}\tmodel.safetensors\t2.1 MB", f"{REPO}\tconfig.json\t2 bytes",
+    ]  # fmt: skip
+    assert "an export would first pull 2 files, 2.1 MB" in done.stderr
+    value = json.loads(decant("export", "--base", link, "--dry-run", "--json", "--quiet").stdout)
+    assert value["to_pull"][0]["nbytes"] == here.size + 2
+    assert here.a.gets() == []

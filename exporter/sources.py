@@ -1,0 +1,112 @@
+"""The adapter and the base of an export: folders here, or repos of the hub, pulled if absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.adapter import AdapterSpec, open_adapter
+from exporter.core.errors import AdapterError, DownloadError
+from exporter.core.events import Report, silent
+from exporter.download.pull import Pulled, PullRequest, pull
+from exporter.download.resolve import (
+    checkpoint_request,
+    folder_of,
+    hub_here,
+    is_repo,
+    pulled_folder,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """An export's inputs, as the user named them."""
+
+    adapters: tuple[str, ...]
+    base: str | None
+    revision: str | None = None
+    """Of the first adapter's repo."""
+    subfolder: str | None = None
+    """Of the first adapter's repo or folder."""
+
+    @property
+    def placed(self) -> list[tuple[str, str | None, str | None]]:
+        """Each adapter with its revision and subfolder."""
+        options = [(self.revision, self.subfolder)] + [(None, None)] * len(self.adapters)
+        return [(text, *within) for text, within in zip(self.adapters, options, strict=False)]
+
+
+def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Path | None]:
+    """The folders of the adapters, and of the base where it was named."""
+    adapters = [
+        folder_of(text, revision=revision, subfolder=subfolder, report=report)
+        for text, revision, subfolder in sources.placed
+    ]
+    base = folder_of(sources.base, report=report) if sources.base is not None else None
+    return adapters, base
+
+
+def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
+    """What an export of these would have to pull first; nothing is pulled.
+
+    The base is only known where it is named, or where the first adapter is here.
+    """
+    requests, first = [], None
+    for text, revision, subfolder in sources.placed:
+        if is_repo(text):
+            requests.append(
+                checkpoint_request(text, revision=revision, subfolder=subfolder, report=report)
+            )
+        elif not requests and first is None:
+            first = folder_of(text, revision=revision, subfolder=subfolder)
+    pulls = [pull(request, dry_run=True, report=report) for request in requests]
+    if first is None and pulls and not pulls[0].missing:
+        first = pulled_folder(requests[0], report=report)
+    base: Path | PullRequest | None = None
+    if sources.base is not None and is_repo(sources.base):
+        base = checkpoint_request(sources.base, report=report)
+    elif sources.base is None and first is not None:
+        base = named_base(open_adapter(first), report=report)
+    if isinstance(base, PullRequest):
+        pulls.append(pull(base, dry_run=True, report=report))
+    return tuple(pulled for pulled in pulls if pulled.missing)
+
+
+def find_base(adapter: AdapterSpec, *, report: Report = silent) -> Path:
+    """The base's folder, as the adapter names it: here, beside the adapter, or on the hub."""
+    found = named_base(adapter, report=report)
+    return found if isinstance(found, Path) else pulled_folder(found, report=report)
+
+
+def named_base(adapter: AdapterSpec, *, report: Report = silent) -> Path | PullRequest:
+    """The folder here that an adapter means by its base, else what to pull."""
+    if adapter.base is None:
+        raise AdapterError(
+            f"`{adapter.folder}` does not say which base it was trained on",
+            hint="pass it as --base FOLDER",
+        )
+    named = Path(adapter.base)
+    for folder in (named, adapter.folder / named):
+        if (folder / "config.json").exists():
+            return folder
+    if is_repo(adapter.base):
+        hub = hub_here()
+        revision = adapter.config.get("revision")  # peft's: the base's, not the adapter's
+        try:
+            return checkpoint_request(
+                adapter.base,
+                revision=revision if isinstance(revision, str) else None,
+                hub=hub,
+                report=report,
+            )
+        except DownloadError as error:
+            if not hub.offline:
+                raise DownloadError(
+                    f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not"
+                    f" here and cannot be had: {error.message}",
+                    hint=f"pass its folder as --base FOLDER; or: {error.hint}",
+                ) from error
+    raise AdapterError(
+        f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here",
+        hint="pass its folder as --base FOLDER",
+    )
