@@ -76,6 +76,7 @@ def pull(
     from exporter.download.endpoints import endpoints_from
     from exporter.download.limits import Limits
     from exporter.download.lock import read_plan
+    from exporter.download.memory import usual_memory
     from exporter.download.plan import Choice
     from exporter.download.pull import PullRequest
     from exporter.download.pull import pull as run
@@ -93,6 +94,7 @@ def pull(
         rule=TokenRule(None if offline else find_token(token, os.environ), trusted),
         offline=offline or hub_is_offline(),
         limits=Limits(connections=connections),
+        memory=usual_memory(),
     )
     if plan and (repo or files or include or exclude or revision):
         raise click.UsageError("a lock file says all of what to pull; leave out the rest")

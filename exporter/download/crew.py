@@ -301,6 +301,7 @@ class Crew:
                 position += len(chunk)
                 if skip < len(chunk):
                     writer.add(chunk[skip : skip + left] if skip or left < len(chunk) else chunk)
+                    health.failures = 0
                 self.watch(meter, len(chunk), transfer, health)
         finally:
             writer.flush()

@@ -111,11 +111,17 @@ class Health:
 
     @property
     def is_free(self) -> bool:
-        return not self.is_dead and self.clock() >= self.closed_until and self.active < self.most
+        most = 1 if self.failures else self.most  # one connection finds out, the others go on
+        return not self.is_dead and self.clock() >= self.closed_until and self.active < most
 
     @property
     def is_benched(self) -> bool:
         return self.clock() < self.benched_until
+
+    def doubt(self) -> None:
+        """It did not work in an earlier pull: others first, and then one connection."""
+        self.failures = 1
+        self.benched_until = self.clock() + self.limits.bench_s
 
     def sent(self, nbytes: int, seconds: float) -> None:
         """Bytes arrived: whatever was wrong is over."""

@@ -12,6 +12,8 @@ class Limits:
     connections: int = 4
     """Ranges of one file at a time; over all files twice as many."""
     connect_s: float = 10.0
+    probe_s: float = 3.0
+    """For an answer that can be done without, or from an endpoint that gave none last time."""
     stall_s: float = 15.0
     """Without a byte for so long, a connection is given up."""
     slow_s: float = 10.0

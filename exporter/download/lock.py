@@ -95,6 +95,6 @@ def parse_plan(value: dict[str, Any]) -> Plan:  # Any: checked field by field
         ref,
         value["commit"],
         tuple(files),
-        str(value["hashes_from"]),
+        tuple(str(host) for host in value["hashes_from"]),
         value["hashes_from_reference"] is True,
     )

@@ -7,13 +7,14 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import DownloadError, InputError
 from exporter.core.events import Note, Report, Step, silent
 from exporter.download.endpoints import Endpoint
 from exporter.download.limits import Limits
+from exporter.download.memory import Memory
 from exporter.download.refs import COMMIT, Ref, unsafe
 from exporter.download.token import TokenRule
 
@@ -50,10 +51,10 @@ class Plan:
     ref: Ref
     commit: str
     files: tuple[PlannedFile, ...]
-    hashes_from: str
-    """The host that said so."""
+    hashes_from: tuple[str, ...]
+    """The hosts that said so; of several each said the same."""
     is_reference: bool
-    """Whether that host is the hub itself, not a mirror of it."""
+    """Whether one of them is the hub itself, not a mirror of it."""
 
     @property
     def nbytes(self) -> int:
@@ -75,13 +76,16 @@ def make_plan(
     rule: TokenRule,
     limits: Limits,
     *,
+    memory: Memory | None = None,
     sleep: Callable[[float], None] = time.sleep,
     report: Report = silent,
 ) -> Plan:
     """Ask the hub, else its mirrors in order, what `ref` holds; every file of it.
 
-    Passing errors are tried again; raises DownloadError with each endpoint's answer.
+    The hub's word is enough; a mirror's is compared with that of every other mirror. Passing
+    errors are tried again; raises DownloadError with each endpoint's answer.
     """
+    memory = memory or Memory()
     hubs = [endpoint for endpoint in endpoints if endpoint.kind == "hub"]
     hubs.sort(key=lambda endpoint: not endpoint.is_reference)
     answers: dict[Endpoint, Answer] = {}
@@ -90,9 +94,13 @@ def make_plan(
             if endpoint in answers and answers[endpoint].is_final:
                 continue
             report(Step(f"asking {endpoint.name} for {ref.repo}@{ref.revision}"))
-            answer = ask(ref, endpoint, rule, limits)
+            is_brief = turn == 0 and memory.lacks(endpoint.url, "answers")
+            answer = ask(ref, endpoint, rule, limits.probe_s if is_brief else limits.connect_s)
             if isinstance(answer, Plan):
-                return answer
+                silent_ones = [asked.url for asked, gave in answers.items() if gave.is_silence]
+                memory.learn("answers", failed=silent_ones, worked=[endpoint.url])
+                others = [hub for hub in hubs if hub != endpoint and hub not in answers]
+                return compared(answer, others, rule, limits)
             report(Note(f"{endpoint.name} {answer.problem}"))
             answers[endpoint] = answer
             if answer.is_final and endpoint.is_reference:
@@ -114,9 +122,31 @@ class Answer:
     """Whether asking it again is pointless."""
     wait_s: float = 0.0
     hint: str | None = None
+    is_silence: bool = False
+    """Whether it did not answer at all."""
 
 
-def ask(ref: Ref, endpoint: Endpoint, rule: TokenRule, limits: Limits) -> Plan | Answer:
+def compared(plan: Plan, others: Sequence[Endpoint], rule: TokenRule, limits: Limits) -> Plan:
+    """The plan with all who say the same; DownloadError where a mirror says otherwise."""
+    if plan.is_reference:
+        return plan
+    for endpoint in others:
+        second = ask(replace(plan.ref, revision=plan.commit), endpoint, rule, limits.probe_s)
+        if isinstance(second, Answer) or second.commit != plan.commit:
+            continue  # it does not know this commit, so it says nothing against the plan
+        if odd := set(plan.files) ^ set(second.files):
+            path = min(file.path for file in odd)
+            raise DownloadError(
+                f"{plan.hashes_from[0]} and {endpoint.name} disagree about `{path}` in commit"
+                f" {plan.commit[:12]} of {plan.ref.repo}: one of them is not to be trusted",
+                hint="ask the hub itself, or name only the endpoint that you trust:"
+                " --endpoint https://huggingface.co",
+            )
+        plan = replace(plan, hashes_from=(*plan.hashes_from, endpoint.name))
+    return plan
+
+
+def ask(ref: Ref, endpoint: Endpoint, rule: TokenRule, timeout_s: float) -> Plan | Answer:
     """One request to one endpoint."""
     import httpx2
     from huggingface_hub import HfApi
@@ -131,13 +161,14 @@ def ask(ref: Ref, endpoint: Endpoint, rule: TokenRule, limits: Limits) -> Plan |
             revision=ref.revision,
             repo_type=ref.repo_type,
             files_metadata=True,
-            timeout=limits.connect_s,
+            timeout=timeout_s,
         )
         return read_info(ref, endpoint, info)
     except HfHubHTTPError as error:
         return http_answer(ref, endpoint, error)
     except httpx2.HTTPError as error:
-        return Answer(f"cannot be reached: {type(error).__name__}", is_final=False)
+        problem = f"cannot be reached: {type(error).__name__}"
+        return Answer(problem, is_final=False, is_silence=True)
     except (ValueError, KeyError, TypeError, AttributeError):
         return Answer("answers with something that is not the hub's", is_final=True)
 
@@ -200,7 +231,7 @@ def read_info(ref: Ref, endpoint: Endpoint, info: Any) -> Plan:  # Any: three cl
         if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", etag or "") or type(size) is not int:
             raise ValueError(etag)
         files.append(PlannedFile(sibling.rfilename, size, etag))
-    return Plan(ref, info.sha, tuple(files), endpoint.name, endpoint.is_reference)
+    return Plan(ref, info.sha, tuple(files), (endpoint.name,), endpoint.is_reference)
 
 
 def choose(plan: Plan, choice: Choice) -> Plan:
@@ -222,8 +253,8 @@ def choose(plan: Plan, choice: Choice) -> Plan:
             f"none of the {len(names)} files of {plan.ref.repo} is wanted",
             hint="see --include, --exclude, and what it holds: --dry-run",
         )
-    refuse_unsafe(files, plan.hashes_from)
-    return Plan(plan.ref, plan.commit, files, plan.hashes_from, plan.is_reference)
+    refuse_unsafe(files, " and ".join(plan.hashes_from))
+    return replace(plan, files=files)
 
 
 def is_wanted(path: str, ref: Ref, wanted: tuple[str, ...], choice: Choice) -> bool:

@@ -14,6 +14,7 @@ from exporter.download.crew import Crew
 from exporter.download.endpoints import Endpoint, healths
 from exporter.download.limits import Limits
 from exporter.download.lock import NAME, check_sha256, read_plan, with_sha256, write_plan
+from exporter.download.memory import LACKS, Memory
 from exporter.download.place import Place, check_place, check_space, link_snapshot, prepare
 from exporter.download.plan import Choice, Plan, PlannedFile, choose, make_plan
 from exporter.download.refs import COMMIT, Ref
@@ -40,6 +41,8 @@ class PullRequest:
     rule: TokenRule = field(default_factory=TokenRule)
     offline: bool = False
     limits: Limits = field(default_factory=Limits)
+    memory: Memory = field(default_factory=Memory)
+    """Which endpoints did not work lately."""
 
     @property
     def place(self) -> Place:
@@ -86,6 +89,7 @@ def pull(request: PullRequest, *, dry_run: bool = False, report: Report = silent
         if missing:
             crew = hire(request, plan, missing, report)
             fetch(crew, plan, missing, report)
+            learn(crew, request.memory)
         finish(request, place, plan)
     return Pulled(
         plan,
@@ -101,14 +105,26 @@ def plan_of(request: PullRequest, place: Place, report: Report) -> Plan:
     """All that the repo holds: the hub's word, or when offline what an earlier pull learned."""
     if request.offline:
         return offline_plan(request, place)
-    plan = make_plan(request.ref, request.endpoints, request.rule, request.limits, report=report)
-    if not plan.is_reference:
-        report(
-            Note(
-                f"the hashes come from {plan.hashes_from} alone: they prove that nothing was"
-                " damaged on the way, not that the mirror is honest"
+    plan = make_plan(
+        request.ref,
+        request.endpoints,
+        request.rule,
+        request.limits,
+        memory=request.memory,
+        report=report,
+    )
+    match plan.hashes_from:
+        case _ if plan.is_reference:
+            pass
+        case (mirror,):
+            report(
+                Note(
+                    f"the hashes come from {mirror} alone: they prove that nothing was"
+                    " damaged on the way, not that the mirror is honest"
+                )
             )
-        )
+        case mirrors:
+            report(Note(f"the hashes are those that {' and '.join(mirrors)} agree on"))
     return plan
 
 
@@ -156,7 +172,7 @@ def snapshot_plan(request: PullRequest, place: Place) -> Plan:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.resolve().parent == place.root.resolve() / "blobs"
     )
-    return Plan(ref, folder.name, files, "the cache", is_reference=False)
+    return Plan(ref, folder.name, files, ("the cache",), is_reference=False)
 
 
 def refuse_offline(request: PullRequest, missing: Sequence[PlannedFile]) -> None:
@@ -190,6 +206,9 @@ def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], repor
                 if listed.get(transfer.file.path) != (transfer.file.size, transfer.file.etag):
                     transfer.banned[endpoint] = "does not have it with the planned sha256"
     health = healths(request.endpoints, request.limits)
+    for endpoint in request.endpoints:
+        if any(request.memory.lacks(endpoint.url, what) for what in LACKS):
+            health[endpoint].doubt()
     return Crew(transfers, health, request.place, request.limits, report)
 
 
@@ -207,6 +226,18 @@ def fetch(crew: Crew, plan: Plan, missing: Sequence[PlannedFile], report: Report
             )
         )
         raise
+
+
+def learn(crew: Crew, memory: Memory) -> None:
+    """Remember who sent bytes, and who failed to."""
+    worked = [end.url for end, health in crew.healths.items() if crew.served[end.name]]
+    failed = [
+        end.url
+        for end, health in crew.healths.items()
+        if health.failures and health.problem and not crew.served[end.name]
+    ]
+    if worked:
+        memory.learn("bytes", failed=failed, worked=worked)
 
 
 def finish(request: PullRequest, place: Place, plan: Plan) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from exporter.core.errors import DownloadError, InputError, ModelError
 from exporter.core.events import Report, silent
 from exporter.download.endpoints import Endpoint, endpoints_from
+from exporter.download.memory import Memory, usual_memory
 from exporter.download.plan import Choice, Plan
 from exporter.download.pull import PullRequest, plan_of, pull
 from exporter.download.refs import Ref, is_link, parse_ref, unsafe
@@ -33,6 +34,7 @@ class Hub:
     cache: Path
     rule: TokenRule
     offline: bool
+    memory: Memory = field(default_factory=Memory)
 
     def ref(self, text: str, revision: str | None = None) -> Ref:
         """The repo that `text` means; links to the hub's own hosts are understood too."""
@@ -50,6 +52,7 @@ class Hub:
             known=known,
             rule=self.rule,
             offline=self.offline,
+            memory=self.memory,
         )
 
 
@@ -60,7 +63,8 @@ def hub_here() -> Hub:
 
     offline = is_offline_mode()
     token = None if offline else find_token(None, os.environ)
-    return Hub(endpoints_from((), os.environ), Path(HF_HUB_CACHE), TokenRule(token), offline)
+    endpoints = endpoints_from((), os.environ)
+    return Hub(endpoints, Path(HF_HUB_CACHE), TokenRule(token), offline, usual_memory())
 
 
 def is_repo(text: str) -> bool:

@@ -78,7 +78,12 @@ class Stage:
         return subprocess.Popen(
             [sys.executable, "-m", "exporter", "pull", REPO, *endpoints],
             cwd=CHECKOUT,
-            env={**os.environ, "HF_HUB_CACHE": str(self.cache), "HF_HUB_OFFLINE": "0"},
+            env={
+                **os.environ,
+                "HF_HUB_CACHE": str(self.cache),
+                "HF_HUB_OFFLINE": "0",
+                "DECANT_CACHE": str(self.folder / "decant"),
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -330,7 +330,7 @@ def test_local_dir_gets_plain_files_and_a_lock(stage: Stage, tmp_path: Path):
     assert not (folder / NAME).is_symlink()
     lock = json.loads((folder / "decant.lock.json").read_text())
     assert (lock["repo"], lock["commit"], lock["hashes_from"]) == (
-        REPO, COMMIT, name_of(stage.a),
+        REPO, COMMIT, [name_of(stage.a)],
     )  # fmt: skip
     assert [(item["path"], item["size"], item["sha256"]) for item in lock["files"]] == [
         (name, file.size, hashlib.sha256(file.data).hexdigest())

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all
 def cache(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_CACHE", str(stage.cache))
     monkeypatch.setenv("HF_ENDPOINT", stage.a.url)
+    monkeypatch.setenv("DECANT_CACHE", str(stage.folder / "decant"))
     return stage.cache
 
 

@@ -127,6 +127,7 @@ def test_gguf_of_the_repo_is_where_llama_cpp_looks(stage: Stage, hub: Hub):
 def here(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Stage:
     """The hub that the environment names."""
     monkeypatch.setenv("HF_ENDPOINT", stage.a.url)
+    monkeypatch.setenv("DECANT_CACHE", str(stage.folder / "decant"))
     monkeypatch.setenv("HF_HUB_CACHE", str(stage.cache))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(stage.cache))
     return stage
