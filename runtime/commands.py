@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.options import json_option, quiet_option, store
+from exporter.cli.options import json_option, offline_option, quiet_option, store
 from exporter.cli.render import print_json, reporting
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.machine import cores
@@ -41,6 +41,7 @@ CONTEXT = 8192  # tokens; enough for a talk, and its cache fits a laptop
     help=f"Context in tokens; default: the model's, up to {CONTEXT}.",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="Threads; default: all cores.")
+@offline_option
 @json_option
 @quiet_option
 def chat(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Literal
 import click
 
 from exporter.cli.app import colours
-from exporter.cli.options import json_option, store
+from exporter.cli.options import json_option, offline_option, store
 from exporter.cli.render import print_json
 from exporter.core.errors import DecantError
 from exporter.core.files import free_bytes
@@ -39,6 +40,7 @@ class Check:
 
 
 @click.command(epilog="Example: decant doctor --json")
+@offline_option
 @json_option
 def doctor(as_json: bool) -> int:
     """Check this machine and say what to do about each red line.
@@ -69,6 +71,7 @@ def examine() -> Iterator[Check]:
     yield build()
     yield packages()
     yield memory()
+    yield from endpoints()
     for name, folder in (("cache", cache_folder()), ("store", store())):
         free = free_bytes(folder)
         low = free < DISK_MIN
@@ -130,4 +133,36 @@ def memory() -> Check:
         "warning" if small else "ok",
         f"{size_text(total)}",
         "models of up to about 1 B parameters will fit" if small else "",
+    )
+
+
+def endpoints() -> Iterator[Check]:
+    """Where models come from, in the order in which they are asked."""
+    from huggingface_hub import is_offline_mode
+
+    from exporter.download.endpoints import endpoints_from
+    from exporter.download.reach import reach
+
+    try:
+        listed = endpoints_from((), os.environ)
+    except DecantError as error:
+        yield Check("endpoint", "warning", f"{error.message} (HF_ENDPOINT)", error.hint or "")
+        return
+    if is_offline_mode():
+        names = ", ".join(endpoint.name for endpoint in listed)
+        yield Check("endpoint", "ok", f"{names}: not asked, since decant is offline")
+        return
+    for reached in map(reach, listed):
+        name = reached.endpoint.name
+        if reached.problem:
+            yield Check("endpoint", "warning", f"{name} {reached.problem}", endpoint_advice(name))
+        else:
+            yield Check("endpoint", "ok", f"{name} answers in {reached.seconds:.2f} s")
+
+
+def endpoint_advice(name: str) -> str:
+    mirror = "" if name.endswith("hf-mirror.com") else "https://hf-mirror.com,"
+    return (
+        "check the network, its login page and HTTPS_PROXY; or list others:"
+        f" export HF_ENDPOINT={mirror}https://huggingface.co"
     )

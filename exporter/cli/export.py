@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from exporter.cli.options import json_option, quiet_option, store
+from exporter.cli.options import json_option, offline_option, quiet_option, store
 from exporter.cli.render import print_json, print_table, reporting
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.folders import model_name, size_text
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
+@offline_option
 @json_option
 @quiet_option
 def export(
