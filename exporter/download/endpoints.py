@@ -66,19 +66,38 @@ def parse_endpoint(text: str) -> Endpoint:
     if text.startswith("modelscope:"):
         rest = text.removeprefix("modelscope:")
         url, _, repo = rest.partition("#") if "://" in rest else (MODELSCOPE, "", rest)
+        if not is_address(url):
+            raise InputError(
+                f"the endpoint {text!r} is not an address",
+                hint="modelscope:, modelscope:ORG/NAME or modelscope:URL#ORG/NAME",
+            )
         return Endpoint(url.rstrip("/"), "modelscope", repo or None)
     url = text if "://" in text else f"https://{text}"
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or parts.username or not is_host(parts.hostname):
+    if not is_address(url):
         raise InputError(
             f"the endpoint {text!r} is not an address", hint="such as https://hf-mirror.com"
         )
+    parts = urlsplit(url)
     if (parts.hostname or "").endswith("modelscope.cn"):
         raise InputError(
             f"{parts.hostname} does not speak the hub's language",
             hint="as a source of bytes: --endpoint modelscope:",
         )
     return Endpoint(url.rstrip("/"))
+
+
+def is_address(url: str) -> bool:
+    """Whether `url` is http or https, with a host, and a port that exists if any."""
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https")
+            and parts.username is None
+            and parts.port != 0
+            and is_host(parts.hostname)
+        )
+    except ValueError:
+        return False
 
 
 def is_host(name: str | None) -> bool:

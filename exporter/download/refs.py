@@ -84,8 +84,11 @@ def parse_name(text: str) -> Ref:
 
 def parse_link(text: str, hosts: Iterable[str]) -> Ref:
     """Understand …/ORG/NAME, …/tree/REV[/FOLDER], …/blob/REV/FILE and …/resolve/REV/FILE."""
-    url = urlsplit(text if "://" in text else f"https://{text}")
-    host = (url.hostname or "").lower()
+    try:
+        url = urlsplit(text if "://" in text else f"https://{text}")
+        host = (url.hostname or "").lower()
+    except ValueError as error:  # brackets that do not close, and the like
+        raise InputError(f"`{text}` is no link: {error}", hint="ORG/NAME will do") from error
     if host not in (*HUB_HOSTS, *MIRROR_HOSTS, *MODELSCOPE_HOSTS, *hosts):
         raise InputError(
             f"{host!r} is not a hub that decant knows",

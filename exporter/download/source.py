@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HOPS = 6
 PORTAL = (b"<!doctype html", b"<html")
+NO_ADDRESS = "redirects to something that is no web address"
 BUSY = (429, 503)
 GONE = (401, 403, 404, 410)  # what stores answer to a signed address whose time is over
 
@@ -138,9 +139,7 @@ class Source:
             return self.url() if self.next_revision(home) else None
         if not response.is_redirect:
             return None
-        target = urljoin(url, response.headers.get("Location", ""))
-        if urlsplit(target).scheme not in ("http", "https"):
-            raise RefusedError("redirects to something that is no web address")
+        target = address(url, response.headers.get("Location", ""))
         if not self.leads_to_hub(target):
             return target
         if self.next_revision(home):
@@ -160,7 +159,10 @@ class Source:
             headers["Authorization"] = f"Bearer {token}"
         limits = self.wire.limits
         timeout = httpx2.Timeout(limits.stall_s, connect=limits.connect_s, pool=None)
-        request = self.wire.client.build_request("GET", url, headers=headers, timeout=timeout)
+        try:
+            request = self.wire.client.build_request("GET", url, headers=headers, timeout=timeout)
+        except httpx2.InvalidURL:  # its words have pieces of the address in them
+            raise RefusedError(NO_ADDRESS) from None
         return self.wire.client.send(request, stream=True, follow_redirects=False, auth=None)
 
     def next_revision(self, tried: str) -> bool:
@@ -215,6 +217,19 @@ class Source:
             raise RefusedError(f"has it with {length} bytes instead of {size}")
         elif start or end < size:
             raise NoRangesError
+
+
+def address(here: str, location: str) -> str:
+    """Where a redirect leads; RefusedError, without a word of it, if nowhere."""
+    try:
+        target = urljoin(here, location)
+        parts = urlsplit(target)
+        is_web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_web, target = False, ""
+    if not is_web:
+        raise RefusedError(NO_ADDRESS)
+    return target
 
 
 def refuse_nameless(response: httpx2.Response) -> None:

@@ -167,7 +167,7 @@ def trickle(stage: Stage) -> Result:
     began = time.monotonic()
     pulled = stage.pull()
     seconds = time.monotonic() - began
-    share = pulled.served[parse_endpoint(stage.b.url).name] / stage.size
+    share = pulled.served[stage.b.name] / stage.size
     return Result(
         "B takes over", f"B sent {share:.0%}, {seconds:.1f} s", share > 0.9 and stage.is_right()
     )
@@ -238,7 +238,7 @@ def commit_absent(stage: Stage) -> Result:
 def commit_absent_main_moved(stage: Stage) -> Result:
     stage.fail(no_commit=True, other_version=True)
     served = stage.pull().served
-    good = list(served) == [parse_endpoint(stage.b.url).name] and stage.is_right()
+    good = list(served) == [stage.b.name] and stage.is_right()
     return Result("main refused, hash unlike", f"bytes from {len(served)}, B", good)
 
 
@@ -323,6 +323,44 @@ def token_stays(stage: Stage) -> Result:
     )
 
 
+BAD_NAMES = ("../x", "/abs", "C:\\x", "a\0b", "n" * 300, "d/../../x")
+
+
+def bad_names(stage: Stage) -> Result:
+    refused = 0
+    for name in BAD_NAMES:
+        stage.a.files = {name: FakeFile(b"x"), "config.json": FakeFile(b"{}", is_lfs=False)}
+        try:
+            stage.pull(stage.a)
+        except DecantError as error:
+            refused += "names a file" in error.message
+    written = [path for path in stage.folder.rglob("*") if path.is_file()]
+    good = refused == len(BAD_NAMES) and not written and not stage.a.gets()
+    return Result(
+        "refused, nothing written", f"{refused} refused, {len(written)} files written", good
+    )
+
+
+def link_in_the_way(stage: Stage) -> Result:
+    outside = stage.folder / "outside"
+    outside.mkdir()
+    stage.a.files = {name: FakeFile(b"{}") for name in ("file.json", "folder/x.json")}
+    refused = 0
+    for name in ("file.json", "folder"):
+        here = stage.folder / f"in-{name}"
+        here.mkdir()
+        (here / name).symlink_to(outside)
+        try:
+            stage.pull(stage.a, local_dir=here)
+        except DecantError as error:
+            refused += "is a link to another place" in error.message
+    written = [path for path in stage.folder.rglob("*") if path.is_file()]
+    good = refused == 2 and not written
+    return Result(
+        "refused, nothing written", f"{refused} refused, {len(written)} files written", good
+    )
+
+
 def offline(stage: Stage) -> Result:
     stage.pull(stage.a)
     before = len(stage.a.requests)
@@ -366,6 +404,8 @@ ROWS: dict[str, Row] = {
     "two processes": two_processes,
     "Ctrl-C": interrupted,
     "token: untrusted, redirect, http": token_stays,
+    "names that leave their folder": bad_names,
+    "symlink in the way": link_in_the_way,
     "offline, complete cache": offline,
     "1 MiB/s a connection, 1 vs 8": eight_connections,
 }

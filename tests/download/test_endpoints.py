@@ -55,7 +55,19 @@ def test_modelscope_may_know_the_repo_by_another_name():
     )
 
 
-@pytest.mark.parametrize("text", ["ftp://x", "https://", "--quiet", "https://u:p@host", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ftp://x",
+        "https://",
+        "--quiet",
+        "https://u:p@host",
+        "",
+        "https://h:99999",
+        "https://[::1",
+        "modelscope:ftp://x",
+    ],
+)
 def test_endpoint_that_is_no_address_is_refused(text: str):
     with pytest.raises(InputError, match="is not an address"):
         parse_endpoint(text)
@@ -93,6 +105,26 @@ def test_endpoint_without_a_byte_is_closed_for_longer_and_longer():
     assert not health.is_dead
     health.failed("cannot be reached", began=clock.now, got_bytes=False)
     assert health.is_dead
+
+
+def test_one_connection_finds_out_whether_a_failed_endpoint_is_back():
+    health, _, clock = two()
+    health.failed("stalls", began=clock.now, got_bytes=False)
+    clock.now = health.closed_until
+    assert health.is_free
+    health.active = 1
+    assert not health.is_free
+    health.sent(1, 1)
+    assert health.is_free
+
+
+def test_endpoint_in_doubt_goes_behind_the_others_for_a_while():
+    health, _, clock = two()
+    health.doubt()
+    assert health.is_benched
+    assert health.is_free
+    clock.now += Limits().bench_s
+    assert not health.is_benched
 
 
 def test_failures_of_one_moment_count_once():

@@ -12,7 +12,7 @@ from exporter.download.refs import Ref
 from exporter.download.token import TokenRule
 from tests.download.conftest import QUICK, Events
 from tests.download.rows import NAME, Stage
-from tests.fakes.hub import COMMIT, REPO, FakeFile
+from tests.fakes.hub import COMMIT, REPO, FakeFile, Faults
 
 
 def plan_from(stage: Stage, *, report=None, slept=None, ref: Ref | None = None, both: bool = True):
@@ -49,6 +49,30 @@ def test_other_endpoint_is_asked_at_once(stage: Stage, events: Events):
     assert plan_from(stage, slept=slept, report=events).commit == COMMIT
     assert slept == []
     assert "answers 503" in events.text
+
+
+def test_mirrors_that_agree_are_both_named(stage: Stage):
+    assert plan_from(stage).hashes_from == (stage.a.name, stage.b.name)
+    assert f"/revision/{COMMIT}?" in stage.b.requests[0].path
+
+
+def test_mirrors_that_disagree_about_a_commit_stop_the_pull(stage: Stage):
+    stage.b.files = stage.b.files | {NAME: FakeFile(b"evil")}
+    with pytest.raises(DownloadError, match=f"disagree about `{NAME}` in commit c0ffee") as caught:
+        plan_from(stage)
+    assert stage.a.name in caught.value.message
+    assert stage.b.name in caught.value.message
+
+
+@pytest.mark.parametrize("fault", [{"api_status": [404]}, {"html_api": True}, {"gated": True}])
+def test_mirror_without_an_opinion_says_nothing_against(stage: Stage, fault: dict[str, object]):
+    stage.b.faults = Faults(**fault)
+    assert plan_from(stage).hashes_from == (stage.a.name,)
+
+
+def test_mirror_at_another_commit_says_nothing_against(stage: Stage):
+    stage.b.commit, stage.b.files = "beef" * 10, {}
+    assert plan_from(stage).hashes_from == (stage.a.name,)
 
 
 def test_login_page_instead_of_the_api_is_named(stage: Stage):

@@ -55,7 +55,7 @@ def test_space_is_refused():
     [
         "", "a/b/c", "../etc", "org/na me", "org/..", "-x/y", "org/name@", "org/name@../x",
         "https://example.com/org/name", f"{HUB}/org/name/discussions/4", f"{HUB}/",
-        "file:///etc/passwd", "org--x/name",
+        "file:///etc/passwd", "https://[::1/org/name", "org--x/name",
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(text: str):

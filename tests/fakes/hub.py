@@ -135,6 +135,11 @@ class FakeHub:
         self.server.shutdown()
         self.server.server_close()
 
+    @property
+    def name(self) -> str:
+        """What users are told: host and port."""
+        return urlsplit(self.url).netloc
+
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
         """Wait for one of the connections that are served at a time."""
@@ -261,8 +266,10 @@ class FakeHandler(BaseHTTPRequestHandler):
         if path.endswith("/repo/files"):
             body = json.dumps({"Code": 200, "Data": {"Files": self.hub.scope()}}).encode()
             self.answer(200, body, Content_Type="application/json")
-        else:
+        elif path.endswith("/repo"):
             self.send_file(query["FilePath"][0])
+        else:
+            self.answer(404, b'{"Code": 404}', Content_Type="application/json")
 
     def resolve(self, revision: str, name: str) -> None:
         hub, faults = self.hub, self.hub.faults
