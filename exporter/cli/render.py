@@ -23,6 +23,7 @@ from exporter.core.folders import size_text
 if TYPE_CHECKING:
     import rich.progress
 
+NARROW = 70  # columns that a bar needs to have room beside its numbers
 PLAIN_EVERY = 0.1  # of a task between two plain lines
 
 
@@ -96,12 +97,13 @@ class Bars:
         )
 
         self.console = Console(stderr=True, highlight=False)
+        bar = (BarColumn(bar_width=12),) if self.console.width >= NARROW else ()
         self.bars: rich.progress.Progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            *bar,
+            TimeRemainingColumn(),  # before the text, which a narrow terminal cuts off
+            TextColumn("{task.fields[text]}", markup=False),
             console=self.console,
             transient=True,
         )
@@ -135,7 +137,9 @@ class Bars:
 
     def progress(self, event: Progress) -> None:
         if event.task not in self.tasks:
-            self.tasks[event.task] = self.bars.add_task(event.task, total=event.total, text="")
+            self.tasks[event.task] = self.bars.add_task(
+                shortened(event.task, self.console.width // 4 + 1), total=event.total, text=""
+            )
             self.started[event.task], self.first[event.task] = time.monotonic(), event.done
         self.bars.update(
             self.tasks[event.task], completed=event.done, total=event.total, text=self.text(event)
@@ -146,6 +150,8 @@ class Bars:
     def text(self, event: Progress) -> str:
         done, total = amount(event.done, event), amount(event.total or 0, event)
         text = f"{done} of {total}" if event.total else done
+        if self.console.width < NARROW:
+            return text
         seconds = time.monotonic() - self.started[event.task]
         if event.unit == "bytes" and seconds > 1:
             text += f", {size_text((event.done - self.first[event.task]) / seconds)}/s"
@@ -155,6 +161,12 @@ class Bars:
         for task in self.tasks.values():
             self.bars.remove_task(task)
         self.tasks.clear()
+
+
+def shortened(task: str, width: int) -> str:
+    """A task's name in so many columns: of a path its end, and of that the beginning."""
+    name = task if len(task) <= width else task.rpartition("/")[2]
+    return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
 def amount(count: int, event: Progress) -> str:

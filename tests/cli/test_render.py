@@ -3,10 +3,11 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 
-from exporter.cli.render import Lines
+from exporter.cli.render import Lines, shortened
 from exporter.core.events import Note, Progress, Step, Warn
 
 SHOW = """
@@ -24,11 +25,11 @@ print_table(("NAME", "SIZE"), [("a [b]", "1 MB")])
 """
 
 
-def on_a_terminal(**env: str) -> str:
-    """What a person sees of SHOW."""
+def on_a_terminal(show: str = SHOW, **env: str) -> str:
+    """What a person sees of `show`."""
     main, side = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-c", SHOW],
+        [sys.executable, "-c", show],
         stdin=side, stdout=side, stderr=side, env={**os.environ, "TERM": "xterm", **env},
     )  # fmt: skip
     os.close(side)
@@ -44,6 +45,11 @@ def on_a_terminal(**env: str) -> str:
     os.close(main)
     assert process.wait(20) == 0
     return seen.decode()
+
+
+def plain(seen: str) -> str:
+    """Without colours and movements."""
+    return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen)
 
 
 def test_off_a_terminal_progress_is_a_few_plain_lines():
@@ -72,8 +78,6 @@ def test_on_a_terminal_there_is_a_bar_and_markup_is_not_obeyed():
 
 
 def test_no_color_keeps_the_terminal_plain_of_colours():
-    import re
-
     colours = re.compile(r"\x1b\[[\d;]*3\dm|\x1b\[[\d;]*38;")
 
     assert colours.search(on_a_terminal())
@@ -104,3 +108,17 @@ def test_the_kinds_of_events_are_told_apart(capsys):
 
     assert capsys.readouterr().err == "step\n  note\nwarning: warn\n"
     assert isinstance(sys.stderr, io.TextIOBase)
+
+
+def test_a_long_name_leaves_room_for_the_numbers():
+    assert shortened("a/b/model-00001-of-00003.safetensors", 12) == "model-00001…"
+    assert shortened("a/b/x.json", 8) == "x.json"
+    assert shortened("a/x.json", 12) == "a/x.json"
+
+
+def test_on_a_narrow_terminal_the_time_left_is_still_there():
+    show = SHOW.replace("quantizing", "a-very-long-name-of-a-file-of-a-model.safetensors")
+
+    seen = on_a_terminal(show, COLUMNS="40")
+
+    assert re.search(r"a-very-lon… [-\d]:[-\d]{2}:[-\d]{2} 5 bytes of 100 bytes", plain(seen))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import Decant
 from tests.download.rows import NAME, Stage
-from tests.fakes.hub import COMMIT, REPO, FakeFile
+from tests.fakes.hub import COMMIT, REPO, FakeFile, Faults
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all
 
@@ -114,3 +114,26 @@ def test_secret_is_not_in_what_is_printed(stage: Stage, cache: Path, decant: Dec
     assert done.returncode == 6
     assert "hf_secret" not in done.stdout + done.stderr
     assert not any(request.authorization for request in stage.a.requests)
+
+
+@pytest.mark.parametrize(
+    ("where", "faults", "words"),
+    [
+        ("http://[::1", {}, "redirects to something that is no web address"),
+        ("https://host:99999999", {}, "redirects to something that is no web address"),
+        ("http://a\x7fb", {}, "redirects to something that is no web address"),
+        ("", {"signed_uses": 0}, "does not let us have it (403)"),
+        ("", {"flip": True}, "sends bytes with the wrong hash"),
+    ],
+)
+def test_signed_address_is_in_no_error(
+    stage: Stage, cache: Path, decant: Decant, where: str, faults: dict[str, object], words: str
+):
+    stage.b.faults = Faults(**faults)
+    stage.fail(data_origin=where or stage.b.url)
+    done = decant("pull", REPO, DECANT_DEBUG="1")
+    assert (done.returncode, words in done.stderr) == (6, True), done.stderr
+    assert "Traceback" in done.stderr
+    assert "ticket" not in done.stderr + done.stdout
+    files = [path for path in stage.folder.rglob("*") if path.is_file()]
+    assert not any(b"ticket" in path.read_bytes() for path in files)
