@@ -64,8 +64,10 @@ class Names:
     @cached_property
     def renamed(self) -> dict[str, str]:
         """{the module's name in transformers' memory: the checkpoint's name}, where they differ."""
-        from transformers.core_model_loading import WeightConverter, rename_source_key
-
+        try:
+            from transformers.core_model_loading import WeightConverter, rename_source_key
+        except ImportError:
+            return {}
         model = model_without_weights(self.checkpoint)
         if model is None:
             return {}

@@ -35,6 +35,7 @@ def test_a_module_is_found_under_the_names_it_may_have(tmp_path, stored, asked):
     assert found.tensor(f"{asked}.weight") == f"{stored}.weight"
 
 
+@pytest.mark.trained
 def test_a_vision_tower_is_not_taken_for_the_text_model(tmp_path):
     found = names(tmp_path, f"vision_tower.vision_model.encoder.{LAYER}.weight")
 

@@ -57,6 +57,7 @@ def test_many_misfits_are_counted_and_the_first_few_shown(tmp_path):
         plan(base, adapter)
 
 
+@pytest.mark.trained
 def test_a_target_the_base_lacks_is_named_and_counted(tmp_path):
     base = write_base(tmp_path / "base")
     write_safetensors(
