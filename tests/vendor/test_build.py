@@ -148,6 +148,7 @@ def test_failed_smoke_test_publishes_nothing_and_costs_no_second_compilation(min
     assert {"unpack", "compile"} & events.stages == set()
 
 
+@pytest.mark.faults
 def test_force_replaces_a_finished_build(mini: Mini):
     stray = make(mini).dir / "stray"
     stray.touch()
@@ -156,6 +157,7 @@ def test_force_replaces_a_finished_build(mini: Mini):
     assert len(folders(mini)) == 1
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("stage", ["unpack", "compile", "smoke"])
 def test_killed_build_starts_again_cleanly(mini: Mini, stage: str):
     program = f"""

@@ -67,6 +67,7 @@ def test_later_tool_on_path_is_used_when_the_first_is_old_or_broken(mini: Mini, 
     assert find(mini, Events()).path == new
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(
     not importlib.util.find_spec("pip") and not shutil.which("uv"), reason="neither pip nor uv"
 )
@@ -86,6 +87,7 @@ def test_missing_tool_comes_from_the_package_index_once(mini: Mini):
     assert find(mini, Events()) == found  # the index is gone by now
 
 
+@pytest.mark.faults
 def test_tool_that_cannot_be_had_is_told(mini: Mini):
     mini.env.update({"PIP_INDEX_URL": "http://127.0.0.1:1", "PIP_CONFIG_FILE": os.devnull})
     mini.env.update({"PIP_RETRIES": "0", "UV_DEFAULT_INDEX": "http://127.0.0.1:1"})
