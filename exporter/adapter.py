@@ -12,8 +12,10 @@ from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Note, Report, silent
 from exporter.core.files import read_json_object, sha256_file
 from exporter.core.folders import model_name
-from exporter.core.safetensors import StoredTensor, read_header
+from exporter.core.safetensors import read_header
 from exporter.kinds import MERGED_BY_PEFT, is_set, needs_peft_layer, refuse_unmergeable
+from exporter.pickled import read_pickled
+from exporter.tensors import Tensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -35,11 +37,11 @@ class LoraPair:
 
     module: str
     """The module's name in the model that was trained, such as model.layers.0.mlp.up_proj."""
-    a: StoredTensor  # (rank, n_in); with experts (n_experts * rank, n_in)
-    b: StoredTensor  # (n_out, rank); with experts (n_out, rank * n_experts)
+    a: Tensor  # (rank, n_in); with experts (n_experts * rank, n_in)
+    b: Tensor  # (n_out, rank); with experts (n_out, rank * n_experts)
     nested: int = 0
     """How many other parameters' wrappers PEFT put around this one's; only experts have them."""
-    extras: dict[str, StoredTensor] = field(default_factory=dict)
+    extras: dict[str, Tensor] = field(default_factory=dict)
     """What a variant of LoRA holds beside A and B, by its name after the module's."""
     embedding: bool = False
     """Whether the module is an embedding, whose update is scale * (B @ A) transposed."""
@@ -49,7 +51,7 @@ class LoraPair:
         return self.a.shape[0]
 
     @property
-    def tensors(self) -> dict[str, StoredTensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """By name after the module's, as the file has them."""
         a, b = EMBEDDING if self.embedding else LINEAR
         return {a: self.a, b: self.b, **self.extras}
@@ -63,13 +65,13 @@ class AdapterSpec:
     config: dict[str, object]
     pairs: tuple[LoraPair, ...]
     """A LoRA's matrices, module by module; empty for other tuners."""
-    values: dict[str, StoredTensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
     """Whole tensors that replace the base's (modules_to_save, biases), by name in the model."""
-    saved: dict[str, StoredTensor] = field(default_factory=dict)
+    saved: dict[str, Tensor] = field(default_factory=dict)
     """The base's own embeddings, saved beside what was trained on them."""
-    rows: dict[str, StoredTensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
     """New values of some rows of an embedding (trainable tokens), by module."""
-    tuner: dict[str, StoredTensor] = field(default_factory=dict)
+    tuner: dict[str, Tensor] = field(default_factory=dict)
     """All other tensors of a tuner that is no LoRA, by name in the model."""
     weights: Path = Path()
 
@@ -96,7 +98,7 @@ class AdapterSpec:
         return named if isinstance(named, str) and named else None
 
     @property
-    def tensors(self) -> list[StoredTensor]:
+    def tensors(self) -> list[Tensor]:
         """All of them."""
         paired = [tensor for pair in self.pairs for tensor in pair.tensors.values()]
         groups = (self.values, self.saved, self.rows, self.tuner)
@@ -200,26 +202,23 @@ def hint_for_missing(folder: Path) -> str:
     return "name the folder that PEFT's save_pretrained wrote"
 
 
-def read_weights(folder: Path) -> tuple[Path, dict[str, StoredTensor]]:
+def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """The file that holds the weights, and its tensors by name."""
     if (folder / WEIGHTS).exists():
-        return folder / WEIGHTS, read_header(folder / WEIGHTS, error=AdapterError)
+        return folder / WEIGHTS, dict(read_header(folder / WEIGHTS, error=AdapterError))
     if (folder / PICKLED).exists():
-        raise UnsupportedError(
-            f"`{folder}` holds its weights as adapter_model.bin, a pickle",
-            hint="save it again with a recent peft, which writes adapter_model.safetensors",
-        )
+        return folder / PICKLED, read_pickled(folder / PICKLED, error=AdapterError)
     raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint="copy the whole adapter folder")
 
 
-def sort_tensors(adapter: AdapterSpec, tensors: dict[str, StoredTensor]) -> AdapterSpec:
+def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpec:
     """Give every tensor its place; one that has none is refused by name."""
     if not tensors:
         raise AdapterError(
             "the adapter holds no tensors", hint="was it saved from a trained model?"
         )
-    pairs: dict[tuple[str, int], dict[str, StoredTensor]] = {}
-    groups: dict[str, dict[str, StoredTensor]] = {}
+    pairs: dict[tuple[str, int], dict[str, Tensor]] = {}
+    groups: dict[str, dict[str, Tensor]] = {}
     for stored, tensor in tensors.items():
         found = LORA_KEY.fullmatch(model_key(stored)) if adapter.kind == "LORA" else None
         if found and stored.startswith(PREFIX):
@@ -277,7 +276,7 @@ def stranger(name: str) -> UnsupportedError:
     )
 
 
-def pair(module: str, nested: int, found: dict[str, StoredTensor]) -> LoraPair:
+def pair(module: str, nested: int, found: dict[str, Tensor]) -> LoraPair:
     """One module's A and B and what else it has. Raises AdapterError for half a pair."""
     halves = EMBEDDING if found.keys() & set(EMBEDDING) else LINEAR
     for half in halves:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from exporter.checkpoint import Checkpoint
-from exporter.core.safetensors import StoredTensor
+from exporter.tensors import Tensor, read_tensor
 
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "shared",
               "embeddings")  # fmt: skip
@@ -14,7 +14,6 @@ HEADS = ("lm_head", "embed_out", "head", "output")
 HEAD_OF = {"embed_in": "embed_out"}
 OTHER_TOWERS = re.compile(r"(^|[._])(vision|visual|audio|vit)")
 MATRIX = 2  # dimensions
-BLOCK = 1 << 24  # bytes compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +69,8 @@ def says_tied(checkpoint: Checkpoint) -> bool:
     return checkpoint.config.get("tie_word_embeddings", nested) is True
 
 
-def same_values(one: StoredTensor, other: StoredTensor) -> bool:
-    """Whether two tensors hold the same bytes."""
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same values."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
-    with one.path.open("rb") as first, other.path.open("rb") as second:
-        first.seek(one.offset)
-        second.seek(other.offset)
-        left = one.nbytes
-        while left:
-            count = min(left, BLOCK)
-            if first.read(count) != second.read(count):
-                return False
-            left -= count
-    return True
+    return bool((read_tensor(one) == read_tensor(other)).all())

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from exporter.adapter import AdapterSpec
     from exporter.checkpoint import Checkpoint
-    from exporter.core.safetensors import StoredTensor
     from exporter.steps import CombinedSum, Kind, LoraSum, Tuned
+    from exporter.tensors import Tensor
 
 NAME = "default"  # of the adapter, inside PEFT
 NEVER_SAVED = (f".ranknum.{NAME}",)  # AdaLoRA's, which is its config's r
@@ -258,7 +258,7 @@ def config_for(adapter: AdapterSpec, modules: list[str]) -> Any:
     return config
 
 
-def inject(model: Any, config: Any, tensors: Iterable[StoredTensor], adapter: AdapterSpec) -> None:
+def inject(model: Any, config: Any, tensors: Iterable[Tensor], adapter: AdapterSpec) -> None:
     """Have PEFT wrap the skeleton's modules and load the adapter's tensors, all of them."""
     from peft import PeftModel
     from peft.utils import set_peft_model_state_dict

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from exporter.adapter import AdapterSpec, LoraPair, scaling_of
 from exporter.checkpoint import Checkpoint
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.core.safetensors import StoredTensor
 from exporter.ends import Ends, find_ends, same_values
 from exporter.experts import is_targeted, plan_experts, plan_single
 from exporter.kinds import is_set
@@ -114,7 +113,7 @@ class Planner:
         problems.refuse()
 
     def add_values(
-        self, adapter: AdapterSpec, stored: str, values: StoredTensor, problems: Problems
+        self, adapter: AdapterSpec, stored: str, values: Tensor, problems: Problems
     ) -> None:
         """A whole tensor: it must be as large as the one it replaces, but for the vocabulary."""
         name = self.tensor(stored)
@@ -138,7 +137,7 @@ class Planner:
         self.shapes[name] = values.shape
 
     def add_rows(
-        self, adapter: AdapterSpec, module: str, values: StoredTensor, problems: Problems
+        self, adapter: AdapterSpec, module: str, values: Tensor, problems: Problems
     ) -> None:
         name = self.tensor(f"{module}.weight")
         if name is None:

@@ -7,7 +7,6 @@ from typing import Literal
 
 from exporter.adapter import AdapterSpec, LoraPair
 from exporter.checkpoint import Checkpoint
-from exporter.core.safetensors import StoredTensor
 from exporter.tensors import Tensor
 
 MergeDtype = Literal["float32", "base"]
@@ -44,7 +43,7 @@ class LoraSum:
 class BiasSum:
     """A LoRA's own bias, added to the module's: scaling * values."""
 
-    values: StoredTensor
+    values: Tensor
     scaling: float
 
 
@@ -52,14 +51,14 @@ class BiasSum:
 class Replace:
     """New values for the whole tensor."""
 
-    values: StoredTensor
+    values: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class ReplaceRows:
     """New values for some rows."""
 
-    values: StoredTensor
+    values: Tensor
     rows: tuple[int, ...]
 
 
@@ -93,8 +92,8 @@ class ExpertSum:
     (n_out, rank, experts).
     """
 
-    a: StoredTensor  # (experts * rank, n_in)
-    b: StoredTensor  # (n_out, rank * experts)
+    a: Tensor  # (experts * rank, n_in)
+    b: Tensor  # (n_out, rank * experts)
     experts: int
     expert: int | None
     """Which one; None for all of a stack."""

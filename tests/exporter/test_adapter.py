@@ -63,14 +63,30 @@ def test_a_whole_model_taken_for_an_adapter_is_explained(tmp_path):
     assert "--base alone" in caught.value.hint
 
 
-def test_missing_weights_and_pickled_weights_are_told_apart(tmp_path):
+def test_missing_weights_are_named(tmp_path):
     folder = write_adapter(tmp_path / "lora")
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(AdapterError, match="is missing"):
         open_adapter(folder)
 
+
+@pytest.mark.trained
+def test_pickled_weights_are_read_and_never_run(tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    folder = write_adapter(tmp_path / "lora")
+    whole = open_adapter(folder)
+    weights = folder / "adapter_model.safetensors"
+    torch.save(load_file(weights), folder / "adapter_model.bin")
+    weights.unlink()
+
+    pickled = open_adapter(folder)
+
+    assert [pair.module for pair in pickled.pairs] == [pair.module for pair in whole.pairs]
+    assert pickled.pairs[0].a.shape == whole.pairs[0].a.shape
     (folder / "adapter_model.bin").write_bytes(b"pickle")
-    with pytest.raises(UnsupportedError, match="pickle"):
+    with pytest.raises(AdapterError, match="refused"):
         open_adapter(folder)
 
 
