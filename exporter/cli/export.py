@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     "--trust-remote-code", is_flag=True,
     help="Let the model's folder run Python code of its own. Read that code first.",
 )  # fmt: skip
+@click.option(
+    "--no-verify", is_flag=True, help="Do not compare the file with base and adapter at the end."
+)
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
 @offline_option
@@ -84,6 +87,7 @@ def export(
     scale: float,
     threads: int | None,
     trust_remote_code: bool,
+    no_verify: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -123,6 +127,7 @@ def export(
         base_roundtrip=base_roundtrip,
         trust_remote_code=trust_remote_code,
         force=force,
+        verify=not no_verify,
         threads=threads or cores(),
     )
     toolchain = find_toolchain()
