@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--light", is_flag=True, help="Only weights, tokenizer, template and settings.")
 @click.option(
-    "--rows", type=click.IntRange(0), default=4, show_default=True,
+    "--rows", type=click.IntRange(0), default=16, show_default=True,
     help="Rows of each tensor to compute anew; 0 for all of them.",
 )  # fmt: skip
 @click.option(
@@ -101,7 +101,7 @@ def verify(
             tuple(folders), folder_of(base, report=report), (), (), combine=combine,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        plan = plan_request(request, report=report)
+        plan = plan_request(request, toolchain, report=report)
         asked = Asked(path, light, rows, content, tokens, against_base, max_kl, trust_remote_code)
         found = run(asked, plan, toolchain, report=report)
     show(found, as_json=as_json)

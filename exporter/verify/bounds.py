@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 HALF_ULP = {"F32": 2.0**-24, "BF16": 2.0**-9, "F16": 2.0**-11}  # of the value, to nearest
 SUBNORMAL = {"F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-25}
 SCALE_ULP = 2.0**-25  # half a step of the smallest float16, in which blocks hold their scales
-MOST_STEPS = 256  # the largest number a scale is multiplied by
 IMPORTANCE = 4.0  # an importance matrix lets unimportant values go further: 3.3 times, measured
 ROUNDED = 2.0**-8  # base's rounding: half an ulp of bfloat16 in the update and in the sum
 
@@ -32,6 +31,8 @@ class Bound:
     of_block: float = 0.0
     likeness: float = 0.9
     """The least cosine between what was to be stored and what is; of strangers it is about 0."""
+    steps: int = 256
+    """The largest number that the float16 scale of a block is multiplied by, at most."""
 
 
 # With a scale d for each block and values that are rounded to its nearest multiple:
@@ -48,9 +49,9 @@ BOUNDS = {
     "Q8_0": Bound(32, 0.0045), "Q4_0": Bound(32, 0.127), "Q4_1": Bound(32, 0.069),
     "Q5_0": Bound(32, 0.064), "Q5_1": Bound(32, 0.035), "MXFP4": Bound(32, 0.252),
     "TQ1_0": Bound(256, 0.502, likeness=0.25), "TQ2_0": Bound(256, 0.502, likeness=0.25),
-    "IQ4_NL": Bound(32, 0.17), "IQ4_XS": Bound(32, 0.16, 0.04),
-    "Q6_K": Bound(16, 0.05, 0.015), "Q5_K": Bound(32, 0.08, 0.035),
-    "Q4_K": Bound(32, 0.17, 0.035), "Q3_K": Bound(16, 0.25, 0.15, 0.8),
+    "IQ4_NL": Bound(32, 0.17), "IQ4_XS": Bound(32, 0.16, 0.04, steps=32 * 127),
+    "Q6_K": Bound(16, 0.05, 0.015, steps=128 * 32), "Q5_K": Bound(32, 0.08, 0.035, steps=63 * 32),
+    "Q4_K": Bound(32, 0.17, 0.035, steps=63 * 16), "Q3_K": Bound(16, 0.25, 0.15, 0.8),
     "Q2_K": Bound(16, 0.5, 0.4, 0.5),
     "IQ3_S": Bound(32, 1.3, 1.3, 0.25), "IQ3_XXS": Bound(32, 1.0, 1.0, 0.5),
     "IQ2_S": Bound(16, 1.0, 1.0, 0.25), "IQ2_XS": Bound(16, 1.3, 1.3, 0.25),
@@ -81,7 +82,7 @@ def allowed_error(
         return np.asarray(allowed)
     bound = BOUNDS.get(kind.name, UNKNOWN)
     nearby, around = largest(size, bound.sub), largest(size, kind.block)
-    limit = bound.of_sub * nearby + bound.of_block * around + MOST_STEPS * SCALE_ULP
+    limit = bound.of_sub * nearby + bound.of_block * around + bound.steps * SCALE_ULP
     if rounded:
         first = nearby * ROUNDED
     return np.asarray(first + limit * (IMPORTANCE if by_importance else 1.0))
@@ -105,4 +106,4 @@ def likeness(stored: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> fl
 
 def least_likeness(kind: GGMLType) -> float:
     """What `likeness` must be at least."""
-    return 0.0 if kind.name in HALF_ULP else BOUNDS.get(kind.name, UNKNOWN).likeness
+    return -1.0 if kind.name in HALF_ULP else BOUNDS.get(kind.name, UNKNOWN).likeness

@@ -25,7 +25,7 @@ from exporter.verify.trace import traceable
 from exporter.verify.vocabulary import check_tokens, vocabulary
 from exporter.verify.weights import Weights
 
-ROWS = 4
+ROWS = 16
 """Rows of each tensor that are computed anew, unless asked for more."""
 KEPT_ITEMS = 512  # of a metadata array
 MERGE_DTYPE = "decant.merge_dtype"

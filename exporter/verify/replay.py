@@ -46,11 +46,11 @@ def walk(slot: Slot, read: Callable[[str, Any], Any], *, run: bool) -> Any:
         return done[id(node)]
 
     def value(node: Any) -> Any:
-        if node._data is not None:  # noqa: SLF001 - gguf has no public way to run a chain twice
-            return node._data  # noqa: SLF001
-        arguments = node._args  # noqa: SLF001
+        arguments = node._args  # noqa: SLF001 - gguf has no public way to run a chain twice
         if len(arguments) == 1 and isinstance(arguments[0], str):
             return read(arguments[0], node._meta.dtype)  # noqa: SLF001
+        if node._data is not None:  # noqa: SLF001
+            return node._data  # noqa: SLF001
         ready = gguf.LazyBase._recurse_apply(arguments, visit)  # noqa: SLF001
         return node._func(*ready, **node._kwargs) if run else None  # noqa: SLF001
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint import read_tensor
+from exporter.core.safetensors import StoredTensor
 from exporter.kinds import PLAIN_INITS, VARIANTS, is_set
 from exporter.merge import MergedTensors
 from exporter.steps import (
@@ -26,11 +26,10 @@ from exporter.steps import (
     Step,
     Tuned,
 )
+from exporter.tensors import Tensor, read_tensor
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from exporter.core.safetensors import StoredTensor
 
     Rows = np.ndarray[Any, Any]
 
@@ -191,19 +190,19 @@ def expert_halves(step: ExpertSum, numbers: Rows, columns: int) -> tuple[Rows, R
     return left, right
 
 
-def whole(tensor: StoredTensor) -> Rows:
+def whole(tensor: Tensor) -> Rows:
     """A small tensor, in float64."""
     values: Rows = read_tensor(tensor).double().numpy()
     return values
 
 
-def stored_rows(tensor: StoredTensor, numbers: Rows) -> Rows:
+def stored_rows(tensor: Tensor, numbers: Rows) -> Rows:
     """Rows of a stored tensor, in float64; of plain floats nothing else is read."""
     import numpy as np
 
     columns = tensor.shape[-1] if tensor.shape else 1
     plain = tensor.dtype == "BF16" or tensor.dtype in DIRECT
-    if not plain or tensor.path.suffix != ".safetensors":
+    if not plain or not isinstance(tensor, StoredTensor):
         values: Rows = read_tensor(tensor).double().numpy().reshape(-1, columns)
         return values[numbers]
     dtype = DIRECT.get(tensor.dtype, "uint16")

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert import Slot, replay, sources
+from exporter.convert import Slot
+from exporter.verify.replay import replay, sources
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,8 +93,7 @@ def compute(
     """The rows as the converter makes them of whole tensors: the way for what `trace` cannot."""
     import numpy as np
 
-    values: np.ndarray[Any, Any] = pick(replay(slot, read), rows).astype(np.float64)
-    return values
+    return np.asarray(pick(replay(slot, read), rows), np.float64)
 
 
 def pick(values: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -101,7 +101,7 @@ def pick(values: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> np.ndarray
     import numpy as np
 
     if values.ndim < 2:  # noqa: PLR2004 - a vector is one row
-        return values.reshape(1, -1)[rows]
+        return np.asarray(values.reshape(1, -1)[rows])
     return np.asarray(values[np.unravel_index(rows, values.shape[:-1])])
 
 
@@ -137,8 +137,6 @@ def traceable(tensors: MergedTensors) -> MergedTensors:
 
             stored = MergedTensors.stored_dtype(self, name)
             return torch.float32 if stored.is_floating_point else stored
-
-        stored_dtype = dtype  # by which the converter guesses a type that is not used here
 
         def read(self, name: str) -> torch.Tensor:
             return MergedTensors.read(self, name).to(self.dtype(name))

@@ -13,10 +13,11 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert import Conversion, Slot, sources
+from exporter.convert import Conversion, Slot
 from exporter.core.events import Progress, Report, silent
 from exporter.core.gguf import GGUFFile, TensorInfo
 from exporter.verify.bounds import allowed_error, least_likeness, likeness
+from exporter.verify.replay import sources
 from exporter.verify.report import Check
 from exporter.verify.rows import MergedRows, Reference
 from exporter.verify.trace import Origin, compute, trace
@@ -121,6 +122,8 @@ class Weights:
         return any(name in self.reference.plan.changes for name in sources(slot))
 
     def check_slot(self, slot: Slot, file: GGUFFile, info: TensorInfo, found: Findings) -> None:
+        import numpy as np
+
         rows, origin = self.origin(slot)
         stored = read_rows(file, info, rows)
         expected, change, slack = self.expect(slot, rows, origin)
@@ -137,8 +140,12 @@ class Weights:
             found.others += 1
             return
         found.merged += 1
-        if change is not None and ratio <= 1:
-            measure(slot.name, stored - expected, change, expected, found)
+        if change is not None and np.isfinite(stored).all():
+            alone = measure(stored - expected, change, expected, found)
+            if ratio <= 1 and alone and alone.is_off(OFF_ALONE):
+                found.weaker.append(
+                    f"`{slot.name}` holds {alone.value:.2f} times the adapter's change"
+                )
 
     def judge(
         self,
@@ -257,12 +264,11 @@ def read_rows(file: GGUFFile, info: TensorInfo, rows: np.ndarray[Any, Any]) -> n
 
 
 def measure(
-    name: str,
     error: np.ndarray[Any, Any],
     change: np.ndarray[Any, Any],
     expected: np.ndarray[Any, Any],
     found: Findings,
-) -> None:
+) -> Strength | None:
     """Note how much of the change one tensor holds.
 
     Only the part of the change that is not along the values themselves counts: a quantizer
@@ -274,9 +280,7 @@ def measure(
     alone = Along()
     alone.add(error, change)
     found.together.add(error, change)
-    strength = alone.strength()
-    if strength and strength.is_off(OFF_ALONE):
-        found.weaker.append(f"`{name}` holds {strength.value:.2f} times the adapter's change")
+    return alone.strength()
 
 
 def conclude(found: Findings) -> Check:
@@ -290,7 +294,10 @@ def conclude(found: Findings) -> Check:
         f"{found.merged} merged and {found.others} other tensors, {found.values} values;"
         f" largest error {found.worst:.2f} of what its type allows"
     )
-    numbers: dict[str, float] = {"values": found.values, "worst": found.worst}
+    numbers: dict[str, float] = {
+        "merged": found.merged, "others": found.others, "values": found.values,
+        "worst": found.worst,
+    }  # fmt: skip
     if strength and strength.error < BLIND:
         detail += f"; the adapter is there {strength.value:.3f} times (± {strength.error:.3f})"
         numbers |= {"strength": strength.value, "strength_error": strength.error}
