@@ -118,9 +118,9 @@ def export(
     chosen = tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
     name = "-".join(open_adapter(path).name for path in folders)
     request = ExportRequest(
-        adapters=tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
-        base=base_folder,
-        quants=chosen,
+        tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
+        base_folder,
+        chosen,
         outputs=output_paths(output, name or model_name(base_folder or Path()), chosen),
         merge_dtype=merge_dtype,
         combine=combine,
@@ -130,9 +130,8 @@ def export(
         verify=not no_verify,
         threads=threads or cores(),
     )
-    toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
-        result = run(request, toolchain, dry_run=dry_run, report=report)
+        result = run(request, find_toolchain(), dry_run=dry_run, report=report)
     show(result, dry_run=dry_run, as_json=as_json)
 
 

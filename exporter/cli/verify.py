@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from exporter.cli.export import adapters_named, require_packages
-from exporter.cli.options import json_option, quiet_option, store
+from exporter.cli.options import json_option, offline_option, quiet_option, store
 from exporter.cli.render import print_json, print_table, reporting
 from exporter.core.errors import InputError
 from exporter.core.events import Report
 from exporter.core.gguf import read_gguf
+from exporter.qlora import BaseRoundtrip
 from exporter.steps import Combination
 from exporter.store import find_model
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: decant verify my-lora --base ./Llama-3.2-1B --adapter ./my-lora")
 @click.argument("gguf")
-@click.option("--base", type=click.Path(path_type=Path), help="Folder of the base model.")
+@click.option("--base", help="The base model: a folder, ORG/NAME[@REVISION], or a link to it.")
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="PATH[:SCALE]",
     help="The adapter it was made with; give it again for more, in order.",
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 @click.option(
     "--combine", type=click.Choice(get_args(Combination)),
     help="How several adapters were made one; with --light.",
+)  # fmt: skip
+@click.option(
+    "--base-roundtrip", type=click.Choice(get_args(BaseRoundtrip)), default="auto",
+    show_default=True, help="As for `decant export`.",
 )  # fmt: skip
 @click.option("--light", is_flag=True, help="Only weights, tokenizer, template and settings.")
 @click.option(
@@ -59,13 +64,15 @@ if TYPE_CHECKING:
     "--trust-remote-code", is_flag=True,
     help="Let the model's folder run Python code of its own. Read that code first.",
 )  # fmt: skip
+@offline_option
 @json_option
 @quiet_option
 def verify(
     gguf: str,
-    base: Path | None,
+    base: str | None,
     adapters: tuple[str, ...],
     combine: Combination | None,
+    base_roundtrip: BaseRoundtrip,
     light: bool,
     rows: int,
     text: Path | None,
@@ -90,15 +97,17 @@ def verify(
     require_packages()
     path = Path(gguf) if Path(gguf).is_file() else find_model(gguf, store())
     content = read_text(text)
-    from exporter.download.resolve import folder_of
     from exporter.pipeline import ExportRequest, plan_request
+    from exporter.sources import Sources, bring
     from exporter.toolchain import find_toolchain
 
     toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
-        folders = [(folder_of(folder, report=report) or folder, s) for folder, s in wanted]
+        sources = Sources(tuple(named for named, _ in wanted), base)
+        folders, base_folder = bring(sources, report=report)
+        weighted = tuple(zip(folders, (weight for _, weight in wanted), strict=True))
         request = ExportRequest(
-            tuple(folders), folder_of(base, report=report), (), (), combine=combine,
+            weighted, base_folder, (), (), combine=combine, base_roundtrip=base_roundtrip,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         plan = plan_request(request, toolchain, report=report)
