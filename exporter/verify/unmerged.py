@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint import Checkpoint
-from exporter.core.errors import AdapterError, CheckpointError, UnsupportedError
+from exporter.core.errors import AdapterError, CheckpointError, SpaceError, UnsupportedError
 from exporter.core.events import Note, Report, silent
 from exporter.core.folders import size_text
 from exporter.core.machine import memory_nbytes
@@ -87,9 +87,19 @@ class Unmerged:
         import torch
 
         for chunk in chunks:
-            with torch.inference_mode():
-                ids = torch.tensor([list(chunk)])
-                yield self.model(input_ids=ids, use_cache=False).logits[0].float().numpy()
+            ids = torch.tensor([list(chunk)])
+            try:
+                with torch.inference_mode():
+                    logits = self.model(input_ids=ids, use_cache=False).logits
+            except RuntimeError as error:
+                if not self.placed:
+                    raise
+                raise SpaceError(
+                    "this adapter needs the base's weights in memory, which they do not fit:"
+                    f" {error}",
+                    hint="`decant verify --light` checks with little memory",
+                ) from error
+            yield logits[0].float().numpy()
 
     def adapt(self) -> None:
         """Put the adapters on; all but the last are merged, as only one can stay unmerged."""
@@ -103,9 +113,11 @@ class Unmerged:
         from peft import PeftModel
 
         folder = weighted.adapter.folder
-        more = {"offload_folder": self.placed["offload_folder"]} if self.placed else {}
         try:
-            self.model = PeftModel.from_pretrained(self.model, str(folder), **more).eval()
+            with adapters_stay() if self.placed else nullcontext():
+                # or PEFT hands the model out to disk anew, adapter included
+                vars(self.model).pop("hf_device_map", None)
+                self.model = PeftModel.from_pretrained(self.model, str(folder)).eval()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
             raise AdapterError(
                 f"peft cannot put `{folder}` on `{self.plan.checkpoint.folder}`: {error}",
@@ -114,6 +126,20 @@ class Unmerged:
         for module in self.model.modules():
             if weighted.scale != 1 and hasattr(module, "scale_layer"):
                 module.scale_layer(weighted.scale)
+
+
+@contextmanager
+def adapters_stay() -> Iterator[None]:
+    """Keep PEFT from moving an adapter to where its layer's weight is: on disk, it is nowhere."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    name = "_move_adapter_to_device_of_base_layer"
+    original = getattr(BaseTunerLayer, name)
+    setattr(BaseTunerLayer, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(BaseTunerLayer, name, original)
 
 
 def free_nbytes() -> int:
