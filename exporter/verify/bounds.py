@@ -14,11 +14,11 @@ from exporter.core.types import GGMLType
 if TYPE_CHECKING:
     import numpy as np
 
-HALF_ULP = {"F32": 2.0**-24, "BF16": 2.0**-9, "F16": 2.0**-11}  # of the value, to nearest
+HALF_ULP = {"F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}  # of the value, to nearest
 SUBNORMAL = {"F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-25}
 SCALE_ULP = 2.0**-25  # half a step of the smallest float16, in which blocks hold their scales
 IMPORTANCE = 4.0  # an importance matrix lets unimportant values go further: 3.3 times, measured
-ROUNDED = 2.0**-8  # base's rounding: half an ulp of bfloat16 in the update and in the sum
+ROUNDED = 2.0**-7  # --merge-dtype base: half an ulp of bfloat16 in the sum, and at most one before
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,20 @@ def test_a_right_export_passes(pour, verify, tiny_base, tiny_adapter, tmp_path, 
     assert check(found, "weights").numbers["worst"] < 1
 
 
+def test_a_merge_in_the_bases_type_passes(toolchain, verify, tiny_base, tiny_adapter, tmp_path):
+    from exporter.pipeline import ExportRequest, export
+
+    quants = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M")
+    files = tuple(tmp_path / f"{quant}.gguf" for quant in quants)
+    export(
+        ExportRequest(((tiny_adapter, 1.0),), tiny_base, quants, files, merge_dtype="base"),
+        toolchain,
+    )
+
+    for file in files:
+        verify(file, tiny_base, tiny_adapter, rows=0).refuse()
+
+
 @pytest.mark.parametrize(
     "settings",
     [
