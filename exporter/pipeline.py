@@ -33,6 +33,8 @@ from exporter.quantize import Quantizer, choose_types
 from exporter.sources import find_base
 from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, describe
 from exporter.toolchain import Toolchain
+from exporter.verify.after import verify_exported
+from exporter.verify.report import Verification
 from exporter.write import GGUFPlan, check_space, lay_out, write_files
 
 
@@ -55,6 +57,8 @@ class ExportRequest:
     base_roundtrip: BaseRoundtrip = "auto"
     """Whether the base is merged onto as NF4 gave it in QLoRA training."""
     force: bool = False
+    verify: bool = False
+    """Whether the files are compared with base and adapters when they are written."""
     threads: int = field(default_factory=cores)
 
 
@@ -80,6 +84,8 @@ class ExportResult:
     merged: int
     """How many tensors the adapter changed."""
     seconds: float
+    verified: tuple[Verification, ...] = ()
+    """What the comparison with base and adapters found, file by file."""
 
 
 def export(
@@ -122,6 +128,12 @@ def export(
                     threads=request.threads,
                     report=report,
                 )
+    verified: tuple[Verification, ...] = ()
+    if request.verify and not dry_run:
+        trust = request.trust_remote_code
+        verified = verify_exported(
+            request.outputs, merge, toolchain, trust_remote_code=trust, report=report
+        )
     return ExportResult(
         tuple(
             ExportedFile(plan.path, plan.quant, plan.layout.size, count(plan.types))
@@ -132,6 +144,7 @@ def export(
         len(merge.names),
         len(merge.changes),
         time.monotonic() - started,
+        verified,
     )
 
 

@@ -89,7 +89,9 @@ def export_models(models: DemoModels, toolchain: Toolchain, report: Report) -> P
     from exporter.pipeline import ExportRequest, export
 
     output = store() / file_name(NAME, QUANT)
-    request = ExportRequest(((models.adapter, 1.0),), models.base, (QUANT,), (output,), force=True)
+    request = ExportRequest(
+        ((models.adapter, 1.0),), models.base, (QUANT,), (output,), force=True, verify=True
+    )
     result = export(request, toolchain, report=report)
     report(Note(f"{size_text(result.files[0].nbytes)} in {result.seconds:.1f} s: `{output}`"))
     return output

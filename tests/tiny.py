@@ -38,11 +38,10 @@ def make_base(folder: Path, *, dtype: str = "bfloat16", seed: int = 0, **changes
     return folder
 
 
-def make_tokenizer(folder: Path) -> None:
+def make_tokenizer(folder: Path, *, letters: str = "etaoinshrdlucmfwypvbgkjqxz") -> None:
     """A sentencepiece tokenizer with byte fallback and a chat template, 320 pieces."""
     import sentencepiece
 
-    letters = "etaoinshrdlucmfwypvbgkjqxz"
     text = [f"{a}{b} {b}{a}{c} the {c}{a}" for a in letters for b in letters for c in "aeiou"]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

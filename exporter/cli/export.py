@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     "--trust-remote-code", is_flag=True,
     help="Let the model's folder run Python code of its own. Read that code first.",
 )  # fmt: skip
+@click.option(
+    "--no-verify", is_flag=True, help="Do not compare the file with base and adapter at the end."
+)
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
 @offline_option
@@ -84,6 +87,7 @@ def export(
     scale: float,
     threads: int | None,
     trust_remote_code: bool,
+    no_verify: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -114,20 +118,20 @@ def export(
     chosen = tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
     name = "-".join(open_adapter(path).name for path in folders)
     request = ExportRequest(
-        adapters=tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
-        base=base_folder,
-        quants=chosen,
+        tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
+        base_folder,
+        chosen,
         outputs=output_paths(output, name or model_name(base_folder or Path()), chosen),
         merge_dtype=merge_dtype,
         combine=combine,
         base_roundtrip=base_roundtrip,
         trust_remote_code=trust_remote_code,
         force=force,
+        verify=not no_verify,
         threads=threads or cores(),
     )
-    toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
-        result = run(request, toolchain, dry_run=dry_run, report=report)
+        result = run(request, find_toolchain(), dry_run=dry_run, report=report)
     show(result, dry_run=dry_run, as_json=as_json)
 
 

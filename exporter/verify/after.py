@@ -1,0 +1,43 @@
+"""The light verification after an export: a file that fails it loses its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from exporter.core.events import Note, Report, Step, silent
+from exporter.steps import MergePlan
+from exporter.toolchain import Toolchain
+from exporter.verify.light import expected_of, verify_light
+from exporter.verify.report import Verification
+
+REJECTED = ".rejected"
+
+
+def verify_exported(
+    paths: Sequence[Path],
+    plan: MergePlan,
+    toolchain: Toolchain,
+    *,
+    trust_remote_code: bool = False,
+    report: Report = silent,
+) -> tuple[Verification, ...]:
+    """Verify files that were just written from a plan.
+
+    Raises VerifyError when one fails; it is then called NAME.rejected.
+    """
+    report(Step("verifying"))
+    found = []
+    with expected_of(plan, toolchain, trust_remote_code=trust_remote_code) as expected:
+        for path in paths:
+            result = verify_light(path, expected, toolchain, report=report)
+            if not result.ok:
+                path.rename(path.with_name(path.name + REJECTED))
+            found.append(result)
+    for result in found:
+        result.refuse()
+        for check in result.checks:
+            for note in check.notes:
+                report(Note(f"{check.name}: {note}"))
+        report(Note(f"{result.path.name} is right, in {result.seconds:.1f} s: {result.summary}"))
+    return tuple(found)

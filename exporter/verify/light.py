@@ -1,0 +1,120 @@
+"""The light verification: seconds, and never more of the base in memory than the export itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.convert import Conversion, convert, imported
+from exporter.core.errors import ModelError
+from exporter.core.events import Report, Warn, silent
+from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.core.quiet import one_thread, quiet_libraries
+from exporter.merge import MergedTensors
+from exporter.overlay import result_folder
+from exporter.steps import MergePlan
+from exporter.toolchain import Toolchain
+from exporter.verify.metadata import check_metadata, check_special, check_template
+from exporter.verify.report import Check, Verification
+from exporter.verify.rows import Reference
+from exporter.verify.trace import traceable
+from exporter.verify.vocabulary import check_tokens, vocabulary
+from exporter.verify.weights import Weights
+
+ROWS = 16
+"""Rows of each tensor that are computed anew, unless asked for more."""
+KEPT_ITEMS = 512  # of a metadata array
+MERGE_DTYPE = "decant.merge_dtype"
+MERGED_EXACTLY = "float32"
+IMATRIX = "quantize.imatrix."  # llama-quantize's own keys begin so
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a plan makes: its layout, its rows on demand, its folder and tokenizer."""
+
+    plan: MergePlan
+    conversion: Conversion
+    folder: Path
+    tokenizer: Any  # transformers' tokenizer
+    rows: int
+
+    def weights(self, file: GGUFFile) -> Weights:
+        return Weights(
+            self.conversion,
+            Reference(self.plan),
+            self.rows,
+            rounded=file.text(MERGE_DTYPE) != MERGED_EXACTLY,
+            by_importance=any(key.startswith(IMATRIX) for key in file.metadata),
+        )
+
+
+@contextmanager
+def expected_of(
+    plan: MergePlan,
+    toolchain: Toolchain,
+    *,
+    rows: int = ROWS,
+    trust_remote_code: bool = False,
+) -> Iterator[Expected]:
+    """Lay the plan's model out once, for all files that were made of it. Reads no weight."""
+    from transformers import AutoTokenizer
+
+    tensors = traceable(MergedTensors(plan))
+    with (
+        imported(toolchain),
+        quiet_libraries(),
+        one_thread(),
+        result_folder(plan, trust_remote_code=trust_remote_code) as folder,
+    ):
+        conversion = convert(
+            tensors, folder, toolchain, model_name="verify", trust_remote_code=trust_remote_code
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        yield Expected(plan, conversion, folder, tokenizer, rows)
+
+
+def verify_light(
+    path: Path, expected: Expected, toolchain: Toolchain, *, report: Report = silent
+) -> Verification:
+    """Weights, tokenizer, template and settings of one file. Raises ModelError for no GGUF."""
+    started = time.monotonic()
+    file = read_gguf(path, keep_items=KEPT_ITEMS)
+    for warning in strangers(file, expected.plan):
+        report(Warn(warning))
+    checks: list[Check] = [expected.weights(file).check(file, report=report)]
+    try:
+        with vocabulary(path, toolchain) as vocab:
+            checks += [
+                check_tokens(vocab, expected.tokenizer),
+                check_special(vocab, expected.tokenizer),
+                check_template(file, vocab, expected.tokenizer),
+                check_metadata(file, expected.conversion, expected.folder),
+            ]
+    except ModelError as error:
+        checks.append(Check("tokenizer", (error.message,), ""))
+    return Verification(path, tuple(checks), time.monotonic() - started)
+
+
+def strangers(file: GGUFFile, plan: MergePlan) -> list[str]:
+    """Where the file names another base or other adapters than it is compared with."""
+    told = []
+    base = file.text("decant.base")
+    if base is not None and base != plan.checkpoint.name:
+        told.append(f"the file was made from the base {base!r}, not {plan.checkpoint.name!r}")
+    for number, weighted in enumerate(plan.adapters):
+        key = f"decant.adapter{number or ''}"
+        made_with, hashed = file.text(key), file.text(f"{key}.sha256")
+        if base is not None and hashed != weighted.adapter.sha256():
+            with_what = f"with the adapter {made_with!r}" if made_with else "without that adapter"
+            told.append(f"the file was made {with_what}, not with `{weighted.adapter.folder}`")
+        scale = file.text(f"{key}.scale")
+        if scale is not None and scale != f"{weighted.scale:g}":
+            told.append(f"the file holds {made_with!r} at scale {scale}, not {weighted.scale:g}")
+    if base is not None and (more := file.text(f"decant.adapter{len(plan.adapters) or ''}")):
+        told.append(f"the file was also made with the adapter {more!r}, which is not given")
+    return told

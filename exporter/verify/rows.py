@@ -1,0 +1,216 @@
+"""Rows of the merged model computed anew, in float64, from the base's and the adapters' files.
+
+Nothing here is shared with the merge that it checks: it reads single rows by itself, and adds a
+plain LoRA, DoRA, an expert's slice or new values with numpy. Only what needs PEFT's own layers
+(other tuners, LoRA's rarer variants) comes from the merge, in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from exporter.core.safetensors import StoredTensor
+from exporter.kinds import PLAIN_INITS, VARIANTS, is_set
+from exporter.merge import MergedTensors
+from exporter.steps import (
+    BiasSum,
+    Change,
+    CombinedSum,
+    ExpertSum,
+    LoraSum,
+    MergePlan,
+    Replace,
+    ReplaceRows,
+    Step,
+    Tuned,
+)
+from exporter.tensors import Tensor, read_tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Rows = np.ndarray[Any, Any]
+
+DIRECT = {"F32": "float32", "F16": "float16", "F64": "float64"}
+EPSILON = 2.0**-24  # of float32 arithmetic
+PEFT_EPSILON = 2.0**-18  # of a longer computation in float32, by the row's largest value
+MAGNITUDE = "lora_magnitude_vector"
+OWN_VARIANTS = ("use_dora", "lora_bias")
+"""LoRA's variants that are computed here: a bias does not change the weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergedRows:
+    """Some rows of one tensor, in float64."""
+
+    after: Rows
+    before: Rows | None
+    """The base's; None when it has no such rows, or nothing changes them."""
+    slack: Rows
+    """How far the float32 arithmetic of a right merge may be from `after`."""
+
+
+class Reference:
+    """The model that a plan describes, row by row."""
+
+    def __init__(self, plan: MergePlan) -> None:
+        """Read nothing yet."""
+        self.plan = plan
+        self.exact = MergedTensors(replace(plan, dtype="float32"))
+        self.last: tuple[str, Rows] = ("", None)  # type: ignore[assignment]
+
+    def rows(self, name: str, numbers: Rows) -> MergedRows:
+        """numbers: of the rows of the last dimension, counted through all others."""
+        import numpy as np
+
+        change = self.plan.changes.get(name)
+        if change is None:
+            values = stored_rows(self.plan.checkpoint.tensors[name], numbers)
+            return MergedRows(values, None, np.zeros_like(values))
+        before = base_rows(change, numbers)
+        if any(needs_peft(step) for step in change.steps):
+            merged = self.from_peft(name)[numbers]
+            reach = np.abs(merged).max(axis=1, keepdims=True)
+            return MergedRows(merged, before, np.broadcast_to(reach * PEFT_EPSILON, merged.shape))
+        after: Rows | None = before
+        slack = np.zeros(1)
+        for step in change.steps:
+            after, added = take(step, after, numbers)
+            slack = slack + added
+        assert after is not None, name
+        return MergedRows(after, before, np.broadcast_to(slack, after.shape))
+
+    def from_peft(self, name: str) -> Rows:
+        """A whole tensor from PEFT's layers, kept until another is asked for."""
+        if self.last[0] != name:
+            merged = self.exact.read(name).double().numpy()
+            self.last = name, merged.reshape(-1, merged.shape[-1])
+        return self.last[1]
+
+
+def needs_peft(step: Step) -> bool:
+    """Whether a step is more than this file computes."""
+    if isinstance(step, (Tuned, CombinedSum)):
+        return True
+    if not isinstance(step, LoraSum):
+        return False
+    config = step.adapter.config
+    others = [name for name in VARIANTS if name not in OWN_VARIANTS and is_set(config.get(name))]
+    dora = is_set(config.get("use_dora")) and step.kind != "linear"
+    return bool(others) or dora or config.get("init_lora_weights") not in PLAIN_INITS
+
+
+def base_rows(change: Change, numbers: Rows) -> Rows | None:
+    """The base's own values, when it has all of these rows."""
+    source = change.source
+    if source is None or source.shape[1:] != change.shape[1:]:
+        return None
+    count = math.prod(source.shape[:-1])
+    return stored_rows(source, numbers) if numbers.max(initial=0) < count else None
+
+
+def take(step: Step, weight: Rows | None, numbers: Rows) -> tuple[Rows, Rows]:
+    """One step on some rows: their new values, and how far float32 may be from them."""
+    import numpy as np
+
+    none = np.zeros(1)
+    if isinstance(step, Replace):
+        return stored_rows(step.values, numbers), none
+    assert weight is not None
+    match step:
+        case ReplaceRows():
+            weight = weight.copy()
+            places = {token: place for place, token in enumerate(step.rows)}
+            for at, number in enumerate(numbers):
+                if int(number) in places:
+                    weight[at] = stored_rows(step.values, np.array([places[int(number)]]))[0]
+            return weight, none
+        case BiasSum():
+            update = stored_rows(step.values, numbers) * step.scaling
+            return weight + update, (np.abs(weight) + np.abs(update)) * 4 * EPSILON
+        case ExpertSum():
+            left, right = expert_halves(step, numbers, weight.shape[1])
+            return add(weight, left, right, step.scaling)
+        case LoraSum():
+            return add_lora(step, weight, numbers)
+        case _:
+            raise AssertionError(step)
+
+
+def add_lora(step: LoraSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
+    """A plain pair, or a linear layer's DoRA."""
+    import numpy as np
+
+    a, b = whole(step.pair.a), whole(step.pair.b)
+    left, right = (b[numbers], a) if step.kind == "linear" else (a[:, numbers].T, b.T)
+    summed, slack = add(weight, left, right, step.scaling * step.scale)
+    if not is_set(step.adapter.config.get("use_dora")):
+        return summed, slack
+    found = next(values for role, values in step.pair.extras.items() if role.startswith(MAGNITUDE))
+    magnitude = whole(found).reshape(-1)[numbers, None]
+    length = np.linalg.norm(summed, axis=1, keepdims=True)
+    return magnitude * summed / length, np.abs(magnitude / length) * (
+        slack + np.abs(summed).max(axis=1, keepdims=True) * PEFT_EPSILON
+    )
+
+
+def add(weight: Rows, left: Rows, right: Rows, scaling: float) -> tuple[Rows, Rows]:
+    """weight + scaling * left @ right, and the bound of a float32 sum of as many products."""
+    import numpy as np
+
+    terms = np.abs(weight) + abs(scaling) * (np.abs(left) @ np.abs(right))
+    return weight + scaling * (left @ right), terms * (left.shape[1] + 4) * EPSILON
+
+
+def expert_halves(step: ExpertSum, numbers: Rows, columns: int) -> tuple[Rows, Rows]:
+    """B and A of an expert's rows; of a stack, all rows must be of one expert."""
+    import numpy as np
+
+    a, b = whole(step.a), whole(step.b)
+    a = a.reshape(step.experts, -1, a.shape[1])  # (expert, rank, in)
+    if step.expert_major:
+        b = b.reshape(b.shape[0], step.experts, -1).transpose(1, 0, 2)  # (expert, out, rank)
+    else:
+        b = b.reshape(b.shape[0], -1, step.experts).transpose(2, 0, 1)
+    height = a.shape[2] if step.transposed else b.shape[1]
+    experts = numbers // height if step.expert is None else np.full_like(numbers, step.expert)
+    within = numbers % height if step.expert is None else numbers + step.first_row
+    # block by block: an expert's rows meet only its own matrices
+    rank = a.shape[1]
+    used = np.unique(experts)
+    left = np.zeros((len(numbers), rank * len(used)))
+    right = np.zeros((rank * len(used), columns))
+    for place, expert in enumerate(used):
+        halves = (a[expert].T, b[expert].T) if step.transposed else (b[expert], a[expert])
+        mine, block = experts == expert, slice(place * rank, (place + 1) * rank)
+        left[mine, block] = halves[0][within[mine]]
+        right[block] = halves[1]
+    return left, right
+
+
+def whole(tensor: Tensor) -> Rows:
+    """A small tensor, in float64."""
+    values: Rows = read_tensor(tensor).double().numpy()
+    return values
+
+
+def stored_rows(tensor: Tensor, numbers: Rows) -> Rows:
+    """Rows of a stored tensor, in float64; of plain floats nothing else is read."""
+    import numpy as np
+
+    columns = tensor.shape[-1] if tensor.shape else 1
+    plain = tensor.dtype == "BF16" or tensor.dtype in DIRECT
+    if not plain or not isinstance(tensor, StoredTensor):
+        values: Rows = read_tensor(tensor).double().numpy().reshape(-1, columns)
+        return values[numbers]
+    dtype = DIRECT.get(tensor.dtype, "uint16")
+    count = math.prod(tensor.shape[:-1]) if tensor.shape else 1
+    stored = np.memmap(
+        tensor.path, dtype=dtype, mode="r", offset=tensor.offset, shape=(count, columns)
+    )
+    taken = np.asarray(stored[numbers])
+    if tensor.dtype == "BF16":  # the upper half of a float32
+        taken = (taken.astype(np.uint32) << 16).view(np.float32)
+    return taken.astype(np.float64)

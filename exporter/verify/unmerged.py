@@ -1,0 +1,152 @@
+"""The model as it was trained: transformers' base with PEFT's adapters on it, not merged."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.checkpoint import Checkpoint
+from exporter.core.errors import AdapterError, CheckpointError, SpaceError, UnsupportedError
+from exporter.core.events import Note, Report, silent
+from exporter.core.folders import size_text
+from exporter.core.machine import memory_nbytes
+from exporter.core.quiet import quiet_libraries
+from exporter.steps import MergePlan, WeightedAdapter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SHARE = 0.7  # of the free memory that a model may take
+FLOAT32 = 4  # bytes
+DECODERS = ("ForCausalLM", "LMHeadModel")
+
+
+@contextmanager
+def unmerged(
+    plan: MergePlan, *, memory: int | None = None, report: Report = silent
+) -> Iterator[Unmerged]:
+    """Load the base in float32: whole where it fits, else layer by layer from disk.
+
+    memory: bytes it may take; None measures what is free. Raises UnsupportedError for a model
+    that is no decoder.
+    """
+    checkpoint = plan.checkpoint
+    if not checkpoint.architecture.endswith(DECODERS):
+        raise UnsupportedError(
+            f"logits are compared of decoders only, and this is a {checkpoint.architecture}",
+            hint="`decant verify --light` checks its weights, tokenizer and settings",
+        )
+    budget = int(free_nbytes() * SHARE) if memory is None else memory
+    needed = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()) * FLOAT32
+    with quiet_libraries(), tempfile.TemporaryDirectory(prefix="decant-") as folder:
+        placed: dict[str, Any] = {}
+        if needed > budget:
+            report(
+                Note(
+                    f"the base needs {size_text(needed)} in float32 and {size_text(budget)} may be"
+                    " used: its layers go through a temporary file"
+                )
+            )
+            placed = {
+                "device_map": "auto", "max_memory": {"cpu": budget}, "offload_folder": folder
+            }  # fmt: skip
+        yield Unmerged(plan, load_base(checkpoint, plan, placed), placed)
+
+
+def load_base(checkpoint: Checkpoint, plan: MergePlan, placed: dict[str, Any]) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder, dtype=torch.float32, trust_remote_code=False, **placed
+        ).eval()
+    except (ValueError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"transformers cannot load `{checkpoint.folder}`: {error}", hint="is it complete?"
+        ) from error
+    grown = plan.config.get("vocab_size")
+    if isinstance(grown, int):
+        model.resize_token_embeddings(grown, mean_resizing=False)
+    return model
+
+
+class Unmerged:
+    """A loaded base that adapters can be put on."""
+
+    def __init__(self, plan: MergePlan, model: Any, placed: dict[str, Any]) -> None:
+        """Begin without adapters."""
+        self.plan, self.model, self.placed = plan, model, placed
+
+    def logits(self, chunks: Sequence[Sequence[int]]) -> Iterator[np.ndarray[Any, Any]]:
+        """After every token of each chunk, (tokens, vocabulary) in float32."""
+        import torch
+
+        for chunk in chunks:
+            ids = torch.tensor([list(chunk)])
+            try:
+                with torch.inference_mode():
+                    logits = self.model(input_ids=ids, use_cache=False).logits
+            except RuntimeError as error:
+                if not self.placed:
+                    raise
+                raise SpaceError(
+                    "this adapter needs the base's weights in memory, which they do not fit:"
+                    f" {error}",
+                    hint="`decant verify --light` checks with little memory",
+                ) from error
+            yield logits[0].float().numpy()
+
+    def adapt(self) -> None:
+        """Put the adapters on; all but the last are merged, as only one can stay unmerged."""
+        *others, last = self.plan.adapters
+        for weighted in others:
+            self.put_on(weighted)
+            self.model = self.model.merge_and_unload()
+        self.put_on(last)
+
+    def put_on(self, weighted: WeightedAdapter) -> None:
+        from peft import PeftModel
+
+        folder = weighted.adapter.folder
+        try:
+            with adapters_stay() if self.placed else nullcontext():
+                # or PEFT hands the model out to disk anew, adapter included
+                vars(self.model).pop("hf_device_map", None)
+                self.model = PeftModel.from_pretrained(self.model, str(folder)).eval()
+        except (ValueError, KeyError, RuntimeError, TypeError) as error:
+            raise AdapterError(
+                f"peft cannot put `{folder}` on `{self.plan.checkpoint.folder}`: {error}",
+                hint="`decant verify --light` checks without it",
+            ) from error
+        for module in self.model.modules():
+            if weighted.scale != 1 and hasattr(module, "scale_layer"):
+                module.scale_layer(weighted.scale)
+
+
+@contextmanager
+def adapters_stay() -> Iterator[None]:
+    """Keep PEFT from moving an adapter to where its layer's weight is: on disk, it is nowhere."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    name = "_move_adapter_to_device_of_base_layer"
+    original = getattr(BaseTunerLayer, name)
+    setattr(BaseTunerLayer, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(BaseTunerLayer, name, original)
+
+
+def free_nbytes() -> int:
+    """Bytes of memory that are not in use; where the system does not say, half of all."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return memory_nbytes() // 2
+    found = next(line for line in lines if line.startswith("MemAvailable"))
+    return int(found.split()[1]) * 1024

@@ -1,0 +1,127 @@
+"""Logits of GGUFs against the unmerged forward."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from exporter.adapter import open_adapter
+from exporter.checkpoint import open_checkpoint
+from exporter.core.errors import VerifyError
+from exporter.plan import plan_merge
+from exporter.steps import WeightedAdapter
+from exporter.verify.full import compare, verify_full
+from exporter.verify.report import Verification
+from exporter.verify.unmerged import unmerged
+from tests.tiny import make_adapter, make_base
+from tests.verify.others import make_tuner
+
+pytestmark = [
+    pytest.mark.llamacpp,
+    pytest.mark.trained,
+    pytest.mark.filterwarnings("ignore"),
+]
+
+CHUNKS = [[1, *range(3, 60)], [1, *range(200, 250)]]
+
+
+def plan_of(base, *adapters, scale=1.0):
+    weighted = [WeightedAdapter(open_adapter(adapter), scale) for adapter in adapters]
+    return plan_merge(open_checkpoint(base), weighted)
+
+
+def test_an_f32_gguf_answers_as_the_unmerged_model_to_float32(
+    pour, toolchain, tiny_base, tiny_adapter, tmp_path
+):
+    file = pour(tiny_base, tiny_adapter, tmp_path / "m.gguf", "F32")
+
+    found = verify_full(file, plan_of(tiny_base, tiny_adapter), CHUNKS, toolchain)
+
+    assert found.problems == ()
+    assert found.numbers["kl"] < 1e-9
+    assert found.numbers["top1"] == 1
+    assert found.numbers["tokens"] == sum(len(chunk) - 1 for chunk in CHUNKS)
+    assert found.numbers["perplexity_gguf"] == pytest.approx(
+        found.numbers["perplexity_tuned"], rel=1e-5
+    )
+    assert found.numbers["kl_of_adapter"] > 0.01
+
+
+def test_a_gguf_without_the_adapter_breaks_the_limit(
+    pour, toolchain, tiny_base, tiny_adapter, tmp_path
+):
+    for quant in ("F32", "Q8_0"):
+        file = pour(tiny_base, None, tmp_path / f"{quant}.gguf", quant)
+        found = verify_full(file, plan_of(tiny_base, tiny_adapter), CHUNKS, toolchain)
+
+        with pytest.raises(VerifyError, match=r"nats from the trained model's .* at most"):
+            Verification(file, (found,), 0).refuse()
+
+
+def test_a_tie_that_peft_merges_wrongly_is_right_by_the_unmerged_forward(pour, toolchain, tmp_path):
+    base = make_base(tmp_path / "base", tie_word_embeddings=True)
+    adapter = make_adapter(tmp_path / "lora", base, target_modules=["q_proj", "lm_head"])
+    file = pour(base, adapter, tmp_path / "m.gguf", "F32")
+
+    assert verify_full(file, plan_of(base, adapter), CHUNKS, toolchain).problems == ()
+
+
+def test_scale_dora_and_other_tuners_have_their_unmerged_forward(
+    pour, toolchain, tiny_base, tiny_adapter, tmp_path
+):
+    from peft import LoKrConfig
+
+    half = pour(tiny_base, tiny_adapter, tmp_path / "half.gguf", "F32", 0.5)
+    plan = plan_of(tiny_base, tiny_adapter, scale=0.5)
+    assert verify_full(half, plan, CHUNKS, toolchain).problems == ()
+    config = LoKrConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    for name, adapter in (
+        ("dora", make_adapter(tmp_path / "dora", tiny_base, use_dora=True)),
+        ("lokr", make_tuner(tmp_path / "lokr", tiny_base, config)),
+    ):
+        file = pour(tiny_base, adapter, tmp_path / f"{name}.gguf", "F32")
+        found = verify_full(file, plan_of(tiny_base, adapter), CHUNKS, toolchain)
+        assert found.problems == (), name
+
+
+def test_the_base_quantized_alike_sets_the_limit(
+    pour, toolchain, tiny_base, tiny_adapter, tmp_path
+):
+    file = pour(tiny_base, tiny_adapter, tmp_path / "m.gguf", "Q4_K_M")
+    plan = plan_of(tiny_base, tiny_adapter)
+
+    found = verify_full(file, plan, CHUNKS, toolchain, against_base=True)
+
+    assert found.problems == ()
+    assert 0 < found.numbers["kl_of_base"] < found.numbers["kl_limit"]
+    coarse = pour(tiny_base, tiny_adapter, tmp_path / "coarse.gguf", "Q2_K")
+    most = found.numbers["kl_limit"]
+    assert verify_full(coarse, plan, CHUNKS, toolchain, most_kl=most).problems
+
+
+def test_a_base_that_does_not_fit_goes_through_the_disk_and_answers_alike(tiny_base, tiny_adapter):
+    plan, told = plan_of(tiny_base, tiny_adapter), []
+    answers = []
+    for memory in (None, 3_000_000):  # of 9.6 MB in float32
+        with unmerged(plan, memory=memory, report=told.append) as model:
+            model.adapt()
+            answers.append(list(model.logits(CHUNKS)))
+
+    assert compare(answers[0], answers[1], CHUNKS).logit < 1e-5
+    assert ["temporary file" in event.message for event in told] == [True]
+
+
+def test_the_command_reads_a_text_of_ones_own(decant, pour, tiny_base, tiny_adapter, tmp_path):
+    file = pour(tiny_base, tiny_adapter, tmp_path / "m.gguf", "Q8_0")
+    (tmp_path / "text.txt").write_text("one two three four five six seven " * 40)
+
+    made = decant(
+        "verify", file, "--base", tiny_base, "--adapter", tiny_adapter, "--text",
+        tmp_path / "text.txt", "--tokens", 300, "--max-kl", 1e-12, "--json",
+    )  # fmt: skip
+
+    assert made.returncode == 7
+    logits = json.loads(made.stdout)["checks"][-1]["numbers"]
+    assert logits["kl_limit"] == 1e-12
+    assert 200 < logits["tokens"] < 310
