@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 Messages = Sequence[dict[str, str]]
 
@@ -91,7 +91,7 @@ class Template:
         import jinja2
 
         try:
-            return self.compiled.render(
+            text: str = self.compiled.render(
                 messages=messages,
                 tools=None,
                 documents=None,
@@ -100,6 +100,7 @@ class Template:
             )
         except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
             raise IrregularError(f"it refuses a plain conversation: {error}") from error
+        return text
 
 
 def environment() -> Any:  # jinja2's, imported where it is needed
@@ -111,7 +112,7 @@ def environment() -> Any:  # jinja2's, imported where it is needed
     class Generation(Extension):
         """`{% generation %}` marks answers for training and prints what it holds."""
 
-        tags: ClassVar = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 - jinja2 asks for it so
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)

@@ -47,6 +47,8 @@ IRREGULAR = {
     "last_alone": "{{ '<user>' + messages[-1].content + '<assistant>' }}",
     "cut_at_a_number": LOOP
     + "{{ '<' + m.role + '>' + m.content.split('.')[0] }}{% endfor %}{{ '<assistant>' }}",
+    "reads_texts": LOOP + "{{ '<' + m.role + '>' + m.content | replace('.', '') }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
     "refuses": "{{ raise_exception('not today') }}",
     "broken": "{% for m in messages %}",
     "braces": LOOP + "{{ '<' + m.role + '>{' + '{' + m.content }}{% endfor %}",

@@ -120,7 +120,7 @@ def test_answers_stop_at_the_models_own_ends(tmp_path):
              "num_ctx": "8192"},
         ),
         ({"temperature": 0.6, "do_sample": False}, {"temperature": "0"}),
-        ({"temperature": None, "top_k": "many", "max_length": 20, "eos_token_id": [2]}, {}),
+        ({"temperature": None, "top_k": "many", "top_p": True, "max_length": 20}, {}),
     ],
 )  # fmt: skip
 def test_parameters_are_the_generation_configs(tmp_path, settings, expected):
