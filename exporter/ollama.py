@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,9 +37,9 @@ class OllamaFolder:
 
     path: Path
     files: tuple[str, ...]
-    """The GGUF."""
+    """The GGUF, and for a model that sees its projector."""
     nbytes: int
-    """Its size."""
+    """Theirs."""
     base: Path
     adapters: tuple[Path, ...]
     tensors: int
@@ -72,7 +73,8 @@ def export_for_ollama(
         wanted = replace(request, outputs=(new / name,), force=True)
         result = export(wanted, toolchain, report=report)
         gguf = read_gguf(new / name, keep_items=MAX_TOKENS)
-        text = modelfile(gguf, result.base, report=report)
+        others = [file.path.name for file in result.files if file.path.name != name]
+        text = modelfile(gguf, result.base, others, report=report)
         with atomic_write(new / MODELFILE, force=True) as file:
             file.write(text.encode())
     report(Note(f"then: ollama create {plain_name(folder.name)} -f {folder / MODELFILE}"))
@@ -80,11 +82,10 @@ def export_for_ollama(
 
 
 def summary(result: ExportResult, folder: Path, started: float) -> OllamaFolder:
-    (file,) = result.files
     return OllamaFolder(
         folder,
-        (file.path.name,),
-        file.nbytes,
+        tuple(file.path.name for file in result.files),
+        sum(file.nbytes for file in result.files),
         result.base,
         result.adapters,
         result.tensors,
@@ -93,10 +94,15 @@ def summary(result: ExportResult, folder: Path, started: float) -> OllamaFolder:
     )
 
 
-def modelfile(gguf: GGUFFile, base: Path, *, report: Report = silent) -> str:
-    """The Modelfile for a GGUF, read whole; base: the folder with generation_config.json."""
+def modelfile(
+    gguf: GGUFFile, base: Path, projectors: Sequence[str] = (), *, report: Report = silent
+) -> str:
+    """The Modelfile for a GGUF, read whole.
+
+    base: the folder with generation_config.json; projectors: files that let the model see.
+    """
     turns = turns_of(gguf, report=report)
-    lines = [f"FROM ./{gguf.path.name}"]
+    lines = [f"FROM ./{name}" for name in (gguf.path.name, *projectors)]
     if turns:
         lines.append(f"TEMPLATE {quoted(go_template(turns))}")
         if turns.default_system:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
+from exporter.classifier import check_for_gguf
 from exporter.convert import (
     Conversion,
     Outtype,
@@ -177,6 +178,7 @@ def convert_all(
     something that an adapter changed.
     """
     trust = request.trust_remote_code
+    check_for_gguf(tensors.plan, report=report)
     outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
     with quiet_libraries(), result_folder(tensors.plan, trust_remote_code=trust) as folder:
 

@@ -71,7 +71,7 @@ def train(
 
 
 def request(base: Path, adapter: Path, **more: Any) -> ExportRequest:
-    return ExportRequest(((adapter, 1.0),), base, more.pop("quants", ()), (), **more)
+    return ExportRequest(((adapter, 1.0),), base, (), (), **more)
 
 
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -195,8 +195,7 @@ def test_llamacpp_has_no_such_classifier_and_the_error_says_so(tmp_path, toolcha
     base = make(kind, auto, tmp_path / "base")
     make_tokenizer(base)
     train(base, tmp_path / "lora", **settings)
-    wanted = request(base, tmp_path / "lora", quants=("F16",))
-    wanted = ExportRequest(wanted.adapters, base, ("F16",), (tmp_path / "m.gguf",))
+    wanted = ExportRequest(((tmp_path / "lora", 1.0),), base, ("F16",), (tmp_path / "m.gguf",))
 
     with pytest.raises(UnsupportedError, match="ForSequenceClassification'") as caught:
         export(wanted, toolchain)
@@ -228,8 +227,10 @@ def converter(toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.llamacpp
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("case", ["bert", "roberta", "distilbert", "modernbert"])
+@pytest.mark.parametrize(
+    ("case", "count"),
+    [("bert", 3), ("roberta", 3), ("roberta", 2), ("distilbert", 3), ("modernbert", 3)],
+)
 def test_encoders_with_a_head_become_the_converters_gguf(
     tmp_path, toolchain, converter, case, count
 ):
@@ -237,6 +238,7 @@ def test_encoders_with_a_head_become_the_converters_gguf(
     kind, auto, settings = CASES[case]
     base = make(kind, auto, tmp_path / "base")
     unmerged = train(base, tmp_path / "lora", count=count, **settings)
+    said: list[Any] = []
     merged = unmerged.merge_and_unload()
     merged.save_pretrained(tmp_path / "peft")
     output = tmp_path / "ours.gguf"
@@ -244,11 +246,30 @@ def test_encoders_with_a_head_become_the_converters_gguf(
     export(
         ExportRequest(((tmp_path / "lora", 1.0),), base, ("F16",), (output,), merge_dtype="base"),
         toolchain,
+        report=said.append,
     )
 
     usual = converter(tmp_path / "peft", tmp_path / "usual.gguf")
     (expected, theirs), (actual, ours) = read_gguf(usual), read_gguf(output)
     assert ours == theirs
     assert {name for name in ours if name.startswith("cls")}
+    warned = any("leaves out the pooler" in getattr(event, "message", "") for event in said)
+    assert warned is (case == "bert")
     differing = {k for k in expected.keys() | actual.keys() if expected.get(k) != actual.get(k)}
     assert {key for key in differing if not key.startswith(("decant.", "general."))} == set()
+
+
+@pytest.mark.llamacpp
+@pytest.mark.parametrize("case", ["bert", "distilbert", "modernbert"])
+def test_two_labels_must_have_names_for_a_gguf(tmp_path, toolchain, converter, case):
+    kind, auto, settings = CASES[case]
+    base = make(kind, auto, tmp_path / "base")
+    train(base, tmp_path / "lora", count=2, **settings)
+    wanted = ExportRequest(((tmp_path / "lora", 1.0),), base, ("F16",), (tmp_path / "x.gguf",))
+
+    with pytest.raises(UnsupportedError, match="two labels without names"):
+        export(wanted, toolchain)
+    (tmp_path / "lora" / "config.json").write_text('{"id2label": {"0": "no", "1": "yes"}}')
+    export(wanted, toolchain)
+
+    assert "cls.output.weight" in read_gguf(tmp_path / "x.gguf")[1]

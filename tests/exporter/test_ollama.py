@@ -71,6 +71,12 @@ def test_a_template_that_does_more_is_left_out_and_said(tmp_path, name):
     assert ["cannot be written as Ollama's TEMPLATE" in event.message for event in said] == [True]
 
 
+def test_what_lets_a_model_see_is_named_too(tmp_path):
+    said = parse_modelfile(modelfile(model(None), tmp_path, ["mmproj-m.gguf"]))
+
+    assert said["FROM"] == ["./m.gguf", "./mmproj-m.gguf"]
+
+
 def test_an_answer_that_comes_last_is_gone_on_with(tmp_path):
     made = model(REGULAR["chatml"])
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
