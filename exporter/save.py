@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 MAX_SHARD = 5_000_000_000  # bytes
 MARKS = ("config.json",)
-LEFT_BEHIND = (*WEIGHTS, CARD, ".*", "adapter_*", "training_args*", "trainer_state.json")
-"""Files of the base that are its weights, speak of the base alone, or belong to a training."""
+LEFT_BEHIND = (*WEIGHTS, ".*", "adapter_*", "training_args*", "trainer_state.json")
+"""Files of the base that are its weights, or belong to its repository or its training."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,7 +247,8 @@ def test_the_folder_has_the_tokenizer_and_a_card_but_nothing_of_the_bases_own(tm
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="org/base")
     (base / "README.md").write_text("---\nlicense: gemma\nlanguage: en\n---\n# The base itself\n")
     (base / "LICENSE").write_text("terms")
-    (base / "pytorch_model.bin").write_text("weights")
+    for name in ("pytorch_model.bin", "adapter_config.json", ".gitattributes"):
+        (base / name).write_text("{}")
     (adapter / "chat_template.jinja").write_text("{{ messages }}")
 
     save_merged(request(base, adapter), tmp_path / "out")
@@ -317,19 +318,41 @@ def test_a_killed_run_leaves_no_folder_and_the_next_goes_on(tmp_path, share):
 @pytest.mark.trained
 @pytest.mark.filterwarnings("ignore")
 def test_a_run_with_another_base_begins_afresh(tmp_path):
+    """Also when it has the other's place and size."""
     base = make_base(tmp_path / "base", **SIZE)
     other = make_base(tmp_path / "other", seed=5, **SIZE)
     adapter = make_adapter(tmp_path / "lora", base)
     output = tmp_path / "out" / "merged"
     killed = [sys.executable, "-c", KILLED, *map(str, (base, adapter, output, 0.9))]
     subprocess.run(killed, check=False, capture_output=True)
+    (base / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
     said: list[Any] = []
 
-    save_merged(request(other, adapter), output, max_shard=50_000, report=said.append)
+    save_merged(request(base, adapter), output, max_shard=50_000, report=said.append)
 
-    save_merged(request(other, adapter), tmp_path / "undisturbed", max_shard=50_000)
+    save_merged(request(base, adapter), tmp_path / "undisturbed", max_shard=50_000)
     assert files(output) == files(tmp_path / "undisturbed")
     assert any("beginning afresh" in getattr(event, "message", "") for event in said)
+
+
+@pytest.mark.trained
+def test_a_file_of_many_types_is_laid_out_as_safetensors_does(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    base = write_base(tmp_path / "base")
+    tensors = {
+        "a": torch.ones(3, dtype=torch.bfloat16),
+        "b": torch.tensor(7),
+        "é": torch.ones((2, 2)),
+        "z": torch.arange(5, dtype=torch.uint8),
+        "none": torch.ones((0, 4)),
+    }
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+
+    save_merged(request(base), tmp_path / "out")
+
+    assert files(tmp_path / "out")["model.safetensors"] == sha256_file(base / "model.safetensors")
 
 
 @pytest.mark.llamacpp
