@@ -13,7 +13,7 @@ from exporter.core.errors import CheckpointError
 from exporter.core.events import Note, Report, silent
 from exporter.core.files import atomic_write, read_json_object
 from exporter.core.gguf import Array, GGUFFile, read_gguf
-from exporter.core.new_folder import atomic_folder, refuse_taken
+from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.pipeline import ExportRequest, ExportResult, export
 from exporter.store import plain_name
 from exporter.toolchain import Toolchain
@@ -72,6 +72,7 @@ def export_for_ollama(
     ) as new:
         wanted = replace(request, outputs=(new / name,), force=True)
         result = export(wanted, toolchain, report=report)
+        refuse_inputs(folder, (result.base, *result.adapters))
         gguf = read_gguf(new / name, keep_items=MAX_TOKENS)
         others = [file.path.name for file in result.files if file.path.name != name]
         text = modelfile(gguf, result.base, others, report=report)

@@ -20,7 +20,7 @@ from exporter.checkpoint import INDEX
 from exporter.core.errors import SpaceError
 from exporter.core.events import Note, Progress, Report, Step, silent
 from exporter.core.files import atomic_write, free_bytes
-from exporter.core.new_folder import atomic_folder, refuse_taken
+from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.core.quiet import one_thread
 from exporter.core.safetensors import ITEM_BYTES, LENGTH_NBYTES
 from exporter.merge import MergedTensors, refuse_non_finite
@@ -113,6 +113,7 @@ def save_merged(
     refuse_taken(folder, MARKS, force=request.force)
     report(Step("reading the adapter and the base"))
     plan = plan_request(request, report=report)
+    refuse_inputs(folder, inputs(plan))
     report(Note(describe(plan)))
     merged = MergedTensors(plan)
     shards = plan_shards(merged, max_shard)
@@ -130,6 +131,10 @@ def save_merged(
         len(plan.changes),
         time.monotonic() - started,
     )
+
+
+def inputs(plan: MergePlan) -> list[Path]:
+    return [plan.checkpoint.folder, *(weighted.adapter.folder for weighted in plan.adapters)]
 
 
 def plan_shards(merged: MergedTensors, max_shard: int) -> tuple[Shard, ...]:

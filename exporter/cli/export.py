@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from exporter.cli.folders import export_folder, folder_name
 from exporter.cli.options import given, json_option, offline_option, quiet_option, store
 from exporter.cli.render import print_json, print_table, reporting
 from exporter.core.errors import InputError, ToolchainError
@@ -21,7 +22,7 @@ from exporter.store import file_name
 
 if TYPE_CHECKING:
     from exporter.download.pull import Pulled
-    from exporter.pipeline import ExportResult
+    from exporter.pipeline import ExportRequest, ExportResult
     from exporter.steps import MergeDtype
 
 
@@ -118,18 +119,16 @@ def export(
             return
         folders, base_folder = bring(sources, report=report)
     from exporter.adapter import open_adapter
-    from exporter.cli.folders import export_folder, folder_name
     from exporter.pipeline import ExportRequest
-    from exporter.pipeline import export as run
-    from exporter.toolchain import find_toolchain
 
     chosen = tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
-    name = "-".join(open_adapter(path).name for path in folders)
+    named = "-".join(open_adapter(path).name for path in folders)
+    name = named or model_name(base_folder or Path())
     request = ExportRequest(
         adapters=tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
         base=base_folder,
         quants=chosen,
-        outputs=output_paths(output, name or model_name(base_folder or Path()), chosen),
+        outputs=output_paths(output, name, chosen),
         merge_dtype=merge_dtype,
         combine=combine,
         base_roundtrip=base_roundtrip,
@@ -139,7 +138,15 @@ def export(
     )
     if to != "gguf":
         export_folder(to, request, output or folder_name(name, to), max_shard_size)
-        return
+    else:
+        export_gguf(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
+
+
+def export_gguf(request: ExportRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Write the GGUF files and show them."""
+    from exporter.pipeline import export as run
+    from exporter.toolchain import find_toolchain
+
     toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
         result = run(request, toolchain, dry_run=dry_run, report=report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,11 +65,23 @@ def refuse_taken(path: Path, marks: tuple[str, ...], *, force: bool) -> None:
         )
 
 
+def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError when writing `path` would replace, or stand inside, what is read."""
+    target = path.resolve()
+    for folder in inputs:
+        source = folder.resolve()
+        if source == target or target in source.parents or source in target.parents:
+            raise OutputError(
+                f"`{path}` would overwrite or stand in `{folder}`, from which it is made",
+                hint="name another folder with -o",
+            )
+
+
 @contextmanager
 def locked_folder(partial: Path, path: Path) -> Iterator[None]:
     """Make `partial` if need be and hold it; OutputError when another process does."""
     while True:
-        partial.mkdir(exist_ok=True)
+        make_folder(partial)
         fd = os.open(partial, os.O_RDONLY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,7 +14,7 @@ import pytest
 
 from exporter.checkpoint import open_checkpoint
 from exporter.cli.app import run
-from exporter.core.errors import AdapterError, SpaceError
+from exporter.core.errors import AdapterError, OutputError, SpaceError
 from exporter.core.files import sha256_file
 from exporter.merge import MergedTensors
 from exporter.pipeline import ExportRequest, export
@@ -72,6 +72,18 @@ def test_a_dry_run_writes_nothing_and_a_full_disk_is_known_before(tmp_path):
     with pytest.raises(SpaceError, match="the merged model needs 8796"):
         save_merged(request(base), output)
     assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["base", "lora", "base/merged"])
+def test_what_is_read_is_never_overwritten(tmp_path, name):
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "lora")
+    (adapter / "config.json").write_text("{}")
+    before = files(base) | files(adapter)
+
+    with pytest.raises(OutputError, match="from which it is made"):
+        save_merged(request(base, adapter, force=True), tmp_path / name)
+
+    assert files(base) | files(adapter) == before
 
 
 @pytest.mark.parametrize(
