@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.checkpoint import INDEX
 from exporter.core.errors import SpaceError
 from exporter.core.events import Note, Progress, Report, Step, silent
 from exporter.core.files import atomic_write, free_bytes
@@ -33,6 +32,9 @@ from exporter.write import HEADROOM
 if TYPE_CHECKING:
     import torch
 
+    from exporter.toolchain import Toolchain
+
+INDEX = "model.safetensors.index.json"
 MAX_SHARD = 5_000_000_000  # bytes
 MARKS = ("config.json",)
 LEFT_BEHIND = (*WEIGHTS, ".*", "adapter_*", "training_args*", "trainer_state.json")
@@ -98,6 +100,7 @@ class SavedFolder:
 def save_merged(
     request: ExportRequest,
     folder: Path,
+    toolchain: Toolchain | None = None,
     *,
     max_shard: int = MAX_SHARD,
     dry_run: bool = False,
@@ -105,6 +108,7 @@ def save_merged(
 ) -> SavedFolder:
     """Write the merged checkpoint as the new folder `folder`.
 
+    toolchain: dequantizes what only llama.cpp can; without one such a base is refused.
     Shards have at most `max_shard` bytes of tensors, but for a tensor that is larger by itself.
     Raises OutputError when `folder` is taken, SpaceError before any weight is read, and what
     planning and merging raise.
@@ -112,7 +116,7 @@ def save_merged(
     started = time.monotonic()
     refuse_taken(folder, MARKS, force=request.force)
     report(Step("reading the adapter and the base"))
-    plan = plan_request(request, report=report)
+    plan = plan_request(request, toolchain, report=report)
     refuse_inputs(folder, inputs(plan))
     report(Note(describe(plan)))
     merged = MergedTensors(plan)
@@ -248,8 +252,18 @@ def companions(
     with result_folder(plan, trust_remote_code=request.trust_remote_code) as folder:
         for path in sorted(folder.iterdir()):
             if path.is_file() and not any(fnmatch.fnmatch(path.name, p) for p in LEFT_BEHIND):
-                yield path.name, path.read_bytes()
+                yield path.name, settled(path, plan)
     yield CARD, model_card(plan, result_name(plan)).encode()
+
+
+def settled(path: Path, plan: MergePlan) -> bytes:
+    """A file's content; a config no longer speaks of a quantization that was undone."""
+    content = path.read_bytes()
+    if path.name == "config.json" and "quantization_config" not in plan.checkpoint.config:
+        said = json.loads(content)
+        if said.pop("quantization_config", None) is not None:
+            return json.dumps(said, indent=2).encode()
+    return content
 
 
 def index_of(shards: tuple[Shard, ...]) -> bytes:
@@ -270,7 +284,8 @@ def fingerprint(plan: MergePlan, shards: tuple[Shard, ...]) -> str:
 
     A base's file counts as unchanged while its size and time stand.
     """
-    files = sorted({tensor.path for tensor in plan.checkpoint.tensors.values()})
+    base = plan.checkpoint.folder
+    files = sorted(path for pattern in (*WEIGHTS, "config.json") for path in base.glob(pattern))
     combined = {
         step.how
         for change in plan.changes.values()
@@ -280,6 +295,7 @@ def fingerprint(plan: MergePlan, shards: tuple[Shard, ...]) -> str:
     facts = [
         [metadata.version(package) for package in ("decant-llm", "peft", "torch")],
         [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+        plan.checkpoint.roundtrip,
         [[weighted.adapter.sha256(), weighted.scale] for weighted in plan.adapters],
         [plan.dtype, sorted(combined)],
         [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in shards],

@@ -122,8 +122,7 @@ def export(
     from exporter.pipeline import ExportRequest
 
     chosen = tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
-    named = "-".join(open_adapter(path).name for path in folders)
-    name = named or model_name(base_folder or Path())
+    name = "-".join(open_adapter(f).name for f in folders) or model_name(base_folder or Path())
     request = ExportRequest(
         adapters=tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
         base=base_folder,
@@ -136,10 +135,10 @@ def export(
         force=force,
         threads=threads or cores(),
     )
-    if to != "gguf":
-        export_folder(to, request, output or folder_name(name, to), max_shard_size)
-    else:
+    if to == "gguf":
         export_gguf(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
+    else:
+        export_folder(to, request, output or folder_name(name, to), max_shard_size)
 
 
 def export_gguf(request: ExportRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:

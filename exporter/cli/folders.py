@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import click
 
 from exporter.cli.render import print_json, reporting
+from exporter.core.errors import ToolchainError
 from exporter.core.folders import size_text
 from exporter.store import plain_name
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from exporter.ollama import OllamaFolder
     from exporter.pipeline import ExportRequest
     from exporter.save import SavedFolder
+    from exporter.toolchain import Toolchain
 
 FolderResult: TypeAlias = "SavedFolder | OllamaFolder"
 ENDINGS = {"safetensors": "merged", "ollama": "ollama"}
@@ -49,6 +51,16 @@ def export_folder(to: str, request: ExportRequest, folder: Path, max_shard_size:
 
             made = save_merged(request, folder, max_shard=max_shard, dry_run=dry_run, report=report)
     show_folder(made, dry_run=dry_run, as_json=options["as_json"])
+
+
+def toolchain_if_built() -> Toolchain | None:
+    """A merged checkpoint needs llama.cpp only to read bases quantized in some ways."""
+    from exporter.toolchain import find_toolchain
+
+    try:
+        return find_toolchain()
+    except ToolchainError:
+        return None
 
 
 def parse_size(text: str) -> int:

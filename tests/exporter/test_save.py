@@ -19,7 +19,7 @@ from exporter.core.files import sha256_file
 from exporter.merge import MergedTensors
 from exporter.pipeline import ExportRequest, export
 from exporter.plan import plan_merge
-from exporter.save import plan_shards, save_merged
+from exporter.save import plan_shards, save_merged, settled
 from tests.architectures import ARCHITECTURES, make_architecture
 from tests.raw import copy, edit_json, write_adapter, write_base, write_safetensors
 from tests.reference import read_gguf
@@ -72,6 +72,20 @@ def test_a_dry_run_writes_nothing_and_a_full_disk_is_known_before(tmp_path):
     with pytest.raises(SpaceError, match="the merged model needs 8796"):
         save_merged(request(base), output)
     assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_undone", [True, False])
+def test_a_quantization_that_was_undone_is_not_in_the_config(tmp_path, is_undone):
+    base = write_base(tmp_path / "base")
+    edit_json(base / "config.json", quantization_config={"quant_method": "some"})
+    plan = plan_merge(open_checkpoint(base))
+    if is_undone:
+        del plan.checkpoint.config["quantization_config"]
+
+    said = json.loads(settled(base / "config.json", plan))
+
+    assert ("quantization_config" in said) is not is_undone
+    assert said["model_type"] == "llama"
 
 
 @pytest.mark.parametrize("name", ["base", "lora", "base/merged"])
