@@ -27,6 +27,7 @@ PREFIX = "base_model.model."
 # One tensor of one adapted module: its module, how deep PEFT nested its wrappers, its role.
 LORA_KEY = re.compile(r"(?P<module>.+?)(?P<nested>(\.base_layer)*)\.(?P<role>lora_\w+(\..+)?)")
 ROWS_KEY = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta")
+WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.(?=weight$)")
 LINEAR = ("lora_A.weight", "lora_B.weight")
 EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 
@@ -219,7 +220,7 @@ def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpe
         )
     pairs: dict[tuple[str, int], dict[str, Tensor]] = {}
     groups: dict[str, dict[str, Tensor]] = {}
-    for stored, tensor in tensors.items():
+    for stored, tensor in without_copies(tensors).items():
         found = LORA_KEY.fullmatch(model_key(stored)) if adapter.kind == "LORA" else None
         if found and stored.startswith(PREFIX):
             place = found["module"], found["nested"].count("base_layer")
@@ -242,6 +243,19 @@ def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpe
     for one in paired:
         refuse_oddities(one, opened)
     return opened
+
+
+def without_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what PEFT's save_embedding_layers adds to modules_to_save of an embedding.
+
+    The wrapper's own names, beside the trained values under their plain name; PEFT does not
+    read them either.
+    """
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if (plain := WRAPPED.sub(".", name)) == name or plain not in tensors
+    }
 
 
 def group_of(stored: str, kind: str) -> tuple[str, str]:

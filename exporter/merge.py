@@ -47,10 +47,13 @@ class MergedTensors:
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """The type it has in the checkpoint; of what is added, the type of the changed weights."""
+        return torch_dtype(self.stored_type(name))
+
+    def stored_type(self, name: str) -> str:
+        """The same, as safetensors spells it."""
         if name in self.plan.checkpoint.tensors:
-            return torch_dtype(self.plan.checkpoint.tensors[name].dtype)
-        source = self.plan.changes[name].source or self.neighbour()
-        return torch_dtype(source.dtype)
+            return self.plan.checkpoint.tensors[name].dtype
+        return (self.plan.changes[name].source or self.neighbour()).dtype
 
     def neighbour(self) -> Tensor:
         """Some matrix of the checkpoint, whose type a new one takes."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
+from exporter.classifier import check_for_gguf
 from exporter.convert import (
     Conversion,
     Outtype,
@@ -190,6 +191,7 @@ def convert_all(
     something that an adapter changed.
     """
     trust = request.trust_remote_code
+    check_for_gguf(tensors.plan, report=report)
     outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
     with quiet_libraries(), result_folder(tensors.plan, trust_remote_code=trust) as folder:
 
@@ -213,9 +215,12 @@ def convert_all(
 
 
 def plan_request(
-    request: ExportRequest, toolchain: Toolchain, *, report: Report = silent
+    request: ExportRequest, toolchain: Toolchain | None, *, report: Report = silent
 ) -> MergePlan:
-    """Open what is to be merged and plan it."""
+    """Open what is to be merged and plan it.
+
+    toolchain: dequantizes what only llama.cpp can; without one such a base is refused.
+    """
     adapters = [
         WeightedAdapter(open_adapter(folder, report=report), scale)
         for folder, scale in request.adapters
@@ -226,7 +231,7 @@ def plan_request(
     )
     specs = [weighted.adapter for weighted in adapters]
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
-    if adapters:  # without one, llama.cpp's converter dequantizes for itself
+    if adapters and toolchain:  # without an adapter, llama.cpp's converter dequantizes for itself
         checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
 

@@ -6,9 +6,11 @@ Every tensor of every adapter is used exactly once or refused by name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from exporter.adapter import AdapterSpec, LoraPair, scaling_of
 from exporter.checkpoint import Checkpoint
+from exporter.classifier import find_classifier
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.ends import Ends, find_ends, same_values
 from exporter.experts import is_targeted, plan_experts, plan_single
@@ -51,6 +53,7 @@ def plan_merge(
         planner.add(weighted)
     if combine:
         planner.combine(combine)
+    planner.become_classifier([weighted.adapter for weighted in adapters])
     planner.settle_ends([weighted.adapter for weighted in adapters])
     changes = {
         name: Change(planner.source(name), tuple(steps), planner.shape(name))
@@ -220,6 +223,14 @@ class Planner:
                     hint="leave out --combine: the adapters are then merged one after the other",
                 )
             self.steps[name] = [CombinedSum(sums, how)]
+
+    def become_classifier(self, adapters: list[AdapterSpec]) -> None:
+        """Where an adapter brings a classifier's head, the language model's own goes."""
+        added = {n: s for n, s in self.shapes.items() if n not in self.checkpoint.tensors}
+        if made := find_classifier(self.checkpoint, adapters, added):
+            self.config |= made.config
+            self.dropped |= made.dropped
+            self.ends = replace(self.ends, head="", tied=False)
 
     def settle_ends(self, adapters: list[AdapterSpec]) -> None:
         """Decide what becomes of tied embeddings, and how many tokens the result has."""

@@ -37,9 +37,13 @@ class StoredModel:
 
 
 def file_name(name: str, quant: str) -> str:
-    """The file a model is stored in; anything a shell or a path could trip over becomes `-`."""
-    plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
-    return f"{plain}-{quant}{SUFFIX}"
+    """The file a model is stored in."""
+    return f"{plain_name(name)}-{quant}{SUFFIX}"
+
+
+def plain_name(name: str) -> str:
+    """The name with `-` for anything that a shell or a path could trip over."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
 
 
 def list_models(store: Path) -> list[StoredModel]:

@@ -85,7 +85,12 @@ def trained_rows(adapter: AdapterSpec, module: str) -> tuple[int, ...]:
 
 
 def is_new_module(name: str, adapter: AdapterSpec) -> bool:
-    """Whether a tensor belongs to a head that training added, which no base has."""
+    """Whether a tensor belongs to a head that training added, which no base has.
+
+    PEFT saves every module whose name ends so: `classifier` is also DistilBERT's `pre_classifier`.
+    """
     saved = adapter.config.get("modules_to_save")
-    heads = saved if isinstance(saved, list) else []
-    return any(head in name.split(".")[:-1] for head in heads)
+    heads = (
+        tuple(head for head in saved if isinstance(head, str)) if isinstance(saved, list) else ()
+    )
+    return bool(heads) and any(part.endswith(heads) for part in name.split(".")[:-1])

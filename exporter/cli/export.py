@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from exporter.cli.options import json_option, offline_option, quiet_option, store
+from exporter.cli.folders import export_folder, folder_name
+from exporter.cli.options import given, json_option, offline_option, quiet_option, store
 from exporter.cli.render import print_json, print_table, reporting
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.folders import model_name, size_text
@@ -21,7 +22,7 @@ from exporter.store import file_name
 
 if TYPE_CHECKING:
     from exporter.download.pull import Pulled
-    from exporter.pipeline import ExportResult
+    from exporter.pipeline import ExportRequest, ExportResult
     from exporter.steps import MergeDtype
 
 
@@ -42,6 +43,14 @@ if TYPE_CHECKING:
     "-q", "--quant", "quants", multiple=True, default=("Q4_K_M",), show_default=True,
     help="Quantization; give it again for several files from one pass.",
 )  # fmt: skip
+@click.option(
+    "--to", type=click.Choice(("gguf", "lora", "safetensors", "ollama")), default="gguf",
+    show_default=True,
+    help="gguf; a merged checkpoint for transformers (safetensors); a GGUF with its Modelfile.",
+)  # fmt: skip
+@click.option(
+    "--max-shard-size", default="5GB", show_default=True, help="Of a file of --to safetensors."
+)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
     help="FILE.gguf, or a folder. Without it: the store, for `decant chat NAME`.",
@@ -81,6 +90,7 @@ def export(
     combine: Combination | None,
     base: str | None,
     quants: tuple[str, ...],
+    to: str,
     output: Path | None,
     merge_dtype: MergeDtype,
     base_roundtrip: BaseRoundtrip,
@@ -92,6 +102,7 @@ def export(
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    max_shard_size: str,
 ) -> None:
     """Turn the PEFT adapter ADAPTER into a GGUF.
 
@@ -99,6 +110,7 @@ def export(
     not here is pulled. The base is taken from --base, else from where the adapter says it was
     trained. Without ADAPTER (or with `-`) the base is converted as it is.
     """
+    refuse_output(to)
     wanted = adapters_named(adapter, scale, others, combine)
     refuse_nonsense(adapter, base, revision or subfolder, has_adapter=bool(wanted))
     require_packages()
@@ -110,18 +122,14 @@ def export(
             show_absent(pulls, as_json=as_json)
             return
         folders, base_folder = bring(sources, report=report)
-    from exporter.adapter import open_adapter
     from exporter.pipeline import ExportRequest
-    from exporter.pipeline import export as run
-    from exporter.toolchain import find_toolchain
 
-    chosen = tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
-    name = "-".join(open_adapter(path).name for path in folders)
+    chosen, name = chosen_quants(quants), name_of(folders, base_folder)
     request = ExportRequest(
         tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
         base_folder,
         chosen,
-        outputs=output_paths(output, name or model_name(base_folder or Path()), chosen),
+        outputs=output_paths(output, name, chosen),
         merge_dtype=merge_dtype,
         combine=combine,
         base_roundtrip=base_roundtrip,
@@ -130,8 +138,31 @@ def export(
         verify=not no_verify,
         threads=threads or cores(),
     )
+    if to == "gguf":
+        export_gguf(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
+    else:
+        export_folder(to, request, output or folder_name(name, to), max_shard_size)
+
+
+def chosen_quants(quants: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
+
+
+def name_of(adapters: list[Path], base: Path | None) -> str:
+    """What a person would call the result."""
+    from exporter.adapter import open_adapter
+
+    return "-".join(open_adapter(folder).name for folder in adapters) or model_name(base or Path())
+
+
+def export_gguf(request: ExportRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
+    """Write the GGUF files and show them."""
+    from exporter.pipeline import export as run
+    from exporter.toolchain import find_toolchain
+
+    toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
-        result = run(request, find_toolchain(), dry_run=dry_run, report=report)
+        result = run(request, toolchain, dry_run=dry_run, report=report)
     show(result, dry_run=dry_run, as_json=as_json)
 
 
@@ -143,6 +174,16 @@ def refuse_nonsense(
         raise click.UsageError("name an adapter folder, or a base with --base")
     if adapter in (None, "-") and within:
         raise click.UsageError("--revision and --subfolder are ADAPTER's, and none is named")
+
+
+def refuse_output(to: str) -> None:
+    """UsageError for options that say nothing about this output."""
+    if to == "lora":
+        raise click.UsageError("--to lora is not there yet; --to gguf merges the adapter")
+    if to == "safetensors" and given("quants"):
+        raise click.UsageError("-q is for GGUF: --to safetensors keeps the base's own type")
+    if to != "safetensors" and given("max_shard_size"):
+        raise click.UsageError("--max-shard-size is for --to safetensors")
 
 
 def adapters_named(

@@ -27,3 +27,9 @@ quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but warni
 
 def store() -> Path:
     return store_folder(os.environ)
+
+
+def given(parameter: str) -> bool:
+    """Whether the user named an option, rather than leaving it at its default."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.COMMANDLINE

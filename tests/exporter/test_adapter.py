@@ -200,6 +200,21 @@ def test_no_config_makes_it_raise_anything_else(tmp_path_factory, changes):
         pass
 
 
+def test_what_peft_saves_twice_is_taken_once(tmp_path):
+    """save_embedding_layers writes the wrappers' names beside the plain one."""
+    folder = write_adapter(tmp_path / "lora", modules_to_save=["lm_head"])
+    pair = {f"{STEM}.lora_A.weight": (2, 8), f"{STEM}.lora_B.weight": (8, 2)}
+    plain = "base_model.model.lm_head"
+    copies = [f"{plain}.{word}.weight" for word in ("modules_to_save", "original_module")]
+    weights = folder / "adapter_model.safetensors"
+
+    write_safetensors(weights, pair | dict.fromkeys([f"{plain}.weight", *copies], (16, 8)))
+    assert list(open_adapter(folder).values) == ["lm_head.weight"]
+
+    write_safetensors(weights, pair | dict.fromkeys(copies[:1], (16, 8)))
+    assert list(open_adapter(folder).values) == ["lm_head.modules_to_save.weight"]
+
+
 def test_pairs_are_matched_whatever_the_order(tmp_path):
     names = [
         f"base_model.model.m.{index}.lora_{half}.weight" for half in "BA" for index in range(3)
