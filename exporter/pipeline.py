@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
@@ -30,6 +29,7 @@ from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
 from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
+from exporter.provenance import provenance
 from exporter.qlora import BaseRoundtrip, as_trained_on
 from exporter.quantize import PLAIN, Quantizer, choose_types
 from exporter.recipe import Recipe, check_recipe
@@ -278,7 +278,7 @@ def plan_file(
 ) -> GGUFPlan:
     """Everything about one file but its data."""
     types = choose_types(conversion, quant, toolchain, recipe)
-    told = provenance(merge) | recipe.keys(quant)
+    told = provenance(merge, toolchain) | recipe.keys(quant)
     header = conversion.header(types, ftype=FTYPES[quant], provenance=told)
     layout = lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots})
     return GGUFPlan(
@@ -290,33 +290,6 @@ def plan_file(
         rounding(conversion, quant, merge.dtype),
         importance(recipe.imatrix, conversion.slots),
     )
-
-
-def provenance(merge: MergePlan) -> dict[str, str | int]:
-    """What `decant inspect` can tell of a file's making: names and hashes, no paths."""
-    told: dict[str, str | int] = {
-        "decant.version": metadata.version("decant-llm"),
-        "decant.base": merge.checkpoint.name,
-        "decant.merge_dtype": merge.dtype,
-        "decant.base_roundtrip": merge.checkpoint.roundtrip,
-    }
-    for number, weighted in enumerate(merge.adapters):
-        adapter, key = weighted.adapter, f"decant.adapter{number or ''}"
-        told |= {
-            key: adapter.name,
-            f"{key}.sha256": adapter.sha256(),
-            f"{key}.scale": f"{weighted.scale:g}",
-            f"{key}.trained_on": base_name(adapter.base),
-        }
-    return {key: value for key, value in told.items() if value}
-
-
-def base_name(named: str | None) -> str:
-    """A hub name as it is, of a path only the last part: where it lay is nobody's business."""
-    if not named:
-        return ""
-    is_path = named.startswith((".", "/", "~")) or named.count("/") > 1
-    return Path(named).name if is_path else named
 
 
 def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dict[str, GGMLType]:
