@@ -66,7 +66,7 @@ class Conversion:
         types: dict[str, GGMLType],
         *,
         ftype: int,
-        provenance: Mapping[str, str] | None = None,
+        provenance: Mapping[str, str | int] | None = None,
         vocabulary: bool = True,
     ) -> bytes:
         """Everything before the data, padded: metadata with `ftype`, tensor infos in order."""
@@ -83,7 +83,7 @@ class Conversion:
         writer.remove_key("general.file_type")
         writer.add_file_type(ftype)
         for key, value in (provenance or {}).items():
-            writer.add_string(key, value)
+            (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
         shapes = {slot.name: slot.shape for slot in self.slots}
         for name, stored in types.items():
             kind = gguf.GGMLQuantizationType(stored.number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
@@ -25,12 +24,15 @@ from exporter.core.files import refuse_existing
 from exporter.core.machine import cores
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
+from exporter.imatrix import importance
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
 from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
+from exporter.provenance import provenance
 from exporter.qlora import BaseRoundtrip, as_trained_on
-from exporter.quantize import Quantizer, choose_types
+from exporter.quantize import PLAIN, Quantizer, choose_types
+from exporter.recipe import Recipe, check_recipe
 from exporter.sources import find_base
 from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, describe
 from exporter.toolchain import Toolchain
@@ -52,6 +54,7 @@ class ExportRequest:
     outputs: tuple[Path, ...]
     """One file for each of `quants`."""
     merge_dtype: MergeDtype = "float32"
+    recipe: Recipe = PLAIN
     combine: Combination | None = None
     """How several adapters become one; None merges them one after the other."""
     trust_remote_code: bool = False
@@ -101,6 +104,7 @@ def export(
     A dry run stops when the plan stands, before any weight is read.
     """
     started = time.monotonic()
+    check_recipe(request.recipe, request.quants)
     for output in request.outputs:
         if dry_run and output.exists():
             report(Warn(f"`{output}` exists: the export itself will need --force"))
@@ -169,7 +173,7 @@ def plan_files(
     merge = tensors.plan
     conversions, projector = convert_all(request, tensors, toolchain, report=report)
     plans = [
-        plan_file(path, quant, conversions[outtype_for(quant)], merge, toolchain)
+        plan_file(path, quant, conversions[outtype_for(quant)], merge, toolchain, request.recipe)
         for path, quant in zip(request.outputs, request.quants, strict=True)
     ]
     groups = [Group(plans, next(iter(conversions.values())).slots)]
@@ -270,39 +274,22 @@ def plan_file(
     conversion: Conversion,
     merge: MergePlan,
     toolchain: Toolchain,
+    recipe: Recipe = PLAIN,
 ) -> GGUFPlan:
     """Everything about one file but its data."""
-    types = choose_types(conversion, quant, toolchain)
-    header = conversion.header(types, ftype=FTYPES[quant], provenance=provenance(merge))
+    types = choose_types(conversion, quant, toolchain, recipe)
+    told = provenance(merge, toolchain) | recipe.keys(quant)
+    header = conversion.header(types, ftype=FTYPES[quant], provenance=told)
     layout = lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots})
-    return GGUFPlan(path, quant, header, types, layout, rounding(conversion, quant, merge.dtype))
-
-
-def provenance(merge: MergePlan) -> dict[str, str]:
-    """What `decant inspect` can tell of a file's making: names and hashes, no paths."""
-    told = {
-        "decant.version": metadata.version("decant-llm"),
-        "decant.base": merge.checkpoint.name,
-        "decant.merge_dtype": merge.dtype,
-        "decant.base_roundtrip": merge.checkpoint.roundtrip,
-    }
-    for number, weighted in enumerate(merge.adapters):
-        adapter, key = weighted.adapter, f"decant.adapter{number or ''}"
-        told |= {
-            key: adapter.name,
-            f"{key}.sha256": adapter.sha256(),
-            f"{key}.scale": f"{weighted.scale:g}",
-            f"{key}.trained_on": base_name(adapter.base),
-        }
-    return {key: value for key, value in told.items() if value}
-
-
-def base_name(named: str | None) -> str:
-    """A hub name as it is, of a path only the last part: where it lay is nobody's business."""
-    if not named:
-        return ""
-    is_path = named.startswith((".", "/", "~")) or named.count("/") > 1
-    return Path(named).name if is_path else named
+    return GGUFPlan(
+        path,
+        quant,
+        header,
+        types,
+        layout,
+        rounding(conversion, quant, merge.dtype),
+        importance(recipe.imatrix, conversion.slots),
+    )
 
 
 def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dict[str, GGMLType]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import re
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.core.errors import ToolchainError, UnsupportedError
-from exporter.core.types import FLOATS, FTYPES, GGMLType
+from exporter.core.errors import InputError, ToolchainError
+from exporter.core.types import FLOATS, GGMLType
+from exporter.imatrix import Importance, check_covered, check_fit
+from exporter.recipe import Recipe, check_rules
 from exporter.toolchain import run_tool
 
 if TYPE_CHECKING:
@@ -24,36 +27,54 @@ DRY_RUN_LINE = re.compile(
     r"^\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[.*\], type = +(?P<old>\w+), "
     r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<new>\w+)\))?"
 )
-# what the dry run warns of where the real run would refuse
-NEEDS_IMATRIX = "will require an imatrix"
+# std::regex_error's texts, which differ between C++ libraries
+BAD_PATTERN = re.compile(r"failed to quantize:.*(regex|regular expression)", re.IGNORECASE)
+PLAIN = Recipe()
 
 
-def choose_types(conversion: Conversion, quant: str, toolchain: Toolchain) -> dict[str, GGMLType]:
+def choose_types(
+    conversion: Conversion, quant: str, toolchain: Toolchain, recipe: Recipe = PLAIN
+) -> dict[str, GGMLType]:
     """The type of every tensor by name, in the order the finished file holds them.
 
     The converter decides for F32, F16 and BF16; for every other quantization llama.cpp is
     asked, by a dry run over a file that has all the names and shapes and no data.
-    Raises UnsupportedError when it needs an importance matrix.
+    Raises UnsupportedError when it needs an importance matrix, InputError when the recipe is
+    for another model.
     """
     stored = {slot.name: slot.type for slot in conversion.slots}
     if quant in FLOATS:
         return stored
+    if recipe.imatrix:
+        check_fit(recipe.imatrix, conversion.slots)
     with tempfile.TemporaryDirectory(prefix="decant-") as folder:
         skeleton = Path(folder) / "skeleton.gguf"
         write_skeleton(skeleton, conversion, stored)
-        printed = run_tool(toolchain, "llama-quantize", ["--dry-run", str(skeleton), quant])
-    if NEEDS_IMATRIX in printed:
-        raise UnsupportedError(
-            f"{quant} needs an importance matrix for this model",
-            hint=f"choose among {', '.join(FTYPES)}",
-        )
+        printed = dry_run(skeleton, quant, toolchain, recipe)
     types = parse_dry_run(printed)
     if types.keys() != stored.keys():
         raise ToolchainError(
             f"llama-quantize's dry run named {len(types)} tensors of {len(stored)}",
             hint="rebuild llama.cpp with `decant setup --force`",
         )
+    check_rules(recipe, types, conversion.slots)
+    check_covered(types, conversion.slots, quant, recipe.imatrix)
     return types
+
+
+def dry_run(skeleton: Path, quant: str, toolchain: Toolchain, recipe: Recipe) -> str:
+    """What llama-quantize would do. Raises InputError for patterns that it cannot read."""
+    arguments = ["--dry-run", *recipe.arguments(), str(skeleton), quant]
+    try:
+        return run_tool(toolchain, "llama-quantize", arguments)
+    except ToolchainError as error:
+        if recipe.tensor_types and BAD_PATTERN.search(error.message):
+            rules = ", ".join(map(str, recipe.tensor_types))
+            raise InputError(
+                f"llama-quantize cannot read a pattern among {rules}",
+                hint="it takes regular expressions as ECMAScript has them",
+            ) from error
+        raise
 
 
 def write_skeleton(path: Path, conversion: Conversion, stored: dict[str, GGMLType]) -> None:
@@ -99,14 +120,41 @@ class Quantizer:
         ]  # fmt: skip
         return Quantizer(library)
 
-    def quantize(self, rows: np.ndarray[Any, Any], kind: GGMLType) -> np.ndarray[Any, Any]:
-        """Contiguous float32 rows (n, n_per_row) as bytes (n, row_nbytes) of `kind`."""
+    def quantize(
+        self,
+        rows: np.ndarray[Any, Any],
+        kind: GGMLType,
+        importance: Importance | None = None,
+        *,
+        first_row: int = 0,
+    ) -> np.ndarray[Any, Any]:
+        """Contiguous float32 rows (n, n_per_row) as bytes (n, row_nbytes) of `kind`.
+
+        first_row: the place of the first in its tensor, which says whose importance it has.
+        """
         import numpy as np
 
         count, n_per_row = rows.shape
         packed = np.empty((count, kind.row_nbytes(n_per_row)), dtype=np.uint8)
-        nbytes = self.library.ggml_quantize_chunk(
-            kind.number, rows.ctypes.data, packed.ctypes.data, 0, count, n_per_row, None
-        )
-        assert nbytes == packed.nbytes, (kind, rows.shape, nbytes)
+        for start, stop, vector in runs(importance, first_row, count):
+            nbytes = self.library.ggml_quantize_chunk(
+                kind.number, rows[start:].ctypes.data, packed[start:].ctypes.data,
+                0, stop - start, n_per_row, None if vector is None else vector.ctypes.data,
+            )  # fmt: skip
+            assert nbytes == packed[start:stop].nbytes, (kind, rows.shape, nbytes)
         return packed
+
+
+def runs(
+    importance: Importance | None, first_row: int, count: int
+) -> Iterator[tuple[int, int, np.ndarray[Any, Any] | None]]:
+    """The rows (from, to) that share an importance vector, and that vector."""
+    if importance is None:
+        yield 0, count, None
+        return
+    start = 0
+    while start < count:
+        expert, row = divmod(first_row + start, importance.rows_each)
+        stop = min(count, start + importance.rows_each - row)
+        yield start, stop, importance.vectors[expert]
+        start = stop

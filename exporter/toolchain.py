@@ -7,7 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +171,39 @@ def run_tool(
             hint="if this goes on, rebuild llama.cpp with `decant setup --force`",
         )
     return done.stdout
+
+
+def follow_tool(
+    toolchain: Toolchain, name: str, arguments: Sequence[str], heard: Callable[[str], None]
+) -> str:
+    """Run a tool as `run_tool` does, telling `heard` all it has printed whenever it prints.
+
+    The tool is ended when this is left by an exception.
+    """
+    argv = [str(toolchain.tool(name)), *arguments]
+    printed = ""
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=scrubbed(os.environ),
+    ) as running:
+        assert running.stdout is not None
+        try:
+            while block := os.read(running.stdout.fileno(), 1 << 16):
+                printed += block.decode(errors="replace")
+                heard(printed)
+        except BaseException:  # Ctrl-C too
+            running.kill()
+            raise
+    if running.returncode:
+        tail = "\n".join(printed.splitlines()[-LAST_LINES:])
+        raise ToolchainError(
+            f"`{' '.join(argv)}` ended with {running.returncode}:\n{tail}",
+            hint="if this goes on, rebuild llama.cpp with `decant setup --force`",
+        )
+    return printed
 
 
 def scrubbed(env: Mapping[str, str]) -> dict[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from exporter.convert import Slot
+    from exporter.imatrix import Importance
     from exporter.quantize import Quantizer
 
 CHUNK_VALUES = 1 << 19  # values quantized and written at a time: 2 MiB of float32
@@ -50,6 +51,8 @@ class GGUFPlan:
     layout: Layout
     round_to: dict[str, GGMLType]
     """Tensors whose values are rounded to a 16-bit type before they are quantized."""
+    importance: Mapping[str, Importance] = field(default_factory=dict)
+    """What the quantizing of a tensor pays heed to."""
 
 
 def lay_out(
@@ -135,7 +138,9 @@ class FileWriter:
             if name in self.plan.round_to
             else job.rows
         )
-        packed = self.quantizer.quantize(rows, kind)
+        packed = self.quantizer.quantize(
+            rows, kind, self.plan.importance.get(name), first_row=job.first_row
+        )
         offset = self.plan.layout.offsets[name] + job.first_row * packed.shape[1]
         view = packed.reshape(-1).data
         while view:

@@ -33,8 +33,10 @@ def convert_with_llamacpp(
     return output
 
 
-def quantize_with_llamacpp(toolchain: Toolchain, source: Path, output: Path, quant: str) -> Path:
-    argv = [str(toolchain.tool("llama-quantize")), str(source), str(output), quant]
+def quantize_with_llamacpp(
+    toolchain: Toolchain, source: Path, output: Path, quant: str, *options: str
+) -> Path:
+    argv = [str(toolchain.tool("llama-quantize")), *options, str(source), str(output), quant]
     subprocess.run(argv, check=True, capture_output=True)
     return output
 

@@ -11,6 +11,7 @@ import click
 
 from exporter.cli.folders import export_folder, folder_name
 from exporter.cli.options import given, json_option, offline_option, quiet_option, store
+from exporter.cli.recipe import recipe_options
 from exporter.cli.render import print_json, print_table, reporting
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.folders import model_name, size_text
@@ -23,6 +24,7 @@ from exporter.store import file_name
 if TYPE_CHECKING:
     from exporter.download.pull import Pulled
     from exporter.pipeline import ExportRequest, ExportResult
+    from exporter.recipe import Recipe
     from exporter.steps import MergeDtype
 
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     "-q", "--quant", "quants", multiple=True, default=("Q4_K_M",), show_default=True,
     help="Quantization; give it again for several files from one pass.",
 )  # fmt: skip
+@recipe_options
 @click.option(
     "--to", type=click.Choice(("gguf", "lora", "safetensors", "ollama")), default="gguf",
     show_default=True,
@@ -91,6 +94,7 @@ def export(
     base: str | None,
     quants: tuple[str, ...],
     to: str,
+    recipe: Recipe,
     output: Path | None,
     merge_dtype: MergeDtype,
     base_roundtrip: BaseRoundtrip,
@@ -130,6 +134,7 @@ def export(
         base_folder,
         chosen,
         outputs=output_paths(output, name, chosen),
+        recipe=recipe,
         merge_dtype=merge_dtype,
         combine=combine,
         base_roundtrip=base_roundtrip,
@@ -157,11 +162,13 @@ def name_of(adapters: list[Path], base: Path | None) -> str:
 
 def export_gguf(request: ExportRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
     """Write the GGUF files and show them."""
+    from exporter.calibrate import with_matrix
     from exporter.pipeline import export as run
     from exporter.toolchain import find_toolchain
 
     toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
+        request = with_matrix(request, toolchain, dry_run=dry_run, report=report)
         result = run(request, toolchain, dry_run=dry_run, report=report)
     show(result, dry_run=dry_run, as_json=as_json)
 

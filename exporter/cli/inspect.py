@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from pathlib import Path
@@ -75,6 +76,7 @@ def describe_gguf(file: GGUFFile) -> dict[str, object]:
     return {
         "kind": "gguf",
         "path": str(file.path),
+        **made_of(file),
         "size": size_text(file.nbytes),
         "architecture": file.architecture,
         "parameters": file.parameters,
@@ -87,6 +89,41 @@ def describe_gguf(file: GGUFFile) -> dict[str, object]:
             for t in file.tensors
         ],
     }
+
+
+def made_of(file: GGUFFile) -> dict[str, str | None]:
+    """How decant made the file, in lines a person reads; empty for a file from elsewhere."""
+    text = file.text
+    if text("decant.version") is None:
+        return {}
+    adapters = {}
+    for number in itertools.count():
+        key = f"decant.adapter{number or ''}"
+        if text(key) is None:
+            break
+        adapters["adapter" if not number else f"adapter {number + 1}"] = (
+            f"{from_hub(file, key)}, scale {text(f'{key}.scale')},"
+            f" sha256 {(text(f'{key}.sha256') or '')[:12]}"
+        )
+    matrix, on = text("quantize.imatrix.file"), text("quantize.imatrix.dataset")
+    tools = {"decant": "version", "llama.cpp": "llama_cpp", "transformers": "transformers",
+             "peft": "peft"}  # fmt: skip
+    versions = {name: text(f"decant.{key}") for name, key in tools.items()}
+    return {
+        "base": from_hub(file, "decant.base"),
+        **adapters,
+        "merged in": text("decant.merge_dtype"),
+        "quantized": text("decant.quant"),
+        "imatrix": matrix and f"{matrix}{f', measured on {on}' if on else ''}",
+        "made by": ", ".join(f"{name} {found}" for name, found in versions.items() if found),
+        "licence": text("general.license"),
+    }
+
+
+def from_hub(file: GGUFFile, key: str) -> str:
+    """A base's or adapter's name, and where on the hub it came from."""
+    repo, commit = file.text(f"{key}.repo"), file.text(f"{key}.commit")
+    return f"{repo} at {(commit or '')[:12]}" if repo else file.text(key) or "unknown"
 
 
 def describe_checkpoint(folder: Path) -> dict[str, object]:

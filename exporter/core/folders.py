@@ -35,3 +35,16 @@ def size_text(nbytes: float) -> str:
             return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:.2f} GB"
+
+
+def repo_at(folder: Path) -> tuple[str, str]:
+    """The repo and commit of a folder in the hub's cache, models--ORG--NAME/snapshots/COMMIT.
+
+    Also of a folder below one; empty for any other.
+    """
+    absolute = folder.absolute()
+    for place in (absolute, *absolute.parents):
+        repo = place.parent.parent.name
+        if place.parent.name == "snapshots" and repo.startswith("models--"):
+            return repo.removeprefix("models--").replace("--", "/", 1), place.name
+    return "", ""

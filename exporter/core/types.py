@@ -59,10 +59,12 @@ _BY_NAME = {kind.name: kind for kind in GGML_TYPES}
 FTYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10,
     "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16,
-    "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ3_S": 26, "IQ3_M": 27,
-    "IQ4_XS": 30, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37,
+    "Q5_K_M": 17, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "Q2_K_S": 21, "IQ3_XS": 22,
+    "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26, "IQ3_M": 27, "IQ2_S": 28, "IQ2_M": 29,
+    "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4_MOE": 38,
+    "Q1_0": 40, "Q2_0": 41,
 }  # fmt: skip
-"""The quantizations `decant export -q` makes without an importance matrix, and llama_ftype."""
+"""The quantizations `decant export -q` makes, all of llama-quantize's, and their llama_ftype."""
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's own
 FLOATS = ("F32", "F16", "BF16")
@@ -78,3 +80,16 @@ def parse_quant(text: str) -> str:
             f"unknown quantization {text!r}", hint=f"choose among {', '.join(FTYPES)}"
         )
     return name
+
+
+NO_TARGET = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
+"""Types that ggml knows and quantizes nothing to."""
+
+
+def parse_type(text: str) -> GGMLType:
+    """The type of a single tensor, in either case, such as q8_0."""
+    name = text.upper()
+    if name not in _BY_NAME or name in NO_TARGET:
+        choices = ", ".join(kind.name for kind in GGML_TYPES if kind.name not in NO_TARGET)
+        raise UnsupportedError(f"unknown tensor type {text!r}", hint=f"choose among {choices}")
+    return _BY_NAME[name]

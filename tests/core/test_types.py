@@ -7,6 +7,7 @@ import pytest
 
 from exporter.core.errors import UnsupportedError
 from exporter.core.types import ALIASES, FTYPES, GGML_TYPES, GGMLType, parse_quant
+from exporter.toolchain import run_tool
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,13 @@ def test_the_table_of_quantizations_is_llama_hs(toolchain):
 
     assert {name: int(numbers[name]) for name in FTYPES} == FTYPES
     assert set(ALIASES.values()) <= FTYPES.keys()
+
+
+@pytest.mark.llamacpp
+def test_every_quantization_of_the_built_tool_is_on_offer(toolchain):
+    printed = run_tool(toolchain, "llama-quantize", ["--help"], good=(1,))
+    offered = re.findall(r"^ +(?:\d+ +or +)?(\w+) +: (.*)$", printed, re.MULTILINE)
+    aliases = {name: text.split()[-1] for name, text in offered if "alias for" in text}
+
+    assert {name for name, _ in offered} - aliases.keys() - {"COPY"} == set(FTYPES)
+    assert aliases == ALIASES

@@ -1,0 +1,143 @@
+"""An importance matrix made from a text, by llama-imatrix on a Q8_0 of the very result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from exporter.core.errors import InputError, ToolchainError
+from exporter.core.events import Note, Progress, Report, Step, silent
+from exporter.core.files import explained, sha256_file
+from exporter.imatrix import read_imatrix
+from exporter.pipeline import ExportRequest, export, plan_request
+from exporter.recipe import Recipe, check_recipe
+from exporter.steps import MergePlan
+from exporter.store import file_name
+from exporter.toolchain import Toolchain, cache_folder, follow_tool
+
+CONTEXT = 512  # tokens of a chunk, llama-imatrix's own default
+CHUNKS = 2  # fewest that llama-imatrix takes
+COUNT = re.compile(r"computing over (\d+) chunks")
+DONE = re.compile(r"\[(\d+)\]-?(?:[\d.]+|nan|inf),")
+TOO_SHORT = re.compile(r"need at least (\d+) tokens.*tokenizes to only (\d+) tokens", re.DOTALL)
+
+
+def with_matrix(
+    request: ExportRequest,
+    toolchain: Toolchain,
+    *,
+    folder: Path | None = None,
+    dry_run: bool = False,
+    report: Report = silent,
+) -> ExportRequest:
+    """`request` with the importance matrix of the text it names, made unless it was kept.
+
+    folder: where they are kept; the user's cache unless named.
+    Raises InputError for a text that is too short, or when a dry run would have to make one.
+    """
+    text = request.recipe.calibrate
+    if text is None:
+        return request
+    check_recipe(request.recipe, request.quants)
+    if not text.is_file():
+        raise InputError(f"there is no text `{text}` to calibrate on", hint="is the path right?")
+    merge = plan_request(request, toolchain, report=report)
+    context = context_of(merge)
+    refuse_short(text, text.stat().st_size, context)
+    folder = folder or cache_folder() / "imatrix"
+    kept = folder / file_name(text.stem, identity(request, merge, text)[:16])
+    if kept.exists():
+        report(Note(f"using the importance matrix kept from before, `{kept.name}`"))
+    elif dry_run:
+        raise InputError(
+            "a dry run measures nothing, and this text has not been measured for this model yet",
+            hint="leave out --dry-run, or --calibrate",
+        )
+    else:
+        make(request, kept, context, toolchain, report=report)
+    recipe = replace(request.recipe, calibrate=None, imatrix=read_imatrix(kept))
+    return replace(request, recipe=recipe)
+
+
+def context_of(merge: MergePlan) -> int:
+    longest = merge.checkpoint.config.get("max_position_embeddings")
+    return min(CONTEXT, longest) if isinstance(longest, int) and longest > 0 else CONTEXT
+
+
+def refuse_short(text: Path, nbytes: int, context: int) -> None:
+    """A token is a byte at least, but for the first, which the tokenizer may add."""
+    if nbytes + 1 < CHUNKS * context:
+        raise too_short(text, f"{nbytes} bytes, so no more tokens than that", CHUNKS * context)
+
+
+def too_short(text: Path, found: str, needed: int) -> InputError:
+    return InputError(
+        f"`{text}` is too short to calibrate on: it has {found}, and {needed} are needed",
+        hint="some hundred kilobytes of text like what the model will read make a good one",
+    )
+
+
+def identity(request: ExportRequest, merge: MergePlan, text: Path) -> str:
+    """A hash of all that the matrix depends on; of the base, its files' sizes and times."""
+    files = sorted(path for path in merge.checkpoint.folder.iterdir() if path.is_file())
+    stats = [(path.name, path.stat()) for path in files]
+    told = {
+        "base": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        "adapters": [(each.adapter.sha256(), each.scale) for each in merge.adapters],
+        "merge": [request.merge_dtype, str(request.combine), str(request.base_roundtrip)],
+        "text": sha256_file(text),
+    }
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def make(
+    request: ExportRequest, kept: Path, context: int, toolchain: Toolchain, *, report: Report
+) -> None:
+    """Export a Q8_0, have it read the text, keep what llama-imatrix measured."""
+    text = request.recipe.calibrate
+    assert text is not None
+    folder = kept.with_name(f".{kept.stem}")
+    model, measured = folder / "model-Q8_0.gguf", folder / kept.name
+    report(Step("exporting a Q8_0 to calibrate with"))
+    plain = replace(request, recipe=Recipe(), quants=("Q8_0",), outputs=(model,), force=True)
+    try:
+        export(plain, toolchain, report=report)
+        report(Step(f"measuring {text.name}"))
+        measure(model, text, measured, context, request.threads, toolchain, report=report)
+        with explained(kept):
+            measured.replace(kept)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(
+    model: Path,
+    text: Path,
+    measured: Path,
+    context: int,
+    threads: int,
+    toolchain: Toolchain,
+    *,
+    report: Report,
+) -> None:
+    """Run llama-imatrix. Raises InputError when the text has too few tokens."""
+
+    def heard(printed: str) -> None:
+        if count := COUNT.search(printed):
+            done = DONE.findall(printed, count.end())
+            report(Progress("measuring", int(done[-1]) if done else 0, int(count[1]), "steps"))
+
+    arguments = [
+        "-m", str(model), "-f", str(text.absolute()), "-o", str(measured), "-c", str(context),
+        "-t", str(threads), "--output-format", "gguf",
+    ]  # fmt: skip
+    try:
+        follow_tool(toolchain, "llama-imatrix", arguments, heard)
+    except ToolchainError as error:
+        if short := TOO_SHORT.search(error.message):
+            raise too_short(text, f"{short[2]} tokens", int(short[1])) from error
+        raise
