@@ -44,8 +44,9 @@ class Slot:
     """Rows first, as numpy has it; ggml's order is the reverse."""
     type: GGMLType
     """What the converter would store it as."""
-    fill: Callable[[], np.ndarray[Any, Any]] | None
-    """Reads, merges and rearranges the values, as float32 of `shape`. Called once, then dropped."""
+    fill: Callable[[], Iterator[np.ndarray[Any, Any]]] | None
+    """Reads, merges and rearranges the values, as float32: all of them, or of stacked experts one
+    after the other. Called once, then dropped."""
     source: str
     """The hub tensor it came from, or the last of them."""
 
@@ -291,13 +292,35 @@ class Unquantized:
         self.shape = lazy.shape
         self.lazy = lazy
 
-    def fill(self) -> np.ndarray[Any, Any]:
-        import gguf
-        import numpy as np
+    def fill(self) -> Iterator[np.ndarray[Any, Any]]:
+        lazies = stacked(self.lazy) or [self.lazy]
+        self.lazy = None  # the chain keeps every step's result alive
+        while lazies:
+            yield to_float32(lazies.pop(0))
 
-        lazy, self.lazy = self.lazy, None  # the chain keeps every step's result alive
-        values = gguf.LazyBase.to_eager(lazy) if isinstance(lazy, gguf.LazyBase) else lazy
-        return np.ascontiguousarray(values, dtype=np.float32)
+
+def stacked(lazy: Any) -> list[Any]:
+    """The experts that the converter would stack to get this tensor, if that is its last step."""
+    import gguf
+    import torch
+
+    below = lazy._args[0] if isinstance(lazy, gguf.LazyBase) and lazy._args else None  # noqa: SLF001 - it has no public face
+    made_by, args = getattr(below, "_func", None), getattr(below, "_args", ())
+    is_stack = made_by is torch.stack and len(args) == 1 and isinstance(args[0], list | tuple)
+    by_first = is_stack and below._kwargs.get("dim", 0) == 0  # noqa: SLF001
+    return list(args[0]) if by_first else []
+
+
+def to_float32(lazy: Any) -> np.ndarray[Any, Any]:
+    """The values of one of the converter's tensors, whichever library it is of."""
+    import gguf
+    import numpy as np
+    import torch
+
+    values = gguf.LazyBase.to_eager(lazy) if isinstance(lazy, gguf.LazyBase) else lazy
+    if isinstance(values, torch.Tensor):
+        values = values.float().numpy()
+    return np.ascontiguousarray(values, dtype=np.float32)
 
 
 @contextmanager

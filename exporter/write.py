@@ -109,17 +109,20 @@ def write_files(
 
 
 def jobs(slots: tuple[Slot, ...], writers: list[FileWriter]) -> Iterator[list[Job]]:
-    """One slot's work after the other; the values live as long as the jobs that use them."""
+    """One piece of a slot's work after the other; values live as long as the jobs that use them."""
     for slot in slots:
         assert slot.fill is not None, f"{slot.name} was written before"
-        values, slot.fill = slot.fill(), None
-        rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
-        yield [
-            Job(writer, slot.name, rows[start : start + step], start)
-            for writer in writers
-            for step in (max(1, CHUNK_VALUES // rows.shape[1]),)
-            for start in range(0, rows.shape[0], step)
-        ]
+        fill, slot.fill = slot.fill, None
+        first = 0
+        for values in fill():
+            rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
+            step = max(1, CHUNK_VALUES // rows.shape[1])
+            yield [
+                Job(writer, slot.name, rows[start : start + step], first + start)
+                for writer in writers
+                for start in range(0, rows.shape[0], step)
+            ]
+            first += rows.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
