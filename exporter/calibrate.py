@@ -104,6 +104,7 @@ def make(
     model, measured = folder / "model-Q8_0.gguf", folder / kept.name
     report(Step("exporting a Q8_0 to calibrate with"))
     plain = replace(request, recipe=Recipe(), quants=("Q8_0",), outputs=(model,), force=True)
+    plain = replace(plain, verify=False)  # it is gone in a moment
     try:
         export(plain, toolchain, report=report)
         report(Step(f"measuring {text.name}"))

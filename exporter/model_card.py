@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.pipeline import base_name, provenance
+from exporter.provenance import base_name, provenance
 from exporter.steps import MergePlan
 
 CARD = "README.md"

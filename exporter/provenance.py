@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from exporter.toolchain import Toolchain
 
 
-def provenance(merge: MergePlan, toolchain: Toolchain) -> dict[str, str | int]:
+def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str, str | int]:
     """The keys `decant inspect` reads: base, adapters, and what made the file of them."""
     repo, commit = repo_at(merge.checkpoint.folder)
     told: dict[str, str | int] = {
         "decant.version": metadata.version("decant-llm"),
-        "decant.llama_cpp": str(toolchain.info.get("commit", "")),
+        "decant.llama_cpp": str(toolchain.info.get("commit", "")) if toolchain else "",
         "decant.transformers": version("transformers"),
         "decant.peft": version("peft") if merge.adapters else "",
         "decant.base": merge.checkpoint.name,

@@ -18,13 +18,13 @@ from exporter.core.folders import model_name, size_text
 from exporter.core.machine import cores
 from exporter.core.types import parse_quant
 from exporter.qlora import BaseRoundtrip
+from exporter.recipe import Recipe
 from exporter.steps import Combination
 from exporter.store import file_name
 
 if TYPE_CHECKING:
     from exporter.download.pull import Pulled
     from exporter.pipeline import ExportRequest, ExportResult
-    from exporter.recipe import Recipe
     from exporter.steps import MergeDtype
 
 
@@ -114,20 +114,19 @@ def export(
     not here is pulled. The base is taken from --base, else from where the adapter says it was
     trained. Without ADAPTER (or with `-`) the base is converted as it is.
     """
-    refuse_output(to)
     wanted = adapters_named(adapter, scale, others, combine)
+    refuse_output(to, recipe)
     refuse_nonsense(adapter, base, revision or subfolder, has_adapter=bool(wanted))
     require_packages()
+    from exporter.pipeline import ExportRequest
     from exporter.sources import Sources, absent, bring
 
     sources = Sources(tuple(text for text, _ in wanted), base, revision, subfolder)
     with reporting(quiet=quiet) as report:
         if dry_run and (pulls := absent(sources, report=report)):
             show_absent(pulls, as_json=as_json)
-            return
+            return None
         folders, base_folder = bring(sources, report=report)
-    from exporter.pipeline import ExportRequest
-
     chosen, name = chosen_quants(quants), name_of(folders, base_folder)
     request = ExportRequest(
         tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
@@ -144,9 +143,8 @@ def export(
         threads=threads or cores(),
     )
     if to == "gguf":
-        export_gguf(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
-    else:
-        export_folder(to, request, output or folder_name(name, to), max_shard_size)
+        return export_gguf(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
+    return export_folder(to, request, output or folder_name(name, to), max_shard_size)
 
 
 def chosen_quants(quants: tuple[str, ...]) -> tuple[str, ...]:
@@ -183,10 +181,12 @@ def refuse_nonsense(
         raise click.UsageError("--revision and --subfolder are ADAPTER's, and none is named")
 
 
-def refuse_output(to: str) -> None:
+def refuse_output(to: str, recipe: Recipe) -> None:
     """UsageError for options that say nothing about this output."""
     if to == "lora":
         raise click.UsageError("--to lora is not there yet; --to gguf merges the adapter")
+    if to == "safetensors" and recipe != Recipe():
+        raise click.UsageError("types and importance matrices are for GGUF, not --to safetensors")
     if to == "safetensors" and given("quants"):
         raise click.UsageError("-q is for GGUF: --to safetensors keeps the base's own type")
     if to != "safetensors" and given("max_shard_size"):

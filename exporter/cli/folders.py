@@ -40,11 +40,14 @@ def export_folder(to: str, request: ExportRequest, folder: Path, max_shard_size:
     dry_run, max_shard = options["dry_run"], parse_size(max_shard_size)
     with reporting(quiet=options["quiet"]) as report:
         if to == "ollama":
+            from exporter.calibrate import with_matrix
             from exporter.ollama import export_for_ollama
             from exporter.toolchain import find_toolchain
 
+            toolchain = find_toolchain()
+            request = with_matrix(request, toolchain, dry_run=dry_run, report=report)
             made: FolderResult = export_for_ollama(
-                request, folder, find_toolchain(), dry_run=dry_run, report=report
+                request, folder, toolchain, dry_run=dry_run, report=report
             )
         else:
             from exporter.save import save_merged
