@@ -23,6 +23,7 @@ from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import FTYPES, GGMLType
+from exporter.lazy import stacked, to_float32
 from exporter.settings import mend, pack_settings
 
 if TYPE_CHECKING:
@@ -297,30 +298,6 @@ class Unquantized:
         self.lazy = None  # the chain keeps every step's result alive
         while lazies:
             yield to_float32(lazies.pop(0))
-
-
-def stacked(lazy: Any) -> list[Any]:
-    """The experts that the converter would stack to get this tensor, if that is its last step."""
-    import gguf
-    import torch
-
-    below = lazy._args[0] if isinstance(lazy, gguf.LazyBase) and lazy._args else None  # noqa: SLF001 - it has no public face
-    made_by, args = getattr(below, "_func", None), getattr(below, "_args", ())
-    is_stack = made_by is torch.stack and len(args) == 1 and isinstance(args[0], list | tuple)
-    by_first = is_stack and below._kwargs.get("dim", 0) == 0  # noqa: SLF001
-    return list(args[0]) if by_first else []
-
-
-def to_float32(lazy: Any) -> np.ndarray[Any, Any]:
-    """The values of one of the converter's tensors, whichever library it is of."""
-    import gguf
-    import numpy as np
-    import torch
-
-    values = gguf.LazyBase.to_eager(lazy) if isinstance(lazy, gguf.LazyBase) else lazy
-    if isinstance(values, torch.Tensor):
-        values = values.float().numpy()
-    return np.ascontiguousarray(values, dtype=np.float32)
 
 
 @contextmanager
