@@ -92,7 +92,9 @@ def test_with_an_importance_matrix_every_byte_is_llama_quantizes(
     measured, form, toolchain, tmp_path
 ):
     matrix = getattr(measured, form)
-    quants = NEEDY if form == "new" else ("IQ2_S", "Q4_K_M")
+    quants: tuple[str, ...] = ("IQ2_S", "Q4_K_M")
+    if form == "new" and "experts" in str(measured.base):
+        quants = ("IQ1_M", "IQ2_XXS", "Q4_K_M")
     if form == "new" and "dense" in str(measured.base):
         quants = tuple(quant for quant in FTYPES if quant not in FLOATS)
     ours = export_all(measured, quants, tmp_path, toolchain, Recipe(imatrix=read_imatrix(matrix)))
