@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -165,11 +166,17 @@ def is_checkpoint(folder: Path) -> bool:
     return head == "checkpoint" and step.isdecimal()
 
 
-def open_adapter(folder: Path, *, report: Report = silent) -> AdapterSpec:
+def open_adapter(
+    folder: Path,
+    *,
+    refuse: Callable[[dict[str, object], Path], None] = refuse_unmergeable,
+    report: Report = silent,
+) -> AdapterSpec:
     """Read an adapter's config and the header of its weights.
 
-    A training run's folder stands for its newest checkpoint. Raises AdapterError for a missing
-    or damaged file, UnsupportedError, with the reason, for a kind that cannot be merged.
+    A training run's folder stands for its newest checkpoint. refuse: raises for a config that
+    the caller has no use for; if not given, for one that cannot be merged. Raises AdapterError
+    for a missing or damaged file, and what `refuse` does.
     """
     if not folder.is_dir():
         raise AdapterError(
@@ -178,7 +185,7 @@ def open_adapter(folder: Path, *, report: Report = silent) -> AdapterSpec:
         )
     folder = newest_checkpoint(folder, report=report)
     config = read_json_object(folder / CONFIG, error=AdapterError, hint=hint_for_missing(folder))
-    refuse_unmergeable(config, folder)
+    refuse(config, folder)
     weights, tensors = read_weights(folder)
     return sort_tensors(AdapterSpec(folder, config, (), weights=weights), tensors)
 

@@ -1,7 +1,7 @@
 """Merged tensors → GGUF names, shapes and metadata, through llama.cpp's own `conversion`.
 
-With prequantized.py the only door to llama.cpp's Python code. It reads no weight: what it gives
-is a list of slots, each of which can be filled later.
+With prequantized.py and lora.py the only door to llama.cpp's Python code. It reads no weight:
+what it gives is a list of slots, each of which can be filled later.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import sys
-import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -21,10 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
-from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import FTYPES, GGMLType
 from exporter.lazy import stacked, to_float32
-from exporter.settings import mend, pack_settings
+from exporter.settings import header_bytes, mend, pack_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,14 +89,7 @@ class Conversion:
             kind = gguf.GGMLQuantizationType(stored.number)
             nbytes = stored.nbytes(shapes[name])
             writer.add_tensor_info(name, shapes[name], FLOAT32, nbytes, raw_dtype=kind)
-        with tempfile.TemporaryDirectory(prefix="decant-") as folder:
-            path = Path(folder) / "header.gguf"
-            writer.write_header_to_file(path)
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            writer.close()
-            content = path.read_bytes()
-        return content + bytes(-len(content) % DEFAULT_ALIGNMENT)
+        return header_bytes(writer)
 
 
 Part = Literal["text", "projector"]

@@ -82,6 +82,49 @@ def refuse_unmergeable(config: dict[str, object], folder: Path) -> None:
     refuse_lost_init(config.get("init_lora_weights"), folder)
 
 
+IN_NO_ADAPTER_FILE = {
+    "use_dora": "DoRA rescales every row of the merged weight",
+    "kasa_config": "KaSA cuts the base's weights down",
+    "lora_bias": "it changes biases, too",
+    "use_bdlora": "BD-LoRA keeps only blocks of A and B",
+    "velora_config": "VeLoRA is not known to be a plain pair of A and B",
+    "monteclora_config": "MonteCLoRA samples its matrices",
+    "arrow_config": UNMERGEABLE["arrow_config"],
+    "use_qalora": UNMERGEABLE["use_qalora"],
+    "layer_replication": UNMERGEABLE["layer_replication"],
+    "megatron_config": UNMERGEABLE["megatron_config"],
+}
+"""LoRA settings that a GGUF adapter cannot express, which holds A, B and a scale."""
+KEEPS_BASE = "mica"
+"""Of the inits that begin with the base, the one that leaves the base as it was."""
+
+
+def refuse_for_adapter_file(config: dict[str, object], folder: Path) -> None:
+    """Raise UnsupportedError, with the reason, for an adapter that is more than A and B."""
+    kind, init = config.get("peft_type"), config.get("init_lora_weights")
+    merge = "leave out `--to lora`: the merged model can hold it"
+    if kind != "LORA":
+        reason = REFUSED.get(str(kind), "a GGUF adapter holds nothing but LoRA's A and B")
+        raise UnsupportedError(
+            f"`{folder}` is a {kind} adapter: {reason}",
+            hint=merge if kind in (*BY_REPLACEMENT, *MERGED_BY_PEFT) else "use it with peft itself",
+        )
+    for setting, reason in IN_NO_ADAPTER_FILE.items():
+        if is_set(config.get(setting)):
+            raise UnsupportedError(
+                f"`{folder}` uses {setting}={config[setting]!r}, which no GGUF adapter can hold:"
+                f" {reason}",
+                hint="use it with peft itself" if setting in UNMERGEABLE else merge,
+            )
+    refuse_lost_init(init, folder)
+    if init in REPLAYED_INITS and init != KEEPS_BASE:
+        raise UnsupportedError(
+            f"`{folder}` was started with init_lora_weights={init!r}: it begins by changing the"
+            " base, which a GGUF adapter leaves as it is",
+            hint=f"{merge}; or {CONVERT}",
+        )
+
+
 def refuse_lost_init(init: object, folder: Path) -> None:
     """Stop at an adapter whose training began by changing the base in a way that is lost."""
     if init in PLAIN_INITS or init in REPLAYED_INITS:

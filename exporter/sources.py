@@ -66,10 +66,14 @@ def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
     if sources.base is not None and is_repo(sources.base):
         base = checkpoint_request(sources.base, report=report)
     elif sources.base is None and first is not None:
-        base = named_base(open_adapter(first), report=report)
+        base = named_base(open_adapter(first, refuse=nothing), report=report)
     if isinstance(base, PullRequest):
         pulls.append(pull(base, dry_run=True, report=report))
     return tuple(pulled for pulled in pulls if pulled.missing)
+
+
+def nothing(config: dict[str, object], folder: Path) -> None:
+    """Refuse no kind of adapter: all of them name a base."""
 
 
 def find_base(adapter: AdapterSpec, *, report: Report = silent) -> Path:

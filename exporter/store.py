@@ -10,7 +10,7 @@ from pathlib import Path
 from exporter.core.errors import ModelError
 from exporter.core.events import Report, silent
 from exporter.core.files import explained
-from exporter.core.gguf import read_gguf
+from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.types import FTYPES, parse_quant
 from exporter.download.refs import is_link
 from exporter.download.resolve import is_repo, pull_gguf
@@ -44,6 +44,11 @@ def file_name(name: str, quant: str) -> str:
 def plain_name(name: str) -> str:
     """The name with `-` for anything that a shell or a path could trip over."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
+
+
+def adapter_file_name(name: str) -> str:
+    """The file a GGUF adapter is stored in; no model is called so."""
+    return f"{plain_name(name)}.lora{SUFFIX}"
 
 
 def list_models(store: Path) -> list[StoredModel]:
@@ -102,6 +107,17 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     return found[0].path
 
 
+def refuse_adapter(header: GGUFFile) -> None:
+    """Raise ModelError for a GGUF that is an adapter: by itself it answers nothing."""
+    if header.is_adapter:
+        base = header.text("decant.base") or "its base"
+        raise ModelError(
+            f"`{header.path}` is a LoRA adapter for {base}, no model",
+            hint="merge it into a model: decant export ADAPTER; or give it to llama-server:"
+            f" -m BASE.gguf --lora {header.path.name}",
+        )
+
+
 def remove_models(models: list[StoredModel]) -> int:
     """Delete the files. Returns the bytes they took."""
     freed = 0
@@ -125,6 +141,7 @@ def summary(model: StoredModel) -> dict[str, object]:
     except ModelError as error:
         return row | {"error": error.message}
     return row | {
+        "kind": "adapter" if header.is_adapter else "model",
         "architecture": header.architecture,
         "parameters": header.parameters,
         "base": header.text("decant.base"),

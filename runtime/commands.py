@@ -13,7 +13,7 @@ from exporter.cli.options import json_option, offline_option, quiet_option, stor
 from exporter.cli.render import print_json, reporting
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.machine import cores
-from exporter.store import find_model
+from exporter.store import find_model, refuse_adapter
 from exporter.toolchain import find_toolchain
 from runtime.child import Server, ServerSpec
 from runtime.client import Delta, Stopped, ask, without_controls
@@ -60,6 +60,7 @@ def chat(
     with reporting(quiet=quiet) as report:
         path = find_model(model, store(), report=report)
     header = read_gguf(path)
+    refuse_adapter(header)
     question = prompt if prompt is not None else read_stdin()
     settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
     messages = [{"role": "system", "content": system}] if system else []

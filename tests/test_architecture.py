@@ -122,7 +122,7 @@ def test_the_recipe_imports_nothing_of_the_packages():
     [
         ("rich", RICH),
         ("subprocess", SUBPROCESS),
-        ("conversion", {"exporter/convert.py", "exporter/prequantized.py"}),
+        ("conversion", {"exporter/convert.py", "exporter/lora.py", "exporter/prequantized.py"}),
     ],
 )
 def test_some_packages_have_few_doors(package, allowed):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from exporter.cli.folders import export_folder, folder_name
+from exporter.cli.lora import export_lora, refuse_for_lora
 from exporter.cli.options import given, json_option, offline_option, quiet_option, store
 from exporter.cli.recipe import recipe_options
 from exporter.cli.render import print_json, print_table, reporting
@@ -49,7 +50,8 @@ if TYPE_CHECKING:
 @click.option(
     "--to", type=click.Choice(("gguf", "lora", "safetensors", "ollama")), default="gguf",
     show_default=True,
-    help="gguf; a merged checkpoint for transformers (safetensors); a GGUF with its Modelfile.",
+    help="gguf: the merged model; lora: the adapter alone, for llama-server's --lora;"
+    " safetensors: a merged checkpoint; ollama: the GGUF with its Modelfile.",
 )  # fmt: skip
 @click.option(
     "--max-shard-size", default="5GB", show_default=True, help="Of a file of --to safetensors."
@@ -115,18 +117,18 @@ def export(
     trained. Without ADAPTER (or with `-`) the base is converted as it is.
     """
     wanted = adapters_named(adapter, scale, others, combine)
-    refuse_output(to, recipe)
+    refuse_output(to, adapter, recipe)
     refuse_nonsense(adapter, base, revision or subfolder, has_adapter=bool(wanted))
-    require_packages()
     from exporter.pipeline import ExportRequest
     from exporter.sources import Sources, absent, bring
 
     sources = Sources(tuple(text for text, _ in wanted), base, revision, subfolder)
     with reporting(quiet=quiet) as report:
         if dry_run and (pulls := absent(sources, report=report)):
-            show_absent(pulls, as_json=as_json)
-            return None
+            return show_absent(pulls, as_json=as_json)
         folders, base_folder = bring(sources, report=report)
+    if to == "lora":
+        return export_lora(folders[0], base_folder)
     chosen, name = chosen_quants(quants), name_of(folders, base_folder)
     request = ExportRequest(
         tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
@@ -174,19 +176,20 @@ def export_gguf(request: ExportRequest, *, dry_run: bool, as_json: bool, quiet: 
 def refuse_nonsense(
     adapter: str | None, base: str | None, within: str | None, *, has_adapter: bool
 ) -> None:
-    """UsageError for options that do not go together."""
+    """UsageError for options that do not go together, ToolchainError for missing packages."""
     if not has_adapter and base is None:
         raise click.UsageError("name an adapter folder, or a base with --base")
     if adapter in (None, "-") and within:
         raise click.UsageError("--revision and --subfolder are ADAPTER's, and none is named")
+    require_packages()
 
 
-def refuse_output(to: str, recipe: Recipe) -> None:
+def refuse_output(to: str, adapter: str | None, recipe: Recipe) -> None:
     """UsageError for options that say nothing about this output."""
     if to == "lora":
-        raise click.UsageError("--to lora is not there yet; --to gguf merges the adapter")
-    if to == "safetensors" and recipe != Recipe():
-        raise click.UsageError("types and importance matrices are for GGUF, not --to safetensors")
+        refuse_for_lora(adapter)
+    if to in ("lora", "safetensors") and recipe != Recipe():
+        raise click.UsageError(f"types and importance matrices are for GGUF models, not --to {to}")
     if to == "safetensors" and given("quants"):
         raise click.UsageError("-q is for GGUF: --to safetensors keeps the base's own type")
     if to != "safetensors" and given("max_shard_size"):

@@ -73,14 +73,17 @@ def describe(text: str) -> dict[str, object]:
 
 def describe_gguf(file: GGUFFile) -> dict[str, object]:
     kinds = Counter(tensor.type.name for tensor in file.tensors)
+    ranks = {t.shape[-1] for t in file.tensors if t.name.endswith(".lora_b")}
     return {
-        "kind": "gguf",
+        "kind": "gguf adapter (LoRA)" if file.is_adapter else "gguf",
         "path": str(file.path),
         **made_of(file),
         "size": size_text(file.nbytes),
         "architecture": file.architecture,
         "parameters": file.parameters,
         "bits_per_weight": round(file.nbytes * 8 / max(file.parameters, 1), 2),
+        "base": file.text("decant.base") if file.is_adapter else None,
+        "rank": ", ".join(map(str, sorted(ranks))) or None,
         "context_length": file.number(f"{file.architecture}.context_length"),
         "types": ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())),
         "metadata": {key: plain(value) for key, value in file.metadata.items()},

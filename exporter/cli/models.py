@@ -31,12 +31,17 @@ def list_(as_json: bool) -> None:
                 str(row["name"]),
                 size_text(float(str(row["nbytes"]))),
                 millions(row.get("parameters")),
-                str(row.get("architecture") or "damaged"),
+                architecture(row),
                 time.strftime("%Y-%m-%d %H:%M", time.localtime(float(str(row["modified"])))),
             )
             for row in rows
         ],
     )
+
+
+def architecture(row: dict[str, object]) -> str:
+    name = str(row.get("architecture") or "damaged")
+    return f"{name} adapter" if row.get("kind") == "adapter" else name
 
 
 def millions(parameters: object) -> str:

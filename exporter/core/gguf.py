@@ -77,6 +77,11 @@ class GGUFFile:
         return self.text("general.architecture") or "unknown"
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether it holds a LoRA, which needs its base beside it."""
+        return self.text("general.type") == "adapter"
+
+    @property
     def parameters(self) -> int:
         total = 0
         for tensor in self.tensors:
