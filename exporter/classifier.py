@@ -56,7 +56,7 @@ def find_classifier(
     shapes: of the tensors that adapters add. Raises AdapterError when a part of the classifier
     is nowhere saved, UnsupportedError when transformers has no such class.
     """
-    trained = [adapter for adapter in adapters if adapter.config.get("task_type") in TASKS]
+    trained = [adapter for adapter in adapters if str(adapter.config.get("task_type")) in TASKS]
     if not trained:
         return None
     architecture = class_name(checkpoint, trained[-1])

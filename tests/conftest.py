@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import subprocess
 import sys
@@ -12,6 +14,10 @@ import pytest
 
 from exporter.toolchain import Toolchain, find_toolchain
 from tests.tiny import make_adapter, make_base
+
+# It replaces distutils, and fails where pip, which some tests ask for its index, came first.
+with contextlib.suppress(ImportError):
+    importlib.import_module("setuptools")
 
 CHECKOUT = Path(__file__).parents[1]
 SCRUBBED = ("DECANT_", "HF_", "LLAMA_", "NO_COLOR", "FORCE_COLOR")

@@ -82,7 +82,6 @@ def describe_gguf(file: GGUFFile) -> dict[str, object]:
         "architecture": file.architecture,
         "parameters": file.parameters,
         "bits_per_weight": round(file.nbytes * 8 / max(file.parameters, 1), 2),
-        "base": file.text("decant.base") if file.is_adapter else None,
         "rank": ", ".join(map(str, sorted(ranks))) or None,
         "context_length": file.number(f"{file.architecture}.context_length"),
         "types": ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())),

@@ -60,6 +60,7 @@ def test_shards_are_filled_in_order_and_a_large_tensor_stands_alone(tmp_path):
     assert [shard.name for shard in plan_shards(merged, 10_000)] == ["model.safetensors"]
 
 
+@pytest.mark.trained
 def test_a_dry_run_writes_nothing_and_a_full_disk_is_known_before(tmp_path):
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "lora")
     output = tmp_path / "out" / "merged"
