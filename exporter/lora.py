@@ -52,6 +52,11 @@ EXPERT = re.compile(r"(?P<stack>.+\.experts)\.\d+\..+\.weight")
 # Their graphs (src/models/*.cpp) multiply with some weights without looking for adapters.
 DEAF = ("deepseek", "kimi", "glm-dsa", "glm5", "hy-v4", "hy_v4", "minicpm3", "plm", "bailingmoe3",
         "dots3", "granite-switch", "rwkv", "arwkv")  # fmt: skip
+# The other architectures do so with a few: tables beside the embedding, T5's distances, Gemma 3n's
+# and 4's inputs of each layer and AltUp, Nemotron's latent experts, a classifier's head.
+DEAF_TENSORS = re.compile(
+    r"embd|token_types|attn_rel_b|per_layer_model_proj|altup_(proj|router)|ffn_latent_|^cls\b"
+)
 MERGED_INSTEAD = "leave out `--to lora`: the merged model can hold it"
 ALIGNED = DEFAULT_ALIGNMENT
 
@@ -314,14 +319,11 @@ def refuse_dropped(plan: MergePlan, products: list[Product]) -> None:
 
 
 def settled(name: str, product: Product) -> Adapted:
-    """As llama.cpp reads it; it looks the embedding's update up by rows of A.
-
-    Of no other lookup table does it take an update.
-    """
+    """As llama.cpp reads it; it looks the embedding's update up by rows of A."""
     a, b = (half.contiguous() for half in product.whole())
     if name == EMBEDDING:
         return Adapted(name, b, a.T.contiguous())
-    if not name.endswith(".weight") or "embd" in name or "token_types" in name:
+    if not name.endswith(".weight") or DEAF_TENSORS.search(name):
         raise UnsupportedError(
             f"llama.cpp applies no adapter to `{name}`, which this one changes"
             f" (`{min(product.sources)}`)",

@@ -12,9 +12,10 @@ import pytest
 
 from exporter.convert import imported
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.lora import LoraRequest, export_lora
+from exporter.lora import LoraRequest, export_lora, settled
 from exporter.lora_cache import adapter_gguf
 from exporter.pipeline import ExportRequest, export
+from exporter.products import Product
 from tests.architectures import ARCHITECTURES, make_architecture
 from tests.logits import Loaded
 from tests.roads import shake
@@ -266,6 +267,33 @@ def test_an_architecture_whose_graph_passes_adapters_over_is_refused(base_of, to
 
     with pytest.raises(UnsupportedError, match="without looking for adapters"):
         export_lora(LoraRequest(tmp_path / "lora", base, tmp_path / "x.gguf"), toolchain)
+
+
+def test_a_table_that_llamacpp_looks_up_without_its_adapter_is_refused(
+    base_of, toolchain, tmp_path
+):
+    """llama.cpp loads such an adapter, and answers as the base does."""
+    base = base_of("mt5")
+    trained(base, "mt5", tmp_path / "lora", target_modules=["relative_attention_bias", "q"])
+
+    with pytest.raises(UnsupportedError, match=r"no adapter to `.+attn_rel_b\.weight`"):
+        export_lora(LoraRequest(tmp_path / "lora", base, tmp_path / "x.gguf"), toolchain)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "position_embd", "token_types", "per_layer_model_proj", "altup_proj", "altup_unembd_proj",
+        "blk.0.altup_router", "blk.1.ffn_latent_down", "cls", "cls.output",
+    ],
+)  # fmt: skip
+def test_weights_that_no_graph_adapts_are_refused(name):
+    import torch
+
+    product = Product(torch.ones(2, 8), torch.ones(8, 2), frozenset({"module.weight"}))
+
+    with pytest.raises(UnsupportedError, match=rf"no adapter to `{name}\.weight`"):
+        settled(f"{name}.weight", product)
 
 
 def test_an_alora_keeps_its_invocation_tokens(base_of, toolchain, tmp_path):
