@@ -17,13 +17,13 @@ from exporter.pipeline import ExportRequest, export, plan_request
 from exporter.recipe import Recipe, check_recipe
 from exporter.steps import MergePlan
 from exporter.store import file_name
-from exporter.toolchain import Toolchain, cache_folder, follow_tool
+from exporter.toolchain import Toolchain, cache_folder, follow_tool, run_tool
 
 CONTEXT = 512  # tokens of a chunk, llama-imatrix's own default
 CHUNKS = 2  # fewest that llama-imatrix takes
 COUNT = re.compile(r"computing over (\d+) chunks")
 DONE = re.compile(r"\[(\d+)\]-?(?:[\d.]+|nan|inf),")
-TOO_SHORT = re.compile(r"need at least (\d+) tokens.*tokenizes to only (\d+) tokens", re.DOTALL)
+TOKENS = re.compile(r"Total number of tokens: (\d+)")
 
 
 def with_matrix(
@@ -81,6 +81,11 @@ def too_short(text: Path, found: str, needed: int) -> InputError:
     )
 
 
+def refuse_few(text: Path, n_tokens: int, context: int) -> None:
+    if n_tokens < CHUNKS * context:
+        raise too_short(text, f"{n_tokens} tokens", CHUNKS * context)
+
+
 def identity(request: ExportRequest, merge: MergePlan, text: Path) -> str:
     """A hash of all that the matrix depends on; of the base, its files' sizes and times."""
     files = sorted(path for path in merge.checkpoint.folder.iterdir() if path.is_file())
@@ -107,12 +112,26 @@ def make(
     plain = replace(plain, verify=False)  # it is gone in a moment
     try:
         export(plain, toolchain, report=report)
+        refuse_few(text, count_tokens(model, text, toolchain), context)
         report(Step(f"measuring {text.name}"))
         measure(model, text, measured, context, request.threads, toolchain, report=report)
         with explained(kept):
             measured.replace(kept)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def count_tokens(model: Path, text: Path, toolchain: Toolchain) -> int:
+    """Number of tokens that llama-imatrix reads in `text`, special ones taken as text."""
+    arguments = ["-m", str(model), "-f", str(text.absolute()), "--ids", "--show-count"]
+    plain = ["--no-parse-special", "--no-escape"]
+    printed = run_tool(toolchain, "llama-tokenize", [*arguments, *plain])
+    if not (count := TOKENS.search(printed)):
+        raise ToolchainError(
+            f"llama-tokenize did not say how many tokens `{text}` has",
+            hint="rebuild llama.cpp with `decant setup --force`",
+        )
+    return int(count[1])
 
 
 def measure(
@@ -125,20 +144,19 @@ def measure(
     *,
     report: Report,
 ) -> None:
-    """Run llama-imatrix. Raises InputError when the text has too few tokens."""
+    """Run llama-imatrix, whose log may lack its last lines: what it says at its end is not read."""
+    total = 0
 
     def heard(printed: str) -> None:
+        nonlocal total
         if count := COUNT.search(printed):
+            total = int(count[1])
             done = DONE.findall(printed, count.end())
-            report(Progress("measuring", int(done[-1]) if done else 0, int(count[1]), "steps"))
+            report(Progress("measuring", int(done[-1]) if done else 0, total, "steps"))
 
     arguments = [
         "-m", str(model), "-f", str(text.absolute()), "-o", str(measured), "-c", str(context),
         "-t", str(threads), "--output-format", "gguf",
     ]  # fmt: skip
-    try:
-        follow_tool(toolchain, "llama-imatrix", arguments, heard)
-    except ToolchainError as error:
-        if short := TOO_SHORT.search(error.message):
-            raise too_short(text, f"{short[2]} tokens", int(short[1])) from error
-        raise
+    follow_tool(toolchain, "llama-imatrix", arguments, heard)
+    report(Progress("measuring", total, total, "steps"))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from exporter.calibrate import refuse_short, with_matrix
+from exporter.calibrate import count_tokens, refuse_short, with_matrix
 from exporter.convert import imported
 from exporter.core.errors import InputError
 from exporter.core.events import Progress
@@ -49,6 +49,8 @@ def test_a_text_makes_a_matrix_that_is_kept_and_used(toolchain, tiny_base, tiny_
     assert (steps[1], bool(steps[2])) == ([], True)
     assert made.recipe.imatrix.sha256 == same.recipe.imatrix.sha256
     assert [path.suffix for path in kept.iterdir()] == [".gguf", ".gguf"]
+    text.write_text("</s>\\n")  # read as text, not as an end and a line feed
+    assert count_tokens(tmp_path / "x.gguf", text, toolchain) == 8
     with imported(toolchain):
         told = read_gguf(tmp_path / "x.gguf")[0]
     assert told["quantize.imatrix.dataset"][1] == "my text.txt"
