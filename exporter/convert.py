@@ -27,6 +27,7 @@ from exporter.settings import header_bytes, mend, pack_settings
 if TYPE_CHECKING:
     import numpy as np
 
+    from exporter.checkpoint import Checkpoint
     from exporter.merge import MergedTensors
     from exporter.toolchain import Toolchain
 
@@ -131,9 +132,7 @@ def convert(
 
         with torch.inference_mode():
             try:
-                hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
-                if "quantization_config" not in tensors.plan.checkpoint.config:
-                    hparams.pop("quantization_config", None)
+                hparams = hparams_of(tensors.plan.checkpoint, folder)
                 model_class, architecture = find_class(hparams, part)
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
@@ -154,6 +153,19 @@ def convert(
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), source.used())
+
+
+def hparams_of(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """The config in `folder` as llama.cpp's classes read it, mended.
+
+    A quantization that is undone while the checkpoint is read is none of theirs.
+    """
+    from conversion import ModelBase
+
+    hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
+    if "quantization_config" not in checkpoint.config:
+        hparams.pop("quantization_config", None)
+    return hparams
 
 
 def find_class(hparams: dict[str, Any], part: Part) -> tuple[Any, str]:

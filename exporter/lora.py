@@ -20,6 +20,7 @@ from exporter.convert import (
     UNUSABLE,
     LazySource,
     find_class,
+    hparams_of,
     imported,
     no_code_run,
     tensors_from,
@@ -38,7 +39,7 @@ from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
 from exporter.products import Product
 from exporter.provenance import provenance
-from exporter.settings import header_bytes, mend
+from exporter.settings import header_bytes
 from exporter.sources import find_base
 from exporter.steps import ExpertSum, LoraSum, MergePlan, Replace, WeightedAdapter
 from exporter.toolchain import Toolchain
@@ -216,9 +217,7 @@ def converter_model(checkpoint: Checkpoint) -> Any:
     from conversion import ModelBase
 
     folder = checkpoint.folder
-    hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
-    if "quantization_config" not in checkpoint.config:
-        hparams.pop("quantization_config", None)
+    hparams = hparams_of(checkpoint, folder)
     model_class, _ = find_class(hparams, "text")
     with tensors_from(LazySource(MergedTensors(MergePlan(checkpoint))), ModelBase):
         return model_class(

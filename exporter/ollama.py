@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.chat_template import IrregularError, Turns, find_turns
@@ -14,7 +14,7 @@ from exporter.core.events import Note, Report, silent
 from exporter.core.files import atomic_write, read_json_object
 from exporter.core.gguf import Array, GGUFFile, read_gguf
 from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
-from exporter.pipeline import ExportRequest, ExportResult, export
+from exporter.pipeline import ExportRequest, ExportResult, FolderResult, export
 from exporter.store import plain_name
 from exporter.toolchain import Toolchain
 
@@ -31,23 +31,6 @@ END_TOKENS = ("eos", "eot", "eom")
 MAX_TOKENS = 1 << 21  # a vocabulary is read whole
 
 
-@dataclass(frozen=True, slots=True)
-class OllamaFolder:
-    """A folder that now exists, or would after a dry run."""
-
-    path: Path
-    files: tuple[str, ...]
-    """The GGUF, and for a model that sees its projector."""
-    nbytes: int
-    """Theirs."""
-    base: Path
-    adapters: tuple[Path, ...]
-    tensors: int
-    merged: int
-    """How many tensors the adapter changed."""
-    seconds: float
-
-
 def export_for_ollama(
     request: ExportRequest,
     folder: Path,
@@ -55,7 +38,7 @@ def export_for_ollama(
     *,
     dry_run: bool = False,
     report: Report = silent,
-) -> OllamaFolder:
+) -> FolderResult:
     """Export into the new folder `folder`, and write the Modelfile beside the GGUF.
 
     The request's one output gives the GGUF's name. Raises OutputError when `folder` is taken
@@ -82,8 +65,8 @@ def export_for_ollama(
     return summary(result, folder, started)
 
 
-def summary(result: ExportResult, folder: Path, started: float) -> OllamaFolder:
-    return OllamaFolder(
+def summary(result: ExportResult, folder: Path, started: float) -> FolderResult:
+    return FolderResult(
         folder,
         tuple(file.path.name for file in result.files),
         sum(file.nbytes for file in result.files),

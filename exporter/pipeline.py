@@ -154,6 +154,23 @@ def export(
 
 
 @dataclass(frozen=True, slots=True)
+class FolderResult:
+    """A folder that now exists, or would after a dry run."""
+
+    path: Path
+    files: tuple[str, ...]
+    """Those that hold the weights."""
+    nbytes: int
+    """Theirs."""
+    base: Path
+    adapters: tuple[Path, ...]
+    tensors: int
+    merged: int
+    """How many tensors the adapter changed."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Files that are made of the same slots, in one pass."""
 
@@ -172,8 +189,23 @@ def plan_files(
     """Every file that will be written: the model, and what lets it see if it can."""
     merge = tensors.plan
     conversions, projector = convert_all(request, tensors, toolchain, report=report)
+    told = provenance(merge, toolchain)
+
+    def planned(path: Path, quant: str, conversion: Conversion, recipe: Recipe) -> GGUFPlan:
+        types = choose_types(conversion, quant, toolchain, recipe)
+        header = conversion.header(types, ftype=FTYPES[quant], provenance=told | recipe.keys(quant))
+        return GGUFPlan(
+            path,
+            quant,
+            header,
+            types,
+            lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots}),
+            rounding(conversion, quant, merge.dtype),
+            importance(recipe.imatrix, conversion.slots),
+        )
+
     plans = [
-        plan_file(path, quant, conversions[outtype_for(quant)], merge, toolchain, request.recipe)
+        planned(path, quant, conversions[outtype_for(quant)], request.recipe)
         for path, quant in zip(request.outputs, request.quants, strict=True)
     ]
     groups = [Group(plans, next(iter(conversions.values())).slots)]
@@ -181,7 +213,7 @@ def plan_files(
         path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
         if not dry_run:
             refuse_existing(path, force=request.force)
-        plan = plan_file(path, FLOAT_NAMES[projector.ftype], projector, merge, toolchain)
+        plan = planned(path, FLOAT_NAMES[projector.ftype], projector, PLAIN)
         groups.append(Group([plan], projector.slots))
     return groups
 
@@ -266,30 +298,6 @@ def outtype_for(quant: str) -> Outtype:
             return quant
         case _:
             return "auto"
-
-
-def plan_file(
-    path: Path,
-    quant: str,
-    conversion: Conversion,
-    merge: MergePlan,
-    toolchain: Toolchain,
-    recipe: Recipe = PLAIN,
-) -> GGUFPlan:
-    """Everything about one file but its data."""
-    types = choose_types(conversion, quant, toolchain, recipe)
-    told = provenance(merge, toolchain) | recipe.keys(quant)
-    header = conversion.header(types, ftype=FTYPES[quant], provenance=told)
-    layout = lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots})
-    return GGUFPlan(
-        path,
-        quant,
-        header,
-        types,
-        layout,
-        rounding(conversion, quant, merge.dtype),
-        importance(recipe.imatrix, conversion.slots),
-    )
 
 
 def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dict[str, GGMLType]:

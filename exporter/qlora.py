@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from exporter import bnb
 from exporter.adapter import AdapterSpec, is_checkpoint
@@ -14,6 +14,7 @@ from exporter.checkpoint import Checkpoint
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.files import read_json_object
+from exporter.names import model_without_weights
 from exporter.roundtrip import roundtripped
 
 BaseRoundtrip = Literal["auto", "none", "nf4"]
@@ -154,7 +155,13 @@ def linear_weights(checkpoint: Checkpoint, skipped: tuple[str, ...] | None) -> d
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    model = empty_model(checkpoint)
+    model = model_without_weights(checkpoint)
+    if model is None:
+        raise UnsupportedError(
+            f"transformers has no {checkpoint.architecture}, so that it is not known which of its"
+            " weights are quantized in training",
+            hint="--base-roundtrip none merges onto the base as it is",
+        )
     kept = HfQuantizer.get_modules_to_not_convert(
         model,
         list(skipped) if skipped is not None else None,
@@ -176,23 +183,6 @@ def linear_weights(checkpoint: Checkpoint, skipped: tuple[str, ...] | None) -> d
             hint="--base-roundtrip none merges onto the base as it is",
         )
     return weights
-
-
-def empty_model(checkpoint: Checkpoint) -> Any:
-    """The model without weights, built by transformers."""
-    import torch
-    import transformers
-
-    model_class = getattr(transformers, checkpoint.architecture, None)
-    if model_class is None:
-        raise UnsupportedError(
-            f"transformers has no {checkpoint.architecture}, so that it is not known which of its"
-            " weights are quantized in training",
-            hint="--base-roundtrip none merges onto the base as it is",
-        )
-    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    with torch.device("meta"):
-        return model_class(config)
 
 
 def without_prefix(name: str) -> str:

@@ -25,7 +25,7 @@ from exporter.core.safetensors import ITEM_BYTES, LENGTH_NBYTES
 from exporter.merge import MergedTensors, refuse_non_finite
 from exporter.model_card import CARD, model_card
 from exporter.overlay import WEIGHTS, result_folder
-from exporter.pipeline import ExportRequest, plan_request, result_name
+from exporter.pipeline import ExportRequest, FolderResult, plan_request, result_name
 from exporter.steps import CombinedSum, MergePlan, describe
 from exporter.write import HEADROOM
 
@@ -80,23 +80,6 @@ class Stored:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class SavedFolder:
-    """A merged checkpoint that now exists, or would after a dry run."""
-
-    path: Path
-    files: tuple[str, ...]
-    """Those that hold the weights."""
-    nbytes: int
-    """Theirs."""
-    base: Path
-    adapters: tuple[Path, ...]
-    tensors: int
-    merged: int
-    """How many tensors the adapter changed."""
-    seconds: float
-
-
 def save_merged(
     request: ExportRequest,
     folder: Path,
@@ -105,7 +88,7 @@ def save_merged(
     max_shard: int = MAX_SHARD,
     dry_run: bool = False,
     report: Report = silent,
-) -> SavedFolder:
+) -> FolderResult:
     """Write the merged checkpoint as the new folder `folder`.
 
     toolchain: dequantizes what only llama.cpp can; without one such a base is refused.
@@ -125,7 +108,7 @@ def save_merged(
         check_space(folder, sum(shard.nbytes for shard in shards))
     else:
         write_folder(merged, shards, folder, request, report=report)
-    return SavedFolder(
+    return FolderResult(
         folder,
         tuple(shard.name for shard in shards),
         sum(shard.nbytes for shard in shards),

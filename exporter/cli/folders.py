@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,12 +15,9 @@ from exporter.core.folders import size_text
 from exporter.store import plain_name
 
 if TYPE_CHECKING:
-    from exporter.ollama import OllamaFolder
-    from exporter.pipeline import ExportRequest
-    from exporter.save import SavedFolder
+    from exporter.pipeline import ExportRequest, FolderResult
     from exporter.toolchain import Toolchain
 
-FolderResult: TypeAlias = "SavedFolder | OllamaFolder"
 ENDINGS = {"safetensors": "merged", "ollama": "ollama"}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -46,13 +43,18 @@ def export_folder(to: str, request: ExportRequest, folder: Path, max_shard_size:
 
             toolchain = find_toolchain()
             request = with_matrix(request, toolchain, dry_run=dry_run, report=report)
-            made: FolderResult = export_for_ollama(
-                request, folder, toolchain, dry_run=dry_run, report=report
-            )
+            made = export_for_ollama(request, folder, toolchain, dry_run=dry_run, report=report)
         else:
             from exporter.save import save_merged
 
-            made = save_merged(request, folder, max_shard=max_shard, dry_run=dry_run, report=report)
+            made = save_merged(
+                request,
+                folder,
+                toolchain_if_built(),
+                max_shard=max_shard,
+                dry_run=dry_run,
+                report=report,
+            )
     show_folder(made, dry_run=dry_run, as_json=options["as_json"])
 
 

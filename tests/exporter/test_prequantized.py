@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exporter.checkpoint import open_checkpoint
+from exporter.cli.app import run
 from exporter.convert import imported
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.pipeline import ExportRequest, export
@@ -79,6 +80,18 @@ def test_an_adapter_is_merged_into_the_dequantized_weights(toolchain, base, tiny
         )
         # sums of eight products and one more of about 1, in float32
         np.testing.assert_allclose(after, before + 16 / 8 * b @ a, atol=2**-20)
+
+
+def test_a_merged_checkpoint_is_made_of_it_too(base, tiny_adapter, tmp_path):
+    from safetensors.torch import load_file
+
+    arguments = ["--base", str(base), "--to", "safetensors", "-o", str(tmp_path / "merged")]
+
+    assert run(["export", str(tiny_adapter), *arguments, "--quiet"]) == 0
+
+    tensors = load_file(tmp_path / "merged" / "model.safetensors")
+    assert tensors["model.layers.1.mlp.up_proj.weight"].is_floating_point()
+    assert not any("scale" in name for name in tensors)
 
 
 def test_a_kind_that_is_not_known_is_refused_by_name(toolchain, tiny_base, tmp_path):
