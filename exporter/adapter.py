@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from exporter.core.errors import AdapterError, UnsupportedError
@@ -108,8 +109,16 @@ class AdapterSpec:
 
     def sha256(self) -> str:
         """Identifies config and weights together."""
-        parts = (sha256_file(path) for path in (self.folder / CONFIG, self.weights))
+        files = (self.folder / CONFIG, self.weights)
+        parts = (sha256_once(path, path.stat().st_mtime_ns) for path in files)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+@cache
+def sha256_once(path: Path, changed_ns: int) -> str:
+    """The hash of a file as it was at one time: several parts of an export ask for it."""
+    del changed_ns
+    return sha256_file(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.events import Note, Progress, Report, Step, silent
 from exporter.core.files import explained, sha256_file
+from exporter.identity import identity
 from exporter.imatrix import read_imatrix
 from exporter.pipeline import ExportRequest, export, plan_request
 from exporter.recipe import Recipe, check_recipe
@@ -49,7 +50,7 @@ def with_matrix(
     context = context_of(merge)
     refuse_short(text, text.stat().st_size, context)
     folder = folder or cache_folder() / "imatrix"
-    kept = folder / file_name(text.stem, identity(request, merge, text)[:16])
+    kept = folder / file_name(text.stem, measured_on(merge, text)[:16])
     if kept.exists():
         report(Note(f"using the importance matrix kept from before, `{kept.name}`"))
     elif dry_run:
@@ -86,16 +87,9 @@ def refuse_few(text: Path, n_tokens: int, context: int) -> None:
         raise too_short(text, f"{n_tokens} tokens", CHUNKS * context)
 
 
-def identity(request: ExportRequest, merge: MergePlan, text: Path) -> str:
-    """A hash of all that the matrix depends on; of the base, its files' sizes and times."""
-    files = sorted(path for path in merge.checkpoint.folder.iterdir() if path.is_file())
-    stats = [(path.name, path.stat()) for path in files]
-    told = {
-        "base": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
-        "adapters": [(each.adapter.sha256(), each.scale) for each in merge.adapters],
-        "merge": [request.merge_dtype, str(request.combine), str(request.base_roundtrip)],
-        "text": sha256_file(text),
-    }
+def measured_on(merge: MergePlan, text: Path) -> str:
+    """A hash of all that the matrix depends on."""
+    told = [identity(merge), sha256_file(text)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Outtype = Literal["auto", "F16", "BF16", "F32"]
 """The converter's own output type; auto is the 16-bit type that the checkpoint is stored in."""
+Part = Literal["text", "projector"]
 
 
 @dataclass(slots=True)
@@ -92,8 +93,6 @@ class Conversion:
             writer.add_tensor_info(name, shapes[name], FLOAT32, nbytes, raw_dtype=kind)
         return header_bytes(writer)
 
-
-Part = Literal["text", "projector"]
 
 # what the converter's classes raise when a folder lacks something or has it in another form
 UNUSABLE = (

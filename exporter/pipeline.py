@@ -13,7 +13,6 @@ from exporter.convert import (
     Conversion,
     Outtype,
     Part,
-    Slot,
     convert,
     has_projector,
     refuse_dropped,
@@ -24,7 +23,9 @@ from exporter.core.files import refuse_existing
 from exporter.core.machine import cores
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
+from exporter.identity import identity
 from exporter.imatrix import importance
+from exporter.journal import journal_path
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
 from exporter.plan import plan_merge
@@ -38,7 +39,7 @@ from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, 
 from exporter.toolchain import Toolchain
 from exporter.verify.after import verify_exported
 from exporter.verify.report import Verification
-from exporter.write import GGUFPlan, check_space, lay_out, write_files
+from exporter.write import GGUFPlan, Group, check_space, lay_out, write_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def export(
     for output in request.outputs:
         if dry_run and output.exists():
             report(Warn(f"`{output}` exists: the export itself will need --force"))
-        else:
+        elif not journal_path(output).exists():  # else it is looked at when that is read
             refuse_existing(output, force=request.force)
     report(Step("reading the adapter and the base"))
     merge = plan_request(request, toolchain, report=report)
@@ -124,15 +125,9 @@ def export(
     if not dry_run:
         report(Step("merging and quantizing"))
         with one_thread():
-            for group in groups:
-                write_files(
-                    group.plans,
-                    group.slots,
-                    quantizer,
-                    force=request.force,
-                    threads=request.threads,
-                    report=report,
-                )
+            write_files(
+                groups, quantizer, force=request.force, threads=request.threads, report=report
+            )
     verified: tuple[Verification, ...] = ()
     if request.verify and not dry_run:
         trust = request.trust_remote_code
@@ -170,14 +165,6 @@ class FolderResult:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Files that are made of the same slots, in one pass."""
-
-    plans: list[GGUFPlan]
-    slots: tuple[Slot, ...]
-
-
 def plan_files(
     request: ExportRequest,
     tensors: MergedTensors,
@@ -189,7 +176,7 @@ def plan_files(
     """Every file that will be written: the model, and what lets it see if it can."""
     merge = tensors.plan
     conversions, projector = convert_all(request, tensors, toolchain, report=report)
-    told = provenance(merge, toolchain)
+    told, made_of = provenance(merge, toolchain), identity(merge, toolchain)
 
     def planned(path: Path, quant: str, conversion: Conversion, recipe: Recipe) -> GGUFPlan:
         types = choose_types(conversion, quant, toolchain, recipe)
@@ -202,6 +189,7 @@ def plan_files(
             lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots}),
             rounding(conversion, quant, merge.dtype),
             importance(recipe.imatrix, conversion.slots),
+            made_of,
         )
 
     plans = [
@@ -211,7 +199,7 @@ def plan_files(
     groups = [Group(plans, next(iter(conversions.values())).slots)]
     if projector:
         path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
-        if not dry_run:
+        if not dry_run and not journal_path(path).exists():
             refuse_existing(path, force=request.force)
         plan = planned(path, FLOAT_NAMES[projector.ftype], projector, PLAIN)
         groups.append(Group([plan], projector.slots))

@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +21,12 @@ from exporter.core.files import atomic_write, free_bytes
 from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.core.quiet import one_thread
 from exporter.core.safetensors import ITEM_BYTES, LENGTH_NBYTES
+from exporter.identity import identity
 from exporter.merge import MergedTensors, refuse_non_finite
 from exporter.model_card import CARD, model_card
 from exporter.overlay import WEIGHTS, result_folder
 from exporter.pipeline import ExportRequest, FolderResult, plan_request, result_name
-from exporter.steps import CombinedSum, MergePlan, describe
+from exporter.steps import MergePlan, describe
 from exporter.write import HEADROOM
 
 if TYPE_CHECKING:
@@ -263,24 +263,6 @@ def index_of(shards: tuple[Shard, ...]) -> bytes:
 
 
 def fingerprint(plan: MergePlan, shards: tuple[Shard, ...]) -> str:
-    """Equal for two runs that would write the same shards.
-
-    A base's file counts as unchanged while its size and time stand.
-    """
-    base = plan.checkpoint.folder
-    files = sorted(path for pattern in (*WEIGHTS, "config.json") for path in base.glob(pattern))
-    combined = {
-        step.how
-        for change in plan.changes.values()
-        for step in change.steps
-        if isinstance(step, CombinedSum)
-    }
-    facts = [
-        [metadata.version(package) for package in ("decant-llm", "peft", "torch")],
-        [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
-        plan.checkpoint.roundtrip,
-        [[weighted.adapter.sha256(), weighted.scale] for weighted in plan.adapters],
-        [plan.dtype, sorted(combined)],
-        [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in shards],
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    """Equal for two runs that would write the same shards."""
+    headers = [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in shards]
+    return hashlib.sha256(json.dumps([identity(plan), headers]).encode()).hexdigest()

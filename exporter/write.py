@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from typing_extensions import Self
 
 from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
-from exporter.core.files import atomic_write, free_bytes
+from exporter.core.files import free_bytes
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import GGMLType
+from exporter.journal import Journal, Unfinished, journalled
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from exporter.quantize import Quantizer
 
 CHUNK_VALUES = 1 << 19  # values quantized and written at a time: 2 MiB of float32
+BLOCK = 512  # bytes, the unit of st_blocks
 HEADROOM = 64 << 20  # bytes kept free on the disk beyond the files themselves
 
 
@@ -53,6 +56,26 @@ class GGUFPlan:
     """Tensors whose values are rounded to a 16-bit type before they are quantized."""
     importance: Mapping[str, Importance] = field(default_factory=dict)
     """What the quantizing of a tensor pays heed to."""
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What the values come from: an export that was stopped is gone on with when it is equal."""
+
+    def unfinished(self) -> Unfinished:
+        """The file, with all that it is made of."""
+        kinds = [
+            [(name, kind.name) for name, kind in t.items()] for t in (self.types, self.round_to)
+        ]
+        digest = hashlib.sha256(self.header)
+        digest.update(repr((kinds, sorted(self.layout.offsets.items()))).encode())
+        facts = {**self.identity, "options": digest.hexdigest()}
+        return Unfinished(self.path, self.layout.size, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Files that are made of the same slots, in one pass."""
+
+    plans: list[GGUFPlan]
+    slots: tuple[Slot, ...]
 
 
 def lay_out(
@@ -68,9 +91,14 @@ def lay_out(
 
 
 def check_space(plans: list[GGUFPlan]) -> None:
-    """Stop before any weight is read when the files will not fit on their disk."""
+    """Stop before any weight is read when the files will not fit on their disk.
+
+    What a stopped export left of them is overwritten, so that it takes no place of its own.
+    """
     folder = plans[0].path.parent
-    needed, free = sum(plan.layout.size for plan in plans), free_bytes(folder)
+    needed = sum(plan.layout.size for plan in plans)
+    left = (path for plan in plans if (path := plan.unfinished().partial).exists())
+    free = free_bytes(folder) + sum(path.stat().st_blocks * BLOCK for path in left)
     if needed + HEADROOM > free:
         raise SpaceError(
             f"`{folder}` has {free / 1e9:.2f} GB free,"
@@ -80,32 +108,45 @@ def check_space(plans: list[GGUFPlan]) -> None:
 
 
 def write_files(
-    plans: list[GGUFPlan],
-    slots: tuple[Slot, ...],
+    groups: Sequence[Group],
     quantizer: Quantizer,
     *,
     force: bool = False,
     threads: int,
     report: Report = silent,
 ) -> None:
-    """Fill every slot once and write it to every plan's file; publish them when all are whole.
+    """Fill every slot once and write it to its group's files; publish them when all are whole.
 
     Rows are quantized and written by `threads` workers while the next slot is being filled.
+    What a stopped export finished of the same plans is not made again.
     """
+    plans = [plan for group in groups for plan in group.plans]
     total = sum(plan.layout.size for plan in plans)
-    done = sum(len(plan.header) for plan in plans)
-    with ExitStack() as files, Workers(threads) as workers:
-        writers = []
-        for plan in plans:
-            file = files.enter_context(atomic_write(plan.path, force=force))
-            file.truncate(plan.layout.size)
-            file.write(plan.header)
-            file.flush()
-            writers.append(FileWriter(plan, file.fileno(), quantizer))
-        for nbytes in workers.run(jobs(slots, writers)):
-            done += nbytes
-            report(Progress("quantizing", done, total, "bytes"))
+    items = [plan.unfinished() for plan in plans]
+    with journalled(items, force=force, report=report) as journals, Workers(threads) as workers:
+        done = sum(plan.layout.size for plan in plans if plan.path not in journals)
+        for group in groups:
+            writers = [
+                FileWriter(plan, journals[plan.path], quantizer)
+                for plan in group.plans
+                if plan.path in journals
+            ]
+            done += sum(begin_file(writer, group.slots) for writer in writers)
+            for writer, nbytes, name in workers.run(jobs(group.slots, writers)):
+                writer.journal.wrote(nbytes, name)
+                done += nbytes
+                report(Progress("quantizing", done, total, "bytes"))
     report(Progress("quantizing", total, total, "bytes"))
+
+
+def begin_file(writer: FileWriter, slots: tuple[Slot, ...]) -> int:
+    """Write the header. Returns its bytes and those of the tensors that are there already."""
+    plan, journal = writer.plan, writer.journal
+    journal.file.seek(0)
+    journal.file.write(plan.header)
+    journal.file.flush()
+    there = (slot for slot in slots if slot.name in journal.done)
+    return len(plan.header) + sum(plan.types[slot.name].nbytes(slot.shape) for slot in there)
 
 
 def jobs(slots: tuple[Slot, ...], writers: list[FileWriter]) -> Iterator[list[Job]]:
@@ -113,13 +154,22 @@ def jobs(slots: tuple[Slot, ...], writers: list[FileWriter]) -> Iterator[list[Jo
     for slot in slots:
         assert slot.fill is not None, f"{slot.name} was written before"
         fill, slot.fill = slot.fill, None
-        first = 0
+        lacking = [writer for writer in writers if slot.name not in writer.journal.done]
+        if not lacking:
+            continue
+        first, n_rows = 0, math.prod(slot.shape[:-1])
         for values in fill():
             rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
             step = max(1, CHUNK_VALUES // rows.shape[1])
             yield [
-                Job(writer, slot.name, rows[start : start + step], first + start)
-                for writer in writers
+                Job(
+                    writer,
+                    slot.name,
+                    rows[start : start + step],
+                    first + start,
+                    is_last=first + min(start + step, rows.shape[0]) == n_rows,
+                )
+                for writer in lacking
                 for start in range(0, rows.shape[0], step)
             ]
             first += rows.shape[0]
@@ -130,7 +180,7 @@ class FileWriter:
     """One open file and how its rows are made."""
 
     plan: GGUFPlan
-    fd: int
+    journal: Journal
     quantizer: Quantizer
 
     def write(self, job: Job) -> int:
@@ -147,7 +197,7 @@ class FileWriter:
         offset = self.plan.layout.offsets[name] + job.first_row * packed.shape[1]
         view = packed.reshape(-1).data
         while view:
-            written = os.pwrite(self.fd, view, offset)
+            written = os.pwrite(self.journal.file.fileno(), view, offset)
             view, offset = view[written:], offset + written
         return packed.nbytes
 
@@ -160,6 +210,12 @@ class Job:
     name: str
     rows: np.ndarray[Any, Any]
     first_row: int
+    is_last: bool
+    """Whether the tensor is whole with it and those before it."""
+
+
+Done: TypeAlias = "tuple[FileWriter, int, str | None]"
+"""Whose bytes, how many, and the tensor that is whole with them."""
 
 
 def round_values(rows: np.ndarray[Any, Any], kind: GGMLType) -> np.ndarray[Any, Any]:
@@ -183,13 +239,20 @@ class Workers:
     def __exit__(self, *exc: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def run(self, batches: Iterator[list[Job]]) -> Iterator[int]:
-        """Give the bytes each job wrote. An error in any job is raised here."""
-        running: deque[Future[int]] = deque()
+    def run(self, batches: Iterator[list[Job]]) -> Iterator[Done]:
+        """Give what each job wrote, in order. An error in any job is raised here."""
+        running: deque[tuple[FileWriter, Future[int], str | None]] = deque()
         for batch in batches:
             while running:  # the slot before this one
-                yield running.popleft().result()
-            running.extend(self.pool.submit(job.writer.write, job) for job in batch)
-            del batch
+                yield ended(*running.popleft())
+            for job in batch:
+                future = self.pool.submit(job.writer.write, job)
+                running.append((job.writer, future, job.name if job.is_last else None))
+            batch.clear()
+            del job
         while running:
-            yield running.popleft().result()
+            yield ended(*running.popleft())
+
+
+def ended(writer: FileWriter, future: Future[int], name: str | None) -> Done:
+    return writer, future.result(), name

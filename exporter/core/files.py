@@ -41,8 +41,8 @@ def atomic_write(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def open_locked(partial: Path, path: Path) -> Iterator[BinaryIO]:
-    """Open `partial` empty and locked; OutputError when another process holds it."""
+def open_locked(partial: Path, path: Path, *, empty: bool = True) -> Iterator[BinaryIO]:
+    """Open `partial` locked, and `empty`; OutputError when another process holds it."""
     while True:
         file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         with file:
@@ -55,7 +55,11 @@ def open_locked(partial: Path, path: Path) -> Iterator[BinaryIO]:
                 ) from error
             if not is_same_file(file, partial):
                 continue  # its writer published it between our open and our lock
-            file.truncate(0)
+            if is_same_file(file, path):
+                partial.unlink()  # its writer was killed between the two halves of a rename
+                continue
+            if empty:
+                file.truncate(0)
             yield file
             return
 

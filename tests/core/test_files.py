@@ -112,6 +112,20 @@ def test_a_lock_on_a_file_that_has_meanwhile_been_published_does_not_count(tmp_p
         assert not is_same_file(file, partial)
 
 
+def test_a_writer_killed_between_the_halves_of_a_rename_cost_nobody_a_model(tmp_path):
+    """Then both names are of the finished file: emptying one would empty the other."""
+    (tmp_path / "model").write_bytes(b"whole")
+    os.link(tmp_path / "model", tmp_path / ".model.partial")
+
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "model", force=True) as file:
+        file.write(b"new")
+        assert (tmp_path / "model").read_bytes() == b"whole"
+        _ = 1 / 0
+
+    assert (tmp_path / "model").read_bytes() == b"whole"
+    assert names(tmp_path) == ["model"]
+
+
 def test_an_existing_file_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "model").write_bytes(b"old")
 

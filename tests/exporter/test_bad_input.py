@@ -323,13 +323,14 @@ def writing(slow_export, tmp_path):
         process.kill()
 
 
-def test_ctrl_c_while_writing_leaves_nothing(writing, tmp_path):
+def test_ctrl_c_while_writing_leaves_no_model_and_says_what_is_kept(writing, tmp_path):
     writing.send_signal(signal.SIGINT)
     _, printed = writing.communicate(timeout=20)
 
     assert writing.returncode == 130
     assert "Traceback" not in printed
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out" / "model.gguf").exists()
+    assert "tensors are kept: the same command goes on" in printed
 
 
 def test_kill_9_while_writing_leaves_no_model_and_the_next_export_cleans_up(
