@@ -11,9 +11,8 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +21,8 @@ from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.types import FTYPES, GGMLType
 from exporter.lazy import stacked, to_float32
-from exporter.settings import header_bytes, mend, pack_settings
+from exporter.settings import mend, pack_settings
+from exporter.slots import FLOAT32, Conversion, Slot
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,64 +36,6 @@ Outtype = Literal["auto", "F16", "BF16", "F32"]
 Part = Literal["text", "projector"]
 
 
-@dataclass(slots=True)
-class Slot:
-    """A tensor's place in the GGUF."""
-
-    name: str
-    shape: tuple[int, ...]
-    """Rows first, as numpy has it; ggml's order is the reverse."""
-    type: GGMLType
-    """What the converter would store it as."""
-    fill: Callable[[], Iterator[np.ndarray[Any, Any]]] | None
-    """Reads, merges and rearranges the values, as float32: all of them, or of stacked experts one
-    after the other. Called once, then dropped."""
-    source: str
-    """The hub tensor it came from, or the last of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """A model laid out as GGUF, before quantizing."""
-
-    slots: tuple[Slot, ...]
-    writer: Any  # gguf.GGUFWriter, untyped: holds the metadata
-    ftype: int
-    """general.file_type of what the converter alone would write."""
-    used: frozenset[str] = frozenset()
-    """The checkpoint's tensors that some slot is made of."""
-
-    def header(
-        self,
-        types: dict[str, GGMLType],
-        *,
-        ftype: int,
-        provenance: Mapping[str, str | int] | None = None,
-        vocabulary: bool = True,
-    ) -> bytes:
-        """Everything before the data, padded: metadata with `ftype`, tensor infos in order."""
-        import gguf
-
-        writer = gguf.GGUFWriter(path=None, arch=self.writer.arch)
-        writer.kv_data = [
-            {
-                key: value
-                for key, value in self.writer.kv_data[0].items()
-                if vocabulary or not key.startswith("tokenizer.")
-            }
-        ]
-        writer.remove_key("general.file_type")
-        writer.add_file_type(ftype)
-        for key, value in (provenance or {}).items():
-            (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
-        shapes = {slot.name: slot.shape for slot in self.slots}
-        for name, stored in types.items():
-            kind = gguf.GGMLQuantizationType(stored.number)
-            nbytes = stored.nbytes(shapes[name])
-            writer.add_tensor_info(name, shapes[name], FLOAT32, nbytes, raw_dtype=kind)
-        return header_bytes(writer)
-
-
 # what the converter's classes raise when a folder lacks something or has it in another form
 UNUSABLE = (
     ValueError, KeyError, TypeError, FileNotFoundError, NotImplementedError, AssertionError,
@@ -101,7 +43,6 @@ UNUSABLE = (
 )  # fmt: skip
 # transformers 5 spells out the RoPE type of models that have plain RoPE
 HARMLESS = ("Unknown RoPE type: default",)
-FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes
 
 
 def convert(

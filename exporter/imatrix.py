@@ -16,7 +16,7 @@ from exporter.core.types import GGMLType
 if TYPE_CHECKING:
     import numpy as np
 
-    from exporter.convert import Slot
+    from exporter.slots import Slot
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")

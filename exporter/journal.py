@@ -20,6 +20,7 @@ from typing import BinaryIO
 from exporter.core.errors import OutputError, SpaceError
 from exporter.core.events import Note, Report, silent
 from exporter.core.files import (
+    PARTIAL,
     explained,
     make_folder,
     open_locked,
@@ -45,7 +46,7 @@ class Unfinished:
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.partial")
+        return self.path.with_name(f".{self.path.name}{PARTIAL}")
 
     @property
     def journal(self) -> Path:

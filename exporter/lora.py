@@ -39,7 +39,7 @@ from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
 from exporter.products import Product
 from exporter.provenance import provenance
-from exporter.settings import header_bytes
+from exporter.slots import headers_of
 from exporter.sources import find_base
 from exporter.steps import ExpertSum, LoraSum, MergePlan, Replace, WeightedAdapter
 from exporter.toolchain import Toolchain
@@ -360,7 +360,8 @@ def header_of(plan: MergePlan, architecture: str, pairs: tuple[Adapted, ...]) ->
                 values.numel() * 4,
                 raw_dtype=gguf.GGMLQuantizationType.F32,
             )
-    return header_bytes(writer)
+    (header,) = headers_of(writer)
+    return header.content
 
 
 def invocation_tokens(adapter: AdapterSpec) -> list[int]:

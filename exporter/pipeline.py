@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
 from exporter.classifier import check_for_gguf
-from exporter.convert import (
-    Conversion,
-    Outtype,
-    Part,
-    convert,
-    has_projector,
-    refuse_dropped,
-)
+from exporter.convert import Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
+from exporter.core.gguf import shard_paths
 from exporter.core.machine import cores
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
@@ -34,6 +29,7 @@ from exporter.provenance import provenance
 from exporter.qlora import BaseRoundtrip, as_trained_on
 from exporter.quantize import PLAIN, Quantizer, choose_types
 from exporter.recipe import Recipe, check_recipe
+from exporter.slots import Conversion
 from exporter.sources import find_base
 from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, describe
 from exporter.toolchain import Toolchain
@@ -61,6 +57,8 @@ class ExportRequest:
     trust_remote_code: bool = False
     base_roundtrip: BaseRoundtrip = "auto"
     """Whether the base is merged onto as NF4 gave it in QLoRA training."""
+    split_max: int = 0
+    """Bytes of tensors in one file, above which a model becomes several; 0 for no limit."""
     force: bool = False
     verify: bool = False
     """Whether the files are compared with base and adapters when they are written."""
@@ -76,6 +74,8 @@ class ExportedFile:
     nbytes: int
     types: dict[str, int]
     """How many tensors have each type."""
+    shards: tuple[Path, ...] = ()
+    """All the files of a split model, of which `path` is the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +106,8 @@ def export(
     """
     started = time.monotonic()
     check_recipe(request.recipe, request.quants)
-    for output in request.outputs:
-        if dry_run and output.exists():
-            report(Warn(f"`{output}` exists: the export itself will need --force"))
-        elif not journal_path(output).exists():  # else it is looked at when that is read
-            refuse_existing(output, force=request.force)
+    known = () if request.split_max else request.outputs  # split, they have other names
+    refuse_outputs(known, force=request.force, dry_run=dry_run, report=report)
     report(Step("reading the adapter and the base"))
     merge = plan_request(request, toolchain, report=report)
     report(Note(describe(merge)))
@@ -118,8 +115,10 @@ def export(
     report(Step("planning"))
     tensors = MergedTensors(merge)
     quantizer = Quantizer.load(toolchain)
-    groups = plan_files(request, tensors, toolchain, dry_run=dry_run, report=report)
+    groups = plan_files(request, tensors, toolchain, report=report)
     plans = [plan for group in groups for plan in group.plans]
+    others = (plan.path for plan in plans if plan.path not in known)
+    refuse_outputs(others, force=request.force, dry_run=dry_run, report=report)
     check_space(plans)
 
     if not dry_run:
@@ -131,14 +130,10 @@ def export(
     verified: tuple[Verification, ...] = ()
     if request.verify and not dry_run:
         trust = request.trust_remote_code
-        verified = verify_exported(
-            request.outputs, merge, toolchain, trust_remote_code=trust, report=report
-        )
+        firsts = [plan.path for plan in groups[0].plans if not plan.shard]
+        verified = verify_exported(firsts, merge, toolchain, trust_remote_code=trust, report=report)
     return ExportResult(
-        tuple(
-            ExportedFile(plan.path, plan.quant, plan.layout.size, count(plan.types))
-            for plan in plans
-        ),
+        exported(plans),
         merge.checkpoint.folder,
         tuple(weighted.adapter.folder for weighted in merge.adapters),
         len(merge.names),
@@ -170,7 +165,6 @@ def plan_files(
     tensors: MergedTensors,
     toolchain: Toolchain,
     *,
-    dry_run: bool,
     report: Report,
 ) -> list[Group]:
     """Every file that will be written: the model, and what lets it see if it can."""
@@ -178,31 +172,47 @@ def plan_files(
     conversions, projector = convert_all(request, tensors, toolchain, report=report)
     told, made_of = provenance(merge, toolchain), identity(merge, toolchain)
 
-    def planned(path: Path, quant: str, conversion: Conversion, recipe: Recipe) -> GGUFPlan:
+    def planned(
+        path: Path, quant: str, conversion: Conversion, recipe: Recipe, split_max: int = 0
+    ) -> list[GGUFPlan]:
         types = choose_types(conversion, quant, toolchain, recipe)
-        header = conversion.header(types, ftype=FTYPES[quant], provenance=told | recipe.keys(quant))
-        return GGUFPlan(
-            path,
-            quant,
-            header,
+        shapes = {slot.name: slot.shape for slot in conversion.slots}
+        headers = conversion.headers(
             types,
-            lay_out(len(header), types, {slot.name: slot.shape for slot in conversion.slots}),
-            rounding(conversion, quant, merge.dtype),
-            importance(recipe.imatrix, conversion.slots),
-            made_of,
+            ftype=FTYPES[quant],
+            provenance=told | recipe.keys(quant),
+            split_max=split_max,
         )
+        paths = shard_paths(path, len(headers))
+        rounded = rounding(conversion, quant, merge.dtype)
+        weighed = importance(recipe.imatrix, conversion.slots)
+        return [
+            GGUFPlan(
+                shard_path,
+                quant,
+                header.content,
+                held := {name: types[name] for name in header.tensors},
+                lay_out(len(header.content), held, shapes),
+                rounded,
+                weighed,
+                made_of,
+                number,
+            )
+            for number, (shard_path, header) in enumerate(zip(paths, headers, strict=True))
+        ]
 
     plans = [
-        planned(path, quant, conversions[outtype_for(quant)], request.recipe)
+        plan
         for path, quant in zip(request.outputs, request.quants, strict=True)
+        for plan in planned(
+            path, quant, conversions[outtype_for(quant)], request.recipe, request.split_max
+        )
     ]
     groups = [Group(plans, next(iter(conversions.values())).slots)]
     if projector:
         path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
-        if not dry_run and not journal_path(path).exists():
-            refuse_existing(path, force=request.force)
-        plan = planned(path, FLOAT_NAMES[projector.ftype], projector, PLAIN)
-        groups.append(Group([plan], projector.slots))
+        plans = planned(path, FLOAT_NAMES[projector.ftype], projector, PLAIN)
+        groups.append(Group(plans, projector.slots))
     return groups
 
 
@@ -295,6 +305,35 @@ def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dic
     return {slot.name: slot.type for slot in conversion.slots if slot.type.name != "F32"}
 
 
-def count(types: dict[str, GGMLType]) -> dict[str, int]:
-    names = [kind.name for kind in types.values()]
+def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report: Report) -> None:
+    """Stop at files that exist already, but for those of a stopped export: they are read later."""
+    for path in paths:
+        if dry_run and path.exists():
+            report(Warn(f"`{path}` exists: the export itself will need --force"))
+        elif not journal_path(path).exists():
+            refuse_existing(path, force=force)
+
+
+def exported(plans: list[GGUFPlan]) -> tuple[ExportedFile, ...]:
+    """What is said of the files, a split model's taken together."""
+    models: list[list[GGUFPlan]] = []
+    for plan in plans:
+        if plan.shard:
+            models[-1].append(plan)
+        else:
+            models.append([plan])
+    return tuple(
+        ExportedFile(
+            shards[0].path,
+            shards[0].quant,
+            sum(plan.layout.size for plan in shards),
+            count(kind for plan in shards for kind in plan.types.values()),
+            tuple(plan.path for plan in shards) if len(shards) > 1 else (),
+        )
+        for shards in models
+    )
+
+
+def count(types: Iterable[GGMLType]) -> dict[str, int]:
+    names = [kind.name for kind in types]
     return {name: names.count(name) for name in sorted(set(names))}

@@ -19,7 +19,7 @@ from exporter.toolchain import run_tool
 if TYPE_CHECKING:
     import numpy as np
 
-    from exporter.convert import Conversion
+    from exporter.slots import Conversion
     from exporter.toolchain import Toolchain
 
 # A line of `llama-quantize --dry-run`; the second type is there when the type changes.
@@ -81,11 +81,11 @@ def write_skeleton(path: Path, conversion: Conversion, stored: dict[str, GGMLTyp
     """A sparse file: a header without the vocabulary, and a hole where the data would be."""
     from exporter.write import lay_out
 
-    header = conversion.header(stored, ftype=conversion.ftype, vocabulary=False)
+    (header,) = conversion.headers(stored, ftype=conversion.ftype, vocabulary=False)
     slots = {slot.name: slot.shape for slot in conversion.slots}
     with path.open("wb") as file:
-        file.write(header)
-        file.truncate(lay_out(len(header), stored, slots).size)
+        file.write(header.content)
+        file.truncate(lay_out(len(header.content), stored, slots).size)
 
 
 def parse_dry_run(printed: str) -> dict[str, GGMLType]:

@@ -13,7 +13,7 @@ from exporter.core.types import FLOATS, GGMLType, parse_type
 from exporter.imatrix import ImportanceMatrix, keys
 
 if TYPE_CHECKING:
-    from exporter.convert import Slot
+    from exporter.slots import Slot
 
 EXAMPLE = "write it as PATTERN=TYPE, such as ffn_down=q6_k"
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from exporter.core.errors import CheckpointError
 from exporter.core.files import read_json_object
-from exporter.core.gguf import DEFAULT_ALIGNMENT
 
 
 def mend(hparams: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -39,15 +37,3 @@ def pack_settings(writer: Any) -> None:
                 writer._pack_val(value.value, value.type, add_vtype=True)  # noqa: SLF001
             except struct.error as error:
                 raise ValueError(f"{value.value!r} is not what {key} can be: {error}") from error
-
-
-def header_bytes(writer: Any) -> bytes:
-    """What a GGUFWriter would write before the data, padded."""
-    with tempfile.TemporaryDirectory(prefix="decant-") as folder:
-        path = Path(folder) / "header.gguf"
-        writer.write_header_to_file(path)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        writer.close()
-        content = path.read_bytes()
-    return content + bytes(-len(content) % DEFAULT_ALIGNMENT)

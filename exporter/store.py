@@ -9,13 +9,13 @@ from pathlib import Path
 
 from exporter.core.errors import ModelError
 from exporter.core.events import Report, silent
-from exporter.core.files import explained
-from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.core.files import PARTIAL, explained, refuse_locked, taken_bytes
+from exporter.core.gguf import SHARD, SUFFIX, GGUFFile, read_gguf, shard_paths
 from exporter.core.types import FTYPES, parse_quant
 from exporter.download.refs import is_link
 from exporter.download.resolve import is_repo, pull_gguf
+from exporter.journal import Unfinished
 
-SUFFIX = ".gguf"
 QUANT_AT_END = re.compile(rf"-({'|'.join(sorted(FTYPES, key=len, reverse=True))})$", re.IGNORECASE)
 
 
@@ -24,11 +24,15 @@ class StoredModel:
     """A GGUF in the store."""
 
     path: Path
+    """Of a split model the first file's."""
+    is_finished: bool = True
+    """Whether it has its name, or is what a stopped export left."""
 
     @property
     def full_name(self) -> str:
         """The file's name without its suffix, such as my-lora-Q4_K_M."""
-        return self.path.name.removesuffix(SUFFIX)
+        shard = SHARD.fullmatch(self.path.name)
+        return shard["stem"] if shard else self.path.name.removesuffix(SUFFIX)
 
     @property
     def name(self) -> str:
@@ -55,15 +59,48 @@ def list_models(store: Path) -> list[StoredModel]:
     if not store.is_dir():
         return []
     files = (path for path in store.iterdir() if path.suffix == SUFFIX and path.is_file())
-    return [StoredModel(path) for path in sorted(files) if not path.name.startswith(".")]
+    return [StoredModel(path) for path in sorted(files) if is_model(path)]
 
 
-def find_models(text: str, store: Path) -> list[StoredModel]:
-    """The stored models that NAME, NAME-QUANT or NAME:QUANT means.
+def is_model(path: Path) -> bool:
+    """Whether a model is known by this name: a split one only by its first file's."""
+    shard = SHARD.fullmatch(path.name)
+    return not path.name.startswith(".") and (not shard or int(shard["number"]) == 1)
+
+
+def list_unfinished(store: Path) -> list[StoredModel]:
+    """What stopped exports left; the same export goes on with it."""
+    if not store.is_dir():
+        return []
+    partials = sorted(store.glob(f".*{SUFFIX}{PARTIAL}"))
+    paths = (partial.with_name(partial.name[1:].removesuffix(PARTIAL)) for partial in partials)
+    return [StoredModel(path, is_finished=False) for path in paths if is_model(path)]
+
+
+def shards_of(model: StoredModel) -> tuple[Path, ...]:
+    """The model's file, or all that it is split into."""
+    shard = SHARD.fullmatch(model.path.name)
+    if not shard:
+        return (model.path,)
+    return shard_paths(model.path.with_name(shard["stem"] + SUFFIX), int(shard["count"]))
+
+
+def files_of(model: StoredModel) -> list[Path]:
+    """All that the model has in the store, with what a stopped export left of it."""
+    items = [Unfinished(path, 0, {}) for path in shards_of(model)]
+    paths = (path for item in items for path in (item.path, item.partial, item.journal))
+    return [path for path in paths if path.exists()]
+
+
+def find_models(text: str, store: Path, *, unfinished: bool = False) -> list[StoredModel]:
+    """The stored models that NAME, NAME-QUANT or NAME:QUANT means, with `unfinished` ones too.
 
     Raises ModelError, with the nearest names, when there is none.
     """
     models = list_models(store)
+    if unfinished:
+        here = {model.path for model in models}
+        models += [model for model in list_unfinished(store) if model.path not in here]
     name, colon, quant = text.partition(":")
     wanted = f"{name}-{parse_quant(quant)}" if colon else text.removesuffix(SUFFIX)
     found = [model for model in models if model.full_name == wanted]
@@ -118,13 +155,25 @@ def refuse_adapter(header: GGUFFile) -> None:
         )
 
 
+def size_of(path: Path) -> int:
+    """Bytes; of an unfinished file, which has holes, those on the disk."""
+    return taken_bytes(path) if path.name.startswith(".") else path.stat().st_size
+
+
 def remove_models(models: list[StoredModel]) -> int:
-    """Delete the files. Returns the bytes they took."""
+    """Delete the files. Returns the bytes they took.
+
+    Raises OutputError, before anything is deleted, for one that an export is writing.
+    """
     freed = 0
-    for model in models:
-        freed += model.path.stat().st_size
-        with explained(model.path):
-            model.path.unlink()
+    paths = [path for model in models for path in files_of(model)]
+    for path in paths:
+        if path.name.endswith(PARTIAL):
+            refuse_locked(path)
+    for path in paths:
+        freed += size_of(path)
+        with explained(path):
+            path.unlink()
     return freed
 
 
@@ -132,7 +181,7 @@ def summary(model: StoredModel) -> dict[str, object]:
     """What `decant list` says of one model; a damaged file is listed as such."""
     row: dict[str, object] = {
         "name": model.full_name,
-        "nbytes": model.path.stat().st_size,
+        "nbytes": sum(path.stat().st_size for path in shards_of(model) if path.exists()),
         "modified": model.path.stat().st_mtime,
         "path": str(model.path),
     }

@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
-from exporter.core.files import free_bytes
+from exporter.core.files import free_bytes, taken_bytes
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import GGMLType
 from exporter.journal import Journal, Unfinished, journalled
@@ -24,12 +24,11 @@ from exporter.journal import Journal, Unfinished, journalled
 if TYPE_CHECKING:
     import numpy as np
 
-    from exporter.convert import Slot
     from exporter.imatrix import Importance
     from exporter.quantize import Quantizer
+    from exporter.slots import Slot
 
 CHUNK_VALUES = 1 << 19  # values quantized and written at a time: 2 MiB of float32
-BLOCK = 512  # bytes, the unit of st_blocks
 HEADROOM = 64 << 20  # bytes kept free on the disk beyond the files themselves
 
 
@@ -58,6 +57,8 @@ class GGUFPlan:
     """What the quantizing of a tensor pays heed to."""
     identity: Mapping[str, str] = field(default_factory=dict)
     """What the values come from: an export that was stopped is gone on with when it is equal."""
+    shard: int = 0
+    """Which one of its model's files it is, from 0 on."""
 
     def unfinished(self) -> Unfinished:
         """The file, with all that it is made of."""
@@ -98,7 +99,7 @@ def check_space(plans: list[GGUFPlan]) -> None:
     folder = plans[0].path.parent
     needed = sum(plan.layout.size for plan in plans)
     left = (path for plan in plans if (path := plan.unfinished().partial).exists())
-    free = free_bytes(folder) + sum(path.stat().st_blocks * BLOCK for path in left)
+    free = free_bytes(folder) + sum(map(taken_bytes, left))
     if needed + HEADROOM > free:
         raise SpaceError(
             f"`{folder}` has {free / 1e9:.2f} GB free,"
@@ -145,7 +146,7 @@ def begin_file(writer: FileWriter, slots: tuple[Slot, ...]) -> int:
     journal.file.seek(0)
     journal.file.write(plan.header)
     journal.file.flush()
-    there = (slot for slot in slots if slot.name in journal.done)
+    there = (slot for slot in slots if slot.name in plan.types and not writer.lacks(slot.name))
     return len(plan.header) + sum(plan.types[slot.name].nbytes(slot.shape) for slot in there)
 
 
@@ -154,7 +155,7 @@ def jobs(slots: tuple[Slot, ...], writers: list[FileWriter]) -> Iterator[list[Jo
     for slot in slots:
         assert slot.fill is not None, f"{slot.name} was written before"
         fill, slot.fill = slot.fill, None
-        lacking = [writer for writer in writers if slot.name not in writer.journal.done]
+        lacking = [writer for writer in writers if writer.lacks(slot.name)]
         if not lacking:
             continue
         first, n_rows = 0, math.prod(slot.shape[:-1])
@@ -182,6 +183,10 @@ class FileWriter:
     plan: GGUFPlan
     journal: Journal
     quantizer: Quantizer
+
+    def lacks(self, name: str) -> bool:
+        """Whether the tensor belongs into this file and is not there yet."""
+        return name in self.plan.types and name not in self.journal.done
 
     def write(self, job: Job) -> int:
         """Quantize some rows and write them where they belong. Returns the bytes written."""

@@ -25,10 +25,11 @@ def merge_with_peft(base: Path, adapter: Path, folder: Path) -> Path:
 
 
 def convert_with_llamacpp(
-    toolchain: Toolchain, model: Path, output: Path, *, outtype: str = "auto"
+    toolchain: Toolchain, model: Path, output: Path, *options: str, outtype: str = "auto"
 ) -> Path:
     script = toolchain.source / "convert_hf_to_gguf.py"
     argv = [sys.executable, str(script), str(model), "--outfile", str(output), "--outtype", outtype]
+    argv += options
     subprocess.run(argv, check=True, capture_output=True, env=os.environ)
     return output
 

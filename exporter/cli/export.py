@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from exporter.cli.folders import export_folder, folder_name
+from exporter.cli.folders import export_folder, folder_name, parse_size
 from exporter.cli.lora import export_lora, refuse_for_lora
 from exporter.cli.options import given, json_option, offline_option, quiet_option, store
 from exporter.cli.recipe import recipe_options
@@ -56,6 +56,10 @@ if TYPE_CHECKING:
 @click.option(
     "--max-shard-size", default="5GB", show_default=True, help="Of a file of --to safetensors."
 )
+@click.option(
+    "--split-max-size", metavar="SIZE",
+    help="Write files of at most so much, e.g. 2GB; chat and llama.cpp load them all by the first.",
+)  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
     help="FILE.gguf, or a folder. Without it: the store, for `decant chat NAME`.",
@@ -109,6 +113,7 @@ def export(
     as_json: bool,
     quiet: bool,
     max_shard_size: str,
+    split_max_size: str | None,
 ) -> None:
     """Turn the PEFT adapter ADAPTER into a GGUF.
 
@@ -140,6 +145,7 @@ def export(
         combine=combine,
         base_roundtrip=base_roundtrip,
         trust_remote_code=trust_remote_code,
+        split_max=parse_size("--split-max-size", split_max_size) if split_max_size else 0,
         force=force,
         verify=not no_verify,
         threads=threads or cores(),
@@ -192,6 +198,8 @@ def refuse_output(to: str, adapter: str | None, recipe: Recipe) -> None:
         raise click.UsageError(f"types and importance matrices are for GGUF models, not --to {to}")
     if to == "safetensors" and given("quants"):
         raise click.UsageError("-q is for GGUF: --to safetensors keeps the base's own type")
+    if to in ("lora", "safetensors") and given("split_max_size"):
+        raise click.UsageError(f"--split-max-size is for GGUF models, not --to {to}")
     if to != "safetensors" and given("max_shard_size"):
         raise click.UsageError("--max-shard-size is for --to safetensors")
 
@@ -281,6 +289,7 @@ def show(result: ExportResult, *, dry_run: bool, as_json: bool) -> None:
     for file in result.files:
         types = ", ".join(f"{count} {name}" for name, count in file.types.items())
         click.echo(f"{file.path}")
-        click.echo(f"  {file.quant}, {size_text(file.nbytes)}: {types}", err=True)
+        parts = f" in {len(file.shards)} files" if file.shards else ""
+        click.echo(f"  {file.quant}, {size_text(file.nbytes)}{parts}: {types}", err=True)
     done = "would change" if dry_run else f"{result.seconds:.1f} s; merged"
     click.echo(f"{done} {result.merged} of {result.tensors} tensors", err=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exporter.toolchain import Toolchain
 
 ENDINGS = {"safetensors": "merged", "ollama": "ollama"}
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def folder_name(name: str, to: str) -> Path:
@@ -32,9 +32,11 @@ def export_folder(to: str, request: ExportRequest, folder: Path, max_shard_size:
     options = click.get_current_context().params
     if folder.suffix in (".gguf", ".safetensors"):
         raise click.UsageError(f"--to {to} makes a folder: `-o {folder.with_suffix('')}`")
+    if to == "ollama" and request.split_max:
+        raise click.UsageError("Ollama imports no split GGUF: leave out --split-max-size")
     if to == "ollama" and len(request.quants) > 1:
         raise click.UsageError("a Modelfile names one GGUF: give -q once with --to ollama")
-    dry_run, max_shard = options["dry_run"], parse_size(max_shard_size)
+    dry_run, max_shard = options["dry_run"], parse_size("--max-shard-size", max_shard_size)
     with reporting(quiet=options["quiet"]) as report:
         if to == "ollama":
             from exporter.calibrate import with_matrix
@@ -68,12 +70,12 @@ def toolchain_if_built() -> Toolchain | None:
         return None
 
 
-def parse_size(text: str) -> int:
+def parse_size(option: str, text: str) -> int:
     """Bytes from 5GB, 500MB, 2GiB or a plain number, as transformers means them."""
-    found = re.fullmatch(r"(\d+)\s*([KMG]I?B|)", text.strip().upper())
+    found = re.fullmatch(r"(\d+)\s*([KMG](?:I?B)?|)", text.strip().upper())
     if not found or not int(found[1]):
-        raise click.UsageError(f"--max-shard-size {text!r} is no size, such as 5GB or 500MB")
-    return int(found[1]) * UNITS[found[2]]
+        raise click.UsageError(f"{option} {text!r} is no size, such as 5GB or 500MB")
+    return int(found[1]) * UNITS.get(found[2], UNITS.get(found[2][:1], 1))
 
 
 def show_folder(made: FolderResult, *, dry_run: bool, as_json: bool) -> None:

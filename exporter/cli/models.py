@@ -10,7 +10,16 @@ from exporter.cli.options import json_option, store
 from exporter.cli.render import print_json, print_table
 from exporter.core.errors import ModelError
 from exporter.core.folders import size_text
-from exporter.store import StoredModel, find_models, list_models, remove_models, summary
+from exporter.store import (
+    StoredModel,
+    files_of,
+    find_models,
+    list_models,
+    list_unfinished,
+    remove_models,
+    size_of,
+    summary,
+)
 
 
 @click.command("list", epilog="Example: decant list --json")
@@ -21,6 +30,13 @@ def list_(as_json: bool) -> None:
     if as_json:
         print_json(rows)
         return
+    for model in list_unfinished(store()):
+        size = size_text(sum(map(size_of, files_of(model))))
+        click.echo(
+            f"unfinished: {model.full_name}, {size}: the same export goes on with it,"
+            f" `decant rm {model.full_name}` deletes it",
+            err=True,
+        )
     if not rows:
         click.echo(f"no models in `{store()}` yet; `decant export ADAPTER` makes one", err=True)
         return
@@ -56,7 +72,7 @@ def rm(names: tuple[str, ...], every: bool, as_json: bool) -> None:
     """Delete exported models from the store. Files elsewhere are never touched."""
     found: list[StoredModel] = []
     for name in names:
-        models = find_models(name, store())
+        models = find_models(name, store(), unfinished=True)
         if len(models) > 1 and not every:
             raise ModelError(
                 f"{name!r} is stored in {len(models)} quantizations",

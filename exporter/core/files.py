@@ -16,6 +16,9 @@ from typing import BinaryIO
 from exporter.core.errors import InputError, OutputError, SpaceError
 
 CHUNK = 1 << 20
+PARTIAL = ".partial"
+"""Ends the hidden name of a file that is being written."""
+BLOCK = 512  # bytes, the unit of st_blocks
 
 
 @contextmanager
@@ -29,7 +32,7 @@ def atomic_write(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """
     refuse_existing(path, force=force)
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{PARTIAL}")
     with explained(path), open_locked(partial, path) as file:
         try:
             yield file
@@ -138,6 +141,23 @@ def sync_folder(folder: Path) -> None:
         pass  # some network file systems refuse to sync a folder
     finally:
         os.close(fd)
+
+
+def refuse_locked(partial: Path) -> None:
+    """Raise OutputError when another process is writing the file."""
+    with partial.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another process is writing `{partial}`", hint="wait until it is done, or stop it"
+            ) from error
+
+
+def taken_bytes(path: Path) -> int:
+    """Bytes that a file takes of its disk; one with holes takes fewer than it has."""
+    stat = path.stat()
+    return min(stat.st_size, stat.st_blocks * BLOCK)
 
 
 def free_bytes(folder: Path) -> int:

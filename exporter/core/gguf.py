@@ -5,6 +5,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 2 and
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from exporter.core.errors import ModelError
 from exporter.core.types import GGMLType
 
 MAGIC = b"GGUF"
+SUFFIX = ".gguf"
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32  # bytes, when general.alignment is absent
 MAX_STRING = 1 << 30  # bytes; llama.cpp's own limit
@@ -48,7 +51,9 @@ class TensorInfo:
     """Rows first, as numpy has it; the file stores the reverse."""
     type: GGMLType
     offset: int
-    """Bytes from the start of the file."""
+    """Bytes from the start of its file."""
+    path: Path
+    """The file that holds it: a model may be split into several."""
 
     @property
     def nbytes(self) -> int:
@@ -63,6 +68,8 @@ class GGUFFile:
     nbytes: int
     metadata: dict[str, Value]
     tensors: tuple[TensorInfo, ...]
+    shards: tuple[Path, ...] = ()
+    """All the files of a split model, of which `path` is the first."""
 
     def text(self, key: str) -> str | None:
         value = self.metadata.get(key)
@@ -92,11 +99,58 @@ class GGUFFile:
         return total
 
 
+def shard_paths(path: Path, count: int) -> tuple[Path, ...]:
+    """The names of a model's files when it is split into `count`, as llama.cpp has them."""
+    if count == 1:
+        return (path,)
+    stem = path.name.removesuffix(SUFFIX)
+    return tuple(
+        path.with_name(f"{stem}-{number:05}-of-{count:05}{SUFFIX}")
+        for number in range(1, count + 1)
+    )
+
+
 def read_gguf(path: Path, *, keep_items: int = 8) -> GGUFFile:
     """Read a header; of arrays only the first `keep_items` items are kept.
 
-    Raises ModelError, saying what is wrong, for anything but a whole GGUF.
+    A split model is read whole, by the name of its first file. Raises ModelError, saying what
+    is wrong, for anything but a whole GGUF.
     """
+    first = read_file(path, keep_items)
+    count = first.number("split.count") or 1
+    if count <= 1:
+        return first
+    named = SHARD.fullmatch(path.name)
+    number = (first.number("split.no") or 0) + 1
+    if not named or int(named["count"]) != count or int(named["number"]) != number:
+        raise ModelError(
+            f"`{path}` is part {number} of {count} of a split model, but its name does not say so",
+            hint=f"name it …-{number:05}-of-{count:05}{SUFFIX}, as llama.cpp does",
+        )
+    whole = path.with_name(named["stem"] + SUFFIX)
+    paths = shard_paths(whole, count)
+    if number != 1:
+        raise ModelError(
+            f"`{path}` is part {number} of a split model", hint=f"name its first: {paths[0]}"
+        )
+    if missing := [shard for shard in paths if not shard.exists()]:
+        raise ModelError(
+            f"`{missing[0]}` is missing: {len(missing)} of the {count} files of a split model are",
+            hint="export or download it again",
+        )
+    shards = [first, *(read_file(shard, keep_items) for shard in paths[1:])]
+    tensors = tuple(tensor for shard in shards for tensor in shard.tensors)
+    if len(tensors) != first.number("split.tensors.count"):
+        raise ModelError(
+            f"the {count} files of `{whole.name}` have {len(tensors)} tensors, but should have"
+            f" {first.number('split.tensors.count')}",
+            hint="they belong to different models: export or download it again",
+        )
+    return GGUFFile(path, sum(shard.nbytes for shard in shards), first.metadata, tensors, paths)
+
+
+def read_file(path: Path, keep_items: int) -> GGUFFile:
+    """The header of one file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -186,7 +240,8 @@ def parse(cursor: Cursor) -> GGUFFile:
     start = cursor.file.tell()
     start += -start % alignment
     tensors = tuple(
-        TensorInfo(info.name, info.shape, info.type, start + info.offset) for info in infos
+        TensorInfo(info.name, info.shape, info.type, start + info.offset, info.path)
+        for info in infos
     )
     for tensor in tensors:
         if tensor.offset + tensor.nbytes > cursor.size:
@@ -209,4 +264,4 @@ def parse_tensor(cursor: Cursor) -> TensorInfo:
         raise cursor.damaged(
             f"tensor `{name}`: rows of {shape[-1]} values in blocks of {kind.block}"
         )
-    return TensorInfo(name, shape, kind, offset)
+    return TensorInfo(name, shape, kind, offset, cursor.path)

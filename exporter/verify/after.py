@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.core.events import Note, Report, Step, silent
+from exporter.core.gguf import read_gguf
 from exporter.steps import MergePlan
 from exporter.toolchain import Toolchain
 from exporter.verify.light import expected_of, verify_light
@@ -32,7 +33,8 @@ def verify_exported(
         for path in paths:
             result = verify_light(path, expected, toolchain, report=report)
             if not result.ok:
-                path.rename(path.with_name(path.name + REJECTED))
+                for shard in read_gguf(path).shards or (path,):
+                    shard.rename(shard.with_name(shard.name + REJECTED))
             found.append(result)
     for result in found:
         result.refuse()

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.convert import Conversion, convert, imported
+from exporter.convert import convert, imported
 from exporter.core.errors import ModelError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
+from exporter.slots import Conversion
 from exporter.steps import MergePlan
 from exporter.toolchain import Toolchain
 from exporter.verify.metadata import check_metadata, check_special, check_template

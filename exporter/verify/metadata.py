@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from exporter.convert import Conversion
 from exporter.core.gguf import Array, GGUFFile, Value
+from exporter.slots import Conversion
 from exporter.verify.report import Check
 from exporter.verify.texts import CONVERSATIONS
 from exporter.verify.vocabulary import Vocabulary

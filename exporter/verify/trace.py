@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert import Slot
+from exporter.slots import Slot
 from exporter.verify.replay import replay, sources
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert import Conversion, Slot
 from exporter.core.events import Progress, Report, silent
 from exporter.core.gguf import GGUFFile, TensorInfo
+from exporter.slots import Conversion, Slot
 from exporter.verify.bounds import allowed_error, least_likeness, likeness
 from exporter.verify.replay import sources
 from exporter.verify.report import Check
@@ -102,7 +102,7 @@ class Weights:
         chosen = self.choose()
         for done, slot in enumerate(chosen):
             if slot.name in infos and infos[slot.name].shape == slot.shape:
-                self.check_slot(slot, file, infos[slot.name], found)
+                self.check_slot(slot, infos[slot.name], found)
             report(Progress("checking", done + 1, len(chosen), "tensors"))
         return conclude(found)
 
@@ -121,11 +121,11 @@ class Weights:
     def changes(self, slot: Slot) -> bool:
         return any(name in self.reference.plan.changes for name in sources(slot))
 
-    def check_slot(self, slot: Slot, file: GGUFFile, info: TensorInfo, found: Findings) -> None:
+    def check_slot(self, slot: Slot, info: TensorInfo, found: Findings) -> None:
         import numpy as np
 
         rows, origin = self.origin(slot)
-        stored = read_rows(file, info, rows)
+        stored = read_rows(info, rows)
         expected, change, slack = self.expect(slot, rows, origin)
         if origin is not None and self.judge(info, stored, expected, slack)[0] > 1:
             # slots of a kind may differ after all: ask for this one alone
@@ -245,7 +245,7 @@ def differing_layout(slots: tuple[Slot, ...], infos: dict[str, TensorInfo]) -> l
     return problems
 
 
-def read_rows(file: GGUFFile, info: TensorInfo, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def read_rows(info: TensorInfo, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Some rows of a tensor, dequantized by llama.cpp's own Python, in float64."""
     import gguf
     import numpy as np
@@ -253,7 +253,7 @@ def read_rows(file: GGUFFile, info: TensorInfo, rows: np.ndarray[Any, Any]) -> n
     columns = info.shape[-1] if info.shape else 1
     count = math.prod(info.shape[:-1]) if info.shape else 1
     data = np.memmap(
-        file.path, np.uint8, "r", info.offset, shape=(count, info.type.row_nbytes(columns))
+        info.path, np.uint8, "r", info.offset, shape=(count, info.type.row_nbytes(columns))
     )
     kind = gguf.GGMLQuantizationType(info.type.number)
     taken = np.ascontiguousarray(data[rows])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -161,3 +162,21 @@ def test_metadata_that_a_terminal_would_obey_is_shown_harmless(tmp_path, capsys)
     from exporter.cli.inspect import shorten
 
     assert shorten("\x1b[31mred\x07\n") == "\\x1b[31mred\\x07\\u23ce"
+
+
+def test_what_a_stopped_export_left_is_said_and_deleted_by_name(store, capsys):
+    (store / ".cow-Q4_0.gguf.partial").write_bytes(bytes(9000))
+    (store / ".cow-Q4_0.gguf.journal").write_bytes(b"{}\n")
+
+    assert run(["list"]) == 0
+    printed = capsys.readouterr()
+    assert "cow" not in printed.out
+    assert "unfinished: cow-Q4_0, 9 kB" in printed.err
+    with pytest.raises(ModelError):
+        find_model("cow", store)
+    with (store / ".cow-Q4_0.gguf.partial").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run(["rm", "cow"]) != 0
+        assert "another process is writing" in capsys.readouterr().err
+    assert run(["rm", "cow"]) == 0
+    assert not list(store.glob("*cow*")) + list(store.glob(".cow*"))

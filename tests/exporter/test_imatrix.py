@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from exporter.convert import Slot, imported
+from exporter.convert import imported
 from exporter.core.errors import InputError, ModelError, UnsupportedError
 from exporter.core.types import FLOATS, FTYPES, GGMLType
 from exporter.imatrix import ImportanceMatrix, check_fit, importance, keys, read_imatrix
 from exporter.pipeline import ExportRequest, export
 from exporter.quantize import runs
 from exporter.recipe import Recipe
+from exporter.slots import Slot
 from exporter.toolchain import Toolchain, run_tool
 from tests.reference import convert_with_llamacpp, quantize_with_llamacpp, read_gguf
 from tests.tiny import make_base, make_tokenizer

@@ -1,0 +1,105 @@
+"""A model laid out as GGUF, by names, shapes and settings: its values are read later."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.core.gguf import DEFAULT_ALIGNMENT
+from exporter.core.types import GGMLType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes
+
+
+@dataclass(slots=True)
+class Slot:
+    """A tensor's place in the GGUF."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Rows first, as numpy has it; ggml's order is the reverse."""
+    type: GGMLType
+    """What the converter would store it as."""
+    fill: Callable[[], Iterator[np.ndarray[Any, Any]]] | None
+    """Reads, merges and rearranges the values, as float32: all of them, or of stacked experts one
+    after the other. Called once, then dropped."""
+    source: str
+    """The hub tensor it came from, or the last of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything of one file before its data, padded."""
+
+    content: bytes
+    tensors: tuple[str, ...]
+    """Those that follow, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """All of a model but its values, before quantizing."""
+
+    slots: tuple[Slot, ...]
+    writer: Any  # gguf.GGUFWriter, untyped: holds the metadata
+    ftype: int
+    """general.file_type of what the converter alone would write."""
+    used: frozenset[str] = frozenset()
+    """The checkpoint's tensors that some slot is made of."""
+
+    def headers(
+        self,
+        types: dict[str, GGMLType],
+        *,
+        ftype: int,
+        provenance: Mapping[str, str | int] | None = None,
+        vocabulary: bool = True,
+        split_max: int = 0,
+    ) -> list[Header]:
+        """Metadata with `ftype` and tensor infos in order, of one file or of each of several.
+
+        split_max: bytes of tensors in a file, but for one that is larger by itself; 0 for no limit.
+        """
+        import gguf
+
+        writer = gguf.GGUFWriter(path=None, arch=self.writer.arch, split_max_size=split_max)
+        writer.kv_data = [
+            {
+                key: value
+                for key, value in self.writer.kv_data[0].items()
+                if vocabulary or not key.startswith("tokenizer.")
+            }
+        ]
+        writer.remove_key("general.file_type")
+        writer.add_file_type(ftype)
+        for key, value in (provenance or {}).items():
+            (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
+        shapes = {slot.name: slot.shape for slot in self.slots}
+        for name, stored in types.items():
+            kind = gguf.GGMLQuantizationType(stored.number)
+            nbytes = stored.nbytes(shapes[name])
+            writer.add_tensor_info(name, shapes[name], FLOAT32, nbytes, raw_dtype=kind)
+        return headers_of(writer)
+
+
+def headers_of(writer: Any) -> list[Header]:
+    """What a GGUFWriter would write before the data of each of its files."""
+    if len(writer.tensors) == 1:
+        writer.split_max_size = 0  # it need not warn of that
+    with tempfile.TemporaryDirectory(prefix="decant-") as folder:
+        path = Path(folder) / "header.gguf"
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        contents = [shard.read_bytes() for shard in writer.format_shard_names(path)]
+    return [
+        Header(content + bytes(-len(content) % DEFAULT_ALIGNMENT), tuple(tensors))
+        for content, tensors in zip(contents, writer.tensors, strict=True)
+    ]
