@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from exporter.steps import MergeDtype
 
 
-@click.command(epilog="Example: decant export ./my-lora --base ./Llama-3.2-1B -q Q4_K_M -q Q8_0")
+HELP = """Turn the PEFT adapter ADAPTER into a GGUF.
+
+ADAPTER is a folder, a repo of the hub as ORG/NAME[@REVISION], or a link to one; what is not here
+is pulled. The base is taken from --base, else from where the adapter says it was trained. Without
+ADAPTER (or with `-`) the base is converted as it is.
+"""
+
+
+@click.command(
+    help=HELP, epilog="Example: decant export ./my-lora --base ./Llama-3.2-1B -q Q4_K_M -q Q8_0"
+)
 @click.argument("adapter", required=False)
 @click.option("--revision", help="Branch, tag or commit of ADAPTER's repo.")
 @click.option("--subfolder", help="Where the adapter lies in ADAPTER's repo or folder.")
@@ -115,12 +125,7 @@ def export(
     max_shard_size: str,
     split_max_size: str | None,
 ) -> None:
-    """Turn the PEFT adapter ADAPTER into a GGUF.
-
-    ADAPTER is a folder, a repo of the hub as ORG/NAME[@REVISION], or a link to one; what is
-    not here is pulled. The base is taken from --base, else from where the adapter says it was
-    trained. Without ADAPTER (or with `-`) the base is converted as it is.
-    """
+    """Turn the PEFT adapter ADAPTER into a GGUF."""
     wanted = adapters_named(adapter, scale, others, combine)
     refuse_output(to, adapter, recipe)
     refuse_nonsense(adapter, base, revision or subfolder, has_adapter=bool(wanted))
