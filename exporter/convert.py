@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.types import FTYPES, GGMLType
+from exporter.hparams import configs_ahead, load_hparams
 from exporter.lazy import stacked, to_float32
-from exporter.settings import mend, pack_settings
+from exporter.settings import pack_settings
 from exporter.slots import FLOAT32, Conversion, Slot
 
 if TYPE_CHECKING:
@@ -77,7 +78,12 @@ def convert(
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors)
-            with tensors_from(source, ModelBase), slots_recorded() as slots:
+            with (
+                old_objects_set_aside(),
+                tensors_from(source, ModelBase),
+                configs_ahead(folder),
+                slots_recorded() as slots,
+            ):
                 try:
                     model = model_class(
                         folder,
@@ -92,7 +98,8 @@ def convert(
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
-    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), source.used())
+                used = source.used()
+    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
 
 
 def hparams_of(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
@@ -100,9 +107,7 @@ def hparams_of(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
 
     A quantization that is undone while the checkpoint is read is none of theirs.
     """
-    from conversion import ModelBase
-
-    hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
+    hparams = load_hparams(folder)
     if "quantization_config" not in checkpoint.config:
         hparams.pop("quantization_config", None)
     return hparams
@@ -123,9 +128,7 @@ def find_class(hparams: dict[str, Any], part: Part) -> tuple[Any, str]:
 def has_projector(folder: Path, toolchain: Toolchain) -> bool:
     """Whether the folder's model sees or hears, in a way that llama.cpp knows."""
     with imported(toolchain):
-        from conversion import ModelBase
-
-        hparams = ModelBase.load_hparams(folder, is_mistral_format=False)
+        hparams = load_hparams(folder)
         if not hparams.get("vision_config") and not hparams.get("audio_config"):
             return False
         try:
@@ -241,6 +244,16 @@ class Unquantized:
         self.lazy = None  # the chain keeps every step's result alive
         while lazies:
             yield to_float32(lazies.pop(0))
+
+
+@contextmanager
+def old_objects_set_aside() -> Iterator[None]:
+    """Have the garbage collector look at nothing older than the block: torch has a million."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from exporter.core.gguf import shard_paths
 from exporter.core.machine import cores
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
+from exporter.hparams import read_ahead
 from exporter.identity import identity
 from exporter.imatrix import importance
 from exporter.journal import journal_path
@@ -227,7 +228,11 @@ def convert_all(
     trust = request.trust_remote_code
     check_for_gguf(tensors.plan, report=report)
     outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
-    with quiet_libraries(), result_folder(tensors.plan, trust_remote_code=trust) as folder:
+    with (
+        result_folder(tensors.plan, trust_remote_code=trust) as folder,
+        read_ahead(folder),
+        quiet_libraries(),
+    ):
 
         def converted(outtype: Outtype, part: Part) -> Conversion:
             return convert(
