@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
+from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
-from exporter.hparams import configs_ahead, load_hparams
+from exporter.hparams import conversion, load_hparams
 from exporter.lazy import stacked, to_float32
 from exporter.settings import pack_settings
 from exporter.slots import FLOAT32, Conversion, Slot
@@ -68,8 +69,8 @@ def convert(
         warnings_reported(report),
         nullcontext() if trust_remote_code else no_code_run(),
     ):
+        ModelBase = conversion().ModelBase  # noqa: N806 - it is a class
         import torch
-        from conversion import ModelBase
 
         with torch.inference_mode():
             try:
@@ -81,7 +82,6 @@ def convert(
             with (
                 old_objects_set_aside(),
                 tensors_from(source, ModelBase),
-                configs_ahead(folder),
                 slots_recorded() as slots,
             ):
                 try:
@@ -303,8 +303,11 @@ def no_code_run() -> Iterator[None]:
 
     Every way to such code leads through the one function that fetches its file.
     """
-    from transformers import dynamic_module_utils
+    with when_imported("transformers.dynamic_module_utils", refuse_code):
+        yield
 
+
+def refuse_code(dynamic_module_utils: Any) -> Undo:
     original = dynamic_module_utils.get_cached_module_file
 
     def refuse(folder: object, name: object, *_: object, **__: object) -> str:
@@ -313,11 +316,11 @@ def no_code_run() -> Iterator[None]:
             hint="read that code, and pass --trust-remote-code if you trust it",
         )
 
-    dynamic_module_utils.get_cached_module_file = refuse
-    try:
-        yield
-    finally:
+    def undo() -> None:
         dynamic_module_utils.get_cached_module_file = original
+
+    dynamic_module_utils.get_cached_module_file = refuse
+    return undo
 
 
 @contextmanager

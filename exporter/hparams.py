@@ -7,19 +7,24 @@ config is the same; so it is asked for in a process that finds none, while this 
 
 from __future__ import annotations
 
+import ast
+import gc
+import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from exporter.settings import mend
 
 TIMEOUT = 60.0  # seconds; whatever comes late is read in this process
 ASK = """
-import importlib.util, json, sys
+import ast, gc, importlib.util, json, sys
+gc.disable()
 sys.path[:] = json.loads(sys.argv[1])
 find = importlib.util.find_spec
 hidden = ("torch", "torchvision", "PIL")
@@ -28,8 +33,8 @@ importlib.util.find_spec = lambda name, package=None: (
 )
 from transformers import AutoConfig
 found = AutoConfig.from_pretrained(sys.argv[2], trust_remote_code=False).to_dict()
-assert "torch" not in sys.modules
-print(json.dumps(found))
+assert "torch" not in sys.modules and ast.literal_eval(repr(found)) == found
+print(ascii(found))
 """
 
 
@@ -46,7 +51,7 @@ class ReadConfig:
         self.printed: bytes | None = None
 
     def wait(self) -> bytes:
-        """The config as JSON; nothing where it could not be read."""
+        """The config as a Python literal; nothing where it could not be read."""
         if self.printed is None:
             try:
                 self.printed, _ = self.process.communicate(timeout=TIMEOUT)
@@ -61,28 +66,28 @@ class ReadConfig:
 
 
 class AutoConfig:
-    """Stands in for transformers' while llama.cpp's converter runs."""
+    """Stands in for transformers' in llama.cpp's converter: transformers is not imported for it."""
 
-    def __init__(self, ahead: ReadConfig, original: Any) -> None:
-        """Ask `original` for whatever was not read ahead."""
-        self.ahead, self.original = ahead, original
-
-    def from_pretrained(self, folder: Path | str, **options: Any) -> Any:
-        if Path(folder) == self.ahead.folder and (printed := self.ahead.wait()):
+    @staticmethod
+    def from_pretrained(folder: Path | str, **options: Any) -> Any:
+        ahead = AHEAD.get(Path(folder))
+        if ahead and (printed := ahead.wait()):
             return Config(printed)
-        return self.original.from_pretrained(folder, **options)
+        import transformers
+
+        return transformers.AutoConfig.from_pretrained(folder, **options)
 
 
 class Config:
     """What the converter asks of a config."""
 
     def __init__(self, printed: bytes) -> None:
-        """Keep its JSON."""
+        """Keep its text."""
         self.printed = printed
 
     def to_dict(self) -> dict[str, Any]:
         """New each time, for the converter changes it."""
-        found: dict[str, Any] = json.loads(self.printed)
+        found: dict[str, Any] = ast.literal_eval(self.printed.decode())
         return found
 
 
@@ -103,25 +108,25 @@ def read_ahead(folder: Path) -> Iterator[None]:
         AHEAD.pop(folder).end()
 
 
-@contextmanager
-def configs_ahead(folder: Path) -> Iterator[None]:
-    """Hand the converter what was read ahead of `folder`, if anything was."""
-    from conversion import base
-
-    if folder not in AHEAD:
-        yield
-        return
-    original = base.AutoConfig
-    base.AutoConfig = AutoConfig(AHEAD[folder], original)
+def conversion() -> ModuleType:
+    """llama.cpp's package, when it is importable; importing it does not import transformers."""
+    stand_in = ModuleType("transformers")
+    is_first = sys.modules.setdefault("transformers", stand_in) is stand_in
+    vars(stand_in)["AutoConfig"] = AutoConfig
+    collects = gc.isenabled()
+    gc.disable()  # an import of torch makes a million objects and no garbage
     try:
-        yield
+        base = importlib.import_module("conversion.base")
     finally:
-        base.AutoConfig = original
+        if is_first:
+            del sys.modules["transformers"]
+        if collects:
+            gc.enable()
+    vars(base)["AutoConfig"] = AutoConfig
+    return importlib.import_module("conversion")
 
 
 def load_hparams(folder: Path) -> dict[str, Any]:
     """The config in `folder` as llama.cpp's classes read it, mended."""
-    from conversion import ModelBase
-
-    with configs_ahead(folder):
-        return mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
+    found = conversion().ModelBase.load_hparams(folder, is_mistral_format=False)
+    return mend(found, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import os
 import sys
@@ -91,7 +92,9 @@ def root() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `decant` and leave with the exit code of its error family."""
-    sys.exit(run(argv))
+    code = run(argv)
+    gc.freeze()  # the process ends: its last collection need not look through all of torch
+    sys.exit(code)
 
 
 def run(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one return a family

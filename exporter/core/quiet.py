@@ -5,25 +5,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
+
+from exporter.core.late import Undo, when_imported
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """No warnings, progress bars or log lines of transformers and peft inside the block."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), when_imported("transformers.utils.logging", quieten):
         warnings.simplefilter("ignore")
-        from transformers.utils import logging
+        yield
 
-        before = logging.get_verbosity()
-        bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(before)
-            if bars:
-                logging.enable_progress_bar()
+
+def quieten(logging: ModuleType) -> Undo:
+    before = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    def undo() -> None:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+    return undo
 
 
 @contextmanager

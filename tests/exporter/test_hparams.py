@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from exporter import hparams
+from exporter.convert import imported
+from exporter.hparams import Config, ReadConfig, load_hparams, read_ahead
+from tests.architectures import ARCHITECTURES, make_architecture
+from tests.tiny import make_adapter, make_base
+
+pytestmark = pytest.mark.trained
+
+DRY_RUN = """
+import sys
+from exporter.cli.app import run
+assert run(sys.argv[1:]) == 0
+print(*(name for name in sys.modules), file=sys.stderr)
+"""
+HEAVY = ("transformers", "peft", "accelerate", "scipy", "torch._dynamo", "torch.distributed.tensor",
+         "torch.onnx", "sympy", "pandas", "sklearn")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_read_without_torch_is_the_one_with_it(tmp_path, name):
+    from transformers import AutoConfig
+
+    folder = make_architecture(name, tmp_path / "base")
+    ahead = ReadConfig(folder)
+    expected = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+
+    found = Config(ahead.wait()).to_dict()
+
+    assert repr(found) == repr(expected)
+    assert len(found) > 15  # with transformers' defaults, not the few that were written
+
+
+@pytest.mark.llamacpp
+def test_a_plan_imports_nothing_it_can_do_without(tmp_path):
+    base = make_base(tmp_path / "base")
+    adapter = make_adapter(tmp_path / "lora", base)
+    argv = [sys.executable, "-c", DRY_RUN, "export", str(adapter), "--base", str(base), "--dry-run"]
+
+    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+
+    loaded = done.stderr.splitlines()[-1].split()
+    assert "torch" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """As in a process that has not imported transformers' configs."""
+    monkeypatch.delitem(sys.modules, "transformers.configuration_utils", raising=False)
+
+
+@pytest.mark.llamacpp
+def test_what_was_read_ahead_is_what_the_converter_gets(toolchain, tmp_path, fresh, monkeypatch):
+    base = make_base(tmp_path / "base")
+    with imported(toolchain):
+        expected = load_hparams(base)
+        with read_ahead(base):
+            (ahead,) = hparams.AHEAD.values()
+            assert load_hparams(base) == expected
+            monkeypatch.setattr(ahead, "printed", b"{'model_type': 'read ahead'}")
+            assert load_hparams(base) == {"model_type": "read ahead"}
+    assert hparams.AHEAD == {}
+    assert ahead.process.returncode is not None
+
+
+@pytest.mark.llamacpp
+def test_when_it_cannot_be_read_ahead_it_is_read_as_ever(toolchain, tmp_path, fresh, monkeypatch):
+    base = make_base(tmp_path / "base")
+    monkeypatch.setattr(hparams, "ASK", "raise SystemExit(1)")
+    with imported(toolchain):
+        expected = load_hparams(base)
+        with read_ahead(base):
+            assert load_hparams(base) == expected
+
+
+@pytest.mark.llamacpp
+def test_one_that_does_not_come_is_not_waited_for(toolchain, tmp_path, fresh, monkeypatch):
+    base = make_base(tmp_path / "base")
+    monkeypatch.setattr(hparams, "ASK", "import time; time.sleep(60)")
+    monkeypatch.setattr(hparams, "TIMEOUT", 0.1)
+    with imported(toolchain):
+        expected = load_hparams(base)
+        with read_ahead(base):
+            assert load_hparams(base) == expected
