@@ -74,7 +74,16 @@ def merge_with_peft(step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
         layer = skeleton.layer(module)
         layer.scaling[NAME] *= step.scale
         layer.merge()
-        return layer_weight(layer)
+        merged = layer_weight(layer)
+        let_go(skeleton.model)
+        return merged
+
+
+def let_go(model: torch.nn.Module) -> None:
+    """Take every weight out: PEFT's layers refer to one another, and go only when collected."""
+    for module in model.modules():
+        for name, _ in list(module.named_parameters(recurse=False)):
+            setattr(module, name, None)
 
 
 def combine_with_peft(step: CombinedSum, weight: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import refuse_existing
 from exporter.core.gguf import shard_paths
-from exporter.core.machine import cores
+from exporter.core.machine import cores, give_back_large_blocks
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
 from exporter.hparams import read_ahead
@@ -124,6 +124,7 @@ def export(
 
     if not dry_run:
         report(Step("merging and quantizing"))
+        give_back_large_blocks()
         with one_thread():
             write_files(
                 groups, quantizer, force=request.force, threads=request.threads, report=report

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from exporter.core.errors import SpaceError
 from exporter.core.events import Note, Progress, Report, Step, silent
 from exporter.core.files import atomic_write, free_bytes
+from exporter.core.machine import give_back_large_blocks
 from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.core.quiet import one_thread
 from exporter.core.safetensors import ITEM_BYTES, LENGTH_NBYTES
@@ -173,6 +174,7 @@ def write_folder(
         total = sum(shard.nbytes for shard in shards)
         done = total - sum(shard.nbytes for shard in left)
         report(Step("merging"))
+        give_back_large_blocks()
         with one_thread():
             for shard in left:
                 for nbytes in write_shard(new / shard.name, shard, merged):

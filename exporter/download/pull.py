@@ -20,7 +20,7 @@ from exporter.download.plan import Choice, Plan, PlannedFile, choose, make_plan
 from exporter.download.refs import COMMIT, Ref
 from exporter.download.source import Source, Wire, modelscope_files
 from exporter.download.token import TokenRule
-from exporter.download.transfer import Transfer
+from exporter.download.transfer import GATHER, Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +189,7 @@ def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], repor
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # lazily exported
 
+    read_more_at_once()
     headers = build_hf_headers(token=False, library_name="decant")
     wire = Wire(get_session(), request.rule, request.limits, headers)
     transfers = [
@@ -210,6 +211,13 @@ def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], repor
         if any(request.memory.lacks(endpoint.url, what) for what in LACKS):
             health[endpoint].doubt()
     return Crew(transfers, health, request.place, request.limits, report)
+
+
+def read_more_at_once() -> None:
+    """Have connections read GATHER bytes at a time, not 64 KiB: fewer rounds through Python."""
+    import httpcore2
+
+    httpcore2.HTTP11Connection.READ_NUM_BYTES = GATHER
 
 
 def fetch(crew: Crew, plan: Plan, missing: Sequence[PlannedFile], report: Report) -> None:
