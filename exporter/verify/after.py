@@ -9,7 +9,6 @@ from exporter.core.events import Note, Report, Step, silent
 from exporter.core.gguf import read_gguf
 from exporter.steps import MergePlan
 from exporter.toolchain import Toolchain
-from exporter.verify.light import expected_of, verify_light
 from exporter.verify.report import Verification
 
 REJECTED = ".rejected"
@@ -27,6 +26,8 @@ def verify_exported(
 
     Raises VerifyError when one fails; it is then called NAME.rejected.
     """
+    from exporter.verify.light import expected_of, verify_light
+
     report(Step("verifying"))
     found = []
     with expected_of(plan, toolchain, trust_remote_code=trust_remote_code) as expected:
