@@ -26,7 +26,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 os.environ["HF_HUB_OFFLINE"] = "0"
 
-from tests.download.rows import ROWS, Stage  # noqa: E402
+from tests.download.rows import ROWS  # noqa: E402
+from tests.download.stage import Stage  # noqa: E402
 from tests.fakes.hub import REPO, FakeFile, FakeHub, Faults, random_bytes  # noqa: E402
 
 HELD = 512 << 20  # bytes

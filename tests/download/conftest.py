@@ -8,7 +8,7 @@ from huggingface_hub import constants
 
 from exporter.core.events import Event
 from exporter.download.limits import Limits
-from tests.download.rows import Stage
+from tests.download.stage import Stage
 
 QUICK = Limits(
     stall_s=0.4, slow_s=0.3, bench_s=5, backoff_s=0.01, backoff_max_s=0.05, tick_s=0.01,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Decant
-from tests.download.rows import Stage
+from tests.download.stage import Stage
 from tests.fakes.hub import REPO, FakeFile
 
 pytestmark = pytest.mark.faults

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from exporter.download.limits import Limits
-from tests.download.rows import ROWS, Stage, eight_connections
+from tests.download.rows import ROWS, eight_connections
+from tests.download.stage import Stage
 
 IMPATIENT = replace(Limits(), stall_s=2, slow_s=2)
 

@@ -14,7 +14,7 @@ import pytest
 
 from exporter.download.endpoints import parse_endpoint
 from exporter.download.memory import KEPT_S, Memory
-from tests.download.rows import NAME, Stage
+from tests.download.stage import NAME, Stage
 from tests.fakes.hub import Faults
 
 A, B = "https://a", "https://b"

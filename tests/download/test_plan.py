@@ -11,7 +11,7 @@ from exporter.download.plan import Choice, choose, make_plan, retry_after
 from exporter.download.refs import Ref
 from exporter.download.token import TokenRule
 from tests.download.conftest import QUICK, Events
-from tests.download.rows import NAME, Stage
+from tests.download.stage import NAME, Stage
 from tests.fakes.hub import COMMIT, REPO, FakeFile, Faults
 
 

@@ -16,7 +16,7 @@ from exporter.download.place import Place, check_space
 from exporter.download.plan import Choice, PlannedFile
 from exporter.download.refs import Ref
 from tests.download.conftest import Events
-from tests.download.rows import NAME, Stage
+from tests.download.stage import NAME, Stage
 from tests.fakes.hub import COMMIT, REPO, FakeFile
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Decant
-from tests.download.rows import NAME, Stage
+from tests.download.stage import NAME, Stage
 from tests.fakes.hub import COMMIT, REPO, FakeFile, Faults
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all

@@ -12,7 +12,7 @@ from exporter.cli.doctor import Check, endpoints
 from exporter.download.endpoints import parse_endpoint
 from exporter.download.reach import reach
 from tests.conftest import Decant
-from tests.download.rows import Stage
+from tests.download.stage import Stage
 
 pytestmark = pytest.mark.faults
 

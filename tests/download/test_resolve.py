@@ -23,7 +23,7 @@ from exporter.download.token import TokenRule
 from exporter.sources import Sources, absent, find_base
 from exporter.store import find_model
 from tests.conftest import Decant
-from tests.download.rows import Stage
+from tests.download.stage import Stage
 from tests.fakes.hub import REPO, FakeFile
 from tests.raw import write_safetensors
 

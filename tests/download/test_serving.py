@@ -14,7 +14,7 @@ from exporter.download.place import Place
 from exporter.download.plan import Choice
 from exporter.download.token import TokenRule
 from tests.download.conftest import Events
-from tests.download.rows import NAME, Stage
+from tests.download.stage import NAME, Stage
 from tests.fakes.hub import FakeFile, Faults
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all
