@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -231,7 +233,8 @@ def main() -> None:
             text=True,
             cwd=CHECKOUT,
         ).stdout.strip()
-        told = {"machine": host_facts(), "commit": commit, "cases": results}
+        machine = f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}"
+        told = {"machine": machine, "commit": commit, "cases": results}
         RESULTS.write_text(json.dumps(told, indent=2) + "\n")
     if not all(found["held"] and found.get("plan_held", True) for found in results.values()):
         raise SystemExit("a bound is broken")

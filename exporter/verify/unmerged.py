@@ -89,7 +89,8 @@ class Unmerged:
         for chunk in chunks:
             ids = torch.tensor([list(chunk)])
             try:
-                with torch.inference_mode():
+                told = absent_weights_told() if self.placed else nullcontext()
+                with torch.inference_mode(), told:
                     logits = self.model(input_ids=ids, use_cache=False).logits
             except RuntimeError as error:
                 if not self.placed:
@@ -117,12 +118,17 @@ class Unmerged:
             with adapters_stay() if self.placed else nullcontext():
                 # or PEFT hands the model out to disk anew, adapter included
                 vars(self.model).pop("hf_device_map", None)
-                self.model = PeftModel.from_pretrained(self.model, str(folder)).eval()
+                self.model = PeftModel.from_pretrained(
+                    self.model, str(folder), low_cpu_mem_usage=bool(self.placed)
+                ).eval()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
             raise AdapterError(
                 f"peft cannot put `{folder}` on `{self.plan.checkpoint.folder}`: {error}",
                 hint="`decant verify --light` checks without it",
             ) from error
+        for values in self.model.parameters() if self.placed else ():
+            if not values.is_meta and values.is_floating_point():
+                values.data = values.data.float()  # loaded so, it has the file's type
         for module in self.model.modules():
             if weighted.scale != 1 and hasattr(module, "scale_layer"):
                 module.scale_layer(weighted.scale)
@@ -130,7 +136,7 @@ class Unmerged:
 
 @contextmanager
 def adapters_stay() -> Iterator[None]:
-    """Keep PEFT from moving an adapter to where its layer's weight is: on disk, it is nowhere."""
+    """Keep PEFT from moving a loaded adapter to where its layer's weight is: on disk, nowhere."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     name = "_move_adapter_to_device_of_base_layer"
@@ -140,6 +146,28 @@ def adapters_stay() -> Iterator[None]:
         yield
     finally:
         setattr(BaseTunerLayer, name, original)
+
+
+def absent_weights_told() -> Any:
+    """RuntimeError inside the block for an operation on a weight that is not in memory.
+
+    Torch may take one for whatever lies in the memory of its result.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Telling(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            del types
+            given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            if len({tensor.is_meta for tensor in given}) > 1:
+                raise RuntimeError(f"{function} of a weight that is not in memory")
+            return function(*args, **(kwargs or {}))
+
+    return Telling()  # type: ignore[no-untyped-call]
 
 
 def free_nbytes() -> int:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from exporter.convert import imported, mend
+from exporter.convert import imported
 from exporter.core.errors import UnsupportedError
 from exporter.pipeline import ExportRequest, export
+from exporter.settings import mend
 from exporter.toolchain import Toolchain
 from tests.architectures import ARCHITECTURES, make_architecture
 from tests.exporter.test_architectures import FEATURES, fits

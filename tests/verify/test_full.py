@@ -8,7 +8,7 @@ import pytest
 
 from exporter.adapter import open_adapter
 from exporter.checkpoint import open_checkpoint
-from exporter.core.errors import VerifyError
+from exporter.core.errors import SpaceError, VerifyError
 from exporter.plan import plan_merge
 from exporter.steps import WeightedAdapter
 from exporter.verify.full import compare, verify_full
@@ -100,16 +100,34 @@ def test_the_base_quantized_alike_sets_the_limit(
     assert verify_full(coarse, plan, CHUNKS, toolchain, most_kl=most).problems
 
 
-def test_a_base_that_does_not_fit_goes_through_the_disk_and_answers_alike(tiny_base, tiny_adapter):
-    plan, told = plan_of(tiny_base, tiny_adapter), []
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}],
+)
+def test_a_base_that_does_not_fit_goes_through_the_disk_and_answers_alike(
+    tiny_base, tmp_path, settings
+):
+    adapter = make_adapter(tmp_path / "lora", tiny_base, **settings)
+    plan, told = plan_of(tiny_base, adapter), []
     answers = []
-    for memory in (None, 3_000_000):  # of 9.6 MB in float32
+    for memory in (3_000_000, None):  # of 9.6 MB in float32; first what has no memory to inherit
         with unmerged(plan, memory=memory, report=told.append) as model:
             model.adapt()
             answers.append(list(model.logits(CHUNKS)))
 
     assert compare(answers[0], answers[1], CHUNKS).logit < 1e-5
     assert ["temporary file" in event.message for event in told] == [True]
+
+
+def test_a_weight_that_is_not_in_memory_is_never_computed_with(tiny_base, tiny_adapter):
+    import torch
+
+    with unmerged(plan_of(tiny_base, tiny_adapter), memory=3_000_000) as model:
+        model.adapt()
+        layer = model.model.get_submodule("base_model.model.model.layers.1.mlp.up_proj")
+        layer.lora_A["default"].to(torch.device("meta"))
+        with pytest.raises(SpaceError, match="not in memory"):
+            list(model.logits(CHUNKS))
 
 
 def test_the_command_reads_a_text_of_ones_own(decant, pour, tiny_base, tiny_adapter, tmp_path):
