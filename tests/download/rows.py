@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 
 from exporter.core.errors import DecantError
+from exporter.core.events import Event
 from exporter.download.token import TokenRule
 from tests.download.stage import NAME, Result, Row, Stage, within
 from tests.fakes.hub import FakeFile
@@ -41,8 +42,16 @@ def end_every_300_kb(stage: Stage) -> Result:
 
 
 def thousand_reconnects(stage: Stage) -> Result:
-    stage.fail(cut_after=stage.size // 1200)
-    stage.pull(stage.a)
+    """One connection at a time: over several, a retry that calls itself stays shallow."""
+    stage.fail(cut_after=stage.size // 2500)
+    stage.limits = replace(stage.limits, connections=1)
+    began = time.monotonic()
+
+    def report(_: Event) -> None:
+        if time.monotonic() - began > 60:
+            raise TimeoutError("waits between reconnects")
+
+    stage.pull(stage.a, report=report)
     gets = len(stage.a.gets(NAME))
     return Result("done after > 1000", f"done after {gets}", gets > 1000 and stage.is_right())
 
