@@ -13,7 +13,7 @@ from exporter.convert import imported
 from exporter.core.errors import ModelError, OutputError, VerifyError
 from exporter.core.gguf import read_gguf as read_header
 from exporter.pipeline import ExportRequest, export
-from exporter.verify import after
+from exporter.verify import light
 from exporter.verify.engine import gguf_logits
 from tests.reference import convert_with_llamacpp, merge_with_peft, read_gguf
 
@@ -112,7 +112,7 @@ def test_a_part_that_is_missing_or_of_another_model_is_named(split, tmp_path):
 
 
 def test_one_that_comes_out_wrong_loses_all_its_names(split, tmp_path, monkeypatch):
-    light = after.verify_light
+    right = light.verify_light
 
     def damaged(path, *arguments, **more):
         info = read_header(path).tensors[-1]
@@ -120,9 +120,9 @@ def test_one_that_comes_out_wrong_loses_all_its_names(split, tmp_path, monkeypat
         with info.path.open("r+b") as file:
             file.seek(info.offset)
             file.write(b"\xff" * info.nbytes)
-        return light(path, *arguments, **more)
+        return right(path, *arguments, **more)
 
-    monkeypatch.setattr(after, "verify_light", damaged)
+    monkeypatch.setattr(light, "verify_light", damaged)
     with pytest.raises(VerifyError):
         split(tmp_path / "m.gguf", verify=True)
     assert all(name.endswith(".rejected") for name in names(tmp_path))
