@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ def name(path: Path) -> str:
     return str(path.relative_to(CHECKOUT))
 
 
+@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -63,6 +65,7 @@ def imports(node: ast.AST, package: str) -> Iterator[str]:
             )
 
 
+@cache
 def at_import_time(path: Path) -> set[str]:
     """What importing the file itself imports: nothing inside functions or TYPE_CHECKING."""
     body = [
