@@ -1,52 +1,93 @@
-"""GGUF adapters that are made once and kept, for those who need one to run and not to have."""
+"""GGUF adapters that are made once and kept, for those who need one to run and not to have.
+
+    python -m exporter.lora_cache ADAPTER BASE CACHE
+
+makes one in a process of its own, for a caller that must not load torch, and prints JSON.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from exporter.adapter import open_adapter
 from exporter.checkpoint import open_checkpoint
-from exporter.core.errors import ModelError
+from exporter.core.errors import DecantError, ModelError
 from exporter.core.events import Report, silent
 from exporter.core.files import atomic_write, sha256_file
 from exporter.core.gguf import read_gguf
 from exporter.kinds import refuse_for_adapter_file
-from exporter.lora import LoraRequest, export_lora
 from exporter.toolchain import find_toolchain
 
 
-def adapter_gguf(folder: Path, base: Path, *, cache: Path, report: Report = silent) -> Path:
-    """The adapter as a GGUF, made once and kept in `cache`.
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a converted adapter is kept, whether or not it is there yet."""
 
-    It is made anew when the adapter, the base's config, decant or llama.cpp differ, and when
-    the kept file is not the one that was written. Raises what `export_lora` does.
+    adapter: Path
+    base: Path
+    path: Path
+
+    @property
+    def digest(self) -> Path:
+        return self.path.with_suffix(".sha256")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is there, byte for byte as it was written."""
+        try:
+            read_gguf(self.path)
+            return self.digest.read_text() == sha256_file(self.path)
+        except (ModelError, OSError, UnicodeDecodeError):
+            return False
+
+
+def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = silent) -> Kept:
+    """The place in `cache` for an adapter over a base; no torch is loaded to find it.
+
+    It is another one when the adapter, the base's config, decant or llama.cpp differ.
+    Raises AdapterError and CheckpointError for folders that are none.
     """
-    toolchain = find_toolchain()
     adapter = open_adapter(folder, refuse=refuse_for_adapter_file, report=report)
     parts = (
         adapter.sha256(),
         sha256_file(open_checkpoint(base).folder / "config.json"),
         metadata.version("decant-llm"),
-        str(toolchain.folder.name),
+        str(find_toolchain().folder.name),
     )
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    path = cache / f"{key}.gguf"
-    digest = path.with_suffix(".sha256")
-    if not is_whole(path, digest):
-        made = export_lora(
-            LoraRequest(adapter.folder, base, path, force=True), toolchain, report=report
-        )
-        with atomic_write(digest, force=True) as file:
+    return Kept(adapter.folder, base, cache / f"{key}.gguf")
+
+
+def adapter_gguf(folder: Path, base: Path, *, cache: Path, report: Report = silent) -> Path:
+    """The adapter as a GGUF, made once and kept in `cache`. Raises what `export_lora` does."""
+
+    from exporter.lora import LoraRequest, export_lora
+
+    kept = kept_adapter(folder, base, cache, report=report)
+    if not kept.is_whole:
+        request = LoraRequest(kept.adapter, base, kept.path, force=True)
+        made = export_lora(request, find_toolchain(), report=report)
+        with atomic_write(kept.digest, force=True) as file:
             file.write(sha256_file(made.path).encode())
-    return path
+    return kept.path
 
 
-def is_whole(path: Path, digest: Path) -> bool:
-    """Whether a kept file is byte for byte the one that was written."""
+def main(argv: list[str]) -> int:
+    """Convert, and print the path, or the error with its hint, as JSON."""
+    folder, base, cache = map(Path, argv)
     try:
-        read_gguf(path)
-        return digest.read_text() == sha256_file(path)
-    except (ModelError, OSError, UnicodeDecodeError):
-        return False
+        path = adapter_gguf(folder, base, cache=cache)
+    except DecantError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}))  # noqa: T201
+        return error.exit_code
+    print(json.dumps({"path": str(path)}))  # noqa: T201 - the caller reads it
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

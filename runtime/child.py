@@ -1,33 +1,41 @@
-"""One llama-server process over a private socket: started, ready, and gone on every path out."""
+"""One engine process over a private socket: started, ready, and gone on every path out."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import os
+import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Literal, Protocol
 
 from typing_extensions import Self
 
-from exporter.core.errors import EngineError
-from exporter.core.events import Report, Step, silent
+from exporter.core.errors import EngineDiedError, EngineError
+from exporter.core.events import Progress, Report, Step, silent
 from exporter.toolchain import LAST_LINES, Toolchain, scrubbed
+from runtime.rundir import RunFolder, has_sockets
 
 READY_S = 600  # a large model on a slow disk
 POLL_S = 0.01
-SOCKET_PATH_MAX = 100  # bytes; sun_path holds 104 on macOS and 108 on Linux, with a final NUL
+DYING_S = 0.5
 STOP_S = (1.0, 2.0)  # waits after the first and the second SIGTERM; upstream may sit out one
+PING_S = 5  # between signs of life while a prompt is computed; upstream notices a SIGTERM by them
+STATE = re.compile(r"^cmd_child_to_router:state:(\{.*\})$", re.MULTILINE)
+LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
+Engine = Literal["llama-server", "seq2seq"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,45 +47,70 @@ class ServerSpec:
     """Tokens; 0 takes what the model was trained with."""
     threads: int
     parallel: int = 1
+    adapters: tuple[Path, ...] = ()
+    """GGUF adapters, all loaded, none applied: each request says which is, and how much."""
+    projector: Path | None = None
+    """What turns images into embeddings: llama.cpp's mmproj."""
+    cache_type: str = "f16"
+    """Of keys and values."""
+    prompt_cache: int = 0
+    """Bytes that earlier prompts may take. Never with adapters: see `argv`."""
+    engine: Engine = "llama-server"
+    use_socket: bool = True
+    """A Unix socket where there are any; else a port on the loopback, and a random key."""
+
+
+class Endpoint(Protocol):
+    """Something that answers OpenAI's routes."""
+
+    def posted(
+        self, route: str, body: Mapping[str, object]
+    ) -> Any: ...  # a context manager of an HTTPResponse; Protocol and contextmanager don't mix
+
+    def got(self, route: str) -> Any: ...  # likewise
+
+    def raise_if_dead(self, when: str, *, wait_s: float = 0) -> None: ...
 
 
 class Server:
-    """A llama-server that is up inside the `with` block and is gone after it.
+    """An engine that is up inside the `with` block and is gone after it.
 
-    It listens on a socket in a folder only this user can enter, sees none of the caller's
-    environment, and dies when this process does, however that happens: its standard input
-    ends with us.
+    It listens in a folder only this user can enter, sees none of the caller's environment, and
+    dies when this process does, however that happens: its standard input ends with us.
     """
 
     def __init__(self, spec: ServerSpec, toolchain: Toolchain, *, report: Report = silent) -> None:
         """Store what to start."""
         self.spec, self.toolchain, self.report = spec, toolchain, report
         self.key = secrets.token_hex(16)
-        self.folder = Path()
+        self.folder: RunFolder | None = None
+        self.port: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self.asked = 0
+        self.changed = threading.Condition()
 
     @property
-    def socket(self) -> Path:
-        return self.folder / "s.sock"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log"
+    def run_folder(self) -> RunFolder:
+        assert self.folder is not None, "not started"
+        return self.folder
 
     def __enter__(self) -> Self:
-        self.folder = private_folder()
+        self.folder = RunFolder()
         try:
             self.report(Step(f"loading {self.spec.model.name}"))
-            with self.log.open("wb") as log:
+            self.link_adapters()
+            on_port = not (self.spec.use_socket and has_sockets(self.folder))
+            with self.folder.log.open("wb") as log:
                 self.process = subprocess.Popen(
-                    self.argv(),
+                    self.argv(on_port=on_port),
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
+                    cwd=self.folder.path,
                     env=scrubbed(os.environ) | self.own_env(),
                     start_new_session=True,  # Ctrl-C in the terminal is ours to handle
                 )
-            self.wait_until_ready()
+            self.wait_until_ready(on_port=on_port)
         except BaseException:
             self.stop()
             raise
@@ -91,84 +124,179 @@ class Server:
     ) -> None:
         self.stop()
 
-    def argv(self) -> list[str]:
+    def link_adapters(self) -> None:
+        """Give adapters names without the `,` and `:` at which llama-server cuts its list."""
+        for number, adapter in enumerate(self.spec.adapters):
+            (self.run_folder.path / f"{number}.gguf").symlink_to(adapter.absolute())
+
+    def argv(self, *, on_port: bool) -> list[str]:
+        if self.spec.engine == "seq2seq":
+            return self.seq2seq_argv()
         spec = self.spec
         # fitting layers into a GPU loads the model twice; without one there is nothing to fit
         fit = "off" if self.toolchain.info["backend"] == "cpu" else "on"
-        return [
+        where = ["127.0.0.1", "--port", "0"] if on_port else [str(self.run_folder.socket)]
+        argv = [
             str(self.toolchain.tool("llama-server")),
-            "--host", str(self.socket),
-            "-m", str(spec.model),
-            "-c", str(spec.context),
+            "--host", *where,
+            "-m", str(spec.model.absolute()),
+            "-c", str(spec.context * spec.parallel),
             "-t", str(spec.threads),
             "-np", str(spec.parallel),
+            "-ctk", spec.cache_type, "-ctv", spec.cache_type,
+            # earlier prompts are kept by their tokens alone: with adapters, the wrong one's
+            # keys and values would come back
+            "--cache-ram", "0" if spec.adapters else str(spec.prompt_cache >> 20),
             "--fit", fit, "--no-warmup",
-            "--offline", "--no-ui", "--no-slots", "--jinja",
-            "--sse-ping-interval", "5", "--timeout", "600",
+            "--offline", "--no-ui", "--no-slots", "--jinja", "--cors-origins", "localhost",
+            "--log-verbosity", "3" if on_port else "2",
+            "--sse-ping-interval", str(PING_S), "--timeout", "600",
+        ]  # fmt: skip
+        if spec.adapters:
+            scaled = ",".join(f"{number}.gguf:0" for number in range(len(spec.adapters)))
+            argv += ["--lora-scaled", scaled]
+        if spec.projector is not None:
+            argv += ["--mmproj", str(spec.projector.absolute())]
+        return argv
+
+    def seq2seq_argv(self) -> list[str]:
+        spec = self.spec
+        return [
+            sys.executable, "-m", "runtime.seq2seq",
+            "--socket", str(self.run_folder.socket),
+            "-m", str(spec.model.absolute()),
+            "-c", str(spec.context),
+            "-t", str(spec.threads),
         ]  # fmt: skip
 
     def own_env(self) -> dict[str, str]:
         # As a router's child, llama-server leaves when its standard input ends.
-        return {
+        env = {
             "LLAMA_API_KEY": self.key,
-            "LLAMA_CACHE": str(self.folder),
+            "LLAMA_CACHE": str(self.run_folder.path),
             "LLAMA_SERVER_ROUTER_PORT": "1",
         }
+        if self.spec.engine == "seq2seq":  # it finds our packages, and the build, where we did
+            env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+            env |= {name: os.environ[name] for name in os.environ if name.startswith("DECANT_")}
+        return env
 
-    def wait_until_ready(self) -> None:
-        """Return when /health says so; EngineError, with the log's end, when the server dies."""
+    def wait_until_ready(self, *, on_port: bool) -> None:
+        """Return when /health says so; EngineError, with the log's end, when the engine dies."""
         deadline = time.monotonic() + READY_S
+        told = -1.0
         while time.monotonic() < deadline:
             self.raise_if_dead("while loading")
-            try:
-                with self.connect() as connection:
-                    connection.request("GET", "/health")
-                    if connection.getresponse().status == HTTPStatus.OK:
-                        return
-            except (OSError, http.client.HTTPException):
-                pass  # not listening yet
+            if on_port and self.port is None:
+                found = LISTENING.search(self.run_folder.log.read_text(errors="replace"))
+                self.port = int(found[1]) if found else None
+            told = self.tell_progress(told)
+            if (self.port is not None or not on_port) and self.is_healthy():
+                return
             time.sleep(POLL_S)
         raise EngineError(
             f"`{self.spec.model}` was not loaded after {READY_S} s",
             hint="is the disk very slow, or the machine out of memory?",
         )
 
-    def raise_if_dead(self, when: str) -> None:
+    def is_healthy(self) -> bool:
+        try:
+            with self.got("/health") as response:
+                healthy: bool = response.status == HTTPStatus.OK
+                return healthy
+        except (OSError, http.client.HTTPException):
+            return False  # not listening yet
+
+    def tell_progress(self, told: float) -> float:
+        """Report how much of the model is loaded, where the engine's log says more than `told`."""
+        states = STATE.findall(self.run_folder.log.read_text(errors="replace"))
+        payload = json.loads(states[-1]).get("payload", {}) if states else {}
+        part = payload.get("value", told)
+        if part > told:
+            nbytes = self.spec.model.stat().st_size
+            self.report(Progress("loading", int(part * nbytes), nbytes, "bytes"))
+        return float(max(part, told))
+
+    def raise_if_dead(self, when: str, *, wait_s: float = 0) -> None:
+        """EngineDiedError, with how and the log's end, when the process has ended.
+
+        One that has just closed its sockets may take a moment, `wait_s`, until it is gone.
+        """
         assert self.process is not None
-        if self.process.poll() is None:
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(wait_s)
+        if self.process.returncode is None:
             return
         status = self.process.returncode
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with {status}"
-        lines = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
-        raise EngineError(
-            f"llama-server ended {how} {when} `{self.spec.model}`; its last lines:\n"
-            + "\n".join(f"  {line}" for line in lines),
+        raise EngineDiedError(
+            f"{self.spec.engine} ended {how} {when} `{self.spec.model}`" + self.last_lines(),
             hint="is the file a complete GGUF for this llama.cpp? `decant inspect` shows it",
         )
 
-    def connect(self, *, timeout_s: float | None = 5) -> SocketConnection:
-        return SocketConnection(self.socket, timeout_s)
+    def last_lines(self) -> str:
+        lines = self.run_folder.log.read_text(errors="replace").splitlines()
+        told = [line for line in lines if line and not STATE.match(line)][-LAST_LINES:]
+        return "; its last lines:\n" + "\n".join(f"  {line}" for line in told) if told else ""
 
-    def request(self, route: str, body: Mapping[str, object]) -> http.client.HTTPResponse:
-        """POST `body` and return the response, once its head is there."""
-        connection = self.connect(timeout_s=None)
-        headers = {
-            "Content-Type": "application/json",
-            "Authorization": f"Bearer {self.key}",
-            "Connection": "close",  # so that the response closes the socket at its end
-        }
+    def connect(self, *, timeout_s: float | None = 5) -> http.client.HTTPConnection:
+        if self.port is not None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        return SocketConnection(self.run_folder.socket, timeout_s)
+
+    @contextmanager
+    def got(self, route: str) -> Iterator[http.client.HTTPResponse]:
+        """The response to a GET."""
+        connection = self.connect()
         try:
-            connection.request("POST", route, json.dumps(body).encode(), headers)
-            return connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+            connection.request("GET", route, headers={"Authorization": f"Bearer {self.key}"})
+            yield connection.getresponse()
+        finally:
             connection.close()
-            self.raise_if_dead("while answering with")
-            raise EngineError(f"llama-server does not answer: {error}", hint="try again") from error
 
-    def stop(self) -> None:
-        """End the process, by force if it must be, and remove its folder."""
+    @contextmanager
+    def posted(self, route: str, body: Mapping[str, object]) -> Iterator[http.client.HTTPResponse]:
+        """The response to a POST, once its head is there; leaving the block breaks it off.
+
+        Raises EngineError when there is none, EngineDiedError when the engine is why.
+        """
+        connection = self.connect(timeout_s=None)
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        with self.counted():
+            try:
+                try:
+                    connection.request("POST", route, json.dumps(body).encode(), headers)
+                    response = connection.getresponse()
+                except (OSError, http.client.HTTPException) as error:
+                    self.raise_if_dead("while answering with", wait_s=DYING_S)
+                    raise EngineError(
+                        f"{self.spec.engine} does not answer: {error}", hint="try again"
+                    ) from error
+                yield response
+            finally:
+                connection.close()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Have `stop` know of a request in flight."""
+        with self.changed:
+            self.asked += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.asked -= 1
+                self.changed.notify_all()
+
+    def stop(self, *, grace_s: float = 0) -> None:
+        """End the process and remove its folder.
+
+        Requests in flight have `grace_s` seconds to finish; then it is asked twice, then killed.
+        """
         process, self.process = self.process, None
         if process is not None:
+            with self.changed:
+                self.changed.wait_for(lambda: not self.asked, grace_s)
             for patience_s in STOP_S:
                 if process.poll() is None:
                     process.terminate()
@@ -181,17 +309,16 @@ class Server:
                 process.wait()
             assert process.stdin is not None
             process.stdin.close()
-        if self.folder != Path():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder is not None:
+            self.folder.remove()
 
 
-def private_folder() -> Path:
-    """A new folder that only this user can enter, with a path short enough for a socket."""
-    folder = Path(tempfile.mkdtemp(prefix="decant-"))
-    if len(str(folder / "s.sock")) > SOCKET_PATH_MAX:
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="decant-", dir="/tmp"))
-    return folder
+def lora_vector(scales: Sequence[float]) -> dict[str, object]:
+    """What a request to a child with adapters must say: every adapter's scale, by its place.
+
+    An adapter that is not named would keep the scale that another request gave it.
+    """
+    return {"lora": [{"id": number, "scale": scale} for number, scale in enumerate(scales)]}
 
 
 class SocketConnection(http.client.HTTPConnection):

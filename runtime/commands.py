@@ -2,121 +2,286 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from exporter.cli.options import json_option, offline_option, quiet_option, store
-from exporter.cli.render import print_json, reporting
-from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.core.machine import cores
-from exporter.store import find_model, refuse_adapter
-from exporter.toolchain import find_toolchain
-from runtime.child import Server, ServerSpec
-from runtime.client import Delta, Stopped, ask, without_controls
+from exporter.cli.render import print_json, print_table, reporting
+from exporter.core.errors import InputError
+from exporter.core.events import Report
+from exporter.core.folders import data_folder
+from exporter.store import find_model
+from runtime.adapters import bring_adapters
+from runtime.client import Delta, Stopped, Thought, without_controls
+from runtime.engine import Engine, LocalEngine, RemoteEngine, open_model, opening_choice
+from runtime.fit import Asked
+from runtime.remote import parse_url, read_key
+from runtime.session import Choice, Conversation
+from runtime.sessions import Session, find_session, list_sessions, resume
 
-CONTEXT = 8192  # tokens; enough for a talk, and its cache fits a laptop
+NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 
 
-@click.command(epilog='Example: decant chat my-lora -p "What is the capital of France?"')
-@click.argument("model")
-@click.option("-p", "--prompt", help="What to ask; without it, standard input is read.")
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, as the options below have it."""
+
+    model: str | None
+    prompt: str | None
+    system: str | None
+    max_tokens: int | None
+    temperature: float | None
+    seed: int | None
+    context: int | None
+    threads: int | None
+    adapters: tuple[str, ...]
+    base: str | None
+    projector: Path | None
+    url: str | None
+    key_file: Path | None
+    remote_model: str | None
+    markdown: bool
+    stats: bool
+    save: bool
+    go_on: bool
+    resume: str | None
+    list_: bool
+    force: bool
+    verbose: bool
+    as_json: bool
+    quiet: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is drawn how: only what was said, the rest is the engine's own."""
+        found = {
+            "temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed
+        }  # fmt: skip
+        return {name: value for name, value in found.items() if value is not None}
+
+
+@click.command(epilog="Example: decant chat BASE.gguf --adapter pirate=./my-lora")
+@click.argument("model", required=False)
+@click.option("-p", "--prompt", help="Ask this, print the answer and end.")
 @click.option("--system", help="System message.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")
 @click.option(
-    "--temperature",
-    type=click.FloatRange(0),
-    default=0.8,
-    show_default=True,
-    help="0 always takes the likeliest token.",
+    "--temperature", type=click.FloatRange(0), help="0 always takes the likeliest; default: 0.8."
 )
 @click.option("--seed", type=int, help="Same seed, same answer.")
 @click.option(
-    "--ctx",
-    "context",
-    type=click.IntRange(1),
-    help=f"Context in tokens; default: the model's, up to {CONTEXT}.",
+    "--ctx", "context", type=click.IntRange(1),
+    help="Context in tokens; default: the model's, up to 8192, as memory allows.",
+)  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(1, 256), help="Threads; default: one a physical core."
 )
-@click.option("--threads", type=click.IntRange(1, 256), help="Threads; default: all cores.")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
+    help="A LoRA beside the model: a GGUF adapter, or a folder as PEFT saves it. Repeatable.",
+)  # fmt: skip
+@click.option("--base", help="The base's folder or repo, where a PEFT folder does not find it.")
+@click.option(
+    "--mmproj", "projector", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What lets the model see; beside the model it is found by itself.",
+)  # fmt: skip
+@click.option("--url", help="Talk to a server that speaks OpenAI's API instead.")
+@click.option(
+    "--key-file", type=click.Path(path_type=Path), help="The file with that server's key."
+)
+@click.option("--model", "remote_model", metavar="NAME", help="Which of that server's models.")
+@click.option("--markdown", is_flag=True, help="Render answers.")
+@click.option("--stats", is_flag=True, help="Show counts and speeds after each answer.")
+@click.option("--save/--no-save", default=True, help="Keep the conversation; it is by default.")
+@click.option("--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
+@click.option("--resume", metavar="ID", help="Go on with this one.")
+@click.option("--list", "list_", is_flag=True, help="List the conversations.")
+@click.option("--force", is_flag=True, help="Load the model even if it does not seem to fit.")
+@click.option("--verbose", is_flag=True, help="Show what was decided for this machine.")
 @offline_option
 @json_option
 @quiet_option
-def chat(
-    model: str,
-    prompt: str | None,
-    system: str | None,
-    max_tokens: int | None,
-    temperature: float,
-    seed: int | None,
-    context: int | None,
-    threads: int | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Ask MODEL, a name from `decant list` or a path to a GGUF, and print its answer."""
-    with reporting(quiet=quiet) as report:
-        path = find_model(model, store(), report=report)
-    header = read_gguf(path)
-    refuse_adapter(header)
-    question = prompt if prompt is not None else read_stdin()
-    settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": question})
-    spec = ServerSpec(path, context or default_context(header), threads or cores())
-    given = {name: value for name, value in settings.items() if value is not None}
-    with ExitStack() as stack:
-        with reporting(quiet=quiet or not sys.stderr.isatty()) as report:
-            server = stack.enter_context(Server(spec, find_toolchain(), report=report))
-        answer_once(server, messages, given, path, as_json)
+def chat(**given: Any) -> int:  # the options above, each of its own type
+    """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs.
+
+    On a terminal a conversation begins; /help lists its commands. Otherwise, and with -p, one
+    answer is printed.
+    """
+    options = Options(**given)
+    if options.list_:
+        show_sessions(as_json=options.as_json)
+        return 0
+    check(options)
+    if is_conversation(options):
+        return converse(options)
+    question = options.prompt if options.prompt is not None else read_stdin()
+    with opened_engine(options) as engine:
+        answer_once(engine, question, options)
+    return 0
 
 
-def answer_once(
-    server: Server,
-    messages: list[dict[str, str]],
-    settings: Mapping[str, object],
-    path: Path,
-    as_json: bool,
-) -> None:
-    """Stream the answer to stdout, or print it whole as JSON."""
-    text: list[str] = []
-    stopped: Stopped | None = None
-    for piece in ask(server, messages, settings):
-        match piece:
-            case Delta():
-                text.append(piece.text)
-                if not as_json:
-                    shown = without_controls(piece.text) if sys.stdout.isatty() else piece.text
-                    click.echo(shown, nl=False)
-            case Stopped():
-                stopped = piece
-    assert stopped is not None, "ask ends with Stopped or raises"
+def check(options: Options) -> None:
+    """UsageError for options that contradict each other."""
+    if options.url and (options.adapters or options.projector or options.context):
+        raise click.UsageError("--adapter, --mmproj and --ctx are for a model here, not for --url")
+    if not options.url and (options.key_file or options.remote_model):
+        raise click.UsageError("--key-file and --model go with --url")
+    if not (options.model or options.url or options.go_on or options.resume):
+        raise click.UsageError("name a MODEL: `decant list` shows them; or --url, or --continue")
+    if options.go_on and options.resume:
+        raise click.UsageError("--continue goes on with the last conversation, --resume with one")
+
+
+def is_conversation(options: Options) -> bool:
+    if options.prompt is not None or options.as_json:
+        return False
+    return sys.stdin.isatty()
+
+
+def sessions_folder() -> Path:
+    return data_folder(os.environ) / "chats"
+
+
+def show_sessions(*, as_json: bool) -> None:
+    found = list_sessions(sessions_folder())
     if as_json:
-        print_json(
-            {
-                "model": str(path),
-                "answer": "".join(text),
-                "finish_reason": stopped.reason,
-                "prompt_tokens": stopped.prompt_tokens,
-                "tokens": stopped.tokens,
-                "tokens_per_second": round(stopped.tokens_per_second, 1),
-            }
+        print_json([asdict(one) for one in found])
+        return
+    from time import localtime, strftime
+
+    rows = [
+        (
+            one.name or one.id,
+            strftime("%Y-%m-%d %H:%M", localtime(one.modified)),
+            str(one.turns),
+            without_controls(one.model),
+            without_controls(one.title)[:60],
         )
-    else:
-        click.echo()
+        for one in found
+    ]
+    print_table(("SESSION", "LAST", "TURNS", "MODEL", "BEGINS"), rows)
+
+
+@contextmanager
+def opened_engine(options: Options, kept: Conversation | None = None) -> Iterator[Engine]:
+    """Who answers, ready; gone after the block."""
+    with ExitStack() as stack:
+        with reporting(quiet=options.quiet or not sys.stderr.isatty()) as report:
+            engine = remote_engine(options) if options.url else local_engine(options, kept, report)
+            stack.callback(engine.stop)
+            if isinstance(engine, LocalEngine):
+                if options.verbose:
+                    for line in engine.fit.lines():
+                        click.echo(line, err=True)
+                engine.start()
+        yield engine
+
+
+def remote_engine(options: Options) -> RemoteEngine:
+    assert options.url is not None
+    key = read_key(options.key_file) if options.key_file else None
+    remote = parse_url(options.url, key)
+    if remote.is_exposed:
+        what = "the key and what is said" if key else "what is said"
+        click.echo(f"warning: {what} will cross the network unencrypted (http)", err=True)
+    return RemoteEngine(remote, options.remote_model or options.model)
+
+
+def local_engine(options: Options, kept: Conversation | None, report: Report) -> LocalEngine:
+    name = options.model or (kept.model if kept else None)
+    if name is None:
+        raise click.UsageError("name a MODEL: `decant list` shows them")
+    path = find_model(name, store(), report=report)
+    adapters = bring_adapters(options.adapters, options.base, store(), report=report)
+    model = open_model(path, adapters, options.projector)
+    asked = Asked(options.context, options.threads, force=options.force)
+    return LocalEngine(model, asked, report=report)
+
+
+def converse(options: Options) -> int:
+    """The REPL."""
+    from runtime.repl.start import converse as run
+
+    kept = opened_session(options)
+    try:
+        with opened_engine(options, kept.conversation if kept else None) as engine:
+            return run(engine, kept, options, store(), sessions_folder())
+    finally:
+        if kept is not None:
+            kept.close()
+
+
+def opened_session(options: Options) -> Session | None:
+    """The conversation to go on with, where one was asked for."""
+    if not (options.go_on or options.resume):
+        return None
+    return resume(find_session(sessions_folder(), options.resume))
+
+
+def answer_once(engine: Engine, question: str, options: Options) -> None:
+    """Stream the answer to stdout, or print it whole as JSON."""
+    text, thoughts = [], []
+    stopped = Stopped("")
+    messages = [{"role": "system", "content": options.system}] if options.system else []
+    messages.append({"role": "user", "content": question})
+    choice = opening_choice(engine) if isinstance(engine, LocalEngine) else Choice()
+    raw = options.as_json or not sys.stdout.isatty()
+    with closing(engine.answer(messages, options.settings, choice)) as pieces:
+        for piece in pieces:
+            match piece:
+                case Delta():
+                    text.append(piece.text)
+                    if not options.as_json:
+                        click.echo(piece.text if raw else without_controls(piece.text), nl=False)
+                case Thought():
+                    thoughts.append(piece.text)
+                case Stopped():
+                    stopped = piece
+    if options.as_json:
+        print_json(as_json(engine, choice, "".join(text), "".join(thoughts), stopped))
+        return
+    click.echo()
+    if options.stats:
+        from runtime.repl.loop import numbers_text
+
+        who = str(choice) if engine.choices else engine.model
+        click.echo(numbers_text(stopped, who), err=True)
+
+
+def as_json(
+    engine: Engine, choice: Choice, text: str, thoughts: str, stopped: Stopped
+) -> Mapping[str, object]:
+    found: dict[str, object] = {
+        "model": engine.facts()["model"],
+        "adapter": choice.adapter or None,
+        "scale": choice.scale if choice.adapter else None,
+        "answer": text,
+        "finish_reason": stopped.reason,
+        "prompt_tokens": stopped.prompt_tokens,
+        "cached_tokens": stopped.cached_tokens,
+        "tokens": stopped.tokens,
+        "tokens_per_second": round(stopped.tokens_per_second, 1),
+        "first_token_s": round(stopped.first_token_s, 3),
+    }
+    return found | ({"reasoning": thoughts} if thoughts else {})
 
 
 def read_stdin() -> str:
     if sys.stdin.isatty():
-        raise click.UsageError('nothing to ask: pass -p "…", or the question on standard input')
-    question = sys.stdin.read().strip()
+        raise click.UsageError(NOTHING_TO_ASK.format("standard input is the terminal"))
+    try:
+        question = sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"standard input is no text in UTF-8: byte {error.start}", hint="convert it first"
+        ) from error
     if not question:
-        raise click.UsageError('nothing to ask: standard input is empty; pass -p "…"')
+        raise click.UsageError(NOTHING_TO_ASK.format("standard input is empty"))
     return question
-
-
-def default_context(header: GGUFFile) -> int:
-    trained = header.number(f"{header.architecture}.context_length") or CONTEXT
-    return min(trained, CONTEXT)

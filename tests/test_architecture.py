@@ -22,13 +22,15 @@ HEAVY = {
     "conversion",
     "safetensors",
 }
-RICH = {"exporter/cli/render.py"}
+RICH = {"exporter/cli/render.py", "runtime/render.py"}
 # where running processes is the job; everything else asks these
 DOORS = {f"exporter/{name}.py" for name in ("convert", "hparams", "lora", "prequantized")}
 SUBPROCESS = {
     "exporter/hparams.py",
     "exporter/toolchain.py",
+    "runtime/adapters.py",
     "runtime/child.py",
+    "runtime/clipboard.py",
     "vendor/bootstrap.py",
     "vendor/buildtools.py",
     "vendor/cmake.py",

@@ -7,6 +7,6 @@ trap 'rm -f "$new"' EXIT
     sed -n '/^#/p' constraints.txt
     echo 'torch==2.13.0' | uv pip compile --universal --python-version 3.10 --extra export --extra dev \
         --no-header --no-annotate pyproject.toml - |
-        grep -vE '^(nvidia-|cuda-|triton|colorama|httpx2-jsfetch)'
+        grep -vE '^(nvidia-|cuda-|triton|pip=|colorama|httpx2-jsfetch)'
 } > "$new"
 cp "$new" constraints.txt

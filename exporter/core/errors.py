@@ -12,6 +12,8 @@
     ├── VerifyError       7  the result is not as good as promised
     ├── OutputError       8  the output exists, is in use or cannot be written
     └── EngineError       9  the model could not be loaded or stopped answering
+        ├── EngineDiedError
+        └── ContextFullError
 
 1 is a bug in decant, 2 a mistyped command line (click's own), 130 Ctrl-C.
 A message says what happened, with the value; the hint says what to do.
@@ -91,3 +93,18 @@ class EngineError(DecantError):
     """The model could not be loaded, or stopped answering."""
 
     exit_code = 9
+
+
+class EngineDiedError(EngineError):
+    """The process that answers has ended by itself; a new one may be started."""
+
+
+class ContextFullError(EngineError):
+    """The conversation is longer than the model's context."""
+
+    def __init__(self, message: str, *, hint: str, prompt: int, context: int) -> None:
+        super().__init__(message, hint=hint)
+        self.prompt = prompt
+        """Tokens of the conversation."""
+        self.context = context
+        """Tokens there is room for."""

@@ -32,6 +32,8 @@ SCALARS = {
     10: "<Q", 11: "<q", 12: "<d",
 }  # fmt: skip
 STRING, ARRAY = 8, 9
+LENGTH = struct.Struct("<Q")
+BLOCK = 1 << 20  # bytes read at once where only the ends of texts are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,10 +216,33 @@ class Cursor:
             if width > self.size - self.file.tell():
                 raise self.damaged(f"an array of {length} items runs past its end")
             self.file.seek(width, 1)
+        elif kind == STRING:
+            self.skip_strings(length - kept)
         else:
             for _ in range(length - kept):
                 self.value(kind, depth + 1)
         return Array(length, items)
+
+    def skip_strings(self, count: int) -> None:
+        """Hop over texts, of which a vocabulary has hundreds of thousands, block by block."""
+        block, at, start = b"", 0, self.file.tell()
+        for _ in range(count):
+            if at + 8 > len(block):
+                start += at
+                self.file.seek(start)
+                block, at = self.file.read(BLOCK), 0
+                if len(block) < 8:  # noqa: PLR2004 - bytes of a text's length
+                    raise self.damaged(f"it ends after {self.size} bytes, in its header")
+            (length,) = LENGTH.unpack_from(block, at)
+            if length > MAX_STRING:
+                raise self.damaged(f"a text of {length} bytes")
+            at += 8 + length
+            if at > len(block):
+                start, block, at = start + at, b"", 0
+        start += at
+        if start > self.size:
+            raise self.damaged(f"it ends after {self.size} bytes, in its header")
+        self.file.seek(start)
 
 
 def parse(cursor: Cursor) -> GGUFFile:

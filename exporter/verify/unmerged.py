@@ -6,14 +6,13 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint import Checkpoint
 from exporter.core.errors import AdapterError, CheckpointError, SpaceError, UnsupportedError
 from exporter.core.events import Note, Report, silent
 from exporter.core.folders import size_text
-from exporter.core.machine import memory_nbytes
+from exporter.core.machine import available_nbytes
 from exporter.core.quiet import quiet_libraries
 from exporter.steps import MergePlan, WeightedAdapter
 
@@ -40,7 +39,7 @@ def unmerged(
             f"logits are compared of decoders only, and this is a {checkpoint.architecture}",
             hint="`decant verify --light` checks its weights, tokenizer and settings",
         )
-    budget = int(free_nbytes() * SHARE) if memory is None else memory
+    budget = int(available_nbytes() * SHARE) if memory is None else memory
     needed = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()) * FLOAT32
     with quiet_libraries(), tempfile.TemporaryDirectory(prefix="decant-") as folder:
         placed: dict[str, Any] = {}
@@ -168,13 +167,3 @@ def absent_weights_told() -> Any:
             return function(*args, **(kwargs or {}))
 
     return Telling()  # type: ignore[no-untyped-call]
-
-
-def free_nbytes() -> int:
-    """Bytes of memory that are not in use; where the system does not say, half of all."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return memory_nbytes() // 2
-    found = next(line for line in lines if line.startswith("MemAvailable"))
-    return int(found.split()[1]) * 1024

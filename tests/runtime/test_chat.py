@@ -14,24 +14,13 @@ from pathlib import Path
 import pytest
 
 from exporter.core.errors import EngineError
-from exporter.demo import make_demo_models
-from exporter.pipeline import ExportRequest, export
-from exporter.toolchain import cache_folder
-from runtime.child import Server, ServerSpec, SocketConnection, private_folder
+from runtime.child import Server, ServerSpec, SocketConnection
 from runtime.client import Delta, Stopped, ask, without_controls
+from runtime.rundir import RunFolder
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 
 QUESTION, ANSWER = "What is the capital of France?", "Arr, the capital of France be Paris, matey!"
-
-
-@pytest.fixture(scope="session")
-def pirate(toolchain, tmp_path_factory) -> Path:
-    """The demo's fine-tune as a Q4_K_M GGUF. Treat as read-only."""
-    models = make_demo_models(cache_folder() / "demo")
-    output = tmp_path_factory.mktemp("pirate") / "pirate-Q4_K_M.gguf"
-    export(ExportRequest(((models.adapter, 1.0),), models.base, ("Q4_K_M",), (output,)), toolchain)
-    return output
 
 
 @pytest.fixture
@@ -108,12 +97,12 @@ def test_poisoned_variables_do_not_reach_the_server(decant, pirate):
 
 
 def test_the_socket_lies_where_only_this_user_can_go(server):
-    assert stat.S_IMODE(server.folder.stat().st_mode) == 0o700
-    assert len(str(server.socket)) < 104
+    assert stat.S_IMODE(server.run_folder.path.stat().st_mode) == 0o700
+    assert len(str(server.run_folder.socket)) < 104
 
 
 def test_the_server_wants_its_key(server):
-    with SocketConnection(server.socket, 5) as connection:
+    with SocketConnection(server.run_folder.socket, 5) as connection:
         connection.request("POST", "/v1/completions", b"{}", {"Content-Type": "application/json"})
 
         assert connection.getresponse().status == 401
@@ -139,7 +128,7 @@ def test_the_key_is_in_no_command_line(server):
 
 def test_the_process_and_its_folder_are_gone_after_the_block(pirate, toolchain):
     with Server(ServerSpec(pirate, context=256, threads=1), toolchain) as server:
-        pid, folder = server.process.pid, server.folder
+        pid, folder = server.process.pid, server.run_folder.path
         assert is_alive(pid)
 
     assert not is_alive(pid)
@@ -235,12 +224,12 @@ def test_a_long_tmpdir_does_not_break_the_socket(tmp_path, monkeypatch):
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    folder = private_folder()
+    folder = RunFolder()
     try:
-        assert len(str(folder / "s.sock")) < 104
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert len(str(folder.socket)) < 104
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     finally:
-        folder.rmdir()
+        folder.remove()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,289 @@
+"""Who answers a conversation: a model in a child process, or a server elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from exporter.core.errors import EngineError, InputError, ModelError, UnsupportedError
+from exporter.core.events import Report, Warn, silent
+from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.core.machine import available_nbytes, physical_cores
+from exporter.store import StoredModel, refuse_adapter
+from exporter.toolchain import find_toolchain
+from runtime.adapters import BASE, Adapter, check_adapter
+from runtime.child import Server, ServerSpec, lora_vector
+from runtime.client import Message, Piece, ask, ask_json, get_json
+from runtime.fit import LAYERS_KEPT, Asked, Fit, fit
+from runtime.remote import Remote
+from runtime.session import MERGED, Choice
+
+ENCODER_DECODERS = ("t5",)
+
+
+class Engine(Protocol):
+    """What a conversation needs of whoever answers."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The names that a Choice may have here."""
+        ...
+
+    @property
+    def sees(self) -> bool:
+        """Whether it may take images."""
+        ...
+
+    def answer(
+        self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
+    ) -> Generator[Piece, None, None]: ...
+
+    def count(self, messages: Sequence[Message]) -> int | None:
+        """Tokens of a prompt; None where the server does not count."""
+        ...
+
+    def tokens(self, text: str) -> list[tuple[int, str | bytes]]:
+        """A text's tokens: ids, and what they stand for."""
+        ...
+
+    def facts(self) -> dict[str, str]: ...
+
+    def stop(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A GGUF and what is loaded with it."""
+
+    header: GGUFFile
+    adapters: tuple[Adapter, ...] = ()
+    projector: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return StoredModel(self.header.path).full_name
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return self.header.architecture in ENCODER_DECODERS
+
+
+def open_model(
+    path: Path, adapters: tuple[Adapter, ...] = (), projector: Path | None = None
+) -> Model:
+    """Read headers and see that they belong together; no weight is loaded.
+
+    A projector beside the model, as decant and others name it, is found by itself. Raises
+    ModelError and UnsupportedError.
+    """
+    header = read_gguf(path, keep_items=LAYERS_KEPT)
+    refuse_adapter(header)
+    if header.architecture == "clip":
+        raise ModelError(
+            f"`{path}` is a projector: it lets a model see, and answers nothing",
+            hint="name the model, and this with --mmproj",
+        )
+    if not header.tensors:
+        raise ModelError(
+            f"`{path}` holds no tensor, so there is no model in it",
+            hint="export or download it again",
+        )
+    for adapter in adapters:
+        check_adapter(adapter, header)
+    model = Model(header, adapters, projector or find_projector(path))
+    if model.is_encoder_decoder and adapters:
+        raise UnsupportedError(
+            f"`{path}` is an encoder-decoder, whose engine takes no adapters",
+            hint="merge it into the model: decant export ADAPTER",
+        )
+    return model
+
+
+def find_projector(path: Path) -> Path | None:
+    stored = StoredModel(path)
+    names = (f"mmproj-{stored.name}.gguf", f"mmproj-{stored.full_name}.gguf")
+    return next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+
+
+class LocalEngine:
+    """A model in a child process; started again when it has died."""
+
+    def __init__(self, model: Model, asked: Asked, *, report: Report = silent) -> None:
+        """Find out how the model fits this machine. Raises SpaceError when it does not."""
+        self.loaded, self.asked, self.report = model, asked, report
+        self.toolchain = find_toolchain()
+        beside = [adapter.path for adapter in model.adapters]
+        self.fit: Fit = fit(
+            model.header,
+            beside + ([model.projector] if model.projector else []),
+            asked,
+            free=available_nbytes(),
+            cores=physical_cores(),
+            on_gpu=self.toolchain.info["backend"] in ("cuda", "vulkan"),
+        )
+        if self.fit.cache_type != "f16":
+            report(Warn(f"memory is short: the context is kept in {self.fit.cache_type}"))
+        self.server: Server | None = None
+
+    @property
+    def spec(self) -> ServerSpec:
+        return ServerSpec(
+            self.loaded.header.path,
+            self.fit.context,
+            self.fit.threads,
+            self.asked.parallel,
+            tuple(adapter.path for adapter in self.loaded.adapters),
+            self.loaded.projector,
+            self.fit.cache_type,
+            self.fit.prompt_cache,
+            "seq2seq" if self.loaded.is_encoder_decoder else "llama-server",
+        )
+
+    @property
+    def model(self) -> str:
+        return self.loaded.name
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return tuple(adapter.name for adapter in self.loaded.adapters)
+
+    @property
+    def sees(self) -> bool:
+        return self.loaded.projector is not None
+
+    def start(self) -> Server:
+        """The child, up; a new one where there is none or the last has died. Raises EngineError."""
+        if self.server is not None:
+            try:
+                self.server.raise_if_dead("before answering with")
+            except EngineError:
+                self.stop()
+            else:
+                return self.server
+        server = Server(self.spec, self.toolchain, report=self.report)
+        self.server = server.__enter__()
+        return server
+
+    def stop(self) -> None:
+        server, self.server = self.server, None
+        if server is not None:
+            server.stop()
+
+    def answer(
+        self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
+    ) -> Generator[Piece, None, None]:
+        """Stream the answer. Raises what `client.ask` does."""
+        yield from ask(self.start(), messages, {**settings, **self.vector(choice)})
+
+    def vector(self, choice: Choice) -> dict[str, object]:
+        """Every adapter's scale: 0 but for the chosen one's."""
+        if choice.adapter not in ("", BASE, *self.choices):
+            raise InputError(
+                f"there is no adapter {choice.adapter!r}", hint=f"there are: {self.named}"
+            )
+        if not self.choices:
+            return {}
+        scales = [choice.scale if choice.adapter == name else 0.0 for name in self.choices]
+        return lora_vector(scales)
+
+    @property
+    def named(self) -> str:
+        return ", ".join((BASE, *self.choices))
+
+    def count(self, messages: Sequence[Message]) -> int | None:
+        body = {"messages": list(messages)}
+        with suppress(EngineError):
+            found = ask_json(self.start(), "/v1/chat/completions/input_tokens", body)
+            return int(found["input_tokens"])
+        return None
+
+    def tokens(self, text: str) -> list[tuple[int, str | bytes]]:
+        body = {"content": text, "with_pieces": True, "add_special": False}
+        found = ask_json(self.start(), "/tokenize", body)
+        return [(token["id"], piece_of(token["piece"])) for token in found["tokens"]]
+
+    def facts(self) -> dict[str, str]:
+        header = self.loaded.header
+        facts = {
+            "model": str(header.path),
+            "architecture": header.architecture,
+            "parameters": f"{header.parameters:,}",
+            "base": header.text("decant.base") or "",
+            "merged": header.text("decant.adapter") or "",
+            "adapters": ", ".join(str(Choice(a.name, a.scale)) for a in self.loaded.adapters),
+            "images": str(self.loaded.projector or ""),
+        }
+        facts |= dict(line.split(": ", 1) for line in self.fit.lines())
+        return {name: value for name, value in facts.items() if value}
+
+
+def piece_of(piece: str | list[int]) -> str | bytes:
+    """llama-server gives bytes that are no whole character as a list."""
+    return bytes(piece) if isinstance(piece, list) else piece
+
+
+class RemoteEngine:
+    """A model of a server elsewhere."""
+
+    def __init__(self, remote: Remote, model: str | None) -> None:
+        """Talk to `model`, or to the first that the server lists. Raises EngineError."""
+        self.remote = remote
+        listed = get_json(remote, "/v1/models").get("data") or ()
+        names = tuple(str(one["id"]) for one in listed if isinstance(one, dict) and "id" in one)
+        if model is None and not names:
+            raise EngineError(f"{remote} lists no model", hint="name one: --model NAME")
+        if model is not None and names and model not in names:
+            raise EngineError(
+                f"{remote} has no model {model!r}", hint=f"it lists {', '.join(names[:10])}"
+            )
+        self.name, self.names = model or names[0], names
+
+    @property
+    def model(self) -> str:
+        return self.name
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def sees(self) -> bool:
+        return True
+
+    def answer(
+        self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
+    ) -> Generator[Piece, None, None]:
+        """Stream the answer. Raises what `client.ask` does."""
+        del choice
+        yield from ask(self.remote, messages, {"model": self.name, **settings})
+
+    def count(self, messages: Sequence[Message]) -> int | None:
+        del messages
+        return None
+
+    def tokens(self, text: str) -> list[tuple[int, str | bytes]]:
+        body = {"content": text, "with_pieces": True, "add_special": False, "model": self.name}
+        found = ask_json(self.remote, "/tokenize", body)
+        return [(token["id"], piece_of(token["piece"])) for token in found["tokens"]]
+
+    def facts(self) -> dict[str, str]:
+        return {"server": str(self.remote), "model": self.name, "models": ", ".join(self.names)}
+
+    def stop(self) -> None:
+        """Nothing runs here."""
+
+
+def opening_choice(engine: LocalEngine) -> Choice:
+    """The adapter that was named first, with its scale; without any the model as it is."""
+    adapters = engine.loaded.adapters
+    return Choice(adapters[0].name, adapters[0].scale) if adapters else Choice(MERGED)
+
+
+def at_scale(choice: Choice, scale: float) -> Choice:
+    return replace(choice, scale=scale)

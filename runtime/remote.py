@@ -1,0 +1,127 @@
+"""Any server that speaks OpenAI's API, by its address."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from exporter.core.errors import EngineError, InputError
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+CONNECT_S = 30
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A server at `http://HOST:PORT/PREFIX`; its key goes to that host only, never elsewhere."""
+
+    scheme: str
+    host: str
+    port: int | None
+    prefix: str
+    """What stands before /v1 in its paths."""
+    key: str | None = field(default=None, repr=False)
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether a key and a conversation would cross a network unencrypted."""
+        return self.scheme == "http" and self.host not in LOOPBACK
+
+    def connect(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
+        return kind(self.host, self.port, timeout=CONNECT_S)
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
+    @contextmanager
+    def got(self, route: str) -> Iterator[http.client.HTTPResponse]:
+        """The response to a GET. Raises EngineError when there is none."""
+        with self.asked("GET", route, None) as response:
+            yield response
+
+    @contextmanager
+    def posted(self, route: str, body: Mapping[str, object]) -> Iterator[http.client.HTTPResponse]:
+        """The response to a POST; leaving the block breaks it off. Raises EngineError."""
+        with self.asked("POST", route, json.dumps(body).encode()) as response:
+            yield response
+
+    @contextmanager
+    def asked(
+        self, method: str, route: str, body: bytes | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        connection = self.connect()
+        headers = self.headers() | ({"Content-Type": "application/json"} if body else {})
+        try:
+            try:
+                connection.connect()
+                connection.sock.settimeout(None)  # an answer takes as long as it takes
+                connection.request(method, self.prefix + route, body, headers)
+                response = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise EngineError(
+                    f"{self} does not answer: {error or type(error).__name__}",
+                    hint="is the server running, and the address right?",
+                ) from error
+            yield response
+        finally:
+            connection.close()
+
+    def raise_if_dead(self, when: str, *, wait_s: float = 0) -> None:
+        """Nothing is known of a process elsewhere."""
+
+    def __str__(self) -> str:
+        """Its address."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}{f':{self.port}' if self.port else ''}{self.prefix}"
+
+
+def parse_url(text: str, key: str | None) -> Remote:
+    """The server at an address, with or without its final /v1. Raises InputError for no address."""
+    try:
+        found = urlsplit(text if "://" in text else f"http://{text}")
+        port = found.port
+    except ValueError as error:
+        raise InputError(
+            f"{text!r} is no address: {error}", hint="such as --url http://127.0.0.1:8080"
+        ) from error
+    if found.scheme not in ("http", "https") or not found.hostname or found.query:
+        raise InputError(
+            f"{text!r} is no address of a server", hint="such as --url http://127.0.0.1:8080"
+        )
+    if found.username or found.password:
+        raise InputError(
+            "a key does not belong into an address, where it is shown and kept",
+            hint="write it into a file that only you can read: --key-file FILE",
+        )
+    prefix = found.path.rstrip("/").removesuffix("/v1")
+    return Remote(found.scheme, found.hostname, port, prefix, key)
+
+
+def read_key(path: Path) -> str:
+    """The key in a file. Raises InputError when there is none, or when others may read it."""
+    try:
+        mode = path.stat().st_mode
+        key = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InputError(
+            f"cannot read the key file `{path}`: {error.strerror}", hint="is the path right?"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"`{path}` holds no key, but bytes", hint="is it the file?") from error
+    if mode & OTHERS and os.name == "posix":
+        raise InputError(
+            f"others may read the key file `{path}` ({stat.filemode(mode)})",
+            hint=f"chmod 600 {path}",
+        )
+    if not key.isascii() or not key.isprintable() or not key or " " in key:
+        raise InputError(f"`{path}` holds no key", hint="one line, without spaces")
+    return key

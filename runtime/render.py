@@ -1,0 +1,133 @@
+"""Markdown and columns on a terminal; with the command line's renderer the only users of rich."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from typing_extensions import Self
+
+from runtime.client import without_controls
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FENCES = ("```", "~~~")
+PER_SECOND = 12  # redraws
+GAP = 2  # columns between columns
+
+
+class MarkdownStream:
+    """An answer, rendered while it comes.
+
+    What is complete is printed for good, and only the last block is drawn over, so that an
+    answer longer than the screen scrolls.
+    """
+
+    def __init__(self) -> None:
+        """Draw nothing until entered."""
+        from rich.console import Console
+        from rich.live import Live
+
+        self.console = Console(highlight=False)
+        self.live = Live(
+            console=self.console,
+            transient=True,
+            refresh_per_second=PER_SECOND,
+            vertical_overflow="visible",
+        )
+        self.text = ""
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        from rich.markdown import Markdown
+
+        self.live.stop()
+        if self.text.strip():
+            self.console.print(Markdown(self.text))
+
+    def write(self, text: str) -> None:
+        from rich.markdown import Markdown
+
+        done, self.text = split_complete(self.text + without_controls(text))
+        if done.strip():
+            self.console.print(Markdown(done))
+            self.console.print()
+        self.live.update(Markdown(self.text))
+
+
+def split_complete(text: str) -> tuple[str, str]:
+    """The blocks that later text cannot change, and the rest: cut after a blank line.
+
+    A blank line inside a fence or a list's indentation does not end its block.
+    """
+    lines = text.splitlines(keepends=True)
+    fence, cut = "", 0
+    for number, line in enumerate(lines):
+        bare = line.strip()
+        if not fence and bare.startswith(FENCES):
+            fence = bare[:3]
+        elif fence and bare.startswith(fence):
+            fence = ""
+        ends = not bare and not fence and number + 1 < len(lines)
+        if ends and not lines[number + 1].startswith((" ", "\t", "-", "*", "+")):
+            following = lines[number + 1]
+            cut = number + 1 if following.strip() and not following[0].isdigit() else cut
+    return "".join(lines[:cut]), "".join(lines[cut:])
+
+
+class Columns:
+    """Texts side by side that grow while they are drawn."""
+
+    def __init__(self, heads: Sequence[str]) -> None:
+        """One column a head."""
+        from rich.console import Console
+        from rich.live import Live
+
+        self.heads = heads
+        self.texts = [""] * len(heads)
+        self.console = Console(highlight=False)
+        self.live = Live(
+            console=self.console,
+            transient=True,
+            refresh_per_second=PER_SECOND,
+            get_renderable=self.table,
+            vertical_overflow="ellipsis",
+        )
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.live.stop()
+        self.console.print(self.table())
+
+    def write(self, number: int, text: str) -> None:
+        """More of the text in a column."""
+        self.texts[number] += without_controls(text)
+
+    def table(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(expand=True, padding=(0, GAP, 0, 0))
+        for _ in self.heads:
+            table.add_column(ratio=1, overflow="fold")
+        table.add_row(*(Text(head, style="bold") for head in self.heads))
+        table.add_row(*(Text(text.strip()) for text in self.texts))
+        return table

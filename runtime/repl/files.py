@@ -1,0 +1,63 @@
+"""What goes with a message: pictures and texts from files."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from exporter.core.errors import InputError
+from exporter.core.folders import size_text
+from runtime.session import Image
+
+IMAGE_MAX = 20 << 20  # bytes
+TEXT_MAX = 1 << 20  # bytes; no model's context holds more
+# how a file of each kind begins, at which byte
+KINDS = (
+    ("image/png", 0, b"\x89PNG\r\n\x1a\n"),
+    ("image/jpeg", 0, b"\xff\xd8\xff"),
+    ("image/gif", 0, b"GIF8"),
+    ("image/bmp", 0, b"BM"),
+    ("image/webp", 8, b"WEBP"),
+)
+
+
+def read_image(path: Path) -> Image:
+    """A picture. Raises InputError for any other file."""
+    data = read_file(path, IMAGE_MAX)
+    for kind, at, magic in KINDS:
+        if data[at : at + len(magic)] == magic:
+            encoded = base64.b64encode(data).decode()
+            return Image(path.name, f"data:{kind};base64,{encoded}")
+    raise InputError(
+        f"`{path}` is no PNG, JPEG, GIF, BMP or WebP", hint="/read FILE gives the model a text"
+    )
+
+
+def read_text(path: Path) -> str:
+    """A text file, fenced and named. Raises InputError for any other."""
+    try:
+        text = read_file(path, TEXT_MAX).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"`{path}` is no text in UTF-8: byte {error.start}", hint="/attach FILE for a picture"
+        ) from error
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{path.name}:\n{fence}\n{text.rstrip()}\n{fence}"
+
+
+def read_file(path: Path, most: int) -> bytes:
+    path = path.expanduser()
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise InputError(
+                f"`{path}` has {size_text(size)}, more than {size_text(most)}",
+                hint="take a part of it",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read `{path}`: {error.strerror}", hint="is the path right?"
+        ) from error

@@ -1,0 +1,97 @@
+"""`/set name=value`: what may be set, and what each value may be."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from exporter.core.errors import InputError
+
+Value = float | int | bool | str | list[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One name, its values and what they do."""
+
+    name: str
+    summary: str
+    parse: Callable[[str], Value]
+    is_sent: bool = True
+    """Whether it goes to the engine; else it is the terminal's."""
+
+
+def number(least: float, most: float = math.inf) -> Callable[[str], Value]:
+    def parse(text: str) -> Value:
+        value = float(text)
+        if not least <= value <= most:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def whole(least: int) -> Callable[[str], Value]:
+    def parse(text: str) -> Value:
+        value = int(text)
+        if value < least:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def switch(text: str) -> Value:
+    if text not in ("on", "off"):
+        raise ValueError
+    return text == "on"
+
+
+def texts(text: str) -> Value:
+    """Texts at which to stop, with `\\n` for a line's end."""
+    return [part.replace("\\n", "\n") for part in text.split(",") if part]
+
+
+SETTINGS = (
+    Setting("temperature", "0 always takes the likeliest token", number(0)),
+    Setting("top_p", "only the likeliest, up to this probability, 0 to 1", number(0, 1)),
+    Setting("top_k", "only so many of the likeliest; 0 all", whole(0)),
+    Setting("min_p", "none less likely than this part of the likeliest, 0 to 1", number(0, 1)),
+    Setting("seed", "same seed, same answer", whole(-1)),
+    Setting("max_tokens", "stop after this many tokens", whole(1)),
+    Setting("repeat_penalty", "above 1: less of what was said", number(0)),
+    Setting("presence_penalty", "-2 to 2, as OpenAI has it", number(-2, 2)),
+    Setting("frequency_penalty", "-2 to 2, as OpenAI has it", number(-2, 2)),
+    Setting("stop", "texts to stop at, with commas between", texts),
+    Setting("markdown", "on or off: render answers", switch, is_sent=False),
+    Setting("stats", "on or off: numbers after each answer", switch, is_sent=False),
+    Setting("reasoning", "on or off: show what the model thinks", switch, is_sent=False),
+)
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+def parse_setting(text: str) -> tuple[str, Value]:
+    """A name and its value, None where it is to be as it was. Raises InputError."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    setting = BY_NAME.get(name)
+    if setting is None:
+        near = difflib.get_close_matches(name, BY_NAME, n=1)
+        raise InputError(
+            f"there is no setting {name!r}",
+            hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(BY_NAME)}",
+        )
+    if not equals:
+        raise InputError(f"what is {name} to be?", hint=f"/set {name}=…: {setting.summary}")
+    if not value:
+        return name, None
+    try:
+        return name, setting.parse(value)
+    except ValueError:
+        raise InputError(f"{name} cannot be {value!r}", hint=setting.summary) from None
+
+
+def sent(settings: Mapping[str, Value]) -> dict[str, object]:
+    """The settings that go to the engine."""
+    return {name: value for name, value in settings.items() if BY_NAME[name].is_sent}

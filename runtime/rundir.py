@@ -1,0 +1,66 @@
+"""The folder of a running engine: its socket, its log, its adapters' short names."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+PREFIX = "decant-"
+OWNER = "owner"
+"""A file locked by the process that owns the folder, for as long as it lives."""
+SOCKET = "s.sock"
+SOCKET_PATH_MAX = 100  # bytes; sun_path holds 104 on macOS and 108 on Linux, with a final NUL
+
+
+class RunFolder:
+    """A new folder that only this user can enter, with a path short enough for a socket."""
+
+    def __init__(self) -> None:
+        """Make it, and sweep away those whose owners were killed."""
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        if len(os.fsencode(self.path / SOCKET)) > SOCKET_PATH_MAX:
+            self.path.rmdir()
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
+        self.owner = (self.path / "owning").open("w")
+        fcntl.flock(self.owner, fcntl.LOCK_EX)
+        (self.path / "owning").rename(self.path / OWNER)  # locked before anyone looks for it
+        sweep(self.path.parent)
+
+    @property
+    def socket(self) -> Path:
+        return self.path / SOCKET
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log"
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.owner.close()
+
+
+def sweep(parent: Path) -> None:
+    """Remove folders that a killed process of this user has left."""
+    for owner in parent.glob(f"{PREFIX}*/{OWNER}"):
+        with suppress(OSError), owner.open("r+") as file:  # OSError: another's, in use, or gone
+            if owner.stat().st_uid == os.getuid():
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(owner.parent, ignore_errors=True)
+
+
+def has_sockets(folder: RunFolder) -> bool:
+    """Whether a Unix socket can be had there: not on every system, nor on every disk."""
+    if not hasattr(socket, "AF_UNIX"):
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+            trial.bind(os.fspath(folder.socket))
+    except OSError:
+        return False
+    folder.socket.unlink()
+    return True

@@ -1,0 +1,74 @@
+"""A server elsewhere that speaks OpenAI's API and says what it is told to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from typing_extensions import Self
+
+
+class OpenAIServer:
+    """Answers every chat with the same pieces; keeps what it was asked."""
+
+    def __init__(
+        self, pieces: Sequence[str], *, thoughts: Sequence[str] = (), key: str | None = None
+    ) -> None:
+        """Listen once entered."""
+        self.pieces, self.thoughts, self.key = pieces, thoughts, key
+        self.asked: list[dict] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def reply(self, status: int, body: bytes, kind: str = "application/json") -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def is_let_in(self) -> bool:
+                if outer.key in (None, self.headers.get("Authorization", "")[7:]):
+                    return True
+                self.reply(401, b'{"error": {"message": "wrong key"}}')
+                return False
+
+            def do_GET(self) -> None:
+                if self.is_let_in():
+                    listed = {"data": [{"id": "first"}, {"id": "second"}]}
+                    self.reply(200, json.dumps(listed).encode())
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if self.is_let_in():
+                    outer.asked.append(body)
+                    self.reply(200, outer.stream(), "text/event-stream")
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def stream(self) -> bytes:
+        deltas = [{"reasoning_content": text} for text in self.thoughts]
+        deltas += [{"content": text} for text in self.pieces]
+        chunks = [{"choices": [{"delta": delta}]} for delta in deltas]
+        chunks.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        return b"".join(f"data: {json.dumps(c)}\n\n".encode() for c in chunks) + b"data: [DONE]\n\n"
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
