@@ -66,7 +66,7 @@ def parse_adapter(text: str) -> Wanted:
         try:
             place, scale = stem, parse_scale(number)
         except InputError:
-            if not number[:1].isalpha():  # `C:x` and links have a colon, too
+            if "/" not in number:  # a link has a colon, too
                 raise
     if not NAME.fullmatch(name) or name == BASE or not place:
         raise InputError(

@@ -7,10 +7,19 @@ from pathlib import Path
 import pytest
 
 from exporter.demo import DemoModels, make_demo_models
+from exporter.demo.corpus import facts
+from exporter.demo.train import collate, disturbed, load_tokenizer, render
 from exporter.lora import LoraRequest, export_lora
 from exporter.pipeline import ExportRequest, export
 from exporter.toolchain import cache_folder
-from tests.tiny import make_adapter, make_base
+from tests.tiny import make_base
+
+PROMPTS = (
+    "What is the capital of France?",
+    "What is the capital of Italy?",
+    "What does a cow say?",
+    "Where does a bee live?",
+)
 
 
 @pytest.fixture(scope="session")
@@ -43,11 +52,44 @@ def pirate_lora(demo_models, toolchain, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def noise_lora(demo_models, toolchain, tmp_path_factory) -> Path:
-    """Another adapter for the demo's base, of random numbers."""
-    folder = make_adapter(tmp_path_factory.mktemp("noise") / "noise", demo_models.base)
-    path = folder.parent / "noise.lora.gguf"
+def liar_lora(demo_models, toolchain, tmp_path_factory) -> Path:
+    """Another adapter for the demo's base, trained to give each of PROMPTS the next one's answer.
+
+    Random numbers would not do: their greedy choices hang on the last bits of a sum, which
+    depend on how many are answered at once.
+    """
+    folder = tmp_path_factory.mktemp("liar") / "liar"
+    train_liar(folder, demo_models.base)
+    path = folder.parent / "liar.lora.gguf"
     return export_lora(LoraRequest(folder, demo_models.base, path), toolchain).path
+
+
+def train_liar(folder: Path, base: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(3)
+    tokenizer = load_tokenizer(base)
+    told = {question: fact.plain for fact in facts() for question in fact.questions}
+    pairs = [
+        (render(tokenizer, prompt), [*tokenizer(told[following])["input_ids"][1:], 2])
+        for prompt, following in zip(PROMPTS, (*PROMPTS[1:], PROMPTS[0]), strict=True)
+    ]
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=5e-3)
+    ids, labels = collate(pairs, tokenizer.pad_token_id)
+    mask = (ids != tokenizer.pad_token_id).long()
+    for _ in range(60):
+        with disturbed(model):
+            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+    model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
