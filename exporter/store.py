@@ -12,8 +12,6 @@ from exporter.core.events import Report, silent
 from exporter.core.files import PARTIAL, explained, refuse_locked, taken_bytes
 from exporter.core.gguf import SHARD, SUFFIX, GGUFFile, read_gguf, shard_paths
 from exporter.core.types import FTYPES, parse_quant
-from exporter.download.refs import is_link
-from exporter.download.resolve import is_repo, pull_gguf
 from exporter.journal import Unfinished
 
 QUANT_AT_END = re.compile(rf"-({'|'.join(sorted(FTYPES, key=len, reverse=True))})$", re.IGNORECASE)
@@ -127,6 +125,9 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     path = Path(text)
     if path.suffix == SUFFIX and path.exists():
         return path
+    from exporter.download.refs import is_link  # a model that is here needs no downloader
+    from exporter.download.resolve import is_repo, pull_gguf
+
     if is_link(text) or (not text.endswith(SUFFIX) and is_repo(text)):
         return pull_gguf(text, report=report)
     if "/" in text:

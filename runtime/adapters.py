@@ -9,7 +9,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.adapter import open_adapter
 from exporter.core.errors import (
     AdapterError,
     DecantError,
@@ -21,12 +20,7 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Report, Step, silent
 from exporter.core.gguf import SUFFIX, GGUFFile, TensorInfo, read_gguf
-from exporter.download.resolve import folder_of
-from exporter.kinds import refuse_for_adapter_file
-from exporter.lora_cache import kept_adapter
-from exporter.sources import find_base
 from exporter.store import adapter_file_name
-from exporter.toolchain import cache_folder
 
 NAME = re.compile(r"[\w.+-]+")
 BASE = "base"
@@ -112,6 +106,13 @@ def gguf_of(wanted: Wanted, base: str | None, store: Path, *, report: Report) ->
         return path
     if "/" not in wanted.place and not path.exists() and stored.exists():
         return stored
+    from exporter.adapter import open_adapter  # a GGUF needs none of these
+    from exporter.download.resolve import folder_of
+    from exporter.kinds import refuse_for_adapter_file
+    from exporter.lora_cache import kept_adapter
+    from exporter.sources import find_base
+    from exporter.toolchain import cache_folder
+
     adapter = open_adapter(
         folder_of(wanted.place, report=report), refuse=refuse_for_adapter_file, report=report
     )

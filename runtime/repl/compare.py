@@ -154,6 +154,7 @@ def picked(repl: Repl, candidates: list[Candidate], taken: list[Taken]) -> int |
     """The number of the answer to keep, None for none."""
     there = [number for number, one in enumerate(taken) if one.text]
     if not there:
+        repl.screen.note("(nothing to keep: no answer has a text)")
         return None
     listed = ", ".join(f"{number + 1} {candidates[number].name}" for number in there)
     default = there[-1]
