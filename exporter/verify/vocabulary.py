@@ -75,9 +75,14 @@ class Vocabulary:
         """Ids of a text; special adds what begins and ends one, parse knows special tokens."""
         raw = text.encode()
         room = len(raw) + 16
-        ids = (ctypes.c_int32 * room)()
-        count = self.bindings.llama_tokenize(self.handle, raw, len(raw), ids, room, special, parse)
-        return list(ids[: max(count, 0)])
+        while True:
+            ids = (ctypes.c_int32 * room)()
+            count = self.bindings.llama_tokenize(
+                self.handle, raw, len(raw), ids, room, special, parse
+            )
+            if count >= 0:
+                return list(ids[:count])
+            room = -count  # normalizing can make a text longer
 
     def text(self, token: int) -> str:
         """A token as the vocabulary writes it; empty for -1, which is none."""

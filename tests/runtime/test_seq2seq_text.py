@@ -1,0 +1,139 @@
+"""What the server for encoder-decoder models does without a model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.core.gguf import GGUFFile
+from runtime.child import SocketConnection, private_folder
+from runtime.seq2seq.answer import Text
+from runtime.seq2seq.http import Listener
+from runtime.seq2seq.model import is_encoder_decoder
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def header(**metadata: str) -> GGUFFile:
+    named = {f"general.{key}": value for key, value in metadata.items()}
+    return GGUFFile(Path("x.gguf"), 0, named, ())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"architecture": "t5"}, True),
+        ({"architecture": "t5encoder"}, False),
+        ({"architecture": "llama"}, False),
+        ({"architecture": "t5", "type": "adapter"}, False),
+        ({}, False),
+    ],
+)
+def test_only_an_encoder_with_a_decoder_is_served_here(metadata, expected):
+    assert is_encoder_decoder(header(**metadata)) is expected
+
+
+def test_knowing_what_is_served_here_loads_nothing_heavy():
+    code = "import sys, runtime.seq2seq.model; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+
+    heavy = {"numpy", "torch", "transformers", "jinja2", "llama_cpp", "http.server"}
+    assert heavy.isdisjoint(done.stdout.split())
+
+
+def pieces(raw: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(raw), *(cut % (len(raw) + 1) for cut in cuts)})
+    return [raw[begin:end] for begin, end in itertools.pairwise(places)]
+
+
+@given(
+    st.text("ab€🦜 ", max_size=12),
+    st.lists(st.integers(0, 99), max_size=8),
+    st.lists(st.text("ab€🦜", max_size=4), max_size=3),
+)
+def test_the_text_is_the_same_however_its_bytes_are_cut(text, cuts, stops):
+    def shown(parts: list[bytes]) -> str:
+        made, text = Text(stops), ""
+        for part in parts:
+            text += "" if made.is_stopped else made.add(part)
+        return text + made.end()
+
+    raw = text.encode()
+
+    assert shown(pieces(raw, cuts)) == shown([bytes([byte]) for byte in raw]) == before(text, stops)
+
+
+def before(text: str, stops: list[str]) -> str:
+    """The text up to the stop text that is complete first."""
+    for end in range(len(text) + 1):
+        found = [len(stop) for stop in stops if stop and text[:end].endswith(stop)]
+        if found:
+            return text[: end - max(found)]
+    return text
+
+
+def test_a_character_is_held_back_until_it_is_complete():
+    text = Text()
+
+    assert [text.add(bytes([byte])) for byte in "é🦜".encode()] == ["", "é", "", "", "", "🦜"]
+    assert text.end() == ""
+
+
+def test_half_a_character_at_the_end_is_shown_as_such():
+    text = Text()
+
+    assert text.add("🦜".encode()[:2]) + text.end() == "\ufffd"
+
+
+def test_what_might_become_a_stop_text_is_held_back_no_longer_than_that():
+    text = Text(["\n\n", "END"])
+
+    assert [text.add(part) for part in (b"a\n", b"b E", b"N", b"! E", b"ND c")] == [
+        "a", "\nb ", "", "EN! ", "",
+    ]  # fmt: skip
+    assert (text.is_stopped, text.end()) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [([b" a", b" b"], "a b"), ([b"", b" a"], "a"), ([b" ", b" a"], " a"), ([b"a", b" b"], "a b")],
+)
+def test_the_space_that_a_tokenizer_put_first_is_taken_away(parts, expected):
+    text = Text(strips_space=True)
+
+    assert "".join([*map(text.add, parts), text.end()]) == expected
+
+
+@pytest.fixture
+def loading():
+    """A server whose model is not there yet."""
+    folder = private_folder()
+    with Listener(folder / "s.sock", "key") as listener:
+        thread = Thread(target=listener.serve_forever, daemon=True)
+        thread.start()
+        yield folder / "s.sock"
+        listener.shutdown()
+    (folder / "s.sock").unlink()
+    folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/health"), ("GET", "/props"), ("POST", "/v1/completions")]
+)
+def test_while_the_model_loads_everything_says_so(loading, method, path):
+    with SocketConnection(loading, 5) as connection:
+        connection.request(method, path, b"{}", {"Authorization": "Bearer key"})
+        response = connection.getresponse()
+        error = json.loads(response.read())["error"]
+
+    assert (response.status, error["code"], error["type"]) == (503, 503, "unavailable_error")
