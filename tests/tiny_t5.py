@@ -44,18 +44,17 @@ def make_unigram(folder: Path, *, bytes_too: bool = False) -> int:
     return int(pieces.vocab_size())
 
 
-def make_t5(folder: Path, kind: str, *, spread: float) -> Path:
-    """A T5 or an MT5 in float32; with the right spread its answers are not one token repeated."""
+def make_t5(folder: Path) -> Path:
+    """A T5 in float32 with random weights whose answers are not one token again and again."""
     import torch
-    import transformers
+    from transformers import T5Config, T5ForConditionalGeneration
 
     size = make_unigram(folder)
     torch.manual_seed(1)
-    config = getattr(transformers, f"{kind}Config")(vocab_size=size, **SIZE)
-    model = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    model = T5ForConditionalGeneration(T5Config(vocab_size=size, **SIZE))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * spread)
+            parameter.add_(torch.randn_like(parameter))
         # else the last token is what the next one is most like: the head is the embedding
         model.shared.weight.mul_(0.01)
     model.save_pretrained(folder)
@@ -81,16 +80,25 @@ def adapt_t5(base: Path, folder: Path) -> Any:
     return model.eval()
 
 
-def teach_t5(folder: Path, answers: Mapping[str, str]) -> Path:
-    """An MT5 with a token for every byte that has learned these answers by heart."""
+def teach_mt5(base: Path, folder: Path, answers: Mapping[str, str]) -> Any:
+    """A random MT5 with a token for every byte, and a LoRA that knows these answers by heart.
+
+    Both are saved; the model that holds the LoRA, unmerged, is returned.
+    """
     import sentencepiece
     import torch
+    from peft import LoraConfig, get_peft_model
     from transformers import MT5Config, MT5ForConditionalGeneration
 
-    size = make_unigram(folder, bytes_too=True)
-    pieces = sentencepiece.SentencePieceProcessor(str(folder / "spiece.model"))
+    size = make_unigram(base, bytes_too=True)
+    pieces = sentencepiece.SentencePieceProcessor(str(base / "spiece.model"))
     torch.manual_seed(0)
-    model = MT5ForConditionalGeneration(MT5Config(vocab_size=size, **SIZE, dropout_rate=0.0))
+    plain = MT5ForConditionalGeneration(MT5Config(vocab_size=size, **SIZE, dropout_rate=0.0))
+    plain.save_pretrained(base)
+    model = get_peft_model(
+        plain,
+        LoraConfig(r=32, lora_alpha=32, target_modules="all-linear", task_type="SEQ_2_SEQ_LM"),
+    )
     questions, labels = (
         torch.nn.utils.rnn.pad_sequence(
             [torch.tensor([*pieces.encode(text), 1]) for text in texts],
@@ -99,15 +107,15 @@ def teach_t5(folder: Path, answers: Mapping[str, str]) -> Path:
         )
         for texts, padding in ((answers.keys(), 0), (answers.values(), -100))
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(300):
-        loss = model(
-            input_ids=questions, attention_mask=(questions != 0).long(), labels=labels
-        ).loss
-        if loss < 0.01:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-3)
+    for _ in range(100):
+        given = {"input_ids": questions, "attention_mask": (questions != 0).long()}
+        loss = model(**given, labels=labels).loss
+        if loss < 0.02:
             break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     model.save_pretrained(folder)
-    return folder
+    return model.eval()

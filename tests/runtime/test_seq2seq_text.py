@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from exporter.core.gguf import GGUFFile
 from runtime.child import SocketConnection, private_folder
 from runtime.seq2seq.answer import Text
-from runtime.seq2seq.http import Listener
+from runtime.seq2seq.http import Listener, as_text
 from runtime.seq2seq.model import is_encoder_decoder
 
 CHECKOUT = Path(__file__).parents[2]
@@ -112,6 +112,10 @@ def test_the_space_that_a_tokenizer_put_first_is_taken_away(parts, expected):
     text = Text(strips_space=True)
 
     assert "".join([*map(text.add, parts), text.end()]) == expected
+
+
+def test_a_token_that_is_no_text_is_told_in_bytes():
+    assert (as_text("é".encode()), as_text("é".encode()[:1])) == ("é", [0xC3])
 
 
 @pytest.fixture
