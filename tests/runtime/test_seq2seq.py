@@ -149,7 +149,18 @@ def wait_until(fact, timeout_s: float) -> bool:
 
 
 @pytest.fixture(scope="module")
-def made(toolchain, tmp_path_factory) -> dict[str, Made]:
+def one_thread() -> Iterator[None]:
+    """Of torch: for models so small, threads that wait for each other cost most of the time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def made(one_thread, toolchain, tmp_path_factory) -> dict[str, Made]:
     """A T5 and an MT5 with a LoRA each, merged by our own export."""
     from transformers import AutoTokenizer
 
