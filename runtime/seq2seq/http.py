@@ -72,8 +72,6 @@ def work(model: EncoderDecoder, jobs: SimpleQueue[Job]) -> None:
     """Do the jobs in the order they came, one at a time; never returns."""
     while True:
         job = jobs.get()
-        if job.stop.is_set:  # its client left while it waited
-            continue
         try:
             for event in answered(model, job.task, job.stop):
                 job.events.put(event)

@@ -112,13 +112,16 @@ def serving(gguf: Path, build: Path, *, context: int = 0) -> Iterator[Served]:
         sys.executable, "-m", "runtime.seq2seq", "--socket", str(folder / "s.sock"),
         "-m", str(gguf), "-c", str(context), "-t", "1", "--build", str(build),
     ]  # fmt: skip
-    process = subprocess.Popen(
-        argv,
-        cwd=CHECKOUT,
-        stdin=subprocess.PIPE,
-        env=scrubbed(os.environ) | {"LLAMA_API_KEY": KEY},
-        start_new_session=True,
-    )
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            argv,
+            cwd=CHECKOUT,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=scrubbed(os.environ) | {"LLAMA_API_KEY": KEY},
+            start_new_session=True,
+        )
     served = Served(process, folder / "s.sock")
     try:
         assert wait_until(lambda: is_ready(served), 20)
@@ -127,8 +130,9 @@ def serving(gguf: Path, build: Path, *, context: int = 0) -> Iterator[Served]:
         process.kill()
         process.wait()
         process.stdin.close()
-        (folder / "s.sock").unlink(missing_ok=True)
-        folder.rmdir()
+        said = (folder / "log").read_text()
+        shutil.rmtree(folder)
+    assert said == ""
 
 
 def is_ready(served: Served) -> bool:
@@ -479,7 +483,8 @@ WRONG: list[tuple[str, object, str]] = [
     (COMPLETIONS, b"", "not valid JSON"),
     (COMPLETIONS, b'{"prompt": "\xff"}', "not valid UTF-8"),
     (COMPLETIONS, b'{"prompt": "\\ud800"}', "not valid UTF-8"),
-    (COMPLETIONS, b'{"prompt": "a", "temperature": NaN}', "NaN"),
+    (COMPLETIONS, b'{"prompt": "a", "unheard_of": NaN}', "NaN"),
+    (COMPLETIONS, b'{"prompt": "a", "temperature": Infinity}', "Infinity"),
     (COMPLETIONS, b'{"prompt": "a", "temperature": 1e400}', "`temperature`"),
     (COMPLETIONS, b"[" * 200_000, "nested too deeply"),
     (COMPLETIONS, b"[1]", "a JSON object"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -15,9 +17,9 @@ from hypothesis import strategies as st
 
 from exporter.core.gguf import GGUFFile
 from runtime.child import SocketConnection, private_folder
-from runtime.seq2seq.answer import Text
-from runtime.seq2seq.http import Listener, as_text
-from runtime.seq2seq.model import is_encoder_decoder
+from runtime.seq2seq.answer import Failed, Piece, Text
+from runtime.seq2seq.http import Listener, as_text, work
+from runtime.seq2seq.model import EncoderDecoder, is_encoder_decoder
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -118,26 +120,81 @@ def test_a_token_that_is_no_text_is_told_in_bytes():
     assert (as_text("é".encode()), as_text("é".encode()[:1])) == ("é", [0xC3])
 
 
+class NoLlama:
+    """llama.cpp when it cannot compute."""
+
+    ggml_abort_callback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *_: -3 if name == "llama_encode" else 1
+
+
+class NoVocabulary:
+    size = 10
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        return [1] * len(text)
+
+
+def unable() -> EncoderDecoder:
+    return EncoderDecoder(header(), NoLlama(), None, None, NoVocabulary(), 8)
+
+
 @pytest.fixture
-def loading():
-    """A server whose model is not there yet."""
+def listener() -> Iterator[Listener]:
+    """A server whose model is not there yet, and that nobody works for."""
     folder = private_folder()
     with Listener(folder / "s.sock", "key") as listener:
-        thread = Thread(target=listener.serve_forever, daemon=True)
-        thread.start()
-        yield folder / "s.sock"
+        Thread(target=listener.serve_forever, daemon=True).start()
+        yield listener
         listener.shutdown()
     (folder / "s.sock").unlink()
     folder.rmdir()
 
 
+def call(listener: Listener, method: str, path: str, body: object) -> tuple[int, str]:
+    with SocketConnection(Path(listener.server_address), 5) as connection:
+        headers = {"Authorization": "Bearer key"}
+        connection.request(method, path, json.dumps(body), headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/health"), ("GET", "/props"), ("POST", "/v1/completions")]
 )
-def test_while_the_model_loads_everything_says_so(loading, method, path):
-    with SocketConnection(loading, 5) as connection:
-        connection.request(method, path, b"{}", {"Authorization": "Bearer key"})
-        response = connection.getresponse()
-        error = json.loads(response.read())["error"]
+def test_while_the_model_loads_everything_says_so(listener, method, path):
+    status, answer = call(listener, method, path, {})
+    error = json.loads(answer)["error"]
 
-    assert (response.status, error["code"], error["type"]) == (503, 503, "unavailable_error")
+    assert (status, error["code"], error["type"]) == (503, 503, "unavailable_error")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_llamacpp_cannot_compute_is_an_error_and_not_the_end(listener, stream):
+    listener.model = unable()
+    Thread(target=work, args=(listener.model, listener.jobs), daemon=True).start()
+
+    for _ in range(2):
+        status, answer = call(
+            listener, "POST", "/v1/completions", {"prompt": "hi", "stream": stream}
+        )
+        error = json.loads(answer)["error"]
+        assert (status, error["type"]) == (500, "server_error")
+        assert "ended with -3 on 2 tokens" in error["message"]
+
+
+def test_an_answer_that_breaks_off_ends_with_the_reason_and_without_done(listener):
+    listener.model = unable()
+
+    def break_off() -> None:
+        job = listener.jobs.get()
+        job.events.put(Piece("half"))
+        job.events.put(Failed("no more"))
+
+    Thread(target=break_off, daemon=True).start()
+    status, answer = call(listener, "POST", "/v1/completions", {"prompt": "hi", "stream": True})
+    first, last = (json.loads(line.removeprefix("data: ")) for line in answer.strip().split("\n\n"))
+
+    assert (status, first["choices"][0]["text"]) == (200, "half")
+    assert (last["error"]["message"], last["error"]["code"]) == ("no more", 500)
