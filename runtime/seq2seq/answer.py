@@ -20,7 +20,7 @@ class Task:
     ids: tuple[int, ...]
     """The encoder's input."""
     limit: int
-    """Tokens at most, the one that ends the answer among them."""
+    """Tokens at most, the one that ends the answer among them; the context is another limit."""
     sampling: Sampling
     stops: tuple[str, ...] = ()
     """Texts that end the answer, and are no part of it."""

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -88,18 +89,20 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "decant", ""
     timeout = TIMEOUT_S
 
+    def handle(self) -> None:
+        """All requests of the connection, or those until the client leaves."""
+        with suppress(ConnectionError, TimeoutError):
+            super().handle()
+
     def answer(self) -> None:
         """One request to its end, whatever is wrong with it."""
         self.unread = 0
         try:
-            try:
-                route = self.find_route()
-                route(self)
-            except RefusedError as refused:
-                self.send_refusal(refused)
-            self.discard_rest()
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True  # nobody is there to be told
+            route = self.find_route()
+            route(self)
+        except RefusedError as refused:
+            self.send_refusal(refused)
+        self.discard_rest()
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = answer  # noqa: N815
 

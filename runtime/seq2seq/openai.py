@@ -226,7 +226,7 @@ def task(fields: Fields, model: EncoderDecoder, ids: Sequence[int]) -> Task:
             n_ctx=model.n_ctx,
         )
     limit = next((n for name in LIMITS if (n := fields.integer(name, -1, -1)) >= 0), model.n_ctx)
-    return Task(tuple(ids), min(limit, model.n_ctx), sampling(fields), stops(fields))
+    return Task(tuple(ids), limit, sampling(fields), stops(fields))
 
 
 def refuse_what_is_not_done(fields: Fields) -> None:
