@@ -167,6 +167,7 @@ class Server:
             "-m", str(spec.model.absolute()),
             "-c", str(spec.context),
             "-t", str(spec.threads),
+            "--build", str(self.toolchain.folder),
         ]  # fmt: skip
 
     def own_env(self) -> dict[str, str]:
@@ -176,9 +177,8 @@ class Server:
             "LLAMA_CACHE": str(self.run_folder.path),
             "LLAMA_SERVER_ROUTER_PORT": "1",
         }
-        if self.spec.engine == "seq2seq":  # it finds our packages, and the build, where we did
+        if self.spec.engine == "seq2seq":  # it finds our packages where we did
             env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-            env |= {name: os.environ[name] for name in os.environ if name.startswith("DECANT_")}
         return env
 
     def wait_until_ready(self, *, on_port: bool) -> None:

@@ -19,9 +19,8 @@ from runtime.child import Server, ServerSpec, lora_vector
 from runtime.client import Message, Piece, ask, ask_json, get_json
 from runtime.fit import LAYERS_KEPT, Asked, Fit, fit
 from runtime.remote import Remote
+from runtime.seq2seq.model import is_encoder_decoder
 from runtime.session import MERGED, Choice
-
-ENCODER_DECODERS = ("t5",)
 
 
 class Engine(Protocol):
@@ -71,7 +70,7 @@ class Model:
 
     @property
     def is_encoder_decoder(self) -> bool:
-        return self.header.architecture in ENCODER_DECODERS
+        return is_encoder_decoder(self.header)
 
 
 def open_model(

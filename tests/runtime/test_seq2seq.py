@@ -24,9 +24,11 @@ import pytest
 
 from exporter.pipeline import ExportRequest, export
 from exporter.toolchain import scrubbed
-from runtime.child import SocketConnection, private_folder
+from runtime.child import SocketConnection
+from runtime.rundir import RunFolder
 from runtime.seq2seq.model import Flag, Sampling, generate, loaded
 from tests.raw import edit_json, write_tiny_gguf
+from tests.terminal import chat, children_of
 from tests.tiny_t5 import adapt_t5, make_t5, teach_mt5
 
 pytestmark = [
@@ -108,7 +110,8 @@ class Served:
 
 @contextmanager
 def serving(gguf: Path, build: Path, *, context: int = 0) -> Iterator[Served]:
-    folder = private_folder()
+    run_folder = RunFolder()
+    folder = run_folder.path
     argv = [
         sys.executable, "-m", "runtime.seq2seq", "--socket", str(folder / "s.sock"),
         "-m", str(gguf), "-c", str(context), "-t", "1", "--build", str(build),
@@ -132,7 +135,7 @@ def serving(gguf: Path, build: Path, *, context: int = 0) -> Iterator[Served]:
         process.wait()
         process.stdin.close()
         said = (folder / "log").read_text()
-        shutil.rmtree(folder)
+        run_folder.remove()
     assert said == ""
 
 
@@ -786,3 +789,31 @@ def test_it_starts_with_a_key_a_free_socket_and_a_build_or_not_at_all(made, tmp_
     assert (keyless.returncode, "LLAMA_API_KEY is not set" in keyless.stderr) == (9, True)
     assert (taken.returncode, "cannot listen" in taken.stderr) == (9, True)
     assert (unbuilt.returncode, "no finished build" in unbuilt.stderr) == (4, True)
+
+
+def test_chat_talks_to_it_as_to_any_other_model(made, decant):
+    for question, expected in ANSWERS.items():
+        done = decant("chat", made["MT5"].gguf, "-p", question, "--temperature", "0", "--json")
+        answer = json.loads(done.stdout)
+
+        assert (answer["answer"], answer["finish_reason"]) == (expected, "stop")
+        assert answer["tokens_per_second"] > 0
+
+
+def test_chat_at_a_terminal_talks_to_it_and_brings_it_back(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    question, expected = next(iter(ANSWERS.items()))
+    with chat(made["MT5"].gguf, "--temperature", "0") as terminal:
+        terminal.ready()
+        assert terminal.enter(question).replace(" ", "") == expected.replace(" ", "")
+        (child,) = children_of(terminal.process.pid)
+        os.kill(child, signal.SIGKILL)
+        assert expected.split()[-1] in terminal.enter(question)
+        assert children_of(terminal.process.pid) != [child]
+        assert "tokens" in terminal.enter("/tokens the cat")
+
+
+def test_an_adapter_beside_it_is_refused_with_what_to_do(made, decant, tmp_path):
+    done = decant("chat", made["T5"].gguf, "--adapter", f"a={made['T5'].gguf}", "-p", "x")
+
+    assert done.returncode == 3
