@@ -95,7 +95,7 @@ def open_model(
         )
     for adapter in adapters:
         check_adapter(adapter, header)
-    model = Model(header, adapters, projector or find_projector(path))
+    model = Model(header, adapters, projector or find_projector(header))
     if model.is_encoder_decoder and adapters:
         raise UnsupportedError(
             f"`{path}` is an encoder-decoder, whose engine takes no adapters",
@@ -104,10 +104,21 @@ def open_model(
     return model
 
 
-def find_projector(path: Path) -> Path | None:
+def find_projector(model: GGUFFile) -> Path | None:
+    """The projector beside a model: by its name, or the only one there, if it fits."""
+    path = model.path
     stored = StoredModel(path)
     names = (f"mmproj-{stored.name}.gguf", f"mmproj-{stored.full_name}.gguf")
-    return next((path.with_name(name) for name in names if path.with_name(name).exists()), None)
+    named = [path.with_name(name) for name in names if path.with_name(name).exists()]
+    beside = named[:1] or list(path.parent.glob("mmproj*.gguf"))
+    width = model.number(f"{model.architecture}.embedding_length")
+    if len(beside) != 1:
+        return None
+    try:
+        projector = read_gguf(beside[0])
+    except ModelError:
+        return None
+    return beside[0] if projector.number("clip.vision.projection_dim") == width else None
 
 
 class LocalEngine:

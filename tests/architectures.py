@@ -114,7 +114,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda t: t.Gemma3Config(
             text_config={**SIZE, "head_dim": 16, "model_type": "gemma3_text"},
             vision_config={
-                **VISION, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+                **VISION, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 112,
                 "vision_use_head": False,
                 "patch_size": 14,
             },
