@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 Messages = Sequence[dict[str, str]]
@@ -19,6 +20,12 @@ SYSTEM, USERS, ANSWERS = "\ue001s\ue002", ("\ue001u\ue002", "\ue001v\ue002", "\u
     "\ue001a\ue002", "\ue001b\ue002",
 )  # fmt: skip
 """Words that no template holds, of Unicode's private use."""
+
+
+Clock = Callable[[], datetime]
+
+MISTAKES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a template's own expressions can raise when they are evaluated."""
 
 
 class IrregularError(ValueError):
@@ -76,13 +83,13 @@ def find_turns(template: str, tokens: dict[str, str], *, adds_bos: bool) -> Turn
 class Template:
     """A compiled chat template, in transformers' settings and sandbox."""
 
-    def __init__(self, text: str, tokens: dict[str, str]) -> None:
+    def __init__(self, text: str, tokens: dict[str, str], clock: Clock | None = None) -> None:
         """Compile it. Raises IrregularError when it is no jinja."""
         import jinja2
 
         try:
-            self.compiled = environment().from_string(text)
-        except jinja2.TemplateError as error:
+            self.compiled = environment(clock).from_string(text)
+        except (jinja2.TemplateError, RecursionError) as error:
             raise IrregularError(f"it cannot be read: {error}") from error
         self.tokens = tokens
 
@@ -98,13 +105,16 @@ class Template:
                 add_generation_prompt=generation,
                 **self.tokens,
             )
-        except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
+        except (jinja2.TemplateError, *MISTAKES) as error:
             raise IrregularError(f"it refuses a plain conversation: {error}") from error
         return text
 
 
-def environment() -> Any:  # jinja2's, imported where it is needed
-    """As transformers renders templates, but without a clock: a fixed text needs no date."""
+def environment(clock: Clock | None = None) -> Any:  # jinja2's, imported where it is needed
+    """As transformers renders templates, but with a clock only where one is given.
+
+    A text that is to be fixed needs no date.
+    """
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -121,14 +131,24 @@ def environment() -> Any:  # jinja2's, imported where it is needed
     def refuse(message: str) -> str:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: object, indent: int | None = None, **_: object) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def tojson(
+        x: object,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        return json.dumps(
+            x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
 
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = refuse
+    if clock:
+        made.globals["strftime_now"] = lambda form: clock().strftime(form)
     return made
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import EngineError, ModelError
 from exporter.core.machine import cores
-from exporter.verify.vocabulary import load_bindings
+from exporter.vocabulary import load_bindings
 
 if TYPE_CHECKING:
     import numpy as np

@@ -23,8 +23,9 @@ from exporter.verify.metadata import check_metadata, check_special, check_templa
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
 from exporter.verify.trace import traceable
-from exporter.verify.vocabulary import check_tokens, vocabulary
+from exporter.verify.vocabulary import check_tokens
 from exporter.verify.weights import Weights
+from exporter.vocabulary import vocabulary
 
 ROWS = 16
 """Rows of each tensor that are computed anew, unless asked for more."""

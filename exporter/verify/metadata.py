@@ -9,7 +9,7 @@ from exporter.core.gguf import Array, GGUFFile, Value
 from exporter.slots import Conversion
 from exporter.verify.report import Check
 from exporter.verify.texts import CONVERSATIONS
-from exporter.verify.vocabulary import Vocabulary
+from exporter.vocabulary import Vocabulary
 
 LONGEST = 512  # items of an array that are compared; the vocabulary is tried on texts instead
 SHORT = 60  # characters of a value that are shown

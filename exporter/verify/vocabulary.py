@@ -2,115 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from exporter.core.errors import ModelError, ToolchainError
 from exporter.verify.report import Check
 from exporter.verify.texts import SPECIAL_LOOKALIKES, TEXTS
+from exporter.vocabulary import Vocabulary, load_bindings, vocabulary
 
-if TYPE_CHECKING:
-    from exporter.toolchain import Toolchain
+__all__ = ["Vocabulary", "check_tokens", "load_bindings", "vocabulary"]
 
-LIBRARIES = "LLAMA_CPP_LIB_PATH"  # where the bindings look for them when they are imported
 SPACE = "\u2581"  # as sentencepiece writes it
 FEW = 3  # differences that are shown
 # Of the texts: upstream's two tokenizers part over rare characters in some models, which no
 # export can mend; a wrong vocabulary differs nearly everywhere.
 MOST_DIFFERING = 0.05
-
-
-def load_bindings(toolchain: Toolchain) -> Any:
-    """llama-cpp-python's ctypes layer over the build's own libraries, silent."""
-    folder = str(toolchain.folder / "python")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    before = os.environ.get(LIBRARIES)
-    os.environ[LIBRARIES] = str(toolchain.library("llama").parent)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import llama_cpp
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise ToolchainError(
-            f"cannot use llama.cpp's bindings: {error}",
-            hint="rebuild it with `decant setup --force`",
-        ) from error
-    finally:
-        os.environ.pop(LIBRARIES)
-        if before is not None:
-            os.environ[LIBRARIES] = before
-    kind = llama_cpp.llama_log_callback
-    llama_cpp.llama_log_set(ctypes.cast(SILENCE, kind), ctypes.c_void_p(0))
-    return llama_cpp
-
-
-def ignore(level: int, text: bytes, data: object) -> None:
-    del level, text, data
-
-
-# kept for as long as the library may call it
-SILENCE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(ignore)
-
-
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
-    """A GGUF's vocabulary in llama.cpp."""
-
-    bindings: Any  # llama_cpp
-    handle: Any  # llama_vocab *
-
-    @property
-    def size(self) -> int:
-        return int(self.bindings.llama_vocab_n_tokens(self.handle))
-
-    def encode(self, text: str, *, special: bool = False, parse: bool = True) -> list[int]:
-        """Ids of a text; special adds what begins and ends one, parse knows special tokens."""
-        raw = text.encode()
-        room = len(raw) + 16
-        while True:
-            ids = (ctypes.c_int32 * room)()
-            count = self.bindings.llama_tokenize(
-                self.handle, raw, len(raw), ids, room, special, parse
-            )
-            if count >= 0:
-                return list(ids[:count])
-            room = -count  # normalizing can make a text longer
-
-    def text(self, token: int) -> str:
-        """A token as the vocabulary writes it; empty for -1, which is none."""
-        found = self.bindings.llama_vocab_get_text(self.handle, token) if token >= 0 else b""
-        return (found or b"").decode(errors="replace")
-
-    def special(self, name: str) -> int:
-        """The id of bos, eos or pad; -1 when it has none."""
-        return int(getattr(self.bindings, f"llama_vocab_{name}")(self.handle))
-
-
-@contextmanager
-def vocabulary(path: Path, toolchain: Toolchain) -> Iterator[Vocabulary]:
-    """Load the vocabulary of a GGUF, and no weight. Raises ModelError when llama.cpp cannot."""
-    bindings = load_bindings(toolchain)
-    bindings.llama_backend_init()
-    settings = bindings.llama_model_default_params()
-    settings.vocab_only = True
-    model = bindings.llama_model_load_from_file(os.fsencode(path), settings)
-    if not model:
-        raise ModelError(
-            f"llama.cpp cannot load the vocabulary of `{path}`",
-            hint="`decant inspect` shows what it holds",
-        )
-    try:
-        yield Vocabulary(bindings, bindings.llama_model_get_vocab(model))
-    finally:
-        bindings.llama_model_free(model)
 
 
 def check_tokens(ours: Vocabulary, tokenizer: Any) -> Check:
