@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": ("exporter.cli.verify:verify", "Compare a GGUF with its base and adapter."),
     "inspect": ("exporter.cli.inspect:inspect", "Show what a GGUF, model or adapter holds."),
     "chat": ("runtime.commands:chat", "Ask a model."),
+    "tokens": ("runtime.tokens_command:tokens", "Show how a model cuts a text into tokens."),
     "list": ("exporter.cli.models:list_", "List the exported models."),
     "rm": ("exporter.cli.models:rm", "Delete exported models."),
 }
