@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ TEMPLATE_TOKENS = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
     "cls": "cls", "mask": "mask",
 }  # fmt: skip
+# What a terminal would obey, or would write in another order: controls, line and paragraph
+# separators, and the marks of direction. Newline and tab are shown in ways of their own.
+OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,15 @@ class Tokenizer:
 
     header: GGUFFile
     vocabulary: Vocabulary
+
+    @property
+    def puts_spaces(self) -> bool:
+        """Whether llama.cpp puts a space before a text, and anew after each special token.
+
+        transformers does so at the text's beginning only, and not where there is one already.
+        """
+        unsaid_or_said = self.header.metadata.get("tokenizer.ggml.add_space_prefix", True)
+        return self.header.text("tokenizer.ggml.model") == "llama" and bool(unsaid_or_said)
 
     @property
     def special_tokens(self) -> dict[str, Token]:
@@ -128,7 +141,7 @@ def render_chat(tokenizer: Tokenizer, messages: Messages, *, clock: Clock = date
         return Template(template, template_tokens(tokenizer), clock).render(messages)
     except IrregularError as error:
         raise ModelError(
-            f"the chat template of `{tokenizer.header.path}` cannot be used: {error}",
+            f"the chat template of `{tokenizer.header.path}` cannot be used: {one_line(error)}",
             hint="`decant tokens MODEL --template` shows it",
         ) from error
 
@@ -169,3 +182,13 @@ def added(ids: Sequence[int], own: Sequence[int]) -> tuple[int, int]:
 
 def token_of(loaded: Vocabulary, id_: int, *, added: bool = False) -> Token:
     return Token(id_, loaded.piece(id_), loaded.is_special(id_), added)
+
+
+def one_line(error: Exception) -> str:
+    """What a template says, which may be anything."""
+    return escaped(" ".join(str(error).split()))
+
+
+def escaped(text: str, *, keep: str = "") -> str:
+    """The text with what a terminal would obey written as `\\x1b`."""
+    return OBEYED.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import unicodedata
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import click
 
@@ -15,12 +16,14 @@ from exporter.cli.app import colours
 from exporter.cli.options import given, json_option, offline_option, store
 from exporter.cli.render import print_json, reporting
 from exporter.core.errors import InputError
+from exporter.core.events import Event, Report
 from exporter.store import find_model
 from exporter.toolchain import find_toolchain
 from runtime.tokens import (
     Token,
     Tokenization,
     Tokenizer,
+    escaped,
     open_tokenizer,
     template_of,
     tokenize,
@@ -35,9 +38,6 @@ BLACK, LIGHT = 16, (153, 223, 151, 183)
 WHITE, DARK = 231, (124, 90)
 SHAPES = {"as_ids": "--ids", "as_json": "--json", "show_template": "--template"}
 SEPARATOR = "|"
-# What a terminal would obey, or would write in another order: controls, line and paragraph
-# separators, and the marks of direction. Newline and tab are shown in ways of their own.
-OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 @click.command(epilog='Example: decant tokens my-lora "What is the capital of France?"')
@@ -68,10 +68,7 @@ def tokens(
 ) -> None:
     """Show how MODEL, a stored model or a GGUF, cuts TEXT, or standard input, into tokens."""
     refuse_contradictions(system)
-    with reporting(quiet=not sys.stderr.isatty()) as report:
-        path = find_model(model, store(), report=report)
-    toolchain = find_toolchain()
-    with open_tokenizer(path, toolchain) as tokenizer:
+    with open_tokenizer(find(model), find_toolchain()) as tokenizer:
         if show_template:
             print_template(tokenizer)
             return
@@ -90,6 +87,19 @@ def tokens(
             draw(found, tokenizer, as_chat=as_chat)
         else:
             print_lines(found.tokens)
+
+
+def find(model: str) -> Path:
+    """The GGUF. A bar is drawn when something is pulled, and not before: it loads rich."""
+    with ExitStack() as stack:
+        reports: list[Report] = []
+
+        def report(event: Event) -> None:
+            if not reports:
+                reports.append(stack.enter_context(reporting()))
+            reports[0](event)
+
+        return find_model(model, store(), report=report)
 
 
 def refuse_contradictions(system: str | None) -> None:
@@ -166,9 +176,11 @@ def described(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> di
 
 def print_lines(found: Sequence[Token]) -> None:
     """Id, piece as JSON (null where it is part of a character) and bytes, one token a line."""
-    for token in found:
-        piece = json.dumps(token.text, ensure_ascii=False)
-        click.echo(f"{token.id}\t{piece}\t{token.bytes.hex(' ')}")
+    lines = {
+        token: f"{token.id}\t{json.dumps(token.text, ensure_ascii=False)}\t{token.bytes.hex(' ')}\n"
+        for token in set(found)
+    }
+    click.echo("".join(lines[token] for token in found), nl=False)  # echo flushes each time
 
 
 def print_template(tokenizer: Tokenizer) -> None:
@@ -213,11 +225,6 @@ def in_line(token: Token) -> str:
     """A token within the text: newlines and tabs are marked, and still there."""
     text = escaped(token.bytes.decode(errors="backslashreplace"), keep="\n\t")
     return text.replace("\n", "↵\n").replace("\t", "→\t")
-
-
-def escaped(text: str, *, keep: str = "") -> str:
-    """The text with what a terminal would obey written as `\\x1b`."""
-    return OBEYED.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 def table(found: Sequence[Token], names: dict[int, str]) -> list[str]:
@@ -280,7 +287,12 @@ def remarks(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> list
     """What the tokens alone do not show."""
     lines = []
     if not found.is_exact:
-        lines.append("the tokens do not spell the text exactly: the tokenizer changes it")
+        does = "puts a space before texts" if tokenizer.puts_spaces else "changes it"
+        lines.append(f"the tokens do not spell the text exactly: the tokenizer {does}")
+    if tokenizer.puts_spaces and any(token.special and not token.added for token in found.tokens):
+        lines.append(
+            "llama.cpp puts a space after each special token too, which transformers does not"
+        )
     if as_chat:
         special = tokenizer.special_tokens
         listed = [f"{name} {t.id} {escaped(t.text or '')}" for name, t in special.items()]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from exporter.core.folders import size_text
 if TYPE_CHECKING:
     import rich.progress
 
+CONTROLS = re.compile("[\x7f-\x9f]")  # JSON leaves these as they are, and terminals obey some
 NARROW = 70  # columns that a bar needs to have room beside its numbers
 PLAIN_EVERY = 0.1  # of a task between two plain lines
 
@@ -175,7 +177,8 @@ def amount(count: int, event: Progress) -> str:
 
 def print_json(value: object) -> None:
     """A command's result for machines, on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    click.echo(CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
