@@ -5,20 +5,26 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.core.errors import ModelError, ToolchainError
+from exporter.core.errors import ModelError, SpaceError, ToolchainError
 
 if TYPE_CHECKING:
     from exporter.toolchain import Toolchain
 
 LIBRARIES = "LLAMA_CPP_LIB_PATH"  # where the bindings look for them when they are imported
 ROOM = 64  # bytes of most pieces
+SHALLOW = 4096  # bytes of a text that any stack has room for
+DEPTH = 2048  # bytes of stack for each of a longer text; taken only where they are used
+DEEPEST = 4 << 30  # of all; a word of some 8 MB
 
 
 def load_bindings(toolchain: Toolchain) -> Any:
@@ -71,9 +77,8 @@ class Vocabulary:
         room = len(raw) + 16
         while True:
             ids = (ctypes.c_int32 * room)()
-            count = self.bindings.llama_tokenize(
-                self.handle, raw, len(raw), ids, room, special, parse
-            )
+            given = (self.handle, raw, len(raw), ids, room, special, parse)
+            count = on_deep_stack(partial(self.bindings.llama_tokenize, *given), len(raw))
             if count >= 0:
                 return ids[:count]
             room = -count  # some tokenizers write one character as many: U+FDFA as 18
@@ -104,6 +109,26 @@ class Vocabulary:
     def special(self, name: str) -> int:
         """The id of bos, eos, eot, sep, pad, mask…; -1 when it has none."""
         return int(getattr(self.bindings, f"llama_vocab_{name}")(self.handle))
+
+
+def on_deep_stack(work: Callable[[], int], count: int) -> int:
+    """Call `work`, which may recurse `count` times, where there is room for it.
+
+    Many models' patterns go through std::regex, which recurses with each character of a word:
+    a thread's usual 8 MB end after some ten thousand of them, and with them the process.
+    """
+    if count < SHALLOW:
+        return work()
+    before = threading.stack_size(min(DEPTH * count, DEEPEST))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(work).result()
+    except RuntimeError as error:  # no thread could be started
+        raise SpaceError(
+            f"no memory to cut a text of {count} bytes into tokens", hint="give it in parts"
+        ) from error
+    finally:
+        threading.stack_size(before)
 
 
 @contextmanager

@@ -344,6 +344,17 @@ def test_a_megabyte_takes_seconds(unit, fed, model):
     assert bytes.fromhex(" ".join(pieces)) == raw
 
 
+def test_a_long_word_does_not_end_the_process(bpe, tmp_path):
+    """Bloom's pattern, unlike GPT-2's, is left to std::regex, which recurses."""
+    key = b"tokenizer.ggml.pre" + (8).to_bytes(4, "little") + (5).to_bytes(8, "little")
+    path = edited(bpe[1], tmp_path / "bloom.gguf", key + b"gpt-2", key + b"bloom")
+    argv = [sys.executable, "-m", "exporter", "tokens", str(path), "--ids"]
+    done = subprocess.run(argv, input=b"e" * 100_000, capture_output=True, check=False)
+
+    assert done.returncode == 0
+    assert len(done.stdout.split()) == 100_000
+
+
 def test_on_a_terminal_tokens_have_colours_and_the_text_cannot_steer_it(model):
     seen = shown(model, "Hi \x1b[2J\x9b1m\u202e</s>\nyou")
 
