@@ -113,15 +113,7 @@ def refuse_contradictions(system: str | None) -> None:
             )
     elif system is not None:
         raise click.UsageError("--system is a message of a chat: add --chat")
-    shapes = [
-        option
-        for name, option in (
-            ("as_ids", "--ids"),
-            ("as_json", "--json"),
-            ("show_template", "--template"),
-        )
-        if values[name]
-    ]
+    shapes = [option for name, option in SHAPES.items() if values[name]]
     if len(shapes) > 1:
         raise click.UsageError(f"{' and '.join(shapes)} exclude each other")
     if values["show_template"] and values["text"] is not None:
