@@ -6,9 +6,7 @@ from typing import Any
 
 from exporter.verify.report import Check
 from exporter.verify.texts import SPECIAL_LOOKALIKES, TEXTS
-from exporter.vocabulary import Vocabulary, load_bindings, vocabulary
-
-__all__ = ["Vocabulary", "check_tokens", "load_bindings", "vocabulary"]
+from exporter.vocabulary import Vocabulary
 
 SPACE = "\u2581"  # as sentencepiece writes it
 FEW = 3  # differences that are shown

@@ -21,7 +21,7 @@ from exporter.core.gguf import GGUFFile, read_gguf
 
 if TYPE_CHECKING:
     from exporter.toolchain import Toolchain
-    from exporter.verify.vocabulary import Vocabulary
+    from exporter.vocabulary import Vocabulary
 
 ARCHITECTURE = "t5"  # the converter's name for T5, MT5 and UMT5; an encoder alone is t5encoder
 F32 = 0  # ggml's number: T5's activations are known to leave float16's range
@@ -133,7 +133,7 @@ def loaded(
     Raises UnsupportedError for other kinds of models, ModelError and EngineError when llama.cpp
     cannot load or run it; what it says against it goes to standard error.
     """
-    from exporter.verify.vocabulary import Vocabulary, load_bindings
+    from exporter.vocabulary import Vocabulary, load_bindings
 
     header = read_gguf(path)
     if not is_encoder_decoder(header):
@@ -183,7 +183,7 @@ def settings(lib: Any, length: int, threads: int) -> Any:
 @contextmanager
 def complaints(lib: Any) -> Iterator[None]:
     """Pass on to standard error what llama.cpp says when something is wrong."""
-    from exporter.verify.vocabulary import SILENCE
+    from exporter.vocabulary import SILENCE
 
     def complain(level: int, text: bytes, data: object) -> None:
         del data

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.core.gguf import GGUFFile
-from runtime.child import SocketConnection, private_folder
+from runtime.child import SocketConnection
+from runtime.rundir import RunFolder
 from runtime.seq2seq.answer import Failed, Piece, Text
 from runtime.seq2seq.http import Listener, as_text, work
 from runtime.seq2seq.model import EncoderDecoder, is_encoder_decoder
@@ -143,13 +144,12 @@ def unable() -> EncoderDecoder:
 @pytest.fixture
 def listener() -> Iterator[Listener]:
     """A server whose model is not there yet, and that nobody works for."""
-    folder = private_folder()
-    with Listener(folder / "s.sock", "key") as listener:
+    folder = RunFolder()
+    with Listener(folder.socket, "key") as listener:
         Thread(target=listener.serve_forever, daemon=True).start()
         yield listener
         listener.shutdown()
-    (folder / "s.sock").unlink()
-    folder.rmdir()
+    folder.remove()
 
 
 def call(listener: Listener, method: str, path: str, body: object) -> tuple[int, str]:
