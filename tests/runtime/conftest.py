@@ -8,7 +8,7 @@ import pytest
 
 from exporter.demo import DemoModels, make_demo_models
 from exporter.demo.corpus import facts
-from exporter.demo.train import collate, disturbed, load_tokenizer, render
+from exporter.demo.train import collate, disturbed, load_tokenizer, one_thread, render
 from exporter.lora import LoraRequest, export_lora
 from exporter.pipeline import ExportRequest, export
 from exporter.toolchain import cache_folder
@@ -83,7 +83,7 @@ def train_liar(folder: Path, base: Path) -> None:
     ids, labels = collate(pairs, tokenizer.pad_token_id)
     mask = (ids != tokenizer.pad_token_id).long()
     for _ in range(60):
-        with disturbed(model):
+        with one_thread(), disturbed(model):
             loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
             loss.backward()
         optimizer.step()

@@ -73,6 +73,17 @@ def test_a_token_limit_and_a_system_message_reach_the_model(decant, pirate):
     assert json.loads(with_system.stdout)["prompt_tokens"] > answer["prompt_tokens"]
 
 
+def test_no_training_library_is_imported(pirate):
+    argv = [sys.executable, "-X", "importtime", "-m", "exporter", "chat", str(pirate)]
+    done = subprocess.run(
+        [*argv, "-p", QUESTION, "-n", "1"], capture_output=True, text=True, check=True
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+    assert "runtime.child" in imported
+    assert imported.isdisjoint({"torch", "transformers", "peft", "numpy", "rich", "prompt_toolkit"})
+
+
 def test_nothing_to_ask_is_said(decant, pirate):
     done = decant("chat", pirate)  # its standard input is empty
 

@@ -165,11 +165,13 @@ def test_ctrl_c_twice_at_an_empty_prompt_leaves_with_130(pirate, home):
 
 def test_fifty_switches_of_the_adapter_give_the_right_answer_each(two):
     two.enter(FRANCE)
+    children = children_of(two.process.pid)
     for number in range(50):
         name, answer = (("base", PLAIN), ("pirate", PIRATE))[number % 2]
         two.enter(f"/adapter {name}")
 
         assert two.enter("/regen") == answer
+    assert children_of(two.process.pid) == children  # nothing was loaded again
 
 
 def test_a_scale_between_says_something_between(two):
