@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +170,11 @@ def show_sessions(*, as_json: bool) -> None:
 
 
 @contextmanager
-def opened_engine(options: Options, kept: Conversation | None = None) -> Iterator[Engine]:
+def opened_engine(options: Options) -> Iterator[Engine]:
     """Who answers, ready; gone after the block."""
     with ExitStack() as stack:
         with reporting(quiet=options.quiet or not sys.stderr.isatty()) as report:
-            engine = remote_engine(options) if options.url else local_engine(options, kept, report)
+            engine = remote_engine(options) if options.url else local_engine(options, report)
             stack.callback(engine.stop)
             if isinstance(engine, LocalEngine):
                 if options.verbose:
@@ -194,11 +194,9 @@ def remote_engine(options: Options) -> RemoteEngine:
     return RemoteEngine(remote, options.remote_model or options.model)
 
 
-def local_engine(options: Options, kept: Conversation | None, report: Report) -> LocalEngine:
-    name = options.model or (kept.model if kept else None)
-    if name is None:
-        raise click.UsageError("name a MODEL: `decant list` shows them")
-    path = find_model(name, store(), report=report)
+def local_engine(options: Options, report: Report) -> LocalEngine:
+    assert options.model is not None, "check has seen to it"
+    path = find_model(options.model, store(), report=report)
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
     model = open_model(path, adapters, options.projector)
     asked = Asked(options.context, options.threads, force=options.force)
@@ -211,7 +209,9 @@ def converse(options: Options) -> int:
 
     kept = opened_session(options)
     try:
-        with opened_engine(options, kept.conversation if kept else None) as engine:
+        if kept is not None:
+            options = as_before(options, kept.conversation)
+        with opened_engine(options) as engine:
             return run(engine, kept, options, store(), sessions_folder())
     finally:
         if kept is not None:
@@ -223,6 +223,24 @@ def opened_session(options: Options) -> Session | None:
     if not (options.go_on or options.resume):
         return None
     return resume(find_session(sessions_folder(), options.resume))
+
+
+def as_before(options: Options, kept: Conversation) -> Options:
+    """What is not said anew is as the conversation had it: the model, adapters, or server."""
+    if options.model or options.url:
+        return options
+    source = dict(kept.source)
+    if not source:
+        raise click.UsageError(f"name the MODEL to go on with; it was {kept.model}")
+    if options.adapters:
+        source.pop("adapters", None)
+    named = ("model", "url", "remote_model")
+    changes: dict[str, Any] = {name: source[name] for name in named if name in source}
+    if "adapters" in source:
+        changes["adapters"] = tuple(source["adapters"])
+    if "projector" in source and not options.projector:
+        changes["projector"] = Path(source["projector"])
+    return replace(options, **changes)
 
 
 def answer_once(engine: Engine, question: str, options: Options) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from exporter.core.errors import EngineError, InputError, ModelError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
@@ -52,6 +52,10 @@ class Engine(Protocol):
         ...
 
     def facts(self) -> dict[str, str]: ...
+
+    def source(self) -> dict[str, Any]:
+        """How to open the same again: model, adapters and projector, or url and model."""
+        ...
 
     def stop(self) -> None: ...
 
@@ -232,6 +236,18 @@ class LocalEngine:
         facts |= dict(line.split(": ", 1) for line in self.fit.lines())
         return {name: value for name, value in facts.items() if value}
 
+    def source(self) -> dict[str, Any]:
+        adapters = [
+            f"{one.name}={one.path.absolute()}:{one.scale:g}" for one in self.loaded.adapters
+        ]
+        projector = self.loaded.projector
+        found = {
+            "model": str(self.loaded.header.path.absolute()),
+            "adapters": adapters,
+            "projector": str(projector.absolute()) if projector else None,
+        }
+        return {name: value for name, value in found.items() if value}
+
 
 def piece_of(piece: str | list[int]) -> str | bytes:
     """llama-server gives bytes that are no whole character as a list."""
@@ -284,6 +300,9 @@ class RemoteEngine:
 
     def facts(self) -> dict[str, str]:
         return {"server": str(self.remote), "model": self.name, "models": ", ".join(self.names)}
+
+    def source(self) -> dict[str, Any]:
+        return {"url": str(self.remote), "remote_model": self.name}
 
     def stop(self) -> None:
         """Nothing runs here."""

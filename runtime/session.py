@@ -79,6 +79,8 @@ class Opened:
     model: str
     created: float
     """Seconds since 1970."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """How to open the model again, in words of the command line: Engine.source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,7 @@ class ModelSet:
     """This model does."""
 
     model: str
+    source: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,7 @@ class Conversation:
     id: str = ""
     name: str = ""
     model: str = ""
+    source: Mapping[str, Any] = field(default_factory=dict)
     created: float = 0
     system: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -218,7 +222,13 @@ def after(conversation: Conversation, event: Event) -> Conversation:  # noqa: C9
     turns = conversation.turns
     match event:
         case Opened():
-            return replace(conversation, id=event.id, model=event.model, created=event.created)
+            return replace(
+                conversation,
+                id=event.id,
+                model=event.model,
+                created=event.created,
+                source=event.source,
+            )
         case Asked():
             asked = Turn(event.question, event.images)
             return replace(conversation, turns=(*turns, asked))
@@ -239,7 +249,7 @@ def after(conversation: Conversation, event: Event) -> Conversation:  # noqa: C9
         case Chosen():
             return replace(conversation, choice=Choice(event.adapter, event.scale))
         case ModelSet():
-            return replace(conversation, model=event.model, choice=Choice())
+            return replace(conversation, model=event.model, source=event.source, choice=Choice())
         case Named():
             return replace(conversation, name=event.name)
         case _:

@@ -8,10 +8,10 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from typing_extensions import Self
 
@@ -66,11 +66,13 @@ class Session:
         self.close()
 
 
-def new_session(folder: Path | None, model: str) -> Session:
+def new_session(
+    folder: Path | None, model: str, source: Mapping[str, Any] | None = None
+) -> Session:
     """A conversation that begins; kept in `folder`, or nowhere."""
     moment = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(moment))
-    opened = Opened(f"{stamp}-{secrets.token_hex(2)}", model, round(moment, 3))
+    opened = Opened(f"{stamp}-{secrets.token_hex(2)}", model, round(moment, 3), source or {})
     session = Session(Conversation(), None)
     session.record(opened)
     if folder is not None:

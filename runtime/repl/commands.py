@@ -70,7 +70,9 @@ def model(repl: Repl, argument: str) -> None:
         repl.engine = RemoteEngine(old.remote, argument)
     else:
         assert isinstance(old, LocalEngine)
-        opened = open_model(find_model(argument, repl.store, report=repl.screen.report))
+        path = find_model(argument, repl.store, report=repl.screen.report)
+        is_first = repl.first is not None and repl.first.header.path.samefile(path)
+        opened = repl.first if is_first and repl.first else open_model(path)
         old.stop()  # its memory may be what the other needs
         try:
             new = LocalEngine(opened, old.asked, report=repl.screen.report)
@@ -79,7 +81,7 @@ def model(repl: Repl, argument: str) -> None:
             old.start()
             raise
         repl.engine = new
-    repl.session.record(ModelSet(repl.engine.model))
+    repl.session.record(ModelSet(repl.engine.model, repl.engine.source()))
     repl.screen.note(f"({repl.engine.model} answers from here on)")
 
 

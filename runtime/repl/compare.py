@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from exporter.core.errors import InputError, ModelError
+from exporter.core.errors import DecantError, InputError, ModelError
 from exporter.core.gguf import read_gguf
 from exporter.store import find_model, list_models
 from runtime.adapters import BASE, parse_scale
@@ -145,9 +145,12 @@ def ask_one(repl: Repl, one: Candidate, taken: Taken, write: Callable[[str], Non
     conversation = repl.session.conversation
     pieces = one.engine.answer(conversation.asking(), repl.settings, one.choice)
     with closing(pieces):
-        for piece in taken.of(pieces):
-            if isinstance(piece, Delta):
-                write(piece.text)
+        try:
+            for piece in taken.of(pieces):
+                if isinstance(piece, Delta):
+                    write(piece.text)
+        except DecantError as error:  # the others may still answer
+            write(f"\n(error: {error.message})")
 
 
 def picked(repl: Repl, candidates: list[Candidate], taken: list[Taken]) -> int | None:

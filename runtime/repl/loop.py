@@ -14,7 +14,7 @@ from exporter.core.errors import (
     EngineDiedError,
 )
 from runtime.client import Delta, Piece, Stopped, Thought
-from runtime.engine import Engine, LocalEngine
+from runtime.engine import Engine, LocalEngine, Model
 from runtime.render import MarkdownStream
 from runtime.repl.lines import Lines
 from runtime.repl.options import Value, sent
@@ -51,6 +51,8 @@ class Repl:
     """Whom the next message is to be compared by."""
     others: dict[str, LocalEngine] = field(default_factory=dict)
     """Models that were loaded to compare with."""
+    first: Model | None = None
+    """The model it began with, and its adapters, for when `/model` comes back to it."""
 
     @property
     def settings(self) -> dict[str, object]:
@@ -111,40 +113,31 @@ def take_turn(repl: Repl, text: str) -> None:
 
 
 def answer_last(repl: Repl) -> None:
-    """Have the last question answered, whatever answer it had."""
+    """Have the last question answered, whatever answer it had; what came of it is kept."""
+    taken = Taken()
     try:
-        answered = stream(repl)
+        stream(repl, taken)
+    except KeyboardInterrupt:
+        taken.stopped = None
     except ContextFullError as error:
         make_room(repl, error)
         return
-    except EngineDiedError as error:
-        repl.screen.error(error)
-        bring_back(repl)
-        return
-    if answered is not None:
-        repl.session.record(answered)
-
-
-def stream(repl: Repl) -> Answered | None:
-    """Show the answer while it comes; None when it was stopped before its first piece."""
-    pieces = repl.engine.answer(repl.session.conversation.asking(), repl.settings, repl.choice)
-    show = shown_as_markdown if repl.shown.get("markdown") else shown_raw
-    taken = Taken()
-    with closing(pieces):
-        try:
-            show(repl, taken.of(pieces))
-        except KeyboardInterrupt:
-            taken.stopped = None
-        except DecantError as error:
-            if not taken.text:
-                raise
-            repl.screen.fresh_line()
-            repl.screen.error(error)
-            if isinstance(error, EngineDiedError):
-                bring_back(repl)
+    except DecantError as error:
+        taken.error = error
     repl.screen.fresh_line()
+    if taken.text or taken.stopped:
+        repl.session.record(taken.answered(repl.who))
     tell_end(repl, taken)
-    return taken.answered(repl.who) if taken.text or taken.stopped else None
+    if isinstance(taken.error, EngineDiedError):
+        bring_back(repl)
+
+
+def stream(repl: Repl, taken: Taken) -> None:
+    """Show the answer while it comes."""
+    messages = repl.session.conversation.asking()
+    show = shown_as_markdown if repl.shown.get("markdown") else shown_raw
+    with closing(repl.engine.answer(messages, repl.settings, repl.choice)) as pieces:
+        show(repl, taken.of(pieces))
 
 
 @dataclass
@@ -155,6 +148,8 @@ class Taken:
     thoughts: str = ""
     stopped: Stopped | None = None
     """None until it is whole."""
+    error: DecantError | None = None
+    """What broke it off."""
 
     def of(self, pieces: Iterator[Piece]) -> Iterator[Delta | Thought]:
         """The pieces, kept as they pass."""
@@ -217,6 +212,9 @@ def show_thought(repl: Repl, text: str, *, first: bool) -> None:
 
 def tell_end(repl: Repl, taken: Taken) -> None:
     """Say how the answer ended, when that was not by itself, and its numbers."""
+    if taken.error is not None:
+        repl.screen.error(taken.error)
+        return
     if taken.stopped is None:
         if taken.text or taken.thoughts:
             repl.screen.note("(stopped; what there is of the answer is kept)")

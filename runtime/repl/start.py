@@ -26,8 +26,10 @@ def converse(
 ) -> int:
     """Go on with `kept`, or begin a conversation; gives the exit code."""
     screen = Screen()
-    session = kept or new_session(sessions if options.save else None, engine.model)
+    folder = sessions if options.save else None
+    session = kept or new_session(folder, engine.model, engine.source())
     repl = Repl(engine, session, screen, PlainLines(), store, sessions)
+    repl.first = engine.loaded if isinstance(engine, LocalEngine) else None
     repl.shown = {"markdown": options.markdown and screen.is_fancy, "stats": options.stats}
     if screen.is_fancy and sys.stdin.isatty():
         history = sessions.parent / "chat-history"

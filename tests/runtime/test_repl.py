@@ -245,6 +245,19 @@ def test_a_session_goes_on_after_the_chat_was_killed(pirate, home):
     assert [event["event"] for event in events(*sessions(home))].count("asked") == 2
 
 
+def test_a_session_goes_on_with_the_model_and_adapters_it_had(demo_base, pirate_lora, home):
+    arguments = (demo_base, "--adapter", f"pirate={pirate_lora}", *GREEDY)
+    with chat(*arguments) as terminal:
+        terminal.ready()
+        terminal.enter("/scale 0.9")
+        terminal.enter(FRANCE)
+    with chat("--continue") as terminal:
+        terminal.ready()
+        assert "going on with" in terminal.text
+        assert terminal.text.splitlines()[-1] == "pirate:0.9>"
+        assert terminal.enter("/regen") == PIRATE
+
+
 def test_a_question_whose_answer_was_cut_off_by_a_kill_can_be_asked_again(endless, home):
     with chat(endless, *GREEDY) as terminal:
         terminal.ready()
@@ -448,6 +461,8 @@ def test_another_model_can_go_on(pirate, demo_base, home):
         terminal.enter(f"/model {demo_base}")
 
         assert terminal.enter("/regen") == PLAIN
+        terminal.enter(f"/model {pirate}")
+        assert terminal.enter("/regen") == PIRATE
 
 
 def test_a_template_that_raises_is_told_and_the_chat_goes_on(
