@@ -139,7 +139,7 @@ class LocalEngine:
             asked,
             free=available_nbytes(),
             cores=physical_cores(),
-            on_gpu=self.toolchain.info["backend"] in ("cuda", "vulkan"),
+            backend=self.toolchain.info["backend"],
         )
         if self.fit.cache_type != "f16":
             report(Warn(f"memory is short: the context is kept in {self.fit.cache_type}"))

@@ -76,6 +76,8 @@ class Fit:
     """Bytes that earlier prompts may take."""
     need: Need
     free: int
+    backend: str
+    """What llama.cpp was built for: cpu, cuda, metal or vulkan."""
 
     def lines(self) -> list[str]:
         """What was decided and why, for `--verbose`."""
@@ -83,19 +85,25 @@ class Fit:
         return [
             f"context: {self.context} tokens{of}, cache in {self.cache_type}",
             f"threads: {self.threads}, one a physical core",
+            "layers on a GPU: none, llama.cpp is built for the processor"
+            if self.backend == "cpu"
+            else f"layers on a GPU: as many as llama.cpp finds to fit ({self.backend})",
+            "flash attention: where llama.cpp has it for this model",
             f"memory: {self.need}; {size_text(self.free)} free",
         ]
 
 
 def fit(
-    model: GGUFFile, others: Sequence[Path], asked: Asked, *, free: int, cores: int, on_gpu: bool
+    model: GGUFFile, others: Sequence[Path], asked: Asked, *, free: int, cores: int, backend: str
 ) -> Fit:
     """Choose what is open so that the model fits into `free` bytes.
 
     `others` are files loaded beside it: adapters, a projector. Raises SpaceError, with the sizes
     and what would fit, when nothing does. A GPU has memory of its own, of which llama.cpp knows
-    more: there the context is taken as it is, and llama.cpp decides about the layers.
+    more: there the context is taken as it is, and llama.cpp decides about the layers. Metal's is
+    the machine's, so that what does not fit is refused there, too.
     """
+    on_gpu = backend in ("cuda", "vulkan")
     trained = model.number(f"{model.architecture}.context_length") or 0
     wanted = asked.context or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     wanted = min(wanted, trained) if trained else wanted  # the engine caps it likewise
@@ -107,7 +115,7 @@ def fit(
         left = int(max(0, budget - need.total) * PROMPT_CACHE_SHARE)
         kept = min(left, PROMPT_CACHE_MAX)
         threads = asked.threads or cores
-        return Fit(context, trained, threads, cache_type, kept, need, free)
+        return Fit(context, trained, threads, cache_type, kept, need, free, backend)
 
     first = found(wanted, "f16")
     if on_gpu or asked.force or first.need.total <= budget:

@@ -141,8 +141,7 @@ def system(repl: Repl, argument: str) -> None:
 def set_(repl: Repl, argument: str) -> None:
     if not argument:
         for setting in SETTINGS:
-            value = settings_now(repl).get(setting.name)
-            shown = "" if value is None else str(value)
+            shown = value_text(settings_now(repl).get(setting.name))
             repl.screen.line(f"{setting.name:<18} {shown:<8} {setting.summary}")
         return
     name, value = parse_setting(argument)
@@ -153,7 +152,16 @@ def set_(repl: Repl, argument: str) -> None:
         repl.session.record(
             SettingsSet({name: value for name, value in kept.items() if value is not None})
         )
-    repl.screen.note(f"({name} = {'as it was' if value is None else value})")
+    repl.screen.note(f"({name} = {value_text(value) or 'as it was'})")
+
+
+def value_text(value: object) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list):
+        return ",".join(map(str, value)).replace("\n", "\\n")
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def settings_now(repl: Repl) -> dict[str, object]:

@@ -30,7 +30,11 @@ def converse(
     session = kept or new_session(folder, engine.model, engine.source())
     repl = Repl(engine, session, screen, PlainLines(), store, sessions)
     repl.first = engine.loaded if isinstance(engine, LocalEngine) else None
-    repl.shown = {"markdown": options.markdown and screen.is_fancy, "stats": options.stats}
+    repl.shown = {
+        "markdown": options.markdown and screen.is_fancy,
+        "stats": options.stats,
+        "reasoning": True,
+    }
     if screen.is_fancy and sys.stdin.isatty():
         history = sessions.parent / "chat-history"
         repl.lines = edited_lines(repl, history)

@@ -39,7 +39,7 @@ def llama(path, **changes) -> GGUFFile:
 
 
 def fitted(model, free, asked=Asked(), **changes):  # noqa: B008 - frozen
-    return fit(model, [], asked, **({"free": free, "cores": 4, "on_gpu": False} | changes))
+    return fit(model, [], asked, **({"free": free, "cores": 4, "backend": "cpu"} | changes))
 
 
 def test_a_laptop_with_room_gets_the_default_context(tmp_path):
@@ -90,7 +90,12 @@ def test_a_context_that_was_asked_for_is_not_made_smaller_silently(tmp_path):
 
 
 def test_a_gpu_is_left_to_llamacpp(tmp_path):
-    assert fitted(llama(tmp_path / "m.gguf"), GB, on_gpu=True).context == 8192
+    assert fitted(llama(tmp_path / "m.gguf"), GB, backend="cuda").context == 8192
+
+
+def test_what_shares_its_memory_with_the_processor_is_not(tmp_path):
+    with pytest.raises(SpaceError):
+        fitted(llama(tmp_path / "m.gguf"), 4 * GB, backend="metal")
 
 
 def test_layers_of_their_own_sizes_are_counted_one_by_one(tmp_path):
