@@ -12,93 +12,12 @@ if TYPE_CHECKING:
     Generator: TypeAlias = np.random.Generator
     Kind: TypeAlias = Callable[[Generator, int, int], Rows]
 
-SUB_BLOCK = 16  # the smallest of them; 32 in Q4_K and Q5_K
+EXPONENT = 0x7F800000  # all of its bits are set in what is not finite
 
 
 def kinds() -> dict[str, Kind]:
-    """Every kind by name: (generator, rows, values per row) → finite float32 rows."""
-    import numpy as np
-
-    def normal(g: Generator, n: int, k: int) -> Rows:
-        return g.standard_normal((n, k))
-
-    def blockwise(g: Generator, n: int, k: int, size: int = SUB_BLOCK) -> Rows:
-        return np.repeat(g.standard_normal((n, -(-k // size))), size, axis=1)[:, :k]
-
-    def picked(g: Generator, n: int, k: int, values: list[float]) -> Rows:
-        return g.choice(np.array(values), (n, k))
-
-    def bit_patterns(g: Generator, n: int, k: int) -> Rows:
-        words = g.integers(0, 2**32, (n, k), dtype=np.uint64).astype(np.uint32)
-        full = (words & 0x7F800000) == 0x7F800000
-        return np.where(full, words & np.uint32(0xBFFFFFFF), words).view(np.float32)
-
-    def denormal(g: Generator, n: int, k: int, share: float = 1.0, top: int = 2**23) -> Rows:
-        words = g.integers(0, top, (n, k)).astype(np.uint32)
-        words |= g.integers(0, 2, (n, k)).astype(np.uint32) << 31
-        return np.where(g.random((n, k)) < share, words.view(np.float32), normal(g, n, k))
-
-    def outliers(g: Generator, n: int, k: int) -> Rows:
-        factor = 10.0 ** g.uniform(0, 12, (n, k))
-        return normal(g, n, k) * np.where(g.random((n, k)) < 0.01, factor, 1)
-
-    def holes(g: Generator, n: int, k: int) -> Rows:
-        constant = blockwise(g, n, k, 32)
-        choice = np.abs(blockwise(g, n, k, 32))
-        mixed = np.where(choice < 0.3, 0, np.where(choice < 0.7, constant, normal(g, n, k)))
-        return mixed * np.where(g.random((n, 1)) < 0.2, 0, 1)
-
-    def offset(g: Generator, n: int, k: int) -> Rows:
-        spread = 10.0 ** g.uniform(-7, -2, (n, 1))
-        return g.choice([-1.0, 1.0], (n, 1)) + spread * normal(g, n, k)
-
-    def rounded(g: Generator, n: int, k: int) -> Rows:
-        words = normal(g, n, k).astype(np.float32).view(np.uint32)
-        return (words & np.uint32(0xFFFF0000)).view(np.float32)
-
-    def sparse(g: Generator, n: int, k: int) -> Rows:
-        return normal(g, n, k) * (g.random((n, k)) < 0.05)
-
-    def signed_zeros(g: Generator, n: int, k: int) -> Rows:
-        return picked(g, n, k, [0.0, -0.0]) * np.where(g.random((n, 1)) < 0.5, 0, 1)
-
-    return {
-        "normal": lambda g, n, k: normal(g, n, k) * 0.02,
-        "scales": lambda g, n, k: normal(g, n, k) * 10.0 ** g.uniform(-30, 37, (n, 1)),
-        "zeros": signed_zeros,
-        "constant": lambda g, n, k: blockwise(g, n, k, 256),
-        "constant sub-blocks": blockwise,
-        "holes": holes,
-        "outliers": outliers,
-        "denormal": denormal,
-        "some denormal": lambda g, n, k: denormal(g, n, k, 0.9),
-        "smallest": lambda g, n, k: denormal(g, n, k, 1.0, 9),
-        "around 1e-15": lambda g, n, k: normal(g, n, k) * 1e-15 * 2.0 ** g.uniform(-3, 1, (n, 1)),
-        "negative": lambda g, n, k: -np.abs(normal(g, n, k)),
-        "positive": lambda g, n, k: np.abs(normal(g, n, k)),
-        "offset": offset,
-        "ternary": lambda g, n, k: picked(g, n, k, [-1, 0, 1]),
-        "binary": lambda g, n, k: picked(g, n, k, [-0.5, 0.5]),
-        "integers": lambda g, n, k: g.integers(-40, 41, (n, k)) * 1.0,
-        "halves": lambda g, n, k: g.integers(-31, 32, (n, k)) / 2,
-        "grid": lambda g, n, k: np.round(normal(g, n, k) * 64) / 64,
-        "powers of two": lambda g, n, k: (
-            g.choice([-1, 1], (n, k)) * 2.0 ** g.integers(-9, 9, (n, k))
-        ),
-        "bf16": rounded,
-        "f16": lambda g, n, k: normal(g, n, k).astype(np.float16),
-        "decades": lambda g, n, k: normal(g, n, k) * 10.0 ** g.uniform(-35, 35, (n, k)),
-        "sub-block scales": lambda g, n, k: normal(g, n, k) * np.exp(3 * blockwise(g, n, k, 32)),
-        "super-block scales": lambda g, n, k: normal(g, n, k) * np.exp(9 * blockwise(g, n, k, 256)),
-        "sparse": sparse,
-        "laplace": lambda g, n, k: g.laplace(size=(n, k)),
-        "t2": lambda g, n, k: g.standard_t(2, (n, k)),
-        "cauchy": lambda g, n, k: g.standard_cauchy((n, k)),
-        "sorted": lambda g, n, k: np.sort(normal(g, n, k), axis=1),
-        "uniform": lambda g, n, k: g.uniform(-1, 1, (n, k)),
-        "largest": lambda g, n, k: g.uniform(-3.4e38, 3.4e38, (n, k)),
-        "bit patterns": bit_patterns,
-    }
+    """Every kind by name: (generator, rows, values per row) → rows, infinite here and there."""
+    return {**spreads(), **patterns(), **ties()}
 
 
 def rows_of(kind: Kind, generator: Generator, count: int, n_per_row: int) -> Rows:
@@ -112,10 +31,116 @@ def rows_of(kind: Kind, generator: Generator, count: int, n_per_row: int) -> Row
 
 
 def importance(generator: Generator, n_per_row: int) -> Rows:
-    """A vector of an importance matrix: squares, or eighty decades with zeros."""
+    """A vector of an importance matrix: squares, or forty decades with zeros."""
     import numpy as np
 
-    if generator.random() < 0.5:
-        return (generator.standard_normal(n_per_row) ** 2).astype(np.float32)
+    if generator.random() < generator.random():
+        return (normal(generator, 1, n_per_row)[0] ** 2).astype(np.float32)
     spread = 10.0 ** generator.uniform(-20, 20, n_per_row)
-    return np.where(generator.random(n_per_row) < 0.3, 0, spread).astype(np.float32)
+    return np.asarray(spread * ~chance(generator, n_per_row, 0.3)).astype(np.float32)
+
+
+def spreads() -> dict[str, Kind]:
+    """What weights look like, and worse."""
+    import numpy as np
+
+    def outliers(g: Generator, n: int, k: int) -> Rows:
+        factor = 10.0 ** g.uniform(0, 12, (n, k))
+        return normal(g, n, k) * np.where(chance(g, (n, k), 0.01), factor, 1)
+
+    def offset(g: Generator, n: int, k: int) -> Rows:
+        spread = 10.0 ** g.uniform(-7, -2, (n, 1))
+        return g.choice([-1.0, 1.0], (n, 1)) + spread * normal(g, n, k)
+
+    return {
+        "normal": lambda g, n, k: normal(g, n, k) * 0.02,
+        "scales": lambda g, n, k: normal(g, n, k) * 10.0 ** g.uniform(-30, 37, (n, 1)),
+        "outliers": outliers,
+        "offset": offset,
+        "negative": lambda g, n, k: -np.abs(normal(g, n, k)),
+        "positive": lambda g, n, k: np.abs(normal(g, n, k)),
+        "decades": lambda g, n, k: normal(g, n, k) * 10.0 ** g.uniform(-35, 35, (n, k)),
+        "sub-block scales": lambda g, n, k: normal(g, n, k) * np.exp(3 * blockwise(g, n, k, 32)),
+        "super-block scales": lambda g, n, k: normal(g, n, k) * np.exp(9 * blockwise(g, n, k, 256)),
+        "laplace": lambda g, n, k: g.laplace(size=(n, k)),
+        "t2": lambda g, n, k: g.standard_t(2, (n, k)),
+        "cauchy": lambda g, n, k: g.standard_cauchy((n, k)),
+        "sorted": lambda g, n, k: np.sort(normal(g, n, k), axis=1),
+        "uniform": lambda g, n, k: g.uniform(-1, 1, (n, k)),
+        "largest": lambda g, n, k: g.uniform(-3.4e38, 3.4e38, (n, k)),
+        "around 1e-15": lambda g, n, k: normal(g, n, k) * 1e-15 * 2.0 ** g.uniform(-3, 1, (n, 1)),
+    }
+
+
+def patterns() -> dict[str, Kind]:
+    """Zeros, constants and denormals."""
+    import numpy as np
+
+    def denormal(g: Generator, n: int, k: int, share: float = 1.0, top: int = 2**23) -> Rows:
+        words = g.integers(0, top, (n, k)).astype(np.uint32)
+        words |= g.integers(0, 2, (n, k)).astype(np.uint32) << 31
+        return np.where(chance(g, (n, k), share), words.view(np.float32), normal(g, n, k))
+
+    def bit_patterns(g: Generator, n: int, k: int) -> Rows:
+        words = g.integers(0, 2**32, (n, k), dtype=np.uint64).astype(np.uint32)
+        full = (words & EXPONENT) == EXPONENT
+        return np.where(full, words & np.uint32(0xBFFFFFFF), words).view(np.float32)
+
+    def holes(g: Generator, n: int, k: int) -> Rows:
+        is_noise = blockwise(g, n, k, 32) > 0
+        is_zero = np.abs(blockwise(g, n, k, 32)) < g.random((n, 1))
+        mixed = np.where(is_noise, normal(g, n, k), blockwise(g, n, k, 32))
+        return np.where(is_zero, 0, mixed) * ~chance(g, (n, 1), 0.2)
+
+    def signed_zeros(g: Generator, n: int, k: int) -> Rows:
+        return g.choice([0.0, -0.0], (n, k)) * chance(g, (n, 1), 0.5)
+
+    return {
+        "zeros": signed_zeros,
+        "constant": lambda g, n, k: blockwise(g, n, k, 256),
+        "constant sub-blocks": lambda g, n, k: blockwise(g, n, k, 16),
+        "holes": holes,
+        "sparse": lambda g, n, k: normal(g, n, k) * chance(g, (n, k), 0.05),
+        "denormal": denormal,
+        "some denormal": lambda g, n, k: denormal(g, n, k, 0.9),
+        "smallest": lambda g, n, k: denormal(g, n, k, 1.0, 9),
+        "bit patterns": bit_patterns,
+    }
+
+
+def ties() -> dict[str, Kind]:
+    """Values that lie half-way between two levels, or equal one another."""
+    import numpy as np
+
+    def rounded(g: Generator, n: int, k: int) -> Rows:
+        words = normal(g, n, k).astype(np.float32).view(np.uint32)
+        upper: Rows = words & np.uint32(0xFFFF0000)
+        return upper.view(np.float32)
+
+    def powers(g: Generator, n: int, k: int) -> Rows:
+        return g.choice([-1, 1], (n, k)) * 2.0 ** g.integers(-9, 9, (n, k))
+
+    return {
+        "ternary": lambda g, n, k: g.choice([-1.0, 0.0, 1.0], (n, k)),
+        "binary": lambda g, n, k: g.choice([-0.5, 0.5], (n, k)),
+        "integers": lambda g, n, k: g.integers(-40, 41, (n, k)) * 1.0,
+        "halves": lambda g, n, k: g.integers(-31, 32, (n, k)) / 2,
+        "grid": lambda g, n, k: np.round(normal(g, n, k) * 64) / 64,
+        "powers of two": powers,
+        "bf16": rounded,
+        "f16": lambda g, n, k: normal(g, n, k).astype(np.float16),
+    }
+
+
+def normal(g: Generator, n: int, k: int) -> Rows:
+    return g.standard_normal((n, k))
+
+
+def blockwise(g: Generator, n: int, k: int, size: int) -> Rows:
+    """One value for every `size` of a row."""
+    return normal(g, n, -(-k // size)).repeat(size, axis=1)[:, :k]
+
+
+def chance(g: Generator, shape: int | tuple[int, ...], share: float) -> Rows:
+    """True in about `share` of the places."""
+    return g.random(shape) < share

@@ -115,7 +115,7 @@ def export(
 
     report(Step("planning"))
     tensors = MergedTensors(merge)
-    quantizer = Quantizer.load(toolchain)
+    quantizer = Quantizer.load(toolchain, report=report)
     groups = plan_files(request, tensors, toolchain, report=report)
     plans = [plan for group in groups for plan in group.plans]
     others = (plan.path for plan in plans if plan.path not in known)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import InputError, ToolchainError
+from exporter.core.events import Report, silent
 from exporter.core.types import FLOATS, GGMLType
 from exporter.imatrix import Importance, check_covered, check_fit
+from exporter.kquants import CHUNK_ARGUMENTS, NONE, Kernels, load_kernels
 from exporter.recipe import Recipe, check_rules
 from exporter.toolchain import run_tool
 
@@ -98,12 +102,16 @@ def parse_dry_run(printed: str) -> dict[str, GGMLType]:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """ggml's own row quantization, called in the built library; it releases the GIL."""
+    """ggml's own row quantization, called in the built library; it releases the GIL.
+
+    Types for which decant's kernels are proven equal to it are quantized by them.
+    """
 
     library: ctypes.CDLL
+    kernels: Kernels = NONE
 
     @staticmethod
-    def load(toolchain: Toolchain) -> Quantizer:
+    def load(toolchain: Toolchain, *, report: Report = silent) -> Quantizer:
         path = toolchain.library("ggml-base")
         try:
             library = ctypes.CDLL(str(path))
@@ -113,12 +121,8 @@ class Quantizer:
                 f"cannot use `{path}`: {error}", hint="rebuild it with `decant setup --force`"
             ) from error
         chunk.restype = ctypes.c_size_t
-        chunk.argtypes = [
-            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,  # type, source, target
-            ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,  # first value, rows, values per row
-            ctypes.c_void_p,
-        ]  # fmt: skip
-        return Quantizer(library)
+        chunk.argtypes = list(CHUNK_ARGUMENTS)
+        return Quantizer(library, load_kernels(toolchain, chunk, env=os.environ, report=report))
 
     def quantize(
         self,
@@ -136,13 +140,24 @@ class Quantizer:
 
         count, n_per_row = rows.shape
         packed = np.empty((count, kind.row_nbytes(n_per_row)), dtype=np.uint8)
+        chunk = self.chunk(kind)
         for start, stop, vector in runs(importance, first_row, count):
-            nbytes = self.library.ggml_quantize_chunk(
+            nbytes = chunk(
                 kind.number, rows[start:].ctypes.data, packed[start:].ctypes.data,
                 0, stop - start, n_per_row, None if vector is None else vector.ctypes.data,
             )  # fmt: skip
             assert nbytes == packed[start:stop].nbytes, (kind, rows.shape, nbytes)
         return packed
+
+    def chunk(self, kind: GGMLType) -> Callable[..., int]:
+        """What quantizes rows to `kind`, called as ggml_quantize_chunk is."""
+        ggml: Callable[..., int] = self.library.ggml_quantize_chunk
+        if kind.name not in self.kernels.types:
+            return ggml
+        # It turns to ggml for blocks that are not finite.
+        return partial(
+            self.kernels.chunk, ctypes.cast(self.library.ggml_quantize_chunk, ctypes.c_void_p)
+        )
 
 
 def runs(

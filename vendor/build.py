@@ -73,6 +73,16 @@ def build(
         return job.run(afresh=force)
 
 
+def _build_native(console: Report) -> None:
+    """Compile decant's K-quants too; without them ggml's own are used, which is only slower."""
+    from .native import build_native
+
+    try:
+        build_native(env=os.environ, report=console)
+    except (BuildError, OSError) as error:
+        console(BuildEvent("done", f"K-quants will be quantized by ggml itself: {error}"))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Build llama.cpp and print where it lies; the exit code."""
     import argparse
@@ -89,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(sys.stderr)
     try:
         built = build(read_recipe(), env=os.environ, report=console, force=arguments.force)
+        _build_native(console)
     except (BuildError, OSError) as error:
         console.close()
         hint = getattr(error, "hint", "")

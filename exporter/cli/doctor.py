@@ -20,6 +20,7 @@ from exporter.core.errors import DecantError
 from exporter.core.files import free_bytes
 from exporter.core.folders import size_text
 from exporter.core.machine import cores, memory_nbytes
+from exporter.quantize import Quantizer
 from exporter.toolchain import cache_folder, find_toolchain, host_facts, run_tool
 
 MEMORY_MIN = 4_000_000_000  # bytes; a 3 B model in 4 bits with its context
@@ -69,6 +70,7 @@ def examine() -> Iterator[Check]:
     yield processor()
     yield compiler()
     yield build()
+    yield from kquants()
     yield packages()
     yield memory()
     yield from endpoints()
@@ -110,6 +112,16 @@ def build() -> Check:
         f"{info['commit']}, backend {info['backend']}, AMX {info['amx']['verdict']},"
         f" in `{toolchain.folder}`",
     )
+
+
+def kquants() -> Iterator[Check]:
+    """Whether the fast quantizing is there; nothing where the build is not."""
+    try:
+        kernels = Quantizer.load(find_toolchain()).kernels
+    except DecantError:
+        return
+    slow = kernels.chunk is None or bool(kernels.refused)
+    yield Check("K-quants", "warning" if slow else "ok", kernels.told())
 
 
 def packages() -> Check:

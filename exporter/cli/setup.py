@@ -6,6 +6,7 @@ import click
 
 from exporter.cli.options import json_option, quiet_option
 from exporter.cli.render import print_json, print_pairs, reporting
+from exporter.quantize import Quantizer
 from exporter.toolchain import Toolchain, build_toolchain
 
 
@@ -17,10 +18,11 @@ def setup(force: bool, as_json: bool, quiet: bool) -> None:
     """Build the pinned llama.cpp (5 to 10 minutes, once), or find it built."""
     with reporting(quiet=quiet) as report:
         toolchain = build_toolchain(force=force, report=report)
+        kernels = Quantizer.load(toolchain, report=report).kernels
     if as_json:
-        print_json({"dir": str(toolchain.folder), **toolchain.info})
+        print_json({"dir": str(toolchain.folder), **toolchain.info, "kquants": kernels.told()})
     else:
-        print_pairs(summary(toolchain))
+        print_pairs(summary(toolchain) | {"K-quants": kernels.told()})
 
 
 def summary(toolchain: Toolchain) -> dict[str, object]:
