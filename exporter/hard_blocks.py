@@ -50,7 +50,7 @@ def spreads() -> dict[str, Kind]:
 
     def offset(g: Generator, n: int, k: int) -> Rows:
         spread = 10.0 ** g.uniform(-7, -2, (n, 1))
-        return g.choice([-1.0, 1.0], (n, 1)) + spread * normal(g, n, k)
+        return np.asarray(g.choice([-1.0, 1.0], (n, 1)) + spread * normal(g, n, k))
 
     return {
         "normal": lambda g, n, k: normal(g, n, k) * 0.02,
@@ -118,7 +118,7 @@ def ties() -> dict[str, Kind]:
         return upper.view(np.float32)
 
     def powers(g: Generator, n: int, k: int) -> Rows:
-        return g.choice([-1, 1], (n, k)) * 2.0 ** g.integers(-9, 9, (n, k))
+        return np.asarray(g.choice([-1, 1], (n, k)) * 2.0 ** g.integers(-9, 9, (n, k)))
 
     return {
         "ternary": lambda g, n, k: g.choice([-1.0, 0.0, 1.0], (n, k)),

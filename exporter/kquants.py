@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from exporter.toolchain import Toolchain
 
-TYPES = tuple(map(GGMLType.by_name, ("Q4_K", "Q5_K", "Q6_K")))
+TYPES = tuple(map(GGMLType.by_name, ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")))
 SETTING = "DECANT_KQUANTS"
 SHAPES = ((9, 256), (5, 768), (1, 2048))  # of the rows of each kind that prove a library
 SEED = 256
