@@ -30,14 +30,14 @@ def rows_of(kind: Kind, generator: Generator, count: int, n_per_row: int) -> Row
     return np.ascontiguousarray(np.nan_to_num(values, nan=0.0, posinf=largest, neginf=-largest))
 
 
-def importance(generator: Generator, n_per_row: int) -> Rows:
-    """A vector of an importance matrix: squares, or forty decades with zeros."""
-    import numpy as np
-
-    if generator.random() < generator.random():
-        return (normal(generator, 1, n_per_row)[0] ** 2).astype(np.float32)
-    spread = 10.0 ** generator.uniform(-20, 20, n_per_row)
-    return np.asarray(spread * ~chance(generator, n_per_row, 0.3)).astype(np.float32)
+def importances(generator: Generator, n_per_row: int) -> list[Rows]:
+    """Vectors as an importance matrix has them, and worse: finite float32, none negative."""
+    squares = normal(generator, 1, n_per_row)[0] ** 2
+    decades = 10.0 ** generator.uniform(-20, 20, n_per_row)
+    # A value that outweighs all others leaves the search with nothing but rounding errors.
+    spikes = generator.choice([1e8, 1e12]) ** chance(generator, n_per_row, 0.03)
+    vectors = (squares, decades * ~chance(generator, n_per_row, 0.3), squares * spikes)
+    return [vector.astype("float32") for vector in vectors]
 
 
 def spreads() -> dict[str, Kind]:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 TYPES = tuple(map(GGMLType.by_name, ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")))
 SETTING = "DECANT_KQUANTS"
-SHAPES = ((9, 256), (5, 768), (1, 2048))  # of the rows of each kind that prove a library
-SEED = 256
+SHAPES = ((40, 256), (24, 768), (8, 2048))  # of the rows of each kind that prove a library
+SEED = 258
 CHUNK_ARGUMENTS = (
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,  # type, source, target
     ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,  # first value, rows, values per row
@@ -133,14 +133,14 @@ def equals(chunk: Any, ggml: Any, kind: GGMLType) -> bool:
     """Whether both quantize some thousands of hard blocks to the same bytes."""
     import numpy as np
 
-    from exporter.hard_blocks import importance, kinds, rows_of
+    from exporter.hard_blocks import importances, kinds, rows_of
 
     generator = np.random.default_rng(SEED)
     own = ctypes.cast(ggml, ctypes.c_void_p)
     for values in kinds().values():
         for count, n_per_row in SHAPES:
             rows = rows_of(values, generator, count, n_per_row)
-            for weights in (None, importance(generator, n_per_row)):
+            for weights in (None, *importances(generator, n_per_row)):
                 ours = quantized(lambda *rest: chunk(own, *rest), kind, rows, weights)
                 if not np.array_equal(ours, quantized(ggml, kind, rows, weights)):
                     return False

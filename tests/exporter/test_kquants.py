@@ -1,0 +1,245 @@
+"""decant's K-quants against ggml's: the same bytes, or ggml itself."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from exporter.core.errors import InputError
+from exporter.core.types import GGMLType
+from exporter.hard_blocks import importances, kinds, rows_of
+from exporter.kquants import CHUNK_ARGUMENTS, TYPES, equals, load_kernels, quantized
+from exporter.quantize import Quantizer
+from exporter.toolchain import Toolchain, recipe
+from tests.kquants import MAIN, MUTANTS, compiled
+
+pytestmark = pytest.mark.llamacpp
+
+MANY = 390_000  # values of each kind, each quantized in four ways: 51 M for each type in all
+NAMES = [kind.name for kind in TYPES]
+
+
+@pytest.fixture(scope="module")
+def ggml(toolchain):
+    return Quantizer.load(toolchain).library.ggml_quantize_chunk
+
+
+@pytest.fixture(scope="module")
+def library():
+    return ctypes.CDLL(str(recipe("native").build_native(env=os.environ).path))
+
+
+@pytest.fixture(scope="module")
+def variants(library, ggml):
+    """Every variant that this processor can run, called as ggml_quantize_chunk is."""
+    library.decant_kquants_variant.restype = ctypes.c_char_p
+    names = ["baseline", "avx2", "avx512"]
+    best = library.decant_kquants_variant().decode()
+    return {
+        name: bound(getattr(library, f"decant_kquants_{name}"), ggml)
+        for name in names[: names.index(best) + 1]
+    }
+
+
+def bound(function, ggml):
+    function.restype = ctypes.c_size_t
+    function.argtypes = [ctypes.c_void_p, *CHUNK_ARGUMENTS]
+    own = ctypes.cast(ggml, ctypes.c_void_p)
+    return lambda *rest: function(own, *rest)
+
+
+def agree(variants, ggml, kind, rows, weights=None):
+    want = quantized(ggml, kind, rows, weights)
+    for name, chunk in variants.items():
+        found = quantized(chunk, kind, rows, weights)
+        differ = (want != found).any(axis=1)
+        assert not differ.any(), (kind.name, name, weights is not None, differ.nonzero()[0][:9])
+
+
+@pytest.mark.parametrize("values", kinds(), ids=lambda name: name.replace(" ", "-"))
+def test_every_variant_gives_ggmls_bytes(values, variants, ggml):
+    generator = np.random.default_rng(sum(values.encode()))
+    shapes = [(MANY // 4 // n_per_row, n_per_row) for n_per_row in (256, 768, 3328, 8192)]
+    jobs = []
+    for count, n_per_row in shapes:
+        rows = rows_of(kinds()[values], generator, count, n_per_row)
+        for weights in (None, *importances(generator, n_per_row)):
+            jobs += [(variants, ggml, kind, rows, weights) for kind in TYPES]
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: agree(*job), jobs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_number_of_blocks_is_quantized(name, variants, ggml):
+    """Fewer than there are lanes, or a few too many."""
+    generator, kind = np.random.default_rng(1), GGMLType.by_name(name)
+    for n_per_row in (256, 512, 1280):
+        for count in range(1, 36):
+            rows = rows_of(kinds()["normal"], generator, count, n_per_row)
+            agree(variants, ggml, kind, rows)
+            agree(variants, ggml, kind, rows, importances(generator, n_per_row)[2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chunk_begins_where_it_is_told_to(name, variants):
+    generator, kind = np.random.default_rng(2), GGMLType.by_name(name)
+    rows = rows_of(kinds()["normal"], generator, 21, 768)
+    weights = importances(generator, 768)[2]
+    for chunk in variants.values():
+        whole = quantized(chunk, kind, rows, weights)
+        parts = np.zeros_like(whole)
+        for first, count in ((0, 2), (2, 18), (20, 1)):
+            chunk(
+                kind.number, rows.ctypes.data, parts.ctypes.data, first * 768, count, 768,
+                weights.ctypes.data,
+            )  # fmt: skip
+        assert (parts == whole).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_finite_is_left_to_ggml(name, variants, ggml):
+    generator, kind = np.random.default_rng(3), GGMLType.by_name(name)
+    words = generator.integers(0, 2**32, (64, 1024), dtype=np.uint64).astype(np.uint32)
+    rows = words.view(np.float32)  # NaN with any payload, some in most blocks
+    rows[::3] = rows_of(kinds()["normal"], generator, 22, 1024)
+    rows[3, 5], rows[6, -1], rows[9, 300] = np.inf, -np.inf, np.nan
+    agree(variants, ggml, kind, rows)
+    agree(variants, ggml, kind, rows, importances(generator, 1024)[2])
+
+
+@pytest.mark.parametrize("strange", [-1.0, np.nan, np.inf])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_importance_that_no_square_has_is_left_to_ggml(name, strange, variants, ggml):
+    generator = np.random.default_rng(4)
+    weights = importances(generator, 512)[2]
+    weights[300] = strange
+
+    rows = rows_of(kinds()["normal"], generator, 40, 512)
+    agree(variants, ggml, GGMLType.by_name(name), rows, weights)
+
+
+def test_another_type_is_left_to_ggml(variants, ggml):
+    rows = rows_of(kinds()["normal"], np.random.default_rng(5), 7, 96)
+    agree(variants, ggml, GGMLType.by_name("Q8_0"), rows)
+
+
+def load(toolchain, ggml, report=lambda event: None, **env):
+    return load_kernels(toolchain, ggml, env={**os.environ, **env}, report=report)
+
+
+@pytest.fixture
+def elsewhere(toolchain, tmp_path):
+    """The build, with a folder of its own for the verdict."""
+    return Toolchain(SimpleNamespace(dir=tmp_path, info=toolchain.info))
+
+
+def test_the_verdict_is_remembered_beside_the_build(elsewhere, ggml, tmp_path):
+    events = []
+    first = load(elsewhere, ggml, events.append)
+
+    assert first.types == set(NAMES)
+    assert [event.message for event in events] == ["comparing the K-quants with ggml's"]
+    (verdict,) = tmp_path.iterdir()
+    assert json.loads(verdict.read_text()) == dict.fromkeys(NAMES, True)
+    assert load(elsewhere, ggml, events.append).types == first.types
+    assert len(events) == 1
+
+
+def test_a_type_that_differs_is_ggmls_and_said(elsewhere, ggml, tmp_path):
+    load(elsewhere, ggml)
+    (verdict,) = tmp_path.iterdir()
+    verdict.write_text(json.dumps(dict.fromkeys(NAMES, True) | {"Q5_K": False}))
+    events = []
+
+    kernels = load(elsewhere, ggml, events.append)
+
+    assert kernels.types == set(NAMES) - {"Q5_K"}
+    assert events[-1].message.endswith("by ggml itself, as the bytes differ: Q5_K")
+    quantizer = Quantizer(SimpleNamespace(ggml_quantize_chunk=ggml), kernels)
+    assert quantizer.chunk(GGMLType.by_name("Q5_K")) is ggml
+    assert quantizer.chunk(GGMLType.by_name("Q4_K")) is not ggml
+
+
+def test_a_compiler_that_fails_leaves_everything_to_ggml(elsewhere, ggml, tmp_path):
+    events = []
+
+    kernels = load(elsewhere, ggml, events.append, CXX="false", DECANT_CACHE=str(tmp_path / "c"))
+
+    assert (kernels.chunk, kernels.types) == (None, frozenset())
+    assert len(events) == 1
+    assert "by ggml itself" in events[0].message
+
+
+def test_the_setting_leaves_everything_to_ggml(elsewhere, ggml):
+    kernels = load(elsewhere, ggml, DECANT_KQUANTS="ggml")
+
+    assert kernels.chunk is None
+    assert "DECANT_KQUANTS=ggml" in kernels.told()
+    with pytest.raises(InputError, match="DECANT_KQUANTS is 'fast'"):
+        load(elsewhere, ggml, DECANT_KQUANTS="fast")
+
+
+def test_doctor_names_the_types(decant):
+    assert "the same bytes as ggml's: Q2_K" in decant("doctor").stdout
+    assert "DECANT_KQUANTS=ggml" in decant("doctor", DECANT_KQUANTS="ggml").stdout
+
+
+@pytest.mark.faults
+def test_every_planted_error_is_caught_when_a_library_is_loaded(ggml, tmp_path):
+    source = recipe("native").source_path().read_text()
+
+    def caught(mutant) -> bool:
+        old, new, name = mutant
+        assert source.count(old) >= 1, old
+        library = compiled(source.replace(old, new), tmp_path / f"{MUTANTS.index(mutant)}.so")
+        function = library.decant_kquants_baseline
+        function.restype = ctypes.c_size_t
+        function.argtypes = [ctypes.c_void_p, *CHUNK_ARGUMENTS]
+        return not equals(function, ggml, GGMLType.by_name(name))
+
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(MUTANTS, pool.map(caught, MUTANTS), strict=True))
+    assert [mutant for mutant, is_caught in found.items() if not is_caught] == []
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_the_sanitizers_find_nothing(lanes, ggml, tmp_path):
+    """16 lanes also where no processor has them: the compiler splits the vectors."""
+    program, case = tmp_path / "program", tmp_path / "case"
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-DKQ_LANES={lanes}"]
+    compiled(
+        recipe("native").source_path().read_text() + MAIN, program, "-O1", *flags, shared=False
+    )
+    generator = np.random.default_rng(6)
+    for values in kinds().values():
+        rows = rows_of(values, generator, 7, 768)
+        want = b""
+        with case.open("wb") as file:
+            for kind in TYPES:
+                for weights in (None, *importances(generator, 768)):
+                    head = [kind.number, *rows.shape, weights is not None]
+                    file.write(np.array(head, np.int64).tobytes() + rows.tobytes())
+                    file.write(b"" if weights is None else weights.tobytes())
+                    want += quantized(ggml, kind, rows, weights).tobytes()
+        done = subprocess.run([program, case], capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        assert done.stdout == want
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="its instructions are named here")
+def test_no_variant_fuses_a_product_with_a_sum(library):
+    printed = subprocess.run(
+        ["objdump", "-d", library._name], capture_output=True, text=True, check=True
+    ).stdout
+    assert "vmulps" in printed
+    assert "vfmadd" not in printed

@@ -1,0 +1,70 @@
+"""Compiling decant's K-quants as they are not shipped: with an error in them, or watched."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+from exporter.toolchain import recipe
+
+# What stands there, what an error would make of it, and a type that shows it.
+MUTANTS = [
+    ("sums[g].l2 += wl * l;", "sums[g].l2 += w[at] * (l * l);", "Q4_K"),
+    ("(error[g] < best[g]) & solved[g]", "(error[g] <= best[g]) & solved[g]", "Q5_K"),
+    ("solved[g] = (d > 0.f) & alive[g];", "solved[g] = alive[g];", "Q4_K"),
+    ("fit[g].min = choose(low > 0.f, F{}, low);", "fit[g].min = low;", "Q4_K"),
+    ("greater(first, last) + MAGIC", "last + MAGIC", "Q4_K"),
+    ("levels[i] = l & 255;", "levels[i] = l;", "Q4_K"),
+    ("tried[c] = where(alive, -(TOP + 0.1f * step) / max);",
+     "tried[c] = where(alive, -(TOP + 0.1f * step) * (1.f / max));", "Q6_K"),
+    ("lx[c] * lx[c] > best * l2[c]", "lx[c] * lx[c] >= best * l2[c]", "Q6_K"),
+    ("step > 4 ? FROM_BELOW : FREE", "FREE", "Q6_K"),
+    ("*word &= ~zero;", "*word &= ~I{};", "Q6_K"),
+    ("bias = (bias < 0x71000000u) ? U{} + 0x71000000u : bias;", "", "Q6_K"),
+    ("MAD ? magnitude(diff) : diff * diff", "diff * diff", "Q2_K"),
+    ("levels[i] = choose(d == 0.f, found[i], levels[i] + 4);", "levels[i] += 4;", "Q3_K"),
+]  # fmt: skip
+
+# Quantizes the cases in a file, each in memory of exactly its size; has no ggml to turn to.
+MAIN = r"""
+#include <stdio.h>
+#include <stdlib.h>
+
+static size_t none(int, const float *, void *, int64_t, int64_t, int64_t, const float *) {
+    abort();
+}
+
+int main(int, char **argv) {
+    FILE *file = fopen(argv[1], "rb");
+    int64_t head[4]; // type, rows, values per row, whether there are weights
+    while (fread(head, sizeof head, 1, file) == 1) {
+        size_t count = head[1] * head[2], weights = head[3] ? head[2] : 0;
+        float *x = (float *)malloc(4 * count), *w = (float *)malloc(4 * weights);
+        if (fread(x, 4, count, file) != count || fread(w, 4, weights, file) != weights) return 2;
+        const size_t nbytes[] = {84, 110, 144, 176, 210};
+        size_t size = count / 256 * nbytes[head[0] - 10];
+        void *y = malloc(size);
+        const float *imatrix = weights ? w : nullptr;
+        if (decant_kquants_baseline(none, head[0], x, y, 0, head[1], head[2], imatrix) != size)
+            return 3;
+        fwrite(y, size, 1, stdout);
+        free(x), free(w), free(y);
+    }
+    fclose(file);
+}
+"""
+
+
+def compiled(source: str, target: Path, *flags: str, shared: bool = True) -> ctypes.CDLL | None:
+    """The source as a library that is loaded, or as a program."""
+    native, host = recipe("native"), recipe("host")
+    text = target.with_suffix(".cpp")
+    text.write_text(source)
+    compilers = host.find_compilers(os.environ, system=host.read_host(os.environ).system)
+    argv = [*shlex.split(compilers.cxx), *native.FLAGS, "-O1", *flags]
+    argv += ["-DKQ_ENTRY=decant_kquants_baseline", str(text), "-o", str(target)]
+    subprocess.run([*argv, "-shared"] if shared else argv, check=True, capture_output=True)
+    return ctypes.CDLL(str(target)) if shared else None
