@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporter.checkpoint import read_tensor, torch_dtype
 from exporter.core.errors import AdapterError, CheckpointError
+from exporter.core.memory import Pool
 from exporter.peft_layers import Tuner, combine_with_peft, merge_as_peft, merge_with_peft
 from exporter.steps import (
     BiasSum,
@@ -23,6 +24,7 @@ from exporter.steps import (
     Step,
     Tuned,
 )
+from exporter.tensors import converted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +40,7 @@ class MergedTensors:
     def __init__(self, plan: MergePlan) -> None:
         """Read nothing yet."""
         self.plan = plan
+        self.pool = Pool()
         self.tuners: dict[Path, Tuner] = {}
         self.pair: tuple[ExpertSum, torch.Tensor, torch.Tensor] | None = None
 
@@ -79,7 +82,7 @@ class MergedTensors:
         """
         change = self.plan.changes.get(name)
         if change is None:
-            weight = read_tensor(self.plan.checkpoint.tensors[name])
+            weight = read_tensor(self.plan.checkpoint.tensors[name], self.pool)
             refuse_non_finite(name, weight, merged=False)
             return weight
         merged = self.merge(name, change)
@@ -96,7 +99,7 @@ class MergedTensors:
         first = change.steps[0] if change.steps else None
         source = first.values if isinstance(first, Replace) else change.source
         assert source is not None, name
-        weight = read_tensor(source).to(self.dtype(name))
+        weight = converted(read_tensor(source, self.pool), self.dtype(name), self.pool)
         with torch.no_grad():
             for step in change.steps[1:] if isinstance(first, Replace) else change.steps:
                 weight = self.take(step, weight)

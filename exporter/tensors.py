@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Protocol
 
 from exporter.core.errors import CheckpointError
+from exporter.core.memory import Pool
 from exporter.core.safetensors import ITEM_BYTES, StoredTensor
 
 if TYPE_CHECKING:
@@ -39,16 +40,19 @@ class LazyTensor(Protocol):
 Tensor = StoredTensor | LazyTensor
 
 
-def read_tensor(tensor: Tensor) -> torch.Tensor:
-    """The tensor's values, in a buffer of its own that may be changed in place."""
-    return read_stored(tensor) if isinstance(tensor, StoredTensor) else tensor.read()
+def read_tensor(tensor: Tensor, pool: Pool | None = None) -> torch.Tensor:
+    """The tensor's values, in a buffer of its own, out of `pool`, that may be changed in place."""
+    return read_stored(tensor, pool) if isinstance(tensor, StoredTensor) else tensor.read()
 
 
-def read_stored(tensor: StoredTensor) -> torch.Tensor:
+def read_stored(tensor: StoredTensor, pool: Pool | None = None) -> torch.Tensor:
     """Read, not mapped: pages of a mapped file would count as this process's memory."""
     import torch
 
-    values = torch.empty(tensor.nbytes, dtype=torch.uint8)
+    if pool is None or not tensor.nbytes:
+        values = torch.empty(tensor.nbytes, dtype=torch.uint8)
+    else:
+        values = take_bytes(pool, tensor.nbytes)
     view = values.numpy().data
     with tensor.path.open("rb", buffering=0) as file:
         file.seek(tensor.offset)
@@ -62,6 +66,20 @@ def read_stored(tensor: StoredTensor) -> torch.Tensor:
                 )
             done += got
     return values.view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
+
+
+def converted(values: torch.Tensor, dtype: torch.dtype, pool: Pool) -> torch.Tensor:
+    """The values as `dtype`; themselves where they are of it."""
+    if values.dtype == dtype or not values.numel():
+        return values.to(dtype)
+    target = take_bytes(pool, values.numel() * dtype.itemsize).view(dtype)
+    return target.reshape(values.shape).copy_(values)
+
+
+def take_bytes(pool: Pool, nbytes: int) -> torch.Tensor:
+    import torch
+
+    return torch.frombuffer(pool.take(nbytes), dtype=torch.uint8)
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
