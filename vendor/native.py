@@ -30,7 +30,7 @@ FLAGS = (
     "-fno-math-errno",
     "-w",  # g++ 12 floods on AVX-512's intrinsics
 )
-X86 = ("x86_64", "amd64", "i386", "i686")
+X86 = ("x86_64", "amd64")
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "baseline": (),
     "avx2": ("-mavx2",),

@@ -1,4 +1,7 @@
-"""decant's K-quants against ggml's: the same bytes, or ggml itself."""
+"""decant's K-quants against ggml's: the same bytes, or ggml itself.
+
+More of them: KQUANTS_VALUES=10000000 pytest tests/exporter/test_kquants.py -k every_variant
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ from tests.kquants import MAIN, MUTANTS, compiled
 
 pytestmark = pytest.mark.llamacpp
 
-MANY = 390_000  # values of each kind, each quantized in four ways: 51 M for each type in all
+# values of each kind, each quantized in four ways: 51 M for each type in all
+MANY = int(os.environ.get("KQUANTS_VALUES", "390000"))
 NAMES = [kind.name for kind in TYPES]
 
 
