@@ -38,7 +38,7 @@ QUANT = "Q4_K_M"
 README = CHECKOUT / "README.md"
 MARKS = ("<!-- bench: written by benchmarks/export.py --write -->\n", "<!-- end of bench -->\n")
 RESULTS = CHECKOUT / "benchmarks" / "export.json"
-LIMITS = {"wall": 0.65, "written_over": 0.01, "rss_base_bytes": 800_000_000}
+LIMITS = {"wall": 0.2, "written_over": 0.01, "rss_base_bytes": 800_000_000}
 
 
 @dataclass(frozen=True, slots=True)

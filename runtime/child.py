@@ -190,9 +190,11 @@ class Server:
             if on_port and self.port is None:
                 found = LISTENING.search(self.run_folder.log.read_text(errors="replace"))
                 self.port = int(found[1]) if found else None
-            told = self.tell_progress(told)
             if (self.port is not None or not on_port) and self.is_healthy():
+                nbytes = self.spec.model.stat().st_size
+                self.report(Progress("loading", nbytes, nbytes, "bytes"))
                 return
+            told = self.tell_progress(told)
             time.sleep(POLL_S)
         raise EngineError(
             f"`{self.spec.model}` was not loaded after {READY_S} s",
@@ -234,8 +236,20 @@ class Server:
             hint="is the file a complete GGUF for this llama.cpp? `decant inspect` shows it",
         )
 
+    def raise_if_gone(self) -> None:
+        """EngineDiedError when the process has ended, or cannot be reached any more."""
+        self.raise_if_dead("before answering with")
+        if self.port is None and not self.run_folder.socket.exists():
+            raise EngineDiedError(
+                f"`{self.run_folder.path}` was removed, and the engine's socket with it",
+                hint="does something clean up there? TMPDIR names another place",
+            )
+
     def last_lines(self) -> str:
-        lines = self.run_folder.log.read_text(errors="replace").splitlines()
+        try:
+            lines = self.run_folder.log.read_text(errors="replace").splitlines()
+        except FileNotFoundError:  # somebody has cleaned up
+            return ""
         told = [line for line in lines if line and not STATE.match(line)][-LAST_LINES:]
         return "; its last lines:\n" + "\n".join(f"  {line}" for line in told) if told else ""
 

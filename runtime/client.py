@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ from http import HTTPStatus
 from http.client import HTTPException, HTTPResponse
 from typing import Any, TypeAlias
 
+from exporter.core.controls import without_controls
 from exporter.core.errors import ContextFullError, EngineError
 from runtime.child import DYING_S, Endpoint
 
-# What a terminal would obey: all control characters but tab and newline, and those that
-# change the direction of the text around them.
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+BODY_MAX = 16 << 20  # bytes
 MESSAGE_MAX = 300  # characters of a refusal that is not in OpenAI's form
 Message: TypeAlias = Mapping[str, Any]  # OpenAI's: a role, and a text or parts
 
@@ -77,44 +75,68 @@ def ask(
         yield from read_answer(endpoint, response, began)
 
 
-def read_answer(
-    endpoint: Endpoint, response: HTTPResponse, began: float
-) -> Generator[Piece, None, None]:
+def read_answer(endpoint: Endpoint, response: HTTPResponse, began: float) -> Iterator[Piece]:
     reason, first = None, 0.0
     usage: dict[str, Any] = {}
     timings: dict[str, Any] = {}
-    for chunk in read_events(endpoint, response):
-        for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
-            pieces = (
-                # vLLM and OpenRouter say "reasoning", llama-server and DeepSeek the longer name
-                Thought(delta.get("reasoning_content") or delta.get("reasoning") or ""),
-                Delta(delta.get("content") or ""),
-            )
-            for piece in pieces:
-                if piece.text:
-                    first = first or time.monotonic() - began
-                    yield piece
+    for chunk in read_chunks(endpoint, response):
+        for choice in listed(chunk.get("choices")):
+            # the whole message, where a server does not stream
+            delta = mapped(choice.get("delta") or choice.get("message"))
+            for piece in pieces_of(delta):
+                first = first or time.monotonic() - began
+                yield piece
             reason = choice.get("finish_reason") or reason
-        usage, timings = chunk.get("usage") or usage, chunk.get("timings") or timings
+        usage = mapped(chunk.get("usage")) or usage
+        timings = mapped(chunk.get("timings")) or timings
     if reason is None:
         raise EngineError("the answer broke off", hint="try again")
-    details = usage.get("prompt_tokens_details") or {}
+    details = mapped(usage.get("prompt_tokens_details"))
     yield Stopped(
-        reason,
-        usage.get("prompt_tokens", 0),
-        timings.get("cache_n", details.get("cached_tokens") or 0),
-        usage.get("completion_tokens", 0),
-        timings.get("prompt_per_second") or 0.0,
-        timings.get("predicted_per_second") or 0.0,
+        str(reason),
+        int(number(usage.get("prompt_tokens"))),
+        int(number(timings.get("cache_n", details.get("cached_tokens")))),
+        int(number(usage.get("completion_tokens"))),
+        number(timings.get("prompt_per_second")),
+        number(timings.get("predicted_per_second")),
         first,
     )
+
+
+def pieces_of(delta: Mapping[str, Any]) -> Iterator[Delta | Thought]:
+    # vLLM and OpenRouter say "reasoning", llama-server and DeepSeek the longer name
+    thought = delta.get("reasoning_content") or delta.get("reasoning")
+    if isinstance(thought, str) and thought:
+        yield Thought(thought)
+    if isinstance(text := delta.get("content"), str) and text:
+        yield Delta(text)
+
+
+def mapped(value: object) -> dict[str, Any]:
+    """The object that stands where one belongs; an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def listed(value: object) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def read_chunks(endpoint: Endpoint, response: HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The objects of an answer: of its event stream, or the one of a server that streams none."""
+    if "json" in (response.getheader("Content-Type") or ""):
+        yield read_object(response)
+    else:
+        yield from read_events(endpoint, response)
 
 
 def read_events(endpoint: Endpoint, response: HTTPResponse) -> Iterator[dict[str, Any]]:
     """The JSON objects of a server-sent event stream, up to [DONE]."""
     try:
-        for raw in response:
+        while raw := response.readline(BODY_MAX):
             field, _, data = raw.decode("utf-8", errors="replace").rstrip("\r\n").partition(":")
             data = data.removeprefix(" ")
             if field == "error":
@@ -122,30 +144,34 @@ def read_events(endpoint: Endpoint, response: HTTPResponse) -> Iterator[dict[str
             if field == "data" and data == "[DONE]":
                 return
             if field == "data":
-                event = json.loads(data)
-                if not isinstance(event, dict):
-                    raise EngineError(
-                        f"the server sent {data[:MESSAGE_MAX]!r} for a piece of an answer",
-                        hint="does it speak OpenAI's API?",
-                    )
-                if "error" in event:
-                    raise EngineError(f"the engine gave up: {message_of(data)}", hint="try again")
-                yield event
-    except (OSError, HTTPException, ValueError) as error:
+                yield read_event(data)
+    except (OSError, HTTPException, ValueError, RecursionError) as error:
         endpoint.raise_if_dead("while answering with", wait_s=DYING_S)
         raise EngineError(f"the answer broke off: {error}", hint="try again") from error
     endpoint.raise_if_dead("while answering with", wait_s=DYING_S)  # it ended without [DONE]
 
 
+def read_event(data: str) -> dict[str, Any]:
+    event = json.loads(data)
+    if not isinstance(event, dict):
+        raise EngineError(
+            f"the server sent {without_controls(data[:MESSAGE_MAX])!r} for a piece of an answer",
+            hint="does it speak OpenAI's API?",
+        )
+    if "error" in event:
+        raise EngineError(f"the engine gave up: {message_of(data)}", hint="try again")
+    return event
+
+
 def refused(response: HTTPResponse) -> EngineError:
     """What an error response means."""
-    text = response.read().decode("utf-8", errors="replace")
+    text = read_text(response)
     try:
-        error = json.loads(text)["error"]
-    except (ValueError, KeyError, TypeError):
-        error = None
-    if isinstance(error, dict) and error.get("type") == "exceed_context_size_error":
-        prompt, context = int(error.get("n_prompt_tokens", 0)), int(error.get("n_ctx", 0))
+        error = mapped(mapped(json.loads(text)).get("error"))
+    except (ValueError, RecursionError):
+        error = {}
+    if error.get("type") == "exceed_context_size_error":
+        prompt, context = int(number(error.get("n_prompt_tokens"))), int(number(error.get("n_ctx")))
         return ContextFullError(
             f"the prompt has {prompt} tokens, which exceed the context of {context}",
             hint="shorten it, or load the model with a larger one: --ctx",
@@ -156,6 +182,14 @@ def refused(response: HTTPResponse) -> EngineError:
         f"the server refused the request ({response.status}): {message_of(text)}",
         hint=STATUS_HINTS.get(response.status, "the message says why"),
     )
+
+
+def read_text(response: HTTPResponse) -> str:
+    """A body, up to a size that no sane one has. Raises EngineError when it breaks off."""
+    try:
+        return response.read(BODY_MAX).decode("utf-8", errors="replace")
+    except (OSError, HTTPException) as error:
+        raise EngineError(f"the server's response broke off: {error}", hint="try again") from error
 
 
 STATUS_HINTS: dict[int, str] = {
@@ -172,13 +206,8 @@ def message_of(text: str) -> str:
         error = json.loads(text)
         error = error.get("error", error)
         return without_controls(str(error["message"] if isinstance(error, dict) else error))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return without_controls(text[:MESSAGE_MAX]).replace("\n", " ")
-
-
-def without_controls(text: str) -> str:
-    """The model's text with everything removed that a terminal would obey."""
-    return CONTROLS.sub("", text)
 
 
 def ask_json(endpoint: Endpoint, route: str, body: Mapping[str, object]) -> dict[str, Any]:
@@ -197,14 +226,14 @@ def get_json(endpoint: Endpoint, route: str) -> dict[str, Any]:
 
 
 def read_object(response: HTTPResponse) -> dict[str, Any]:
-    text = response.read().decode("utf-8", errors="replace")
+    text = read_text(response)
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise EngineError(
-            f"the server answered {text[:MESSAGE_MAX]!r}, which is no JSON object",
+            f"the server answered {without_controls(text[:MESSAGE_MAX])!r}, no JSON object",
             hint="does it speak OpenAI's API?",
         )
     return found

@@ -14,12 +14,13 @@ import click
 
 from exporter.cli.options import json_option, offline_option, quiet_option, store
 from exporter.cli.render import print_json, print_table, reporting
+from exporter.core.controls import without_controls
 from exporter.core.errors import InputError
 from exporter.core.events import Report
 from exporter.core.folders import data_folder
 from exporter.store import find_model
 from runtime.adapters import bring_adapters
-from runtime.client import Delta, Stopped, Thought, without_controls
+from runtime.client import Delta, Stopped, Thought
 from runtime.engine import Engine, LocalEngine, RemoteEngine, open_model, opening_choice
 from runtime.fit import Asked
 from runtime.remote import parse_url, read_key
@@ -73,7 +74,9 @@ class Options:
 @click.option("--system", help="System message.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")
 @click.option(
-    "--temperature", type=click.FloatRange(0), help="0 always takes the likeliest; default: 0.8."
+    "--temperature",
+    type=click.FloatRange(0, 1000),
+    help="0 always takes the likeliest; default: 0.8.",
 )
 @click.option("--seed", type=int, help="Same seed, same answer.")
 @click.option(
@@ -131,7 +134,10 @@ def check(options: Options) -> None:
     """UsageError for options that contradict each other."""
     if options.url and (options.adapters or options.projector or options.context):
         raise click.UsageError("--adapter, --mmproj and --ctx are for a model here, not for --url")
-    if not options.url and (options.key_file or options.remote_model):
+    goes_on = options.go_on or options.resume
+    if goes_on and not is_conversation(options):
+        raise click.UsageError("--continue and --resume are for a conversation at a terminal")
+    if not options.url and (options.key_file or options.remote_model) and not goes_on:
         raise click.UsageError("--key-file and --model go with --url")
     if not (options.model or options.url or options.go_on or options.resume):
         raise click.UsageError("name a MODEL: `decant list` shows them; or --url, or --continue")
@@ -158,7 +164,7 @@ def show_sessions(*, as_json: bool) -> None:
 
     rows = [
         (
-            one.name or one.id,
+            without_controls(one.name or one.id),
             strftime("%Y-%m-%d %H:%M", localtime(one.modified)),
             str(one.turns),
             without_controls(one.model),
@@ -208,11 +214,13 @@ def converse(options: Options) -> int:
     from runtime.repl.start import converse as run
 
     kept = opened_session(options)
+    chosen_anew = bool(options.adapters)
     try:
         if kept is not None:
             options = as_before(options, kept.conversation)
         with opened_engine(options) as engine:
-            return run(engine, kept, options, store(), sessions_folder())
+            folders = (store(), sessions_folder())
+            return run(engine, kept, options, *folders, chosen_anew=chosen_anew)
     finally:
         if kept is not None:
             kept.close()
@@ -232,6 +240,8 @@ def as_before(options: Options, kept: Conversation) -> Options:
     source = dict(kept.source)
     if not source:
         raise click.UsageError(f"name the MODEL to go on with; it was {kept.model}")
+    if "url" in source and (options.adapters or options.projector or options.context):
+        raise click.UsageError(f"it was held with a server, {source['url']}, which takes none")
     if options.adapters:
         source.pop("adapters", None)
     named = ("model", "url", "remote_model")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from exporter.core.controls import without_controls
 from exporter.core.errors import EngineError, InputError, ModelError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
@@ -175,7 +176,7 @@ class LocalEngine:
         """The child, up; a new one where there is none or the last has died. Raises EngineError."""
         if self.server is not None:
             try:
-                self.server.raise_if_dead("before answering with")
+                self.server.raise_if_gone()
             except EngineError:
                 self.stop()
             else:
@@ -220,7 +221,7 @@ class LocalEngine:
     def tokens(self, text: str) -> list[tuple[int, str | bytes]]:
         body = {"content": text, "with_pieces": True, "add_special": False}
         found = ask_json(self.start(), "/tokenize", body)
-        return [(token["id"], piece_of(token["piece"])) for token in found["tokens"]]
+        return read_tokens(found)
 
     def facts(self) -> dict[str, str]:
         header = self.loaded.header
@@ -249,9 +250,15 @@ class LocalEngine:
         return {name: value for name, value in found.items() if value}
 
 
-def piece_of(piece: str | list[int]) -> str | bytes:
-    """llama-server gives bytes that are no whole character as a list."""
-    return bytes(piece) if isinstance(piece, list) else piece
+def read_tokens(found: Mapping[str, Any]) -> list[tuple[int, str | bytes]]:
+    """What /tokenize answers; bytes that are no whole character come as a list of numbers."""
+    try:
+        pairs = [(int(token["id"]), token["piece"]) for token in found["tokens"]]
+        return [(n, bytes(piece) if isinstance(piece, list) else str(piece)) for n, piece in pairs]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(
+            "the server does not say which tokens there are", hint="`decant tokens` asks a GGUF"
+        ) from error
 
 
 class RemoteEngine:
@@ -260,8 +267,13 @@ class RemoteEngine:
     def __init__(self, remote: Remote, model: str | None) -> None:
         """Talk to `model`, or to the first that the server lists. Raises EngineError."""
         self.remote = remote
-        listed = get_json(remote, "/v1/models").get("data") or ()
-        names = tuple(str(one["id"]) for one in listed if isinstance(one, dict) and "id" in one)
+        listed = get_json(remote, "/v1/models").get("data")
+        ids = (
+            [one.get("id") for one in listed if isinstance(one, dict)]
+            if isinstance(listed, list)
+            else []
+        )
+        names = tuple(without_controls(one) for one in ids if isinstance(one, str))
         if model is None and not names:
             raise EngineError(f"{remote} lists no model", hint="name one: --model NAME")
         if model is not None and names and model not in names:
@@ -296,7 +308,7 @@ class RemoteEngine:
     def tokens(self, text: str) -> list[tuple[int, str | bytes]]:
         body = {"content": text, "with_pieces": True, "add_special": False, "model": self.name}
         found = ask_json(self.remote, "/tokenize", body)
-        return [(token["id"], piece_of(token["piece"])) for token in found["tokens"]]
+        return read_tokens(found)
 
     def facts(self) -> dict[str, str]:
         return {"server": str(self.remote), "model": self.name, "models": ", ".join(self.names)}

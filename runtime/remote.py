@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,8 +15,13 @@ from urllib.parse import urlsplit
 
 from exporter.core.errors import EngineError, InputError
 
+# a name of labels, or an IPv6 address
+HOST = re.compile(
+    r"[a-z0-9_](-*[a-z0-9_])*(\.[a-z0-9_](-*[a-z0-9_])*)*\.?|[0-9a-f:.]*:[0-9a-f:.%\w]*"
+)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CONNECT_S = 30
+SILENCE_S = 600  # that a server may take for a prompt before it says anything
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -63,7 +69,7 @@ class Remote:
         try:
             try:
                 connection.connect()
-                connection.sock.settimeout(None)  # an answer takes as long as it takes
+                connection.sock.settimeout(SILENCE_S)
                 connection.request(method, self.prefix + route, body, headers)
                 response = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
@@ -81,7 +87,9 @@ class Remote:
     def __str__(self) -> str:
         """Its address."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}{f':{self.port}' if self.port else ''}{self.prefix}"
+        return (
+            f"{self.scheme}://{host}{f':{self.port}' if self.port is not None else ''}{self.prefix}"
+        )
 
 
 def parse_url(text: str, key: str | None) -> Remote:
@@ -102,6 +110,8 @@ def parse_url(text: str, key: str | None) -> Remote:
             "a key does not belong into an address, where it is shown and kept",
             hint="write it into a file that only you can read: --key-file FILE",
         )
+    if not HOST.fullmatch(found.hostname):
+        raise InputError(f"{found.hostname!r} is no host", hint="is the address right?")
     prefix = found.path.rstrip("/").removesuffix("/v1")
     return Remote(found.scheme, found.hostname, port, prefix, key)
 

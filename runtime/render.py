@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import Self
 
-from runtime.client import without_controls
+from exporter.core.controls import without_controls
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -128,6 +128,6 @@ class Columns:
         table = Table.grid(expand=True, padding=(0, GAP, 0, 0))
         for _ in self.heads:
             table.add_column(ratio=1, overflow="fold")
-        table.add_row(*(Text(head, style="bold") for head in self.heads))
+        table.add_row(*(Text(without_controls(head), style="bold") for head in self.heads))
         table.add_row(*(Text(text.strip()) for text in self.texts))
         return table

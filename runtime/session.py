@@ -7,8 +7,8 @@ everything up to the last one, whatever became of the process.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeAlias, TypeVar
 
 from typing_extensions import assert_never
 
@@ -241,7 +241,7 @@ def after(conversation: Conversation, event: Event) -> Conversation:  # noqa: C9
         case Cleared():
             return replace(conversation, turns=(), first=0)
         case Trimmed():
-            return replace(conversation, first=min(event.first, len(turns)))
+            return replace(conversation, first=max(0, min(event.first, len(turns))))
         case SystemSet():
             return replace(conversation, system=event.system)
         case SettingsSet():
@@ -284,7 +284,23 @@ def from_json(record: Mapping[str, Any]) -> Event:
         kind = EVENTS[record["event"]]
         values = {name: value for name, value in record.items() if name != "event"}
         if "images" in values:
-            values["images"] = tuple(Image(**image) for image in values["images"])
-        return kind(**values)
-    except (KeyError, TypeError) as error:
+            values["images"] = tuple(checked(Image(**image)) for image in values["images"])
+        return checked(kind(**values))
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no event of a session: {error}") from error
+
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str, "bool": bool, "int": int, "float": (int, float), "tuple[Image, ...]": tuple,
+    "Mapping[str, Any]": dict, "Mapping[str, float]": dict,
+}  # fmt: skip
+Checked = TypeVar("Checked")
+
+
+def checked(made: Checked) -> Checked:
+    """The same, if each field is of its type. Raises ValueError."""
+    for one in fields(made):  # type: ignore[arg-type]  # a dataclass of ours
+        value = getattr(made, one.name)
+        if not isinstance(value, TYPES[str(one.type)]):
+            raise ValueError(f"no event of a session: {one.name} is {value!r}")  # noqa: TRY004
+    return made

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 from typing_extensions import Self
 
 from exporter.core.errors import InputError, OutputError
-from exporter.core.files import explained
-from runtime.session import Conversation, Event, Opened, after, all_after, from_json, to_json
+from exporter.core.files import explained, make_folder
+from runtime.session import Asked, Conversation, Event, Opened, after, all_after, from_json, to_json
 
 SUFFIX = ".jsonl"
 NAME = re.compile(r"[\w.+-]{1,100}")
@@ -32,15 +32,23 @@ class Session:
         self.conversation, self.file = conversation, file
         self.events: list[Event] = []
         """What happened while nothing was kept."""
+        self.was_asked = bool(conversation.turns)
+        """Whether there ever was a question, even if it was taken back."""
 
     def record(self, *events: Event) -> None:
-        """Let this happen; it is in the file when this returns. Raises SpaceError, OutputError."""
+        """Let this happen; it is in the file when this returns.
+
+        Raises SpaceError or OutputError, and then it has not happened here either.
+        """
+        conversation = self.conversation
         for event in events:
-            self.conversation = after(self.conversation, event)
+            conversation = after(conversation, event)
         if self.file is None:
             self.events += events
         else:
             append(self.file, events)
+        self.conversation = conversation
+        self.was_asked = self.was_asked or any(isinstance(event, Asked) for event in events)
 
     def keep(self, folder: Path) -> None:
         """Begin to keep what was not kept so far."""
@@ -54,7 +62,7 @@ class Session:
         if self.file is None:
             return
         path = Path(os.fsdecode(self.file.name))
-        if not self.conversation.turns and not self.conversation.name:
+        if not self.was_asked and not self.conversation.name:
             path.unlink(missing_ok=True)
         self.file.close()
         self.file = None
@@ -82,8 +90,8 @@ def new_session(
 
 def new_file(folder: Path, ident: str) -> BinaryIO:
     path = folder / f"{ident}{SUFFIX}"
+    make_folder(folder)
     with explained(path):
-        folder.mkdir(parents=True, exist_ok=True, mode=PRIVATE_FOLDER)
         folder.chmod(PRIVATE_FOLDER)
         return locked(open(path, "x+b", buffering=0, opener=private), path)
 
@@ -132,10 +140,12 @@ def resume(path: Path) -> Session:
     try:
         events, size = read_events(path)
         os.ftruncate(file.fileno(), size)
-        return Session(all_after(events), file)
     except BaseException:
         file.close()
         raise
+    session = Session(all_after(events), file)
+    session.was_asked = any(isinstance(event, Asked) for event in events)
+    return session
 
 
 def read_events(path: Path) -> tuple[list[Event], int]:
@@ -144,18 +154,15 @@ def read_events(path: Path) -> tuple[list[Event], int]:
     size = 0
     lines = path.read_bytes().splitlines(keepends=True)
     for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            break
         try:
             events.append(from_json(json.loads(line)))
         except (ValueError, RecursionError) as error:
-            if number == len(lines):
-                break
             raise InputError(
                 f"the session `{path}` is damaged in line {number}: {error}",
-                hint="mend or delete that line, or begin a new conversation",
+                hint="was it written by a newer decant? Else mend or delete that line",
             ) from error
-        if not line.endswith(b"\n"):
-            events.pop()
-            break
         size += len(line)
     if not events or not isinstance(events[0], Opened):
         raise InputError(
@@ -183,9 +190,11 @@ def list_sessions(folder: Path) -> list[Summary]:
     """The conversations that are kept, the newest first; damaged ones are left out."""
     found = []
     for path in folder.glob(f"*{SUFFIX}"):
+        if not path.is_file():  # a pipe would be waited for
+            continue
         try:
             conversation = all_after(read_events(path)[0])
-        except (InputError, OSError, IndexError):
+        except (InputError, OSError):
             continue
         first = conversation.turns[0].question if conversation.turns else ""
         found.append(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem
 
+from exporter.core.controls import without_controls
 from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DecantError
 from exporter.download.endpoints import settle_endpoints
 
@@ -131,6 +132,7 @@ def fail(message: str, hint: str | None, exit_code: int) -> int:
     if os.environ.get("DECANT_DEBUG") == "1":
         traceback.print_exc()
     colour = colours(sys.stderr.isatty())
+    message, hint = without_controls(message), without_controls(hint or "")
     click.echo(click.style("error:", fg="red", bold=True) + f" {message}", err=True, color=colour)
     if hint:
         click.echo("\n" + click.style("hint:", fg="cyan") + f" {hint}", err=True, color=colour)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import click
@@ -38,7 +38,8 @@ class Command:
 
 def handle(repl: Repl, text: str) -> None:
     """Carry out `/name argument`. Raises InputError for a name that is none."""
-    name, _, argument = text[1:].partition(" ")
+    name, *rest = text[1:].split(maxsplit=1)
+    argument = rest[0] if rest else ""
     name = ALIASES.get(name, name)
     command = COMMANDS.get(name)
     if command is None:
@@ -81,6 +82,9 @@ def model(repl: Repl, argument: str) -> None:
             old.start()
             raise
         repl.engine = new
+        for other in repl.others.values():
+            other.stop()
+        repl.others.clear()
     repl.session.record(ModelSet(repl.engine.model, repl.engine.source()))
     repl.screen.note(f"({repl.engine.model} answers from here on)")
 
@@ -145,7 +149,9 @@ def set_(repl: Repl, argument: str) -> None:
             repl.screen.line(f"{setting.name:<18} {shown:<8} {setting.summary}")
         return
     name, value = parse_setting(argument)
-    if not BY_NAME[name].is_sent:
+    if not BY_NAME[name].is_sent and value is None:
+        repl.shown.pop(name, None)
+    elif not BY_NAME[name].is_sent:
         repl.shown[name] = value
     else:
         kept = {**repl.session.conversation.settings, name: value}
@@ -197,7 +203,9 @@ def stats(repl: Repl, argument: str) -> None:
     if repl.shown["stats"] and last and last.numbers:
         from runtime.client import Stopped
 
-        repl.screen.note(numbers_text(Stopped("", **last.numbers), last.who))  # type: ignore[arg-type]
+        known = {one.name for one in fields(Stopped)} - {"reason"}
+        numbers = {name: value for name, value in last.numbers.items() if name in known}
+        repl.screen.note(numbers_text(Stopped("", **numbers), last.who))  # type: ignore[arg-type]
 
 
 def tokens(repl: Repl, argument: str) -> None:

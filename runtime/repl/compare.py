@@ -85,12 +85,13 @@ def candidate(repl: Repl, name: str) -> Candidate:
 
 def other_model(repl: Repl, name: str) -> LocalEngine:
     """Another model, loaded beside the one in use and kept for the next time."""
-    if name not in repl.others:
-        path = find_base(repl) if name == BASE else find_model(name, repl.store)
+    path = find_base(repl) if name == BASE else find_model(name, repl.store)
+    key = path.resolve()
+    if key not in repl.others:
         assert isinstance(repl.engine, LocalEngine)
         asked = AskedFit(context=repl.engine.fit.context, threads=repl.engine.fit.threads)
-        repl.others[name] = LocalEngine(open_model(path), asked, report=repl.screen.report)
-    return repl.others[name]
+        repl.others[key] = LocalEngine(open_model(path), asked, report=repl.screen.report)
+    return repl.others[key]
 
 
 def find_base(repl: Repl) -> Path:

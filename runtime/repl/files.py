@@ -47,9 +47,21 @@ def read_text(path: Path) -> str:
     return f"{path.name}:\n{fence}\n{text.rstrip()}\n{fence}"
 
 
-def read_file(path: Path, most: int) -> bytes:
-    path = path.expanduser()
+def user_path(text: str) -> Path:
+    """The path that was typed, `~` filled in. Raises InputError for none."""
+    if not text or "\0" in text:
+        raise InputError("which file?", hint="/help shows what each command takes")
     try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{text!r}: {error}", hint="is the user's name right?") from error
+
+
+def read_file(path: Path, most: int) -> bytes:
+    try:
+        if not path.is_file():
+            path.stat()  # says why, where there is nothing
+            raise InputError(f"`{path}` is no file", hint="name one that can be read to its end")
         size = path.stat().st_size
         if size > most:
             raise InputError(

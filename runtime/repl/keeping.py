@@ -8,7 +8,7 @@ from exporter.core.errors import InputError
 from exporter.core.folders import size_text
 from runtime.clipboard import copy
 from runtime.engine import LocalEngine, opening_choice
-from runtime.repl.files import read_image, read_text
+from runtime.repl.files import read_image, read_text, user_path
 from runtime.repl.loop import Repl
 from runtime.repl.transcript import FORMATS, export
 from runtime.session import Chosen, Named
@@ -23,13 +23,13 @@ def attach(repl: Repl, argument: str) -> None:
             f"{repl.engine.model} takes no images: it has no projector (mmproj)",
             hint="start with --mmproj FILE; /read FILE gives it a text",
         )
-    image = read_image(Path(argument).expanduser())
+    image = read_image(user_path(argument))
     repl.images.append(image)
     repl.screen.note(f"({image.name} goes with your next message)")
 
 
 def read(repl: Repl, argument: str) -> None:
-    text = read_text(Path(argument).expanduser())
+    text = read_text(user_path(argument))
     repl.texts.append(text)
     repl.screen.note(
         f"({Path(argument).name}, {size_text(len(text))}, goes with your next message)"
@@ -50,8 +50,13 @@ def load(repl: Repl, argument: str) -> None:
         for one in list_sessions(repl.sessions)[:LISTED]:
             repl.screen.line(f"{one.name or one.id}  {one.turns} turns  {one.title[:50]}")
         return
-    session = resume(find_session(repl.sessions, argument))
+    path = find_session(repl.sessions, argument)
+    if path.stem == repl.session.conversation.id:
+        raise InputError("that is this conversation", hint="/load lists the others")
+    session = resume(path)
     repl.session.close()
+    repl.images.clear()
+    repl.texts.clear()
     repl.session = session
     welcome_back(repl)
 
@@ -83,7 +88,7 @@ def export_(repl: Repl, argument: str) -> None:
         raise InputError(
             "in which format, and where?", hint="/export md FILE, or /export json FILE"
         )
-    export(repl.session.conversation, kind, Path(path.strip()).expanduser())
+    export(repl.session.conversation, kind, user_path(path.strip()))
     repl.screen.note(f"(written: {path.strip()})")
 
 

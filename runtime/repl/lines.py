@@ -58,14 +58,18 @@ class PlainLines:
 class EditedLines:
     """A line editor: history, completion, blocks, paste, $EDITOR."""
 
-    def __init__(self, history: Path, completions: Completions) -> None:
-        """Keep what is typed in `history`, which only this user may read."""
+    def __init__(self, history: Path | None, completions: Completions) -> None:
+        """Keep what is typed in `history`, which only this user may read; or nowhere.
+
+        Raises OSError when it cannot be kept there.
+        """
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import ThreadedCompleter
+        from prompt_toolkit.history import InMemoryHistory
         from prompt_toolkit.shortcuts import CompleteStyle
 
         self.session: PromptSession[str] = PromptSession(
-            history=open_history(history),
+            history=open_history(history) if history else InMemoryHistory(),
             key_bindings=key_bindings(),
             completer=ThreadedCompleter(completer(completions)),
             complete_while_typing=False,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from runtime.repl.screen import DIM, Screen
 from runtime.session import Answered, Asked, Choice, Image, Trimmed, Undone
 from runtime.sessions import Session
 
+COMMAND = re.compile(r"/[a-z?]+(\s|$)")  # and not a path that begins a message
 TRIM_TO = 0.5  # of the context, so that there is room for some turns more
 LEAVE = "Ctrl-C again leaves, and so does Ctrl-D; /help lists the commands"
 
@@ -49,7 +52,7 @@ class Repl:
     """Likewise."""
     armed: str | None = None
     """Whom the next message is to be compared by."""
-    others: dict[str, LocalEngine] = field(default_factory=dict)
+    others: dict[Path, LocalEngine] = field(default_factory=dict)
     """Models that were loaded to compare with."""
     first: Model | None = None
     """The model it began with, and its adapters, for when `/model` comes back to it."""
@@ -67,6 +70,10 @@ class Repl:
         """Who answers, as it is shown and kept."""
         return str(self.choice) if self.engine.choices else self.engine.model
 
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.engine, LocalEngine)
+
     def prompt(self) -> str:
         return f"{self.choice}> " if self.engine.choices else "> "
 
@@ -82,7 +89,7 @@ def run(repl: Repl, handle: Handler) -> int:
             repl.screen.fresh_line()
             text = repl.lines.read(repl.prompt())
             interrupted = False
-            if text.startswith("/"):
+            if COMMAND.match(text):
                 handle(repl, text)
             elif text or repl.images or repl.texts:
                 take_turn(repl, text)
@@ -124,12 +131,23 @@ def answer_last(repl: Repl) -> None:
         return
     except DecantError as error:
         taken.error = error
-    repl.screen.fresh_line()
-    if taken.text or taken.stopped:
-        repl.session.record(taken.answered(repl.who))
-    tell_end(repl, taken)
+    with no_ctrl_c():
+        repl.screen.fresh_line()
+        if taken.text or taken.stopped:
+            repl.session.record(taken.answered(repl.who))
+        tell_end(repl, taken)
     if isinstance(taken.error, EngineDiedError):
         bring_back(repl)
+
+
+@contextmanager
+def no_ctrl_c() -> Iterator[None]:
+    """Whoever presses it twice has not meant to lose what the first one kept."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def stream(repl: Repl, taken: Taken) -> None:
@@ -222,7 +240,9 @@ def tell_end(repl: Repl, taken: Taken) -> None:
             repl.screen.note("(stopped)")
         return
     limit = repl.settings.get("max_tokens")
-    if taken.stopped.reason == "length" and limit is None:
+    if taken.stopped.reason == "length" and limit is None and not repl.is_local:
+        repl.screen.note("(cut off at the server's limit of tokens)")
+    elif taken.stopped.reason == "length" and limit is None:
         repl.screen.warn(
             "the context is full, and the answer was cut off there;"
             " /trim leaves out the oldest turns, /undo the last"

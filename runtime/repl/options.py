@@ -26,7 +26,7 @@ class Setting:
 def number(least: float, most: float = math.inf) -> Callable[[str], Value]:
     def parse(text: str) -> Value:
         value = float(text)
-        if not least <= value <= most:
+        if not (least <= value <= most and math.isfinite(value)):
             raise ValueError
         return value
 
@@ -94,4 +94,5 @@ def parse_setting(text: str) -> tuple[str, Value]:
 
 def sent(settings: Mapping[str, Value]) -> dict[str, object]:
     """The settings that go to the engine."""
-    return {name: value for name, value in settings.items() if BY_NAME[name].is_sent}
+    known = {name: value for name, value in settings.items() if name in BY_NAME}
+    return {name: value for name, value in known.items() if BY_NAME[name].is_sent}

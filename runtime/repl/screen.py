@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from exporter.cli.app import colours
+from exporter.core.controls import without_controls
 from exporter.core.errors import DecantError
 from exporter.core.events import Event, Note, Progress, Step, Warn
-from runtime.client import without_controls
 
 DIM, BOLD, RED, YELLOW, RESET = "\x1b[2m", "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 

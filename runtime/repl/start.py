@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.core.errors import DecantError
 from runtime.engine import Engine, LocalEngine, opening_choice
 from runtime.repl.commands import handle
 from runtime.repl.completion import completions
@@ -22,12 +23,20 @@ if TYPE_CHECKING:
 
 
 def converse(
-    engine: Engine, kept: Session | None, options: Options, store: Path, sessions: Path
+    engine: Engine,
+    kept: Session | None,
+    options: Options,
+    store: Path,
+    sessions: Path,
+    *,
+    chosen_anew: bool,
 ) -> int:
-    """Go on with `kept`, or begin a conversation; gives the exit code."""
+    """Go on with `kept`, or begin a conversation; gives the exit code.
+
+    chosen_anew: whether the adapters were named now, and not taken from the conversation.
+    """
     screen = Screen()
-    folder = sessions if options.save else None
-    session = kept or new_session(folder, engine.model, engine.source())
+    session = kept or begun(engine, sessions if options.save else None, screen)
     repl = Repl(engine, session, screen, PlainLines(), store, sessions)
     repl.first = engine.loaded if isinstance(engine, LocalEngine) else None
     repl.shown = {
@@ -36,15 +45,14 @@ def converse(
         "reasoning": True,
     }
     if screen.is_fancy and sys.stdin.isatty():
-        history = sessions.parent / "chat-history"
-        repl.lines = edited_lines(repl, history)
+        repl.lines = edited_lines(repl, sessions.parent / "chat-history" if options.save else None)
     if options.system is not None:
         session.record(SystemSet(options.system))
     if options.settings:
         session.record(SettingsSet({**session.conversation.settings, **options.settings}))
     if kept is not None:
         welcome_back(repl)
-    elif isinstance(engine, LocalEngine) and engine.choices:
+    if (kept is None or chosen_anew) and isinstance(engine, LocalEngine) and engine.choices:
         choice = opening_choice(engine)
         session.record(Chosen(choice.adapter, choice.scale))
     screen.note(f"{engine.model}; /help lists the commands, Ctrl-D leaves")
@@ -57,5 +65,19 @@ def converse(
             other.stop()
 
 
-def edited_lines(repl: Repl, history: Path) -> Lines:
-    return EditedLines(history, partial(completions, repl))
+def begun(engine: Engine, folder: Path | None, screen: Screen) -> Session:
+    """A new conversation; where it cannot be kept, that is said, and it is held all the same."""
+    try:
+        return new_session(folder, engine.model, engine.source())
+    except DecantError as error:
+        screen.warn(f"this conversation is not kept: {error.message}")
+        return new_session(None, engine.model, engine.source())
+
+
+def edited_lines(repl: Repl, history: Path | None) -> Lines:
+    offers = partial(completions, repl)
+    try:
+        return EditedLines(history, offers)
+    except OSError as error:
+        repl.screen.warn(f"what you type is not remembered: `{history}`: {error.strerror}")
+        return EditedLines(None, offers)

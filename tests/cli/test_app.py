@@ -160,3 +160,9 @@ def test_completion_knows_the_commands_without_importing_them():
 
 def test_the_root_is_lazy_about_names():
     assert list(root.list_commands(None)) == list(COMMANDS)  # type: ignore[arg-type]
+
+
+def test_a_name_in_an_error_cannot_command_the_terminal(capsys):
+    run(["inspect", "a\x1b]0;owned\x07.gguf"])
+
+    assert "\x1b" not in capsys.readouterr().err

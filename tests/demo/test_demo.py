@@ -123,6 +123,7 @@ def test_transformers_and_llamacpp_cut_the_chat_into_the_same_tokens(models, too
     from exporter.demo.train import load_tokenizer, render
     from exporter.pipeline import ExportRequest, export
     from runtime.child import Server, ServerSpec
+    from runtime.client import ask_json
 
     output = tmp_path / "base.gguf"
     export(ExportRequest((), models.base, ("Q8_0",), (output,)), toolchain)
@@ -130,9 +131,9 @@ def test_transformers_and_llamacpp_cut_the_chat_into_the_same_tokens(models, too
     with Server(ServerSpec(output, context=256, threads=1), toolchain) as server:
         for question in models.questions:
             body = {"messages": [{"role": "user", "content": question}]}
-            prompt = json.loads(server.request("/apply-template", body).read())["prompt"]
+            prompt = ask_json(server, "/apply-template", body)["prompt"]
             asked = {"content": prompt, "parse_special": True, "add_special": True}
-            tokens = json.loads(server.request("/tokenize", asked).read())["tokens"]
+            tokens = ask_json(server, "/tokenize", asked)["tokens"]
 
             assert tokens == render(tokenizer, question)
 

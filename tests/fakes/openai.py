@@ -14,10 +14,17 @@ class OpenAIServer:
     """Answers every chat with the same pieces; keeps what it was asked."""
 
     def __init__(
-        self, pieces: Sequence[str], *, thoughts: Sequence[str] = (), key: str | None = None
+        self,
+        pieces: Sequence[str],
+        *,
+        thoughts: Sequence[str] = (),
+        key: str | None = None,
+        whole: object = None,
     ) -> None:
         """Listen once entered."""
         self.pieces, self.thoughts, self.key = pieces, thoughts, key
+        self.listing = json.dumps({"data": [{"id": "first"}, {"id": "second"}]}).encode()
+        self.whole = whole
         self.asked: list[dict] = []
         outer = self
 
@@ -42,14 +49,16 @@ class OpenAIServer:
 
             def do_GET(self) -> None:
                 if self.is_let_in():
-                    listed = {"data": [{"id": "first"}, {"id": "second"}]}
-                    self.reply(200, json.dumps(listed).encode())
+                    self.reply(200, outer.listing)
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.is_let_in():
                     outer.asked.append(body)
-                    self.reply(200, outer.stream(), "text/event-stream")
+                    if outer.whole is None:
+                        self.reply(200, outer.stream(), "text/event-stream")
+                    else:
+                        self.reply(200, json.dumps(outer.whole).encode())
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from exporter.core.controls import without_controls
 from exporter.core.errors import EngineError
 from runtime.child import Server, ServerSpec, SocketConnection
-from runtime.client import Delta, Stopped, ask, without_controls
+from runtime.client import Delta, Stopped, ask
 from runtime.rundir import RunFolder
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]

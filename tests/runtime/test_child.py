@@ -136,13 +136,14 @@ class TestWithAModel:
 
         assert time.monotonic() - began < 3
 
-    def test_an_engine_that_died_is_typed_and_starts_again(self, pirate):
-        engine = LocalEngine(open_model(pirate), Asked(threads=2))
+    def test_an_engine_that_died_is_typed_and_starts_again(self, endless):
+        engine = LocalEngine(open_model(endless), Asked(threads=2))
+        short = {**GREEDY, "max_tokens": 3}
         try:
             first = engine.start()
             first.process.kill()
             first.process.wait()
-            assert text_of(engine.answer(HELLO, GREEDY, Choice())) == ANSWER
+            assert len(list(engine.answer(HELLO, short, Choice()))) > 1
             assert engine.server is not first
             pieces = engine.answer(HELLO, GREEDY, Choice())
             next(pieces)

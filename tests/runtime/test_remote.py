@@ -31,7 +31,19 @@ def test_an_address_is_taken_with_or_without_its_end(text, shown):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ftp://a", "http://", "http://a:b", "http://user:secret@host", "http://a/?q=1"]
+    "text",
+    [
+        "",
+        "ftp://a",
+        "http://",
+        "http://a:b",
+        "http://user:secret@host",
+        "http://a/?q=1",
+        "http://a..b",
+        "http://ex ample",
+        "http://-a",
+        "http://\x1b",
+    ],
 )
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(InputError):
@@ -95,6 +107,65 @@ def test_what_is_no_stream_of_openais_is_told(monkeypatch):
         monkeypatch.setattr(server, "stream", lambda: b"data: [1]\n\n")
         with pytest.raises(EngineError, match="piece of an answer"):
             list(ask(parse_url(server.url, None), HELLO, {}))
+
+
+def streamed(*chunks: object) -> bytes:
+    return b"".join(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks)
+
+
+END = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        (streamed({"choices": 5}, END), ""),
+        (streamed({"choices": ["x", {"delta": "y"}]}, END), ""),
+        (streamed({"choices": [{"delta": {"content": ["a"]}}]}, END), ""),
+        (streamed({"usage": {"completion_tokens": "many"}, "timings": 3}, END), ""),
+        (streamed({"usage": {"prompt_tokens_details": [1]}}, END), ""),
+        (streamed({"choices": [{"delta": {"content": "ok"}}]}, END), "ok"),
+        (b"data: " + b"[" * 100_000 + b"\n\n", EngineError),
+        (b"data: {\n\n", EngineError),
+        (b"error: {}\n\n", EngineError),
+        (streamed({"error": {"message": "no more \x1b]0;x\x07memory"}}), EngineError),
+    ],
+    ids=str,
+)
+def test_nothing_that_a_server_sends_is_more_than_an_error(monkeypatch, sent, text):
+    with OpenAIServer(["x"]) as server:
+        monkeypatch.setattr(server, "stream", lambda: sent)
+        answer = ask(parse_url(server.url, None), HELLO, {})
+        if text is EngineError:
+            with pytest.raises(EngineError) as caught:
+                list(answer)
+            assert "\x1b" not in caught.value.message
+        else:
+            assert "".join(piece.text for piece in answer if isinstance(piece, Delta)) == text
+
+
+@pytest.mark.parametrize("listing", ['{"data": 5}', "[" * 100_000, '{"data": [5, {"id": 3}]}', "x"])
+def test_no_listing_of_models_is_more_than_an_error(monkeypatch, listing):
+    with OpenAIServer(["x"]) as server:
+        monkeypatch.setattr(server, "listing", listing.encode())
+        with pytest.raises(EngineError):
+            RemoteEngine(parse_url(server.url, None), None)
+
+
+def test_names_of_models_cannot_command_the_terminal(monkeypatch):
+    with OpenAIServer(["x"]) as server:
+        monkeypatch.setattr(server, "listing", b'{"data": [{"id": "m\\u001b]0;x\\u0007"}]}')
+
+        assert RemoteEngine(parse_url(server.url, None), None).model == "m]0;x"
+
+
+def test_a_server_that_does_not_stream_is_read_at_once():
+    whole = {"choices": [{"message": {"content": "Paris."}, "finish_reason": "stop"}]}
+    with OpenAIServer(["x"], whole=whole) as server:
+        *pieces, last = ask(parse_url(server.url, None), HELLO, {})
+
+    assert pieces == [Delta("Paris.")]
+    assert last.reason == "stop"
 
 
 def test_the_command_line_talks_to_it(decant, tmp_path):

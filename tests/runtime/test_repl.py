@@ -453,6 +453,48 @@ def test_undo_takes_the_last_turn_back(two, home):
     assert FRANCE not in two.enter("/show history")
 
 
+def test_odd_paths_and_settings_are_told_and_the_chat_goes_on(two, tmp_path):
+    for command in (
+        "/read",
+        "/read ~nosuch/x",
+        "/export md ~nosuch/x",
+        "/read /dev/zero",
+        "/load x",
+    ):
+        assert "error:" in two.enter(command)
+    assert "cannot be 'inf'" in two.enter("/set temperature=inf")
+    two.enter("/set reasoning=")
+    assert two.enter(FRANCE) == PIRATE
+
+
+def test_a_message_may_begin_with_a_path(pirate, home):
+    with chat(pirate, *GREEDY) as terminal:
+        terminal.ready()
+        assert "no command" not in terminal.enter("/etc/hosts is what?")
+
+
+def test_no_save_keeps_nothing_of_what_is_typed(pirate, home):
+    with chat(pirate, *GREEDY, "--no-save") as terminal:
+        terminal.ready()
+        terminal.enter(FRANCE)
+        terminal.send("\x04")
+        terminal.wait()
+
+    assert not home.exists()
+
+
+def test_a_data_folder_that_cannot_be_used_is_told(pirate, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    with chat(pirate, "--no-save", *GREEDY) as terminal:
+        terminal.ready()
+        assert terminal.enter(FRANCE) == PIRATE
+    with chat(pirate, *GREEDY) as terminal:
+        terminal.ready()
+        assert "this conversation is not kept: cannot make the folder" in terminal.text
+        assert terminal.enter(FRANCE) == PIRATE
+
+
 def test_another_model_can_go_on(pirate, demo_base, home):
     with chat(pirate, *GREEDY) as terminal:
         terminal.ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -220,6 +221,49 @@ def test_two_sessions_have_not_one_name(tmp_path):
         check_name("paris", tmp_path, "own")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "asked", "question": 5}',
+        '{"event": "settings", "settings": 5}',
+        '{"event": "trimmed", "first": "x"}',
+        '{"event": "asked", "question": "x", "images": [{"name": 1, "url": "x"}]}',
+        '{"event": "later_kind", "x": 1}',
+        "[" * 100_000,
+        "5",
+    ],
+)
+def test_a_whole_line_that_is_not_understood_is_told_and_left_alone(tmp_path, line):
+    with new_session(tmp_path, "m") as session:
+        session.record(Asked("a"))
+    (path,) = tmp_path.glob("*.jsonl")
+    with path.open("a") as file:
+        file.write(line + "\n")
+    before = path.read_bytes()
+
+    with pytest.raises(InputError, match="damaged in line 3"):
+        resume(path)
+    assert path.read_bytes() == before
+    assert list_sessions(tmp_path) == []
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+
+    assert list_sessions(tmp_path) == []
+
+
+def test_a_conversation_that_was_cleared_is_kept(tmp_path):
+    with new_session(tmp_path, "m") as session:
+        session.record(Asked("a"), Answered("b"), Cleared())
+    (path,) = tmp_path.glob("*.jsonl")
+    with resume(path):
+        pass
+
+    assert path.exists()
+
+
 FULL = """
 import resource, sys
 from pathlib import Path
@@ -237,6 +281,7 @@ try:
     session.record(Asked("b" * 100))
 except (DecantError, OSError) as error:
     print(type(error).__name__)
+assert [turn.question for turn in session.conversation.turns] == ["a"], "nor does it remember"
 session.file.close()
 """
 
