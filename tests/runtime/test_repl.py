@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import stat
 import subprocess
@@ -558,7 +559,8 @@ def test_terminal_is_left_in_order(pirate, home):
     """After the chat a shell's line editing works: the terminal is in its first state."""
     import termios
 
-    with Terminal(["sh", "-c", f"{sys.executable} -m exporter chat {pirate}; stty -a"]) as terminal:
+    command = shlex.join([sys.executable, "-m", "exporter", "chat", str(pirate)])
+    with Terminal(["sh", "-c", f"{command}; stty -a"]) as terminal:
         before = termios.tcgetattr(terminal.master)[3]
         terminal.ready()
         terminal.send("\x03")
