@@ -61,7 +61,8 @@ class OpenAIServer:
                         self.reply(200, json.dumps(outer.whole).encode())
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        serve = self.server.serve_forever
+        self.thread = threading.Thread(target=serve, args=(0.01,), daemon=True)
 
     @property
     def url(self) -> str:

@@ -146,7 +146,7 @@ def listener() -> Iterator[Listener]:
     """A server whose model is not there yet, and that nobody works for."""
     folder = RunFolder()
     with Listener(folder.socket, "key") as listener:
-        Thread(target=listener.serve_forever, daemon=True).start()
+        Thread(target=listener.serve_forever, args=(0.01,), daemon=True).start()
         yield listener
         listener.shutdown()
     folder.remove()
