@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
@@ -175,7 +176,7 @@ def repl_rss(model: Path, adapter: Path) -> int:
             terminal.send("/ada\t")
             terminal.until("/adapter")
             status = Path(f"/proc/{terminal.process.pid}/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024  # type: ignore[index]
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024
 
 
 def imports_torch(model: Path) -> bool:
@@ -256,7 +257,7 @@ def main() -> None:
     sys.exit(bool(missed))
 
 
-def missed_limits(results: dict) -> list[str]:  # type: ignore[type-arg]
+def missed_limits(results: dict[str, Any]) -> list[str]:
     facts = {
         "first token of the 1 B model": results["first_token_1b"]["ratio"]
         <= LIMITS["first_token_1b"],

@@ -65,7 +65,6 @@ def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = sile
 
 def adapter_gguf(folder: Path, base: Path, *, cache: Path, report: Report = silent) -> Path:
     """The adapter as a GGUF, made once and kept in `cache`. Raises what `export_lora` does."""
-
     from exporter.lora import LoraRequest, export_lora
 
     kept = kept_adapter(folder, base, cache, report=report)
@@ -80,13 +79,14 @@ def adapter_gguf(folder: Path, base: Path, *, cache: Path, report: Report = sile
 def main(argv: list[str]) -> int:
     """Convert, and print the path, or the error with its hint, as JSON."""
     folder, base, cache = map(Path, argv)
+    answer: dict[str, str | None] = {}
+    code = 0
     try:
-        path = adapter_gguf(folder, base, cache=cache)
+        answer["path"] = str(adapter_gguf(folder, base, cache=cache))
     except DecantError as error:
-        print(json.dumps({"error": error.message, "hint": error.hint}))  # noqa: T201
-        return error.exit_code
-    print(json.dumps({"path": str(path)}))  # noqa: T201 - the caller reads it
-    return 0
+        answer, code = {"error": error.message, "hint": error.hint}, error.exit_code
+    print(json.dumps(answer))  # noqa: T201 - the caller reads it
+    return code
 
 
 if __name__ == "__main__":

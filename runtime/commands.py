@@ -21,7 +21,14 @@ from exporter.core.folders import data_folder
 from exporter.store import find_model
 from runtime.adapters import bring_adapters
 from runtime.client import Delta, Stopped, Thought
-from runtime.engine import Engine, LocalEngine, RemoteEngine, open_model, opening_choice
+from runtime.engine import (
+    Engine,
+    LocalEngine,
+    RemoteEngine,
+    answerer,
+    open_model,
+    opening_choice,
+)
 from runtime.fit import Asked
 from runtime.remote import parse_url, read_key
 from runtime.session import Choice, Conversation
@@ -279,8 +286,7 @@ def answer_once(engine: Engine, question: str, options: Options) -> None:
     if options.stats:
         from runtime.repl.loop import numbers_text
 
-        who = str(choice) if engine.choices else engine.model
-        click.echo(numbers_text(stopped, who), err=True)
+        click.echo(numbers_text(stopped, answerer(engine, choice)), err=True)
 
 
 def as_json(

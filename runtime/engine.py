@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from exporter.store import StoredModel, refuse_adapter
 from exporter.toolchain import find_toolchain
 from runtime.adapters import BASE, Adapter, check_adapter
 from runtime.child import Server, ServerSpec, lora_vector
-from runtime.client import Message, Piece, ask, ask_json, get_json
+from runtime.client import Message, Piece, ask, ask_json, get_json, listed
 from runtime.fit import LAYERS_KEPT, Asked, Fit, fit
 from runtime.remote import Remote
 from runtime.seq2seq.model import is_encoder_decoder
@@ -267,12 +267,7 @@ class RemoteEngine:
     def __init__(self, remote: Remote, model: str | None) -> None:
         """Talk to `model`, or to the first that the server lists. Raises EngineError."""
         self.remote = remote
-        listed = get_json(remote, "/v1/models").get("data")
-        ids = (
-            [one.get("id") for one in listed if isinstance(one, dict)]
-            if isinstance(listed, list)
-            else []
-        )
+        ids = [one.get("id") for one in listed(get_json(remote, "/v1/models").get("data"))]
         names = tuple(without_controls(one) for one in ids if isinstance(one, str))
         if model is None and not names:
             raise EngineError(f"{remote} lists no model", hint="name one: --model NAME")
@@ -326,5 +321,6 @@ def opening_choice(engine: LocalEngine) -> Choice:
     return Choice(adapters[0].name, adapters[0].scale) if adapters else Choice(MERGED)
 
 
-def at_scale(choice: Choice, scale: float) -> Choice:
-    return replace(choice, scale=scale)
+def answerer(engine: Engine, choice: Choice) -> str:
+    """Who answers, as it is shown and kept."""
+    return str(choice) if engine.choices else engine.model

@@ -151,14 +151,16 @@ def cache_values(model: GGUFFile, context: int) -> int:
     """Keys and values of so many tokens, over all layers."""
     layers, heads = layer_count(model), per_layer(model, "attention.head_count")
     groups = per_layer(model, "attention.head_count_kv", heads)
-    width = model.number(f"{model.architecture}.embedding_length") or 0
-    total = 0
-    for layer in range(layers):
-        head = width // heads[layer] if heads[layer] else 0
-        keys = model.number(f"{model.architecture}.attention.key_length") or head
-        values = model.number(f"{model.architecture}.attention.value_length") or head
-        total += groups[layer] * (keys + values)
-    return total * context
+    pairs = zip(groups[:layers], heads[:layers], strict=True)
+    return context * sum(group * sum(head_widths(model, head)) for group, head in pairs)
+
+
+def head_widths(model: GGUFFile, heads: int) -> tuple[int, int]:
+    """Values of a head's key and of its value, in a layer of so many heads."""
+    name = model.architecture
+    width = (model.number(f"{name}.embedding_length") or 0) // heads if heads else 0
+    keys = model.number(f"{name}.attention.key_length") or width
+    return keys, model.number(f"{name}.attention.value_length") or width
 
 
 def layer_count(model: GGUFFile) -> int:
@@ -190,11 +192,7 @@ def work_nbytes(model: GGUFFile, context: int) -> int:
 
 def cache_may_be_quantized(model: GGUFFile) -> bool:
     """Whether every head's keys and values come in whole blocks of Q8_0."""
-    name = model.architecture
-    heads = max(per_layer(model, "attention.head_count"), default=0)
-    width = (model.number(f"{name}.embedding_length") or 0) // heads if heads else 0
-    keys = model.number(f"{name}.attention.key_length") or width
-    values = model.number(f"{name}.attention.value_length") or width
+    keys, values = head_widths(model, max(per_layer(model, "attention.head_count"), default=0))
     return bool(keys and values) and keys % Q8_BLOCK == 0 == values % Q8_BLOCK
 
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
 from exporter.core.controls import without_controls
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from rich.table import Table
 
 FENCES = ("```", "~~~")
 PER_SECOND = 12  # redraws
 GAP = 2  # columns between columns
+
+
+def live(**options: Any) -> Live:  # rich's own options
+    """A place on the terminal that is drawn over until what is final is printed there."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(highlight=False)
+    return Live(console=console, transient=True, refresh_per_second=PER_SECOND, **options)
 
 
 class MarkdownStream:
@@ -27,28 +36,15 @@ class MarkdownStream:
 
     def __init__(self) -> None:
         """Draw nothing until entered."""
-        from rich.console import Console
-        from rich.live import Live
-
-        self.console = Console(highlight=False)
-        self.live = Live(
-            console=self.console,
-            transient=True,
-            refresh_per_second=PER_SECOND,
-            vertical_overflow="visible",
-        )
+        self.live = live(vertical_overflow="visible")
+        self.console = self.live.console
         self.text = ""
 
     def __enter__(self) -> Self:
         self.live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         from rich.markdown import Markdown
 
         self.live.stop()
@@ -90,30 +86,16 @@ class Columns:
 
     def __init__(self, heads: Sequence[str]) -> None:
         """One column a head."""
-        from rich.console import Console
-        from rich.live import Live
-
         self.heads = heads
         self.texts = [""] * len(heads)
-        self.console = Console(highlight=False)
-        self.live = Live(
-            console=self.console,
-            transient=True,
-            refresh_per_second=PER_SECOND,
-            get_renderable=self.table,
-            vertical_overflow="ellipsis",
-        )
+        self.live = live(get_renderable=self.table, vertical_overflow="ellipsis")
+        self.console = self.live.console
 
     def __enter__(self) -> Self:
         self.live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.live.stop()
         self.console.print(self.table())
 

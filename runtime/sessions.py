@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from typing_extensions import Self
 
-from exporter.core.errors import InputError, OutputError
+from exporter.core.errors import DecantError, InputError, OutputError
 from exporter.core.files import explained, make_folder
 from runtime.session import Asked, Conversation, Event, Opened, after, all_after, from_json, to_json
 
@@ -27,12 +27,14 @@ PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 class Session:
     """A conversation, and the file that keeps it, where it is kept."""
 
-    def __init__(self, conversation: Conversation, file: BinaryIO | None) -> None:
+    def __init__(
+        self, conversation: Conversation, file: BinaryIO | None, *, was_asked: bool = False
+    ) -> None:
         """Go on with `conversation`; its events so far are in `file` already."""
         self.conversation, self.file = conversation, file
         self.events: list[Event] = []
         """What happened while nothing was kept."""
-        self.was_asked = bool(conversation.turns)
+        self.was_asked = was_asked
         """Whether there ever was a question, even if it was taken back."""
 
     def record(self, *events: Event) -> None:
@@ -48,14 +50,19 @@ class Session:
         else:
             append(self.file, events)
         self.conversation = conversation
-        self.was_asked = self.was_asked or any(isinstance(event, Asked) for event in events)
+        self.was_asked = self.was_asked or asks(events)
 
     def keep(self, folder: Path) -> None:
         """Begin to keep what was not kept so far."""
         if self.file is None:
-            self.file = new_file(folder, self.conversation.id)
-            events, self.events = self.events, []
-            append(self.file, events)
+            file = new_file(folder, self.conversation.id)
+            try:
+                append(file, self.events)
+            except DecantError:  # it is still here, and can be kept elsewhere or later
+                Path(os.fsdecode(file.name)).unlink()
+                file.close()
+                raise
+            self.file, self.events = file, []
 
     def close(self) -> None:
         """Leave the file; one in which nothing was asked is removed."""
@@ -72,6 +79,10 @@ class Session:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def asks(events: Sequence[Event]) -> bool:
+    return any(isinstance(event, Asked) for event in events)
 
 
 def new_session(
@@ -143,9 +154,7 @@ def resume(path: Path) -> Session:
     except BaseException:
         file.close()
         raise
-    session = Session(all_after(events), file)
-    session.was_asked = any(isinstance(event, Asked) for event in events)
-    return session
+    return Session(all_after(events), file, was_asked=asks(events))
 
 
 def read_events(path: Path) -> tuple[list[Event], int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import click
@@ -12,7 +12,7 @@ import click
 from exporter.core.errors import DecantError, InputError
 from exporter.store import find_model
 from runtime.adapters import BASE, parse_scale
-from runtime.engine import LocalEngine, RemoteEngine, at_scale, open_model
+from runtime.engine import LocalEngine, RemoteEngine, open_model
 from runtime.repl.compare import compare
 from runtime.repl.keeping import attach, copy_, export_, load, read, save
 from runtime.repl.loop import LeaveError, Repl, answer_last, numbers_text, take_turn, trim
@@ -115,7 +115,7 @@ def adapter(repl: Repl, argument: str) -> None:
 def scale(repl: Repl, argument: str) -> None:
     if not repl.choice.adapter:
         raise InputError("no adapter is in use", hint="/adapter NAME chooses one")
-    choose(repl, at_scale(repl.choice, parse_scale(argument)))
+    choose(repl, replace(repl.choice, scale=parse_scale(argument)))
 
 
 def choose(repl: Repl, choice: Choice) -> None:

@@ -16,12 +16,12 @@ from exporter.core.errors import (
     EngineDiedError,
 )
 from runtime.client import Delta, Piece, Stopped, Thought
-from runtime.engine import Engine, LocalEngine, Model
+from runtime.engine import Engine, LocalEngine, Model, answerer
 from runtime.render import MarkdownStream
 from runtime.repl.lines import Lines
 from runtime.repl.options import Value, sent
 from runtime.repl.screen import DIM, Screen
-from runtime.session import Answered, Asked, Choice, Image, Trimmed, Undone
+from runtime.session import Answered, Asked, Choice, Image, Trimmed, Undone, after
 from runtime.sessions import Session
 
 COMMAND = re.compile(r"/[a-z?]+(\s|$)")  # and not a path that begins a message
@@ -67,8 +67,7 @@ class Repl:
 
     @property
     def who(self) -> str:
-        """Who answers, as it is shown and kept."""
-        return str(self.choice) if self.engine.choices else self.engine.model
+        return answerer(self.engine, self.choice)
 
     @property
     def is_local(self) -> bool:
@@ -300,8 +299,7 @@ def trim(repl: Repl, context: int) -> None:
     last = len(conversation.turns) - 1
     first = conversation.first + 1
     while first < last:
-        repl.session.record(Trimmed(first))
-        count = repl.engine.count(repl.session.conversation.asking())
+        count = repl.engine.count(after(conversation, Trimmed(first)).asking())
         if count is None:
             first = (conversation.first + last + 1) // 2
             break

@@ -28,6 +28,7 @@ from runtime.child import SocketConnection
 from runtime.rundir import RunFolder
 from runtime.seq2seq.model import Flag, Sampling, generate, loaded
 from tests.raw import edit_json, write_tiny_gguf
+from tests.runtime.test_chat import wait_until
 from tests.terminal import chat, children_of
 from tests.tiny_t5 import adapt_t5, make_t5, teach_mt5
 
@@ -145,15 +146,6 @@ def is_ready(served: Served) -> bool:
         return served.call("GET", "/health") == (200, {"status": "ok"})
     except OSError:
         return False
-
-
-def wait_until(fact, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if fact():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.fixture(scope="module")

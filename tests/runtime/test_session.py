@@ -195,6 +195,23 @@ def test_what_was_not_kept_can_be_kept_later(tmp_path):
     assert (one.turns, one.title) == (2, "a")
 
 
+def test_what_cannot_be_kept_is_not_lost(tmp_path, monkeypatch):
+    def full(file, events):
+        raise SpaceError("the disk is full")
+
+    with new_session(None, "m") as session:
+        session.record(Asked("a"))
+        with monkeypatch.context() as patch:
+            patch.setattr("runtime.sessions.append", full)
+            with pytest.raises(SpaceError):
+                session.keep(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+        session.keep(tmp_path)
+    (one,) = list_sessions(tmp_path)
+
+    assert one.title == "a"
+
+
 def test_sessions_are_found_by_id_beginning_and_name(tmp_path):
     with new_session(tmp_path, "m") as session:
         session.record(Asked("a"), Named("paris"))
