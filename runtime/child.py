@@ -55,6 +55,12 @@ class ServerSpec:
     prompt_cache: int = 0
     """Bytes that earlier prompts may take. Never with adapters: see `argv`."""
     engine: Engine = "llama-server"
+    scales: tuple[float, ...] = ()
+    """What adapters are applied with where requests cannot say; none is, without it."""
+    rpc: tuple[str, ...] = ()
+    """HOST:PORT of workers that hold a part of the model."""
+    extra: tuple[str, ...] = ()
+    """More of llama-server's flags."""
     use_socket: bool = True
     """A Unix socket where there are any; else a port on the loopback, and a random key."""
 
@@ -147,11 +153,12 @@ class Server:
             "--sse-ping-interval", str(PING_S), "--timeout", "600",
         ]  # fmt: skip
         if spec.adapters:
-            scaled = ",".join(f"{number}.gguf:0" for number in range(len(spec.adapters)))
+            scales = spec.scales or (0.0,) * len(spec.adapters)
+            scaled = ",".join(f"{number}.gguf:{scale:g}" for number, scale in enumerate(scales))
             argv += ["--lora-scaled", scaled]
         if spec.projector is not None:
             argv += ["--mmproj", str(spec.projector.absolute())]
-        return argv
+        return [*argv, *spec.extra]
 
     def seq2seq_argv(self) -> list[str]:
         spec = self.spec

@@ -18,12 +18,12 @@ PER_SECOND = 12  # redraws
 GAP = 2  # columns between columns
 
 
-def live(**options: Any) -> Live:  # rich's own options
+def live(*, stderr: bool = False, **options: Any) -> Live:  # rich's own options
     """A place on the terminal that is drawn over until what is final is printed there."""
     from rich.console import Console
     from rich.live import Live
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=stderr)
     return Live(console=console, transient=True, refresh_per_second=PER_SECOND, **options)
 
 
@@ -113,3 +113,45 @@ class Columns:
         table.add_row(*(Text(without_controls(head), style="bold") for head in self.heads))
         table.add_row(*(Text(text.strip()) for text in self.texts))
         return table
+
+
+class Board:
+    """Tables below each other on standard error, drawn over when there is news."""
+
+    def __init__(self) -> None:
+        """Draw nothing until entered."""
+        self.live = live(stderr=True, auto_refresh=False, vertical_overflow="ellipsis")
+
+    def __enter__(self) -> Self:
+        self.live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.live.stop()
+
+    def show(
+        self,
+        tables: Sequence[tuple[tuple[str, ...], Sequence[tuple[str, ...]]]],
+        lines: Sequence[str],
+    ) -> None:
+        """Each table with its heads, empty ones left out; then the lines."""
+        from rich.console import Group
+        from rich.text import Text
+
+        parts: list[Table | Text] = []
+        for heads, rows in tables:
+            if rows:
+                parts += [rows_table(heads, rows), Text("")]
+        parts += [Text(without_controls(line), style="dim") for line in lines]
+        self.live.update(Group(*parts), refresh=True)
+
+
+def rows_table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, GAP, 0, 0))
+    table.add_row(*(Text(head, style="bold") for head in heads))
+    for row in rows:
+        table.add_row(*(Text(without_controls(cell)) for cell in row))
+    return table

@@ -27,6 +27,7 @@ COMMANDS = {
     "verify": ("exporter.cli.verify:verify", "Compare a GGUF with its base and adapter."),
     "inspect": ("exporter.cli.inspect:inspect", "Show what a GGUF, model or adapter holds."),
     "chat": ("runtime.commands:chat", "Ask a model."),
+    "serve": ("runtime.serve_command:serve", "Serve models over HTTP."),
     "tokens": ("runtime.tokens_command:tokens", "Show how a model cuts a text into tokens."),
     "list": ("exporter.cli.models:list_", "List the exported models."),
     "rm": ("exporter.cli.models:rm", "Delete exported models."),
@@ -38,6 +39,7 @@ Examples:
   decant demo                    see the whole way on a tiny model
   decant export ./my-lora        adapter to GGUF; the base is found or given by --base
   decant chat my-lora -p "Hi"    ask it
+  decant serve my-lora           let programs and a web page ask it
 
 \b
 Exit codes: 0 done, 1 a bug, 2 command line, 3 input, 4 llama.cpp or a package missing,

@@ -1,0 +1,169 @@
+"""The models a gateway serves, and their names: NAME, NAME:ADAPTER, NAME:ADAPTER@SCALE."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from exporter.core.errors import DecantError, InputError
+from exporter.core.events import Report, Warn, silent
+from exporter.core.gguf import read_gguf
+from exporter.store import StoredModel, list_models
+from runtime.adapters import BASE, Adapter, parse_scale
+from runtime.engine import Model, open_model
+from runtime.fit import LAYERS_KEPT
+from runtime.gateway.admission import Voice
+from runtime.gateway.errors import ApiError, bad_request
+
+LATEST = ":latest"  # which Ollama's clients append
+OWNER = "decant"
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What a request's `model` means."""
+
+    id: str
+    """As it is listed; with a scale only where the client gave one."""
+    base: str
+    """The id of the model whose child answers."""
+    model: Model
+    adapter: Adapter | None
+    voice: Voice
+
+    @property
+    def label(self) -> str:
+        """The id without a scale: clients choose those, and may choose many."""
+        return self.id.partition("@")[0] if self.adapter else self.id
+
+
+class Catalog:
+    """The models by their ids. Reads headers only."""
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        """Name them as briefly as they can be told apart. Raises InputError for equal names."""
+        self.models: dict[str, Model] = {}
+        self.others: dict[str, str] = {}
+        """Longer names, and the ids they mean."""
+        short = [StoredModel(model.header.path).name for model in models]
+        for model, name in zip(models, short, strict=True):
+            id_ = name if short.count(name) == 1 else model.name
+            if id_ in self.models:
+                raise InputError(f"two models are called {id_!r}", hint="rename one of the files")
+            self.models[id_] = model
+            self.others[model.name] = id_
+
+    def find(self, name: object) -> Named:
+        """What a name means. Raises ApiError when it means nothing here."""
+        if name is None and len(self.models) == 1:
+            name = next(iter(self.models))
+        if not isinstance(name, str) or not name:
+            raise bad_request("`model` must be the name of a model", code="model_required")
+        plain = name.removesuffix(LATEST)
+        for base, rest in splits(plain):
+            id_ = self.others.get(base, base)
+            if (model := self.models.get(id_)) is None:
+                continue
+            if not rest:
+                return Named(id_, id_, model, None, (0.0,) * len(model.adapters))
+            return self.adapted(id_, model, rest, name)
+        raise self.unknown(name)
+
+    def adapted(self, id_: str, model: Model, rest: str, name: str) -> Named:
+        called, at, text = rest.partition("@")
+        if called == BASE and not at:
+            return Named(id_, id_, model, None, (0.0,) * len(model.adapters))
+        for adapter in model.adapters:
+            if adapter.name == called:
+                scale = adapter.scale
+                if at:
+                    try:
+                        scale = parse_scale(text)
+                    except InputError as error:
+                        raise bad_request(f"{name!r}: {error.message}") from error
+                voice = tuple(scale if one is adapter else 0.0 for one in model.adapters)
+                return Named(f"{id_}:{rest}", id_, model, adapter, voice)
+        raise self.unknown(name)
+
+    def unknown(self, name: str) -> ApiError:
+        shown = name[:200]
+        near = difflib.get_close_matches(shown, self.ids(), n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]!r}?" if near else "GET /v1/models lists what there is"
+        return ApiError(
+            HTTPStatus.NOT_FOUND, f"there is no model {shown!r}; {advice}", "model_not_found"
+        )
+
+    def ids(self) -> list[str]:
+        return [named.id for named in self]
+
+    def __iter__(self) -> Iterator[Named]:
+        for id_, model in self.models.items():
+            yield self.find(id_)
+            for adapter in model.adapters:
+                yield self.find(f"{id_}:{adapter.name}")
+
+
+def splits(name: str) -> Iterator[tuple[str, str]]:
+    """A name as it is, then cut at each of its colons."""
+    yield name, ""
+    for place, letter in enumerate(name):
+        if letter == ":" and place + 1 < len(name):
+            yield name[:place], name[place + 1 :]
+
+
+def listing(named: Named) -> dict[str, Any]:
+    """What GET /v1/models says of a model."""
+    path = named.adapter.path if named.adapter else named.model.header.path
+    return {
+        "id": named.id,
+        "object": "model",
+        "created": int(path.stat().st_mtime) if path.exists() else 0,
+        "owned_by": OWNER,
+        "root": named.base,
+        "parent": named.base if named.adapter else None,
+    }
+
+
+def stored_models(store: Path, *, report: Report = silent) -> list[Model]:
+    """All models of the store; adapters that lie there beside the base they were trained on.
+
+    What cannot be read is left out, with a warning.
+    """
+    models, adapters = [], []
+    for stored in list_models(store):
+        try:
+            header = read_gguf(stored.path, keep_items=LAYERS_KEPT)
+            if header.is_adapter:
+                name = stored.path.name.partition(".")[0]
+                adapters.append((header.text("decant.base"), Adapter(name, stored.path, 1.0)))
+            elif header.architecture != "clip":
+                models.append(open_model(stored.path))
+        except DecantError as error:
+            report(Warn(f"`{stored.path.name}` is not served: {error.message}"))
+    return [with_adapters(model, adapters, report=report) for model in models]
+
+
+def with_adapters(
+    model: Model, adapters: Sequence[tuple[str | None, Adapter]], *, report: Report
+) -> Model:
+    """The model with those that were trained on it; a merged one takes none."""
+    header = model.header
+    base = header.text("decant.base")
+    if base is None or header.text("decant.adapter") is not None or model.is_encoder_decoder:
+        return model
+    mine = tuple(adapter for trained_on, adapter in adapters if trained_on == base)
+    try:
+        return open_model(header.path, mine, model.projector) if mine else model
+    except DecantError as error:
+        report(Warn(f"`{header.path.name}` is served without adapters: {error.message}"))
+        return model
+
+
+def with_adapters_of(model: Model, adapters: Mapping[Path, Sequence[Adapter]]) -> Model:
+    """The model with the adapters given for its path. Raises what `open_model` does."""
+    mine = adapters.get(model.header.path)
+    return open_model(model.header.path, tuple(mine), model.projector) if mine else model

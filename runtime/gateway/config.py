@@ -1,0 +1,98 @@
+"""`--config FILE.toml`: the options of `decant serve`, and models with adapters of their own."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.core.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MODEL_KEYS = ("path", "base", "adapters")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTable:
+    """A `[[model]]` of the file."""
+
+    path: str
+    adapters: tuple[str, ...]
+    """As --adapter has them: NAME=PATH[:SCALE]."""
+    base: str | None
+
+
+def load_config(
+    ctx: click.Context, parameter: click.Parameter, path: Path | None
+) -> tuple[ModelTable, ...]:
+    """The file's models; its options become the command's defaults. Raises InputError."""
+    del parameter
+    if path is None:
+        return ()
+    found = read_toml(path)
+    tables = found.pop("model", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise InputError(f"`{path}`: model is no table", hint="write [[model]], then path = …")
+    ctx.default_map = {**(ctx.default_map or {}), **options(ctx, path, found)}
+    return tuple(model_table(path, table) for table in tables)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot read `{path}`: {error.strerror}", hint="is the path right?"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"`{path}` is no TOML: {error}", hint="mend it there") from error
+    return found
+
+
+def options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The values by the names that click knows them by."""
+    known = {
+        option.removeprefix("--").replace("-", "_"): parameter
+        for parameter in ctx.command.params
+        for option in parameter.opts
+        if option.startswith("--") and option != "--config"
+    } | {"models": next(p for p in ctx.command.params if p.name == "models")}
+    values = {}
+    for name, value in found.items():
+        parameter = known.get(name.replace("-", "_"))
+        if parameter is None:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = (
+                f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
+            )
+            raise InputError(f"`{path}`: there is no setting {name!r}", hint=advice)
+        is_many = parameter.multiple if isinstance(parameter, click.Option) else True
+        if is_many != isinstance(value, list):
+            want = "a list" if is_many else "a single value"
+            raise InputError(f"`{path}`: {name} must be {want}", hint="mend it there")
+        assert parameter.name is not None
+        values[parameter.name] = value
+    return values
+
+
+def model_table(path: Path, table: dict[str, Any]) -> ModelTable:
+    if wrong := [name for name in table if name not in MODEL_KEYS]:
+        raise InputError(
+            f"`{path}`: a [[model]] has no {wrong[0]!r}", hint=f"it has {', '.join(MODEL_KEYS)}"
+        )
+    adapters = table.get("adapters", {})
+    if not isinstance(table.get("path"), str) or not isinstance(adapters, dict):
+        raise InputError(
+            f"`{path}`: a [[model]] needs a path, and adapters are NAME = PATH",
+            hint='path = "base.gguf" and adapters = { pirate = "./my-lora:0.8" }',
+        )
+    texts = tuple(f"{name}={place}" for name, place in adapters.items())
+    return ModelTable(table["path"], texts, table.get("base"))

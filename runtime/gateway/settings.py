@@ -1,0 +1,86 @@
+"""What a gateway allows, and how much of it."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from exporter.core.errors import InputError
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The gateway's options; seconds and bytes unless said otherwise."""
+
+    host: str = "127.0.0.1"
+    """The address it listens on."""
+    keys: tuple[str, ...] = ()
+    """Any of them opens; without one everybody who reaches the port may ask."""
+    origins: frozenset[str] = frozenset()
+    """Other pages that may ask, such as https://chat.example."""
+    hosts: frozenset[str] = frozenset()
+    """Other names this server is reached by."""
+    parallel: int | None = None
+    """Requests that a child answers at once; None takes what fits."""
+    context: int | None = None
+    """Tokens of each conversation."""
+    threads: int | None = None
+    rpc: tuple[str, ...] = ()
+    """HOST:PORT of workers that hold a part of each model."""
+    ttl_s: float = 600
+    """A model that nobody has asked for so long is unloaded; 0 keeps it."""
+    grace_s: float = 30
+    """What requests in flight have to finish when the server is asked to end."""
+    epoch_s: float = 0.5
+    """How long requests for one adapter may overtake those that wait for another."""
+    max_queue: int = 128
+    """Requests that may wait for one child."""
+    max_per_client: int = 64
+    """Requests of one client, waiting or answered, at one child."""
+    queue_s: float = 600
+    """The longest wait for a turn."""
+    max_tokens: int | None = None
+    """The most that one answer may have."""
+    body_max: int = 16 << 20
+    body_s: float = 30
+    """The time in which a request's body must have come."""
+    stall_s: float = 60
+    """How long a client may leave an answer unread."""
+    allow_fields: frozenset[str] = frozenset()
+    """Fields of llama-server's own that clients may set: see `requests.WITHHELD`."""
+    media_hosts: frozenset[str] = frozenset()
+    """Hosts that the engine may fetch images from; none by default."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_address(name: str) -> bool:
+    """Whether a Host header's name is an IP address, which no foreign name server can hand out."""
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def seconds(text: str) -> float:
+    """`90`, `90s`, `10m` or `2h` in seconds. Raises InputError."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        found = float(number) * units[unit]
+    except ValueError:
+        found = -1
+    if not 0 <= found < float("inf"):
+        raise InputError(f"{text!r} is no time", hint="such as 90s, 10m or 2h; 0 is never")
+    return found
