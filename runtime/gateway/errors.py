@@ -63,6 +63,22 @@ class ApiError(Exception):
         return b"\n\n" + name + b"data: " + body + b"\n\n"
 
 
+class EngineGoneError(ApiError):
+    """The child went away before its answer was complete."""
+
+    def __init__(self, message: str = "the engine ended while it answered; try again") -> None:
+        """Ask to try again."""
+        super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, message, "unavailable", 1)
+
+
+class NotThereError(EngineGoneError):
+    """No child took the request; nothing of it was sent."""
+
+    def __init__(self) -> None:
+        """Ask to try again."""
+        super().__init__("the engine is not there; try again")
+
+
 class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from exporter.core.errors import DecantError, EngineDiedError, SpaceError
 from exporter.core.events import Event, Progress, Report, Step, Warn, silent
 from exporter.toolchain import Toolchain
-from runtime.child import Server
+from runtime.child import DYING_S, Server
 from runtime.engine import Model
 from runtime.gateway.admission import Gate
 from runtime.gateway.catalog import Named
@@ -222,7 +222,24 @@ class Fleet:
                 return
             await asyncio.sleep(WATCH_S)
 
+    async def revived(self, child: Child) -> None:
+        """Return when a child that could not be reached is up again. Raises ApiError."""
+        await self.mourned(child)
+        await self.loaded(child)
+
+    async def mourned(self, child: Child) -> None:
+        """Let a child that broke off be known for dead, before anybody is sent there again."""
+        server = child.server
+        if server is not None:
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(None, wait_for_end, server)
+            except EngineDiedError as error:
+                await self.bury(child, server, error)
+
     async def bury(self, child: Child, server: Server, error: EngineDiedError) -> None:
+        if child.server is not server:  # somebody else has seen it, too
+            return
         if self.clock() - child.began > HEALTHY_S:
             child.crashes = 0
         child.gate.close()
@@ -273,3 +290,9 @@ class Fleet:
         ]
         if starting:
             await asyncio.wait(starting, timeout=5)
+
+
+def wait_for_end(server: Server) -> None:
+    """EngineDiedError when a child that does not answer has ended, or is about to."""
+    server.raise_if_dead("while answering with", wait_s=DYING_S)
+    server.raise_if_gone()

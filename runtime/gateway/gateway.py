@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,9 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from runtime.gateway.admission import Gate, Ticket
+from runtime.gateway.admission import Ticket
 from runtime.gateway.catalog import Catalog, Named
-from runtime.gateway.errors import ApiError, unavailable
+from runtime.gateway.errors import ApiError, EngineGoneError, NotThereError
 from runtime.gateway.fleet import Child, Fleet
 from runtime.gateway.metrics import Metrics
 from runtime.gateway.planning import Role
@@ -122,27 +122,55 @@ class Call:
     async def asked(
         self, child: Child, route: str, named: Named, body: Mapping[str, Any], ticket: Ticket | None
     ) -> AsyncIterator[Reply]:
-        """The reply; the ticket is given back when the child is done with it, not before."""
-        is_blocking = not body.get("stream")
+        """The reply; leaving the block breaks off what is not finished."""
+        errand = Errand(child, ticket, is_blocking=not body.get("stream"))
         reply = None
-        child.blocking += is_blocking
         try:
-            if child.address is None:
-                raise unavailable("the engine has ended; try again")
             self.state = "answering"
-            payload = dumped({**body, "model": named.id})
-            reply = await post(child.address, route, payload)
+            reply = await self.posted(child, route, dumped({**body, "model": named.id}))
             await reply.read_head()
             yield reply
+        except EngineGoneError:
+            await self.gateway.fleet.mourned(child)
+            raise
         finally:
-            child.blocking -= is_blocking
-            if reply is None:
-                give_back(child.gate, ticket)
-            elif reply.is_finished:
-                reply.close()
-                give_back(child.gate, ticket)
+            if reply is not None and not reply.is_finished:
+                self.gateway.fleet.spawn(errand.abandon(reply))
             else:
-                self.gateway.fleet.spawn(leave(reply, child.gate, ticket))
+                errand.end()
+                if reply is not None:
+                    reply.close()
+
+    async def posted(self, child: Child, route: str, payload: bytes) -> Reply:
+        """The request, sent once: again only where nobody was there to hear it."""
+        if child.address is not None:
+            with suppress(NotThereError):
+                return await post(child.address, route, payload)
+        await self.gateway.fleet.revived(child)
+        if child.address is None:
+            raise NotThereError
+        return await post(child.address, route, payload)
+
+
+class Errand:
+    """What a request takes of a child, until the child is done with it, wanted or not."""
+
+    def __init__(self, child: Child, ticket: Ticket | None, *, is_blocking: bool) -> None:
+        """Take it."""
+        self.child, self.ticket, self.is_blocking = child, ticket, is_blocking
+        child.blocking += is_blocking
+
+    def end(self) -> None:
+        self.child.blocking -= self.is_blocking
+        if self.ticket is not None:
+            self.child.gate.release(self.ticket)
+
+    async def abandon(self, reply: Reply) -> None:
+        """Wait until the child has let go of it."""
+        try:
+            await reply.leave()
+        finally:
+            self.end()
 
 
 def role_of(route: str, named: Named) -> Role:
@@ -150,19 +178,6 @@ def role_of(route: str, named: Named) -> Role:
     if route in DEAF and named.voice:
         return "fixed"
     return ROLES.get(route, "generate")
-
-
-async def leave(reply: Reply, gate: Gate, ticket: Ticket | None) -> None:
-    """Wait until the child has let go of a request that is not wanted any more."""
-    try:
-        await reply.leave()
-    finally:
-        give_back(gate, ticket)
-
-
-def give_back(gate: Gate, ticket: Ticket | None) -> None:
-    if ticket is not None:
-        gate.release(ticket)
 
 
 Handler = Callable[[Call], Awaitable[Response | None]]

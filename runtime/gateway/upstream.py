@@ -10,7 +10,7 @@ from pathlib import Path
 import h11
 
 from runtime.child import Server
-from runtime.gateway.errors import unavailable
+from runtime.gateway.errors import EngineGoneError, NotThereError
 
 BLOCK = 1 << 16  # bytes
 HEAD_MAX = 1 << 20  # bytes
@@ -49,12 +49,12 @@ class Reply:
         self.is_finished = False
 
     async def event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
-        """The next part of the response. Raises ApiError when the child is gone."""
+        """The next part of the response. Raises EngineGoneError."""
         try:
             while (event := self.http.next_event()) is h11.NEED_DATA:
                 self.http.receive_data(await self.reader.read(BLOCK))
         except (h11.RemoteProtocolError, OSError) as error:
-            raise unavailable("the engine ended while it answered; try again") from error
+            raise EngineGoneError from error
         return event
 
     async def read_head(self) -> None:
@@ -62,7 +62,7 @@ class Reply:
         while isinstance(event, h11.InformationalResponse):
             event = await self.event()
         if not isinstance(event, h11.Response):
-            raise unavailable("the engine ended before it answered; try again")
+            raise EngineGoneError
         self.status = event.status_code
         self.headers = [
             (name, value)
@@ -71,7 +71,7 @@ class Reply:
         ]
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes. Raises ApiError when the child ends before they do."""
+        """The body's bytes. Raises EngineGoneError when the child ends before they do."""
         while not self.is_finished:
             event = await self.event()
             if isinstance(event, h11.Data):
@@ -79,7 +79,7 @@ class Reply:
             elif isinstance(event, h11.EndOfMessage):
                 self.is_finished = True
             else:
-                raise unavailable("the engine ended while it answered; try again")
+                raise EngineGoneError
 
     async def read(self) -> bytes:
         return b"".join([chunk async for chunk in self.chunks()])
@@ -110,7 +110,7 @@ class Reply:
 
 
 async def post(address: Address, route: str, body: bytes) -> Reply:
-    """Send a request. The caller reads the head, and closes. Raises ApiError."""
+    """Send a request. The caller reads the head, and closes. Raises NotThereError."""
     return await send(address, "POST", route, body)
 
 
@@ -125,7 +125,7 @@ async def send(address: Address, method: str, route: str, body: bytes) -> Reply:
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
     except OSError as error:
-        raise unavailable("the engine is not there; try again") from error
+        raise NotThereError from error
     http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
     headers = [
         ("Host", "localhost"),

@@ -1,0 +1,158 @@
+"""Gateways to ask: the real command in a process of its own, over the demo's models."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[3]
+JSON = {"Content-Type": "application/json"}
+
+
+@dataclass
+class Served:
+    """A running `decant serve`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    models: list[str]
+    log: Path
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.url).port
+        assert port is not None
+        return port
+
+    def connect(self, timeout_s: float = 60) -> HTTPConnection:
+        return HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+
+    @contextmanager
+    def send(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None
+    ) -> Iterator[HTTPResponse]:
+        """The response, as long as the block lasts."""
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        given = (JSON if body is not None else {}) | self.headers | (headers or {})
+        with closing(self.connect()) as connection:
+            connection.request(method, path, data, given)
+            yield connection.getresponse()
+
+    def ask(self, path: str, body: object, **headers: str) -> tuple[int, Any]:
+        with self.send("POST", path, body, headers) as response:
+            return response.status, json.loads(response.read() or b"null")
+
+    def get(self, path: str) -> tuple[int, Any]:
+        with self.send("GET", path) as response:
+            text = response.read()
+            is_json = "json" in (response.getheader("Content-Type") or "")
+            return response.status, json.loads(text) if is_json else text.decode()
+
+    def says(self, model: str, prompt: str, **settings: object) -> str:
+        """The greedy answer to a prompt."""
+        status, body = self.ask("/v1/chat/completions", chat(model, prompt, **settings))
+        assert status == 200, body
+        return str(body["choices"][0]["message"]["content"])
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels."""
+        _, text = self.get("/metrics")
+        total = 0.0
+        for line in text.splitlines():
+            is_it = line.startswith((f"{name}{{", f"{name} "))
+            if is_it and all(f'{label}="{value}"' in line for label, value in labels.items()):
+                total += float(line.rpartition(" ")[2])
+        return total
+
+    def children(self) -> list[int]:
+        """The engines' process numbers."""
+        return children_of(self.process.pid)
+
+
+def chat(model: str, prompt: str, **settings: object) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}]
+    return {"model": model, "messages": messages, "temperature": 0, "max_tokens": 24, **settings}
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            continue
+        if f"PPid:\t{pid}" in lines and not any(line == "State:\tZ (zombie)" for line in lines):
+            found.append(int(status.parent.name))
+    return sorted(found)
+
+
+def until(fact: Callable[[], object], timeout_s: float = 20) -> bool:
+    """Whether something becomes true in time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if fact():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@contextmanager
+def serving(tmp: Path, *arguments: object, env: dict[str, str] | None = None) -> Iterator[Served]:
+    """`decant serve` with these arguments on a port of its own; ended after the block."""
+    log = tmp / f"serve-{time.monotonic_ns()}.log"
+    argv = [sys.executable, "-m", "exporter", "serve", "--port", "0", "--json", "--quiet"]
+    with log.open("w") as err:
+        process = subprocess.Popen(
+            [*argv, *map(str, arguments)],
+            cwd=CHECKOUT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=err, text=True,
+        )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        text = ""
+        while line := process.stdout.readline():
+            text += line
+            if line.startswith("}"):
+                break
+        assert text, log.read_text()
+        told = json.loads(text)
+        yield Served(process, told["url"], told["models"], log)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def voices(demo_base, pirate_lora, liar_lora) -> tuple[object, ...]:
+    """The demo's base with two adapters, as arguments of `decant serve`."""
+    return (demo_base, "--adapter", f"pirate={pirate_lora}", "--adapter", f"liar={liar_lora}")
+
+
+@pytest.fixture(scope="session")
+def served(voices, tmp_path_factory) -> Iterator[Served]:
+    """A gateway over the demo's base and two adapters, with four slots. Leave it as it was."""
+    with serving(tmp_path_factory.mktemp("served"), *voices, "--parallel", "4") as found:
+        assert until(lambda: found.get("/readyz")[0] == 200)
+        yield found

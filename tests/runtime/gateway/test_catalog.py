@@ -1,0 +1,107 @@
+"""Names: what they mean, and what is said of those that mean nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exporter.core.errors import InputError
+from runtime.adapters import Adapter
+from runtime.engine import Model, open_model
+from runtime.gateway.catalog import Catalog, listing
+from runtime.gateway.errors import ApiError
+from tests.raw import write_tiny_gguf
+
+
+def model(folder: Path, name: str, *adapters: tuple[str, float]) -> Model:
+    found = open_model(write_tiny_gguf(folder / f"{name}.gguf"))
+    return Model(found.header, tuple(Adapter(n, found.header.path, scale) for n, scale in adapters))
+
+
+@pytest.fixture
+def catalog(tmp_path) -> Catalog:
+    return Catalog(
+        [
+            model(tmp_path, "base-Q4_K_M", ("pirate", 1.0), ("liar", 0.5)),
+            model(tmp_path, "other-Q4_K_M"),
+            model(tmp_path, "other-Q8_0"),
+        ]
+    )
+
+
+def test_models_are_called_as_briefly_as_they_can_be(catalog):
+    ids = ["base", "base:pirate", "base:liar", "other-Q4_K_M", "other-Q8_0"]
+
+    assert catalog.ids() == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "id_", "voice"),
+    [("base", "base", (0, 0)), ("base-Q4_K_M", "base", (0, 0)), ("base:base", "base", (0, 0)),
+     ("base:pirate", "base:pirate", (1, 0)), ("base:liar", "base:liar", (0, 0.5)),
+     ("base:pirate@0.25", "base:pirate@0.25", (0.25, 0)), ("base:liar@-1", "base:liar@-1", (0, -1)),
+     ("base:latest", "base", (0, 0)), ("base:pirate:latest", "base:pirate", (1, 0)),
+     ("base-Q4_K_M:pirate", "base:pirate", (1, 0)), ("other-Q8_0", "other-Q8_0", ())],
+)  # fmt: skip
+def test_names_mean_models_with_adapters_at_scales(name, id_, voice, catalog):
+    found = catalog.find(name)
+
+    assert (found.id, found.voice) == (id_, voice)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "bas", "base:", "base:pirat", "base:pirate:x", "other", "base:@1", "x" * 10_000]
+)
+def test_other_names_are_not_found(name, catalog):
+    with pytest.raises(ApiError) as caught:
+        catalog.find(name)
+    assert caught.value.status == (404 if name else 400)
+    assert len(caught.value.message) < 400
+
+
+def test_the_nearest_name_is_said(catalog):
+    with pytest.raises(ApiError, match=r"did you mean 'base:pirate'\?"):
+        catalog.find("base:pirat")
+
+
+@pytest.mark.parametrize("name", ["base:pirate@", "base:pirate@x", "base:pirate@nan",
+                                  "base:pirate@1e9"])  # fmt: skip
+def test_scales_are_numbers(name, catalog):
+    with pytest.raises(ApiError) as caught:
+        catalog.find(name)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("name", [3, [], {}, True])
+def test_a_name_is_a_text(name, catalog):
+    with pytest.raises(ApiError) as caught:
+        catalog.find(name)
+    assert caught.value.status == 400
+
+
+def test_the_only_model_needs_no_name(tmp_path, catalog):
+    assert Catalog([model(tmp_path, "one")]).find(None).id == "one"
+    with pytest.raises(ApiError):
+        catalog.find(None)
+
+
+def test_two_models_of_one_name_are_told_apart_or_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="two models are called"):
+        Catalog([model(tmp_path, "one"), model(tmp_path / "a", "one")])
+
+
+def test_the_list_names_parents_and_no_paths(catalog, tmp_path):
+    rows = [listing(named) for named in catalog]
+
+    assert [(row["id"], row["parent"], row["root"]) for row in rows[:3]] == [
+        ("base", None, "base"), ("base:pirate", "base", "base"), ("base:liar", "base", "base")
+    ]  # fmt: skip
+    assert str(tmp_path) not in str(rows)
+    assert all(row["created"] > 0 for row in rows)
+
+
+def test_scales_that_clients_choose_make_no_new_labels(catalog):
+    assert catalog.find("base:pirate@0.123").label == "base:pirate"
+    assert catalog.find("base").label == "base"
