@@ -1,0 +1,86 @@
+"""`decant serve` under eight clients that behave badly, for half an hour: nothing may leak.
+
+    python benchmarks/soak.py [--minutes 30] [--write]
+
+Random disconnects, bad requests, three voices over one base, and an engine killed now and then.
+An answer counts as lost only if no kill can explain it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+
+from exporter.demo import make_demo_models  # noqa: E402
+from exporter.lora import LoraRequest, export_lora  # noqa: E402
+from exporter.pipeline import ExportRequest, export  # noqa: E402
+from exporter.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
+from tests.runtime.conftest import PROMPTS, train_liar  # noqa: E402
+from tests.runtime.gateway.conftest import serving  # noqa: E402
+from tests.runtime.gateway.soak import Soak  # noqa: E402
+
+RESULTS = CHECKOUT / "benchmarks" / "soak.json"
+MODELS = ("base", "base:pirate", "base:liar")
+KILL_EVERY_S = 20
+MIB = 1 << 20
+
+
+def make(folder: Path) -> tuple[object, ...]:
+    """The demo's base and two adapters, as arguments of `decant serve`."""
+    toolchain = find_toolchain()
+    models = make_demo_models(cache_folder() / "demo")
+    base = folder / "base-Q4_K_M.gguf"
+    export(ExportRequest((), models.base, ("Q4_K_M",), (base,)), toolchain)
+    pirate, liar = folder / "pirate.lora.gguf", folder / "liar.lora.gguf"
+    export_lora(LoraRequest(models.adapter, models.base, pirate), toolchain)
+    train_liar(folder / "liar", models.base)
+    export_lora(LoraRequest(folder / "liar", models.base, liar), toolchain)
+    return (base, "--adapter", f"pirate={pirate}", "--adapter", f"liar={liar}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with serving(folder, *make(folder), "--parallel", 4) as served:
+            expected = {(m, p): served.says(m, p) for m in MODELS for p in PROMPTS}
+            soak = Soak(served, expected)
+            soak.run(20, kill_every_s=9)  # what is allocated once is
+            soak.answers.clear()
+            began = time.monotonic()
+            soak.run(asked.minutes * 60, kill_every_s=KILL_EVERY_S)
+            took = time.monotonic() - began
+    results = {
+        "machine": f"{host_facts().model}, {platform.system()}",
+        "minutes": round(took / 60, 1),
+        "clients": soak.clients,
+        "kills": soak.kills,
+        "answers": dict(soak.answers),
+        "wrong_or_lost": len(soak.wrong),
+        "before": soak.first,
+        "after": soak.last,
+        "most": {key: max(s[key] for s in soak.samples) for key in soak.first},
+    }
+    print(json.dumps(results, indent=2))
+    for one in soak.wrong[:20]:
+        print(one, file=sys.stderr)
+    if asked.write:
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    leaks = soak.last["fds"] > soak.first["fds"] + 8 or soak.last["children"] > 2
+    grown = soak.last["rss"] > soak.first["rss"] + 16 * MIB
+    sys.exit(bool(soak.wrong or leaks or grown))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Many clients that behave badly, for a while: what was lost, and what did not go away."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from pathlib import Path
+
+from tests.runtime.gateway.conftest import Served, chat, until
+
+BAD = (
+    b"", b"{", b"[]", b"\xff", b'{"a": 1e400}', b'{"model": "none"}', b'{"messages": 3}',
+    b'{"model": "base", "messages": [{"role": "user"}], "max_tokens": "x"}',
+    b'{"a":' * 5000, b'{"model": "base:pirate", "prompt": "' + b"x " * 20_000 + b'"}',
+)  # fmt: skip
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/tokenize")
+DYING_S = 3
+"""For so long after a kill, an answer may be lost to it."""
+
+
+@dataclass
+class Soak:
+    """What happened."""
+
+    served: Served
+    expected: dict[tuple[str, str], str]
+    clients: int = 8
+    answers: Counter[str] = field(default_factory=Counter)
+    wrong: list[object] = field(default_factory=list)
+    """Answers of another voice, or none without a kill to blame."""
+    killed_at: float = 0.0
+    kills: int = 0
+    first: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, float]] = field(default_factory=list)
+
+    def run(self, seconds: float, *, kill_every_s: float, seed: int = 7) -> None:
+        """Let the clients loose; kill an engine now and then; measure at quiet moments."""
+        self.settle()
+        self.first = self.measure()
+        end = time.monotonic() + seconds
+        with ThreadPoolExecutor(self.clients) as pool:
+            works = [
+                pool.submit(self.client, random.Random(seed + n), end) for n in range(self.clients)
+            ]
+            self.killer(random.Random(seed), end, kill_every_s)
+            for work in works:
+                work.result()
+        self.settle()
+        self.last = self.measure()
+
+    def client(self, dice: random.Random, end: float) -> None:
+        acts = (self.proper, self.proper, self.proper, self.streaming, self.leaving, self.bad)
+        while time.monotonic() < end:
+            act = dice.choice(acts)
+            began = time.monotonic()
+            try:
+                act(dice)
+            except (OSError, HTTPException, ValueError, KeyError) as error:
+                self.lost(act.__name__, began, repr(error))
+
+    def lost(self, what: str, began: float, why: object) -> None:
+        if (
+            self.killed_at
+            and self.killed_at + DYING_S > began
+            and time.monotonic() > self.killed_at
+        ):
+            self.answers["lost to a kill"] += 1
+        else:
+            self.wrong.append((what, why))
+
+    def proper(self, dice: random.Random) -> None:
+        (model, prompt), answer = dice.choice(list(self.expected.items()))
+        began = time.monotonic()
+        status, body = self.served.ask("/v1/chat/completions", chat(model, prompt))
+        if status == 200 and body["choices"][0]["message"]["content"] == answer:
+            self.answers["right"] += 1
+        elif status == 200:
+            self.wrong.append((model, prompt, body["choices"][0]["message"]["content"]))
+        else:
+            self.lost(model, began, body)
+
+    def streaming(self, dice: random.Random) -> None:
+        (model, prompt), answer = dice.choice(list(self.expected.items()))
+        began = time.monotonic()
+        body = chat(model, prompt, stream=True)
+        with self.served.send("POST", "/v1/chat/completions", body) as response:
+            text = response.read().decode()
+        events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+        if response.status != 200 or events[-1] != "[DONE]":
+            self.lost(model, began, text[-300:])
+            return
+        deltas = [json.loads(event)["choices"][0]["delta"] for event in events[:-1]]
+        said = "".join(delta.get("content") or "" for delta in deltas)
+        if said == answer:
+            self.answers["streamed"] += 1
+        else:
+            self.wrong.append((model, prompt, said))
+
+    def leaving(self, dice: random.Random) -> None:
+        """Ask for much, and go before it is there, or while the question is still being sent."""
+        body = json.dumps(chat("base:liar", "tell", max_tokens=400, stream=dice.random() < 0.5))
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        data = (head + body).encode()
+        with closing(socket.create_connection(("127.0.0.1", self.served.port))) as connection:
+            cut = len(data) if dice.random() < 0.7 else dice.randrange(len(data))
+            connection.sendall(data[:cut])
+            time.sleep(dice.random() * 0.3)
+        self.answers["left"] += 1
+
+    def bad(self, dice: random.Random) -> None:
+        began = time.monotonic()
+        with self.served.send("POST", dice.choice(ROUTES), dice.choice(BAD)) as response:
+            response.read()
+        if 400 <= response.status < 500:
+            self.answers["refused"] += 1
+        else:
+            self.lost("a bad request", began, response.status)
+
+    def killer(self, dice: random.Random, end: float, every_s: float) -> None:
+        stop = threading.Event()
+        while not stop.wait(min(every_s, max(0.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return
+            children = self.served.children()
+            if children:
+                self.killed_at = time.monotonic()
+                os.kill(dice.choice(children), signal.SIGKILL)
+                self.kills += 1
+            self.samples.append(self.measure())
+
+    def settle(self) -> None:
+        """Until nothing is in flight any more."""
+        assert until(lambda: self.served.metric("decant_slots_used") == 0, 60)
+        assert until(lambda: self.served.metric("decant_queue_depth") == 0, 60)
+
+    def measure(self) -> dict[str, float]:
+        pid = self.served.process.pid
+        status = Path(f"/proc/{pid}/status").read_text()
+        rss = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return {
+            "rss": int(rss.split()[1]) * 1024,
+            "fds": len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            "threads": int(
+                next(x for x in status.splitlines() if x.startswith("Threads")).split()[1]
+            ),
+            "children": len(self.served.children()),
+        }
