@@ -1,0 +1,284 @@
+"""`decant serve` against the bare llama-server and llama-cpp-python's server, in one run.
+
+    python benchmarks/serve.py [--folder F] [--rounds N] [--write]
+
+A ~1 B-parameter Llama of random weights in Q4_K_M. The bare llama-server runs with the flags that
+decant gives it, and both sides take turns; figures are medians of those turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+
+from benchmarks.chat import prepare  # noqa: E402
+from exporter.core.machine import physical_cores  # noqa: E402
+from exporter.toolchain import find_toolchain, host_facts  # noqa: E402
+from runtime.child import Server, ServerSpec  # noqa: E402
+from tests.runtime.gateway.conftest import serving, until  # noqa: E402
+
+RESULTS = CHECKOUT / "benchmarks" / "serve.json"
+CONTEXT, SLOTS, TOKENS = 512, 8, 48
+STREAMS = (1, 4, 8)
+PROMPT = "Tell me about the capital of France, its rivers, and what people eat there in winter."
+LIMITS = {
+    "first_token_more_s": 0.005,
+    "speed": 0.95,
+    "against_llama_cpp_python": 1.5,
+    "gateway_rss_bytes": 80_000_000,
+    "switch_s": 0.02,
+    "cold": 1.2,
+}
+PACKAGES = ("fastapi", "uvicorn", "sse-starlette", "starlette-context", "pydantic-settings",
+            "PyYAML", "numpy", "jinja2", "diskcache", "typing-extensions")  # fmt: skip
+Target = tuple[int, dict[str, str]]  # a port, and headers
+
+
+def stream(target: Target, body: dict[str, Any]) -> list[float]:
+    """The moments at which an answer's pieces came, the first being when it was asked."""
+    port, headers = target
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    moments = [time.monotonic()]
+    data = json.dumps({"stream": True, "temperature": 0, **body}).encode()
+    connection.request(
+        "POST", "/v1/completions", data, {"Content-Type": "application/json", **headers}
+    )
+    with connection.getresponse() as response:
+        assert response.status == 200, response.read()
+        while line := response.readline():
+            if line.startswith(b"data: {"):
+                moments.append(time.monotonic())
+    connection.close()
+    return moments
+
+
+def first_token_s(target: Target, model: str) -> float:
+    moments = stream(target, {"model": model, "prompt": PROMPT, "max_tokens": 1})
+    return moments[1] - moments[0]
+
+
+def tokens_per_s(target: Target, model: str, streams: int, *, tokens: int = TOKENS) -> float:
+    """Of all streams together, from the first request to the last piece."""
+    found: list[int] = []
+
+    def one(number: int) -> None:
+        body = {"model": model, "prompt": f"{number} {PROMPT}", "max_tokens": tokens}
+        found.append(len(stream(target, {**body, "ignore_eos": True})) - 1)
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(streams)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == streams
+    return sum(found) / (time.monotonic() - began)
+
+
+@contextmanager
+def bare(model: Path) -> Iterator[Server]:
+    spec = ServerSpec(model, CONTEXT, physical_cores(), SLOTS, use_socket=False)
+    with Server(replace(spec, extra=("--metrics",)), find_toolchain()) as server:
+        yield server
+
+
+def target_of(server: Server) -> Target:
+    assert server.port is not None
+    return server.port, {"Authorization": f"Bearer {server.key}"}
+
+
+def against_bare(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    arguments = (model, "--parallel", SLOTS, "--ctx", CONTEXT)
+    with bare(model) as server, serving(folder, *arguments) as served:
+        assert until(lambda: served.get("/readyz")[0] == 200, 120)
+        ours: Target = (served.port, {})
+        theirs = target_of(server)
+        first_token_s(ours, "base"), first_token_s(theirs, "base")
+        pairs = [
+            (first_token_s(ours, "base"), first_token_s(theirs, "base")) for _ in range(rounds * 6)
+        ]
+        speeds = {}
+        for streams in STREAMS:
+            taken = [
+                (tokens_per_s(ours, "base", streams), tokens_per_s(theirs, "base", streams))
+                for _ in range(rounds)
+            ]
+            mine, bares = (statistics.median(side) for side in zip(*taken, strict=True))
+            ratio = statistics.median(a / b for a, b in taken)
+            speeds[str(streams)] = {"decant_per_s": mine, "bare_per_s": bares, "ratio": ratio}
+        status = Path(f"/proc/{served.process.pid}/status").read_text()
+    mine, bares = (statistics.median(side) for side in zip(*pairs, strict=True))
+    more = statistics.median(a - b for a, b in pairs)
+    return {
+        "first_token": {"decant_s": mine, "bare_s": bares, "more_s": more},
+        "speed": speeds,
+        "gateway_rss_bytes": int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024,
+    }
+
+
+def switches(model: Path, loras: list[Path], folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds that a first token comes later because the adapter is another one."""
+    named = [text for n, path in enumerate(loras) for text in ("--adapter", f"a{n}={path}")]
+    same, other = [], []
+    with serving(folder, model, *named, "--parallel", 1, "--ctx", CONTEXT) as served:
+        assert until(lambda: served.get("/readyz")[0] == 200, 120)
+        target: Target = (served.port, {})
+        counter = iter(range(10**6))
+
+        def first(name: str) -> float:
+            body = {"model": f"base:{name}", "prompt": f"{next(counter)} Hi", "max_tokens": 1}
+            moments = stream(target, body)
+            return moments[1] - moments[0]
+
+        first("a0"), first("a1")
+        children = served.children()
+        for _ in range(rounds * 3):
+            same += [first("a1"), first("a1")]
+            other.append(first("a0"))
+            same.append(first("a0"))
+            other.append(first("a1"))
+        reloaded = served.children() != children
+    more = statistics.median(other) - statistics.median(same)
+    return {"switch_s": more, "reloaded": reloaded}
+
+
+def cold_starts(model: Path, folder: Path, rounds: int) -> dict[str, float]:
+    """The first answer of a model that is not loaded, against llama-server's start and answer."""
+    pairs = []
+    for _ in range(rounds):
+        # a second model, so that none is loaded before it is asked for
+        beside = folder / "other.gguf"
+        if not beside.exists():
+            beside.symlink_to(model)
+        with serving(folder, model, beside, "--parallel", SLOTS, "--ctx", CONTEXT) as served:
+            began = time.monotonic()
+            first_token_s((served.port, {}), "base")
+            ours = time.monotonic() - began
+        began = time.monotonic()
+        with bare(model) as server:
+            first_token_s(target_of(server), "base")
+            theirs = time.monotonic() - began
+        pairs.append((ours, theirs))
+    mine, bares = (statistics.median(side) for side in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    return {"decant_s": mine, "bare_s": bares, "ratio": ratio}
+
+
+@contextmanager
+def packaged_server(model: Path, folder: Path) -> Iterator[int]:
+    """llama-cpp-python's own server over the same libraries; gives its port."""
+    env_folder = folder / "venv"
+    python = env_folder / "bin" / "python"
+    if not python.exists():
+        venv.create(env_folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+    toolchain = find_toolchain()
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(toolchain.folder / "python"),
+        "LLAMA_CPP_LIB_PATH": str(toolchain.library("llama").parent),
+    }
+    port = 18431
+    argv = [
+        python, "-m", "llama_cpp.server", "--model", model, "--host", "127.0.0.1",
+        "--port", port, "--n_ctx", CONTEXT, "--n_threads", physical_cores(),
+        "--n_threads_batch", physical_cores(), "--interrupt_requests", "false",
+    ]  # fmt: skip
+    with (folder / "packaged.log").open("wb") as log:
+        process = subprocess.Popen(list(map(str, argv)), env=env, stdout=log, stderr=log)
+    try:
+        assert until(lambda: answers(port), 120), (folder / "packaged.log").read_text()[-2000:]
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/v1/models")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def against_packaged(model: Path, folder: Path, rounds: int) -> dict[str, float]:
+    """Eight streams at once; requests are told not to break each other off, as they would."""
+    arguments = (model, "--parallel", SLOTS, "--ctx", CONTEXT)
+    with packaged_server(model, folder) as port, serving(folder, *arguments) as served:
+        assert until(lambda: served.get("/readyz")[0] == 200, 120)
+        pairs = [
+            (tokens_per_s((served.port, {}), "base", 8), tokens_per_s((port, {}), "base", 8))
+            for _ in range(rounds)
+        ]
+    mine, packaged = (statistics.median(side) for side in zip(*pairs, strict=True))
+    ratio = statistics.median(a / b for a, b in pairs)
+    return {"decant_per_s": mine, "packaged_per_s": packaged, "ratio": ratio}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, help="keep the models here")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        model, loras, _ = prepare(folder)
+        results: dict[str, Any] = {
+            "machine": f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}",
+            **against_bare(model, folder, options.rounds),
+            "switch": switches(model, loras, folder, options.rounds),
+            "cold": cold_starts(model, folder, options.rounds),
+            "llama_cpp_python": against_packaged(model, folder, options.rounds),
+            "limits": LIMITS,
+        }
+    print(json.dumps(results, indent=2))
+    if options.write:
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    missed = missed_limits(results)
+    for line in missed:
+        print(f"missed: {line}")
+    sys.exit(bool(missed))
+
+
+def missed_limits(results: dict[str, Any]) -> list[str]:
+    facts = {
+        "first token": results["first_token"]["more_s"] <= LIMITS["first_token_more_s"],
+        "the gateway's memory": results["gateway_rss_bytes"] <= LIMITS["gateway_rss_bytes"],
+        "a switch": results["switch"]["switch_s"] <= LIMITS["switch_s"]
+        and not results["switch"]["reloaded"],
+        "a cold model": results["cold"]["ratio"] <= LIMITS["cold"],
+        "llama-cpp-python's server": results["llama_cpp_python"]["ratio"]
+        >= LIMITS["against_llama_cpp_python"],
+    }
+    for streams, found in results["speed"].items():
+        facts[f"tokens a second at {streams}"] = found["ratio"] >= LIMITS["speed"]
+    return [name for name, holds in facts.items() if not holds]
+
+
+if __name__ == "__main__":
+    main()
