@@ -40,6 +40,7 @@ SUBPROCESS = {
     "vendor/process.py",
     "vendor/smoke.py",
 }
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
 
 
@@ -73,15 +74,15 @@ def at_import_time(path: Path) -> set[str]:
     body = [
         node
         for node in tree(path).body
-        if not isinstance(node, ast.FunctionDef | ast.ClassDef)
+        if not isinstance(node, Function | ast.ClassDef)
         and not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
     ]
     package = module_of(path).rpartition(".")[0]
     return {found for node in body for found in imports(node, package)}
 
 
-def functions(path: Path) -> Iterator[ast.FunctionDef]:
-    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef))
+def functions(path: Path) -> Iterator[Function]:
+    return (node for node in ast.walk(tree(path)) if isinstance(node, Function))
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

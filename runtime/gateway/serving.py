@@ -22,7 +22,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from exporter.core.errors import EngineError, InputError
 from runtime.gateway.gateway import Gateway
 
-HEAD_S = 15  # in which a request's head must be complete
 HEAD_MAX = 64 << 10  # bytes
 KEEP_ALIVE_S = 65  # longer than balancers' own, so that theirs ends first
 FILES = 65536  # open at once: one a connection, two a request
@@ -42,6 +41,7 @@ class Tls:
 class Protocol(H11Protocol):
     """HTTP of which the head, too, must come in time."""
 
+    head_s = 15.0
     deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -60,7 +60,7 @@ class Protocol(H11Protocol):
 
     def watch_head(self) -> None:
         if self.deadline is None:
-            self.deadline = self.loop.call_later(HEAD_S, self.end_idle)
+            self.deadline = self.loop.call_later(self.head_s, self.end_idle)
 
     def end_idle(self) -> None:
         self.deadline = None
@@ -142,7 +142,7 @@ async def serve(
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
-        http=Protocol,
+        http=type("Timed", (Protocol,), {"head_s": gateway.settings.head_s}),
         ws="none",
         loop="asyncio",
         lifespan="on",

@@ -43,6 +43,8 @@ class Settings:
     """The longest wait for a turn."""
     max_tokens: int | None = None
     """The most that one answer may have."""
+    head_s: float = 15
+    """The time in which a request's head must have come."""
     body_max: int = 16 << 20
     body_s: float = 30
     """The time in which a request's body must have come."""

@@ -1,0 +1,111 @@
+"""Children that come and go: memory, crashes, and heads of requests that do not come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+
+import pytest
+
+from exporter.core.events import Event
+from exporter.core.folders import size_text
+from runtime.engine import open_model
+from runtime.gateway import planning
+from runtime.gateway.app import build_app
+from runtime.gateway.catalog import Catalog
+from runtime.gateway.errors import ApiError
+from runtime.gateway.fleet import Fleet
+from runtime.gateway.gateway import Gateway
+from runtime.gateway.planning import Key, planned
+from runtime.gateway.serving import listening, serve
+from runtime.gateway.settings import Settings
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+
+def test_the_longest_unused_makes_room_and_never_a_busy_one(
+    pirate, demo_base, toolchain, tmp_path, monkeypatch
+):
+    """Memory for two of three models."""
+    third = tmp_path / "third.gguf"
+    third.symlink_to(pirate)
+    models = [open_model(path) for path in (pirate, demo_base, third)]
+    catalog = Catalog(models)
+    settings = Settings(parallel=1, context=256)
+    need = planned(Key("x"), models[0], settings, toolchain).fit.need.total
+    told: list[Event] = []
+    fleet = Fleet(settings, toolchain, told.append)
+    monkeypatch.setattr(
+        planning,
+        "available_nbytes",
+        lambda: int(need * (2.4 - sum(c.is_loaded for c in fleet.children.values())) / 0.9),
+    )
+
+    async def run() -> None:
+        first, second, other = (catalog.find(name) for name in ("pirate", "base", "third"))
+        async with fleet.using(first):
+            async with fleet.using(second):
+                with pytest.raises(ApiError) as caught:
+                    async with fleet.using(other):
+                        pass
+                assert caught.value.status == 503
+                assert "does not fit" in caught.value.message
+        async with fleet.using(first):
+            async with fleet.using(other):
+                states = {key.base: child.state for key, child in fleet.children.items()}
+                assert states == {"pirate": "loaded", "base": "unloaded", "third": "loaded"}
+        await fleet.close()
+
+    asyncio.run(run())
+    assert any("unloading base: its memory is needed" in str(event) for event in told)
+    assert size_text(need)
+
+
+def test_slots_are_as_many_as_memory_allows(pirate, toolchain, monkeypatch):
+    model = open_model(pirate)
+    one = planned(Key("x"), model, Settings(parallel=1), toolchain).fit.need.total
+    two = planned(Key("x"), model, Settings(parallel=2), toolchain).fit.need.total
+    monkeypatch.setattr(planning, "available_nbytes", lambda: int((one + two) / 2 / 0.9) + 1)
+
+    assert planned(Key("x"), model, Settings(), toolchain).spec.parallel == 1
+    monkeypatch.setattr(planning, "available_nbytes", lambda: int(two / 0.9) + 100)
+    assert planned(Key("x"), model, Settings(), toolchain).spec.parallel == 2
+
+
+def test_heads_that_do_not_come_are_not_waited_for(pirate, toolchain):
+    """Neither at the start of a connection, nor after a first request on it."""
+    settings = Settings(head_s=0.3)
+    fleet = Fleet(settings, toolchain)
+    gateway = Gateway(settings, Catalog([open_model(pirate)]), fleet)
+    ended: dict[str, float] = {}
+
+    def stall(port: int, name: str, first: bytes, text: bytes) -> None:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", port))) as connection:
+            connection.settimeout(10)
+            connection.sendall(first)
+            if first:
+                connection.recv(1 << 16)
+            began = time.monotonic()
+            connection.sendall(text)
+            while connection.recv(1 << 16):
+                pass
+            ended[name] = time.monotonic() - began
+
+    whole = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    texts = {"nothing": (b"", b""), "half": (b"", whole[:20]), "second": (whole, whole[:20])}
+
+    async def run() -> None:
+        with listening("127.0.0.1", 0) as listener:
+            port = listener.getsockname()[1]
+            work = asyncio.ensure_future(serve(gateway, build_app(gateway), listener, None))
+            await asyncio.sleep(0.2)
+            stalled = [asyncio.to_thread(stall, port, name, *text) for name, text in texts.items()]
+            await asyncio.gather(*stalled)
+            work.cancel()
+            await asyncio.wait({work})
+
+    asyncio.run(run())
+    assert set(ended) == set(texts)
+    assert max(ended.values()) < 5
