@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import secrets
 import signal
 import socket
@@ -32,6 +33,7 @@ POLL_S = 0.01
 DYING_S = 0.5
 STOP_S = (1.0, 2.0)  # waits after the first and the second SIGTERM; upstream may sit out one
 PING_S = 5  # between signs of life while a prompt is computed; upstream notices a SIGTERM by them
+STACK = 256 << 20  # bytes; std::regex recurses with each character of a word: see WORD_MAX
 STATE = re.compile(r"^cmd_child_to_router:state:(\{.*\})$", re.MULTILINE)
 LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 Engine = Literal["llama-server", "seq2seq"]
@@ -101,6 +103,7 @@ class Server:
 
     def __enter__(self) -> Self:
         self.folder = RunFolder()
+        deepen_stacks()
         try:
             self.report(Step(f"loading {self.spec.model.name}"))
             self.link_adapters()
@@ -326,6 +329,15 @@ class Server:
             process.stdin.close()
         if self.folder is not None:
             self.folder.remove()
+
+
+def deepen_stacks() -> None:
+    """Give the threads of processes that are started from now on deep stacks, where allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
 def lora_vector(scales: Sequence[float]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -27,6 +28,8 @@ LIMIT_OF = {
 }  # fmt: skip
 """What limits the answer where the client sets none of LIMITS."""
 IMAGES = ("image_url", "input_image", "image", "video_url", "input_video", "audio_url")
+WORD_MAX = 100_000  # characters
+LONG_WORD = re.compile(rf"\S{{{WORD_MAX}}}")
 CHILD_INT = (-(1 << 63), (1 << 64) - 1)
 
 
@@ -125,6 +128,7 @@ def prepared(
     Raises ApiError for what would be answered wrongly.
     """
     refuse_silent_failures(body)
+    refuse_long_words(body, named)
     refuse_media(body, named, settings)
     kept = {
         name: value
@@ -155,6 +159,33 @@ def refuse_silent_failures(body: Mapping[str, Any]) -> None:
     for name in ("messages", "prompt"):
         if name in body and not isinstance(body[name], str | list):
             raise bad_request(f"`{name}` must be a list" + (" or a text" * (name == "prompt")))
+
+
+def refuse_long_words(body: Mapping[str, Any], named: Named) -> None:
+    """Raise ApiError for a word that would end the child.
+
+    Many models' patterns go through std::regex, which recurses with each character of a word;
+    `runtime.child.STACK` is deep enough for so many.
+    """
+    if named.model.header.text("tokenizer.ggml.model") != "gpt2":
+        return
+    for text in texts(body):
+        if len(text) > WORD_MAX and LONG_WORD.search(text):
+            raise bad_request(f"a text holds a word of more than {WORD_MAX} characters")
+
+
+def texts(body: Mapping[str, Any]) -> Iterator[str]:
+    """Every text in a body that could be tokenized."""
+    todo: list[object] = [body]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, str):
+            if not one.startswith("data:"):
+                yield one
+        elif isinstance(one, dict):
+            todo.extend(one.values())
+        elif isinstance(one, list):
+            todo.extend(one)
 
 
 def refuse_media(body: Mapping[str, Any], named: Named, settings: Settings) -> None:

@@ -20,8 +20,10 @@ from exporter.cli.app import run
 from exporter.core.errors import ModelError
 from exporter.demo import make_demo_models
 from exporter.pipeline import ExportRequest, export
-from exporter.toolchain import cache_folder
+from exporter.toolchain import cache_folder, find_toolchain
 from exporter.verify.texts import CONVERSATIONS, SPECIAL_LOOKALIKES, TEXTS
+from runtime.child import Server, ServerSpec
+from runtime.client import ask_json
 from runtime.tokens import (
     Token,
     Tokenization,
@@ -353,6 +355,9 @@ def test_a_long_word_does_not_end_the_process(bpe, tmp_path):
 
     assert done.returncode == 0
     assert len(done.stdout.split()) == 100_000
+    with Server(ServerSpec(path, 512, 2), find_toolchain()) as server:  # nor the engine's
+        found = ask_json(server, "/tokenize", {"content": "é" * 100_000})
+        assert len(found["tokens"]) == 200_000
 
 
 def test_on_a_terminal_tokens_have_colours_and_the_text_cannot_steer_it(model):

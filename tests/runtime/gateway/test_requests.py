@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -196,3 +197,16 @@ def test_a_body_that_does_not_come_is_not_waited_for():
 def test_a_client_that_leaves_while_it_sends_is_noticed():
     with pytest.raises(ClientGoneError):
         reading([part(b"x", more=True), {"type": "http.disconnect"}])
+
+
+def test_words_that_would_end_a_child_are_refused_and_long_texts_are_not(model):
+    pattern = replace(model.header, metadata={"tokenizer.ggml.model": "gpt2"})
+    named = Named("m", "m", Model(pattern), None, ())
+    plain = Named("m", "m", model, None, ())
+    word = "é" * 100_001
+    for body in ({"prompt": word}, {"messages": [{"content": [{"text": f"a {word}"}]}]}):
+        with pytest.raises(ApiError, match="a word of more than 100000"):
+            prepared(body, "/v1/completions", named, Settings(), can_say=True)
+        assert prepared(body, "/v1/completions", plain, Settings(), can_say=True) == body
+    long = {"prompt": "word " * 100_000, "image": "data:" + word}
+    assert prepared(long, "/v1/completions", named, Settings(), can_say=True) == long
