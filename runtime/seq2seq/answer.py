@@ -44,6 +44,8 @@ class Ended:
     """Until the first token was there."""
     predicted_n: int
     predicted_ms: float
+    stopped_by: str | None = None
+    """The stop text that it came to, if it was one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ def answered(model: EncoderDecoder, task: Task, stop: Flag) -> Iterator[Event]:
     if shown := text.end():
         yield Piece(shown)
     ended = time.monotonic()
-    yield Ended(reason, len(task.ids), (first - began) * 1000, count, (ended - first) * 1000)
+    prompt_ms, predicted_ms = (first - began) * 1000, (ended - first) * 1000
+    yield Ended(reason, len(task.ids), prompt_ms, count, predicted_ms, text.stopped_by)
 
 
 class Text:
@@ -92,7 +95,11 @@ class Text:
         self.strips_space = strips_space
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held = ""
-        self.is_stopped = False
+        self.stopped_by: str | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_by is not None
 
     def add(self, piece: bytes) -> str:
         """What can be shown after these bytes."""
@@ -112,8 +119,7 @@ class Text:
         self.held += text
         starts = [(at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if starts:
-            _, first = min((at + len(stop), at) for at, stop in starts)
-            self.is_stopped = True
+            _, first, self.stopped_by = min((at + len(stop), at, stop) for at, stop in starts)
             shown, self.held = self.held[:first], ""
             return shown
         kept = max((beginning(self.held, stop) for stop in self.stops), default=0)

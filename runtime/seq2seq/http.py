@@ -8,7 +8,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -19,12 +19,22 @@ from typing import Any, TypeAlias
 
 from exporter.core.errors import EngineError
 from runtime.seq2seq.answer import Ended, Event, Failed, Piece, Task, answered
+from runtime.seq2seq.anthropic import (
+    COUNT,
+    MESSAGES,
+    MessageWording,
+    count_tokens,
+    error_of,
+    message_task,
+    message_wording,
+)
 from runtime.seq2seq.model import EncoderDecoder, Flag
 from runtime.seq2seq.openai import (
     TEMPLATE,
     Fields,
     Json,
     RefusedError,
+    Wording,
     chat_task,
     completion_task,
     read_body,
@@ -88,6 +98,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "decant", ""
     timeout = TIMEOUT_S
+    path = ""  # until a request's first line was understood
 
     def handle(self) -> None:
         """All requests of the connection, or those until the client leaves."""
@@ -213,24 +224,30 @@ class Handler(BaseHTTPRequestHandler):
 
     def complete(self) -> None:
         fields = self.fields()
-        self.give(fields, completion_task(fields, self.model), is_chat=False)
+        task = completion_task(fields, self.model)
+        self.give(fields, task, wording(self.model, fields, is_chat=False))
 
     def chat(self) -> None:
         fields = self.fields()
-        self.give(fields, chat_task(fields, self.model), is_chat=True)
+        task = chat_task(fields, self.model)
+        self.give(fields, task, wording(self.model, fields, is_chat=True))
 
-    def give(self, fields: Fields, task: Task, *, is_chat: bool) -> None:
+    def message(self) -> None:
+        fields = self.fields()
+        task = message_task(fields, self.model)
+        self.give(fields, task, message_wording(self.model, task))
+
+    def count(self) -> None:
+        self.send_json(HTTPStatus.OK, count_tokens(self.fields(), self.model))
+
+    def give(self, fields: Fields, task: Task, says: Wording | MessageWording) -> None:
         """Queue a task and send what comes of it."""
         is_stream = fields.flag("stream")
-        include_usage = fields.object("stream_options").flag("include_usage")
         job = Job(task)
         self.server.jobs.put(job)
         try:
-            events = self.events(job)
-            if is_stream:
-                self.send_stream(events, is_chat=is_chat, include_usage=include_usage)
-            else:
-                self.send_whole(events, is_chat=is_chat)
+            send = self.send_stream if is_stream else self.send_whole
+            send(self.events(job), says)
         finally:
             job.stop.set()
 
@@ -253,7 +270,7 @@ class Handler(BaseHTTPRequestHandler):
         readable.register(self.connection, select.POLLIN)
         return bool(readable.poll(0)) and not self.connection.recv(1, socket.MSG_PEEK)
 
-    def send_whole(self, events: Iterator[Event], *, is_chat: bool) -> None:
+    def send_whole(self, events: Iterator[Event], says: Wording | MessageWording) -> None:
         text = ""
         for event in events:
             match event:
@@ -262,28 +279,27 @@ class Handler(BaseHTTPRequestHandler):
                 case Failed():
                     raise RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, event.message)
                 case Ended():
-                    said = wording(self.model, is_chat=is_chat).whole(text, event)
-                    self.send_json(HTTPStatus.OK, said)
+                    self.send_json(HTTPStatus.OK, says.whole(text, event))
 
-    def send_stream(self, events: Iterator[Event], *, is_chat: bool, include_usage: bool) -> None:
-        says = wording(self.model, is_chat=is_chat)
+    def send_stream(self, events: Iterator[Event], says: Wording | MessageWording) -> None:
         has_begun = False
         for event in events:
             if isinstance(event, Failed) and not has_begun:
                 raise RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, event.message)
             if not has_begun:
                 self.begin_stream()
-                self.send_events(*says.opening())
+                self.send_parts(says.framed(chunk) for chunk in says.opening())
                 has_begun = True
             match event:
                 case Piece():
-                    self.send_events(says.piece(event.text))
+                    self.send_part(says.framed(says.piece(event.text)))
                 case Failed():
-                    error = RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, event.message).error
-                    self.send_events({"error": error})
+                    refused = RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, event.message)
+                    self.send_part(says.framed(says.failed(refused)))
                 case Ended():
-                    self.send_events(*says.closing(event, include_usage=include_usage))
-                    self.send_part(b"data: [DONE]\n\n")
+                    self.send_parts(says.framed(chunk) for chunk in says.closing(event))
+                    if says.ending:
+                        self.send_part(says.ending)
         self.send_part(b"")
 
     def begin_stream(self) -> None:
@@ -292,9 +308,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
 
-    def send_events(self, *chunks: Json) -> None:
-        for chunk in chunks:
-            self.send_part(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+    def send_parts(self, parts: Iterable[bytes]) -> None:
+        for part in parts:
+            self.send_part(part)
 
     def send_part(self, data: bytes) -> None:
         """A chunk of the response; an empty one ends it."""
@@ -314,7 +330,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def send_refusal(self, refused: RefusedError) -> None:
-        self.send_json(refused.status, {"error": refused.error})
+        is_message = self.path.startswith(MESSAGES)
+        said = error_of(refused) if is_message else {"error": refused.error}
+        self.send_json(refused.status, said)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server says of a request that it cannot read, in our words' form."""
@@ -346,4 +364,6 @@ ROUTES: dict[str, tuple[str, Route]] = {
     "/detokenize": ("POST", Handler.detokenize),
     "/v1/completions": ("POST", Handler.complete),
     "/v1/chat/completions": ("POST", Handler.chat),
+    MESSAGES: ("POST", Handler.message),
+    COUNT: ("POST", Handler.count),
 }

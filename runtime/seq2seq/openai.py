@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from runtime.seq2seq.answer import Ended, Task
 from runtime.seq2seq.model import RANDOM_SEED, EncoderDecoder, Sampling
@@ -164,7 +164,12 @@ def token_ids(value: object, name: str, model: EncoderDecoder) -> list[int]:
 
 
 def chat_task(fields: Fields, model: EncoderDecoder) -> Task:
-    """What a request to /v1/chat/completions asks for.
+    """What a request to /v1/chat/completions asks for."""
+    return task(fields, model, chat_ids(fields, model))
+
+
+def chat_ids(fields: Fields, model: EncoderDecoder) -> list[int]:
+    """The encoder's input for a chat.
 
     Without a chat template the input is the last user message below the system's: these models
     were taught on one text, not on conversations.
@@ -173,11 +178,11 @@ def chat_task(fields: Fields, model: EncoderDecoder) -> Task:
     if "user" not in dict(messages):
         raise wrong("`messages` has none from the user")
     if template := model.header.text(TEMPLATE):
-        return task(fields, model, rendered(template, messages, model))
+        return rendered(template, messages, model)
     system = [text for name, text in messages if name in ("system", "developer")]
     asked = [text for name, text in messages if name == "user"][-1]
     text = "\n".join([*system[-1:], asked])
-    return task(fields, model, model.vocabulary.encode(text, special=True))
+    return model.vocabulary.encode(text, special=True)
 
 
 def role(message: Json) -> str:
@@ -274,6 +279,10 @@ class Wording:
     id: str
     created: int
     """Seconds since 1970."""
+    include_usage: bool = False
+    """Whether a streamed chat ends with a chunk of its counts."""
+
+    ending: ClassVar[bytes] = b"data: [DONE]\n\n"
 
     def whole(self, text: str, ended: Ended) -> Json:
         """The answer at once."""
@@ -292,16 +301,23 @@ class Wording:
     def piece(self, text: str) -> Json:
         return self.chunk({"delta": {"content": text}} if self.is_chat else completed(text), None)
 
-    def closing(self, ended: Ended, *, include_usage: bool) -> Iterator[Json]:
+    def closing(self, ended: Ended) -> Iterator[Json]:
         """What comes after the last piece; the numbers are in the last chunk."""
         numbers = {"usage": usage(ended), "timings": timings(ended)}
         if not self.is_chat:
             yield self.chunk(completed(""), ended.reason) | numbers
-        elif include_usage:
+        elif self.include_usage:
             yield self.chunk({"delta": {}}, ended.reason)
             yield self.envelope("chat.completion.chunk", []) | numbers
         else:
             yield self.chunk({"delta": {}}, ended.reason) | {"timings": numbers["timings"]}
+
+    def failed(self, refused: RefusedError) -> Json:
+        return {"error": refused.error}
+
+    def framed(self, chunk: Json) -> bytes:
+        """A chunk as it is streamed."""
+        return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
     def chunk(self, said: Json, reason: str | None) -> Json:
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
@@ -317,9 +333,13 @@ class Wording:
         }  # fmt: skip
 
 
-def wording(model: EncoderDecoder, *, is_chat: bool) -> Wording:
+def wording(model: EncoderDecoder, fields: Fields, *, is_chat: bool) -> Wording:
     return Wording(
-        is_chat, model.header.path.name, f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        is_chat,
+        model.header.path.name,
+        f"chatcmpl-{secrets.token_hex(12)}",
+        int(time.time()),
+        fields.object("stream_options").flag("include_usage"),
     )
 
 
