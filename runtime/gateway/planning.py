@@ -19,6 +19,9 @@ Role = Literal["generate", "fixed", "embed", "rerank"]
 SLOTS = (4, 2, 1)
 """Tried in this order where the user leaves it open."""
 POOLING_KEY = "pooling_type"  # in a GGUF that was made for embeddings
+EMBEDDED_MAX = 2048
+"""Tokens of a text that becomes a vector: they are read at once, and the room that this takes
+grows with their square."""
 ROLE_FLAGS = {"embed": "--embeddings", "rerank": "--rerank"}
 
 
@@ -104,7 +107,8 @@ def spec(key: Key, model: Model, settings: Settings, parallel: int, fitted: Fit)
         return found
     if role == "fixed":
         return replace(found, scales=voice)
-    extra = [*alias, "--metrics", ROLE_FLAGS[role]]
+    batch = str(min(fitted.context, EMBEDDED_MAX))
+    extra = [*alias, "--metrics", ROLE_FLAGS[role], "-b", batch, "-ub", batch]
     has_pooling = model.header.number(f"{model.header.architecture}.{POOLING_KEY}")
     if role == "embed" and not has_pooling:
         extra += ["--pooling", "mean"]

@@ -29,6 +29,7 @@ PASSED = {
     "/apply-template": (),
 }
 """A child's routes, and by which other paths clients know them."""
+TOO_LONG = "is too large to process"  # of a text that is to become a vector
 PARSING = "[json.exception."  # how a child says that a field had the wrong type
 
 
@@ -77,6 +78,8 @@ async def translated(reply: Reply) -> ApiError:
         message = text[:300]
     if reply.status == HTTPStatus.INTERNAL_SERVER_ERROR and message.startswith(PARSING):
         return bad_request(f"a field has the wrong type: {message.partition('] ')[2]}")
+    if TOO_LONG in message:
+        return bad_request(message, code="context_length_exceeded")
     return ApiError(reply.status, message)
 
 
