@@ -23,6 +23,7 @@ from runtime.gateway.ollama_answer import Answer, Voice, lines
 from tests.raw import edit_json
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import Served, serving
+from tests.tiny_t5 import make_t5
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 
@@ -91,31 +92,32 @@ def expected(demo_base, pirate_lora, liar_lora, toolchain) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def tooled(demo_models, toolchain, tmp_path_factory) -> Iterator[Served]:
-    """A gateway over the demo's base with a chat template that knows of tools."""
-    folder = tmp_path_factory.mktemp("tooled")
+def others(demo_models, toolchain, tmp_path_factory) -> Iterator[Served]:
+    """A gateway over the demo's base with a chat template that knows of tools, and over a T5."""
+    folder = tmp_path_factory.mktemp("others")
     base = shutil.copytree(demo_models.base, folder / "base")
     edit_json(base / "tokenizer_config.json", chat_template=TEMPLATE)
-    path = folder / "tooled-Q8_0.gguf"
-    export(ExportRequest((), base, ("Q8_0",), (path,)), toolchain)
-    with serving(folder, path, "--parallel", "1") as found:
+    paths = (folder / "tooled-Q8_0.gguf", folder / "t5-F32.gguf")
+    export(ExportRequest((), base, ("Q8_0",), paths[:1]), toolchain)
+    export(ExportRequest((), make_t5(folder / "t5"), ("F32",), paths[1:]), toolchain)
+    with serving(folder, *paths) as found:
         yield found
 
 
-def calling(tooled: Served) -> Any:
+def calling(others: Served) -> Any:
     """Asks for a call of a tool, which the model begins as its first token is forced."""
-    _, brace = tooled.ask("/tokenize", {"content": "{"})
+    _, brace = others.ask("/tokenize", {"model": "tooled", "content": "{"})
     return {
-        "model": tooled.models[0], "messages": TALK, "temperature": 0, "max_tokens": 100,
+        "model": "tooled", "messages": TALK, "temperature": 0, "max_tokens": 100,
         "tools": [{"type": "function", "function": WEATHER}], "tool_choice": "required",
         "parallel_tool_calls": False, "logit_bias": {str(brace["tokens"][-1]): 50},
     }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def called_in_pieces(tooled) -> list[Any]:
-    with openai_of(tooled) as client:
-        return list(client.chat.completions.create(**calling(tooled), stream=True))
+def called_in_pieces(others) -> list[Any]:
+    with openai_of(others) as client:
+        return list(client.chat.completions.create(**calling(others), stream=True))
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +137,17 @@ def openai_of(served: Served) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def anthropic_client(gateway) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(
-        base_url=gateway.url, api_key=KEY, max_retries=0,
-        http_client=httpx2.Client(trust_env=False),
-    ) as client:  # fmt: skip
+    with anthropic_of(gateway) as client:
         yield client
+
+
+def anthropic_of(served: Served) -> anthropic.Anthropic:
+    return anthropic.Anthropic(
+        base_url=served.url,
+        api_key=KEY,
+        max_retries=0,
+        http_client=httpx2.Client(trust_env=False),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -188,9 +196,9 @@ def test_openai_completes(openai_client):
     assert "".join(piece.choices[0].text for piece in pieces) == whole.choices[0].text
 
 
-def test_openai_has_tools_called(tooled, called_in_pieces):
-    with openai_of(tooled) as client:
-        answer = client.chat.completions.create(**calling(tooled))
+def test_openai_has_tools_called(others, called_in_pieces):
+    with openai_of(others) as client:
+        answer = client.chat.completions.create(**calling(others))
     (call,) = answer.choices[0].message.tool_calls
     parts = [p for piece in called_in_pieces for p in piece.choices[0].delta.tool_calls or ()]
 
@@ -387,14 +395,14 @@ def test_ollama_gets_json_by_a_schema_and_likely_tokens(ollama_client):
     assert all(len(one.top_logprobs) == 2 for one in likely.logprobs)
 
 
-def test_ollama_is_told_of_tools_called_and_tells_what_they_gave(tooled, called_in_pieces):
+def test_ollama_is_told_of_tools_called_and_tells_what_they_gave(others, called_in_pieces):
     """Its own requests leave it to the model whether it calls one; the demo's never does."""
     stream = "".join(f"data: {piece.model_dump_json()}\n\n" for piece in called_in_pieces)
     *_, line, last = lines_of(stream.encode())
     (call,) = ollama.ChatResponse(**line).message.tool_calls
-    model, tools = tooled.models[0], [{"type": "function", "function": WEATHER}]
+    model, tools = "tooled", [{"type": "function", "function": WEATHER}]
     given = [*TALK, line["message"], {"role": "tool", "tool_name": "weather", "content": "rain"}]
-    with ollama_of(tooled, KEY) as client:
+    with ollama_of(others, KEY) as client:
         shown = client.show(model)
         answer = client.chat(model, given, tools=tools, options={"num_predict": 1})
         plain = client.chat(model, TALK, options={"num_predict": 1})
@@ -504,6 +512,33 @@ def test_ollamas_asynchronous_client_leaves_in_the_middle(gateway, expected):
     assert first
     assert expected["base"].startswith(first)
     assert answer == expected["base:liar"]
+
+
+def test_all_three_are_answered_by_an_encoder_decoder(others):
+    prompt = "the vk e a eat o"
+    talk: Any = [{"role": "user", "content": prompt}]
+    asked: Any = {"model": "t5", "messages": talk, "max_tokens": 12}
+    with openai_of(others) as client:
+        chats = client.chat.completions
+        expected = chats.create(**asked, temperature=0).choices[0].message.content
+        pieces = list(chats.create(**asked, temperature=0, stream=True))
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected != ""
+    with anthropic_of(others) as client:
+        cool = {"temperature": 0}
+        assert client.messages.create(**asked, extra_body=cool).content[0].text == expected
+        with client.messages.stream(**asked, extra_body=cool) as stream:
+            assert "".join(stream.text_stream) == expected
+        assert client.messages.count_tokens(model="t5", messages=talk).input_tokens > 5
+    with ollama_of(others, KEY) as client:
+        options = {"temperature": 0, "num_predict": 12}
+        assert client.chat("t5", talk, options=options).message.content == expected
+        assert client.generate("t5", prompt, options=options).response == expected
+        said = list(client.chat("t5", talk, options=options, stream=True))
+        assert "".join(piece.message.content for piece in said) == expected
+        assert (said[-1].done_reason, said[-1].eval_count) == ("length", 12)
+        with pytest.raises(ollama.ResponseError) as error:
+            client.embed("t5", "x")
+        assert error.value.status_code == 501
 
 
 def test_the_version_is_one_of_ollamas(gateway):
