@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import cache
 from http import HTTPStatus
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypeAlias
 
 from starlette.requests import Request
@@ -27,6 +28,8 @@ from runtime.gateway.ollama_ask import (
     chat_question,
     generate_question,
     keeps_s,
+    objects,
+    text,
     wants_stream,
 )
 from runtime.gateway.ollama_embed import embed, embeddings
@@ -47,7 +50,15 @@ NO_UPLOAD = "the server takes no uploads"
 
 async def told_version(call: Call) -> Response:
     del call
-    return JSONResponse({"version": API_VERSION, "decant": version("decant-llm")})
+    return JSONResponse({"version": API_VERSION, "decant": own_version()})
+
+
+@cache
+def own_version() -> str:
+    try:
+        return version("decant-llm")
+    except PackageNotFoundError:  # run from a checkout
+        return ""
 
 
 async def tags(call: Call) -> Response:
@@ -101,12 +112,14 @@ async def generate(call: Call) -> Response | None:
 async def conversed(call: Call, form: Literal["chat", "generate"]) -> Response | None:
     """An answer, or what asking nothing means: to load the model, or to unload it."""
     began = time.monotonic()
-    named, able = find(call), capabilities(find(call))
+    named = find(call)
+    able = capabilities(named)
     voice = Voice(call.body["model"], form)
     keep_s, is_stream = keeps_s(call.body), wants_stream(call.body)
     if "completion" not in able:
         raise bad_request(f'"{voice.model}" does not support {form}')
-    if not call.body.get("messages" if form == "chat" else "prompt"):
+    has_question = objects(call.body, "messages") if form == "chat" else text(call.body, "prompt")
+    if not has_question:
         reason = "unload" if keep_s == 0 else "load"
         await (unload if keep_s == 0 else load)(call, named)
         return JSONResponse(voice.last(reason, {}))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from runtime.gateway.errors import bad_request
+from runtime.gateway.requests import dumped
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 
@@ -192,12 +192,15 @@ def tool_call(call: Json, usual: str) -> Json:
     if not isinstance(function, dict):
         raise bad_request("a tool call has no function")
     arguments = function.get("arguments") or {}
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
+    if isinstance(arguments, dict):
+        arguments = dumped(arguments).decode()
     return {
         "id": text(call, "id") or usual,
         "type": "function",
-        "function": {"name": text(function, "name"), "arguments": arguments},
+        "function": {
+            "name": text(function, "name"),
+            "arguments": text({"arguments": arguments}, "arguments"),
+        },
     }
 
 
@@ -251,9 +254,7 @@ def wanted_format(body: Json) -> Json | None:
         return {}
     if isinstance(wanted, dict):
         return wanted
-    raise bad_request(
-        f'invalid format: {json.dumps(wanted)}; expected "json" or a valid JSON Schema object'
-    )
+    raise bad_request('invalid format: expected "json" or a valid JSON Schema object')
 
 
 def add_thinking(asked: Json, body: Json, model: Ability) -> None:
@@ -261,10 +262,7 @@ def add_thinking(asked: Json, body: Json, model: Ability) -> None:
     if think is None:
         return
     if not isinstance(think, bool) and think not in EFFORTS:
-        raise bad_request(
-            f"invalid think value: {json.dumps(think)} (must be one of {', '.join(EFFORTS)},"
-            " true, or false)"
-        )
+        raise bad_request(f"think must be true, false, or one of {', '.join(EFFORTS)}")
     if think and not model.thinks:
         raise bad_request(f'"{model.name}" does not support thinking')
     asked["chat_template_kwargs"] = {"enable_thinking": bool(think)}
@@ -312,7 +310,7 @@ def keeps_s(body: Json) -> float | None:
             return -whole if value.startswith("-") else whole
         if re.fullmatch(r"[+-]?\d{1,15}", value):
             return float(value)
-    raise bad_request(f"invalid keep_alive: {json.dumps(value)[:40]}; such as 5m, 0 or -1")
+    raise bad_request("keep_alive must be a time such as 5m, 0 or -1")
 
 
 def text(body: Mapping[str, Any], name: str) -> str:

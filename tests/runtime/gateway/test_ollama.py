@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import ollama
@@ -21,6 +23,7 @@ from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError
 from runtime.gateway.ollama_answer import Answer, Voice, joined, lines, stamp
 from runtime.gateway.ollama_ask import (
+    NUMBERS,
     Ability,
     chat_question,
     embed_question,
@@ -32,6 +35,9 @@ from runtime.gateway.ollama_models import capabilities, counted, shown, tag
 
 MODEL = Ability("pirate", 512, thinks=True)
 PLAIN = Ability("plain", 512, thinks=False)
+DEEP: dict = {}
+for _ in range(5000):
+    DEEP = {"a": [DEEP]}
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\nrest").decode()
 
 
@@ -152,7 +158,7 @@ def test_calls_of_tools_have_ids_that_the_results_name():
 
     assert len(set(ids)) == 3
     assert [one["function"]["arguments"] for one in call["tool_calls"]] == [
-        '{"a": 1}', '{"b": "é"}', "{}",
+        '{"a":1}', '{"b":"é"}', "{}",
     ]  # fmt: skip
     assert [answer["tool_call_id"] for answer in answers] == [ids[1], ids[0], ids[2]]
     assert call["reasoning_content"] == "hm"
@@ -184,11 +190,52 @@ def test_likely_tokens_are_counted():
         {"messages": [{"role": "user", "content": {}}]},
         {"messages": [{"role": "user", "images": "x"}]},
         {"messages": [{"role": "assistant", "tool_calls": [{}]}]},
+        {"messages": [{"role": "x", "tool_calls": [{"function": {"arguments": [1]}}]}]},
+        {"messages": [{"role": "x", "tool_calls": [{"function": {"arguments": DEEP}}]}]},
+        {"format": DEEP["a"]},
         {"tools": {}},
     ],
 )
 def test_what_has_the_wrong_type_is_refused(body):
     assert refusal(lambda: asked(**body))
+
+
+ODD = (
+    None, True, False, 0, 1, -1, 3.5, math.nan, math.inf, 2**70, "", "x", "\ud800", [], [1], ["x"],
+    [None], [[]], [{}], [{"x": 1}], {}, {"x": 1}, {"function": 1}, [{"function": {}}],
+)  # fmt: skip
+FIELDS = (
+    "messages", "prompt", "system", "suffix", "template", "context", "raw", "images", "options",
+    "format", "think", "tools", "logprobs", "top_logprobs", "input", "keep_alive", "stream",
+)  # fmt: skip
+OF_MESSAGES = (
+    "role", "content", "thinking", "images", "tool_calls", "tool_name", "tool_call_id",
+)  # fmt: skip
+
+
+def odd_bodies(odd: object) -> Iterator[dict]:
+    for field in FIELDS:
+        yield {"prompt": "x", field: odd}
+        yield {"prompt": "x", "logprobs": True, "raw": True, field: odd}
+    for field in OF_MESSAGES:
+        yield {"messages": [{"role": "tool", field: odd}]}
+    for option in (*NUMBERS, "stop"):
+        yield {"options": {option: odd}}
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_any_body_is_a_question_or_refused(odd):
+    chats = partial(chat_question, model=MODEL)
+    generates = partial(generate_question, model=MODEL)
+    statuses = set()
+    for body in odd_bodies(odd):
+        for ask in (chats, generates, embed_question, keeps_s, wants_stream):
+            try:
+                ask(body)
+            except ApiError as error:
+                statuses.add(error.status)
+
+    assert statuses <= {400}
 
 
 def test_a_prompt_is_a_chat_of_one_message():
