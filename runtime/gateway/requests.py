@@ -20,6 +20,10 @@ from runtime.gateway.settings import Settings
 
 WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt")
 """Fields that reach into what other requests depend on."""
+LOOKING_BACK = ("repeat_last_n", "dry_penalty_last_n")
+"""How many tokens a penalty looks back at. The child makes room for them all at once: one request
+for as many as a number can say would take all memory."""
+LOOK_BACK_MAX = 1 << 20  # tokens, where the model does not say its context
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
 LIMIT_OF = {
     "/v1/chat/completions": "max_tokens", "/v1/completions": "max_tokens",
@@ -139,7 +143,17 @@ def prepared(
         kept |= lora_vector(named.voice)
     if settings.max_tokens is not None:
         kept |= limited(kept, route, settings.max_tokens)
-    return kept
+    return kept | within_context(kept, named)
+
+
+def within_context(body: Mapping[str, Any], named: Named) -> dict[str, int]:
+    header = named.model.header
+    most = header.number(f"{header.architecture}.context_length") or LOOK_BACK_MAX
+    return {
+        name: most
+        for name in LOOKING_BACK
+        if isinstance(body.get(name), int | float) and body[name] > most
+    }
 
 
 def limited(body: Mapping[str, Any], route: str, most: int) -> dict[str, int]:

@@ -93,6 +93,25 @@ def test_answers_can_be_capped(given, sent, model):
     assert prepared(given, "/v1/chat/completions", plain, settings, can_say=True) == sent
 
 
+@pytest.mark.parametrize("name", ["repeat_last_n", "dry_penalty_last_n"])
+def test_a_penalty_looks_back_no_further_than_the_context(name, model):
+    """The child makes room for every token: 2**31 of them would take 17 GB."""
+    most = model.header.number("llama.context_length")
+    for asked, sent in (
+        (2**31 - 1, most),
+        (1e9, most),
+        (most, most),
+        (64, 64),
+        (-1, -1),
+        ("x", "x"),
+    ):
+        body = prepared(
+            {name: asked}, "/v1/completions", Named("m", "m", model, None, ()), Settings(),
+            can_say=True,
+        )  # fmt: skip
+        assert body == {name: sent}
+
+
 def test_without_a_cap_nothing_is_added(model):
     plain = Named("m", "m", model, None, ())
 
