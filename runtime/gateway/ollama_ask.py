@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from runtime.gateway.errors import bad_request
 from runtime.gateway.requests import dumped
+from runtime.repl.files import image_kind
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 
@@ -39,10 +40,6 @@ NUMBERS: dict[str, tuple[str, type]] = {
 }
 """Ollama's name of an option: the engine's, and its type. Others are for loading a model, or are
 no longer known: they have no say here."""
-IMAGES = {
-    b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif", b"BM": "bmp", b"RIFF": "webp",
-}  # fmt: skip
-"""How files of images begin."""
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))+")
 PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
@@ -233,10 +230,9 @@ def data_url(image: str) -> str:
         raw = base64.b64decode(packed, validate=True)
     except (binascii.Error, ValueError) as error:
         raise bad_request(f"an image is no base64: {error}") from error
-    kind = next((kind for magic, kind in IMAGES.items() if raw.startswith(magic)), None)
-    if kind is None:
-        raise bad_request("an image is of no kind that is known here")
-    return f"data:image/{kind};base64,{packed}"
+    if (kind := image_kind(raw)) is None:
+        raise bad_request("an image is no PNG, JPEG, GIF, BMP or WebP")
+    return f"data:{kind};base64,{packed}"
 
 
 def add_format(asked: Json, body: Json) -> None:

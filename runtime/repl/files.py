@@ -24,13 +24,19 @@ KINDS = (
 def read_image(path: Path) -> Image:
     """A picture. Raises InputError for any other file."""
     data = read_file(path, IMAGE_MAX)
+    if (kind := image_kind(data)) is None:
+        raise InputError(
+            f"`{path}` is no PNG, JPEG, GIF, BMP or WebP", hint="/read FILE gives the model a text"
+        )
+    return Image(path.name, f"data:{kind};base64,{base64.b64encode(data).decode()}")
+
+
+def image_kind(data: bytes) -> str | None:
+    """The media type of a picture, by how it begins; None for anything else."""
     for kind, at, magic in KINDS:
         if data[at : at + len(magic)] == magic:
-            encoded = base64.b64encode(data).decode()
-            return Image(path.name, f"data:{kind};base64,{encoded}")
-    raise InputError(
-        f"`{path}` is no PNG, JPEG, GIF, BMP or WebP", hint="/read FILE gives the model a text"
-    )
+            return kind
+    return None
 
 
 def read_text(path: Path) -> str:

@@ -20,9 +20,13 @@ from exporter.pipeline import ExportRequest, export
 from runtime.child import Server, ServerSpec, lora_vector
 from runtime.client import Delta, ask
 from runtime.gateway.ollama_answer import Answer, Voice, lines
+from runtime.repl.files import read_image
+from tests.architectures import make_architecture
 from tests.raw import edit_json
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import Served, serving
+from tests.runtime.test_images import make_png
+from tests.tiny import make_tokenizer
 from tests.tiny_t5 import make_t5
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
@@ -93,13 +97,21 @@ def expected(demo_base, pirate_lora, liar_lora, toolchain) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def others(demo_models, toolchain, tmp_path_factory) -> Iterator[Served]:
-    """A gateway over the demo's base with a chat template that knows of tools, and over a T5."""
+    """A gateway over the demo's base with a template that knows of tools, a T5, and one that sees.
+
+    The last one's projector is found beside it.
+    """
     folder = tmp_path_factory.mktemp("others")
     base = shutil.copytree(demo_models.base, folder / "base")
     edit_json(base / "tokenizer_config.json", chat_template=TEMPLATE)
-    paths = (folder / "tooled-Q8_0.gguf", folder / "t5-F32.gguf")
-    export(ExportRequest((), base, ("Q8_0",), paths[:1]), toolchain)
-    export(ExportRequest((), make_t5(folder / "t5"), ("F32",), paths[1:]), toolchain)
+    paths = [folder / name for name in ("tooled-Q8_0.gguf", "t5-F32.gguf", "seeing-F16.gguf")]
+    export(ExportRequest((), base, ("Q8_0",), tuple(paths[:1])), toolchain)
+    export(ExportRequest((), make_t5(folder / "t5"), ("F32",), tuple(paths[1:2])), toolchain)
+    seeing = make_architecture("gemma3_vlm", folder / "seeing")
+    make_tokenizer(seeing)
+    pictures = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (seeing / "preprocessor_config.json").write_text(json.dumps(pictures))
+    export(ExportRequest((), seeing, ("F16",), tuple(paths[2:])), toolchain)
     with serving(folder, *paths) as found:
         yield found
 
@@ -447,6 +459,30 @@ def test_ollama_has_long_texts_cut_unless_it_says_otherwise(ollama_client):
     assert long.prompt_eval_count == 2 * 512
     with pytest.raises(ollama.ResponseError) as refused:
         ollama_client.embed("base", "cow " * 600, truncate=False)
+    assert refused.value.status_code == 400
+
+
+def test_ollama_shows_pictures_to_a_model_that_sees(others, tmp_path):
+    picture = make_png(tmp_path / "a.png")
+    few = {"num_predict": 1}
+    blind: Any = [{"role": "user", "content": "what is it?"}]
+    talk: Any = [{**blind[0], "images": [picture.read_bytes()]}]
+    parts: Any = [
+        {"type": "text", "text": "what is it?"},
+        {"type": "image_url", "image_url": {"url": read_image(picture).url}},
+    ]
+    with ollama_of(others, KEY) as client, openai_of(others) as reference:
+        without = client.chat("seeing", blind, options=few).prompt_eval_count
+        seen = client.chat("seeing", talk, options=few).prompt_eval_count
+        alike = client.generate("seeing", "what is it?", images=[picture], options=few)
+        same = reference.chat.completions.create(
+            model="seeing", messages=[{"role": "user", "content": parts}], max_tokens=1
+        )
+        assert client.show("seeing").capabilities == ["completion", "vision"]
+        with pytest.raises(ollama.ResponseError, match="cannot see") as refused:
+            client.chat("tooled", talk, options=few)
+
+    assert seen == alike.prompt_eval_count == same.usage.prompt_tokens > without + 4
     assert refused.value.status_code == 400
 
 
