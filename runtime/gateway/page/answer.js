@@ -1,0 +1,124 @@
+/** One answer: asked for, taken in piece by piece, and shown. */
+
+import { isAbort, streamed } from "./api.js";
+import { copyButton, el, oncePerFrame } from "./dom.js";
+import { LiveMarkdown } from "./markdown.js";
+
+const PATIENCE_MS = 2000;
+
+/**
+ * An answer of which nothing is known yet.
+ * @param {string} model
+ */
+export function newAnswer(model) {
+  return { role: "assistant", model, content: "", reasoning: "", finish: null, tokens: null, speed: null, error: null, isStopped: false };
+}
+
+/**
+ * Fill `answer` from the server, calling `changed` after each piece. It does not throw: what went
+ * wrong is part of the answer.
+ */
+export async function receive(answer, { messages, sampling }, signal, changed) {
+  const body = { model: answer.model, messages, ...sampling, stream: true, stream_options: { include_usage: true } };
+  const clock = { began: null };
+  try {
+    for await (const event of streamed("v1/chat/completions", body, signal)) {
+      take(answer, event, clock);
+      changed();
+    }
+  } catch (error) {
+    if (isAbort(error)) answer.isStopped = true;
+    else answer.error = error.message;
+  }
+}
+
+/** Add what one event of the stream says. */
+function take(answer, event, clock) {
+  const [choice] = event.choices ?? [];
+  const text = choice?.delta?.content ?? "";
+  const thought = choice?.delta?.reasoning_content ?? "";
+  if (text || thought) clock.began ??= performance.now();
+  answer.content += text;
+  answer.reasoning += thought;
+  answer.finish = choice?.finish_reason ?? answer.finish;
+  answer.tokens = event.usage?.completion_tokens ?? answer.tokens;
+  answer.speed = event.timings?.predicted_per_second ?? answer.speed;
+  if (event.usage && answer.speed === null && clock.began !== null) {
+    answer.speed = (answer.tokens * 1000) / Math.max(performance.now() - clock.began, 1);
+  }
+}
+
+/** What is said under an answer: its length and speed, and why it ended early. */
+export function factsOf({ tokens, speed, finish, isStopped }) {
+  const facts = [];
+  if (tokens !== null) facts.push(tokens === 1 ? "1 token" : `${tokens.toLocaleString("en")} tokens`);
+  if (tokens > 1 && Number.isFinite(speed)) facts.push(`${speed.toFixed(speed < 100 ? 1 : 0)} tokens/s`);
+  if (finish === "length") facts.push("cut off: the limit of tokens was reached");
+  if (isStopped) facts.push("stopped by you");
+  return facts;
+}
+
+/** An answer on the page. */
+export class AnswerView {
+  /**
+   * @param {Object} answer shown as it is, and again by `update`
+   * @param {function(function(): void): void} [around] calls what changes the element
+   */
+  constructor(answer, around = (change) => change()) {
+    this.answer = answer;
+    this.thoughts = el("div", { class: "markdown" });
+    this.reasoning = el("details", { class: "reasoning", hidden: true }, el("summary", {}, "Reasoning"), this.thoughts);
+    this.body = el("div", { class: "markdown", dir: "auto" });
+    this.waiting = el("p", { class: "waiting" });
+    this.error = el("p", { class: "error" });
+    this.facts = el("p", { class: "facts" });
+    this.copy = copyButton(() => answer.content);
+    this.tools = el("div", { class: "tools" }, this.copy);
+    const foot = el("div", { class: "foot" }, this.facts, this.tools);
+    this.element = el("div", { class: "answer" }, this.reasoning, this.body, this.waiting, this.error, foot);
+    this.live = { body: new LiveMarkdown(this.body), thoughts: new LiveMarkdown(this.thoughts) };
+    this.isOpen = false;
+    this.update = oncePerFrame(() => { if (this.isOpen) around(() => this.show()); });
+    this.show();
+  }
+
+  /** Say that it is being waited for, and when that is long, for how long. */
+  open() {
+    const began = performance.now();
+    this.isOpen = true;
+    this.element.setAttribute("aria-busy", "true");
+    this.timer = setInterval(() => {
+      const waited = performance.now() - began;
+      this.patience = waited > PATIENCE_MS ? ` ${Math.floor(waited / 1000)} s` : "";
+      this.show();
+    }, 1000);
+    this.show();
+  }
+
+  /** Show the whole answer at once. */
+  close() {
+    this.isOpen = false;
+    clearInterval(this.timer);
+    this.element.removeAttribute("aria-busy");
+    this.show();
+  }
+
+  show() {
+    const { content, reasoning, error } = this.answer;
+    this.reasoning.hidden = !reasoning;
+    if (reasoning) this.live.thoughts.write(reasoning);
+    this.live.body.write(content);
+    const isEmpty = !content && !error;
+    this.waiting.hidden = !(this.isOpen ? !content : isEmpty);
+    this.waiting.textContent = this.waitingFor(reasoning);
+    this.error.hidden = !error;
+    this.error.textContent = error ?? "";
+    this.copy.hidden = this.isOpen || !content;
+    this.facts.textContent = factsOf(this.answer).join(" · ");
+  }
+
+  waitingFor(reasoning) {
+    if (!this.isOpen) return "No answer.";
+    return `${reasoning ? "Reasoning…" : `Waiting for ${this.answer.model}…`}${this.patience ?? ""}`;
+  }
+}

@@ -1,0 +1,125 @@
+/** What the page asks of the server: JSON there, JSON or a stream of events back. */
+
+import { askForKey, keyHeaders } from "./key.js";
+
+/** The server's refusal, in its own words, or that there was no answer at all. */
+export class ServerError extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Whether the reader broke it off. */
+export function isAbort(error) {
+  return error instanceof DOMException && error.name === "AbortError";
+}
+
+/** The models of the server, as /v1/models lists them. */
+export async function listModels() {
+  return (await answered("v1/models", {})).data;
+}
+
+/** The JSON that answers a POST of `body`. */
+export function post(route, body, signal) {
+  return answered(route, { ...posting(body), signal });
+}
+
+/** The JSON of an answer; the page and the API may lie under a proxy's prefix together. */
+async function answered(route, options) {
+  const response = await requested(route, options);
+  try {
+    return await response.json();
+  } catch (error) {
+    if (isAbort(error)) throw error;
+    throw new ServerError("The server's answer broke off. Try again.");
+  }
+}
+
+function posting(body) {
+  return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+}
+
+/** A response that is fine; a key is asked for as long as one is missing and is given. */
+async function requested(route, options) {
+  for (;;) {
+    const headers = { ...options.headers, ...keyHeaders() };
+    const response = await fetched(new URL(route, document.baseURI), { ...options, headers });
+    if (response.ok) return response;
+    const error = await refusal(response);
+    if (error.status !== 401 || !(await askForKey(error.message))) throw error;
+    options.signal?.throwIfAborted();
+  }
+}
+
+async function fetched(url, options) {
+  try {
+    return await fetch(url, { ...options, credentials: "omit", redirect: "error", cache: "no-store" });
+  } catch (error) {
+    if (isAbort(error)) throw error;
+    throw new ServerError("The server does not answer. Is it still running?");
+  }
+}
+
+/** The error of a response, whichever of the formats it is written in. */
+async function refusal(response) {
+  const text = await response.text().catch(() => "");
+  return new ServerError(messageIn(text) || `The server answered ${response.status} ${response.statusText}`.trim(), response.status);
+}
+
+function messageIn(text) {
+  try {
+    const { error, message } = JSON.parse(text);
+    return error?.message ?? (typeof error === "string" ? error : message);
+  } catch {
+    return text.length < 300 ? text.trim() : "";
+  }
+}
+
+/**
+ * The JSON events of a streamed answer, as they come; leaving the loop breaks the answer off.
+ * @returns {AsyncGenerator<Object>}
+ */
+export async function* streamed(route, body, signal) {
+  const response = await requested(route, { ...posting(body), signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  let isDone = false;
+  try {
+    while (!isDone) {
+      const { done, value } = await read(reader);
+      if (done) throw new ServerError("The connection ended before the answer did.");
+      const lines = (rest + value).split(/\r\n|\n|\r(?!$)/);
+      rest = lines.pop();
+      for (const line of lines) {
+        const data = /^data: ?(.*)$/s.exec(line)?.[1];
+        if (data === undefined) continue; // an empty line, or a comment: a sign of life
+        if (data === "[DONE]") { isDone = true; break; }
+        yield eventOf(data);
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {}); // broken off already
+  }
+}
+
+async function read(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    if (isAbort(error)) throw error;
+    throw new ServerError("The connection broke before the answer ended.");
+  }
+}
+
+/** One event; an answer that fails on its way says so in one. */
+function eventOf(data) {
+  let event;
+  try {
+    event = JSON.parse(data);
+  } catch {
+    throw new ServerError("The server sent something that is not JSON.");
+  }
+  if (event.error) throw new ServerError(messageIn(data) || "The answer failed.");
+  return event;
+}

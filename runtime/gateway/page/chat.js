@@ -1,0 +1,156 @@
+/** The view Chat: one conversation with one model at a time. */
+
+import { AnswerView, newAnswer, receive } from "./answer.js";
+import { announce, el, growing, part, submitsOnEnter } from "./dom.js";
+import { keep, kept } from "./kept.js";
+import { Picker } from "./picker.js";
+import { Settings } from "./settings.js";
+
+const NEAR_END = 60; // pixels; who has scrolled further up is left there
+const READ_OUT = 600; // characters; of a longer answer a screen reader is told the end only
+
+/** The conversation and what is done with it. */
+export class Chat {
+  constructor(root, bases) {
+    this.picker = new Picker(part(root, "picker"), { name: "chat", bases });
+    this.settings = new Settings(part(root, "settings"), { name: "chat" });
+    this.log = part(root, "log");
+    this.list = part(root, "messages");
+    this.empty = part(root, "empty");
+    this.form = part(root, "form");
+    this.area = this.form.querySelector("textarea");
+    this.fit = growing(this.area);
+    this.sendButton = part(root, "send");
+    this.stopButton = part(root, "stop");
+    this.running = null;
+    this.messages = [];
+    this.listen(root);
+    kept("chat", []).forEach((message) => this.add(message));
+    this.refresh();
+  }
+
+  listen(root) {
+    submitsOnEnter(this.area);
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.send();
+    });
+    this.stopButton.addEventListener("click", () => this.stop());
+    part(root, "clear").addEventListener("click", () => this.clear());
+    root.addEventListener("keydown", ({ key }) => { if (key === "Escape") this.stop(); });
+  }
+
+  /** Ask what is typed, unless an answer is on its way. */
+  send() {
+    const content = this.area.value.trim();
+    if (!content || this.running) return;
+    this.area.value = "";
+    this.fit();
+    this.add({ role: "user", content });
+    this.answer();
+  }
+
+  /** Have the model that is picked answer the conversation as it stands. */
+  async answer() {
+    const view = this.add(newAnswer(this.picker.id));
+    const request = { messages: this.settings.withSystem(this.said()), sampling: this.settings.sampling() };
+    const running = new AbortController();
+    this.running = running;
+    this.refresh();
+    view.open();
+    announce("Answering");
+    this.scrollToEnd();
+    await receive(view.answer, request, running.signal, view.update);
+    this.following(() => view.close());
+    if (this.running !== running) return; // cleared meanwhile
+    this.running = null;
+    this.refresh();
+    this.keep();
+    announce(spoken(view.answer));
+  }
+
+  /** Ask for the last answer again. */
+  regenerate() {
+    if (this.running || this.messages.at(-1)?.role !== "assistant") return;
+    this.messages.pop();
+    this.list.lastElementChild.remove();
+    this.answer();
+    this.area.focus();
+  }
+
+  stop() {
+    this.running?.abort();
+  }
+
+  clear() {
+    this.stop();
+    this.running = null;
+    this.messages = [];
+    this.list.replaceChildren();
+    this.refresh();
+    this.keep();
+    this.area.focus();
+    announce("New chat");
+  }
+
+  /** What the model is told: neighbours of one role as one message, for templates insist on turns. */
+  said() {
+    const said = [];
+    for (const { role, content } of this.messages) {
+      if (!content) continue;
+      if (said.at(-1)?.role === role) said.at(-1).content += `\n\n${content}`;
+      else said.push({ role, content });
+    }
+    return said;
+  }
+
+  /** Put a message at the conversation's end; returns the view of an answer. */
+  add(message) {
+    const view = message.role === "assistant" ? new AnswerView(message, (change) => this.following(change)) : null;
+    const body = view ? view.element : el("div", { class: "said", dir: "auto" }, message.content);
+    const who = view ? message.model : "You";
+    this.messages.push(message);
+    this.list.append(el("li", { class: `message ${message.role}` }, el("h3", {}, who), body));
+    return view;
+  }
+
+  /** Let the buttons say what can be done now. */
+  refresh() {
+    const isIdle = this.running === null;
+    const hadFocus = document.activeElement === this.stopButton;
+    this.sendButton.hidden = !isIdle;
+    this.stopButton.hidden = isIdle;
+    this.empty.hidden = this.messages.length > 0;
+    this.list.querySelector("[data-again]")?.remove();
+    if (isIdle && this.messages.at(-1)?.role === "assistant") this.offerAgain();
+    if (isIdle && hadFocus) this.area.focus();
+  }
+
+  offerAgain() {
+    const again = el("button", { type: "button", class: "quiet small", "data-again": "" }, "Regenerate");
+    again.addEventListener("click", () => this.regenerate());
+    this.list.lastElementChild.querySelector(".tools").append(again);
+  }
+
+  keep() {
+    keep("chat", this.messages);
+  }
+
+  /** Do what changes the log's height, staying at its end for who was there. */
+  following(change) {
+    const isAtEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < NEAR_END;
+    change();
+    if (isAtEnd) requestAnimationFrame(() => this.scrollToEnd());
+  }
+
+  scrollToEnd() {
+    this.log.scrollTop = this.log.scrollHeight;
+  }
+}
+
+/** What a screen reader says when an answer has ended. */
+function spoken({ content, error, isStopped }) {
+  if (error) return `No answer: ${error}`;
+  if (isStopped) return "Stopped";
+  return content.length <= READ_OUT ? content : "The answer is complete";
+}

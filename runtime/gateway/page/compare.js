@@ -1,0 +1,152 @@
+/** The view Compare: one prompt, several models at once, and where they differ. */
+
+import { AnswerView, newAnswer, receive } from "./answer.js";
+import { announce, el, freshId, growing, part, submitsOnEnter } from "./dom.js";
+import { markDifferences } from "./diff.js";
+import { keep, kept } from "./kept.js";
+import { Picker } from "./picker.js";
+import { Settings } from "./settings.js";
+
+const FEWEST = 2;
+const MOST = 6;
+
+/** The prompt and its columns. */
+export class Compare {
+  constructor(root, bases) {
+    this.bases = bases;
+    // what differs should come from the models, not from chance
+    this.settings = new Settings(part(root, "settings"), { name: "compare", temperature: "0" });
+    this.form = part(root, "form");
+    this.area = this.form.querySelector("textarea");
+    this.grid = part(root, "columns");
+    this.addButton = part(root, "add");
+    this.sendButton = part(root, "send");
+    this.stopButton = part(root, "stop");
+    this.columns = [];
+    this.running = false;
+    growing(this.area);
+    this.listen(root);
+    for (let count = Math.min(Math.max(kept("columns", FEWEST), FEWEST), MOST); count > 0; count -= 1) this.add();
+  }
+
+  listen(root) {
+    submitsOnEnter(this.area);
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.run();
+    });
+    this.stopButton.addEventListener("click", () => this.stop());
+    this.addButton.addEventListener("click", () => this.add().picker.base.focus());
+    root.addEventListener("keydown", ({ key }) => { if (key === "Escape") this.stop(); });
+  }
+
+  add() {
+    const column = new Column(this.bases, this.columns.length, () => this.remove(column));
+    this.columns.push(column);
+    this.grid.append(column.element);
+    this.refresh();
+    return column;
+  }
+
+  remove(column) {
+    column.stop();
+    const at = this.columns.indexOf(column);
+    this.columns.splice(at, 1);
+    column.element.remove();
+    this.refresh();
+    this.columns[Math.min(at, this.columns.length - 1)].element.focus();
+    announce(`${this.columns.length} columns are left`);
+  }
+
+  /** Number the columns anew, and let the buttons say what can be done now. */
+  refresh() {
+    this.columns.forEach((column, index) => column.number(index + 1, this.columns.length > FEWEST));
+    this.addButton.disabled = this.columns.length >= MOST;
+    const hadFocus = document.activeElement === this.stopButton;
+    this.sendButton.hidden = this.running;
+    this.stopButton.hidden = !this.running;
+    if (!this.running && hadFocus) this.area.focus();
+    keep("columns", this.columns.length);
+  }
+
+  stop() {
+    this.columns.forEach((column) => column.stop());
+  }
+
+  /** Ask all columns at once; when the last has ended, mark what differs. */
+  async run() {
+    const content = this.area.value.trim();
+    if (!content || this.running) return;
+    this.running = true;
+    this.refresh();
+    announce("Answering");
+    const request = { messages: this.settings.withSystem([{ role: "user", content }]), sampling: this.settings.sampling() };
+    await Promise.all(this.columns.map((column) => column.ask(request)));
+    this.running = false;
+    this.refresh();
+    announce(this.told());
+  }
+
+  /** Mark and count the differences; returns what a screen reader says. */
+  told() {
+    const [first, ...others] = this.columns.filter((column) => column.view);
+    first?.say(others.length ? "The other columns are compared with this one." : "");
+    return others.map((column) => column.compareWith(first)).join(" ");
+  }
+}
+
+/** One model and its answer. */
+class Column {
+  constructor(bases, index, removed) {
+    this.title = el("h3", { id: freshId("column") });
+    this.removeButton = el("button", { type: "button", class: "quiet small", onclick: removed }, "Remove");
+    this.place = el("div", { class: "place" });
+    this.difference = el("p", { class: "facts" });
+    this.running = null;
+    this.view = null;
+    const root = el("div", { class: "picker" });
+    this.picker = new Picker(root, { name: `compare.${index}`, bases, preferred: index });
+    const head = el("div", { class: "row" }, this.title, this.removeButton);
+    const labels = { class: "column", role: "group", "aria-labelledby": this.title.id, tabIndex: -1 };
+    this.element = el("div", labels, head, root, this.place, this.difference);
+  }
+
+  number(number, canGo) {
+    this.title.textContent = `Column ${number}`;
+    this.removeButton.hidden = !canGo;
+    this.removeButton.setAttribute("aria-label", `Remove column ${number}`);
+  }
+
+  say(text) {
+    this.difference.textContent = text;
+  }
+
+  stop() {
+    this.running?.abort();
+  }
+
+  async ask(request) {
+    this.running = new AbortController();
+    this.view = new AnswerView(newAnswer(this.picker.id));
+    this.say("");
+    this.place.replaceChildren(el("p", { class: "model" }, this.view.answer.model), this.view.element);
+    this.view.open();
+    await receive(this.view.answer, request, this.running.signal, this.view.update);
+    this.view.close();
+  }
+
+  /** Mark what is not in the first column's answer, and say how much that is. */
+  compareWith(first) {
+    const name = this.title.textContent;
+    if (!this.view.answer.content || !first.view.answer.content) return `${name}: nothing to compare.`;
+    const found = markDifferences(first.view.body, this.view.body);
+    this.say(toldOf(found, first.title.textContent.toLowerCase()));
+    return `${name}: ${this.difference.textContent}`;
+  }
+}
+
+function toldOf(found, first) {
+  if (found === null) return "Too long to be compared word by word.";
+  const { words, differ } = found;
+  return differ ? `${differ} of ${words} words differ from ${first}.` : `No word differs from ${first}.`;
+}

@@ -1,0 +1,104 @@
+/** The page's elements, made of names and texts: no markup is ever parsed. */
+
+/**
+ * A new element.
+ * @param {string} tag
+ * @param {Object<string, unknown>} [properties] `on…` listens, `class` and names with a dash are
+ *   attributes, the rest are properties
+ * @param {...(Node|string|null|Array)} children
+ */
+export function el(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "class" || name === "role" || name.includes("-")) element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  for (const child of children.flat()) if (child !== null) element.append(child);
+  return element;
+}
+
+let named = 0;
+
+/** An id that no other element has. */
+export function freshId(prefix) {
+  named += 1;
+  return `${prefix}-${named}`;
+}
+
+/** The element of `root` that carries `data-NAME`. */
+export function part(root, name) {
+  return root.querySelector(`[data-${name}]`);
+}
+
+/** Have a screen reader say `text`, once. */
+export function announce(text) {
+  const announcer = document.getElementById("announcer");
+  announcer.textContent = "";
+  // a region whose text stays the same is not read again
+  setTimeout(() => { announcer.textContent = text; }, 50);
+}
+
+/** Call `act` at most once a frame, with whatever is newest then. */
+export function oncePerFrame(act) {
+  let asked = false;
+  return () => {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(() => {
+      asked = false;
+      act();
+    });
+  };
+}
+
+/** A button that copies what `text()` gives, and says so. */
+export function copyButton(text, label = "Copy") {
+  const button = el("button", { type: "button", class: "quiet small" }, label);
+  button.addEventListener("click", async () => {
+    const copied = await copy(text());
+    button.textContent = copied ? "Copied" : "Not copied";
+    announce(button.textContent);
+    setTimeout(() => { button.textContent = label; }, 1500);
+  });
+  return button;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return copyBySelection(text); // without HTTPS there is no clipboard object
+  }
+}
+
+function copyBySelection(text) {
+  const before = document.activeElement;
+  const area = el("textarea", { value: text, class: "unseen" });
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  before?.focus();
+  return copied;
+}
+
+/** Let a textarea grow with its text; the style sheet says how far. */
+export function growing(area) {
+  const fit = () => {
+    area.style.height = "auto";
+    area.style.height = `${area.scrollHeight + area.offsetHeight - area.clientHeight}px`;
+  };
+  area.addEventListener("input", fit);
+  return fit;
+}
+
+/** Have Enter submit the form of a textarea, but for Shift+Enter and text still being composed. */
+export function submitsOnEnter(area) {
+  area.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    area.form.requestSubmit();
+  });
+}

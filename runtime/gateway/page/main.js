@@ -1,0 +1,51 @@
+/** The page's beginning: the key, the models, and the views over them. */
+
+import { Chat } from "./chat.js";
+import { Compare } from "./compare.js";
+import { announce, el } from "./dom.js";
+import { takeKeyFromAddress } from "./key.js";
+import { loadBases } from "./models.js";
+import { useTabs } from "./tabs.js";
+import { Tokens } from "./tokens.js";
+
+takeKeyFromAddress();
+window.addEventListener("hashchange", () => { if (takeKeyFromAddress()) start(); });
+
+const views = {};
+let up = null;
+useTabs(document.querySelector("[role=tablist]"), (id) => {
+  up = id;
+  views[id]?.shown?.();
+});
+start();
+
+/** Ask for the models and build the views; where that fails, say so and offer another try. */
+async function start() {
+  if (Object.keys(views).length) return;
+  try {
+    const bases = await loadBases();
+    if (!bases.length) throw new Error("This server has no models yet.");
+    say();
+    build(bases);
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+function build(bases) {
+  const kinds = { chat: Chat, compare: Compare, tokens: Tokens };
+  for (const [id, View] of Object.entries(kinds)) {
+    const root = document.getElementById(id);
+    views[id] = new View(root, bases);
+    root.inert = false;
+  }
+  views[up]?.shown?.();
+  announce("Ready");
+}
+
+/** Show a problem that concerns the whole page, or none. */
+function say(problem = "") {
+  const notice = document.getElementById("notice");
+  notice.replaceChildren();
+  if (problem) notice.append(el("p", { class: "notice" }, problem, " ", el("button", { type: "button", class: "quiet small", onclick: start }, "Try again")));
+}

@@ -1,0 +1,139 @@
+/** Markdown as elements: built node by node from texts, patched in place while it is written. */
+
+import { blocksOf } from "./blocks.js";
+import { copyButton, el } from "./dom.js";
+import { inlineOf } from "./inline.js";
+
+const LOWEST = 6;
+const BELOW = 2; // an answer's headings stand under the page's own
+
+/** The elements of a whole text. */
+export function rendered(text) {
+  return blocksOf(text).map(blockNode);
+}
+
+/**
+ * A text that grows: what is settled stays as it is, what is still being written is patched, so
+ * that nothing flickers, scrolls back or loses a selection.
+ */
+export class LiveMarkdown {
+  constructor(root) {
+    this.root = root;
+    this.settled = "";
+    this.nodes = 0;
+  }
+
+  /** Show `text`, usually the one before and a bit more. */
+  write(text) {
+    if (!text.startsWith(this.settled)) {
+      this.settled = "";
+      this.nodes = 0;
+    }
+    const from = this.settled.length;
+    const blocks = blocksOf(text.slice(from));
+    patch(this.root, blocks.map(blockNode), this.nodes);
+    // the line that is being written may yet become something else
+    const line = text.lastIndexOf("\n") + 1 - from;
+    const settled = blocks.findLastIndex((block) => block.start < line);
+    if (settled > 0) {
+      this.settled = text.slice(0, from + blocks[settled].start);
+      this.nodes += settled;
+    }
+  }
+}
+
+/** Make the children of `parent`, from the one numbered `from` on, equal to `fresh`. */
+export function patch(parent, fresh, from = 0) {
+  const old = [...parent.childNodes].slice(from);
+  fresh.forEach((node, index) => {
+    const was = old[index];
+    if (!was) parent.append(node);
+    else if (isSameKind(was, node)) adopt(was, node);
+    else was.replaceWith(node);
+  });
+  old.slice(fresh.length).forEach((node) => node.remove());
+}
+
+function isSameKind(one, other) {
+  if (one.nodeName !== other.nodeName) return false;
+  return one.nodeType === Node.TEXT_NODE || attributesOf(one) === attributesOf(other);
+}
+
+function attributesOf(element) {
+  return [...element.attributes].map(({ name, value }) => `${name}=${value}`).join("\n");
+}
+
+function adopt(was, node) {
+  if (was.nodeType !== Node.TEXT_NODE) patch(was, [...node.childNodes]);
+  else if (node.data.startsWith(was.data)) was.appendData(node.data.slice(was.data.length));
+  else was.data = node.data;
+}
+
+const BLOCKS = {
+  paragraph: ({ text }) => el("p", {}, inline(text)),
+  heading: ({ level, text }) => el(`h${Math.min(level + BELOW, LOWEST)}`, {}, inline(text)),
+  rule: () => el("hr"),
+  quote: ({ blocks }) => el("blockquote", {}, blocks.map(blockNode)),
+  code,
+  list,
+  table,
+};
+
+function blockNode(block) {
+  return BLOCKS[block.type](block);
+}
+
+function code({ language, text }) {
+  const pre = el("pre", { tabIndex: 0 }, el("code", {}, text));
+  const copy = copyButton(() => pre.textContent, "Copy code");
+  return el("figure", { class: "code" }, el("figcaption", {}, el("span", {}, language || "code"), copy), pre);
+}
+
+function list({ ordered, first, isLoose, items }) {
+  const nodes = items.map((blocks) => el("li", {}, blocks.flatMap((block) => itemNodes(block, isLoose))));
+  return ordered ? el("ol", { start: first }, nodes) : el("ul", {}, nodes);
+}
+
+function itemNodes(block, isLoose) {
+  return block.type === "paragraph" && !isLoose ? inline(block.text) : [blockNode(block)];
+}
+
+function table({ sides, head, rows }) {
+  const row = (tag, cells) => el("tr", {}, cells.map((cell, column) => el(tag, sideOf(sides[column]), inline(cell))));
+  const body = rows.length ? el("tbody", {}, rows.map((cells) => row("td", cells))) : null;
+  return el("div", { class: "table", tabIndex: 0 }, el("table", {}, el("thead", {}, row("th", head)), body));
+}
+
+function sideOf(side) {
+  return side ? { class: side } : {};
+}
+
+const INLINE = {
+  text: ({ text }) => text,
+  break: () => el("br"),
+  code: ({ text }) => el("code", {}, text),
+  em: ({ children }) => el("em", {}, children.map(inlineNode)),
+  strong: ({ children }) => el("strong", {}, children.map(inlineNode)),
+  del: ({ children }) => el("del", {}, children.map(inlineNode)),
+  link: ({ href, children }) => anchor(href, children.map(inlineNode)),
+  image,
+};
+
+function inline(text) {
+  return inlineOf(text).map(inlineNode);
+}
+
+function inlineNode(node) {
+  return INLINE[node.type](node);
+}
+
+/** A link that opens elsewhere, tells nobody where from, and shows where to. */
+function anchor(href, children) {
+  if (!href) return el("span", {}, children);
+  return el("a", { href, title: href, target: "_blank", rel: "noopener noreferrer nofollow" }, children);
+}
+
+/** A picture is never fetched: whoever is asked for it would learn of the conversation. */
+function image({ href, text }) {
+  return el("span", { class: "picture" }, `[picture: ${text || "no description"}]`, href ? el("span", {}, " ", anchor(href, ["address"])) : null);
+}

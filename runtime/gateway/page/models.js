@@ -1,0 +1,31 @@
+/** The server's models: bases, each with its adapters. */
+
+import { listModels } from "./api.js";
+
+/**
+ * @typedef {{id: string, name: string}} Adapter
+ * @typedef {{id: string, adapters: Adapter[]}} Base
+ */
+
+/** @returns {Promise<Base[]>} */
+export async function loadBases() {
+  return basesOf(await listModels());
+}
+
+/** What /v1/models lists, adapters under the models they belong to. */
+export function basesOf(models) {
+  const bases = new Map(models.filter(({ parent }) => !parent).map(({ id }) => [id, { id, adapters: [] }]));
+  for (const { id, parent } of models) {
+    bases.get(parent)?.adapters.push({ id, name: nameOf(id, parent) });
+  }
+  return [...bases.values()];
+}
+
+function nameOf(id, parent) {
+  return id.startsWith(`${parent}:`) ? id.slice(parent.length + 1) : id;
+}
+
+/** The id of an adapter at a scale, as the server reads it. */
+export function scaledId(id, scale) {
+  return scale === 1 ? id : `${id}@${scale}`;
+}

@@ -1,0 +1,98 @@
+/** Which model answers: a base, perhaps an adapter of it, and how strongly that is applied. */
+
+import { el, freshId } from "./dom.js";
+import { keep, kept } from "./kept.js";
+import { scaledId } from "./models.js";
+
+const STRONGEST = 2;
+const STEP = 0.05;
+
+/** The fields for one choice. `onchange` is called when the reader has made another. */
+export class Picker {
+  /**
+   * @param {Element} root
+   * @param {{name: string, bases: Object[], preferred?: number, hasAdapters?: boolean,
+   *   onchange?: function(): void}} options `name` is what the choice is kept under; `preferred`
+   *   counts the choices that are not made yet: 0 takes the base, 1 its first adapter, and so on
+   */
+  constructor(root, { name, bases, preferred = 0, hasAdapters = true, onchange = () => {} }) {
+    Object.assign(this, { name, bases, hasAdapters, onchange });
+    this.base = select(bases.map(({ id }) => [id, id]));
+    this.adapter = select([]);
+    const scales = { min: 0, max: STRONGEST, step: STEP, value: "1" };
+    this.slider = el("input", { type: "range", ...scales });
+    this.number = el("input", { type: "number", inputMode: "decimal", ...scales, "aria-label": "Scale as a number" });
+    this.adapterField = labelled("Adapter", this.adapter);
+    this.scaleField = labelled("Scale", this.slider);
+    this.scaleField.append(this.number);
+    root.replaceChildren(labelled("Model", this.base), this.adapterField, this.scaleField);
+    this.restore(preferred);
+    this.listen();
+  }
+
+  get chosenBase() {
+    return this.bases.find(({ id }) => id === this.base.value);
+  }
+
+  /** The model's id, or an empty text where there is none. */
+  get id() {
+    return this.adapter.value ? scaledId(this.adapter.value, this.scale) : this.base.value;
+  }
+
+  get scale() {
+    const scale = Math.min(Math.max(this.number.valueAsNumber, 0), STRONGEST);
+    return Number.isNaN(scale) ? 1 : scale;
+  }
+
+  restore(preferred) {
+    const { base, adapter, scale } = kept(`picker.${this.name}`, {});
+    if (this.bases.some(({ id }) => id === base)) this.base.value = base;
+    const adapters = this.chosenBase?.adapters ?? [];
+    this.fillAdapters(base === undefined && preferred > 0 ? adapters[(preferred - 1) % adapters.length]?.id : adapter);
+    if (scale >= 0 && scale <= STRONGEST) this.slider.value = this.number.value = scale;
+  }
+
+  /** Offer the chosen base's adapters, with `wanted` chosen where it is among them. */
+  fillAdapters(wanted = "") {
+    const adapters = this.hasAdapters ? this.chosenBase?.adapters ?? [] : [];
+    const options = [["", "none"], ...adapters.map(({ id, name }) => [id, name])];
+    this.adapter.replaceChildren(...optionsOf(options));
+    this.adapter.value = adapters.some(({ id }) => id === wanted) ? wanted : "";
+    this.show();
+  }
+
+  show() {
+    this.adapterField.hidden = this.adapter.options.length < 2;
+    this.scaleField.hidden = this.adapter.value === "";
+  }
+
+  listen() {
+    this.base.addEventListener("change", () => { this.fillAdapters(); this.changed(); });
+    this.adapter.addEventListener("change", () => { this.show(); this.changed(); });
+    this.slider.addEventListener("input", () => { this.number.value = this.slider.value; this.changed(); });
+    this.number.addEventListener("change", () => {
+      this.slider.value = this.number.value = this.scale;
+      this.changed();
+    });
+  }
+
+  changed() {
+    keep(`picker.${this.name}`, { base: this.base.value, adapter: this.adapter.value, scale: this.scale });
+    this.onchange();
+  }
+}
+
+function select(options) {
+  const made = el("select");
+  made.replaceChildren(...optionsOf(options));
+  return made;
+}
+
+function optionsOf(options) {
+  return options.map(([value, text]) => el("option", { value }, text));
+}
+
+function labelled(text, field) {
+  field.id = freshId("field");
+  return el("div", { class: "choice" }, el("label", { htmlFor: field.id }, text), field);
+}

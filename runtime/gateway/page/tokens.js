@@ -1,0 +1,92 @@
+/** The view Tokens: a text as its model sees it, and what the chat template adds. */
+
+import { isAbort, post } from "./api.js";
+import { announce, el, growing, part } from "./dom.js";
+import { keep, kept } from "./kept.js";
+import { Picker } from "./picker.js";
+import { byteCount, holding, tokenize } from "./pieces.js";
+import { TokenList } from "./token_list.js";
+
+const PAUSE_MS = 250;
+
+/** The text and the two ways it is cut. */
+export class Tokens {
+  constructor(root, bases) {
+    this.root = root;
+    this.picker = new Picker(part(root, "picker"), { name: "tokens", bases, hasAdapters: false, onchange: () => this.soon(0) });
+    this.area = root.querySelector("textarea");
+    this.fit = growing(this.area);
+    this.text = new TokenList(part(root, "text-tokens"), "The text alone");
+    this.chat = new TokenList(part(root, "chat-tokens"), "As a message, with the chat template");
+    this.running = null;
+    this.area.value = kept("text", "");
+    this.area.addEventListener("input", () => this.soon(PAUSE_MS));
+    part(root, "ids").addEventListener("change", ({ target }) => root.classList.toggle("with-ids", target.checked));
+  }
+
+  /** The view has come up: the text may be one kept from before. */
+  shown() {
+    this.fit();
+    if (this.area.value && !this.text.tokens) this.soon(0);
+  }
+
+  /** Cut the text when it has not changed for a while; what was asked before is not waited for. */
+  soon(pause) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.cut(), pause);
+  }
+
+  async cut() {
+    this.running?.abort();
+    this.running = new AbortController();
+    const { signal } = this.running;
+    const asked = { model: this.picker.id, content: this.area.value };
+    keep("text", asked.content);
+    if (!asked.content) return this.clear();
+    this.root.setAttribute("aria-busy", "true");
+    await Promise.all([
+      shownIn(this.text, this.cutText(asked, signal)),
+      shownIn(this.chat, this.cutChat(asked, signal)),
+    ]);
+    if (signal.aborted) return;
+    this.root.removeAttribute("aria-busy");
+    announce(`${this.text.told()}; as a message ${this.chat.told()}`);
+  }
+
+  clear() {
+    this.text.clear();
+    this.chat.clear();
+    this.root.removeAttribute("aria-busy");
+  }
+
+  async cutText(asked, signal) {
+    const tokens = await tokenize(asked, false, signal);
+    const { content } = asked;
+    const facts = [counted([...content].length, "character"), counted(byteCount(content), "byte")];
+    return { tokens, facts };
+  }
+
+  async cutChat({ model, content }, signal) {
+    const messages = [{ role: "user", content }];
+    const { prompt } = await post("apply-template", { model, messages }, signal);
+    const tokens = await tokenize({ model, content: prompt }, true, signal);
+    const own = holding(content, tokens);
+    const added = own?.filter((isOwn) => !isOwn).length;
+    const facts = own
+      ? [`the template adds ${added}, drawn with a dashed border`]
+      : ["the template changes the text, so that what it adds cannot be told apart"];
+    return { tokens, facts, own };
+  }
+}
+
+async function shownIn(list, found) {
+  try {
+    list.show(await found);
+  } catch (error) {
+    if (!isAbort(error)) list.fail(error.message);
+  }
+}
+
+function counted(count, noun) {
+  return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+}
