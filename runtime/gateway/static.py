@@ -10,6 +10,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 FOLDER = Path(__file__).with_name("page")
 INDEX = "index.html"
@@ -34,7 +35,6 @@ POLICY = (
 )
 HEADERS = {
     "Content-Security-Policy": "; ".join(POLICY),
-    "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -44,16 +44,18 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class PageFile:
-    """One file, read once: the page is small."""
+    """An ASGI app that answers with one file, read once: the page is small."""
 
     content: bytes
     headers: dict[str, str]
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.answer(Request(scope))(scope, receive, send)
+
     def answer(self, request: Request) -> Response:
         """The file, its head alone, or that the browser has it already."""
         if is_known(request.headers.get("if-none-match", ""), self.headers["ETag"]):
-            kept = {name: text for name, text in self.headers.items() if name != "Content-Type"}
-            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=kept)
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=self.headers)
         length = {"Content-Length": str(len(self.content))}
         body = b"" if request.method == "HEAD" else self.content
         return Response(body, headers=self.headers | length)
@@ -78,10 +80,7 @@ def page_file(path: Path) -> PageFile:
 
 
 def route(path: str, file: PageFile) -> Route:
-    async def answer(request: Request) -> Response:
-        return file.answer(request)
-
-    return Route(path, answer, methods=["GET", "HEAD"])
+    return Route(path, file, methods=["GET", "HEAD"])
 
 
 def is_known(tags: str, own: str) -> bool:

@@ -1,6 +1,6 @@
 /** One answer: asked for, taken in piece by piece, and shown. */
 
-import { isAbort, streamed } from "./api.js";
+import { isAbort, modelStatus, streamed } from "./api.js";
 import { copyButton, el, oncePerFrame } from "./dom.js";
 import { LiveMarkdown } from "./markdown.js";
 
@@ -89,10 +89,17 @@ export class AnswerView {
     this.element.setAttribute("aria-busy", "true");
     this.timer = setInterval(() => {
       const waited = performance.now() - began;
-      this.patience = waited > PATIENCE_MS ? ` ${Math.floor(waited / 1000)} s` : "";
-      this.show();
+      if (waited > PATIENCE_MS && !this.answer.content) this.beWaited(Math.floor(waited / 1000));
     }, 1000);
     this.show();
+  }
+
+  /** Tell how long it takes, and whether that is because the model is being loaded. */
+  async beWaited(seconds) {
+    const { value, progress } = await modelStatus(this.answer.model);
+    const loaded = progress ? ` ${Math.round(progress * 100)} %` : "";
+    this.patience = ` ${value === "loading" ? `it is being loaded${loaded}, ` : ""}${seconds} s`;
+    if (this.isOpen) this.show();
   }
 
   /** Show the whole answer at once. */

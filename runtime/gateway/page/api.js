@@ -2,6 +2,8 @@
 
 import { askForKey, keyHeaders } from "./key.js";
 
+const ALONE = { credentials: "omit", redirect: "error", cache: "no-store" };
+
 /** The server's refusal, in its own words, or that there was no answer at all. */
 export class ServerError extends Error {
   constructor(message, status = 0) {
@@ -20,12 +22,21 @@ export async function listModels() {
   return (await answered("v1/models", {})).data;
 }
 
+/** How a model is doing: `value` is loading, loaded…; nothing where that is not to be had. */
+export async function modelStatus(id) {
+  try {
+    const response = await fetch(addressOf(`v1/models/${encodeURIComponent(id)}`), { headers: keyHeaders(), ...ALONE });
+    return (await response.json()).status ?? {};
+  } catch {
+    return {}; // it is only told while somebody waits
+  }
+}
+
 /** The JSON that answers a POST of `body`. */
 export function post(route, body, signal) {
   return answered(route, { ...posting(body), signal });
 }
 
-/** The JSON of an answer; the page and the API may lie under a proxy's prefix together. */
 async function answered(route, options) {
   const response = await requested(route, options);
   try {
@@ -44,7 +55,7 @@ function posting(body) {
 async function requested(route, options) {
   for (;;) {
     const headers = { ...options.headers, ...keyHeaders() };
-    const response = await fetched(new URL(route, document.baseURI), { ...options, headers });
+    const response = await fetched(addressOf(route), { ...options, headers });
     if (response.ok) return response;
     const error = await refusal(response);
     if (error.status !== 401 || !(await askForKey(error.message))) throw error;
@@ -52,9 +63,14 @@ async function requested(route, options) {
   }
 }
 
+/** The page and the API may lie under a proxy's prefix together. */
+function addressOf(route) {
+  return new URL(route, document.baseURI);
+}
+
 async function fetched(url, options) {
   try {
-    return await fetch(url, { ...options, credentials: "omit", redirect: "error", cache: "no-store" });
+    return await fetch(url, { ...options, ...ALONE });
   } catch (error) {
     if (isAbort(error)) throw error;
     throw new ServerError("The server does not answer. Is it still running?");
@@ -99,8 +115,13 @@ export async function* streamed(route, body, signal) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {}); // broken off already
+    (isDone ? drained(reader) : reader.cancel()).catch(() => {}); // broken off already
   }
+}
+
+/** Read what comes after the last event, for a response that is left early counts as broken off. */
+async function drained(reader) {
+  while (!(await reader.read()).done);
 }
 
 async function read(reader) {

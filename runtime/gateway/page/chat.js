@@ -110,7 +110,7 @@ export class Chat {
     const body = view ? view.element : el("div", { class: "said", dir: "auto" }, message.content);
     const who = view ? message.model : "You";
     this.messages.push(message);
-    this.list.append(el("li", { class: `message ${message.role}` }, el("h3", {}, who), body));
+    this.list.append(el("li", { class: `message ${message.role}` }, el("h2", {}, who), body));
     return view;
   }
 

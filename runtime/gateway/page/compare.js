@@ -98,7 +98,7 @@ export class Compare {
 /** One model and its answer. */
 class Column {
   constructor(bases, index, removed) {
-    this.title = el("h3", { id: freshId("column") });
+    this.title = el("h2", { id: freshId("column") });
     this.removeButton = el("button", { type: "button", class: "quiet small", onclick: removed }, "Remove");
     this.place = el("div", { class: "place" });
     this.difference = el("p", { class: "facts" });

@@ -13,7 +13,7 @@ const TICKS = /`+/y;
 const RUN = /\*+|_+|~+/y;
 const TARGET = /\(\s*(?:<([^<>\n]*)>|((?:[^\s()]|\([^\s()]*\))+))(?:\s+(?:"[^"\n]*"|'[^'\n]*'))?\s*\)/y;
 const AUTOLINK = /<((?:https?:\/\/|mailto:)[^\s<>]+)>/y;
-const BARE = /https?:\/\/[^\s<>"`*]+/y;
+const BARE = /https?:\/\/[^\s<>"`*[\]]+/y;
 const ENTITY = /&(amp|lt|gt|quot|apos|nbsp|#\d{1,7}|#x[\da-f]{1,6});/iy;
 const NAMED = { amp: "&", lt: "<", gt: ">", quot: "\"", apos: "'", nbsp: "\u00a0" };
 const SPACE = /\s/;
@@ -190,10 +190,12 @@ function unlinked(nodes) {
 
 /** What nodes say, without their looks. */
 export function plainText(nodes) {
-  return nodes.map((node) => {
-    if (node.type === "break") return "\n";
-    return node.text ?? (node.children ? plainText(node.children) : runText(node));
-  }).join("");
+  let text = ""; // added to, not joined: a sum of strings is copied only when it is read
+  for (const node of nodes) {
+    if (node.type === "break") text += "\n";
+    else text += node.text ?? (node.children ? plainText(node.children) : runText(node));
+  }
+  return text;
 }
 
 function runText(node) {

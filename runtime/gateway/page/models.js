@@ -3,7 +3,7 @@
 import { listModels } from "./api.js";
 
 /**
- * @typedef {{id: string, name: string}} Adapter
+ * @typedef {{id: string, name: string, scale: number}} Adapter `scale` is its own, without `@`
  * @typedef {{id: string, adapters: Adapter[]}} Base
  */
 
@@ -15,8 +15,8 @@ export async function loadBases() {
 /** What /v1/models lists, adapters under the models they belong to. */
 export function basesOf(models) {
   const bases = new Map(models.filter(({ parent }) => !parent).map(({ id }) => [id, { id, adapters: [] }]));
-  for (const { id, parent } of models) {
-    bases.get(parent)?.adapters.push({ id, name: nameOf(id, parent) });
+  for (const { id, parent, scale = 1 } of models) {
+    bases.get(parent)?.adapters.push({ id, name: nameOf(id, parent), scale });
   }
   return [...bases.values()];
 }
@@ -26,6 +26,6 @@ function nameOf(id, parent) {
 }
 
 /** The id of an adapter at a scale, as the server reads it. */
-export function scaledId(id, scale) {
-  return scale === 1 ? id : `${id}@${scale}`;
+export function scaledId(adapter, scale) {
+  return scale === adapter.scale ? adapter.id : `${adapter.id}@${scale}`;
 }

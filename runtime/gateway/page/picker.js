@@ -34,14 +34,22 @@ export class Picker {
     return this.bases.find(({ id }) => id === this.base.value);
   }
 
-  /** The model's id, or an empty text where there is none. */
+  get chosenAdapter() {
+    return this.chosenBase?.adapters.find(({ id }) => id === this.adapter.value);
+  }
+
+  /** The model's id, as requests name it. */
   get id() {
-    return this.adapter.value ? scaledId(this.adapter.value, this.scale) : this.base.value;
+    return this.chosenAdapter ? scaledId(this.chosenAdapter, this.scale) : this.base.value;
   }
 
   get scale() {
     const scale = Math.min(Math.max(this.number.valueAsNumber, 0), STRONGEST);
-    return Number.isNaN(scale) ? 1 : scale;
+    return Number.isNaN(scale) ? this.chosenAdapter?.scale ?? 1 : scale;
+  }
+
+  set scale(scale) {
+    this.slider.value = this.number.value = scale;
   }
 
   restore(preferred) {
@@ -49,7 +57,7 @@ export class Picker {
     if (this.bases.some(({ id }) => id === base)) this.base.value = base;
     const adapters = this.chosenBase?.adapters ?? [];
     this.fillAdapters(base === undefined && preferred > 0 ? adapters[(preferred - 1) % adapters.length]?.id : adapter);
-    if (scale >= 0 && scale <= STRONGEST) this.slider.value = this.number.value = scale;
+    if (scale >= 0 && scale <= STRONGEST) this.scale = scale;
   }
 
   /** Offer the chosen base's adapters, with `wanted` chosen where it is among them. */
@@ -61,7 +69,9 @@ export class Picker {
     this.show();
   }
 
+  /** Hide what there is no choice of, and begin at the adapter's own scale. */
   show() {
+    this.scale = this.chosenAdapter?.scale ?? 1;
     this.adapterField.hidden = this.adapter.options.length < 2;
     this.scaleField.hidden = this.adapter.value === "";
   }
@@ -71,7 +81,7 @@ export class Picker {
     this.adapter.addEventListener("change", () => { this.show(); this.changed(); });
     this.slider.addEventListener("input", () => { this.number.value = this.slider.value; this.changed(); });
     this.number.addEventListener("change", () => {
-      this.slider.value = this.number.value = this.scale;
+      this.scale = this.scale; // within bounds, and on the slider too
       this.changed();
     });
   }

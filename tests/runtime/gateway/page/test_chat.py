@@ -1,0 +1,126 @@
+"""The view Chat, used in a real browser against a real gateway."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.runtime.conftest import PROMPTS
+from tests.runtime.gateway.conftest import until
+from tests.runtime.gateway.page.conftest import (
+    CHAT,
+    LAST,
+    ask,
+    base_of,
+    choose,
+    configure,
+    endless_of,
+)
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+COW = PROMPTS[2]
+
+
+def test_an_answer_comes_with_its_length_and_speed(opened, served):
+    visit = opened()
+    configure(visit, "chat", Temperature="0")
+
+    answer = ask(visit, COW)
+
+    assert answer == served.says(base_of(served), COW)
+    assert re.fullmatch(r"\d+ tokens · [\d.]+ tokens/s", visit.text(".foot .facts"))
+    assert visit.texts(".message h2") == ["You", base_of(served)]
+    assert served.metric("decant_disconnects_total", model=base_of(served)) == 0
+
+
+def test_an_answer_grows_while_it_is_written_until_it_is_stopped(opened, served):
+    visit = opened()
+    choose(visit, "#chat", endless_of(served))
+    visit["#message"].fill("Go on.")
+    visit["#message"].press("Enter")
+    length = f"document.querySelector('{LAST}')?.textContent.length"
+    for _ in range(4):
+        visit.until(f"{length} > {visit.page.evaluate(length) or 0}")
+    assert until(lambda: served.metric("decant_slots_used") == 1)
+    visit["#chat [data-stop]"].click()
+    visit["[data-again]"].wait_for()
+
+    assert "stopped by you" in visit.text(".foot .facts")
+    stopped = visit.page.evaluate(length)
+    assert until(lambda: served.metric("decant_slots_used") == 0)
+    assert visit.page.evaluate(length) == stopped >= 4
+    assert visit["#chat [data-stop]"].is_hidden()
+    assert visit.page.evaluate("document.activeElement.id") == "message"
+
+
+def test_escape_stops_an_answer_and_the_partial_one_is_part_of_the_conversation(opened, served):
+    visit = opened()
+    choose(visit, "#chat", endless_of(served))
+    visit["#message"].fill("Go on.")
+    visit["#message"].press("Enter")
+    visit.until(f"document.querySelector('{LAST}')?.textContent.length > 5")
+    visit["#message"].press("Escape")
+    visit["[data-again]"].wait_for()
+    configure(visit, "chat", Token_limit="1")
+    ask(visit, "And now?")
+
+    *_, body = visit.asked(CHAT)
+    assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
+    assert len(body["messages"][1]["content"]) > 5
+    assert "cut off" in visit.text(".message:last-child .facts")
+
+
+def test_regenerating_replaces_the_answer_with_the_chosen_models(opened, served):
+    visit = opened()
+    configure(visit, "chat", Temperature="0")
+    ask(visit, COW)
+    choose(visit, "#chat", base_of(served), "pirate")
+
+    visit["[data-again]"].click()
+    visit["[data-again]"].wait_for()
+
+    assert visit.text(LAST) == served.says(f"{base_of(served)}:pirate", COW)
+    assert visit["#chat .message"].count() == 2
+    assert visit.asked(CHAT)[-1]["messages"] == [{"role": "user", "content": COW}]
+
+
+def test_an_adapters_scale_is_slid_or_typed_and_asked_for_by_name(opened, served):
+    visit = opened()
+    slider, number = visit["#chat [type=range]"], visit["#chat .picker [type=number]"]
+    assert slider.is_hidden()
+    choose(visit, "#chat", base_of(served), "liar")
+    for _ in range(3):
+        slider.press("ArrowLeft")
+    assert number.input_value() == "0.85"
+    ask(visit, COW)
+    number.fill("7")
+    number.press("Tab")
+    ask(visit, COW)
+    number.fill("1")
+    ask(visit, COW)
+
+    assert slider.input_value() == "1"
+    liar = f"{base_of(served)}:liar"
+    assert [body["model"] for body in visit.asked(CHAT)] == [f"{liar}@0.85", f"{liar}@2", liar]
+
+
+def test_settings_are_sent_and_with_the_conversation_outlive_a_reload_only(opened, served):
+    visit = opened()
+    configure(visit, "chat", System_message="Be brief.", Temperature="0", Token_limit="3")
+    ask(visit, COW)
+    visit.page.reload()
+    visit["[data-again]"].wait_for()
+    ask(visit, "Why?")
+
+    first, second = visit.asked(CHAT)
+    assert (first["temperature"], first["max_tokens"], first["stream"]) == (0, 3, True)
+    assert first["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert second["messages"][:2] == first["messages"]
+    assert len(second["messages"]) == 4
+    assert visit.page.evaluate("localStorage.length + document.cookie.length") == 0
+    visit["#chat [data-clear]"].click()
+    assert visit["#chat .message"].count() == 0
+    assert "Be brief" in visit["#chat .settings textarea"].input_value()
+    assert visit.page.evaluate("sessionStorage['decant.chat']") == "[]"

@@ -1,0 +1,90 @@
+"""What the page says when an answer does not come, or not as answers do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.runtime.gateway.page.conftest import LAST, ask, base_of
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+
+def event(**fields: object) -> str:
+    return f"data: {json.dumps(fields)}\n\n"
+
+
+def delta(**fields: str) -> str:
+    return event(choices=[{"index": 0, "delta": fields, "finish_reason": None}])
+
+
+DONE = "data: [DONE]\n\n"
+ENDED = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+USED = event(choices=[], usage={"completion_tokens": 7}, timings={"predicted_per_second": 3.5})
+STREAMS = {
+    "whole": (delta(content="a") + ": ping\n\n" + ENDED + USED + DONE, "a", ""),
+    "carriage returns": ((delta(content="a") + ENDED + DONE).replace("\n", "\r\n"), "a", ""),
+    "cut": (delta(content="a"), "a", "The connection ended before the answer did."),
+    "failed": (delta(content="a") + event(error={"message": "no memory"}), "a", "no memory"),
+    "garbled": (delta(content="a") + "data: {\n\n", "a", "The server sent something that is not"),
+    "nothing": ("", "", "The connection ended before the answer did."),
+}
+
+
+def test_the_servers_own_words_are_shown_and_the_question_can_be_asked_again(opened, served):
+    visit = opened()
+    visit.is_refusal_expected = True
+    long = ("What does a cow say? " * 400).strip()
+    body = {"model": base_of(served), "messages": [{"role": "user", "content": long}]}
+    status, refusal = served.ask("/v1/chat/completions", body)
+
+    ask(visit, long)
+
+    assert status == 400
+    assert visit.text(".answer .error") == refusal["error"]["message"]
+    assert visit["[data-again]"].is_visible()
+
+
+def test_a_server_that_is_gone_is_named_and_asked_again_when_it_is_back(opened):
+    visit = opened()
+    visit.is_refusal_expected = True
+    visit.page.context.set_offline(True)
+    ask(visit, "What does a cow say?")
+    assert visit.text(".answer .error").startswith("The server does not answer")
+    visit.page.context.set_offline(False)
+    visit["[data-again]"].click()
+    visit.until(f"document.querySelector('{LAST}').textContent.length > 5")
+    assert visit["#chat .answer .error:visible"].count() == 0
+
+
+@pytest.mark.parametrize(("stream", "text", "error"), STREAMS.values(), ids=STREAMS)
+def test_a_stream_that_is(opened, stream, text, error):
+    visit = opened()
+    visit.page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=stream, content_type="text/event-stream"),
+    )
+    assert ask(visit, "Hello") == text
+    found = visit["#chat .answer .error"]
+    assert (found.inner_text().startswith(error)) if error else found.is_hidden()
+    if stream.endswith(USED + DONE):
+        assert visit.text(".foot .facts") == "7 tokens · 3.5 tokens/s"
+
+
+def test_reasoning_is_folded_away_and_kept_from_the_conversation(opened):
+    stream = delta(reasoning_content="Let me **see**.") + delta(content="Yes.") + ENDED + DONE
+    visit = opened()
+    visit.page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=stream, content_type="text/event-stream"),
+    )
+    ask(visit, "Well?")
+
+    assert visit.text(LAST) == "Yes."
+    assert visit[".reasoning .markdown"].is_hidden()
+    visit[".reasoning summary"].click()
+    assert visit.text(".reasoning .markdown") == "Let me see."
+    ask(visit, "Sure?")
+    said = visit.asked("/v1/chat/completions")[-1]["messages"]
+    assert said[1] == {"role": "assistant", "content": "Yes."}

@@ -1,0 +1,44 @@
+"""How the page comes by the server's key, and where it leaves it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.runtime.gateway.page.conftest import KEY, visiting
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+
+def test_a_key_is_asked_for_until_it_is_right_and_only_this_tab_keeps_it(browser, served):
+    with visiting(browser, served.url) as visit:
+        visit.is_refusal_expected = True
+        visit.page.goto(served.url)
+        dialog = visit["#key-dialog"]
+        dialog.wait_for()
+        assert "a key is needed" in dialog.inner_text()
+        dialog.get_by_label("API key").fill("wrong")
+        with visit.page.expect_response(lambda response: response.status == 401):
+            visit.page.keyboard.press("Enter")
+        dialog.wait_for()
+        visit.page.keyboard.press("Escape")
+        assert "a key is needed" in visit.text("#notice")
+        visit["#notice button"].click()
+        dialog.get_by_label("API key").fill(KEY)
+        visit.page.keyboard.press("Enter")
+        visit["#chat:not([inert])"].wait_for()
+
+        assert visit.page.evaluate("sessionStorage['decant.key']") == json.dumps(KEY)
+        assert visit.page.evaluate("localStorage.length + document.cookie.length") == 0
+        assert KEY not in visit.page.content()
+        assert visit.text("#notice") == ""
+
+
+def test_a_key_in_the_address_leaves_it_at_once(opened, served):
+    visit = opened()
+
+    assert KEY not in visit.page.url
+    visit.page.go_back()
+    assert KEY not in visit.page.url
+    assert not [request.url for request in visit.requests if KEY in request.url]

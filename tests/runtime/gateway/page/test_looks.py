@@ -1,0 +1,253 @@
+"""What everybody must be able to use: keys only, a screen reader, a narrow window, any light."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tests.runtime.gateway.page.conftest import LAST, Visit, ask, base_of, choose, endless_of
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+VIEWS = ("chat", "compare", "tokens")
+ANSWER = """# A head
+
+Text with `code`, **bold**, [a link](https://a.example/very/long/address/without/any/break/at/all)
+and averyveryverylongwordwithoutanyplacetobreakitwhichisstillnotallowedtomakethepagewider.
+
+> a quote
+
+- an item
+  - in it
+
+```python
+a_line_of_code(that, goes, on, and_on, beyond, the_width, of_a, phone, by_far, and_then, some)
+```
+
+| Name | What it is | And more of it | Yet more |
+|------|------------|----------------|---------:|
+| one  | averyverylongword | averyverylongword | 1 |
+"""
+FACTS = {"finish": "length", "tokens": 1234, "speed": 12.3, "error": None, "isStopped": False}
+SAID = {"role": "assistant", "model": "a-model:adapter@0.5", "reasoning": "Hm.", **FACTS}
+FAILED = {**SAID, "content": "", "tokens": None, "error": "the server has failed"}
+CONVERSATION = [
+    {"role": "user", "content": "a" * 120},
+    {**SAID, "content": ANSWER},
+    {"role": "user", "content": "Why?"},
+    FAILED,
+]
+TOO_WIDE = """() => [document.documentElement, ...document.querySelectorAll('body *')]
+  .filter((e) => e.checkVisibility() && !e.closest('pre, .table, .unseen'))
+  .filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5
+    || (e.scrollWidth > e.clientWidth && getComputedStyle(e).overflowX === 'auto'))
+  .map((e) => `${e.tagName}.${e.className} ${e.scrollWidth}`)"""
+# texts whose colour is too near to what lies behind them: WCAG 2.2, 1.4.3
+TOO_FAINT = """() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
+  const over = (colours) => {
+    canvas.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); }
+    return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const contrast = (element, pseudo) => {
+    const behind = ['white'];
+    for (let e = element; e; e = e.parentElement) behind.splice(1, 0, getComputedStyle(e).backgroundColor);
+    const own = getComputedStyle(element, pseudo);
+    const [a, b] = [light(over(behind)), light(over([...behind, own.color]))].sort((x, y) => x - y);
+    return (b + 0.05) / (a + 0.05);
+  };
+  const faint = [];
+  const check = (element, text, pseudo) => {
+    const found = contrast(element, pseudo);
+    if (found < 4.5) faint.push(`${found.toFixed(2)} ${element.tagName}.${element.className} ${text}`);
+  };
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+    const element = node.parentElement;
+    if (node.data.trim() && element.checkVisibility() && !element.disabled) check(element, node.data.slice(0, 40));
+  }
+  for (const field of document.querySelectorAll('input, textarea, select')) {
+    if (!field.checkVisibility()) continue;
+    check(field, field.value);
+    check(field, field.placeholder, '::placeholder');
+  }
+  return faint;
+}"""  # noqa: E501 - JavaScript
+CONTROLS = {
+    "button", "textbox", "combobox", "slider", "spinbutton", "checkbox", "tab", "tabpanel",
+    "option", "listbox", "link", "region", "tablist", "group", "dialog", "heading",
+}  # fmt: skip
+UNNAMED_GROUPS = {"group"}  # <details>, which its summary names for every reader
+
+
+def filled(visit: Visit) -> Visit:
+    """Every view with something in it."""
+    visit.page.evaluate("m => sessionStorage['decant.chat'] = m", json.dumps(CONVERSATION))
+    visit.page.reload()
+    visit["[data-again]"].wait_for()
+    choose(visit, "#chat", visit["#chat select"].first.input_value(), "pirate")
+    for view in VIEWS[:2]:
+        visit[f"#tab-{view}"].click()
+        visit[f"#{view} .settings summary"].click()
+    visit["#prompt"].fill("What does a cow say?")
+    visit["#compare [data-send]"].click()
+    visit["#compare mark"].first.wait_for()
+    visit["#tab-tokens"].click()
+    visit["#text"].fill("Hello there,\n\tnaïve " + "word" * 40)
+    visit["#tokens .added"].first.wait_for()
+    visit["[data-ids]"].check()
+    return visit
+
+
+def test_nothing_is_wider_than_a_window_of_320_pixels(opened):
+    visit = filled(opened(viewport={"width": 320, "height": 640}, has_touch=True, is_mobile=True))
+    for view in VIEWS:
+        visit[f"#tab-{view}"].click()
+        assert visit.page.evaluate(TOO_WIDE) == [], view
+        assert visit.page.evaluate("innerWidth") == 320
+    visit.page.evaluate("document.getElementById('key-dialog').showModal()")
+    assert visit.page.evaluate(TOO_WIDE) == []
+
+
+def test_the_message_stays_in_sight_also_in_a_low_window(opened):
+    for height in (800, 330):
+        visit = filled(opened(viewport={"width": 640, "height": height}))
+        visit["#tab-chat"].click()
+        visit["#message"].scroll_into_view_if_needed()
+        visit["#message"].click()
+        assert visit["[data-log]"].bounding_box()["height"] > 100
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_stand_out_in_any_light(opened, scheme):
+    visit = filled(opened(color_scheme=scheme, viewport={"width": 1100, "height": 800}))
+    ground = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    brightness = sum(int(part) for part in ground[4:-1].split(","))
+
+    assert (brightness > 600) if scheme == "light" else (brightness < 100)
+    for view in VIEWS:
+        visit[f"#tab-{view}"].click()
+        assert visit.page.evaluate(TOO_FAINT) == [], view
+    visit.page.evaluate("document.getElementById('key-dialog').showModal()")
+    assert visit.page.evaluate(TOO_FAINT) == []
+
+
+def accessible(visit: Visit) -> list[dict[str, Any]]:
+    """What the browser tells a screen reader."""
+    session = visit.page.context.new_cdp_session(visit.page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    return [node for node in nodes if not node["ignored"]]
+
+
+def said(node: dict[str, Any], what: str) -> str:
+    return str(node.get(what, {}).get("value", ""))
+
+
+def test_everything_has_a_name_a_place_and_an_order(opened):
+    visit = filled(opened())
+    for view in VIEWS:
+        visit[f"#tab-{view}"].click()
+        nodes = accessible(visit)
+        roles = [said(node, "role") for node in nodes]
+        unnamed = [
+            said(node, "role")
+            for node in nodes
+            if said(node, "role") in CONTROLS - UNNAMED_GROUPS and not said(node, "name").strip()
+        ]
+        assert unnamed == []
+        assert roles.count("main") == roles.count("banner") == 1
+        levels = [
+            next(p["value"]["value"] for p in node["properties"] if p["name"] == "level")
+            for node in nodes
+            if said(node, "role") == "heading"
+        ]
+        assert levels[0] == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+        ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+        assert len(ids) == len(set(ids))
+        referring = "[aria-controls], [aria-labelledby], [aria-describedby], label[for]"
+        dangling = f"""[...document.querySelectorAll('{referring}')].flatMap(e =>
+            ['aria-controls', 'aria-labelledby', 'aria-describedby', 'for']
+            .map(n => e.getAttribute(n)).filter(id => id && !document.getElementById(id)))"""
+        assert visit.page.evaluate(dangling) == []
+
+
+def test_all_of_it_works_by_keys_alone(opened, served):
+    visit = opened()
+    press = visit.page.keyboard.press
+    focused = "document.activeElement.{}"
+
+    def at(what: str = "id") -> str:
+        return str(visit.page.evaluate(focused.format(what)))
+
+    visit.page.reload()
+    visit["#chat:not([inert])"].wait_for()
+    press("Tab")
+    assert at() == "tab-chat"
+    for key, view in (("ArrowRight", "compare"), ("End", "tokens"), ("ArrowRight", "chat")):
+        press(key)
+        assert at() == f"tab-{view}"
+        assert at("getAttribute('aria-selected')") == "true"
+        assert visit["[role=tabpanel]:visible"].get_attribute("id") == view
+    stops = []
+    while at() != "message":
+        press("Tab")
+        stops.append(at("textContent").strip() or at("labels?.[0].textContent"))
+        assert at("matches(':focus-visible')") == "True"
+        assert (
+            visit.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        )
+        assert len(stops) < 12
+    assert "New chat" in stops
+    visit.page.keyboard.type("What does a cow say?")
+    press("Shift+Enter")
+    visit.page.keyboard.type("Tell me.")
+    press("Enter")
+    visit["[data-again]"].wait_for()
+    assert visit.text(".said") == "What does a cow say?\nTell me."
+    press("Shift+Tab")
+    assert at("textContent") == "Regenerate"
+    press("Enter")
+    assert at() == "message"
+    visit["[data-again]"].wait_for()
+
+
+def test_a_screen_reader_is_told_the_answer_once_and_not_each_word(opened, served):
+    visit = opened()
+    visit.page.evaluate(
+        """() => { window.told = [];
+        const announcer = document.getElementById('announcer');
+        new MutationObserver(() => { if (announcer.textContent) told.push(announcer.textContent) })
+          .observe(announcer, { childList: true }); }"""
+    )
+    answer = ask(visit, "What does a cow say?")
+    visit.until(f"told.at(-1) === {json.dumps(answer)}")
+
+    assert visit.page.evaluate("told") in (["Answering", answer], [answer])
+    live = "[aria-live], [role=log], [role=status], [role=alert], output"
+    assert visit.page.evaluate(f"document.querySelector('{LAST}').closest('{live}')") is None
+    assert visit["#announcer"].get_attribute("role") == "status"
+
+
+def test_nothing_moves_for_those_who_ask_for_that(opened, served):
+    for motion, moves in (("reduce", False), ("no-preference", True)):
+        visit = opened(reduced_motion=motion)
+        choose(visit, "#chat", endless_of(served))
+        visit.page.route("**/v1/chat/completions", lambda route: None)
+        visit["#message"].fill("Go on.")
+        visit["#message"].press("Enter")
+        visit[".waiting"].wait_for()
+        assert bool(visit.page.evaluate("document.getAnimations().length")) is moves
+        visit.until("document.querySelector('.waiting').textContent.endsWith(' s')")
+        assert visit.text(".waiting").startswith(f"Waiting for {endless_of(served)}…")
+        visit["[data-stop]"].first.click()
+        visit["[data-again]"].wait_for()
+        assert base_of(served) != endless_of(served)

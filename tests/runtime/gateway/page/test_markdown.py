@@ -1,0 +1,194 @@
+"""The page's own markdown: what it makes of texts, and what no text can make of the page."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.runtime.gateway.page.conftest import KEY, Visit, visiting
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+RENDER = """async (text) => {
+  const { rendered } = await import('/page/markdown.js');
+  const root = document.createElement('div');
+  root.id = 'probe';
+  root.append(...rendered(text));
+  document.getElementById('probe')?.remove();
+  document.querySelector('[data-log]').append(root);
+  root.querySelectorAll('button').forEach((button) => button.remove());
+  return root.innerHTML;
+}"""
+# after each prefix, what was written while it grew against the same text at once
+LIVE = """async ([text, cuts]) => {
+  const { LiveMarkdown, rendered } = await import('/page/markdown.js');
+  const root = document.createElement('div');
+  const live = new LiveMarkdown(root);
+  for (const cut of [...cuts, text.length]) {
+    live.write(text.slice(0, cut));
+    const whole = document.createElement('div');
+    whole.append(...rendered(text.slice(0, cut)));
+    if (root.innerHTML !== whole.innerHTML) return [text.slice(0, cut), root.innerHTML, whole.innerHTML];
+  }
+  return null;
+}"""  # noqa: E501 - one line of JavaScript
+TOOK = """async (text) => {
+  const { rendered } = await import('/page/markdown.js');
+  const began = performance.now();
+  document.createElement('div').append(...rendered(text));
+  return performance.now() - began;
+}"""
+
+Rendered = Callable[[str], str]
+
+LINK = '<a href="{0}" title="{0}" target="_blank" rel="noopener noreferrer nofollow">{1}</a>'
+WRITTEN = {
+    "a *b* **c** ***d*** ~~e~~ `f*` _g_": "<p>a <em>b</em> <strong>c</strong> "
+    "<em><strong>d</strong></em> <del>e</del> <code>f*</code> <em>g</em></p>",
+    "snake_case_name 2 * 3 * 4 **open": "<p>snake_case_name 2 * 3 * 4 **open</p>",
+    r"\*a\* &lt;b&gt; &amp;amp; `` ` ``": "<p>*a* &lt;b&gt; &amp;amp; <code>`</code></p>",
+    "one\ntwo\\\nthree\n\nfour": "<p>one<br>two<br>three</p><p>four</p>",
+    "# A #\n###### B\n#c": "<h3>A</h3><h6>B</h6><p>#c</p>",
+    "---\n***": "<hr><hr>",
+    "> a\n> > b": "<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote>",
+    "- a\n- b\n  - c\n\ntext": "<ul><li>a</li><li>b<ul><li>c</li></ul></li></ul><p>text</p>",
+    "3. a\n4. b\n   - c": '<ol start="3"><li>a</li><li>b<ul><li>c</li></ul></li></ol>',
+    "1. a\n  - b": '<ol start="1"><li>a<ul><li>b</li></ul></li></ol>',
+    "- a\n\n- b": "<ul><li><p>a</p></li><li><p>b</p></li></ul>",
+    "* a\ngoes on": "<ul><li>a<br>goes on</li></ul>",
+    "p\n```py\n<i>\n# x\n```\nq": '<p>p</p><figure class="code"><figcaption><span>py</span>'
+    '</figcaption><pre tabindex="0"><code>&lt;i&gt;\n# x</code></pre></figure><p>q</p>',
+    "~~~\nopen": '<figure class="code"><figcaption><span>code</span></figcaption>'
+    '<pre tabindex="0"><code>open</code></pre></figure>',
+    "|a|b|\n|:-:|--:|\n|*c*|\\|": '<div class="table" tabindex="0"><table><thead><tr>'
+    '<th class="middle">a</th><th class="right">b</th></tr></thead><tbody><tr>'
+    '<td class="middle"><em>c</em></td><td class="right">|</td></tr></tbody></table></div>',
+    "a | b\nc": "<p>a | b<br>c</p>",
+    "[x *y*](https://a.example/p_(q)_r 'title')": "<p>"
+    + LINK.format("https://a.example/p_(q)_r", "x <em>y</em>") + "</p>",
+    "see https://a.example/b_c. <mailto:a@b.example>": "<p>see "
+    + LINK.format("https://a.example/b_c", "https://a.example/b_c") + ". "
+    + LINK.format("mailto:a@b.example", "mailto:a@b.example") + "</p>",
+    "[https://a.example/](https://b.example/)": "<p>"
+    + LINK.format("https://b.example/", "https://a.example/") + "</p>",
+    "![cat](https://a.example/c.png)": '<p><span class="picture">[picture: cat]<span> '
+    + LINK.format("https://a.example/c.png", "address") + "</span></span></p>",
+    "[a](b) [c]": "<p><span>a (b)</span> [c]</p>",
+}  # fmt: skip
+HOSTILE = (
+    "<img src=x onerror=window.ran=1>",
+    "<script>window.ran=1</script>",
+    "<svg onload=window.ran=1><a xlink:href='javascript:window.ran=1'>x</a></svg>",
+    "<iframe srcdoc='<script>parent.ran=1</script>'></iframe><style>*{display:none}</style>",
+    "[x](javascript:window.ran=1)",
+    "[x](JaVaScRiPt:window.ran=1) [y](&#106;avascript:window.ran=1) [z](<java\tscript:ran=1>)",
+    "[x](data:text/html,<script>window.ran=1</script>) <javascript:window.ran=1>",
+    "[x](vbscript:x) [y](file:///etc/passwd) [z](//evil.example) [w](\x01javascript:ran=1)",
+    '[x](https://a.example/"onmouseover="window.ran=1)',
+    "![x](http://127.0.0.1:9/beacon.png) ![y](data:image/svg+xml,<svg/>)",
+    "[![x](http://127.0.0.1:9/beacon.png)](javascript:window.ran=1)",
+    '```"><img src=x onerror=window.ran=1>\n</code></pre><script>window.ran=1</script>\n```',
+    "|<img src=x onerror=window.ran=1>|b|\n|-|-|\n|[x](javascript:window.ran=1)|c|",
+    "# <base href=//evil.example>\n> <form action=//evil.example><button>x</button></form>",
+    "&lt;script&gt;window.ran=1&lt;/script&gt; &#60;img src=x onerror=window.ran=1&#62;",
+)
+ALLOWED = {
+    "P", "BR", "H3", "H4", "H5", "H6", "HR", "BLOCKQUOTE", "UL", "OL", "LI", "FIGURE", "DIV",
+    "FIGCAPTION", "SPAN", "PRE", "CODE", "TABLE", "THEAD", "TBODY", "TR", "TH", "TD", "EM",
+    "STRONG", "DEL", "A",
+}  # fmt: skip
+ATTRIBUTES = {"href", "title", "target", "rel", "class", "start", "tabindex"}
+LONG = 30_000
+ENDLESS = {
+    "stars": "*a " * LONG, "runs": "**" * LONG, "both": "*a _b " * LONG, "open": "[" * LONG,
+    "pairs": "[]" * LONG, "nested": "[a](" * LONG, "pictures": "![" * LONG + "](x)" * LONG,
+    "ticks": "".join("`" * (n % 300) + " " for n in range(800)), "quotes": ">" * LONG,
+    "quoted lines": "> " * 50 + "\n> a" * 9000, "items": "- " * LONG, "dashes": "-" * LONG,
+    "indented": "\n".join(" " * n + "- a" for n in range(600)), "bars": "|a" * LONG,
+    "delimiters": "|a|\n" + "|-" * LONG + "x", "spaces": "# " + " " * LONG + "x",
+    "hashes": "# a" + " #" * LONG + "x", "addresses": "https://a" * 20_000,
+    "emphasis in emphasis": "*a **b " * 20_000 + "c** d* " * 20_000, "angles": "<http://" * 9000,
+    "lines": "a\n" * LONG, "blank": "- a\n" + "\n" * LONG + "b",
+    "parentheses": "https://a" + ")" * LONG,
+}  # fmt: skip
+PARTS = (
+    "# Head", "text *it* **bo", "ld** `co`", "- item", "  - nested", "1. one", "2. two", "> quote",
+    "```py", "code < 1", "```", "|a|b|", "|-|-|", "|1|2|", "---", "", "", "[x](https://a.example)",
+    "    deep", "~~no~~", "***", "#", "-", "1.", "a | b",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def visit(browser, served) -> Iterator[Visit]:
+    with visiting(browser, served.url) as visit:
+        yield visit.open(f"#key={KEY}")
+
+
+@pytest.mark.parametrize(("text", "markup"), WRITTEN.items())
+def test_markdown_becomes(visit, text, markup):
+    assert visit.page.evaluate(RENDER, text) == markup
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_in_a_text_is_run_fetched_or_leads_astray(visit, text):
+    before = len(visit.requests)
+    visit.page.evaluate(RENDER, text)
+    probe = visit["#probe"]
+    made = probe.evaluate(
+        "root => [...root.querySelectorAll('*')].map(e => [e.tagName, e.getAttributeNames()])"
+    )
+    hrefs = probe.evaluate("root => [...root.querySelectorAll('a')].map(a => a.protocol)")
+    for link in probe.locator("a").all():
+        link.hover()
+    for place in probe.locator("p, code, td").all():
+        place.dispatch_event("click")
+
+    assert {tag for tag, _ in made} <= ALLOWED
+    assert {name for _, names in made for name in names} <= ATTRIBUTES
+    assert set(hrefs) <= {"http:", "https:", "mailto:"}
+    assert visit.page.evaluate("window.ran") is None
+    assert visit.requests[before:] == []
+    assert visit.problems == []
+
+
+def test_no_text_takes_long(visit):
+    took = {name: visit.page.evaluate(TOOK, text) for name, text in ENDLESS.items()}
+
+    assert {name: ms for name, ms in took.items() if ms > 10_000} == {}
+
+
+def test_what_is_written_while_it_grows_is_what_the_whole_text_gives(visit):
+    chance = random.Random(11)
+    for _ in range(60):
+        text = "\n".join(chance.choices(PARTS, k=chance.randint(2, 14)))
+        cuts = sorted(chance.choices(range(len(text) + 1), k=25))
+        assert visit.page.evaluate(LIVE, [text, cuts]) is None
+    everything = "\n".join(PARTS)
+    assert visit.page.evaluate(LIVE, [everything, list(range(len(everything)))]) is None
+
+
+def test_what_stands_is_kept_in_place_while_more_is_written(visit):
+    kept = visit.page.evaluate(
+        """async () => {
+          const { LiveMarkdown } = await import('/page/markdown.js');
+          const root = document.createElement('div');
+          document.querySelector('[data-log]').append(root);
+          const live = new LiveMarkdown(root);
+          live.write('first\\n\\n- a\\n- b\\n\\n```\\n' + 'x'.repeat(3000));
+          const [first, list, code] = root.children;
+          const pre = code.querySelector('pre');
+          pre.scrollLeft = 40;
+          getSelection().selectAllChildren(pre);
+          live.write(live.settled + '```\\n' + 'x'.repeat(3000) + 'y\\nmore');
+          const same = [first, list, code].every((node, place) => root.children[place] === node);
+          const found = [same, pre.scrollLeft, getSelection().toString().length > 2999];
+          live.write('another');
+          found.push(root.textContent);
+          root.remove();
+          return found;
+        }"""
+    )
+
+    assert kept == [True, 40, True, "another"]
