@@ -37,6 +37,7 @@ export class Chat {
     });
     this.stopButton.addEventListener("click", () => this.stop());
     part(root, "clear").addEventListener("click", () => this.clear());
+    window.addEventListener("pagehide", () => this.keep());
     root.addEventListener("keydown", ({ key }) => { if (key === "Escape") this.stop(); });
   }
 
@@ -57,6 +58,7 @@ export class Chat {
     const running = new AbortController();
     this.running = running;
     this.refresh();
+    this.keep();
     view.open();
     announce("Answering");
     this.scrollToEnd();
@@ -140,7 +142,7 @@ export class Chat {
   following(change) {
     const isAtEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < NEAR_END;
     change();
-    if (isAtEnd) requestAnimationFrame(() => this.scrollToEnd());
+    if (isAtEnd) this.scrollToEnd();
   }
 
   scrollToEnd() {

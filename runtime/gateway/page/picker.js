@@ -13,7 +13,7 @@ export class Picker {
    * @param {Element} root
    * @param {{name: string, bases: Object[], preferred?: number, hasAdapters?: boolean,
    *   onchange?: function(): void}} options `name` is what the choice is kept under; `preferred`
-   *   counts the choices that are not made yet: 0 takes the base, 1 its first adapter, and so on
+   *   is the place of what to begin with among all bases, each followed by its adapters
    */
   constructor(root, { name, bases, preferred = 0, hasAdapters = true, onchange = () => {} }) {
     Object.assign(this, { name, bases, hasAdapters, onchange });
@@ -53,10 +53,9 @@ export class Picker {
   }
 
   restore(preferred) {
-    const { base, adapter, scale } = kept(`picker.${this.name}`, {});
+    const { base, adapter, scale } = kept(`picker.${this.name}`, choiceAt(this.bases, preferred));
     if (this.bases.some(({ id }) => id === base)) this.base.value = base;
-    const adapters = this.chosenBase?.adapters ?? [];
-    this.fillAdapters(base === undefined && preferred > 0 ? adapters[(preferred - 1) % adapters.length]?.id : adapter);
+    this.fillAdapters(adapter);
     if (scale >= 0 && scale <= STRONGEST) this.scale = scale;
   }
 
@@ -90,6 +89,13 @@ export class Picker {
     keep(`picker.${this.name}`, { base: this.base.value, adapter: this.adapter.value, scale: this.scale });
     this.onchange();
   }
+}
+
+/** What can be chosen, counted through. */
+function choiceAt(bases, place) {
+  const choices = bases.flatMap(({ id, adapters }) =>
+    [{ base: id }, ...adapters.map((adapter) => ({ base: id, adapter: adapter.id }))]);
+  return choices[place % choices.length];
 }
 
 function select(options) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -124,3 +125,50 @@ def test_settings_are_sent_and_with_the_conversation_outlive_a_reload_only(opene
     assert visit["#chat .message"].count() == 0
     assert "Be brief" in visit["#chat .settings textarea"].input_value()
     assert visit.page.evaluate("sessionStorage['decant.chat']") == "[]"
+
+
+def test_the_log_follows_the_answer_unless_one_reads_further_up(opened, served):
+    visit = opened(viewport={"width": 600, "height": 400})
+    choose(visit, "#chat", endless_of(served))
+    visit["#message"].fill("A long question.\n" * 60)
+    visit["#message"].press("Enter")
+    length = f"document.querySelector('{LAST}')?.textContent.length"
+    log = "document.querySelector('[data-log]')"
+    visit.until(f"{length} > 5")
+    assert visit.page.evaluate(f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight") < 2
+    visit.page.evaluate(f"{log}.scrollTop = 0")
+    visit.until(f"{length} > {visit.page.evaluate(length)} + 5")
+    assert visit.page.evaluate(f"{log}.scrollTop") == 0
+    visit.page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize("has_clipboard", [True, False])
+def test_an_answer_is_copied_as_it_was_written(opened, has_clipboard):
+    visit = opened(permissions=["clipboard-read", "clipboard-write"])
+    if not has_clipboard:  # as without https, away from this machine
+        visit.page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    text = "**Bold**\n\n```py\n1 < 2\n```"
+    stream = json.dumps({"choices": [{"delta": {"content": text}}]})
+    visit.page.route(
+        f"**{CHAT}",
+        lambda route: route.fulfill(body=f"data: {stream}\n\ndata: [DONE]\n\n"),
+    )
+    ask(visit, "Hello")
+    for button, copied in (("Copy", text), ("Copy code", "1 < 2")):
+        visit["#chat"].get_by_role("button", name=button, exact=True).click()
+        visit["#message"].fill("")
+        visit["#message"].press("ControlOrMeta+v")
+        assert visit["#message"].input_value() == copied
+
+
+def test_what_was_written_is_there_after_a_reload_in_the_middle(opened, served):
+    visit = opened()
+    choose(visit, "#chat", endless_of(served))
+    visit["#message"].fill("Go on.")
+    visit["#message"].press("Enter")
+    visit.until(f"document.querySelector('{LAST}')?.textContent.length > 5")
+    visit.page.reload()
+    visit["[data-again]"].wait_for()
+
+    assert len(visit.text(LAST)) > 5
+    assert visit["#chat select"].first.input_value() == endless_of(served)
