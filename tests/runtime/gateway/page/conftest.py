@@ -17,7 +17,7 @@ from tests.runtime.gateway.conftest import Served, serving
 if TYPE_CHECKING:  # the fast tests are collected where there is no playwright
     from playwright.sync_api import Browser, Locator, Page, Playwright, Request
 
-KEY = "page-key-of-the-tests"
+KEY = "page-key%of+tests"
 CHAT = "/v1/chat/completions"
 LAST = ".message:last-child .answer > .markdown"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from urllib.parse import quote
 
 import pytest
 
@@ -35,10 +36,22 @@ def test_a_key_is_asked_for_until_it_is_right_and_only_this_tab_keeps_it(browser
         assert visit.text("#notice") == ""
 
 
-def test_a_key_in_the_address_leaves_it_at_once(opened, served):
-    visit = opened()
+def test_a_key_in_the_address_leaves_it_at_once(browser, served):
+    with visiting(browser, served.url) as visit:
+        visit.open(f"#key={quote(KEY)}")
+        assert visit.page.url == f"{served.url}/"
+        visit.page.go_back()
+        assert KEY not in visit.page.url
+        assert not [request.url for request in visit.requests if KEY in request.url]
 
-    assert KEY not in visit.page.url
-    visit.page.go_back()
-    assert KEY not in visit.page.url
-    assert not [request.url for request in visit.requests if KEY in request.url]
+
+def test_a_key_may_be_added_to_the_address_of_an_open_page(browser, served):
+    with visiting(browser, served.url) as visit:
+        visit.is_refusal_expected = True
+        visit.page.goto(served.url)
+        visit["#key-dialog"].get_by_role("button", name="Cancel").click()
+        visit.page.evaluate(f"location.hash = 'key={KEY}'")
+        visit["#chat:not([inert])"].wait_for()
+
+        assert KEY not in visit.page.url
+        assert visit.text("#notice") == ""

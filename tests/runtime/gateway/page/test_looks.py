@@ -173,6 +173,9 @@ def test_everything_has_a_name_a_place_and_an_order(opened):
         assert all(after <= before + 1 for before, after in pairwise(levels))
         ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
         assert len(ids) == len(set(ids))
+        unlabelled = """[...document.querySelectorAll('input, select, textarea')]
+            .filter(e => !e.labels.length && !e.ariaLabel).map(e => e.outerHTML)"""
+        assert visit.page.evaluate(unlabelled) == []  # what a placeholder names is not named
         referring = "[aria-controls], [aria-labelledby], [aria-describedby], label[for]"
         dangling = f"""[...document.querySelectorAll('{referring}')].flatMap(e =>
             ['aria-controls', 'aria-labelledby', 'aria-describedby', 'for']
