@@ -90,7 +90,9 @@ UNNAMED_GROUPS = {"group"}  # <details>, which its summary names for every reade
 
 def filled(visit: Visit) -> Visit:
     """Every view with something in it."""
-    visit.page.evaluate("m => sessionStorage['decant.chat'] = m", json.dumps(CONVERSATION))
+    visit.page.add_init_script(
+        f"sessionStorage['decant.chat'] = {json.dumps(json.dumps(CONVERSATION))}"
+    )
     visit.page.reload()
     visit["[data-again]"].wait_for()
     choose(visit, "#chat", visit["#chat select"].first.input_value(), "pirate")

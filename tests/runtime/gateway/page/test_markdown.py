@@ -111,7 +111,8 @@ ENDLESS = {
     "hashes": "# a" + " #" * LONG + "x", "addresses": "https://a" * 20_000,
     "emphasis in emphasis": "*a **b " * 20_000 + "c** d* " * 20_000, "angles": "<http://" * 9000,
     "lines": "a\n" * LONG, "blank": "- a\n" + "\n" * LONG + "b",
-    "parentheses": "https://a" + ")" * LONG,
+    "parentheses": "https://a" + ")" * LONG, "spans": "`a` " * 60_000,
+    "runs that do not fit": " **a" * 60_000 + "b*" * 60_000,
 }  # fmt: skip
 PARTS = (
     "# Head", "text *it* **bo", "ld** `co`", "- item", "  - nested", "1. one", "2. two", "> quote",
