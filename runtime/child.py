@@ -26,6 +26,7 @@ from typing_extensions import Self
 from exporter.core.errors import EngineDiedError, EngineError
 from exporter.core.events import Progress, Report, Step, silent
 from exporter.toolchain import LAST_LINES, Toolchain, scrubbed
+from runtime.rpc import Spread, preflight, rpc_flags
 from runtime.rundir import RunFolder, has_sockets
 
 READY_S = 600  # a large model on a slow disk
@@ -59,8 +60,8 @@ class ServerSpec:
     engine: Engine = "llama-server"
     scales: tuple[float, ...] = ()
     """What adapters are applied with where requests cannot say; none is, without it."""
-    rpc: tuple[str, ...] = ()
-    """HOST:PORT of workers that hold a part of the model."""
+    rpc: Spread | None = None
+    """Other machines that compute layers of it."""
     extra: tuple[str, ...] = ()
     """More of llama-server's flags."""
     use_socket: bool = True
@@ -102,6 +103,8 @@ class Server:
         return self.folder
 
     def __enter__(self) -> Self:
+        if self.spec.rpc is not None:
+            preflight(self.spec.rpc, self.toolchain)
         self.folder = RunFolder()
         deepen_stacks()
         try:
@@ -137,7 +140,7 @@ class Server:
             return self.seq2seq_argv()
         spec = self.spec
         # fitting layers into a GPU loads the model twice; without one there is nothing to fit
-        fit = "off" if self.toolchain.info["backend"] == "cpu" else "on"
+        fit = "off" if self.toolchain.info["backend"] == "cpu" or spec.rpc else "on"
         where = ["127.0.0.1", "--port", "0"] if on_port else [str(self.run_folder.socket)]
         argv = [
             str(self.toolchain.tool("llama-server")),
@@ -161,7 +164,8 @@ class Server:
             argv += ["--lora-scaled", scaled]
         if spec.projector is not None:
             argv += ["--mmproj", str(spec.projector.absolute())]
-        return [*argv, *spec.extra]
+        rpc = rpc_flags(spec.rpc) if spec.rpc else []
+        return [*argv, *rpc, *spec.extra]
 
     def seq2seq_argv(self) -> list[str]:
         spec = self.spec

@@ -18,8 +18,9 @@ from exporter.toolchain import find_toolchain
 from runtime.adapters import BASE, Adapter, check_adapter
 from runtime.child import Server, ServerSpec, lora_vector
 from runtime.client import Message, Piece, ask, ask_json, get_json, listed
-from runtime.fit import LAYERS_KEPT, Asked, Fit, fit
+from runtime.fit import LAYERS_KEPT, Asked, Fit, fit, spread_over
 from runtime.remote import Remote
+from runtime.rpc import WorkerFacts, preflight
 from runtime.seq2seq.model import is_encoder_decoder
 from runtime.session import MERGED, Choice
 
@@ -134,13 +135,18 @@ class LocalEngine:
         self.loaded, self.asked, self.report = model, asked, report
         self.toolchain = find_toolchain()
         beside = [adapter.path for adapter in model.adapters]
+        workers = self.preflight()
+        backend = self.toolchain.info["backend"]
         self.fit: Fit = fit(
             model.header,
             beside + ([model.projector] if model.projector else []),
             asked,
-            free=available_nbytes(),
+            free=available_nbytes() + sum(sum(worker.free) for worker in workers),
             cores=physical_cores(),
-            backend=self.toolchain.info["backend"],
+            backend=backend,
+        )
+        self.rpc = asked.rpc and spread_over(
+            asked.rpc, workers, model.header, self.fit.need, backend
         )
         if self.fit.cache_type != "f16":
             report(Warn(f"memory is short: the context is kept in {self.fit.cache_type}"))
@@ -156,9 +162,22 @@ class LocalEngine:
             tuple(adapter.path for adapter in self.loaded.adapters),
             self.loaded.projector,
             self.fit.cache_type,
-            self.fit.prompt_cache,
+            # earlier prompts would be fetched from the workers and sent back
+            0 if self.rpc else self.fit.prompt_cache,
             "seq2seq" if self.loaded.is_encoder_decoder else "llama-server",
+            rpc=self.rpc,
         )
+
+    def preflight(self) -> tuple[WorkerFacts, ...]:
+        """What the workers say, where there are any. Raises WorkerError and UnsupportedError."""
+        if self.asked.rpc is None:
+            return ()
+        if self.loaded.is_encoder_decoder:
+            raise UnsupportedError(
+                f"`{self.loaded.header.path}` is an encoder-decoder, which no worker computes",
+                hint="leave out --rpc",
+            )
+        return preflight(self.asked.rpc, self.toolchain, report=self.report)
 
     @property
     def model(self) -> str:

@@ -7,12 +7,13 @@ compare them with what a llama-server says it has allocated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.core.errors import SpaceError
 from exporter.core.folders import size_text
 from exporter.core.gguf import Array, GGUFFile
+from runtime.rpc import ALL_LAYERS, Spread, WorkerFacts
 
 DEFAULT_CONTEXT = 8192  # tokens; enough for a talk, and its cache fits a laptop
 LEAST_CONTEXT = 512  # tokens; below this one question fills it
@@ -59,6 +60,8 @@ class Asked:
     parallel: int = 1
     force: bool = False
     """Load even what does not seem to fit."""
+    rpc: Spread | None = None
+    """Workers that compute layers, too; `spread_over` says how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,22 @@ def fit(
         f" {first.need}, and {size_text(free)} of memory are free",
         hint=what_would_fit(model, wanted, budget, extra),
     )
+
+
+def spread_over(
+    asked: Spread, workers: Sequence[WorkerFacts], model: GGUFFile, need: Need, backend: str
+) -> Spread:
+    """How a model's layers are divided: the workers get all that they have room for.
+
+    Who names workers has them because they are faster, or because the model is too large for here.
+    A worker without a GPU tells llama.cpp of all its memory instead of what is free; so the shares
+    are given, unless there are GPUs here, of which llama.cpp knows more.
+    """
+    free = [nbytes for worker in workers for nbytes in worker.free]
+    part = MARGIN * sum(free) / max(1, need.total)
+    layers = ALL_LAYERS if part >= 1 else int((layer_count(model) + 1) * part)  # 1: the output
+    shares = tuple(nbytes >> 20 for nbytes in free) if backend == "cpu" and all(free) else ()
+    return replace(asked, layers=layers, shares=shares)
 
 
 def halves(context: int) -> list[int]:

@@ -24,6 +24,7 @@ from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config import ModelTable, load_config
 from runtime.gateway.settings import Settings, is_loopback, seconds
 from runtime.remote import read_key
+from runtime.rpc import Spread, parse_workers, preflight
 
 KEY_VARIABLE = "DECANT_API_KEY"
 
@@ -42,6 +43,8 @@ class Options:
     parallel: int | None
     context: int | None
     threads: int | None
+    rpc: str | None
+    rpc_unchecked: bool
     ttl: str
     grace: str
     max_queue: int
@@ -85,6 +88,14 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--threads", type=click.IntRange(1, 256), help="Threads; default: one a physical core."
 )
+@click.option(
+    "--rpc", metavar="HOST:PORT,…",
+    help="Have workers on other machines compute, too: see `decant worker`.",
+)  # fmt: skip
+@click.option(
+    "--rpc-unchecked", is_flag=True,
+    help="Take any worker: at public addresses, and of whatever llama.cpp.",
+)  # fmt: skip
 @click.option(
     "--ttl", default="10m", help="Unload a model idle for so long; default: 10m; 0: never."
 )
@@ -155,6 +166,8 @@ def settings_of(options: Options) -> Settings:
     for path in (options.tls_cert, options.tls_key):
         if path is not None and not path.exists():
             raise InputError(f"there is no file `{path}`", hint="is the path right?")
+    if options.rpc_unchecked and not options.rpc:
+        raise click.UsageError("--rpc-unchecked goes with --rpc")
     return Settings(
         host=options.host,
         keys=tuple(keys),
@@ -163,6 +176,9 @@ def settings_of(options: Options) -> Settings:
         parallel=options.parallel,
         context=options.context,
         threads=options.threads,
+        rpc=Spread(parse_workers(options.rpc), unchecked=options.rpc_unchecked)
+        if options.rpc
+        else None,
         ttl_s=seconds(options.ttl),
         grace_s=seconds(options.grace),
         max_queue=options.max_queue,
@@ -224,6 +240,8 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     toolchain = find_toolchain()
     allow_many_files()
     journal = Table() if sys.stderr.isatty() and not options.quiet else Lines()
+    if settings.rpc is not None:
+        preflight(settings.rpc, toolchain, report=journal.event)
     fleet = Fleet(settings, toolchain, journal.event)
     gateway = Gateway(settings, catalog, fleet)
     app = build_app(gateway, log=journal.request)

@@ -31,6 +31,8 @@ SUBPROCESS = {
     "runtime/adapters.py",
     "runtime/child.py",
     "runtime/clipboard.py",
+    "runtime/guard.py",
+    "runtime/rpc_server.py",
     "vendor/bootstrap.py",
     "vendor/buildtools.py",
     "vendor/cmake.py",

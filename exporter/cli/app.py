@@ -28,6 +28,7 @@ COMMANDS = {
     "inspect": ("exporter.cli.inspect:inspect", "Show what a GGUF, model or adapter holds."),
     "chat": ("runtime.commands:chat", "Ask a model."),
     "serve": ("runtime.serve_command:serve", "Serve models over HTTP."),
+    "worker": ("runtime.worker_command:worker", "Compute a part of a model for another machine."),
     "tokens": ("runtime.tokens_command:tokens", "Show how a model cuts a text into tokens."),
     "list": ("exporter.cli.models:list_", "List the exported models."),
     "rm": ("exporter.cli.models:rm", "Delete exported models."),

@@ -13,6 +13,7 @@
     ├── OutputError       8  the output exists, is in use or cannot be written
     └── EngineError       9  the model could not be loaded or stopped answering
         ├── EngineDiedError
+        ├── WorkerError
         └── ContextFullError
 
 1 is a bug in decant, 2 a mistyped command line (click's own), 130 Ctrl-C.
@@ -97,6 +98,10 @@ class EngineError(DecantError):
 
 class EngineDiedError(EngineError):
     """The process that answers has ended by itself; a new one may be started."""
+
+
+class WorkerError(EngineError):
+    """Another machine, which is to compute a part of the model, is not there or not fit for it."""
 
 
 class ContextFullError(EngineError):

@@ -20,6 +20,7 @@ from runtime.gateway.errors import ApiError, unavailable
 from runtime.gateway.planning import Key, Plan, Role, planned
 from runtime.gateway.settings import Settings
 from runtime.gateway.upstream import Address, address_of
+from runtime.rpc import WorkerFacts, preflight
 
 WATCH_S = 0.1  # between looks at whether a child lives
 BACKOFF_S = (0.2, 1, 2, 5, 10, 30)
@@ -189,10 +190,11 @@ class Fleet:
     async def room_for(self, child: Child) -> Plan:
         """How the child is run; idle ones are unloaded, longest unused first, if need be."""
         while True:
+            workers = await self.workers_for(child)
             others = [one for one in self.children.values() if one.is_idle and one is not child]
             oldest = min(others, key=lambda one: one.last_used, default=None)
             try:
-                plan = planned(child.key, child.model, self.settings, self.toolchain)
+                plan = planned(child.key, child.model, self.settings, self.toolchain, workers)
             except SpaceError:
                 if oldest is None:
                     raise
@@ -201,6 +203,14 @@ class Fleet:
                     return plan
             self.report(Step(f"unloading {oldest.name}: its memory is needed"))
             await self.stop(oldest)
+
+    async def workers_for(self, child: Child) -> Sequence[WorkerFacts]:
+        """What the workers say of themselves now; none computes for an encoder-decoder."""
+        rpc = self.settings.rpc
+        if rpc is None or child.model.is_encoder_decoder:
+            return ()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, preflight, rpc, self.toolchain)
 
     def fail(self, child: Child, error: DecantError) -> None:
         """Remember why, and when it may be tried again."""

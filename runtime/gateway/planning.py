@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,9 +11,10 @@ from exporter.core.machine import available_nbytes, physical_cores
 from exporter.toolchain import Toolchain
 from runtime.child import ServerSpec
 from runtime.engine import Model
-from runtime.fit import DEFAULT_CONTEXT, Asked, Fit, fit
+from runtime.fit import DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
 from runtime.gateway.admission import Voice
 from runtime.gateway.settings import Settings
+from runtime.rpc import WorkerFacts
 
 Role = Literal["generate", "fixed", "embed", "rerank"]
 """`fixed` generates, too, with adapters that are settled when it starts."""
@@ -47,8 +49,14 @@ class Key:
     """What the child calls itself in its answers."""
 
 
-def planned(key: Key, model: Model, settings: Settings, toolchain: Toolchain) -> Plan:
-    """How a child is run. Raises SpaceError when it does not fit."""
+def planned(
+    key: Key,
+    model: Model,
+    settings: Settings,
+    toolchain: Toolchain,
+    workers: Sequence[WorkerFacts] = (),
+) -> Plan:
+    """How a child is run, here and with those workers. Raises SpaceError when it does not fit."""
     open_slots = (1,) if model.is_encoder_decoder else SLOTS
     slots = (settings.parallel,) if settings.parallel else open_slots
     error: SpaceError | None = None
@@ -56,7 +64,7 @@ def planned(key: Key, model: Model, settings: Settings, toolchain: Toolchain) ->
     short = True
     for parallel in slots:
         try:
-            fitted = fitting(model, parallel, settings, toolchain)
+            fitted = fitting(model, parallel, settings, toolchain, workers)
         except SpaceError as caught:
             error = caught
             continue
@@ -66,16 +74,28 @@ def planned(key: Key, model: Model, settings: Settings, toolchain: Toolchain) ->
     if found is None:
         assert error is not None
         raise error
-    return Plan(spec(key, model, settings, *found), found[1], short)
+    here = spec(key, model, *found)
+    if settings.rpc is None or model.is_encoder_decoder:
+        return Plan(here, found[1], short)
+    backend = toolchain.info["backend"]
+    rpc = spread_over(settings.rpc, workers, model.header, found[1].need, backend)
+    # earlier prompts would be fetched from the workers, and sent back
+    return Plan(replace(here, rpc=rpc, prompt_cache=0), found[1], short)
 
 
-def fitting(model: Model, parallel: int, settings: Settings, toolchain: Toolchain) -> Fit:
+def fitting(
+    model: Model,
+    parallel: int,
+    settings: Settings,
+    toolchain: Toolchain,
+    workers: Sequence[WorkerFacts],
+) -> Fit:
     beside = [adapter.path for adapter in model.adapters]
     return fit(
         model.header,
         beside + ([model.projector] if model.projector else []),
-        Asked(settings.context, settings.threads, parallel, force=bool(settings.rpc)),
-        free=available_nbytes(),
+        Asked(settings.context, settings.threads, parallel),
+        free=available_nbytes() + sum(sum(worker.free) for worker in workers),
         cores=physical_cores(),
         backend=toolchain.info["backend"],
     )
@@ -87,7 +107,7 @@ def is_short(fitted: Fit, settings: Settings) -> bool:
     return fitted.context < least or fitted.cache_type != "f16"
 
 
-def spec(key: Key, model: Model, settings: Settings, parallel: int, fitted: Fit) -> ServerSpec:
+def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
     role, voice, name = key.role, key.voice, key.name or key.base
     alias = ("-a", name.replace(",", "-"))  # llama-server cuts it at commas
     found = ServerSpec(
@@ -100,7 +120,6 @@ def spec(key: Key, model: Model, settings: Settings, parallel: int, fitted: Fit)
         fitted.cache_type,
         fitted.prompt_cache,
         "seq2seq" if model.is_encoder_decoder else "llama-server",
-        rpc=settings.rpc,
         extra=(*alias, "--metrics"),
     )
     if role == "generate":

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from exporter.core.errors import InputError
+from runtime.rpc import Spread
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
@@ -27,8 +28,8 @@ class Settings:
     context: int | None = None
     """Tokens of each conversation."""
     threads: int | None = None
-    rpc: tuple[str, ...] = ()
-    """HOST:PORT of workers that hold a part of each model."""
+    rpc: Spread | None = None
+    """Workers that compute layers of each model."""
     ttl_s: float = 600
     """A model that nobody has asked for so long is unloaded; 0 keeps it."""
     grace_s: float = 30
