@@ -28,6 +28,8 @@ class Sources:
     """Of the first adapter's repo."""
     subfolder: str | None = None
     """Of the first adapter's repo or folder."""
+    needs_base: bool = True
+    """Whether the base is to be here, too."""
 
     @property
     def placed(self) -> list[tuple[str, str | None, str | None]]:
@@ -65,7 +67,7 @@ def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
     base: Path | PullRequest | None = None
     if sources.base is not None and is_repo(sources.base):
         base = checkpoint_request(sources.base, report=report)
-    elif sources.base is None and first is not None:
+    elif sources.needs_base and sources.base is None and first is not None:
         base = named_base(open_adapter(first, refuse=nothing), report=report)
     if isinstance(base, PullRequest):
         pulls.append(pull(base, dry_run=True, report=report))

@@ -14,6 +14,7 @@ from exporter.cli.lora import export_lora, refuse_for_lora
 from exporter.cli.options import given, json_option, offline_option, quiet_option, store
 from exporter.cli.recipe import recipe_options
 from exporter.cli.render import print_json, print_table, reporting
+from exporter.cli.vllm import export_vllm, refuse_for_vllm
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.folders import model_name, size_text
 from exporter.core.machine import cores
@@ -58,11 +59,13 @@ ADAPTER (or with `-`) the base is converted as it is.
 )  # fmt: skip
 @recipe_options
 @click.option(
-    "--to", type=click.Choice(("gguf", "lora", "safetensors", "ollama")), default="gguf",
+    "--to", type=click.Choice(("gguf", "lora", "safetensors", "ollama", "vllm")), default="gguf",
     show_default=True,
     help="gguf: the merged model; lora: the adapter alone, for llama-server's --lora;"
-    " safetensors: a merged checkpoint; ollama: the GGUF with its Modelfile.",
+    " safetensors: a merged checkpoint; ollama: the GGUF with its Modelfile; vllm: the adapters,"
+    " and how `vllm serve` is started with them.",
 )  # fmt: skip
+@click.option("--name", "served_name", help="Of --to vllm: what clients call the base.")
 @click.option(
     "--max-shard-size", default="5GB", show_default=True, help="Of a file of --to safetensors."
 )
@@ -124,11 +127,14 @@ def export(
     quiet: bool,
     max_shard_size: str,
     split_max_size: str | None,
+    served_name: str | None,
 ) -> None:
     """Turn the PEFT adapter ADAPTER into a GGUF."""
     wanted = adapters_named(adapter, scale, others, combine)
     refuse_output(to, adapter, recipe)
     refuse_nonsense(adapter, base, revision or subfolder, has_adapter=bool(wanted))
+    if to == "vllm":
+        return export_vllm(wanted, served_name)
     from exporter.pipeline import ExportRequest
     from exporter.sources import Sources, absent, bring
 
@@ -199,7 +205,11 @@ def refuse_output(to: str, adapter: str | None, recipe: Recipe) -> None:
     """UsageError for options that say nothing about this output."""
     if to == "lora":
         refuse_for_lora(adapter)
-    if to in ("lora", "safetensors") and recipe != Recipe():
+    if to == "vllm":
+        refuse_for_vllm(adapter)
+    if to != "vllm" and given("served_name"):
+        raise click.UsageError("--name is for --to vllm; -o names the output")
+    if to in ("lora", "safetensors", "vllm") and recipe != Recipe():
         raise click.UsageError(f"types and importance matrices are for GGUF models, not --to {to}")
     if to == "safetensors" and given("quants"):
         raise click.UsageError("-q is for GGUF: --to safetensors keeps the base's own type")

@@ -19,7 +19,13 @@ PLAN = ".plan"
 
 @contextmanager
 def atomic_folder(
-    path: Path, *, plan: str, marks: tuple[str, ...], force: bool = False, report: Report = silent
+    path: Path,
+    *,
+    plan: str,
+    marks: tuple[str, ...],
+    folders: tuple[str, ...] = (),
+    force: bool = False,
+    report: Report = silent,
 ) -> Iterator[Path]:
     """A folder beside `path` to fill; it gets that name when the block ends well.
 
@@ -27,20 +33,21 @@ def atomic_folder(
     run left in it is still there when that run had the same `plan`, else it is removed; any
     other exception removes it. Every file in it must be synced by whoever writes it.
 
-    marks: names of files by which `force` knows a folder as one that it may replace.
+    marks: names of files by which `force` knows a folder as one that it may replace; folders:
+    those that may lie in it.
     Raises OutputError when `path` is taken, at the start and again at the end.
     """
-    refuse_taken(path, marks, force=force)
+    refuse_taken(path, marks, force=force, folders=folders)
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.partial")
     with explained(path), locked_folder(partial, path):
-        refuse_taken(path, marks, force=force)
+        refuse_taken(path, marks, force=force, folders=folders)
         try:
             begin(partial, plan, report=report)
             yield partial
             (partial / PLAN).unlink()
             sync_folder(partial)
-            refuse_taken(path, marks, force=force)
+            refuse_taken(path, marks, force=force, folders=folders)
             publish_folder(partial, path)
         except KeyboardInterrupt:
             raise  # the same command goes on from here
@@ -49,7 +56,9 @@ def atomic_folder(
             raise
 
 
-def refuse_taken(path: Path, marks: tuple[str, ...], *, force: bool) -> None:
+def refuse_taken(
+    path: Path, marks: tuple[str, ...], *, force: bool, folders: tuple[str, ...] = ()
+) -> None:
     """Raise OutputError unless `path` is free, empty, or may be replaced."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputError(f"`{path}` is no folder", hint="name a new folder with -o")
@@ -57,7 +66,7 @@ def refuse_taken(path: Path, marks: tuple[str, ...], *, force: bool) -> None:
         return
     if not force:
         raise OutputError(f"`{path}` exists", hint="pass --force to replace it, or -o another name")
-    has_folders = any(child.is_dir() for child in path.iterdir())
+    has_folders = any(child.is_dir() and child.name not in folders for child in path.iterdir())
     if has_folders or not any((path / mark).exists() for mark in marks):
         raise OutputError(
             f"`{path}` holds more than an exported model: it is not replaced",
