@@ -46,6 +46,7 @@ class Options:
     rpc: str | None
     rpc_unchecked: bool
     ttl: str
+    linger: str
     grace: str
     max_queue: int
     max_per_client: int
@@ -99,6 +100,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--ttl", default="10m", help="Unload a model idle for so long; default: 10m; 0: never."
 )
+@click.option(
+    "--linger", default="0s",
+    help="Take requests for so long after a SIGTERM, until balancers know; default: 0s.",
+)  # fmt: skip
 @click.option("--grace", default="30s", help="Time for answers to finish at the end; default: 30s.")
 @click.option(
     "--max-queue",
@@ -180,6 +185,7 @@ def settings_of(options: Options) -> Settings:
         if options.rpc
         else None,
         ttl_s=seconds(options.ttl),
+        linger_s=seconds(options.linger),
         grace_s=seconds(options.grace),
         max_queue=options.max_queue,
         max_per_client=options.max_per_client,

@@ -44,7 +44,10 @@ class Gateway:
     metrics: Metrics = field(default_factory=Metrics)
     calls: dict[Call, asyncio.Task[None]] = field(default_factory=dict)
     """Requests in flight."""
+    is_leaving: bool = False
+    """Whether balancers are to send no more requests."""
     is_draining: bool = False
+    """Whether requests are turned away."""
     is_loading: bool = False
     """Until what is loaded at the start is."""
 

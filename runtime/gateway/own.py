@@ -49,8 +49,8 @@ async def livez(call: Call) -> Response:
 
 async def readyz(call: Call) -> Response:
     gateway = call.gateway
-    if gateway.is_draining or gateway.is_loading:
-        status = "draining" if gateway.is_draining else "loading"
+    if gateway.is_leaving or gateway.is_loading:
+        status = "draining" if gateway.is_leaving else "loading"
         return JSONResponse(
             {"status": status}, HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "1"}
         )

@@ -184,15 +184,18 @@ class Ending:
 
     def asked(self, number: int) -> None:
         if self.draining is None:
-            self.draining = asyncio.get_running_loop().create_task(self.drain())
-        elif number == signal.SIGINT or self.gateway.is_draining:
+            self.gateway.is_leaving = True
+            linger_s = self.gateway.settings.linger_s if number == signal.SIGTERM else 0
+            self.draining = asyncio.get_running_loop().create_task(self.drain(linger_s))
+        elif number == signal.SIGINT or self.gateway.is_leaving:
             self.code = 128 + number
             self.gateway.fleet.kill()
             self.server.force_exit = self.server.should_exit = True
 
-    async def drain(self) -> None:
+    async def drain(self, linger_s: float) -> None:
         """Take no more, let answers finish for as long as they may, cut the rest."""
         gateway = self.gateway
+        await asyncio.sleep(linger_s)
         gateway.is_draining = True
         await self.until_done(gateway.settings.grace_s)
         for call, work in list(gateway.calls.items()):

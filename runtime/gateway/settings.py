@@ -32,6 +32,8 @@ class Settings:
     """Workers that compute layers of each model."""
     ttl_s: float = 600
     """A model that nobody has asked for so long is unloaded; 0 keeps it."""
+    linger_s: float = 0
+    """How long after a SIGTERM requests are still taken, while /readyz tells balancers to stop."""
     grace_s: float = 30
     """What requests in flight have to finish when the server is asked to end."""
     epoch_s: float = 0.5
