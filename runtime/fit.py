@@ -142,12 +142,14 @@ def spread_over(
 
     Who names workers has them because they are faster, or because the model is too large for here.
     A worker without a GPU tells llama.cpp of all its memory instead of what is free; so the shares
-    are given, unless there are GPUs here, of which llama.cpp knows more.
+    are given. Where there are GPUs here, they take part, and llama.cpp divides by what it knows.
     """
+    if backend != "cpu":
+        return replace(asked, layers=ALL_LAYERS)
     free = [nbytes for worker in workers for nbytes in worker.free]
     part = MARGIN * sum(free) / max(1, need.total)
     layers = ALL_LAYERS if part >= 1 else int((layer_count(model) + 1) * part)  # 1: the output
-    shares = tuple(nbytes >> 20 for nbytes in free) if backend == "cpu" and all(free) else ()
+    shares = tuple(nbytes >> 20 for nbytes in free) if all(free) else ()
     return replace(asked, layers=layers, shares=shares)
 
 

@@ -27,10 +27,13 @@ from exporter.core.errors import (
 from exporter.core.events import Warn
 from exporter.core.gguf import read_gguf
 from exporter.toolchain import Toolchain
+from runtime import rpc_server
+from runtime import worker as worker_module
 from runtime.child import Server, ServerSpec, lora_vector
 from runtime.client import Delta, ask
 from runtime.engine import LocalEngine, Model, open_model
 from runtime.fit import LAYERS_KEPT, Asked, Need, fit, layer_count, spread_over
+from runtime.relay import keep_alive
 from runtime.rpc import (
     ALL_LAYERS,
     ASK,
@@ -44,7 +47,7 @@ from runtime.rpc import (
 )
 from runtime.rpc_server import RpcServer, RpcSpec
 from runtime.session import Choice
-from runtime.worker import Worker, WorkerSpec
+from runtime.worker import CONNECTIONS_MAX, Worker, WorkerSpec
 from tests.conftest import CHECKOUT
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.test_chat import is_alive, wait_until
@@ -190,7 +193,7 @@ def test_the_workers_get_all_the_layers_that_they_have_room_for(tmp_path):
     assert over(50 << 20).layers == int((layer_count(model) + 1) * 0.45)
     assert over(0).layers == 0
     assert over(30 << 20, 90 << 20).shares == (30, 90)
-    assert over(30 << 20, backend="cuda").shares == ()
+    assert over(30 << 20, backend="cuda") == Spread(("a:1",))
     assert rpc_flags(over(30 << 20, 90 << 20))[-2:] == ["-ts", "30,90"]
 
 
@@ -338,6 +341,23 @@ def worker_at(port: int) -> SimpleNamespace:
     return SimpleNamespace(port=port)
 
 
+def has_room(worker: Worker) -> bool:
+    return worker.room.acquire(blocking=False) and worker.room.release() is None
+
+
+def test_a_head_that_vanishes_is_noticed():
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as connection:
+            keep_alive(connection)
+
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle, interval, count = (
+                connection.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{name}"))
+                for name in ("IDLE", "INTVL", "CNT")
+            )
+            assert idle + interval * count <= 120
+
+
 @llamacpp
 class TestHandshake:
     """What is asked before a model is loaded."""
@@ -401,6 +421,28 @@ class TestHandshake:
             assert len(worker.servers.all) == 1
 
         assert told == []
+
+    def test_a_stranger_on_the_port_of_an_rpc_server_is_never_talked_to(
+        self, toolchain, monkeypatch
+    ):
+        with listening(lambda connection: connection.recv(64)) as stranger:
+            monkeypatch.setattr(rpc_server, "free_port", lambda: stranger.port)
+            server = RpcServer(ONE, toolchain)
+            with pytest.raises(WorkerError, match="does not run"):
+                server.connect()
+            server.stop()
+
+    def test_connections_that_say_nothing_are_few_and_short(self, toolchain, monkeypatch):
+        monkeypatch.setattr(worker_module, "FIRST_BYTES_S", 1)
+        told = []
+        with Worker(spec(), toolchain, report=told.append) as worker, ExitStack() as stack:
+            for _ in range(CONNECTIONS_MAX):
+                stack.enter_context(socket.create_connection((LOOPBACK, worker.port)))
+            one_more = socket.create_connection((LOOPBACK, worker.port), timeout=5)
+            assert stack.enter_context(one_more).recv(1) == b""
+            assert wait_until(lambda: len(told) == 1)
+            assert wait_until(lambda: has_room(worker))
+            assert read_answer(address(worker))["commit"]
 
     def test_a_port_that_is_taken_is_told_with_a_way_out(self, toolchain):
         with socket.create_server((LOOPBACK, 0)) as taken:
