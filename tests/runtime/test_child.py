@@ -126,6 +126,15 @@ class TestWithAModel:
         assert not is_alive(pid)
         assert time.monotonic() - began < 4
 
+    def test_an_idle_engine_is_gone_at_once(self, pirate, toolchain):
+        with Server(ServerSpec(pirate, 256, threads=2), toolchain) as server:
+            pid = server.process.pid
+            began = time.monotonic()
+            server.stop()
+
+        assert not is_alive(pid)
+        assert time.monotonic() - began < 0.7  # a SIGTERM alone would be sat out for a second
+
     def test_leaving_an_answer_frees_the_engine(self, endless, toolchain):
         with Server(ServerSpec(endless, 32768, threads=2), toolchain) as server:
             pieces = ask(server, HELLO, GREEDY)
