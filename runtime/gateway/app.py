@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute
 from starlette.routing import Route as Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.gateway import ollama, own, routes
+from runtime.gateway import ollama, openapi, own, routes
 from runtime.gateway.errors import ApiError, ClientGoneError, form_of, unavailable
 from runtime.gateway.gateway import Call, Gateway, Handler, Route
 from runtime.gateway.guard import Guard, preflight
@@ -56,7 +56,7 @@ def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no
                 chore.cancel()
             await gateway.fleet.close()
 
-    ours = (*own.ROUTES, *routes.ROUTES, *ollama.ROUTES)
+    ours = (*own.ROUTES, *openapi.ROUTES, *routes.ROUTES, *ollama.ROUTES)
     paths = [path_of(gateway, route) for route in ours]
     app = Starlette(
         routes=[*paths, ollama.UPLOADS, *more],
