@@ -24,6 +24,7 @@ POOLING_KEY = "pooling_type"  # in a GGUF that was made for embeddings
 EMBEDDED_MAX = 2048
 """Tokens of a text that becomes a vector: they are read at once, and the room that this takes
 grows with their square."""
+POOLING_RANK = 4  # llama.h: of one that was made to rank documents
 ROLE_FLAGS = {"embed": "--embeddings", "rerank": "--rerank"}
 
 
@@ -131,4 +132,5 @@ def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
     has_pooling = model.header.number(f"{model.header.architecture}.{POOLING_KEY}")
     if role == "embed" and not has_pooling:
         extra += ["--pooling", "mean"]
-    return replace(found, extra=tuple(extra), scales=voice, projector=None)
+    projector = found.projector if role == "embed" else None
+    return replace(found, extra=(*extra, *settings.extra), scales=voice, projector=projector)

@@ -170,9 +170,10 @@ def refuse_silent_failures(body: Mapping[str, Any]) -> None:
         raise bad_request(
             "`echo` with `logprobs` is not supported: llama.cpp gives none for the prompt"
         )
-    for name in ("messages", "prompt"):
-        if name in body and not isinstance(body[name], str | list):
-            raise bad_request(f"`{name}` must be a list" + (" or a text" * (name == "prompt")))
+    if "messages" in body and not isinstance(body["messages"], list):
+        raise bad_request("`messages` must be a list")
+    if "prompt" in body and not isinstance(body["prompt"], str | list | dict):
+        raise bad_request("`prompt` must be a text, a list or, for llama.cpp, an object")
 
 
 def refuse_long_words(body: Mapping[str, Any], named: Named) -> None:

@@ -7,8 +7,9 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from runtime.gateway.errors import ApiError, bad_request
+from runtime.gateway.errors import ApiError, bad_request, form_of
 from runtime.gateway.gateway import Call, Handler, Route
+from runtime.gateway.planning import POOLING_KEY, POOLING_RANK
 from runtime.gateway.upstream import Reply
 
 PASSED = {
@@ -31,6 +32,11 @@ PASSED = {
 """A child's routes, and by which other paths clients know them."""
 TOO_LONG = "is too large to process"  # of a text that is to become a vector
 PARSING = "[json.exception."  # how a child says that a field had the wrong type
+FAULTS = (
+    "got exception:", "Compute error", "Context size has been exceeded", "Invalid input batch",
+    "Invalid diff", "The model produced", "context shift", "failed to process", "unknown error",
+)  # fmt: skip
+"""How a child's own failures begin. Every other 500 was thrown while it read the request."""
 
 
 def passing(route: str) -> Handler:
@@ -39,7 +45,7 @@ def passing(route: str) -> Handler:
     async def handler(call: Call) -> Response | None:
         check(route, call)
         async with call.answered(route, call.body) as reply:
-            if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            if is_to_be_put_otherwise(reply.status, call):
                 raise await translated(reply)
             headers = [*reply.headers, (b"X-Decant-Model", model_of(call))]
             await call.outgoing(
@@ -57,30 +63,47 @@ def passing(route: str) -> Handler:
 
 def check(route: str, call: Call) -> None:
     """Raise ApiError for what a child would answer with an error of its own."""
-    if route.startswith("/v1/messages"):
-        if not isinstance(call.body.get("messages"), list):
-            raise bad_request("messages: a list is required")
-        if route == "/v1/messages" and not isinstance(call.body.get("max_tokens"), int):
-            raise bad_request("max_tokens: a number is required")
+    if route.startswith("/v1/messages") and not isinstance(call.body.get("messages"), list):
+        raise bad_request("messages: a list is required")
+    if route == "/v1/messages":
+        most = call.body.get("max_tokens")
+        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+            raise bad_request("max_tokens: a number, at least 1, is required")
+    if route == "/v1/rerank" and not ranks(call):
+        raise ApiError(HTTPStatus.NOT_IMPLEMENTED, "this model is none that ranks documents")
+
+
+def ranks(call: Call) -> bool:
+    """Whether a model was made for that; llama-server would let any other one guess."""
+    header = call.gateway.catalog.find(call.body.get("model")).model.header
+    has_head = any(tensor.name.startswith("cls.") for tensor in header.tensors)
+    return has_head or header.number(f"{header.architecture}.{POOLING_KEY}") == POOLING_RANK
 
 
 def model_of(call: Call) -> bytes:
     return call.record.model.encode("ascii", errors="replace")
 
 
+def is_to_be_put_otherwise(status: int, call: Call) -> bool:
+    """Whether a child's error is not what clients of this API understand."""
+    is_openai = form_of(call.request.url.path) == "openai"
+    return status >= (HTTPStatus.INTERNAL_SERVER_ERROR if is_openai else HTTPStatus.BAD_REQUEST)
+
+
 async def translated(reply: Reply) -> ApiError:
-    """A child's 5xx: often a request that it could not read."""
+    """A child's 5xx: mostly a request that it could not read."""
     text = (await reply.read()).decode("utf-8", errors="replace")
     try:
         error = json.loads(text)["error"]
         message = str(error["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         message = text[:300]
-    if reply.status == HTTPStatus.INTERNAL_SERVER_ERROR and message.startswith(PARSING):
+    if reply.status != HTTPStatus.INTERNAL_SERVER_ERROR or message.startswith(FAULTS):
+        return ApiError(reply.status, message)
+    if message.startswith(PARSING):
         return bad_request(f"a field has the wrong type: {message.partition('] ')[2]}")
-    if TOO_LONG in message:
-        return bad_request(message, code="context_length_exceeded")
-    return ApiError(reply.status, message)
+    code = "context_length_exceeded" if TOO_LONG in message else None
+    return bad_request(message, code=code)
 
 
 ROUTES = tuple(
