@@ -121,7 +121,7 @@ def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
         fitted.cache_type,
         fitted.prompt_cache,
         "seq2seq" if model.is_encoder_decoder else "llama-server",
-        extra=(*alias, "--metrics"),
+        extra=(*alias, "--metrics", *settings.extra),
     )
     if role == "generate":
         return found

@@ -57,6 +57,8 @@ class Settings:
     """Fields of llama-server's own that clients may set: see `requests.WITHHELD`."""
     media_hosts: frozenset[str] = frozenset()
     """Hosts that the engine may fetch images from; none by default."""
+    extra: tuple[str, ...] = ()
+    """More of llama-server's flags, for every child."""
 
 
 def is_loopback(host: str) -> bool:
