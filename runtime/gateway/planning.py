@@ -76,6 +76,7 @@ def planned(
         assert error is not None
         raise error
     here = spec(key, model, *found)
+    here = replace(here, extra=(*here.extra, *settings.extra))
     if settings.rpc is None or model.is_encoder_decoder:
         return Plan(here, found[1], short)
     backend = toolchain.info["backend"]
@@ -121,7 +122,7 @@ def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
         fitted.cache_type,
         fitted.prompt_cache,
         "seq2seq" if model.is_encoder_decoder else "llama-server",
-        extra=(*alias, "--metrics", *settings.extra),
+        extra=(*alias, "--metrics"),
     )
     if role == "generate":
         return found
@@ -133,4 +134,4 @@ def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
     if role == "embed" and not has_pooling:
         extra += ["--pooling", "mean"]
     projector = found.projector if role == "embed" else None
-    return replace(found, extra=(*extra, *settings.extra), scales=voice, projector=projector)
+    return replace(found, extra=tuple(extra), scales=voice, projector=projector)
