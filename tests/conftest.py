@@ -14,10 +14,15 @@ import pytest
 
 from exporter.toolchain import Toolchain, find_toolchain
 from tests.tiny import make_adapter, make_base
+from tests.warm import run_warm
 
 # It replaces distutils, and fails where pip, which some tests ask for its index, came first.
 with contextlib.suppress(ImportError):
     importlib.import_module("setuptools")
+
+# Of torch: for models so small, threads that wait for each other cost most of the time. What
+# decant does with torch it does on one thread anyway.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHECKOUT = Path(__file__).parents[1]
 SCRUBBED = ("DECANT_", "HF_", "LLAMA_", "NO_COLOR", "FORCE_COLOR")
@@ -74,5 +79,17 @@ def decant() -> Decant:
             timeout=timeout_s,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def warm_decant() -> Decant:
+    """`decant` for commands that need torch, in a process that has it already."""
+
+    def run(
+        *arguments: object, timeout_s: float = 120, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        return run_warm(["exporter", *arguments], env={**os.environ, **env}, timeout_s=timeout_s)
 
     return run

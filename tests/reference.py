@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 from exporter.toolchain import Toolchain
+from tests.warm import run_warm
 
 
 def merge_with_peft(base: Path, adapter: Path, folder: Path) -> Path:
@@ -28,17 +32,35 @@ def convert_with_llamacpp(
     toolchain: Toolchain, model: Path, output: Path, *options: str, outtype: str = "auto"
 ) -> Path:
     script = toolchain.source / "convert_hf_to_gguf.py"
-    argv = [sys.executable, str(script), str(model), "--outfile", str(output), "--outtype", outtype]
-    argv += options
-    subprocess.run(argv, check=True, capture_output=True, env=os.environ)
+    run_warm(
+        [script, model, "--outfile", output, "--outtype", outtype, *options]
+    ).check_returncode()
     return output
 
 
 def quantize_with_llamacpp(
     toolchain: Toolchain, source: Path, output: Path, quant: str, *options: str
 ) -> Path:
+    """What the tool's main calls, in a fork of this process.
+
+    The tables of the IQ types take ggml up to ten seconds, and are there when this process has
+    quantized to such a type before.
+    """
     argv = [str(toolchain.tool("llama-quantize")), *options, str(source), str(output), quant]
-    subprocess.run(argv, check=True, capture_output=True)
+    if sys.platform != "linux":
+        subprocess.run(argv, check=True, capture_output=True)
+        return output
+    given = (ctypes.c_char_p * (len(argv) + 1))(*map(os.fsencode, argv), None)
+    run = ctypes.CDLL(str(toolchain.library("llama-quantize-impl")))._Z14llama_quantizeiPPc
+    with tempfile.TemporaryFile() as said, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads: the child needs none of them
+        if not (pid := os.fork()):
+            for number in (1, 2):
+                os.dup2(said.fileno(), number)
+            os._exit(run(len(argv), given))
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        said.seek(0)
+        assert code == 0, said.read().decode()[-2000:]
     return output
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter import write
 from exporter.convert import imported
 from exporter.core.errors import InputError, ModelError, UnsupportedError
 from exporter.core.types import FLOATS, FTYPES, GGMLType
@@ -35,11 +36,16 @@ class Measured:
     old: Path
 
 
+@pytest.fixture(autouse=True)
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one run of rows in every matrix; with experts, runs that end amid one."""
+    monkeypatch.setattr(write, "CHUNK_VALUES", 40_000)
+
+
 @pytest.fixture(scope="session", params=["dense", "experts"])
 def measured(request, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     folder = tmp_path_factory.mktemp(request.param)
-    # more than one run of rows in a tensor; with experts, runs that end amid one
-    make = make_experts if request.param == "experts" else make_wide
+    make = make_experts if request.param == "experts" else make_dense
     base = make(folder / "base")
     whole = convert_with_llamacpp(toolchain, base, folder / "whole.gguf")
     text = folder / "calibration.txt"
@@ -56,8 +62,8 @@ def measured(request, toolchain: Toolchain, tmp_path_factory: pytest.TempPathFac
     return Measured(base, whole, *made)
 
 
-def make_wide(folder: Path) -> Path:
-    return make_base(folder, intermediate_size=2304, num_hidden_layers=1)
+def make_dense(folder: Path) -> Path:
+    return make_base(folder, num_hidden_layers=1)
 
 
 def make_experts(folder: Path) -> Path:
@@ -66,7 +72,7 @@ def make_experts(folder: Path) -> Path:
 
     torch.manual_seed(0)
     config = MixtralConfig(
-        hidden_size=256, intermediate_size=768, num_hidden_layers=1, num_attention_heads=4,
+        hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=320, max_position_embeddings=256,
         num_local_experts=3, num_experts_per_tok=2, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip

@@ -70,9 +70,9 @@ def test_another_end_of_text_is_found(verify, file, other, tiny_adapter):
 
 
 def test_the_command_says_what_is_right_and_what_is_wrong(
-    decant, file, tiny_base, tiny_adapter, tmp_path
+    warm_decant, file, tiny_base, tiny_adapter, tmp_path
 ):
-    right = decant("verify", file, "--base", tiny_base, "--adapter", tiny_adapter, "--json")
+    right = warm_decant("verify", file, "--base", tiny_base, "--adapter", tiny_adapter, "--json")
     assert right.returncode == 0, right.stderr
     told = json.loads(right.stdout)
     assert [check["name"] for check in told["checks"]] == [
@@ -81,38 +81,42 @@ def test_the_command_says_what_is_right_and_what_is_wrong(
     assert told["ok"]
 
     other = make_adapter(tmp_path / "other-lora", tiny_base, seed=4)
-    wrong = decant("verify", file, "--base", tiny_base, "--adapter", other)
+    wrong = warm_decant("verify", file, "--base", tiny_base, "--adapter", other)
     assert wrong.returncode == 7
     assert "warning: the file was made with the adapter 'tiny-lora', not with" in wrong.stderr
     assert "is like another tensor" in wrong.stderr
     assert "logits" not in wrong.stdout  # there is nothing more to ask
 
-    scaled = decant("verify", file, "--base", tiny_base, "--adapter", f"{tiny_adapter}:0.5")
+    scaled = warm_decant("verify", file, "--base", tiny_base, "--adapter", f"{tiny_adapter}:0.5")
     assert scaled.returncode == 7
     assert "at scale 1, not 0.5" in scaled.stderr
 
 
-def test_the_command_refuses_what_it_cannot_compare(decant, file, tiny_base, tmp_path):
-    assert decant("verify", file).returncode == 2
-    missing = decant("verify", tmp_path / "no.gguf", "--base", tiny_base)
+def test_the_command_refuses_what_it_cannot_compare(warm_decant, file, tiny_base, tmp_path):
+    assert warm_decant("verify", file).returncode == 2
+    missing = warm_decant("verify", tmp_path / "no.gguf", "--base", tiny_base)
     assert missing.returncode == 3
     assert "Traceback" not in missing.stderr
     (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:5000])
-    cut = decant("verify", tmp_path / "cut.gguf", "--base", tiny_base, "--light")
+    cut = warm_decant("verify", tmp_path / "cut.gguf", "--base", tiny_base, "--light")
     assert (cut.returncode, "not a whole GGUF" in cut.stderr) == (3, True)
     (tmp_path / "text").write_bytes(b"\xff\xfe")
-    text = decant("verify", file, "--base", tiny_base, "--text", tmp_path / "text")
+    text = warm_decant("verify", file, "--base", tiny_base, "--text", tmp_path / "text")
     assert (text.returncode, "not UTF-8" in text.stderr) == (3, True)
 
 
-def test_every_export_is_verified_unless_told_not_to(decant, tiny_base, tiny_adapter, tmp_path):
-    made = decant("export", tiny_adapter, "--base", tiny_base, "-o", tmp_path / "a.gguf", "--json")
+def test_every_export_is_verified_unless_told_not_to(
+    warm_decant, tiny_base, tiny_adapter, tmp_path
+):
+    made = warm_decant(
+        "export", tiny_adapter, "--base", tiny_base, "-o", tmp_path / "a.gguf", "--json"
+    )
     (verified,) = json.loads(made.stdout)["verified"]
     assert verified["seconds"] > 0
     assert all(not check["problems"] for check in verified["checks"])
     assert "a.gguf is right, in" in made.stderr
 
-    unchecked = decant(
+    unchecked = warm_decant(
         "export", tiny_adapter, "--base", tiny_base, "-o", tmp_path / "b.gguf", "--json",
         "--no-verify",
     )  # fmt: skip
