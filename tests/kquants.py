@@ -64,7 +64,7 @@ def compiled(source: str, target: Path, *flags: str, shared: bool = True) -> cty
     text = target.with_suffix(".cpp")
     text.write_text(source)
     compilers = host.find_compilers(os.environ, system=host.read_host(os.environ).system)
-    argv = [*shlex.split(compilers.cxx), *native.FLAGS, "-O1", *flags]
+    argv = [*shlex.split(compilers.cxx), *native.FLAGS, "-O0", *flags]
     argv += ["-DKQ_ENTRY=decant_kquants_baseline", str(text), "-o", str(target)]
     subprocess.run([*argv, "-shared"] if shared else argv, check=True, capture_output=True)
     return ctypes.CDLL(str(target)) if shared else None

@@ -146,22 +146,30 @@ def elsewhere(toolchain, tmp_path):
     return Toolchain(SimpleNamespace(dir=tmp_path, info=toolchain.info))
 
 
-def test_the_verdict_is_remembered_beside_the_build(elsewhere, ggml, tmp_path):
-    events = []
-    first = load(elsewhere, ggml, events.append)
+@pytest.fixture(scope="module")
+def verdict(toolchain, ggml, tmp_path_factory):
+    """The file that the first load leaves, what that gave, and what it said. Treat as read-only."""
+    folder, events = tmp_path_factory.mktemp("build"), []
+    build = Toolchain(SimpleNamespace(dir=folder, info=toolchain.info))
+    kernels = load(build, ggml, events.append)
+    (path,) = folder.iterdir()
+    return path, kernels, [event.message for event in events]
 
+
+def test_the_verdict_is_remembered_beside_the_build(verdict, toolchain, ggml):
+    path, first, said = verdict
     assert first.types == set(NAMES)
-    assert [event.message for event in events] == ["comparing the K-quants with ggml's"]
-    (verdict,) = tmp_path.iterdir()
-    assert json.loads(verdict.read_text()) == dict.fromkeys(NAMES, True)
-    assert load(elsewhere, ggml, events.append).types == first.types
-    assert len(events) == 1
+    assert said == ["comparing the K-quants with ggml's"]
+    assert json.loads(path.read_text()) == dict.fromkeys(NAMES, True)
+    events = []
+    build = Toolchain(SimpleNamespace(dir=path.parent, info=toolchain.info))
+    assert load(build, ggml, events.append).types == first.types
+    assert events == []
 
 
-def test_a_type_that_differs_is_ggmls_and_said(elsewhere, ggml, tmp_path):
-    load(elsewhere, ggml)
-    (verdict,) = tmp_path.iterdir()
-    verdict.write_text(json.dumps(dict.fromkeys(NAMES, True) | {"Q5_K": False}))
+def test_a_type_that_differs_is_ggmls_and_said(elsewhere, verdict, ggml, tmp_path):
+    changed = tmp_path / verdict[0].name
+    changed.write_text(json.dumps(dict.fromkeys(NAMES, True) | {"Q5_K": False}))
     events = []
 
     kernels = load(elsewhere, ggml, events.append)
@@ -221,9 +229,7 @@ def test_the_sanitizers_find_nothing(lanes, ggml, tmp_path):
     """16 lanes also where no processor has them: the compiler splits the vectors."""
     program, case = tmp_path / "program", tmp_path / "case"
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-DKQ_LANES={lanes}"]
-    compiled(
-        recipe("native").source_path().read_text() + MAIN, program, "-O1", *flags, shared=False
-    )
+    compiled(recipe("native").source_path().read_text() + MAIN, program, *flags, shared=False)
     generator = np.random.default_rng(6)
     for values in kinds().values():
         rows = rows_of(values, generator, 7, 768)
