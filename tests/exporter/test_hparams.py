@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from exporter import hparams
 from exporter.convert import imported
-from exporter.hparams import Config, ReadConfig, load_hparams, read_ahead
+from exporter.hparams import Config, load_hparams, read_ahead
 from tests.architectures import ARCHITECTURES, make_architecture
 from tests.tiny import make_adapter, make_base
 
@@ -23,16 +25,43 @@ HEAVY = ("transformers", "peft", "accelerate", "scipy", "torch._dynamo", "torch.
          "torch.onnx", "sympy", "pandas", "sklearn")  # fmt: skip
 
 
+ASK_FOR_EACH = """
+import json, sys
+code, path, *folders = json.load(sys.stdin)
+for folder in folders:
+    sys.argv[1:] = path, folder
+    exec(code, {})
+"""
+
+
+@pytest.fixture(scope="module")
+def read_without_torch(tmp_path_factory) -> dict[str, tuple[Path, bytes]]:
+    """A model of every architecture, and its config as a process without torch prints it.
+
+    It is the same process for all: the import of transformers takes most of its time.
+    """
+    folder = tmp_path_factory.mktemp("architectures")
+    models = [make_architecture(name, folder / name) for name in ARCHITECTURES]
+    asked = [hparams.ASK, json.dumps(sys.path), *map(str, models)]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", ASK_FOR_EACH],
+        input=json.dumps(asked).encode(),
+        capture_output=True,
+        check=True,
+    )
+    printed = done.stdout.splitlines()
+    return dict(zip(ARCHITECTURES, zip(models, printed, strict=True), strict=True))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.filterwarnings("ignore")
-def test_a_config_read_without_torch_is_the_one_with_it(tmp_path, name):
+def test_a_config_read_without_torch_is_the_one_with_it(read_without_torch, name):
     from transformers import AutoConfig
 
-    folder = make_architecture(name, tmp_path / "base")
-    ahead = ReadConfig(folder)
+    folder, printed = read_without_torch[name]
     expected = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
 
-    found = Config(ahead.wait()).to_dict()
+    found = Config(printed).to_dict()
 
     assert repr(found) == repr(expected)
     assert len(found) > 15  # with transformers' defaults, not the few that were written
