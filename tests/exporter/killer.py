@@ -6,6 +6,7 @@ own and leaves what it said beside it.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from pathlib import Path
 from exporter import journal
 from exporter.convert import imported
 from exporter.core.events import Event, Note, Progress
+from exporter.hparams import conversion
 from exporter.pipeline import ExportRequest, export
 from exporter.toolchain import Toolchain, find_toolchain
 
@@ -90,6 +92,9 @@ def main(adapter: str, base: str, folder: str, kills: str) -> None:
 
     with imported(toolchain):
         import gguf  # noqa: F401
+
+        conversion()
+        importlib.import_module("conversion.llama")
     journal.SYNC_NBYTES = 1  # every tensor is recorded as soon as it is whole
     killer = Killer(Path(adapter), Path(base), toolchain)
     planned, wrote = killer.finish(Path(folder) / "whole")

@@ -13,8 +13,6 @@ from exporter.recipe import Recipe
 from tests.exporter.test_imatrix import TEXT
 from tests.reference import read_gguf
 
-LONG = TEXT * 3
-
 
 def test_a_text_shorter_than_its_tokens_is_refused_with_the_numbers(tmp_path):
     refuse_short(tmp_path / "x", 1023, 512)
@@ -26,7 +24,7 @@ def test_a_text_shorter_than_its_tokens_is_refused_with_the_numbers(tmp_path):
 @pytest.mark.trained
 def test_a_text_makes_a_matrix_that_is_kept_and_used(toolchain, tiny_base, tiny_adapter, tmp_path):
     text, kept = tmp_path / "my text.txt", tmp_path / "kept"
-    text.write_text(LONG)
+    text.write_text(TEXT)
     request = ExportRequest(
         ((tiny_adapter, 1.0),), tiny_base, ("IQ2_XXS",), (tmp_path / "x.gguf",),
         recipe=Recipe(calibrate=text),

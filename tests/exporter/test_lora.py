@@ -20,6 +20,7 @@ from tests.architectures import ARCHITECTURES, make_architecture
 from tests.logits import Loaded
 from tests.roads import shake
 from tests.tiny import make_tokenizer
+from tests.warm import run_warm
 
 pytestmark = [
     pytest.mark.llamacpp,
@@ -344,15 +345,13 @@ def test_where_llamacpps_own_converter_is_right_the_products_are_the_same(
     base_of, toolchain, tmp_path, feature
 ):
     """Its runtime scale is alpha / rank, ours 1."""
-    import subprocess
-
     from tests.reference import read_gguf
 
     base = base_of("llama")
     trained(base, "llama", tmp_path / "lora", **FEATURES[feature])
     script = toolchain.source / "convert_lora_to_gguf.py"
-    argv = [sys.executable, script, "--base", base, "--outfile", tmp_path / "u.gguf"]
-    subprocess.run([*map(str, argv), str(tmp_path / "lora")], check=True, capture_output=True)
+    argv = [script, "--base", base, "--outfile", tmp_path / "u.gguf", tmp_path / "lora"]
+    run_warm(argv).check_returncode()
 
     path = export_lora(LoraRequest(tmp_path / "lora", base, tmp_path / "x.gguf"), toolchain).path
 

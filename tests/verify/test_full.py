@@ -130,11 +130,11 @@ def test_a_weight_that_is_not_in_memory_is_never_computed_with(tiny_base, tiny_a
             list(model.logits(CHUNKS))
 
 
-def test_the_command_reads_a_text_of_ones_own(decant, pour, tiny_base, tiny_adapter, tmp_path):
+def test_the_command_reads_a_text_of_ones_own(warm_decant, pour, tiny_base, tiny_adapter, tmp_path):
     file = pour(tiny_base, tiny_adapter, tmp_path / "m.gguf", "Q8_0")
     (tmp_path / "text.txt").write_text("one two three four five six seven " * 40)
 
-    made = decant(
+    made = warm_decant(
         "verify", file, "--base", tiny_base, "--adapter", tiny_adapter, "--text",
         tmp_path / "text.txt", "--tokens", 300, "--max-kl", 1e-12, "--json",
     )  # fmt: skip
