@@ -85,9 +85,12 @@ class Terminal:
     @property
     def lines(self) -> list[str]:
         """All lines so far, those that have scrolled away too."""
-        width = self.screen.columns
-        past = ["".join(line[at].data for at in range(width)) for line in self.screen.history.top]
-        return [line.rstrip() for line in (*past, *self.screen.display)]
+        shown = (self.screen.buffer[row] for row in range(self.screen.lines))
+        return [self.read(line) for line in (*self.screen.history.top, *shown)]
+
+    def read(self, line: Any) -> str:
+        """A line's characters; pyte's own way looks up the width of each of the whole screen."""
+        return "".join(line[at].data for at in range(self.screen.columns)).rstrip()
 
     @property
     def text(self) -> str:
@@ -101,7 +104,7 @@ class Terminal:
     @property
     def is_waiting(self) -> bool:
         """Whether the cursor stands at an empty prompt."""
-        return bool(PROMPT.match(self.screen.display[self.screen.cursor.y].rstrip()))
+        return bool(PROMPT.match(self.read(self.screen.buffer[self.screen.cursor.y])))
 
     def send(self, keys: str) -> None:
         os.write(self.master, keys.encode())
