@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,22 @@ SCRUBBED = ("DECANT_", "HF_", "LLAMA_", "NO_COLOR", "FORCE_COLOR")
 KEPT = ("DECANT_CACHE", "DECANT_BACKEND", "DECANT_LLAMA_SDIST")
 
 
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder after the other; pytest looks through all there are to number one more."""
+    folder = tmp_path_factory.mktemp("stores")
+    return (folder / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def clean_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, stores: Iterator[Path]) -> None:
     """No test sees the developer's settings or touches their store; the builds are shared."""
     for name in os.environ:
         if name.startswith(SCRUBBED) and name not in KEPT:
             monkeypatch.delenv(name)
-    monkeypatch.setenv("DECANT_STORE", str(tmp_path_factory.mktemp("store")))
+    store = next(stores)
+    store.mkdir()
+    monkeypatch.setenv("DECANT_STORE", str(store))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 

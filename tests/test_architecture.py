@@ -55,6 +55,17 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
+@cache
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it."""
+    return set(imports(tree(path), module_of(path).rpartition(".")[0]))
+
+
 def module_of(path: Path) -> str:
     return name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
@@ -84,7 +95,7 @@ def at_import_time(path: Path) -> set[str]:
 
 
 def functions(path: Path) -> Iterator[Function]:
-    return (node for node in ast.walk(tree(path)) if isinstance(node, Function))
+    return (node for node in nodes(path) if isinstance(node, Function))
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -108,23 +119,21 @@ def test_heavy_packages_are_imported_inside_verbs(path):
 def test_the_exporter_never_imports_the_runtime():
     for path in FILES:
         if name(path).startswith("exporter/"):
-            found = imports(tree(path), module_of(path).rpartition(".")[0])
-            assert not [module for module in found if module.split(".")[0] == "runtime"], name(path)
+            found = [module for module in imported(path) if module.split(".")[0] == "runtime"]
+            assert not found, name(path)
 
 
 def test_core_imports_nothing_of_ours_but_core():
     for path in (CHECKOUT / "exporter" / "core").glob("*.py"):
-        ours = {
-            m for m in imports(tree(path), "exporter.core") if m.startswith(("exporter", "vendor"))
-        }
+        ours = {m for m in imported(path) if m.startswith(("exporter", "vendor"))}
         assert all(module.startswith("exporter.core") for module in ours), name(path)
 
 
 def test_the_recipe_imports_nothing_of_the_packages():
     """It is run before they are installed."""
     for path in (CHECKOUT / "vendor").glob("*.py"):
-        found = set(imports(tree(path), "vendor"))
-        assert not {m for m in found if m.startswith(("exporter", "runtime"))}, name(path)
+        found = {m for m in imported(path) if m.startswith(("exporter", "runtime"))}
+        assert not found, name(path)
 
 
 @pytest.mark.parametrize(
@@ -137,9 +146,7 @@ def test_the_recipe_imports_nothing_of_the_packages():
 )
 def test_some_packages_have_few_doors(package, allowed):
     users = {
-        name(path)
-        for path in FILES
-        if any(m.partition(".")[0] == package for m in imports(tree(path), module_of(path)))
+        name(path) for path in FILES if any(m.partition(".")[0] == package for m in imported(path))
     }
 
     assert users <= allowed
@@ -149,7 +156,7 @@ def test_exceptions_are_caught_broadly_in_one_place():
     broad = [
         name(path)
         for path in FILES
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception"))
     ]
@@ -165,8 +172,8 @@ def test_there_is_no_import_cycle():
         assert module not in above, " -> ".join((*above, module))
         if module in done or module not in modules:
             return
-        for imported in modules[module]:
-            visit(imported, (*above, module))
+        for other in modules[module]:
+            visit(other, (*above, module))
         done.add(module)
 
     for module in modules:
