@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from exporter.core.files import sha256_file
 from exporter.pipeline import ExportRequest, export
 from tests.architectures import make_architecture
 from tests.tiny import make_adapter, make_base, make_tokenizer
+from tests.warm import run_warm
 
 pytestmark = [
     pytest.mark.llamacpp,
@@ -23,22 +23,13 @@ pytestmark = [
 ]
 
 KILLS = 20
-CHECKOUT = Path(__file__).parents[2]
 
 
 def kill(base: Path, adapter: Path, folder: Path, kills: int) -> list[str]:
     """Kill and go on that many times. Returns what the runs after a kill said."""
-    argv = [
-        sys.executable,
-        "-m",
-        "tests.exporter.killer",
-        str(adapter),
-        str(base),
-        str(folder),
-        str(kills),
-    ]
     folder.mkdir()
-    subprocess.run(argv, check=True, cwd=CHECKOUT)
+    done = run_warm(["tests.exporter.killer", adapter, base, folder, kills], timeout_s=600)
+    assert done.returncode == 0, done.stderr
     whole = {path.name: sha256_file(path) for path in (folder / "whole").iterdir()}
     assert sorted(whole) == ["F16.gguf", "Q8_0.gguf"]
     said = []

@@ -18,11 +18,13 @@ from exporter.pipeline import ExportRequest, export
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 
 
-def test_the_command_stores_an_adapter_that_is_listed_and_not_chatted_with(tiny_adapter, decant):
-    made = decant("export", tiny_adapter, "--to", "lora", "--json")
+def test_the_command_stores_an_adapter_that_is_listed_and_not_chatted_with(
+    tiny_adapter, decant, warm_decant
+):
+    made = warm_decant("export", tiny_adapter, "--to", "lora", "--json")
     listed = json.loads(decant("list", "--json").stdout)
     asked = decant("chat", "tiny-lora.lora", "-p", "hello")
-    again = decant("export", tiny_adapter, "--to", "lora")
+    again = warm_decant("export", tiny_adapter, "--to", "lora")
 
     assert made.returncode == 0, made.stderr
     assert Path(json.loads(made.stdout)["path"]).name == "tiny-lora.lora.gguf"

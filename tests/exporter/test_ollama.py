@@ -157,11 +157,13 @@ def test_templates_are_rendered_as_transformers_does(tiny_base, name):
 
 @pytest.mark.llamacpp
 @pytest.mark.trained
-def test_the_folder_holds_the_gguf_and_its_modelfile(decant, tiny_base, tiny_adapter, tmp_path):
+def test_the_folder_holds_the_gguf_and_its_modelfile(
+    warm_decant, tiny_base, tiny_adapter, tmp_path
+):
     output = tmp_path / "pirate"
     command = ("export", tiny_adapter, "--base", tiny_base, "--to", "ollama", "-q", "Q8_0")
 
-    done: subprocess.CompletedProcess[str] = decant(*command, "-o", output)
+    done: subprocess.CompletedProcess[str] = warm_decant(*command, "-o", output)
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{output}\n"
@@ -178,10 +180,10 @@ def test_the_folder_holds_the_gguf_and_its_modelfile(decant, tiny_base, tiny_ada
     talk = conversations(system=True)[-1]
     assert "<s>" + answer_prompt(text, talk) == Template(CHAT_TEMPLATE, SPECIAL).render(talk)
 
-    again = decant(*command, "-o", output)
+    again = warm_decant(*command, "-o", output)
     assert again.returncode == 8
     assert "exists" in again.stderr
-    assert decant(*command, "-o", output, "--force", "--json").returncode == 0
-    two = decant(*command, "-q", "Q4_K_M", "-o", tmp_path / "two")
+    assert warm_decant(*command, "-o", output, "--force", "--json").returncode == 0
+    two = warm_decant(*command, "-q", "Q4_K_M", "-o", tmp_path / "two")
     assert (two.returncode, "a Modelfile names one GGUF" in two.stderr) == (2, True)
     assert TEMPLATES[0] not in {path.name for path in output.iterdir()}

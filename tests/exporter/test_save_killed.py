@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from exporter.save import save_merged
 from tests.exporter.test_save import SIZE, files, names, request
 from tests.tiny import make_adapter, make_base
+from tests.warm import run_warm
 
 KILLED = """
 import os, signal, sys
@@ -30,6 +30,13 @@ save_merged(request, Path(output), max_shard=50_000, report=report)
 """
 
 
+def killed(base: Path, adapter: Path, output: Path, share: float) -> int:
+    """Begin a save in a process of its own, which dies; gives its exit code."""
+    script = base.parent / "killed.py"
+    script.write_text(KILLED)
+    return run_warm([script, base, adapter, output, share]).returncode
+
+
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
 @pytest.mark.trained
 @pytest.mark.filterwarnings("ignore")
@@ -39,9 +46,7 @@ def test_a_killed_run_leaves_no_folder_and_the_next_goes_on(tmp_path, share):
     output = tmp_path / "out" / "merged"
     save_merged(request(base, adapter), tmp_path / "undisturbed", max_shard=50_000)
 
-    killed = [sys.executable, "-c", KILLED, *map(str, (base, adapter, output, share))]
-    done = subprocess.run(killed, check=False, capture_output=True)
-    assert done.returncode == -9
+    assert killed(base, adapter, output, share) == -9
     assert not output.exists()
     left = output.with_name(".merged.partial")
     before = {path.name: path.stat().st_mtime_ns for path in left.glob("model*")}
@@ -62,8 +67,7 @@ def test_a_run_with_another_base_begins_afresh(tmp_path):
     other = make_base(tmp_path / "other", seed=5, **SIZE)
     adapter = make_adapter(tmp_path / "lora", base)
     output = tmp_path / "out" / "merged"
-    killed = [sys.executable, "-c", KILLED, *map(str, (base, adapter, output, 0.9))]
-    subprocess.run(killed, check=False, capture_output=True)
+    assert killed(base, adapter, output, 0.9) == -9
     (base / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
     said: list[Any] = []
 
