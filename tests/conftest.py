@@ -21,9 +21,11 @@ from tests.warm import run_warm
 with contextlib.suppress(ImportError):
     importlib.import_module("setuptools")
 
-# Of torch: for models so small, threads that wait for each other cost most of the time. What
-# decant does with torch it does on one thread anyway.
+# For models so small, threads that spin while they wait for each other cost most of the time:
+# torch's, which decant itself keeps to one in what it does with small models, and llama.cpp's,
+# which this does not change in number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 CHECKOUT = Path(__file__).parents[1]
 SCRUBBED = ("DECANT_", "HF_", "LLAMA_", "NO_COLOR", "FORCE_COLOR")
