@@ -242,6 +242,7 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     from runtime.gateway.journal import Lines, Table
     from runtime.gateway.serving import Tls, allow_many_files, listening, url_of
     from runtime.gateway.serving import serve as serving
+    from runtime.gateway.static import page_routes
 
     toolchain = find_toolchain()
     allow_many_files()
@@ -250,7 +251,7 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
         preflight(settings.rpc, toolchain, report=journal.event)
     fleet = Fleet(settings, toolchain, journal.event)
     gateway = Gateway(settings, catalog, fleet)
-    app = build_app(gateway, log=journal.request)
+    app = build_app(gateway, more=page_routes(), log=journal.request)
     tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
     with listening(options.host, options.port) as listener:
         url = url_of(listener, options.host, has_tls=tls is not None)
