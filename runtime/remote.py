@@ -132,6 +132,11 @@ def read_key(path: Path) -> str:
             f"others may read the key file `{path}` ({stat.filemode(mode)})",
             hint=f"chmod 600 {path}",
         )
+    return check_key(key, f"`{path}`")
+
+
+def check_key(key: str, where: str) -> str:
+    """The key. Raises InputError for what cannot be one."""
     if not key.isascii() or not key.isprintable() or not key or " " in key:
-        raise InputError(f"`{path}` holds no key", hint="one line, without spaces")
+        raise InputError(f"{where} holds no key", hint="one line, without spaces")
     return key

@@ -22,8 +22,9 @@ from runtime.adapters import Adapter, bring_adapters, check_adapter
 from runtime.engine import Model, open_model
 from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config import ModelTable, load_config
+from runtime.gateway.guard import host_name
 from runtime.gateway.settings import Settings, is_loopback, seconds
-from runtime.remote import read_key
+from runtime.remote import check_key, read_key
 from runtime.rpc import Spread, parse_workers, preflight
 
 KEY_VARIABLE = "DECANT_API_KEY"
@@ -159,8 +160,10 @@ def serve(**given: Any) -> int:  # the options above, each of its own type
 
 def settings_of(options: Options) -> Settings:
     """Raises UsageError for options that contradict each other, InputError for bad ones."""
-    variable = os.environ.pop(KEY_VARIABLE, None)  # out of sight of what is started from here
-    keys = [read_key(path) for path in options.key_files] + ([variable] if variable else [])
+    keys = [read_key(path) for path in options.key_files]
+    variable = os.environ.pop(KEY_VARIABLE, "")  # out of sight of what is started from here
+    if variable:
+        keys.append(check_key(variable, f"the variable {KEY_VARIABLE}"))
     if not (keys or options.no_key or is_loopback(options.host)):
         raise click.UsageError(
             f"{options.host} is reached from the network: give --api-key-file FILE,"
@@ -177,7 +180,7 @@ def settings_of(options: Options) -> Settings:
         host=options.host,
         keys=tuple(keys),
         origins=frozenset(origin.lower().rstrip("/") for origin in options.origins),
-        hosts=frozenset(name.lower().partition(":")[0] for name in options.hosts),
+        hosts=frozenset(host_name(name.encode()) for name in options.hosts),
         parallel=options.parallel,
         context=options.context,
         threads=options.threads,
@@ -258,10 +261,10 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
         tell(options, settings, catalog, url)
 
         async def beside() -> None:
-            if len(catalog.models) == 1:
-                await gateway.preload()
+            chores = [gateway.preload()] if len(catalog.models) == 1 else []
             if isinstance(journal, Table):
-                await journal.draw(gateway)
+                chores.append(journal.draw(gateway))
+            await asyncio.gather(*chores)
 
         return asyncio.run(serving(gateway, app, listener, tls, beside))
 

@@ -92,6 +92,13 @@ def test_a_key_in_the_environment_is_taken_out_of_it(monkeypatch):
     assert serve_command.KEY_VARIABLE not in os.environ
 
 
+@pytest.mark.parametrize("key", ["two words", "schl\u00fcssel", "a\nb"])
+def test_a_key_that_cannot_be_sent_is_refused(key, monkeypatch):
+    monkeypatch.setenv(serve_command.KEY_VARIABLE, key)
+    with pytest.raises(InputError, match="holds no key"):
+        settings_of(parsed())
+
+
 def test_a_key_that_others_may_read_is_refused(tmp_path):
     key = tmp_path / "key"
     key.write_text("secret")
