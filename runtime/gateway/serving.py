@@ -26,6 +26,7 @@ HEAD_MAX = 64 << 10  # bytes
 KEEP_ALIVE_S = 65  # longer than balancers' own, so that theirs ends first
 FILES = 65536  # open at once: one a connection, two a request
 CUT_S = 2  # for answers that were cut to be said so
+TICK_S = 0.02
 CLOSE_S = 1  # for connections that only wait
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -202,6 +203,8 @@ class Ending:
             call.was_cut = "the server has shut down before the answer was complete"
             work.cancel()
         await self.until_done(CUT_S)
+        while not self.server.started:  # noqa: ASYNC110 - uvicorn tells in no other way
+            await asyncio.sleep(TICK_S)  # ended in its beginning, it would close nothing
         self.server.should_exit = True
 
     async def until_done(self, limit_s: float) -> None:

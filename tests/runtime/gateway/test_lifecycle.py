@@ -159,3 +159,12 @@ def test_on_a_terminal_it_draws_a_table(pirate):
         terminal.send("\x03")
 
         assert terminal.wait() == 0
+
+
+def test_ended_while_it_begins_it_says_nothing_of_itself(demo_base, tmp_path):
+    with serving(tmp_path, demo_base) as found:  # its address is told before it listens to signals
+        found.process.send_signal(signal.SIGTERM)
+        assert until(lambda: found.process.poll() is not None)
+
+        assert found.process.returncode in (0, -signal.SIGTERM)
+        assert "Traceback" not in found.log.read_text()
