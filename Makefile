@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast test bench fmt lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast test programs bench fmt lock wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -13,8 +13,11 @@ help: ## show this list
 demo: setup ## set up, then run the main job on a tiny model made on the spot
 	@$(PY) -m exporter demo
 
-test: setup lint type ## set up, then lint, types and every test
-	@$(PY) -m pytest -q
+test: setup lint type ## set up, then lint, types and every test but those of `make programs`
+	@$(PY) -m pytest -q -m "not programs"
+
+programs: setup ## the tests that need Chromium and HAProxy: the page, and a balancer
+	@$(PY) -m pytest -q -m programs
 
 check: packages lint type fast ## lint, types and the fast tests: no build, no training
 
@@ -33,7 +36,7 @@ type: packages
 	@$(PY) -m mypy
 
 fast: packages
-	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults"
+	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults and not programs"
 
 bench: setup ## measure the export against the usual road
 	@$(PY) benchmarks/export.py
