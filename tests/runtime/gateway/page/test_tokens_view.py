@@ -44,7 +44,7 @@ def test_tokens_are_the_servers_and_the_templates_are_told_apart(opened, served)
 
 def test_the_facts_of_a_token_are_a_key_away_and_texts_are_cut_while_they_are_typed(opened):
     visit = opened("tokens")
-    visit["#text"].press_sequentially("The capital")
+    visit["#text"].press_sequentially("The capital", delay=60)
     visit["#tokens .token"].first.wait_for()
     visit.until("document.querySelectorAll('#tokens .added').length == 4")
     visit.page.keyboard.press("Tab")
