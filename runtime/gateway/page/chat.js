@@ -138,15 +138,20 @@ export class Chat {
     keep("chat", this.messages);
   }
 
+  /** What is scrolled: the log, or in a low window the whole page. */
+  get scroller() {
+    return getComputedStyle(this.log).overflowY === "visible" ? document.scrollingElement : this.log;
+  }
+
   /** Do what changes the log's height, staying at its end for who was there. */
   following(change) {
-    const isAtEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < NEAR_END;
+    const { scrollHeight, scrollTop, clientHeight } = this.scroller;
     change();
-    if (isAtEnd) this.scrollToEnd();
+    if (scrollHeight - scrollTop - clientHeight < NEAR_END) this.scrollToEnd();
   }
 
   scrollToEnd() {
-    this.log.scrollTop = this.log.scrollHeight;
+    this.scroller.scrollTop = this.scroller.scrollHeight;
   }
 }
 

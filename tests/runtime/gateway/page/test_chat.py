@@ -127,18 +127,22 @@ def test_settings_are_sent_and_with_the_conversation_outlive_a_reload_only(opene
     assert visit.page.evaluate("sessionStorage['decant.chat']") == "[]"
 
 
-def test_the_log_follows_the_answer_unless_one_reads_further_up(opened, served):
-    visit = opened(viewport={"width": 600, "height": 400})
+@pytest.mark.parametrize(
+    ("height", "scrolled"),
+    [(700, "document.querySelector('[data-log]')"), (330, "document.scrollingElement")],
+)
+def test_the_answer_is_followed_unless_one_reads_further_up(opened, served, height, scrolled):
+    visit = opened(viewport={"width": 600, "height": height})
     choose(visit, "#chat", endless_of(served))
     visit["#message"].fill("A long question.\n" * 60)
     visit["#message"].press("Enter")
-    length = f"document.querySelector('{LAST}')?.textContent.length"
-    log = "document.querySelector('[data-log]')"
-    visit.until(f"{length} > 5")
-    assert visit.page.evaluate(f"{log}.scrollHeight - {log}.scrollTop - {log}.clientHeight") < 2
-    visit.page.evaluate(f"{log}.scrollTop = 0")
-    visit.until(f"{length} > {visit.page.evaluate(length)} + 5")
-    assert visit.page.evaluate(f"{log}.scrollTop") == 0
+    lines = f"document.querySelector('{LAST}')?.getBoundingClientRect().height / 25"
+    visit.until(f"{lines} > 3")
+    left = f"{scrolled}.scrollHeight - {scrolled}.scrollTop - {scrolled}.clientHeight"
+    assert visit.page.evaluate(f"[{left}, {scrolled}.scrollTop > 500]") == [0, True]
+    visit.page.evaluate(f"{scrolled}.scrollTop = 0")
+    visit.until(f"{lines} > {visit.page.evaluate(lines)} + 1")
+    assert visit.page.evaluate(f"{scrolled}.scrollTop") == 0
     visit.page.keyboard.press("Escape")
 
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from tests.runtime.gateway.page.conftest import LAST, Visit, ask, base_of, choose, endless_of
+from tests.runtime.gateway.page.conftest import (
+    KEY,
+    LAST,
+    Visit,
+    ask,
+    base_of,
+    choose,
+    endless_of,
+    visiting,
+)
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 
@@ -88,58 +100,74 @@ CONTROLS = {
 UNNAMED_GROUPS = {"group"}  # <details>, which its summary names for every reader
 
 
-def filled(visit: Visit) -> Visit:
-    """Every view with something in it."""
-    visit.page.add_init_script(
-        f"sessionStorage['decant.chat'] = {json.dumps(json.dumps(CONVERSATION))}"
-    )
-    visit.page.reload()
-    visit["[data-again]"].wait_for()
-    choose(visit, "#chat", visit["#chat select"].first.input_value(), "pirate")
-    for view in VIEWS[:2]:
-        visit[f"#tab-{view}"].click()
-        visit[f"#{view} .settings summary"].click()
-    visit["#prompt"].fill("What does a cow say?")
-    visit["#compare [data-send]"].click()
-    visit["#compare mark"].first.wait_for()
-    visit["#tab-tokens"].click()
-    visit["#text"].fill("Hello there,\n\tnaïve " + "word" * 40)
-    visit["#tokens .added"].first.wait_for()
-    visit["[data-ids]"].check()
-    return visit
+@pytest.fixture(scope="module")
+def filled(browser, served) -> Iterator[Visit]:
+    """A page with something in every view."""
+    with visiting(browser, served.url) as visit:
+        kept = json.dumps(json.dumps(CONVERSATION))
+        visit.page.add_init_script(f"sessionStorage['decant.chat'] = {kept}")
+        visit.open(f"#key={quote(KEY)}")
+        choose(visit, "#chat", base_of(served), "pirate")
+        for view in VIEWS[:2]:
+            visit[f"#tab-{view}"].click()
+            visit[f"#{view} .settings summary"].click()
+        visit["#prompt"].fill("What does a cow say?")
+        visit["#compare [data-send]"].click()
+        visit["#compare mark"].first.wait_for()
+        visit["#tab-tokens"].click()
+        visit["#text"].fill("Hello there,\n\tnaïve " + "word" * 40)
+        visit["#tokens .added"].first.wait_for()
+        visit["[data-ids]"].check()
+        yield visit
 
 
-def test_nothing_is_wider_than_a_window_of_320_pixels(opened):
-    visit = filled(opened(viewport={"width": 320, "height": 640}, has_touch=True, is_mobile=True))
+def resized(visit: Visit, width: int, height: int) -> None:
+    visit.page.set_viewport_size({"width": width, "height": height})
+
+
+@pytest.fixture
+def dialog(filled) -> Iterator[None]:
+    """The question for a key, closed again after the test."""
+    yield
+    filled.page.evaluate("document.getElementById('key-dialog').close()")
+
+
+SHOW_DIALOG = "document.getElementById('key-dialog').showModal()"
+
+
+@pytest.mark.usefixtures("dialog")
+def test_nothing_is_wider_than_a_window_of_320_pixels(filled):
+    resized(filled, 320, 640)
     for view in VIEWS:
-        visit[f"#tab-{view}"].click()
-        assert visit.page.evaluate(TOO_WIDE) == [], view
-        assert visit.page.evaluate("innerWidth") == 320
-    visit.page.evaluate("document.getElementById('key-dialog').showModal()")
-    assert visit.page.evaluate(TOO_WIDE) == []
+        filled[f"#tab-{view}"].click()
+        assert filled.page.evaluate(TOO_WIDE) == [], view
+    filled.page.evaluate(SHOW_DIALOG)
+    assert filled.page.evaluate(TOO_WIDE) == []
 
 
-def test_the_message_stays_in_sight_also_in_a_low_window(opened):
+def test_the_message_stays_in_sight_also_in_a_low_window(filled):
     for height in (800, 330):
-        visit = filled(opened(viewport={"width": 640, "height": height}))
-        visit["#tab-chat"].click()
-        visit["#message"].scroll_into_view_if_needed()
-        visit["#message"].click()
-        assert visit["[data-log]"].bounding_box()["height"] > 100
+        resized(filled, 640, height)
+        filled["#tab-chat"].click()
+        filled["#message"].scroll_into_view_if_needed()
+        filled["#message"].click()
+        assert filled["[data-log]"].bounding_box()["height"] > 100
 
 
+@pytest.mark.usefixtures("dialog")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_texts_stand_out_in_any_light(opened, scheme):
-    visit = filled(opened(color_scheme=scheme, viewport={"width": 1100, "height": 800}))
-    ground = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+def test_texts_stand_out_in_any_light(filled, scheme):
+    resized(filled, 1100, 800)
+    filled.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    ground = filled.page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = sum(int(part) for part in ground[4:-1].split(","))
 
     assert (brightness > 600) if scheme == "light" else (brightness < 100)
     for view in VIEWS:
-        visit[f"#tab-{view}"].click()
-        assert visit.page.evaluate(TOO_FAINT) == [], view
-    visit.page.evaluate("document.getElementById('key-dialog').showModal()")
-    assert visit.page.evaluate(TOO_FAINT) == []
+        filled[f"#tab-{view}"].click()
+        assert filled.page.evaluate(TOO_FAINT) == [], view
+    filled.page.evaluate(SHOW_DIALOG)
+    assert filled.page.evaluate(TOO_FAINT) == []
 
 
 def accessible(visit: Visit) -> list[dict[str, Any]]:
@@ -153,8 +181,8 @@ def said(node: dict[str, Any], what: str) -> str:
     return str(node.get(what, {}).get("value", ""))
 
 
-def test_everything_has_a_name_a_place_and_an_order(opened):
-    visit = filled(opened())
+def test_everything_has_a_name_a_place_and_an_order(filled):
+    visit = filled
     for view in VIEWS:
         visit[f"#tab-{view}"].click()
         nodes = accessible(visit)
@@ -243,16 +271,30 @@ def test_a_screen_reader_is_told_the_answer_once_and_not_each_word(opened, serve
 
 
 def test_nothing_moves_for_those_who_ask_for_that(opened, served):
+    visit = opened()
+    choose(visit, "#chat", endless_of(served))
+    visit.page.route("**/v1/chat/completions", lambda route: None)
+    visit["#message"].fill("Go on.")
+    visit["#message"].press("Enter")
+    visit[".waiting"].wait_for()
     for motion, moves in (("reduce", False), ("no-preference", True)):
-        visit = opened(reduced_motion=motion)
-        choose(visit, "#chat", endless_of(served))
-        visit.page.route("**/v1/chat/completions", lambda route: None)
-        visit["#message"].fill("Go on.")
-        visit["#message"].press("Enter")
-        visit[".waiting"].wait_for()
+        visit.page.emulate_media(reduced_motion=motion)
         assert bool(visit.page.evaluate("document.getAnimations().length")) is moves
-        visit.until("document.querySelector('.waiting').textContent.endsWith(' s')")
-        assert visit.text(".waiting").startswith(f"Waiting for {endless_of(served)}…")
-        visit["[data-stop]"].first.click()
-        visit["[data-again]"].wait_for()
-        assert base_of(served) != endless_of(served)
+
+
+def test_who_waits_long_is_told_for_what_and_how_long(opened, served):
+    visit = opened()
+    visit.page.route("**/v1/chat/completions", lambda route: None)
+    status = {"id": base_of(served), "status": {"value": "loading", "progress": 0.426}}
+    visit.page.route("**/v1/models/*", lambda route: route.fulfill(json=status))
+    visit["#message"].fill("Hello")
+    visit["#message"].press("Enter")
+    visit.until("document.querySelector('.waiting').textContent.endsWith(' s')")
+
+    told = visit.text(".waiting")
+    assert re.fullmatch(rf"Waiting for {base_of(served)}… it is being loaded 43 %, \d s", told), (
+        told
+    )
+    visit["#message"].press("Escape")
+    visit["[data-again]"].wait_for()
+    assert "stopped by you" in visit.text(".foot .facts")

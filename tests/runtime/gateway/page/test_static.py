@@ -79,6 +79,8 @@ def test_the_files_hold_no_script_style_or_address_but_their_own():
     assert not re.search(r"<script(?![^>]* src=)|<style|\son\w+=|\sstyle=|https?://", index)
     for name in re.findall(r'(?:src|href)="([^"]+)"', index):
         assert (FOLDER.parent / name).is_file()
+    preloaded = re.findall(r'modulepreload" href="page/([^"]+)"', index)
+    assert {*preloaded, "main.js"} == {script.name for script in SCRIPTS}
     for sheet in FOLDER.glob("*.css"):
         assert not re.search(r"url\(|@import|https?://", sheet.read_text())
     for script in SCRIPTS:
