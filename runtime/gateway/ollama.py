@@ -6,15 +6,17 @@ started, and nobody can add to them from outside.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypeAlias
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 
@@ -40,6 +42,7 @@ Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 API_VERSION = "0.13.0"
 """Of Ollama's API: clients ask for it to know what they may use."""
 FOR_EVER_S = 100 * 365 * 86400
+LISTENS_S = 10  # after so long, a sender of what is not wanted is cut off
 NDJSON = b"application/x-ndjson"
 NO_PULL = "models are not pulled by the server: `decant pull` and `decant serve` bring them"
 NO_PUSH = "models are not pushed anywhere by the server"
@@ -158,11 +161,20 @@ def refusing(why: str) -> Handler:
 
 
 async def refuse_upload(request: Request) -> Response:
-    """Refuse without reading what may be gigabytes."""
-    del request
+    """Refuse what may be gigabytes, of which none is kept.
+
+    For a while it is read past: who still sends does not listen yet.
+    """
+    with suppress(asyncio.TimeoutError, ClientDisconnect):
+        await asyncio.wait_for(read_past(request), LISTENS_S)
     error = ApiError(HTTPStatus.NOT_IMPLEMENTED, NO_UPLOAD)
     headers = {"content-type": "application/json", "connection": "close"}
     return Response(error.body("ollama"), error.status, headers)
+
+
+async def read_past(request: Request) -> None:
+    async for _ in request.stream():
+        pass
 
 
 ROUTES = (
@@ -181,4 +193,4 @@ ROUTES = (
     Route("DELETE", "/api/delete", refusing(NO_CHANGE)),
 )
 UPLOADS = Path("/api/blobs/{digest:path}", refuse_upload, methods=["GET", "POST"])
-"""Beside them, as its requests have no body that could be read."""
+"""Beside them, as what is sent there is no JSON."""
