@@ -138,11 +138,13 @@ def used(served: Served) -> float:
     return served.metric("decant_slots_used")
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_slot(stream, slow):
+def test_a_client_that_leaves_frees_its_slot(path, stream, slow):
     """While the metrics are polled, which keeps llama-server from noticing by itself."""
-    body = chat("endless", "go", max_tokens=8000, stream=stream)
-    with asking(slow, "/v1/chat/completions", body):
+    options = {"num_predict": 8000}  # Ollama's
+    body = chat("endless", "go", max_tokens=8000, stream=stream, options=options)
+    with asking(slow, path, body):
         assert until(lambda: used(slow) == 1)
         time.sleep(0.3)
     began = time.monotonic()
