@@ -1,9 +1,10 @@
 """A folder for `vllm serve --enable-lora`: the adapters as vLLM loads them, and the command line.
 
-Nothing is merged or quantized: vLLM applies adapters to the base as it was published. It reads the
-config's `r` and `lora_alpha` only, so an adapter of several ranks or scalings is written with one
-of each, which changes no product. What it refuses (vllm/lora/peft_helper.py, lora_model.py) or
-would load otherwise than it was trained is refused here.
+Nothing is merged or quantized: vLLM applies adapters to the base as it was published. Most of its
+versions read the config's `r` and `lora_alpha` only, without a word about patterns, so an adapter
+of several ranks or scalings is written with one of each, which changes no product. What it refuses
+(vllm/lora/peft_helper.py, lora_model.py) or would load otherwise than it was trained is refused
+here.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 SCRIPT, LIST, README, ADAPTERS = "serve.sh", "vllm.json", "README.md", "adapters"
-RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes: vllm/config/lora.py
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes: vllm/config/lora.py
 LORAS_MAX = 8  # of one batch; each takes memory of the GPU, and more are kept in the machine's
 MERGE = "merge it, and serve the result as a model of its own: --to safetensors"
 SETTINGS = {

@@ -136,7 +136,7 @@ def test_the_script_runs_the_command_from_anywhere_with_more_arguments(tmp_path)
     assert (Path(cwd) / json.loads(words[-1])["path"] / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("rank", "allowed"), [(1, "1"), (2, "8"), (17, "32"), (512, "512")])
+@pytest.mark.parametrize(("rank", "allowed"), [(1, "8"), (8, "8"), (17, "32"), (512, "512")])
 def test_the_greatest_rank_is_one_that_vllm_takes(tmp_path, rank, allowed):
     adapter = of_rank(tmp_path / "a", rank)
     command = export_for_vllm(request(tmp_path / "out", adapter)).command
