@@ -66,6 +66,7 @@ def test_the_wheel_carries_the_recipe_and_no_tests(wheel):
 
     assert "exporter/_vendor/llama.cpp.toml" in names
     assert "exporter/_vendor/build.py" in names
+    assert "runtime/gateway/page/index.html" in names
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "vendor"))]
 
 

@@ -19,7 +19,7 @@ import pytest
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import CHECKOUT, JSON, chat, serving, until
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 CONFIG = CHECKOUT / "docs" / "haproxy.cfg"
 ROUTE = "/v1/chat/completions"

@@ -19,7 +19,7 @@ from tests.runtime.gateway.page.conftest import (
     endless_of,
 )
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 COW = PROMPTS[2]
 

@@ -7,7 +7,7 @@ import pytest
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.page.conftest import CHAT, base_of, choose, endless_of
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 COW = PROMPTS[2]
 

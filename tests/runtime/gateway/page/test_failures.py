@@ -13,7 +13,7 @@ from tests.runtime.gateway.page.conftest import CHAT, LAST, ask, base_of
 if TYPE_CHECKING:
     from playwright.sync_api import Route
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 
 def event(**fields: object) -> str:

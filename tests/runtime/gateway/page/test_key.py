@@ -9,7 +9,7 @@ import pytest
 
 from tests.runtime.gateway.page.conftest import KEY, visiting
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 
 def test_a_key_is_asked_for_until_it_is_right_and_only_this_tab_keeps_it(browser, served):

@@ -22,7 +22,7 @@ from tests.runtime.gateway.page.conftest import (
     visiting,
 )
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 VIEWS = ("chat", "compare", "tokens")
 ANSWER = """# A head

@@ -9,7 +9,7 @@ import pytest
 
 from tests.runtime.gateway.page.conftest import KEY, Visit, visiting
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 RENDER = """async (text) => {
   const { rendered } = await import('/page/markdown.js');

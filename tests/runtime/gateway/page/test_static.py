@@ -9,7 +9,7 @@ import pytest
 from runtime.gateway.static import FOLDER
 from tests.runtime.gateway.page.conftest import KEY, visiting
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 SCRIPTS = sorted(FOLDER.glob("*.js"))
 POLICY = {

@@ -6,7 +6,7 @@ import pytest
 
 from tests.runtime.gateway.page.conftest import Visit, base_of
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 TEXT = "Hello world!\n\tThe café's 🍷 </s>"
 
