@@ -227,6 +227,8 @@ def assigned(models: Sequence[Model], adapters: Sequence[Adapter]) -> list[Model
                 error = caught
         if not fitting:
             raise error or InputError(f"no MODEL is the base of {adapter.name!r}")
+        # an adapter is trained on a base: a merged model is a second choice
+        fitting = [one for one in fitting if not is_merged(one)] or fitting
         if len(fitting) > 1:
             names = " and ".join(model.name for model in fitting)
             raise InputError(
@@ -235,6 +237,10 @@ def assigned(models: Sequence[Model], adapters: Sequence[Adapter]) -> list[Model
             )
         mine.setdefault(fitting[0].header.path, []).append(adapter)
     return [with_adapters_of(model, mine) for model in models]
+
+
+def is_merged(model: Model) -> bool:
+    return model.header.text("decant.adapter") is not None
 
 
 def run(options: Options, settings: Settings, catalog: Catalog) -> int:

@@ -269,8 +269,10 @@ def test_idle_models_are_unloaded_and_come_back(pirate, demo_base, tmp_path):
     assert (first.startswith("Arr"), second.startswith("A cow")) == (True, True)
 
 
-def test_many_who_ask_for_a_cold_model_load_it_once(pirate, demo_base, tmp_path):
-    with serving(tmp_path, pirate, demo_base) as cold:
+def test_many_who_ask_for_a_cold_model_load_it_once(pirate, demo_base, pirate_lora, tmp_path):
+    """The adapter goes to the base, not to the model that it is merged into."""
+    with serving(tmp_path, pirate, demo_base, "--adapter", f"voice={pirate_lora}") as cold:
+        assert cold.models == ["pirate", "base", "base:voice"]
         with ThreadPoolExecutor(6) as pool:
             answers = set(pool.map(lambda _: cold.says("pirate", PROMPTS[2]), range(6)))
         loads = cold.log.read_text().count('"loading pirate"')
