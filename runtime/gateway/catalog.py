@@ -118,6 +118,7 @@ def splits(name: str) -> Iterator[tuple[str, str]]:
 def listing(named: Named) -> dict[str, Any]:
     """What GET /v1/models says of a model."""
     path = named.adapter.path if named.adapter else named.model.header.path
+    scale = {"scale": named.adapter.scale} if named.adapter else {}
     return {
         "id": named.id,
         "object": "model",
@@ -125,7 +126,7 @@ def listing(named: Named) -> dict[str, Any]:
         "owned_by": OWNER,
         "root": named.base,
         "parent": named.base if named.adapter else None,
-    }
+    } | scale
 
 
 def stored_models(store: Path, *, report: Report = silent) -> list[Model]:

@@ -206,6 +206,7 @@ OWN: dict[str, Schema] = {
         "id", "object", "created", "owned_by", "root", "parent",
         id=TEXT, object={"const": "model"}, created=COUNT, owned_by=TEXT, root=TEXT,
         parent={"type": ["string", "null"], "description": "Of an adapter, its base."},
+        scale={"type": "number", "description": "Of an adapter, what it has without @SCALE."},
         status=OBJECT,
     ),
     "Models": fields("object", "data", object={"const": "list"}, data=listed(ref("Model"))),
