@@ -3,7 +3,7 @@
 import { listModels } from "./api.js";
 
 /**
- * @typedef {{id: string, name: string, scale: number}} Adapter `scale` is its own, without `@`
+ * @typedef {{id: string, name: string, scale?: number}} Adapter `scale` is what it has without `@`
  * @typedef {{id: string, adapters: Adapter[]}} Base
  */
 
@@ -15,7 +15,7 @@ export async function loadBases() {
 /** What /v1/models lists, adapters under the models they belong to. */
 export function basesOf(models) {
   const bases = new Map(models.filter(({ parent }) => !parent).map(({ id }) => [id, { id, adapters: [] }]));
-  for (const { id, parent, scale = 1 } of models) {
+  for (const { id, parent, scale } of models) {
     bases.get(parent)?.adapters.push({ id, name: nameOf(id, parent), scale });
   }
   return [...bases.values()];

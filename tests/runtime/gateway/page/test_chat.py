@@ -107,6 +107,27 @@ def test_an_adapters_scale_is_slid_or_typed_and_asked_for_by_name(opened, served
     assert [body["model"] for body in visit.asked(CHAT)] == [f"{liar}@0.85", f"{liar}@2", liar]
 
 
+def test_an_adapter_begins_at_the_scale_that_it_is_served_with(opened, served):
+    visit = opened()
+    models = served.get("/v1/models")[1]
+    pirate = next(model for model in models["data"] if model["id"].endswith(":pirate"))
+    assert pirate["scale"] == 1
+    pirate["scale"] = 0.5
+    visit.page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    visit.page.reload()
+    visit["#chat:not([inert])"].wait_for()
+    choose(visit, "#chat", base_of(served), "pirate")
+    assert visit["#chat [type=range]"].input_value() == "0.5"
+    ask(visit, COW)
+    visit["#chat [type=range]"].press("ArrowRight")
+    ask(visit, COW)
+
+    assert [body["model"] for body in visit.asked(CHAT)] == [
+        pirate["id"],
+        f"{pirate['id']}@0.55",
+    ]
+
+
 def test_settings_are_sent_and_with_the_conversation_outlive_a_reload_only(opened, served):
     visit = opened()
     configure(visit, "chat", System_message="Be brief.", Temperature="0", Token_limit="3")
