@@ -15,12 +15,16 @@ import ollama
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 from exporter.core.gguf import Array, GGUFFile, TensorInfo
 from exporter.core.types import GGMLType
 from runtime.engine import Model
-from runtime.gateway.catalog import Named
+from runtime.gateway.app import build_app
+from runtime.gateway.catalog import Catalog, Named
 from runtime.gateway.errors import ApiError
+from runtime.gateway.fleet import Fleet
+from runtime.gateway.gateway import Gateway
 from runtime.gateway.ollama_answer import Answer, Voice, joined, lines, stamp
 from runtime.gateway.ollama_ask import (
     NUMBERS,
@@ -32,6 +36,7 @@ from runtime.gateway.ollama_ask import (
     wants_stream,
 )
 from runtime.gateway.ollama_models import capabilities, counted, shown, tag
+from runtime.gateway.settings import Settings
 
 MODEL = Ability("pirate", 512, thinks=True)
 PLAIN = Ability("plain", 512, thinks=False)
@@ -642,3 +647,19 @@ def test_metadata_is_shown_without_long_arrays_and_paths(tmp_path):
 )  # fmt: skip
 def test_parameters_are_counted_as_on_model_cards(number, text):
     assert counted(number) == text
+
+
+@pytest.mark.llamacpp
+def test_a_model_that_only_makes_vectors_is_not_asked_for_answers(tmp_path, toolchain):
+    embedder = named(tmp_path / "minilm.gguf", **{"llama.pooling_type": 1}).model
+    settings = Settings()
+    gateway = Gateway(settings, Catalog([embedder]), Fleet(settings, toolchain))
+    with TestClient(build_app(gateway), base_url="http://localhost") as client:
+        for route, body in (("chat", {"messages": []}), ("generate", {"prompt": "x"})):
+            refused = client.post(f"/api/{route}", json={"model": "minilm", **body})
+            assert refused.status_code == 400
+            assert refused.json() == {"error": f'"minilm" does not support {route}'}
+        assert client.post("/api/show", json={"model": "minilm"}).json()["capabilities"] == [
+            "embedding"
+        ]
+        assert client.get("/api/ps").json() == {"models": []}
