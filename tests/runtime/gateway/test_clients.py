@@ -351,11 +351,12 @@ def test_ollama_shows_a_model_but_not_where_it_lies(ollama_client, gateway, demo
         assert part not in text
 
 
-def test_ollama_is_told_what_is_loaded(ollama_client):
+def test_ollama_is_told_what_is_loaded(ollama_client, toolchain):
     ollama_client.chat("base:pirate", [])
     (model, *_) = [model for model in ollama_client.ps().models if model.model == "base"]
 
     assert model.size > 0
+    assert model.size_vram == (0 if toolchain.info["backend"] == "cpu" else model.size)
     assert model.context_length == 512
     assert model.expires_at.year >= 2026
 
