@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -120,20 +120,41 @@ class Load:
                 self.lost.append(found)
 
 
-@pytest.fixture
-def pair(demo_base, tmp_path):
-    """Two gateways of the same model, and how to start one again."""
-    model = tmp_path / "base.gguf"
+def starter(folder: Path, demo_base: Path):
+    """What starts a gateway over the demo's base, on a port of its own or a given one."""
+    model = folder / "base.gguf"
     model.symlink_to(demo_base)
 
     def start(port: int = 0, linger: str = "3s"):
         options = ("--threads", 1, "--parallel", 2, "--linger", linger, "--port", port)
-        return serving(tmp_path, model, *options)
+        return serving(folder, model, *options)
 
-    with ExitStack() as stack:
-        gateways = [stack.enter_context(start()) for _ in range(2)]
-        assert all(until(lambda one=one: one.get("/readyz")[0] == 200) for one in gateways)
+    return start
+
+
+@contextmanager
+def two_of(start):
+    """Two gateways that are ready."""
+    with start() as one, start() as two:
+        assert all(until(lambda it=it: it.get("/readyz")[0] == 200) for it in (one, two))
+        yield one, two
+
+
+@pytest.fixture
+def pair(demo_base, tmp_path):
+    """Two gateways that may be ended, and how to start another."""
+    start = starter(tmp_path, demo_base)
+    with two_of(start) as gateways:
         yield gateways, start
+
+
+@pytest.fixture(scope="module")
+def steady(demo_base, tmp_path_factory):
+    """A balancer's port and the two gateways behind it. Leave them as they were."""
+    folder = tmp_path_factory.mktemp("steady")
+    with two_of(starter(folder, demo_base)) as gateways:
+        with balancing(folder, [one.port for one in gateways]) as port:
+            yield port, gateways
 
 
 def test_one_of_two_gateways_is_drained_and_comes_back_and_no_answer_is_lost(pair, tmp_path):
@@ -209,27 +230,25 @@ def test_a_gateway_that_lingers_answers_but_balancers_send_it_no_more(pair, tmp_
         assert one.process.wait(5) == 128 + signal.SIGTERM
 
 
-def test_a_conversation_stays_with_the_gateway_that_began_it(pair, tmp_path):
-    gateways, _ = pair
-    with balancing(tmp_path, [one.port for one in gateways]) as port:
-        for session in ("a", "b", "c"):
-            before = [answers_of(one) for one in gateways]
-            for _ in range(4):
-                assert answer(port, session=session)[0] == 200
-            assert until(lambda before=before: sum(map(answers_of, gateways)) >= sum(before) + 4)
-            after = [answers_of(one) for one in gateways]
-            assert sorted(b - a for a, b in zip(before, after, strict=True)) == [0, 4]
+def test_a_conversation_stays_with_the_gateway_that_began_it(steady):
+    port, gateways = steady
+    for session in ("a", "b", "c"):
+        before = [answers_of(one) for one in gateways]
+        for _ in range(4):
+            assert answer(port, session=session)[0] == 200
+        assert until(lambda before=before: sum(map(answers_of, gateways)) >= sum(before) + 4)
+        after = [answers_of(one) for one in gateways]
+        assert sorted(b - a for a, b in zip(before, after, strict=True)) == [0, 4]
 
 
-def test_tokens_come_as_they_are_made(pair, tmp_path):
-    gateways, _ = pair
-    with balancing(tmp_path, [one.port for one in gateways]) as port:
-        body = chat("base", PROMPTS[0], stream=True, max_tokens=100, ignore_eos=True)
-        connection = HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("POST", ROUTE, json.dumps(body), JSON)
-        response = connection.getresponse()
-        pieces = list(iter(lambda: response.read1(1 << 20), b""))
-        connection.close()
+def test_tokens_come_as_they_are_made(steady):
+    port, _ = steady
+    body = chat("base", PROMPTS[0], stream=True, max_tokens=100, ignore_eos=True)
+    connection = HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", ROUTE, json.dumps(body), JSON)
+    response = connection.getresponse()
+    pieces = list(iter(lambda: response.read1(1 << 20), b""))
+    connection.close()
 
     assert b"".join(pieces).count(b"data: ") > 100
     assert len(pieces) > 10  # a buffer would hold them back and hand over a few
