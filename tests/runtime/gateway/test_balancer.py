@@ -184,7 +184,8 @@ def test_a_killed_gateway_costs_at_most_what_it_was_answering(pair, tmp_path):
         assert until(lambda: load.count.total() > before + 4 * CLIENTS)
 
     assert len(load.lost) <= CLIENTS
-    assert all(status in (0, 200) for status, _ in load.lost)  # begun streams that broke off
+    # streams that broke off, and what was awaited whole; nothing that could have gone elsewhere
+    assert all(status in (0, 200, 502) for status, _ in load.lost), load.lost
 
 
 def test_a_stream_in_flight_is_finished_by_a_gateway_that_drains(pair, tmp_path):
