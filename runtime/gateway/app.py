@@ -56,7 +56,7 @@ def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no
                 chore.cancel()
             await gateway.fleet.close()
 
-    ours = (*own.ROUTES, *openapi.ROUTES, *routes.ROUTES, *ollama.ROUTES)
+    ours = (*routes.ROUTES, *own.ROUTES, *openapi.ROUTES, *ollama.ROUTES)  # as often as asked for
     paths = [path_of(gateway, route) for route in ours]
     app = Starlette(
         routes=[*paths, ollama.UPLOADS, *more],
