@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -26,6 +28,17 @@ TOKENS = 4
 EXAMPLES = 20
 CONFORMS = [content_type_conformance, response_schema_conformance, status_code_conformance]
 schema = schemathesis.openapi.from_dict(document(served_paths(), has_keys=False))
+OPERATIONS = {
+    found.ok().label: found.ok() for found in schema.exclude(path=ALIASES).get_all_operations()
+}
+
+
+def cases(operation: Any) -> st.SearchStrategy[Any]:
+    """Requests of the described form, and where there is a body, some that are not."""
+    right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+    if not operation.body:
+        return right
+    return right | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +74,26 @@ class TestServed:
         assert told["paths"].keys() == schema.raw_schema["paths"].keys()
 
     @pytest.mark.faults
-    @schema.exclude(path=ALIASES).parametrize()
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    def test_what_has_the_described_form_is_answered_in_it(self, case, gateway):
-        shorten(case.body, gateway.models)
-        response = case.call(base_url=gateway.url, timeout=60)
+    @pytest.mark.parametrize("label", OPERATIONS)
+    def test_what_is_asked_as_described_is_answered_as_described(self, label, gateway):
+        @given(case=cases(OPERATIONS[label]))
+        @settings(
+            max_examples=EXAMPLES,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        def asked(case):
+            shorten(case.body, gateway.models)
+            response = case.call(base_url=gateway.url, timeout=60)
+            checks = CONFORMS if response.status_code in SAID else [not_a_server_error, *CONFORMS]
+            case.validate_response(response, checks=checks)
 
-        checks = CONFORMS if response.status_code in SAID else [not_a_server_error, *CONFORMS]
-        case.validate_response(response, checks=checks)
-        assert len(gateway.children()) >= 1
+        before = gateway.children()
+        asked()
+
+        assert set(before) <= set(gateway.children())
 
 
 def shorten(body: Any, models: list[str]) -> None:
