@@ -213,12 +213,16 @@ class Fleet:
         return await loop.run_in_executor(None, preflight, rpc, self.toolchain)
 
     def fail(self, child: Child, error: DecantError) -> None:
-        """Remember why, and when it may be tried again."""
+        """Remember why it cannot be loaded, and tell all who wait for it."""
+        self.note_end(child, error)
+        child.gate.refuse_all(self.failure(child))
+
+    def note_end(self, child: Child, error: DecantError) -> None:
+        """Remember why it is gone, and when it may be tried again."""
         child.state, child.error, child.server, child.address = "failed", error, None, None
         child.retry_at = self.clock() + BACKOFF_S[min(child.crashes, len(BACKOFF_S) - 1)]
         child.crashes += 1
         self.report(Warn(f"{child.name}: {error.message}"))
-        child.gate.refuse_all(self.failure(child))
 
     async def watch(self, child: Child, server: Server) -> None:
         """Notice when a child dies, and start it again if it was in use."""
@@ -254,7 +258,7 @@ class Fleet:
             child.crashes = 0
         child.gate.close()
         was_wanted = bool(child.users)
-        self.fail(child, error)
+        self.note_end(child, error)  # those who wait go on doing so
         await asyncio.get_running_loop().run_in_executor(None, server.stop)
         child.restarts += 1
         if was_wanted and not self.is_closed and child.starting is None:
