@@ -321,3 +321,16 @@ def test_an_encoder_decoder_is_served_too(tmp_path, toolchain):
         assert status == 200, body
         assert body["usage"]["completion_tokens"] <= 3
         assert body["model"] == output.name
+
+
+def test_without_a_model_the_store_is_served_adapters_with_their_base(
+    demo_base, pirate, pirate_lora, tmp_path
+):
+    store = tmp_path / "store"
+    store.mkdir()
+    for path in (demo_base, pirate, pirate_lora):
+        (store / path.name).hardlink_to(path)
+    (store / "broken.gguf").write_bytes(b"GGUF")
+    with serving(tmp_path, env={"DECANT_STORE": str(store)}) as all_:
+        assert all_.models == ["base", "base:pirate", "pirate"]
+        assert all_.says("base:pirate", PROMPTS[2]) == all_.says("pirate", PROMPTS[2])
