@@ -21,8 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
+SHELL = """\
+#!/bin/sh
+exec '{python}' -ISB '{program}' "$@"
+"""
+"""A path with spaces cannot stand behind #!."""
 PROGRAM = """\
-#!{python} -ISB
 import array, json, os, signal, socket, sys
 
 asked = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd()]).encode()
@@ -44,7 +48,9 @@ def forking(folder: Path) -> Iterator[Path]:
     """A program that is llama-server with decant's gateway in its place."""
     address, program = folder / "forks.sock", folder / "decant-as-llama-server"
     address.unlink(missing_ok=True)
-    program.write_text(PROGRAM.format(python=sys.executable, address=str(address)))
+    code = program.with_suffix(".py")
+    code.write_text(PROGRAM.format(address=str(address)))
+    program.write_text(SHELL.format(python=sys.executable, program=code))
     program.chmod(0o755)
     argv = [sys.executable, "-m", __name__, str(address)]
     with subprocess.Popen(argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as it:

@@ -199,7 +199,9 @@ def test_interrupted_build_leaves_no_ninja(tmp_path: Path):
 
 def _mentioning(text: str) -> list[str]:
     """The command lines of running processes that contain `text`."""
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    listing = subprocess.run(
+        ["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True
+    )
     return [line for line in listing.stdout.splitlines() if text in line]
 
 
