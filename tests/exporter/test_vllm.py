@@ -25,6 +25,8 @@ from runtime.gateway.catalog import Catalog
 from tests.raw import edit_json, write_adapter, write_base, write_safetensors, write_tiny_gguf
 from tests.tiny import make_adapter
 
+pytestmark = pytest.mark.trained  # vLLM's format is safetensors', of the [export] extra
+
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"
 FLOAT32 = 1e-5  # how far two orders of the same float32 sums put a logit of about 1 to 10
 PATTERNS = {"rank_pattern": {"q_proj": 4, "down_proj": 2}, "alpha_pattern": {"up_proj": 48}}
