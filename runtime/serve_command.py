@@ -23,8 +23,8 @@ from runtime.engine import Model, open_model
 from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config import ModelTable, load_config
 from runtime.gateway.guard import host_name
-from runtime.gateway.settings import Settings, is_loopback, seconds
-from runtime.remote import check_key, read_key
+from runtime.gateway.settings import Settings, seconds
+from runtime.remote import check_key, is_loopback, read_key
 from runtime.rpc import Spread, parse_workers, preflight
 
 KEY_VARIABLE = "DECANT_API_KEY"

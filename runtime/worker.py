@@ -15,7 +15,6 @@ owns the account. Hence the loopback, and a tunnel.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import socket
 import threading
@@ -32,6 +31,7 @@ from exporter.core.events import Report, Warn, silent
 from exporter.core.machine import available_nbytes
 from exporter.toolchain import Toolchain
 from runtime.relay import keep_alive, relay
+from runtime.remote import is_loopback
 from runtime.rpc import ASK, HELLO, HELLO_HEAD, HELLO_REQUEST, greet, memory, received
 from runtime.rpc_server import RpcServers, RpcSpec
 
@@ -178,13 +178,6 @@ def refuse_exposed(spec: WorkerSpec) -> None:
             " no encryption: whoever reaches the port can take over this account",
             hint="leave --host out and use a tunnel; inside a network of your own: --i-know",
         )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return False
 
 
 def listen(spec: WorkerSpec) -> socket.socket:

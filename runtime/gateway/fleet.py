@@ -26,7 +26,7 @@ WATCH_S = 0.1  # between looks at whether a child lives
 BACKOFF_S = (0.2, 1, 2, 5, 10, 30)
 HEALTHY_S = 60  # a child that lived so long is not in a loop of crashes
 PATIENCE_S = 5  # a request waits so long for a restart, else it is told to come again
-FIXED_MAX = 3  # idle children that serve one scale of an adapter
+VOICED_MAX = 3  # unused children that serve one scale of an adapter
 State = Literal["unloaded", "loading", "loaded", "failed"]
 
 
@@ -148,20 +148,24 @@ class Fleet:
         finally:
             child.starting = None
 
-    async def limit_fixed(self) -> None:
-        """Unload the longest unused of those that serve one scale of one adapter only.
+    async def limit_voiced(self) -> None:
+        """Forget the longest unused of those whose adapters' scales are settled.
 
         Clients choose scales, so that there is no end of them.
         """
-        fixed = [c for c in self.children.values() if c.key.role == "fixed" and c.is_idle]
-        for child in sorted(fixed, key=lambda one: one.last_used)[:-FIXED_MAX]:
+        unused = [
+            child
+            for child in self.children.values()
+            if child.key.voice and not child.users and child.starting is None
+        ]
+        for child in sorted(unused, key=lambda one: one.last_used)[:-VOICED_MAX]:
             del self.children[child.key]
             await self.stop(child)
 
     async def load(self, child: Child) -> None:
         began = self.clock()
-        if child.key.role == "fixed":
-            await self.limit_fixed()
+        if child.key.voice:
+            await self.limit_voiced()
         loop = asyncio.get_running_loop()
 
         def heard(event: Event) -> None:

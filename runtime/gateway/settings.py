@@ -61,16 +61,6 @@ class Settings:
     """More of llama-server's flags, for every child."""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def is_address(name: str) -> bool:
     """Whether a Host header's name is an IP address, which no foreign name server can hand out."""
     try:

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.runtime.test_chat import wait_until
+
 CHECKOUT = Path(__file__).parents[3]
 JSON = {"Content-Type": "application/json"}
 
@@ -102,12 +104,7 @@ def children_of(pid: int) -> list[int]:
 
 def until(fact: Callable[[], object], timeout_s: float = 20) -> bool:
     """Whether something becomes true in time."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if fact():
-            return True
-        time.sleep(0.02)
-    return False
+    return wait_until(fact, timeout_s)
 
 
 @contextmanager

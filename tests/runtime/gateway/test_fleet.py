@@ -13,10 +13,11 @@ from exporter.core.events import Event
 from exporter.core.folders import size_text
 from runtime.engine import open_model
 from runtime.gateway import planning
+from runtime.gateway.admission import Gate
 from runtime.gateway.app import build_app
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.errors import ApiError
-from runtime.gateway.fleet import Fleet
+from runtime.gateway.fleet import Child, Fleet
 from runtime.gateway.gateway import Gateway
 from runtime.gateway.planning import Key, planned
 from runtime.gateway.serving import listening, serve
@@ -109,3 +110,18 @@ def test_heads_that_do_not_come_are_not_waited_for(pirate, toolchain):
     asyncio.run(run())
     assert set(ended) == set(texts)
     assert max(ended.values()) < 5
+
+
+def test_scales_that_clients_choose_leave_no_end_of_children(pirate, toolchain):
+    """Whether they answer or embed, and whether they are loaded still or not."""
+    settings = Settings()
+    fleet = Fleet(settings, toolchain)
+    model = open_model(pirate)
+    for number in range(9):
+        key = Key("base", ("fixed", "embed")[number % 2], (number / 10,))
+        fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=number)
+    base = Key("base")
+    fleet.children[base] = Child(base, model, Gate(1, settings, fleet.clock), last_used=-1)
+    asyncio.run(fleet.limit_voiced())
+
+    assert [child.last_used for child in fleet.children.values()] == [6, 7, 8, -1]
