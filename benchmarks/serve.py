@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +94,18 @@ def tokens_per_s(target: Target, model: str, streams: int, *, tokens: int = TOKE
     return sum(found) / (time.monotonic() - began)
 
 
+def in_turns(
+    measure: Callable[[Target], float], ours: Target, theirs: Target, pairs: int
+) -> list[tuple[float, float]]:
+    """Both sides measured, each first in every other pair: a machine that slows down favours none."""
+    found = []
+    for number in range(pairs):
+        first, second = (ours, theirs) if number % 2 else (theirs, ours)
+        measured = {id(first): measure(first), id(second): measure(second)}
+        found.append((measured[id(ours)], measured[id(theirs)]))
+    return found
+
+
 @contextmanager
 def bare(model: Path) -> Iterator[Server]:
     spec = ServerSpec(model, CONTEXT, physical_cores(), SLOTS, use_socket=False)
@@ -113,18 +125,20 @@ def against_bare(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
         ours: Target = (served.port, {})
         theirs = target_of(server)
         first_token_s(ours, "base"), first_token_s(theirs, "base")
-        pairs = [
-            (first_token_s(ours, "base"), first_token_s(theirs, "base")) for _ in range(rounds * 6)
-        ]
+        pairs = in_turns(lambda one: first_token_s(one, "base"), ours, theirs, rounds * 6)
         speeds = {}
         for streams in STREAMS:
-            taken = [
-                (tokens_per_s(ours, "base", streams), tokens_per_s(theirs, "base", streams))
-                for _ in range(rounds)
-            ]
+
+            def speed(target: Target, streams: int = streams) -> float:
+                return tokens_per_s(target, "base", streams)
+
+            taken = in_turns(speed, ours, theirs, rounds * 2)
             mine, bares = (statistics.median(side) for side in zip(*taken, strict=True))
-            ratio = statistics.median(a / b for a, b in taken)
-            speeds[str(streams)] = {"decant_per_s": mine, "bare_per_s": bares, "ratio": ratio}
+            ratios = sorted(a / b for a, b in taken)
+            speeds[str(streams)] = {
+                "decant_per_s": mine, "bare_per_s": bares,
+                "ratio": statistics.median(ratios), "least": ratios[0], "most": ratios[-1],
+            }  # fmt: skip
         status = Path(f"/proc/{served.process.pid}/status").read_text()
     mine, bares = (statistics.median(side) for side in zip(*pairs, strict=True))
     more = statistics.median(a - b for a, b in pairs)

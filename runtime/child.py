@@ -231,13 +231,16 @@ class Server:
         """EngineDiedError, with how and the log's end, when the process has ended.
 
         One that has just closed its sockets may take a moment, `wait_s`, until it is gone.
+        One that `stop` has ended, perhaps in another thread and only now, has not died.
         """
-        assert self.process is not None
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(wait_s)
-        if self.process.returncode is None:
+        process = self.process
+        if process is None:
             return
-        status = self.process.returncode
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(wait_s)
+        if process.returncode is None:
+            return
+        status = process.returncode
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with {status}"
         raise EngineDiedError(
             f"{self.spec.engine} ended {how} {when} `{self.spec.model}`" + self.last_lines(),

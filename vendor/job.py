@@ -106,6 +106,7 @@ class Job:
             "llama_cpp_python": self.recipe.version,
             "commit": self.recipe.commit,
             "sdist_sha256": self.recipe.sha256,
+            "mends": list(dict.fromkeys(mend.name for mend in self.recipe.mends)),
             "backend": self.choice.backend,
             "backend_reason": self.choice.reason,
             "options": self.recipe.options(self.choice.backend),

@@ -31,6 +31,19 @@ class BuildTool:
 
 
 @dataclass(frozen=True, slots=True)
+class Mend:
+    """A piece of the source that is replaced before it is built."""
+
+    name: str
+    """What it is for; some need several pieces."""
+    file: str
+    """Below the sdist's top folder."""
+    find: str
+    """Stands in the file exactly once."""
+    put: str
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One pinned source and how to build it."""
 
@@ -45,6 +58,7 @@ class Recipe:
     """The llama.cpp commit inside the sdist."""
     cmake_root: str
     """Where the CMake project lies, below the sdist's top folder."""
+    mends: tuple[Mend, ...]
     tools: tuple[str, ...]
     libraries: tuple[str, ...]
     cmake: Mapping[str, str]
@@ -91,6 +105,11 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:  # Any: parsed TOML, checked ri
         nbytes=int(source["nbytes"]),
         commit=source["commit"],
         cmake_root=source["cmake_root"],
+        mends=tuple(
+            Mend(name, piece["file"], piece["find"], piece["put"])
+            for name, pieces in table.get("mend", {}).items()
+            for piece in pieces
+        ),
         tools=tuple(build["tools"]),
         libraries=tuple(build["libraries"]),
         cmake=dict(table["cmake"]),

@@ -76,6 +76,7 @@ def build_key(recipe: Recipe, backend: str, host: Host) -> str:
         recipe.commit,
         recipe.sha256,
         backend,
+        [[mend.file, mend.find, mend.put] for mend in recipe.mends],
         sorted(recipe.options(backend).items()),
         [*recipe.tools, *recipe.libraries],
         sorted(recipe.keep.items()),

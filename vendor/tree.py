@@ -8,14 +8,14 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .recipe import Recipe
+from .recipe import Mend, Recipe
 from .report import BuildError, BuildEvent, Report
 
 LIBRARY = re.compile(r"lib(?P<name>[^.]+)\.(so|dylib)")
 
 
 def unpack(sdist: Path, recipe: Recipe, source: Path, *, report: Report) -> None:
-    """Unpack `sdist` as the folder `source`, which appears only when it is complete."""
+    """Unpack and mend `sdist` as the folder `source`, which appears only when it is complete."""
     if source.exists():
         return
     partial = source.with_name(f"{source.name}.partial")
@@ -31,6 +31,8 @@ def unpack(sdist: Path, recipe: Recipe, source: Path, *, report: Report) -> None
     top = partial / recipe.top
     if not top.is_dir():
         raise BuildError(f"`{sdist}` does not hold the folder {recipe.top}")
+    for mend in recipe.mends:
+        _apply(mend, top)
     top.rename(source)
     shutil.rmtree(partial)
 
@@ -55,6 +57,17 @@ def libraries(folder: Path) -> dict[str, Path]:
     """The shared libraries in `folder` by bare name: `ggml-base` for `libggml-base.so`."""
     matches = [(LIBRARY.fullmatch(path.name), path) for path in sorted(folder.iterdir())]
     return {match["name"]: path for match, path in matches if match}
+
+
+def _apply(mend: Mend, top: Path) -> None:
+    path = top / mend.file
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text.count(mend.find) != 1:
+        raise BuildError(
+            f"the mend {mend.name!r} finds {mend.find!r} {text.count(mend.find)} times"
+            f" in `{mend.file}`, not once: it was written for another llama.cpp"
+        )
+    path.write_text(text.replace(mend.find, mend.put), encoding="utf-8")
 
 
 def _copy(origin: Path, place: Path) -> None:

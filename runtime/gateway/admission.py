@@ -89,8 +89,10 @@ class Gate:
         elif ticket.granted.exception() is None:
             self.release(ticket)
 
-    def release(self, ticket: Ticket) -> None:
-        """The answer is complete, or its child is gone."""
+    def release(self, ticket: Ticket | None) -> None:
+        """The answer is complete, or its child is gone; None is of one that needed no slot."""
+        if ticket is None:
+            return
         self.used -= ticket.cost
         self.forget(ticket)
         self.schedule()

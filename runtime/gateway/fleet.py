@@ -45,8 +45,6 @@ class Child:
     """The part of the file that is loaded."""
     users: int = 0
     """Requests that are answered or wait here."""
-    blocking: int = 0
-    """Of them, those not streamed: see `Gateway.child_metrics`."""
     last_used: float = 0
     began: float = 0
     """When it was last loaded, and how long that took."""

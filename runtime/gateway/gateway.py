@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from runtime.gateway.admission import Ticket
+from runtime.gateway.admission import Gate, Ticket
 from runtime.gateway.catalog import Catalog, Named
 from runtime.gateway.errors import ApiError, EngineGoneError, NotThereError
 from runtime.gateway.fleet import Child, Fleet
@@ -126,7 +126,6 @@ class Call:
         self, child: Child, route: str, named: Named, body: Mapping[str, Any], ticket: Ticket | None
     ) -> AsyncIterator[Reply]:
         """The reply; leaving the block breaks off what is not finished."""
-        errand = Errand(child, ticket, is_blocking=not body.get("stream"))
         reply = None
         try:
             self.state = "answering"
@@ -138,9 +137,9 @@ class Call:
             raise
         finally:
             if reply is not None and not reply.is_finished:
-                self.gateway.fleet.spawn(errand.abandon(reply))
+                self.gateway.fleet.spawn(abandon(reply, child.gate, ticket))
             else:
-                errand.end()
+                child.gate.release(ticket)
                 if reply is not None:
                     reply.close()
 
@@ -155,25 +154,12 @@ class Call:
         return await post(child.address, route, payload)
 
 
-class Errand:
-    """What a request takes of a child, until the child is done with it, wanted or not."""
-
-    def __init__(self, child: Child, ticket: Ticket | None, *, is_blocking: bool) -> None:
-        """Take it."""
-        self.child, self.ticket, self.is_blocking = child, ticket, is_blocking
-        child.blocking += is_blocking
-
-    def end(self) -> None:
-        self.child.blocking -= self.is_blocking
-        if self.ticket is not None:
-            self.child.gate.release(self.ticket)
-
-    async def abandon(self, reply: Reply) -> None:
-        """Wait until the child has let go of it."""
-        try:
-            await reply.leave()
-        finally:
-            self.end()
+async def abandon(reply: Reply, gate: Gate, ticket: Ticket | None) -> None:
+    """Give the slot back when the child has let go of a reply that nobody waits for."""
+    try:
+        await reply.leave()
+    finally:
+        gate.release(ticket)
 
 
 def role_of(route: str, named: Named) -> Role:

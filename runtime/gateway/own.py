@@ -59,17 +59,14 @@ async def readyz(call: Call) -> Response:
 
 async def metrics(call: Call) -> Response:
     gateway = call.gateway
-    children = [child for child in gateway.fleet.children.values() if may_be_asked(child)]
+    children = [child for child in gateway.fleet.children.values() if is_llama_server(child)]
     texts = await asyncio.gather(*(child_metrics(child) for child in children))
     told = {child.name: text for child, text in zip(children, texts, strict=True)}
     return Response(gateway.metrics.text() + relabelled(told), media_type=METRICS_TYPE)
 
 
-def may_be_asked(child: Child) -> bool:
-    """Not while an answer is made that is not streamed: each question would keep the child from
-    noticing that its client has gone.
-    """
-    return child.state == "loaded" and not child.blocking and not child.model.is_encoder_decoder
+def is_llama_server(child: Child) -> bool:
+    return child.is_loaded and not child.model.is_encoder_decoder
 
 
 async def child_metrics(child: Child) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.vendor.mini import Mini, make_mini
+from vendor.recipe import Mend, Recipe
 from vendor.report import BuildError, silent
 from vendor.tree import collect, libraries, unpack
 
@@ -39,6 +40,29 @@ def test_sdist_that_holds_another_folder_is_refused(mini: Mini, tmp_path: Path):
     recipe = replace(mini.recipe, sdist="other-1.0.tar.gz")
     with pytest.raises(BuildError, match=r"does not hold the folder other-1\.0"):
         unpack(mini.sdist, recipe, tmp_path / "source", report=silent)
+    assert not (tmp_path / "source").exists()
+
+
+def mended(mini: Mini, find: str, file: str = "vendor/llama.cpp/base.c") -> Recipe:
+    return replace(mini.recipe, mends=(Mend("answer", file, find, "return 43;"),))
+
+
+def test_what_the_recipe_mends_is_mended(mini: Mini, tmp_path: Path):
+    unpack(mini.sdist, mended(mini, "return 42;"), tmp_path / "source", report=silent)
+    text = (tmp_path / "source" / "vendor/llama.cpp/base.c").read_text()
+    assert text == "int answer(void) { return 43; }\n"
+
+
+@pytest.mark.parametrize(
+    ("find", "file", "times"),
+    [("return 41;", "vendor/llama.cpp/base.c", 0), ("r", "vendor/llama.cpp/base.c", 3),
+     ("return 42;", "gone.c", 0)],
+)  # fmt: skip
+def test_a_mend_for_another_source_is_refused(
+    mini: Mini, tmp_path: Path, find: str, file: str, times: int
+):
+    with pytest.raises(BuildError, match=f"'answer' finds .* {times} times in `{file}`"):
+        unpack(mini.sdist, mended(mini, find, file), tmp_path / "source", report=silent)
     assert not (tmp_path / "source").exists()
 
 

@@ -123,7 +123,8 @@ def test_an_engine_that_dies_is_started_again_and_the_next_request_works(endless
                     dead = kill_child(found)
                     at_once, streamed = whole.recv(1 << 16), b""
                     while not streamed.endswith(b"0\r\n\r\n"):
-                        streamed += stream.recv(1 << 16)
+                        assert (block := stream.recv(1 << 16)), (at_once, streamed[-2000:])
+                        streamed += block
 
             assert at_once.startswith(b"HTTP/1.1 503")
             assert b"retry-after" in at_once.lower()

@@ -141,7 +141,7 @@ def used(served: Served) -> float:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot(path, stream, slow):
-    """While the metrics are polled, which keeps llama-server from noticing by itself."""
+    """While the metrics are polled, which would keep a stock llama-server from noticing."""
     options = {"num_predict": 8000}  # Ollama's
     body = chat("endless", "go", max_tokens=8000, stream=stream, options=options)
     with asking(slow, path, body):
@@ -152,6 +152,33 @@ def test_a_client_that_leaves_frees_its_slot(path, stream, slow):
     assert until(lambda: used(slow) == 0, 2)
     slow.says("endless", "hello", max_tokens=1)  # and the child has really let go
     assert time.monotonic() - began < 10  # 8,000 tokens would have taken longer
+
+
+@pytest.fixture(scope="module")
+def double(endless, tmp_path_factory) -> Iterator[Served]:
+    """A gateway over a model that never stops, with two slots."""
+    arguments = (endless, "--parallel", 2, "--ctx", 16384)
+    with serving(tmp_path_factory.mktemp("double"), *arguments) as found:
+        assert until(lambda: found.get("/readyz")[0] == 200)
+        yield found
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/chat/completions", "/v1/completions", "/completion", "/v1/messages", "/v1/responses"],
+)
+def test_a_client_that_leaves_frees_its_slot_beside_somebodys_stream(path, double):
+    """Whose tokens would keep a stock llama-server from noticing until its answer is complete."""
+    body = chat("endless", "go", max_tokens=15000)
+    with asking(double, "/v1/chat/completions", {**body, "stream": True}) as stream:
+        stream.recv(1)
+        text = {"prompt": "go", "input": "go", "n_predict": 15000, "max_output_tokens": 15000}
+        with asking(double, path, {**body, **text}):
+            assert until(lambda: used(double) == 2)
+            time.sleep(0.3)
+
+        assert until(lambda: used(double) == 1, 2)
+    assert until(lambda: used(double) == 0, 2)
 
 
 def test_who_leaves_the_queue_is_not_waited_for(slow):
