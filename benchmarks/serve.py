@@ -97,7 +97,7 @@ def tokens_per_s(target: Target, model: str, streams: int, *, tokens: int = TOKE
 def in_turns(
     measure: Callable[[Target], float], ours: Target, theirs: Target, pairs: int
 ) -> list[tuple[float, float]]:
-    """Both sides measured, each first in every other pair: a machine that slows down favours none."""
+    """Both sides measured, each first in every other pair: a machine that slows favours none."""
     found = []
     for number in range(pairs):
         first, second = (ours, theirs) if number % 2 else (theirs, ours)

@@ -40,6 +40,17 @@ def read_all(connection: socket.socket) -> bytes:
     return data
 
 
+def read_chunked(connection: socket.socket) -> bytes:
+    """What is left of a chunked body, whose connection stays open."""
+    connection.settimeout(30)
+    data = b""
+    while not data.endswith(b"0\r\n\r\n"):
+        block = connection.recv(1 << 16)
+        assert block, f"cut off after {data[-200:]!r}"
+        data += block
+    return data
+
+
 def test_at_its_end_long_answers_are_cut_cleanly_and_short_ones_finish(ending):
     """A stream, an answer in one piece, and one that is done in time."""
     children = ending.children()
@@ -121,10 +132,7 @@ def test_an_engine_that_dies_is_started_again_and_the_next_request_works(endless
                 with asking(found, "/v1/chat/completions", body) as whole:
                     assert until(lambda: used(found) == 2)
                     dead = kill_child(found)
-                    at_once, streamed = whole.recv(1 << 16), b""
-                    while not streamed.endswith(b"0\r\n\r\n"):
-                        assert (block := stream.recv(1 << 16)), (at_once, streamed[-2000:])
-                        streamed += block
+                    at_once, streamed = whole.recv(1 << 16), read_chunked(stream)
 
             assert at_once.startswith(b"HTTP/1.1 503")
             assert b"retry-after" in at_once.lower()
