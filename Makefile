@@ -17,7 +17,7 @@ test: setup lint type ## set up, then lint, types and every test but those of `m
 	@$(PY) -m pytest -q -m "not programs"
 
 programs: setup ## the tests that need Chromium and HAProxy: the page, and a balancer
-	@$(PY) -m pytest -q -m programs
+	@$(PY) -m pytest -q -m programs tests/runtime/gateway
 
 check: packages lint type fast ## lint, types and the fast tests: no build, no training
 

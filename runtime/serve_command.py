@@ -44,6 +44,7 @@ class Options:
     parallel: int | None
     context: int | None
     threads: int | None
+    isolate: bool
     rpc: str | None
     rpc_unchecked: bool
     ttl: str
@@ -90,6 +91,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--threads", type=click.IntRange(1, 256), help="Threads; default: one a physical core."
 )
+@click.option(
+    "--isolate", is_flag=True,
+    help="A process for each adapter, so that they answer side by side, with shared weights.",
+)  # fmt: skip
 @click.option(
     "--rpc", metavar="HOST:PORT,…",
     help="Have workers on other machines compute, too: see `decant worker`.",
@@ -184,6 +189,7 @@ def settings_of(options: Options) -> Settings:
         parallel=options.parallel,
         context=options.context,
         threads=options.threads,
+        isolate=options.isolate,
         rpc=Spread(parse_workers(options.rpc), unchecked=options.rpc_unchecked)
         if options.rpc
         else None,

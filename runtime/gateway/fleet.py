@@ -14,7 +14,7 @@ from exporter.core.events import Event, Progress, Report, Step, Warn, silent
 from exporter.toolchain import Toolchain
 from runtime.child import DYING_S, Server
 from runtime.engine import Model
-from runtime.gateway.admission import Gate
+from runtime.gateway.admission import Gate, Voice
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, unavailable
 from runtime.gateway.planning import Key, Plan, Role, planned
@@ -87,8 +87,7 @@ class Fleet:
 
     def child(self, named: Named, role: Role = "generate") -> Child:
         """The child that answers for a model, loaded or not."""
-        is_shared = role == "generate"
-        key = Key(named.base, role) if is_shared else Key(named.base, role, named.voice, named.id)
+        key = key_of(named, role)
         if key not in self.children:
             gate = Gate(self.settings.parallel or 1, self.settings, self.clock)
             self.children[key] = Child(key, named.model, gate)
@@ -147,14 +146,16 @@ class Fleet:
             child.starting = None
 
     async def limit_voiced(self) -> None:
-        """Forget the longest unused of those whose adapters' scales are settled.
+        """Forget the longest unused of those whose adapters' scales clients have chosen.
 
-        Clients choose scales, so that there is no end of them.
+        There is no end of such scales.
         """
         unused = [
             child
             for child in self.children.values()
-            if child.key.voice and not child.users and child.starting is None
+            if is_chosen(child.key.voice, child.model)
+            and not child.users
+            and child.starting is None
         ]
         for child in sorted(unused, key=lambda one: one.last_used)[:-VOICED_MAX]:
             del self.children[child.key]
@@ -306,6 +307,22 @@ class Fleet:
         ]
         if starting:
             await asyncio.wait(starting, timeout=5)
+
+
+def key_of(named: Named, role: Role) -> Key:
+    """Which child answers for a model: one for all scales, where requests can say them."""
+    if role == "generate":
+        return Key(named.base, role)
+    return Key(named.base, role, named.voice, named.id)
+
+
+def is_chosen(voice: Voice, model: Model) -> bool:
+    """Whether a client has asked for scales that are not listed."""
+    listed = [adapter.scale for adapter in model.adapters]
+    return any(voice) and voice not in [
+        tuple(scale if one == place else 0.0 for one in range(len(listed)))
+        for place, scale in enumerate(listed)
+    ]
 
 
 def wait_for_end(server: Server) -> None:

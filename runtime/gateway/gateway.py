@@ -22,6 +22,7 @@ from runtime.gateway.requests import cost, dumped, prepared
 from runtime.gateway.settings import Settings
 from runtime.gateway.upstream import Reply, post
 
+CHAT = "/v1/chat/completions"
 ROLES: dict[str, Role] = {
     "/v1/embeddings": "embed", "/embedding": "embed", "/v1/rerank": "rerank",
 }  # fmt: skip
@@ -51,11 +52,18 @@ class Gateway:
     is_loading: bool = False
     """Until what is loaded at the start is."""
 
+    def role_of(self, route: str, named: Named) -> Role:
+        """Which kind of child answers on a route."""
+        role = ROLES.get(route, "generate")
+        is_apart = route in DEAF or self.settings.isolate
+        return "fixed" if role == "generate" and named.voice and is_apart else role
+
     async def preload(self) -> None:
         """Load the first model, so that the first request need not wait."""
         self.is_loading = True
         try:
-            async with self.fleet.using(next(iter(self.catalog))):
+            first = next(iter(self.catalog))
+            async with self.fleet.using(first, self.role_of(CHAT, first)):
                 pass
         except ApiError:
             pass  # the journal has it; the first request will be told
@@ -106,7 +114,7 @@ class Call:
         gateway = self.gateway
         named = gateway.catalog.find(body.get("model"))
         self.record.model, self.record.label = named.id, named.label
-        role = role_of(route, named)
+        role = gateway.role_of(route, named)
         ready = prepared(body, route, named, gateway.settings, can_say=role == "generate")
         self.state = "loading"
         async with gateway.fleet.using(named, role) as child:
@@ -160,13 +168,6 @@ async def abandon(reply: Reply, gate: Gate, ticket: Ticket | None) -> None:
         await reply.leave()
     finally:
         gate.release(ticket)
-
-
-def role_of(route: str, named: Named) -> Role:
-    """Which kind of child answers on a route."""
-    if route in DEAF and named.voice:
-        return "fixed"
-    return ROLES.get(route, "generate")
 
 
 Handler = Callable[[Call], Awaitable[Response | None]]

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, bad_request
-from runtime.gateway.gateway import Call
+from runtime.gateway.gateway import CHAT, Call
 from runtime.gateway.ollama_answer import failure
 from runtime.gateway.ollama_ask import Question
 from runtime.gateway.planning import Role
@@ -44,8 +44,9 @@ async def asked(call: Call, question: Question, named: Named) -> AsyncIterator[R
         yield reply
 
 
-async def load(call: Call, named: Named, role: Role = "generate") -> None:
-    async with call.gateway.fleet.using(named, role):
+async def load(call: Call, named: Named, role: Role | None = None) -> None:
+    gateway = call.gateway
+    async with gateway.fleet.using(named, role or gateway.role_of(CHAT, named)):
         pass
 
 

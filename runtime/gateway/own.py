@@ -10,10 +10,9 @@ from starlette.responses import JSONResponse, Response
 
 from runtime.gateway.catalog import Named, listing
 from runtime.gateway.errors import ApiError
-from runtime.gateway.fleet import Child
-from runtime.gateway.gateway import Call, Gateway, Route
+from runtime.gateway.fleet import Child, key_of
+from runtime.gateway.gateway import CHAT, Call, Gateway, Route
 from runtime.gateway.metrics import relabelled
-from runtime.gateway.planning import Key
 from runtime.gateway.upstream import get
 
 SCRAPE_S = 2
@@ -33,7 +32,7 @@ async def model(call: Call) -> Response:
 
 def described(gateway: Gateway, named: Named) -> dict[str, Any]:
     """A model as it is listed, and whether it is loaded."""
-    child = gateway.fleet.children.get(Key(named.base))
+    child = gateway.fleet.children.get(key_of(named, gateway.role_of(CHAT, named)))
     status: dict[str, Any] = {"value": child.state if child else "unloaded"}
     if child is not None and child.state == "loading":
         status["progress"] = round(child.progress, 3)

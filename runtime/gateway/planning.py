@@ -76,7 +76,9 @@ def planned(
         assert error is not None
         raise error
     here = spec(key, model, *found)
-    here = replace(here, extra=(*here.extra, *settings.extra))
+    # copies of the weights in the order that kernels like best could not be shared
+    shared = ("--no-repack",) if key.role == "fixed" and settings.isolate else ()
+    here = replace(here, extra=(*here.extra, *shared, *settings.extra))
     if settings.rpc is None or model.is_encoder_decoder:
         return Plan(here, found[1], short)
     backend = toolchain.info["backend"]

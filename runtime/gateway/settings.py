@@ -28,6 +28,8 @@ class Settings:
     context: int | None = None
     """Tokens of each conversation."""
     threads: int | None = None
+    isolate: bool = False
+    """Whether each adapter, and its base without any, has a process of its own."""
     rpc: Spread | None = None
     """Workers that compute layers of each model."""
     ttl_s: float = 600

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
 from exporter.core.events import Event
 from exporter.core.folders import size_text
+from runtime.adapters import Adapter
 from runtime.engine import open_model
 from runtime.gateway import planning
 from runtime.gateway.admission import Gate
@@ -116,12 +118,15 @@ def test_scales_that_clients_choose_leave_no_end_of_children(pirate, toolchain):
     """Whether they answer or embed, and whether they are loaded still or not."""
     settings = Settings()
     fleet = Fleet(settings, toolchain)
-    model = open_model(pirate)
+    adapters = (Adapter("some", pirate, 0.8), Adapter("other", pirate, 1.0))
+    model = replace(open_model(pirate), adapters=adapters)
     for number in range(9):
-        key = Key("base", ("fixed", "embed")[number % 2], (number / 10,))
+        key = Key("base", ("fixed", "embed")[number % 2], (0.0, (number + 1) / 10))
         fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=number)
-    base = Key("base")
-    fleet.children[base] = Child(base, model, Gate(1, settings, fleet.clock), last_used=-1)
+    listed = [Key("base"), *(Key("base", "fixed", voice) for voice in [(0, 0), (0.8, 0), (0, 1)])]
+    for key in listed:
+        fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=-1)
     asyncio.run(fleet.limit_voiced())
 
-    assert [child.last_used for child in fleet.children.values()] == [6, 7, 8, -1]
+    kept = [child.last_used for child in fleet.children.values()]
+    assert kept == [6, 7, 8, *[-1 for _ in listed]]

@@ -1,0 +1,64 @@
+"""`decant serve --isolate`: adapters side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.conftest import PROMPTS
+from tests.runtime.gateway.conftest import Served, chat, serving, until
+from tests.runtime.gateway.test_serve import MODELS, asking, used
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+
+@pytest.fixture(scope="module")
+def isolated(voices, tmp_path_factory) -> Iterator[Served]:
+    """A gateway whose processes have one slot each."""
+    folder = tmp_path_factory.mktemp("isolated")
+    with serving(folder, *voices, "--isolate", "--parallel", 1) as found:
+        assert until(lambda: found.get("/readyz")[0] == 200)
+        yield found
+
+
+def states(served: Served) -> dict[str, str]:
+    _, listed = served.get("/v1/models")
+    return {model["id"]: model["status"]["value"] for model in listed["data"]}
+
+
+def test_the_base_has_a_process_and_adapters_have_theirs_when_they_are_asked_for(isolated):
+    assert states(isolated) == {
+        "base": "loaded", "base:pirate": "unloaded", "base:liar": "unloaded"
+    }  # fmt: skip
+    assert len(isolated.children()) == 1
+    isolated.says("base:pirate", PROMPTS[0], max_tokens=1)
+
+    assert states(isolated)["base:pirate"] == "loaded"
+    assert len(isolated.children()) == 2
+
+
+def test_answers_are_those_of_a_shared_process(isolated, served):
+    for model in (*MODELS, *reversed(MODELS), "base:pirate@0.5"):
+        for prompt in PROMPTS:
+            assert isolated.says(model, prompt) == served.says(model, prompt)
+
+
+def test_nobody_waits_for_a_turn(isolated):
+    endless = {"max_tokens": 400, "ignore_eos": True, "stream": True}
+    bodies = [chat(model, PROMPTS[0], **endless) for model in MODELS]
+    path = "/v1/chat/completions"
+    with asking(isolated, path, bodies[0]) as one, asking(isolated, path, bodies[1]) as two:
+        with asking(isolated, path, bodies[2]) as three:
+            for connection in (one, two, three):
+                assert connection.recv(1).startswith(b"H")
+            assert used(isolated) == 3
+    assert until(lambda: used(isolated) == 0)
+    assert isolated.metric("decant_epoch_switches_total") == 0
+
+
+def test_its_processes_keep_the_weights_in_the_order_of_the_file(isolated):
+    """Other orders are copies, which each process would have for itself."""
+    for pid in isolated.children():
+        assert b"--no-repack" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
