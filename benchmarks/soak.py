@@ -71,6 +71,7 @@ def main() -> None:
         "before": soak.first,
         "after": soak.last,
         "most": {key: max(s[key] for s in soak.samples) for key in soak.first},
+        "rss_at_kills": [sample["rss"] for sample in soak.samples],
     }
     print(json.dumps(results, indent=2))
     for one in soak.wrong[:20]:

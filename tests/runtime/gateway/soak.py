@@ -24,6 +24,7 @@ BAD = (
     b'{"a":' * 5000, b'{"model": "base:pirate", "prompt": "' + b"x " * 20_000 + b'"}',
 )  # fmt: skip
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/tokenize")
+UNAVAILABLE = 503
 DYING_S = 0.5
 """For so long after a kill, a request may be taken by what is dying."""
 
@@ -67,14 +68,12 @@ class Soak:
             try:
                 act(dice)
             except (OSError, HTTPException, ValueError, KeyError) as error:
-                self.lost(act.__name__, began, repr(error))
+                self.lost(act.__name__, began, repr(error), is_told=False)
 
-    def lost(self, what: str, began: float, why: object) -> None:
-        if (
-            self.killed_at
-            and self.killed_at + DYING_S > began
-            and time.monotonic() > self.killed_at
-        ):
+    def lost(self, what: str, began: float, why: object, *, is_told: bool) -> None:
+        """There is no answer: only a kill excuses that, and only where the client is told so."""
+        is_killed = self.killed_at and began - DYING_S < self.killed_at < time.monotonic()
+        if is_killed and is_told:
             self.answers["lost to a kill"] += 1
         else:
             self.wrong.append((what, why))
@@ -88,7 +87,7 @@ class Soak:
         elif status == 200:
             self.wrong.append((model, prompt, body["choices"][0]["message"]["content"]))
         else:
-            self.lost(model, began, body)
+            self.lost(model, began, (status, body), is_told=status == UNAVAILABLE)
 
     def streaming(self, dice: random.Random) -> None:
         (model, prompt), answer = dice.choice(list(self.expected.items()))
@@ -98,7 +97,8 @@ class Soak:
             text = response.read().decode()
         events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
         if response.status != 200 or events[-1] != "[DONE]":
-            self.lost(model, began, text[-300:])
+            is_told = response.status == UNAVAILABLE or '"error"' in "".join(events[-1:])
+            self.lost(model, began, (response.status, text[-300:]), is_told=is_told)
             return
         deltas = [json.loads(event)["choices"][0]["delta"] for event in events[:-1]]
         said = "".join(delta.get("content") or "" for delta in deltas)
@@ -128,7 +128,8 @@ class Soak:
         if response.status < 500:  # llama-server overlooks what it does not know
             self.answers["refused"] += 1
         else:
-            self.lost("a bad request", began, response.status)
+            is_told = response.status == UNAVAILABLE
+            self.lost("a bad request", began, response.status, is_told=is_told)
 
     def killer(self, dice: random.Random, end: float, every_s: float) -> None:
         stop = threading.Event()
