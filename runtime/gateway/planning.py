@@ -76,9 +76,10 @@ def planned(
         assert error is not None
         raise error
     here = spec(key, model, *found)
-    # copies of the weights in the order that kernels like best could not be shared
-    shared = ("--no-repack",) if key.role == "fixed" and settings.isolate else ()
-    here = replace(here, extra=(*here.extra, *shared, *settings.extra))
+    here = replace(here, extra=(*here.extra, *settings.extra))
+    if settings.isolate and key.role == "fixed":
+        # copies of the weights in the order that kernels like best could not be shared
+        here = replace(here, extra=(*here.extra, "--no-repack"))
     if settings.rpc is None or model.is_encoder_decoder:
         return Plan(here, found[1], short)
     backend = toolchain.info["backend"]
