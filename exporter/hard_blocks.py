@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     Kind: TypeAlias = Callable[[Generator, int, int], Rows]
 
 EXPONENT = 0x7F800000  # all of its bits are set in what is not finite
+# Between the levels of IQ4, and where its search puts the largest value of 32.
+HALF_WAYS = (-115.5, -93.5, -74, -57, -42, -28.5, -16, -4.5, 7, 19, 31.5, 45.5, 61, 79, 101)
+LARGEST = (120, 135)
 
 
 def kinds() -> dict[str, Kind]:
@@ -68,6 +71,7 @@ def spreads() -> dict[str, Kind]:
         "sorted": lambda g, n, k: np.sort(normal(g, n, k), axis=1),
         "uniform": lambda g, n, k: g.uniform(-1, 1, (n, k)),
         "largest": lambda g, n, k: g.uniform(-3.4e38, 3.4e38, (n, k)),
+        "squares around 1e38": lambda g, n, k: normal(g, n, k) * 10.0 ** g.uniform(17, 20, (n, 1)),
         "around 1e-15": lambda g, n, k: normal(g, n, k) * 1e-15 * 2.0 ** g.uniform(-3, 1, (n, 1)),
     }
 
@@ -120,6 +124,12 @@ def ties() -> dict[str, Kind]:
     def powers(g: Generator, n: int, k: int) -> Rows:
         return np.asarray(g.choice([-1, 1], (n, k)) * 2.0 ** g.integers(-9, 9, (n, k)))
 
+    def half_ways(g: Generator, n: int, k: int) -> Rows:
+        values = g.choice(HALF_WAYS, (n, k)) * (1 + g.integers(-1, 2, (n, k)) * 2.0**-23)
+        largest = g.choice([-1, 1], (n, k)) * g.integers(*LARGEST, (n, k))
+        is_first = np.arange(k) % 32 == g.integers(0, 32, (n, 1))
+        return np.asarray(np.where(is_first, largest, values) * 2.0 ** g.integers(-40, 40, (n, 1)))
+
     return {
         "ternary": lambda g, n, k: g.choice([-1.0, 0.0, 1.0], (n, k)),
         "binary": lambda g, n, k: g.choice([-0.5, 0.5], (n, k)),
@@ -127,6 +137,7 @@ def ties() -> dict[str, Kind]:
         "halves": lambda g, n, k: g.integers(-31, 32, (n, k)) / 2,
         "grid": lambda g, n, k: np.round(normal(g, n, k) * 64) / 64,
         "powers of two": powers,
+        "half-ways": half_ways,
         "bf16": rounded,
         "f16": lambda g, n, k: normal(g, n, k).astype(np.float16),
     }

@@ -1,10 +1,10 @@
-"""decant's own quantizing of K-quants: used where it is proven to give ggml's very bytes."""
+"""decant's own quantizing of K-quants and IQ4: used where proven to give ggml's very bytes."""
 
 from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,16 @@ from exporter.toolchain import recipe, translated
 if TYPE_CHECKING:
     import numpy as np
 
+    from exporter.hard_blocks import Rows
     from exporter.toolchain import Toolchain
 
-TYPES = tuple(map(GGMLType.by_name, ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")))
+NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0")
+TYPES = tuple(map(GGMLType.by_name, NAMES))
+SEARCHED = frozenset(NAMES) - {"Q4_0"}
+"""Those that are searched for without an imatrix too; the rest is left to ggml, which is fast."""
 SETTING = "DECANT_KQUANTS"
 SHAPES = ((40, 256), (24, 768), (8, 2048))  # of the rows of each kind that prove a library
+LESS = 96  # values by which rows are shorter where blocks are of 32: no whole super-blocks
 SEED = 258
 CHUNK_ARGUMENTS = (
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,  # type, source, target
@@ -50,11 +55,16 @@ class Kernels:
         """One line for people."""
         if self.chunk is None:
             return f"by ggml itself, several times slower: {self.reason}"
-        same = ", ".join(sorted(self.types)) or "none"
+        same = ", ".join(map(labelled, sorted(self.types))) or "none"
         line = f"{self.variant}, the same bytes as ggml's: {same}"
         if self.refused:
             line += f"; by ggml itself, as the bytes differ: {', '.join(self.refused)}"
         return line
+
+
+def labelled(name: str) -> str:
+    """The type as people are told of it."""
+    return name if name in SEARCHED else f"{name} with an imatrix"
 
 
 NONE = Kernels(None, "", frozenset(), reason="not asked for")
@@ -139,12 +149,20 @@ def equals(chunk: Any, ggml: Any, kind: GGMLType) -> bool:
     own = ctypes.cast(ggml, ctypes.c_void_p)
     for values in kinds().values():
         for count, n_per_row in SHAPES:
-            rows = rows_of(values, generator, count, n_per_row)
-            for weights in (None, *importances(generator, n_per_row)):
+            length = n_per_row - (LESS if kind.block < LESS else 0)
+            rows = rows_of(values, generator, count, length)
+            for weights in ways(kind, importances(generator, length)):
                 ours = quantized(lambda *rest: chunk(own, *rest), kind, rows, weights)
                 if not np.array_equal(ours, quantized(ggml, kind, rows, weights)):
                     return False
     return True
+
+
+def ways(kind: GGMLType, vectors: Sequence[Rows]) -> Iterator[Rows | None]:
+    """The importance vectors, and before them None where `kind` is searched for without."""
+    if kind.name in SEARCHED:
+        yield None
+    yield from vectors
 
 
 def quantized(

@@ -1,4 +1,4 @@
-"""Compiling decant's K-quants as they are not shipped: with an error in them, or watched."""
+"""Compiling decant's K-quants as they are not shipped: with an error, watched, or in parts."""
 
 from __future__ import annotations
 
@@ -26,6 +26,27 @@ MUTANTS = [
     ("bias = (bias < 0x71000000u) ? U{} + 0x71000000u : bias;", "", "Q6_K"),
     ("MAD ? magnitude(diff) : diff * diff", "diff * diff", "Q2_K"),
     ("levels[i] = choose(d == 0.f, found[i], levels[i] + 4);", "levels[i] += 4;", "Q3_K"),
+    ("level += x < half_way(i)", "level += x <= half_way(i)", "IQ4_NL"),
+    ("I level = I{} + 15;", "I level = I{} + 15; x = choose(x == x, x, F{});", "IQ4_XS"),
+    ("iscale * x[i] < at,", "iscale * x[i] <= at,", "IQ4_NL"),
+    ("1.f / (max / (float)OUTERMOST)", "(float)OUTERMOST / max", "IQ4_NL"),
+    ("        l2 += wl * l;", "        l2 += w[i] * (l * l);", "IQ4_XS"),
+    ("both.l2[below][i] = wl * l;", "both.l2[below][i] = w[i] * (l * l);", "IQ4_XS"),
+    ("both.lx[below][i] = wl * x[i];", "both.lx[below][i] = w[i] * x[i] * l;", "IQ4_NL"),
+    ("iscale[c] * x[i] < both.at[i]", "iscale[c] * x[i] <= both.at[i]", "IQ4_XS"),
+    ("(float)(first + c - OUTERMOST) / max", "(float)(first + c - OUTERMOST) * (1.f / max)",
+     "IQ4_NL"),
+    ("its_lx[c] * its_lx[c] > best * its_l2[c]", "its_lx[c] * its_lx[c] >= best * its_l2[c]",
+     "IQ4_NL"),
+    ("I beyond_it = out >= i;", "I beyond_it = out > i;", "IQ4_NL"),
+    ("sum * (2.f / COUNT)", "2.f * sum / (float)COUNT", "IQ4_XS"),
+    ("where(scale != 0.f, 1.f / scale)", "1.f / scale", "IQ4_NL"),
+    ("where(own != 0.f, 1.f / own)", "1.f / own", "IQ4_XS"),
+    ("F d = -max / 32.f", "F d = from_half(to_half(-max / 32.f))", "IQ4_XS"),
+    ("column + span < n_per_row ? column + span : 0", "0", "IQ4_NL"),
+    ("lanes.sigma2[lane] = sigma2[i % AHEAD];", "lanes.sigma2[lane] = sigma2[0];", "Q4_0"),
+    ("& fit.alive;\n    }\n    pack_block", ";\n    }\n    pack_block", "Q4_0"),
+    ("means[r] = sums[r] / n_per_row;", "means[r] = sums[r] * (1.f / n_per_row);", "Q4_0"),
 ]  # fmt: skip
 
 # Quantizes the cases in a file, each in memory of exactly its size; has no ggml to turn to.
@@ -39,13 +60,12 @@ static size_t none(int, const float *, void *, int64_t, int64_t, int64_t, const 
 
 int main(int, char **argv) {
     FILE *file = fopen(argv[1], "rb");
-    int64_t head[4]; // type, rows, values per row, whether there are weights
+    int64_t head[5]; // type, rows, values per row, whether there are weights, bytes
     while (fread(head, sizeof head, 1, file) == 1) {
         size_t count = head[1] * head[2], weights = head[3] ? head[2] : 0;
         float *x = (float *)malloc(4 * count), *w = (float *)malloc(4 * weights);
         if (fread(x, 4, count, file) != count || fread(w, 4, weights, file) != weights) return 2;
-        const size_t nbytes[] = {84, 110, 144, 176, 210};
-        size_t size = count / 256 * nbytes[head[0] - 10];
+        size_t size = head[4];
         void *y = malloc(size);
         const float *imatrix = weights ? w : nullptr;
         if (decant_kquants_baseline(none, head[0], x, y, 0, head[1], head[2], imatrix) != size)
@@ -54,6 +74,19 @@ int main(int, char **argv) {
         free(x), free(w), free(y);
     }
     fclose(file);
+}
+"""
+
+
+# The levels of IQ4 alone.
+LEVELS = r"""
+extern "C" void levels(const float *x, int32_t *found, int64_t count) {
+    for (int64_t i = 0; i < count; i += W) {
+        F values;
+        memcpy(&values, x + i, sizeof values);
+        I level = nearest_level(values);
+        memcpy(found + i, &level, sizeof level);
+    }
 }
 """
 

@@ -19,16 +19,25 @@ import pytest
 from exporter.core.errors import InputError
 from exporter.core.types import GGMLType
 from exporter.hard_blocks import importances, kinds, rows_of
-from exporter.kquants import CHUNK_ARGUMENTS, TYPES, equals, load_kernels, quantized
+from exporter.kquants import (
+    CHUNK_ARGUMENTS,
+    NAMES,
+    SEARCHED,
+    TYPES,
+    equals,
+    load_kernels,
+    quantized,
+    ways,
+)  # fmt: skip
 from exporter.quantize import Quantizer
 from exporter.toolchain import Toolchain, recipe
-from tests.kquants import MAIN, MUTANTS, compiled
+from tests.kquants import LEVELS, MAIN, MUTANTS, compiled
 
 pytestmark = pytest.mark.llamacpp
 
-# values of each kind, each quantized in four ways: 51 M for each type in all
+# values of each kind: 53 M for each K-quant in all, as many again for each way of the others
 MANY = int(os.environ.get("KQUANTS_VALUES", "390000"))
-NAMES = [kind.name for kind in TYPES]
+IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +83,13 @@ def test_every_variant_gives_ggmls_bytes(values, variants, ggml):
     shapes = [(MANY // 4 // n_per_row, n_per_row) for n_per_row in (256, 768, 3328, 8192)]
     jobs = []
     for count, n_per_row in shapes:
-        rows = rows_of(kinds()[values], generator, count, n_per_row)
-        for weights in (None, *importances(generator, n_per_row)):
-            jobs += [(variants, ggml, kind, rows, weights) for kind in TYPES]
+        rows = rows_of(kinds()[values], generator, 4 * count, n_per_row)
+        vectors = importances(generator, n_per_row)
+        for kind in TYPES:
+            for at, weights in enumerate(ways(kind, vectors)):
+                part = rows if weights is None else np.array_split(rows, 3)[at % 3]
+                part = rows[:count] if kind.name.endswith("_K") else part
+                jobs.append((variants, ggml, kind, part, weights))
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda job: agree(*job), jobs))
@@ -86,7 +99,7 @@ def test_every_variant_gives_ggmls_bytes(values, variants, ggml):
 def test_any_number_of_blocks_is_quantized(name, variants, ggml):
     """Fewer than there are lanes, or a few too many."""
     generator, kind = np.random.default_rng(1), GGMLType.by_name(name)
-    for n_per_row in (256, 512, 1280):
+    for n_per_row in (kind.block, 2 * kind.block, 5 * kind.block):
         for count in range(1, 36):
             rows = rows_of(kinds()["normal"], generator, count, n_per_row)
             agree(variants, ggml, kind, rows)
@@ -96,15 +109,16 @@ def test_any_number_of_blocks_is_quantized(name, variants, ggml):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_chunk_begins_where_it_is_told_to(name, variants):
     generator, kind = np.random.default_rng(2), GGMLType.by_name(name)
-    rows = rows_of(kinds()["normal"], generator, 21, 768)
-    weights = importances(generator, 768)[2]
+    n_per_row = 3 * kind.block
+    rows = rows_of(kinds()["normal"], generator, 21, n_per_row)
+    weights = importances(generator, n_per_row)[2]
     for chunk in variants.values():
         whole = quantized(chunk, kind, rows, weights)
         parts = np.zeros_like(whole)
         for first, count in ((0, 2), (2, 18), (20, 1)):
             chunk(
-                kind.number, rows.ctypes.data, parts.ctypes.data, first * 768, count, 768,
-                weights.ctypes.data,
+                kind.number, rows.ctypes.data, parts.ctypes.data, first * n_per_row, count,
+                n_per_row, weights.ctypes.data,
             )  # fmt: skip
         assert (parts == whole).all()
 
@@ -134,6 +148,69 @@ def test_an_importance_that_no_square_has_is_left_to_ggml(name, strange, variant
 def test_another_type_is_left_to_ggml(variants, ggml):
     rows = rows_of(kinds()["normal"], np.random.default_rng(5), 7, 96)
     agree(variants, ggml, GGMLType.by_name("Q8_0"), rows)
+
+
+def test_without_a_search_blocks_are_left_to_ggml(library):
+    """Called with something else in ggml's place."""
+    rows = rows_of(kinds()["normal"], np.random.default_rng(7), 7, 96)
+    prototype = ctypes.CFUNCTYPE(ctypes.c_size_t, *CHUNK_ARGUMENTS)
+    asked = []
+
+    def instead(number, source, target, start, count, n_per_row, weights):
+        asked.append(number)
+        return count * n_per_row // 32 * 18
+
+    chunk = bound(library.decant_kquants_baseline, prototype(instead))
+    for name in ("Q4_0", "IQ4_NL"):
+        quantized(chunk, GGMLType.by_name(name), rows, None)
+    assert asked == [GGMLType.by_name("Q4_0").number]
+    assert set(NAMES) - SEARCHED == {"Q4_0"}
+
+
+def nearest_levels(x):
+    """As ggml finds them: by the distances to the levels below and above."""
+    above = np.searchsorted(IQ4, x, side="right").clip(1, 15)
+    low, high = IQ4[above - 1].astype(np.float32), IQ4[above].astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isnan(x), 15, np.where(x - low < high - x, above - 1, above))
+
+
+def around(centres, steps=4):
+    """Float32 numbers and the few before and after each of them."""
+    words = np.asarray(centres, np.float32).view(np.int32)
+    return (words[:, None] + np.arange(-steps, steps + 1, dtype=np.int32)).view(np.float32).ravel()
+
+
+@pytest.mark.parametrize("flags", [[], ["-DKQ_LANES=8"], ["-DKQ_LANES=16"], ["-mavx2"]], ids=str)
+def test_the_nearest_level_is_ggmls_beside_every_bound(flags, variants, tmp_path):
+    if "-mavx2" in flags and "avx2" not in variants:
+        pytest.skip("this processor has no AVX2")
+    source = recipe("native").source_path().read_text() + LEVELS
+    halves, generator = np.arange(-272, 273) / 2, np.random.default_rng(8)
+    words = generator.integers(0, 2**32, 2**20, dtype=np.uint64).astype(np.uint32)
+    ends = np.array([np.nan, -np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e-45, -1e-45, -0.0])
+    x = np.concatenate([
+        around(halves[halves != 0]), words.view(np.float32), ends.astype(np.float32),
+        generator.uniform(-140, 140, 2**20).astype(np.float32),
+    ])  # fmt: skip
+    x = np.resize(x, -(-len(x) // 16) * 16)
+    found = np.empty(len(x), np.int32)
+
+    library = compiled(source, tmp_path / "levels.so", *flags)
+    library.levels(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(found.ctypes.data),
+                   ctypes.c_int64(len(x)))  # fmt: skip
+
+    wrong = found != nearest_levels(x)
+    assert not wrong.any(), (x[wrong][:9], found[wrong][:9])
+
+
+def test_buckets_with_two_steps_in_reach_do_not_compile(tmp_path):
+    source = recipe("native").source_path().read_text()
+    assert source.count("WIDTH = 15.32f") == 1
+    for width in ("15.2f", "15.5f"):
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            compiled(source.replace("WIDTH = 15.32f", f"WIDTH = {width}"), tmp_path / "no.so")
+        assert b"one step in reach" in caught.value.stderr
 
 
 def load(toolchain, ggml, report=lambda event: None, **env):
@@ -201,7 +278,8 @@ def test_the_setting_leaves_everything_to_ggml(elsewhere, ggml):
 
 
 def test_doctor_names_the_types(decant):
-    assert "the same bytes as ggml's: Q2_K" in decant("doctor").stdout
+    printed = decant("doctor").stdout
+    assert "the same bytes as ggml's: IQ4_NL, IQ4_XS, Q2_K, Q3_K, Q4_0 with an imatrix" in printed
     assert "DECANT_KQUANTS=ggml" in decant("doctor", DECANT_KQUANTS="ggml").stdout
 
 
@@ -236,11 +314,12 @@ def test_the_sanitizers_find_nothing(lanes, ggml, tmp_path):
         want = b""
         with case.open("wb") as file:
             for kind in TYPES:
-                for weights in (None, *importances(generator, 768)):
-                    head = [kind.number, *rows.shape, weights is not None]
+                for weights in ways(kind, importances(generator, 768)):
+                    blocks = quantized(ggml, kind, rows, weights)
+                    head = [kind.number, *rows.shape, weights is not None, blocks.nbytes]
                     file.write(np.array(head, np.int64).tobytes() + rows.tobytes())
                     file.write(b"" if weights is None else weights.tobytes())
-                    want += quantized(ggml, kind, rows, weights).tobytes()
+                    want += blocks.tobytes()
         done = subprocess.run([program, case], capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()[-2000:]
         assert done.stdout == want
