@@ -44,9 +44,9 @@ MUTANTS = [
     ("where(own != 0.f, 1.f / own)", "1.f / own", "IQ4_XS"),
     ("F d = -max / 32.f", "F d = from_half(to_half(-max / 32.f))", "IQ4_XS"),
     ("column + span < n_per_row ? column + span : 0", "0", "IQ4_NL"),
-    ("lanes.sigma2[lane] = sigma2[i % AHEAD];", "lanes.sigma2[lane] = sigma2[0];", "Q4_0"),
+    ("lanes.sigma2[lane] = sigma2[i % W];", "lanes.sigma2[lane] = sigma2[0];", "Q4_0"),
     ("& fit.alive;\n    }\n    pack_block", ";\n    }\n    pack_block", "Q4_0"),
-    ("means[r] = sums[r] / n_per_row;", "means[r] = sums[r] * (1.f / n_per_row);", "Q4_0"),
+    ("means[r] = sum[r] / n_per_row;", "means[r] = sum[r] * (1.f / n_per_row);", "Q4_0"),
 ]  # fmt: skip
 
 # Quantizes the cases in a file, each in memory of exactly its size; has no ggml to turn to.

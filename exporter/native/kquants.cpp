@@ -137,6 +137,24 @@ INLINE bool any(I mask) {
 #endif
 }
 
+// Values of two vectors, taken within every 128 bits.
+#if defined(ZMM)
+INLINE F low_pairs(F x, F y) { return (F)_mm512_unpacklo_ps((__m512)x, (__m512)y); }
+INLINE F high_pairs(F x, F y) { return (F)_mm512_unpackhi_ps((__m512)x, (__m512)y); }
+INLINE F low_halves(F x, F y) { return (F)_mm512_shuffle_ps((__m512)x, (__m512)y, 0x44); }
+INLINE F high_halves(F x, F y) { return (F)_mm512_shuffle_ps((__m512)x, (__m512)y, 0xee); }
+#elif defined(YMM)
+INLINE F low_pairs(F x, F y) { return (F)_mm256_unpacklo_ps((__m256)x, (__m256)y); }
+INLINE F high_pairs(F x, F y) { return (F)_mm256_unpackhi_ps((__m256)x, (__m256)y); }
+INLINE F low_halves(F x, F y) { return (F)_mm256_shuffle_ps((__m256)x, (__m256)y, 0x44); }
+INLINE F high_halves(F x, F y) { return (F)_mm256_shuffle_ps((__m256)x, (__m256)y, 0xee); }
+#elif defined(XMM)
+INLINE F low_pairs(F x, F y) { return (F)_mm_unpacklo_ps((__m128)x, (__m128)y); }
+INLINE F high_pairs(F x, F y) { return (F)_mm_unpackhi_ps((__m128)x, (__m128)y); }
+INLINE F low_halves(F x, F y) { return (F)_mm_shuffle_ps((__m128)x, (__m128)y, 0x44); }
+INLINE F high_halves(F x, F y) { return (F)_mm_shuffle_ps((__m128)x, (__m128)y, 0xee); }
+#endif
+
 constexpr float MAGIC = 12582912.f; // 1.5 * 2^23: adding it rounds to an integer, ties to even
 constexpr int32_t MAGIC_BITS = 0x4b400000;
 constexpr float ROUNDABLE = 4194303.f; // beyond it ggml's nearest_int wraps
@@ -911,9 +929,9 @@ constexpr bool suits(float width, float first, float last) {
     return true;
 }
 
-// The word of a bucket, which is given as it is added to a magic number; among the steps down
-// where the upper bit of `side` is set.
-INLINE I pick(const Table &table, F bucket, F magic, I side) {
+// The word of a bucket, which stands in the lowest bits of a float: a magic number has been added.
+// Among the steps down where the upper bit of `side` is set.
+INLINE I pick(const Table &table, F bucket, I side) {
 #if defined(ZMM)
     I at = (bits(bucket) & 7) | (I)((U)side >> 31 << 3);
     return (I)_mm512_permutexvar_epi32((__m512i)at, _mm512_load_si512(table.word));
@@ -923,7 +941,7 @@ INLINE I pick(const Table &table, F bucket, F magic, I side) {
     __m256i down = _mm256_permutevar8x32_epi32(words[1], (__m256i)bits(bucket));
     return (I)_mm256_blendv_ps((__m256)up, (__m256)down, (__m256)side);
 #else
-    I out = bits(bucket) - bits(magic), up = I{} + table.word[UP], down = I{} + table.word[DOWN];
+    I out = bits(bucket) & 7, up = I{} + table.word[UP], down = I{} + table.word[DOWN];
     for (int i = 1; i < 8; i++) {
         I beyond_it = out >= i;
         up ^= beyond_it & (table.word[UP + i] ^ table.word[UP + i - 1]);
@@ -940,7 +958,7 @@ INLINE I nearest_level(F x) {
     const F magic = all(16 * MAGIC);
     x = lesser(x, all(half_way(14) + 1)); // NaN too
     F bucket = lesser(magnitude(x) + magic, magic + 112.f);
-    I below = x < (F)pick(HALF_WAYS, bucket, magic, bits(x));
+    I below = x < (F)pick(HALF_WAYS, bucket, bits(x));
     return ((bits(bucket) & 7) ^ (bits(x) >> 31)) + below + 9;
 #else
     I level = I{} + 15;
@@ -988,12 +1006,12 @@ __attribute__((noinline)) F fit_uneven(const F *x, const F *w) {
     for (int i = 0; i < 32; i++) {
         F bucket = lesser(magnitude(x[i]) * outward + MAGIC, all(MAGIC + 7));
         I side = bits(x[i]) ^ bits(max); // its sign, were the largest put on 127
-        I word = pick(STEPS, bucket, all(MAGIC), side);
+        I word = pick(STEPS, bucket, side);
         F at = (F)(word & (int32_t)0xffff0000), half = (F)((U)word << 16);
         F l = choose(iscale * x[i] < at, at - half, at + half), wl = w[i] * l;
         lx += wl * x[i];
         l2 += wl * l;
-        word = pick(STEPS, bucket, all(MAGIC), ~side);
+        word = pick(STEPS, bucket, ~side);
         at = (F)(word & (int32_t)0xffff0000), half = (F)((U)word << 16);
         both.at[i] = at;
         for (int below = 0; below < 2; below++) {
@@ -1118,10 +1136,39 @@ struct Lanes {
     int count;
 };
 
+// 4 values of every row.
+INLINE void transpose4(const float *const *rows, int64_t i, F *columns) {
+#if defined(ZMM) || defined(YMM) || defined(XMM)
+    F v[4];
+    for (int r = 0; r < 4; r++) {
+        const float *const *row = rows + r;
+#if defined(ZMM)
+        __m512 each = _mm512_castps128_ps512(_mm_loadu_ps(row[0] + i));
+        each = _mm512_insertf32x4(each, _mm_loadu_ps(row[4] + i), 1);
+        each = _mm512_insertf32x4(each, _mm_loadu_ps(row[8] + i), 2);
+        v[r] = (F)_mm512_insertf32x4(each, _mm_loadu_ps(row[12] + i), 3);
+#elif defined(YMM)
+        __m256 each = _mm256_castps128_ps256(_mm_loadu_ps(row[0] + i));
+        v[r] = (F)_mm256_insertf128_ps(each, _mm_loadu_ps(row[4] + i), 1);
+#else
+        v[r] = (F)_mm_loadu_ps(row[0] + i);
+#endif
+    }
+    // 4 by 4 within every 128 bits
+    F a = low_pairs(v[0], v[1]), b = high_pairs(v[0], v[1]);
+    F c = low_pairs(v[2], v[3]), d = high_pairs(v[2], v[3]);
+    columns[0] = low_halves(a, c);
+    columns[1] = high_halves(a, c);
+    columns[2] = low_halves(b, d);
+    columns[3] = high_halves(b, d);
+#else
+    for (int k = 0; k < 4; k++)
+        for (int lane = 0; lane < W; lane++) ((float *)(columns + k))[lane] = rows[lane][i + k];
+#endif
+}
+
 void transpose(const float *const *rows, int count, F *columns) {
-    float *to = (float *)columns;
-    for (int lane = 0; lane < W; lane++)
-        for (int i = 0; i < count; i++) to[i * W + lane] = rows[lane][i];
+    for (int i = 0; i < count; i += 4) transpose4(rows, i, columns + i);
 }
 
 void run(const Kind &kind, Batch &batch, Lanes &lanes) {
@@ -1135,11 +1182,15 @@ void run(const Kind &kind, Batch &batch, Lanes &lanes) {
     if (batch.weighted) transpose(lanes.importance, kind.block, batch.importance);
     memcpy(&batch.sigma2, lanes.sigma2, sizeof lanes.sigma2);
     kind.quantize(batch);
-    const int words = (kind.nbytes + 3) / 4;
+    const int words = kind.nbytes / 4;
     for (int lane = 0; lane < lanes.count; lane++) {
-        uint32_t block[56];
-        for (int i = 0; i < words; i++) block[i] = (uint32_t)batch.words[i][lane];
-        memcpy(lanes.y[lane], block, kind.nbytes);
+        unsigned char *y = lanes.y[lane];
+        for (int i = 0; i < words; i++, y += 4) {
+            int32_t word = batch.words[i][lane];
+            memcpy(y, &word, 4);
+        }
+        int16_t rest = (int16_t)batch.words[words][lane]; // no block's bytes are odd in number
+        if (kind.nbytes % 4) memcpy(y, &rest, 2);
     }
     lanes.count = 0;
 }
@@ -1162,20 +1213,16 @@ bool is_usual(const float *importance, int64_t count) {
     return is_finite(importance, count);
 }
 
-constexpr int AHEAD = 8; // rows summed side by side, so that one's sum fills another's waiting
-
-// The mean square of each of up to AHEAD rows that lie behind each other, as ggml sums it.
+// The mean squares of up to W rows that lie behind each other, a lane summing one as ggml does.
 void mean_squares(const float *x, int64_t count, int64_t n_per_row, float *means) {
-    float sums[AHEAD] = {};
-    if (count < AHEAD)
-        for (int64_t r = 0; r < count; r++)
-            for (int64_t i = 0; i < n_per_row; i++)
-                sums[r] += x[r * n_per_row + i] * x[r * n_per_row + i];
-    else
-        for (int64_t i = 0; i < n_per_row; i++)
-            for (int r = 0; r < AHEAD; r++)
-                sums[r] += x[r * n_per_row + i] * x[r * n_per_row + i];
-    for (int r = 0; r < AHEAD; r++) means[r] = sums[r] / n_per_row;
+    const float *rows[W];
+    for (int64_t r = 0; r < W; r++) rows[r] = x + (r < count ? r : 0) * n_per_row;
+    F sum{}, columns[4];
+    for (int64_t i = 0; i < n_per_row; i += 4) {
+        transpose4(rows, i, columns);
+        for (int k = 0; k < 4; k++) sum += columns[k] * columns[k];
+    }
+    for (int r = 0; r < W; r++) means[r] = sum[r] / n_per_row;
 }
 
 } // namespace
@@ -1197,12 +1244,12 @@ extern "C" size_t KQ_ENTRY(quantize_chunk *ggml, int type, const float *src, voi
     // What one value can change: its block, or in Q4_0 its row.
     const int64_t span = type == Q4_0 ? n_per_row : kind->block, spans = nrows * n_per_row / span;
     const int64_t span_nbytes = span / kind->block * kind->nbytes;
-    float sigma2[AHEAD] = {};
+    float sigma2[W] = {};
     int64_t column = 0;
     for (int64_t i = 0; i < spans; i++, x += span, y += span_nbytes) {
         const int64_t left = spans - i;
-        if (type == Q4_0 && i % AHEAD == 0)
-            mean_squares(x, left < AHEAD ? left : AHEAD, n_per_row, sigma2);
+        if (type == Q4_0 && i % W == 0)
+            mean_squares(x, left < W ? left : W, n_per_row, sigma2);
         const float *importance = imatrix ? imatrix + column : nullptr;
         column = column + span < n_per_row ? column + span : 0;
         if (!is_finite(x, span)) {
@@ -1214,7 +1261,7 @@ extern "C" size_t KQ_ENTRY(quantize_chunk *ggml, int type, const float *src, voi
             lanes.x[lane] = x + j * kind->block;
             lanes.importance[lane] = importance ? importance + j * kind->block : nullptr;
             lanes.y[lane] = y + j * kind->nbytes;
-            lanes.sigma2[lane] = sigma2[i % AHEAD];
+            lanes.sigma2[lane] = sigma2[i % W];
             if (lanes.count == W) run(*kind, batch, lanes);
         }
     }
