@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     Kind: TypeAlias = Callable[[Generator, int, int], Rows]
 
 EXPONENT = 0x7F800000  # all of its bits are set in what is not finite
-# Between the levels of IQ4, and where its search puts the largest value of 32.
+# Between the levels of IQ4, and the range of where its search puts the largest value of 32.
 HALF_WAYS = (-115.5, -93.5, -74, -57, -42, -28.5, -16, -4.5, 7, 19, 31.5, 45.5, 61, 79, 101)
-LARGEST = (120, 135)
+PLACES = (-134, -119)
+FIRST_PLACE = 127
 
 
 def kinds() -> dict[str, Kind]:
     """Every kind by name: (generator, rows, values per row) → rows, infinite here and there."""
-    return {**spreads(), **patterns(), **ties()}
+    return {**ties(), **spreads(), **patterns()}
 
 
 def rows_of(kind: Kind, generator: Generator, count: int, n_per_row: int) -> Rows:
@@ -125,10 +126,13 @@ def ties() -> dict[str, Kind]:
         return np.asarray(g.choice([-1, 1], (n, k)) * 2.0 ** g.integers(-9, 9, (n, k)))
 
     def half_ways(g: Generator, n: int, k: int) -> Rows:
+        blocks = (n, -(-k // 32))
+        place = np.where(chance(g, blocks, 0.5), FIRST_PLACE, g.integers(*PLACES, blocks))
+        unit = normal(g, *blocks) / place
+        place, unit = place.repeat(32, axis=1)[:, :k], unit.repeat(32, axis=1)[:, :k]
         values = g.choice(HALF_WAYS, (n, k)) * (1 + g.integers(-1, 2, (n, k)) * 2.0**-23)
-        largest = g.choice([-1, 1], (n, k)) * g.integers(*LARGEST, (n, k))
-        is_first = np.arange(k) % 32 == g.integers(0, 32, (n, 1))
-        return np.asarray(np.where(is_first, largest, values) * 2.0 ** g.integers(-40, 40, (n, 1)))
+        is_largest = np.arange(k) % 32 == g.integers(0, 32, (n, 1))
+        return np.asarray(np.where(is_largest, place, values) * unit)
 
     return {
         "ternary": lambda g, n, k: g.choice([-1.0, 0.0, 1.0], (n, k)),

@@ -37,7 +37,8 @@ pytestmark = pytest.mark.llamacpp
 
 # values of each kind: 53 M for each K-quant in all, as many again for each way of the others
 MANY = int(os.environ.get("KQUANTS_VALUES", "390000"))
-IQ4 = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+LEVELS_OF_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+IQ4 = np.array(LEVELS_OF_IQ4, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +170,9 @@ def test_without_a_search_blocks_are_left_to_ggml(library):
 
 def nearest_levels(x):
     """As ggml finds them: by the distances to the levels below and above."""
-    above = np.searchsorted(IQ4, x, side="right").clip(1, 15)
-    low, high = IQ4[above - 1].astype(np.float32), IQ4[above].astype(np.float32)
     with np.errstate(invalid="ignore"):
+        above = np.searchsorted(IQ4, x, side="right").clip(1, 15)
+        low, high = IQ4[above - 1], IQ4[above]
         return np.where(np.isnan(x), 15, np.where(x - low < high - x, above - 1, above))
 
 
