@@ -76,6 +76,16 @@ int main(int, char **argv) {
 """
 
 
+# Before many copies of the source, each in a namespace: the headers take longer than it does.
+HEADERS = """
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+"""
+
 # The levels of IQ4 alone.
 LEVELS = r"""
 extern "C" void levels(const float *x, int32_t *found, int64_t count) {
@@ -87,6 +97,16 @@ extern "C" void levels(const float *x, int32_t *found, int64_t count) {
     }
 }
 """
+
+
+def mutated(source: str, mutants: list[tuple[str, str, str]]) -> str:
+    """The source with each of the errors, whose entries are mutant_0, mutant_1, ..."""
+    text = HEADERS
+    for at, (old, new, _) in enumerate(mutants):
+        assert old in source, old
+        text += f"#undef KQ_ENTRY\n#define KQ_ENTRY mutant_{at}\nnamespace of_{at} {{\n"
+        text += source.replace(old, new) + "}\n"
+    return text
 
 
 def compiled(source: str, target: Path, *flags: str, shared: bool = True) -> ctypes.CDLL | None:

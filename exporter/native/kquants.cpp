@@ -41,12 +41,6 @@ extern "C" const char *decant_kquants_variant() {
 
 #else
 
-#if defined(__x86_64__) || defined(__i386__)
-#include <immintrin.h>
-#endif
-
-namespace {
-
 #if !defined(KQ_LANES) && defined(__AVX512F__)
 #define KQ_LANES 16
 #elif !defined(KQ_LANES) && defined(__AVX2__)
@@ -62,6 +56,11 @@ namespace {
 #elif KQ_LANES == 4 && defined(__SSE2__)
 #define XMM
 #endif
+#if defined(ZMM) || defined(YMM) || defined(XMM)
+#include <immintrin.h>
+#endif
+
+namespace {
 
 constexpr int W = KQ_LANES;
 constexpr int N = 256; // values in a super-block
