@@ -1,4 +1,4 @@
-"""Quantizing alone, on one core: decant's K-quants against ggml's, by type and instructions.
+"""Quantizing alone, on one core: decant's own against ggml's, by type and instructions.
 
     python benchmarks/kquants.py [--runs N] [--write]
 
@@ -24,15 +24,16 @@ import numpy as np
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
-from exporter.kquants import CHUNK_ARGUMENTS, TYPES, quantized  # noqa: E402
+from exporter.kquants import CHUNK_ARGUMENTS, SEARCHED, TYPES, quantized, ways  # noqa: E402
 from exporter.quantize import Quantizer  # noqa: E402
 from exporter.toolchain import find_toolchain, host_facts, recipe  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "kquants.json"
 SHAPE = (256, 8192)  # 2 M weights
-AVX512 = {"Q4_K": 12.0, "Q5_K": 12.0, "Q6_K": 9.0}
-AVX2 = dict.fromkeys(AVX512, 8.0)
-LIMITS = {"avx512": AVX512, "avx2": AVX2}  # times ggml, without importance
+IQ4 = {"IQ4_NL": 40.0, "IQ4_XS": 40.0}
+AVX512 = {"Q4_K": 12.0, "Q5_K": 12.0, "Q6_K": 9.0, "Q4_0": 8.0, **IQ4}
+AVX2 = {"Q4_K": 8.0, "Q5_K": 8.0, "Q6_K": 8.0, "Q4_0": 8.0, **IQ4}
+LIMITS = {"avx512": AVX512, "avx2": AVX2}  # times ggml, without importance where there is a search
 
 
 def variants(ggml: Any) -> dict[str, Callable[..., int]]:
@@ -54,19 +55,19 @@ def bound(library: ctypes.CDLL, name: str, ggml: Any) -> Callable[..., int]:
 
 def measure(runs: int) -> list[dict[str, Any]]:
     ggml = Quantizer.load(find_toolchain()).library.ggml_quantize_chunk
-    ways = {"ggml": ggml, **variants(ggml)}
+    libraries = {"ggml": ggml, **variants(ggml)}
     generator = np.random.default_rng(0)
     rows = (0.02 * generator.standard_normal(SHAPE)).astype(np.float32)
     weights = (generator.standard_normal(SHAPE[1]) ** 2).astype(np.float32)
     results = []
     for kind in TYPES:
-        for importance in (None, weights):
-            seconds = dict.fromkeys(ways, float("inf"))
+        for importance in ways(kind, [weights]):
+            seconds = dict.fromkeys(libraries, float("inf"))
             want = quantized(ggml, kind, rows, importance)
-            for chunk in ways.values():
+            for chunk in libraries.values():
                 assert np.array_equal(quantized(chunk, kind, rows, importance), want)
             for _ in range(runs):
-                for name, chunk in ways.items():
+                for name, chunk in libraries.items():
                     began = time.process_time()
                     quantized(chunk, kind, rows, importance)
                     seconds[name] = min(seconds[name], time.process_time() - began)
@@ -88,7 +89,7 @@ def line(result: dict[str, Any]) -> str:
         f"{name} {speed / 1e6:6.1f} M/s ({result['times_ggml'][name]:5.2f} ×)"
         for name, speed in result["weights_per_s"].items()
     )
-    return f"{title:14} " + "  ".join(cells)
+    return f"{title:15} " + "  ".join(cells)
 
 
 def missed(results: list[dict[str, Any]]) -> list[str]:
@@ -98,7 +99,8 @@ def missed(results: list[dict[str, Any]]) -> list[str]:
         for result in results
         for name, limits in LIMITS.items()
         for limit in [limits.get(result["type"], 0.0)]
-        if not result["imatrix"] and result["times_ggml"].get(name, limit) < limit
+        if result["imatrix"] == (result["type"] not in SEARCHED)
+        if result["times_ggml"].get(name, limit) < limit
     ]
 
 
