@@ -970,8 +970,8 @@ INLINE I nearest_level(F x) {
 // -127 - 7 ... -127 + 7. The latter lie so close that a value takes at most one step among all of
 // them: its two levels, and their parts of the sums, are found once.
 struct Uneven {
-    F at[32];                  // where the step is
-    F lx[2][32], l2[2][32];    // the value's part of both sums above the step and below
+    F at[32];               // where the step is
+    F lx[2][32], l2[2][32]; // the value's part of both sums above the step and below
 };
 
 template <int TRIED>
