@@ -35,7 +35,7 @@ from tests.kquants import LEVELS, MAIN, MUTANTS, compiled, mutated
 
 pytestmark = pytest.mark.llamacpp
 
-# values of each kind: 50 M for each K-quant in all, and for each way of the others
+# values of each kind for each type, with and without an imatrix: 50 M in all
 MANY = int(os.environ.get("KQUANTS_VALUES", "366000"))
 LEVELS_OF_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 IQ4 = np.array(LEVELS_OF_IQ4, np.float32)
@@ -87,9 +87,8 @@ def test_every_variant_gives_ggmls_bytes(values, variants, ggml):
         rows = rows_of(kinds()[values], generator, 4 * count, n_per_row)
         vectors = importances(generator, n_per_row)
         for kind in TYPES:
-            for at, weights in enumerate(ways(kind, vectors)):
-                part = rows if weights is None else np.array_split(rows, 3)[at % 3]
-                part = rows[:count] if kind.name.endswith("_K") else part
+            found = list(ways(kind, vectors))
+            for part, weights in zip(np.array_split(rows, len(found)), found, strict=True):
                 width = n_per_row * kind.block // 256
                 vector = None if weights is None else weights[:width]
                 jobs.append((variants, ggml, kind, part.reshape(-1, width), vector))
