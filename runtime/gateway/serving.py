@@ -69,8 +69,10 @@ class Protocol(H11Protocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.deadline is not None:
-            self.deadline.cancel()
+        # uvicorn's own timer would hold all that belongs to a connection that was reset
+        for timer in (self.deadline, self.timeout_keep_alive_task):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
 

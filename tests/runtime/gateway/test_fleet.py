@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import select
 import socket
+import struct
 import time
 from dataclasses import replace
 
@@ -22,10 +25,12 @@ from runtime.gateway.errors import ApiError
 from runtime.gateway.fleet import Child, Fleet
 from runtime.gateway.gateway import Gateway
 from runtime.gateway.planning import Key, planned
-from runtime.gateway.serving import listening, serve
+from runtime.gateway.serving import Protocol, listening, serve
 from runtime.gateway.settings import Settings
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def test_the_longest_unused_makes_room_and_never_a_busy_one(
@@ -96,8 +101,7 @@ def test_heads_that_do_not_come_are_not_waited_for(pirate, toolchain):
                 pass
             ended[name] = time.monotonic() - began
 
-    whole = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    texts = {"nothing": (b"", b""), "half": (b"", whole[:20]), "second": (whole, whole[:20])}
+    texts = {"nothing": (b"", b""), "half": (b"", LIVEZ[:20]), "second": (LIVEZ, LIVEZ[:20])}
 
     async def run() -> None:
         with listening("127.0.0.1", 0) as listener:
@@ -112,6 +116,38 @@ def test_heads_that_do_not_come_are_not_waited_for(pirate, toolchain):
     asyncio.run(run())
     assert set(ended) == set(texts)
     assert max(ended.values()) < 5
+
+
+def test_a_connection_that_was_reset_leaves_nothing_in_memory(pirate, toolchain):
+    """Its client asked, and left without having read the answer."""
+    settings = Settings()
+    gateway = Gateway(settings, Catalog([open_model(pirate)]), Fleet(settings, toolchain))
+
+    def reset(port: int) -> None:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", port))) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(LIVEZ)
+            assert select.select([connection], [], [], 5)[0]
+
+    def connections() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), Protocol) for one in gc.get_objects())
+
+    async def run() -> None:
+        with listening("127.0.0.1", 0) as listener:
+            port = listener.getsockname()[1]
+            work = asyncio.ensure_future(serve(gateway, build_app(gateway), listener, None))
+            await asyncio.sleep(0.2)
+            for _ in range(20):
+                await asyncio.to_thread(reset, port)
+            await asyncio.sleep(0.2)
+            left.append(connections())
+            work.cancel()
+            await asyncio.wait({work})
+
+    left: list[int] = []
+    asyncio.run(run())
+    assert left == [0]
 
 
 def test_scales_that_clients_choose_leave_no_end_of_children(pirate, toolchain):
