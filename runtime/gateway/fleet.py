@@ -24,7 +24,7 @@ from runtime.rpc import WorkerFacts, preflight
 
 WATCH_S = 0.1  # between looks at whether a child lives
 BACKOFF_S = (0.2, 1, 2, 5, 10, 30)
-HEALTHY_S = 60  # a child that lived so long is not in a loop of crashes
+HEALTHY_S = 10  # a child that lived so long is not in a loop of crashes
 PATIENCE_S = 5  # a request waits so long for a restart, else it is told to come again
 VOICED_MAX = 3  # unused children that serve one scale of an adapter
 State = Literal["unloaded", "loading", "loaded", "failed"]
