@@ -22,9 +22,6 @@ KEPT_VARIABLES = (
     "PATH", "HOME", "TMPDIR", "LANG", "LC_", "TZ", "LD_LIBRARY_PATH", "DYLD_",
     "CUDA_", "NVIDIA_", "VK_", "GGML_", "OMP_", "GOMP_",
 )  # fmt: skip
-SPINS = {"GOMP_SPINCOUNT": "10000"}
-"""How often a thread that waits for the others looks before it sleeps: some 0.1 ms. libgomp's own
-300,000 keep a core from the very thread that is waited for, where another process is busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,5 +211,4 @@ def scrubbed(env: Mapping[str, str]) -> dict[str, str]:
 
     Every flag of llama-server also has a variable: a stray LLAMA_ARG_TOOLS=all opens a shell.
     """
-    kept = {name: value for name, value in env.items() if name.startswith(KEPT_VARIABLES)}
-    return kept if "OMP_WAIT_POLICY" in kept else SPINS | kept
+    return {name: value for name, value in env.items() if name.startswith(KEPT_VARIABLES)}
