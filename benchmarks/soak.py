@@ -79,7 +79,7 @@ def main() -> None:
     if asked.write:
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     leaks = soak.last["fds"] > soak.first["fds"] + 8 or soak.last["children"] > 2
-    grown = soak.last["rss"] > soak.first["rss"] + 16 * MIB
+    grown = soak.last["rss"] > soak.first["rss"] + 4 * MIB
     sys.exit(bool(soak.wrong or leaks or grown))
 
 

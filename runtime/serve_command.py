@@ -16,6 +16,7 @@ from exporter.cli.options import json_option, offline_option, quiet_option, stor
 from exporter.cli.render import print_json, reporting
 from exporter.core.errors import InputError, ModelError
 from exporter.core.events import Report
+from exporter.core.machine import give_back_large_blocks
 from exporter.store import find_model
 from exporter.toolchain import find_toolchain
 from runtime.adapters import Adapter, bring_adapters, check_adapter
@@ -255,12 +256,13 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     from runtime.gateway.fleet import Fleet
     from runtime.gateway.gateway import Gateway
     from runtime.gateway.journal import Lines, Table
-    from runtime.gateway.serving import Tls, allow_many_files, listening, url_of
+    from runtime.gateway.serving import LARGE_BLOCK, Tls, allow_many_files, listening, url_of
     from runtime.gateway.serving import serve as serving
     from runtime.gateway.static import page_routes
 
     toolchain = find_toolchain()
     allow_many_files()
+    give_back_large_blocks(LARGE_BLOCK)
     journal = Table() if sys.stderr.isatty() and not options.quiet else Lines()
     if settings.rpc is not None:
         preflight(settings.rpc, toolchain, report=journal.event)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 M_MMAP_THRESHOLD = -3  # malloc.h
-LARGE_BLOCK = 8 << 20  # bytes
+LARGE_BLOCK = 8 << 20  # bytes; matrices are
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 CPU_MAX = CGROUP / "cpu.max"
@@ -89,11 +89,11 @@ def memory_nbytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def give_back_large_blocks() -> None:
-    """Have glibc return blocks of 8 MiB and more to the system as soon as they are freed.
+def give_back_large_blocks(large_nbytes: int = LARGE_BLOCK) -> None:
+    """Have glibc return blocks of so many bytes and more to the system as soon as they are freed.
 
-    By itself it begins, when the first of 32 MiB is freed, to keep all smaller ones, and a
+    By itself it begins, when the first of up to 32 MiB is freed, to keep all smaller ones, and a
     process that handles matrices one by one grows by a few of them. Other systems are left alone.
     """
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, large_nbytes)

@@ -112,7 +112,7 @@ class Fleet:
         if self.is_closed:
             raise unavailable("the server is shutting down", retry_after=5)
         wait_s = child.retry_at - self.clock()
-        if child.starting is None and wait_s > PATIENCE_S:
+        if wait_s > PATIENCE_S:
             raise self.failure(child)
         if child.starting is None:
             child.starting = self.spawn(self.start(child, max(0.0, wait_s)))
@@ -261,11 +261,13 @@ class Fleet:
             child.crashes = 0
         child.gate.close()
         was_wanted = bool(child.users)
-        self.note_end(child, error)  # those who wait go on doing so
+        self.note_end(child, error)
+        wait_s = max(0.0, child.retry_at - self.clock())
+        if wait_s > PATIENCE_S:  # else those who wait go on doing so
+            child.gate.refuse_all(self.failure(child))
         await asyncio.get_running_loop().run_in_executor(None, server.stop)
         child.restarts += 1
         if was_wanted and not self.is_closed and child.starting is None:
-            wait_s = max(0.0, child.retry_at - self.clock())
             child.starting = self.spawn(self.start(child, wait_s))
 
     async def stop(self, child: Child) -> None:
@@ -298,15 +300,15 @@ class Fleet:
         """Stop all children, also those that are just being loaded."""
         self.is_closed = True
         for child in self.children.values():
-            if child.state == "loading" and child.server and child.server.process:
+            if child.state != "loading":
+                if child.starting is not None:  # it waits for its time
+                    child.starting.cancel()
+            elif child.server and child.server.process:
                 with suppress(ProcessLookupError):
                     child.server.process.terminate()
         await asyncio.gather(*(self.stop(c) for c in self.children.values() if c.state == "loaded"))
-        starting: Sequence[asyncio.Task[None]] = [
-            child.starting for child in self.children.values() if child.starting
-        ]
-        if starting:
-            await asyncio.wait(starting, timeout=5)
+        if self.tasks:  # those that load or bury
+            await asyncio.wait(self.tasks, timeout=5)
 
 
 def key_of(named: Named, role: Role) -> Key:

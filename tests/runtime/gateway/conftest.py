@@ -80,6 +80,9 @@ class Served:
                 total += float(line.rpartition(" ")[2])
         return total
 
+    def wait_until_ready(self) -> None:
+        assert until(lambda: self.get("/readyz")[0] == 200)
+
     def children(self) -> list[int]:
         """The engines' process numbers."""
         return children_of(self.process.pid)
@@ -151,5 +154,5 @@ def voices(demo_base, pirate_lora, liar_lora) -> tuple[object, ...]:
 def served(voices, tmp_path_factory) -> Iterator[Served]:
     """A gateway over the demo's base and two adapters, with four slots. Leave it as it was."""
     with serving(tmp_path_factory.mktemp("served"), *voices, "--parallel", "4") as found:
-        assert until(lambda: found.get("/readyz")[0] == 200)
+        found.wait_until_ready()
         yield found

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from runtime.gateway.errors import form_of
-from tests.runtime.gateway.conftest import Served, serving, until
+from tests.runtime.gateway.conftest import Served, serving
 from tests.runtime.gateway.paths import asked_of_models
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
@@ -116,7 +116,7 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 def gateway(pirate, tmp_path_factory) -> Iterator[Served]:
     arguments = (pirate, "--parallel", "2", "--ctx", "512", "--threads", "1")
     with serving(tmp_path_factory.mktemp("bad"), *arguments) as found:
-        assert until(lambda: found.get("/readyz")[0] == 200)
+        found.wait_until_ready()
         yield found
 
 

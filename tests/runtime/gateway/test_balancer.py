@@ -136,7 +136,8 @@ def starter(folder: Path, demo_base: Path):
 def two_of(start):
     """Two gateways that are ready."""
     with start() as one, start() as two:
-        assert all(until(lambda it=it: it.get("/readyz")[0] == 200) for it in (one, two))
+        one.wait_until_ready()
+        two.wait_until_ready()
         yield one, two
 
 

@@ -22,7 +22,7 @@ from runtime.repl.files import read_image
 from tests.architectures import make_architecture
 from tests.raw import edit_json
 from tests.runtime.conftest import PROMPTS
-from tests.runtime.gateway.conftest import Served, serving, until
+from tests.runtime.gateway.conftest import Served, serving
 from tests.runtime.test_images import make_png
 from tests.tiny import make_tokenizer
 from tests.tiny_t5 import make_t5
@@ -77,7 +77,7 @@ def gateway(voices, tmp_path_factory) -> Iterator[Served]:
     (folder / "key").write_text(KEY)
     (folder / "key").chmod(0o600)
     with serving(folder, *voices, "--parallel", "2", "--api-key-file", folder / "key") as found:
-        assert until(lambda: found.get("/readyz")[0] == 200)
+        found.wait_until_ready()
         yield found
 
 

@@ -71,6 +71,40 @@ def test_the_longest_unused_makes_room_and_never_a_busy_one(
     assert size_text(need)
 
 
+def test_nobody_waits_long_for_what_dies_again_and_again(pirate, toolchain):
+    """Neither those who wait when it dies once more, nor those who come then."""
+    settings = Settings(parallel=1, context=256)
+    catalog = Catalog([open_model(pirate)])
+    fleet = Fleet(settings, toolchain)
+    named = next(iter(catalog))
+
+    async def run() -> None:
+        async with fleet.using(named) as child:
+            child.crashes = 4  # the next start is 10 s away
+            await child.gate.admit((), "one")
+            waiting = asyncio.ensure_future(child.gate.admit((), "two"))
+            await asyncio.sleep(0)
+            began = time.monotonic()
+            child.server.process.kill()
+            with pytest.raises(ApiError) as told:
+                await waiting
+            refusals.append(told.value)
+            while child.starting is None:
+                await asyncio.sleep(0.01)
+            with pytest.raises(ApiError) as told:
+                await fleet.loaded(child)
+            refusals.append(told.value)
+            took.append(time.monotonic() - began)
+        await fleet.close()
+
+    refusals: list[ApiError] = []
+    took: list[float] = []
+    asyncio.run(run())
+    assert [error.status for error in refusals] == [503, 503]
+    assert all(9 <= error.retry_after <= 11 for error in refusals)
+    assert took[0] < 5
+
+
 def test_slots_are_as_many_as_memory_allows(pirate, toolchain, monkeypatch):
     model = open_model(pirate)
     one = planned(Key("x"), model, Settings(parallel=1), toolchain).fit.need.total

@@ -19,7 +19,7 @@ def isolated(voices, tmp_path_factory) -> Iterator[Served]:
     """A gateway whose processes have one slot each."""
     folder = tmp_path_factory.mktemp("isolated")
     with serving(folder, *voices, "--isolate", "--parallel", 1) as found:
-        assert until(lambda: found.get("/readyz")[0] == 200)
+        found.wait_until_ready()
         yield found
 
 

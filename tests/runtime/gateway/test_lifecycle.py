@@ -28,7 +28,7 @@ def ending(endless, tmp_path):
     """A gateway over a model that never stops, which grants two seconds at its end."""
     arguments = (endless, "--parallel", 2, "--ctx", 16384, "--grace", f"{GRACE_S}s")
     with serving(tmp_path, *arguments) as found:
-        assert until(lambda: found.get("/readyz")[0] == 200)
+        found.wait_until_ready()
         yield found
 
 

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from runtime.gateway.openapi import document
-from tests.runtime.gateway.conftest import Served, serving, until
+from tests.runtime.gateway.conftest import Served, serving
 from tests.runtime.gateway.paths import ALIASES, NOT_DONE, served_paths
 
 SAID = (501, 503)
@@ -45,7 +45,7 @@ def cases(operation: Any) -> st.SearchStrategy[Any]:
 def gateway(pirate, tmp_path_factory) -> Iterator[Served]:
     arguments = (pirate, "--parallel", "2", "--ctx", "512", "--threads", "1")
     with serving(tmp_path_factory.mktemp("schema"), *arguments) as found:
-        assert until(lambda: found.get("/readyz")[0] == 200)
+        found.wait_until_ready()
         yield found
 
 

@@ -130,7 +130,7 @@ def slow(endless, tmp_path_factory) -> Iterator[Served]:
     """A gateway over a model that never stops, with one slot and a queue of two."""
     arguments = (endless, "--parallel", 1, "--ctx", 16384, "--max-queue", 2)
     with serving(tmp_path_factory.mktemp("slow"), *arguments) as found:
-        assert until(lambda: found.get("/readyz")[0] == 200)
+        found.wait_until_ready()
         yield found
 
 
@@ -159,7 +159,7 @@ def double(endless, tmp_path_factory) -> Iterator[Served]:
     """A gateway over a model that never stops, with two slots."""
     arguments = (endless, "--parallel", 2, "--ctx", 16384)
     with serving(tmp_path_factory.mktemp("double"), *arguments) as found:
-        assert until(lambda: found.get("/readyz")[0] == 200)
+        found.wait_until_ready()
         yield found
 
 

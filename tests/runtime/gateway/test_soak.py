@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests.runtime.conftest import PROMPTS
-from tests.runtime.gateway.conftest import serving
+from tests.runtime.gateway.conftest import serving, until
 from tests.runtime.gateway.soak import Soak
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.faults]
@@ -13,6 +15,20 @@ pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.faults]
 SECONDS, SLOTS = 15, 4
 MODELS = ("base", "base:pirate", "base:liar")
 MIB = 1 << 20
+ASK_GLIBC = """
+import ctypes, signal
+
+def tell(*_):
+    fields = [(f"field{n}", ctypes.c_size_t) for n in range(10)]
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": fields})
+    bytes(4 << 20)  # freed at once: glibc would now keep all that are smaller
+    before = libc.mallinfo2().field3  # how many blocks are mapped
+    blocks = [bytes(256 << 10) for _ in range(40)]  # some find a place that is there already
+    print(libc.mallinfo2().field3 - before, file=open("PLACE", "w"))
+
+signal.signal(signal.SIGUSR1, tell)
+"""
 
 
 def test_nothing_is_lost_or_left_behind(voices, tmp_path):
@@ -29,3 +45,14 @@ def test_nothing_is_lost_or_left_behind(voices, tmp_path):
     assert soak.last["children"] <= 2  # with the one for /v1/messages
     assert soak.last["fds"] <= soak.first["fds"] + 4
     assert soak.last["rss"] <= soak.first["rss"] + 8 * MIB
+
+
+def test_what_is_read_into_is_no_part_of_the_heap(voices, tmp_path):
+    """It would split it, request by request."""
+    place = tmp_path / "told"
+    (tmp_path / "sitecustomize.py").write_text(ASK_GLIBC.replace("PLACE", str(place)))
+    with serving(tmp_path, *voices, env={"PYTHONPATH": str(tmp_path)}) as served:
+        served.process.send_signal(signal.SIGUSR1)
+
+        assert until(lambda: place.exists() and place.read_text())
+        assert int(place.read_text()) > 20
