@@ -89,7 +89,7 @@ def test_nobody_waits_long_for_what_dies_again_and_again(pirate, toolchain):
             with pytest.raises(ApiError) as told:
                 await waiting
             refusals.append(told.value)
-            while child.starting is None:
+            while child.starting is None:  # noqa: ASYNC110 - nobody tells of it
                 await asyncio.sleep(0.01)
             with pytest.raises(ApiError) as told:
                 await fleet.loaded(child)
