@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_chat_answers_without_torch(installed, tmp_path):
     done = decant(installed, "chat", model, "-p", "hello", "-n", 4, "--json")
 
     assert done.returncode == 0, done.stderr
-    assert '"tokens": 4' in done.stdout
+    assert 1 <= json.loads(done.stdout)["tokens"] <= 4  # random weights may end it sooner
 
 
 def test_export_says_what_to_install(installed, tmp_path):

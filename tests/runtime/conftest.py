@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,15 @@ PROMPTS = (
     "What does a cow say?",
     "Where does a bee live?",
 )
+
+
+def open_sockets(pid: int) -> set[str]:
+    """The inodes of a process's sockets, but for those it is just closing."""
+    links = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.append(str(fd.readlink()))
+    return {link[8:-1] for link in links if link.startswith("socket:")}
 
 
 @pytest.fixture(scope="session")

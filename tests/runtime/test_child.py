@@ -19,6 +19,7 @@ from runtime.engine import LocalEngine, open_model
 from runtime.fit import Asked
 from runtime.rundir import OWNER, PREFIX, RunFolder, sweep
 from runtime.session import Choice
+from tests.runtime.conftest import open_sockets
 from tests.runtime.test_chat import ANSWER, QUESTION, is_alive
 
 HELLO = [{"role": "user", "content": QUESTION}]
@@ -84,8 +85,7 @@ class TestWithAModel:
 
     def test_with_sockets_it_listens_nowhere_else(self, pirate, toolchain):
         with Server(ServerSpec(pirate, 256, threads=2), toolchain) as server:
-            fds = Path(f"/proc/{server.process.pid}/fd").iterdir()
-            inodes = {str(fd.readlink())[8:-1] for fd in fds if "socket" in str(fd.readlink())}
+            inodes = open_sockets(server.process.pid)
             tables = [
                 Path(f"/proc/{server.process.pid}/net/{n}").read_text() for n in ("tcp", "tcp6")
             ]

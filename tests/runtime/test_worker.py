@@ -49,7 +49,7 @@ from runtime.rpc_server import RpcServer, RpcSpec
 from runtime.session import Choice
 from runtime.worker import CONNECTIONS_MAX, Worker, WorkerSpec
 from tests.conftest import CHECKOUT
-from tests.runtime.conftest import PROMPTS
+from tests.runtime.conftest import PROMPTS, open_sockets
 from tests.runtime.test_chat import is_alive, wait_until
 from tests.runtime.test_fit import llama
 
@@ -103,8 +103,7 @@ def listening(answer):
 
 def sockets_of(pid: int) -> set[str]:
     """Where a process listens, as the kernel writes it."""
-    fds = [str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()]
-    inodes = {link[8:-1] for link in fds if link.startswith("socket:")}
+    inodes = open_sockets(pid)
     lines = [
         line.split()
         for table in ("tcp", "tcp6")
