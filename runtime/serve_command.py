@@ -256,13 +256,13 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     from runtime.gateway.fleet import Fleet
     from runtime.gateway.gateway import Gateway
     from runtime.gateway.journal import Lines, Table
-    from runtime.gateway.serving import LARGE_BLOCK, Tls, allow_many_files, listening, url_of
+    from runtime.gateway.serving import READ_BLOCK, Tls, allow_many_files, listening, url_of
     from runtime.gateway.serving import serve as serving
     from runtime.gateway.static import page_routes
 
     toolchain = find_toolchain()
     allow_many_files()
-    give_back_large_blocks(LARGE_BLOCK)
+    give_back_large_blocks(READ_BLOCK)
     journal = Table() if sys.stderr.isatty() and not options.quiet else Lines()
     if settings.rpc is not None:
         preflight(settings.rpc, toolchain, report=journal.event)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 M_MMAP_THRESHOLD = -3  # malloc.h
-LARGE_BLOCK = 8 << 20  # bytes; matrices are
+LARGE_BLOCK = 8 << 20  # bytes: a matrix
 CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 CPU_MAX = CGROUP / "cpu.max"

@@ -111,18 +111,21 @@ class Fleet:
             return
         if self.is_closed:
             raise unavailable("the server is shutting down", retry_after=5)
-        wait_s = child.retry_at - self.clock()
-        if wait_s > PATIENCE_S:
+        if self.backoff(child) > PATIENCE_S:
             raise self.failure(child)
         if child.starting is None:
-            child.starting = self.spawn(self.start(child, max(0.0, wait_s)))
+            child.starting = self.spawn(self.start(child))
         await asyncio.wait({child.starting})
         if not child.is_loaded:
             raise self.failure(child)
 
+    def backoff(self, child: Child) -> float:
+        """Seconds until it may be started again."""
+        return max(0.0, child.retry_at - self.clock())
+
     def failure(self, child: Child) -> ApiError:
         why = child.error.message.splitlines()[0] if child.error else "it was unloaded"
-        wait_s = max(1, int(child.retry_at - self.clock()) + 1)
+        wait_s = int(self.backoff(child)) + 1
         path = str(child.model.header.path)
         told = why.replace(f"`{path}`", child.name).replace(path, child.name)
         return unavailable(f"{child.name!r} cannot be loaded: {told}", retry_after=wait_s)
@@ -134,9 +137,9 @@ class Fleet:
         task.add_done_callback(self.tasks.discard)
         return task
 
-    async def start(self, child: Child, wait_s: float) -> None:
-        """Load the child; what fails is kept in it."""
-        await asyncio.sleep(wait_s)
+    async def start(self, child: Child) -> None:
+        """Load the child when it is time; what fails is kept in it."""
+        await asyncio.sleep(self.backoff(child))
         child.state, child.progress, child.error = "loading", 0, None
         try:
             await self.load(child)
@@ -262,13 +265,12 @@ class Fleet:
         child.gate.close()
         was_wanted = bool(child.users)
         self.note_end(child, error)
-        wait_s = max(0.0, child.retry_at - self.clock())
-        if wait_s > PATIENCE_S:  # else those who wait go on doing so
+        if self.backoff(child) > PATIENCE_S:  # else those who wait go on doing so
             child.gate.refuse_all(self.failure(child))
         await asyncio.get_running_loop().run_in_executor(None, server.stop)
         child.restarts += 1
         if was_wanted and not self.is_closed and child.starting is None:
-            child.starting = self.spawn(self.start(child, wait_s))
+            child.starting = self.spawn(self.start(child))
 
     async def stop(self, child: Child) -> None:
         """Unload; whoever asks for it loads it again."""
@@ -307,7 +309,7 @@ class Fleet:
                 with suppress(ProcessLookupError):
                     child.server.process.terminate()
         await asyncio.gather(*(self.stop(c) for c in self.children.values() if c.state == "loaded"))
-        if self.tasks:  # those that load or bury
+        if self.tasks:  # those that load, watch, bury or break off
             await asyncio.wait(self.tasks, timeout=5)
 
 

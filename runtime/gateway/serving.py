@@ -29,7 +29,7 @@ CUT_S = 2  # for answers that were cut to be said so
 TICK_S = 0.02
 CLOSE_S = 1  # for connections that only wait
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-LARGE_BLOCK = 128 << 10  # bytes
+READ_BLOCK = 128 << 10  # bytes
 """asyncio reads into 256 KiB and shrinks that to what came. On the heap every answer that is kept
 for a moment then splits the place of such a block: some 200 bytes lost a request."""
 
