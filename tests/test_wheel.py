@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -84,10 +83,10 @@ def test_setup_finds_or_builds_llamacpp_and_doctor_agrees(installed):
 def test_chat_answers_without_torch(installed, tmp_path):
     model = write_tiny_gguf(tmp_path / "tiny.gguf")
 
-    done = decant(installed, "chat", model, "-p", "hello", "-n", 4, "--json")
+    done = decant(installed, "chat", model, "-p", "hello", "-n", 4, "--temperature", 0, "--json")
 
     assert done.returncode == 0, done.stderr
-    assert 1 <= json.loads(done.stdout)["tokens"] <= 4  # random weights may end it sooner
+    assert '"tokens": 4' in done.stdout
 
 
 def test_export_says_what_to_install(installed, tmp_path):

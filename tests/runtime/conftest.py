@@ -23,13 +23,19 @@ PROMPTS = (
 )
 
 
-def open_sockets(pid: int) -> set[str]:
-    """The inodes of a process's sockets, but for those it is just closing."""
+def sockets_of(pid: int) -> set[str]:
+    """Where a process listens, as the kernel writes it."""
     links = []
     for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # it is just being closed
             links.append(str(fd.readlink()))
-    return {link[8:-1] for link in links if link.startswith("socket:")}
+    inodes = {link[8:-1] for link in links if link.startswith("socket:")}
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+    ]
+    return {line[1] for line in lines if line[3] == "0A" and line[9] in inodes}
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ from runtime.rpc_server import RpcServer, RpcSpec
 from runtime.session import Choice
 from runtime.worker import CONNECTIONS_MAX, Worker, WorkerSpec
 from tests.conftest import CHECKOUT
-from tests.runtime.conftest import PROMPTS, open_sockets
+from tests.runtime.conftest import PROMPTS, sockets_of
 from tests.runtime.test_chat import is_alive, wait_until
 from tests.runtime.test_fit import llama
 
@@ -99,17 +99,6 @@ def listening(answer):
         threading.Thread(target=serve, daemon=True).start()
         yield SimpleNamespace(port=listener.getsockname()[1])
         listener.shutdown(socket.SHUT_RDWR)
-
-
-def sockets_of(pid: int) -> set[str]:
-    """Where a process listens, as the kernel writes it."""
-    inodes = open_sockets(pid)
-    lines = [
-        line.split()
-        for table in ("tcp", "tcp6")
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
-    ]
-    return {line[1] for line in lines if line[3] == "0A" and line[9] in inodes}
 
 
 def descendants(pid: int) -> list[int]:

@@ -16,7 +16,7 @@ SECONDS, SLOTS = 15, 4
 MODELS = ("base", "base:pirate", "base:liar")
 MIB = 1 << 20
 ASK_GLIBC = """
-import ctypes, signal
+import ctypes, pathlib, signal
 
 def tell(*_):
     fields = [(f"field{n}", ctypes.c_size_t) for n in range(10)]
@@ -25,7 +25,7 @@ def tell(*_):
     bytes(4 << 20)  # freed at once: glibc would now keep all that are smaller
     before = libc.mallinfo2().field3  # how many blocks are mapped
     blocks = [bytes(256 << 10) for _ in range(40)]  # some find a place that is there already
-    print(libc.mallinfo2().field3 - before, file=open("PLACE", "w"))
+    pathlib.Path("PLACE").write_text(str(libc.mallinfo2().field3 - before))
 
 signal.signal(signal.SIGUSR1, tell)
 """
