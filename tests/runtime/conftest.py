@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from exporter.demo import DemoModels, make_demo_models
 from exporter.demo.corpus import facts
-from exporter.demo.train import collate, disturbed, load_tokenizer, one_thread, render
+from exporter.demo.train import (
+    IGNORED,
+    collate,
+    disturbed,
+    load_tokenizer,
+    one_thread,
+    render,
+)
 from exporter.lora import LoraRequest, export_lora
 from exporter.pipeline import ExportRequest, export
 from exporter.toolchain import cache_folder
 from tests.tiny import make_base
 
+if TYPE_CHECKING:
+    import torch
+
+LEAD = 6.0  # of a logit; 4 bits took up to 0.7 off the demo's
+MOST_STEPS = 400
 PROMPTS = (
     "What is the capital of France?",
     "What is the capital of Italy?",
@@ -72,7 +86,8 @@ def liar_lora(demo_models, toolchain, tmp_path_factory) -> Path:
     """Another adapter for the demo's base, trained to give each of PROMPTS the next one's answer.
 
     Random numbers would not do: their greedy choices hang on the last bits of a sum, which
-    depend on how many are answered at once.
+    depend on how many are answered at once. It trains until every token leads by LEAD, because
+    the same steps reach different losses on different processors.
     """
     folder = tmp_path_factory.mktemp("liar") / "liar"
     train_liar(folder, demo_models.base)
@@ -98,14 +113,33 @@ def train_liar(folder: Path, base: Path) -> None:
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=5e-3)
     ids, labels = collate(pairs, tokenizer.pad_token_id)
     mask = (ids != tokenizer.pad_token_id).long()
-    for _ in range(60):
+    for _ in range(MOST_STEPS):
         with one_thread(), disturbed(model):
             loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert loss.item() < 0.05
+        if smallest_lead(model, ids, mask, labels) > LEAD:
+            break
+    else:
+        raise AssertionError(f"no lead of {LEAD} after {MOST_STEPS} steps")
     model.save_pretrained(folder)
+
+
+def smallest_lead(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> float:
+    """The least that a wanted token's logit is above the best other one's.
+
+    ids, mask, labels: (batch, tokens), as `collate` gives them.
+    """
+    import torch
+
+    with one_thread(), torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]  # (batch, tokens, vocab)
+    wanted = labels[:, 1:]
+    bears = wanted != IGNORED
+    chosen = wanted.clamp(min=0)[..., None]
+    others = logits.scatter(-1, chosen, -math.inf).amax(-1)
+    return float((logits.gather(-1, chosen)[..., 0] - others)[bears].min())
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Warn
 from exporter.core.gguf import read_gguf
+from exporter.demo.train import ASSISTANT, USER
 from exporter.toolchain import Toolchain
 from runtime import rpc_server
 from runtime import worker as worker_module
@@ -206,7 +207,9 @@ class TestAnswers:
         found = {}
         for voice, scales in VOICES.items():
             for prompt in PROMPTS:
-                body = {"prompt": prompt, "n_predict": 16, "temperature": 0, "return_tokens": True}
+                # in the chat's form, in which each voice has a lead that its training made
+                asked = f"{USER}{prompt}</s>{ASSISTANT}"
+                body = {"prompt": asked, "n_predict": 16, "temperature": 0, "return_tokens": True}
                 with server.posted("/completion", body | lora_vector(scales)) as response:
                     found[voice, prompt] = json.loads(response.read())["tokens"]
         return found
@@ -223,7 +226,8 @@ class TestAnswers:
 
         assert all(expected.values())
         assert found == expected
-        assert len({tuple(expected[voice, PROMPTS[0]]) for voice in VOICES}) == len(VOICES)
+        for prompt in PROMPTS:
+            assert len({tuple(expected[voice, prompt]) for voice in VOICES}) == len(VOICES)
         assert log
 
     def test_several_models_share_a_worker(self, workers, demo_base, pirate, toolchain):

@@ -180,7 +180,9 @@ def test_an_answer_is_copied_as_it_was_written(opened, has_clipboard):
     )
     ask(visit, "Hello")
     for button, copied in (("Copy", text), ("Copy code", "1 < 2")):
-        visit["#chat"].get_by_role("button", name=button, exact=True).click()
+        pressed = visit["#chat"].get_by_role("button", name=button, exact=True).element_handle()
+        pressed.click()
+        assert until(lambda pressed=pressed: pressed.text_content() == "Copied")
         visit["#message"].fill("")
         visit["#message"].press("ControlOrMeta+v")
         assert visit["#message"].input_value() == copied
