@@ -16,6 +16,7 @@ from exporter.core.machine import available_nbytes, physical_cores
 from exporter.store import StoredModel, refuse_adapter
 from exporter.toolchain import find_toolchain
 from runtime.adapters import BASE, Adapter, check_adapter
+from runtime.chat_format import AS_IT_IS, ChatFormat, chat_format, templates_of
 from runtime.child import Server, ServerSpec, lora_vector
 from runtime.client import Message, Piece, ask, ask_json, get_json, listed
 from runtime.fit import LAYERS_KEPT, Asked, Fit, fit, spread_over
@@ -69,6 +70,8 @@ class Model:
     header: GGUFFile
     adapters: tuple[Adapter, ...] = ()
     projector: Path | None = None
+    chat_template: str | None = None
+    """A template in place of the file's own."""
 
     @property
     def name(self) -> str:
@@ -77,6 +80,18 @@ class Model:
     @property
     def is_encoder_decoder(self) -> bool:
         return is_encoder_decoder(self.header)
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether it has a template for conversations; one that was never taught any has none."""
+        return bool(self.chat_template or templates_of(self.header)[0]) or self.is_encoder_decoder
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How its conversations are rendered; takes a moment when it is first asked for."""
+        if self.is_encoder_decoder:
+            return AS_IT_IS
+        return chat_format(self.header, self.chat_template)
 
 
 def open_model(
@@ -166,6 +181,7 @@ class LocalEngine:
             0 if self.rpc else self.fit.prompt_cache,
             "seq2seq" if self.loaded.is_encoder_decoder else "llama-server",
             rpc=self.rpc,
+            chat=self.loaded.chat,
         )
 
     def preflight(self) -> tuple[WorkerFacts, ...]:
