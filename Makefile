@@ -14,7 +14,7 @@ demo: setup ## set up, then run the main job on a tiny model made on the spot
 	@$(PY) -m exporter demo
 
 test: setup lint type ## set up, then lint, types and every test but those of `make programs`
-	@$(PY) -m pytest -q -m "not programs"
+	@$(PY) -m pytest -q -m "not programs and not families"
 
 programs: setup ## the tests that need Chromium and HAProxy: the page, and a balancer
 	@$(PY) -m pytest -q -m programs tests/runtime/gateway
@@ -36,7 +36,7 @@ type: packages
 	@$(PY) -m mypy
 
 fast: packages
-	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults and not programs"
+	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults and not programs and not families"
 
 bench: setup ## measure the export against the usual road
 	@$(PY) benchmarks/export.py

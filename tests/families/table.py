@@ -25,8 +25,7 @@ The tokenizer is the family's own (real), rebuilt from the vocabulary that llama
 | column | ✓ means |
 |---|---|
 | export Q4_K_M | `decant export` ends with 0: merged, quantized, verified |
-| light verify | rows, tokens, template, settings are right, and llama.cpp decodes with the file |
-| full verify | predictions are as near to transformers' and peft's as 4 bits allow |
+| verify | rows, tokens, template and settings are right, llama.cpp decodes with the file, and its predictions are as near to transformers' and peft's as 4 bits allow |
 | tokens | llama.cpp cuts a corpus of many languages and code as transformers does |
 | template, prompt ids | conversations reach the engine as `apply_chat_template` gives them, to the token |
 | chat | one turn of `decant chat` |

@@ -71,15 +71,15 @@ unlike(
 for name in ("Kimi-K2-Instruct", "Kimi-K2-Thinking"):
     unlike(name, REFUSED + "the template appends to a list, which the sandbox forbids", "called")
 unlike("google-gemma-2-2b-it", REFUSED + "a system message", "system", "system and turns")
-unlike(
-    "llama-cpp-deepseek-r1", REFUSED + "it writes a filter's result as JSON", "tools", "called"
-)
+unlike("llama-cpp-deepseek-r1", REFUSED + "it writes a filter's result as JSON", "tools", "called")
 unlike("meetkai-functionary-medium-v3.2", REFUSED + "a call with arguments as an object", "called")
 unlike(
     "meetkai-functionary-medium-v3.1", "llama.cpp does not escape quotes in JSON", "tools", "called"
 )
 unlike(
-    "google-gemma-4-31B-it-interleaved", "llama.cpp mends what it takes for an old template", "called"
+    "google-gemma-4-31B-it-interleaved",
+    "llama.cpp mends what it takes for an old template",
+    "called",
 )
 unlike(
     "mistralai-Ministral-3-14B-Reasoning-2512",
