@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": ("runtime.demo:demo", "Train, export and question a tiny model, start to end."),
     "pull": ("exporter.cli.pull:pull", "Download a model: resumable, verified, from mirrors."),
     "export": ("exporter.cli.export:export", "Turn an adapter into a GGUF."),
+    "extract": ("exporter.cli.extract:extract", "Make a LoRA of what a full fine-tune changed."),
     "verify": ("exporter.cli.verify:verify", "Compare a GGUF with its base and adapter."),
     "inspect": ("exporter.cli.inspect:inspect", "Show what a GGUF, model or adapter holds."),
     "chat": ("runtime.commands:chat", "Ask a model."),

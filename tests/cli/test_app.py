@@ -151,7 +151,7 @@ def test_ctrl_c_ends_with_130(tmp_path):
 def test_completion_knows_the_commands_without_importing_them():
     code = (
         "from click.shell_completion import ShellComplete; from exporter.cli.app import root;"
-        "found = ShellComplete(root, {}, 'decant', '_X').get_completions([], 'ex');"
+        "found = ShellComplete(root, {}, 'decant', '_X').get_completions([], 'exp');"
         "assert [c.value for c in found] == ['export'], found"
     )
 
