@@ -15,6 +15,7 @@ from exporter.core.errors import CheckpointError
 from exporter.core.events import Report, Warn
 from exporter.core.files import read_json_object
 from exporter.normalizer import NORMALIZER, SPACE, SPACE_PREFIX, missing_normalizer
+from exporter.pieces import charsmap, merges_spaces
 from exporter.tokenizer import LoadedTokenizer, first_ids, space_before, templates_of
 
 KEY = "tokenizer.ggml."
@@ -97,6 +98,17 @@ def settle_spaces(writer: Any, loaded: LoadedTokenizer, kind: str, *, in_chats: 
     elif kind != BYTES:
         return
     put(writer, SPACE_PREFIX, first)
+
+
+def settle_unigram(model: Any, loaded: LoadedTokenizer) -> None:
+    """Set what the converter takes from sentencepiece's file, which it had to guess without one."""
+    writer = getattr(model, "impl", model).gguf_writer
+    if value(writer, "model") != UNIGRAM:
+        return
+    prefix, _ = space_before(loaded, in_chats=False)
+    put(writer, KEY + "add_space_prefix", prefix)
+    put(writer, KEY + "remove_extra_whitespaces", merges_spaces(loaded.written))
+    put(writer, KEY + "precompiled_charsmap", charsmap(loaded.written) or None)
 
 
 def settle_case(writer: Any, loaded: LoadedTokenizer) -> None:
