@@ -17,10 +17,18 @@ from exporter.normalizer import NORMALIZER, missing_normalizer, normalizer
 from exporter.verify.engine import Engine, VocabularyFacts
 from exporter.verify.report import Check
 from exporter.verify.texts import PLAIN, RARE, SPECIAL_LOOKALIKES
-from exporter.verify.vocabulary import KEY, SPACE, compare_vocabulary, tokenizer_json
+from exporter.verify.vocabulary import (
+    KEY,
+    SPACE,
+    array,
+    compare_vocabulary,
+    is_idle,
+    tokenizer_json,
+)
 
 FEW = 3  # differences that are shown
 MOST_RARE = 0.25  # of the rarer texts may be cut otherwise: of a wrong tokenizer, most are
+UNIGRAM = "t5"  # tokenizer.ggml.model
 ADDED = 64  # added tokens that are looked for in a text
 HINT = "is the tokenizer that of this base and adapter? if so, export it again"
 
@@ -32,9 +40,12 @@ class Cuts:
     """Texts that were cut, and those that were cut otherwise by llama.cpp."""
 
     tokenizer: Any
+    file: GGUFFile
     tried: int = 0
     plain: list[str] = field(default_factory=list)
     rare: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    """Texts whose spaces and line ends llama.cpp merges before it cuts them."""
     special: list[str] = field(default_factory=list)
     spaces: list[str] = field(default_factory=list)
     """Those that differ only in sentencepiece's space before a text that begins with one."""
@@ -43,7 +54,7 @@ class Cuts:
 
     @property
     def differing(self) -> int:
-        return sum(map(len, (self.plain, self.rare, self.special, self.spaces)))
+        return sum(map(len, (self.plain, self.rare, self.odd, self.special, self.spaces)))
 
     def add(self, text: str, actual: Ids, expected: Ids) -> None:
         """Count one text, with its ids in llama.cpp and in transformers."""
@@ -55,6 +66,8 @@ class Cuts:
             self.spaces.append(told)
         elif text in SPECIAL_LOOKALIKES:
             self.special.append(told)
+        elif self.file.text(f"{KEY}model") == UNIGRAM and text != " ".join(text.split()):
+            self.odd.append(told)
         else:
             (self.plain if text in PLAIN else self.rare).append(told)
 
@@ -66,16 +79,17 @@ def check_tokens(
 
     rows: of the model's embedding.
     """
-    vocabulary = compare_vocabulary(file, tokenizer, rows)
-    cuts = Cuts(tokenizer)
-    wanted = missing_normalizer(tokenizer_json(tokenizer), file.text(f"{KEY}model") or "")
+    whole = tokenizer_json(tokenizer)
+    vocabulary = compare_vocabulary(file, tokenizer, whole, rows)
+    cuts = Cuts(tokenizer, file)
+    wanted = missing_normalizer(whole, file.text(f"{KEY}model") or "")
     compare_normalizer(file.text(NORMALIZER), wanted, cuts)
     normalize = normalizer(wanted)
     texts = (*PLAIN, *RARE, *SPECIAL_LOOKALIKES)
     bare = compare_texts(engine, texts, normalize, cuts)
     compare_ends(engine, facts, texts, normalize, bare, cuts)
     compare_split_specials(engine, normalize, cuts)
-    compare_added(engine, len(file_tokens(file)), cuts)
+    compare_added(engine, cuts)
     detail = f"{cuts.tried - cuts.differing} of {cuts.tried} texts cut into the same tokens"
     problems = [*vocabulary.problems, *cuts.problems]
     lists = cuts.plain or (cuts.rare if len(cuts.rare) > MOST_RARE * len(RARE) else [])
@@ -96,6 +110,7 @@ def limits(cuts: Cuts) -> list[str]:
     """What llama.cpp itself does otherwise, with an example of each kind."""
     kinds = {
         "llama.cpp cuts {} texts with rare characters otherwise": cuts.rare,
+        "llama.cpp cuts {} texts with unusual spaces or line ends otherwise": cuts.odd,
         "llama.cpp cuts {} texts that hold special tokens otherwise": cuts.special,
         "llama.cpp gives {} texts that begin with a space one space token more": cuts.spaces,
     }
@@ -201,8 +216,9 @@ def compare_split_specials(engine: Engine, normalize: Callable[[str], str], cuts
             cuts.special.append(f"as plain text, {difference(text, ours, theirs, cuts.tokenizer)}")
 
 
-def compare_added(engine: Engine, size: int, cuts: Cuts) -> None:
+def compare_added(engine: Engine, cuts: Cuts) -> None:
     """Tokens that were added to the tokenizer, each within a text."""
+    size = len(array(cuts.file, "tokens"))
     added = [
         (number, str(token.content))
         for number, token in sorted(cuts.tokenizer.added_tokens_decoder.items())
@@ -218,7 +234,8 @@ def compare_added(engine: Engine, size: int, cuts: Cuts) -> None:
         cuts.tried += 1
         if ours == theirs:
             continue
-        if number in theirs and number not in ours:
+        is_lost = number in theirs and number not in ours
+        if is_lost and not is_idle(number, cuts.file, cuts.tokenizer):
             lost.append(f"token {number} {content!r}")
         told = difference(text, ours, theirs, cuts.tokenizer)
         cuts.special.append(told)
@@ -226,12 +243,6 @@ def compare_added(engine: Engine, size: int, cuts: Cuts) -> None:
         cuts.problems.append(
             f"{len(lost)} special tokens are not found in a text by llama.cpp, such as {lost[0]}"
         )
-
-
-def file_tokens(file: GGUFFile) -> Sequence[Any]:
-    from exporter.verify.vocabulary import array
-
-    return array(file, "tokens")
 
 
 def ids_of(tokenizer: Any, text: str, *, special: bool = False, **options: bool) -> Ids:
