@@ -17,6 +17,7 @@ from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
+from exporter.quantize import Quantizer
 from exporter.slots import Conversion
 from exporter.steps import MergePlan
 from exporter.toolchain import Toolchain
@@ -25,6 +26,7 @@ from exporter.verify.loading import check_loading, not_loaded, shortage, unloada
 from exporter.verify.metadata import check_metadata, check_special, check_template
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
+from exporter.verify.strength import Requantizer
 from exporter.verify.tokens import check_tokens
 from exporter.verify.trace import traceable
 from exporter.verify.weights import Weights
@@ -47,12 +49,14 @@ class Expected:
     folder: Path
     tokenizer: Any  # transformers' tokenizer
     rows: int
+    requantizer: Requantizer
 
     def weights(self, file: GGUFFile) -> Weights:
         return Weights(
             self.conversion,
             Reference(self.plan),
             self.rows,
+            self.requantizer,
             rounded=file.text(MERGE_DTYPE) != MERGED_EXACTLY,
             by_importance=any(key.startswith(IMATRIX) for key in file.metadata),
         )
@@ -80,7 +84,8 @@ def expected_of(
             tensors, folder, toolchain, model_name="verify", trust_remote_code=trust_remote_code
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        yield Expected(plan, conversion, folder, tokenizer, rows)
+        requantizer = Requantizer(Quantizer.load(toolchain))
+        yield Expected(plan, conversion, folder, tokenizer, rows, requantizer)
 
 
 def verify_light(
