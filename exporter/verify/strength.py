@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 OFF_ALONE, OFF_TOGETHER = 0.3, 0.05  # of the adapter's change: of one tensor's, of all
 SURE = 6.0  # standard errors
 BLIND = 0.15  # standard error of the strength from which on it says nothing
-LOW = 0.9  # of the change survives: below it is worth a note
-LOW_ALONE = 0.7
+LOW = 0.9  # of the change survives: less is worth a note
+LOW_ALONE = 0.7  # of one tensor's, where all together hold more than LOW
 SLOW_ROWS = 4  # of a tensor whose type takes long to quantize to
 SLOW = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 KNOWN = (
@@ -132,21 +132,21 @@ class Strengths:
     def note(self) -> str:
         """Where the types hold too little of the change; empty where they do."""
         whole = self.together.survives()
-        if not whole or not self.swallowed:
-            return ""
-        if whole.value > LOW - SURE * whole.error and len(self.swallowed) == 1:
-            return ""
         worst = sorted(self.swallowed, key=lambda found: found.share)[:FEW]
+        if not whole or not worst:
+            return ""
+        if not is_low(whole) and worst[0].share > LOW_ALONE:
+            return ""
         named = ", ".join(f"`{one.name}` {one.kind} {one.share:.0%}" for one in worst)
         could = " and ".join(
-            f"`-q {kind}` {1 + share.value:.0%}"
+            f"`-q {kind}` {min(1.0, 1 + share.value):.0%}"
             for kind, along in self.better.items()
             if (share := along.share())
         )
         return (
-            f"{whole.value:.0%} of the adapter's change survives in this file: the rest is smaller"
-            f" than the steps of its types, as happens on a base that lies on a 4-bit grid"
-            f" (least in {named}). In the {len(self.swallowed)} tensors that hold little,"
+            f"{whole.value:.0%} of the adapter's change survives in this file; the rest is smaller"
+            " than the steps of its types, as happens where the base lies on a 4-bit grid. Least in"
+            f" {named}. Of the {len(self.swallowed)} such tensors' change"
             f" {could or 'a larger type'} would hold; `--to lora` keeps the adapter whole, beside"
             " the base"
         )
@@ -244,5 +244,5 @@ def measure(
 
 
 def is_low(survives: Strength) -> bool:
-    """Whether it is sure that a tensor holds little of its change."""
-    return survives.value + SURE * survives.error < LOW_ALONE
+    """Whether it is sure that much of a change is not there."""
+    return survives.value + SURE * survives.error < LOW

@@ -287,6 +287,8 @@ def conclude(found: Findings, *, loose: bool = False) -> Check:
         detail += "; the adapter's change is there as this quantization rounds it"
     elif survives:
         detail += "; the adapter's change is too small to be measured at this quantization"
+    swallowed = found.strengths.swallowed
+    numbers |= {f"survives in {tensor.name}": tensor.share for tensor in swallowed}
     note = found.strengths.note() if not problems else ""
     hint = OTHER_BASE if found.problems else OTHER_ADAPTER
     return Check("weights", tuple(problems), detail, (note,) if note else (), numbers, hint=hint)
