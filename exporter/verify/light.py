@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.convert import convert, imported
-from exporter.core.errors import EngineError, ModelError
+from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.quiet import one_thread, quiet_libraries
@@ -104,11 +104,12 @@ def verify_light(
     with Engine(toolchain) as engine:
         try:
             engine.load(path, vocab_only=bool(too_large))
-        except (EngineError, ModelError) as error:
-            checks.append(unloadable(error))
-        else:
             checks += in_llama_cpp(engine, file, expected)
             checks.append(not_loaded(too_large) if too_large else check_loading(engine, file))
+        except (EngineError, ModelError) as error:
+            checks.append(unloadable(error))
+        except SpaceError as error:
+            checks.append(not_loaded(error.message))
     return Verification(path, tuple(checks), time.monotonic() - started)
 
 
@@ -116,16 +117,13 @@ def in_llama_cpp(engine: Engine, file: GGUFFile, expected: Expected) -> list[Che
     """The checks of what is not weights, against a loaded model."""
     tokenizer, folder = expected.tokenizer, expected.folder
     rows = next((s.shape[0] for s in expected.conversion.slots if s.name == EMBEDDING), sys.maxsize)
-    try:
-        facts = engine.facts()
-        return [
-            check_tokens(engine, facts, file, tokenizer, rows),
-            check_special(facts, file, tokenizer, folder),
-            check_template(file, facts, tokenizer),
-            check_metadata(file, expected.conversion, folder),
-        ]
-    except EngineError as error:
-        return [Check("tokenizer", (error.message,), "llama.cpp cannot use it")]
+    facts = engine.facts()
+    return [
+        check_tokens(engine, facts, file, tokenizer, rows),
+        check_special(facts, file, tokenizer, folder),
+        check_template(file, facts, tokenizer),
+        check_metadata(file, expected.conversion, folder),
+    ]
 
 
 def strangers(file: GGUFFile, plan: MergePlan) -> list[str]:
