@@ -8,6 +8,7 @@ same, llama.cpp's own way to cut is the reason, which is noted with an example.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from exporter.verify.report import Check
 from exporter.verify.texts import PLAIN, RARE, SPECIAL_LOOKALIKES
 from exporter.verify.vocabulary import (
     KEY,
+    NORMAL,
     SPACE,
     array,
     compare_vocabulary,
@@ -29,6 +31,8 @@ from exporter.verify.vocabulary import (
 FEW = 3  # differences that are shown
 MOST_RARE = 0.25  # of the rarer texts may be cut otherwise: of a wrong tokenizer, most are
 UNIGRAM = "t5"  # tokenizer.ggml.model
+MADE_UP, WORDS, PARTS, SEED = 16, 8, 3, 20  # texts, words of each, tokens of each word
+SPACES = f"{SPACE}\u0120#"  # how vocabularies mark the beginning of a word, or its middle
 ADDED = 64  # added tokens that are looked for in a text
 HINT = "is the tokenizer that of this base and adapter? if so, export it again"
 
@@ -46,6 +50,8 @@ class Cuts:
     rare: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
     """Texts whose spaces and line ends llama.cpp merges before it cuts them."""
+    made_up: list[str] = field(default_factory=list)
+    """Texts of words that were put together from the vocabulary."""
     special: list[str] = field(default_factory=list)
     spaces: list[str] = field(default_factory=list)
     """Those that differ only in sentencepiece's space before a text that begins with one."""
@@ -54,7 +60,9 @@ class Cuts:
 
     @property
     def differing(self) -> int:
-        return sum(map(len, (self.plain, self.rare, self.odd, self.special, self.spaces)))
+        return sum(
+            map(len, (self.plain, self.rare, self.odd, self.made_up, self.special, self.spaces))
+        )
 
     def add(self, text: str, actual: Ids, expected: Ids) -> None:
         """Count one text, with its ids in llama.cpp and in transformers."""
@@ -90,13 +98,16 @@ def check_tokens(
     compare_ends(engine, facts, texts, normalize, bare, cuts)
     compare_split_specials(engine, normalize, cuts)
     compare_added(engine, cuts)
+    compare_made_up(engine, normalize, cuts)
     detail = f"{cuts.tried - cuts.differing} of {cuts.tried} texts cut into the same tokens"
     problems = [*vocabulary.problems, *cuts.problems]
     lists = cuts.plain or (cuts.rare if len(cuts.rare) > MOST_RARE * len(RARE) else [])
     if lists or (problems and cuts.rare):
         shown = lists or cuts.rare
         problems += [f"{detail}; {shown[0]}", *shown[1:FEW]]
-    if vocabulary.unordered and (cuts.plain or cuts.rare):
+    if len(cuts.made_up) > MADE_UP / 2 and not lists:
+        problems += [f"{detail}; {cuts.made_up[0]}"]
+    if vocabulary.unordered and (cuts.plain or cuts.rare or cuts.made_up):
         problems.insert(0, vocabulary.unordered)
     notes = [*vocabulary.notes, *cuts.notes, *limits(cuts)]
     numbers = {"texts": cuts.tried, "differing": cuts.differing}
@@ -112,6 +123,7 @@ def limits(cuts: Cuts) -> list[str]:
         "llama.cpp cuts {} texts with rare characters otherwise": cuts.rare,
         "llama.cpp cuts {} texts with unusual spaces or line ends otherwise": cuts.odd,
         "llama.cpp cuts {} texts that hold special tokens otherwise": cuts.special,
+        "llama.cpp cuts {} texts of made-up words otherwise": cuts.made_up,
         "llama.cpp gives {} texts that begin with a space one space token more": cuts.spaces,
     }
     return [
@@ -243,6 +255,33 @@ def compare_added(engine: Engine, cuts: Cuts) -> None:
         cuts.problems.append(
             f"{len(lost)} special tokens are not found in a text by llama.cpp, such as {lost[0]}"
         )
+
+
+def compare_made_up(engine: Engine, normalize: Callable[[str], str], cuts: Cuts) -> None:
+    """Words put together from the vocabulary's tokens, which may be merged in many ways."""
+    texts = made_up(array(cuts.file, "tokens"), array(cuts.file, "token_type"))
+    actual = engine.encode([normalize(text) for text in texts])
+    for text, ours in zip(texts, actual, strict=True):
+        theirs = ids_of(cuts.tokenizer, text)
+        cuts.tried += 1
+        if ours != theirs:
+            cuts.made_up.append(difference(text, ours, theirs, cuts.tokenizer))
+
+
+def made_up(tokens: Sequence[Any], types: Sequence[Any]) -> list[str]:
+    """Texts of words in Latin letters; the same ones for the same vocabulary."""
+    parts = [
+        part
+        for token, kind in zip(tokens, types, strict=False)
+        if kind == NORMAL and (part := token.strip(SPACES)).isascii() and part.isalpha()
+    ]
+    if not parts:
+        return []
+    chosen = random.Random(SEED)  # noqa: S311 - it has to be the same each time
+    half = MADE_UP * WORDS // 2
+    words = chosen.sample(parts, min(half, len(parts)))
+    words += ["".join(chosen.choices(parts, k=PARTS)) for _ in range(half)]
+    return [" ".join(words[at : at + WORDS]) for at in range(0, len(words), WORDS)]
 
 
 def ids_of(tokenizer: Any, text: str, *, special: bool = False, **options: bool) -> Ids:

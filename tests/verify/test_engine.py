@@ -147,4 +147,3 @@ def test_a_model_of_embeddings_embeds(pour, verify, tmp_path, toolchain, monkeyp
 
     found.refuse()
     assert check(found, "loading").numbers["tokens"] > 2
-    assert "otherwise" in check(found, "tokenizer").notes[-1]
