@@ -12,12 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from exporter.normalizer import FIRST, ONCE, SPACE, Step, flat
 
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, IndexError,
+    ZeroDivisionError, StrictDataclassError,
 )  # fmt: skip
-"""What transformers raises for a folder without a tokenizer that it can use."""
+"""What transformers raises for a folder without a tokenizer, or a config, that it can use."""
 
 
 class LoadedTokenizer:

@@ -28,6 +28,7 @@ DOORS = {f"exporter/{name}.py" for name in ("convert", "hparams", "lora", "prequ
 SUBPROCESS = {
     "exporter/hparams.py",
     "exporter/toolchain.py",
+    "exporter/verify/engine.py",
     "runtime/adapters.py",
     "runtime/child.py",
     "runtime/clipboard.py",
