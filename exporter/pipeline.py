@@ -273,7 +273,10 @@ def plan_request(
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
     if adapters and toolchain:  # without an adapter, llama.cpp's converter dequantizes for itself
         checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
-    return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
+    merge = plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
+    for note in merge.notes:
+        report(Warn(note))
+    return merge
 
 
 def result_name(merge: MergePlan) -> str:
