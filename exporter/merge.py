@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
     from exporter.tensors import Tensor
 
+ROUNDING = 1e-6  # of a tensor's largest value
+
 
 class MergedTensors:
     """The result's tensors by the checkpoint's names; each is read anew when it is asked for."""
@@ -100,6 +102,17 @@ class MergedTensors:
                 refuse_non_finite(name, read_tensor(change.source), merged=False)
             refuse_non_finite(name, merged, merged=True)
         return merged
+
+    def changes_something(self, name: str) -> bool:
+        """Whether a tensor's new values are others than the base's, beyond float32's rounding."""
+        import torch
+
+        change = self.plan.changes[name]
+        if change.source is None or change.shape != change.source.shape:
+            return True
+        before, after = read_tensor(change.source).float(), self.read(name).float()
+        reach = float(before.abs().max()) if before.numel() else 0.0
+        return not torch.allclose(after, before, rtol=0, atol=reach * ROUNDING)
 
     def merge(self, name: str, change: Change) -> torch.Tensor:
         """The steps in order, on the tensor's own values in the type of the merge."""

@@ -250,7 +250,9 @@ def convert_all(
         conversions = {outtype: converted(outtype, "text") for outtype in outtypes}
         projector = converted("auto", "projector") if has_projector(folder, toolchain) else None
     made = [*conversions.values(), *([projector] if projector else [])]
-    refuse_dropped(tensors.plan.changes, made)
+    used = set().union(*(conversion.used for conversion in made))
+    unused = (name for name in tensors.plan.changes if name not in used)
+    refuse_dropped(filter(tensors.changes_something, unused), made)
     return conversions, projector
 
 
