@@ -19,8 +19,8 @@ from exporter.core.errors import AdapterError
 ROOTS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "base_model",
          "bert", "roberta", "distilbert", "deberta", "electra", "rwkv", "backbone"}  # fmt: skip
 
-
 EXPERTS = ".experts."
+ROUTER_LAYER = ".router.linear"  # what trainers on 4 bits make of a router that is one weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,10 @@ class Names:
 
     def module(self, name: str) -> str | None:
         """The checkpoint's name of a module; AdapterError when several fit equally well."""
-        return find(name, self.modules) or find(name, self.renamed.modules)
+        found = find(name, self.modules) or find(name, self.renamed.modules)
+        if found is None and name.endswith(ROUTER_LAYER):
+            return self.module(name.removesuffix(".linear"))
+        return found
 
     def tensor(self, name: str) -> str | None:
         """The checkpoint's name of a tensor, by its module's."""
@@ -175,7 +178,10 @@ def model_without_weights(checkpoint: Checkpoint) -> Any:
     kind = getattr(transformers, checkpoint.architecture, None)
     if kind is None:
         return None
-    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    try:
+        config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except (ValueError, KeyError, OSError):  # a model_type that it does not know
+        return None
     with torch.device("meta"):
         return kind(config)
 
