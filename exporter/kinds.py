@@ -147,5 +147,11 @@ def needs_peft_layer(config: dict[str, object]) -> bool:
     )
 
 
+def changes_base(config: dict[str, object]) -> bool:
+    """Whether training began with another weight than the base's: a part is cut out of it."""
+    init = config.get("init_lora_weights")
+    return (init in REPLAYED_INITS and init != KEEPS_BASE) or is_set(config.get("kasa_config"))
+
+
 def is_set(value: object) -> bool:
     return value is not None and value is not False and value not in ({}, [])

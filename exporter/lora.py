@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, open_adapter
-from exporter.checkpoint import Checkpoint, open_checkpoint, read_tensor
+from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.convert import (
     UNUSABLE,
     LazySource,
@@ -34,14 +36,16 @@ from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.quiet import quiet_libraries
 from exporter.ends import find_ends
 from exporter.kinds import refuse_for_adapter_file
-from exporter.merge import MergedTensors, is_finite, split_experts
+from exporter.lora_products import adds_something, moved, nothing, product_of
+from exporter.merge import MergedTensors
+from exporter.output_scales import SCALED, output_scales, scaled
 from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
-from exporter.products import Product
+from exporter.products import MERGED_INSTEAD, Product
 from exporter.provenance import provenance
 from exporter.slots import headers_of
 from exporter.sources import find_base
-from exporter.steps import ExpertSum, LoraSum, MergePlan, Replace, WeightedAdapter
+from exporter.steps import MergePlan, Replace, WeightedAdapter
 from exporter.toolchain import Toolchain
 
 if TYPE_CHECKING:
@@ -58,7 +62,6 @@ DEAF = ("deepseek", "kimi", "glm-dsa", "glm5", "hy-v4", "hy_v4", "minicpm3", "pl
 DEAF_TENSORS = re.compile(
     r"embd|token_types|attn_rel_b|per_layer_model_proj|altup_(proj|router)|ffn_latent_|^cls\b"
 )
-MERGED_INSTEAD = "leave out `--to lora`: the merged model can hold it"
 ALIGNED = DEFAULT_ALIGNMENT
 
 
@@ -97,6 +100,8 @@ class Adapted:
     name: str
     a: torch.Tensor  # (…, rank, n_in); of the embedding (vocabulary, rank)
     b: torch.Tensor  # (…, n_out, rank)
+    is_scaled: bool = False
+    """Whether the model has a factor on the weight's output, which is in b."""
 
 
 def export_lora(
@@ -198,6 +203,9 @@ def adapted_pairs(
             try:
                 model = converter_model(plan.checkpoint)
                 made = list(rearranged(model, plan))
+                scales = output_scales(model, plan.checkpoint, UNUSABLE)
+            except UnsupportedError:
+                raise
             except UNUSABLE as error:
                 raise unusable(folder, plan.checkpoint.architecture, error) from error
             architecture = str(model.gguf_writer.arch)
@@ -208,7 +216,7 @@ def adapted_pairs(
                     hint=MERGED_INSTEAD,
                 )
             refuse_dropped(plan, [product for _, product in made])
-            return architecture, tuple(settled(name, product) for name, product in made)
+            return architecture, tuple(all_settled(made, scales))
 
 
 def converter_model(checkpoint: Checkpoint) -> Any:
@@ -245,76 +253,39 @@ def rearranged(model: Any, plan: MergePlan) -> list[tuple[str, Product]]:
         if product is None or kept is None:
             continue
         number = next((int(part) for part in kept[0].split(".") if part.isdecimal()), None)
-        made.extend(model.modify_tensors(product, kept[0], number))
+        made.extend(moved(product, partial(model.modify_tensors, name=kept[0], bid=number)))
     return [(name, product) for name, product in made if product.sources]
-
-
-def product_of(name: str, plan: MergePlan) -> Product | None:
-    """What an adapter adds to one tensor of the checkpoint, its scaling in b."""
-    change = plan.changes[name]
-    steps = [step for step in change.steps if not is_unchanged(step, name, plan)]
-    if not steps:
-        return None
-    step = steps[0]
-    if isinstance(step, LoraSum):
-        a, b = (read_tensor(half).float() for half in (step.pair.a, step.pair.b))
-        scaling, turned = step.scaling * step.scale, step.kind != "linear"
-    elif isinstance(step, ExpertSum):
-        a, b = split_experts(step)  # (experts, rank, in), (experts, out, rank)
-        scaling, turned = step.scaling, step.transposed
-        if step.expert is not None:
-            a, b = a[step.expert], b[step.expert]
-    else:
-        raise UnsupportedError(
-            f"a GGUF adapter cannot hold what the adapter does to `{name}` ({type(step).__name__})",
-            hint=MERGED_INSTEAD,
-        )
-    if len(steps) > 1:
-        raise UnsupportedError(f"`{name}` is changed more than once", hint=MERGED_INSTEAD)
-    if turned:
-        a, b = b.transpose(-1, -2), a.transpose(-1, -2)
-    if isinstance(step, ExpertSum) and step.expert is not None:
-        b = b[step.first_row : step.first_row + change.shape[0]]
-    b = b * scaling
-    if not is_finite(a) or not is_finite(b):
-        raise AdapterError(
-            f"the adapter's matrices for `{name}` hold NaN or infinite values",
-            hint="the training diverged: use an earlier checkpoint of the adapter",
-        )
-    return Product(a, b, frozenset({name}))
-
-
-def is_unchanged(step: object, name: str, plan: MergePlan) -> bool:
-    """Whether a step only repeats the base's own embedding, which PEFT saves beside its LoRA."""
-    if not isinstance(step, Replace):
-        return False
-    source = plan.changes[name].source
-    if source is None or source.shape != step.values.shape:
-        raise UnsupportedError(
-            f"the adapter has {step.values.shape[0]} tokens for `{name}`, the base has"
-            f" {source.shape[0] if source else 'none'}: a GGUF adapter cannot add tokens",
-            hint=MERGED_INSTEAD,
-        )
-    return True
-
-
-def nothing(shape: tuple[int, ...]) -> Product:
-    """An expert that was not trained, among those that were."""
-    import torch
-
-    return Product(torch.zeros(1, shape[-1]), torch.zeros(*shape[:-1], 1), frozenset())
 
 
 def refuse_dropped(plan: MergePlan, products: list[Product]) -> None:
     """Stop when a pair found no place in llama.cpp's text model."""
     used = frozenset().union(*(product.sources for product in products))
     changed = {name for name, change in plan.changes.items() if change.steps}
-    if dropped := sorted(changed - used):
+    unused = sorted(changed - used)
+    if dropped := [name for name in unused if adds_something(product_of(name, plan))]:
         raise UnsupportedError(
             f"llama.cpp's model has no place for `{dropped[0]}`, which the adapter changes"
             f" ({len(dropped)} of {len(changed)} tensors)",
             hint="train the language model's own layers only, or leave out `--to lora`",
         )
+
+
+def all_settled(
+    made: list[tuple[str, Product]], scales: dict[str, torch.Tensor]
+) -> Iterator[Adapted]:
+    """Every pair as llama.cpp reads it; of those that add nothing, only what has a place.
+
+    scales: factors on the output of weights, by their names.
+    """
+    for name, product in made:
+        scale = scales.get(name)
+        try:
+            found = settled(name, scaled(product, scale))
+        except UnsupportedError:
+            if not product.is_zero:
+                raise
+        else:
+            yield replace(found, is_scaled=scale is not None)
 
 
 def settled(name: str, product: Product) -> Adapted:
@@ -348,6 +319,8 @@ def header_of(plan: MergePlan, architecture: str, pairs: tuple[Adapted, ...]) ->
             gguf.GGUFValueType.ARRAY,
             gguf.GGUFValueType.UINT32,
         )
+    if names := [pair.name for pair in pairs if pair.is_scaled]:
+        writer.add_string(SCALED, ",".join(names))
     for key, value in provenance(plan).items():
         if key not in ("decant.merge_dtype", "decant.base_roundtrip"):
             writer.add_string(key, str(value))

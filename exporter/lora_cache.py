@@ -23,6 +23,8 @@ from exporter.core.gguf import read_gguf
 from exporter.kinds import refuse_for_adapter_file
 from exporter.toolchain import find_toolchain
 
+FORMAT = "2"  # of what is written; an older one is made again
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -54,6 +56,7 @@ def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = sile
     """
     adapter = open_adapter(folder, refuse=refuse_for_adapter_file, report=report)
     parts = (
+        FORMAT,
         adapter.sha256(),
         sha256_file(open_checkpoint(base).folder / "config.json"),
         metadata.version("decant-llm"),

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING
 from exporter.checkpoint import read_tensor, torch_dtype
 from exporter.core.errors import AdapterError, CheckpointError
 from exporter.core.memory import Pool
-from exporter.peft_layers import Tuner, combine_with_peft, merge_as_peft, merge_with_peft
+from exporter.peft_layers import (
+    Tuner,
+    combine_with_peft,
+    merge_as_peft,
+    merge_with_peft,
+    residual_with_peft,
+)
 from exporter.steps import (
+    AddRows,
     BiasSum,
     Change,
     CombinedSum,
@@ -21,6 +28,8 @@ from exporter.steps import (
     MergePlan,
     Replace,
     ReplaceRows,
+    Residual,
+    StackSum,
     Step,
     Tuned,
 )
@@ -32,6 +41,8 @@ if TYPE_CHECKING:
     import torch
 
     from exporter.tensors import Tensor
+
+ROUNDING = 1e-6  # of a tensor's largest value
 
 
 class MergedTensors:
@@ -92,6 +103,17 @@ class MergedTensors:
             refuse_non_finite(name, merged, merged=True)
         return merged
 
+    def changes_something(self, name: str) -> bool:
+        """Whether a tensor's new values are others than the base's, beyond float32's rounding."""
+        import torch
+
+        change = self.plan.changes[name]
+        if change.source is None or change.shape != change.source.shape:
+            return True
+        before, after = read_tensor(change.source).float(), self.read(name).float()
+        reach = float(before.abs().max()) if before.numel() else 0.0
+        return not torch.allclose(after, before, rtol=0, atol=reach * ROUNDING)
+
     def merge(self, name: str, change: Change) -> torch.Tensor:
         """The steps in order, on the tensor's own values in the type of the merge."""
         import torch
@@ -109,19 +131,19 @@ class MergedTensors:
         """One step; `weight` may be changed in place."""
         match step:
             case LoraSum():
-                weight = self.add_lora(step, weight)
+                return self.add_lora(step, weight)
             case ExpertSum():
                 add_experts(step, weight, *self.stacked_pair(step))
+            case StackSum():
+                add_parts(step, weight)
             case CombinedSum():
-                weight = combine_with_peft(step, weight)
+                return combine_with_peft(step, weight)
+            case Residual():
+                return residual_with_peft(step.of, weight)
             case Tuned():
-                weight = self.tune(step, weight)
-            case BiasSum():
-                weight += read_tensor(step.values).float() * step.scaling
-            case ReplaceRows():
-                weight[list(step.rows)] = read_tensor(step.values).to(weight.dtype)
-            case Replace():
-                weight = read_tensor(step.values).to(weight.dtype)
+                return self.tune(step, weight)
+            case _:
+                return with_values(step, weight)
         return weight
 
     def stacked_pair(self, step: ExpertSum) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,6 +211,42 @@ def add_experts(step: ExpertSum, weight: torch.Tensor, a: torch.Tensor, b: torch
         left, right = (a[expert].T, b[expert].T) if step.transposed else (b[expert], a[expert])
         update = (left[rows] @ right) * step.scaling
         target += update.to(target.dtype)
+
+
+def add_parts(step: StackSum, stack: torch.Tensor) -> None:
+    """Add each expert's own pairs to its slice of the stack, in place.
+
+    stack: (experts, n_out, n_in), or (experts, n_in, n_out) when the step says transposed.
+    """
+    for part in step.parts:
+        a, b = (read_tensor(half).float() for half in (part.pair.a, part.pair.b))
+        weight = stack[part.expert].T if step.transposed else stack[part.expert]
+        update = (b @ a) * part.scaling  # (n_out of the part, n_in)
+        weight[part.first_row : part.first_row + len(b)] += update.to(stack.dtype)
+
+
+def with_values(
+    step: BiasSum | Replace | ReplaceRows | AddRows, weight: torch.Tensor
+) -> torch.Tensor:
+    """A step that needs no matrices; `weight` may be changed in place."""
+    match step:
+        case BiasSum():
+            weight += read_tensor(step.values).float() * step.scaling
+        case ReplaceRows():
+            weight[list(step.rows)] = read_tensor(step.values).to(weight.dtype)
+        case AddRows():
+            return with_rows(weight, step.rows)
+        case Replace():
+            return read_tensor(step.values).to(weight.dtype)
+    return weight
+
+
+def with_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """The weight, (n, width), with rows of its mean added until there are (rows, width)."""
+    import torch
+
+    mean = weight.float().mean(dim=0, keepdim=True).to(weight.dtype)  # (1, width)
+    return torch.cat([weight, mean.expand(rows - len(weight), -1)])
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ transformers 5 stacks experts that the checkpoint keeps apart. Nothing is rename
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +19,16 @@ from exporter.core.errors import AdapterError
 ROOTS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "base_model",
          "bert", "roberta", "distilbert", "deberta", "electra", "rwkv", "backbone"}  # fmt: skip
 
-
 EXPERTS = ".experts."
+ROUTER_LAYER = ".router.linear"  # what trainers on 4 bits make of a router that is one weight
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """Names in transformers' memory → the checkpoint's."""
+
+    modules: dict[str, str]
+    tensors: dict[str, str]
 
 
 class Names:
@@ -40,15 +49,41 @@ class Names:
 
     def module(self, name: str) -> str | None:
         """The checkpoint's name of a module; AdapterError when several fit equally well."""
-        return find(name, self.modules) or self.renamed.get(name)
+        found = find(name, self.modules) or find(name, self.renamed.modules)
+        if found is None and name.endswith(ROUTER_LAYER):
+            return self.module(name.removesuffix(".linear"))
+        return found
 
     def tensor(self, name: str) -> str | None:
         """The checkpoint's name of a tensor, by its module's."""
+        return self.plain_tensor(name) or self.leaf_of(self.module(name.rpartition(".")[0]), name)
+
+    def plain_tensor(self, name: str) -> str | None:
+        """The same, by what is in the checkpoint alone: transformers is not asked."""
         if name in self.checkpoint.tensors:
             return name
-        parent, _, leaf = name.rpartition(".")
-        found = f"{self.module(parent)}.{leaf}" if parent else ""
-        return found if found in self.checkpoint.tensors else None
+        return self.leaf_of(find(name.rpartition(".")[0], self.modules), name)
+
+    def leaf_of(self, module: str | None, name: str) -> str | None:
+        found = f"{module}.{name.rpartition('.')[2]}"
+        return found if module and found in self.checkpoint.tensors else None
+
+    def parameter(self, name: str) -> str | None:
+        """The checkpoint's tensor for a parameter that transformers may call otherwise.
+
+        GraniteMoE's `experts.gate_up_proj` is `input_linear.weight` on disk.
+        """
+        return self.tensor(name) or find(name, self.renamed.tensors)
+
+    def parameters_of(self, module: str) -> tuple[str, ...]:
+        """The names of a module's own parameters, in the order in which its class has them."""
+        return next(iter(self.declared_in(module)), ())
+
+    def declared_in(self, module: str) -> Iterator[tuple[str, ...]]:
+        model = model_without_weights(self.checkpoint)
+        for name, found in model.named_modules() if model is not None else ():
+            if name == module or name in spellings(module):
+                yield tuple(leaf for leaf, _ in found.named_parameters(recurse=False))
 
     @cached_property
     def conversions(self) -> list[Any]:
@@ -57,33 +92,38 @@ class Names:
             from transformers.conversion_mapping import get_checkpoint_conversion_mapping
         except ImportError:
             return []
-        return list(
-            get_checkpoint_conversion_mapping(self.checkpoint.config.get("model_type")) or ()
-        )
+        config = self.checkpoint.config
+        text = config.get("text_config")
+        kinds = (config, text) if isinstance(text, dict) else (config,)
+        found = (get_checkpoint_conversion_mapping(kind.get("model_type")) for kind in kinds)
+        return [conversion for mapping in found for conversion in mapping or ()]
 
     @cached_property
-    def renamed(self) -> dict[str, str]:
-        """{the module's name in transformers' memory: the checkpoint's name}, where they differ."""
+    def renamed(self) -> Renamed:
+        """{the name in transformers' memory: the checkpoint's name}, where they differ."""
         try:
             from transformers.core_model_loading import WeightConverter, rename_source_key
         except ImportError:
-            return {}
+            return Renamed({}, {})
         model = model_without_weights(self.checkpoint)
         if model is None:
-            return {}
+            return Renamed({}, {})
         mapping = conversions_of(model)
         converters = [c for c in mapping if isinstance(c, WeightConverter)]
         renamings = [c for c in mapping if not isinstance(c, WeightConverter)]
-        found, memory = {}, model.state_dict()
+        modules, tensors, memory = {}, {}, model.state_dict()
         for name in self.checkpoint.tensors:
             key, stacked = rename_source_key(
                 name, renamings, converters, model.base_model_prefix, memory
             )
+            parent, _, leaf = key.rpartition(".")
             if stacked is None:
-                found[key.rpartition(".")[0]] = name.rpartition(".")[0]
+                tensors[key] = name
+                if leaf == name.rpartition(".")[2]:
+                    modules[parent] = name.rpartition(".")[0]
             elif EXPERTS in name:
-                found[key.rpartition(".")[0]] = name.partition(EXPERTS)[0] + EXPERTS.rstrip(".")
-        return found
+                modules[parent] = name.partition(EXPERTS)[0] + EXPERTS.rstrip(".")
+        return Renamed(modules, tensors)
 
     def stacked(self, module: str, parameter: str) -> tuple[tuple[str, ...], ...]:
         """A stacked parameter of transformers 5 as the checkpoint keeps it, expert by expert.
@@ -138,7 +178,10 @@ def model_without_weights(checkpoint: Checkpoint) -> Any:
     kind = getattr(transformers, checkpoint.architecture, None)
     if kind is None:
         return None
-    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    try:
+        config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except (ValueError, KeyError, OSError):  # a model_type that it does not know
+        return None
     with torch.device("meta"):
         return kind(config)
 

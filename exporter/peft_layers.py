@@ -70,6 +70,8 @@ def merge_with_peft(step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
     skeleton = Skeleton({module: leaf(step.kind, weight, bias)})
     with peft_errors(step.adapter, module):
         config = config_for(step.adapter, [module])
+        if not step.replays_init:  # the weight is what the initialization left of the base
+            config.init_lora_weights = True
         inject(skeleton.model, config, step.pair.tensors.values(), step.adapter)
         layer = skeleton.layer(module)
         layer.scaling[NAME] *= step.scale
@@ -77,6 +79,21 @@ def merge_with_peft(step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
         merged = layer_weight(layer)
         let_go(skeleton.model)
         return merged
+
+
+def residual_with_peft(step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
+    """What a LoRA's initialization leaves of a base's weight, with nothing merged.
+
+    weight: (n_out, n_in), as the module stores it.
+    """
+    module = step.pair.module
+    skeleton = Skeleton({module: leaf(step.kind, weight)})
+    with peft_errors(step.adapter, module):
+        config = config_for(step.adapter, [module])
+        inject(skeleton.model, config, step.pair.tensors.values(), step.adapter)
+        residual = layer_weight(skeleton.layer(module))
+        let_go(skeleton.model)
+        return residual
 
 
 def let_go(model: torch.nn.Module) -> None:
@@ -158,6 +175,8 @@ class Tuner:
         with peft_errors(adapter, next(iter(steps))):
             config = config_for(adapter, list(steps))
             inject(self.skeleton.model, config, adapter.tuner.values(), adapter)
+        # in training VB-LoRA refuses an adapter that keeps only its largest logits
+        self.skeleton.model.eval()
 
     def merge(
         self, module: str, weight: torch.Tensor, bias: torch.Tensor | None

@@ -250,7 +250,9 @@ def convert_all(
         conversions = {outtype: converted(outtype, "text") for outtype in outtypes}
         projector = converted("auto", "projector") if has_projector(folder, toolchain) else None
     made = [*conversions.values(), *([projector] if projector else [])]
-    refuse_dropped(tensors.plan.changes, made)
+    used = set().union(*(conversion.used for conversion in made))
+    unused = (name for name in tensors.plan.changes if name not in used)
+    refuse_dropped(filter(tensors.changes_something, unused), made)
     return conversions, projector
 
 
@@ -273,7 +275,10 @@ def plan_request(
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
     if adapters and toolchain:  # without an adapter, llama.cpp's converter dequantizes for itself
         checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
-    return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
+    merge = plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
+    for note in merge.notes:
+        report(Warn(note))
+    return merge
 
 
 def result_name(merge: MergePlan) -> str:

@@ -13,9 +13,17 @@ from exporter.checkpoint import Checkpoint
 from exporter.classifier import find_classifier
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.ends import Ends, find_ends, same_values
-from exporter.experts import is_targeted, plan_experts, plan_single
+from exporter.experts import (
+    STACK,
+    add_pair_of_one,
+    is_targeted,
+    plan_experts,
+    plan_single,
+    stack_parts,
+)
 from exporter.kinds import is_set
 from exporter.names import Names
+from exporter.settle import settle_ends, was
 from exporter.steps import (
     BiasSum,
     Change,
@@ -26,11 +34,12 @@ from exporter.steps import (
     MergePlan,
     Replace,
     ReplaceRows,
+    StackSum,
     Step,
     Tuned,
     WeightedAdapter,
 )
-from exporter.targets import Problems, is_new_module, kind_of, trained_rows
+from exporter.targets import Problems, is_new_module, kind_of, lost_rows, trained_rows
 from exporter.tensors import Tensor
 
 
@@ -54,13 +63,19 @@ def plan_merge(
     if combine:
         planner.combine(combine)
     planner.become_classifier([weighted.adapter for weighted in adapters])
-    planner.settle_ends([weighted.adapter for weighted in adapters])
+    settle_ends(planner, [weighted.adapter for weighted in adapters])
     changes = {
         name: Change(planner.source(name), tuple(steps), planner.shape(name))
         for name, steps in planner.steps.items()
     }
     return MergePlan(
-        checkpoint, tuple(adapters), dtype, changes, frozenset(planner.dropped), planner.config
+        checkpoint,
+        tuple(adapters),
+        dtype,
+        changes,
+        frozenset(planner.dropped),
+        planner.config,
+        tuple(planner.notes),
     )
 
 
@@ -87,6 +102,9 @@ class Planner:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dropped: set[str] = set()
         self.config: dict[str, object] = {}
+        self.notes: list[str] = []
+        self.grown: set[str] = set()
+        """Ends that get new rows from an adapter which does not hold the grown matrix."""
         self.adapter_steps: set[tuple[str, type]] = set()
 
     def source(self, name: str) -> Tensor | None:
@@ -113,25 +131,38 @@ class Planner:
             self.add_pair(weighted, pair, problems)
         if adapter.tuner:
             self.add_tuner(weighted, problems)
-        problems.refuse()
+        problems.refuse(some_fit=bool(self.adapter_steps))
 
     def add_values(
         self, adapter: AdapterSpec, stored: str, values: Tensor, problems: Problems
     ) -> None:
         """A whole tensor: it must be as large as the one it replaces, but for the vocabulary."""
-        name = self.tensor(stored)
+        name = self.tensor(stored) or self.names.parameter(stored)
+        if name is None and (parts := stack_parts(stored, values, self.names)):
+            for part_name, part in parts.items():
+                self.replace(part_name, part, problems)
+            return
         if name is None:
             if not is_new_module(stored, adapter):
                 problems.missing.append(stored)
                 return
             name = stored
             self.shapes[name] = values.shape
-        elif (base := self.shape(name)) != values.shape:
-            grows = name in (self.ends.embedding, self.ends.head)
-            if not (grows and base[1:] == values.shape[1:]):
-                problems.misfit(name, base, values.shape)
-                return
-        if any(isinstance(step, Replace) for step in self.steps.get(name, ())):
+        self.replace(name, values, problems, repeats=stored in adapter.saved)
+
+    def replace(
+        self, name: str, values: Tensor, problems: Problems, *, repeats: bool = False
+    ) -> None:
+        """New values for a tensor. repeats: they are the base's own, saved beside a LoRA."""
+        base = self.shape(name)
+        grows = name in (self.ends.embedding, self.ends.head) and base[1:] == values.shape[1:]
+        if base != values.shape and not grows:
+            problems.misfit(name, base, values.shape)
+            return
+        before = next((s for s in self.steps.get(name, ()) if isinstance(s, Replace)), None)
+        if before and repeats and same_values(before.values, values):
+            return
+        if before:
             raise AdapterError(
                 f"two adapters replace `{name}` as a whole; only one of them can have it",
                 hint="leave one of them out",
@@ -146,23 +177,34 @@ class Planner:
         if name is None:
             problems.missing.append(module)
             return
-        rows, shape = trained_rows(adapter, module), self.shape(name)
-        if len(rows) != values.shape[0] or values.shape[1:] != shape[1:] or max(rows) >= shape[0]:
+        rows, shape = trained_rows(adapter, module), self.grown_shape(name)
+        needed = max(rows, default=-1) + 1
+        is_end = name in (self.ends.embedding, self.ends.head)
+        if len(rows) != values.shape[0] or values.shape[1:] != shape[1:]:
             problems.misfit(f"rows {list(rows)[:8]} of {name}", shape, values.shape)
             return
+        if needed > self.shape(name)[0]:
+            if not is_end:
+                problems.misfit(f"rows {list(rows)[:8]} of {name}", shape, values.shape)
+                return
+            self.grown.add(name)
+            self.shapes[name] = (max(needed, shape[0]), *shape[1:])
         self.change(name, ReplaceRows(values, rows))
 
     def add_pair(self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems) -> None:
         adapter = weighted.adapter
         name = self.tensor(f"{pair.module}.weight")
-        if name is None:
+        if name is None or len(self.shape(name)) == STACK:
             self.add_experts(weighted, pair, problems)
             return
         kind = kind_of(pair, name, self.checkpoint)
         n_out, n_in = pair.b.shape[0], pair.a.shape[1]
         fits = (n_out, n_in) if kind == "linear" else (n_in, n_out)
         # blocks of a matrix do not show its size; PEFT's layer will refuse what does not fit
-        if not is_set(adapter.config.get("use_bdlora")) and (base := self.shape(name)) != fits:
+        base = self.grown_shape(name)
+        if not is_set(adapter.config.get("use_bdlora")) and base != fits:
+            if name in (self.ends.embedding, self.ends.head) and base[1:] == fits[1:]:
+                raise lost_rows(name, fits[0], was(self, name) or 0)
             problems.misfit(name, base, fits)
             return
         if is_targeted(adapter, f"{pair.module}.weight"):
@@ -184,13 +226,25 @@ class Planner:
 
     def add_experts(self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems) -> None:
         found = plan_experts(weighted.adapter, pair, self.names, scale=weighted.scale)
-        if isinstance(found, str):
-            problems.misfits.append(found)
+        one = add_pair_of_one(weighted, pair, self.names) if not found else None
+        if isinstance(found, str) or isinstance(one, str):
+            problems.misfits.append(found if isinstance(found, str) else str(one))
+        elif one:
+            self.add_part(*one)
         elif not found:
-            problems.missing.append(pair.module)
+            problems.lack(pair)
         else:
             for name, step in found.items():
                 self.change(name, step)
+
+    def add_part(self, name: str, step: StackSum) -> None:
+        """One expert's own pair; those of the same adapter become one step of the stack."""
+        steps = self.steps.setdefault(name, [])
+        last = steps[-1] if steps else None
+        if isinstance(last, StackSum) and (name, StackSum) in self.adapter_steps:
+            steps[-1] = replace(last, parts=last.parts + step.parts)
+        else:
+            self.change(name, step)
 
     def add_tuner(self, weighted: WeightedAdapter, problems: Problems) -> None:
         """Another tuner: its modules are those whose weights the checkpoint has."""
@@ -232,70 +286,6 @@ class Planner:
             self.dropped |= made.dropped
             self.ends = replace(self.ends, head="", tied=False)
 
-    def settle_ends(self, adapters: list[AdapterSpec]) -> None:
-        """Decide what becomes of tied embeddings, and how many tokens the result has."""
-        ends = self.ends
-        if ends.tied and (self.steps.get(ends.embedding) or self.steps.get(ends.head)):
-            if ends.is_shared:
-                raise UnsupportedError(
-                    f"an adapter changes `{ends.embedding}`, which encoder, decoder and head share",
-                    hint="train without the shared embedding as a target",
-                )
-            self.share_saved(adapters)
-            if self.stay_tied():
-                self.steps.pop(ends.head, None)
-                if ends.head in self.checkpoint.tensors:
-                    self.dropped.add(ends.head)
-            else:
-                self.steps.setdefault(ends.head, [])
-                self.shapes.setdefault(ends.head, self.shape(ends.embedding))
-                self.config["tie_word_embeddings"] = False
-        self.settle_vocabulary()
-
-    def share_saved(self, adapters: list[AdapterSpec]) -> None:
-        """A base's embedding that was saved at one end of a tie is the other end's too."""
-        saved = [values for adapter in adapters for values in adapter.saved.values()]
-        ends = (self.ends.embedding, self.ends.head)
-        for one, other in (ends, ends[::-1]):
-            first = next(iter(self.steps.get(one, ())), None)
-            has_own = any(isinstance(step, Replace) for step in self.steps.get(other, ()))
-            if isinstance(first, Replace) and first.values in saved and not has_own:
-                self.steps[other] = [first, *self.steps.get(other, ())]
-                self.shapes[other] = first.values.shape
-
-    def stay_tied(self) -> bool:
-        """Whether both ends of a tie change alike, as they did in training."""
-        embedding, head = (
-            self.steps.get(name, []) for name in (self.ends.embedding, self.ends.head)
-        )
-        if not head:  # PEFT trains single tokens at both ends of a tie
-            return all(isinstance(step, ReplaceRows) for step in embedding)
-        return len(embedding) == len(head) and all(map(are_alike, embedding, head))
-
-    def settle_vocabulary(self) -> None:
-        """A grown vocabulary must have grown at both ends, and the config must say so."""
-        ends = self.ends
-        sizes = {
-            name: self.shape(name)[0]
-            for name in (ends.embedding, ends.head)
-            if name in self.steps or name in self.checkpoint.tensors
-        }
-        grown = {name for name, rows in sizes.items() if self.was(name) not in (None, rows)}
-        if grown and len(set(sizes.values())) > 1:
-            name = min(grown)
-            raise AdapterError(
-                f"the adapter's `{name}` has {sizes[name]} tokens, but"
-                f" {' and '.join(f'`{n}` has {rows}' for n, rows in sizes.items() if n != name)}",
-                hint="save it again with save_embedding_layers=True, which keeps both ends",
-            )
-        if grown:
-            self.config["vocab_size"] = sizes[min(grown)]
-
-    def was(self, name: str) -> int | None:
-        """How many rows the base has for a name."""
-        source = self.source(name)
-        return source.shape[0] if source else None
-
     def change(self, name: str, step: Step) -> None:
         """Note a step. One adapter cannot have two of a kind for a tensor."""
         if (name, type(step)) in self.adapter_steps:
@@ -306,6 +296,13 @@ class Planner:
         self.adapter_steps.add((name, type(step)))
         self.steps.setdefault(name, []).append(step)
 
+    def grown_shape(self, name: str) -> tuple[int, ...]:
+        """The shape; of tied ends, that of the end which has grown."""
+        ends = (self.ends.embedding, self.ends.head)
+        if self.ends.tied and name in ends:
+            return max(self.shape(end) for end in ends)
+        return self.shape(name)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """As it is after the changes so far."""
         if name in self.shapes:
@@ -313,29 +310,6 @@ class Planner:
         source = self.source(name)
         assert source is not None, name
         return source.shape
-
-
-def are_alike(one: Step, other: Step) -> bool:
-    """Whether what is done to the embedding is done to the head, too.
-
-    PEFT's ensure_weight_tying gives the head the embedding's matrices, transposed; where it
-    failed to keep them one, as it does on 16-bit bases, the two ends were trained apart.
-    """
-    match one, other:
-        case Replace(), Replace():
-            return one.values == other.values or same_values(one.values, other.values)
-        case LoraSum(), LoraSum():
-            asked = one.adapter == other.adapter and one.adapter.config.get("ensure_weight_tying")
-            return bool(asked) and are_transposed(one.pair, other.pair)
-        case _:
-            return False
-
-
-def are_transposed(one: LoraPair, other: LoraPair) -> bool:
-    from exporter.checkpoint import read_tensor
-
-    a, b = read_tensor(one.a), read_tensor(one.b)
-    return bool((a == read_tensor(other.b).T).all() and (b == read_tensor(other.a).T).all())
 
 
 def tuned_modules(adapter: AdapterSpec, planner: Planner) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 MATRIX = 2  # dimensions
+MERGED_INSTEAD = "leave out `--to lora`: the merged model can hold it"
 
 
 class Product:
@@ -62,8 +63,19 @@ class Product:
         stack = self.shape[:-2]
         return self.a.expand(*stack, *self.a.shape[-2:]), self.b.expand(*stack, *self.b.shape[-2:])
 
-    def numpy(self) -> Any:
-        raise cannot("be read as a whole")
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it adds nothing, as a pair that was never trained."""
+        return not (bool(self.a.any()) and bool(self.b.any()))
+
+    def __getattr__(self, name: str) -> Any:
+        raise cannot(f"do what `.{name}` does")
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        raise cannot("be changed in place")
 
     def contiguous(self) -> Product:
         return self
@@ -244,9 +256,16 @@ def block_diagonal(blocks: list[torch.Tensor]) -> torch.Tensor:
     return result
 
 
-def cannot(what: str) -> UnsupportedError:
-    return UnsupportedError(
+class CannotFollowError(UnsupportedError, AttributeError):
+    """What is done to a weight cannot be done to A and B apart.
+
+    An AttributeError too, so that `hasattr` is false for what a Product has not.
+    """
+
+
+def cannot(what: str) -> CannotFollowError:
+    return CannotFollowError(
         f"llama.cpp rearranges this model's weights in a way that A and B cannot follow:"
         f" they cannot {what}",
-        hint="export the merged model instead: leave out `--to lora`",
+        hint=MERGED_INSTEAD,
     )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
+from exporter.base_hints import base_of_card, hint_for_absent
 from exporter.core.errors import AdapterError, DownloadError
-from exporter.core.events import Report, silent
+from exporter.core.events import Note, Report, silent
 from exporter.download.pull import Pulled, PullRequest, pull
 from exporter.download.resolve import (
     checkpoint_request,
@@ -86,16 +87,11 @@ def find_base(adapter: AdapterSpec, *, report: Report = silent) -> Path:
 
 def named_base(adapter: AdapterSpec, *, report: Report = silent) -> Path | PullRequest:
     """The folder here that an adapter means by its base, else what to pull."""
-    if adapter.base is None:
-        raise AdapterError(
-            f"`{adapter.folder}` does not say which base it was trained on",
-            hint="pass it as --base FOLDER",
-        )
-    named = Path(adapter.base)
-    for folder in (named, adapter.folder / named):
+    named = Path(adapter.base or "")
+    for folder in (named, adapter.folder / named) if adapter.base else ():
         if (folder / "config.json").exists():
             return folder
-    if is_repo(adapter.base):
+    if adapter.base and is_repo(adapter.base):
         hub = hub_here()
         revision = adapter.config.get("revision")  # peft's: the base's, not the adapter's
         try:
@@ -112,7 +108,21 @@ def named_base(adapter: AdapterSpec, *, report: Report = silent) -> Path | PullR
                     f" here and cannot be had: {error.message}",
                     hint=f"pass its folder as --base FOLDER; or: {error.hint}",
                 ) from error
-    raise AdapterError(
-        f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here",
-        hint="pass its folder as --base FOLDER",
+    return base_elsewhere(adapter, report=report)
+
+
+def base_elsewhere(adapter: AdapterSpec, *, report: Report) -> Path | PullRequest:
+    """The base that the adapter's model card names, where its config has a path or nothing.
+
+    Raises AdapterError with what to pass as --base, where the card does not name it.
+    """
+    what = (
+        f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here"
+        if adapter.base
+        else f"`{adapter.folder}` does not say which base it was trained on"
     )
+    repo = base_of_card(adapter.folder)
+    if repo is None or repo == adapter.base:
+        raise AdapterError(what, hint=hint_for_absent(adapter, hub_here().cache))
+    report(Note(f"{what}: its model card names {repo}, which is taken"))
+    return checkpoint_request(repo, report=report)

@@ -37,6 +37,18 @@ class LoraSum:
     """The adapter's own."""
     scale: float
     """What the user multiplies it by."""
+    replays_init: bool = True
+    """Whether an initialization that changes the base, such as PiSSA's, is to be repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """What the initialization of a LoRA that changes the base leaves of the weight.
+
+    Of tied embeddings PEFT changes the one tensor that both ends share.
+    """
+
+    of: LoraSum
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,14 @@ class ReplaceRows:
 
     values: Tensor
     rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AddRows:
+    """New rows at the end of an embedding, each the mean of the base's rows."""
+
+    rows: int
+    """How many rows the result has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +126,32 @@ class ExpertSum:
     """Whether B is (n_out, experts, rank), as Unsloth wrote it for a while."""
 
 
-Step = LoraSum | BiasSum | Replace | ReplaceRows | Tuned | CombinedSum | ExpertSum
+@dataclass(frozen=True, slots=True)
+class ExpertPart:
+    """A pair of one expert: scaling * B @ A is added to its rows from `first_row` on."""
+
+    pair: LoraPair
+    expert: int
+    first_row: int
+    """Of the expert's weight as (n_out, n_in)."""
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class StackSum:
+    """Pairs that were trained expert by expert, added to a stack of all experts."""
+
+    parts: tuple[ExpertPart, ...]
+    height: int
+    """Rows that each expert has in the stack."""
+    transposed: bool
+    """Whether the stack is (experts, n_in, n_out)."""
+
+
+Step = (
+    LoraSum | Residual | BiasSum | Replace | ReplaceRows | AddRows | Tuned | CombinedSum
+    | ExpertSum | StackSum
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +179,8 @@ class MergePlan:
     """Tensors that the result leaves out: the second copy of tied embeddings."""
     config: dict[str, object] = field(default_factory=dict)
     """What the result's config.json says differently."""
+    notes: tuple[str, ...] = ()
+    """What a person is to know of how the adapters were read."""
 
     @property
     def names(self) -> tuple[str, ...]:

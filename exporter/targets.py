@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from exporter.adapter import AdapterSpec, LoraPair
 from exporter.checkpoint import Checkpoint
 from exporter.core.errors import AdapterError
+from exporter.core.folders import repo_at
 from exporter.steps import Kind
+from exporter.tensors import read_tensor
 
 # Models whose linear layers are GPT-2's Conv1D, but for their heads.
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
@@ -22,37 +25,88 @@ class Problems:
     checkpoint: Checkpoint
     missing: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
+    untrained: list[str] = field(default_factory=list)
+    """Modules that are missing too, but which the adapter does not change: its B is zero."""
 
     def misfit(self, name: str, base: tuple[int, ...], trained: tuple[int, ...]) -> None:
         self.misfits.append(
             f"`{name}` is {list(base)} in the base and {list(trained)} in the adapter"
         )
 
-    def refuse(self) -> None:
-        """Raise AdapterError if there was any."""
+    def lack(self, pair: LoraPair) -> None:
+        """The base has no such module, which only matters if the pair adds something."""
+        is_zero = self.adapter.is_plain and adds_nothing(pair)
+        (self.untrained if is_zero else self.missing).append(pair.module)
+
+    def refuse(self, *, some_fit: bool) -> None:
+        """Raise AdapterError if there was any.
+
+        some_fit: other parts of the adapter have a place.
+        """
+        if not some_fit:
+            self.missing += self.untrained
+        hint = other_base(self.adapter, self.checkpoint)
         if self.missing:
             total = len(self.adapter.pairs) or len(self.adapter.tensors)
             raise AdapterError(
                 f"the adapter changes `{self.missing[0]}`, which `{self.checkpoint.folder}` does"
                 f" not have ({len(self.missing)} of {total} modules are missing)",
-                hint=other_base(self.adapter),
+                hint=hint,
             )
         if self.misfits:
             more = f"\n  and {len(self.misfits) - FEW} more" if len(self.misfits) > FEW else ""
-            raise AdapterError(
-                "the adapter was trained on another base:\n  "
-                + "\n  ".join(self.misfits[:FEW])
-                + more,
-                hint=other_base(self.adapter),
+            what = (
+                f"the adapter does not fit `{self.checkpoint.folder}`"
+                if is_named_base(self.adapter, self.checkpoint)
+                else "the adapter was trained on another base"
             )
+            raise AdapterError(f"{what}:\n  " + "\n  ".join(self.misfits[:FEW]) + more, hint=hint)
 
 
-def other_base(adapter: AdapterSpec) -> str:
-    return (
-        f"it was trained on {adapter.base!r}: pass that as --base"
-        if adapter.base
-        else "pass the base it was trained on as --base"
+def adds_nothing(pair: LoraPair) -> bool:
+    """Whether a plain pair adds only zeros, as one that was never trained."""
+    return not (bool(read_tensor(pair.b).any()) and bool(read_tensor(pair.a).any()))
+
+
+def lost_rows(name: str, adapter: int, base: int) -> AdapterError:
+    """Tokens were added before training, and their first values are in no file."""
+    return AdapterError(
+        f"the adapter was trained with {adapter} tokens in `{name}`, and the base has {base}: what"
+        " the new tokens began with was random, and the adapter does not hold it",
+        hint="save the adapter again with save_embedding_layers=True, which keeps both ends;"
+        " or pass as --base the model with its embeddings resized, as training began with it",
     )
+
+
+def other_base(adapter: AdapterSpec, checkpoint: Checkpoint) -> str:
+    """What to try when a base does not fit: never the base that was given."""
+    if adapter.base is None:
+        return "pass the base it was trained on as --base"
+    if is_named_base(adapter, checkpoint):
+        return (
+            f"it names {adapter.base!r} itself: was it trained on a changed copy (more tokens,"
+            " other layers), or by a tool that calls its modules otherwise?"
+            " pass that copy as --base, or save the adapter with PEFT"
+        )
+    if last_part(adapter.base) == checkpoint.name:
+        return (
+            f"it was trained on {adapter.base!r}: is `{checkpoint.folder}` that model, unchanged?"
+            " if not, pass that as --base"
+        )
+    return f"it was trained on {adapter.base!r}: pass that as --base"
+
+
+def is_named_base(adapter: AdapterSpec, checkpoint: Checkpoint) -> bool:
+    """Whether the base that was given is the one that the adapter names."""
+    if adapter.base is None:
+        return False
+    repo, _ = repo_at(checkpoint.folder)
+    return adapter.base == repo or Path(adapter.base).resolve() == checkpoint.folder.resolve()
+
+
+def last_part(name: str) -> str:
+    """The last part of a path, of any system, or of a repo's name."""
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def kind_of(pair: LoraPair, name: str, checkpoint: Checkpoint) -> Kind:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Report, Step, silent
 from exporter.core.gguf import SUFFIX, GGUFFile, TensorInfo, read_gguf
+from exporter.output_scales import SCALED, WEIGHT, is_on_output
+from exporter.output_scales import SUFFIX as SCALE
 from exporter.store import adapter_file_name
 
 NAME = re.compile(r"[\w.+-]+")
@@ -171,6 +174,26 @@ def check_adapter(adapter: Adapter, model: GGUFFile) -> None:
                 model,
                 f"its `{name}` is for {made[0]} × {made[1]}, the model's is"
                 f" {' × '.join(map(str, here[name].shape))}",
+            )
+    refuse_unscaled(adapter, header, here)
+
+
+def refuse_unscaled(adapter: Adapter, header: GGUFFile, here: Mapping[str, TensorInfo]) -> None:
+    """Raise ModelError where llama.cpp would put a factor on the base's part of a sum alone.
+
+    It multiplies a weight's output by the `.scale` beside it before it adds the adapter.
+    """
+    known = set((header.text(SCALED) or "").split(","))
+    for name in (tensor.name.removesuffix(A) for tensor in header.tensors):
+        scale = here.get(f"{name.removesuffix(WEIGHT)}{SCALE}")
+        if name in known or name not in here or scale is None:
+            continue
+        if is_on_output(here[name].shape, scale.shape):
+            raise ModelError(
+                f"the adapter {adapter.name!r} changes `{name}`, whose output llama.cpp multiplies"
+                f" by `{scale.name}` before it adds the adapter: it was not converted for that",
+                hint=f"name the folder that PEFT saved: --adapter {adapter.name}=FOLDER;"
+                " and a base whose GGUF was made from the model it was trained on",
             )
 
 

@@ -135,19 +135,72 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }  # fmt: skip
 
+STACKED: dict[str, Architecture] = {
+    "granitemoe": Architecture(
+        lambda t: t.GraniteMoeConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2),
+        linear=["q_proj"],
+    ),
+    "nemotron_h": Architecture(
+        lambda t: t.NemotronHConfig(
+            **SIZE | {"num_hidden_layers": 3}, hybrid_override_pattern="ME*", head_dim=16,
+            mamba_num_heads=8, mamba_head_dim=16, ssm_state_size=16, n_groups=1, chunk_size=8,
+            n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=48,
+            moe_shared_expert_intermediate_size=48,
+        ),
+        linear=["q_proj"],
+    ),
+    "jetmoe": Architecture(
+        lambda t: t.JetMoeConfig(
+            vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, num_key_value_heads=2,
+            kv_channels=16, intermediate_size=96, num_local_experts=4, num_experts_per_tok=2,
+        ),
+        linear=["kv_proj"],
+    ),
+    "aria": Architecture(
+        lambda t: t.AriaTextConfig(
+            **SIZE, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1
+        ),
+        linear=["q_proj"],
+    ),
+    "gemma4_moe": Architecture(
+        lambda t: t.Gemma4TextConfig(
+            **SIZE, head_dim=16, global_head_dim=32, sliding_window=8,
+            hidden_size_per_layer_input=0, num_kv_shared_layers=0, enable_moe_block=True,
+            num_experts=4, top_k_experts=2, moe_intermediate_size=48,
+        ),
+        linear=["q_proj"],
+    ),
+}  # fmt: skip
+"""Their checkpoints keep experts in stacks, or under other names than transformers' parameters."""
+REARRANGED: dict[str, Architecture] = {
+    "falcon_h1": Architecture(
+        lambda t: t.FalconH1Config(
+            **SIZE, head_dim=16, mamba_n_heads=8, mamba_d_head=16, mamba_d_ssm=128,
+            mamba_d_state=16, mamba_n_groups=1, mamba_expand=2, mamba_d_conv=4,
+            mamba_chunk_size=8, key_multiplier=0.7, ssm_in_multiplier=0.9,
+            mlp_multipliers=[0.8, 0.7], ssm_multipliers=[0.5, 0.6, 0.7, 0.8, 0.9],
+        ),
+        linear=["q_proj", "k_proj", "gate_proj", "in_proj"],
+    ),
+}  # fmt: skip
+"""llama.cpp's converter changes their weights value by value."""
+EVERY = ARCHITECTURES | STACKED | REARRANGED
+
 
 def make_architecture(name: str, folder: Path, *, dtype: str = "bfloat16") -> Path:
     """A model with random weights, also in its norms and biases, as transformers saves it."""
     import torch
     import transformers
 
-    made = ARCHITECTURES[name]
+    made = EVERY[name]
     torch.manual_seed(0)
     model = getattr(transformers, made.auto).from_config(made.config(transformers))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+            elif not parameter.any():  # experts may begin as zeros
+                parameter.add_(torch.randn_like(parameter) * 0.05)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     if name == "gemma3_vlm":
         rename_as_published(folder / "model.safetensors")

@@ -15,6 +15,7 @@ from exporter.core.safetensors import StoredTensor
 from exporter.kinds import PLAIN_INITS, VARIANTS, is_set
 from exporter.merge import MergedTensors
 from exporter.steps import (
+    AddRows,
     BiasSum,
     Change,
     CombinedSum,
@@ -23,6 +24,8 @@ from exporter.steps import (
     MergePlan,
     Replace,
     ReplaceRows,
+    Residual,
+    StackSum,
     Step,
     Tuned,
 )
@@ -92,7 +95,7 @@ class Reference:
 
 def needs_peft(step: Step) -> bool:
     """Whether a step is more than this file computes."""
-    if isinstance(step, (Tuned, CombinedSum)):
+    if isinstance(step, (Tuned, CombinedSum, Residual, AddRows)):
         return True
     if not isinstance(step, LoraSum):
         return False
@@ -133,6 +136,8 @@ def take(step: Step, weight: Rows | None, numbers: Rows) -> tuple[Rows, Rows]:
         case ExpertSum():
             left, right = expert_halves(step, numbers, weight.shape[1])
             return add(weight, left, right, step.scaling)
+        case StackSum():
+            return add_parts(step, weight, numbers)
         case LoraSum():
             return add_lora(step, weight, numbers)
         case _:
@@ -188,6 +193,33 @@ def expert_halves(step: ExpertSum, numbers: Rows, columns: int) -> tuple[Rows, R
         left[mine, block] = halves[0][within[mine]]
         right[block] = halves[1]
     return left, right
+
+
+def add_parts(step: StackSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
+    """Pairs of single experts, onto some rows of their stack: (rows, width)."""
+    import numpy as np
+
+    slack = np.zeros_like(weight)
+    height = step.height
+    for part in step.parts:
+        a, b = whole(part.pair.a), whole(part.pair.b)  # (rank, n_in), (n_out, rank)
+        within = numbers - part.expert * height
+        here = (within >= 0) & (within < height)
+        columns = slice(None)
+        if step.transposed:  # the stack's rows are the pair's columns
+            left, right = a.T, b.T
+            columns = slice(part.first_row, part.first_row + len(b))
+        else:
+            left, right = b, a
+            within = within - part.first_row
+            here &= (within >= 0) & (within < len(b))
+        if here.any():
+            at = np.ix_(here, np.arange(weight.shape[1])[columns])
+            summed, more = add(weight[at], left[within[here]], right, part.scaling)
+            weight = weight.copy()
+            weight[at] = summed
+            slack[at] += more
+    return weight, slack
 
 
 def whole(tensor: Tensor) -> Rows:

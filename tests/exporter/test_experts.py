@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from exporter.adapter import open_adapter
@@ -13,6 +14,8 @@ from exporter.core.errors import AdapterError
 from exporter.merge import MergedTensors
 from exporter.plan import plan_merge
 from exporter.steps import WeightedAdapter
+from tests.architectures import STACKED, make_architecture
+from tests.roads import train_and_merge
 
 pytestmark = pytest.mark.trained
 
@@ -224,4 +227,164 @@ def test_experts_of_another_shape_are_refused_with_both_shapes(base, tmp_path):
     )
 
     with pytest.raises(AdapterError, match=r"down_proj` is \[3, 8, 6\] in the base"):
+        merged(base, adapter)
+
+
+TARGETED = {
+    "granitemoe": ["experts.gate_up_proj", "experts.down_proj"],
+    "nemotron_h": ["experts.up_proj", "experts.down_proj"],
+    "jetmoe": ["input_linear.weight", "output_linear.weight"],
+    "aria": ["experts.gate_up_proj", "experts.down_proj"],
+}
+
+
+@pytest.fixture(scope="module")
+def base_of(tmp_path_factory):
+    made = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = make_architecture(name, folder / "base", dtype="float32")
+        return made[name]
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", TARGETED)
+def test_parameters_that_the_checkpoint_calls_otherwise_are_merged_as_by_peft(
+    base_of, tmp_path, name
+):
+    from peft import LoraConfig
+
+    settings = {"target_modules": STACKED[name].linear, "target_parameters": TARGETED[name]}
+
+    found = train_and_merge(base_of(name), LoraConfig(task_type="CAUSAL_LM", **settings), tmp_path)
+
+    assert found.error < 1e-5
+    assert found.peft_error < 1e-5
+    assert found.error < found.effect / 1000
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("modules", [["experts"], ["layers.0.mlp"]])
+def test_experts_that_were_trained_whole_replace_those_of_the_checkpoint(
+    base_of, tmp_path, modules
+):
+    from peft import LoraConfig
+
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=modules)
+
+    found = train_and_merge(base_of("qwen3_moe"), config, tmp_path)
+
+    assert found.error < 1e-5
+    assert found.error < found.effect / 1000
+
+
+def write_stacks(folder: Path, kind: str) -> Path:
+    """Stacks as gpt-oss has them, (experts, in, out), or other models: (experts, out, in)."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        json.dumps({"architectures": ["SomeForCausalLM"], "model_type": kind})
+    )
+    shapes = {"gate_up_proj": (2 * INNER, WIDTH), "down_proj": (WIDTH, INNER)}
+    stacks = {
+        f"{MODULE}.{name}": random(EXPERTS, *(shape[::-1] if kind == "gpt_oss" else shape))
+        for name, shape in shapes.items()
+    }
+    save_file(stacks | {"model.layers.0.mlp.router.weight": random(EXPERTS, WIDTH)},
+              folder / "model.safetensors")  # fmt: skip
+    return folder
+
+
+def pairs_of(*modules: str):
+    """Random pairs by their place in a stack: the part decides the shape."""
+    shapes = {"gate_up": (2 * INNER, WIDTH), "gate": (INNER, WIDTH), "up": (INNER, WIDTH),
+              "down": (WIDTH, INNER)}  # fmt: skip
+    found = {}
+    for module in modules:
+        part = next(part for part in shapes if f"{part}_proj" in module)
+        n_out, n_in = shapes[part]
+        found[module] = random(RANK, n_in), random(n_out, RANK)
+    return found
+
+
+def keys(pairs):
+    return {
+        f"{module}.lora_{half}.weight": matrix
+        for module, halves in pairs.items()
+        for half, matrix in zip("AB", halves, strict=True)
+    }
+
+
+def test_gpt_oss_pairs_of_single_experts_are_folded_into_the_stacks_transposed(tmp_path):
+    """As training on bitsandbytes' 4 bits saves them: a linear layer for each expert."""
+    import torch
+
+    from exporter.verify.rows import Reference
+
+    torch.manual_seed(4)
+    base = write_stacks(tmp_path / "base", "gpt_oss")
+    pairs = pairs_of(
+        f"{MODULE}.gate_up_projs.2", f"{MODULE}.down_projs.0", f"{MODULE}.gate_up_projs.0"
+    )
+    router = random(RANK, WIDTH), random(EXPERTS, RANK)
+    adapter = save_adapter(
+        tmp_path / "lora", keys(pairs | {"model.layers.0.mlp.router.linear": router})
+    )
+
+    found, before = merged(base, adapter), stored(base)
+
+    for module, (a, b) in pairs.items():
+        stack, _, expert = module.rpartition(".")
+        name = stack.removesuffix("s")
+        before[name] = before[name].double()
+        before[name][int(expert)] += (SCALE * b.double() @ a.double()).T
+    before["model.layers.0.mlp.router.weight"] += (SCALE * router[1] @ router[0]).float()
+    for name, values in before.items():
+        torch.testing.assert_close(found[name].double(), values.double(), atol=1e-5, rtol=0)
+    plan = plan_merge(open_checkpoint(base), [WeightedAdapter(open_adapter(adapter))])
+    for name in (f"{MODULE}.gate_up_proj", f"{MODULE}.down_proj"):
+        rows = found[name].reshape(-1, found[name].shape[-1])
+        checked = Reference(plan).rows(name, np.arange(len(rows)))
+        assert np.abs(checked.after - rows.double().numpy()).max() < 1e-5
+        assert checked.before is not None
+
+
+def test_parts_of_single_experts_find_their_rows_in_a_stack(tmp_path):
+    import torch
+
+    from exporter.verify.rows import Reference
+
+    torch.manual_seed(4)
+    base = write_stacks(tmp_path / "base", "other")
+    pairs = pairs_of(f"{MODULE}.1.up_proj", f"{MODULE}.1.gate_proj", f"{MODULE}.2.down_proj")
+    adapter = save_adapter(tmp_path / "lora", keys(pairs))
+
+    found, before = merged(base, adapter), stored(base)
+
+    for module, (a, b) in pairs.items():
+        parent, _, part = module.rpartition(".")
+        expert, change = int(parent.rpartition(".")[2]), SCALE * b @ a
+        if part == "down_proj":
+            before[f"{MODULE}.down_proj"][expert] += change
+        else:
+            first = INNER if part == "up_proj" else 0
+            before[f"{MODULE}.gate_up_proj"][expert][first : first + INNER] += change
+    for name, values in before.items():
+        torch.testing.assert_close(found[name], values, atol=1e-5, rtol=0)
+    plan = plan_merge(open_checkpoint(base), [WeightedAdapter(open_adapter(adapter))])
+    rows = found[f"{MODULE}.gate_up_proj"].reshape(-1, WIDTH)
+    checked = Reference(plan).rows(f"{MODULE}.gate_up_proj", np.arange(len(rows)))
+    assert np.abs(checked.after - rows.double().numpy()).max() < 1e-5
+
+
+def test_an_expert_that_the_stack_does_not_have_is_refused_with_both_shapes(tmp_path):
+    base = write_stacks(tmp_path / "base", "gpt_oss")
+    adapter = save_adapter(tmp_path / "lora", keys(pairs_of(f"{MODULE}.down_projs.{EXPERTS}")))
+
+    with pytest.raises(AdapterError, match=r"expert 3 of `.+down_proj`, which is \[3, 6, 8\]"):
         merged(base, adapter)

@@ -16,7 +16,7 @@ from exporter.lora import LoraRequest, export_lora, settled
 from exporter.lora_cache import adapter_gguf
 from exporter.pipeline import ExportRequest, export
 from exporter.products import Product
-from tests.architectures import ARCHITECTURES, make_architecture
+from tests.architectures import EVERY, make_architecture
 from tests.logits import Loaded
 from tests.roads import shake
 from tests.tiny import make_tokenizer
@@ -46,6 +46,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "attention": {"target_modules": ATTENTION},
     "stacked": {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
                 "target_modules": ["q_proj"]},
+    "up_and_down": {"target_parameters": ["experts.up_proj", "experts.down_proj"]},
     "square": {"target_modules": ["c_attn", "attn.c_proj"]},
     "t5": {"target_modules": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]},
     "fused": {"target_modules": "all-linear"},
@@ -56,7 +57,8 @@ CASES = [
     ("phi3", "fused"), ("gpt2", "square"), ("gpt2", "plain"), ("falcon", "fused"),
     ("bloom", "fused"), ("gpt_neox", "fused"), ("qwen3", "patterns"), ("mixtral", "attention"),
     ("mixtral", "stacked"), ("qwen3_moe", "stacked"), ("gpt_oss", "stacked"), ("mamba", "plain"),
-    ("mt5", "t5"),
+    ("mt5", "t5"), ("granitemoe", "stacked"), ("nemotron_h", "up_and_down"),
+    ("gemma4_moe", "stacked"), ("falcon_h1", "plain"),
 ]  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def trained(base: Path, name: str, folder: Path, **settings: Any) -> Any:
     import transformers
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    made = ARCHITECTURES[name]
+    made = EVERY[name]
     kind = getattr(transformers, made.auto)
     given = {"r": 4, "lora_alpha": 6, "task_type": made.task, "target_modules": made.linear}
     torch.manual_seed(2)
@@ -225,6 +227,64 @@ def test_one_expert_of_transformers_4_goes_into_its_stack_and_the_others_stay(
 
     assert off(model.logits(TOKENS, adapter=model.adapter(path)), expected) < CLOSE
     assert off(model.logits(TOKENS), expected) > FAR
+    model.close()
+
+
+def test_gpt_oss_pairs_of_single_experts_go_into_the_stacks(
+    base_of, toolchain, vocabularies_left_out, tmp_path
+):
+    """The oracle is the base with the sums written into it: no model has such modules."""
+    import shutil
+
+    import torch
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    base = base_of("gpt_oss")
+    shutil.copytree(base, tmp_path / "sum")
+    weights = load_file(base / "model.safetensors")
+    experts, tensors = "model.layers.1.mlp.experts", {}
+    torch.manual_seed(3)
+    for part, place in (("gate_up", 2), ("down", 2), ("down", 0)):
+        stack = weights[f"{experts}.{part}_proj"]  # (experts, in, out)
+        a, b = torch.randn(2, stack.shape[1]), torch.randn(stack.shape[2], 2)
+        tensors[f"{experts}.{part}_projs.{place}.lora_A.weight"] = a
+        tensors[f"{experts}.{part}_projs.{place}.lora_B.weight"] = b
+        stack[place] += 5 / 2**0.5 * (b @ a).T
+    adapter = save(tmp_path / "lora", tensors)
+    save_file(weights, tmp_path / "sum" / "model.safetensors", metadata={"format": "pt"})
+    kind = transformers.AutoModelForCausalLM
+    expected = forward(kind.from_pretrained(tmp_path / "sum", dtype=torch.float32).eval())
+
+    path = export_lora(LoraRequest(adapter, base, tmp_path / "x.gguf"), toolchain).path
+    model = loaded_base(base, toolchain, tmp_path)
+
+    assert off(model.logits(TOKENS, adapter=model.adapter(path)), expected) < CLOSE
+    assert off(model.logits(TOKENS), expected) > FAR
+    model.close()
+
+
+def test_a_pair_that_adds_nothing_is_never_a_reason_to_refuse(base_of, toolchain, tmp_path):
+    """all-linear has targets that a task never trains: of Gemma 3n's, some have no place."""
+    import torch
+
+    base = base_of("mt5")
+    expected = forward(trained(base, "mt5", tmp_path / "lora", target_modules=["q"]))
+    weights = tmp_path / "lora" / "adapter_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    module = "base_model.model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+    untrained = {
+        f"{module}.lora_embedding_A": torch.randn(4, 32),
+        f"{module}.lora_embedding_B": torch.zeros(4, 4),
+    }
+    save_file(load_file(weights) | untrained, weights)
+
+    path = export_lora(LoraRequest(tmp_path / "lora", base, tmp_path / "x.gguf"), toolchain).path
+    model = loaded_base(base, toolchain, tmp_path)
+
+    found = model.logits(TOKENS, adapter=model.adapter(path), encoder=True)
+    assert off(found, expected) < CLOSE
     model.close()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from exporter.core.errors import AdapterError
 from tests.roads import train_and_merge
 from tests.tiny import make_base
 
@@ -37,6 +38,8 @@ RIGHT_IN_PEFT: dict[str, tuple[str, dict[str, Any]]] = {
     "pissa": ("untied", Q | {"init_lora_weights": "pissa"}),
     "olora": ("untied", Q | {"init_lora_weights": "olora"}),
     "mica": ("untied", Q | {"init_lora_weights": "mica"}),
+    "pissa_head": ("untied", {"target_modules": ["lm_head"], "init_lora_weights": "pissa"}),
+    "olora_head": ("untied", {"target_modules": ["lm_head"], "init_lora_weights": "olora"}),
     "kasa": ("untied", Q | {"kasa_config": {}}),
     "bdlora": ("untied", {"target_modules": ["q_proj", "o_proj"], "use_bdlora": {}}),
     "tied_modules_to_save": ("tied", Q | {"modules_to_save": ["embed_tokens", "lm_head"]}),
@@ -53,6 +56,9 @@ WRONG_IN_PEFT: dict[str, dict[str, Any]] = {
     "embedding": {"target_modules": ["embed_tokens"]},
     "both": {"target_modules": ["embed_tokens", "lm_head"]},
     "as_one": {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
+    "pissa_head": {"target_modules": ["lm_head"], "init_lora_weights": "pissa"},
+    "olora_both": {"target_modules": ["embed_tokens", "lm_head"], "init_lora_weights": "olora"},
+    "kasa_head": {"target_modules": ["lm_head"], "kasa_config": {}},
 }
 
 
@@ -123,6 +129,12 @@ def test_a_tie_is_kept_where_both_ends_changed_alike(bases, tmp_path):
         ("untied", ALL | {"modules_to_save": ["embed_tokens", "lm_head"]}),
         ("tied", Q),
         ("tied", {"target_modules": ["q_proj", "embed_tokens"]}),
+        ("untied", Q | {"trainable_token_indices": [5, 320, 321]}),
+        ("tied", Q | {"trainable_token_indices": [5, 320, 321]}),
+        (
+            "tied",
+            Q | {"trainable_token_indices": {"embed_tokens": [320, 321], "lm_head": [320]}},
+        ),
     ],
 )
 def test_a_grown_vocabulary_comes_from_the_adapter(bases, tmp_path, base, settings):
@@ -133,6 +145,85 @@ def test_a_grown_vocabulary_comes_from_the_adapter(bases, tmp_path, base, settin
 
     assert found.error < FLOAT32
     assert found.plan.config["vocab_size"] == 330
+
+
+def grown_to(rows):
+    return lambda model: model.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def without_saved_base(adapter: Path) -> None:
+    """As save_embedding_layers=False leaves the file: nothing of the base's own in it."""
+    from safetensors.torch import load_file, save_file
+
+    weights = adapter / "adapter_model.safetensors"
+    kept = {name: t for name, t in load_file(weights).items() if ".base_layer." not in name}
+    kept = {name: t for name, t in kept.items() if not name.endswith("lm_head.weight")}
+    save_file(kept, weights)
+
+
+@pytest.mark.parametrize("how", ["pissa", "olora", "kasa"])
+def test_what_an_init_leaves_is_in_both_ends_though_it_was_not_saved(bases, tmp_path, how):
+    more = {"kasa_config": {}} if how == "kasa" else {"init_lora_weights": how}
+    settings = {"target_modules": ["q_proj", "lm_head"]} | more
+
+    found = train_and_merge(bases["tied"], lora(settings), tmp_path, rename=without_saved_base)
+
+    assert found.error < FLOAT32
+    assert found.error < found.effect / 1000
+
+
+def test_new_tokens_of_tied_ends_need_nothing_but_their_trained_rows(bases, tmp_path):
+    settings = Q | {"trainable_token_indices": [5, 320, 321]}
+
+    found = train_and_merge(
+        bases["tied"], lora(settings), tmp_path, prepare=grown_to(322), rename=without_saved_base
+    )
+
+    assert found.error < FLOAT32
+    assert found.plan.config == {"vocab_size": 322}
+    assert found.plan.notes == ()
+
+
+def test_new_tokens_that_were_never_trained_get_the_mean_and_a_word(bases, tmp_path):
+    settings = {
+        "target_modules": ["q_proj", "lm_head"],
+        "trainable_token_indices": {"embed_tokens": [320, 321]},
+    }
+
+    found = train_and_merge(bases["untied"], lora(settings), tmp_path, prepare=grown_to(330))
+
+    assert found.error < FLOAT32
+    assert "no values of 8 new tokens of `model.embed_tokens.weight`" in found.plan.notes[0]
+    embedding = found.tensors["model.embed_tokens.weight"]
+    assert embedding.shape[0] == 330
+    assert abs(embedding[329] - embedding[:320].mean(dim=0)).max() < FLOAT32
+
+
+@pytest.mark.parametrize("rows", [322, 330])
+def test_the_rows_of_a_frozen_head_that_no_file_holds_are_refused(bases, tmp_path, rows):
+    settings = Q | {"trainable_token_indices": [320, 321]}
+
+    with pytest.raises(AdapterError, match=r"322 tokens in `lm_head.weight`, and the base has 320"):
+        train_and_merge(
+            bases["untied"], lora(settings), tmp_path, prepare=grown_to(rows),
+            rename=without_saved_base,
+        )  # fmt: skip
+
+
+def test_two_adapters_that_saved_the_same_head_of_the_base_go_together(bases, tmp_path):
+    from exporter.adapter import open_adapter
+    from exporter.checkpoint import open_checkpoint
+    from exporter.plan import plan_merge
+    from exporter.steps import LoraSum, WeightedAdapter
+
+    head = {"target_modules": ["lm_head"]}
+    for name in ("a", "b"):
+        train_and_merge(bases["untied"], lora(head), tmp_path / name)
+    adapters = [WeightedAdapter(open_adapter(tmp_path / name / "adapter")) for name in ("a", "b")]
+
+    steps = plan_merge(open_checkpoint(bases["untied"]), adapters).changes["lm_head.weight"].steps
+
+    assert sum(isinstance(step, LoraSum) for step in steps) == 2
 
 
 def test_two_adapters_in_turn_are_both_there(bases, tmp_path):

@@ -52,6 +52,17 @@ def config(kind: str) -> Any:
     return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)](task_type="CAUSAL_LM", **settings)
 
 
+def test_vb_lora_that_kept_only_its_largest_logits_is_merged_too(bases, tmp_path):
+    from peft import VBLoRAConfig
+
+    settings = DEFAULT | SETTINGS["VBLORA"] | {"save_only_topk_weights": True}
+
+    found = train_and_merge(bases[False], VBLoRAConfig(task_type="CAUSAL_LM", **settings), tmp_path)
+
+    assert found.differing == []
+    assert found.error < 2e-5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tuner_merges_to_pefts_bytes_and_answers_as_unmerged(bases, tmp_path, kind):
     found = train_and_merge(bases[False], config(kind), tmp_path)
