@@ -1,4 +1,4 @@
-"""An adapter's folder, as PEFT saves it: what it was trained on and the tensors it holds."""
+"""An adapter, as PEFT saves it or put so: what it was trained on and the tensors it holds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
+from exporter import mlx
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.core.events import Note, Report, silent
+from exporter.core.events import Report, silent
 from exporter.core.files import read_json_object, sha256_file
 from exporter.core.folders import model_name
 from exporter.core.safetensors import read_header
+from exporter.find_adapter import (
+    CONFIG,
+    MLX_WEIGHTS,
+    PICKLED,
+    WEIGHTS,
+    FoundAdapter,
+    find_adapter,
+    hint_for_missing,
+    is_checkpoint,
+)
 from exporter.kinds import MERGED_BY_PEFT, is_set, needs_peft_layer, refuse_unmergeable
 from exporter.pickled import read_pickled
 from exporter.tensors import Tensor
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PICKLED = "adapter_model.bin"
+__all__ = ["CONFIG", "WEIGHTS", "AdapterSpec", "LoraPair", "is_checkpoint", "open_adapter"]
+
+Origin = Literal["peft", "mlx", "gguf"]
+"""Whose format an adapter lies in."""
 MATRIX = 2  # dimensions
 DEFAULT_RANK = 8  # and alpha: LoraConfig's own
 PREFIX = "base_model.model."
@@ -77,6 +90,8 @@ class AdapterSpec:
     tuner: dict[str, Tensor] = field(default_factory=dict)
     """All other tensors of a tuner that is no LoRA, by name in the model."""
     weights: Path = Path()
+    origin: Origin = "peft"
+    """config and tensors are in PEFT's form, whatever the format they lie in."""
 
     @property
     def kind(self) -> str:
@@ -170,62 +185,55 @@ def by_pattern(adapter: AdapterSpec, setting: str, module: str, default: object)
     return number
 
 
-def is_checkpoint(folder: Path) -> bool:
-    head, _, step = folder.name.partition("-")
-    return head == "checkpoint" and step.isdecimal()
-
-
 def open_adapter(
-    folder: Path,
+    place: Path,
     *,
     refuse: Callable[[dict[str, object], Path], None] = refuse_unmergeable,
     report: Report = silent,
 ) -> AdapterSpec:
     """Read an adapter's config and the header of its weights.
 
-    A training run's folder stands for its newest checkpoint. refuse: raises for a config that
-    the caller has no use for; if not given, for one that cannot be merged. Raises AdapterError
-    for a missing or damaged file, and what `refuse` does.
+    place: its folder, one of its files, or what find_adapter finds it by. refuse: raises for a
+    config that the caller has no use for; if not given, for one that cannot be merged. Raises
+    AdapterError for a missing or damaged file, and what `refuse` does.
     """
-    if not folder.is_dir():
-        raise AdapterError(
-            f"there is no adapter folder `{folder}`",
-            hint="name the folder that holds adapter_config.json",
-        )
-    folder = newest_checkpoint(folder, report=report)
+    found = find_adapter(place, report=report)
+    folder = found.folder
     config = read_json_object(folder / CONFIG, error=AdapterError, hint=hint_for_missing(folder))
+    if mlx.is_mlx(config):
+        return open_mlx(found, config, refuse=refuse, report=report)
     refuse(config, folder)
-    weights, tensors = read_weights(folder)
+    weights, tensors = read_weights(found)
     return sort_tensors(AdapterSpec(folder, config, (), weights=weights), tensors)
 
 
-def newest_checkpoint(folder: Path, *, report: Report) -> Path:
-    """`folder`, or the last checkpoint of a training run that saved nothing else."""
-    if (folder / CONFIG).exists():
-        return folder
-    checkpoints = [
-        child for child in folder.iterdir() if is_checkpoint(child) and (child / CONFIG).exists()
-    ]
-    if not checkpoints:
-        return folder
-    newest = max(checkpoints, key=lambda child: int(child.name.partition("-")[2]))
-    report(Note(f"`{folder}` is a training run: its newest checkpoint is `{newest.name}`"))
-    return newest
+def open_mlx(
+    found: FoundAdapter,
+    stored: dict[str, object],
+    *,
+    refuse: Callable[[dict[str, object], Path], None],
+    report: Report,
+) -> AdapterSpec:
+    """An adapter of mlx-lm's, in PEFT's form."""
+    weights = found.weights or found.folder / MLX_WEIGHTS
+    header = read_header(weights, error=AdapterError)
+    config, tensors = mlx.as_peft(stored, header, found.folder, report=report)
+    refuse(config, found.folder)
+    return sort_tensors(
+        AdapterSpec(found.folder, config, (), weights=weights, origin="mlx"), tensors
+    )
 
 
-def hint_for_missing(folder: Path) -> str:
-    if (folder / "config.json").exists():
-        return "this looks like a whole model; to convert it as it is, pass it as --base alone"
-    return "name the folder that PEFT's save_pretrained wrote"
-
-
-def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+def read_weights(found: FoundAdapter) -> tuple[Path, dict[str, Tensor]]:
     """The file that holds the weights, and its tensors by name."""
-    if (folder / WEIGHTS).exists():
-        return folder / WEIGHTS, dict(read_header(folder / WEIGHTS, error=AdapterError))
-    if (folder / PICKLED).exists():
-        return folder / PICKLED, read_pickled(folder / PICKLED, error=AdapterError)
-    raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint="copy the whole adapter folder")
+    folder = found.folder
+    usual = [folder / name for name in (WEIGHTS, PICKLED) if (folder / name).exists()]
+    path = found.weights or next(iter(usual), None)
+    if path is None:
+        raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint="copy the whole adapter folder")
+    if path.suffix == ".safetensors":
+        return path, dict(read_header(path, error=AdapterError))
+    return path, read_pickled(path, error=AdapterError)
 
 
 def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpec:

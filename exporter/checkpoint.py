@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter import bnb
+from exporter import bnb, mlx_base
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.files import read_json_object
 from exporter.core.folders import model_name
@@ -65,6 +65,11 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     if not trust_remote_code:
         refuse_own_code(folder, config)
     tensors = index_tensors(folder)
+    mlx_base.refuse_changed(tensors, config)
+    if mlx_base.is_quantized(config):
+        tensors = mlx_base.dequantized(tensors, config)
+        of_mlx = (mlx_base.SETTINGS, "quantization_config")
+        config = {key: value for key, value in config.items() if key not in of_mlx}
     if bnb.is_quantized(config):
         tensors = bnb.dequantized(tensors, config)
         config = {key: value for key, value in config.items() if key != "quantization_config"}

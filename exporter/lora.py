@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter import mlx
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import Checkpoint, open_checkpoint, read_tensor
 from exporter.convert import (
@@ -140,6 +141,8 @@ def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> 
         request.base or find_base(adapter, report=report),
         trust_remote_code=request.trust_remote_code,
     )
+    if adapter.origin == "mlx":
+        mlx.check_base(adapter, checkpoint)
     checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     plan = plan_merge(checkpoint, [WeightedAdapter(adapter, request.scale)])
     refuse_tied(plan)

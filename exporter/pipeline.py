@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from exporter import mlx
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
 from exporter.classifier import check_for_gguf
@@ -270,6 +271,9 @@ def plan_request(
         base_folder(request, first, report=report), trust_remote_code=request.trust_remote_code
     )
     specs = [weighted.adapter for weighted in adapters]
+    for adapter in specs:
+        if adapter.origin == "mlx":
+            mlx.check_base(adapter, checkpoint)
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
     if adapters and toolchain:  # without an adapter, llama.cpp's converter dequantizes for itself
         checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)

@@ -268,8 +268,12 @@ class Planner:
         embedding, head = (
             self.steps.get(name, []) for name in (self.ends.embedding, self.ends.head)
         )
-        if not head:  # PEFT trains single tokens at both ends of a tie
-            return all(isinstance(step, ReplaceRows) for step in embedding)
+        if not head:  # PEFT trains single tokens at both ends of a tie, mlx-lm everything
+            return all(
+                isinstance(step, ReplaceRows)
+                or (isinstance(step, LoraSum) and step.adapter.origin == "mlx")
+                for step in embedding
+            )
         return len(embedding) == len(head) and all(map(are_alike, embedding, head))
 
     def settle_vocabulary(self) -> None:

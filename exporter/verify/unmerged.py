@@ -14,6 +14,7 @@ from exporter.core.events import Note, Report, silent
 from exporter.core.folders import size_text
 from exporter.core.machine import available_nbytes
 from exporter.core.quiet import quiet_libraries
+from exporter.peft_folder import peft_folder
 from exporter.steps import MergePlan, WeightedAdapter
 
 if TYPE_CHECKING:
@@ -114,11 +115,14 @@ class Unmerged:
 
         folder = weighted.adapter.folder
         try:
-            with adapters_stay() if self.placed else nullcontext():
+            with (
+                peft_folder(weighted.adapter) as saved,
+                adapters_stay() if self.placed else nullcontext(),
+            ):
                 # or PEFT hands the model out to disk anew, adapter included
                 vars(self.model).pop("hf_device_map", None)
                 self.model = PeftModel.from_pretrained(
-                    self.model, str(folder), low_cpu_mem_usage=bool(self.placed)
+                    self.model, str(saved), low_cpu_mem_usage=bool(self.placed)
                 ).eval()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
             raise AdapterError(
