@@ -44,6 +44,7 @@ LORA_KEY = re.compile(r"(?P<module>.+?)(?P<nested>(\.base_layer)*)\.(?P<role>lor
 ROWS_KEY = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta")
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.(?=weight$)")
 LINEAR = ("lora_A.weight", "lora_B.weight")
+USUAL = ("", WEIGHTS, PICKLED, MLX_WEIGHTS)
 EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 
 
@@ -106,8 +107,15 @@ class AdapterSpec:
     def name(self) -> str:
         """What a person would call it; `checkpoint-50` alone says too little."""
         folder = self.folder.resolve()
-        name = f"{model_name(folder.parent)}-{folder.name}"
-        return name if is_checkpoint(folder) else model_name(folder)
+        name = model_name(folder)
+        if is_checkpoint(folder):
+            name = f"{model_name(folder.parent)}-{folder.name}"
+        return name if self.place == self.folder else f"{name}-{self.weights.stem}"
+
+    @property
+    def place(self) -> Path:
+        """What opens it again: its folder, or its file where that has no usual name."""
+        return self.folder if self.weights.name in USUAL else self.weights
 
     @property
     def base(self) -> str | None:

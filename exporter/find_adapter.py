@@ -1,12 +1,14 @@
-"""Where the adapter lies in what a user named: a folder, one of its files, a training run."""
+"""Where the adapter lies in what a user named: a folder, a file of it, a training run, a zip."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.core.errors import AdapterError
 from exporter.core.events import Note, Report
+from exporter.unpacked import ARCHIVES, unpacked, zip_above
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -29,13 +31,12 @@ def find_adapter(place: Path, *, report: Report) -> FoundAdapter:
     A training run's folder stands for its newest checkpoint. Raises AdapterError for a place
     that holds no adapter, or several of which none goes before the others.
     """
+    if (archive := zip_above(place)) is not None:
+        place = unpacked(archive, report=report) / place.relative_to(archive)
     if place.is_file():
         return of_file(place)
     if not place.is_dir():
-        raise AdapterError(
-            f"there is no adapter folder `{place}`",
-            hint="name the folder that holds adapter_config.json",
-        )
+        raise AdapterError(f"there is no adapter folder `{place}`", hint=hint_beside(place))
     folder = newest_checkpoint(place, report=report)
     return FoundAdapter(named_inside(folder, report=report))
 
@@ -45,6 +46,11 @@ def of_file(path: Path) -> FoundAdapter:
     folder = path.parent
     if path.name == CONFIG:
         return FoundAdapter(folder)
+    if path.name.endswith(ARCHIVES):
+        raise AdapterError(
+            f"`{path}` is an archive that decant does not unpack",
+            hint=f"tar xf {path}, and name the folder that comes out",
+        )
     if path.suffix not in (".safetensors", ".bin", ".pt"):
         raise AdapterError(
             f"`{path}` is no file of an adapter",
@@ -78,8 +84,6 @@ def newest_checkpoint(folder: Path, *, report: Report) -> Path:
 
 def inside(folder: Path) -> list[Path]:
     """The adapters in a folder: itself, else those that PEFT saved under a name in it."""
-    if not folder.is_dir():
-        return []
     if (folder / CONFIG).exists():
         return [folder]
     return sorted(child for child in folder.iterdir() if (child / CONFIG).exists())
@@ -91,16 +95,33 @@ def named_inside(folder: Path, *, report: Report) -> Path:
     if not found or found == [folder]:
         return folder
     if len(found) > 1:
-        named = ", ".join(child.name for child in found[:FEW])
         raise AdapterError(
-            f"`{folder}` holds {len(found)} adapters: {named}{', …' if found[FEW:] else ''}",
-            hint=f"name one: `{found[0]}`, or --subfolder {found[0].name}",
+            f"`{folder}` holds {len(found)} adapters: {listed(child.name for child in found)}",
+            hint=f"name one of them, such as `{found[0]}`;"
+            f" `decant export` takes --subfolder {found[0].name}, too",
         )
     report(Note(f"the adapter in `{folder}` was saved under a name: `{found[0].name}`"))
     return found[0]
 
 
+def listed(names: Iterable[str]) -> str:
+    some = list(names)
+    return ", ".join(some[:FEW]) + (", …" if some[FEW:] else "")
+
+
+def hint_beside(place: Path) -> str:
+    """What is there in place of a folder that is not."""
+    near = place.parent
+    names = [child.name for child in inside(near) if child != near] if near.is_dir() else []
+    if names:
+        return f"`{near}` has {listed(names)}"
+    return "name the folder that holds adapter_config.json"
+
+
 def hint_for_missing(folder: Path) -> str:
     if (folder / "config.json").exists():
         return "this looks like a whole model; to convert it as it is, pass it as --base alone"
+    deeper = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
+    if deeper:
+        return f"name one of the adapters in it: {listed(f'`{path}`' for path in deeper)}"
     return "name the folder that PEFT's save_pretrained wrote"

@@ -117,16 +117,16 @@ def scaling(config: Mapping[str, object], folder: Path, *, report: Report) -> tu
     """The rank, and what the product of the matrices is multiplied by."""
     parameters = config.get("lora_parameters")
     found = parameters if isinstance(parameters, dict) else {}
-    rank, scale, alpha = found.get("rank"), found.get("scale"), found.get("alpha")
-    if type(rank) is not int or rank < 1 or not is_number(scale):
+    rank, scale, alpha = found.get("rank"), number(found.get("scale")), number(found.get("alpha"))
+    if type(rank) is not int or rank < 1 or scale is None:
         raise AdapterError(
             f"`{folder / CONFIG}` gives no rank and scale (lora_parameters={parameters!r})",
             hint=AGAIN,
         )
-    if not is_number(alpha) or alpha == rank or "lora_layers" not in config:
-        return rank, float(scale)  # later versions write alpha and use it for nothing
+    if alpha is None or alpha == rank or "lora_layers" not in config:
+        return rank, scale  # later versions write alpha and use it for nothing
     if "use_dora" not in config:  # before May 2024
-        return rank, float(scale) * (alpha / rank)
+        return rank, scale * (alpha / rank)
     report(
         Warn(
             f"`{folder / CONFIG}` is of mlx-lm between May and September 2024: versions of May"
@@ -134,11 +134,14 @@ def scaling(config: Mapping[str, object], folder: Path, *, report: Report) -> tu
             f" it is read as a later one's, else pass --scale {alpha / rank:g}"
         )
     )
-    return rank, float(scale)
+    return rank, scale
 
 
-def is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+def number(value: object) -> float | None:
+    """A setting as a finite number, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def peft_name(module: str, role: str, folder: Path) -> str:

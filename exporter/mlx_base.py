@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SETTINGS = "quantization"
 BITS = (2, 3, 4, 5, 6, 8)
+PARTS = ("weight", "scales", "biases")
 WORD = 32  # bits
 CHUNK = 1 << 20  # codes worked out at a time
 CHANGED = ("falcon_h1", "qwen3_next", "qwen3_5", "qwen3_5_moe", "gpt2", "mamba", "mamba2")
@@ -72,13 +73,13 @@ def unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
     if bits == 8:  # noqa: PLR2004 - a byte
         return packed
-    places = torch.arange(8, dtype=torch.uint8)
+    rows, places = len(packed), torch.arange(8, dtype=torch.uint8)
     if 8 % bits == 0:
-        shifts = places[: 8 // bits] * bits
-        return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(1)
-    each = (packed[..., None] >> places) & 1
-    weights = 2 ** places[:bits].int()
-    return (each.flatten(1).unflatten(1, (-1, bits)).int() * weights).sum(-1)
+        codes: torch.Tensor = (packed[..., None] >> places[::bits]) & (2**bits - 1)
+        return codes.reshape(rows, -1)
+    each = ((packed[..., None] >> places) & 1).reshape(rows, -1, bits)
+    summed: torch.Tensor = (each.int() << places[:bits].int()).sum(-1)
+    return summed
 
 
 def is_quantized(config: Mapping[str, object]) -> bool:
@@ -111,15 +112,18 @@ def affine(stem: str, tensors: Mapping[str, Tensor], config: Mapping[str, object
     own = settings.get(stem)
     said = {**settings, **(own if isinstance(own, dict) else {})}
     group, bits, mode = said.get("group_size"), said.get("bits"), said.get("mode", "affine")
-    parts = [tensors.get(f"{stem}.{role}") for role in ("weight", "scales", "biases")]
-    if mode != "affine" or not isinstance(parts[2], StoredTensor):
+    packed, scales, biases = (tensors.get(f"{stem}.{role}") for role in PARTS)
+    if mode != "affine" or biases is None:
         raise UnsupportedError(
             f"`{stem}.weight` is quantized by MLX as {mode}, which decant does not undo",
             hint=ORIGINAL,
         )
-    packed, scales, biases = parts
-    assert isinstance(packed, StoredTensor)
-    assert isinstance(scales, StoredTensor)
+    if not (
+        isinstance(packed, StoredTensor)
+        and isinstance(scales, StoredTensor)
+        and isinstance(biases, StoredTensor)
+    ):
+        raise damaged(stem, "its weight, scales and biases do not lie in safetensors")
     if type(group) is not int or bits not in BITS or group < 1:
         raise damaged(stem, f"its config says {bits!r} bits in groups of {group!r}")
     shape = (*scales.shape[:-1], scales.shape[-1] * group)
