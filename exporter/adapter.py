@@ -11,11 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from exporter import mlx
+from exporter import gguf_adapter, mlx
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Report, silent
 from exporter.core.files import read_json_object, sha256_file
 from exporter.core.folders import model_name
+from exporter.core.gguf import SUFFIX
 from exporter.core.safetensors import read_header
 from exporter.find_adapter import (
     CONFIG,
@@ -106,6 +107,8 @@ class AdapterSpec:
     @property
     def name(self) -> str:
         """What a person would call it; `checkpoint-50` alone says too little."""
+        if self.origin == "gguf":
+            return self.weights.stem.removesuffix(".lora")
         folder = self.folder.resolve()
         name = model_name(folder)
         if is_checkpoint(folder):
@@ -132,7 +135,8 @@ class AdapterSpec:
 
     def sha256(self) -> str:
         """Identifies config and weights together."""
-        files = (self.folder / CONFIG, self.weights)
+        config = [] if self.origin == "gguf" else [self.folder / CONFIG]
+        files = [*config, self.weights]
         parts = (sha256_once(path, path.stat().st_mtime_ns) for path in files)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -207,6 +211,11 @@ def open_adapter(
     """
     found = find_adapter(place, report=report)
     folder = found.folder
+    if found.weights is not None and found.weights.suffix == SUFFIX:
+        config, tensors = gguf_adapter.read_adapter(found.weights)
+        refuse(config, found.weights)
+        spec = AdapterSpec(folder, config, (), weights=found.weights, origin="gguf")
+        return sort_tensors(spec, tensors)
     config = read_json_object(folder / CONFIG, error=AdapterError, hint=hint_for_missing(folder))
     if mlx.is_mlx(config):
         return open_mlx(found, config, refuse=refuse, report=report)

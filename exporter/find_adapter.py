@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.core.errors import AdapterError
+from exporter.core.errors import AdapterError, ModelError
 from exporter.core.events import Note, Report
+from exporter.core.gguf import SUFFIX, read_gguf
 from exporter.unpacked import ARCHIVES, unpacked, zip_above
 
 CONFIG = "adapter_config.json"
@@ -37,8 +38,10 @@ def find_adapter(place: Path, *, report: Report) -> FoundAdapter:
         return of_file(place)
     if not place.is_dir():
         raise AdapterError(f"there is no adapter folder `{place}`", hint=hint_beside(place))
-    folder = newest_checkpoint(place, report=report)
-    return FoundAdapter(named_inside(folder, report=report))
+    folder = named_inside(newest_checkpoint(place, report=report), report=report)
+    if not (folder / CONFIG).exists() and (path := gguf_inside(folder, report=report)):
+        return FoundAdapter(folder, path)
+    return FoundAdapter(folder)
 
 
 def of_file(path: Path) -> FoundAdapter:
@@ -46,6 +49,8 @@ def of_file(path: Path) -> FoundAdapter:
     folder = path.parent
     if path.name == CONFIG:
         return FoundAdapter(folder)
+    if path.suffix == SUFFIX:
+        return FoundAdapter(folder, path)
     if path.name.endswith(ARCHIVES):
         raise AdapterError(
             f"`{path}` is an archive that decant does not unpack",
@@ -102,6 +107,26 @@ def named_inside(folder: Path, *, report: Report) -> Path:
         )
     report(Note(f"the adapter in `{folder}` was saved under a name: `{found[0].name}`"))
     return found[0]
+
+
+def gguf_inside(folder: Path, *, report: Report) -> Path | None:
+    """The one GGUF adapter of a folder without PEFT's or mlx-lm's. AdapterError for several."""
+    found = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if is_gguf_adapter(path)]
+    if len(found) > 1:
+        raise AdapterError(
+            f"`{folder}` holds {len(found)} GGUF adapters: {listed(path.name for path in found)}",
+            hint=f"name one of them, such as `{found[0]}`",
+        )
+    if found:
+        report(Note(f"the adapter in `{folder}` is a GGUF: `{found[0].name}`"))
+    return next(iter(found), None)
+
+
+def is_gguf_adapter(path: Path) -> bool:
+    try:
+        return read_gguf(path).is_adapter
+    except ModelError:
+        return False
 
 
 def listed(names: Iterable[str]) -> str:

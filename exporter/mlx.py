@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,9 @@ from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Report, Warn
 from exporter.core.safetensors import StoredTensor
 from exporter.find_adapter import CONFIG
-from exporter.tensors import read_stored
+from exporter.tensors import Turned
 
 if TYPE_CHECKING:
-    import torch
-
     from exporter.adapter import AdapterSpec
     from exporter.checkpoint import Checkpoint
     from exporter.tensors import Tensor
@@ -42,30 +40,6 @@ CHANGED = {
 """Kinds of models whose weights mlx-lm changes, and how: its pairs fit the changed ones alone."""
 FUSE = "fuse it with mlx-lm first: mlx_lm.fuse --dequantize"
 AGAIN = "restore the file that mlx-lm wrote"
-
-
-@dataclass(frozen=True, slots=True)
-class Turned:
-    """A stored matrix, read with rows and columns exchanged."""
-
-    name: str
-    stored: StoredTensor
-
-    @property
-    def dtype(self) -> str:
-        return self.stored.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape[::-1]
-
-    @property
-    def nbytes(self) -> int:
-        return self.stored.nbytes
-
-    def read(self) -> torch.Tensor:
-        """(columns, rows) of the file, in a buffer of its own."""
-        return read_stored(self.stored).T.contiguous()
 
 
 def is_mlx(config: Mapping[str, object]) -> bool:

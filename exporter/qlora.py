@@ -94,7 +94,7 @@ def trained_on(adapter: AdapterSpec) -> Trained | None:
     for folder in (Path(named), adapter.folder / named) if named else ():
         if (folder / "config.json").is_file() and (found := trained_on_folder(folder)):
             return found
-    for path in notes(adapter.folder):
+    for path in notes(adapter.folder) if adapter.origin != "gguf" else ():
         if found := trained_by_note(path):
             return found
     if named.rstrip("/").lower().endswith(SUFFIX):
