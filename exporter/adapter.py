@@ -18,21 +18,23 @@ from exporter.core.files import read_json_object, sha256_file
 from exporter.core.folders import model_name
 from exporter.core.gguf import SUFFIX
 from exporter.core.safetensors import read_header
+from exporter.distcp import read_distcp
 from exporter.find_adapter import (
     CONFIG,
     MLX_WEIGHTS,
-    PICKLED,
+    USUAL,
     WEIGHTS,
     FoundAdapter,
     find_adapter,
     hint_for_missing,
-    is_checkpoint,
 )
 from exporter.kinds import MERGED_BY_PEFT, is_set, needs_peft_layer, refuse_unmergeable
 from exporter.pickled import read_pickled
+from exporter.shards import refuse_empty
+from exporter.state_dicts import without_adapter_name
 from exporter.tensors import Tensor
 
-__all__ = ["CONFIG", "WEIGHTS", "AdapterSpec", "LoraPair", "is_checkpoint", "open_adapter"]
+__all__ = ["CONFIG", "WEIGHTS", "AdapterSpec", "LoraPair", "open_adapter"]
 
 Origin = Literal["peft", "mlx", "gguf"]
 """Whose format an adapter lies in."""
@@ -45,7 +47,6 @@ LORA_KEY = re.compile(r"(?P<module>.+?)(?P<nested>(\.base_layer)*)\.(?P<role>lor
 ROWS_KEY = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta")
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.(?=weight$)")
 LINEAR = ("lora_A.weight", "lora_B.weight")
-USUAL = ("", WEIGHTS, PICKLED, MLX_WEIGHTS)
 EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 
 
@@ -106,19 +107,18 @@ class AdapterSpec:
 
     @property
     def name(self) -> str:
-        """What a person would call it; `checkpoint-50` alone says too little."""
+        """What a person would call it."""
         if self.origin == "gguf":
             return self.weights.stem.removesuffix(".lora")
-        folder = self.folder.resolve()
-        name = model_name(folder)
-        if is_checkpoint(folder):
-            name = f"{model_name(folder.parent)}-{folder.name}"
+        if self.weights.is_dir():
+            return model_name(self.weights)
+        name = model_name(self.folder)
         return name if self.place == self.folder else f"{name}-{self.weights.stem}"
 
     @property
     def place(self) -> Path:
         """What opens it again: its folder, or its file where that has no usual name."""
-        return self.folder if self.weights.name in USUAL else self.weights
+        return self.folder if self.weights.name in ("", *USUAL) else self.weights
 
     @property
     def base(self) -> str | None:
@@ -136,7 +136,9 @@ class AdapterSpec:
     def sha256(self) -> str:
         """Identifies config and weights together."""
         config = [] if self.origin == "gguf" else [self.folder / CONFIG]
-        files = [*config, self.weights]
+        is_folder = self.weights.is_dir()
+        held = sorted(self.weights.iterdir()) if is_folder else [self.weights]
+        files = [*config, *held]
         parts = (sha256_once(path, path.stat().st_mtime_ns) for path in files)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -242,15 +244,21 @@ def open_mlx(
 
 
 def read_weights(found: FoundAdapter) -> tuple[Path, dict[str, Tensor]]:
-    """The file that holds the weights, and its tensors by name."""
+    """The file (or folder of shards) that holds the weights, and its tensors by name."""
     folder = found.folder
-    usual = [folder / name for name in (WEIGHTS, PICKLED) if (folder / name).exists()]
+    usual = [folder / name for name in USUAL if (folder / name).exists()]
     path = found.weights or next(iter(usual), None)
     if path is None:
         raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint="copy the whole adapter folder")
-    if path.suffix == ".safetensors":
-        return path, dict(read_header(path, error=AdapterError))
-    return path, read_pickled(path, error=AdapterError)
+    tensors: dict[str, Tensor]
+    if path.is_dir():
+        tensors = read_distcp(path, error=AdapterError)
+    elif path.suffix == ".safetensors":
+        tensors = dict(read_header(path, error=AdapterError))
+    else:
+        tensors = read_pickled(path, error=AdapterError)
+    refuse_empty((math.prod(tensor.shape) for tensor in tensors.values()), path)
+    return path, without_adapter_name(tensors, path)
 
 
 def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpec:

@@ -9,12 +9,22 @@ from pathlib import Path
 from exporter.core.errors import AdapterError, ModelError
 from exporter.core.events import Note, Report
 from exporter.core.gguf import SUFFIX, read_gguf
+from exporter.shards import (
+    FSDP_WHOLE,
+    fsdp_in,
+    fsdp_inside,
+    home_of_adapter,
+    newest,
+    refuse_shards,
+)
 from exporter.unpacked import ARCHIVES, unpacked, zip_above
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 MLX_WEIGHTS = "adapters.safetensors"
+USUAL = (WEIGHTS, PICKLED, MLX_WEIGHTS, "model.safetensors", "pytorch_model.bin", FSDP_WHOLE)
+"""Names of an adapter's weights, the later ones by trainers that save a state_dict."""
 FEW = 8  # names in a hint
 
 
@@ -39,9 +49,20 @@ def find_adapter(place: Path, *, report: Report) -> FoundAdapter:
     if not place.is_dir():
         raise AdapterError(f"there is no adapter folder `{place}`", hint=hint_beside(place))
     folder = named_inside(newest_checkpoint(place, report=report), report=report)
+    if not is_whole(folder):
+        if shards := fsdp_inside(folder):
+            return of_fsdp(shards, report=report)
+        refuse_shards(folder, AdapterError, is_adapter=True)
     if not (folder / CONFIG).exists() and (path := gguf_inside(folder, report=report)):
         return FoundAdapter(folder, path)
     return FoundAdapter(folder)
+
+
+def of_fsdp(shards: Path, *, report: Report) -> FoundAdapter:
+    """The adapter in FSDP's shards, with the config of its training."""
+    home = home_of_adapter(shards)
+    report(Note(f"the adapter lies in FSDP's shards: `{shards}`"))
+    return FoundAdapter(home, shards)
 
 
 def of_file(path: Path) -> FoundAdapter:
@@ -70,26 +91,25 @@ def of_file(path: Path) -> FoundAdapter:
     return FoundAdapter(folder, None if usual else path)
 
 
-def is_checkpoint(folder: Path) -> bool:
-    head, _, step = folder.name.partition("-")
-    return head == "checkpoint" and step.isdecimal()
-
-
 def newest_checkpoint(folder: Path, *, report: Report) -> Path:
     """`folder`, or the last checkpoint of a training run that saved nothing else."""
-    if (folder / CONFIG).exists():
+    if is_whole(folder):
         return folder
-    checkpoints = [child for child in folder.iterdir() if is_checkpoint(child) and inside(child)]
-    if not checkpoints:
+    found = newest(folder, inside)
+    if found is None:
         return folder
-    newest = max(checkpoints, key=lambda child: int(child.name.partition("-")[2]))
-    report(Note(f"`{folder}` is a training run: its newest checkpoint is `{newest.name}`"))
-    return newest
+    report(Note(f"`{folder}` is a training run: its newest checkpoint is `{found.name}`"))
+    return found
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has an adapter's config and its weights, too: some write it before."""
+    return (folder / CONFIG).exists() and any((folder / name).exists() for name in USUAL)
 
 
 def inside(folder: Path) -> list[Path]:
     """The adapters in a folder: itself, else those that PEFT saved under a name in it."""
-    if (folder / CONFIG).exists():
+    if is_whole(folder) or ((folder / CONFIG).exists() and not fsdp_in(folder)):
         return [folder]
     return sorted(child for child in folder.iterdir() if (child / CONFIG).exists())
 
