@@ -136,7 +136,7 @@ def export(
     if to == "vllm":
         return export_vllm(wanted, served_name)
     from exporter.pipeline import ExportRequest
-    from exporter.sources import Sources, absent, bring, need_adapters
+    from exporter.sources import Sources, absent, bring
 
     sources = Sources(tuple(text for text, _ in wanted), base, revision, subfolder)
     with reporting(quiet=quiet) as report:
@@ -144,8 +144,7 @@ def export(
             return show_absent(pulls, as_json=as_json)
         folders, base_folder = bring(sources, report=report)
     if to == "lora":
-        need_adapters(folders, base_folder, "--to lora")
-        return export_lora(folders[0], base_folder)
+        return export_lora(folders, base_folder)
     chosen, name = chosen_quants(quants), name_of(folders, base_folder)
     request = ExportRequest(
         tuple(zip(folders, (weight for _, weight in wanted), strict=False)),
