@@ -1,4 +1,4 @@
-"""An adapter's folder, as PEFT saves it: what it was trained on and the tensors it holds."""
+"""An adapter, as PEFT saves it or put so: what it was trained on and the tensors it holds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
+from exporter import gguf_adapter, mlx
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.core.events import Note, Report, silent
+from exporter.core.events import Report, silent
 from exporter.core.files import read_json_object, sha256_file
 from exporter.core.folders import model_name
+from exporter.core.gguf import SUFFIX
 from exporter.core.safetensors import read_header
+from exporter.distcp import read_distcp
+from exporter.find_adapter import (
+    CONFIG,
+    MLX_WEIGHTS,
+    USUAL,
+    WEIGHTS,
+    FoundAdapter,
+    find_adapter,
+    hint_for_missing,
+)
 from exporter.kinds import MERGED_BY_PEFT, is_set, needs_peft_layer, refuse_unmergeable
 from exporter.pickled import read_pickled
+from exporter.shards import refuse_empty
+from exporter.state_dicts import without_adapter_name
 from exporter.tensors import Tensor
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PICKLED = "adapter_model.bin"
+__all__ = ["CONFIG", "WEIGHTS", "AdapterSpec", "LoraPair", "open_adapter"]
+
+Origin = Literal["peft", "mlx", "gguf"]
+"""Whose format an adapter lies in."""
 MATRIX = 2  # dimensions
 DEFAULT_RANK = 8  # and alpha: LoraConfig's own
 PREFIX = "base_model.model."
@@ -77,6 +93,8 @@ class AdapterSpec:
     tuner: dict[str, Tensor] = field(default_factory=dict)
     """All other tensors of a tuner that is no LoRA, by name in the model."""
     weights: Path = Path()
+    origin: Origin = "peft"
+    """config and tensors are in PEFT's form, whatever the format they lie in."""
 
     @property
     def kind(self) -> str:
@@ -89,10 +107,18 @@ class AdapterSpec:
 
     @property
     def name(self) -> str:
-        """What a person would call it; `checkpoint-50` alone says too little."""
-        folder = self.folder.resolve()
-        name = f"{model_name(folder.parent)}-{folder.name}"
-        return name if is_checkpoint(folder) else model_name(folder)
+        """What a person would call it."""
+        if self.origin == "gguf":
+            return self.weights.stem.removesuffix(".lora")
+        if self.weights.is_dir():
+            return model_name(self.weights)
+        name = model_name(self.folder)
+        return name if self.place == self.folder else f"{name}-{self.weights.stem}"
+
+    @property
+    def place(self) -> Path:
+        """What opens it again: its folder, or its file where that has no usual name."""
+        return self.folder if self.weights.name in ("", *USUAL) else self.weights
 
     @property
     def base(self) -> str | None:
@@ -109,7 +135,10 @@ class AdapterSpec:
 
     def sha256(self) -> str:
         """Identifies config and weights together."""
-        files = (self.folder / CONFIG, self.weights)
+        config = [] if self.origin == "gguf" else [self.folder / CONFIG]
+        is_folder = self.weights.is_dir()
+        held = sorted(self.weights.iterdir()) if is_folder else [self.weights]
+        files = [*config, *held]
         parts = (sha256_once(path, path.stat().st_mtime_ns) for path in files)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
@@ -170,62 +199,66 @@ def by_pattern(adapter: AdapterSpec, setting: str, module: str, default: object)
     return number
 
 
-def is_checkpoint(folder: Path) -> bool:
-    head, _, step = folder.name.partition("-")
-    return head == "checkpoint" and step.isdecimal()
-
-
 def open_adapter(
-    folder: Path,
+    place: Path,
     *,
     refuse: Callable[[dict[str, object], Path], None] = refuse_unmergeable,
     report: Report = silent,
 ) -> AdapterSpec:
     """Read an adapter's config and the header of its weights.
 
-    A training run's folder stands for its newest checkpoint. refuse: raises for a config that
-    the caller has no use for; if not given, for one that cannot be merged. Raises AdapterError
-    for a missing or damaged file, and what `refuse` does.
+    place: its folder, one of its files, or what find_adapter finds it by. refuse: raises for a
+    config that the caller has no use for; if not given, for one that cannot be merged. Raises
+    AdapterError for a missing or damaged file, and what `refuse` does.
     """
-    if not folder.is_dir():
-        raise AdapterError(
-            f"there is no adapter folder `{folder}`",
-            hint="name the folder that holds adapter_config.json",
-        )
-    folder = newest_checkpoint(folder, report=report)
+    found = find_adapter(place, report=report)
+    folder = found.folder
+    if found.weights is not None and found.weights.suffix == SUFFIX:
+        config, tensors = gguf_adapter.read_adapter(found.weights)
+        refuse(config, found.weights)
+        spec = AdapterSpec(folder, config, (), weights=found.weights, origin="gguf")
+        return sort_tensors(spec, tensors)
     config = read_json_object(folder / CONFIG, error=AdapterError, hint=hint_for_missing(folder))
+    if mlx.is_mlx(config):
+        return open_mlx(found, config, refuse=refuse, report=report)
     refuse(config, folder)
-    weights, tensors = read_weights(folder)
+    weights, tensors = read_weights(found)
     return sort_tensors(AdapterSpec(folder, config, (), weights=weights), tensors)
 
 
-def newest_checkpoint(folder: Path, *, report: Report) -> Path:
-    """`folder`, or the last checkpoint of a training run that saved nothing else."""
-    if (folder / CONFIG).exists():
-        return folder
-    checkpoints = [
-        child for child in folder.iterdir() if is_checkpoint(child) and (child / CONFIG).exists()
-    ]
-    if not checkpoints:
-        return folder
-    newest = max(checkpoints, key=lambda child: int(child.name.partition("-")[2]))
-    report(Note(f"`{folder}` is a training run: its newest checkpoint is `{newest.name}`"))
-    return newest
+def open_mlx(
+    found: FoundAdapter,
+    stored: dict[str, object],
+    *,
+    refuse: Callable[[dict[str, object], Path], None],
+    report: Report,
+) -> AdapterSpec:
+    """An adapter of mlx-lm's, in PEFT's form."""
+    weights = found.weights or found.folder / MLX_WEIGHTS
+    header = read_header(weights, error=AdapterError)
+    config, tensors = mlx.as_peft(stored, header, found.folder, report=report)
+    refuse(config, found.folder)
+    return sort_tensors(
+        AdapterSpec(found.folder, config, (), weights=weights, origin="mlx"), tensors
+    )
 
 
-def hint_for_missing(folder: Path) -> str:
-    if (folder / "config.json").exists():
-        return "this looks like a whole model; to convert it as it is, pass it as --base alone"
-    return "name the folder that PEFT's save_pretrained wrote"
-
-
-def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The file that holds the weights, and its tensors by name."""
-    if (folder / WEIGHTS).exists():
-        return folder / WEIGHTS, dict(read_header(folder / WEIGHTS, error=AdapterError))
-    if (folder / PICKLED).exists():
-        return folder / PICKLED, read_pickled(folder / PICKLED, error=AdapterError)
-    raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint="copy the whole adapter folder")
+def read_weights(found: FoundAdapter) -> tuple[Path, dict[str, Tensor]]:
+    """The file (or folder of shards) that holds the weights, and its tensors by name."""
+    folder = found.folder
+    usual = [folder / name for name in USUAL if (folder / name).exists()]
+    path = found.weights or next(iter(usual), None)
+    if path is None:
+        raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint="copy the whole adapter folder")
+    tensors: dict[str, Tensor]
+    if path.is_dir():
+        tensors = read_distcp(path, error=AdapterError)
+    elif path.suffix == ".safetensors":
+        tensors = dict(read_header(path, error=AdapterError))
+    else:
+        tensors = read_pickled(path, error=AdapterError)
+    refuse_empty((math.prod(tensor.shape) for tensor in tensors.values()), path)
+    return path, without_adapter_name(tensors, path)
 
 
 def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpec:
@@ -234,7 +267,6 @@ def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpe
         raise AdapterError(
             "the adapter holds no tensors", hint="was it saved from a trained model?"
         )
-    refuse_empty(adapter, tensors)
     pairs: dict[tuple[str, int], dict[str, Tensor]] = {}
     groups: dict[str, dict[str, Tensor]] = {}
     for stored, tensor in without_copies(tensors).items():
@@ -260,27 +292,6 @@ def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpe
     for one in paired:
         refuse_oddities(one, opened)
     return opened
-
-
-def refuse_empty(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> None:
-    """Stop at tensors of no values: each process of a sharded run kept its part to itself."""
-    empty = [name for name, tensor in tensors.items() if 0 in tensor.shape]
-    if not empty:
-        return
-    script = adapter.folder / "zero_to_fp32.py"
-    has_parts = script.exists() or any(adapter.folder.glob("global_step*"))
-    gather = (
-        f"`python {script} {adapter.folder} OUTPUT` puts the parts in global_step*/ together"
-        if has_parts
-        else "run zero_to_fp32.py of its checkpoint (beside global_step*/) to put the parts"
-        " together"
-    )
-    raise AdapterError(
-        f"{len(empty)} of {len(tensors)} tensors in `{adapter.weights}` are empty, such as"
-        f" `{empty[0]}` {list(tensors[empty[0]].shape)}: DeepSpeed ZeRO-3 saved the adapter"
-        " without gathering its parts",
-        hint=f"{gather}; or train with stage3_gather_16bit_weights_on_model_save: true",
-    )
 
 
 def without_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

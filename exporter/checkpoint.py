@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter import bnb
+from exporter import bnb, mlx_base
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.files import read_json_object
 from exporter.core.folders import model_name
 from exporter.core.safetensors import read_header
+from exporter.distcp import read_distcp
 from exporter.pickled import read_pickled
+from exporter.shards import FSDP_WHOLE, fsdp_in, home_of_model, refuse_shards
 from exporter.tensors import Tensor, read_tensor, torch_dtype
 
 __all__ = ["Checkpoint", "Tensor", "open_checkpoint", "read_tensor", "torch_dtype"]
 
-WHOLE = {"model.safetensors": False, "pytorch_model.bin": True}
+WHOLE = {"model.safetensors": False, "pytorch_model.bin": True, FSDP_WHOLE: True}
 """A single file's name, and whether it is a pickle; the first that is there is taken."""
 
 
@@ -53,6 +55,9 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     Raises CheckpointError for a missing, cut or inconsistent file, UnsupportedError for a
     folder that needs its own Python code or has weights in another format.
     """
+    shards = fsdp_in(folder) if folder.is_dir() else None
+    if shards == folder:
+        folder = home_of_model(shards)
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no base model folder `{folder}`", hint="name it with --base FOLDER"
@@ -64,7 +69,12 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     )
     if not trust_remote_code:
         refuse_own_code(folder, config)
-    tensors = index_tensors(folder)
+    tensors = index_tensors(folder, shards)
+    mlx_base.refuse_changed(tensors, config)
+    if mlx_base.is_quantized(config):
+        tensors = mlx_base.dequantized(tensors, config)
+        of_mlx = (mlx_base.SETTINGS, "quantization_config")
+        config = {key: value for key, value in config.items() if key not in of_mlx}
     if bnb.is_quantized(config):
         tensors = bnb.dequantized(tensors, config)
         config = {key: value for key, value in config.items() if key != "quantization_config"}
@@ -88,7 +98,10 @@ def refuse_own_code(folder: Path, config: dict[str, object]) -> None:
             )
 
 
-def index_tensors(folder: Path) -> dict[str, Tensor]:
+def index_tensors(folder: Path, fsdp: Path | None = None) -> dict[str, Tensor]:
+    """A folder's tensors by name. fsdp: shards that hold them where nothing else does."""
+    if fsdp is not None and (fsdp.parent != folder or not has_weights(folder)):
+        return read_distcp(fsdp, error=CheckpointError)
     pickled, shards = shard_names(folder)
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(shards.values())):
@@ -110,6 +123,10 @@ def index_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def has_weights(folder: Path) -> bool:
+    return any((folder / name).exists() for w in WHOLE for name in (w, f"{w}.index.json"))
+
+
 def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
     """Whether they are pickles, and {tensor name: file name}; {"": file name} for a single file."""
     for whole, pickled in WHOLE.items():
@@ -117,6 +134,7 @@ def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
             return pickled, indexed_shards(folder, whole)
         if (folder / whole).exists():
             return pickled, {"": whole}
+    refuse_shards(folder, CheckpointError, is_adapter=False)
     raise CheckpointError(
         f"`{folder}` holds no model.safetensors (and no pytorch_model.bin)",
         hint="is the download complete? a base needs config.json and model*.safetensors",

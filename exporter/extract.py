@@ -100,6 +100,8 @@ def extract(request: ExtractRequest, *, report: Report = silent) -> Extracted:
     (modules_to_save). Raises CheckpointError when the two are not of one architecture,
     OutputError when the folder is taken, SpaceError before any weight is read.
     """
+    import torch
+
     started = time.monotonic()
     refuse_taken(request.folder, MARKS, force=request.force)
     refuse_inputs(request.folder, (request.fine_tune, request.base))
@@ -111,14 +113,18 @@ def extract(request: ExtractRequest, *, report: Report = silent) -> Extracted:
     settings = plan.settings(request.base_name or str(request.base))
     report(Step("taking the changes apart"))
     matrices: list[Kept] = []
+    a = b = torch.empty(0, 0)
     with atomic_folder(
         request.folder, plan=json.dumps(settings), marks=MARKS, force=request.force, report=report
     ) as new:
         with atomic_write(new / WEIGHTS, force=True) as file:
             file.write(shard.header)
             for number, pair in enumerate(plan.pairs, 1):
-                a, b, kept = taken_apart(tuned, base, pair, plan.rank)
-                matrices.append(kept)
+                if pair.is_twin:  # the head of a tied embedding: its matrices, transposed
+                    a, b = b.T, a.T
+                else:
+                    a, b, kept = taken_apart(tuned, base, pair, plan.rank)
+                    matrices.append(kept)
                 for values in (a, b):
                     file.write(values.contiguous().numpy().data)
                 report(Progress("taking apart", number, len(plan.pairs), "tensors"))

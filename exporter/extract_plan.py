@@ -32,6 +32,8 @@ class Pair:
     transposed: bool = False
     """Whether the stored matrix is the transpose of B @ A."""
     is_embedding: bool = False
+    is_twin: bool = False
+    """Whether it is the transposed pair of the embedding before it."""
 
     @property
     def keys(self) -> tuple[str, str]:
@@ -78,6 +80,7 @@ class ExtractPlan:
             "lora_dropout": 0.0,
             "bias": "all" if self.biases else "none",
             "fan_in_fan_out": self.fan_in_fan_out,
+            "ensure_weight_tying": any(pair.is_twin for pair in self.pairs),
             "inference_mode": True,
             "target_modules": in_short([pair.module for pair in self.pairs], self.matrices),
             "modules_to_save": sorted({module_of(name) for name in self.whole}) or None,
@@ -205,7 +208,7 @@ def pairs_of(name: str, shape: tuple[int, ...], *, conv1d: bool, is_tied: bool) 
     if last in (*TOKENS, *OTHERS):
         yield Pair(name, module, (columns, rows), transposed=True, is_embedding=True)
         if is_tied and last in TOKENS:
-            yield Pair(name, HEAD, (rows, columns))
+            yield Pair(name, HEAD, (rows, columns), is_twin=True)
     elif conv1d and module != HEAD:
         yield Pair(name, module, (columns, rows), transposed=True)
     else:

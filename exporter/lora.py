@@ -17,18 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, open_adapter
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.convert import (
-    UNUSABLE,
-    LazySource,
-    find_class,
-    hparams_of,
-    imported,
-    no_code_run,
-    tensors_from,
-    unusable,
-    warnings_reported,
-)
+from exporter.checkpoint import open_checkpoint
+from exporter.convert import UNUSABLE, imported, no_code_run, unusable, warnings_reported
+from exporter.converter_model import converter_model
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import atomic_write, refuse_existing
@@ -37,8 +28,8 @@ from exporter.core.quiet import quiet_libraries
 from exporter.ends import find_ends
 from exporter.kinds import refuse_for_adapter_file
 from exporter.lora_products import adds_something, moved, nothing, product_of
-from exporter.merge import MergedTensors
 from exporter.output_scales import SCALED, output_scales, scaled
+from exporter.placed_adapter import on_base
 from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
 from exporter.products import MERGED_INSTEAD, Product
@@ -145,6 +136,7 @@ def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> 
         request.base or find_base(adapter, report=report),
         trust_remote_code=request.trust_remote_code,
     )
+    adapter = on_base(adapter, checkpoint, toolchain, report=report)
     checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     plan = plan_merge(checkpoint, [WeightedAdapter(adapter, request.scale)])
     refuse_tied(plan)
@@ -217,24 +209,6 @@ def adapted_pairs(
                 )
             refuse_dropped(plan, [product for _, product in made])
             return architecture, tuple(all_settled(made, scales))
-
-
-def converter_model(checkpoint: Checkpoint) -> Any:
-    """llama.cpp's class for the base, ready to rename and rearrange; it reads no weight."""
-    import gguf
-    from conversion import ModelBase
-
-    folder = checkpoint.folder
-    hparams = hparams_of(checkpoint, folder)
-    model_class, _ = find_class(hparams, "text")
-    with tensors_from(LazySource(MergedTensors(MergePlan(checkpoint))), ModelBase):
-        return model_class(
-            folder,
-            gguf.LlamaFileType.ALL_F32,
-            folder / "unused.gguf",
-            model_name=checkpoint.name,
-            hparams=hparams,
-        )
 
 
 def rearranged(model: Any, plan: MergePlan) -> list[tuple[str, Product]]:

@@ -63,7 +63,7 @@ def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = sile
         str(find_toolchain().folder.name),
     )
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    return Kept(adapter.folder, base, cache / f"{key}.gguf")
+    return Kept(adapter.place, base, cache / f"{key}.gguf")
 
 
 def adapter_gguf(folder: Path, base: Path, *, cache: Path, report: Report = silent) -> Path:

@@ -101,6 +101,8 @@ def changed_config(plan: MergePlan) -> dict[str, object]:
 
 def tokenizer_files(adapter: AdapterSpec, base: Path) -> dict[str, bytes | None]:
     """What an adapter's folder has to say about tokens: all of it, or nothing."""
+    if adapter.origin == "gguf":  # what lies beside it need not be its own
+        return {}
     here = {name: adapter.folder / name for name in TOKENIZER_FILES}
     own = {name: path.read_bytes() for name, path in here.items() if path.is_file()}
     if not has_vocabulary(adapter.folder):

@@ -271,9 +271,13 @@ def layer_weight(layer: Any) -> torch.Tensor:
 
 def config_for(adapter: AdapterSpec, modules: list[str]) -> Any:
     """The adapter's own config, for a skeleton that has these modules and nothing else."""
-    from peft import PeftConfig
+    from peft import LoraConfig, PeftConfig
 
-    config = copy.copy(PeftConfig.from_pretrained(str(adapter.folder)))
+    config = (
+        copy.copy(PeftConfig.from_pretrained(str(adapter.folder)))
+        if adapter.origin == "peft"
+        else LoraConfig(**adapter.config)
+    )
     elsewhere = {
         "target_modules": set(modules), "modules_to_save": None, "exclude_modules": None,
         "layers_to_transform": None, "layers_pattern": None, "trainable_token_indices": None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
@@ -24,6 +24,7 @@ from exporter.imatrix import importance
 from exporter.journal import journal_path
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
+from exporter.placed_adapter import on_base
 from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
 from exporter.provenance import provenance
@@ -271,7 +272,12 @@ def plan_request(
     checkpoint = open_checkpoint(
         base_folder(request, first, report=report), trust_remote_code=request.trust_remote_code
     )
-    specs = [weighted.adapter for weighted in adapters]
+    trust = request.trust_remote_code
+    specs = [
+        on_base(one.adapter, checkpoint, toolchain, trust_remote_code=trust, report=report)
+        for one in adapters
+    ]
+    adapters = [replace(one, adapter=spec) for one, spec in zip(adapters, specs, strict=True)]
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
     if adapters and toolchain:  # without an adapter, llama.cpp's converter dequantizes for itself
         checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)

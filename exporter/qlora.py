@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from exporter import bnb
-from exporter.adapter import AdapterSpec, is_checkpoint
+from exporter.adapter import AdapterSpec
 from exporter.checkpoint import Checkpoint
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.files import read_json_object
+from exporter.core.folders import is_checkpoint
 from exporter.names import model_without_weights
 from exporter.roundtrip import roundtripped
 
@@ -94,7 +95,7 @@ def trained_on(adapter: AdapterSpec) -> Trained | None:
     for folder in (Path(named), adapter.folder / named) if named else ():
         if (folder / "config.json").is_file() and (found := trained_on_folder(folder)):
             return found
-    for path in notes(adapter.folder):
+    for path in notes(adapter.folder) if adapter.origin != "gguf" else ():
         if found := trained_by_note(path):
             return found
     if named.rstrip("/").lower().endswith(SUFFIX):

@@ -248,7 +248,8 @@ def settled(path: Path, plan: MergePlan) -> bytes:
     content = path.read_bytes()
     if path.name == "config.json" and "quantization_config" not in plan.checkpoint.config:
         said = json.loads(content)
-        if said.pop("quantization_config", None) is not None:
+        undone = [said.pop(key, None) for key in ("quantization_config", "quantization")]
+        if any(undone):
             return json.dumps(said, indent=2).encode()
     return content
 

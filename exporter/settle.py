@@ -88,6 +88,10 @@ def stay_tied(planner: Planner) -> bool:
     embedding, head = (
         planner.steps.get(name, []) for name in (planner.ends.embedding, planner.ends.head)
     )
+    if not head and all(
+        isinstance(step, LoraSum) and step.adapter.origin == "mlx" for step in embedding
+    ):
+        return True  # mlx-lm trains everything at both ends
     # PEFT trains single tokens at both ends of a tie, and saves them once
     if not any(isinstance(step, ReplaceRows) for step in head) and all(
         isinstance(step, Replace) for step in head

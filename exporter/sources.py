@@ -17,6 +17,7 @@ from exporter.download.resolve import (
     is_repo,
     pulled_folder,
 )
+from exporter.find_model import find_model, model_in_place_of_adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,27 @@ class Sources:
 
 
 def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Path | None]:
-    """The folders of the adapters, and of the base where it was named."""
+    """The places of the adapters, and of the base where it was named.
+
+    A whole model in place of the only adapter is the base. Raises AdapterError for one that
+    stands beside a base or adapters.
+    """
     adapters = [
         folder_of(text, revision=revision, subfolder=subfolder, report=report)
         for text, revision, subfolder in sources.placed
     ]
-    base = folder_of(sources.base, report=report) if sources.base is not None else None
-    return adapters, base
+    if sources.base is not None:
+        base = find_model(folder_of(sources.base, report=report), report=report)
+        return adapters, base
+    whole = model_in_place_of_adapter(adapters[0], report=report) if adapters else None
+    if whole is None:
+        return adapters, None
+    if adapters[1:]:
+        raise AdapterError(
+            f"`{adapters[0]}` is a whole model, no adapter",
+            hint=f"decant export - --base {adapters[0]} --adapter {adapters[1]}",
+        )
+    return [], whole
 
 
 def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
@@ -68,7 +83,12 @@ def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
     base: Path | PullRequest | None = None
     if sources.base is not None and is_repo(sources.base):
         base = checkpoint_request(sources.base, report=report)
-    elif sources.needs_base and sources.base is None and first is not None:
+    elif (
+        sources.needs_base
+        and sources.base is None
+        and first is not None
+        and model_in_place_of_adapter(first, report=silent) is None
+    ):
         base = named_base(open_adapter(first, refuse=nothing), report=report)
     if isinstance(base, PullRequest):
         pulls.append(pull(base, dry_run=True, report=report))
@@ -77,6 +97,15 @@ def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
 
 def nothing(config: dict[str, object], folder: Path) -> None:
     """Refuse no kind of adapter: all of them name a base."""
+
+
+def need_adapters(folders: list[Path], base: Path | None, what: str) -> None:
+    """Raise AdapterError where an output is made of adapters, and a whole model was named."""
+    if not folders:
+        raise AdapterError(
+            f"`{base}` is a whole model: {what} needs an adapter",
+            hint="leave out --to: the model is exported as it is",
+        )
 
 
 def find_base(adapter: AdapterSpec, *, report: Report = silent) -> Path:

@@ -215,6 +215,8 @@ def kind_text(adapter: AdapterSpec) -> str:
     """What people call the adapter's kind."""
     if adapter.kind != "LORA":
         return adapter.kind
+    if not adapter.pairs and adapter.origin == "mlx":
+        return "whole tensors"
     if adapter.config.get("use_dora"):
         return "DoRA"
     return "rsLoRA" if adapter.config.get("use_rslora") else "LoRA"

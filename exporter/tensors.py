@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from exporter.core.errors import CheckpointError
@@ -43,6 +44,30 @@ Tensor = StoredTensor | LazyTensor
 def read_tensor(tensor: Tensor, pool: Pool | None = None) -> torch.Tensor:
     """The tensor's values, in a buffer of its own, out of `pool`, that may be changed in place."""
     return read_stored(tensor, pool) if isinstance(tensor, StoredTensor) else tensor.read()
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A matrix, read with rows and columns exchanged."""
+
+    name: str
+    stored: Tensor
+
+    @property
+    def dtype(self) -> str:
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape[::-1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    def read(self) -> torch.Tensor:
+        """(columns, rows) of the stored tensor, in a buffer of its own."""
+        return read_tensor(self.stored).T.contiguous()
 
 
 def read_stored(tensor: StoredTensor, pool: Pool | None = None) -> torch.Tensor:

@@ -123,6 +123,11 @@ def export_for_vllm(
 def opened_adapter(wanted: NamedAdapter, *, report: Report) -> AdapterSpec:
     """The adapter. Raises UnsupportedError, with the reason, for what vLLM cannot serve."""
     adapter = open_adapter(wanted.folder, refuse=refuse_settings, report=report)
+    if adapter.origin == "gguf":
+        raise UnsupportedError(
+            f"`{adapter.weights}` is a GGUF adapter, whose modules have other names in vLLM",
+            hint="name the PEFT or MLX adapter that it was made of",
+        )
     held = {
         "trains rows of an embedding": adapter.rows,
         "brings whole tensors (modules_to_save or biases)": adapter.values,

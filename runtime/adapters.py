@@ -120,7 +120,7 @@ def gguf_of(wanted: Wanted, base: str | None, store: Path, *, report: Report) ->
         folder_of(wanted.place, report=report), refuse=refuse_for_adapter_file, report=report
     )
     over = folder_of(base, report=report) if base is not None else find_base(adapter, report=report)
-    kept = kept_adapter(adapter.folder, over, cache_folder() / "adapters", report=report)
+    kept = kept_adapter(adapter.place, over, cache_folder() / "adapters", report=report)
     if not kept.is_whole:
         report(Step(f"converting the adapter {wanted.name}"))
         convert(kept.adapter, kept.base, kept.path.parent)

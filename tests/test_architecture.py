@@ -24,7 +24,10 @@ HEAVY = {
 }
 RICH = {"exporter/cli/render.py", "runtime/render.py"}
 # where running processes is the job; everything else asks these
-DOORS = {f"exporter/{name}.py" for name in ("convert", "hparams", "lora", "prequantized")}
+DOORS = {
+    f"exporter/{name}.py"
+    for name in ("convert", "converter_model", "hparams", "prequantized", "pretokenizer")
+}
 SUBPROCESS = {
     "exporter/hparams.py",
     "exporter/rendering.py",

@@ -144,10 +144,10 @@ def export(
             return show_absent(pulls, as_json=as_json)
         folders, base_folder = bring(sources, report=report)
     if to == "lora":
-        return export_lora(folders[0], base_folder)
+        return export_lora(folders, base_folder)
     chosen, name = chosen_quants(quants), name_of(folders, base_folder)
     request = ExportRequest(
-        tuple(zip(folders, (weight for _, weight in wanted), strict=True)),
+        tuple(zip(folders, (weight for _, weight in wanted), strict=False)),
         base_folder,
         chosen,
         outputs=output_paths(output, name, chosen),

@@ -37,15 +37,18 @@ def refuse_for_lora(adapter: str | None) -> None:
         raise click.UsageError("--to lora needs an adapter: a base alone has no A and B")
 
 
-def export_lora(adapter: Path, base: Path | None) -> None:
-    """Write the GGUF adapter and show it; the other options are the command's own."""
+def export_lora(adapters: list[Path], base: Path | None) -> None:
+    """Write the first adapter as a GGUF and show it; the other options are the command's own."""
     from exporter.adapter import open_adapter
     from exporter.kinds import refuse_for_adapter_file
     from exporter.lora import LoraRequest
     from exporter.lora import export_lora as run
+    from exporter.sources import need_adapters
     from exporter.toolchain import find_toolchain
 
     options = click.get_current_context().params
+    need_adapters(adapters, base, "--to lora")
+    adapter = adapters[0]
     name = open_adapter(adapter, refuse=refuse_for_adapter_file).name
     request = LoraRequest(
         adapter,

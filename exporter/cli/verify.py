@@ -112,7 +112,7 @@ def verify(
     with reporting(quiet=quiet) as report:
         sources = Sources(tuple(named for named, _ in wanted), base)
         folders, base_folder = bring(sources, report=report)
-        weighted = tuple(zip(folders, (weight for _, weight in wanted), strict=True))
+        weighted = tuple(zip(folders, (weight for _, weight in wanted), strict=False))
         request = ExportRequest(
             weighted, base_folder, (), (), combine=combine, base_roundtrip=base_roundtrip,
             trust_remote_code=trust_remote_code,

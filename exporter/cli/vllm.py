@@ -41,7 +41,7 @@ def refuse_for_vllm(adapter: str | None) -> None:
 def export_vllm(wanted: list[tuple[str, float]], served_name: str | None) -> None:
     """Write the folder and show it; the other options are the command's own."""
     from exporter.cli.export import show_absent
-    from exporter.sources import Sources, absent, bring
+    from exporter.sources import Sources, absent, bring, need_adapters
     from exporter.vllm import NamedAdapter, VllmRequest, export_for_vllm
 
     options = click.get_current_context().params
@@ -56,7 +56,8 @@ def export_vllm(wanted: list[tuple[str, float]], served_name: str | None) -> Non
     with reporting(quiet=options["quiet"]) as report:
         if options["dry_run"] and (pulls := absent(sources, report=report)):
             return show_absent(pulls, as_json=options["as_json"])
-        folders, _ = bring(sources, report=report)
+        folders, whole = bring(sources, report=report)
+        need_adapters(folders, whole, "--to vllm")
         request = VllmRequest(
             tuple(
                 NamedAdapter(name, folder, scale)

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+FSDP = "pytorch_model_fsdp_0"
+"""What accelerate calls the folder of a model's shards in a checkpoint."""
+
 
 def store_folder(env: Mapping[str, str]) -> Path:
     """The exported models: DECANT_STORE, else in the user's data folder."""
@@ -21,11 +24,25 @@ def data_folder(env: Mapping[str, str]) -> Path:
 
 
 def model_name(folder: Path) -> str:
-    """What a person calls a model's folder: in the hub cache its repo, not its commit."""
+    """What a person calls a model's folder: in the hub cache its repo, not its commit.
+
+    `checkpoint-50` alone says too little: it is called after its run. FSDP's shards are called
+    as the checkpoint that they lie in.
+    """
     folder = folder.resolve()
+    if folder.name == FSDP:
+        folder = folder.parent
+    if is_checkpoint(folder):
+        return f"{model_name(folder.parent)}-{folder.name}"
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.rpartition("--")[2]
     return folder.name
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is called as trainers call a checkpoint: checkpoint-50."""
+    head, _, step = folder.name.partition("-")
+    return head == "checkpoint" and step.isdecimal()
 
 
 def size_text(nbytes: float) -> str:

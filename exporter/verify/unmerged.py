@@ -16,6 +16,7 @@ from exporter.core.events import Note, Report, silent
 from exporter.core.folders import size_text
 from exporter.core.machine import available_nbytes
 from exporter.core.quiet import quiet_libraries
+from exporter.peft_folder import peft_folder
 from exporter.steps import MergePlan, WeightedAdapter
 
 if TYPE_CHECKING:
@@ -118,11 +119,15 @@ class Unmerged:
 
         folder = weighted.adapter.folder
         try:
-            with adapters_stay() if self.placed else nullcontext(), nothing_lost(folder):
+            with (
+                peft_folder(weighted.adapter) as saved,
+                adapters_stay() if self.placed else nullcontext(),
+                nothing_lost(saved),
+            ):
                 # or PEFT hands the model out to disk anew, adapter included
                 vars(self.model).pop("hf_device_map", None)
                 self.model = PeftModel.from_pretrained(
-                    self.model, str(folder), low_cpu_mem_usage=bool(self.placed)
+                    self.model, str(saved), low_cpu_mem_usage=bool(self.placed)
                 ).eval()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
             raise AdapterError(

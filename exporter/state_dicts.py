@@ -1,0 +1,46 @@
+"""The state_dict of a model with PEFT's layers on it, put as PEFT saves an adapter.
+
+Trainers that do not ask PEFT (torch.save, DeepSpeed's zero_to_fp32.py, FSDP) leave the adapter's
+name in the names of its tensors: …q_proj.lora_A.default.weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from exporter.core.errors import AdapterError
+from exporter.tensors import Tensor
+
+NAMED = re.compile(
+    r"(?P<stem>.+\.(?:lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector))"
+    r"\.(?!weight$|bias$)(?P<name>[^.]+)(?P<end>\.weight|\.bias)?"
+)
+SAVED = re.compile(r"(?P<stem>.+)\.modules_to_save\.(?P<name>[^.]+)\.(?P<end>.+)")
+PREFIX = "base_model.model."
+
+
+def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The trained tensors under PEFT's names; a file that PEFT saved stays as it is.
+
+    Raises AdapterError where the tensors of several adapters are in one file.
+    """
+    found = {name: match for name in tensors if (match := NAMED.fullmatch(name))}
+    names = sorted({match["name"] for match in found.values()})
+    if not names:
+        return dict(tensors)
+    if len(names) > 1:
+        raise AdapterError(
+            f"`{path}` holds the tensors of {len(names)} adapters: {', '.join(names)}",
+            hint="save each by itself: model.save_pretrained(FOLDER, selected_adapters=[NAME])",
+        )
+    renamed = {}
+    for name, match in found.items():
+        renamed[name] = match["stem"] + (match["end"] or "")
+    for name in tensors.keys() - found.keys():
+        match = SAVED.fullmatch(name)
+        if match and match["name"] == names[0]:
+            renamed[name] = f"{match['stem']}.{match['end']}"
+    return {new: replace(tensors[old], name=new) for old, new in sorted(renamed.items())}  # type: ignore[type-var]
