@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, open_adapter
+from exporter.arrange import Arrange, arranger
 from exporter.checkpoint import Checkpoint, open_checkpoint, read_tensor
 from exporter.convert import (
-    UNUSABLE,
     LazySource,
     find_class,
     hparams_of,
     imported,
     no_code_run,
     tensors_from,
-    unusable,
     warnings_reported,
 )
 from exporter.core.errors import AdapterError, UnsupportedError
@@ -39,6 +38,7 @@ from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
 from exporter.products import Product
 from exporter.provenance import provenance
+from exporter.refusals import UNUSABLE, unusable
 from exporter.slots import headers_of
 from exporter.sources import find_base
 from exporter.steps import ExpertSum, LoraSum, MergePlan, Replace, WeightedAdapter
@@ -196,8 +196,8 @@ def adapted_pairs(
 
         with torch.inference_mode():
             try:
-                model = converter_model(plan.checkpoint)
-                made = list(rearranged(model, plan))
+                model, arrange = converter_model(plan.checkpoint)
+                made = list(rearranged(model, plan, arrange))
             except UNUSABLE as error:
                 raise unusable(folder, plan.checkpoint.architecture, error) from error
             architecture = str(model.gguf_writer.arch)
@@ -211,25 +211,30 @@ def adapted_pairs(
             return architecture, tuple(settled(name, product) for name, product in made)
 
 
-def converter_model(checkpoint: Checkpoint) -> Any:
-    """llama.cpp's class for the base, ready to rename and rearrange; it reads no weight."""
+def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
+    """llama.cpp's class for the base, ready to rename and rearrange; it reads no weight.
+
+    And what is done to a tensor before the class is given it.
+    """
     import gguf
     from conversion import ModelBase
 
     folder = checkpoint.folder
-    hparams = hparams_of(checkpoint, folder)
-    model_class, _ = find_class(hparams, "text")
-    with tensors_from(LazySource(MergedTensors(MergePlan(checkpoint))), ModelBase):
-        return model_class(
+    hparams = hparams_of(checkpoint, folder, checkpoint.tensors)
+    model_class, _ = find_class(hparams, "text", checkpoint.tensors)
+    arrange = arranger(hparams)
+    with tensors_from(LazySource(MergedTensors(MergePlan(checkpoint)), arrange), ModelBase):
+        made = model_class(
             folder,
             gguf.LlamaFileType.ALL_F32,
             folder / "unused.gguf",
             model_name=checkpoint.name,
             hparams=hparams,
         )
+    return made, arrange
 
 
-def rearranged(model: Any, plan: MergePlan) -> list[tuple[str, Product]]:
+def rearranged(model: Any, plan: MergePlan, arrange: Arrange) -> list[tuple[str, Product]]:
     """What the class makes of each pair, by GGUF name. Experts go with all of their layer."""
     made = []
     stacks = {found["stack"] for name in plan.changes if (found := EXPERT.fullmatch(name))}
@@ -245,7 +250,7 @@ def rearranged(model: Any, plan: MergePlan) -> list[tuple[str, Product]]:
         if product is None or kept is None:
             continue
         number = next((int(part) for part in kept[0].split(".") if part.isdecimal()), None)
-        made.extend(model.modify_tensors(product, kept[0], number))
+        made.extend(model.modify_tensors(arrange(name, product), kept[0], number))
     return [(name, product) for name, product in made if product.sources]
 
 
