@@ -17,15 +17,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from exporter.arrange import Arrange, arranger
 from exporter.converter_tokens import ConverterTokens, converter_tokens
-from exporter.core.errors import CheckpointError, UnsupportedError
-from exporter.core.events import Report, Warn, silent
+from exporter.core.errors import UnsupportedError
+from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
 from exporter.hparams import conversion, load_hparams
+from exporter.ignored import Converted, ignored_settings
 from exporter.lazy import stacked, to_float32
-from exporter.settings import pack_settings
+from exporter.mtp import has_prediction, settle_prediction, without_prediction
+from exporter.refusals import UNUSABLE, unknown_architecture, unusable
+from exporter.settings import pack_settings, write_positions
 from exporter.slots import FLOAT32, Conversion, Slot
+from exporter.windows import settle_windows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,13 +44,13 @@ Outtype = Literal["auto", "F16", "BF16", "F32"]
 Part = Literal["text", "projector"]
 
 
-# what the converter's classes raise when a folder lacks something or has it in another form
-UNUSABLE = (
-    ValueError, KeyError, TypeError, FileNotFoundError, NotImplementedError, AssertionError,
-    AttributeError, IndexError, ZeroDivisionError, RuntimeError, OverflowError,
-)  # fmt: skip
-# transformers 5 spells out the RoPE type of models that have plain RoPE
-HARMLESS = ("Unknown RoPE type: default",)
+HARMLESS = (
+    "Unknown RoPE type: default",
+    "Duplicated key name",
+    "No handler for special token type",
+)
+"""How warnings begin that say nothing about the result: transformers 5 spells out the type of
+plain RoPE, classes write a key again that their parent wrote, and FIM tokens have no handler."""
 
 
 def convert(
@@ -75,11 +80,11 @@ def convert(
 
         with torch.inference_mode():
             try:
-                hparams = hparams_of(tensors.plan.checkpoint, folder)
-                model_class, architecture = find_class(hparams, part)
+                hparams = hparams_of(tensors.plan.checkpoint, folder, tensors.names, report=report)
+                model_class, architecture = find_class(hparams, part, tensors.names)
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
-            source = LazySource(tensors)
+            source = LazySource(tensors, arranger(hparams))
             with (
                 converter_tokens(
                     folder, hparams, trust_remote_code=trust_remote_code, report=report
@@ -91,45 +96,72 @@ def convert(
                 slots_recorded() as slots,
             ):
                 try:
-                    model = model_class(
-                        tokens.folder,
-                        file_type(outtype, tensors),
-                        folder / "unused.gguf",
-                        model_name=model_name,
-                        hparams=hparams,
+                    model = delegate(
+                        model_class(
+                            tokens.folder,
+                            file_type(outtype, tensors),
+                            folder / "unused.gguf",
+                            model_name=model_name,
+                            hparams=hparams,
+                        )
                     )
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
                     tokens.settle(model, report)
+                    settle_windows(model.gguf_writer, model.hparams)
+                    write_positions(model.gguf_writer, model.hparams)
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
                 used = source.used()
+        if part == "text":
+            for warning in ignored_settings(converted(model, slots)):
+                report(Warn(warning))
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
 
 
-def hparams_of(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+def hparams_of(
+    checkpoint: Checkpoint, folder: Path, names: Iterable[str], *, report: Report = silent
+) -> dict[str, Any]:
     """The config in `folder` as llama.cpp's classes read it, mended.
 
-    A quantization that is undone while the checkpoint is read is none of theirs.
+    names: the tensors'. A quantization that is undone while the checkpoint is read is none of
+    theirs.
     """
     hparams = load_hparams(folder)
     if "quantization_config" not in checkpoint.config:
         hparams.pop("quantization_config", None)
+    if note := settle_prediction(hparams, names):
+        report(Note(note))
     return hparams
 
 
-def find_class(hparams: dict[str, Any], part: Part) -> tuple[Any, str]:
-    """llama.cpp's class for a model, and the name of its architecture."""
+def find_class(
+    hparams: dict[str, Any], part: Part, names: Iterable[str] | None = None
+) -> tuple[Any, str]:
+    """llama.cpp's class for a model, and the name of its architecture.
+
+    names: the tensors', where the class is to convert them.
+    """
     from conversion import ModelType, get_model_architecture, get_model_class
 
     kind = ModelType.TEXT if part == "text" else ModelType.MMPROJ
     architecture = get_model_architecture(hparams, kind)
     try:
-        return get_model_class(architecture, mmproj=part == "projector"), architecture
-    except NotImplementedError as error:
+        found = get_model_class(architecture, mmproj=part == "projector")
+    except (NotImplementedError, KeyError) as error:
         raise unknown_architecture(architecture) from error
+    plain = part == "text" and names is not None and not has_prediction(names)
+    return without_prediction(found) if plain else found, architecture
+
+
+def delegate(model: Any) -> Any:
+    """The object that does a class's work: some hand it to another, which has its own writer."""
+    from conversion import ModelBase
+
+    inner = [value for value in vars(model).values() if isinstance(value, ModelBase)]
+    return inner[0] if inner else model
 
 
 def has_projector(folder: Path, toolchain: Toolchain) -> bool:
@@ -145,11 +177,11 @@ def has_projector(folder: Path, toolchain: Toolchain) -> bool:
         return True
 
 
-def unknown_architecture(architecture: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"llama.cpp's converter does not know the architecture {architecture!r}",
-        hint="it cannot become a GGUF; `--to safetensors` writes the merged model for transformers",
-    )
+def converted(model: Any, slots: list[Slot]) -> Converted:
+    """What the converter made, for the warnings about what llama.cpp will not do with it."""
+    writer = model.gguf_writer
+    keys = frozenset(key.removeprefix(f"{writer.arch}.") for key in writer.kv_data[0])
+    return Converted(str(writer.arch), model.hparams, keys, {slot.name for slot in slots})
 
 
 def refuse_dropped(changed: Iterable[str], conversions: Iterable[Conversion]) -> None:
@@ -162,14 +194,6 @@ def refuse_dropped(changed: Iterable[str], conversions: Iterable[Conversion]) ->
             f" ({len(dropped)} such tensors)",
             hint="`--to safetensors` writes the whole merged model for transformers",
         )
-
-
-def unusable(folder: Path, architecture: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"llama.cpp's converter cannot use `{folder}` ({architecture}):"
-        f" {type(error).__name__}: {error}",
-        hint="is the folder complete, with config.json and the tokenizer's files?",
-    )
 
 
 def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
@@ -191,9 +215,9 @@ def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
 class LazySource:
     """Gives the converter lazy tensors, and takes what it makes of them."""
 
-    def __init__(self, tensors: MergedTensors) -> None:
-        """Begin with nothing asked for."""
-        self.tensors = tensors
+    def __init__(self, tensors: MergedTensors, arrange: Arrange) -> None:
+        """Begin with nothing asked for. arrange: what is done to each before it is given."""
+        self.tensors, self.arrange = tensors, arrange
         self.last = ""
         self.made: dict[str, weakref.ref[Any]] = {}
         self.read_already: set[str] = set()
@@ -206,7 +230,7 @@ class LazySource:
         meta = LazyTorchTensor.meta_with_dtype_and_shape(dtype, self.tensors.shape(name))
         made = LazyTorchTensor(meta=meta, args=(name,), func=self.read)
         self.made[name] = weakref.ref(made)
-        return made
+        return self.arrange(name, made)
 
     def read(self, name: str) -> Any:
         self.read_already.add(name)
@@ -347,7 +371,7 @@ def warnings_reported(report: Report) -> Iterator[None]:
     class Reporting(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             message = record.getMessage()
-            if message not in HARMLESS:
+            if not message.startswith(HARMLESS):
                 report(Warn(f"llama.cpp's converter: {message}"))
 
     handler = Reporting(level=logging.WARNING)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from exporter.arrange import Arrange, arranger
 from exporter.convert import LazySource, find_class, hparams_of, tensors_from
 from exporter.merge import MergedTensors
 from exporter.steps import MergePlan
@@ -12,19 +13,24 @@ if TYPE_CHECKING:
     from exporter.checkpoint import Checkpoint
 
 
-def converter_model(checkpoint: Checkpoint) -> Any:
-    """llama.cpp's class for the base, ready to rename and rearrange; it reads no weight."""
+def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
+    """llama.cpp's class for the base, ready to rename and rearrange; it reads no weight.
+
+    And what is done to a tensor before the class is given it.
+    """
     import gguf
     from conversion import ModelBase
 
     folder = checkpoint.folder
-    hparams = hparams_of(checkpoint, folder)
-    model_class, _ = find_class(hparams, "text")
-    with tensors_from(LazySource(MergedTensors(MergePlan(checkpoint))), ModelBase):
-        return model_class(
+    hparams = hparams_of(checkpoint, folder, checkpoint.tensors)
+    model_class, _ = find_class(hparams, "text", checkpoint.tensors)
+    arrange = arranger(hparams)
+    with tensors_from(LazySource(MergedTensors(MergePlan(checkpoint)), arrange), ModelBase):
+        made = model_class(
             folder,
             gguf.LlamaFileType.ALL_F32,
             folder / "unused.gguf",
             model_name=checkpoint.name,
             hparams=hparams,
         )
+    return made, arrange

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, LoraPair, scaling_of
-from exporter.convert import UNUSABLE, imported, no_code_run, unusable, warnings_reported
+from exporter.convert import imported, no_code_run, warnings_reported
 from exporter.converter_model import converter_model
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Report, silent
@@ -21,6 +21,7 @@ from exporter.core.quiet import quiet_libraries
 from exporter.ends import find_ends
 from exporter.gguf_adapter import ARCHITECTURE, EMBEDDING, MERGE_THE_SOURCE, PREFIX, WEIGHT
 from exporter.products import Product
+from exporter.refusals import UNUSABLE, unusable
 from exporter.targets import is_conv1d
 from exporter.tensors import read_tensor
 
@@ -139,7 +140,7 @@ def without_place(adapter: AdapterSpec, checkpoint: Checkpoint, module: str) -> 
 
 def asked(checkpoint: Checkpoint, modules: set[str]) -> tuple[str, dict[str, list[Origin]]]:
     """The base's GGUF architecture, and where the rows of each module's weight come from."""
-    model: Any = converter_model(checkpoint)
+    model, arrange = converter_model(checkpoint)
     names = list(checkpoint.tensors)
     origins: dict[str, list[Origin]] = {}
     for number, name in enumerate(names):
@@ -150,7 +151,8 @@ def asked(checkpoint: Checkpoint, modules: set[str]) -> tuple[str, dict[str, lis
             continue
         block = next((int(part) for part in kept[0].split(".") if part.isdecimal()), None)
         try:
-            made = list(model.modify_tensors(probe(checkpoint, name, number), kept[0], block))
+            given = arrange(name, probe(checkpoint, name, number))
+            made = list(model.modify_tensors(given, kept[0], block))
         except UnsupportedError:  # only a module that the adapter changes must be undone
             continue
         for gguf_name, product in made:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, open_adapter
+from exporter.arrange import Arrange
 from exporter.checkpoint import open_checkpoint
-from exporter.convert import UNUSABLE, imported, no_code_run, unusable, warnings_reported
+from exporter.convert import imported, no_code_run, warnings_reported
 from exporter.converter_model import converter_model
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Note, Report, Step, Warn, silent
@@ -34,6 +35,7 @@ from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
 from exporter.products import MERGED_INSTEAD, Product
 from exporter.provenance import provenance
+from exporter.refusals import UNUSABLE, unusable
 from exporter.slots import headers_of
 from exporter.sources import find_base
 from exporter.steps import MergePlan, Replace, WeightedAdapter
@@ -193,8 +195,8 @@ def adapted_pairs(
 
         with torch.inference_mode():
             try:
-                model = converter_model(plan.checkpoint)
-                made = list(rearranged(model, plan))
+                model, arrange = converter_model(plan.checkpoint)
+                made = list(rearranged(model, plan, arrange))
                 scales = output_scales(model, plan.checkpoint, UNUSABLE)
             except UnsupportedError:
                 raise
@@ -211,7 +213,7 @@ def adapted_pairs(
             return architecture, tuple(all_settled(made, scales))
 
 
-def rearranged(model: Any, plan: MergePlan) -> list[tuple[str, Product]]:
+def rearranged(model: Any, plan: MergePlan, arrange: Arrange) -> list[tuple[str, Product]]:
     """What the class makes of each pair, by GGUF name. Experts go with all of their layer."""
     made = []
     stacks = {found["stack"] for name in plan.changes if (found := EXPERT.fullmatch(name))}
@@ -227,7 +229,8 @@ def rearranged(model: Any, plan: MergePlan) -> list[tuple[str, Product]]:
         if product is None or kept is None:
             continue
         number = next((int(part) for part in kept[0].split(".") if part.isdecimal()), None)
-        made.extend(moved(product, partial(model.modify_tensors, name=kept[0], bid=number)))
+        arranged = arrange(name, product)
+        made.extend(moved(arranged, partial(model.modify_tensors, name=kept[0], bid=number)))
     return [(name, product) for name, product in made if product.sources]
 
 

@@ -36,6 +36,7 @@ T5_SIZE = {
     "vocab_size": VOCABULARY, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2,
     "num_heads": 4, "decoder_start_token_id": 0,
 }  # fmt: skip
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16}  # as of all but the 27B models
 DEEPSEEK = {
     "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
     "moe_intermediate_size": 48, "topk_group": 1, "q_lora_rank": 24, "kv_lora_rank": 32,
@@ -50,8 +51,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mistral": Architecture(lambda t: t.MistralConfig(**SIZE)),
     "qwen2": Architecture(lambda t: t.Qwen2Config(**SIZE)),
     "qwen3": Architecture(lambda t: t.Qwen3Config(**SIZE, head_dim=16)),
-    "gemma2": Architecture(lambda t: t.Gemma2Config(**SIZE, head_dim=16)),
-    "gemma3": Architecture(lambda t: t.Gemma3TextConfig(**SIZE, head_dim=16)),
+    "gemma2": Architecture(lambda t: t.Gemma2Config(**SIZE, **GEMMA)),
+    "gemma3": Architecture(lambda t: t.Gemma3TextConfig(**SIZE, **GEMMA)),
     "phi3": Architecture(lambda t: t.Phi3Config(**SIZE)),
     "gpt2": Architecture(
         lambda t: t.GPT2Config(
@@ -102,7 +103,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         embedding="embeddings",
     ),
-    "t5": Architecture(lambda t: t.T5Config(**T5_SIZE), **SEQ2SEQ),
+    "t5": Architecture(lambda t: t.T5Config(**T5_SIZE, tie_word_embeddings=False), **SEQ2SEQ),
     "mt5": Architecture(lambda t: t.MT5Config(**T5_SIZE), **SEQ2SEQ),
     "opt": Architecture(
         lambda t: t.OPTConfig(
@@ -112,7 +113,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "gemma3_vlm": Architecture(
         lambda t: t.Gemma3Config(
-            text_config={**SIZE, "head_dim": 16, "model_type": "gemma3_text"},
+            text_config={**SIZE, **GEMMA, "model_type": "gemma3_text"},
             vision_config={
                 **VISION, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 112,
                 "vision_use_head": False,

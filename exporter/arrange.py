@@ -1,0 +1,102 @@
+"""Tensors in the form in which llama.cpp's converter expects them, where a checkpoint has another.
+
+What is done here is undone or gone on with by the converter's class; it works as well on the
+products of --to lora, for it only cuts, joins and transposes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from exporter.settings import head_size, rotated
+
+Arrange = Callable[[str, Any], Any]
+"""From a tensor's name and the tensor to what the converter is given."""
+STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
+"""Layers of the models whose queries llama.cpp divides otherwise (gemma2.cpp, gemma3.cpp)."""
+
+
+def arranger(hparams: Mapping[str, Any]) -> Arrange:
+    """What is done to this model's tensors. hparams: of the whole model, mended."""
+    text = hparams.get("text_config")
+    part = dict(text) if isinstance(text, dict) else dict(hparams)
+    kind = str(part.get("model_type"))
+    if kind.startswith(("qwen3_vl_moe", "qwen3_omni_moe")):
+        return lambda name, tensor: experts_turned(name, tensor, part)
+    tied = {"t5": "scale_decoder_outputs", "umt5": "tie_word_embeddings"}.get(kind, "")
+    if part.get(tied):
+        return lambda name, tensor: output_scaled(name, tensor, part)
+    if kind in GEMMA_27B and (factor := query_factor(kind, part)) != 1.0:
+        return lambda name, tensor: queries_scaled(name, tensor, kind, factor)
+    if kind == "bamba" and rotated(part) < head_size(part):
+        return lambda name, tensor: heads_halved(name, tensor, part)
+    return lambda _, tensor: tensor
+
+
+def experts_turned(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
+    """Stacked experts as Qwen3-VL's checkpoints are published: inputs first.
+
+    transformers 5 saves them outputs first, as it does for all other kinds: gate_up_proj as
+    (experts, 2 * width, hidden), down_proj as (experts, hidden, width).
+    """
+    if not name.removesuffix(".weight").endswith(STACKED):
+        return tensor
+    hidden, width = part["hidden_size"], part["moe_intermediate_size"]
+    gate = ".gate_up_proj" in name
+    saved = (2 * width, hidden) if gate else (hidden, width)
+    return tensor.permute(0, 2, 1) if tuple(tensor.shape[1:]) == saved else tensor
+
+
+def heads_halved(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
+    """Queries and keys of Bamba, of which only the first values of each head turn.
+
+    The converter interleaves the two halves of a whole head. It is given them in such an order
+    that the two halves of what turns come first and interleaved; the order of the rest is
+    free, for queries and keys have the same.
+    """
+    if not name.endswith((".self_attn.q_proj.weight", ".self_attn.k_proj.weight")):
+        return tensor
+    size = head_size(part)
+    turns = rotated(part) // 2  # pairs
+    rest = size // 2 - turns
+    heads = tensor.reshape(-1, size, tensor.shape[-1])
+    first, second, third, fourth = heads.split([turns, turns, rest, rest], 1)
+    return joined([first, third, second, fourth]).reshape(*tensor.shape)
+
+
+def query_factor(kind: str, part: Mapping[str, Any]) -> float:
+    """What a Gemma's queries are to be multiplied by.
+
+    transformers divides them by the root of query_pre_attn_scalar, llama.cpp by that of the
+    head's size, but for the 27B models.
+    """
+    heads = part["hidden_size"] // part["num_attention_heads"]
+    whole = part["num_hidden_layers"] == GEMMA_27B[kind]
+    divided = heads if whole else head_size(part)
+    return math.sqrt(divided / (part.get("query_pre_attn_scalar") or divided))
+
+
+def queries_scaled(name: str, tensor: Any, kind: str, factor: float) -> Any:
+    """Gemma 2's queries, or the weights of the norm that Gemma 3 has after them, less its 1."""
+    if kind == "gemma2":
+        return tensor * factor if name.endswith(".self_attn.q_proj.weight") else tensor
+    return (tensor + 1.0) * factor - 1.0 if name.endswith(".self_attn.q_norm.weight") else tensor
+
+
+def output_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
+    """The decoder's last norm with T5's factor for tied embeddings in it.
+
+    transformers multiplies what this norm gives by d_model ** -0.5; llama.cpp does not.
+    """
+    if name != "decoder.final_layer_norm.weight":
+        return tensor
+    return tensor * part["d_model"] ** -0.5
+
+
+def joined(parts: list[Any]) -> Any:
+    import torch
+
+    return torch.cat(parts, 1)

@@ -1,0 +1,107 @@
+"""Why llama.cpp's converter could not use a model, in words that say what it looked for.
+
+Its classes assert, look things up and give names to tensors as their authors' models needed it;
+what they raise seldom says more than a key. The line of their code that raised it does.
+"""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+from exporter.core.errors import CheckpointError, InputError, UnsupportedError
+
+# what the converter's classes raise when a folder lacks something or has it in another form
+UNUSABLE = (
+    ValueError, KeyError, TypeError, FileNotFoundError, NotImplementedError, AssertionError,
+    AttributeError, IndexError, ZeroDivisionError, RuntimeError, OverflowError,
+)  # fmt: skip
+CONFIG = "config.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
+              "sentencepiece.bpe.model", "tekken.json", "*.tiktoken")  # fmt: skip
+"""Any of them is a tokenizer."""
+READ_FROM = {
+    "preprocessor_config": "preprocessor_config.json",
+    "tokenizer_config": "tokenizer_config.json",
+    "get_added_vocab": "the tokenizer's added tokens",
+    "vision_config": "vision_config of config.json",
+    "hparams_vision": "vision_config of config.json",
+    "find_vparam": "vision_config of config.json",
+    "find_aparam": "audio_config of config.json",
+    "_experts[": "the checkpoint",
+    "hparam": CONFIG,
+    "config": CONFIG,
+}
+"""What stands in a line of the converter's code, and where the line looks."""
+UNMAPPED = "Can not map tensor"
+QUOTES = " '\""
+LOOKUPS = ("find_hparam", "find_vparam", "find_aparam", "_find_param")
+OTHER_FORMAT = "`--to safetensors` writes the whole merged model for transformers"
+INCOMPLETE = "is the folder complete, with config.json and the tokenizer's files?"
+
+
+def unknown_architecture(architecture: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"llama.cpp's converter does not know the architecture {architecture!r}",
+        hint="it cannot become a GGUF; `--to safetensors` writes the merged model for transformers",
+    )
+
+
+def unusable(folder: Path, architecture: str, error: Exception) -> InputError:
+    """The error that says why the converter stopped: at a file that is missing, or at the model.
+
+    folder: the base's; error: what a class of the converter raised.
+    """
+    what = f"llama.cpp's converter cannot use `{folder}` ({architecture}): {reason(error)}"
+    if missing := missing_file(folder, error):
+        return CheckpointError(what, hint=missing)
+    return UnsupportedError(what, hint=OTHER_FORMAT)
+
+
+def missing_file(folder: Path, error: Exception) -> str:
+    """What to do about a file that the folder lacks; nothing where none is known to be missing."""
+    if isinstance(error, FileNotFoundError) and error.filename:
+        name = Path(str(error.filename)).name
+        if not (folder / name).exists() and has_tokenizer(folder):
+            return f"add {name} to the folder: the model's page on the hub has it"
+    if not (folder / CONFIG).is_file() or not has_tokenizer(folder):
+        return INCOMPLETE
+    return ""
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in TOKENIZERS)
+
+
+def reason(error: Exception) -> str:
+    """What the converter looked for and did not find."""
+    line, place = raised_at(error)
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"{Path(str(error.filename)).name} is missing"
+    if text.startswith(UNMAPPED):
+        return (
+            f"llama.cpp has no place for the tensor `{text.removeprefix(UNMAPPED).strip(QUOTES)}`"
+        )
+    if isinstance(error, AssertionError) and not text:
+        return f"it expects `{line.removeprefix('assert').strip()}` ({place})"
+    if isinstance(error, KeyError):
+        name = text.removeprefix("could not find any of: ")
+        where = next((f" in {file}" for mark, file in READ_FROM.items() if mark in line), "")
+        return f"it looks for `{name}`{where}, which is not there ({place})"
+    if isinstance(error, ValueError | NotImplementedError | AssertionError) and text:
+        return text
+    return f"{type(error).__name__}: {text} at `{line}` ({place})"
+
+
+def raised_at(error: Exception) -> tuple[str, str]:
+    """The text of the converter's line that raised an error, and its file and number."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).parent.name == "conversion" and frame.name not in LOOKUPS
+    ]
+    if not frames:
+        return "", "in its own code"
+    frame = frames[-1]
+    return (frame.line or "").strip(), f"conversion/{Path(frame.filename).name}:{frame.lineno}"
