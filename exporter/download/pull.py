@@ -11,7 +11,8 @@ from exporter.core.errors import DownloadError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.folders import size_text
 from exporter.download.crew import Crew
-from exporter.download.endpoints import Endpoint, healths
+from exporter.download.endpoints import Endpoint
+from exporter.download.health import healths
 from exporter.download.limits import Limits
 from exporter.download.lock import NAME, check_sha256, read_plan, with_sha256, write_plan
 from exporter.download.memory import LACKS, Memory
