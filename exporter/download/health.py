@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from exporter.download.endpoints import Endpoint
 from exporter.download.limits import Limits
-from exporter.download.token import Origin, origin
+from exporter.download.memory import Kind, Memory
+from exporter.download.token import Origin, address, origin
 
 NOWHERE: Origin = ("", "", 0)
 
@@ -46,9 +47,9 @@ class Allowance:
         more = self.most < self.ceiling and self.clock() >= self.more_at
         return min(self.most + more, 2 * self.granted)
 
-    def remember(self, most: int) -> None:
-        """Begin with what an earlier pull found."""
-        if most < self.ceiling:
+    def remember(self, most: int | None) -> None:
+        """Begin with what an earlier pull found, if it did."""
+        if most and most < self.ceiling:
             self.most = self.found = most
             self.more_at = self.clock() + self.more_wait
 
@@ -116,6 +117,10 @@ class Site:
         self.asked_at: float | None = None
         """When it got its first request."""
 
+    @property
+    def allowances(self) -> dict[Kind, Allowance]:
+        return {"in all": self.in_all, "of a file": self.per_file}
+
     def flow(self, path: str, now: float) -> Flow:
         """Bytes of a file begin to come over one more connection."""
         self.newest = now
@@ -151,9 +156,16 @@ class Site:
 class Health:
     """How one endpoint does in this pull. Its holder locks."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, clock: Callable[[], float]) -> None:
-        """Know nothing bad yet."""
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        limits: Limits,
+        clock: Callable[[], float],
+        memory: Memory | None = None,
+    ) -> None:
+        """Know nothing bad yet but what `memory` says of its hosts."""
         self.endpoint, self.limits, self.clock = endpoint, limits, clock
+        self.memory = memory or Memory()
         self.active = 0
         """Connections that are open."""
         self.sites: dict[Origin, Site] = {}
@@ -174,7 +186,18 @@ class Health:
         self.problem = ""
 
     def site(self, where: Origin) -> Site:
-        return self.sites.setdefault(where, Site(self.limits, self.clock))
+        if where not in self.sites:
+            self.sites[where] = site = Site(self.limits, self.clock)
+            for kind, which in site.allowances.items():
+                which.remember(self.memory.most(address(where), kind))
+        return self.sites[where]
+
+    def learn(self) -> None:
+        """Have the next pull know what its hosts allow."""
+        for where, site in self.sites.items():
+            for kind, which in site.allowances.items():
+                if which.granted:
+                    self.memory.learn_most(address(where), kind, which.found)
 
     @property
     def is_dead(self) -> bool:
@@ -259,6 +282,9 @@ def is_slow(health: Health, rate: float, rates: Sequence[float], others: Iterabl
 
 
 def healths(
-    endpoints: Sequence[Endpoint], limits: Limits, clock: Callable[[], float] = time.monotonic
+    endpoints: Sequence[Endpoint],
+    limits: Limits,
+    memory: Memory | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[Endpoint, Health]:
-    return {endpoint: Health(endpoint, limits, clock) for endpoint in endpoints}
+    return {endpoint: Health(endpoint, limits, clock, memory) for endpoint in endpoints}

@@ -207,7 +207,7 @@ def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], repor
             for transfer in transfers:
                 if listed.get(transfer.file.path) != (transfer.file.size, transfer.file.etag):
                     transfer.banned[endpoint] = "does not have it with the planned sha256"
-    health = healths(request.endpoints, request.limits)
+    health = healths(request.endpoints, request.limits, request.memory)
     for endpoint in request.endpoints:
         if any(request.memory.lacks(endpoint.url, what) for what in LACKS):
             health[endpoint].doubt()
@@ -238,7 +238,9 @@ def fetch(crew: Crew, plan: Plan, missing: Sequence[PlannedFile], report: Report
 
 
 def learn(crew: Crew, memory: Memory) -> None:
-    """Remember who sent bytes, and who failed to."""
+    """Remember who sent bytes, who failed to, and over how many connections."""
+    for health in crew.healths.values():
+        health.learn()
     worked = [end.url for end, health in crew.healths.items() if crew.served[end.name]]
     failed = [
         end.url

@@ -39,6 +39,12 @@ def origin(url: str) -> Origin:
     return parts.scheme, (parts.hostname or "").lower(), parts.port or PORTS.get(parts.scheme, 0)
 
 
+def address(where: Origin) -> str:
+    """An origin as it is written."""
+    scheme, host, port = where
+    return f"{scheme}://{host}:{port}"
+
+
 def find_token(given: str | None, env: Mapping[str, str]) -> str | None:
     """The token given, else HF_TOKEN's, else that of `hf auth login`."""
     if given:
