@@ -15,6 +15,7 @@ from exporter.download.endpoints import Endpoint
 from exporter.download.health import Health, is_slow
 from exporter.download.limits import Limits
 from exporter.download.place import Place
+from exporter.download.plan import ANOTHER
 from exporter.download.source import BusyError, CutError, NoRangesError, RefusedError, sniff
 from exporter.download.transfer import Meter, Transfer, Writer, open_part
 from exporter.download.verdict import Attempt, SlowError, ban, judge
@@ -356,5 +357,5 @@ def nobody(transfer: Transfer, healths: dict[Endpoint, Health]) -> DownloadError
         f"no endpoint gives `{transfer.file.path}`: {'; '.join(said)}",
         hint="ask for access on its page, then log in: hf auth login"
         if is_private
-        else "what has come is kept; another endpoint may: --endpoint https://hf-mirror.com",
+        else f"what has come is kept; {ANOTHER}",
     )

@@ -54,7 +54,7 @@ def endpoints_from(given: Sequence[str], env: Mapping[str, str]) -> tuple[Endpoi
     if all(endpoint.kind == "modelscope" for endpoint in endpoints):
         raise InputError(
             "ModelScope alone cannot say which files a hub repo has",
-            hint=f"name a hub as well: --endpoint {DEFAULT}",
+            hint=f"name a hub as well: HF_ENDPOINT={DEFAULT},modelscope:",
         )
     return endpoints
 
@@ -79,7 +79,7 @@ def parse_endpoint(text: str) -> Endpoint:
     if (parts.hostname or "").endswith("modelscope.cn"):
         raise InputError(
             f"{parts.hostname} does not speak the hub's language",
-            hint="as a source of bytes: --endpoint modelscope:",
+            hint=f"as a source of bytes, beside a hub: HF_ENDPOINT={DEFAULT},modelscope:",
         )
     return Endpoint(url.rstrip("/"))
 

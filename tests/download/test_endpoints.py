@@ -60,7 +60,9 @@ def test_endpoint_that_is_no_address_is_refused(text: str):
 def test_modelscope_named_as_a_hub_is_explained():
     with pytest.raises(InputError) as caught:
         parse_endpoint("https://www.modelscope.cn")
-    assert caught.value.hint == "as a source of bytes: --endpoint modelscope:"
+    assert caught.value.hint == (
+        "as a source of bytes, beside a hub: HF_ENDPOINT=https://huggingface.co,modelscope:"
+    )
 
 
 def test_modelscope_alone_is_refused():
