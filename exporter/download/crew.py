@@ -5,34 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.core.errors import DownloadError
 from exporter.core.events import Note, Progress, Report, Warn
-from exporter.download.endpoints import Endpoint, Health, is_slow
+from exporter.download.endpoints import Endpoint
+from exporter.download.health import Health, is_slow
 from exporter.download.limits import Limits
 from exporter.download.place import Place
-from exporter.download.source import (
-    BusyError,
-    CutError,
-    NoRangesError,
-    RefusedError,
-    sniff,
-    words,
-)
-from exporter.download.transfer import Claim, Meter, Transfer, Writer, open_part
+from exporter.download.plan import ANOTHER
+from exporter.download.source import BusyError, CutError, NoRangesError, RefusedError, sniff
+from exporter.download.transfer import Meter, Transfer, Writer, open_part
+from exporter.download.verdict import Attempt, SlowError, ban, judge
 
 if TYPE_CHECKING:
     import httpx2
 
 LOOK_AGAIN_S = 0.2  # while another process downloads the same file
-
-
-class SlowError(Exception):
-    """Another connection would do better."""
+ENDS = (RefusedError, NoRangesError, BusyError, SlowError, CutError)  # of a request, by its answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +32,7 @@ class Job:
     """What a thread does next: open a part, or fetch a claim of it from an endpoint."""
 
     transfer: Transfer
-    claim: Claim | None = None
-    health: Health | None = None
-    whole: bool = False
+    attempt: Attempt | None = None
 
 
 class Crew:
@@ -121,10 +111,10 @@ class Crew:
         try:
             while (job := self.next_job()) is not None:
                 try:
-                    if job.claim is None:
+                    if job.attempt is None:
                         self.open_one(job.transfer)
                     else:
-                        self.fetch(job)
+                        self.fetch(job.attempt)
                 finally:
                     self.leave(job.transfer)
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
@@ -155,12 +145,15 @@ class Crew:
         for transfer in self.open:
             if transfer.active >= self.limits.connections or transfer.is_checked:
                 continue
-            if health := self.pick(transfer):
-                whole = transfer.is_whole(transfer.usable(self.healths))
-                if claim := transfer.claim(whole=whole):
-                    health.active += 1
-                    transfer.serving[health.endpoint.name] += 1
-                    return Job(transfer, claim, health, whole)
+            usable = transfer.usable(self.healths)
+            if not usable:
+                raise nobody(transfer, self.healths)
+            health = self.pick(transfer, usable)
+            if health and (claim := transfer.claim_for(health, usable)):
+                whole = transfer.is_whole(usable)
+                attempt = Attempt(transfer, claim, health, whole, self.clock())
+                attempt.start()
+                return Job(transfer, attempt)
         now = self.clock()
         for transfer in self.held:
             if transfer.retry_at <= now:
@@ -170,18 +163,19 @@ class Crew:
             return Job(self.pending.popleft())
         return None
 
-    def pick(self, transfer: Transfer) -> Health | None:
-        """The best endpoint for a file that is free now; DownloadError when none is left."""
-        usable = transfer.usable(self.healths)
-        if not usable:
-            raise nobody(transfer, self.healths)
+    def pick(self, transfer: Transfer, usable: list[Health]) -> Health | None:
+        """The endpoint to ask for a file next; None when that is not to be asked now."""
         whole = transfer.is_whole(usable)
-        free = [
-            health
-            for health in usable
-            if health.is_free and (whole or transfer.sources[health.endpoint].has_ranges)
-        ]
-        return min(free, key=lambda health: health.is_benched, default=None)
+        for health in sorted(usable, key=lambda health: health.is_benched):
+            if not whole and not transfer.sources[health.endpoint].has_ranges:
+                continue
+            site = transfer.site(health)
+            of_file = transfer.serving[health.endpoint.name]
+            if health.is_open and site.has_room(of_file):
+                return health
+            if health.is_starting(site, of_file):
+                return None
+        return None
 
     def open_one(self, transfer: Transfer) -> None:
         """Open a file's part, or come back when the process that has it is done."""
@@ -205,91 +199,50 @@ class Crew:
         if transfer.is_checked:
             self.verify(transfer)
 
-    def fetch(self, job: Job) -> None:
+    def fetch(self, attempt: Attempt) -> None:
         """Bring one claim, or as much of it as comes; judge the endpoint by it."""
-        transfer, claim, health = job.transfer, job.claim, job.health
-        assert claim is not None and health is not None, "only opening goes without"  # noqa: PT018
+        news: Note | Warn | None = None
         try:
-            with self.judged(transfer, claim, health):
-                source = transfer.sources[health.endpoint]
-                start, end = (0, transfer.file.size) if job.whole else (claim.start, claim.end)
-                with source.opened(start, end) as response:
-                    self.receive(transfer, claim, health, response, start)
+            ended = self.bring(attempt)
+            with self.changed:
+                if attempt.nbytes:
+                    self.served[attempt.name] += attempt.nbytes
+                    self.received += attempt.nbytes
+                news = judge(attempt, ended, self.clock())
         finally:
             with self.changed:
-                transfer.release(claim)
-                transfer.serving[health.endpoint.name] -= 1
-                health.active -= 1
+                attempt.stop()
                 self.changed.notify_all()
-        self.hash_on(transfer)
+        if news:
+            self.report(news)
+        self.hash_on(attempt.transfer)
 
-    @contextmanager
-    def judged(self, transfer: Transfer, claim: Claim, health: Health) -> Iterator[None]:
-        """Draw the consequences of how a request ended; errors of our own disk go through."""
+    def bring(self, attempt: Attempt) -> Exception | None:
+        """Ask for a claim and write what comes; returns what ended it early.
+
+        Raises the errors of our own disk.
+        """
         import httpx2
 
-        began, endpoint, was_benched = self.clock(), health.endpoint, health.is_benched
-        problem = ""
+        source = attempt.transfer.sources[attempt.health.endpoint]
+        start, end = attempt.claim.start, attempt.claim.end
+        if attempt.is_whole:
+            start, end = 0, attempt.transfer.file.size
         try:
-            yield
-        except RefusedError as error:
-            self.ban(transfer, endpoint, str(error))
-        except NoRangesError:
-            transfer.sources[endpoint].has_ranges = False
-        except BusyError as error:
-            problem = str(error)
-            with self.changed:
-                if error.wait_s:
-                    wait_s = min(error.wait_s, self.limits.retry_after_max_s)
-                    health.asked_to_wait(wait_s, problem)
-                    problem += f" and asks to wait {wait_s:.0f} s"
-                else:
-                    health.failed(problem, began=began, got_bytes=False)
-        except SlowError:
-            problem = "is slow"
-            with self.changed:
-                health.too_slow()
-        except (CutError, httpx2.HTTPError) as error:
-            problem = str(error) if isinstance(error, CutError) else words(error)
-            with self.changed:
-                self.count(transfer, claim, health, began)
-                health.failed(problem, began=began, got_bytes=claim.at > claim.start)
-        else:
-            with self.changed:
-                self.count(transfer, claim, health, began)
-        if problem and not was_benched and len(self.healths) > 1:
-            self.report(Note(f"{endpoint.name} {problem}: others go first for a while"))
+            with source.opened(start, end) as response:
+                self.receive(attempt, response, start)
+        except (*ENDS, httpx2.HTTPError) as error:
+            return error
+        return None
 
-    def count(self, transfer: Transfer, claim: Claim, health: Health, began: float) -> None:
-        if claim.at > claim.start:
-            nbytes = claim.at - claim.start
-            health.sent(nbytes, self.clock() - began)
-            self.served[health.endpoint.name] += nbytes
-            self.received += nbytes
-            transfer.contributors.add(health.endpoint)
-
-    def ban(self, transfer: Transfer, endpoint: Endpoint, reason: str) -> None:
-        with self.changed:
-            is_news = endpoint not in transfer.banned
-            transfer.banned[endpoint] = reason
-        if is_news:
-            self.report(Warn(f"{endpoint.name} {reason}: `{transfer.file.path}`"))
-
-    def receive(
-        self,
-        transfer: Transfer,
-        claim: Claim,
-        health: Health,
-        response: httpx2.Response,
-        position: int,
-    ) -> None:
+    def receive(self, attempt: Attempt, response: httpx2.Response, position: int) -> None:
         """Write the body, which starts at byte `position` of the file, as it comes."""
+        transfer, claim = attempt.transfer, attempt.claim
         assert transfer.part is not None, "claims are made on open parts"
         meter = Meter(self.clock())
         writer = Writer(transfer.part, claim, self.clock)
         with self.changed:
             self.meters.append(meter)
-            transfer.contributors.add(health.endpoint)
         try:
             for chunk in response.iter_raw():
                 left = claim.end - claim.at - writer.nbytes
@@ -300,15 +253,25 @@ class Crew:
                 skip = claim.at + writer.nbytes - position
                 position += len(chunk)
                 if skip < len(chunk):
+                    self.note(attempt, response)
                     writer.add(chunk[skip : skip + left] if skip or left < len(chunk) else chunk)
-                    health.failures = 0
-                self.watch(meter, len(chunk), transfer, health)
+                    attempt.health.failures = 0
+                self.watch(meter, len(chunk), transfer, attempt.health)
         finally:
             writer.flush()
             with self.changed:
                 self.meters.remove(meter)
         if claim.at < claim.end:
             raise CutError("broke off")
+
+    def note(self, attempt: Attempt, response: httpx2.Response) -> None:
+        """Bytes came: they may tell how many connections the endpoint allows."""
+        now = self.clock()
+        if attempt.flow and not attempt.site.is_news(attempt.flow, now):
+            return
+        with self.changed:
+            attempt.site.look(attempt.flow or attempt.begin(response, now), now)
+            self.changed.notify_all()
 
     def watch(self, meter: Meter, nbytes: int, transfer: Transfer, health: Health) -> None:
         """Raise SlowError when another connection would do better."""
@@ -369,7 +332,12 @@ class Crew:
         """Ban who sent wrong bytes alone; else fetch again, from one endpoint at a time."""
         sole = transfer.contributors if not transfer.inherited else set()
         if len(sole) == 1:
-            self.ban(transfer, next(iter(sole)), "sends bytes with the wrong hash")
+            with self.changed:
+                news = ban(
+                    transfer, self.healths[next(iter(sole))], "sends bytes with the wrong hash"
+                )
+            if news:
+                self.report(news)
         else:
             self.report(Warn(f"`{transfer.file.path}` has the wrong hash: fetching it again"))
         with self.changed:
@@ -389,5 +357,5 @@ def nobody(transfer: Transfer, healths: dict[Endpoint, Health]) -> DownloadError
         f"no endpoint gives `{transfer.file.path}`: {'; '.join(said)}",
         hint="ask for access on its page, then log in: hf auth login"
         if is_private
-        else "what has come is kept; another endpoint may: --endpoint https://hf-mirror.com",
+        else f"what has come is kept; {ANOTHER}",
     )

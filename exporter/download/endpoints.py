@@ -1,16 +1,14 @@
-"""The places bytes can come from, in the user's order, and how each is doing."""
+"""The places bytes can come from, in the user's order."""
 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
 from exporter.core.errors import InputError
-from exporter.download.limits import Limits
 from exporter.download.token import HUB
 
 DEFAULT = "https://huggingface.co"
@@ -56,7 +54,7 @@ def endpoints_from(given: Sequence[str], env: Mapping[str, str]) -> tuple[Endpoi
     if all(endpoint.kind == "modelscope" for endpoint in endpoints):
         raise InputError(
             "ModelScope alone cannot say which files a hub repo has",
-            hint=f"name a hub as well: --endpoint {DEFAULT}",
+            hint=f"name a hub as well: HF_ENDPOINT={DEFAULT},modelscope:",
         )
     return endpoints
 
@@ -81,7 +79,7 @@ def parse_endpoint(text: str) -> Endpoint:
     if (parts.hostname or "").endswith("modelscope.cn"):
         raise InputError(
             f"{parts.hostname} does not speak the hub's language",
-            hint="as a source of bytes: --endpoint modelscope:",
+            hint=f"as a source of bytes, beside a hub: HF_ENDPOINT={DEFAULT},modelscope:",
         )
     return Endpoint(url.rstrip("/"))
 
@@ -102,91 +100,3 @@ def is_address(url: str) -> bool:
 
 def is_host(name: str | None) -> bool:
     return bool(name and re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+", name))
-
-
-class Health:
-    """How one endpoint does in this pull. Its holder locks."""
-
-    def __init__(self, endpoint: Endpoint, limits: Limits, clock: Callable[[], float]) -> None:
-        """Know nothing bad yet."""
-        self.endpoint, self.limits, self.clock = endpoint, limits, clock
-        self.active = 0
-        self.most = limits.in_all
-        """Connections it may have; halved each time it says that they are too many."""
-        self.failures = 0
-        """In a row, without a byte between."""
-        self.failed_at = -1.0
-        self.closed_until = 0.0
-        """It is not asked before."""
-        self.benched_until = 0.0
-        """Others go first until then."""
-        self.rate: float | None = None
-        """Bytes a second of one connection, as last measured."""
-        self.problem = ""
-
-    @property
-    def is_dead(self) -> bool:
-        return self.failures >= self.limits.tries
-
-    @property
-    def is_free(self) -> bool:
-        most = 1 if self.failures else self.most  # one connection finds out, the others go on
-        return not self.is_dead and self.clock() >= self.closed_until and self.active < most
-
-    @property
-    def is_benched(self) -> bool:
-        return self.clock() < self.benched_until
-
-    def doubt(self) -> None:
-        """It did not work in an earlier pull: others first, and then one connection."""
-        self.failures = 1
-        self.benched_until = self.clock() + self.limits.bench_s
-
-    def sent(self, nbytes: int, seconds: float) -> None:
-        """Bytes arrived: whatever was wrong is over."""
-        self.failures = 0
-        if seconds > 0 and nbytes >= 64 << 10:
-            self.rate = nbytes / seconds
-
-    def failed(self, problem: str, *, began: float, got_bytes: bool) -> None:
-        """Count a failure; those of requests begun before the last one are the same failure."""
-        now, limits = self.clock(), self.limits
-        self.problem = problem
-        self.benched_until = max(self.benched_until, now + limits.bench_s)
-        if got_bytes or began < self.failed_at:
-            return
-        self.failures += 1
-        self.failed_at = now
-        wait = min(limits.backoff_s * 2 ** (self.failures - 1), limits.backoff_max_s)
-        self.closed_until = max(self.closed_until, now + wait)
-
-    def asked_to_wait(self, seconds: float, problem: str) -> None:
-        now = self.clock()
-        self.problem = problem
-        self.most = max(1, min(self.most, self.active) // 2)
-        self.closed_until = max(self.closed_until, now + seconds)
-        self.benched_until = max(self.benched_until, now + seconds)
-
-    def too_slow(self) -> None:
-        self.benched_until = max(self.benched_until, self.clock() + self.limits.bench_s)
-
-
-def is_slow(health: Health, rate: float, rates: Sequence[float], others: Iterable[Health]) -> bool:
-    """Whether a connection should be given up for one to another endpoint, or a fresh one.
-
-    Either it does less than a tenth of what the median connection does, or it is slow and
-    another endpoint is free that is not known to be as slow.
-    """
-    if len(rates) >= 3 and rate < sorted(rates)[len(rates) // 2] / 10:  # noqa: PLR2004
-        return True
-    return rate < health.limits.slow_rate and any(
-        other.is_free and not other.is_benched and (other.rate is None or other.rate > 3 * rate)
-        for other in others
-        if other is not health
-    )
-
-
-def healths(
-    endpoints: Sequence[Endpoint], limits: Limits, clock: Callable[[], float] = time.monotonic
-) -> dict[Endpoint, Health]:
-    return {endpoint: Health(endpoint, limits, clock) for endpoint in endpoints}

@@ -28,10 +28,21 @@ class Limits:
     retry_after_max_s: float = 300.0
     tries: int = 8
     """Failures in a row without one new byte after which an endpoint is dead."""
+    waits: int = 20
+    """Times in a row that an endpoint may ask to wait, without one new byte, before it is dead."""
+    start_s: float = 1.0
+    """For so long other endpoints wait for one that goes before them to show what it allows."""
+    proof_s: float = 0.05
+    """Two connections that both bring bytes so long after the second began are served at once."""
+    more_s: float = 20.0
+    """After a refusal, until one connection more is tried; four times as long after the next."""
+    more_max_s: float = 960.0
     cell: int = 1 << 18
     """Bytes of a file that one journal entry stands for."""
     claim_max: int = 32 << 20
-    """Longest range of one request."""
+    """Longest range of one request, where several connections are allowed."""
+    alone_s: float = 30.0
+    """Where one connection is allowed, a request may be for what comes in so long."""
     small: int = 1 << 20
     """Files up to this size are kept in memory until they are verified."""
     margin: int = 64 << 20

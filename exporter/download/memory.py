@@ -1,7 +1,9 @@
-"""Which endpoints did not work lately, so that the next pull need not wait for them again.
+"""Which endpoints did not work lately, and how many connections the others allow.
 
-Nobody is left out for it: an endpoint that did not answer is given less time for its first
-answer, one that sent no bytes starts behind the others, and either is forgotten when it works.
+So the next pull need not wait for them, nor ask too much, again. Nobody is left out for it: an
+endpoint that did not answer is given less time for its first answer, one that sent no bytes
+starts behind the others, and either is forgotten when it works. Of a host that refused
+connections, more than it allowed are tried later.
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ from exporter.core.files import write_json
 
 Lack: TypeAlias = Literal["answers", "bytes"]
 LACKS: tuple[Lack, ...] = ("answers", "bytes")
+Kind: TypeAlias = Literal["in all", "of a file"]
+KINDS: tuple[Kind, ...] = ("in all", "of a file")
+MOST = 99  # connections; more are not believed
+Failed: TypeAlias = dict[Lack, dict[str, float]]
+Allowed: TypeAlias = dict[Kind, dict[str, tuple[int, float]]]
 FORMAT = 1
 KEPT_S = 7 * 24 * 3600
 
@@ -29,7 +36,7 @@ class Memory:
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
         """Without `path` nothing outlives this object."""
         self.path, self.clock = path, clock
-        self.failed = read(path, clock()) if path else {lack: {} for lack in LACKS}
+        self.failed, self.allowed = read(path, clock()) if path else nothing()
 
     def lacks(self, url: str, what: Lack) -> bool:
         """Whether the endpoint gave none when it was last asked, within the last days."""
@@ -43,9 +50,27 @@ class Memory:
         for url in worked:
             for lack in LACKS if what == "bytes" else (what,):
                 self.failed[lack].pop(url, None)
-        if self.path and before != {lack: set(self.failed[lack]) for lack in LACKS}:
+        if before != {lack: set(self.failed[lack]) for lack in LACKS}:
+            self.write()
+
+    def most(self, host: str, kind: Kind) -> int | None:
+        """Connections that a host allows; None where it has not refused one lately."""
+        entry = self.allowed[kind].get(host)
+        return entry[0] if entry else None
+
+    def learn_most(self, host: str, kind: Kind, most: int | None) -> None:
+        """Note how many connections a host allows; None where it refuses none."""
+        if most != self.most(host, kind):
+            self.allowed[kind].pop(host, None)
+            if most is not None:
+                self.allowed[kind][host] = (most, self.clock())
+            self.write()
+
+    def write(self) -> None:
+        if self.path:
             with suppress(DecantError, OSError):  # it only saves time
-                write_json(self.path, {"format": FORMAT, "failed": self.failed})
+                value = {"format": FORMAT, "failed": self.failed, "allowed": self.allowed}
+                write_json(self.path, value)
 
 
 def usual_memory() -> Memory:
@@ -55,21 +80,44 @@ def usual_memory() -> Memory:
     return Memory(cache_folder() / "endpoints.json")
 
 
-def read(path: Path, now: float) -> dict[Lack, dict[str, float]]:
-    """The failures in a file that are not too old; none where it makes no sense."""
+def read(path: Path, now: float) -> tuple[Failed, Allowed]:
+    """What a file says that is not too old; nothing where it makes no sense."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        failed = value["failed"] if value["format"] == FORMAT else {}
-        return {lack: recent(failed.get(lack), now) for lack in LACKS}
+        if value["format"] != FORMAT:
+            return nothing()
+        failed, allowed = value["failed"], value.get("allowed", {})
+        return (
+            {lack: recent(failed.get(lack), now) for lack in LACKS},
+            {kind: recent_most(allowed.get(kind), now) for kind in KINDS},
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {lack: {} for lack in LACKS}
+        return nothing()
+
+
+def nothing() -> tuple[Failed, Allowed]:
+    return {lack: {} for lack in LACKS}, {kind: {} for kind in KINDS}
 
 
 def recent(times: object, now: float) -> dict[str, float]:
     if not isinstance(times, dict):
         return {}
+    return {url: at for url, at in times.items() if is_recent(at, now)}
+
+
+def recent_most(entries: object, now: float) -> dict[str, tuple[int, float]]:
+    if not isinstance(entries, dict):
+        return {}
     return {
-        url: at
-        for url, at in times.items()
-        if type(at) in (int, float) and math.isfinite(at) and 0 <= now - at < KEPT_S
+        host: (entry[0], entry[1])
+        for host, entry in entries.items()
+        if isinstance(entry, list)
+        and len(entry) == 2  # noqa: PLR2004 - how many, and when
+        and type(entry[0]) is int
+        and 0 < entry[0] <= MOST
+        and is_recent(entry[1], now)
     }
+
+
+def is_recent(at: object, now: float) -> bool:
+    return isinstance(at, int | float) and math.isfinite(at) and 0 <= now - at < KEPT_S

@@ -278,5 +278,5 @@ def disk_error(error: OSError, path: Path, kept: int) -> OutputError | SpaceErro
             hint="remove what is in the way",
         )
     return OutputError(
-        f"cannot write `{path}`: {error.strerror}", hint="name another place with --local-dir"
+        f"cannot write `{path}`: {error.strerror}", hint="name another place with HF_HOME"
     )

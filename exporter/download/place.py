@@ -101,8 +101,8 @@ def check_space(
         raise SpaceError(
             f"{size_text(needed)} are to be downloaded, and `{place.root}` has room for"
             f" {size_text(max(0, available - limits.margin))}",
-            hint="free some space, fetch fewer files with --include, or name another disk"
-            " with --local-dir or HF_HOME",
+            hint="free some space, name another disk with HF_HOME, or fetch fewer files:"
+            " decant pull REPO --include …",
         )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import DownloadError, InputError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 4  # over all endpoints, for errors that pass
 SHA256, GIT = 64, 40  # hex digits
+ANOTHER = "another endpoint may: export HF_ENDPOINT=https://hf-mirror.com,https://huggingface.co"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,16 @@ class Plan:
     """The hosts that said so; of several each said the same."""
     is_reference: bool
     """Whether one of them is the hub itself, not a mirror of it."""
+    unasked: DownloadError | None = field(default=None, compare=False)
+    """Why it is what the cache knows: the endpoints did not say what there is now."""
 
     @property
     def nbytes(self) -> int:
         return sum(file.size for file in self.files)
+
+
+class UnansweredError(DownloadError):
+    """No endpoint says what a revision holds, and none says that there is no such revision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +84,15 @@ def make_plan(
     limits: Limits,
     *,
     memory: Memory | None = None,
+    is_cached: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     report: Report = silent,
 ) -> Plan:
     """Ask the hub, else its mirrors in order, what `ref` holds; every file of it.
 
     The hub's word is enough; a mirror's is compared with that of every other mirror. Passing
-    errors are tried again; raises DownloadError with each endpoint's answer.
+    errors are tried again, but silence only once where the revision `is_cached`. Raises
+    DownloadError with each endpoint's answer, which is UnansweredError where a cache may do.
     """
     memory = memory or Memory()
     hubs = [endpoint for endpoint in endpoints if endpoint.kind == "hub"]
@@ -106,7 +115,7 @@ def make_plan(
             if answer.is_final and endpoint.is_reference:
                 raise refused(ref, answers)
         waits = [answer.wait_s for answer in answers.values() if not answer.is_final]
-        if not waits:
+        if not waits or (is_cached and not any(answer.wants_time for answer in answers.values())):
             break
         if turn + 1 < ROUNDS:
             sleep(min(max(min(waits), limits.backoff_s * 2**turn), limits.retry_after_max_s))
@@ -124,6 +133,13 @@ class Answer:
     hint: str | None = None
     is_silence: bool = False
     """Whether it did not answer at all."""
+    has_no_revision: bool = False
+    """Whether it has the repo, and not the revision."""
+
+    @property
+    def wants_time(self) -> bool:
+        """Whether it answered, and may say more when asked again."""
+        return not self.is_final and not self.is_silence
 
 
 def compared(plan: Plan, others: Sequence[Endpoint], rule: TokenRule, limits: Limits) -> Plan:
@@ -140,7 +156,7 @@ def compared(plan: Plan, others: Sequence[Endpoint], rule: TokenRule, limits: Li
                 f"{plan.hashes_from[0]} and {endpoint.name} disagree about `{path}` in commit"
                 f" {plan.commit[:12]} of {plan.ref.repo}: one of them is not to be trusted",
                 hint="ask the hub itself, or name only the endpoint that you trust:"
-                " --endpoint https://huggingface.co",
+                " export HF_ENDPOINT=https://huggingface.co",
             )
         plan = replace(plan, hashes_from=(*plan.hashes_from, endpoint.name))
     return plan
@@ -178,7 +194,8 @@ def http_answer(ref: Ref, endpoint: Endpoint, error: HfHubHTTPError) -> Answer:
 
     status = error.response.status_code
     if isinstance(error, RevisionNotFoundError):
-        return Answer(f"has no revision {ref.revision!r} of it", is_final=True)
+        problem = f"has no revision {ref.revision!r} of it"
+        return Answer(problem, is_final=True, has_no_revision=True)
     if isinstance(error, GatedRepoError):
         return Answer(
             "says that it is gated",
@@ -213,9 +230,10 @@ def retry_after(value: str | None, *, default: float = 0.0) -> float:
 def refused(ref: Ref, answers: dict[Endpoint, Answer]) -> DownloadError:
     said = "; ".join(f"{endpoint.name} {answer.problem}" for endpoint, answer in answers.items())
     hints = [answer.hint for answer in answers.values() if answer.hint]
-    return DownloadError(
+    is_known = any(answer.has_no_revision for answer in answers.values())
+    return (DownloadError if is_known else UnansweredError)(
         f"no endpoint says what {ref.repo} holds: {said}",
-        hint=hints[0] if hints else "another endpoint may: --endpoint https://hf-mirror.com",
+        hint=hints[0] if hints else ANOTHER,
     )
 
 
@@ -251,7 +269,7 @@ def choose(plan: Plan, choice: Choice) -> Plan:
     if not files:
         raise InputError(
             f"none of the {len(names)} files of {plan.ref.repo} is wanted",
-            hint="see --include, --exclude, and what it holds: --dry-run",
+            hint=f"what it holds: decant pull {plan.ref.repo} --dry-run",
         )
     refuse_unsafe(files, " and ".join(plan.hashes_from))
     return replace(plan, files=files)

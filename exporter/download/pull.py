@@ -10,17 +10,28 @@ from pathlib import Path
 from exporter.core.errors import DownloadError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.folders import size_text
+from exporter.download.cached import cached_plan, gap, is_here
 from exporter.download.crew import Crew
-from exporter.download.endpoints import Endpoint, healths
+from exporter.download.endpoints import Endpoint
+from exporter.download.health import healths
 from exporter.download.limits import Limits
-from exporter.download.lock import NAME, check_sha256, read_plan, with_sha256, write_plan
+from exporter.download.lock import NAME, check_sha256, with_sha256, write_plan
 from exporter.download.memory import LACKS, Memory
 from exporter.download.place import Place, check_place, check_space, link_snapshot, prepare
-from exporter.download.plan import Choice, Plan, PlannedFile, choose, make_plan
-from exporter.download.refs import COMMIT, Ref
+from exporter.download.plan import (
+    Choice,
+    Plan,
+    PlannedFile,
+    UnansweredError,
+    choose,
+    make_plan,
+)
+from exporter.download.refs import Ref
 from exporter.download.source import Source, Wire, modelscope_files
 from exporter.download.token import TokenRule
 from exporter.download.transfer import GATHER, Transfer
+
+ONLINE = "leave out --offline, and unset HF_HUB_OFFLINE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +88,12 @@ def pull(request: PullRequest, *, dry_run: bool = False, report: Report = silent
     place = request.place
     whole = request.locked or request.known or plan_of(request, place, report)
     plan = whole if request.locked else choose(whole, request.choice)
+    if request.offline or plan.unasked:
+        return take(request, plan, dry_run=dry_run, report=report)
     missing = tuple(file for file in plan.files if not place.has(file, request.limits))
     crew = None
     if not dry_run:
         check_place(place, plan)
-        refuse_offline(request, missing)
         check_space(place, missing, request.limits)
         prepare(place)
         if place.is_cache and not request.locked:
@@ -90,7 +102,7 @@ def pull(request: PullRequest, *, dry_run: bool = False, report: Report = silent
             crew = hire(request, plan, missing, report)
             fetch(crew, plan, missing, report)
             learn(crew, request.memory)
-        finish(request, place, plan)
+        finish(place, plan)
     return Pulled(
         plan,
         place.folder(plan.commit),
@@ -101,18 +113,56 @@ def pull(request: PullRequest, *, dry_run: bool = False, report: Report = silent
     )
 
 
+def take(request: PullRequest, plan: Plan, *, dry_run: bool, report: Report) -> Pulled:
+    """What the cache holds, where nobody is asked or nobody answers.
+
+    Raises DownloadError where it is not all that is wanted.
+    """
+    started = time.monotonic()
+    place, commit = request.place, plan.commit
+    missing = tuple(file for file in plan.files if not is_here(place, commit, file, request.limits))
+    if not dry_run:
+        refuse_parts(request, plan, missing)
+        check_place(place, plan)
+        check_sha256(plan, place)
+        unlinked = tuple(f for f in plan.files if not (place.folder(commit) / f.path).exists())
+        if unlinked:
+            prepare(place)
+            link_snapshot(place, replace(plan, files=unlinked))
+        if plan.unasked:
+            report(
+                Note(
+                    f"{plan.unasked.message}: using {plan.ref.repo}@{plan.ref.revision} from the"
+                    f" cache, commit {commit[:12]}"
+                )
+            )
+    return Pulled(plan, place.folder(commit), missing, 0, time.monotonic() - started, {})
+
+
 def plan_of(request: PullRequest, place: Place, report: Report) -> Plan:
-    """All that the repo holds: the hub's word, or when offline what an earlier pull learned."""
+    """All that the repo holds: the hub's word, or what the cache knows where nobody gives it."""
+    cached = cached_plan(request.ref, request.cache, place)
+    if request.offline and cached:
+        return cached
     if request.offline:
-        return offline_plan(request, place)
-    plan = make_plan(
-        request.ref,
-        request.endpoints,
-        request.rule,
-        request.limits,
-        memory=request.memory,
-        report=report,
-    )
+        raise DownloadError(
+            f"{request.ref.repo}@{request.ref.revision} is not here, and decant is offline",
+            hint=ONLINE,
+        )
+    try:
+        plan = make_plan(
+            request.ref,
+            request.endpoints,
+            request.rule,
+            request.limits,
+            memory=request.memory,
+            is_cached=cached is not None,
+            report=report,
+        )
+    except UnansweredError as error:
+        if cached is None:
+            raise
+        return replace(cached, unasked=error)
     match plan.hashes_from:
         case _ if plan.is_reference:
             pass
@@ -135,53 +185,20 @@ def remember(plan: Plan, place: Place) -> None:
         write_plan(plan, path, place)
 
 
-def offline_plan(request: PullRequest, place: Place) -> Plan:
-    """What an earlier pull learned about this revision, else what huggingface_hub knows."""
-    revision = request.ref.revision
-    ref = place.root / "refs" / revision
-    commit = revision if COMMIT.fullmatch(revision) else ref.read_text() if ref.is_file() else ""
-    for path in (place.own / f"{commit}.json", place.root / NAME):
-        if path.is_file():
-            return replace(read_plan(path), ref=request.ref)
-    return snapshot_plan(request, place)
-
-
-def snapshot_plan(request: PullRequest, place: Place) -> Plan:
-    """The files that another program downloaded into the cache; DownloadError without any."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    ref = request.ref
-    try:
-        folder = Path(
-            snapshot_download(
-                ref.repo,
-                revision=ref.revision,
-                repo_type=ref.repo_type,
-                cache_dir=request.cache,
-                local_files_only=True,
-            )
-        )
-    except (LocalEntryNotFoundError, ValueError) as error:
+def refuse_parts(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile]) -> None:
+    """DownloadError where files are missing that nobody can be asked for."""
+    is_chosen = request.choice.files or plan.ref.file
+    problem = None if is_chosen else gap(request.place, plan)
+    if missing:
+        problem = f"{len(missing)} files are not here, such as `{missing[0].path}`"
+    if problem and plan.unasked:
         raise DownloadError(
-            f"{ref.repo}@{ref.revision} is not here, and --offline forbids asking for it",
-            hint="run it once without --offline (and without HF_HUB_OFFLINE)",
-        ) from error
-    files = tuple(
-        PlannedFile(path.relative_to(folder).as_posix(), path.stat().st_size, path.resolve().name)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.resolve().parent == place.root.resolve() / "blobs"
-    )
-    return Plan(ref, folder.name, files, ("the cache",), is_reference=False)
-
-
-def refuse_offline(request: PullRequest, missing: Sequence[PlannedFile]) -> None:
-    if request.offline and missing:
-        raise DownloadError(
-            f"{len(missing)} files are not here, such as `{missing[0].path}`,"
-            " and --offline forbids fetching them",
-            hint="run it once without --offline (and without HF_HUB_OFFLINE)",
+            f"{plan.unasked.message}; and the cache has only a part of {plan.ref.repo}@"
+            f"{plan.ref.revision}: {problem}",
+            hint=plan.unasked.hint,
         )
+    if missing:
+        raise DownloadError(f"{problem}, and decant is offline", hint=ONLINE)
 
 
 def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], report: Report) -> Crew:
@@ -206,7 +223,7 @@ def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], repor
             for transfer in transfers:
                 if listed.get(transfer.file.path) != (transfer.file.size, transfer.file.etag):
                     transfer.banned[endpoint] = "does not have it with the planned sha256"
-    health = healths(request.endpoints, request.limits)
+    health = healths(request.endpoints, request.limits, request.memory)
     for endpoint in request.endpoints:
         if any(request.memory.lacks(endpoint.url, what) for what in LACKS):
             health[endpoint].doubt()
@@ -237,7 +254,9 @@ def fetch(crew: Crew, plan: Plan, missing: Sequence[PlannedFile], report: Report
 
 
 def learn(crew: Crew, memory: Memory) -> None:
-    """Remember who sent bytes, and who failed to."""
+    """Remember who sent bytes, who failed to, and over how many connections."""
+    for health in crew.healths.values():
+        health.learn()
     worked = [end.url for end, health in crew.healths.items() if crew.served[end.name]]
     failed = [
         end.url
@@ -248,10 +267,10 @@ def learn(crew: Crew, memory: Memory) -> None:
         memory.learn("bytes", failed=failed, worked=worked)
 
 
-def finish(request: PullRequest, place: Place, plan: Plan) -> None:
+def finish(place: Place, plan: Plan) -> None:
     """Make the result visible: links in the cache, a lock file in a folder."""
     check_sha256(plan, place)
     if place.is_cache:
         link_snapshot(place, plan)
-    elif not request.offline:
+    else:
         write_plan(with_sha256(plan, place), place.root / NAME, place)

@@ -54,7 +54,7 @@ def parse_ref(
     if ref.repo_type not in ("model", repo_type or "model"):
         raise InputError(
             f"{text!r} is a {ref.repo_type}, not a model",
-            hint=f"if you want it all the same: --repo-type {ref.repo_type}",
+            hint=f"if you want it all the same: decant pull {ref.repo} --repo-type {ref.repo_type}",
         )
     if revision and ref.revision not in ("main", revision):
         raise InputError(
@@ -92,7 +92,7 @@ def parse_link(text: str, hosts: Iterable[str]) -> Ref:
     if host not in (*HUB_HOSTS, *MIRROR_HOSTS, *MODELSCOPE_HOSTS, *hosts):
         raise InputError(
             f"{host!r} is not a hub that decant knows",
-            hint="name the repo as ORG/NAME, and the host with --endpoint",
+            hint=f"name the repo as ORG/NAME, and the host by: export HF_ENDPOINT=https://{host}",
         )
     parts = [unquote(part) for part in url.path.split("/") if part]
     repo_type: RepoType = "model"

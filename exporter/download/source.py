@@ -11,7 +11,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 from exporter.download.endpoints import Endpoint
 from exporter.download.limits import Limits
-from exporter.download.plan import Plan, PlannedFile, retry_after
+from exporter.download.plan import SHA256, Plan, PlannedFile, retry_after
 from exporter.download.token import HUB, TokenRule, origin
 
 if TYPE_CHECKING:
@@ -29,12 +29,26 @@ class RefusedError(Exception):
 
 
 class BusyError(Exception):
-    """It asks to come back later."""
+    """It asks to come back later, or with fewer connections."""
 
-    def __init__(self, status: int, wait_s: float) -> None:
-        """`wait_s` as its Retry-After said, else 0."""
-        super().__init__(f"answers {status}")
-        self.wait_s = wait_s
+    def __init__(self, problem: str, response: httpx2.Response) -> None:
+        """`problem` says what the answer was."""
+        super().__init__(problem)
+        self.origin = origin(str(response.url))
+        self.wait_s = retry_after(response.headers.get("Retry-After"))
+        """What it asks for; 0 where it does not say."""
+
+
+class DeniedError(RefusedError):
+    """This endpoint does not let us have the file, or not over one connection more.
+
+    Its text is for an endpoint that has given nothing; of one that has, it means `busy`.
+    """
+
+    def __init__(self, message: str, busy: BusyError) -> None:
+        """Both readings of one answer."""
+        super().__init__(message)
+        self.busy = busy
 
 
 class CutError(Exception):
@@ -66,6 +80,8 @@ class Source:
         """Where to ask; `main` will do if its hash is the planned one."""
         self.location: str | None = None
         """Where the bytes really are, often signed and good for an hour."""
+        self.is_large = len(file.etag) == SHA256
+        """A hub keeps it apart from the small ones, often on another host."""
         self.has_ranges = True
         self.lock = threading.Lock()
 
@@ -92,7 +108,8 @@ class Source:
     def opened(self, start: int, end: int) -> Iterator[httpx2.Response]:
         """An answer whose body is bytes `start` to `end`, or the whole file where that is asked.
 
-        Raises RefusedError, BusyError, CutError or NoRangesError, and the client's own errors.
+        Raises RefusedError (DeniedError), BusyError, CutError or NoRangesError, and the client's
+        own errors.
         """
         found = self.location
         response = self.request(found, start, end) if found else self.resolve(start, end)
@@ -191,8 +208,7 @@ class Source:
             if is_matched or response.is_redirect:
                 return is_matched
             etag = headers.get("ETag")
-        if is_html(response) and not self.file.path.endswith((".html", ".htm")):
-            raise RefusedError("sends an HTML page in its place: a login page or a portal?")
+        self.refuse_page(response)
         if etag is None:
             return False
         if etag.strip().removeprefix("W/").strip('"') != self.file.etag:
@@ -202,11 +218,18 @@ class Source:
             raise RefusedError(f"has it with {size} bytes instead of {self.file.size}")
         return True
 
+    def refuse_page(self, response: httpx2.Response) -> None:
+        """DeniedError for a web page where a file was asked for."""
+        if is_html(response) and not self.file.path.endswith((".html", ".htm")):
+            raise DeniedError(
+                "sends an HTML page in its place: a login page or a portal?",
+                BusyError("sends an HTML page", response),
+            )
+
     def check_body(self, response: httpx2.Response, start: int, end: int) -> None:
         """Let through only a body that is what was asked for."""
         headers, size = response.headers, self.file.size
-        if is_html(response) and not self.file.path.endswith((".html", ".htm")):
-            raise RefusedError("sends an HTML page in its place: a login page or a portal?")
+        self.refuse_page(response)
         if headers.get("Content-Encoding", "identity") != "identity":
             raise RefusedError("sends it compressed")
         length = headers.get("Content-Length")
@@ -241,13 +264,16 @@ def check_status(response: httpx2.Response) -> None:
     """Let through only an answer with a body."""
     status = response.status_code
     if status in BUSY:
-        raise BusyError(status, retry_after(response.headers.get("Retry-After")))
+        raise BusyError(f"answers {status}", response)
     if status >= 500 or status == 408:  # noqa: PLR2004 - HTTP
         raise CutError(f"answers {status}")
     if status == 416:  # noqa: PLR2004 - HTTP: it ends before the range begins
         raise RefusedError("has another version of it")
     if status in (401, 403):
-        raise RefusedError(f"does not let us have it ({status}): gated or private?")
+        message = f"does not let us have it ({status}): gated or private?"
+        if status == 401 or "X-Error-Code" in response.headers:  # noqa: PLR2004 - the hub's word
+            raise RefusedError(message)
+        raise DeniedError(message, BusyError(f"answers {status}", response))
     if status >= 300:  # noqa: PLR2004 - HTTP
         raise RefusedError("does not have it" if status == 404 else f"answers {status}")  # noqa: PLR2004
 
@@ -264,7 +290,7 @@ def sniff(start: bytes, path: str) -> None:
         raise RefusedError("sends an HTML page in its place: a login page or a portal?")
 
 
-def words(error: httpx2.HTTPError) -> str:
+def words(error: Exception) -> str:
     """What happened to a connection; never its address, which may be signed."""
     import httpx2
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
+Origin: TypeAlias = tuple[str, str, int]
 HUB = ("huggingface.co", "hf.co")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PORTS = {"http": 80, "https": 443}
@@ -31,10 +33,16 @@ class TokenRule:
         return None
 
 
-def origin(url: str) -> tuple[str, str, int]:
+def origin(url: str) -> Origin:
     """Scheme, host and port: what a browser calls the same site."""
     parts = urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or PORTS.get(parts.scheme, 0)
+
+
+def address(where: Origin) -> str:
+    """An origin as it is written."""
+    scheme, host, port = where
+    return f"{scheme}://{host}:{port}"
 
 
 def find_token(given: str | None, env: Mapping[str, str]) -> str | None:

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from exporter.download.endpoints import Endpoint, Health
+from exporter.download.endpoints import Endpoint
+from exporter.download.health import Health, Site
 from exporter.download.limits import Limits
 from exporter.download.part import DiskPart, Part, SmallPart
 from exporter.download.plan import PlannedFile
 from exporter.download.source import Source
+from exporter.download.token import origin
 
 GATHER = 256 << 10  # bytes; as much a connection may lose to kill -9
 GATHER_S = 0.02
@@ -119,8 +121,26 @@ class Transfer:
         """Whether there is no way but to read the file from its start in one go."""
         return not any(self.sources[health.endpoint].has_ranges for health in usable)
 
-    def claim(self, *, whole: bool) -> Claim | None:
-        """The next range to fetch; None when all are there or being fetched."""
+    def site(self, health: Health) -> Site:
+        """The host that an endpoint will answer from, as far as is known."""
+        source = self.sources[health.endpoint]
+        if source.location:
+            return health.site(origin(source.location))
+        return health.site(health.store if source.is_large else health.home)
+
+    def claim_for(self, health: Health, usable: list[Health]) -> Claim | None:
+        """The next range to fetch from an endpoint; None when all are there or being fetched."""
+        if self.is_whole(usable):
+            return self.claim(width=1, most=self.file.size, whole=True)
+        allowed = sum(self.site(other).width for other in usable)
+        width = min(allowed, self.limits.connections)
+        most = self.limits.claim_max
+        if width == 1:  # each request is a pause, and an endpoint may count them
+            most = max(most, int(self.limits.alone_s * (health.rate or 0)))
+        return self.claim(width=width, most=most)
+
+    def claim(self, *, width: int, most: int, whole: bool = False) -> Claim | None:
+        """A range of at most `most` bytes, such that `width` connections have work."""
         part = self.part
         assert part is not None, "claims are made on open parts"
         if self.is_checked or (whole and self.active):
@@ -136,10 +156,10 @@ class Transfer:
         if not open_cells:
             return None
         first = open_cells[0]
-        most = 1 if len(open_cells) < 2 else len(open_cells) // (2 * self.limits.connections)  # noqa: PLR2004
-        most = cells if whole else max(1, min(most, self.limits.claim_max // part.cell))
+        share = len(open_cells) if width == 1 else len(open_cells) // (2 * width)
+        count = cells if whole else max(1, min(share, most // part.cell))
         last = first + 1
-        while last < cells and last - first < most:
+        while last < cells and last - first < count:
             if not whole and (self.claimed[last] or part.done[last]):
                 break
             last += 1

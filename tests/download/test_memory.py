@@ -129,9 +129,44 @@ def test_first_byte_of_an_endpoint_in_doubt_lets_the_others_in(stage: Stage):
     assert seen[0] > 1
 
 
-def test_file_says_nothing_but_addresses_and_times(tmp_path: Path):
+def test_file_says_nothing_but_addresses_numbers_and_times(tmp_path: Path):
     path = tmp_path / "endpoints.json"
-    Memory(path, clock=lambda: 7).learn("bytes", failed=[A], worked=[B])
+    memory = Memory(path, clock=lambda: 7)
+    memory.learn("bytes", failed=[A], worked=[B])
+    memory.learn_most(B, "in all", 2)
     assert json.loads(path.read_text()) == {
         "format": 1, "failed": {"answers": {}, "bytes": {A: 7}},
+        "allowed": {"in all": {B: [2, 7]}, "of a file": {}},
     }  # fmt: skip
+
+
+def test_allowed_connections_are_remembered_for_a_week(tmp_path: Path):
+    path = tmp_path / "endpoints.json"
+    Memory(path, clock=lambda: 1000).learn_most(A, "of a file", 1)
+    Memory(path, clock=lambda: 5000).learn_most(A, "of a file", 1)  # no news: it grows old
+    assert Memory(path, clock=lambda: 1000 + KEPT_S - 1).most(A, "of a file") == 1
+    assert Memory(path, clock=lambda: 1000 + KEPT_S).most(A, "of a file") is None
+    memory = Memory(path, clock=lambda: 6000)
+    memory.learn_most(A, "of a file", None)
+    assert Memory(path, clock=lambda: 6000).most(A, "of a file") is None
+
+
+@pytest.mark.parametrize("entry", [[0, 5], ["1", 5], [True, 5], [1], 1, [1, None], [10**9, 5]])
+def test_nonsense_about_connections_is_not_believed(tmp_path: Path, entry: object):
+    path = tmp_path / "endpoints.json"
+    value = {"format": 1, "failed": {}, "allowed": {"in all": {A: entry}}}
+    path.write_text(json.dumps(value))
+    assert Memory(path, clock=lambda: 10).most(A, "in all") is None
+
+
+@pytest.mark.faults
+def test_next_pull_asks_for_no_more_connections_than_were_allowed(stage: Stage):
+    path = stage.folder / "memory.json"
+    del stage.a.files["config.json"]
+    stage.fail(rate=4 << 20, most=1, refusal=403)
+    stage.pull(stage.a, memory=Memory(path))
+    assert stage.a.refused
+    stage.a.refused.clear()
+    shutil.rmtree(stage.cache)
+    stage.pull(stage.a, memory=Memory(path))
+    assert stage.a.refused == []

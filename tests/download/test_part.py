@@ -41,7 +41,7 @@ def test_part_resumes_at_any_offset(
         part, left = opened(folder), limit
         transfer = Transfer(FILE, {}, limits)
         transfer.adopt(part)
-        while left and (claim := transfer.claim(whole=False)):
+        while left and (claim := transfer.claim(width=limits.connections, most=limits.claim_max)):
             end = min(claim.end, claim.start + left)
             write(part, claim.start, end)
             left -= end - claim.start
@@ -59,7 +59,7 @@ def test_claims_do_not_overlap_and_cover_the_file(tmp_path: Path):
     transfer = Transfer(FILE, {}, LIMITS)
     transfer.adopt(opened(tmp_path))
     claims = []
-    while claim := transfer.claim(whole=False):
+    while claim := transfer.claim(width=LIMITS.connections, most=LIMITS.claim_max):
         claims.append(claim)
     assert [claim.start for claim in claims] == [0, *[claim.end for claim in claims[:-1]]]
     assert claims[-1].end == len(DATA)

@@ -74,7 +74,7 @@ def test_offline_with_a_hole_is_refused_without_a_request(stage: Stage):
 
 
 def test_offline_without_anything_is_refused(stage: Stage):
-    with pytest.raises(DownloadError, match="is not here, and --offline forbids"):
+    with pytest.raises(DownloadError, match="is not here, and decant is offline"):
         stage.pull(stage.a, offline=True)
     assert stage.a.requests == []
 

@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,7 +78,20 @@ class Faults:
     """Files are 302 to a signed address there."""
     other_version: bool = False
     slots: int | None = None
-    """Most connections served at a time."""
+    """Most connections served at a time; others wait."""
+    most: int | None = None
+    """Most connections served at a time; others get `refusal`."""
+    refusal: int | str = 429
+    """A status, `html` (a page with status 200), `rst` or `fin`."""
+    refusal_wait: int | None = None
+    """Its Retry-After."""
+    is_per_file: bool = False
+    """`most` counts the connections of each file."""
+    is_for_ranges: bool = False
+    """`most` counts requests with a Range only."""
+    per_window: int | None = None
+    """Most requests for files in each `window_s` seconds; others get `refusal`."""
+    window_s: float = 1.0
     gated: bool = False
     nameless: bool = False
     """Answers say nothing of hash or commit."""
@@ -112,6 +126,10 @@ class FakeHub:
         self.lock = threading.Lock()
         self.changed = threading.Condition()
         self.busy = 0
+        self.open: Counter[str] = Counter()
+        self.windows: Counter[int] = Counter()
+        self.refused: list[float] = []
+        """When a request was one too many."""
         hub = self
 
         class Handler(FakeHandler):
@@ -152,6 +170,26 @@ class FakeHub:
             with self.changed:
                 self.busy -= 1
                 self.changed.notify()
+
+    @contextlib.contextmanager
+    def admitted(self, name: str, *, is_range: bool) -> Iterator[bool]:
+        """Whether one more request for a file is within what is served at a time."""
+        faults = self.faults
+        key = name if faults.is_per_file else ""
+        counts = is_range or not faults.is_for_ranges
+        with self.lock:
+            window = int(time.monotonic() / faults.window_s)
+            self.windows[window] += 1
+            is_one = not counts or faults.most is None or self.open[key] < faults.most
+            is_one &= faults.per_window is None or self.windows[window] <= faults.per_window
+            self.open[key] += is_one and counts
+            if not is_one:
+                self.refused.append(time.monotonic())
+        try:
+            yield is_one
+        finally:
+            with self.lock:
+                self.open[key] -= is_one and counts
 
     def gets(self, name: str = "") -> list[Request]:
         """Requests for file `name`, or for any file."""
@@ -313,6 +351,10 @@ class FakeHandler(BaseHTTPRequestHandler):
             self.send_file(name)
 
     def send_file(self, name: str, **headers: object) -> None:
+        with self.hub.admitted(name, is_range="Range" in self.headers) as is_admitted:
+            self.send_range(name, headers) if is_admitted else self.refuse()
+
+    def send_range(self, name: str, headers: dict[str, object]) -> None:
         hub, faults = self.hub, self.hub.faults
         file = hub.files[name]
         start, end = 0, file.size
@@ -334,6 +376,18 @@ class FakeHandler(BaseHTTPRequestHandler):
             with hub.slot():
                 self.send_body(file, start, end)
         return None
+
+    def refuse(self) -> None:
+        """Say, in the mirror's way, that this is one request too many."""
+        faults = self.hub.faults
+        wait = {} if faults.refusal_wait is None else {"Retry_After": faults.refusal_wait}
+        match faults.refusal:
+            case int(status):
+                self.answer(status, b"no", **wait)
+            case "html":
+                self.answer(200, b"<html>slow down</html>", Content_Type="text/html")
+            case _:
+                self.cut(faults.refusal)
 
     def send_body(self, file: FakeFile, start: int, end: int) -> None:
         hub, faults = self.hub, self.hub.faults
@@ -363,12 +417,13 @@ class FakeHandler(BaseHTTPRequestHandler):
                 hub.sent += len(piece)
         return None
 
-    def cut(self) -> None:
-        """End the connection in the middle of the body."""
+    def cut(self, way: str = "") -> None:
+        """End the connection at once."""
         self.close_connection = True
-        if self.hub.faults.cut_with == "rst":
+        way = way or self.hub.faults.cut_with
+        if way == "rst":
             time.sleep(0.02)  # let what was sent arrive: the cut is in the net, not in our buffer
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.connection.shutdown(socket.SHUT_RDWR) if self.hub.faults.cut_with == "fin" else None
+        self.connection.shutdown(socket.SHUT_RDWR) if way == "fin" else None
         self.connection.close()
