@@ -68,6 +68,8 @@ class ChatFormat:
     """Of llama-server, but for the template's file."""
     bos: str = ""
     """What a text that is no conversation must begin with, since the engine adds no BOS."""
+    added_bos: str = ""
+    """What the engine's prompts leave out at the beginning, since its tokenizer adds it."""
     samples: tuple[tuple[str, Job, Rendered], ...] = ()
     """Conversations, and what transformers makes of them."""
 
@@ -109,7 +111,8 @@ def format_of(
     names = frozenset(re.findall(r"\w+", plain + tool_use))
     bos = known.get("bos_token", "")
     begins_with_bos = bool({"bos_token"} & names) or (bool(bos) and bos in plain)
-    template, flags, samples = (plain if is_chosen else None), [], ()
+    template, flags = plain if is_chosen else None, list[str]()
+    samples: tuple[tuple[str, Job, Rendered], ...] = ()
     if names & {*SWITCHES, *KEPT_THOUGHTS, *THINKING, "tools"} or tool_use:
         found = render_all(plain, known, [*SAMPLES.values(), *trials()])
         samples = tuple(zip(SAMPLES, SAMPLES.values(), found, strict=False))
@@ -122,7 +125,8 @@ def format_of(
         flags += ["--override-kv", "tokenizer.ggml.add_bos_token=bool:false"]
     if eos_is_added:  # no answer follows an end
         flags += ["--override-kv", "tokenizer.ggml.add_eos_token=bool:false"]
-    return ChatFormat(template, tuple(flags), bos if lacks_bos else "", samples)
+    left_out = bos if bos_is_added and begins_with_bos else ""
+    return ChatFormat(template, tuple(flags), bos if lacks_bos else "", left_out, samples)
 
 
 def trials() -> Iterator[Job]:
@@ -169,11 +173,11 @@ def defaults(names: frozenset[str], tokens: dict[str, str]) -> list[str]:
 
 
 def differences(
-    samples: Sequence[tuple[str, Job, Rendered]], prompts: Sequence[str | None], bos: str
+    samples: Sequence[tuple[str, Job, Rendered]], prompts: Sequence[str | None], left_out: str
 ) -> Iterator[str]:
     """What is said of each sample whose prompt is not transformers'.
 
-    prompts: the engine's, None where it refuses; bos: what it leaves to the tokenizer.
+    prompts: the engine's, None where it refuses; left_out: the BOS that its tokenizer adds.
     """
     for (name, _, wanted), prompt in zip(samples, prompts, strict=True):
         if wanted.text is None:
@@ -181,8 +185,8 @@ def differences(
                 yield f"{name}: transformers refuses it ({wanted.refusal}), llama.cpp does not"
         elif prompt is None:
             yield f"{name}: llama.cpp refuses it, transformers does not"
-        elif prompt.removeprefix(bos) != wanted.text.removeprefix(bos):
-            yield f"{name}: " + at_first_difference(wanted.text.removeprefix(bos), prompt)
+        elif prompt != wanted.text.removeprefix(left_out):
+            yield f"{name}: " + at_first_difference(wanted.text.removeprefix(left_out), prompt)
 
 
 def at_first_difference(wanted: str, got: str) -> str:
