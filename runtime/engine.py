@@ -304,6 +304,7 @@ class LocalEngine:
             "model": str(self.loaded.header.path.absolute()),
             "adapters": adapters,
             "projector": str(projector.absolute()) if projector else None,
+            "chat_template": self.loaded.chat_template,
         }
         return {name: value for name, value in found.items() if value}
 
