@@ -55,7 +55,8 @@ REGULAR = {
     + "{{ '<' + m.role + '>' + m.content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant><think>' }}{% endif %}",
     "system_at_the_end": "{% if messages[0].role == 'system' %}"
-    "{% set system = messages[0].content %}{% set messages = messages[1:] %}{% endif %}{{ bos_token }}"
+    "{% set system = messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
+    "{{ bos_token }}"
     + LOOP
     + "{% if m.role == 'user' %}{{ '[INST]' }}{% if loop.last and system is defined %}"
     "{{ system + '\n\n' }}{% endif %}{{ m.content + '[/INST]' }}"
