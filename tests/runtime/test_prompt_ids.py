@@ -25,7 +25,7 @@ CONTEXT = 2048
 THINKING = (
     "{{ bos_token }}{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}"
     "{% endfor %}{% if tools is not none %}{{ tools | tojson }}{% endif %}"
-    "{% if date_string is defined %}{{ date_string }}{% endif %}"
+    "{% if date_string is defined %}{{ 'It is ' }}{{ date_string }}{% endif %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}"
     "{% if not enable_thinking %}{{ '<think></think>' }}{% endif %}{% endif %}"
 )
