@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.adapter import AdapterSpec, LoraPair, scaling_of
 from exporter.convert import imported, no_code_run, warnings_reported

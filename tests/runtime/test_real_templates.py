@@ -17,6 +17,8 @@ from exporter.core.gguf import read_gguf
 from exporter.pipeline import ExportRequest, export
 from runtime.chat_format import TOOL, chat_format
 from runtime.child import Server, ServerSpec
+from runtime.client import Stopped, ask
+from runtime.front import front_of
 from tests.tiny import make_base
 
 pytestmark = [pytest.mark.families, pytest.mark.llamacpp, pytest.mark.trained]
@@ -72,7 +74,6 @@ for name in ("Kimi-K2-Instruct", "Kimi-K2-Thinking"):
     unlike(name, REFUSED + "the template appends to a list, which the sandbox forbids", "called")
 unlike("google-gemma-2-2b-it", REFUSED + "a system message", "system", "system and turns")
 unlike("llama-cpp-deepseek-r1", REFUSED + "it writes a filter's result as JSON", "tools", "called")
-unlike("meetkai-functionary-medium-v3.2", REFUSED + "a call with arguments as an object", "called")
 unlike(
     "meetkai-functionary-medium-v3.1", "llama.cpp does not escape quotes in JSON", "tools", "called"
 )
@@ -122,29 +123,44 @@ def templates(toolchain) -> list[Path]:
 
 
 def prompt(server: Server, messages: list[Json], more: Json) -> str | None:
-    body: Json = {"messages": copy.deepcopy(messages)}
-    for message in body["messages"]:
-        for call in message.get("tool_calls", ()):  # OpenAI's are texts
-            call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+    body: Json = {"messages": with_texts(messages)}
     switches = dict(more)
     if "tools" in switches:
         body["tools"] = switches.pop("tools")
     if switches:
         body["chat_template_kwargs"] = switches
-    with server.posted("/apply-template", body) as response:
+    front = front_of(read_gguf(server.spec.model), server.spec.chat)
+    with server.posted("/apply-template", front.ready("/apply-template", body)) as response:
         found = json.loads(response.read())
     return found["prompt"] if response.status == 200 else None
 
 
+def with_texts(messages: list[Json]) -> list[Json]:
+    """The same with arguments of calls as texts, which is OpenAI's form."""
+    told = copy.deepcopy(messages)
+    for message in told:
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+    return told
+
+
 def said(server: Server) -> str | None:
     """The answer of a model that keeps to no format; None where it is lost."""
-    body = {"messages": [user("Hi there")], "max_tokens": 8, "seed": 1}
-    with server.posted("/v1/chat/completions", body) as response:
+    settings = {"max_tokens": 8, "seed": 1, "temperature": 0, "logit_bias": [[2, False]]}
+    told: list[Json] = [user("Hi there")]
+    with server.posted("/v1/chat/completions", {"messages": told, **settings}) as response:
         found = json.loads(response.read())
     if response.status != 200:
         return None
     message = found["choices"][0]["message"]
-    return str(message["content"] or "") + str(message.get("reasoning_content") or "")
+    whole = str(message.get("reasoning_content") or "") + str(message["content"] or "")
+    pieces = [one.text for one in ask(server, told, settings) if not isinstance(one, Stopped)]
+    return whole if without_halves(whole) == without_halves("".join(pieces)) else None
+
+
+def without_halves(text: str) -> str:
+    """A model of random weights also writes bytes that are no characters."""
+    return text.replace("\ufffd", "")
 
 
 def expected(template: str, messages: list[Json], more: Json) -> str | None:
@@ -168,6 +184,8 @@ def test_every_prompt_is_transformers_or_named(prompts, toolchain):
         template = path.read_text(encoding="utf-8")
         for name, case in CASES.items():
             wanted, got = expected(template, *case), prompts[path.stem][name]
+            if wanted is None:  # some templates want arguments as texts
+                wanted = expected(template, with_texts(case[0]), case[1])
             if got != (wanted if wanted is None else wanted.removeprefix("<s>")):
                 differing[path.stem, name] = (wanted, got)
 
