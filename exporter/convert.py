@@ -21,6 +21,13 @@ from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
+from exporter.embedder import (
+    check_modules,
+    converter_name,
+    ranks_by_logits,
+    upstream_hooks,
+    write_keys,
+)
 from exporter.hparams import conversion, load_hparams
 from exporter.lazy import stacked, to_float32
 from exporter.settings import pack_settings
@@ -79,10 +86,13 @@ def convert(
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors)
+            modules = check_modules(folder, report=report) if part == "text" else ()
+            ranks = part == "text" and ranks_by_logits(tensors.plan, folder, modules)
             with (
                 old_objects_set_aside(),
-                tensors_from(source, ModelBase),
+                tensors_from(source, ModelBase, architecture),
                 slots_recorded() as slots,
+                upstream_hooks(model_class, folder, modules, ranks=ranks),
             ):
                 try:
                     model = model_class(
@@ -91,10 +101,12 @@ def convert(
                         folder / "unused.gguf",
                         model_name=model_name,
                         hparams=hparams,
+                        sentence_transformers_dense_modules=True,
                     )
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
+                    write_keys(model.gguf_writer, folder, modules)
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
@@ -257,14 +269,15 @@ def old_objects_set_aside() -> Iterator[None]:
 
 
 @contextmanager
-def tensors_from(source: LazySource, model_base: Any) -> Iterator[None]:
+def tensors_from(source: LazySource, model_base: Any, architecture: str = "") -> Iterator[None]:
     """Have the converter index our merged tensors instead of the folder's files."""
     original = model_base.index_tensors
 
     def index(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
         del remote_hf_model_id  # never given
         found = (
-            self.filter_tensors((name, partial(source.lazy, name))) for name in source.tensors.names
+            self.filter_tensors((converter_name(architecture, name), partial(source.lazy, name)))
+            for name in source.tensors.names
         )
         return dict(item for item in found if item)
 

@@ -16,6 +16,7 @@ from exporter.adapter import AdapterSpec
 from exporter.checkpoint import refuse_own_code
 from exporter.core.errors import AdapterError
 from exporter.core.files import read_json_object
+from exporter.embedder import MODULE_FILES, MODULES, module_files
 from exporter.steps import MergePlan
 
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -50,12 +51,24 @@ def result_folder(plan: MergePlan, *, trust_remote_code: bool = False) -> Iterat
 def lay_over(folder: Path, base: Path, changed: dict[str, bytes | None]) -> None:
     """Fill `folder` with links to the base's files, except its weights and what has changed."""
     weights = {path.name for pattern in WEIGHTS for path in base.glob(pattern)}
+    parents = {name.partition("/")[0] for name in changed if "/" in name}
     for path in base.iterdir():
-        if path.name not in weights and path.name not in changed:
+        if path.name not in weights | parents and path.name not in changed:
             (folder / path.name).symlink_to(path.resolve())
+    for parent in parents:  # a link to the base's own would be written through
+        for path in (base / parent).rglob("*"):
+            name = path.relative_to(base).as_posix()
+            if path.is_file() and name not in changed:
+                place(folder / name).symlink_to(path.resolve())
     for name, content in changed.items():
         if content is not None:
-            (folder / name).write_bytes(content)
+            place(folder / name).write_bytes(content)
+
+
+def place(path: Path) -> Path:
+    """The path, with the folders above it made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def changed_files(plan: MergePlan) -> dict[str, bytes | None]:
@@ -63,6 +76,7 @@ def changed_files(plan: MergePlan) -> dict[str, bytes | None]:
     changed: dict[str, bytes | None] = {}
     for weighted in plan.adapters:
         changed |= tokenizer_files(weighted.adapter, plan.checkpoint.folder)
+        changed |= embedder_files(weighted.adapter.folder)
     if plan.config:
         changed["config.json"] = json.dumps(changed_config(plan), indent=2).encode()
     return {
@@ -103,6 +117,14 @@ def tokenizer_files(adapter: AdapterSpec, base: Path) -> dict[str, bytes | None]
     if keeps_pieces:
         files |= name_added_tokens(own, adapter)
     return files
+
+
+def embedder_files(folder: Path) -> dict[str, bytes | None]:
+    """What a sentence-transformers run has saved beside its adapter: the steps after the model."""
+    if not (folder / MODULES).is_file():
+        return {}
+    names = [name for name in MODULE_FILES if (folder / name).is_file()]
+    return {name: (folder / name).read_bytes() for name in (*names, *module_files(folder))}
 
 
 def name_added_tokens(own: dict[str, bytes], adapter: AdapterSpec) -> dict[str, bytes | None]:
