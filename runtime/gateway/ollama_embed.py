@@ -17,7 +17,6 @@ from runtime.gateway.gateway import Call
 from runtime.gateway.ollama_answer import NS, read_object
 from runtime.gateway.ollama_ask import Question, embed_question, text
 from runtime.gateway.ollama_engine import asked, find, load
-from runtime.gateway.planning import EMBEDDED_MAX
 from runtime.gateway.requests import dumped
 from runtime.gateway.upstream import post
 
@@ -83,8 +82,7 @@ def normed(vector: Sequence[float]) -> list[float]:
 async def cut_to_fit(call: Call, named: Named, texts: Sequence[str]) -> list[str | list[int]]:
     """The texts; those that are too long for the engine as the tokens that it takes of them."""
     async with call.gateway.fleet.using(named, "embed") as child:
-        limit = min(child.context, EMBEDDED_MAX)
-        return [await cut_text(child, one, limit) for one in texts]
+        return [await cut_text(child, one, child.text_max) for one in texts]
 
 
 async def cut_text(child: Child, whole: str, limit: int) -> str | list[int]:

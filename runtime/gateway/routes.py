@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from http import HTTPStatus
 
 from starlette.responses import Response
@@ -30,7 +31,8 @@ PASSED = {
     "/apply-template": (),
 }
 """A child's routes, and by which other paths clients know them."""
-TOO_LONG = "is too large to process"  # of a text that is to become a vector
+TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)\)")
+"""What a child says of a text that is to become a vector."""
 PARSING = "[json.exception."  # how a child says that a field had the wrong type
 FAULTS = (
     "got exception:", "Compute error", "Context size has been exceeded", "Invalid input batch",
@@ -102,8 +104,12 @@ async def translated(reply: Reply) -> ApiError:
         return ApiError(reply.status, message)
     if message.startswith(PARSING):
         return bad_request(f"a field has the wrong type: {message.partition('] ')[2]}")
-    code = "context_length_exceeded" if TOO_LONG in message else None
-    return bad_request(message, code=code)
+    if found := TOO_LONG.search(message):
+        message = (
+            f"a text has {found[1]} tokens, and this model takes {found[2]}: shorten or split it"
+        )
+        return bad_request(message, code="context_length_exceeded")
+    return bad_request(message)
 
 
 ROUTES = tuple(
