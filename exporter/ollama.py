@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from exporter.chat_template import IrregularError, Turns, find_turns
+from exporter.chat_template import IrregularError
 from exporter.core.errors import CheckpointError
 from exporter.core.events import Note, Report, silent
 from exporter.core.files import atomic_write, read_json_object
 from exporter.core.gguf import Array, GGUFFile, read_gguf
 from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
+from exporter.header_tokens import adds_bos
 from exporter.pipeline import ExportRequest, ExportResult, FolderResult, export
 from exporter.store import plain_name
 from exporter.toolchain import Toolchain
+from exporter.turns import Turns, find_turns
 
 MODELFILE = "Modelfile"
 MARKS = (MODELFILE,)
@@ -130,12 +132,6 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
     if turns.system is None:
         report(Note("the chat template has no place for a system message: TEMPLATE has none"))
     return turns
-
-
-def adds_bos(gguf: GGUFFile) -> bool:
-    """Whether llama.cpp puts the first token there by itself; sentencepiece models do unasked."""
-    said = gguf.metadata.get("tokenizer.ggml.add_bos_token")
-    return said if isinstance(said, bool) else gguf.text("tokenizer.ggml.model") == "llama"
 
 
 def token(gguf: GGUFFile, key: str) -> str:

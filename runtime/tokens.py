@@ -12,6 +12,7 @@ from pathlib import Path
 from exporter.chat_template import Clock, IrregularError, Messages, Template
 from exporter.core.errors import ModelError
 from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.header_tokens import TEMPLATE_TOKENS
 from exporter.store import refuse_adapter
 from exporter.toolchain import Toolchain
 from exporter.vocabulary import Vocabulary, vocabulary
@@ -19,11 +20,6 @@ from exporter.vocabulary import Vocabulary, vocabulary
 TEMPLATE = "tokenizer.chat_template"
 NO_VOCABULARY = (None, "none", "no_vocab")  # values of tokenizer.ggml.model
 SPECIAL = ("bos", "eos", "eot", "sep", "pad", "mask")
-# what transformers hands a template, and the GGUF's key of it; "seperator" is the format's spelling
-TEMPLATE_TOKENS = {
-    "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
-    "cls": "cls", "mask": "mask",
-}  # fmt: skip
 # What a terminal would obey, or would write in another order: controls, line and paragraph
 # separators, and the marks of direction. Newline and tab are shown in ways of their own.
 OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
