@@ -21,15 +21,10 @@ from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
-from exporter.embedder import (
-    check_modules,
-    converter_name,
-    ranks_by_logits,
-    upstream_hooks,
-    write_keys,
-)
+from exporter.embedder import check_modules, upstream_hooks, write_keys
 from exporter.hparams import conversion, load_hparams
 from exporter.lazy import stacked, to_float32
+from exporter.ranker import check_head, converter_name, keep_labels, ranks_by_logits
 from exporter.settings import pack_settings
 from exporter.slots import FLOAT32, Conversion, Slot
 
@@ -87,6 +82,7 @@ def convert(
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors)
             modules = check_modules(folder, report=report) if part == "text" else ()
+            check_head(architecture, tensors, report=report)
             ranks = part == "text" and ranks_by_logits(tensors.plan, folder, modules)
             with (
                 old_objects_set_aside(),
@@ -103,6 +99,7 @@ def convert(
                         hparams=hparams,
                         sentence_transformers_dense_modules=True,
                     )
+                    keep_labels(model, architecture)
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)

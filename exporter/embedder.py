@@ -8,19 +8,16 @@ are refused here, before anything is written.
 from __future__ import annotations
 
 import json
-import re
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.files import read_json_object
-
-if TYPE_CHECKING:
-    from exporter.steps import MergePlan
 
 MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
@@ -46,7 +43,6 @@ WITH_DENSE = ("EmbeddingGemma", "LFM2ColBertModel")
 """llama.cpp's classes that take dense layers along."""
 DENSE_NAMES = ("dense_2", "dense_3")
 """What it calls them, in order."""
-QWEN3_RERANKER = re.compile(r"qwen3-(vl-)?reranker", re.IGNORECASE)
 TO_SAFETENSORS = "`--to safetensors` writes the whole folder for sentence-transformers"
 
 
@@ -341,34 +337,13 @@ def any_wordpiece(original: Callable[..., str]) -> Callable[..., str]:
     """
 
     def name(self: Any, tokenizer: Any) -> str:
+        log = logging.getLogger("hf-to-gguf")
+        log.disabled = True  # it would say at length that the hash is unknown
         try:
             return original(self, tokenizer)
         except NotImplementedError:
             return "default"
+        finally:
+            log.disabled = False
 
     return name
-
-
-def ranks_by_logits(plan: MergePlan, folder: Path, modules: tuple[Module, ...]) -> bool:
-    """Whether a causal model judges pairs by two words' logits, as Qwen3-Reranker does.
-
-    sentence-transformers says so by a module; elsewhere only the name tells.
-    """
-    if any(module.kind == SCORE for module in modules):
-        return True
-    card = folder / "README.md"
-    head = card.read_text(encoding="utf-8", errors="replace").lower() if card.is_file() else ""
-    named = [plan.checkpoint.name, str(plan.checkpoint.config.get("_name_or_path", ""))]
-    named += [weighted.adapter.base or "" for weighted in plan.adapters]
-    return any(QWEN3_RERANKER.search(name) for name in named) or "# qwen3-reranker" in head
-
-
-def converter_name(architecture: str, name: str) -> str:
-    """The name under which llama.cpp's converter is given a tensor.
-
-    It leaves out the pooler of every BERT, though a classifier's head stands on it: with the
-    first half of RoBERTa's head, which is the same, it takes it along.
-    """
-    if architecture != "BertForSequenceClassification":
-        return name
-    return name.replace("bert.pooler.dense.", "classifier.dense.")

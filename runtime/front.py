@@ -29,8 +29,11 @@ CHATS = frozenset(
      "/v1/responses/input_tokens")
 )  # fmt: skip
 """Routes whose texts go through the template."""
-PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query", "documents")
+PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query", "documents",
+           "texts")  # fmt: skip
 """Where other routes have their texts."""
+VECTORS = ("/v1/embeddings", "/embedding")
+"""Routes whose texts the engine always begins with BOS."""
 WITH_BOS = ("prompt", "content")
 """Of those, what the engine begins with BOS."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -62,7 +65,8 @@ class Front:
         ready = dict(body)
         for name in PROMPTS:
             if name in body:
-                ready[name] = self.texts(body[name], starts=name in WITH_BOS and adds(body))
+                starts = route in VECTORS or (name in WITH_BOS and adds(body))
+                ready[name] = self.texts(body[name], starts=starts)
         return ready
 
     def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
