@@ -24,7 +24,7 @@ from exporter.core.types import FTYPES, GGMLType
 from exporter.embedder import check_modules, upstream_hooks, write_keys
 from exporter.hparams import conversion, load_hparams
 from exporter.lazy import stacked, to_float32
-from exporter.ranker import check_head, converter_name, keep_labels, ranks_by_logits
+from exporter.ranker import check_head, converter_name, ranks_by_logits, settle_head
 from exporter.settings import pack_settings
 from exporter.slots import FLOAT32, Conversion, Slot
 
@@ -99,7 +99,7 @@ def convert(
                         hparams=hparams,
                         sentence_transformers_dense_modules=True,
                     )
-                    keep_labels(model, architecture)
+                    settle_head(model, architecture, modules)
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)

@@ -187,7 +187,7 @@ def has_bias(path: Path) -> bool:
 
 def refused(what: str, why: str) -> UnsupportedError:
     return UnsupportedError(
-        f"a GGUF cannot hold this model's way from a text to its vector: {what} ({why})",
+        f"a GGUF cannot hold what follows this model's transformer: {what} ({why})",
         hint=TO_SAFETENSORS,
     )
 

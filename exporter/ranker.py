@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Report, Warn, silent
-from exporter.embedder import SCORE, Module
+from exporter.embedder import SCORE, Module, refused
 
 if TYPE_CHECKING:
     from exporter.merge import MergedTensors
@@ -105,8 +105,19 @@ def ranks_by_logits(plan: MergePlan, folder: Path, modules: tuple[Module, ...]) 
     return any(QWEN3_RERANKER.search(name) for name in named) or "# qwen3-reranker" in head
 
 
-def keep_labels(model: Any, architecture: str) -> None:
-    """Have the converter believe in two labels without names: a classifier of two has such."""
+def settle_head(model: Any, architecture: str, modules: tuple[Module, ...]) -> None:
+    """Tell the converter's model what it takes from elsewhere, or from defaults.
+
+    Two labels without names are a classifier's, not transformers' placeholders; the words of a
+    score by logits are those that sentence-transformers' module names. Raises UnsupportedError
+    for a score that is not of two words.
+    """
     labels = model.hparams.get("id2label")
     if architecture.endswith(HEADED) and hasattr(model, "cls_out_labels") and labels:
         model.cls_out_labels = labels
+    for module in modules:
+        if module.kind == SCORE:
+            words = [module.settings.get(f"{word}_token_id") for word in ("true", "false")]
+            if not all(type(word) is int for word in words):
+                raise refused("its score from one word's logit", "llama.cpp compares two words")
+            model.token_true_id, model.token_false_id = words
