@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from exporter.converter_tokens import ConverterTokens, converter_tokens
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.late import Undo, when_imported
@@ -85,14 +86,19 @@ def convert(
             check_head(architecture, tensors, report=report)
             ranks = part == "text" and ranks_by_logits(tensors.plan, folder, modules)
             with (
+                converter_tokens(
+                    folder, hparams, trust_remote_code=trust_remote_code, report=report
+                )
+                if part == "text"
+                else nullcontext(ConverterTokens(folder, None)) as tokens,
                 old_objects_set_aside(),
                 tensors_from(source, ModelBase, architecture),
                 slots_recorded() as slots,
-                upstream_hooks(model_class, folder, modules, ranks=ranks),
+                upstream_hooks(model_class, modules, ranks=ranks),
             ):
                 try:
                     model = model_class(
-                        folder,
+                        tokens.folder,
                         file_type(outtype, tensors),
                         folder / "unused.gguf",
                         model_name=model_name,
@@ -103,6 +109,7 @@ def convert(
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
+                    tokens.settle(model, report)
                     write_keys(model.gguf_writer, folder, modules)
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:

@@ -8,8 +8,7 @@ are refused here, before anything is written.
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -278,9 +277,7 @@ def write_keys(writer: Any, folder: Path, modules: tuple[Module, ...]) -> None:
 
 
 @contextmanager
-def upstream_hooks(
-    model_class: Any, folder: Path, modules: tuple[Module, ...], *, ranks: bool
-) -> Iterator[None]:
+def upstream_hooks(model_class: Any, modules: tuple[Module, ...], *, ranks: bool) -> Iterator[None]:
     """Have llama.cpp's class take dense layers along, and see a reranker where `ranks`.
 
     Its lists of dense layers belong to the class and would grow with every model; it knows a
@@ -306,8 +303,6 @@ def upstream_hooks(
         raise refused("its score from a language model's logits", "llama.cpp has it for Qwen3 only")
     if hasattr(model_class, "_is_qwen3_reranker"):
         changes["_is_qwen3_reranker"] = lambda _: ranks
-    if is_wordpiece(folder):
-        changes["get_vocab_base_pre"] = any_wordpiece(model_class.get_vocab_base_pre)
     added = [name for name in changes if name not in vars(model_class)]
     before = {name: vars(model_class)[name] for name in changes if name not in added}
     for name, value in changes.items():
@@ -319,31 +314,3 @@ def upstream_hooks(
             delattr(model_class, name)
         for name, value in before.items():
             setattr(model_class, name, value)
-
-
-def is_wordpiece(folder: Path) -> bool:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        return False
-    whole = read_json_object(path, error=CheckpointError, hint="download or copy the file again")
-    model = whole.get("model")
-    return isinstance(model, dict) and model.get("type") == "WordPiece"
-
-
-def any_wordpiece(original: Callable[..., str]) -> Callable[..., str]:
-    """A `get_vocab_base_pre` for vocabularies that the converter has never seen.
-
-    It names the way to split words by a hash; llama.cpp has one way for all of WordPiece.
-    """
-
-    def name(self: Any, tokenizer: Any) -> str:
-        log = logging.getLogger("hf-to-gguf")
-        log.disabled = True  # it would say at length that the hash is unknown
-        try:
-            return original(self, tokenizer)
-        except NotImplementedError:
-            return "default"
-        finally:
-            log.disabled = False
-
-    return name

@@ -15,6 +15,10 @@ from exporter.core.errors import ModelError
 NORMALIZER = "decant.tokenizer.normalizer"
 """GGUF key: the missing steps as tokenizer.json's "normalizer", in JSON; absent where none is."""
 
+SPACE_PREFIX = "decant.tokenizer.space_prefix"
+"""GGUF key: what to do with the beginning of a raw text, see `spaced`; absent for nothing."""
+FIRST, ONCE = "first", "once"
+
 SPACE = "\u2581"  # what sentencepiece writes for a space
 CHAIN = "Sequence"
 KNOWN = {
@@ -42,6 +46,21 @@ def normalizer(written: str | None) -> Callable[[str], str]:
     }  # fmt: skip
     normalize: Callable[[str], str] = Tokenizer.from_str(json.dumps(bare)).normalizer.normalize_str
     return normalize
+
+
+def spaced(text: str, written: str | None) -> str:
+    """A normalized raw text that begins with no special token, with its first space as it must be.
+
+    written: the value of SPACE_PREFIX. "first": the tokenizer puts a space before a text that
+    begins with none, and llama.cpp puts none. "once": llama.cpp puts a space before every text,
+    and the tokenizer only before one that begins with none.
+    """
+    begins_with_space = text.startswith((" ", SPACE))
+    if written == FIRST and text and not begins_with_space:
+        return f" {text}"
+    if written == ONCE and begins_with_space and len(text) > 1:
+        return text[1:]
+    return text
 
 
 def read_steps(written: str) -> Step:

@@ -172,9 +172,8 @@ def show(found: Verification, *, as_json: bool) -> None:
         return
     print_table(
         ("CHECK", "", "FOUND"),
-        [(check.name, "right" if check.ok else "WRONG", check.detail) for check in found.checks],
+        [(check.name, check.verdict, check.detail) for check in found.checks],
     )
-    for check in found.checks:
-        for note in check.notes:
-            click.echo(f"note: {check.name}: {note}", err=True)
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
     click.echo(f"{found.seconds:.1f} s", err=True)

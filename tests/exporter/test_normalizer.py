@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from exporter.core.errors import ModelError
-from exporter.normalizer import missing_normalizer, normalizer
+from exporter.normalizer import FIRST, ONCE, missing_normalizer, normalizer, spaced
 
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 PREPEND = {"type": "Prepend", "prepend": "\u2581"}
@@ -100,6 +100,19 @@ def test_only_the_other_steps_are_left(step, model, left):
 
 def test_no_steps_change_nothing():
     assert [normalizer(None)(text) for text in TEXTS] == list(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("written", "texts"),
+    [
+        (None, ("", "x", " x", " ")),
+        (FIRST, ("", " x", " x", " ")),
+        (ONCE, ("", "x", "x", " ")),
+        ("of a later version", ("", "x", " x", " ")),
+    ],
+)
+def test_the_first_space_of_a_raw_text_is_given_as_the_tokenizer_has_it(written, texts):
+    assert tuple(spaced(text, written) for text in ("", "x", " x", " ")) == texts
 
 
 @pytest.mark.parametrize("written", ["{", "5", '{"type": "Unheard"}', '{"NFC": 1}'])
