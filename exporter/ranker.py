@@ -24,7 +24,6 @@ INNER = "bert."
 SOME_WORDS = 2000
 """Rows of the vocabulary whose mean length stands for a word's."""
 QWEN3_RERANKER = re.compile(r"qwen3-(vl-)?reranker", re.IGNORECASE)
-OTHERS = "rerankers of XLM-RoBERTa, RoBERTa, ModernBERT and Qwen3 can become a GGUF"
 
 
 def check_head(architecture: str, tensors: MergedTensors, *, report: Report = silent) -> None:
@@ -32,26 +31,24 @@ def check_head(architecture: str, tensors: MergedTensors, *, report: Report = si
 
     Raises UnsupportedError where that makes a reranker's order another one.
     """
-    if architecture not in (BERT, DISTILBERT):
-        return
-    ranks = label_count(tensors.plan) == 1
-    if architecture == DISTILBERT:
-        why = "llama.cpp computes tanh in a head where DistilBERT has ReLU"
-    else:
-        gap = type_gap(tensors)
-        if not gap:
-            return
-        why = (
-            "llama.cpp gives the second text of a pair the first one's token type; in this model"
-            f" the two differ by {gap:.2f} of a word's length"
+    if architecture == BERT and (gap := type_gap(tensors)):
+        report(
+            Warn(
+                "pairs of texts are told apart by token types, which decant's llama.cpp knows and"
+                " others do not: there, scores of pairs are not this model's (the types differ by"
+                f" {gap:.2f} of a word's length)"
+            )
         )
-    if ranks:
+    if architecture != DISTILBERT:
+        return
+    why = "llama.cpp computes tanh in a head where DistilBERT has ReLU"
+    if label_count(tensors.plan) == 1:
         raise UnsupportedError(
             f"a GGUF of this {architecture} would rank documents in another order: {why}",
-            hint=f"`--to safetensors` keeps it for sentence-transformers; {OTHERS}",
+            hint="`--to safetensors` keeps it for sentence-transformers; rerankers of BERT,"
+            " RoBERTa, XLM-RoBERTa, ModernBERT and Qwen3 can become a GGUF",
         )
-    pairs = "" if architecture == DISTILBERT else " of pairs"
-    report(Warn(f"the GGUF's scores{pairs} are not transformers': {why}"))
+    report(Warn(f"the GGUF's scores are not transformers': {why}"))
 
 
 def label_count(plan: MergePlan) -> int:

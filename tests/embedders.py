@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,35 @@ def make_embedder(
     model.save_pretrained(folder)
     modules = [("Transformer", "", {}), ("Pooling", "1_Pooling", pooling_config(pooling))]
     make_modules(folder, [*modules, *([("Normalize", "2_Normalize", {})] if normalize else [])])
+    return folder
+
+
+def make_dense_embedder(folder: Path, *widths: int) -> Path:
+    """A tiny EmbeddingGemma: two-way attention, a mean, dense layers of these widths."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    make_pieces(folder, prefix=False)
+    layers = ["sliding_attention"] * 5 + ["full_attention"]  # the only order that llama.cpp has
+    config = transformers.Gemma3TextConfig(
+        **SIZE | {"num_hidden_layers": 6}, head_dim=16, query_pre_attn_scalar=16,
+        use_bidirectional_attention=True, sliding_window=512, layer_types=layers,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    shake(model := transformers.Gemma3TextModel(config))
+    model.save_pretrained(folder)
+    modules = [("Transformer", "", {}), ("Pooling", "1_Pooling", pooling_config("mean"))]
+    for place, (width, wider) in enumerate(pairwise((64, *widths)), start=2):
+        path = f"{place}_Dense"
+        (folder / path).mkdir()
+        weight = torch.randn(wider, width) / width**0.5
+        save_file({"linear.weight": weight}, folder / path / "model.safetensors")
+        settings = {"in_features": width, "out_features": wider, "bias": False}
+        settings["activation_function"] = "torch.nn.modules.linear.Identity"
+        modules.append(("Dense", path, settings))
+    make_modules(folder, [*modules, ("Normalize", "9_Normalize", {})])
     return folder
 
 
@@ -148,6 +178,26 @@ def make_unigram(folder: Path) -> int:
         pad_token="<pad>", cls_token="<s>", sep_token="</s>", mask_token="<mask>",
     ).save_pretrained(folder)  # fmt: skip
     return len(pieces)
+
+
+def make_ranker(folder: Path, kind: str, **changes: Any) -> Path:
+    """A tiny cross-encoder with one score."""
+    auto = "AutoModelForSequenceClassification"
+    make_embedder(folder, kind, "cls", auto=auto, num_labels=1, **changes)
+    (folder / "modules.json").unlink()
+    return folder
+
+
+def scores(folder: Path, query: str, documents: Sequence[str]) -> list[float]:
+    """What transformers makes of each pair."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        pairs = (tokenizer(query, document, return_tensors="pt") for document in documents)
+        return [float(model(**pair).logits[0, 0]) for pair in pairs]
 
 
 def vectors(model: Any, tokenizer: Any, texts: Sequence[str], pooling: str = "mean") -> Any:

@@ -37,7 +37,7 @@ async def embed(call: Call) -> Response:
     texts = prompted(question.body["input"], call.body.get(PROMPT_NAME), named.model.header)
     if call.body.get("truncate") is not False:
         texts = await cut_to_fit(call, named, texts)
-    question.body |= {"input": texts, PROMPT_NAME: ""}  # it stands before them already
+    question.body.update({"input": texts, PROMPT_NAME: ""})  # it stands before them already
     vectors, prompt_tokens = await embedded(call, question, named)
     loaded = max(call.gateway.fleet.child(named, "embed").began - began, 0)
     numbers = {
