@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 
-from exporter.core.gguf import Array, GGUFFile, read_texts
+from exporter.core.gguf import Array, GGUFFile, read_gguf, read_texts
 
 TOKENS = "tokenizer.ggml.tokens"
 MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
@@ -19,6 +21,9 @@ BOS_BY_PRE = (
     "jina-v5-nano", "tekken", "chameleon",
 )  # fmt: skip
 """Of llama-vocab.cpp: models and pre-tokenizers that begin texts with BOS unless the file says."""
+
+SPECIAL_KINDS = (3, 4)  # llama.h: control and user-defined tokens
+VOCABULARY_MAX = 1 << 21
 
 
 def adds_bos(gguf: GGUFFile) -> bool:
@@ -53,3 +58,15 @@ def token_texts(gguf: GGUFFile, ids: Iterable[int]) -> dict[int, str]:
     if all(id_ < len(tokens.items) for id_ in wanted):
         return {id_: str(tokens.items[id_]) for id_ in wanted}
     return read_texts(gguf.path, TOKENS, wanted)
+
+
+@lru_cache(maxsize=8)
+def special_texts(path: Path) -> tuple[str, ...]:
+    """The special tokens of a GGUF's vocabulary, longest first."""
+    metadata = read_gguf(path, keep_items=VOCABULARY_MAX).metadata
+    tokens, kinds = metadata.get(TOKENS), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, Array) or not isinstance(kinds, Array):
+        return ()
+    pairs = zip(tokens.items, kinds.items, strict=False)
+    found = (str(token) for token, kind in pairs if kind in SPECIAL_KINDS and token)
+    return tuple(sorted(found, key=len, reverse=True))

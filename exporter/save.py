@@ -26,7 +26,7 @@ from exporter.embedder import module_files, module_folders
 from exporter.identity import identity
 from exporter.merge import MergedTensors, refuse_non_finite
 from exporter.model_card import CARD, model_card
-from exporter.overlay import WEIGHTS, result_folder
+from exporter.overlay import NAMED, WEIGHTS, result_folder
 from exporter.pipeline import ExportRequest, FolderResult, plan_request, result_name
 from exporter.steps import MergePlan, describe
 from exporter.write import HEADROOM
@@ -99,7 +99,7 @@ def save_merged(
     planning and merging raise.
     """
     started = time.monotonic()
-    refuse_taken(folder, MARKS, force=request.force, folders=module_folders(folder))
+    refuse_taken(folder, MARKS, force=request.force, folders=(NAMED, *module_folders(folder)))
     report(Step("reading the adapter and the base"))
     plan = plan_request(request, toolchain, report=report)
     refuse_inputs(folder, inputs(plan))
@@ -169,7 +169,7 @@ def write_folder(
 ) -> None:
     """Fill the folder: shards that an earlier run of this plan finished stay as they are."""
     key = fingerprint(merged.plan, shards)
-    mine = module_folders(folder)
+    mine = (NAMED, *module_folders(folder))
     with atomic_folder(
         folder, plan=key, marks=MARKS, folders=mine, force=request.force, report=report
     ) as new:
@@ -245,6 +245,8 @@ def companions(
                 yield path.name, settled(path, plan)
         for name in module_files(folder):
             yield name, (folder / name).read_bytes()
+        for path in sorted((folder / NAMED).glob("*.jinja")):
+            yield f"{NAMED}/{path.name}", path.read_bytes()
     yield CARD, model_card(plan, result_name(plan)).encode()
 
 

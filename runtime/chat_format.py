@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from exporter.core.gguf import GGUFFile
-from exporter.header_tokens import adds_bos, adds_eos, special_tokens
+from exporter.header_tokens import adds_bos, adds_eos, special_texts, special_tokens
+from exporter.normalizer import FIRST, SPACE_PREFIX
 from exporter.rendering import Job, Rendered, render_all
 
 TEMPLATE = "tokenizer.chat_template"
@@ -32,7 +33,10 @@ KEPT_THOUGHTS = (
 """What llama-server defines where preserve_reasoning is true or false."""
 THINKING = ("enable_thinking", "thinking")
 """Switches by which templates turn thinking on and off."""
+CHANGED = frozenset((*SWITCHES, *KEPT_THOUGHTS, *THINKING, "tools"))
+WORD = re.compile(r"\w+")
 UNSET = "{{%- if {0} is none %}}{{%- set {0} = never_defined_by_anybody %}}{{%- endif %}}"
+NOTHING = "{%- if false %}{%- endif %}"
 NO_TOOLS = "{%- if tools is undefined %}{%- set tools = none %}{%- endif %}"
 QUESTION = ({"role": "user", "content": "Hi there"},)
 SYSTEM = ({"role": "system", "content": "Be brief."},)
@@ -84,6 +88,28 @@ def templates_of(header: GGUFFile) -> tuple[str, str]:
     return plain or tools, tools if plain else ""
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a model's chat format depends on."""
+
+    plain: str
+    tool_use: str
+    tokens: tuple[tuple[str, str], ...]
+    """Special tokens, by a template's names for them."""
+    adds_bos: bool
+    adds_eos: bool
+    """What llama.cpp adds to a text."""
+    puts_space: bool
+    """Whether a text begins with a space that llama.cpp does not put there."""
+    is_chosen: bool
+    """Whether the template is not the file's own."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The words of the templates, its variables among them."""
+        return frozenset(WORD.findall(self.plain + self.tool_use))
+
+
 def chat_format(header: GGUFFile, chosen: str | None = None) -> ChatFormat:
     """How a model's conversations are rendered.
 
@@ -92,40 +118,43 @@ def chat_format(header: GGUFFile, chosen: str | None = None) -> ChatFormat:
     plain, tool_use = (chosen, "") if chosen else templates_of(header)
     if not plain:
         return AS_IT_IS
-    tokens = special_tokens(header) if "_token" in plain + tool_use or adds_bos(header) else {}
-    adds = adds_bos(header), adds_eos(header)
-    return format_of(plain, tool_use, tuple(tokens.items()), adds, is_chosen=bool(chosen))
+    adds, puts_space = adds_bos(header), header.text(SPACE_PREFIX) == FIRST
+    tokens = special_tokens(header) if "_token" in plain + tool_use or adds else {}
+    facts = Facts(
+        plain, tool_use, tuple(tokens.items()), adds, adds_eos(header), puts_space, bool(chosen)
+    )
+    found = format_of(facts)
+    if not (puts_space and found.samples and found.samples[0][2].text):
+        return found
+    text = found.samples[0][2].text
+    if text[0].isspace() or text.startswith(special_texts(header.path)):
+        return found
+    return replace(found, template="{{ ' ' }}" + (found.template or plain))
 
 
 @lru_cache(maxsize=32)
-def format_of(
-    plain: str,
-    tool_use: str,
-    tokens: tuple[tuple[str, str], ...],
-    adds: tuple[bool, bool],
-    *,
-    is_chosen: bool,
-) -> ChatFormat:
-    """The same from its parts; adds: whether llama.cpp adds BOS and EOS."""
-    known, (bos_is_added, eos_is_added) = dict(tokens), adds
-    names = frozenset(re.findall(r"\w+", plain + tool_use))
+def format_of(facts: Facts) -> ChatFormat:
+    known, names = dict(facts.tokens), facts.names
     bos = known.get("bos_token", "")
-    begins_with_bos = bool({"bos_token"} & names) or (bool(bos) and bos in plain)
-    template, flags = plain if is_chosen else None, list[str]()
+    begins_with_bos = "bos_token" in names or (bool(bos) and bos in facts.plain)
+    template, flags = facts.plain if facts.is_chosen else None, list[str]()
     samples: tuple[tuple[str, Job, Rendered], ...] = ()
-    if names & {*SWITCHES, *KEPT_THOUGHTS, *THINKING, "tools"} or tool_use:
-        found = render_all(plain, known, [*SAMPLES.values(), *trials()])
+    if names & CHANGED or facts.tool_use or facts.puts_space:
+        found = render_all(facts.plain, known, [*SAMPLES.values(), *trials()])
         samples = tuple(zip(SAMPLES, SAMPLES.values(), found, strict=False))
         first, *tried = found[0], *found[len(SAMPLES) :]
         begins_with_bos = first.text.startswith(bos) if first.text and bos else begins_with_bos
-        template = before(names, first, tried[0]) + both(plain, tool_use)
+        template = before(names, first, tried[0]) + both(facts.plain, facts.tool_use)
         flags = thinking_flags(first, *tried[1:]) + defaults(names, known)
-    lacks_bos = bos_is_added and bool(bos) and not begins_with_bos
-    if lacks_bos:
-        flags += ["--override-kv", "tokenizer.ggml.add_bos_token=bool:false"]
-    if eos_is_added:  # no answer follows an end
-        flags += ["--override-kv", "tokenizer.ggml.add_eos_token=bool:false"]
-    left_out = bos if bos_is_added and begins_with_bos else ""
+    lacks_bos = facts.adds_bos and bool(bos) and not begins_with_bos
+    adds = {"bos": lacks_bos, "eos": facts.adds_eos}  # no answer follows an end
+    flags += [
+        word
+        for name, is_wrong in adds.items()
+        if is_wrong
+        for word in ("--override-kv", f"tokenizer.ggml.add_{name}_token=bool:false")
+    ]
+    left_out = bos if facts.adds_bos and begins_with_bos else ""
     return ChatFormat(template, tuple(flags), bos if lacks_bos else "", left_out, samples)
 
 
@@ -144,8 +173,9 @@ def before(names: frozenset[str], first: Rendered, without_tools: Rendered) -> s
     lines = [UNSET.format(name) for name in SWITCHES if name in names]
     if "tools" in names and (first.text is not None or without_tools.text is None):
         lines.append(NO_TOOLS)
+    lines = lines or [NOTHING]
     # jinja takes the newline behind a block away, so that the template begins at a line's start
-    return "".join(lines) + "\n" if lines else ""
+    return "".join(lines) + "\n"
 
 
 def both(plain: str, tool_use: str) -> str:

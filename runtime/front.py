@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from exporter.core.errors import EngineError
-from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.header_tokens import TOKENS
-from exporter.normalizer import NORMALIZER, normalizer
+from exporter.core.gguf import GGUFFile
+from exporter.header_tokens import special_texts
+from exporter.normalizer import NORMALIZER, SPACE_PREFIX, normalizer, spaced
 from runtime.chat_format import AS_IT_IS, THINKING, ChatFormat, differences
 from runtime.child import Server
 from runtime.client import ask_json
 
-SPACE_PREFIX = "decant.tokenizer.space_prefix"
-"""GGUF key: true where a text begins with a space that llama.cpp is told not to add."""
 CHATS = frozenset(
     ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/apply-template",
      "/v1/chat/completions/input_tokens", "/v1/messages/count_tokens",
@@ -34,6 +32,7 @@ PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query"
 """Where other routes have their texts."""
 VECTORS = ("/v1/embeddings", "/embedding")
 """Routes whose texts the engine always begins with BOS."""
+IN_OBJECTS = ("prompt_string", "text")
 WITH_BOS = ("prompt", "content")
 """Of those, what the engine begins with BOS."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -41,8 +40,6 @@ READS_THOUGHTS = re.compile(r"""[.'"](?:reasoning_content|reasoning|thinking)\b"
 TEXTS = ("text", "content", "output", "thinking")
 """Fields of a message's parts that hold texts or more parts."""
 NFC = '{"type": "NFC"}'
-SPECIAL_KINDS = (3, 4)  # llama.h: control and user-defined tokens
-VOCABULARY_MAX = 1 << 21
 
 Normalize = Callable[[str], str]
 
@@ -53,8 +50,10 @@ class Front:
 
     normalize: Normalize | None = None
     """None where the engine does all that the tokenizer does."""
-    prefix: str = ""
-    """What a text that is no conversation begins with."""
+    begin: Normalize | None = None
+    """Gives a text that is no conversation its first space, where the engine does not."""
+    bos: str = ""
+    """What such a text begins with, where the engine does not add it."""
     drops_thoughts: bool = False
     """Whether the template does not know thoughts; llama-server may lose an answer with them."""
 
@@ -65,8 +64,9 @@ class Front:
         ready = dict(body)
         for name in PROMPTS:
             if name in body:
-                starts = route in VECTORS or (name in WITH_BOS and adds(body))
-                ready[name] = self.texts(body[name], starts=starts)
+                has_bos = route in VECTORS or (name in WITH_BOS and adds(body))
+                bos = self.bos if has_bos else ""
+                ready[name] = self.texts(body[name], bos, starts=name != "input_suffix")
         return ready
 
     def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,20 +85,25 @@ class Front:
             ready["chat_template_kwargs"] = switches | (given if isinstance(given, dict) else {})
         return ready
 
-    def texts(self, value: object, *, starts: bool) -> object:
-        """A prompt, in any of the forms that llama-server takes; tokens stay as they are."""
+    def texts(self, value: object, bos: str, *, starts: bool) -> object:
+        """A prompt, in any of the forms that llama-server takes; tokens stay as they are.
+
+        starts: whether it is the beginning of a text.
+        """
         if isinstance(value, str):
             text = self.normalize(value) if self.normalize else value
-            return self.prefix + text if starts else text
+            if starts and self.begin:
+                text = self.begin(text)
+            return bos + text if starts else text
         if isinstance(value, dict):
             return {
-                name: self.texts(one, starts=starts) if name in ("prompt_string", "text") else one
+                name: self.texts(one, bos, starts=starts) if name in IN_OBJECTS else one
                 for name, one in value.items()
             }
         if isinstance(value, list):
             is_one = any(isinstance(one, int) for one in value)  # tokens and texts of one prompt
             return [
-                self.texts(one, starts=starts and not (is_one and place))
+                self.texts(one, bos, starts=starts and not (is_one and place))
                 for place, one in enumerate(value)
             ]
         return value
@@ -115,11 +120,12 @@ def adds(body: Mapping[str, Any]) -> bool:
 def front_of(header: GGUFFile, chat: ChatFormat = AS_IT_IS) -> Front:
     """How requests are made ready for a model. Raises ModelError for a damaged normalizer."""
     written = header.text(NORMALIZER)
-    space = " " if header.metadata.get(SPACE_PREFIX) is True else ""
+    space = header.text(SPACE_PREFIX)
     template = chat.template or ""
     return Front(
         normalize_between(written, header.path) if written else None,
-        chat.bos + space,
+        first_space(space, header.path) if space else None,
+        chat.bos,
         bool(template) and not READS_THOUGHTS.search(template),
     )
 
@@ -142,13 +148,15 @@ def normalize_between(written: str, path: Path) -> Normalize:
     return between
 
 
-def special_texts(path: Path) -> list[str]:
-    """The special tokens of a vocabulary, longest first."""
-    metadata = read_gguf(path, keep_items=VOCABULARY_MAX).metadata
-    tokens = getattr(metadata.get(TOKENS), "items", ())
-    kinds = getattr(metadata.get("tokenizer.ggml.token_type"), "items", ())
-    found = (str(t) for t, kind in zip(tokens, kinds, strict=False) if kind in SPECIAL_KINDS and t)
-    return sorted(found, key=len, reverse=True)
+@lru_cache(maxsize=32)
+def first_space(written: str, path: Path) -> Normalize:
+    """Puts or drops the first space of a text, unless it begins with a special token."""
+    special = special_texts(path)
+
+    def begin(text: str) -> str:
+        return text if text.startswith(special) else spaced(text, written)
+
+    return begin
 
 
 def normalized(value: object, normalize: Normalize) -> object:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exporter.core.gguf import GGUFFile
-from exporter.normalizer import NORMALIZER, missing_normalizer, normalizer
+from exporter.normalizer import NORMALIZER, SPACE_PREFIX, missing_normalizer, normalizer, spaced
 from exporter.verify.engine import Engine, VocabularyFacts
 from exporter.verify.report import Check
 from exporter.verify.texts import PLAIN, RARE, SPECIAL_LOOKALIKES
@@ -32,6 +32,8 @@ class Cuts:
     """Texts that were cut, and those that were cut otherwise by llama.cpp."""
 
     tokenizer: Any
+    ready: Callable[[str], str] = str
+    """What makes a text ready for llama.cpp."""
     tried: int = 0
     plain: list[str] = field(default_factory=list)
     rare: list[str] = field(default_factory=list)
@@ -70,11 +72,12 @@ def check_tokens(
     cuts = Cuts(tokenizer)
     wanted = missing_normalizer(tokenizer_json(tokenizer), file.text(f"{KEY}model") or "")
     compare_normalizer(file.text(NORMALIZER), wanted, cuts)
-    normalize = normalizer(wanted)
+    special = tuple(str(token.content) for token in tokenizer.added_tokens_decoder.values())
+    cuts.ready = normalize = given_to_llama_cpp(wanted, file, special)
     texts = (*PLAIN, *RARE, *SPECIAL_LOOKALIKES)
     bare = compare_texts(engine, texts, normalize, cuts)
     compare_ends(engine, facts, texts, normalize, bare, cuts)
-    compare_split_specials(engine, normalize, cuts)
+    compare_split_specials(engine, given_to_llama_cpp(wanted, file, ()), cuts)
     compare_added(engine, len(file_tokens(file)), cuts)
     detail = f"{cuts.tried - cuts.differing} of {cuts.tried} texts cut into the same tokens"
     problems = [*vocabulary.problems, *cuts.problems]
@@ -90,6 +93,22 @@ def check_tokens(
         "tokenizer", tuple(problems), detail, tuple(notes if not problems else ()), numbers,
         hint=HINT,
     )  # fmt: skip
+
+
+def given_to_llama_cpp(
+    wanted: str | None, file: GGUFFile, special: tuple[str, ...]
+) -> Callable[[str], str]:
+    """What decant makes of a text before llama.cpp sees it: its letters, and its first space.
+
+    special: the tokens that a text may begin with, which is then given no space.
+    """
+    normalize, first = normalizer(wanted), file.text(SPACE_PREFIX)
+
+    def ready(text: str) -> str:
+        text = normalize(text)
+        return text if text.startswith(special) else spaced(text, first)
+
+    return ready
 
 
 def limits(cuts: Cuts) -> list[str]:
@@ -134,7 +153,7 @@ def compare_texts(
     actual = engine.encode(ready)
     for text, ours, theirs in zip(texts, actual, expected, strict=True):
         cuts.add(text, ours, theirs)
-    changed = [at for at, text in enumerate(texts) if ready[at] != text]
+    changed = [at for at, text in enumerate(texts) if ready[at].lstrip(" ") != text.lstrip(" ")]
     raw = dict(zip(changed, engine.encode([texts[at] for at in changed]), strict=True))
     without = [at for at in changed if raw[at] != expected[at] == actual[at]]
     if without:
@@ -210,9 +229,10 @@ def compare_added(engine: Engine, size: int, cuts: Cuts) -> None:
     ]
     step = max(1, -(-len(added) // ADDED))
     texts = [f"a{content}b" for _, content in added[::step]]
+    ready = [cuts.ready(text) for text in texts]
     lost = []
     for (number, content), text, ours in zip(
-        added[::step], texts, engine.encode(texts), strict=True
+        added[::step], texts, engine.encode(ready), strict=True
     ):
         theirs = ids_of(cuts.tokenizer, text)
         cuts.tried += 1
