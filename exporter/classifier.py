@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 from exporter.adapter import AdapterSpec
 from exporter.checkpoint import Checkpoint
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.core.events import Report, Warn, silent
 from exporter.core.files import read_json_object
-from exporter.steps import MergePlan
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +29,6 @@ OTHER_HEADS = ("lm_head", "embed_out", "cls", "decoder", "predictions", "generat
 """Parts of a base that a classifier may have no place for."""
 FROM_TRAINING = ("problem_type", "pad_token_id")
 """Settings of a config beside the adapter that belong to the classifier."""
-PLAIN_HEADS = tuple(
-    f"{kind}ForSequenceClassification" for kind in ("Bert", "DistilBert", "ModernBert")
-)
-"""Classes whose head is one matrix, which llama.cpp's converter recognizes by its labels."""
 COUNT = 7919  # labels of a model made to find the matrix that has one row for each
 
 
@@ -84,31 +78,6 @@ def find_classifier(
     rows = next(sizes[name][0] for name in expected if name in sizes and COUNT in expected[name])
     config = labels(trained[-1], rows) | {"architectures": [architecture]}
     return Classifier(config, frozenset(dropped))
-
-
-def check_for_gguf(plan: MergePlan, *, report: Report = silent) -> None:
-    """Say where llama.cpp's converter makes something else of a classifier than transformers.
-
-    Raises UnsupportedError where what it makes cannot be loaded.
-    """
-    named = plan.config.get("architectures")
-    architecture = named[0] if isinstance(named, list) else ""
-    if architecture not in PLAIN_HEADS:
-        return
-    if plan.config["id2label"] == {"0": "LABEL_0", "1": "LABEL_1"}:
-        raise UnsupportedError(
-            f"llama.cpp's converter takes a {architecture} with two labels without names for a"
-            " reranker and misplaces its head",
-            hint='name the labels: put a config.json with {"id2label": {"0": …, "1": …}} into the'
-            " adapter's folder; `--to safetensors` works without",
-        )
-    if architecture.startswith("Bert"):
-        report(
-            Warn(
-                "llama.cpp's converter leaves out the pooler between a BERT and its head:"
-                " the GGUF's scores are not transformers'; `--to safetensors` keeps it"
-            )
-        )
 
 
 def part_of(name: str, inner: str) -> str:

@@ -23,10 +23,12 @@ from exporter.core.errors import UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
+from exporter.embedder import check_modules, upstream_hooks, write_keys
 from exporter.hparams import conversion, load_hparams
 from exporter.ignored import Converted, ignored_settings
 from exporter.lazy import stacked, to_float32
 from exporter.mtp import has_prediction, settle_prediction, without_prediction
+from exporter.ranker import check_head, converter_name, ranks_by_logits, settle_head
 from exporter.refusals import UNUSABLE, unknown_architecture, unusable
 from exporter.settings import pack_settings, write_positions
 from exporter.slots import FLOAT32, Conversion, Slot
@@ -85,6 +87,9 @@ def convert(
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors, arranger(hparams))
+            modules = check_modules(folder, report=report) if part == "text" else ()
+            check_head(architecture, tensors, report=report)
+            ranks = part == "text" and ranks_by_logits(tensors.plan, folder, modules)
             with (
                 converter_tokens(
                     folder, hparams, trust_remote_code=trust_remote_code, report=report
@@ -92,8 +97,9 @@ def convert(
                 if part == "text"
                 else nullcontext(ConverterTokens(folder, None)) as tokens,
                 old_objects_set_aside(),
-                tensors_from(source, ModelBase),
+                tensors_from(source, ModelBase, architecture),
                 slots_recorded() as slots,
+                upstream_hooks(model_class, modules, ranks=ranks),
             ):
                 try:
                     model = delegate(
@@ -103,14 +109,17 @@ def convert(
                             folder / "unused.gguf",
                             model_name=model_name,
                             hparams=hparams,
+                            sentence_transformers_dense_modules=True,
                         )
                     )
+                    settle_head(model, architecture, modules)
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
                     tokens.settle(model, report)
                     settle_windows(model.gguf_writer, model.hparams)
                     write_positions(model.gguf_writer, model.hparams)
+                    write_keys(model.gguf_writer, folder, modules)
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
@@ -288,14 +297,15 @@ def old_objects_set_aside() -> Iterator[None]:
 
 
 @contextmanager
-def tensors_from(source: LazySource, model_base: Any) -> Iterator[None]:
+def tensors_from(source: LazySource, model_base: Any, architecture: str = "") -> Iterator[None]:
     """Have the converter index our merged tensors instead of the folder's files."""
     original = model_base.index_tensors
 
     def index(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
         del remote_hf_model_id  # never given
         found = (
-            self.filter_tensors((name, partial(source.lazy, name))) for name in source.tensors.names
+            self.filter_tensors((converter_name(architecture, name), partial(source.lazy, name)))
+            for name in source.tensors.names
         )
         return dict(item for item in found if item)
 

@@ -17,6 +17,7 @@ from exporter.adapter import AdapterSpec
 from exporter.checkpoint import refuse_own_code
 from exporter.core.errors import AdapterError
 from exporter.core.files import read_json_object
+from exporter.embedder import MODULE_FILES, MODULES, module_files
 from exporter.steps import MergePlan
 
 TEMPLATE, NAMED, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
@@ -60,10 +61,20 @@ def lay_over(folder: Path, base: Path, changed: dict[str, bytes | None]) -> None
     for path in base.iterdir():
         if path.name not in weights and path.name not in within:
             (folder / path.name).symlink_to(path.resolve())
+        elif path.is_dir():  # a link to the base's own would be written through
+            for inner in path.rglob("*"):
+                name = inner.relative_to(base).as_posix()
+                if inner.is_file() and name not in changed:
+                    with_parents(folder / name).symlink_to(inner.resolve())
     for name, content in changed.items():
         if content is not None:
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(content)
+            with_parents(folder / name).write_bytes(content)
+
+
+def with_parents(path: Path) -> Path:
+    """The path, with the folders above it made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def changed_files(plan: MergePlan) -> dict[str, bytes | None]:
@@ -72,6 +83,7 @@ def changed_files(plan: MergePlan) -> dict[str, bytes | None]:
     base = plan.checkpoint.folder
     for weighted in plan.adapters:
         changed |= tokenizer_files(weighted.adapter, base)
+        changed |= embedder_files(weighted.adapter.folder)
         if (own := weighted.adapter.folder / GENERATION).is_file():
             changed[GENERATION] = own.read_bytes()
     changed |= template_files(plan, changed)
@@ -117,6 +129,14 @@ def tokenizer_files(adapter: AdapterSpec, base: Path) -> dict[str, bytes | None]
     if keeps_pieces:
         files |= name_added_tokens(own, adapter)
     return files
+
+
+def embedder_files(folder: Path) -> dict[str, bytes | None]:
+    """What a sentence-transformers run has saved beside its adapter: the steps after the model."""
+    if not (folder / MODULES).is_file():
+        return {}
+    names = [name for name in MODULE_FILES if (folder / name).is_file()]
+    return {name: (folder / name).read_bytes() for name in (*names, *module_files(folder))}
 
 
 def has_vocabulary(folder: Path) -> bool:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
-from exporter.classifier import check_for_gguf
 from exporter.convert import Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, silent
@@ -228,7 +227,6 @@ def convert_all(
     something that an adapter changed.
     """
     trust = request.trust_remote_code
-    check_for_gguf(tensors.plan, report=report)
     outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
     with (
         result_folder(tensors.plan, trust_remote_code=trust) as folder,

@@ -22,6 +22,7 @@ from exporter.core.machine import give_back_large_blocks
 from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.core.quiet import one_thread
 from exporter.core.safetensors import ITEM_BYTES, LENGTH_NBYTES
+from exporter.embedder import module_files, module_folders
 from exporter.identity import identity
 from exporter.merge import MergedTensors, refuse_non_finite
 from exporter.model_card import CARD, model_card
@@ -98,7 +99,7 @@ def save_merged(
     planning and merging raise.
     """
     started = time.monotonic()
-    refuse_taken(folder, MARKS, force=request.force)
+    refuse_taken(folder, MARKS, force=request.force, folders=(NAMED, *module_folders(folder)))
     report(Step("reading the adapter and the base"))
     plan = plan_request(request, toolchain, report=report)
     refuse_inputs(folder, inputs(plan))
@@ -168,7 +169,10 @@ def write_folder(
 ) -> None:
     """Fill the folder: shards that an earlier run of this plan finished stay as they are."""
     key = fingerprint(merged.plan, shards)
-    with atomic_folder(folder, plan=key, marks=MARKS, force=request.force, report=report) as new:
+    mine = (NAMED, *module_folders(folder))
+    with atomic_folder(
+        folder, plan=key, marks=MARKS, folders=mine, force=request.force, report=report
+    ) as new:
         left = [shard for shard in shards if not is_whole(new / shard.name, shard)]
         check_space(folder, sum(shard.nbytes for shard in left))
         total = sum(shard.nbytes for shard in shards)
@@ -181,6 +185,7 @@ def write_folder(
                     done += nbytes
                     report(Progress("merging", done, total, "bytes"))
         for name, content in companions(merged.plan, shards, request):
+            (new / name).parent.mkdir(exist_ok=True, parents=True)
             with atomic_write(new / name, force=True) as file:
                 file.write(content)
 
@@ -238,6 +243,8 @@ def companions(
         for path in sorted(folder.iterdir()):
             if path.is_file() and not any(fnmatch.fnmatch(path.name, p) for p in LEFT_BEHIND):
                 yield path.name, settled(path, plan)
+        for name in module_files(folder):
+            yield name, (folder / name).read_bytes()
         for path in sorted((folder / NAMED).glob("*.jinja")):
             yield f"{NAMED}/{path.name}", path.read_bytes()
     yield CARD, model_card(plan, result_name(plan)).encode()

@@ -24,6 +24,11 @@ Q8_BLOCK = 32  # values
 PROMPT_CACHE_MAX = 1 << 30  # bytes of earlier prompts kept in memory
 PROMPT_CACHE_SHARE = 0.25  # of what is left over
 LAYERS_KEPT = 1024  # of per-layer settings; no model has more
+CACHELESS = frozenset(
+    ("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "modern-bert",
+     "neo-bert", "eurobert", "gemma-embedding")
+)  # fmt: skip
+"""Architectures that read a text once: they have neither keys and values to keep nor logits."""
 # bits per weight of whole models of some billions of weights, by llama-quantize's own table
 BITS = {"Q8_0": 8.5, "Q6_K": 6.57, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_M": 4.0, "Q2_K": 3.35,
         "IQ2_XXS": 2.38}  # fmt: skip
@@ -62,6 +67,11 @@ class Asked:
     """Load even what does not seem to fit."""
     rpc: Spread | None = None
     """Workers that compute layers, too; `spread_over` says how many."""
+    whole_texts: bool = False
+    """Whether a text must be computed in one batch, however long it is."""
+    exact: bool = False
+    """Whether attention is summed in 32 bits where memory allows: flash attention sums in 16, and
+    a text's vector then depends on the texts computed beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,10 @@ class Fit:
     free: int
     backend: str
     """What llama.cpp was built for: cpu, cuda, metal or vulkan."""
+    batch: int = BATCH
+    """Tokens computed at once."""
+    is_exact: bool = False
+    """Whether flash attention is off: see `Asked.exact`."""
 
     def lines(self) -> list[str]:
         """What was decided and why, for `--verbose`."""
@@ -114,11 +128,18 @@ def fit(
     budget = int(free * MARGIN)
 
     def found(context: int, cache_type: str) -> Fit:
-        need = reckon(model, context * asked.parallel, cache_type, extra)
+        batch = context if asked.whole_texts else min(BATCH, context)
+        need = reckon(model, context * asked.parallel, cache_type, extra, batch)
+        scores = score_nbytes(model, context * asked.parallel, batch)
+        is_exact = asked.exact and cache_type == "f16" and backend == "cpu"
+        if is_exact := is_exact and need.total + scores <= budget:
+            need = replace(need, work=need.work + scores)
         left = int(max(0, budget - need.total) * PROMPT_CACHE_SHARE)
         kept = min(left, PROMPT_CACHE_MAX)
         threads = asked.threads or cores
-        return Fit(context, trained, threads, cache_type, kept, need, free, backend)
+        return Fit(
+            context, trained, threads, cache_type, kept, need, free, backend, batch, is_exact
+        )
 
     first = found(wanted, "f16")
     if on_gpu or asked.force or first.need.total <= budget:
@@ -131,7 +152,7 @@ def fit(
     raise SpaceError(
         f"`{model.path.name}` does not fit: with {wanted} tokens of context it needs"
         f" {first.need}, and {size_text(free)} of memory are free",
-        hint=what_would_fit(model, wanted, budget, extra),
+        hint=what_would_fit(model, wanted, budget, extra, whole_texts=asked.whole_texts),
     )
 
 
@@ -161,15 +182,20 @@ def halves(context: int) -> list[int]:
     return found
 
 
-def reckon(model: GGUFFile, context: int, cache_type: str, extra: int) -> Need:
-    """What a context of so many tokens takes, with `extra` bytes of files beside the model."""
+def reckon(model: GGUFFile, context: int, cache_type: str, extra: int, batch: int = BATCH) -> Need:
+    """What a context of so many tokens takes, with `extra` bytes of files beside the model.
+
+    batch: the tokens computed at once.
+    """
     weights = sum(tensor.nbytes for tensor in model.tensors) + extra
     cache = int(cache_values(model, context) * CACHE_BYTES[cache_type])
-    return Need(weights, cache, work_nbytes(model, context))
+    return Need(weights, cache, work_nbytes(model, context, batch))
 
 
 def cache_values(model: GGUFFile, context: int) -> int:
     """Keys and values of so many tokens, over all layers."""
+    if model.architecture in CACHELESS:
+        return 0
     layers, heads = layer_count(model), per_layer(model, "attention.head_count")
     groups = per_layer(model, "attention.head_count_kv", heads)
     pairs = zip(groups[:layers], heads[:layers], strict=True)
@@ -201,14 +227,22 @@ def per_layer(model: GGUFFile, key: str, default: list[int] | None = None) -> li
     return default if default is not None else [0] * layers
 
 
-def work_nbytes(model: GGUFFile, context: int) -> int:
+def work_nbytes(model: GGUFFile, context: int, batch: int = BATCH) -> int:
     """Roughly what the graph's allocator takes: the widest values of a batch, in float32."""
     name = model.architecture
     width = model.number(f"{name}.embedding_length") or 0
     inner = max(per_layer(model, "feed_forward_length"), default=0)
     vocabulary = next((t.shape[0] for t in model.tensors if t.name == "token_embd.weight"), 0)
-    batch = min(BATCH, context)
+    if name in CACHELESS:
+        vocabulary, context = 0, batch
+    batch = min(batch, context)
     return batch * 4 * max(vocabulary + width, 2 * inner + 4 * width) + context * batch * 2
+
+
+def score_nbytes(model: GGUFFile, context: int, batch: int) -> int:
+    """What each token of a batch pays to each other one, in float32: flash attention has none."""
+    seen = batch if model.architecture in CACHELESS else context
+    return max(per_layer(model, "attention.head_count"), default=0) * batch * seen * 4
 
 
 def cache_may_be_quantized(model: GGUFFile) -> bool:
@@ -217,9 +251,15 @@ def cache_may_be_quantized(model: GGUFFile) -> bool:
     return bool(keys and values) and keys % Q8_BLOCK == 0 == values % Q8_BLOCK
 
 
-def what_would_fit(model: GGUFFile, wanted: int, budget: int, extra: int) -> str:
+def what_would_fit(
+    model: GGUFFile, wanted: int, budget: int, extra: int, *, whole_texts: bool = False
+) -> str:
     """A smaller context, where that is enough, else a smaller quantization."""
-    contexts = [n for n in halves(wanted) if reckon(model, n, "f16", extra).total <= budget]
+    contexts = [
+        n
+        for n in halves(wanted)
+        if reckon(model, n, "f16", extra, n if whole_texts else BATCH).total <= budget
+    ]
     if contexts:
         return f"--ctx {contexts[0]} fits"
     rest = reckon(model, LEAST_CONTEXT, "f16", extra)

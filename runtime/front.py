@@ -27,8 +27,11 @@ CHATS = frozenset(
      "/v1/responses/input_tokens")
 )  # fmt: skip
 """Routes whose texts go through the template."""
-PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query", "documents")
+PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query", "documents",
+           "texts")  # fmt: skip
 """Where other routes have their texts."""
+VECTORS = ("/v1/embeddings", "/embedding")
+"""Routes whose texts the engine always begins with BOS."""
 IN_OBJECTS = ("prompt_string", "text")
 WITH_BOS = ("prompt", "content")
 """Of those, what the engine begins with BOS."""
@@ -61,7 +64,8 @@ class Front:
         ready = dict(body)
         for name in PROMPTS:
             if name in body:
-                bos = self.bos if name in WITH_BOS and adds(body) else ""
+                has_bos = route in VECTORS or (name in WITH_BOS and adds(body))
+                bos = self.bos if has_bos else ""
                 ready[name] = self.texts(body[name], bos, starts=name != "input_suffix")
         return ready
 

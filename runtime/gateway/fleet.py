@@ -55,6 +55,8 @@ class Child:
     nbytes: int = 0
     """Of memory, as reckoned."""
     context: int = 0
+    text_max: int = 0
+    """Tokens of the longest text that becomes a vector or is ranked."""
     restarts: int = 0
     crashes: int = 0
     """In a row."""
@@ -181,6 +183,7 @@ class Fleet:
         async with self.planning:  # memory is shared out to one at a time
             plan = await self.room_for(child)
             child.nbytes, child.context = plan.fit.need.total, plan.spec.context
+            child.text_max = plan.text_max
             self.report(Step(f"loading {child.name}"))
             server = Server(plan.spec, self.toolchain, report=heard)
             child.server = server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -17,9 +16,10 @@ from runtime.gateway.gateway import Call
 from runtime.gateway.ollama_answer import NS, read_object
 from runtime.gateway.ollama_ask import Question, embed_question, text
 from runtime.gateway.ollama_engine import asked, find, load
-from runtime.gateway.planning import EMBEDDED_MAX
+from runtime.gateway.planning import POOLING_KEY, POOLING_RANK
 from runtime.gateway.requests import dumped
 from runtime.gateway.upstream import post
+from runtime.gateway.vectors import PROMPT_NAME, normed, prompted
 
 SPECIAL = 8  # more than the tokens that any tokenizer adds to a text
 
@@ -34,8 +34,10 @@ async def embed(call: Call) -> Response:
     if not question.body["input"]:
         await load(call, named, "embed")
         return JSONResponse({"model": call.body["model"], "embeddings": []})
+    texts = prompted(question.body["input"], call.body.get(PROMPT_NAME), named.model.header)
     if call.body.get("truncate") is not False:
-        question.body["input"] = await cut_to_fit(call, named, question.body["input"])
+        texts = await cut_to_fit(call, named, texts)
+    question.body.update({"input": texts, PROMPT_NAME: ""})  # it stands before them already
     vectors, prompt_tokens = await embedded(call, question, named)
     loaded = max(call.gateway.fleet.child(named, "embed").began - began, 0)
     numbers = {
@@ -63,6 +65,11 @@ def find_embedder(call: Call) -> Named:
         raise ApiError(
             HTTPStatus.NOT_IMPLEMENTED, f'"{named.id}" does not support embeddings: it answers only'
         )
+    header = named.model.header
+    if header.number(f"{header.architecture}.{POOLING_KEY}") == POOLING_RANK:
+        raise ApiError(
+            HTTPStatus.NOT_IMPLEMENTED, f'"{named.id}" does not support embeddings: it ranks only'
+        )
     return named
 
 
@@ -75,16 +82,10 @@ async def embedded(call: Call, question: Question, named: Named) -> tuple[list[l
     return [one["embedding"] for one in data], int(prompt_tokens)
 
 
-def normed(vector: Sequence[float]) -> list[float]:
-    length = math.sqrt(sum(value * value for value in vector)) or 1.0
-    return [value / length for value in vector]
-
-
 async def cut_to_fit(call: Call, named: Named, texts: Sequence[str]) -> list[str | list[int]]:
     """The texts; those that are too long for the engine as the tokens that it takes of them."""
     async with call.gateway.fleet.using(named, "embed") as child:
-        limit = min(child.context, EMBEDDED_MAX)
-        return [await cut_text(child, one, limit) for one in texts]
+        return [await cut_text(child, one, child.text_max) for one in texts]
 
 
 async def cut_text(child: Child, whole: str, limit: int) -> str | list[int]:
@@ -105,6 +106,7 @@ async def tokens_of(child: Child, whole: str, *, special: bool) -> list[int]:
     if child.address is None:
         raise unavailable("the engine has ended; try again")
     body = {"content": whole, "add_special": special, "parse_special": True}
+    body = child.front.ready("/tokenize", body)
     reply = await post(child.address, "/tokenize", dumped(body))
     try:
         await reply.read_head()

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from exporter.core.errors import SpaceError
+from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes, physical_cores
 from exporter.toolchain import Toolchain
 from runtime.chat_format import AS_IT_IS
 from runtime.child import ServerSpec
 from runtime.engine import Model
-from runtime.fit import DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
+from runtime.fit import CACHELESS, DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
 from runtime.gateway.admission import Voice
 from runtime.gateway.settings import Settings
 from runtime.rpc import WorkerFacts
@@ -22,10 +23,8 @@ Role = Literal["generate", "fixed", "embed", "rerank"]
 SLOTS = (4, 2, 1)
 """Tried in this order where the user leaves it open."""
 POOLING_KEY = "pooling_type"  # in a GGUF that was made for embeddings
-EMBEDDED_MAX = 2048
-"""Tokens of a text that becomes a vector: they are read at once, and the room that this takes
-grows with their square."""
-POOLING_RANK = 4  # llama.h: of one that was made to rank documents
+CAUSAL_KEY = "attention.causal"
+POOLING_LAST, POOLING_RANK = 3, 4  # llama.h; the latter was made to rank documents
 ROLE_FLAGS = {"embed": "--embeddings", "rerank": "--rerank"}
 
 
@@ -37,6 +36,8 @@ class Plan:
     fit: Fit
     is_short: bool
     """Whether memory made its context smaller than it would be."""
+    text_max: int = 0
+    """Tokens of the longest text that becomes a vector or is ranked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,14 @@ def planned(
     """How a child is run, here and with those workers. Raises SpaceError when it does not fit."""
     open_slots = (1,) if model.is_encoder_decoder else SLOTS
     slots = (settings.parallel,) if settings.parallel else open_slots
+    if is_cut_wrongly(model.header, key.role):
+        slots = (1,)
     error: SpaceError | None = None
     found: tuple[int, Fit] | None = None
     short = True
     for parallel in slots:
         try:
-            fitted = fitting(model, parallel, settings, toolchain, workers)
+            fitted = fitting(key.role, model, parallel, settings, toolchain, workers)
         except SpaceError as caught:
             error = caught
             continue
@@ -81,15 +84,18 @@ def planned(
     if settings.isolate and key.role == "fixed":
         # copies of the weights in the order that kernels like best could not be shared
         here = replace(here, extra=(*here.extra, "--no-repack"))
+    # llama-server keeps a token's room free where it computes a text in pieces
+    text_max = here.context - may_be_cut(model.header, key.role)
     if settings.rpc is None or model.is_encoder_decoder:
-        return Plan(here, found[1], short)
+        return Plan(here, found[1], short, text_max)
     backend = toolchain.info["backend"]
     rpc = spread_over(settings.rpc, workers, model.header, found[1].need, backend)
     # earlier prompts would be fetched from the workers, and sent back
-    return Plan(replace(here, rpc=rpc, prompt_cache=0), found[1], short)
+    return Plan(replace(here, rpc=rpc, prompt_cache=0), found[1], short, text_max)
 
 
 def fitting(
+    role: Role,
     model: Model,
     parallel: int,
     settings: Settings,
@@ -100,7 +106,13 @@ def fitting(
     return fit(
         model.header,
         beside + ([model.projector] if model.projector else []),
-        Asked(settings.context, settings.threads, parallel),
+        Asked(
+            settings.context,
+            settings.threads,
+            parallel,
+            whole_texts=role in ROLE_FLAGS and not may_be_cut(model.header, role),
+            exact=role in ROLE_FLAGS,
+        ),
         free=available_nbytes() + sum(sum(worker.free) for worker in workers),
         cores=physical_cores(),
         backend=toolchain.info["backend"],
@@ -133,10 +145,35 @@ def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
         return found
     if role == "fixed":
         return replace(found, scales=voice)
-    batch = str(min(fitted.context, EMBEDDED_MAX))
+    batch = str(fitted.batch)
     extra = [*alias, "--metrics", ROLE_FLAGS[role], "-b", batch, "-ub", batch]
+    # slots with caches of their own are computed in steps of equal length, which cuts the longer
+    # texts in pieces: a mean would be that of the last piece
+    extra += ["--kv-unified", "--kv-unified-per-slot", str(fitted.context)]
+    extra += ["-fa", "off"] if fitted.is_exact else []
     has_pooling = model.header.number(f"{model.header.architecture}.{POOLING_KEY}")
     if role == "embed" and not has_pooling:
         extra += ["--pooling", "mean"]
     projector = found.projector if role == "embed" else None
     return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=AS_IT_IS)
+
+
+def may_be_cut(model: GGUFFile, role: Role) -> bool:
+    """Whether a text may be computed piece by piece: where its last token has seen all others."""
+    pooling = model.number(f"{model.architecture}.{POOLING_KEY}")
+    ends_in_last = pooling == POOLING_LAST if role == "embed" else pooling == POOLING_RANK
+    return ends_in_last and is_causal(model) and model.architecture not in CACHELESS
+
+
+def is_causal(model: GGUFFile) -> bool:
+    return model.metadata.get(f"{model.architecture}.{CAUSAL_KEY}") is not False
+
+
+def is_cut_wrongly(model: GGUFFile, role: Role) -> bool:
+    """Whether llama-server would cut a text that must be whole, where another is before it.
+
+    It looks at the pooling alone. With one slot there is no other text.
+    """
+    pooling = model.number(f"{model.architecture}.{POOLING_KEY}")
+    has_cache = model.architecture not in CACHELESS
+    return role == "embed" and pooling == POOLING_LAST and has_cache and not is_causal(model)

@@ -18,6 +18,8 @@ from runtime.front import CHATS
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, ClientGoneError, bad_request
 from runtime.gateway.settings import Settings
+from runtime.gateway.vectors import ROUTES as VECTORS
+from runtime.gateway.vectors import ready_for_vectors
 from runtime.template_choice import NO_TEMPLATE
 
 WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt")
@@ -135,6 +137,8 @@ def prepared(
     """
     refuse_without_template(route, named)
     refuse_silent_failures(body)
+    if route in VECTORS:
+        body = ready_for_vectors(body, named.model.header)
     refuse_long_words(body, named)
     refuse_media(body, named, settings)
     kept = {

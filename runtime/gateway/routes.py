@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from http import HTTPStatus
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
+from exporter.embedder import NORMALIZED
 from runtime.gateway.errors import ApiError, bad_request, form_of
 from runtime.gateway.gateway import Call, Handler, Route
 from runtime.gateway.planning import POOLING_KEY, POOLING_RANK
 from runtime.gateway.upstream import Reply
+from runtime.gateway.vectors import ROUTES as VECTORS
+from runtime.gateway.vectors import shortened, size_of
 
 PASSED = {
     "/v1/chat/completions": ("/chat/completions",),
@@ -30,7 +34,8 @@ PASSED = {
     "/apply-template": (),
 }
 """A child's routes, and by which other paths clients know them."""
-TOO_LONG = "is too large to process"  # of a text that is to become a vector
+TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)\)")
+"""What a child says of a text that is to become a vector."""
 PARSING = "[json.exception."  # how a child says that a field had the wrong type
 FAULTS = (
     "got exception:", "Compute error", "Context size has been exceeded", "Invalid input batch",
@@ -47,6 +52,9 @@ def passing(route: str) -> Handler:
         async with call.answered(route, call.body) as reply:
             if is_to_be_put_otherwise(reply.status, call):
                 raise await translated(reply)
+            size = size_of(call.body) if route in VECTORS else None
+            if size is not None and reply.status == HTTPStatus.OK:
+                return await cut_vectors(reply, size, call)
             headers = [*reply.headers, (b"X-Decant-Model", model_of(call))]
             await call.outgoing(
                 {"type": "http.response.start", "status": reply.status, "headers": headers}
@@ -61,6 +69,19 @@ def passing(route: str) -> Handler:
     return handler
 
 
+async def cut_vectors(reply: Reply, size: int, call: Call) -> Response:
+    """The answer with shorter vectors, which llama-server does not know to make."""
+    found = json.loads(await reply.read())
+    if not isinstance(found, dict):
+        raise bad_request("`dimensions` goes with /v1/embeddings")
+    header = call.gateway.catalog.find(call.body.get("model")).model.header
+    keeps = header.metadata.get(NORMALIZED) is False
+    return JSONResponse(
+        shortened(found, size, keeps_length=keeps),
+        headers={"X-Decant-Model": model_of(call).decode()},
+    )
+
+
 def check(route: str, call: Call) -> None:
     """Raise ApiError for what a child would answer with an error of its own."""
     if route.startswith("/v1/messages") and not isinstance(call.body.get("messages"), list):
@@ -71,13 +92,20 @@ def check(route: str, call: Call) -> None:
             raise bad_request("max_tokens: a number, at least 1, is required")
     if route == "/v1/rerank" and not ranks(call):
         raise ApiError(HTTPStatus.NOT_IMPLEMENTED, "this model is none that ranks documents")
+    if route in VECTORS and pooling_of(call) == POOLING_RANK:
+        raise ApiError(HTTPStatus.NOT_IMPLEMENTED, "this model ranks documents: it has no vectors")
 
 
 def ranks(call: Call) -> bool:
     """Whether a model was made for that; llama-server would let any other one guess."""
     header = call.gateway.catalog.find(call.body.get("model")).model.header
     has_head = any(tensor.name.startswith("cls.") for tensor in header.tensors)
-    return has_head or header.number(f"{header.architecture}.{POOLING_KEY}") == POOLING_RANK
+    return has_head or pooling_of(call) == POOLING_RANK
+
+
+def pooling_of(call: Call) -> int | None:
+    header = call.gateway.catalog.find(call.body.get("model")).model.header
+    return header.number(f"{header.architecture}.{POOLING_KEY}")
 
 
 def model_of(call: Call) -> bytes:
@@ -102,8 +130,12 @@ async def translated(reply: Reply) -> ApiError:
         return ApiError(reply.status, message)
     if message.startswith(PARSING):
         return bad_request(f"a field has the wrong type: {message.partition('] ')[2]}")
-    code = "context_length_exceeded" if TOO_LONG in message else None
-    return bad_request(message, code=code)
+    if found := TOO_LONG.search(message):
+        message = (
+            f"a text has {found[1]} tokens, and this model takes {found[2]}: shorten or split it"
+        )
+        return bad_request(message, code="context_length_exceeded")
+    return bad_request(message)
 
 
 ROUTES = tuple(
