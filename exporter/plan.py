@@ -218,8 +218,12 @@ class Planner:
     def add_bias(self, weight: str, step: BiasSum, problems: Problems) -> None:
         name = f"{weight.removesuffix('.weight')}.bias"
         if name not in self.checkpoint.tensors:
-            problems.missing.append(name)
-        elif (base := self.shape(name)) != step.values.shape:
+            raise UnsupportedError(
+                f"the adapter gives `{weight}` a bias (lora_bias=True), and the base's layer has"
+                " none that it could be added to",
+                hint="use it with peft itself, unmerged: peft cannot merge it either",
+            )
+        if (base := self.shape(name)) != step.values.shape:
             problems.misfit(name, base, step.values.shape)
         else:
             self.change(name, step)

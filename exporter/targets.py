@@ -73,8 +73,9 @@ def lost_rows(name: str, adapter: int, base: int) -> AdapterError:
     return AdapterError(
         f"the adapter was trained with {adapter} tokens in `{name}`, and the base has {base}: what"
         " the new tokens began with was random, and the adapter does not hold it",
-        hint="save the adapter again with save_embedding_layers=True, which keeps both ends;"
-        " or pass as --base the model with its embeddings resized, as training began with it",
+        hint="pass as --base the model that training began with, saved after its embeddings were"
+        " resized; if the trained one is still in memory, save its adapter again with"
+        " save_embedding_layers=True",
     )
 
 

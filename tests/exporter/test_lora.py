@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +11,8 @@ from exporter.convert import imported
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.lora import LoraRequest, export_lora, settled
 from exporter.lora_cache import adapter_gguf
-from exporter.pipeline import ExportRequest, export
 from exporter.products import Product
-from tests.architectures import EVERY, make_architecture
-from tests.logits import Loaded
-from tests.roads import shake
-from tests.tiny import make_tokenizer
+from tests.lora_models import CLOSE, FAR, TOKENS, forward, loaded_base, off, save, trained
 from tests.warm import run_warm
 
 pytestmark = [
@@ -27,9 +20,6 @@ pytestmark = [
     pytest.mark.trained,
     pytest.mark.filterwarnings("ignore"),
 ]
-
-TOKENS = list(range(5, 21))
-CLOSE, FAR = 1e-3, 1e-2  # of the largest logit
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 FEATURES: dict[str, dict[str, Any]] = {
@@ -62,94 +52,11 @@ CASES = [
 ]  # fmt: skip
 
 
-AS_PUBLISHED: dict[str, dict[str, Any]] = {
-    "qwen3_moe": {"norm_topk_prob": True},
-    "gemma3": {"query_pre_attn_scalar": 16},  # the width of a head
-}
-"""Settings that llama.cpp takes for granted, and transformers' defaults do not have."""
-
-
-@pytest.fixture
-def vocabularies_left_out(toolchain, monkeypatch):
-    """The converter knows a byte-pair tokenizer only by the hash of a published one."""
-    with imported(toolchain):
-        from conversion import load_all_models
-        from conversion.base import TextModel
-
-        def leave_out(self: Any) -> None:
-            self.gguf_writer.add_tokenizer_model("no_vocab")
-            self.gguf_writer.add_vocab_size(self.hparams["vocab_size"])
-
-        load_all_models()
-        for module in [m for name, m in sys.modules.items() if name.startswith("conversion.")]:
-            for kind in vars(module).values():
-                if isinstance(kind, type) and issubclass(kind, TextModel):
-                    monkeypatch.setattr(kind, "set_vocab", leave_out)
-        yield
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory):
-    made: dict[str, Path] = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            made[name] = make_architecture(
-                name, tmp_path_factory.mktemp(name) / "base", dtype="float32"
-            )
-            make_tokenizer(made[name])
-            (made[name] / "tokenizer.json").write_text("{}")
-            config = made[name] / "config.json"
-            settings = json.loads(config.read_text()) | AS_PUBLISHED.get(name, {})
-            config.write_text(json.dumps(settings))
-        return made[name]
-
-    return make
-
-
-def trained(base: Path, name: str, folder: Path, **settings: Any) -> Any:
-    """An adapter with random values, saved; the model that holds it, unmerged, in float32."""
-    import torch
-    import transformers
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    made = EVERY[name]
-    kind = getattr(transformers, made.auto)
-    given = {"r": 4, "lora_alpha": 6, "task_type": made.task, "target_modules": made.linear}
-    torch.manual_seed(2)
-    model = get_peft_model(
-        kind.from_pretrained(base, dtype=torch.float32), LoraConfig(**given | settings)
-    )
-    shake(model)
-    model.save_pretrained(folder)
-    fresh = kind.from_pretrained(base, dtype=torch.float32)
-    return PeftModel.from_pretrained(fresh, folder).eval()
-
-
-def forward(model: Any) -> np.ndarray[Any, Any]:
-    import torch
-
-    ids = torch.tensor([TOKENS])
-    extra = {"decoder_input_ids": torch.tensor([[0]])} if model.config.is_encoder_decoder else {}
-    with torch.no_grad():
-        return model(input_ids=ids, **extra).logits[0].numpy()
-
-
-def off(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """The largest difference, as a part of the largest logit."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
-def loaded_base(base: Path, toolchain: Any, folder: Path) -> Loaded:
-    export(ExportRequest((), base, ("F32",), (folder / "base.gguf",)), toolchain)
-    return Loaded(toolchain, folder / "base.gguf")
-
-
 @pytest.mark.parametrize(("name", "feature"), CASES)
 def test_llamacpp_computes_what_peft_does_unmerged(
-    base_of, toolchain, vocabularies_left_out, tmp_path, name, feature
+    lora_base_of, toolchain, vocabularies_left_out, tmp_path, name, feature
 ):
-    base = base_of(name)
+    base = lora_base_of(name)
     settings = FEATURES[feature]
     expected = forward(trained(base, name, tmp_path / "lora", **settings))
 
@@ -165,8 +72,8 @@ def test_llamacpp_computes_what_peft_does_unmerged(
     model.close()
 
 
-def test_a_scale_is_in_the_file_and_multiplies_with_the_servers(base_of, toolchain, tmp_path):
-    base = base_of("llama")
+def test_a_scale_is_in_the_file_and_multiplies_with_the_servers(lora_base_of, toolchain, tmp_path):
+    base = lora_base_of("llama")
     model = trained(base, "llama", tmp_path / "lora")
     for layer in model.modules():
         if isinstance(getattr(layer, "scaling", None), dict):
@@ -181,19 +88,6 @@ def test_a_scale_is_in_the_file_and_multiplies_with_the_servers(base_of, toolcha
     loaded.close()
 
 
-def save(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 5, "use_rslora": True} | config
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    save_file(
-        {f"base_model.model.{name}": values.contiguous() for name, values in tensors.items()},
-        folder / "adapter_model.safetensors",
-    )
-    return folder
-
-
 @pytest.mark.parametrize(
     ("name", "module", "rows"),
     [
@@ -202,7 +96,7 @@ def save(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
     ],
 )
 def test_one_expert_of_transformers_4_goes_into_its_stack_and_the_others_stay(
-    base_of, toolchain, vocabularies_left_out, tmp_path, name, module, rows
+    lora_base_of, toolchain, vocabularies_left_out, tmp_path, name, module, rows
 ):
     """The oracle is the base with the sum written into it: transformers 5 has no such module."""
     import shutil
@@ -211,7 +105,7 @@ def test_one_expert_of_transformers_4_goes_into_its_stack_and_the_others_stay(
     import transformers
     from safetensors.torch import load_file, save_file
 
-    base = base_of(name)
+    base = lora_base_of(name)
     torch.manual_seed(3)
     a, b = torch.randn(2, 64), torch.randn(rows, 2)
     adapter = save(tmp_path / "lora", {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b})
@@ -230,64 +124,6 @@ def test_one_expert_of_transformers_4_goes_into_its_stack_and_the_others_stay(
     model.close()
 
 
-def test_gpt_oss_pairs_of_single_experts_go_into_the_stacks(
-    base_of, toolchain, vocabularies_left_out, tmp_path
-):
-    """The oracle is the base with the sums written into it: no model has such modules."""
-    import shutil
-
-    import torch
-    import transformers
-    from safetensors.torch import load_file, save_file
-
-    base = base_of("gpt_oss")
-    shutil.copytree(base, tmp_path / "sum")
-    weights = load_file(base / "model.safetensors")
-    experts, tensors = "model.layers.1.mlp.experts", {}
-    torch.manual_seed(3)
-    for part, place in (("gate_up", 2), ("down", 2), ("down", 0)):
-        stack = weights[f"{experts}.{part}_proj"]  # (experts, in, out)
-        a, b = torch.randn(2, stack.shape[1]), torch.randn(stack.shape[2], 2)
-        tensors[f"{experts}.{part}_projs.{place}.lora_A.weight"] = a
-        tensors[f"{experts}.{part}_projs.{place}.lora_B.weight"] = b
-        stack[place] += 5 / 2**0.5 * (b @ a).T
-    adapter = save(tmp_path / "lora", tensors)
-    save_file(weights, tmp_path / "sum" / "model.safetensors", metadata={"format": "pt"})
-    kind = transformers.AutoModelForCausalLM
-    expected = forward(kind.from_pretrained(tmp_path / "sum", dtype=torch.float32).eval())
-
-    path = export_lora(LoraRequest(adapter, base, tmp_path / "x.gguf"), toolchain).path
-    model = loaded_base(base, toolchain, tmp_path)
-
-    assert off(model.logits(TOKENS, adapter=model.adapter(path)), expected) < CLOSE
-    assert off(model.logits(TOKENS), expected) > FAR
-    model.close()
-
-
-def test_a_pair_that_adds_nothing_is_never_a_reason_to_refuse(base_of, toolchain, tmp_path):
-    """all-linear has targets that a task never trains: of Gemma 3n's, some have no place."""
-    import torch
-
-    base = base_of("mt5")
-    expected = forward(trained(base, "mt5", tmp_path / "lora", target_modules=["q"]))
-    weights = tmp_path / "lora" / "adapter_model.safetensors"
-    from safetensors.torch import load_file, save_file
-
-    module = "base_model.model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
-    untrained = {
-        f"{module}.lora_embedding_A": torch.randn(4, 32),
-        f"{module}.lora_embedding_B": torch.zeros(4, 4),
-    }
-    save_file(load_file(weights) | untrained, weights)
-
-    path = export_lora(LoraRequest(tmp_path / "lora", base, tmp_path / "x.gguf"), toolchain).path
-    model = loaded_base(base, toolchain, tmp_path)
-
-    found = model.logits(TOKENS, adapter=model.adapter(path), encoder=True)
-    assert off(found, expected) < CLOSE
-    model.close()
-
-
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, "use_dora=True.*rescales"),
     "lora_bias": ({"lora_bias": True, "target_modules": ["q_proj"]}, "lora_bias=True"),
@@ -300,13 +136,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_more_than_pairs_is_refused_with_the_reason(base_of, toolchain, tmp_path, case):
+def test_what_is_more_than_pairs_is_refused_with_the_reason(
+    lora_base_of, toolchain, tmp_path, case
+):
     settings, reason = REFUSED[case]
-    trained(base_of("llama"), "llama", tmp_path / "lora", **settings)
+    trained(lora_base_of("llama"), "llama", tmp_path / "lora", **settings)
 
     with pytest.raises(UnsupportedError, match=reason) as caught:
         export_lora(
-            LoraRequest(tmp_path / "lora", base_of("llama"), tmp_path / "x.gguf"), toolchain
+            LoraRequest(tmp_path / "lora", lora_base_of("llama"), tmp_path / "x.gguf"), toolchain
         )
 
     assert "--to lora" in caught.value.hint
@@ -314,16 +152,18 @@ def test_what_is_more_than_pairs_is_refused_with_the_reason(base_of, toolchain, 
 
 
 @pytest.mark.parametrize("end", ["lm_head", "embed_tokens"])
-def test_tied_ends_are_refused(base_of, toolchain, tmp_path, end):
-    base = base_of("gemma3")
+def test_tied_ends_are_refused(lora_base_of, toolchain, tmp_path, end):
+    base = lora_base_of("gemma3")
     trained(base, "gemma3", tmp_path / "lora", target_modules=[end])
 
     with pytest.raises(UnsupportedError, match="are tied"):
         export_lora(LoraRequest(tmp_path / "lora", base, tmp_path / "x.gguf"), toolchain)
 
 
-def test_an_architecture_whose_graph_passes_adapters_over_is_refused(base_of, toolchain, tmp_path):
-    base = base_of("deepseek_v3")
+def test_an_architecture_whose_graph_passes_adapters_over_is_refused(
+    lora_base_of, toolchain, tmp_path
+):
+    base = lora_base_of("deepseek_v3")
     trained(base, "deepseek_v3", tmp_path / "lora", target_modules=["o_proj"])
 
     with pytest.raises(UnsupportedError, match="without looking for adapters"):
@@ -331,10 +171,10 @@ def test_an_architecture_whose_graph_passes_adapters_over_is_refused(base_of, to
 
 
 def test_a_table_that_llamacpp_looks_up_without_its_adapter_is_refused(
-    base_of, toolchain, tmp_path
+    lora_base_of, toolchain, tmp_path
 ):
     """llama.cpp loads such an adapter, and answers as the base does."""
-    base = base_of("mt5")
+    base = lora_base_of("mt5")
     trained(base, "mt5", tmp_path / "lora", target_modules=["relative_attention_bias", "q"])
 
     with pytest.raises(UnsupportedError, match=r"no adapter to `.+attn_rel_b\.weight`"):
@@ -357,10 +197,10 @@ def test_weights_that_no_graph_adapts_are_refused(name):
         settled(f"{name}.weight", product)
 
 
-def test_an_alora_keeps_its_invocation_tokens(base_of, toolchain, tmp_path):
+def test_an_alora_keeps_its_invocation_tokens(lora_base_of, toolchain, tmp_path):
     from tests.reference import read_gguf
 
-    base = base_of("llama")
+    base = lora_base_of("llama")
     trained(base, "llama", tmp_path / "lora", alora_invocation_tokens=[7, 8])
 
     path = export_lora(LoraRequest(tmp_path / "lora", base, tmp_path / "x.gguf"), toolchain).path
@@ -370,7 +210,7 @@ def test_an_alora_keeps_its_invocation_tokens(base_of, toolchain, tmp_path):
     assert metadata["adapter.alora.invocation_tokens"][1] == [7, 8]
 
 
-def test_a_pair_without_numbers_is_refused(base_of, toolchain, tmp_path):
+def test_a_pair_without_numbers_is_refused(lora_base_of, toolchain, tmp_path):
     import torch
 
     name = "model.layers.0.self_attn.q_proj"
@@ -383,11 +223,11 @@ def test_a_pair_without_numbers_is_refused(base_of, toolchain, tmp_path):
     )
 
     with pytest.raises(AdapterError, match="NaN or infinite"):
-        export_lora(LoraRequest(adapter, base_of("llama"), tmp_path / "x.gguf"), toolchain)
+        export_lora(LoraRequest(adapter, lora_base_of("llama"), tmp_path / "x.gguf"), toolchain)
 
 
-def test_a_kept_conversion_is_used_again_and_a_damaged_one_is_made_anew(base_of, tmp_path):
-    base = base_of("llama")
+def test_a_kept_conversion_is_used_again_and_a_damaged_one_is_made_anew(lora_base_of, tmp_path):
+    base = lora_base_of("llama")
     trained(base, "llama", tmp_path / "lora", target_modules=["q_proj"])
 
     path = adapter_gguf(tmp_path / "lora", base, cache=tmp_path / "cache")
@@ -402,12 +242,12 @@ def test_a_kept_conversion_is_used_again_and_a_damaged_one_is_made_anew(base_of,
 
 @pytest.mark.parametrize("feature", ["plain", "head"])
 def test_where_llamacpps_own_converter_is_right_the_products_are_the_same(
-    base_of, toolchain, tmp_path, feature
+    lora_base_of, toolchain, tmp_path, feature
 ):
     """Its runtime scale is alpha / rank, ours 1."""
     from tests.reference import read_gguf
 
-    base = base_of("llama")
+    base = lora_base_of("llama")
     trained(base, "llama", tmp_path / "lora", **FEATURES[feature])
     script = toolchain.source / "convert_lora_to_gguf.py"
     argv = [script, "--base", base, "--outfile", tmp_path / "u.gguf", tmp_path / "lora"]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from exporter.adapter import open_adapter
 from exporter.checkpoint import open_checkpoint
-from exporter.core.errors import AdapterError
+from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.plan import plan_merge
 from exporter.steps import WeightedAdapter, describe
 from tests.raw import write_adapter, write_base, write_safetensors
@@ -89,3 +91,65 @@ def test_no_adapter_changes_nothing(tmp_path):
 
     assert found.changes == {}
     assert describe(found) == "no adapter: 2 tensors as they are"
+
+
+def refused(base: Path, adapter: Path) -> AdapterError:
+    with pytest.raises(AdapterError) as caught:
+        plan(base, adapter)
+    return caught.value
+
+
+def test_the_hint_never_names_the_base_that_was_given(tmp_path):
+    base = write_base(tmp_path / "models--org--base" / "snapshots" / "abc", width=8)
+    by_repo = write_adapter(tmp_path / "a", width=16)
+    by_path = write_adapter(tmp_path / "b", width=16, base_model_name_or_path=str(base))
+
+    for adapter in (by_repo, by_path):
+        error = refused(base, adapter)
+        assert f"the adapter does not fit `{base}`" in error.message
+        assert "a changed copy" in error.hint
+        assert "pass that as --base" not in error.hint
+
+
+def test_a_folder_of_the_same_name_may_be_another_model(tmp_path):
+    error = refused(write_base(tmp_path / "base"), write_adapter(tmp_path / "lora", width=16))
+
+    assert f"is `{tmp_path / 'base'}` that model, unchanged?" in error.hint
+
+
+def test_another_base_is_named_in_the_hint(tmp_path):
+    error = refused(write_base(tmp_path / "other"), write_adapter(tmp_path / "lora", width=16))
+
+    assert error.hint == "it was trained on 'org/base': pass that as --base"
+
+
+@pytest.mark.trained
+def test_a_missing_module_that_was_never_trained_is_passed_over(tmp_path):
+    """all-linear adapts a BERT's pooler, whose B stays zero where only the mean is used."""
+    import torch
+    from safetensors.torch import save_file
+
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "lora")
+    trained = {f"base_model.model.{Q}.lora_{half}.weight": torch.ones(shape)
+               for half, shape in (("A", (2, 8)), ("B", (8, 2)))}  # fmt: skip
+    pooler = {"base_model.model.pooler.dense.lora_A.weight": torch.ones(2, 8),
+              "base_model.model.pooler.dense.lora_B.weight": torch.zeros(8, 2)}  # fmt: skip
+    save_file(trained | pooler, adapter / "adapter_model.safetensors")
+    found = plan(base, adapter)
+    pooler["base_model.model.pooler.dense.lora_B.weight"][3, 1] = 0.1
+    save_file(trained | pooler, adapter / "adapter_model.safetensors")
+
+    assert list(found.changes) == [f"{Q}.weight"]
+    assert "`pooler.dense`" in refused(base, adapter).message
+
+
+def test_a_bias_that_the_base_has_no_place_for_is_refused_as_that(tmp_path):
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "lora", lora_bias=True)
+    shapes = {"lora_A.weight": (2, 8), "lora_B.weight": (8, 2), "lora_B.bias": (8,)}
+    write_safetensors(
+        adapter / "adapter_model.safetensors",
+        {f"base_model.model.{Q}.{role}": shape for role, shape in shapes.items()},
+    )
+
+    with pytest.raises(UnsupportedError, match=r"a bias \(lora_bias=True\)"):
+        plan(base, adapter)
