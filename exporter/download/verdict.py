@@ -56,13 +56,13 @@ class Attempt:
     @property
     def at_once(self) -> int:
         """Connections that the site had to serve, with this one, which brings nothing."""
-        return max(self.level, 1 + len(self.site.flows))
+        return max(self.level, self.site.active)
 
     def start(self) -> None:
         """Count the connection. The crew's lock is held, here and below."""
         self.site = self.transfer.site(self.health)
-        if self.site.asked_at is None:
-            self.site.asked_at = self.began
+        self.site.asked_at = self.site.asked_at or self.began
+        self.health.asked_at = self.health.asked_at or self.began
         self.health.active += 1
         self.site.active += 1
         self.transfer.serving[self.name] += 1
@@ -78,6 +78,7 @@ class Attempt:
 
     def answered(self, where: Origin) -> None:
         """Note which host answers; the one that redirects to it has done its part."""
+        self.health.has_answered = True
         if self.transfer.sources[self.health.endpoint].is_large:
             self.health.store = where
         site = self.health.site(where)
@@ -177,7 +178,7 @@ def broke(attempt: Attempt, error: Exception) -> tuple[str, int | None]:
     """Count a failure, unless no byte came while the site served others: that is a refusal."""
     problem = str(error) if isinstance(error, CutError) else words(error)
     site = attempt.site
-    if not attempt.flow and (site.flows or 1 < attempt.level > site.in_all.proven):
+    if not attempt.flow and (site.flows or 1 < attempt.at_once > site.in_all.proven):
         _, limit = lower(attempt)
         return problem, limit
     attempt.health.failed(problem, began=attempt.began, got_bytes=attempt.flow is not None)
