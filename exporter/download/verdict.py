@@ -125,7 +125,9 @@ def judge(attempt: Attempt, error: Exception | None, now: float) -> Note | Warn 
         case failure:
             problem, limit = broke(attempt, failure)
     if limit:
-        return Note(f"{attempt.name} {problem} to one connection more: going on with {limit}")
+        return Note(
+            f"{attempt.name} {problem} where one more connection is opened: going on with {limit}"
+        )
     if len(attempt.transfer.sources) == 1:
         return Note(f"{attempt.name} {problem}") if health.waits else None
     return None if was_benched else Note(f"{attempt.name} {problem}: others go first for a while")
@@ -143,7 +145,10 @@ def meant(attempt: Attempt, error: Exception | None) -> Exception | None:
 
 
 def refuse(attempt: Attempt, error: BusyError) -> tuple[str, int | None]:
-    """Open fewer connections; alone, or where fewer did not help, wait. Also says which."""
+    """Open fewer connections; wait where it was the only one, or where fewer did not help.
+
+    Returns the problem, and the connections that a file may have where that is news.
+    """
     health, problem = attempt.health, str(error)
     is_over, limit = lower(attempt, error.wait_s)
     if is_over or (attempt.site.flows and not error.wait_s):
@@ -158,7 +163,11 @@ def refuse(attempt: Attempt, error: BusyError) -> tuple[str, int | None]:
 
 
 def lower(attempt: Attempt, wait_s: float = 0.0) -> tuple[bool, int | None]:
-    """Whether a request was one more than the endpoint ever served, and what it allows then."""
+    """Expect fewer connections to be allowed, after a request that was not served.
+
+    Returns whether it was one more than are known to be served at once, and the connections that
+    a file may have where that is news.
+    """
     site, began, level = attempt.site, attempt.began, attempt.at_once
     in_all, per_file = site.in_all, site.per_file
     before = site.width
@@ -175,7 +184,10 @@ def lower(attempt: Attempt, wait_s: float = 0.0) -> tuple[bool, int | None]:
 
 
 def broke(attempt: Attempt, error: Exception) -> tuple[str, int | None]:
-    """Count a failure, unless no byte came while the site served others: that is a refusal."""
+    """Count a failure; no byte while the site serves others is a refusal instead.
+
+    Returns as `refuse` does.
+    """
     problem = str(error) if isinstance(error, CutError) else words(error)
     site = attempt.site
     if not attempt.flow and (site.flows or 1 < attempt.at_once > site.in_all.proven):

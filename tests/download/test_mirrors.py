@@ -49,7 +49,8 @@ def test_mirror_that_allows_one_connection_is_as_fast_as_one(
 
 def test_what_a_mirror_allows_is_said(mirror: Stage, events: Events):
     seconds_of(mirror, events, most=1, refusal=403)
-    assert f"{mirror.a.name} answers 403 to one connection more: going on with 1" in events.text
+    said = "answers 403 where one more connection is opened: going on with 1"
+    assert f"{mirror.a.name} {said}" in events.text
 
 
 def test_time_to_wait_is_of_the_connection_that_was_too_many(mirror: Stage, events: Events):
@@ -85,7 +86,7 @@ def test_limit_of_the_host_that_has_the_bytes_is_found(mirror: Stage, events: Ev
     assert len(mirror.b.refused) <= 4
 
 
-@pytest.mark.parametrize(("refusal", "wait"), [(429, None), (429, 1), (403, None), (503, 1)])
+@pytest.mark.parametrize(("refusal", "wait"), [(429, 1), (403, None)])
 def test_mirror_that_counts_requests_is_asked_later(
     mirror: Stage, events: Events, refusal: int, wait: int | None
 ):
