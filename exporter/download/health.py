@@ -172,6 +172,10 @@ class Health:
         self.home = origin(endpoint.url)
         self.store = NOWHERE
         """Where it keeps large files, once it has been asked for one."""
+        self.asked_at: float | None = None
+        """When it got its first request."""
+        self.has_answered = False
+        """Whether it answered anything; before, it has one connection."""
         self.failures = 0
         """In a row, without a byte between."""
         self.waits = 0
@@ -205,9 +209,13 @@ class Health:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may be asked at all."""
-        most = 1 if self.failures else self.limits.in_all  # one finds out, the others wait
-        return not self.is_dead and self.clock() >= self.closed_until and self.active < most
+        """Whether it may be asked at all: one connection finds out, the others wait."""
+        most = self.limits.in_all if self.has_answered and not self.failures else 1
+        return self.is_up and self.active < most
+
+    @property
+    def is_up(self) -> bool:
+        return not self.is_dead and self.clock() >= self.closed_until
 
     @property
     def is_free(self) -> bool:
@@ -215,10 +223,10 @@ class Health:
 
     def is_starting(self, site: Site, of_file: int) -> bool:
         """Whether it had no time yet to show how many connections it allows at one of its sites."""
-        started = self.clock() if site.asked_at is None else site.asked_at
-        is_young = self.clock() - started < self.limits.start_s
+        asked_at = site.asked_at or self.asked_at or self.clock()
+        is_young = self.clock() - asked_at < self.limits.start_s
         grows = all(which.room < which.most for which in site.full(of_file))
-        return self.is_open and not self.failures and is_young and grows
+        return self.is_up and not self.failures and is_young and (grows or not self.has_answered)
 
     @property
     def is_benched(self) -> bool:

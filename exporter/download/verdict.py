@@ -56,13 +56,13 @@ class Attempt:
     @property
     def at_once(self) -> int:
         """Connections that the site had to serve, with this one, which brings nothing."""
-        return max(self.level, 1 + len(self.site.flows))
+        return max(self.level, self.site.active)
 
     def start(self) -> None:
         """Count the connection. The crew's lock is held, here and below."""
         self.site = self.transfer.site(self.health)
-        if self.site.asked_at is None:
-            self.site.asked_at = self.began
+        self.site.asked_at = self.site.asked_at or self.began
+        self.health.asked_at = self.health.asked_at or self.began
         self.health.active += 1
         self.site.active += 1
         self.transfer.serving[self.name] += 1
@@ -78,6 +78,7 @@ class Attempt:
 
     def answered(self, where: Origin) -> None:
         """Note which host answers; the one that redirects to it has done its part."""
+        self.health.has_answered = True
         if self.transfer.sources[self.health.endpoint].is_large:
             self.health.store = where
         site = self.health.site(where)
@@ -124,7 +125,9 @@ def judge(attempt: Attempt, error: Exception | None, now: float) -> Note | Warn 
         case failure:
             problem, limit = broke(attempt, failure)
     if limit:
-        return Note(f"{attempt.name} {problem} to one connection more: going on with {limit}")
+        return Note(
+            f"{attempt.name} {problem} where one more connection is opened: going on with {limit}"
+        )
     if len(attempt.transfer.sources) == 1:
         return Note(f"{attempt.name} {problem}") if health.waits else None
     return None if was_benched else Note(f"{attempt.name} {problem}: others go first for a while")
@@ -142,7 +145,10 @@ def meant(attempt: Attempt, error: Exception | None) -> Exception | None:
 
 
 def refuse(attempt: Attempt, error: BusyError) -> tuple[str, int | None]:
-    """Open fewer connections; alone, or where fewer did not help, wait. Also says which."""
+    """Open fewer connections; wait where it was the only one, or where fewer did not help.
+
+    Returns the problem, and the connections that a file may have where that is news.
+    """
     health, problem = attempt.health, str(error)
     is_over, limit = lower(attempt, error.wait_s)
     if is_over or (attempt.site.flows and not error.wait_s):
@@ -157,7 +163,11 @@ def refuse(attempt: Attempt, error: BusyError) -> tuple[str, int | None]:
 
 
 def lower(attempt: Attempt, wait_s: float = 0.0) -> tuple[bool, int | None]:
-    """Whether a request was one more than the endpoint ever served, and what it allows then."""
+    """Expect fewer connections to be allowed, after a request that was not served.
+
+    Returns whether it was one more than are known to be served at once, and the connections that
+    a file may have where that is news.
+    """
     site, began, level = attempt.site, attempt.began, attempt.at_once
     in_all, per_file = site.in_all, site.per_file
     before = site.width
@@ -174,10 +184,13 @@ def lower(attempt: Attempt, wait_s: float = 0.0) -> tuple[bool, int | None]:
 
 
 def broke(attempt: Attempt, error: Exception) -> tuple[str, int | None]:
-    """Count a failure, unless no byte came while the site served others: that is a refusal."""
+    """Count a failure; no byte while the site serves others is a refusal instead.
+
+    Returns as `refuse` does.
+    """
     problem = str(error) if isinstance(error, CutError) else words(error)
     site = attempt.site
-    if not attempt.flow and (site.flows or 1 < attempt.level > site.in_all.proven):
+    if not attempt.flow and (site.flows or 1 < attempt.at_once > site.in_all.proven):
         _, limit = lower(attempt)
         return problem, limit
     attempt.health.failed(problem, began=attempt.began, got_bytes=attempt.flow is not None)

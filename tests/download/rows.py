@@ -288,6 +288,30 @@ def eight_connections(stage: Stage) -> Result:
     return Result(">= 6 x", f"{factor:.1f} x ({seconds[0]:.1f} s, {seconds[1]:.1f} s)", factor >= 6)
 
 
+def one_connection(refusal: int | str) -> Row:
+    """A mirror that allows one connection, beside what one connection gets where more may be."""
+
+    def row(stage: Stage) -> Result:
+        rate = 4 << 20
+        stage.fail(rate=rate)
+        seconds = []
+        for limits in (replace(stage.limits, connections=1), stage.limits):
+            stage.cache = stage.folder / f"hub{len(seconds)}"
+            began = time.monotonic()
+            stage.pull(stage.a, limits=limits)
+            seconds.append(time.monotonic() - began)
+            stage.fail(rate=rate, most=1, refusal=refusal)
+        ratio = seconds[0] / seconds[1]
+        refused = len(stage.a.refused) / max(1, seconds[1] / 60)
+        return Result(
+            ">= 0.9 x, <= 5 refused a minute",
+            f"{ratio:.2f} x of one connection, {refused:.0f} refused",
+            ratio >= 0.9 and refused <= 5 and stage.is_right(),
+        )
+
+    return row
+
+
 ROWS: dict[str, Row] = {
     "kill -9 at 60 %, again from B": kill_at_60_percent,
     "RST every 3 MiB": reset_every_3_mib,
@@ -315,3 +339,7 @@ ROWS: dict[str, Row] = {
     "offline, complete cache": offline,
     "1 MiB/s a connection, 1 vs 8": eight_connections,
 }
+MIRRORS: dict[str, Row] = {
+    f"one connection allowed, {refusal} for more": one_connection(refusal)
+    for refusal in (403, 429, 503, "rst", "html")
+}  # what test_mirrors.py tests in small, measured

@@ -23,7 +23,7 @@ from exporter.sources import find_base
 from tests.conftest import Decant
 from tests.download.conftest import Events
 from tests.download.stage import NAME, Stage
-from tests.fakes.hub import COMMIT, REPO, FakeFile, Faults
+from tests.fakes.hub import COMMIT, REPO, FakeFile
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all
 
@@ -234,8 +234,6 @@ def closed_port() -> str:
 def test_commands_use_the_cache_and_hint_at_what_they_have(
     stage: Stage, decant: Decant, tmp_path: Path
 ):
-    stage.a.files = {"M-Q8_0.gguf": FakeFile(b"GGUFx")}
-    stage.a.faults = Faults()
     stage.pull(stage.a)
     env = {
         "HF_ENDPOINT": closed_port(), "HF_HUB_CACHE": str(stage.cache), "HF_HUB_OFFLINE": "0",
@@ -243,8 +241,6 @@ def test_commands_use_the_cache_and_hint_at_what_they_have(
     }  # fmt: skip
     done = decant("pull", REPO, **env)
     assert (done.returncode, "from the cache" in done.stderr) == (0, True), done.stderr
-    done = decant("chat", REPO, "-p", "x", **env)
-    assert "M-Q8_0.gguf` is not a whole GGUF" in done.stderr  # it is a stub
     done = decant("export", "--base", "org/other", **env)
     assert (done.returncode, "HF_ENDPOINT=" in done.stderr) == (6, True), done.stderr
     assert "--endpoint" not in done.stderr

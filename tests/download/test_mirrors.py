@@ -42,19 +42,20 @@ def test_mirror_that_allows_one_connection_is_as_fast_as_one(
     mirror: Stage, events: Events, refusal: int | str
 ):
     seconds = seconds_of(mirror, events, most=1, refusal=refusal)
-    assert mirror.size / RATE / seconds > 0.75  # 0.9 with a download of more than half a second
+    assert seconds < mirror.size / RATE + 0.4  # a wait would be of half a second
     assert 1 <= len(mirror.a.refused) <= 3
     assert "gated" not in events.text
 
 
 def test_what_a_mirror_allows_is_said(mirror: Stage, events: Events):
     seconds_of(mirror, events, most=1, refusal=403)
-    assert f"{mirror.a.name} answers 403 to one connection more: going on with 1" in events.text
+    said = "answers 403 where one more connection is opened: going on with 1"
+    assert f"{mirror.a.name} {said}" in events.text
 
 
 def test_time_to_wait_is_of_the_connection_that_was_too_many(mirror: Stage, events: Events):
     seconds = seconds_of(mirror, events, most=1, refusal=429, refusal_wait=60)
-    assert mirror.size / RATE / seconds > 0.75
+    assert seconds < mirror.size / RATE + 0.4
 
 
 @pytest.mark.parametrize("limit", [{"is_per_file": True}, {"is_for_ranges": True}, {}])
@@ -81,11 +82,11 @@ def test_limit_of_each_file_does_not_hold_back_other_files(mirror: Stage, events
 def test_limit_of_the_host_that_has_the_bytes_is_found(mirror: Stage, events: Events):
     mirror.b.faults = Faults(rate=RATE, most=1, refusal=403)
     seconds = seconds_of(mirror, events, data_origin=mirror.b.url)
-    assert mirror.size / RATE / seconds > 0.75
+    assert seconds < mirror.size / RATE + 0.4
     assert len(mirror.b.refused) <= 4
 
 
-@pytest.mark.parametrize(("refusal", "wait"), [(429, None), (429, 1), (403, None), (503, 1)])
+@pytest.mark.parametrize(("refusal", "wait"), [(429, 1), (403, None)])
 def test_mirror_that_counts_requests_is_asked_later(
     mirror: Stage, events: Events, refusal: int, wait: int | None
 ):
