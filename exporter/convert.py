@@ -17,14 +17,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from exporter.arrange import Arrange, arranger
-from exporter.core.errors import UnsupportedError
+from exporter.arrange import arranger, published_name
+from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
 from exporter.hparams import conversion, load_hparams
 from exporter.ignored import Converted, ignored_settings
 from exporter.lazy import stacked, to_float32
+from exporter.limits import refuse_unloadable
 from exporter.mtp import has_prediction, settle_prediction, without_prediction
 from exporter.refusals import UNUSABLE, unknown_architecture, unusable
 from exporter.settings import pack_settings, write_positions
@@ -83,7 +84,7 @@ def convert(
                 model_class, architecture = find_class(hparams, part, tensors.names)
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
-            source = LazySource(tensors, arranger(hparams))
+            source = LazySource(tensors, hparams)
             with (
                 old_objects_set_aside(),
                 tensors_from(source, ModelBase),
@@ -109,7 +110,9 @@ def convert(
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
                 used = source.used()
         if part == "text":
-            for warning in ignored_settings(converted(model, slots)):
+            made = converted(model, slots)
+            refuse_unloadable(made)
+            for warning in ignored_settings(made):
                 report(Warn(warning))
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
 
@@ -177,10 +180,20 @@ def converted(model: Any, slots: list[Slot]) -> Converted:
     return Converted(str(writer.arch), model.hparams, keys, {slot.name for slot in slots})
 
 
-def refuse_dropped(changed: Iterable[str], conversions: Iterable[Conversion]) -> None:
-    """Stop when no part of the result has a place for a tensor that the adapter changed."""
+def refuse_dropped(
+    changed: Iterable[str],
+    conversions: Iterable[Conversion],
+    *,
+    because: InputError | None = None,
+) -> None:
+    """Stop when no part of the result has a place for a tensor that the adapter changed.
+
+    because: why another part, which would have had one, was not made.
+    """
     used: set[str] = set().union(*(conversion.used for conversion in conversions))
     dropped = sorted(set(changed) - used)
+    if dropped and because:
+        raise because
     if dropped:
         raise UnsupportedError(
             f"a GGUF of this model has no place for `{dropped[0]}`, which the adapter changes"
@@ -208,9 +221,10 @@ def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
 class LazySource:
     """Gives the converter lazy tensors, and takes what it makes of them."""
 
-    def __init__(self, tensors: MergedTensors, arrange: Arrange) -> None:
-        """Begin with nothing asked for. arrange: what is done to each before it is given."""
-        self.tensors, self.arrange = tensors, arrange
+    def __init__(self, tensors: MergedTensors, hparams: dict[str, Any]) -> None:
+        """Begin with nothing asked for. hparams: the model's, which say how it is arranged."""
+        self.tensors, self.arrange = tensors, arranger(hparams)
+        self.converters_name = partial(published_name, hparams=hparams)
         self.last = ""
         self.made: dict[str, weakref.ref[Any]] = {}
         self.read_already: set[str] = set()
@@ -288,7 +302,8 @@ def tensors_from(source: LazySource, model_base: Any) -> Iterator[None]:
     def index(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
         del remote_hf_model_id  # never given
         found = (
-            self.filter_tensors((name, partial(source.lazy, name))) for name in source.tensors.names
+            self.filter_tensors((source.converters_name(name), partial(source.lazy, name)))
+            for name in source.tensors.names
         )
         return dict(item for item in found if item)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, open_adapter
-from exporter.arrange import Arrange, arranger
+from exporter.arrange import Arrange
 from exporter.checkpoint import Checkpoint, open_checkpoint, read_tensor
 from exporter.convert import (
     LazySource,
@@ -222,8 +222,8 @@ def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
     folder = checkpoint.folder
     hparams = hparams_of(checkpoint, folder, checkpoint.tensors)
     model_class, _ = find_class(hparams, "text", checkpoint.tensors)
-    arrange = arranger(hparams)
-    with tensors_from(LazySource(MergedTensors(MergePlan(checkpoint)), arrange), ModelBase):
+    source = LazySource(MergedTensors(MergePlan(checkpoint)), hparams)
+    with tensors_from(source, ModelBase):
         made = model_class(
             folder,
             gguf.LlamaFileType.ALL_F32,
@@ -231,7 +231,7 @@ def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
             model_name=checkpoint.name,
             hparams=hparams,
         )
-    return made, arrange
+    return made, source.arrange
 
 
 def rearranged(model: Any, plan: MergePlan, arrange: Arrange) -> list[tuple[str, Product]]:
