@@ -7,6 +7,7 @@ products of --to lora, for it only cuts, joins and transposes.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,29 @@ Arrange = Callable[[str, Any], Any]
 STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
 """Layers of the models whose queries llama.cpp divides otherwise (gemma2.cpp, gemma3.cpp)."""
+
+
+BARE_TOWER = re.compile(
+    r"(?P<tower>\bvision_tower\.)(?=(embeddings|encoder|head|post_layernorm|pre_layrnorm)\.)"
+)
+TOWERS = ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model")
+
+
+KIMI_DENSE = re.compile(r"\bblock_sparse_moe\.(?=(gate|up|down)_proj\.)")
+
+
+def published_name(name: str, hparams: Mapping[str, Any]) -> str:
+    """What the converter calls a tensor: its name in published checkpoints.
+
+    transformers 5 saves some under others: CLIP's and SigLIP's encoders without `vision_model`,
+    Kimi-Linear's dense layers as if they had experts.
+    """
+    if hparams.get("model_type") == "kimi_linear":
+        return KIMI_DENSE.sub("mlp.", name)
+    vision = hparams.get("vision_config")
+    if isinstance(vision, dict) and vision.get("model_type") in TOWERS:
+        return BARE_TOWER.sub(r"\g<tower>vision_model.", name)
+    return name
 
 
 def arranger(hparams: Mapping[str, Any]) -> Arrange:

@@ -11,15 +11,15 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from exporter.arrange import Arrange, arranger
+from exporter.arrange import arranger, published_name
 from exporter.converter_tokens import ConverterTokens, converter_tokens
-from exporter.core.errors import UnsupportedError
+from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
@@ -27,6 +27,7 @@ from exporter.embedder import check_modules, upstream_hooks, write_keys
 from exporter.hparams import conversion, load_hparams
 from exporter.ignored import Converted, ignored_settings
 from exporter.lazy import stacked, to_float32
+from exporter.limits import refuse_unloadable
 from exporter.mtp import has_prediction, settle_prediction, without_prediction
 from exporter.ranker import check_head, converter_name, ranks_by_logits, settle_head
 from exporter.refusals import UNUSABLE, unknown_architecture, unusable
@@ -86,7 +87,7 @@ def convert(
                 model_class, architecture = find_class(hparams, part, tensors.names)
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
-            source = LazySource(tensors, arranger(hparams))
+            source = LazySource(tensors, hparams, architecture)
             modules = check_modules(folder, report=report) if part == "text" else ()
             check_head(architecture, tensors, report=report)
             ranks = part == "text" and ranks_by_logits(tensors.plan, folder, modules)
@@ -97,7 +98,7 @@ def convert(
                 if part == "text"
                 else nullcontext(ConverterTokens(folder, None)) as tokens,
                 old_objects_set_aside(),
-                tensors_from(source, ModelBase, architecture),
+                tensors_from(source, ModelBase),
                 slots_recorded() as slots,
                 upstream_hooks(model_class, modules, ranks=ranks),
             ):
@@ -125,7 +126,9 @@ def convert(
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
                 used = source.used()
         if part == "text":
-            for warning in ignored_settings(converted(model, slots)):
+            made = converted(model, slots)
+            refuse_unloadable(made)
+            for warning in ignored_settings(made):
                 report(Warn(warning))
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
 
@@ -193,10 +196,20 @@ def converted(model: Any, slots: list[Slot]) -> Converted:
     return Converted(str(writer.arch), model.hparams, keys, {slot.name for slot in slots})
 
 
-def refuse_dropped(changed: Iterable[str], conversions: Iterable[Conversion]) -> None:
-    """Stop when no part of the result has a place for a tensor that the adapter changed."""
+def refuse_dropped(
+    changed: Iterable[str],
+    conversions: Iterable[Conversion],
+    *,
+    because: InputError | None = None,
+) -> None:
+    """Stop when no part of the result has a place for a tensor that the adapter changed.
+
+    because: why another part, which would have had one, was not made.
+    """
     used: set[str] = set().union(*(conversion.used for conversion in conversions))
     dropped = sorted(set(changed) - used)
+    if dropped and because:
+        raise because
     if dropped:
         raise UnsupportedError(
             f"a GGUF of this model has no place for `{dropped[0]}`, which the adapter changes"
@@ -224,12 +237,19 @@ def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
 class LazySource:
     """Gives the converter lazy tensors, and takes what it makes of them."""
 
-    def __init__(self, tensors: MergedTensors, arrange: Arrange) -> None:
-        """Begin with nothing asked for. arrange: what is done to each before it is given."""
-        self.tensors, self.arrange = tensors, arrange
+    def __init__(
+        self, tensors: MergedTensors, hparams: Mapping[str, Any], architecture: str
+    ) -> None:
+        """hparams, architecture: the model's, which say how its tensors are named and arranged."""
+        self.tensors, self.arrange = tensors, arranger(hparams)
+        self.hparams, self.architecture = hparams, architecture
         self.last = ""
         self.made: dict[str, weakref.ref[Any]] = {}
         self.read_already: set[str] = set()
+
+    def converters_name(self, name: str) -> str:
+        """The name under which the converter is given a tensor."""
+        return published_name(converter_name(self.architecture, name), self.hparams)
 
     def lazy(self, name: str) -> Any:
         from conversion.base import LazyTorchTensor
@@ -297,14 +317,14 @@ def old_objects_set_aside() -> Iterator[None]:
 
 
 @contextmanager
-def tensors_from(source: LazySource, model_base: Any, architecture: str = "") -> Iterator[None]:
+def tensors_from(source: LazySource, model_base: Any) -> Iterator[None]:
     """Have the converter index our merged tensors instead of the folder's files."""
     original = model_base.index_tensors
 
     def index(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
         del remote_hf_model_id  # never given
         found = (
-            self.filter_tensors((converter_name(architecture, name), partial(source.lazy, name)))
+            self.filter_tensors((source.converters_name(name), partial(source.lazy, name)))
             for name in source.tensors.names
         )
         return dict(item for item in found if item)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from exporter.arrange import Arrange, arranger
+from exporter.arrange import Arrange
 from exporter.convert import LazySource, find_class, hparams_of, tensors_from
 from exporter.merge import MergedTensors
 from exporter.steps import MergePlan
@@ -23,9 +23,9 @@ def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
 
     folder = checkpoint.folder
     hparams = hparams_of(checkpoint, folder, checkpoint.tensors)
-    model_class, _ = find_class(hparams, "text", checkpoint.tensors)
-    arrange = arranger(hparams)
-    with tensors_from(LazySource(MergedTensors(MergePlan(checkpoint)), arrange), ModelBase):
+    model_class, architecture = find_class(hparams, "text", checkpoint.tensors)
+    source = LazySource(MergedTensors(MergePlan(checkpoint)), hparams, architecture)
+    with tensors_from(source, ModelBase):
         made = model_class(
             folder,
             gguf.LlamaFileType.ALL_F32,
@@ -33,4 +33,4 @@ def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
             model_name=checkpoint.name,
             hparams=hparams,
         )
-    return made, arrange
+    return made, source.arrange

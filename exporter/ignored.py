@@ -30,7 +30,7 @@ SILU = (
     "olmoe", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "seed_oss", "smollm3", "stablelm",
 )  # fmt: skip
 """Architectures whose feed-forward layers know one activation."""
-IN_LINE = {"smollm3": 4, "llama4": 4}
+IN_LINE = {"afmoe": 4, "smollm3": 4, "llama4": 4}
 """One of so many layers has no rotary positions (n_no_rope_layer_step)."""
 LLAMA4_CHUNK = 8192  # llama4.cpp: n_swa
 LLAMA4_TEMPERATURE = {"attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1}
@@ -159,13 +159,16 @@ def rope_factors(made: Converted) -> str:
 
 def rotated_layers(made: Converted) -> str:
     period, told = IN_LINE.get(made.architecture), made.settings.get("no_rope_layers")
+    if made.architecture == "afmoe":  # where layers have positions if they have a window
+        told = [int(kind in WINDOWED) for kind in made.settings.get("layer_types") or []]
     if period is None or not isinstance(told, list):
         return ""
     if told == [int((number + 1) % period != 0) for number in range(len(told))]:
         return ""
     return (
         f"llama.cpp's {made.architecture} leaves out the rotary positions of every"
-        f" {period}th layer, and this model does so in others (no_rope_layers): {DIFFER}"
+        f" {period}th layer, and this model has it otherwise (no_rope_layers or layer_types):"
+        f" {DIFFER}"
     )
 
 

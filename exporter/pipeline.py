@@ -234,7 +234,7 @@ def convert_all(
         quiet_libraries(),
     ):
 
-        def converted(outtype: Outtype, part: Part) -> Conversion:
+        def converted(outtype: Outtype, part: Part, report: Report = silent) -> Conversion:
             return convert(
                 tensors,
                 folder,
@@ -246,8 +246,18 @@ def convert_all(
                 report=report,
             )
 
-        conversions = {outtype: converted(outtype, "text") for outtype in outtypes}
-        projector = converted("auto", "projector") if has_projector(folder, toolchain) else None
+        first, *others = outtypes
+        conversions = {first: converted(first, "text", report)}
+        conversions |= {outtype: converted(outtype, "text") for outtype in others}
+        projector = None
+        if has_projector(folder, toolchain):
+            try:
+                projector = converted("auto", "projector", report)
+            except InputError as error:
+                refuse_dropped(tensors.plan.changes, conversions.values(), because=error)
+                report(
+                    Warn(f"no mmproj is written, and the model takes text alone: {error.message}")
+                )
     made = [*conversions.values(), *([projector] if projector else [])]
     used = set().union(*(conversion.used for conversion in made))
     unused = (name for name in tensors.plan.changes if name not in used)

@@ -6,6 +6,7 @@ what they raise seldom says more than a key. The line of their code that raised 
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 
@@ -29,12 +30,14 @@ READ_FROM = {
     "find_vparam": "vision_config of config.json",
     "find_aparam": "audio_config of config.json",
     "_experts[": "the checkpoint",
+    "model_tensors": "the checkpoint",
     "hparam": CONFIG,
     "config": CONFIG,
 }
 """What stands in a line of the converter's code, and where the line looks."""
-UNMAPPED = "Can not map tensor"
-QUOTES = " '\""
+UNPLACED = re.compile(r"(Can not map tensor|Unprocessed \w+:) \[?'(?P<name>[^']+)'", re.IGNORECASE)
+"""How an error begins that names a tensor which no class of the converter places."""
+NONE_OF = "could not find any of: "
 LOOKUPS = ("find_hparam", "find_vparam", "find_aparam", "_find_param")
 OTHER_FORMAT = "`--to safetensors` writes the whole merged model for transformers"
 INCOMPLETE = "is the folder complete, with config.json and the tokenizer's files?"
@@ -52,44 +55,51 @@ def unusable(folder: Path, architecture: str, error: Exception) -> InputError:
 
     folder: the base's; error: what a class of the converter raised.
     """
-    what = f"llama.cpp's converter cannot use `{folder}` ({architecture}): {reason(error)}"
-    if missing := missing_file(folder, error):
-        return CheckpointError(what, hint=missing)
-    return UnsupportedError(what, hint=OTHER_FORMAT)
-
-
-def missing_file(folder: Path, error: Exception) -> str:
-    """What to do about a file that the folder lacks; nothing where none is known to be missing."""
-    if isinstance(error, FileNotFoundError) and error.filename:
-        name = Path(str(error.filename)).name
-        if not (folder / name).exists() and has_tokenizer(folder):
-            return f"add {name} to the folder: the model's page on the hub has it"
+    missing = missing_file(folder, error)
+    what = f"{missing} is missing" if missing else reason(error)
+    message = f"llama.cpp's converter cannot use `{folder}` ({architecture}): {what}"
     if not (folder / CONFIG).is_file() or not has_tokenizer(folder):
-        return INCOMPLETE
-    return ""
+        return CheckpointError(message, hint=INCOMPLETE)
+    if missing:
+        return CheckpointError(
+            message, hint=f"add {missing}, which the model's page on the hub has"
+        )
+    return UnsupportedError(message, hint=OTHER_FORMAT)
 
 
 def has_tokenizer(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in TOKENIZERS)
 
 
+def missing_file(folder: Path, error: Exception) -> str:
+    """The file that an error is about and the folder lacks, or nothing."""
+    if isinstance(error, FileNotFoundError) and error.filename:
+        name = Path(str(error.filename)).name
+    else:
+        name = looked_in(error)
+    return "" if not Path(name).suffix or (folder / name).exists() else name
+
+
+def looked_in(error: Exception) -> str:
+    """Where the line of the converter looks that did not find a key."""
+    if not isinstance(error, KeyError):
+        return ""
+    line, _ = raised_at(error)
+    return next((file for mark, file in READ_FROM.items() if mark in line), "")
+
+
 def reason(error: Exception) -> str:
     """What the converter looked for and did not find."""
     line, place = raised_at(error)
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, FileNotFoundError) and error.filename:
-        return f"{Path(str(error.filename)).name} is missing"
-    if text.startswith(UNMAPPED):
-        return (
-            f"llama.cpp has no place for the tensor `{text.removeprefix(UNMAPPED).strip(QUOTES)}`"
-        )
+    if found := UNPLACED.match(text):
+        return f"llama.cpp has no place for the tensor `{found['name']}`"
+    if isinstance(error, KeyError) and (" " not in text or text.startswith(NONE_OF)):
+        name, where = text.removeprefix(NONE_OF), looked_in(error)
+        return f"it looks for `{name}`{f' in {where}' * bool(where)}, which is not there ({place})"
     if isinstance(error, AssertionError) and not text:
         return f"it expects `{line.removeprefix('assert').strip()}` ({place})"
-    if isinstance(error, KeyError):
-        name = text.removeprefix("could not find any of: ")
-        where = next((f" in {file}" for mark, file in READ_FROM.items() if mark in line), "")
-        return f"it looks for `{name}`{where}, which is not there ({place})"
-    if isinstance(error, ValueError | NotImplementedError | AssertionError) and text:
+    if isinstance(error, KeyError | ValueError | NotImplementedError | AssertionError) and text:
         return text
     return f"{type(error).__name__}: {text} at `{line}` ({place})"
 

@@ -36,6 +36,9 @@ CONSTANTS: Mapping[str, Settings] = {
     "glm5_next_text": {"mla_use_nope": True},
     "hy_v3": {"route_norm": True},
     "mimo_v2_flash": {"topk_method": "noaux_tc"},
+    "mt5": {"n_positions": 512},  # T5's distances have no limit: what the converter assumes
+    "t5": {"n_positions": 512},
+    "umt5": {"n_positions": 512},
 }
 """What transformers' code fixes for a kind and its config no longer says."""
 RENAMED: Mapping[str, Mapping[str, str]] = {
@@ -45,9 +48,19 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "attention_dim": "head_dim",
     },
     "gpt2": {"n_ctx": "n_positions"},
+    "mimo_v2_flash": {"layernorm_epsilon": "rms_norm_eps"},
     "modernbert": {"layer_norm_eps": "norm_eps"},
 }
 """By kind: the converter's name of a setting, and transformers'."""
+MROPE_SECTIONS = {
+    "glm4v_moe_text": [8, 12, 12], "glm4v_text": [8, 12, 12], "glm_ocr_text": [8, 12, 12],
+    "paddleocr_vl_text": [16, 24, 24], "qwen2_5_omni_text": [16, 24, 24],
+    "qwen2_5_vl_text": [16, 24, 24], "qwen2_vl_text": [16, 24, 24],
+    "qwen3_asr": [24, 20, 20], "qwen3_omni_moe_text": [24, 20, 20],
+    "qwen3_vl_moe_text": [24, 20, 20], "qwen3_vl_text": [24, 20, 20],
+}  # fmt: skip
+"""By kind: how much of a head turns with the time, height and width of a picture, where the config
+does not say."""
 OLD_LAYER_TYPES = {"linear_attention": "mamba", "full_attention": "attention"}
 NEMOTRON_LAYERS = {"linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*",
                    "moe": "E", "mlp": "-"}  # fmt: skip
@@ -68,6 +81,9 @@ def mend(hparams: Settings, folder: Path) -> Settings:
         give(part, **{name: part.get(new_name)})
     if kind in DERIVED:
         DERIVED[kind](part)
+    sections = MROPE_SECTIONS.get(kind) or MROPE_SECTIONS.get(str(hparams.get("model_type")))
+    if sections:
+        part["rope_parameters"] = {"mrope_section": list(sections)} | rope(part)
     leading_dense_layers(part)
     if kind == "falcon" and hparams.get("multi_query"):
         written = read_json_object(folder / "config.json", error=CheckpointError, hint="")
@@ -244,7 +260,7 @@ def nemotron_h(part: Settings) -> None:
                 part.pop(name, None)
 
 
-def solar_open(part: Settings) -> None:
+def whole_heads(part: Settings) -> None:
     """All of a head turns: the converter takes half where the config does not say."""
     part["rope_parameters"] = {"partial_rotary_factor": 1.0} | rope(part)
 
@@ -257,11 +273,12 @@ def t5(part: Settings) -> None:
 DERIVED: Mapping[str, Callable[[Settings], None]] = {
     "bamba": bamba, "dbrx": dbrx, "deepseek_v4": deepseek_v4, "eurobert": eurobert,
     "falcon_h1": falcon_h1, "gemma4_unified_text": gemma4_unified,
-    "gemma4_unified_assistant": gemma4_unified, "glm": glm,
+    "gemma4_unified_assistant": gemma4_unified, "glm": glm, "glm4v_text": whole_heads,
+    "glm_ocr_text": whole_heads,
     "glm5_next_text": linear_attention, "gpt_neox": gpt_neox, "granitemoehybrid": granite_hybrid,
     "hrm_text": hrm_text, "hunyuan_v1_moe": hunyuan_moe, "kimi_linear": linear_attention,
     "mimo_v2_flash": mimo_v2, "minimax_m2": minimax_m2, "minimax_m3_vl_text": minimax_m3,
-    "mt5": t5, "nemotron_h": nemotron_h, "solar_open": solar_open, "t5": t5, "umt5": t5,
+    "mt5": t5, "nemotron_h": nemotron_h, "solar_open": whole_heads, "t5": t5, "umt5": t5,
 }  # fmt: skip
 """By kind: what is worked out of several settings."""
 
