@@ -21,8 +21,9 @@ from exporter.cli.app import run
 assert run(sys.argv[1:]) == 0
 print(*(name for name in sys.modules), file=sys.stderr)
 """
-# transformers itself is needed: only it knows what its tokenizer makes of a text
-HEAVY = ("peft", "accelerate", "scipy", "transformers.modeling_utils", "pandas", "sklearn")
+# transformers itself is needed: only it knows what it makes of a tokenizer's files
+HEAVY = ("transformers.modeling_utils", "peft", "accelerate", "scipy", "torch._dynamo",
+         "torch.distributed.tensor", "torch.onnx", "sympy", "pandas", "sklearn")  # fmt: skip
 
 
 ASK_FOR_EACH = """
