@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.arrange import arranger, published_name
-from exporter.converter_tokens import ConverterTokens, converter_tokens
+from exporter.converter_tokens import converter_tokens
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.late import Undo, when_imported
@@ -51,9 +51,11 @@ HARMLESS = (
     "Unknown RoPE type: default",
     "Duplicated key name",
     "No handler for special token type",
+    "Unknown separator token",
 )
 """How warnings begin that say nothing about the result: transformers 5 spells out the type of
-plain RoPE, classes write a key again that their parent wrote, and FIM tokens have no handler."""
+plain RoPE, classes write a key again that their parent wrote, FIM tokens have no handler, and
+pairs of texts are for models that compare them."""
 
 
 def convert(
@@ -92,11 +94,7 @@ def convert(
             check_head(architecture, tensors, report=report)
             ranks = part == "text" and ranks_by_logits(tensors.plan, folder, modules)
             with (
-                converter_tokens(
-                    folder, hparams, trust_remote_code=trust_remote_code, report=report
-                )
-                if part == "text"
-                else nullcontext(ConverterTokens(folder, None)) as tokens,
+                converter_tokens(folder, hparams, model_class, trust_remote_code, report) as tokens,
                 old_objects_set_aside(),
                 tensors_from(source, ModelBase),
                 slots_recorded() as slots,

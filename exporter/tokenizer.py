@@ -117,9 +117,11 @@ def space_before(loaded: LoadedTokenizer, *, in_chats: bool) -> tuple[bool, str 
     for step in loaded.steps("normalizer"):
         if step["type"] == "Prepend" and step.get("prepend") == SPACE:
             return True, None
-    for step in loaded.steps("pre_tokenizer"):
+    for place, step in enumerate(loaded.steps("pre_tokenizer")):
         if step["type"] == "Metaspace":
             return of_scheme(step, in_chats=in_chats)
+        if step["type"] == "ByteLevel" and step.get("add_prefix_space") and place == 0:
+            return False, FIRST  # llama.cpp puts none before what is cut into bytes
     return False, None
 
 
