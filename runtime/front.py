@@ -85,16 +85,15 @@ class Front:
             ready["chat_template_kwargs"] = switches | (given if isinstance(given, dict) else {})
         return ready
 
-    def texts(self, value: object, bos: str, *, starts: bool) -> object:
-        """A prompt, in any of the forms that llama-server takes; tokens stay as they are.
+    def text(self, text: str, *, starts: bool = True) -> str:
+        """A text that is no conversation; starts: whether it is the beginning of one."""
+        ready = self.normalize(text) if self.normalize else text
+        return self.begin(ready) if starts and self.begin else ready
 
-        starts: whether it is the beginning of a text.
-        """
+    def texts(self, value: object, bos: str, *, starts: bool) -> object:
+        """A prompt, in any of the forms that llama-server takes; tokens stay as they are."""
         if isinstance(value, str):
-            text = self.normalize(value) if self.normalize else value
-            if starts and self.begin:
-                text = self.begin(text)
-            return bos + text if starts else text
+            return (bos if starts else "") + self.text(value, starts=starts)
         if isinstance(value, dict):
             return {
                 name: self.texts(one, bos, starts=starts) if name in IN_OBJECTS else one

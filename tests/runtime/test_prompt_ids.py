@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from exporter.chat_template import Template
 from exporter.core.gguf import read_gguf
 from exporter.pipeline import ExportRequest, export
-from runtime.chat_format import TOOL, chat_format
+from runtime.chat_format import TOOL, Facts, chat_format, format_of
 from runtime.child import Server, ServerSpec
-from runtime.client import ask_json
-from runtime.front import front_of
+from runtime.client import Delta, ask, ask_json
+from runtime.front import front_of, unlike
 from runtime.gateway.ollama_ask import Ability, chat_question, generate_question
 from tests.chat_templates import REGULAR
 from tests.tiny import CHAT_TEMPLATE, make_base
@@ -212,3 +213,63 @@ def test_ollamas_think_is_the_templates_switch(switched, think, switches):
 
     assert asked["messages"] == same["messages"]
     assert got == wanted.removeprefix("<s>" if got[:3] != "<s>" else "")
+
+
+CHANNELS = (
+    "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+    "{# answers begin with <|channel|> #}"
+)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_keeps_to_no_format_is_given_as_it_was_written(models, toolchain, stream):
+    """llama.cpp expects channels, as gpt-oss writes them, of a template that names them."""
+    chat = chat_format(read_gguf(models["letters"]), CHANNELS)
+    settings = {"max_tokens": 5, "temperature": 0, "logit_bias": [[2, False]]}
+    with Server(ServerSpec(models["letters"], CONTEXT, threads=1, chat=chat), toolchain) as server:
+        prompt = ask_json(server, "/apply-template", {"messages": TALKS[0]})["prompt"]
+        wanted = ask_json(server, "/completion", {"prompt": prompt, **settings})["content"]
+        if stream:
+            pieces = [*ask(server, TALKS[0], settings)]
+            got = "".join(piece.text for piece in pieces if isinstance(piece, Delta))
+        else:
+            body = {"messages": TALKS[0], **settings}
+            found = ask_json(server, "/v1/chat/completions", body)
+            got = found["choices"][0]["message"]["content"]
+
+    assert wanted
+    assert got.replace("\ufffd", "") == wanted.replace("\ufffd", "")
+
+
+def test_a_template_for_tools_is_used_where_there_are_tools(models, toolchain):
+    plain = "\n {% for m in messages %}{{ m.content }}{% endfor %}{{ eos_token }} \n"
+    tools = "{% for tool in tools %}{{ tool.function.name }}\n{% endfor %}{{ bos_token }}\n  \n"
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    facts = Facts(
+        plain, tools, tuple(tokens.items()), adds_bos=False, adds_eos=False, puts_space=False,
+        is_chosen=False,
+    )  # fmt: skip
+    spec = ServerSpec(models["letters"], CONTEXT, threads=1, chat=format_of(facts))
+    with Server(spec, toolchain) as server:
+        for body, wanted in (({}, plain), ({"tools": [TOOL]}, tools)):
+            asked = {"messages": TALKS[0], **body}
+            expected = Template(wanted, tokens).render(TALKS[0], tools=body.get("tools"))
+            assert ask_json(server, "/apply-template", asked)["prompt"] == expected
+
+
+def test_what_is_rendered_otherwise_than_by_transformers_is_named(models, toolchain):
+    template = (
+        "{{ bos_token }}{% if messages[0].role == 'system' %}"
+        "{{ raise_exception('no system, please') }}{% endif %}"
+        "{% for m in messages %}{{ '%5.1f' | format(1.25) }}{{ m.role + m.content }}{% endfor %}"
+        "{% if tools %}{{ 'tools' }}{% endif %}"
+    )
+    chat = chat_format(read_gguf(models["letters"]), template)
+    with Server(ServerSpec(models["letters"], CONTEXT, threads=1, chat=chat), toolchain) as server:
+        question, system, *_ = unlike(server, chat)
+
+    assert question.startswith("a question: transformers writes '<s>  1.2userHi")
+    assert "llama.cpp '<s>%5.1fuserHi" in question
+    assert system.startswith("a system message: transformers refuses it")
+    assert "no system, please" in system

@@ -36,6 +36,11 @@ PATHS = frozenset(("--chat-template-file", "--model-draft", "--media-path", "--s
 FIELDS = frozenset(("lora", "id_slot", "n_discard", "cache_prompt"))
 
 
+UNASKED = "{{ bos_token }}" + CHATML + "{# message.reasoning_content #}"
+"""What llama-server takes by itself for a model without a template. It always adds BOS; thoughts
+are left in messages, because tests give it other templates, which know them."""
+
+
 class AnyName(Catalog):
     """At most one model, whatever it is called."""
 
@@ -101,8 +106,7 @@ def models(own: dict[str, list[str]]) -> list[Model]:
     adapters = tuple(Adapter(Path(path).stem, Path(path), 1.0) for path in own.get("--lora", []))
     path = Path(own["--model"][-1])
     model = open_model(path, adapters, Path(projector) if projector else None)
-    # what llama-server takes by itself for a model without a template
-    return [model if model.can_chat else replace(model, chat_template=CHATML)]
+    return [model if model.can_chat else replace(model, chat_template=UNASKED)]
 
 
 if __name__ == "__main__":
