@@ -12,7 +12,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,10 +22,9 @@ from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
-from exporter.embedder import check_modules, upstream_hooks, write_keys
 from exporter.hparams import conversion, load_hparams
 from exporter.lazy import stacked, to_float32
-from exporter.ranker import check_head, converter_name, ranks_by_logits, settle_head
+from exporter.ranker import converter_name, find_purpose
 from exporter.settings import pack_settings
 from exporter.slots import FLOAT32, Conversion, Slot
 
@@ -82,19 +81,13 @@ def convert(
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors)
-            modules = check_modules(folder, report=report) if part == "text" else ()
-            check_head(architecture, tensors, report=report)
-            ranks = part == "text" and ranks_by_logits(tensors.plan, folder, modules)
+            purpose = find_purpose(folder, architecture, tensors, part, report=report)
             with (
-                converter_tokens(
-                    folder, hparams, trust_remote_code=trust_remote_code, report=report
-                )
-                if part == "text"
-                else nullcontext(ConverterTokens(folder, None)) as tokens,
+                tokens_for(part, folder, hparams, trust=trust_remote_code, report=report) as tokens,
                 old_objects_set_aside(),
                 tensors_from(source, ModelBase, architecture),
                 slots_recorded() as slots,
-                upstream_hooks(model_class, modules, ranks=ranks),
+                purpose.hooks(model_class),
             ):
                 try:
                     model = model_class(
@@ -105,17 +98,26 @@ def convert(
                         hparams=hparams,
                         sentence_transformers_dense_modules=True,
                     )
-                    settle_head(model, architecture, modules)
+                    purpose.begin(model)
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
                     tokens.settle(model, report)
-                    write_keys(model.gguf_writer, folder, modules)
+                    purpose.finish(model)
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
                 used = source.used()
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
+
+
+def tokens_for(
+    part: Part, folder: Path, hparams: dict[str, Any], *, trust: bool, report: Report
+) -> AbstractContextManager[ConverterTokens]:
+    """The tokenizer's side of a conversion; a projector has none."""
+    if part == "projector":
+        return nullcontext(ConverterTokens(folder, None))
+    return converter_tokens(folder, hparams, trust_remote_code=trust, report=report)
 
 
 def hparams_of(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
