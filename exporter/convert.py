@@ -23,13 +23,12 @@ from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
-from exporter.embedder import check_modules, upstream_hooks, write_keys
 from exporter.hparams import conversion, load_hparams
 from exporter.ignored import Converted, ignored_settings
 from exporter.lazy import stacked, to_float32
 from exporter.limits import refuse_unloadable
 from exporter.mtp import has_prediction, settle_prediction, without_prediction
-from exporter.ranker import check_head, converter_name, ranks_by_logits, settle_head
+from exporter.ranker import converter_name, find_purpose
 from exporter.refusals import UNUSABLE, unknown_architecture, unusable
 from exporter.settings import pack_settings, write_positions
 from exporter.slots import FLOAT32, Conversion, Slot
@@ -90,15 +89,13 @@ def convert(
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors, hparams, architecture)
-            modules = check_modules(folder, report=report) if part == "text" else ()
-            check_head(architecture, tensors, report=report)
-            ranks = part == "text" and ranks_by_logits(tensors.plan, folder, modules)
+            purpose = find_purpose(folder, architecture, tensors, part, report=report)
             with (
                 converter_tokens(folder, hparams, model_class, trust_remote_code, report) as tokens,
                 old_objects_set_aside(),
                 tensors_from(source, ModelBase),
                 slots_recorded() as slots,
-                upstream_hooks(model_class, modules, ranks=ranks),
+                purpose.hooks(model_class),
             ):
                 try:
                     model = delegate(
@@ -111,14 +108,14 @@ def convert(
                             sentence_transformers_dense_modules=True,
                         )
                     )
-                    settle_head(model, architecture, modules)
+                    purpose.begin(model)
                     model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
                     model.prepare_tensors()
                     model.prepare_metadata(vocab_only=False)
                     tokens.settle(model, report)
                     settle_windows(model.gguf_writer, model.hparams)
                     write_positions(model.gguf_writer, model.hparams)
-                    write_keys(model.gguf_writer, folder, modules)
+                    purpose.finish(model)
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Report, Warn, silent
-from exporter.embedder import SCORE, Module, refused
+from exporter.embedder import (
+    SCORE,
+    Module,
+    check_modules,
+    refused,
+    upstream_hooks,
+    write_keys,
+)
 
 if TYPE_CHECKING:
     from exporter.merge import MergedTensors
@@ -24,6 +33,45 @@ INNER = "bert."
 SOME_WORDS = 2000
 """Rows of the vocabulary whose mean length stands for a word's."""
 QWEN3_RERANKER = re.compile(r"qwen3-(vl-)?reranker", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What a model is for besides text: vectors of texts, or scores of pairs."""
+
+    folder: Path
+    """Its config, and the files of sentence-transformers."""
+    architecture: str
+    modules: tuple[Module, ...] = ()
+    ranks: bool = False
+    """Whether it scores a pair by two words' logits."""
+
+    def hooks(self, model_class: Any) -> AbstractContextManager[None]:
+        """Have llama.cpp's class make a model for that."""
+        return upstream_hooks(model_class, self.modules, ranks=self.ranks)
+
+    def begin(self, model: Any) -> None:
+        """Settle the head of the converter's model before its tensors are laid out."""
+        settle_head(model, self.architecture, self.modules)
+
+    def finish(self, model: Any) -> None:
+        """Write what the converter leaves out of the metadata."""
+        write_keys(model.gguf_writer, self.folder, self.modules)
+
+
+def find_purpose(
+    folder: Path, architecture: str, tensors: MergedTensors, part: str, *, report: Report = silent
+) -> Purpose:
+    """What the model in `folder` is for; its projector is for nothing else than pictures.
+
+    Raises UnsupportedError where llama.cpp does not compute what follows the transformer.
+    """
+    if part == "projector":
+        return Purpose(folder, architecture)
+    modules = check_modules(folder, report=report)
+    check_head(architecture, tensors, report=report)
+    ranks = ranks_by_logits(tensors.plan, folder, modules)
+    return Purpose(folder, architecture, modules, ranks)
 
 
 def check_head(architecture: str, tensors: MergedTensors, *, report: Report = silent) -> None:

@@ -15,6 +15,10 @@ COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}
 TOKEN: Schema = COUNT
 PENALTY: Schema = {"type": "number", "minimum": -2, "maximum": 2}
 OBJECT: Schema = {"type": "object"}
+PROMPT_NAME: Schema = {
+    "type": "string",
+    "description": "The model's prompt that goes before each text; empty for none.",
+}
 
 
 def ref(name: str) -> Schema:
@@ -110,7 +114,11 @@ OPENAI: dict[str, Schema] = {
         "id", "object", "output", id=TEXT, object={"const": "response"}, output=listed(OBJECT)
     ),
     "EmbeddingsRequest": asking(
-        "input", input=PROMPT, encoding_format={"enum": ["float", "base64"]}
+        "input",
+        input=PROMPT,
+        encoding_format={"enum": ["float", "base64"]},
+        dimensions={"type": "integer", "minimum": 1},
+        prompt_name=PROMPT_NAME,
     ),
     "Embeddings": fields(
         "object", "data", "usage",
@@ -187,7 +195,7 @@ OLLAMA: dict[str, Schema] = {
     "OllamaGenerateRequest": asking(
         "model", prompt=TEXT, system=TEXT, stream=FLAG, options=ref("OllamaOptions")
     ),
-    "OllamaEmbedRequest": asking("model", "input", input=TEXTS),
+    "OllamaEmbedRequest": asking("model", "input", input=TEXTS, prompt_name=PROMPT_NAME),
     "OllamaEmbeddingsRequest": asking("model", "prompt", prompt=TEXT),
     "OllamaShowRequest": asking("model"),
     "OllamaAnswer": fields("model", "created_at", "done", model=TEXT, created_at=TEXT, done=FLAG),

@@ -132,7 +132,8 @@ async def translated(reply: Reply) -> ApiError:
         return bad_request(f"a field has the wrong type: {message.partition('] ')[2]}")
     if found := TOO_LONG.search(message):
         message = (
-            f"a text has {found[1]} tokens, and this model takes {found[2]}: shorten or split it"
+            f"a text of {found[1]} tokens is too large: this model takes {found[2]};"
+            " shorten or split it"
         )
         return bad_request(message, code="context_length_exceeded")
     return bad_request(message)

@@ -114,7 +114,7 @@ def test_a_text_may_be_as_long_as_the_context_and_no_longer(served, folders):
 
     assert np.abs(found[[1, 3]] - expected).max() < 1e-3
     assert status == 400
-    assert body["error"]["message"].startswith("a text has 257 tokens, and this model takes 256")
+    assert "a text of 257 tokens is too large: this model takes 256" in body["error"]["message"]
     assert body["error"]["code"] == "context_length_exceeded"
 
 
