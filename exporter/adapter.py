@@ -95,6 +95,8 @@ class AdapterSpec:
     weights: Path = Path()
     origin: Origin = "peft"
     """config and tensors are in PEFT's form, whatever the format they lie in."""
+    renamed: bool = False
+    """Whether its modules have the names of a GGUF base, and its config is written for them."""
 
     @property
     def kind(self) -> str:

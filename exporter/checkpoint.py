@@ -30,12 +30,14 @@ class Checkpoint:
     """Of the tensors as they are read: without quantization_config where that is undone here."""
     tensors: dict[str, Tensor]
     """By hub name; shard by shard in name order, as llama.cpp's converter reads them."""
+    title: str = ""
+    """What a person calls it, where that is not its folder's name."""
     roundtrip: str = ""
     """How its weights were quantized and dequantized again, when they were."""
 
     @property
     def name(self) -> str:
-        return model_name(self.folder)
+        return self.title or model_name(self.folder)
 
     @property
     def architecture(self) -> str:

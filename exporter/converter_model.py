@@ -10,6 +10,8 @@ from exporter.merge import MergedTensors
 from exporter.steps import MergePlan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from exporter.checkpoint import Checkpoint
 
 
@@ -18,11 +20,17 @@ def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
 
     And what is done to a tensor before the class is given it.
     """
+    folder = checkpoint.folder
+    return model_of_config(checkpoint, folder, hparams_of(checkpoint, folder, checkpoint.tensors))
+
+
+def model_of_config(
+    checkpoint: Checkpoint, folder: Path, hparams: dict[str, Any]
+) -> tuple[Any, Arrange]:
+    """The same for a config of the caller's; folder: where config.json and tokenizer lie."""
     import gguf
     from conversion import ModelBase
 
-    folder = checkpoint.folder
-    hparams = hparams_of(checkpoint, folder, checkpoint.tensors)
     model_class, architecture = find_class(hparams, "text", checkpoint.tensors)
     source = LazySource(MergedTensors(MergePlan(checkpoint)), hparams, architecture)
     with tensors_from(source, ModelBase):

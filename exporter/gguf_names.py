@@ -151,7 +151,7 @@ def asked(checkpoint: Checkpoint, modules: set[str]) -> tuple[str, dict[str, lis
             continue
         block = next((int(part) for part in kept[0].split(".") if part.isdecimal()), None)
         try:
-            given = arrange(name, probe(checkpoint, name, number))
+            given = arrange(name, probe(checkpoint.tensors[name].shape, name, number))
             made = list(model.modify_tensors(given, kept[0], block))
         except UnsupportedError:  # only a module that the adapter changes must be undone
             continue
@@ -163,14 +163,14 @@ def asked(checkpoint: Checkpoint, modules: set[str]) -> tuple[str, dict[str, lis
     return str(model.gguf_writer.arch), origins
 
 
-def probe(checkpoint: Checkpoint, name: str, number: int) -> Product:
+def probe(shape: tuple[int, ...], name: str, number: int) -> Product:
     """A product of rank 1 whose halves are their places: b (n_out, 1) from 0, a (1, n_in) below 0.
 
     Of each tensor's rows the places begin elsewhere.
     """
     import torch
 
-    rows, columns = checkpoint.tensors[name].shape
+    rows, columns = shape
     b = torch.arange(rows, dtype=torch.float64) + number * PLACES
     a = -1 - torch.arange(columns, dtype=torch.float64)
     return Product(a[None, :], b[:, None], frozenset({name}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from exporter.core.gguf import read_gguf
 from exporter.overlay import WEIGHTS
 from exporter.provenance import version
 from exporter.steps import CombinedSum, MergePlan
@@ -21,7 +22,8 @@ def identity(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str, 
     A file of the base counts as unchanged while its size and time stand; adapters are hashed.
     """
     base = merge.checkpoint.folder
-    files = sorted(path for pattern in (*WEIGHTS, "config.json") for path in base.glob(pattern))
+    found = (path for pattern in (*WEIGHTS, "config.json") for path in base.glob(pattern))
+    files = sorted(found if base.is_dir() else read_gguf(base).shards or [base])
     stats = [(path.name, path.stat()) for path in files]
     combined = {
         str(step.how)

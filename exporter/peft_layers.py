@@ -275,7 +275,7 @@ def config_for(adapter: AdapterSpec, modules: list[str]) -> Any:
 
     config = (
         copy.copy(PeftConfig.from_pretrained(str(adapter.folder)))
-        if adapter.origin == "peft"
+        if adapter.origin == "peft" and not adapter.renamed
         else LoraConfig(**adapter.config)
     )
     elsewhere = {

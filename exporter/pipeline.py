@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
-from exporter.checkpoint import open_checkpoint
+from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.convert import Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, once, silent
@@ -17,6 +17,7 @@ from exporter.core.gguf import shard_paths
 from exporter.core.machine import cores, give_back_large_blocks
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
+from exporter.gguf_base import gguf_conversion, is_gguf, lossy_types, open_gguf
 from exporter.hparams import read_ahead
 from exporter.identity import identity
 from exporter.imatrix import importance
@@ -33,7 +34,7 @@ from exporter.recipe import Recipe, check_recipe
 from exporter.slots import Conversion
 from exporter.sources import find_base
 from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, describe
-from exporter.toolchain import Toolchain
+from exporter.toolchain import Toolchain, find_toolchain
 from exporter.verify.after import verify_exported
 from exporter.verify.report import Verification
 from exporter.write import GGUFPlan, Group, check_space, lay_out, write_files
@@ -228,6 +229,12 @@ def convert_all(
     """
     trust = request.trust_remote_code
     report = once(report)  # the converter says the same for each output type
+    if is_gguf(tensors.plan.checkpoint.folder):
+        name = result_name(tensors.plan)
+        return {
+            outtype: gguf_conversion(tensors, toolchain, outtype=outtype, model_name=name)
+            for outtype in dict.fromkeys(map(outtype_for, request.quants))
+        }, None
     outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
     with (
         result_folder(tensors.plan, trust_remote_code=trust) as folder,
@@ -278,15 +285,22 @@ def plan_request(
         for folder, scale in request.adapters
     ]
     first = adapters[0].adapter if adapters else None
-    checkpoint = open_checkpoint(
-        base_folder(request, first, report=report), trust_remote_code=request.trust_remote_code
-    )
     trust = request.trust_remote_code
+    base = base_folder(request, first, report=report)
+    from_gguf = is_gguf(base)
+    checkpoint = (
+        open_gguf(base, toolchain or find_toolchain())
+        if from_gguf
+        else open_checkpoint(base, trust_remote_code=trust)
+    )
     specs = [
         on_base(one.adapter, checkpoint, toolchain, trust_remote_code=trust, report=report)
         for one in adapters
     ]
     adapters = [replace(one, adapter=spec) for one, spec in zip(adapters, specs, strict=True)]
+    if from_gguf:
+        say_double_loss(checkpoint, request, report=report)
+        return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
     if adapters and toolchain:  # without an adapter, llama.cpp's converter dequantizes for itself
         checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
@@ -294,6 +308,18 @@ def plan_request(
     for note in merge.notes:
         report(Warn(note))
     return merge
+
+
+def say_double_loss(checkpoint: Checkpoint, request: ExportRequest, *, report: Report) -> None:
+    """Warn where a quantized GGUF is quantized again."""
+    kinds = [kind for kind in lossy_types(checkpoint) if kind not in FLOATS]
+    if kinds and set(request.quants) - set(FLOATS):
+        report(
+            Warn(
+                f"`{checkpoint.folder}` is {', '.join(kinds)} already: quantized again, its weights"
+                " lose twice; a base in 16 bits gives a better file"
+            )
+        )
 
 
 def result_name(merge: MergePlan) -> str:

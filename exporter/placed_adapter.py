@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from exporter import mlx
 from exporter.core.events import Report, silent
+from exporter.gguf_base import ARCHITECTURE
+from exporter.gguf_base_names import named_in_gguf
 from exporter.gguf_names import named_on_hub
 from exporter.toolchain import find_toolchain
 
@@ -28,6 +30,8 @@ def on_base(
     Raises UnsupportedError for a base that the other tool trains in another form, AdapterError
     for one that a GGUF adapter does not fit.
     """
+    if ARCHITECTURE in checkpoint.config:
+        return named_in_gguf(adapter, checkpoint, toolchain or find_toolchain())
     if adapter.origin == "mlx":
         mlx.check_base(adapter, checkpoint)
     if adapter.origin != "gguf":

@@ -173,8 +173,11 @@ def chosen_quants(quants: tuple[str, ...]) -> tuple[str, ...]:
 def name_of(adapters: list[Path], base: Path | None) -> str:
     """What a person would call the result."""
     from exporter.adapter import open_adapter
+    from exporter.gguf_base import gguf_name, is_gguf
 
-    return "-".join(open_adapter(folder).name for folder in adapters) or model_name(base or Path())
+    base = base or Path()
+    named = gguf_name(base) if is_gguf(base) else model_name(base)
+    return "-".join(open_adapter(folder).name for folder in adapters) or named
 
 
 def export_gguf(request: ExportRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:

@@ -29,7 +29,10 @@ def folder_name(name: str, to: str) -> Path:
 
 def export_folder(to: str, request: ExportRequest, folder: Path, max_shard_size: str) -> None:
     """Write the folder that `to` means and show it."""
+    from exporter.gguf_base import refuse_gguf_base
+
     options = click.get_current_context().params
+    refuse_gguf_base(request.base, to)
     if folder.suffix in (".gguf", ".safetensors"):
         raise click.UsageError(f"--to {to} makes a folder: `-o {folder.with_suffix('')}`")
     if to == "ollama" and request.split_max:

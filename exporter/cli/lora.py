@@ -40,6 +40,7 @@ def refuse_for_lora(adapter: str | None) -> None:
 def export_lora(adapters: list[Path], base: Path | None) -> None:
     """Write the first adapter as a GGUF and show it; the other options are the command's own."""
     from exporter.adapter import open_adapter
+    from exporter.gguf_base import refuse_gguf_base
     from exporter.kinds import refuse_for_adapter_file
     from exporter.lora import LoraRequest
     from exporter.lora import export_lora as run
@@ -48,6 +49,7 @@ def export_lora(adapters: list[Path], base: Path | None) -> None:
 
     options = click.get_current_context().params
     need_adapters(adapters, base, "--to lora")
+    refuse_gguf_base(base, "lora")
     adapter = adapters[0]
     name = open_adapter(adapter, refuse=refuse_for_adapter_file).name
     request = LoraRequest(

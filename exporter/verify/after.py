@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from exporter.core.events import Note, Report, Step, silent
@@ -27,12 +28,21 @@ def verify_exported(
     Raises VerifyError when one fails; it is then called NAME.rejected.
     """
     from exporter.verify.light import expected_of, verify_light
+    from exporter.verify.requantized import is_of_gguf, verify_requantized
 
     report(Step("verifying"))
     found = []
-    with expected_of(plan, toolchain, trust_remote_code=trust_remote_code) as expected:
+    with (
+        nullcontext()
+        if is_of_gguf(plan)
+        else expected_of(plan, toolchain, trust_remote_code=trust_remote_code)
+    ) as expected:
         for path in paths:
-            result = verify_light(path, expected, toolchain, report=report)
+            result = (
+                verify_light(path, expected, toolchain, report=report)
+                if expected
+                else verify_requantized(path, plan, toolchain)
+            )
             if not result.ok:
                 for shard in read_gguf(path).shards or (path,):
                     shard.rename(shard.with_name(shard.name + REJECTED))

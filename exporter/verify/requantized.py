@@ -1,0 +1,128 @@
+"""A GGUF that was made of another one: its values against that one's and the adapters', rows of
+each tensor; its settings and tokens against the copy that they are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.convert import imported
+from exporter.core.gguf import Array, GGUFFile, TensorInfo, read_gguf
+from exporter.core.types import FLOATS
+from exporter.gguf_base import ARCHITECTURE, NOT_COPIED
+from exporter.steps import MergePlan
+from exporter.verify.bounds import allowed_error, least_likeness, likeness
+from exporter.verify.report import Check, Verification
+from exporter.verify.rows import Reference
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.toolchain import Toolchain
+
+ROWS = 16
+SEED = 20
+KEPT_ITEMS = 1 << 20  # all of a vocabulary
+MERGE_DTYPE, MERGED_EXACTLY = "decant.merge_dtype", "float32"
+IMATRIX = "quantize.imatrix."
+NAMED_ANEW = ("general.name", "general.quantization_version")
+
+
+def is_of_gguf(plan: MergePlan) -> bool:
+    """Whether a plan's base is a GGUF file."""
+    return ARCHITECTURE in plan.checkpoint.config
+
+
+def verify_requantized(path: Path, plan: MergePlan, toolchain: Toolchain) -> Verification:
+    """Weights and settings of one file. Raises ModelError for no GGUF."""
+    started = time.monotonic()
+    file, source = (read_gguf(one, keep_items=KEPT_ITEMS) for one in (path, plan.checkpoint.folder))
+    with imported(toolchain):
+        checks = (check_weights(file, plan), check_copied(file, source))
+    return Verification(path, checks, time.monotonic() - started)
+
+
+def check_weights(file: GGUFFile, plan: MergePlan) -> Check:
+    """Some rows of every tensor, and how far they are from the base's and adapters' values."""
+    import numpy as np
+
+    from exporter.verify.weights import read_rows
+
+    reference, problems = Reference(plan), []
+    infos = {info.name: info for info in file.tensors}
+    rounded = file.text(MERGE_DTYPE) != MERGED_EXACTLY
+    weighed = any(key.startswith(IMATRIX) for key in file.metadata)
+    random = np.random.default_rng(SEED)
+    error = size = 0.0
+    for name in plan.names:
+        info = infos.get(name)
+        if info is None:
+            problems.append(f"`{name}` is missing")
+            continue
+        count = math.prod(info.shape[:-1]) if info.shape else 1
+        numbers = np.sort(random.permutation(count)[:ROWS])
+        merged = reference.rows(name, numbers)
+        stored = read_rows(info, numbers)
+        allowed = (
+            allowed_error(merged.after, info.type, rounded=rounded, by_importance=weighed)
+            + merged.slack
+        )
+        problems += problem_of(info, stored, merged.after, allowed)
+        if info.type.name not in FLOATS:
+            error += float(((stored - merged.after) ** 2).sum())
+            size += float((merged.after**2).sum())
+    share = math.sqrt(error / size) if size else 0.0
+    merged_count = sum(bool(change.steps) for change in plan.changes.values())
+    return Check(
+        "weights",
+        tuple(problems),
+        f"{merged_count} merged and {len(plan.names) - merged_count} other tensors;"
+        f" quantizing lost {share:.2%} of the values that the base's file held",
+        numbers={"merged": merged_count, "loss": share},
+    )
+
+
+def problem_of(
+    info: TensorInfo,
+    stored: np.ndarray[Any, Any],
+    expected: np.ndarray[Any, Any],
+    allowed: np.ndarray[Any, Any],
+) -> list[str]:
+    """What is wrong with a tensor's rows, in a sentence."""
+    import numpy as np
+
+    if not np.isfinite(stored).all():
+        return [f"`{info.name}` ({info.type.name}) holds values that are no numbers"]
+    if (near := likeness(stored, expected)) < least_likeness(info.type):
+        return [f"`{info.name}` is like another tensor (cosine {near:.2f})"]
+    over = np.abs(stored - expected) > allowed
+    if not over.any():
+        return []
+    at = tuple(int(index[0]) for index in over.nonzero())
+    told = f"`{info.name}` ({info.type.name}) is {stored[at]:.6g} where base and adapter give"
+    return [f"{told} {expected[at]:.6g}; the type allows an error of {allowed[at]:.2g}"]
+
+
+def check_copied(file: GGUFFile, source: GGUFFile) -> Check:
+    """Every setting of the source, the tokenizer's among them, is in the file."""
+    copied = {
+        key: value
+        for key, value in source.metadata.items()
+        if not NOT_COPIED.match(key) and key not in NAMED_ANEW
+    }
+    problems = [
+        f"{key} is {short(file.metadata.get(key))} and should be {short(value)}"
+        for key, value in copied.items()
+        if file.metadata.get(key) != value
+    ]
+    if file.architecture != source.architecture:
+        problems.insert(0, f"it is a {file.architecture}, and its base a {source.architecture}")
+    return Check("settings", tuple(problems), f"{len(copied)} settings as in the base's file")
+
+
+def short(value: object) -> str:
+    text = f"{value.length} items" if isinstance(value, Array) else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"  # noqa: PLR2004 - what fits into a line
