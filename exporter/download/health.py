@@ -221,6 +221,11 @@ class Health:
     def is_free(self) -> bool:
         return self.is_open and self.site(self.store).has_room(0)
 
+    @property
+    def is_promising(self) -> bool:
+        """Whether one connection more may be opened, now or soon."""
+        return self.is_free or self.is_starting(self.site(self.store), 0)
+
     def is_starting(self, site: Site, of_file: int) -> bool:
         """Whether it had no time yet to show how many connections it allows at one of its sites."""
         asked_at = site.asked_at or self.asked_at or self.clock()
@@ -283,7 +288,9 @@ def is_slow(health: Health, rate: float, rates: Sequence[float], others: Iterabl
     if len(rates) >= 3 and rate < sorted(rates)[len(rates) // 2] / 10:  # noqa: PLR2004
         return True
     return rate < health.limits.slow_rate and any(
-        other.is_free and not other.is_benched and (other.rate is None or other.rate > 3 * rate)
+        other.is_promising
+        and not other.is_benched
+        and (other.rate is None or other.rate > 3 * rate)
         for other in others
         if other is not health
     )
