@@ -49,7 +49,8 @@ EMBEDDING = "token_embd.weight"
 EXPERT = re.compile(r"(?P<stack>.+\.experts)\.\d+\..+\.weight")
 # Their graphs (src/models/*.cpp) multiply with some weights without looking for adapters.
 DEAF = ("deepseek", "kimi", "glm-dsa", "glm5", "hy-v4", "hy_v4", "minicpm3", "plm", "bailingmoe3",
-        "dots3", "granite-switch", "rwkv", "arwkv")  # fmt: skip
+        "dots3", "dflash", "gemma4-assistant", "graniteswitch", "mistral4", "rwkv",
+        "arwkv")  # fmt: skip
 # The other architectures do so with a few: tables beside the embedding, T5's distances, Gemma 3n's
 # and 4's inputs of each layer and AltUp, Nemotron's latent experts, a classifier's head.
 DEAF_TENSORS = re.compile(

@@ -9,7 +9,7 @@ from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.merge import is_finite, split_experts
 from exporter.products import MERGED_INSTEAD, CannotFollowError, Product
 from exporter.retraced import MATRIX, Rearrange, retraced
-from exporter.steps import ExpertSum, LoraSum, MergePlan, Replace, StackSum
+from exporter.steps import ExpertSum, LoraSum, MergePlan, PartSum, Replace, StackSum, Step
 
 if TYPE_CHECKING:
     import torch
@@ -21,36 +21,65 @@ def product_of(name: str, plan: MergePlan) -> Product | None:
     steps = [step for step in change.steps if not is_unchanged(step, name, plan)]
     if not steps:
         return None
-    step = steps[0]
-    if isinstance(step, LoraSum):
-        a, b = (read_tensor(half).float() for half in (step.pair.a, step.pair.b))
-        scaling, turned = step.scaling * step.scale, step.kind != "linear"
-    elif isinstance(step, ExpertSum):
-        a, b = split_experts(step)  # (experts, rank, in), (experts, out, rank)
-        scaling, turned = step.scaling, step.transposed
-        if step.expert is not None:
-            a, b = a[step.expert], b[step.expert]
-    elif isinstance(step, StackSum):
-        a, b = stacked_parts(step, change.shape)
-        scaling, turned = 1.0, step.transposed
-    else:
+    found = halves_of(steps[0], change.shape)
+    if found is None:
         raise UnsupportedError(
-            f"a GGUF adapter cannot hold what the adapter does to `{name}` ({type(step).__name__})",
+            f"a GGUF adapter cannot hold what the adapter does to `{name}`"
+            f" ({type(steps[0]).__name__})",
             hint=MERGED_INSTEAD,
         )
     if len(steps) > 1:
         raise UnsupportedError(f"`{name}` is changed more than once", hint=MERGED_INSTEAD)
-    if turned:
-        a, b = b.transpose(-1, -2), a.transpose(-1, -2)
-    if isinstance(step, ExpertSum) and step.expert is not None:
-        b = b[step.first_row : step.first_row + change.shape[0]]
-    b = b * scaling
+    a, b = found
     if not is_finite(a) or not is_finite(b):
         raise AdapterError(
             f"the adapter's matrices for `{name}` hold NaN or infinite values",
             hint="the training diverged: use an earlier checkpoint of the adapter",
         )
     return Product(a, b, frozenset({name}))
+
+
+def halves_of(step: Step, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """A as (…, rank, n_in) and B as (…, n_out, rank), scaled; None for a step that has none.
+
+    shape: the weight's, (…, n_out, n_in).
+    """
+    match step:
+        case LoraSum():
+            a, b = (read_tensor(half).float() for half in (step.pair.a, step.pair.b))
+            scaling, turned = step.scaling * step.scale, step.kind != "linear"
+        case ExpertSum():
+            a, b = split_experts(step)  # (experts, rank, in), (experts, out, rank)
+            scaling, turned = step.scaling, step.transposed
+            if step.expert is not None:
+                a, b = a[step.expert], b[step.expert]
+        case StackSum():
+            a, b = stacked_parts(step, shape)
+            scaling, turned = 1.0, step.transposed
+        case PartSum():
+            a, b = parts_in_rows(step, shape[0])
+            scaling, turned = 1.0, False
+        case _:
+            return None
+    if turned:
+        a, b = b.transpose(-1, -2), a.transpose(-1, -2)
+    if isinstance(step, ExpertSum) and step.expert is not None:
+        b = b[step.first_row : step.first_row + shape[0]]
+    return a, b * scaling
+
+
+def parts_in_rows(step: PartSum, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of parts of a tensor as one: A as (ranks, in), B as (rows, ranks), scaled."""
+    import torch
+
+    pairs = [part.pair for _, part in step.parts]
+    a = torch.cat([read_tensor(pair.a).float() for pair in pairs])
+    b, first_rank = torch.zeros(rows, len(a)), 0
+    for first, part in step.parts:
+        values = read_tensor(part.pair.b).float() * part.scaling * part.scale
+        b[first : first + len(values), first_rank : first_rank + values.shape[1]] = values
+        first_rank += values.shape[1]
+    return a, b
 
 
 def stacked_parts(step: StackSum, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,6 +26,7 @@ from exporter.steps import (
     ExpertSum,
     LoraSum,
     MergePlan,
+    PartSum,
     Replace,
     ReplaceRows,
     Residual,
@@ -136,6 +137,10 @@ class MergedTensors:
                 add_experts(step, weight, *self.stacked_pair(step))
             case StackSum():
                 add_parts(step, weight)
+            case PartSum():
+                for first, part in step.parts:
+                    rows = weight[first : first + part.pair.b.shape[0]]
+                    rows[:] = self.add_lora(part, rows.clone())
             case CombinedSum():
                 return combine_with_peft(step, weight)
             case Residual():

@@ -8,9 +8,9 @@ transformers 5 stacks experts that the checkpoint keeps apart. Nothing is rename
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from exporter.checkpoint import Checkpoint
 from exporter.core.errors import AdapterError
@@ -18,9 +18,20 @@ from exporter.core.errors import AdapterError
 # Words that stand before a decoder's own names, in some order, in one spelling or another.
 ROOTS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "base_model",
          "bert", "roberta", "distilbert", "deberta", "electra", "rwkv", "backbone"}  # fmt: skip
-
+Found = TypeVar("Found")
 EXPERTS = ".experts."
 ROUTER_LAYER = ".router.linear"  # what trainers on 4 bits make of a router that is one weight
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of equally many rows of a tensor."""
+
+    tensor: str
+    """The checkpoint's name of the whole."""
+    index: int
+    count: int
+    """Of the parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,8 @@ class Renamed:
 
     modules: dict[str, str]
     tensors: dict[str, str]
+    parts: dict[str, Part] = field(default_factory=dict)
+    """Those that are some rows of a tensor of the checkpoint: q_proj, of a fused qkv."""
 
 
 class Names:
@@ -75,6 +88,10 @@ class Names:
         """
         return self.tensor(name) or find(name, self.renamed.tensors)
 
+    def part(self, name: str) -> Part | None:
+        """The rows of a larger tensor that a tensor of transformers' model is cut out of."""
+        return find(name, self.renamed.parts)
+
     def parameters_of(self, module: str) -> tuple[str, ...]:
         """The names of a module's own parameters, in the order in which its class has them."""
         return next(iter(self.declared_in(module)), ())
@@ -111,19 +128,21 @@ class Names:
         mapping = conversions_of(model)
         converters = [c for c in mapping if isinstance(c, WeightConverter)]
         renamings = [c for c in mapping if not isinstance(c, WeightConverter)]
-        modules, tensors, memory = {}, {}, model.state_dict()
+        found, memory = Renamed({}, {}), model.state_dict()
         for name in self.checkpoint.tensors:
             key, stacked = rename_source_key(
                 name, renamings, converters, model.base_model_prefix, memory
             )
             parent, _, leaf = key.rpartition(".")
             if stacked is None:
-                tensors[key] = name
+                found.tensors[key] = name
                 if leaf == name.rpartition(".")[2]:
-                    modules[parent] = name.rpartition(".")[0]
+                    found.modules[parent] = name.rpartition(".")[0]
             elif EXPERTS in name:
-                modules[parent] = name.partition(EXPERTS)[0] + EXPERTS.rstrip(".")
-        return Renamed(modules, tensors)
+                found.modules[parent] = name.partition(EXPERTS)[0] + EXPERTS.rstrip(".")
+            else:
+                found.parts.update(chunks(key, name, stacked, converters))
+        return found
 
     def stacked(self, module: str, parameter: str) -> tuple[tuple[str, ...], ...]:
         """A stacked parameter of transformers 5 as the checkpoint keeps it, expert by expert.
@@ -157,14 +176,32 @@ class Names:
         )
 
 
-def find(name: str, names: dict[str, str]) -> str | None:
+def chunks(key: str, name: str, pattern: str, converters: list[Any]) -> dict[str, Part]:
+    """The tensors in memory that transformers cuts one of the checkpoint into, row by row.
+
+    key: the first one's name; name: the checkpoint's; pattern: what of its name a converter knows.
+    """
+    for converter in converters:
+        targets = converter.target_patterns
+        cuts = [type(op).__name__ for op in converter.operations] == ["Chunk"]
+        if pattern in converter.source_patterns and cuts and converter.operations[0].dim == 0:
+            return {
+                key.replace(targets[0], target, 1): Part(name, index, len(targets))
+                for index, target in enumerate(targets)
+                if targets[0] in key
+            }
+    return {}
+
+
+def find(name: str, names: dict[str, Found]) -> Found | None:
     """What `names` has for the name as it is, else for another way to spell it."""
     if name in names:
         return names[name]
-    hits = sorted({names[spelled] for spelled in spellings(name) if spelled in names})
+    hits = list(dict.fromkeys(names[spelled] for spelled in spellings(name) if spelled in names))
     if len(hits) > 1:
         raise AdapterError(
-            f"the adapter's `{name}` could be any of {', '.join(f'`{hit}`' for hit in hits)}",
+            f"the adapter's `{name}` could be any of"
+            f" {', '.join(sorted(f'`{hit}`' for hit in hits))}",
             hint="pass the base it was trained on as --base",
         )
     return hits[0] if hits else None

@@ -32,6 +32,7 @@ from exporter.steps import (
     LoraSum,
     MergeDtype,
     MergePlan,
+    PartSum,
     Replace,
     ReplaceRows,
     StackSum,
@@ -234,21 +235,38 @@ class Planner:
         if isinstance(found, str) or isinstance(one, str):
             problems.misfits.append(found if isinstance(found, str) else str(one))
         elif one:
-            self.add_part(*one)
+            self.join(one[0], one[1])
         elif not found:
-            problems.lack(pair)
+            self.add_rows_of_fused(weighted, pair, problems)
         else:
             for name, step in found.items():
                 self.change(name, step)
 
-    def add_part(self, name: str, step: StackSum) -> None:
-        """One expert's own pair; those of the same adapter become one step of the stack."""
-        steps = self.steps.setdefault(name, [])
-        last = steps[-1] if steps else None
-        if isinstance(last, StackSum) and (name, StackSum) in self.adapter_steps:
-            steps[-1] = replace(last, parts=last.parts + step.parts)
-        else:
+    def add_rows_of_fused(
+        self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems
+    ) -> None:
+        """A module that is some rows of a tensor of the checkpoint, such as q of a fused qkv."""
+        part = self.names.part(f"{pair.module}.weight")
+        if part is None or pair.extras.get("lora_B.bias"):
+            problems.lack(pair)
+            return
+        shape, fits = self.shape(part.tensor), (pair.b.shape[0], pair.a.shape[1])
+        if (shape[0] // part.count, *shape[1:]) != fits or shape[0] % part.count:
+            problems.misfit(f"1/{part.count} of {part.tensor}", shape, fits)
+            return
+        scaling = scaling_of(weighted.adapter, pair).value
+        step = LoraSum(weighted.adapter, pair, "linear", scaling, weighted.scale)
+        self.join(part.tensor, PartSum(((part.index * fits[0], step),)))
+
+    def join(self, name: str, step: StackSum | PartSum) -> None:
+        """One part of a step; those of the same adapter become one step of the tensor."""
+        last = next(iter(self.steps.get(name, ())[-1:]), None)
+        if (name, type(step)) not in self.adapter_steps:
             self.change(name, step)
+        elif isinstance(last, StackSum) and isinstance(step, StackSum):
+            self.steps[name][-1] = replace(last, parts=last.parts + step.parts)
+        elif isinstance(last, PartSum) and isinstance(step, PartSum):
+            self.steps[name][-1] = PartSum(last.parts + step.parts)
 
     def add_tuner(self, weighted: WeightedAdapter, problems: Problems) -> None:
         """Another tuner: its modules are those whose weights the checkpoint has."""

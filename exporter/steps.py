@@ -148,9 +148,17 @@ class StackSum:
     """Whether the stack is (experts, n_in, n_out)."""
 
 
+@dataclass(frozen=True, slots=True)
+class PartSum:
+    """LoRAs of modules that are one tensor in the checkpoint, each on some of its rows."""
+
+    parts: tuple[tuple[int, LoraSum], ...]
+    """The first row of each, and what is added from there on."""
+
+
 Step = (
     LoraSum | Residual | BiasSum | Replace | ReplaceRows | AddRows | Tuned | CombinedSum
-    | ExpertSum | StackSum
+    | ExpertSum | StackSum | PartSum
 )  # fmt: skip
 
 

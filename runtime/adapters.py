@@ -205,7 +205,10 @@ def fits(weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> bool:
 
 def another_base(adapter: Adapter, header: GGUFFile, model: GGUFFile, why: str) -> ModelError:
     base = header.text("decant.base") or header.text("general.base_model.0.name")
+    if base and base in (model.text("decant.base"), model.text("general.name")):
+        hint = f"both are of a {base}, but not of the same: export the model and the adapter again"
+    else:
+        hint = f"it was trained on {base}" if base else "load the base it was trained on"
     return ModelError(
-        f"the adapter {adapter.name!r} is not for `{model.path.name}`: {why}",
-        hint=f"it was trained on {base}" if base else "load the base it was trained on",
+        f"the adapter {adapter.name!r} is not for `{model.path.name}`: {why}", hint=hint
     )

@@ -173,6 +173,12 @@ STACKED: dict[str, Architecture] = {
     ),
 }  # fmt: skip
 """Their checkpoints keep experts in stacks, or under other names than transformers' parameters."""
+FUSED: dict[str, Architecture] = {
+    "hrm_text": Architecture(
+        lambda t: t.HrmTextConfig(**SIZE), linear=["q_proj", "v_proj", "gate_proj", "o_proj"]
+    ),
+}
+"""Their checkpoints have one tensor where transformers has several modules."""
 REARRANGED: dict[str, Architecture] = {
     "falcon_h1": Architecture(
         lambda t: t.FalconH1Config(
@@ -185,7 +191,7 @@ REARRANGED: dict[str, Architecture] = {
     ),
 }  # fmt: skip
 """llama.cpp's converter changes their weights value by value."""
-EVERY = ARCHITECTURES | STACKED | REARRANGED
+EVERY = ARCHITECTURES | STACKED | FUSED | REARRANGED
 
 
 def make_architecture(name: str, folder: Path, *, dtype: str = "bfloat16") -> Path:

@@ -22,6 +22,7 @@ from exporter.steps import (
     ExpertSum,
     LoraSum,
     MergePlan,
+    PartSum,
     Replace,
     ReplaceRows,
     Residual,
@@ -97,6 +98,8 @@ def needs_peft(step: Step) -> bool:
     """Whether a step is more than this file computes."""
     if isinstance(step, (Tuned, CombinedSum, Residual, AddRows)):
         return True
+    if isinstance(step, PartSum):
+        return any(needs_peft(part) for _, part in step.parts)
     if not isinstance(step, LoraSum):
         return False
     config = step.adapter.config
@@ -136,10 +139,19 @@ def take(step: Step, weight: Rows | None, numbers: Rows) -> tuple[Rows, Rows]:
         case ExpertSum():
             left, right = expert_halves(step, numbers, weight.shape[1])
             return add(weight, left, right, step.scaling)
-        case StackSum():
-            return add_parts(step, weight, numbers)
+        case _:
+            return add_pairs(step, weight, numbers)
+
+
+def add_pairs(step: Step, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
+    """LoRAs of a whole weight, of parts of it, or of single experts."""
+    match step:
         case LoraSum():
             return add_lora(step, weight, numbers)
+        case StackSum():
+            return add_parts(step, weight, numbers)
+        case PartSum():
+            return add_to_rows(step, weight, numbers)
         case _:
             raise AssertionError(step)
 
@@ -219,6 +231,19 @@ def add_parts(step: StackSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
             weight = weight.copy()
             weight[at] = summed
             slack[at] += more
+    return weight, slack
+
+
+def add_to_rows(step: PartSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
+    """LoRAs of parts of a tensor, onto some of its rows: (rows, width)."""
+    import numpy as np
+
+    weight, slack = weight.copy(), np.zeros_like(weight)
+    for first, part in step.parts:
+        within = numbers - first
+        here = (within >= 0) & (within < part.pair.b.shape[0])
+        if here.any():
+            weight[here], slack[here] = add_lora(part, weight[here], within[here])
     return weight, slack
 
 

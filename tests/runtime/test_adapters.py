@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from exporter.convert import imported
 from exporter.core.errors import InputError, ModelError
 from exporter.core.gguf import read_gguf
 from exporter.lora import LoraRequest, export_lora
@@ -107,3 +108,73 @@ class TestWithModels:
 
         assert done.returncode == 3
         assert "adapter_config.json" in done.stderr
+
+
+DOWN, PLAIN = "blk.0.ffn_down_exps", "blk.0.attn_q"
+
+
+def write(path, tensors, toolchain, **settings):
+    """A GGUF of zeros, by gguf's own writer."""
+    import numpy as np
+
+    with imported(toolchain):
+        import gguf
+
+        writer = gguf.GGUFWriter(path, "gemma4")
+        for key, value in settings.items():
+            writer.add_string(key.replace("_", "."), value)
+        for name, shape in tensors.items():
+            writer.add_tensor(name, np.zeros(shape, np.float32))
+        for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file"):
+            getattr(writer, step)()
+        writer.close()
+    return path
+
+
+@pytest.mark.llamacpp
+@pytest.mark.parametrize(
+    ("scaled", "scale", "module", "refused"),
+    [
+        ("", (4,), DOWN, True),  # one factor for each expert, on what comes out
+        (f"{DOWN}.weight", (4,), DOWN, False),
+        ("", (8,), DOWN, False),  # on what goes in
+        ("", (1,), PLAIN, True),
+        (f"{DOWN}.weight", (1,), PLAIN, True),
+        ("", (8,), PLAIN, False),
+    ],
+)
+def test_a_factor_that_llamacpp_puts_on_the_base_alone_is_no_adapters_loss(
+    toolchain, tmp_path, scaled, scale, module, refused
+):
+    experts = (4,) if module == DOWN else ()
+    base = {f"{module}.weight": (*experts, 8, 8), f"{module}.scale": scale}
+    pair = {
+        f"{module}.weight.lora_a": (*experts, 2, 8),
+        f"{module}.weight.lora_b": (*experts, 8, 2),
+    }
+    settings = {"general_type": "adapter", "adapter_type": "lora"}
+    if scaled:
+        settings["decant_lora_scaled"] = scaled
+    model = read_gguf(write(tmp_path / "m.gguf", base, toolchain))
+    adapter = Adapter("mine", write(tmp_path / "a.gguf", pair, toolchain, **settings), 1.0)
+
+    if refused:
+        with pytest.raises(ModelError, match="multiplies by") as caught:
+            check_adapter(adapter, model)
+        assert "--adapter mine=FOLDER" in caught.value.hint
+    else:
+        check_adapter(adapter, model)
+
+
+@pytest.mark.llamacpp
+def test_the_hint_does_not_name_the_base_that_is_loaded(toolchain, tmp_path):
+    pair = {f"{PLAIN}.weight.lora_a": (2, 16), f"{PLAIN}.weight.lora_b": (8, 2)}
+    made = {"general_type": "adapter", "adapter_type": "lora", "decant_base": "gemma"}
+    adapter = Adapter("mine", write(tmp_path / "a.gguf", pair, toolchain, **made), 1.0)
+    weights = {f"{PLAIN}.weight": (8, 8)}
+
+    for said, hint in (("gemma", "both are of a gemma"), ("other", "it was trained on gemma")):
+        model = read_gguf(write(tmp_path / f"{said}.gguf", weights, toolchain, general_name=said))
+        with pytest.raises(ModelError) as caught:
+            check_adapter(adapter, model)
+        assert hint in caught.value.hint
