@@ -35,6 +35,8 @@ BASE_MODEL = (
     "neither base nor adapter has a chat template: it is a base model, for plain completion;"
     " to chat with it, pass --chat-template NAME to `decant chat` or `decant serve`"
 )
+PHI3, PHI3_KEEPS = ("phi-3", "phi3"), {"<unk>", "<s>", "<|endoftext|>"}
+"""In a model's name, and the tokens that leave spaces as they are in such a model."""
 LETTERS = frozenset(ascii_letters + digits)  # of which the name of a template is made in a GGUF
 
 
@@ -54,6 +56,7 @@ def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) ->
         settle_first_and_last(writer, loaded)
         settle_ends(writer, loaded, eos_ids(folder), report)
     settle_templates(writer, templates)
+    settle_strips(writer, loaded, kind, report)
     if is_base_model(model, writer, kind):
         report(Note(BASE_MODEL))
 
@@ -194,6 +197,35 @@ def eos_ids(folder: Path) -> Iterator[int]:
             found = part.get("eos_token_id")
             ids = found if isinstance(found, list) else [found]
             yield from (n for n in ids if isinstance(n, int) and not isinstance(n, bool))
+
+
+def settle_strips(writer: Any, loaded: LoadedTokenizer, kind: str, report: Report) -> None:
+    """See that tokens which take the spaces beside them do so in llama.cpp, else say it.
+
+    It knows no key for that, but does as Phi-3 does where the model's name has "phi-3" in it.
+    """
+    mask = loaded.special("mask")  # of which texts have none
+    taking = {
+        token.content: token.rstrip and not (token.lstrip or token.single_word)
+        for number, token in loaded.added.items()
+        if number != mask and (token.lstrip or token.rstrip or token.single_word)
+    }
+    if not taking:
+        return
+    others = {token.content for token in loaded.added.values()} - taking.keys()
+    if kind == SENTENCES and all(taking.values()) and others == PHI3_KEEPS and "</s>" in taking:
+        name = writer.kv_data[0]["general.name"].value
+        if not any(phi in name.lower() for phi in PHI3):
+            put(writer, "general.name", f"{name} {PHI3[0]}")
+        return
+    first = min(taking)
+    report(
+        Note(
+            f"in this tokenizer `{first}` takes the spaces beside it or is found as a whole word"
+            f" only ({len(taking)} such tokens), for which a GGUF has no place: llama.cpp may cut"
+            " a text with it otherwise"
+        )
+    )
 
 
 def settle_templates(writer: Any, templates: Mapping[str, str]) -> None:

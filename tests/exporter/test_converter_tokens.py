@@ -221,6 +221,21 @@ def test_every_token_that_ends_an_answer_is_one_in_the_file(toolchain, folder):
         assert made.value("eos_token_id") == 2
 
 
+def test_what_a_text_ends_with_is_kept_beside_the_end_of_an_answer(toolchain, folder):
+    """As in Qwen3-Embedding, whose vectors are those of another token than eos."""
+    rows = save_bytes(folder, byte_level())
+    last = {"SpecialToken": {"id": "<|user|>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    tokens = {"<|user|>": {"id": "<|user|>", "ids": [3], "tokens": ["<|user|>"]}}
+    processor = {"type": "TemplateProcessing", "single": [text, last], "pair": [text, last]}
+    edit(folder / "tokenizer.json", post_processor=processor | {"special_tokens": tokens})
+    make_model(folder, rows)
+
+    with converted(folder, toolchain) as made:
+        assert made.unlike(TEXTS, special=True) == []
+        assert made.loaded.bindings.llama_vocab_is_eog(made.loaded.handle, 2)
+
+
 def test_a_config_that_names_a_plain_token_as_the_end_is_not_believed(toolchain, folder):
     rows = save_bytes(folder, byte_level())
     make_model(folder, rows, eos_token_id=100)
@@ -238,6 +253,31 @@ def test_a_model_without_a_template_is_said_to_be_a_base_model(toolchain, folder
     assert [("a base model" in note, "--chat-template" in note) for note in notes] == (
         [] if template else [(True, True)]
     )
+
+
+@pytest.mark.parametrize("takes_all", [True, False])
+def test_tokens_that_take_the_spaces_behind_them_do_so_or_it_is_said(toolchain, folder, takes_all):
+    """As Phi-3's: llama.cpp knows it by the model's name."""
+    rows = save_pieces(
+        folder, template="{% for m in messages %}<|user|>\n{{ m['content'] }}</s>\n{% endfor %}"
+    )
+    add_token(folder, "<|endoftext|>")
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    keep = {"<unk>", "<s>", "<|endoftext|>"} if takes_all else {"<unk>", "<s>", "</s>"}
+    for token in whole["added_tokens"]:
+        token["rstrip"] = token["content"] not in keep
+    edit(folder / "tokenizer.json", added_tokens=whole["added_tokens"])
+    # its class would make them anew
+    edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    make_model(folder, rows + 1)
+
+    with converted(folder, toolchain) as made:
+        told = [event.message for event in made.events if isinstance(event, Note)]
+        if takes_all:
+            assert made.unlike_chats(CONVERSATIONS) == []
+            assert not told
+        else:
+            assert "takes the spaces beside it" in told[0]
 
 
 def test_all_templates_are_in_the_file_under_their_names(toolchain, folder):
@@ -279,6 +319,26 @@ def test_tokenizer_json_alone_gives_a_t5s_tokens(toolchain, folder, charsmap):
     with converted(folder, toolchain) as made:
         assert made.value("model") == "t5"
         assert ("precompiled_charsmap" in str(made.file.metadata.keys())) == charsmap
+        assert made.unlike(PLAIN) == made.unlike(PLAIN, special=True) == []
+
+
+def test_tokenizer_json_alone_gives_an_xlm_robertas_tokens(toolchain, folder):
+    from transformers import XLMRobertaConfig, XLMRobertaModel, XLMRobertaTokenizer
+
+    save_unigram(folder)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    first = ["<s>", "<pad>", "</s>", "<unk>"]
+    pieces = [tuple(item) for item in whole["model"]["vocab"][3:]]
+    vocabulary = [*((token, 0.0) for token in first), *pieces, ("<mask>", 0.0)]
+    XLMRobertaTokenizer(vocab=vocabulary).save_pretrained(folder)
+    config = XLMRobertaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )  # fmt: skip
+    XLMRobertaModel(config).save_pretrained(folder)
+
+    with converted(folder, toolchain) as made:
+        assert made.value("model") == "t5"
         assert made.unlike(PLAIN) == made.unlike(PLAIN, special=True) == []
 
 

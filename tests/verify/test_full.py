@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from exporter.adapter import open_adapter
@@ -14,7 +15,7 @@ from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import SpaceError, VerifyError
 from exporter.plan import plan_merge
 from exporter.steps import WeightedAdapter
-from exporter.verify.full import EXACT_KL, Anew, Distance, compare, judge, verify_full
+from exporter.verify.full import Anew, compare, judge, verify_full
 from exporter.verify.report import Verification
 from exporter.verify.unmerged import unmerged
 from tests.raw import edit_json
@@ -116,16 +117,21 @@ def test_what_peft_itself_does_not_load_is_not_judged(
     assert "peft itself does not load all of" in logits["notes"][0]
 
 
-def test_one_logit_of_many_may_be_off_where_experts_are_nearly_tied():
-    """A right F32 of Gemma 4: the mean divergence is 1e-7, a single logit 2e-3 off."""
-    near = Distance(300, 1e-7, 1e-5, 2e-3, 1.0, 1e-4, 1.0, 9.0, 9.0)
-    far = replace(near, off=0.01)
+def test_tokens_at_which_experts_are_nearly_tied_may_be_off_and_most_may_not():
+    """A right F32 of Gemma 4: 1e-3 off nearly everywhere, a third at a few tokens."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(100, 320))
+    near = logits + 1e-3 * random.normal(size=logits.shape)
+    near[:5] += 0.3 * random.normal(size=(5, 320))
+    far = logits + 0.02 * random.normal(size=logits.shape)
+    chunks = [list(range(100))]
 
-    def problems(found: Distance) -> tuple[str, ...]:
-        return judge(found, near, Anew(is_exact=True), found, EXACT_KL).problems
+    def problems(other) -> tuple[str, ...]:
+        found = compare([logits], [other], chunks)
+        return judge(found, found, Anew(is_exact=True), found, math.inf).problems
 
     assert problems(near) == ()
-    assert "logits are 1.0% off" in problems(far)[0]
+    assert "logits are 2.1% off" in problems(far)[0] or "2.0% off" in problems(far)[0]
 
 
 def test_a_model_without_room_to_be_made_anew_is_not_judged(
