@@ -11,7 +11,7 @@ from exporter.adapter import AdapterSpec, open_adapter
 from exporter.checkpoint import open_checkpoint
 from exporter.convert import Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import InputError
-from exporter.core.events import Note, Report, Step, Warn, silent
+from exporter.core.events import Note, Report, Step, Warn, once, silent
 from exporter.core.files import refuse_existing
 from exporter.core.gguf import shard_paths
 from exporter.core.machine import cores, give_back_large_blocks
@@ -226,6 +226,7 @@ def convert_all(
     something that an adapter changed.
     """
     trust = request.trust_remote_code
+    report = once(report)  # the converter says the same for each output type
     outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
     with (
         result_folder(tensors.plan, trust_remote_code=trust) as folder,

@@ -12,9 +12,10 @@ from string import ascii_letters, digits
 from typing import Any
 
 from exporter.core.errors import CheckpointError
-from exporter.core.events import Report, Warn
+from exporter.core.events import Note, Report, Warn
 from exporter.core.files import read_json_object
 from exporter.normalizer import NORMALIZER, SPACE, SPACE_PREFIX, missing_normalizer
+from exporter.pieces import charsmap, merges_spaces
 from exporter.tokenizer import LoadedTokenizer, first_ids, space_before, templates_of
 
 KEY = "tokenizer.ggml."
@@ -30,6 +31,10 @@ ENDS_BY_TEXT = {
 }  # fmt: skip
 """Texts of tokens that llama.cpp takes for an end of generation wherever a vocabulary has them."""
 TEMPLATE, TEMPLATES, DEFAULT = "tokenizer.chat_template", "tokenizer.chat_templates", "default"
+BASE_MODEL = (
+    "neither base nor adapter has a chat template: it is a base model, for plain completion;"
+    " to chat with it, pass --chat-template NAME to `decant chat` or `decant serve`"
+)
 LETTERS = frozenset(ascii_letters + digits)  # of which the name of a template is made in a GGUF
 
 
@@ -49,6 +54,8 @@ def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) ->
         settle_first_and_last(writer, loaded)
         settle_ends(writer, loaded, eos_ids(folder), report)
     settle_templates(writer, templates)
+    if is_base_model(model, writer, kind):
+        report(Note(BASE_MODEL))
 
 
 def value(writer: Any, name: str) -> Any:
@@ -69,6 +76,17 @@ def put(writer: Any, key: str, new: bool | int | str | bytes | None) -> None:
             writer.add_string(key, new)
         case bytes():
             writer.add_array(key, new)
+        case None:
+            pass
+
+
+def is_base_model(model: Any, writer: Any, kind: str) -> bool:
+    """Whether it writes texts, and has no template to answer in a chat."""
+    names = model.hparams.get("architectures") or ()
+    writes = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    gives_vectors = any(key.endswith(".pooling_type") for key in writer.kv_data[0])
+    has_template = any(key.startswith(TEMPLATE) for key in writer.kv_data[0])
+    return kind != WORDPIECE and writes and not gives_vectors and not has_template
 
 
 def settle_types(
@@ -99,6 +117,17 @@ def settle_spaces(writer: Any, loaded: LoadedTokenizer, kind: str, *, in_chats: 
     put(writer, SPACE_PREFIX, first)
 
 
+def settle_unigram(model: Any, loaded: LoadedTokenizer) -> None:
+    """Set what the converter takes from sentencepiece's file, which it had to guess without one."""
+    writer = getattr(model, "impl", model).gguf_writer
+    if value(writer, "model") != UNIGRAM:
+        return
+    prefix, _ = space_before(loaded, in_chats=False)
+    put(writer, KEY + "add_space_prefix", prefix)
+    put(writer, KEY + "remove_extra_whitespaces", merges_spaces(loaded.written))
+    put(writer, KEY + "precompiled_charsmap", charsmap(loaded.written) or None)
+
+
 def settle_case(writer: Any, loaded: LoadedTokenizer) -> None:
     """Say whether letters are lowered and lose their accents; unsaid, llama.cpp does both."""
     lowers = strips = False
@@ -110,6 +139,8 @@ def settle_case(writer: Any, loaded: LoadedTokenizer) -> None:
                 lowers = True
             case {"type": "StripAccents"}:
                 strips = True
+            case _:
+                pass
     put(writer, KEY + "normalizer.lowercase", bool(lowers))
     put(writer, KEY + "normalizer.strip_accents", bool(strips))
 
@@ -161,11 +192,8 @@ def eos_ids(folder: Path) -> Iterator[int]:
         text = said.get("text_config")
         for part in (said, text if isinstance(text, dict) else {}):
             found = part.get("eos_token_id")
-            yield from (n for n in (found if isinstance(found, list) else [found]) if is_id(n))
-
-
-def is_id(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
+            ids = found if isinstance(found, list) else [found]
+            yield from (n for n in ids if isinstance(n, int) and not isinstance(n, bool))
 
 
 def settle_templates(writer: Any, templates: Mapping[str, str]) -> None:
