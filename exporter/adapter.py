@@ -112,7 +112,7 @@ class AdapterSpec:
         """What a person would call it."""
         if self.origin == "gguf":
             return self.weights.stem.removesuffix(".lora")
-        if self.weights.is_dir():
+        if self.weights.name and self.weights.is_dir():
             return model_name(self.weights)
         name = model_name(self.folder)
         return name if self.place == self.folder else f"{name}-{self.weights.stem}"

@@ -129,7 +129,7 @@ def read_distcp(folder: Path, *, error: type[InputError]) -> dict[str, Tensor]:
         entries = dict(metadata.state_dict_metadata)
         names = dict(metadata.planner_data or {})
         places = {(at.fqn, tuple(at.offset or ())): at for at in metadata.storage_data}
-        tensors = {
+        tensors: dict[str, Tensor] = {
             name: sharded(key, name, entries[key], metadata.storage_data, places, folder, error)
             for key, name in wanted(entries, names)
         }

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, LoraPair, scaling_of
-from exporter.convert import imported, no_code_run
+from exporter.convert import imported, no_code_run, warnings_reported
 from exporter.converter_model import model_of_config
 from exporter.core.errors import AdapterError, UnsupportedError
+from exporter.core.events import silent
 from exporter.core.gguf import Array, GGUFFile, read_gguf
 from exporter.core.quiet import quiet_libraries
 from exporter.gguf_adapter import ARCHITECTURE as ADAPTS
@@ -36,11 +37,18 @@ if TYPE_CHECKING:
 
 CLASSES = {
     "llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "qwen2moe": "Qwen2MoeForCausalLM", "qwen3moe": "Qwen3MoeForCausalLM",
     "gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM", "gemma3": "Gemma3ForCausalLM",
-    "phi3": "Phi3ForCausalLM", "smollm3": "SmolLM3ForCausalLM", "granite": "GraniteForCausalLM",
-    "olmo2": "Olmo2ForCausalLM", "command-r": "CohereForCausalLM", "cohere2": "Cohere2ForCausalLM",
+    "phi2": "PhiForCausalLM", "phi3": "Phi3ForCausalLM", "smollm3": "SmolLM3ForCausalLM",
+    "granite": "GraniteForCausalLM", "granitemoe": "GraniteMoeForCausalLM",
+    "olmo": "OlmoForCausalLM", "olmo2": "Olmo2ForCausalLM", "olmoe": "OlmoeForCausalLM",
+    "command-r": "CohereForCausalLM", "cohere2": "Cohere2ForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM", "stablelm": "StableLmForCausalLM",
-    "glm4": "Glm4ForCausalLM",
+    "glm4": "Glm4ForCausalLM", "gpt-oss": "GptOssForCausalLM", "seed_oss": "SeedOssForCausalLM",
+    "exaone4": "Exaone4ForCausalLM", "ernie4_5": "Ernie4_5ForCausalLM",
+    "nemotron": "NemotronForCausalLM", "apertus": "ApertusForCausalLM",
+    "arcee": "ArceeForCausalLM", "lfm2": "Lfm2ForCausalLM", "falcon": "FalconForCausalLM",
+    "gptneox": "GPTNeoXForCausalLM",
 }  # fmt: skip
 """The converter's class for an architecture of GGUF's that has one in practice."""
 SIZES = {
@@ -51,6 +59,8 @@ SIZES = {
     "original_max_position_embeddings": "rope.scaling.original_context_length",
 }  # fmt: skip
 A, B = "lora_A.weight", "lora_B.weight"
+MROPE = "rope.dimension_sections"
+"""Of a vision model's text part, whose weights some classes rearrange in another way."""
 MAGNITUDE = "lora_magnitude_vector"
 HEAD = "output.weight"
 
@@ -145,13 +155,15 @@ def asked(
     adapter: AdapterSpec, checkpoint: Checkpoint, architecture: str, toolchain: Toolchain
 ) -> dict[str, tuple[str, Origin]]:
     """For each module of the adapter, what GGUF calls it and where its rows lie there."""
-    if architecture not in CLASSES:
+    seen = f"{architecture}.{MROPE}" in read_gguf(checkpoint.folder).metadata
+    if architecture not in CLASSES or seen:
         raise UnsupportedError(
             f"decant does not know how the weights of a {architecture} were arranged for"
             f" `{checkpoint.folder}`, so it cannot merge an adapter into it",
             hint=WHOLE,
         )
-    with quiet_libraries(), imported(toolchain), no_code_run():
+    # some classes look for a whole config.json, and warn that there is none
+    with quiet_libraries(), imported(toolchain), warnings_reported(silent), no_code_run():
         import torch
 
         with torch.inference_mode(mode=False), torch.no_grad():

@@ -200,7 +200,7 @@ def origins_of(a: torch.Tensor, b: torch.Tensor, names: list[str]) -> list[Origi
         return []
     rows, columns = rows.long(), columns.long()
     found = []
-    for number in (rows // PLACES).unique().tolist():
+    for number in sorted(set((rows // PLACES).tolist())):
         here = (rows // PLACES == number).nonzero()[:, 0]
         found.append(Origin(names[number], here, rows[here] % PLACES, columns, len(rows), turned))
     return found

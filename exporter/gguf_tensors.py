@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import UnsupportedError
 from exporter.core.gguf import TensorInfo
@@ -12,6 +12,7 @@ from exporter.core.safetensors import StoredTensor
 from exporter.tensors import Tensor, nbytes_of
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 FLOATS = ("F32", "F16", "BF16")
@@ -35,25 +36,42 @@ class Quantized:
         import numpy as np
         import torch
 
+        raw = np.fromfile(self.info.path, np.uint8, self.info.nbytes, offset=self.info.offset)
+        values = np.ascontiguousarray(self.dequantize(raw.reshape(self.packed)))
+        return torch.from_numpy(values).reshape(self.shape)
+
+    def rows(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Some rows of the last dimension, counted through all others, in float32."""
+        import numpy as np
+
+        stored = np.memmap(self.info.path, np.uint8, "r", self.info.offset, shape=self.packed)
+        return self.dequantize(np.ascontiguousarray(stored[numbers]))
+
+    @property
+    def packed(self) -> tuple[int, int]:
+        """Rows, and the bytes of one."""
+        columns = self.info.shape[-1]
+        return math.prod(self.info.shape) // columns, self.info.type.row_nbytes(columns)
+
+    def dequantize(self, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Rows of bytes (n, row_nbytes) as float32 (n, columns)."""
         from exporter.convert import imported
         from exporter.toolchain import find_toolchain
 
-        info = self.info
-        raw = np.fromfile(info.path, np.uint8, info.nbytes, offset=info.offset)
         with imported(find_toolchain()):
             import gguf
 
             try:
-                values = gguf.quants.dequantize(
-                    raw.reshape(-1, info.type.row_nbytes(info.shape[-1])),
-                    gguf.GGMLQuantizationType(info.type.number),
+                values: np.ndarray[Any, Any] = gguf.quants.dequantize(
+                    raw, gguf.GGMLQuantizationType(self.info.type.number)
                 )
             except NotImplementedError as error:
                 raise UnsupportedError(
-                    f"`{info.name}` in `{info.path}` is {info.type.name}, which nothing reads back",
+                    f"`{self.name}` in `{self.info.path}` is {self.info.type.name}, which nothing"
+                    " reads back",
                     hint="use a file of another type, such as Q8_0 or F16",
                 ) from error
-        return torch.from_numpy(np.ascontiguousarray(values)).reshape(self.shape)
+        return values
 
 
 def gguf_tensor(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Tensor:

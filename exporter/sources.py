@@ -13,8 +13,11 @@ from exporter.download.pull import Pulled, PullRequest, pull
 from exporter.download.resolve import (
     checkpoint_request,
     folder_of,
+    gguf_request,
     hub_here,
     is_repo,
+    names_gguf,
+    pull_gguf,
     pulled_folder,
 )
 from exporter.find_model import find_model, model_in_place_of_adapter
@@ -47,11 +50,11 @@ def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Pat
     stands beside a base or adapters.
     """
     adapters = [
-        folder_of(text, revision=revision, subfolder=subfolder, report=report)
+        place_of(text, revision=revision, subfolder=subfolder, report=report)
         for text, revision, subfolder in sources.placed
     ]
     if sources.base is not None:
-        base = find_model(folder_of(sources.base, report=report), report=report)
+        base = find_model(place_of(sources.base, report=report), report=report)
         return adapters, base
     whole = model_in_place_of_adapter(adapters[0], report=report) if adapters else None
     if whole is None:
@@ -64,6 +67,19 @@ def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Pat
     return [], whole
 
 
+def place_of(
+    text: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    report: Report = silent,
+) -> Path:
+    """What `text` names: a place here, a repo's folder or one of its GGUFs, pulled if absent."""
+    if names_gguf(text):
+        return pull_gguf(text, report=report)
+    return folder_of(text, revision=revision, subfolder=subfolder, report=report)
+
+
 def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
     """What an export of these would have to pull first; nothing is pulled.
 
@@ -71,17 +87,22 @@ def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
     """
     requests, first = [], None
     for text, revision, subfolder in sources.placed:
-        if is_repo(text):
+        if names_gguf(text):
+            requests.append(gguf_request(text, report=report)[0])
+        elif is_repo(text):
             requests.append(
                 checkpoint_request(text, revision=revision, subfolder=subfolder, report=report)
             )
         elif not requests and first is None:
             first = folder_of(text, revision=revision, subfolder=subfolder)
     pulls = [pull(request, dry_run=True, report=report) for request in requests]
-    if first is None and pulls and not pulls[0].missing:
+    gguf_first = sources.placed and names_gguf(sources.placed[0][0])
+    if first is None and pulls and not pulls[0].missing and not gguf_first:
         first = pulled_folder(requests[0], report=report)
     base: Path | PullRequest | None = None
-    if sources.base is not None and is_repo(sources.base):
+    if sources.base is not None and names_gguf(sources.base):
+        base = gguf_request(sources.base, report=report)[0]
+    elif sources.base is not None and is_repo(sources.base):
         base = checkpoint_request(sources.base, report=report)
     elif (
         sources.needs_base

@@ -106,7 +106,7 @@ def gguf_of(wanted: Wanted, base: str | None, store: Path, *, report: Report) ->
     path = Path(wanted.place)
     stored = store / adapter_file_name(wanted.place.removesuffix(".lora"))
     if path.suffix == SUFFIX:
-        return path
+        return linked(wanted.place, report=report) or path
     if "/" not in wanted.place and not path.exists() and stored.exists():
         return stored
     from exporter.adapter import open_adapter  # a GGUF needs none of these
@@ -125,6 +125,13 @@ def gguf_of(wanted: Wanted, base: str | None, store: Path, *, report: Report) ->
         report(Step(f"converting the adapter {wanted.name}"))
         convert(kept.adapter, kept.base, kept.path.parent)
     return kept.path
+
+
+def linked(place: str, *, report: Report) -> Path | None:
+    """The GGUF that a link to a repo's file names, pulled if absent; None for a path."""
+    from exporter.download.resolve import names_gguf, pull_gguf
+
+    return pull_gguf(place, report=report) if names_gguf(place) else None
 
 
 def convert(adapter: Path, base: Path, cache: Path) -> None:

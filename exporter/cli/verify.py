@@ -143,9 +143,12 @@ def run(asked: Asked, plan: MergePlan, toolchain: Toolchain, *, report: Report) 
     from exporter.core.events import Step
     from exporter.verify.light import expected_of, verify_light
     from exporter.verify.report import Check
+    from exporter.verify.requantized import is_of_gguf, verify_requantized
 
     began = time.monotonic()
     trust = asked.trust_remote_code
+    if is_of_gguf(plan):
+        return verify_requantized(asked.path, plan, toolchain, rows=asked.rows)
     report(Step("checking weights, tokenizer and settings"))
     with expected_of(plan, toolchain, rows=asked.rows, trust_remote_code=trust) as expected:
         found = verify_light(asked.path, expected, toolchain, report=report)

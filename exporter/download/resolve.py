@@ -175,6 +175,19 @@ def folders_hint(plan: Plan) -> str:
 
 def pull_gguf(text: str, *, hub: Hub | None = None, report: Report = silent) -> Path:
     """The GGUF that ORG/NAME-GGUF[:QUANT] or a link to one names; of a split one, the first."""
+    request, first = gguf_request(text, hub=hub, report=report)
+    return pull(request, report=report).folder / first
+
+
+def names_gguf(text: str) -> bool:
+    """Whether `text` can only mean a GGUF of a repo: a link to a file, or ORG/NAME:QUANT."""
+    return is_repo(text) and (text.endswith(".gguf") or (":" in text and not is_link(text)))
+
+
+def gguf_request(
+    text: str, *, hub: Hub | None = None, report: Report = silent
+) -> tuple[PullRequest, str]:
+    """What to pull for a GGUF, and its first file's name; the hub has been asked what there is."""
     hub = hub or hub_here()
     name, quant = (text, "") if is_link(text) else split_quant(text)
     ref = hub.ref(name)
@@ -182,8 +195,7 @@ def pull_gguf(text: str, *, hub: Hub | None = None, report: Report = silent) -> 
     inside = f"{ref.folder}/" if ref.folder else ""
     names = [file.path for file in plan.files if file.path.startswith(inside)]
     parts = parts_of(ref.file or choose_gguf(text, names, quant), plan)
-    request = hub.request(ref, plan, Choice(files=parts))
-    return pull(request, report=report).folder / parts[0]
+    return hub.request(ref, plan, Choice(files=parts)), parts[0]
 
 
 def split_quant(text: str) -> tuple[str, str]:

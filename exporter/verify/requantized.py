@@ -36,16 +36,21 @@ def is_of_gguf(plan: MergePlan) -> bool:
     return ARCHITECTURE in plan.checkpoint.config
 
 
-def verify_requantized(path: Path, plan: MergePlan, toolchain: Toolchain) -> Verification:
-    """Weights and settings of one file. Raises ModelError for no GGUF."""
+def verify_requantized(
+    path: Path, plan: MergePlan, toolchain: Toolchain, *, rows: int = ROWS
+) -> Verification:
+    """Weights and settings of one file; rows: of each tensor, 0 for all.
+
+    Logits are not compared: transformers has no model of a GGUF. Raises ModelError for no GGUF.
+    """
     started = time.monotonic()
     file, source = (read_gguf(one, keep_items=KEPT_ITEMS) for one in (path, plan.checkpoint.folder))
     with imported(toolchain):
-        checks = (check_weights(file, plan), check_copied(file, source))
+        checks = (check_weights(file, plan, rows), check_copied(file, source))
     return Verification(path, checks, time.monotonic() - started)
 
 
-def check_weights(file: GGUFFile, plan: MergePlan) -> Check:
+def check_weights(file: GGUFFile, plan: MergePlan, rows: int) -> Check:
     """Some rows of every tensor, and how far they are from the base's and adapters' values."""
     import numpy as np
 
@@ -63,7 +68,7 @@ def check_weights(file: GGUFFile, plan: MergePlan) -> Check:
             problems.append(f"`{name}` is missing")
             continue
         count = math.prod(info.shape[:-1]) if info.shape else 1
-        numbers = np.sort(random.permutation(count)[:ROWS])
+        numbers = np.sort(random.permutation(count)[: rows or None])
         merged = reference.rows(name, numbers)
         stored = read_rows(info, numbers)
         allowed = (

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.safetensors import StoredTensor
+from exporter.gguf_tensors import Quantized
 from exporter.kinds import PLAIN_INITS, VARIANTS, is_set
 from exporter.merge import MergedTensors
 from exporter.steps import (
@@ -258,6 +259,8 @@ def stored_rows(tensor: Tensor, numbers: Rows) -> Rows:
     import numpy as np
 
     columns = tensor.shape[-1] if tensor.shape else 1
+    if isinstance(tensor, Quantized):
+        return tensor.rows(numbers).reshape(-1, columns).astype(np.float64)
     plain = tensor.dtype == "BF16" or tensor.dtype in DIRECT
     if not plain or not isinstance(tensor, StoredTensor):
         values: Rows = read_tensor(tensor).double().numpy().reshape(-1, columns)

@@ -20,7 +20,7 @@ from exporter.download.resolve import (
     pull_gguf,
 )
 from exporter.download.token import TokenRule
-from exporter.sources import Sources, absent, find_base
+from exporter.sources import Sources, absent, bring, find_base
 from exporter.store import find_model
 from tests.conftest import Decant
 from tests.download.stage import Stage
@@ -161,6 +161,24 @@ def test_command_line_pulls_the_model_it_is_asked_about(here: Stage, decant: Dec
     here.a.files = {"M-Q8_0.gguf": FakeFile(b"GGUFx")}
     done = decant("inspect", f"{REPO}:Q8_0")
     assert (done.returncode, "M-Q8_0.gguf` is not a whole GGUF" in done.stderr) == (3, True)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_gguf_of_a_repo_may_be_the_base_or_the_adapter(here: Stage, link: bool):
+    here.a.files = {
+        f"M-{quant}.gguf": FakeFile(b"GGUF" + quant.encode()) for quant in ("F16", "Q8_0")
+    }
+    text = f"https://huggingface.co/{REPO}/resolve/main/M-Q8_0.gguf" if link else f"{REPO}:Q8_0"
+    for sources in (Sources((), text), Sources((text,), None, needs_base=False)):
+        (pulled,) = absent(sources)
+        assert [file.path for file in pulled.missing] == ["M-Q8_0.gguf"]
+
+    adapters, base = bring(Sources((text,), text))
+
+    assert base is not None
+    assert adapters == [base]
+    assert base.read_bytes() == b"GGUFQ8_0"
+    assert absent(Sources((), text)) == ()
 
 
 def with_adapters(stage: Stage) -> None:

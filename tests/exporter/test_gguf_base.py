@@ -171,6 +171,19 @@ def test_an_output_that_needs_the_bases_folder_says_so(ggufs, tiny_adapter, tmp_
     assert "is a GGUF" in capsys.readouterr().err
 
 
+def test_verify_compares_a_file_with_the_gguf_that_it_was_made_of(
+    ggufs, tiny_adapter, toolchain, tmp_path, capsys
+):
+    output = tmp_path / "x.gguf"
+    exported([tiny_adapter], ggufs["BF16"], toolchain, output)
+    command = ["verify", str(output), "--base", str(ggufs["BF16"])]
+
+    assert run([*command, "--adapter", str(tiny_adapter)]) == 0
+    assert "settings as in the base's file" in capsys.readouterr().out
+    assert run(command) == 7
+    assert "is not what its base and adapter make" in capsys.readouterr().err
+
+
 def refused(adapter, base, toolchain, kind, said):
     with pytest.raises(kind, match=said) as caught:
         plan_request(ExportRequest(((adapter, 1.0),), base, ("F16",), ()), toolchain)
@@ -212,6 +225,12 @@ def test_an_architecture_whose_arrangement_is_not_known_is_refused(
     ggufs, tiny_adapter, toolchain, monkeypatch
 ):
     monkeypatch.delitem(gguf_base_names.CLASSES, "llama")
+
+    refused(tiny_adapter, ggufs["BF16"], toolchain, UnsupportedError, "weights of a llama")
+
+
+def test_a_vision_models_text_part_is_refused(ggufs, tiny_adapter, toolchain, monkeypatch):
+    monkeypatch.setattr(gguf_base_names, "MROPE", "rope.freq_base")
 
     refused(tiny_adapter, ggufs["BF16"], toolchain, UnsupportedError, "weights of a llama")
 

@@ -10,6 +10,7 @@ from exporter.adapter import open_adapter, scaling_of
 from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.lora import LoraRequest, export_lora
+from exporter.lora_cache import adapter_gguf
 from exporter.merge import MergedTensors
 from exporter.pipeline import ExportRequest, export
 from exporter.plan import plan_merge
@@ -74,6 +75,16 @@ def test_a_gguf_adapter_and_vllms_folder_are_those_of_the_peft_twin(
     assert ggufs[0] == ggufs[1]
     assert folders[0].keys() == folders[1].keys()
     assert all((folders[0][name] == folders[1][name]).all() for name in folders[0])
+
+
+def test_chat_and_serve_convert_it_once_as_they_do_its_peft_twin(tmp_path, tiny_base, tiny_adapter):
+    twin = mlx_twin(tmp_path / "mlx", tiny_adapter)
+    cache = tmp_path / "cache"
+
+    ours, theirs = (adapter_gguf(one, tiny_base, cache=cache) for one in (twin, tiny_adapter))
+
+    assert ours != theirs
+    assert read_gguf(ours)[1] == read_gguf(theirs)[1]
 
 
 def test_peft_applies_it_unmerged_as_it_applies_the_twin(tmp_path, tiny_base, tiny_adapter):
