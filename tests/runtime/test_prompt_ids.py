@@ -192,6 +192,8 @@ ON, OFF = {"enable_thinking": True}, {"enable_thinking": False}
         ({"thinking": {"type": "disabled"}}, OFF),
         ({"thinking": {"type": "enabled"}, "chat_template_kwargs": OFF}, OFF),
         ({"reasoning_effort": "none"}, OFF),
+        ({"reasoning": {"effort": "none"}}, OFF),
+        ({"reasoning_effort": "low"}, {}),
     ],
 )
 def test_a_switch_stands_as_transformers_leaves_it_unless_a_request_says_otherwise(
