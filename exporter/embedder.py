@@ -205,6 +205,14 @@ def tell(folder: Path, modules: tuple[Module, ...], *, report: Report) -> None:
                 f' request with "prompt_name"; {taken}'
             )
         )
+    kinds = {module.kind for module in modules}
+    if POOLING in kinds and NORMALIZE not in kinds:
+        report(
+            Note(
+                "sentence-transformers leaves this model's vectors as long as they are; serve makes"
+                ' them 1 long, unless a request says "embd_normalize": -1'
+            )
+        )
     limit, context = longest_text(folder), text_config(folder).get("max_position_embeddings")
     if limit and isinstance(context, int) and limit < context:
         report(Note(f"sentence-transformers cuts texts after {limit} tokens; serve does not"))
