@@ -218,6 +218,22 @@ def tell(folder: Path, modules: tuple[Module, ...], *, report: Report) -> None:
         report(Note(f"sentence-transformers cuts texts after {limit} tokens; serve does not"))
 
 
+def warn_of_lost_modules(adapter: Path, base: Path, *, report: Report = silent) -> None:
+    """Say what an adapter's own GGUF leaves behind: how its run made vectors of the states."""
+    mine = read_modules(adapter)
+    pooled = [pooling_modes(module) for module in mine if module.kind == POOLING]
+    of_base = [pooling_modes(module) for module in read_modules(base) if module.kind == POOLING]
+    lost = [f"pooling ({' and '.join(modes)})" for modes in pooled if pooled != of_base]
+    lost += [f"dense layer `{module.path}`" for module in mine if module.kind == DENSE]
+    if lost:
+        report(
+            Warn(
+                f"an adapter's file holds no {', no '.join(lost)}: vectors are made as the base's"
+                " file says; merged into the base (`--to gguf`), the adapter keeps its own"
+            )
+        )
+
+
 def prompts(folder: Path) -> dict[str, str]:
     """The texts that may be put before a text, by name."""
     found = settings_of(folder).get("prompts")
