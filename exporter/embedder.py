@@ -205,9 +205,33 @@ def tell(folder: Path, modules: tuple[Module, ...], *, report: Report) -> None:
                 f' request with "prompt_name"; {taken}'
             )
         )
+    kinds = {module.kind for module in modules}
+    if POOLING in kinds and NORMALIZE not in kinds:
+        report(
+            Note(
+                "sentence-transformers leaves this model's vectors as long as they are; serve makes"
+                ' them 1 long, unless a request says "embd_normalize": -1'
+            )
+        )
     limit, context = longest_text(folder), text_config(folder).get("max_position_embeddings")
     if limit and isinstance(context, int) and limit < context:
         report(Note(f"sentence-transformers cuts texts after {limit} tokens; serve does not"))
+
+
+def warn_of_lost_modules(adapter: Path, base: Path, *, report: Report = silent) -> None:
+    """Say what an adapter's own GGUF leaves behind: how its run made vectors of the states."""
+    mine = read_modules(adapter)
+    pooled = [pooling_modes(module) for module in mine if module.kind == POOLING]
+    of_base = [pooling_modes(module) for module in read_modules(base) if module.kind == POOLING]
+    lost = [f"pooling ({' and '.join(modes)})" for modes in pooled if pooled != of_base]
+    lost += [f"dense layer `{module.path}`" for module in mine if module.kind == DENSE]
+    if lost:
+        report(
+            Warn(
+                f"an adapter's file holds no {', no '.join(lost)}: vectors are made as the base's"
+                " file says; merged into the base (`--to gguf`), the adapter keeps its own"
+            )
+        )
 
 
 def prompts(folder: Path) -> dict[str, str]:

@@ -26,6 +26,7 @@ from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.files import atomic_write, refuse_existing
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.quiet import quiet_libraries
+from exporter.embedder import warn_of_lost_modules
 from exporter.ends import find_ends
 from exporter.kinds import refuse_for_adapter_file
 from exporter.lora_products import adds_something, moved, nothing, product_of
@@ -113,6 +114,7 @@ def export_lora(
         refuse_existing(request.output, force=request.force)
     report(Step("reading the adapter and the base's config"))
     plan = plan_lora(request, toolchain, report=report)
+    warn_of_lost_modules(request.adapter, plan.checkpoint.folder, report=report)
     architecture, pairs = adapted_pairs(
         plan, toolchain, trust_remote_code=request.trust_remote_code, report=report
     )

@@ -69,7 +69,7 @@ def make_dense_embedder(folder: Path, *widths: int) -> Path:
         (folder / path).mkdir()
         weight = torch.randn(wider, width) / width**0.5
         save_file({"linear.weight": weight}, folder / path / "model.safetensors")
-        settings = {"in_features": width, "out_features": wider, "bias": False}
+        settings: dict[str, Any] = {"in_features": width, "out_features": wider, "bias": False}
         settings["activation_function"] = "torch.nn.modules.linear.Identity"
         modules.append(("Dense", path, settings))
     make_modules(folder, [*modules, ("Normalize", "9_Normalize", {})])

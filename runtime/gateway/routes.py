@@ -8,13 +8,12 @@ from http import HTTPStatus
 
 from starlette.responses import JSONResponse, Response
 
-from exporter.embedder import NORMALIZED
 from runtime.gateway.errors import ApiError, bad_request, form_of
 from runtime.gateway.gateway import Call, Handler, Route
 from runtime.gateway.planning import POOLING_KEY, POOLING_RANK
 from runtime.gateway.upstream import Reply
 from runtime.gateway.vectors import ROUTES as VECTORS
-from runtime.gateway.vectors import shortened, size_of
+from runtime.gateway.vectors import keeps_length, shortened, size_of
 
 PASSED = {
     "/v1/chat/completions": ("/chat/completions",),
@@ -74,10 +73,8 @@ async def cut_vectors(reply: Reply, size: int, call: Call) -> Response:
     found = json.loads(await reply.read())
     if not isinstance(found, dict):
         raise bad_request("`dimensions` goes with /v1/embeddings")
-    header = call.gateway.catalog.find(call.body.get("model")).model.header
-    keeps = header.metadata.get(NORMALIZED) is False
     return JSONResponse(
-        shortened(found, size, keeps_length=keeps),
+        shortened(found, size, as_it_is=keeps_length(call.body)),
         headers={"X-Decant-Model": model_of(call).decode()},
     )
 

@@ -1,4 +1,4 @@
-"""Requests for vectors, as the model's folder says they are made: prompts, lengths, dimensions."""
+"""Requests for vectors: prompts of the model's folder, lengths, dimensions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exporter.core.gguf import GGUFFile
-from exporter.embedder import DEFAULT_PROMPT, NORMALIZED, PROMPTS
+from exporter.embedder import DEFAULT_PROMPT, PROMPTS
 from runtime.gateway.errors import bad_request
 
 ROUTES = ("/v1/embeddings", "/embedding")
@@ -22,7 +22,7 @@ AS_IT_IS = -1
 
 
 def ready_for_vectors(body: Mapping[str, Any], header: GGUFFile) -> dict[str, Any]:
-    """The body for the engine: texts after their prompt, vectors of the length they should have.
+    """The body for the engine: texts after their prompt.
 
     Raises ApiError for a prompt that the model does not have, or that cannot go before an input.
     """
@@ -31,9 +31,12 @@ def ready_for_vectors(body: Mapping[str, Any], header: GGUFFile) -> dict[str, An
     for name in ("input", "content"):
         if name in ready:
             ready[name] = prompted(ready[name], body.get(PROMPT_NAME), header)
-    if header.metadata.get(NORMALIZED) is False:
-        ready.setdefault(LENGTH, AS_IT_IS)
     return ready
+
+
+def keeps_length(body: Mapping[str, Any]) -> bool:
+    """Whether vectors are to be as long as the model makes them, instead of 1."""
+    return body.get(LENGTH) == AS_IT_IS
 
 
 def prompted(value: Any, name: object, header: GGUFFile) -> Any:
@@ -77,10 +80,10 @@ def size_of(body: Mapping[str, Any]) -> int | None:
     return size
 
 
-def shortened(answer: dict[str, Any], size: int, *, keeps_length: bool) -> dict[str, Any]:
+def shortened(answer: dict[str, Any], size: int, *, as_it_is: bool) -> dict[str, Any]:
     """OpenAI's list of vectors with the first `size` values of each, as long as 1 again.
 
-    keeps_length: for vectors that have other lengths than 1. Raises ApiError when they have fewer.
+    as_it_is: leave their length alone. Raises ApiError when they have fewer values.
     """
     entries = []
     for entry in answer.get("data", []):
@@ -90,7 +93,7 @@ def shortened(answer: dict[str, Any], size: int, *, keeps_length: bool) -> dict[
             raise bad_request(
                 f"`dimensions` is {size}, and this model's vectors have {len(values)}"
             )
-        cut = values[:size] if keeps_length else normed(values[:size])
+        cut = values[:size] if as_it_is else normed(values[:size])
         entries.append({**entry, "embedding": packed(cut) if isinstance(held, str) else cut})
     return {**answer, "data": entries}
 

@@ -11,8 +11,10 @@ import pytest
 from exporter.adapter import open_adapter
 from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import CheckpointError, UnsupportedError
+from exporter.core.events import Warn
 from exporter.core.gguf import read_gguf
 from exporter.embedder import DEFAULT_PROMPT, NORMALIZED, PROMPTS, check_modules, read_modules
+from exporter.lora import LoraRequest, export_lora
 from exporter.overlay import result_folder
 from exporter.pipeline import ExportRequest, export
 from exporter.plan import plan_merge
@@ -146,6 +148,17 @@ def test_a_gguf_keeps_pooling_prompts_and_lengths_of_any_architecture(llama, too
     assert header.text(DEFAULT_PROMPT) == "query"
     assert header.metadata[NORMALIZED] is False
     assert any("prompts 'query'" in getattr(event, "message", "") for event in said)
+
+
+@pytest.mark.llamacpp
+@pytest.mark.trained
+def test_an_adapters_own_file_says_what_it_cannot_hold(llama, toolchain, tmp_path):
+    said: list[Any] = []
+    request = LoraRequest(llama[1], llama[0], tmp_path / "lora.gguf")
+    export_lora(request, toolchain, report=said.append)
+
+    warned = [event.message for event in said if isinstance(event, Warn)]
+    assert any("holds no pooling (lasttoken)" in text for text in warned)
 
 
 @pytest.mark.llamacpp

@@ -105,6 +105,37 @@ def test_layers_of_their_own_sizes_are_counted_one_by_one(tmp_path):
     assert cache_values(half, 10) * 2 == cache_values(llama(tmp_path / "m.gguf"), 10)
 
 
+def test_texts_that_are_read_whole_need_room_for_all_their_tokens_at_once(tmp_path):
+    model = llama(tmp_path / "m.gguf")
+    whole = fitted(model, 40 * GB, Asked(whole_texts=True))
+    by_pieces = fitted(model, 40 * GB)
+
+    assert (whole.batch, by_pieces.batch) == (8192, 512)
+    assert whole.need.work > 10 * by_pieces.need.work
+    assert fitted(model, 9 * GB, Asked(whole_texts=True)).batch < 8192
+
+
+def test_sums_are_exact_where_there_is_room_for_all_scores(tmp_path):
+    """32 heads, 512 tokens and 8192 of context: half a GB in float32."""
+    model = llama(tmp_path / "m.gguf")
+    plain = fitted(model, 40 * GB).need.total
+    exact = fitted(model, 40 * GB, Asked(exact=True))
+
+    assert exact.is_exact
+    assert exact.need.total == plain + 32 * 512 * 8192 * 4
+    assert not fitted(model, int(plain / 0.9) + 10**8, Asked(exact=True)).is_exact
+    assert not fitted(model, 40 * GB, Asked(exact=True), backend="cuda").is_exact
+
+
+def test_an_encoder_keeps_nothing_of_what_it_has_read(tmp_path):
+    settings = {"general.architecture": "bert", "bert.block_count": 12, "bert.context_length": 512,
+                "bert.embedding_length": 384, "bert.attention.head_count": 12}  # fmt: skip
+    found = fitted(llama(tmp_path / "m.gguf", **settings), 40 * GB, Asked(whole_texts=True))
+
+    assert found.need.cache == 0
+    assert (found.context, found.batch) == (512, 512)
+
+
 def test_the_contexts_that_are_tried():
     assert halves(3000) == [3000, 1500, 750]
 
