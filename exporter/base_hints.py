@@ -14,6 +14,7 @@ from exporter.targets import last_part
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
+BASE_MODEL = re.compile(r"^base_model:(?P<inline>.*)$(?P<items>(\n[ \t]*-[ \t].*)*)", re.MULTILINE)
 CACHED = "models--"
 LONGEST = 1 << 18  # characters of a card; its front matter stands first
 FEW = 3  # candidates that a hint shows
@@ -25,22 +26,22 @@ def base_of_card(folder: Path) -> str | None:
 
     PEFT writes the path of the training machine into the card too, which is no name.
     """
-    import yaml
-
     try:
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    found = FRONT_MATTER.match(text[:LONGEST])
+    front = FRONT_MATTER.match(text[:LONGEST])
+    found = BASE_MODEL.search(front[1]) if front else None
     if found is None:
         return None
-    try:
-        card = yaml.safe_load(found[1])
-    except yaml.YAMLError:
-        return None
-    named = card.get("base_model") if isinstance(card, dict) else None
-    named = named[0] if isinstance(named, list) and len(named) == 1 else named
-    return named if isinstance(named, str) and REPO.fullmatch(named) else None
+    inline = found["inline"].partition(" #")[0].strip("[] \t")
+    named = (
+        inline.split(",")
+        if inline
+        else [line.strip(" \t-") for line in found["items"].split("\n")[1:]]
+    )
+    names = [name.partition(" #")[0].strip(" \t'\"") for name in named]
+    return names[0] if len(names) == 1 and REPO.fullmatch(names[0]) else None
 
 
 def hint_for_absent(adapter: AdapterSpec, cache: Path) -> str:

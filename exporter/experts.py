@@ -72,18 +72,21 @@ def plan_whole(
     name: the tensor's in the checkpoint, which may be another than the parameter's.
     """
     shape = names.checkpoint.tensors[name].shape
-    if len(shape) not in (STACK - 1, STACK):
+    if len(shape) == STACK - 1:
+        if shape != (pair.b.shape[0], pair.a.shape[1]):
+            return unlike(pair, parameter, shape)
+        return {name: plan_single(adapter, pair, parameter=parameter, scale=scale)}
+    if len(shape) != STACK:
         return {}
-    stack = shape if len(shape) == STACK else (1, *shape)
-    step = fit(adapter, pair, stack, names, parameter=parameter, scale=scale)
-    if isinstance(step, str):
-        return step
-    return {name: step if len(shape) == STACK else replace(step, expert=0)}
+    step = fit(adapter, pair, shape, names, parameter=parameter, scale=scale)
+    return step if isinstance(step, str) else {name: step}
 
 
-def plan_single(adapter: AdapterSpec, pair: LoraPair, *, scale: float) -> ExpertSum:
-    """A plain weight that was targeted as a parameter, such as a router's: a stack of one."""
-    scaling = scaling_of(adapter, replace(pair, module=f"{pair.module}.weight"))
+def plan_single(
+    adapter: AdapterSpec, pair: LoraPair, *, parameter: str = "weight", scale: float
+) -> ExpertSum:
+    """A matrix that was targeted as a parameter, such as a router's weight: a stack of one."""
+    scaling = scaling_of(adapter, replace(pair, module=f"{pair.module}.{parameter}"))
     return ExpertSum(pair.a, pair.b, 1, 0, 0, scaling.value * scale, False, False)
 
 
@@ -94,6 +97,8 @@ def parameter_of(adapter: AdapterSpec, pair: LoraPair, names: Names) -> str | No
         return None
     leaves = {str(target).rpartition(".")[2] for target in targets}
     known = PARAMETERS if leaves <= set(PARAMETERS) else names.parameters_of(pair.module)
+    if not known and len(leaves) == 1:  # a model that transformers does not know
+        known = tuple(leaves)
     mine = [name for name in known if is_targeted(adapter, f"{pair.module}.{name}")]
     return mine[-1 - pair.nested] if pair.nested < len(mine) else None
 
@@ -120,10 +125,7 @@ def fit(
     n_out, n_in = pair.b.shape[0], pair.a.shape[1]
     straight, turned = (n_out, n_in) == (first, last), (n_in, n_out) == (first, last)
     if pair.rank % experts or not (straight or turned):
-        return (
-            f"`{pair.module}.{parameter}` is {list(shape)} in the base, and the adapter's"
-            f" matrices are {list(pair.a.shape)} and {list(pair.b.shape)}"
-        )
+        return unlike(pair, parameter, shape)
     if straight and turned:
         turned = stores_inputs_first(adapter, names)
     scaling = scaling_of(
@@ -131,6 +133,14 @@ def fit(
     )
     return ExpertSum(
         pair.a, pair.b, experts, None, 0, scaling.value * scale, turned, expert_major(adapter)
+    )
+
+
+def unlike(pair: LoraPair, parameter: str, shape: tuple[int, ...]) -> str:
+    """The words for a pair that does not fit a parameter of `shape`."""
+    return (
+        f"`{pair.module}.{parameter}` is {list(shape)} in the base, and the adapter's"
+        f" matrices are {list(pair.a.shape)} and {list(pair.b.shape)}"
     )
 
 

@@ -144,7 +144,7 @@ def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> 
     adapter = on_base(adapter, checkpoint, toolchain, report=report)
     checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     plan = plan_merge(checkpoint, [WeightedAdapter(adapter, request.scale)])
-    refuse_tied(plan)
+    plan = settle_tied(plan)
     if invocation_tokens(adapter):
         report(Note("an aLoRA: llama-server applies it from its invocation tokens on"))
     return plan
@@ -168,19 +168,27 @@ def refuse_more_than_pairs(adapter: AdapterSpec) -> None:
             )
 
 
-def refuse_tied(plan: MergePlan) -> None:
-    """Stop at a change to either end of tied embeddings: in GGUF both are one tensor."""
+def settle_tied(plan: MergePlan) -> MergePlan:
+    """Stop at a change to either end of tied embeddings: in GGUF both are one tensor.
+
+    Pairs that add nothing to an end are left out.
+    """
     ends = find_ends(plan.checkpoint)
     if not ends.tied:
-        return
+        return plan
+    changes = dict(plan.changes)
     for end in (ends.head, ends.embedding):
-        change = plan.changes.get(end)
-        if change is not None and any(not isinstance(step, Replace) for step in change.steps):
+        change = changes.get(end)
+        if change is None or all(isinstance(step, Replace) for step in change.steps):
+            continue
+        if adds_something(product_of(end, plan)):
             raise UnsupportedError(
                 f"the adapter changes `{end}`, and the base's embedding and head are tied:"
                 " llama.cpp has one tensor for both, and cannot adapt one of them",
                 hint=MERGED_INSTEAD,
             )
+        del changes[end]
+    return replace(plan, changes=changes)
 
 
 def adapted_pairs(

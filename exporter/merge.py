@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from exporter.checkpoint import read_tensor, torch_dtype
 from exporter.core.errors import AdapterError, CheckpointError
 from exporter.core.memory import Pool
+from exporter.ends import find_ends
 from exporter.peft_layers import (
     Tuner,
     combine_with_peft,
@@ -105,15 +106,22 @@ class MergedTensors:
         return merged
 
     def changes_something(self, name: str) -> bool:
-        """Whether a tensor's new values are others than the base's, beyond float32's rounding."""
+        """Whether a tensor becomes another than the base's, beyond float32's rounding.
+
+        A tied head is compared with what the embedding becomes, which would stand for it.
+        """
         import torch
 
-        change = self.plan.changes[name]
+        change, ends = self.plan.changes[name], find_ends(self.plan.checkpoint)
         if change.source is None or change.shape != change.source.shape:
             return True
-        before, after = read_tensor(change.source).float(), self.read(name).float()
+        is_head = ends.tied and name == ends.head
+        before = (self.read(ends.embedding) if is_head else read_tensor(change.source)).float()
+        after = self.read(name).float()
         reach = float(before.abs().max()) if before.numel() else 0.0
-        return not torch.allclose(after, before, rtol=0, atol=reach * ROUNDING)
+        return before.shape != after.shape or not torch.allclose(
+            after, before, rtol=0, atol=reach * ROUNDING
+        )
 
     def merge(self, name: str, change: Change) -> torch.Tensor:
         """The steps in order, on the tensor's own values in the type of the merge."""

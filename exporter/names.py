@@ -94,13 +94,21 @@ class Names:
 
     def parameters_of(self, module: str) -> tuple[str, ...]:
         """The names of a module's own parameters, in the order in which its class has them."""
-        return next(iter(self.declared_in(module)), ())
+        return self.declared.get(module) or find(module, self.declared) or ()
 
-    def declared_in(self, module: str) -> Iterator[tuple[str, ...]]:
-        model = model_without_weights(self.checkpoint)
-        for name, found in model.named_modules() if model is not None else ():
-            if name == module or name in spellings(module):
-                yield tuple(leaf for leaf, _ in found.named_parameters(recurse=False))
+    @cached_property
+    def declared(self) -> dict[str, tuple[str, ...]]:
+        """The parameters of every module of transformers' model, by the module's name."""
+        modules = self.model.named_modules() if self.model is not None else ()
+        return {
+            name: tuple(leaf for leaf, _ in module.named_parameters(recurse=False))
+            for name, module in modules
+        }
+
+    @cached_property
+    def model(self) -> Any:
+        """What transformers makes of the config, without weights; None where it knows none."""
+        return model_without_weights(self.checkpoint)
 
     @cached_property
     def conversions(self) -> list[Any]:
@@ -122,7 +130,7 @@ class Names:
             from transformers.core_model_loading import WeightConverter, rename_source_key
         except ImportError:
             return Renamed({}, {})
-        model = model_without_weights(self.checkpoint)
+        model = self.model
         if model is None:
             return Renamed({}, {})
         mapping = conversions_of(model)

@@ -59,6 +59,8 @@ def adapter(folder: Path, base: str | None, card: str = "") -> Path:
         ("---\nbase_model: Qwen/Qwen2.5-7B\nlibrary_name: peft\n---\n# A model", "Qwen/Qwen2.5-7B"),
         ("---\nbase_model:\n- Qwen/Qwen2.5-7B\n---\n", "Qwen/Qwen2.5-7B"),
         ("---\nbase_model: 'Qwen/Qwen2.5-7B'\r\n---\r\n", "Qwen/Qwen2.5-7B"),
+        ('---\nbase_model: ["Qwen/Qwen2.5-7B"]  # the base\n---\n', "Qwen/Qwen2.5-7B"),
+        ("---\nbase_model: Qwen/Qwen2.5-7B # the base\n---\n", "Qwen/Qwen2.5-7B"),
         ("---\nbase_model:\n- one/a\n- two/b\n---\n", None),
         ("---\nbase_model: /data/Qwen2.5-7B\n---\n", None),
         ("---\nbase_model: D:\\models\\Qwen\n---\n", None),

@@ -14,8 +14,7 @@ from exporter.core.errors import AdapterError
 from exporter.merge import MergedTensors
 from exporter.plan import plan_merge
 from exporter.steps import WeightedAdapter
-from tests.architectures import STACKED, make_architecture
-from tests.roads import train_and_merge
+from tests.architectures import SIZE
 
 pytestmark = pytest.mark.trained
 
@@ -230,58 +229,6 @@ def test_experts_of_another_shape_are_refused_with_both_shapes(base, tmp_path):
         merged(base, adapter)
 
 
-TARGETED = {
-    "granitemoe": ["experts.gate_up_proj", "experts.down_proj"],
-    "nemotron_h": ["experts.up_proj", "experts.down_proj"],
-    "jetmoe": ["input_linear.weight", "output_linear.weight"],
-    "aria": ["experts.gate_up_proj", "experts.down_proj"],
-}
-
-
-@pytest.fixture(scope="module")
-def base_of(tmp_path_factory):
-    made = {}
-
-    def make(name: str) -> Path:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            made[name] = make_architecture(name, folder / "base", dtype="float32")
-        return made[name]
-
-    return make
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", TARGETED)
-def test_parameters_that_the_checkpoint_calls_otherwise_are_merged_as_by_peft(
-    base_of, tmp_path, name
-):
-    from peft import LoraConfig
-
-    settings = {"target_modules": STACKED[name].linear, "target_parameters": TARGETED[name]}
-
-    found = train_and_merge(base_of(name), LoraConfig(task_type="CAUSAL_LM", **settings), tmp_path)
-
-    assert found.error < 1e-5
-    assert found.peft_error < 1e-5
-    assert found.error < found.effect / 1000
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("modules", [["experts"], ["layers.0.mlp"]])
-def test_experts_that_were_trained_whole_replace_those_of_the_checkpoint(
-    base_of, tmp_path, modules
-):
-    from peft import LoraConfig
-
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=modules)
-
-    found = train_and_merge(base_of("qwen3_moe"), config, tmp_path)
-
-    assert found.error < 1e-5
-    assert found.error < found.effect / 1000
-
-
 def write_stacks(folder: Path, kind: str) -> Path:
     """Stacks as gpt-oss has them, (experts, in, out), or other models: (experts, out, in)."""
     from safetensors.torch import save_file
@@ -388,3 +335,29 @@ def test_an_expert_that_the_stack_does_not_have_is_refused_with_both_shapes(tmp_
 
     with pytest.raises(AdapterError, match=r"expert 3 of `.+down_proj`, which is \[3, 6, 8\]"):
         merged(base, adapter)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_shared_expert_that_the_checkpoint_calls_otherwise_is_merged(tmp_path):
+    """Laguna's, which PEFT drops with a warning when it loads the adapter again."""
+    import torch
+    import transformers
+
+    config = transformers.LagunaConfig(
+        **SIZE, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48
+    )
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    before = stored(base)
+    name = next(key for key in before if "shared_expert.up_proj" in key)
+    n_out, n_in = before[name].shape
+    a, b = random(RANK, n_in), random(n_out, RANK)
+    module = name.removesuffix(".weight").replace("shared_expert.", "shared_experts.")
+    adapter = save_adapter(tmp_path / "lora", keys({module: (a, b)}))
+
+    found = merged(base, adapter)
+
+    expected = before[name].double() + SCALE * b.double() @ a.double()
+    torch.testing.assert_close(found[name].double(), expected, atol=1e-4, rtol=0)
+    assert all(torch.equal(found[key], before[key]) for key in before if key != name)

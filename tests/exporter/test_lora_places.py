@@ -110,3 +110,30 @@ def test_an_embedders_untrained_pooler_is_no_reason_to_refuse(
     save_file(pairs | {pooler: pairs[pooler] + 0.1}, weights)
     with pytest.raises(UnsupportedError, match=r"no place for `pooler\.dense\.weight`"):
         export(replace(request, outputs=(tmp_path / "y.gguf",)), toolchain)
+
+
+def test_an_untrained_pair_of_a_tied_head_is_left_out_and_a_trained_one_refused(
+    lora_base_of, toolchain, tmp_path
+):
+    base = lora_base_of("gemma2")
+    trained(base, "gemma2", tmp_path / "lora", target_modules=["q_proj", "lm_head"])
+    weights = tmp_path / "lora" / "adapter_model.safetensors"
+    request = LoraRequest(tmp_path / "lora", base, tmp_path / "x.gguf")
+    with pytest.raises(UnsupportedError, match="are tied"):
+        export_lora(request, toolchain)
+    with pytest.raises(UnsupportedError, match=r"no place for `lm_head\.weight`"):
+        merge(base, tmp_path, "y.gguf", toolchain)
+    pairs = load_file(weights)
+    name = "base_model.model.lm_head.lora_B.weight"
+    save_file(pairs | {name: pairs[name] * 0}, weights)
+
+    made = export_lora(request, toolchain)
+    merge(base, tmp_path, "z.gguf", toolchain)
+
+    assert made.pairs == 2
+    assert (tmp_path / "z.gguf").exists()
+
+
+def merge(base, folder, name, toolchain):
+    request = ExportRequest(((folder / "lora", 1.0),), base, ("F32",), (folder / name,))
+    export(request, toolchain)
