@@ -10,6 +10,7 @@ import pytest
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Note
 from exporter.normalizer import NORMALIZER, SPACE_PREFIX
+from exporter.pretokenizer_patterns import GPT2, NAMES
 from exporter.verify.texts import CONVERSATIONS, PLAIN, RARE
 from tests.tiny import CHAT_TEMPLATE
 from tests.vocabularies import (
@@ -157,6 +158,25 @@ def test_a_tokenizer_trained_anew_is_known_by_its_pattern(toolchain, folder, pat
     with converted(folder, toolchain) as made:
         assert made.value("pre") == pre
         assert made.unlike(TEXTS) == made.unlike(TEXTS, special=True) == []
+
+
+@pytest.mark.parametrize("cuts", NAMES, ids=lambda cuts: NAMES[cuts][0])
+def test_llama_cpp_cuts_by_each_pattern_that_is_known(toolchain, folder, cuts):
+    from tokenizers import pre_tokenizers
+
+    steps = [
+        byte_level() if cut == GPT2
+        else pre_tokenizers.Punctuation("contiguous") if cut.startswith("punctuation")
+        else split(cut)
+        for cut in cuts
+    ]  # fmt: skip
+    if GPT2 not in cuts:
+        steps.append(byte_level(use_regex=False))
+    make_model(folder, save_bytes(folder, *steps))
+
+    with converted(folder, toolchain) as made:
+        assert made.value("pre") == NAMES[cuts][0]
+        assert made.unlike(PLAIN) == []
 
 
 def test_a_pattern_that_llama_cpp_has_not_is_refused_with_the_pattern(toolchain, folder):
