@@ -18,6 +18,8 @@ from tests.vocabularies import (
     edit,
     make_model,
     save_bytes,
+    save_llama2,
+    save_neox,
     save_pieces,
     save_unigram,
 )
@@ -204,6 +206,28 @@ def test_words_that_were_added_are_cut_out_as_transformers_does(toolchain, folde
         texts = ["I decant wine", "told you, undecanted", "normal Ünï x", "decantdecant", *TEXTS]
         assert made.unlike(texts) == []
         assert all(len(made.loaded.encode(word, parse=False)) <= 2 for word in words)
+
+
+def test_added_words_do_not_hide_which_published_tokenizer_it_is(toolchain, folder):
+    """The converter knows it by the ids of a text that holds some of them."""
+    from transformers import AutoTokenizer
+
+    rows = save_neox(folder, toolchain)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["apple", "normal", "told"])
+    tokenizer.save_pretrained(folder)
+    make_model(folder, rows + 3)
+
+    with converted(folder, toolchain) as made:
+        assert made.value("pre") == "olmo"
+        assert made.unlike(["an apple", "told you, pineapple", *TEXTS]) == []
+
+
+def test_llama_2s_own_tokens_are_given_by_tokenizer_json_alone(toolchain, folder):
+    make_model(folder, save_llama2(folder, toolchain))
+
+    with converted(folder, toolchain) as made:
+        assert made.unlike(TEXTS) == made.unlike(TEXTS, special=True) == []
 
 
 def test_what_llama_cpp_does_not_normalize_is_said_in_the_file(toolchain, folder):
