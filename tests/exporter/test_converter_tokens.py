@@ -230,6 +230,25 @@ def test_llama_2s_own_tokens_are_given_by_tokenizer_json_alone(toolchain, folder
         assert made.unlike(TEXTS) == made.unlike(TEXTS, special=True) == []
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"model": 5},
+        {"model": {"type": "Unheard"}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}},
+    ],
+)
+def test_a_damaged_tokenizer_is_an_error_with_a_hint(toolchain, folder, damage, capfd):
+    make_model(folder, save_bytes(folder, byte_level()))
+    edit(folder / "tokenizer.json", **damage)
+
+    with pytest.raises(CheckpointError) as refused, converted(folder, toolchain):
+        pass
+
+    assert str(folder) in refused.value.message
+    assert refused.value.hint
+
+
 def test_what_llama_cpp_does_not_normalize_is_said_in_the_file(toolchain, folder):
     from tokenizers import normalizers
 
