@@ -17,7 +17,7 @@ from typing import Any
 from exporter.core.events import Report
 from exporter.overlay import lay_over
 from exporter.pieces import UNIGRAM, as_pieces, looks_like_pieces, with_charsmap
-from exporter.pretokenizer import pre_tokenizer_found
+from exporter.pretokenizer import METHOD, pre_tokenizer_found
 from exporter.settle_tokens import settle, settle_unigram
 from exporter.token_rows import leave_out, rowless, rows_of, shortened
 from exporter.tokenizer import LoadedTokenizer, load_tokenizer, space_before, templates_of
@@ -46,15 +46,25 @@ class ConverterTokens:
 
 @contextmanager
 def converter_tokens(
-    folder: Path, hparams: Mapping[str, Any], *, trust_remote_code: bool, report: Report
+    folder: Path,
+    hparams: Mapping[str, Any],
+    model_class: Any,
+    trust_remote_code: bool,
+    report: Report,
 ) -> Iterator[ConverterTokens]:
-    """Have the converter find the tokenizer in `folder` in the form that it reads.
+    """Have the converter's `model_class` find the tokenizer in `folder` in the form that it reads.
 
     Raises CheckpointError when the embedding lacks rows for tokens that are needed, and, while
     the converter runs, UnsupportedError for a pre-tokenizer that llama.cpp has not.
     """
+    if not hasattr(model_class, METHOD):
+        yield ConverterTokens(folder, None)  # a projector, which has no tokens
+        return
     loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    with tempfile.TemporaryDirectory(prefix="decant-") as temporary, pre_tokenizer_found(loaded):
+    with (
+        tempfile.TemporaryDirectory(prefix="decant-") as temporary,
+        pre_tokenizer_found(model_class, loaded),
+    ):
         files = files_for(loaded, folder, rows_of(hparams), report) if loaded else {}
         if not files:
             yield ConverterTokens(folder, loaded)

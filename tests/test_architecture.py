@@ -27,6 +27,7 @@ RICH = {"exporter/cli/render.py", "runtime/render.py"}
 DOORS = {f"exporter/{name}.py" for name in ("convert", "hparams", "lora", "prequantized")}
 SUBPROCESS = {
     "exporter/hparams.py",
+    "exporter/rendering.py",
     "exporter/toolchain.py",
     "exporter/verify/engine.py",
     "runtime/adapters.py",
