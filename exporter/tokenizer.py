@@ -14,6 +14,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from exporter.core.errors import CheckpointError
 from exporter.normalizer import FIRST, ONCE, SPACE, Step, flat
 
 UNREADABLE = (
@@ -21,6 +22,9 @@ UNREADABLE = (
     ZeroDivisionError, StrictDataclassError,
 )  # fmt: skip
 """What transformers raises for a folder without a tokenizer, or a config, that it can use."""
+
+RUST_PANIC = "PanicException"
+"""Beside a bare Exception, what the tokenizers library raises for a file that it cannot read."""
 
 
 class LoadedTokenizer:
@@ -68,7 +72,10 @@ class LoadedTokenizer:
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTokenizer | None:
-    """transformers' tokenizer of `folder`; None where it finds none, or one of Python alone."""
+    """transformers' tokenizer of `folder`; None where it finds none, or one of Python alone.
+
+    Raises CheckpointError for a damaged tokenizer.json.
+    """
     from transformers import AutoTokenizer
 
     config = kind_alone(folder)
@@ -78,6 +85,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTo
         )
     except UNREADABLE:
         return None  # the converter says why, or has a way of its own
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != RUST_PANIC:
+            raise
+        raise CheckpointError(
+            f"the tokenizers library cannot read the tokenizer in `{folder}`: {error}",
+            hint="copy or download tokenizer.json again; it may also be of a newer transformers",
+        ) from error
     return LoadedTokenizer(found) if hasattr(found, "backend_tokenizer") else None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint import open_checkpoint
 from exporter.convert import convert
 from exporter.core.events import Event
-from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.core.gguf import Array, GGUFFile, read_gguf
 from exporter.merge import MergedTensors
 from exporter.normalizer import NORMALIZER, SPACE_PREFIX, normalizer, spaced
 from exporter.plan import plan_merge
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from exporter.toolchain import Toolchain
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>")
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # llama.cpp's kinds of tokens
 WORDS = (
     "the cat and the other cats sat on that mat", "it's 1234 5678 naïve café",
     "def f(x): return x\n", "a  b   c\n\n\nd", "Ünï 각 가나다 ｶﾅ 你好",
@@ -158,3 +159,70 @@ def save_bytes(
 
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def save_neox(folder: Path, toolchain: Toolchain) -> int:
+    """GPT-NeoX's real tokenizer, put together again from the vocabulary that llama.cpp has."""
+    keys = upstream_vocabulary(toolchain, "gpt-neox")
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    added = [
+        {"id": at, "content": text, "normalized": kind == USER_DEFINED, "special": kind == CONTROL}
+        | plain
+        for at, (text, kind) in enumerate(zip(keys["tokens"], keys["token_type"], strict=True))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    numbers = {token["id"] for token in added}
+    vocabulary = {text: at for at, text in enumerate(keys["tokens"]) if at not in numbers}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": list(keys["merges"])}
+    cuts = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    save_json(folder, model, added, normalizer={"type": "NFC"}, pre_tokenizer=cuts, decoder=cuts)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(keys["tokens"])
+
+
+def save_llama2(folder: Path, toolchain: Toolchain) -> int:
+    """Llama 2's real tokenizer as transformers makes tokenizer.json of its pieces."""
+    keys = upstream_vocabulary(toolchain, "llama-spm")
+    vocabulary = {text: at for at, text in enumerate(keys["tokens"])}
+    merges = [
+        (number, vocabulary[text[:at]], vocabulary[text[at:]], text[:at], text[at:])
+        for text, number in vocabulary.items()
+        if keys["token_type"][number] == NORMAL
+        for at in range(1, len(text))
+        if text[:at] in vocabulary and text[at:] in vocabulary
+    ]
+    pairs = [[left, right] for *_, left, right in sorted(merges)]
+    model = {
+        "type": "BPE", "vocab": vocabulary, "merges": pairs, "unk_token": "<unk>",
+        "fuse_unk": True, "byte_fallback": True,
+    }  # fmt: skip
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": at, "content": text, "special": True} | flags
+        for at, text in enumerate(("<unk>", "<s>", "</s>"))
+    ]
+    spaces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+    save_json(folder, model, added, normalizer=None, pre_tokenizer=spaces, decoder=decoder)
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(vocabulary)
+
+
+def save_json(folder: Path, model: Any, added: Any, **parts: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    whole = {"version": "1.0", "added_tokens": added, "post_processor": None, "model": model}
+    (folder / "tokenizer.json").write_text(json.dumps(whole | parts))
+
+
+def upstream_vocabulary(toolchain: Toolchain, name: str) -> dict[str, Any]:
+    """The arrays of one of llama.cpp's own vocabularies."""
+    path = toolchain.source / "models" / f"ggml-vocab-{name}.gguf"
+    metadata = read_gguf(path, keep_items=1 << 20).metadata
+    prefix = "tokenizer.ggml."
+    return {
+        key.removeprefix(prefix): value.items
+        for key, value in metadata.items()
+        if key.startswith(prefix) and isinstance(value, Array)
+    }

@@ -10,6 +10,7 @@ import pytest
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Note
 from exporter.normalizer import NORMALIZER, SPACE_PREFIX
+from exporter.pretokenizer_patterns import GPT2, NAMES
 from exporter.verify.texts import CONVERSATIONS, PLAIN, RARE
 from tests.tiny import CHAT_TEMPLATE
 from tests.vocabularies import (
@@ -17,6 +18,8 @@ from tests.vocabularies import (
     edit,
     make_model,
     save_bytes,
+    save_llama2,
+    save_neox,
     save_pieces,
     save_unigram,
 )
@@ -159,6 +162,25 @@ def test_a_tokenizer_trained_anew_is_known_by_its_pattern(toolchain, folder, pat
         assert made.unlike(TEXTS) == made.unlike(TEXTS, special=True) == []
 
 
+@pytest.mark.parametrize("cuts", NAMES, ids=lambda cuts: NAMES[cuts][0])
+def test_llama_cpp_cuts_by_each_pattern_that_is_known(toolchain, folder, cuts):
+    from tokenizers import pre_tokenizers
+
+    steps = [
+        byte_level() if cut == GPT2
+        else pre_tokenizers.Punctuation("contiguous") if cut.startswith("punctuation")
+        else split(cut)
+        for cut in cuts
+    ]  # fmt: skip
+    if GPT2 not in cuts:
+        steps.append(byte_level(use_regex=False))
+    make_model(folder, save_bytes(folder, *steps))
+
+    with converted(folder, toolchain) as made:
+        assert made.value("pre") == NAMES[cuts][0]
+        assert made.unlike(PLAIN) == []
+
+
 def test_a_pattern_that_llama_cpp_has_not_is_refused_with_the_pattern(toolchain, folder):
     make_model(folder, save_bytes(folder, split("[aeiou]+"), byte_level(use_regex=False)))
 
@@ -184,6 +206,47 @@ def test_words_that_were_added_are_cut_out_as_transformers_does(toolchain, folde
         texts = ["I decant wine", "told you, undecanted", "normal Ünï x", "decantdecant", *TEXTS]
         assert made.unlike(texts) == []
         assert all(len(made.loaded.encode(word, parse=False)) <= 2 for word in words)
+
+
+def test_added_words_do_not_hide_which_published_tokenizer_it_is(toolchain, folder):
+    """The converter knows it by the ids of a text that holds some of them."""
+    from transformers import AutoTokenizer
+
+    rows = save_neox(folder, toolchain)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["apple", "normal", "told"])
+    tokenizer.save_pretrained(folder)
+    make_model(folder, rows + 3)
+
+    with converted(folder, toolchain) as made:
+        assert made.value("pre") == "olmo"
+        assert made.unlike(["an apple", "told you, pineapple", *TEXTS]) == []
+
+
+def test_llama_2s_own_tokens_are_given_by_tokenizer_json_alone(toolchain, folder):
+    make_model(folder, save_llama2(folder, toolchain))
+
+    with converted(folder, toolchain) as made:
+        assert made.unlike(TEXTS) == made.unlike(TEXTS, special=True) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"model": 5},
+        {"model": {"type": "Unheard"}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}},
+    ],
+)
+def test_a_damaged_tokenizer_is_an_error_with_a_hint(toolchain, folder, damage, capfd):
+    make_model(folder, save_bytes(folder, byte_level()))
+    edit(folder / "tokenizer.json", **damage)
+
+    with pytest.raises(CheckpointError) as refused, converted(folder, toolchain):
+        pass
+
+    assert str(folder) in refused.value.message
+    assert refused.value.hint
 
 
 def test_what_llama_cpp_does_not_normalize_is_said_in_the_file(toolchain, folder):
