@@ -34,6 +34,8 @@ KEPT_THOUGHTS = (
 THINKING = ("enable_thinking", "thinking")
 """Switches by which templates turn thinking on and off."""
 CHANGED = frozenset((*SWITCHES, *KEPT_THOUGHTS, *THINKING, "tools"))
+REFUSING = "raise_exception"
+"""What a template says that refuses conversations, which llama.cpp may mend."""
 WORD = re.compile(r"\w+")
 UNSET = "{{%- if {0} is none %}}{{%- set {0} = never_defined_by_anybody %}}{{%- endif %}}"
 NOTHING = "{%- if false %}{%- endif %}"
@@ -139,13 +141,15 @@ def format_of(facts: Facts) -> ChatFormat:
     begins_with_bos = "bos_token" in names or (bool(bos) and bos in facts.plain)
     template, flags = facts.plain if facts.is_chosen else None, list[str]()
     samples: tuple[tuple[str, Job, Rendered], ...] = ()
-    if names & CHANGED or facts.tool_use or facts.puts_space:
+    is_changed = bool(names & CHANGED or facts.tool_use or facts.puts_space)
+    if is_changed or REFUSING in names:
         found = render_all(facts.plain, known, [*SAMPLES.values(), *trials()])
         samples = tuple(zip(SAMPLES, SAMPLES.values(), found, strict=False))
         first, *tried = found[0], *found[len(SAMPLES) :]
         begins_with_bos = first.text.startswith(bos) if first.text and bos else begins_with_bos
-        template = before(names, first, tried[0]) + both(facts.plain, facts.tool_use)
-        flags = thinking_flags(first, *tried[1:]) + defaults(names, known)
+        if is_changed:
+            template = before(names, first, tried[0]) + both(facts.plain, facts.tool_use)
+            flags = thinking_flags(first, *tried[1:]) + defaults(names, known)
     lacks_bos = facts.adds_bos and bool(bos) and not begins_with_bos
     adds = {"bos": lacks_bos, "eos": facts.adds_eos}  # no answer follows an end
     flags += [

@@ -83,6 +83,7 @@ def spell(folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
         "unk_token": "<unk>", "chat_template": CHAT_TEMPLATE,
     }  # fmt: skip
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 3, 4]}')
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
@@ -273,5 +274,14 @@ def test_what_is_rendered_otherwise_than_by_transformers_is_named(models, toolch
 
     assert question.startswith("a question: transformers writes '<s>  1.2userHi")
     assert "llama.cpp '<s>%5.1fuserHi" in question
-    assert system.startswith("a system message: transformers refuses it")
-    assert "no system, please" in system
+    assert system.startswith("a system message: transformers refuses it (no system, please)")
+
+
+@pytest.mark.parametrize("token", [2, 3, 4])
+def test_an_answer_stops_at_every_end_that_the_generation_config_names(models, toolchain, token):
+    chat = chat_format(read_gguf(models["letters"]))
+    settings = {"max_tokens": 4, "logit_bias": [[token, 1000]]}
+    with Server(ServerSpec(models["letters"], CONTEXT, threads=1, chat=chat), toolchain) as server:
+        *said, stopped = ask(server, TALKS[0], settings)
+
+    assert (said, stopped.reason, stopped.tokens) == ([], "stop", 1)
