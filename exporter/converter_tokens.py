@@ -6,6 +6,7 @@ then writes of tokens is settled by the tokenizer as transformers loads it.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,9 @@ from typing import Any
 
 from exporter.core.events import Report
 from exporter.overlay import lay_over
-from exporter.pieces import as_pieces, looks_like_pieces
-from exporter.pretokenizer import pre_tokenizer_found
-from exporter.settle_tokens import settle
+from exporter.pieces import UNIGRAM, as_pieces, looks_like_pieces, with_charsmap
+from exporter.pretokenizer import METHOD, pre_tokenizer_found
+from exporter.settle_tokens import settle, settle_unigram
 from exporter.token_rows import leave_out, rowless, rows_of, shortened
 from exporter.tokenizer import LoadedTokenizer, load_tokenizer, space_before, templates_of
 
@@ -32,24 +33,38 @@ class ConverterTokens:
     """Where the converter looks for them."""
     loaded: LoadedTokenizer | None
     """None where transformers finds no tokenizer: the converter is left to itself."""
+    made_of_json: bool = False
+    """Whether there is no file of sentencepiece's but what was made of tokenizer.json."""
 
     def settle(self, model: Any, report: Report) -> None:
         """Make what the converter's `model` wrote of tokens equal transformers' tokenizer."""
         if self.loaded is not None:
             settle(model, self.loaded, self.folder, report)
+            if self.made_of_json:
+                settle_unigram(model, self.loaded)
 
 
 @contextmanager
 def converter_tokens(
-    folder: Path, hparams: Mapping[str, Any], *, trust_remote_code: bool, report: Report
+    folder: Path,
+    hparams: Mapping[str, Any],
+    model_class: Any,
+    trust_remote_code: bool,
+    report: Report,
 ) -> Iterator[ConverterTokens]:
-    """Have the converter find the tokenizer in `folder` in the form that it reads.
+    """Have the converter's `model_class` find the tokenizer in `folder` in the form that it reads.
 
     Raises CheckpointError when the embedding lacks rows for tokens that are needed, and, while
     the converter runs, UnsupportedError for a pre-tokenizer that llama.cpp has not.
     """
+    if not hasattr(model_class, METHOD):
+        yield ConverterTokens(folder, None)  # a projector, which has no tokens
+        return
     loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    with tempfile.TemporaryDirectory(prefix="decant-") as temporary, pre_tokenizer_found(loaded):
+    with (
+        tempfile.TemporaryDirectory(prefix="decant-") as temporary,
+        pre_tokenizer_found(model_class, loaded),
+    ):
         files = files_for(loaded, folder, rows_of(hparams), report) if loaded else {}
         if not files:
             yield ConverterTokens(folder, loaded)
@@ -57,7 +72,7 @@ def converter_tokens(
         laid = Path(temporary) / folder.name  # a name is what the converter makes names of
         laid.mkdir()
         lay_over(laid, folder, dict(files))
-        yield ConverterTokens(laid, loaded)
+        yield ConverterTokens(laid, loaded, not has_pieces(folder))
 
 
 def files_for(
@@ -68,7 +83,7 @@ def files_for(
     files: dict[str, bytes] = {}
     if rows is not None:
         files = leave_out(loaded, folder, rows, "\n".join(templates.values()), report)
-    if not any((folder / name).is_file() for name in PIECES) and may_be_pieces(loaded):
+    if not has_pieces(folder) and may_be_pieces(loaded):
         written = loaded.written
         if rows is not None and rowless(loaded, rows):
             written = shortened(written, rows)
@@ -76,7 +91,13 @@ def files_for(
             prefix, _ = space_before(loaded, in_chats=bool(templates))
             unknown = loaded.special("unk")
             files["tokenizer.model"] = as_pieces(written, unknown=unknown, prefix=prefix)
+            if written["model"]["type"] == UNIGRAM:
+                files["tokenizer.json"] = json.dumps(with_charsmap(written)).encode()
     return files
+
+
+def has_pieces(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in PIECES)
 
 
 def may_be_pieces(loaded: LoadedTokenizer) -> bool:

@@ -26,7 +26,12 @@ KNOWN = {
     "Precompiled", "Prepend", "Replace", "Strip", "StripAccents",
 }  # fmt: skip
 
+UNIGRAM = "t5"  # as tokenizer.ggml.model has it
+
 Step = dict[str, Any]
+
+ANY_SPACE_AS_SPACE: Step = {"type": "Replace", "pattern": {"Regex": r"\s"}, "content": " "}
+"""What a charsmap does besides; without one, llama.cpp knows only the space itself."""
 
 
 def normalizer(written: str | None) -> Callable[[str], str]:
@@ -84,13 +89,24 @@ def missing_normalizer(tokenizer_json: Mapping[str, Any], model: str) -> str | N
     model: the GGUF's tokenizer.ggml.model, which decides what llama.cpp does by itself.
     """
     whole = tokenizer_json.get("normalizer")
-    if not isinstance(whole, dict):
-        return None
+    steps = list(flat(whole)) if isinstance(whole, dict) else []
     rest = DONE_BY_LLAMA_CPP.get(model, all_of)
-    kept = [left for step in flat(whole) if (left := rest(step)) is not None]
+    kept = [left for step in steps if (left := rest(step)) is not None]
+    if model == UNIGRAM and splits_at_whitespace(tokenizer_json) and not has_charsmap(steps):
+        kept.append(ANY_SPACE_AS_SPACE)
     if not kept:
         return None
     return json.dumps(kept[0] if len(kept) == 1 else {"type": CHAIN, "normalizers": kept})
+
+
+def splits_at_whitespace(tokenizer_json: Mapping[str, Any]) -> bool:
+    pre = tokenizer_json.get("pre_tokenizer")
+    inner = pre.get("pretokenizers") or [pre] if isinstance(pre, dict) else []
+    return any(step.get("type") == "WhitespaceSplit" for step in inner)
+
+
+def has_charsmap(steps: Iterable[Step]) -> bool:
+    return any(step.get("type") == "Precompiled" for step in steps)
 
 
 def flat(step: Mapping[str, Any]) -> Iterable[Step]:
@@ -150,7 +166,7 @@ def but_for_lowercase(step: Step) -> Step | None:
 DONE_BY_LLAMA_CPP: dict[str, Callable[[Step], Step | None]] = {
     "llama": but_for_spaces,
     "gemma4": but_for_spaces,
-    "t5": but_for_charsmap,
+    UNIGRAM: but_for_charsmap,
     "bert": but_for_case,
     "whitespace": but_for_lowercase,
 }

@@ -14,21 +14,25 @@ from typing import Any
 from exporter.normalizer import flat, is_space_escape
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+UNIGRAM = "Unigram"
 ALL_BYTES = 256
 ADDED_SCORE = -1000.0  # what the converter gives added tokens, which are found before any merge
 MERGES_SPACES = {"Regex": " {2,}"}
+NO_STEPS = {"type": "Sequence", "normalizers": ()}
+NO_CHARSMAP = (1024).to_bytes(4, "little") + bytes(1025)
+"""A table of 256 empty nodes, which changes nothing."""
 
 
 def looks_like_pieces(written: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json writes a space as ▁ and unknown characters as bytes."""
     model = written.get("model") or {}
-    if model.get("type") == "Unigram":
+    if model.get("type") == UNIGRAM:
         return True
     return model.get("type") == "BPE" and bool(model.get("byte_fallback")) and marks_spaces(written)
 
 
 def marks_spaces(written: Mapping[str, Any]) -> bool:
-    escapes = any(map(is_space_escape, flat(written.get("normalizer") or {"type": "Sequence"})))
+    escapes = any(map(is_space_escape, flat(written.get("normalizer") or NO_STEPS)))
     return escapes or any(step.get("type") == "Metaspace" for step in pre_tokenizers(written))
 
 
@@ -47,7 +51,7 @@ def as_pieces(written: Mapping[str, Any], *, unknown: int | None, prefix: bool) 
 
     types = schema.ModelProto.SentencePiece
     model = written["model"]
-    is_unigram = model["type"] == "Unigram"
+    is_unigram = model["type"] == UNIGRAM
     scores = unigram_scores(model) if is_unigram else merge_scores(model)
     special = {token["id"]: token for token in written.get("added_tokens") or ()}
     texts = {number: text for text, number, _ in scores} | {
@@ -104,14 +108,28 @@ def unigram_scores(model: Mapping[str, Any]) -> list[tuple[str, int, float]]:
 
 def describe_spaces(spec: Any, written: Mapping[str, Any], *, prefix: bool) -> None:
     """What becomes of spaces, and the charsmap that says what becomes of other characters."""
-    steps = list(flat(written.get("normalizer") or {"type": "Sequence"}))
-    splits = any(step.get("type") == "WhitespaceSplit" for step in pre_tokenizers(written))
     spec.add_dummy_prefix = prefix
-    spec.remove_extra_whitespaces = splits or any(
-        step.get("pattern") == MERGES_SPACES for step in steps
-    )
-    for step in steps:
-        if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
-            spec.precompiled_charsmap = base64.b64decode(step["precompiled_charsmap"])
-            return
-    spec.name = "identity"
+    spec.remove_extra_whitespaces = merges_spaces(written)
+    spec.precompiled_charsmap = charsmap(written)
+    spec.name = "nmt_nfkc" if spec.precompiled_charsmap else "identity"
+
+
+def merges_spaces(written: Mapping[str, Any]) -> bool:
+    """Whether several spaces are as one, and those at the ends as none."""
+    steps = flat(written.get("normalizer") or NO_STEPS)
+    splits = any(step.get("type") == "WhitespaceSplit" for step in pre_tokenizers(written))
+    return splits or any(step.get("pattern") == MERGES_SPACES for step in steps)
+
+
+def charsmap(written: Mapping[str, Any]) -> bytes:
+    """sentencepiece's table of what becomes of characters; empty for none."""
+    for step in flat(written.get("normalizer") or NO_STEPS):
+        if step.get("type") == "Precompiled":
+            return base64.b64decode(step.get("precompiled_charsmap") or "")
+    return b""
+
+
+def with_charsmap(written: Mapping[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json whose normalizer is a charsmap alone, as the converter wants XLM-R's."""
+    table = base64.b64encode(charsmap(written) or NO_CHARSMAP).decode()
+    return {**written, "normalizer": {"type": "Precompiled", "precompiled_charsmap": table}}

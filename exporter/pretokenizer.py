@@ -24,12 +24,17 @@ SHOWN = 200  # characters of a pattern that a message shows
 SUFFIXES = re.compile(r"\(\?i:'s\|'t\|'re\|'ve\|'m\|'ll\|'d\)")
 
 
-@contextmanager
-def pre_tokenizer_found(loaded: LoadedTokenizer | None) -> Iterator[None]:
-    """Have the converter find the pre-tokenizer of more tokenizers than it knows by hash."""
-    from conversion.base import TextModel
+METHOD = "get_vocab_base_pre"
 
-    original = TextModel.get_vocab_base_pre
+
+@contextmanager
+def pre_tokenizer_found(model_class: Any, loaded: LoadedTokenizer | None) -> Iterator[None]:
+    """Have the converter find the pre-tokenizer of more tokenizers than it knows by hash.
+
+    model_class: of the converter's, for any text model.
+    """
+    owner = next(base for base in reversed(model_class.__mro__) if METHOD in vars(base))
+    original = vars(owner)[METHOD]
 
     def find(self: Any, tokenizer: Any) -> str:
         try:
@@ -37,11 +42,11 @@ def pre_tokenizer_found(loaded: LoadedTokenizer | None) -> Iterator[None]:
         except NotImplementedError:
             return found_otherwise(partial_hash(self, original), tokenizer, loaded)
 
-    TextModel.get_vocab_base_pre = find
+    setattr(owner, METHOD, find)
     try:
         yield
     finally:
-        TextModel.get_vocab_base_pre = original
+        setattr(owner, METHOD, original)
 
 
 def by_hash(model: Any, original: Callable[[Any, Any], str], tokenizer: Any) -> str:
@@ -127,9 +132,9 @@ def unknown(cut_by: str) -> UnsupportedError:
 def cuts_of(steps: Sequence[dict[str, Any]]) -> Cuts | None:
     """What cuts a text, step by step; None for a step that llama.cpp has nothing like."""
     cuts: list[str] = []
-    for step in steps:
+    for place, step in enumerate(steps):
         found = cut_of(step)
-        if found is None:
+        if found is None or (place and step.get("add_prefix_space")):  # a space before each word
             return None
         cuts += found
     is_bytes = any(step.get("type") == "ByteLevel" for step in steps)
@@ -149,7 +154,8 @@ def cut_of(step: dict[str, Any]) -> list[str] | None:
             way = step.get("behavior"), bool(step.get("invert"))
             # the second is the same for a pattern that leaves no letter out, as all of these
             return [spelled(pattern)] if way in {("Isolated", False), ("Removed", True)} else None
-    return None
+        case _:
+            return None
 
 
 def spelled(pattern: str) -> str:

@@ -12,9 +12,10 @@ from string import ascii_letters, digits
 from typing import Any
 
 from exporter.core.errors import CheckpointError
-from exporter.core.events import Report, Warn
+from exporter.core.events import Note, Report, Warn
 from exporter.core.files import read_json_object
 from exporter.normalizer import NORMALIZER, SPACE, SPACE_PREFIX, missing_normalizer
+from exporter.pieces import charsmap, merges_spaces
 from exporter.tokenizer import LoadedTokenizer, first_ids, space_before, templates_of
 
 KEY = "tokenizer.ggml."
@@ -30,6 +31,12 @@ ENDS_BY_TEXT = {
 }  # fmt: skip
 """Texts of tokens that llama.cpp takes for an end of generation wherever a vocabulary has them."""
 TEMPLATE, TEMPLATES, DEFAULT = "tokenizer.chat_template", "tokenizer.chat_templates", "default"
+BASE_MODEL = (
+    "neither base nor adapter has a chat template: it is a base model, for plain completion;"
+    " to chat with it, pass --chat-template NAME to `decant chat` or `decant serve`"
+)
+PHI3, PHI3_KEEPS = ("phi-3", "phi3"), {"<unk>", "<s>", "<|endoftext|>"}
+"""In a model's name, and the tokens that leave spaces as they are in such a model."""
 LETTERS = frozenset(ascii_letters + digits)  # of which the name of a template is made in a GGUF
 
 
@@ -49,6 +56,9 @@ def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) ->
         settle_first_and_last(writer, loaded)
         settle_ends(writer, loaded, eos_ids(folder), report)
     settle_templates(writer, templates)
+    settle_strips(writer, loaded, kind, report)
+    if is_base_model(model, writer, kind):
+        report(Note(BASE_MODEL))
 
 
 def value(writer: Any, name: str) -> Any:
@@ -69,6 +79,17 @@ def put(writer: Any, key: str, new: bool | int | str | bytes | None) -> None:
             writer.add_string(key, new)
         case bytes():
             writer.add_array(key, new)
+        case None:
+            pass
+
+
+def is_base_model(model: Any, writer: Any, kind: str) -> bool:
+    """Whether it writes texts, and has no template to answer in a chat."""
+    names = model.hparams.get("architectures") or ()
+    writes = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    gives_vectors = any(key.endswith(".pooling_type") for key in writer.kv_data[0])
+    has_template = any(key.startswith(TEMPLATE) for key in writer.kv_data[0])
+    return kind != WORDPIECE and writes and not gives_vectors and not has_template
 
 
 def settle_types(
@@ -99,6 +120,17 @@ def settle_spaces(writer: Any, loaded: LoadedTokenizer, kind: str, *, in_chats: 
     put(writer, SPACE_PREFIX, first)
 
 
+def settle_unigram(model: Any, loaded: LoadedTokenizer) -> None:
+    """Set what the converter takes from sentencepiece's file, which it had to guess without one."""
+    writer = getattr(model, "impl", model).gguf_writer
+    if value(writer, "model") != UNIGRAM:
+        return
+    prefix, _ = space_before(loaded, in_chats=False)
+    put(writer, KEY + "add_space_prefix", prefix)
+    put(writer, KEY + "remove_extra_whitespaces", merges_spaces(loaded.written))
+    put(writer, KEY + "precompiled_charsmap", charsmap(loaded.written) or None)
+
+
 def settle_case(writer: Any, loaded: LoadedTokenizer) -> None:
     """Say whether letters are lowered and lose their accents; unsaid, llama.cpp does both."""
     lowers = strips = False
@@ -110,6 +142,8 @@ def settle_case(writer: Any, loaded: LoadedTokenizer) -> None:
                 lowers = True
             case {"type": "StripAccents"}:
                 strips = True
+            case _:
+                pass
     put(writer, KEY + "normalizer.lowercase", bool(lowers))
     put(writer, KEY + "normalizer.strip_accents", bool(strips))
 
@@ -161,11 +195,37 @@ def eos_ids(folder: Path) -> Iterator[int]:
         text = said.get("text_config")
         for part in (said, text if isinstance(text, dict) else {}):
             found = part.get("eos_token_id")
-            yield from (n for n in (found if isinstance(found, list) else [found]) if is_id(n))
+            ids = found if isinstance(found, list) else [found]
+            yield from (n for n in ids if isinstance(n, int) and not isinstance(n, bool))
 
 
-def is_id(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
+def settle_strips(writer: Any, loaded: LoadedTokenizer, kind: str, report: Report) -> None:
+    """See that tokens which take the spaces beside them do so in llama.cpp, else say it.
+
+    It knows no key for that, but does as Phi-3 does where the model's name has "phi-3" in it.
+    """
+    mask = loaded.special("mask")  # of which texts have none
+    taking = {
+        token.content: token.rstrip and not (token.lstrip or token.single_word)
+        for number, token in loaded.added.items()
+        if number != mask and (token.lstrip or token.rstrip or token.single_word)
+    }
+    if not taking:
+        return
+    others = {token.content for token in loaded.added.values()} - taking.keys()
+    if kind == SENTENCES and all(taking.values()) and others == PHI3_KEEPS and "</s>" in taking:
+        name = writer.kv_data[0]["general.name"].value
+        if not any(phi in name.lower() for phi in PHI3):
+            put(writer, "general.name", f"{name} {PHI3[0]}")
+        return
+    first = min(taking)
+    report(
+        Note(
+            f"in this tokenizer `{first}` takes the spaces beside it or is found as a whole word"
+            f" only ({len(taking)} such tokens), for which a GGUF has no place: llama.cpp may cut"
+            " a text with it otherwise"
+        )
+    )
 
 
 def settle_templates(writer: Any, templates: Mapping[str, str]) -> None:

@@ -109,15 +109,12 @@ def shortened(written: dict[str, Any], rows: int) -> dict[str, Any]:
     tokens = [token for token in written.get("added_tokens") or () if token["id"] < rows]
     model = dict(written.get("model") or {})
     vocabulary = model.get("vocab")
-    if isinstance(vocabulary, dict):
-        model["vocab"] = {text: number for text, number in vocabulary.items() if number < rows}
-        model["merges"] = (
-            [merge for merge in model.get("merges") or () if made_by(merge) in model["vocab"]]
-            if "merges" in model
-            else None
-        )
-        if model["merges"] is None:
-            del model["merges"]
+    if isinstance(vocabulary, dict) and max(vocabulary.values(), default=0) >= rows:
+        kept = {text: number for text, number in vocabulary.items() if number < rows}
+        merges = model.get("merges")
+        model["vocab"] = kept
+        if merges is not None:
+            model["merges"] = [merge for merge in merges if made_by(merge) in kept]
     elif isinstance(vocabulary, list):
         model["vocab"] = vocabulary[:rows]
     return {**written, "added_tokens": tokens, "model": model, "padding": None}

@@ -12,12 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from exporter.normalizer import FIRST, ONCE, SPACE, Step, flat
 
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, IndexError,
+    ZeroDivisionError, StrictDataclassError,
 )  # fmt: skip
-"""What transformers raises for a folder without a tokenizer that it can use."""
+"""What transformers raises for a folder without a tokenizer, or a config, that it can use."""
 
 
 class LoadedTokenizer:
@@ -68,11 +71,41 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTo
     """transformers' tokenizer of `folder`; None where it finds none, or one of Python alone."""
     from transformers import AutoTokenizer
 
+    config = kind_alone(folder)
     try:
-        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        found = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, **({"config": config} if config else {})
+        )
     except UNREADABLE:
         return None  # the converter says why, or has a way of its own
     return LoadedTokenizer(found) if hasattr(found, "backend_tokenizer") else None
+
+
+def kind_alone(folder: Path) -> Any:
+    """A config of which transformers chooses the tokenizer's class, the same as by the whole one.
+
+    For a whole one it imports torch's compiler, which takes longer than all the rest of a plan.
+    None where tokenizer_config.json names no class: then it asks for the config's own.
+    """
+    from transformers import PreTrainedConfig
+
+    said = [read_object(folder / name) for name in ("config.json", "tokenizer_config.json")]
+    if not said[1].get("tokenizer_class"):
+        return None
+    config = PreTrainedConfig()
+    config.model_type = str(said[0].get("model_type", ""))
+    config.tokenizer_class = said[0].get("tokenizer_class")
+    config._name_or_path = str(folder)  # noqa: SLF001 - as its loader sets it
+    return config
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; nothing where there is none: whoever needs it says so."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def space_before(loaded: LoadedTokenizer, *, in_chats: bool) -> tuple[bool, str | None]:
@@ -84,9 +117,11 @@ def space_before(loaded: LoadedTokenizer, *, in_chats: bool) -> tuple[bool, str 
     for step in loaded.steps("normalizer"):
         if step["type"] == "Prepend" and step.get("prepend") == SPACE:
             return True, None
-    for step in loaded.steps("pre_tokenizer"):
+    for place, step in enumerate(loaded.steps("pre_tokenizer")):
         if step["type"] == "Metaspace":
             return of_scheme(step, in_chats=in_chats)
+        if step["type"] == "ByteLevel" and step.get("add_prefix_space") and place == 0:
+            return False, FIRST  # llama.cpp puts none before what is cut into bytes
     return False, None
 
 

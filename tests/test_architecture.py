@@ -29,6 +29,7 @@ SUBPROCESS = {
     "exporter/hparams.py",
     "exporter/rendering.py",
     "exporter/toolchain.py",
+    "exporter/verify/engine.py",
     "runtime/adapters.py",
     "runtime/child.py",
     "runtime/clipboard.py",

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from exporter.core.errors import EngineDiedError, EngineError, ModelError
+from exporter.core.errors import EngineDiedError, EngineError, ModelError, SpaceError
 from exporter.core.machine import cores
 from exporter.toolchain import scrubbed
 
@@ -66,7 +66,11 @@ class Engine:
         self.said.close()
 
     def ask(self, verb: str, **arguments: object) -> Any:
-        """Have the child do something. Raises EngineDiedError, with its last words, if it died."""
+        """Have the child do something.
+
+        Raises EngineDiedError, with its last words, when it dies of it, SpaceError when it is
+        killed, ModelError or EngineError for what llama.cpp refuses.
+        """
         line = json.dumps({"verb": verb, "with": arguments}).encode() + b"\n"
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -77,7 +81,14 @@ class Engine:
         except BrokenPipeError:
             answer = b""
         if not answer.endswith(b"\n"):
-            how = ending(self.process.wait())
+            status = self.process.wait()
+            if status == -signal.SIGKILL:
+                raise SpaceError(
+                    f"llama.cpp was killed {DOING[verb]} `{self.path}`, as happens where memory"
+                    " runs out",
+                    hint="is memory left? other programs may be closed",
+                )
+            how = ending(status)
             raise EngineDiedError(f"llama.cpp {how} {DOING[verb]} `{self.path}`{self.last_words()}")
         found = json.loads(answer)
         if "error" in found:

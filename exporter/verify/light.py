@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from exporter.convert import convert, imported
-from exporter.core.errors import EngineError, ModelError
+from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
+from exporter.quantize import Quantizer
 from exporter.slots import Conversion
 from exporter.steps import MergePlan
 from exporter.toolchain import Toolchain
@@ -25,6 +26,7 @@ from exporter.verify.loading import check_loading, not_loaded, shortage, unloada
 from exporter.verify.metadata import check_metadata, check_special, check_template
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
+from exporter.verify.strength import Requantizer
 from exporter.verify.tokens import check_tokens
 from exporter.verify.trace import traceable
 from exporter.verify.weights import Weights
@@ -47,12 +49,14 @@ class Expected:
     folder: Path
     tokenizer: Any  # transformers' tokenizer
     rows: int
+    requantizer: Requantizer
 
     def weights(self, file: GGUFFile) -> Weights:
         return Weights(
             self.conversion,
             Reference(self.plan),
             self.rows,
+            self.requantizer,
             rounded=file.text(MERGE_DTYPE) != MERGED_EXACTLY,
             by_importance=any(key.startswith(IMATRIX) for key in file.metadata),
         )
@@ -80,7 +84,8 @@ def expected_of(
             tensors, folder, toolchain, model_name="verify", trust_remote_code=trust_remote_code
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        yield Expected(plan, conversion, folder, tokenizer, rows)
+        requantizer = Requantizer(Quantizer.load(toolchain))
+        yield Expected(plan, conversion, folder, tokenizer, rows, requantizer)
 
 
 def verify_light(
@@ -99,11 +104,12 @@ def verify_light(
     with Engine(toolchain) as engine:
         try:
             engine.load(path, vocab_only=bool(too_large))
-        except (EngineError, ModelError) as error:
-            checks.append(unloadable(error))
-        else:
             checks += in_llama_cpp(engine, file, expected)
             checks.append(not_loaded(too_large) if too_large else check_loading(engine, file))
+        except (EngineError, ModelError) as error:
+            checks.append(unloadable(error))
+        except SpaceError as error:
+            checks.append(not_loaded(error.message))
     return Verification(path, tuple(checks), time.monotonic() - started)
 
 
@@ -111,16 +117,13 @@ def in_llama_cpp(engine: Engine, file: GGUFFile, expected: Expected) -> list[Che
     """The checks of what is not weights, against a loaded model."""
     tokenizer, folder = expected.tokenizer, expected.folder
     rows = next((s.shape[0] for s in expected.conversion.slots if s.name == EMBEDDING), sys.maxsize)
-    try:
-        facts = engine.facts()
-        return [
-            check_tokens(engine, facts, file, tokenizer, rows),
-            check_special(facts, file, tokenizer, folder),
-            check_template(file, facts, tokenizer),
-            check_metadata(file, expected.conversion, folder),
-        ]
-    except EngineError as error:
-        return [Check("tokenizer", (error.message,), "llama.cpp cannot use it")]
+    facts = engine.facts()
+    return [
+        check_tokens(engine, facts, file, tokenizer, rows),
+        check_special(facts, file, tokenizer, folder),
+        check_template(file, facts, tokenizer),
+        check_metadata(file, expected.conversion, folder),
+    ]
 
 
 def strangers(file: GGUFFile, plan: MergePlan) -> list[str]:

@@ -8,6 +8,7 @@ same, llama.cpp's own way to cut is the reason, which is noted with an example.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +18,21 @@ from exporter.normalizer import NORMALIZER, SPACE_PREFIX, missing_normalizer, no
 from exporter.verify.engine import Engine, VocabularyFacts
 from exporter.verify.report import Check
 from exporter.verify.texts import PLAIN, RARE, SPECIAL_LOOKALIKES
-from exporter.verify.vocabulary import KEY, SPACE, compare_vocabulary, tokenizer_json
+from exporter.verify.vocabulary import (
+    KEY,
+    NORMAL,
+    SPACE,
+    array,
+    compare_vocabulary,
+    is_idle,
+    tokenizer_json,
+)
 
 FEW = 3  # differences that are shown
 MOST_RARE = 0.25  # of the rarer texts may be cut otherwise: of a wrong tokenizer, most are
+UNIGRAM = "t5"  # tokenizer.ggml.model
+MADE_UP, WORDS, PARTS, SEED = 16, 8, 3, 20  # texts, words of each, tokens of each word
+SPACES = f"{SPACE}\u0120#"  # how vocabularies mark the beginning of a word, or its middle
 ADDED = 64  # added tokens that are looked for in a text
 HINT = "is the tokenizer that of this base and adapter? if so, export it again"
 
@@ -32,11 +44,16 @@ class Cuts:
     """Texts that were cut, and those that were cut otherwise by llama.cpp."""
 
     tokenizer: Any
+    file: GGUFFile
     ready: Callable[[str], str] = str
     """What makes a text ready for llama.cpp."""
     tried: int = 0
     plain: list[str] = field(default_factory=list)
     rare: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    """Texts whose spaces and line ends llama.cpp merges before it cuts them."""
+    made_up: list[str] = field(default_factory=list)
+    """Texts of words that were put together from the vocabulary."""
     special: list[str] = field(default_factory=list)
     spaces: list[str] = field(default_factory=list)
     """Those that differ only in sentencepiece's space before a text that begins with one."""
@@ -45,7 +62,9 @@ class Cuts:
 
     @property
     def differing(self) -> int:
-        return sum(map(len, (self.plain, self.rare, self.special, self.spaces)))
+        return sum(
+            map(len, (self.plain, self.rare, self.odd, self.made_up, self.special, self.spaces))
+        )
 
     def add(self, text: str, actual: Ids, expected: Ids) -> None:
         """Count one text, with its ids in llama.cpp and in transformers."""
@@ -57,6 +76,8 @@ class Cuts:
             self.spaces.append(told)
         elif text in SPECIAL_LOOKALIKES:
             self.special.append(told)
+        elif self.file.text(f"{KEY}model") == UNIGRAM and text != " ".join(text.split()):
+            self.odd.append(told)
         else:
             (self.plain if text in PLAIN else self.rare).append(told)
 
@@ -68,9 +89,10 @@ def check_tokens(
 
     rows: of the model's embedding.
     """
-    vocabulary = compare_vocabulary(file, tokenizer, rows)
-    cuts = Cuts(tokenizer)
-    wanted = missing_normalizer(tokenizer_json(tokenizer), file.text(f"{KEY}model") or "")
+    whole = tokenizer_json(tokenizer)
+    vocabulary = compare_vocabulary(file, tokenizer, whole, rows)
+    cuts = Cuts(tokenizer, file)
+    wanted = missing_normalizer(whole, file.text(f"{KEY}model") or "")
     compare_normalizer(file.text(NORMALIZER), wanted, cuts)
     special = tuple(str(token.content) for token in tokenizer.added_tokens_decoder.values())
     cuts.ready = normalize = given_to_llama_cpp(wanted, file, special)
@@ -78,14 +100,17 @@ def check_tokens(
     bare = compare_texts(engine, texts, normalize, cuts)
     compare_ends(engine, facts, texts, normalize, bare, cuts)
     compare_split_specials(engine, given_to_llama_cpp(wanted, file, ()), cuts)
-    compare_added(engine, len(file_tokens(file)), cuts)
+    compare_added(engine, cuts)
+    compare_made_up(engine, normalize, cuts)
     detail = f"{cuts.tried - cuts.differing} of {cuts.tried} texts cut into the same tokens"
     problems = [*vocabulary.problems, *cuts.problems]
     lists = cuts.plain or (cuts.rare if len(cuts.rare) > MOST_RARE * len(RARE) else [])
     if lists or (problems and cuts.rare):
         shown = lists or cuts.rare
         problems += [f"{detail}; {shown[0]}", *shown[1:FEW]]
-    if vocabulary.unordered and (cuts.plain or cuts.rare):
+    if len(cuts.made_up) > MADE_UP / 2 and not lists:
+        problems += [f"{detail}; {cuts.made_up[0]}"]
+    if vocabulary.unordered and (cuts.plain or cuts.rare or cuts.made_up):
         problems.insert(0, vocabulary.unordered)
     notes = [*vocabulary.notes, *cuts.notes, *limits(cuts)]
     numbers = {"texts": cuts.tried, "differing": cuts.differing}
@@ -115,7 +140,9 @@ def limits(cuts: Cuts) -> list[str]:
     """What llama.cpp itself does otherwise, with an example of each kind."""
     kinds = {
         "llama.cpp cuts {} texts with rare characters otherwise": cuts.rare,
+        "llama.cpp cuts {} texts with unusual spaces or line ends otherwise": cuts.odd,
         "llama.cpp cuts {} texts that hold special tokens otherwise": cuts.special,
+        "llama.cpp cuts {} texts of made-up words otherwise": cuts.made_up,
         "llama.cpp gives {} texts that begin with a space one space token more": cuts.spaces,
     }
     return [
@@ -220,8 +247,9 @@ def compare_split_specials(engine: Engine, normalize: Callable[[str], str], cuts
             cuts.special.append(f"as plain text, {difference(text, ours, theirs, cuts.tokenizer)}")
 
 
-def compare_added(engine: Engine, size: int, cuts: Cuts) -> None:
+def compare_added(engine: Engine, cuts: Cuts) -> None:
     """Tokens that were added to the tokenizer, each within a text."""
+    size = len(array(cuts.file, "tokens"))
     added = [
         (number, str(token.content))
         for number, token in sorted(cuts.tokenizer.added_tokens_decoder.items())
@@ -238,7 +266,8 @@ def compare_added(engine: Engine, size: int, cuts: Cuts) -> None:
         cuts.tried += 1
         if ours == theirs:
             continue
-        if number in theirs and number not in ours:
+        is_lost = number in theirs and number not in ours
+        if is_lost and not is_idle(number, cuts.file, cuts.tokenizer):
             lost.append(f"token {number} {content!r}")
         told = difference(text, ours, theirs, cuts.tokenizer)
         cuts.special.append(told)
@@ -248,10 +277,31 @@ def compare_added(engine: Engine, size: int, cuts: Cuts) -> None:
         )
 
 
-def file_tokens(file: GGUFFile) -> Sequence[Any]:
-    from exporter.verify.vocabulary import array
+def compare_made_up(engine: Engine, normalize: Callable[[str], str], cuts: Cuts) -> None:
+    """Words put together from the vocabulary's tokens, which may be merged in many ways."""
+    texts = made_up(array(cuts.file, "tokens"), array(cuts.file, "token_type"))
+    actual = engine.encode([normalize(text) for text in texts])
+    for text, ours in zip(texts, actual, strict=True):
+        theirs = ids_of(cuts.tokenizer, text)
+        cuts.tried += 1
+        if ours != theirs:
+            cuts.made_up.append(difference(text, ours, theirs, cuts.tokenizer))
 
-    return array(file, "tokens")
+
+def made_up(tokens: Sequence[Any], types: Sequence[Any]) -> list[str]:
+    """Texts of words in Latin letters; the same ones for the same vocabulary."""
+    parts = [
+        part
+        for token, kind in zip(tokens, types, strict=False)
+        if kind == NORMAL and (part := token.strip(SPACES)).isascii() and part.isalpha()
+    ]
+    if not parts:
+        return []
+    chosen = random.Random(SEED)  # noqa: S311 - it has to be the same each time
+    half = MADE_UP * WORDS // 2
+    words = chosen.sample(parts, min(half, len(parts)))
+    words += ["".join(chosen.choices(parts, k=PARTS)) for _ in range(half)]
+    return [" ".join(words[at : at + WORDS]) for at in range(0, len(words), WORDS)]
 
 
 def ids_of(tokenizer: Any, text: str, *, special: bool = False, **options: bool) -> Ids:

@@ -6,12 +6,14 @@ made right.
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from exporter.core.gguf import Array, GGUFFile
+from exporter.verify.loading import gives_embeddings
 
 KEY = "tokenizer.ggml."
 SPACE = "\u2581"  # as sentencepiece writes it
@@ -34,10 +36,13 @@ class Findings:
     """How the scores part from the order of the merges: wrong where texts are cut otherwise."""
 
 
-def compare_vocabulary(file: GGUFFile, tokenizer: Any, rows: int) -> Findings:
+def compare_vocabulary(
+    file: GGUFFile, tokenizer: Any, whole: Mapping[str, Any], rows: int
+) -> Findings:
     """Tokens, their types, merges and scores. `file` must hold whole arrays.
 
-    rows: of the embedding; a token beyond them has no meaning to the model.
+    whole: what tokenizer.json says, empty for a tokenizer without one; rows: of the embedding: a
+    token beyond them has no meaning to the model.
     """
     found = Findings()
     model = file.text(f"{KEY}model")
@@ -58,16 +63,20 @@ def compare_vocabulary(file: GGUFFile, tokenizer: Any, rows: int) -> Findings:
             )
     for number, added in sorted(tokenizer.added_tokens_decoder.items()):
         if number < len(types) and types[number] not in PARSED:
-            found.problems.append(
+            (found.notes if is_idle(number, file, tokenizer) else found.problems).append(
                 f"token {number} {shown(str(added.content))} was added to the tokenizer, and the"
-                " GGUF has it as a plain one: it would not be found in a text"
+                " GGUF has it as a plain one: llama.cpp does not find it in a text"
             )
-    whole = tokenizer_json(tokenizer)
     inner = whole.get("model")
     if isinstance(inner, dict):
         compare_merges(file, inner, found)
         compare_scores(file, inner, tokens, types, found)
     return found
+
+
+def is_idle(number: int, file: GGUFFile, tokenizer: Any) -> bool:
+    """Whether a token is for training alone: the mask of a model that gives embeddings."""
+    return gives_embeddings(file) and number == tokenizer.mask_token_id
 
 
 def compare_tokens(
@@ -140,7 +149,10 @@ def written_merge(merge: Any) -> str:
     """A merge as GGUF writes it: a space within a part is Ġ, as byte-level BPE has it."""
     if isinstance(merge, str):
         return merge
-    return " ".join(part.replace(" ", "\u0120") for part in merge)
+    left, right = merge
+    if " " in left or " " in right:
+        left, right = (part.replace(" ", "\u0120") for part in merge)
+    return f"{left} {right}"
 
 
 def compare_scores(
@@ -155,7 +167,7 @@ def compare_scores(
     if len(scores) != len(tokens):
         return
     if model.get("type") == "Unigram":
-        wanted = {piece: score for piece, score in model["vocab"]}
+        wanted = dict(model["vocab"])
         wrong = [
             at
             for at, (text, score) in enumerate(zip(tokens, scores, strict=True))
@@ -191,9 +203,9 @@ def disorder(
         if number is None or number in seen or types[number] != NORMAL:
             continue
         seen.add(number)
-        if scores[number] > last:
+        if scores[number] >= last:
             return (
-                f"token {number} {shown(tokens[number])} has a higher score than token {before}"
+                f"token {number} {shown(tokens[number])} has no lower score than token {before}"
                 f" {shown(tokens[before])}, which is merged earlier"
             )
         before, last = number, scores[number]
@@ -205,7 +217,13 @@ def tokenizer_json(tokenizer: Any) -> Mapping[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return {}
-    found: dict[str, Any] = json.loads(backend.to_str())
+    collects = gc.isenabled()
+    gc.disable()  # some hundred thousand merges are no garbage
+    try:
+        found: dict[str, Any] = json.loads(backend.to_str())
+    finally:
+        if collects:
+            gc.enable()
     return found
 
 
