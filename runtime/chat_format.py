@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +35,7 @@ KEPT_THOUGHTS = (
 THINKING = ("enable_thinking", "thinking")
 """Switches by which templates turn thinking on and off."""
 CHANGED = frozenset((*SWITCHES, *KEPT_THOUGHTS, *THINKING, "tools"))
+CLOCK = "strftime_now"
 REFUSING = "raise_exception"
 """What a template says that refuses conversations, which llama.cpp may mend."""
 WORD = re.compile(r"\w+")
@@ -105,6 +107,8 @@ class Facts:
     """Whether a text begins with a space that llama.cpp does not put there."""
     is_chosen: bool
     """Whether the template is not the file's own."""
+    day: str = ""
+    """Today, where the template tells it."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -123,7 +127,14 @@ def chat_format(header: GGUFFile, chosen: str | None = None) -> ChatFormat:
     adds, puts_space = adds_bos(header), header.text(SPACE_PREFIX) == FIRST
     tokens = special_tokens(header) if "_token" in plain + tool_use or adds else {}
     facts = Facts(
-        plain, tool_use, tuple(tokens.items()), adds, adds_eos(header), puts_space, bool(chosen)
+        plain,
+        tool_use,
+        tuple(tokens.items()),
+        adds,
+        adds_eos(header),
+        puts_space,
+        is_chosen=bool(chosen),
+        day=str(date.today()) if CLOCK in plain + tool_use else "",  # noqa: DTZ011 - as they tell it
     )
     found = format_of(facts)
     if not (puts_space and found.samples and found.samples[0][2].text):
@@ -136,6 +147,7 @@ def chat_format(header: GGUFFile, chosen: str | None = None) -> ChatFormat:
 
 @lru_cache(maxsize=32)
 def format_of(facts: Facts) -> ChatFormat:
+    """The same, remembered: rendering takes a moment."""
     known, names = dict(facts.tokens), facts.names
     bos = known.get("bos_token", "")
     begins_with_bos = "bos_token" in names or (bool(bos) and bos in facts.plain)
