@@ -18,7 +18,7 @@ SYSTEM, USERS, ANSWERS = "\ue001s\ue002", ("\ue001u\ue002", "\ue001v\ue002", "\u
     "\ue001a\ue002", "\ue001b\ue002",
 )  # fmt: skip
 """Words that no template holds, of Unicode's private use."""
-DAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a day that Llama's templates have for want of a clock
+DAY = datetime(2024, 7, 26)  # noqa: DTZ001 - which Llama's templates have for want of a clock
 CLOCK = "strftime_now"
 THINKING = ("enable_thinking", "thinking")
 
