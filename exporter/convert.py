@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from exporter.arrange import arranger, published_name
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
-from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
 from exporter.hparams import conversion, load_hparams
 from exporter.ignored import Converted, ignored_settings
 from exporter.lazy import stacked, to_float32
 from exporter.limits import refuse_unloadable
 from exporter.mtp import has_prediction, settle_prediction, without_prediction
+from exporter.own_code import no_code_run
 from exporter.refusals import UNUSABLE, unknown_architecture, unusable
 from exporter.settings import pack_settings, write_positions
 from exporter.slots import FLOAT32, Conversion, Slot
@@ -91,29 +91,17 @@ def convert(
                 slots_recorded() as slots,
             ):
                 try:
+                    ftype = file_type(outtype, tensors)
+                    unused = folder / "unused.gguf"
                     model = delegate(
-                        model_class(
-                            folder,
-                            file_type(outtype, tensors),
-                            folder / "unused.gguf",
-                            model_name=model_name,
-                            hparams=hparams,
-                        )
+                        model_class(folder, ftype, unused, model_name=model_name, hparams=hparams)
                     )
-                    model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
-                    model.prepare_tensors()
-                    model.prepare_metadata(vocab_only=False)
-                    settle_windows(model.gguf_writer, model.hparams)
-                    write_positions(model.gguf_writer, model.hparams)
-                    pack_settings(model.gguf_writer)
+                    prepare(model, source, slots)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
                 used = source.used()
         if part == "text":
-            made = converted(model, slots)
-            refuse_unloadable(made)
-            for warning in ignored_settings(made):
-                report(Warn(warning))
+            tell_limits(converted(model, slots), report=report)
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
 
 
@@ -171,6 +159,24 @@ def has_projector(folder: Path, toolchain: Toolchain) -> bool:
         except UnsupportedError:
             return False
         return True
+
+
+def prepare(model: Any, source: LazySource, slots: list[Slot]) -> None:
+    """Have the converter's class lay out all tensors and settings, and complete the settings."""
+    writer = model.gguf_writer
+    writer.add_tensor = partial(source.add, writer, slots)
+    model.prepare_tensors()
+    model.prepare_metadata(vocab_only=False)
+    settle_windows(writer, model.hparams)
+    write_positions(writer, model.hparams)
+    pack_settings(writer)
+
+
+def tell_limits(made: Converted, *, report: Report) -> None:
+    """Stop at what llama.cpp cannot load, and warn of what it ignores."""
+    refuse_unloadable(made)
+    for warning in ignored_settings(made):
+        report(Warn(warning))
 
 
 def converted(model: Any, slots: list[Slot]) -> Converted:
@@ -334,32 +340,6 @@ def slots_recorded() -> Iterator[list[Slot]]:
         yield []
     finally:
         gguf.quants.quantize = original
-
-
-@contextmanager
-def no_code_run() -> Iterator[None]:
-    """Keep transformers from running a folder's own code, which the converter asks it to do.
-
-    Every way to such code leads through the one function that fetches its file.
-    """
-    with when_imported("transformers.dynamic_module_utils", refuse_code):
-        yield
-
-
-def refuse_code(dynamic_module_utils: Any) -> Undo:
-    original = dynamic_module_utils.get_cached_module_file
-
-    def refuse(folder: object, name: object, *_: object, **__: object) -> str:
-        raise UnsupportedError(
-            f"`{folder}` asks for Python code of its own (`{name}`), which is not run",
-            hint="read that code, and pass --trust-remote-code if you trust it",
-        )
-
-    def undo() -> None:
-        dynamic_module_utils.get_cached_module_file = original
-
-    dynamic_module_utils.get_cached_module_file = refuse
-    return undo
 
 
 @contextmanager

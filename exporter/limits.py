@@ -49,6 +49,8 @@ def limit(made: Converted) -> str:
                     f"llama.cpp's {architecture} expands each token {EXPANSION} times in its"
                     f" state-space layers, and this model {found} times"
                 )
+        case _:
+            pass
     return ""
 
 

@@ -22,7 +22,6 @@ from exporter.convert import (
     find_class,
     hparams_of,
     imported,
-    no_code_run,
     tensors_from,
     warnings_reported,
 )
@@ -34,6 +33,7 @@ from exporter.core.quiet import quiet_libraries
 from exporter.ends import find_ends
 from exporter.kinds import refuse_for_adapter_file
 from exporter.merge import MergedTensors, is_finite, split_experts
+from exporter.own_code import no_code_run
 from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp
 from exporter.products import Product
