@@ -16,10 +16,8 @@ from exporter.settings import head_size, rotated
 Arrange = Callable[[str, Any], Any]
 """From a tensor's name and the tensor to what the converter is given."""
 STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
-GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
-"""Layers of the models whose queries llama.cpp divides otherwise (gemma2.cpp, gemma3.cpp)."""
-
-
+GEMMA2_27B = 46
+"""Layers of the Gemma 2 whose queries llama.cpp divides otherwise (gemma2.cpp)."""
 BARE_TOWER = re.compile(
     r"(?P<tower>\bvision_tower\.)(?=(embeddings|encoder|head|post_layernorm|pre_layrnorm)\.)"
 )
@@ -53,8 +51,8 @@ def arranger(hparams: Mapping[str, Any]) -> Arrange:
     tied = {"t5": "scale_decoder_outputs", "umt5": "tie_word_embeddings"}.get(kind, "")
     if part.get(tied):
         return lambda name, tensor: output_scaled(name, tensor, part)
-    if kind in GEMMA_27B and (factor := query_factor(kind, part)) != 1.0:
-        return lambda name, tensor: queries_scaled(name, tensor, kind, factor)
+    if kind == "gemma2" and (factor := query_factor(part)) != 1.0:
+        return lambda name, tensor: queries_scaled(name, tensor, factor)
     if kind == "bamba" and rotated(part) < head_size(part):
         return lambda name, tensor: heads_halved(name, tensor, part)
     return lambda _, tensor: tensor
@@ -91,23 +89,19 @@ def heads_halved(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
     return joined([first, third, second, fourth]).reshape(*tensor.shape)
 
 
-def query_factor(kind: str, part: Mapping[str, Any]) -> float:
-    """What a Gemma's queries are to be multiplied by.
+def query_factor(part: Mapping[str, Any]) -> float:
+    """What a Gemma 2's queries are to be multiplied by.
 
     transformers divides them by the root of query_pre_attn_scalar, llama.cpp by that of the
-    head's size, but for the 27B models.
+    head's size, but for the 27B model.
     """
     heads = part["hidden_size"] // part["num_attention_heads"]
-    whole = part["num_hidden_layers"] == GEMMA_27B[kind]
-    divided = heads if whole else head_size(part)
+    divided = heads if part["num_hidden_layers"] == GEMMA2_27B else head_size(part)
     return math.sqrt(divided / (part.get("query_pre_attn_scalar") or divided))
 
 
-def queries_scaled(name: str, tensor: Any, kind: str, factor: float) -> Any:
-    """Gemma 2's queries, or the weights of the norm that Gemma 3 has after them, less its 1."""
-    if kind == "gemma2":
-        return tensor * factor if name.endswith(".self_attn.q_proj.weight") else tensor
-    return (tensor + 1.0) * factor - 1.0 if name.endswith(".self_attn.q_norm.weight") else tensor
+def queries_scaled(name: str, tensor: Any, factor: float) -> Any:
+    return tensor * factor if name.endswith(".self_attn.q_proj.weight") else tensor
 
 
 def output_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:

@@ -21,13 +21,13 @@ from exporter.arrange import arranger, published_name
 from exporter.converter_tokens import converter_tokens
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
-from exporter.core.late import Undo, when_imported
 from exporter.core.types import FTYPES, GGMLType
 from exporter.hparams import conversion, load_hparams
 from exporter.ignored import Converted, ignored_settings
 from exporter.lazy import stacked, to_float32
 from exporter.limits import refuse_unloadable
 from exporter.mtp import has_prediction, settle_prediction, without_prediction
+from exporter.own_code import no_code_run
 from exporter.ranker import converter_name, find_purpose
 from exporter.refusals import UNUSABLE, unknown_architecture, unusable
 from exporter.settings import pack_settings, write_positions
@@ -48,13 +48,15 @@ Part = Literal["text", "projector"]
 
 HARMLESS = (
     "Unknown RoPE type: default",
+    "Unknown RoPE type: proportional",
     "Duplicated key name",
     "No handler for special token type",
     "Unknown separator token",
+    "is not in MXFP4, performance may be degraded",
 )
-"""How warnings begin that say nothing about the result: transformers 5 spells out the type of
-plain RoPE, classes write a key again that their parent wrote, FIM tokens have no handler, and
-pairs of texts are for models that compare them."""
+"""Parts of warnings that say nothing about the result: transformers 5 spells out the type of plain
+RoPE, classes write a key again that their parent wrote, tokens to fill in and between two texts
+have no handler, and merged experts are 16 bits before they are quantized."""
 
 
 def convert(
@@ -98,33 +100,28 @@ def convert(
                 purpose.hooks(model_class),
             ):
                 try:
+                    ftype = file_type(outtype, tensors)
+                    unused = folder / "unused.gguf"
                     model = delegate(
                         model_class(
                             tokens.folder,
-                            file_type(outtype, tensors),
-                            folder / "unused.gguf",
+                            ftype,
+                            unused,
                             model_name=model_name,
                             hparams=hparams,
                             sentence_transformers_dense_modules=True,
                         )
                     )
                     purpose.begin(model)
-                    model.gguf_writer.add_tensor = partial(source.add, model.gguf_writer, slots)
-                    model.prepare_tensors()
-                    model.prepare_metadata(vocab_only=False)
+                    prepare(model, source, slots)
                     tokens.settle(model, report)
-                    settle_windows(model.gguf_writer, model.hparams)
-                    write_positions(model.gguf_writer, model.hparams)
                     purpose.finish(model)
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
                 used = source.used()
         if part == "text":
-            made = converted(model, slots)
-            refuse_unloadable(made)
-            for warning in ignored_settings(made):
-                report(Warn(warning))
+            tell_limits(converted(model, slots), report=report)
     return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
 
 
@@ -182,6 +179,23 @@ def has_projector(folder: Path, toolchain: Toolchain) -> bool:
         except UnsupportedError:
             return False
         return True
+
+
+def prepare(model: Any, source: LazySource, slots: list[Slot]) -> None:
+    """Have the converter's class lay out all tensors and settings, and correct the settings."""
+    writer = model.gguf_writer
+    writer.add_tensor = partial(source.add, writer, slots)
+    model.prepare_tensors()
+    model.prepare_metadata(vocab_only=False)
+    settle_windows(writer, model.hparams)
+    write_positions(writer, model.hparams)
+
+
+def tell_limits(made: Converted, *, report: Report) -> None:
+    """Stop at what llama.cpp cannot load, and warn of what it ignores."""
+    refuse_unloadable(made)
+    for warning in ignored_settings(made):
+        report(Warn(warning))
 
 
 def converted(model: Any, slots: list[Slot]) -> Converted:
@@ -354,32 +368,6 @@ def slots_recorded() -> Iterator[list[Slot]]:
 
 
 @contextmanager
-def no_code_run() -> Iterator[None]:
-    """Keep transformers from running a folder's own code, which the converter asks it to do.
-
-    Every way to such code leads through the one function that fetches its file.
-    """
-    with when_imported("transformers.dynamic_module_utils", refuse_code):
-        yield
-
-
-def refuse_code(dynamic_module_utils: Any) -> Undo:
-    original = dynamic_module_utils.get_cached_module_file
-
-    def refuse(folder: object, name: object, *_: object, **__: object) -> str:
-        raise UnsupportedError(
-            f"`{folder}` asks for Python code of its own (`{name}`), which is not run",
-            hint="read that code, and pass --trust-remote-code if you trust it",
-        )
-
-    def undo() -> None:
-        dynamic_module_utils.get_cached_module_file = original
-
-    dynamic_module_utils.get_cached_module_file = refuse
-    return undo
-
-
-@contextmanager
 def imported(toolchain: Toolchain) -> Iterator[None]:
     """Make llama.cpp's `conversion` and its matching `gguf` importable, from the build alone."""
     for folder in (toolchain.source, toolchain.source / "gguf-py"):
@@ -396,7 +384,7 @@ def warnings_reported(report: Report) -> Iterator[None]:
     class Reporting(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             message = record.getMessage()
-            if not message.startswith(HARMLESS):
+            if not any(part in message for part in HARMLESS):
                 report(Warn(f"llama.cpp's converter: {message}"))
 
     handler = Reporting(level=logging.WARNING)

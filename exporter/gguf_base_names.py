@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, LoraPair, scaling_of
-from exporter.convert import imported, no_code_run, warnings_reported
+from exporter.convert import imported, warnings_reported
 from exporter.converter_model import model_of_config
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import silent
@@ -26,6 +26,7 @@ from exporter.gguf_adapter import EMBEDDING, PREFIX, WEIGHT
 from exporter.gguf_base import ARCHITECTURE, WHOLE
 from exporter.gguf_names import Held, Origin, probe, read_off
 from exporter.kinds import REPLAYED_INITS, VARIANTS, is_set
+from exporter.own_code import no_code_run
 from exporter.products import Product
 from exporter.refusals import UNUSABLE
 from exporter.tensors import read_tensor

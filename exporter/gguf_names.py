@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporter.adapter import AdapterSpec, LoraPair, scaling_of
-from exporter.convert import imported, no_code_run, warnings_reported
+from exporter.convert import imported, warnings_reported
 from exporter.converter_model import converter_model
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Report, silent
 from exporter.core.quiet import quiet_libraries
 from exporter.ends import find_ends
 from exporter.gguf_adapter import ARCHITECTURE, EMBEDDING, MERGE_THE_SOURCE, PREFIX, WEIGHT
+from exporter.own_code import no_code_run
 from exporter.products import Product
 from exporter.refusals import UNUSABLE, unusable
 from exporter.targets import is_conv1d

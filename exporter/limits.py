@@ -42,6 +42,12 @@ def limit(made: Converted) -> str:
                 f"llama.cpp's gemma3n has a laurel_rank of {LAUREL_RANK}, and this model has"
                 f" {made.number('laurel_rank')}"
             )
+        case "kimi-linear" if made.number("linear_num_heads") != made.number("num_attention_heads"):
+            return (
+                "llama.cpp's kimi-linear has as many heads in its linear layers as in the others,"
+                f" and this model has {made.number('linear_num_heads')} and"
+                f" {made.number('num_attention_heads')}"
+            )
         case architecture if architecture in EXPANDING:
             found = expansion(made)
             if found != EXPANSION:
@@ -49,6 +55,8 @@ def limit(made: Converted) -> str:
                     f"llama.cpp's {architecture} expands each token {EXPANSION} times in its"
                     f" state-space layers, and this model {found} times"
                 )
+        case _:
+            pass
     return ""
 
 

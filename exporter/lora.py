@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.arrange import Arrange
 from exporter.checkpoint import open_checkpoint
-from exporter.convert import imported, no_code_run, warnings_reported
+from exporter.convert import imported, warnings_reported
 from exporter.converter_model import converter_model
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Note, Report, Step, Warn, silent
@@ -31,6 +31,7 @@ from exporter.ends import find_ends
 from exporter.kinds import refuse_for_adapter_file
 from exporter.lora_products import adds_something, moved, nothing, product_of
 from exporter.output_scales import SCALED, output_scales, scaled
+from exporter.own_code import no_code_run
 from exporter.placed_adapter import on_base
 from exporter.plan import plan_merge
 from exporter.prequantized import dequantized_by_llamacpp

@@ -114,4 +114,5 @@ def raised_at(error: Exception) -> tuple[str, str]:
     if not frames:
         return "", "in its own code"
     frame = frames[-1]
-    return (frame.line or "").strip(), f"conversion/{Path(frame.filename).name}:{frame.lineno}"
+    line = (frame.line or "").partition("  #")[0].strip()
+    return line, f"conversion/{Path(frame.filename).name}:{frame.lineno}"

@@ -14,6 +14,7 @@ from exporter.core.events import Warn
 from exporter.core.gguf import read_gguf as read_header
 from exporter.pipeline import ExportRequest, export
 from exporter.save import save_merged
+from exporter.settings import mend
 from exporter.toolchain import Toolchain
 from tests.architectures import ARCHITECTURES, SIZE
 from tests.reference import read_gguf
@@ -220,10 +221,11 @@ def converter(toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch) -> Any:
         def convert(folder: Path, output: Path) -> Path:
             import gguf
 
-            hparams = ModelBase.load_hparams(folder, is_mistral_format=False)
+            hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
             made = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+            ftype = gguf.LlamaFileType.MOSTLY_F16
             with torch.inference_mode():
-                made(folder, gguf.LlamaFileType.MOSTLY_F16, output, model_name="x").write()
+                made(folder, ftype, output, model_name="x", hparams=hparams).write()
             return output
 
         yield convert
