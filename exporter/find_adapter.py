@@ -25,6 +25,7 @@ PICKLED = "adapter_model.bin"
 MLX_WEIGHTS = "adapters.safetensors"
 USUAL = (WEIGHTS, PICKLED, MLX_WEIGHTS, "model.safetensors", "pytorch_model.bin", FSDP_WHOLE)
 """Names of an adapter's weights, the later ones by trainers that save a state_dict."""
+MLX_CONFIG = '{"lora_parameters": {"rank": 8, "scale": 20.0}}'
 FEW = 8  # names in a hint
 
 
@@ -166,6 +167,16 @@ def hint_beside(place: Path) -> str:
 def hint_for_missing(folder: Path) -> str:
     if (folder / "config.json").exists():
         return "this looks like a whole model; to convert it as it is, pass it as --base alone"
+    if npz := next(folder.glob("*.npz"), None):
+        return (
+            f"`{npz.name}` is of the first mlx-lm: where MLX is installed, write it as {MLX_WEIGHTS}"
+            f" (mx.save_safetensors), with {MLX_CONFIG} in {CONFIG}"
+        )
+    if (folder / MLX_WEIGHTS).exists():
+        return (
+            f"`{MLX_WEIGHTS}` is mlx-lm's, and its config did not come along; with the training's"
+            f" rank and scale it begins {MLX_CONFIG}"
+        )
     deeper = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
     if deeper:
         return f"name one of the adapters in it: {listed(f'`{path}`' for path in deeper)}"
