@@ -169,8 +169,8 @@ def hint_for_missing(folder: Path) -> str:
         return "this looks like a whole model; to convert it as it is, pass it as --base alone"
     if npz := next(folder.glob("*.npz"), None):
         return (
-            f"`{npz.name}` is of the first mlx-lm: where MLX is installed, write it as {MLX_WEIGHTS}"
-            f" (mx.save_safetensors), with {MLX_CONFIG} in {CONFIG}"
+            f"`{npz.name}` is of the first mlx-lm: where MLX is installed, write it as"
+            f" {MLX_WEIGHTS} (mx.save_safetensors), with {MLX_CONFIG} in {CONFIG}"
         )
     if (folder / MLX_WEIGHTS).exists():
         return (
