@@ -8,6 +8,7 @@ from pathlib import Path
 
 from exporter.core.errors import AdapterError, ModelError
 from exporter.core.events import Note, Report
+from exporter.core.files import children, is_there
 from exporter.core.gguf import SUFFIX, read_gguf
 from exporter.shards import (
     FSDP_WHOLE,
@@ -105,14 +106,14 @@ def newest_checkpoint(folder: Path, *, report: Report) -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Whether a folder has an adapter's config and its weights, too: some write it before."""
-    return (folder / CONFIG).exists() and any((folder / name).exists() for name in USUAL)
+    return is_there(folder / CONFIG) and any(is_there(folder / name) for name in USUAL)
 
 
 def inside(folder: Path) -> list[Path]:
     """The adapters in a folder: itself, else those that PEFT saved under a name in it."""
-    if is_whole(folder) or ((folder / CONFIG).exists() and not fsdp_in(folder)):
+    if is_whole(folder) or (is_there(folder / CONFIG) and not fsdp_in(folder)):
         return [folder]
-    return sorted(child for child in folder.iterdir() if (child / CONFIG).exists())
+    return [child for child in children(folder) if is_there(child / CONFIG)]
 
 
 def named_inside(folder: Path, *, report: Report) -> Path:
