@@ -54,7 +54,7 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
     "--combine", type=click.Choice(get_args(Combination)),
     help="Make one LoRA of all adapters first, as peft's add_weighted_adapter does.",
 )  # fmt: skip
-@click.option("--base", help="The base model: a folder, a GGUF, ORG/NAME[@REVISION], or a link.")
+@click.option("--base", help="The base model: a folder, a GGUF, ollama:NAME, ORG/NAME, or a link.")
 @click.option(
     "-q", "--quant", "quants", multiple=True, default=("Q4_K_M",), show_default=True,
     help="Quantization; give it again for several files from one pass.",
