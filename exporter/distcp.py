@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import InputError, ToolchainError, UnsupportedError
+from exporter.core.files import is_there
 from exporter.tensors import Tensor, dtype_name, nbytes_of, torch_dtype
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Records(pickle.Unpickler):
 
 
 def is_distcp(folder: Path) -> bool:
-    return (folder / METADATA).is_file() and any(folder.glob(SHARDS))
+    return is_there(folder / METADATA) and any(folder.glob(SHARDS))
 
 
 def read_distcp(folder: Path, *, error: type[InputError]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from exporter.core.errors import AdapterError, ModelError
 from exporter.core.events import Note, Report
+from exporter.core.files import children, is_there
 from exporter.core.gguf import SUFFIX, read_gguf
 from exporter.shards import (
     FSDP_WHOLE,
@@ -25,6 +26,7 @@ PICKLED = "adapter_model.bin"
 MLX_WEIGHTS = "adapters.safetensors"
 USUAL = (WEIGHTS, PICKLED, MLX_WEIGHTS, "model.safetensors", "pytorch_model.bin", FSDP_WHOLE)
 """Names of an adapter's weights, the later ones by trainers that save a state_dict."""
+MLX_CONFIG = '{"lora_parameters": {"rank": 8, "scale": 20.0}}'
 FEW = 8  # names in a hint
 
 
@@ -104,14 +106,14 @@ def newest_checkpoint(folder: Path, *, report: Report) -> Path:
 
 def is_whole(folder: Path) -> bool:
     """Whether a folder has an adapter's config and its weights, too: some write it before."""
-    return (folder / CONFIG).exists() and any((folder / name).exists() for name in USUAL)
+    return is_there(folder / CONFIG) and any(is_there(folder / name) for name in USUAL)
 
 
 def inside(folder: Path) -> list[Path]:
     """The adapters in a folder: itself, else those that PEFT saved under a name in it."""
-    if is_whole(folder) or ((folder / CONFIG).exists() and not fsdp_in(folder)):
+    if is_whole(folder) or (is_there(folder / CONFIG) and not fsdp_in(folder)):
         return [folder]
-    return sorted(child for child in folder.iterdir() if (child / CONFIG).exists())
+    return [child for child in children(folder) if is_there(child / CONFIG)]
 
 
 def named_inside(folder: Path, *, report: Report) -> Path:
@@ -166,6 +168,16 @@ def hint_beside(place: Path) -> str:
 def hint_for_missing(folder: Path) -> str:
     if (folder / "config.json").exists():
         return "this looks like a whole model; to convert it as it is, pass it as --base alone"
+    if npz := next(folder.glob("*.npz"), None):
+        return (
+            f"`{npz.name}` is of the first mlx-lm: where MLX is installed, write it as"
+            f" {MLX_WEIGHTS} (mx.save_safetensors), with {MLX_CONFIG} in {CONFIG}"
+        )
+    if (folder / MLX_WEIGHTS).exists():
+        return (
+            f"`{MLX_WEIGHTS}` is mlx-lm's, and its config did not come along; with the training's"
+            f" rank and scale it begins {MLX_CONFIG}"
+        )
     deeper = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
     if deeper:
         return f"name one of the adapters in it: {listed(f'`{path}`' for path in deeper)}"

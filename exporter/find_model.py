@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.core.events import Note, Report
+from exporter.core.files import is_there
 from exporter.find_adapter import CONFIG as ADAPTER_CONFIG
 from exporter.find_adapter import inside
 from exporter.shards import FSDP_WHOLE, config_above, fsdp_in, fsdp_inside, newest
@@ -15,7 +16,7 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", FSDP_WHOLE)
 
 def has_model(folder: Path) -> bool:
     """Whether a folder has a model's config and weights of its own."""
-    if not (folder / CONFIG).is_file():
+    if not is_there(folder / CONFIG):
         return False
     return any(any(folder.glob(name)) for name in WEIGHTS) or fsdp_in(folder) is not None
 

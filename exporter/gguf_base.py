@@ -36,6 +36,7 @@ QUANT = re.compile(
     r"[-._](" + "|".join(sorted({*FTYPES, *(kind.name for kind in GGML_TYPES)}, key=len)[::-1])
     + r")$", re.IGNORECASE,
 )  # fmt: skip
+HASHED = "sha256-"
 PLAIN_ARRAYS = ("STRING", "FLOAT32", "INT32")  # what a writer takes texts and numbers for
 WHOLE = "use a release of this model as safetensors, which --base takes as a folder or ORG/NAME"
 
@@ -50,7 +51,12 @@ def is_gguf(path: Path) -> bool:
 
 
 def gguf_name(path: Path) -> str:
-    """What a person calls the model in a file: without the quantization at the end."""
+    """What a person calls the model in a file: without the quantization at the end.
+
+    Ollama's files are called by their hashes; there the header's name goes before.
+    """
+    if path.name.startswith(HASHED) and is_gguf(path):
+        return read_gguf(path).text("general.name") or path.name
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.resolve().name.removesuffix(".gguf"))
     return QUANT.sub("", stem) or stem
 

@@ -1,4 +1,4 @@
-"""Adapters that mlx-lm trained, put as PEFT would have saved the same training.
+"""Adapters that mlx-lm or mlx-vlm trained, put as PEFT would have saved the same training.
 
 mlx-lm keeps A as (n_in, rank) and B as (rank, n_out), multiplies by `scale` whatever the rank,
 and has one pair for all experts of a layer: https://github.com/ml-explore/mlx-lm (mlx_lm/tuner).
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from exporter.tensors import Tensor
 
 PREFIX = "base_model.model."
-ROLES = {"lora_a": "lora_A", "lora_b": "lora_B"}
+ROLES = {"lora_a": "lora_A", "lora_b": "lora_B", "A": "lora_A", "B": "lora_B"}
+OF_VLM = ("rank", "alpha")
+"""All that the config of mlx-vlm held until 2026, when its matrices were called A and B."""
 MARKS = ("fine_tune_type", "lora_parameters", "lora_layers")
 STACK = 3  # dimensions of the experts' B
 EMBEDDING = re.compile(r"(?!embed_out$)(.*embed.*|w[tp]e)")
@@ -44,7 +46,8 @@ AGAIN = "restore the file that mlx-lm wrote"
 
 def is_mlx(config: Mapping[str, object]) -> bool:
     """Whether an adapter's config is mlx-lm's and not PEFT's."""
-    return "peft_type" not in config and any(mark in config for mark in MARKS)
+    is_vlm = all(name in config for name in OF_VLM)
+    return "peft_type" not in config and (is_vlm or any(mark in config for mark in MARKS))
 
 
 def as_peft(
@@ -91,12 +94,24 @@ def scaling(config: Mapping[str, object], folder: Path, *, report: Report) -> tu
     """The rank, and what the product of the matrices is multiplied by."""
     parameters = config.get("lora_parameters")
     found = parameters if isinstance(parameters, dict) else {}
+    is_vlm = parameters is None and all(name in config for name in OF_VLM)
+    if is_vlm:
+        found = {"rank": config["rank"], "scale": config["alpha"]}
     rank, scale, alpha = found.get("rank"), number(found.get("scale")), number(found.get("alpha"))
     if type(rank) is not int or rank < 1 or scale is None:
         raise AdapterError(
             f"`{folder / CONFIG}` gives no rank and scale (lora_parameters={parameters!r})",
             hint=AGAIN,
         )
+    if is_vlm:
+        report(
+            Warn(
+                f"`{folder / CONFIG}` is mlx-vlm's: before April 2026 it multiplied by alpha ="
+                f" {scale:g}, for some weeks after by alpha / rank; it is read as an earlier one's,"
+                f" else pass --scale {1 / rank:g}"
+            )
+        )
+        return rank, scale
     if alpha is None or alpha == rank or "lora_layers" not in config:
         return rank, scale  # later versions write alpha and use it for nothing
     if "use_dora" not in config:  # before May 2024

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from exporter.core.errors import AdapterError, CheckpointError, InputError
+from exporter.core.files import children, is_there
 from exporter.core.folders import FSDP, is_checkpoint
 from exporter.distcp import is_distcp
 
@@ -21,7 +22,7 @@ TRAINER = "`stage3_gather_16bit_weights_on_model_save: true` in DeepSpeed's sett
 
 def newest(folder: Path, holds: Callable[[Path], object]) -> Path | None:
     """The last checkpoint-N of a training run that holds something."""
-    found = [child for child in folder.iterdir() if is_checkpoint(child) and holds(child)]
+    found = [child for child in children(folder) if is_checkpoint(child) and holds(child)]
     return max(found, key=lambda child: int(child.name.partition("-")[2]), default=None)
 
 
@@ -105,7 +106,7 @@ def refuse_empty(sizes: Iterable[int], path: Path) -> None:
 def config_above(shards: Path, name: str) -> Path | None:
     """The nearest folder with a config: the shards' own, their checkpoint's or their run's."""
     places = (shards, *list(shards.absolute().parents)[:2])
-    return next((place for place in places if (place / name).is_file()), None)
+    return next((place for place in places if is_there(place / name)), None)
 
 
 def home_of_adapter(shards: Path) -> Path:

@@ -21,6 +21,7 @@ from exporter.download.resolve import (
     pulled_folder,
 )
 from exporter.find_model import find_model, model_in_place_of_adapter
+from exporter.ollama_models import is_ollama, ollama_gguf
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,29 @@ def place_of(
     subfolder: str | None = None,
     report: Report = silent,
 ) -> Path:
-    """What `text` names: a place here, a repo's folder or one of its GGUFs, pulled if absent."""
+    """What `text` names: a place here, a model of Ollama's, a repo's folder or one of its GGUFs."""
+    if is_ollama(text):
+        return ollama_gguf(text)
     if names_gguf(text):
         return pull_gguf(text, report=report)
     return folder_of(text, revision=revision, subfolder=subfolder, report=report)
+
+
+def request_for(
+    text: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    report: Report = silent,
+) -> PullRequest | None:
+    """What to pull for `text`; None for what is on this machine."""
+    if is_ollama(text):
+        return None
+    if names_gguf(text):
+        return gguf_request(text, report=report)[0]
+    if is_repo(text):
+        return checkpoint_request(text, revision=revision, subfolder=subfolder, report=report)
+    return None
 
 
 def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
@@ -85,35 +105,28 @@ def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
 
     The base is only known where it is named, or where the first adapter is here.
     """
-    requests, first = [], None
-    for text, revision, subfolder in sources.placed:
-        if names_gguf(text):
-            requests.append(gguf_request(text, report=report)[0])
-        elif is_repo(text):
-            requests.append(
-                checkpoint_request(text, revision=revision, subfolder=subfolder, report=report)
-            )
-        elif not requests and first is None:
-            first = folder_of(text, revision=revision, subfolder=subfolder)
-    pulls = [pull(request, dry_run=True, report=report) for request in requests]
-    gguf_first = sources.placed and names_gguf(sources.placed[0][0])
-    if first is None and pulls and not pulls[0].missing and not gguf_first:
-        first = pulled_folder(requests[0], report=report)
-    base: Path | PullRequest | None = None
-    if sources.base is not None and names_gguf(sources.base):
-        base = gguf_request(sources.base, report=report)[0]
-    elif sources.base is not None and is_repo(sources.base):
-        base = checkpoint_request(sources.base, report=report)
-    elif (
-        sources.needs_base
-        and sources.base is None
-        and first is not None
-        and model_in_place_of_adapter(first, report=silent) is None
-    ):
-        base = named_base(open_adapter(first, refuse=nothing), report=report)
-    if isinstance(base, PullRequest):
+    requests = [
+        request_for(text, revision=revision, subfolder=subfolder, report=report)
+        for text, revision, subfolder in sources.placed
+    ]
+    pulls = [pull(request, dry_run=True, report=report) for request in requests if request]
+    base = request_for(sources.base, report=report) if sources.base is not None else None
+    if sources.base is None and sources.needs_base and requests:
+        is_here = requests[0] is None or not pulls[0].missing
+        base = base_of_first(sources, report=report) if is_here else None
+    if base is not None:
         pulls.append(pull(base, dry_run=True, report=report))
     return tuple(pulled for pulled in pulls if pulled.missing)
+
+
+def base_of_first(sources: Sources, *, report: Report) -> PullRequest | None:
+    """What to pull for the base that the first adapter, which is here, names."""
+    text, revision, subfolder = sources.placed[0]
+    first = place_of(text, revision=revision, subfolder=subfolder, report=report)
+    if model_in_place_of_adapter(first, report=silent) is not None:
+        return None
+    named = named_base(open_adapter(first, refuse=nothing), report=report)
+    return named if isinstance(named, PullRequest) else None
 
 
 def nothing(config: dict[str, object], folder: Path) -> None:

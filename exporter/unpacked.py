@@ -72,7 +72,7 @@ def unpack(path: Path, folder: Path) -> None:
         target.mkdir()
         for member in members:
             refuse_unsafe(path, member)
-            place = target / member.filename
+            place = target / name_in(member)
             place.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as source, place.open("xb") as file:
                 shutil.copyfileobj(source, file)
@@ -80,11 +80,16 @@ def unpack(path: Path, folder: Path) -> None:
             target.rename(folder)
 
 
+def name_in(member: zipfile.ZipInfo) -> str:
+    """A member's path; some programs on Windows write it with backslashes."""
+    return member.filename.replace("\\", "/")
+
+
 def is_wanted(member: zipfile.ZipInfo) -> bool:
     """Whether it is a file that an adapter or its tokenizer may consist of."""
-    parts = Path(member.filename).parts
+    parts = Path(name_in(member)).parts
     return (
-        not member.is_dir()
+        not name_in(member).endswith("/")
         and member.filename.endswith(KEPT)
         and not any(part.startswith(LEFT_OUT) and part != ".." for part in parts)
     )
@@ -92,9 +97,9 @@ def is_wanted(member: zipfile.ZipInfo) -> bool:
 
 def refuse_unsafe(path: Path, member: zipfile.ZipInfo) -> None:
     """Stop at links, and at names that would be written elsewhere."""
-    name = Path(member.filename)
+    name = Path(name_in(member))
     is_link = stat.S_ISLNK(member.external_attr >> 16)
-    if is_link or name.is_absolute() or ".." in name.parts or "\\" in member.filename:
+    if is_link or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
         raise AdapterError(
             f"`{path}` holds {member.filename!r}, which lies outside of it or is a link",
             hint="unpack it yourself if you trust it, and name the folder",

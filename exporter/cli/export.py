@@ -12,6 +12,7 @@ import click
 from exporter.cli.folders import export_folder, folder_name, parse_size
 from exporter.cli.lora import export_lora, refuse_for_lora
 from exporter.cli.options import given, json_option, offline_option, quiet_option, store
+from exporter.cli.peft import export_peft, refuse_for_peft
 from exporter.cli.recipe import recipe_options
 from exporter.cli.render import print_json, print_table, reporting
 from exporter.cli.vllm import export_vllm, refuse_for_vllm
@@ -30,11 +31,12 @@ if TYPE_CHECKING:
     from exporter.steps import MergeDtype
 
 
-HELP = """Turn the PEFT adapter ADAPTER into a GGUF.
+HELP = """Turn the adapter ADAPTER into a GGUF.
 
-ADAPTER is a folder, a repo of the hub as ORG/NAME[@REVISION], or a link to one; what is not here
+ADAPTER is what PEFT or mlx-lm saved: a folder, one of its files, a zip, a training run with its
+checkpoints, a GGUF adapter; or a repo of the hub as ORG/NAME[@REVISION], or a link to one, which
 is pulled. The base is taken from --base, else from where the adapter says it was trained. Without
-ADAPTER (or with `-`) the base is converted as it is.
+ADAPTER (or with `-`) the base is converted as it is, and so is a whole model named as ADAPTER.
 """
 
 
@@ -52,18 +54,18 @@ ADAPTER (or with `-`) the base is converted as it is.
     "--combine", type=click.Choice(get_args(Combination)),
     help="Make one LoRA of all adapters first, as peft's add_weighted_adapter does.",
 )  # fmt: skip
-@click.option("--base", help="The base model: a folder, ORG/NAME[@REVISION], or a link to it.")
+@click.option("--base", help="The base model: a folder, a GGUF, ollama:NAME, ORG/NAME, or a link.")
 @click.option(
     "-q", "--quant", "quants", multiple=True, default=("Q4_K_M",), show_default=True,
     help="Quantization; give it again for several files from one pass.",
 )  # fmt: skip
 @recipe_options
 @click.option(
-    "--to", type=click.Choice(("gguf", "lora", "safetensors", "ollama", "vllm")), default="gguf",
-    show_default=True,
+    "--to", type=click.Choice(("gguf", "lora", "safetensors", "ollama", "vllm", "peft")),
+    default="gguf", show_default=True,
     help="gguf: the merged model; lora: the adapter alone, for llama-server's --lora;"
     " safetensors: a merged checkpoint; ollama: the GGUF with its Modelfile; vllm: the adapters,"
-    " and how `vllm serve` is started with them.",
+    " and how `vllm serve` is started with them; peft: an MLX or GGUF adapter as PEFT's.",
 )  # fmt: skip
 @click.option("--name", "served_name", help="Of --to vllm: what clients call the base.")
 @click.option(
@@ -129,7 +131,7 @@ def export(
     split_max_size: str | None,
     served_name: str | None,
 ) -> None:
-    """Turn the PEFT adapter ADAPTER into a GGUF."""
+    """Turn the adapter ADAPTER into a GGUF."""
     wanted = adapters_named(adapter, scale, others, combine)
     refuse_output(to, adapter, recipe)
     refuse_nonsense(adapter, base, revision or subfolder, has_adapter=bool(wanted))
@@ -143,8 +145,8 @@ def export(
         if dry_run and (pulls := absent(sources, report=report)):
             return show_absent(pulls, as_json=as_json)
         folders, base_folder = bring(sources, report=report)
-    if to == "lora":
-        return export_lora(folders, base_folder)
+    if to in ("lora", "peft"):
+        return (export_lora if to == "lora" else export_peft)(folders, base_folder)
     chosen, name = chosen_quants(quants), name_of(folders, base_folder)
     request = ExportRequest(
         tuple(zip(folders, (weight for _, weight in wanted), strict=False)),
@@ -210,9 +212,11 @@ def refuse_output(to: str, adapter: str | None, recipe: Recipe) -> None:
         refuse_for_lora(adapter)
     if to == "vllm":
         refuse_for_vllm(adapter)
+    if to == "peft":
+        refuse_for_peft(adapter)
     if to != "vllm" and given("served_name"):
         raise click.UsageError("--name is for --to vllm; -o names the output")
-    if to in ("lora", "safetensors", "vllm") and recipe != Recipe():
+    if to in ("lora", "safetensors", "vllm", "peft") and recipe != Recipe():
         raise click.UsageError(f"types and importance matrices are for GGUF models, not --to {to}")
     if to == "safetensors" and given("quants"):
         raise click.UsageError("-q is for GGUF: --to safetensors keeps the base's own type")

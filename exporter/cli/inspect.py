@@ -14,11 +14,16 @@ from exporter.checkpoint import open_checkpoint
 from exporter.cli.options import json_option, store
 from exporter.cli.render import print_json, print_pairs, print_table
 from exporter.core.errors import ModelError
+from exporter.core.events import silent
 from exporter.core.folders import size_text
 from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
+from exporter.find_adapter import find_adapter
+from exporter.find_model import model_in_place_of_adapter
 from exporter.steps import kind_text
 from exporter.store import find_model
+from exporter.unpacked import zip_above
 
+SAVED_BY = {"mlx": "mlx-lm", "gguf": "llama.cpp"}
 LONG = 100  # characters of a value that are shown
 
 
@@ -59,16 +64,24 @@ def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
 def describe(text: str) -> dict[str, object]:
     """The kind of thing `text` names, its facts and its tensors."""
     path = Path(text)
-    if path.is_dir():
-        if (path / CONFIG).exists():
-            return describe_adapter(path)
+    if path.is_dir() or zip_above(path) or path.suffix in (".safetensors", ".bin"):
+        return describe_place(path)
+    return describe_gguf(read_gguf(path if path.is_file() else find_model(text, store())))
+
+
+def describe_place(path: Path) -> dict[str, object]:
+    """An adapter or a model, found as an export finds it. Raises ModelError where none is."""
+    if whole := model_in_place_of_adapter(path, report=silent):
+        return describe_checkpoint(whole)
+    found = find_adapter(path, report=silent)
+    if found.weights is None and not (found.folder / CONFIG).exists():
         if (path / "config.json").exists():
             return describe_checkpoint(path)
         raise ModelError(
             f"`{path}` is neither a model nor an adapter folder",
             hint="a model has config.json, an adapter adapter_config.json",
         )
-    return describe_gguf(read_gguf(path if path.is_file() else find_model(text, store())))
+    return describe_adapter(path)
 
 
 def describe_gguf(file: GGUFFile) -> dict[str, object]:
@@ -152,6 +165,7 @@ def describe_adapter(folder: Path) -> dict[str, object]:
     return {
         "kind": f"adapter ({kind_text(adapter)})",
         "path": str(folder),
+        "saved_by": SAVED_BY.get(adapter.origin),
         "size": size_text(sum(tensor.nbytes for tensor in tensors)),
         "base": adapter.base,
         "rank": ", ".join(str(rank) for rank in sorted({pair.rank for pair in adapter.pairs}))

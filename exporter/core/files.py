@@ -168,6 +168,22 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def is_there(path: Path) -> bool:
+    """Whether a path exists; one in a folder that may not be read does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def children(folder: Path) -> list[Path]:
+    """What lies in a folder, in order of names; nothing where it may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
 def sha256_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:

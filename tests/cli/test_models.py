@@ -154,7 +154,8 @@ def test_inspect_shows_a_base_and_an_adapter(tmp_path, capsys):
     assert "LlamaForCausalLM" in capsys.readouterr().out
     assert run(["inspect", str(write_adapter(tmp_path / "lora"))]) == 0
     assert "q_proj" in capsys.readouterr().out
-    assert run(["inspect", str(tmp_path)]) == 3
+    (tmp_path / "empty").mkdir()
+    assert run(["inspect", str(tmp_path / "empty")]) == 3
     assert "neither a model nor an adapter" in capsys.readouterr().err
 
 

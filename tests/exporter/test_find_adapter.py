@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 
 import pytest
@@ -84,6 +85,33 @@ def test_a_folder_inside_a_zip_is_named_by_its_path(tmp_path):
     with pytest.raises(AdapterError, match="2 adapters: a, b"):
         open_adapter(path)
     assert open_adapter(path / "b").name == "b"
+
+
+def test_a_zip_with_the_backslashes_of_windows_is_unpacked(tmp_path):
+    folder = write_adapter(tmp_path / "lora")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for file in folder.iterdir():
+            info = zipfile.ZipInfo("x")
+            info.filename = f"my-lora\\{file.name}"
+            archive.writestr(info, file.read_bytes())
+
+    assert open_adapter(tmp_path / "x.zip").sha256() == open_adapter(folder).sha256()
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    """As the lost+found of a disk: where nobody but root may look."""
+    write_adapter(tmp_path / "disk" / "pirate")
+    (tmp_path / "disk" / "lost+found").mkdir()
+    original = os.stat
+
+    def stat(path, *args, **kwargs):
+        if "lost+found/" in os.fspath(path):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return original(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+
+    assert open_adapter(tmp_path / "disk").name == "pirate"
 
 
 def test_what_macos_puts_into_a_zip_is_left_out(tmp_path):

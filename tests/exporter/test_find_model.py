@@ -62,6 +62,14 @@ def test_a_whole_model_beside_an_adapter_is_told_how_to_say_it(tmp_path):
     assert f"--base {model} --adapter {adapter}" in caught.value.hint
 
 
+def test_inspect_finds_what_export_finds(tmp_path, capsys):
+    write_adapter(tmp_path / "lora" / "pirate")
+    write_base(tmp_path / "run" / "checkpoint-5")
+    for name, kind in (("lora", "adapter (LoRA)"), ("run", "base model")):
+        assert run(["inspect", str(tmp_path / name)]) == 0
+        assert kind in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("to", ["lora", "vllm"])
 def test_an_output_of_adapters_alone_refuses_a_whole_model(tmp_path, capsys, to):
     model = write_base(tmp_path / "model")

@@ -8,6 +8,7 @@ import pytest
 
 from exporter.adapter import open_adapter
 from exporter.checkpoint import open_checkpoint
+from exporter.cli.app import run
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.lora import LoraRequest, export_lora
 from exporter.merge import MergedTensors
@@ -17,6 +18,7 @@ from exporter.plan import plan_merge
 from exporter.steps import WeightedAdapter
 from exporter.vllm import NamedAdapter, VllmRequest, export_for_vllm
 from tests.architectures import ARCHITECTURES, make_architecture
+from tests.mlx import mlx_twin
 from tests.raw import write_tiny_gguf
 from tests.reference import read_gguf
 from tests.roads import shake
@@ -197,3 +199,29 @@ def test_a_tied_embedding_is_refused(toolchain, tmp_path):
 def test_vllm_is_not_given_one(gguf_adapter, tmp_path):
     with pytest.raises(UnsupportedError, match="GGUF"):
         export_for_vllm(VllmRequest((NamedAdapter("a", gguf_adapter),), tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", ["gguf", "mlx"])
+def test_the_peft_folder_that_is_written_merges_to_the_same(
+    gguf_adapter, tiny_base, tiny_adapter, toolchain, tmp_path, kind, capsys
+):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    named = gguf_adapter if kind == "gguf" else mlx_twin(tmp_path / "mlx", tiny_adapter)
+    folder = tmp_path / "peft"
+    command = ["export", str(named), "--base", str(tiny_base), "--to", "peft", "-o", str(folder)]
+
+    assert run([*command, "--dry-run"]) == 0
+    assert not folder.exists()
+    assert run(command) == 0
+
+    assert "21 pairs" in capsys.readouterr().err
+    found, expected = (merged(tiny_base, one, toolchain) for one in (folder, tiny_adapter))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    assert PeftModel.from_pretrained(model, folder)
+    assert run(command) == 8  # it exists
+    assert run(["export", str(tiny_adapter), "--to", "peft"]) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from exporter.core.gguf import read_gguf as header_of
 from exporter.gguf_base import gguf_name, open_gguf
 from exporter.lora import LoraRequest, export_lora
 from exporter.pipeline import ExportRequest, export, plan_request
+from exporter.sources import Sources, absent, bring
 from exporter.verify.after import verify_exported
 from tests.architectures import make_architecture
 from tests.exporter.test_gguf_adapter import saved
@@ -145,8 +147,44 @@ def test_the_command_takes_a_gguf_whatever_its_name(ggufs, tiny_adapter, tmp_pat
     assert run(["export", str(tiny_adapter), *options]) == 0
     assert "is right" in capsys.readouterr().err
     file = header_of(tmp_path / f"{tiny_adapter.name}-Q8_0.gguf")
-    assert file.text("decant.base") == "sha256-0123"
+    assert file.text("decant.base") == header_of(ggufs["Q8_0"]).text("general.name")
     assert file.text("general.name") == tiny_adapter.name
+
+
+def ollama_home(folder, gguf, place):
+    """A model as Ollama keeps it: a manifest, and blobs by their hashes."""
+    manifest = folder / "manifests" / place
+    manifest.parent.mkdir(parents=True)
+    layers = [
+        {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:aa"},
+        {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:bb"},
+    ]
+    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
+    (folder / "blobs").mkdir(exist_ok=True)
+    shutil.copy(gguf, folder / "blobs" / "sha256-bb")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("ollama:tiny", "registry.ollama.ai/library/tiny/latest"),
+        ("ollama:tiny:8b", "registry.ollama.ai/library/tiny/8b"),
+        ("ollama:me/tiny", "registry.ollama.ai/me/tiny/latest"),
+        ("ollama:hf.co/me/tiny-GGUF:Q8_0", "hf.co/me/tiny-GGUF/Q8_0"),
+    ],
+)
+def test_a_model_of_ollamas_is_found_by_its_name(ggufs, tmp_path, monkeypatch, text, place):
+    home = ollama_home(tmp_path / "models", ggufs["Q8_0"], place)
+    monkeypatch.setenv("OLLAMA_MODELS", str(home))
+
+    assert absent(Sources((), text)) == ()
+    _, base = bring(Sources((), text))
+
+    assert base == home / "blobs" / "sha256-bb"
+    with pytest.raises(CheckpointError, match="no model 'other'") as caught:
+        bring(Sources((), "ollama:other"))
+    assert text.removeprefix("ollama:").partition(":")[0] in caught.value.hint
 
 
 @pytest.mark.parametrize(

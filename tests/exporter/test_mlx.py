@@ -218,6 +218,30 @@ def test_where_two_versions_read_one_config_differently_both_scales_are_said(tmp
     assert any("--scale 8" in event.message for event in said)
 
 
+def test_an_older_adapter_of_mlx_vlm_is_read_with_its_alpha_and_a_warning(tmp_path):
+    folder = tmp_path / "mlx"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"rank": 2, "alpha": 0.5, "dropout": 0}))
+    stem = f"language_model.{Q_PROJ}"
+    write_safetensors(folder / "adapters.safetensors", {f"{stem}.A": (8, 2), f"{stem}.B": (2, 8)})
+    said = []
+
+    adapter = open_adapter(folder, report=said.append)
+
+    assert scaling_of(adapter, adapter.pairs[0]).value == 0.5
+    assert any("--scale 0.5" in event.message for event in said)
+
+
+def test_weights_of_mlx_without_a_config_are_told_what_to_write(tmp_path):
+    folder = write_mlx(tmp_path / "mlx")
+    (folder / "adapter_config.json").unlink()
+
+    with pytest.raises(AdapterError) as caught:
+        open_adapter(folder)
+
+    assert '"lora_parameters"' in caught.value.hint
+
+
 def test_a_numbered_checkpoint_is_named_by_its_file(tmp_path):
     folder = write_mlx(tmp_path / "mlx")
     numbered = folder / "0000100_adapters.safetensors"

@@ -228,6 +228,35 @@ def test_what_zero_to_fp32_writes_is_taken_with_the_config_beside_it(tmp_path):
     assert [tensor.name for tensor in pair.tensors.values()] == list(pairs())
 
 
+def test_a_whole_state_dict_with_pefts_layers_merges_as_what_peft_saves(tmp_path, tiny_base):
+    """torch.save(model.state_dict()), with a head that was trained beside the LoRA."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype="auto")
+    config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(model, config)
+    for name, values in model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            values.data.normal_(std=0.05)
+    model.save_pretrained(tmp_path / "peft")
+    raw = shutil.copytree(tmp_path / "peft", tmp_path / "raw")
+    (raw / "adapter_model.safetensors").unlink()
+    torch.save(model.state_dict(), raw / "adapter_model.bin")
+    base = open_checkpoint(tiny_base)
+
+    plans = [
+        plan_merge(base, [WeightedAdapter(open_adapter(tmp_path / name))])
+        for name in ("raw", "peft")
+    ]
+
+    tensors = [MergedTensors(plan) for plan in plans]
+    assert plans[0].changes.keys() >= plans[1].changes.keys()
+    for name in plans[0].changes:
+        assert torch.equal(*(one.read(name).float() for one in tensors)), name
+
+
 def test_a_state_dict_of_two_adapters_is_refused_with_their_names(tmp_path):
     from safetensors.torch import save_file
 
