@@ -6,37 +6,32 @@ what it gives is a list of slots, each of which can be filled later.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from exporter.arrange import arranger, published_name
 from exporter.converter_tokens import converter_tokens
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
-from exporter.core.types import FTYPES, GGMLType
+from exporter.core.types import FTYPES
 from exporter.hparams import conversion, load_hparams
 from exporter.ignored import Converted, ignored_settings
-from exporter.lazy import stacked, to_float32
+from exporter.lazy_source import LazySource, old_objects_set_aside, slots_recorded, tensors_from
 from exporter.limits import refuse_unloadable
 from exporter.mtp import has_prediction, settle_prediction, without_prediction
 from exporter.own_code import no_code_run
-from exporter.ranker import converter_name, find_purpose
+from exporter.ranker import find_purpose
 from exporter.refusals import UNUSABLE, unknown_architecture, unusable
 from exporter.settings import pack_settings, write_positions
-from exporter.slots import FLOAT32, Conversion, Slot
+from exporter.slots import Conversion, Slot
 from exporter.windows import settle_windows
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from exporter.checkpoint import Checkpoint
     from exporter.merge import MergedTensors
     from exporter.toolchain import Toolchain
@@ -45,7 +40,8 @@ Outtype = Literal["auto", "F16", "BF16", "F32"]
 """The converter's own output type; auto is the 16-bit type that the checkpoint is stored in."""
 Part = Literal["text", "projector"]
 
-
+MODULES = {"sentence_transformers_dense_modules": True}
+"""Has the converter's classes take the dense layers that follow a model that embeds."""
 HARMLESS = (
     "Unknown RoPE type: default",
     "Unknown RoPE type: proportional",
@@ -100,18 +96,9 @@ def convert(
                 purpose.hooks(model_class),
             ):
                 try:
-                    ftype = file_type(outtype, tensors)
-                    unused = folder / "unused.gguf"
-                    model = delegate(
-                        model_class(
-                            tokens.folder,
-                            ftype,
-                            unused,
-                            model_name=model_name,
-                            hparams=hparams,
-                            sentence_transformers_dense_modules=True,
-                        )
-                    )
+                    ftype, unused = file_type(outtype, tensors), folder / "unused.gguf"
+                    named = {"model_name": model_name, "hparams": hparams}
+                    model = delegate(model_class(tokens.folder, ftype, unused, **named, **MODULES))
                     purpose.begin(model)
                     prepare(model, source, slots)
                     tokens.settle(model, report)
@@ -241,130 +228,6 @@ def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
     matrices = (name for name in tensors.names if len(tensors.shape(name)) > 1)
     found = (halves.get(tensors.stored_dtype(name)) for name in matrices)
     return gguf.LlamaFileType(FTYPES[next((name for name in found if name), "F16")])
-
-
-class LazySource:
-    """Gives the converter lazy tensors, and takes what it makes of them."""
-
-    def __init__(
-        self, tensors: MergedTensors, hparams: Mapping[str, Any], architecture: str
-    ) -> None:
-        """hparams, architecture: the model's, which say how its tensors are named and arranged."""
-        self.tensors, self.arrange = tensors, arranger(hparams)
-        self.hparams, self.architecture = hparams, architecture
-        self.last = ""
-        self.made: dict[str, weakref.ref[Any]] = {}
-        self.read_already: set[str] = set()
-
-    def converters_name(self, name: str) -> str:
-        """The name under which the converter is given a tensor."""
-        return published_name(converter_name(self.architecture, name), self.hparams)
-
-    def lazy(self, name: str) -> Any:
-        from conversion.base import LazyTorchTensor
-
-        self.last = name
-        dtype = self.tensors.dtype(name)
-        meta = LazyTorchTensor.meta_with_dtype_and_shape(dtype, self.tensors.shape(name))
-        made = LazyTorchTensor(meta=meta, args=(name,), func=self.read)
-        self.made[name] = weakref.ref(made)
-        return self.arrange(name, made)
-
-    def read(self, name: str) -> Any:
-        self.read_already.add(name)
-        return self.tensors.read(name)
-
-    def used(self) -> frozenset[str]:
-        """The tensors that slots were made of.
-
-        Slots keep what they use alive; what the converter drops is gone. Some few are looked at
-        while it plans, which leaves nothing of them but their values.
-        """
-        gc.collect()
-        alive = {name for name, made in self.made.items() if made() is not None}
-        return frozenset(alive | self.read_already)
-
-    def add(self, writer: Any, slots: list[Slot], name: str, tensor: Any, **kwargs: Any) -> None:
-        """Stand in for GGUFWriter.add_tensor: note the slot, and keep the writer's count of it."""
-        kind = kwargs.get("raw_dtype")
-        if kind is None or not isinstance(tensor, Unquantized):
-            raise UnsupportedError(
-                f"`{self.last}` is stored in a form that cannot be merged or requantized so far",
-                hint="use the 16-bit release of this base",
-            )
-        shape = tuple(int(n) for n in tensor.shape)
-        slot_type = GGMLType.by_number(int(kind))
-        writer.add_tensor_info(name, shape, FLOAT32, slot_type.nbytes(shape), raw_dtype=kind)
-        slots.append(Slot(name, shape, slot_type, tensor.fill, self.last))
-
-
-class Unquantized:
-    """What stands where the converter would have quantized: the values still in float32."""
-
-    dtype = FLOAT32
-
-    def __init__(self, lazy: Any) -> None:
-        """Keep the converter's lazy numpy tensor."""
-        self.shape = lazy.shape
-        self.lazy = lazy
-
-    def fill(self) -> Iterator[np.ndarray[Any, Any]]:
-        lazies = stacked(self.lazy) or [self.lazy]
-        self.lazy = None  # the chain keeps every step's result alive
-        while lazies:
-            yield to_float32(lazies.pop(0))
-
-
-@contextmanager
-def old_objects_set_aside() -> Iterator[None]:
-    """Have the garbage collector look at nothing older than the block: torch has a million."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def tensors_from(source: LazySource, model_base: Any) -> Iterator[None]:
-    """Have the converter index our merged tensors instead of the folder's files."""
-    original = model_base.index_tensors
-
-    def index(self: Any, remote_hf_model_id: str | None = None) -> dict[str, Callable[[], Any]]:
-        del remote_hf_model_id  # never given
-        found = (
-            self.filter_tensors((source.converters_name(name), partial(source.lazy, name)))
-            for name in source.tensors.names
-        )
-        return dict(item for item in found if item)
-
-    model_base.index_tensors = index
-    try:
-        yield
-    finally:
-        model_base.index_tensors = original
-
-
-@contextmanager
-def slots_recorded() -> Iterator[list[Slot]]:
-    """Have the converter's float outputs recorded instead of rounded."""
-    import gguf
-
-    original = gguf.quants.quantize
-    floats = (
-        gguf.GGMLQuantizationType.F32,
-        gguf.GGMLQuantizationType.F16,
-        gguf.GGMLQuantizationType.BF16,
-    )
-
-    def quantize(data: Any, qtype: Any) -> Any:
-        return Unquantized(data) if qtype in floats else original(data, qtype)
-
-    gguf.quants.quantize = quantize
-    try:
-        yield []
-    finally:
-        gguf.quants.quantize = original
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from exporter.arrange import Arrange
-from exporter.convert import LazySource, find_class, hparams_of, tensors_from
+from exporter.convert import find_class, hparams_of
+from exporter.lazy_source import LazySource, tensors_from
 from exporter.merge import MergedTensors
 from exporter.steps import MergePlan
 

@@ -26,7 +26,14 @@ RICH = {"exporter/cli/render.py", "runtime/render.py"}
 # where running processes is the job; everything else asks these
 DOORS = {
     f"exporter/{name}.py"
-    for name in ("convert", "converter_model", "hparams", "prequantized", "pretokenizer")
+    for name in (
+        "convert",
+        "converter_model",
+        "lazy_source",
+        "hparams",
+        "prequantized",
+        "pretokenizer",
+    )
 }
 SUBPROCESS = {
     "exporter/hparams.py",
