@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.arrange import arranger, published_name
+from exporter.converter_tokens import converter_tokens
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.types import FTYPES, GGMLType
@@ -90,6 +91,7 @@ def convert(
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors, hparams)
             with (
+                converter_tokens(folder, hparams, model_class, trust_remote_code, report) as tokens,
                 old_objects_set_aside(),
                 tensors_from(source, ModelBase),
                 slots_recorded() as slots,
@@ -98,9 +100,13 @@ def convert(
                     ftype = file_type(outtype, tensors)
                     unused = folder / "unused.gguf"
                     model = delegate(
-                        model_class(folder, ftype, unused, model_name=model_name, hparams=hparams)
+                        model_class(
+                            tokens.folder, ftype, unused, model_name=model_name, hparams=hparams
+                        )
                     )
                     prepare(model, source, slots)
+                    tokens.settle(model, report)
+                    pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
                 used = source.used()
@@ -173,7 +179,6 @@ def prepare(model: Any, source: LazySource, slots: list[Slot]) -> None:
     model.prepare_metadata(vocab_only=False)
     settle_windows(writer, model.hparams)
     write_positions(writer, model.hparams)
-    pack_settings(writer)
 
 
 def tell_limits(made: Converted, *, report: Report) -> None:

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from exporter.chat_template import IrregularError, Turns, find_turns
+from exporter.chat_template import IrregularError
 from exporter.core.errors import CheckpointError
 from exporter.core.events import Note, Report, silent
 from exporter.core.files import atomic_write, read_json_object
 from exporter.core.gguf import Array, GGUFFile, read_gguf
 from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
+from exporter.header_tokens import adds_bos, token_texts
 from exporter.pipeline import ExportRequest, ExportResult, FolderResult, export
 from exporter.store import plain_name
 from exporter.toolchain import Toolchain
+from exporter.turns import DAY, Turns, find_turns
 
 MODELFILE = "Modelfile"
 MARKS = (MODELFILE,)
@@ -28,6 +30,7 @@ PARAMETERS = {
 """Of generation_config.json, and what Ollama calls them."""
 UNSET_LENGTH = "20"  # transformers' default, which some configs spell out
 END_TOKENS = ("eos", "eot", "eom")
+SAYING_ENDS = ("config.json", "generation_config.json")
 MAX_TOKENS = 1 << 21  # a vocabulary is read whole
 
 
@@ -91,7 +94,7 @@ def modelfile(
         lines.append(f"TEMPLATE {quoted(go_template(turns))}")
         if turns.default_system:
             lines.append(f"SYSTEM {quoted(turns.default_system)}")
-    lines += [f"PARAMETER stop {quoted(text)}" for text in stops(gguf, turns)]
+    lines += [f"PARAMETER stop {quoted(text)}" for text in stops(gguf, turns, base)]
     lines += [f"PARAMETER {name} {value}" for name, value in parameters(base).items()]
     return "\n".join(lines) + "\n"
 
@@ -119,7 +122,9 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
             )
         )
         return None
-    beyond = [word for word in ("tools", "think", "strftime_now") if word in template]
+    if turns.has_date:
+        report(Note(f"the chat template tells the day: TEMPLATE says it is {DAY:%d %b %Y}"))
+    beyond = [word for word in ("tools", "think") if word in template]
     if beyond:
         report(
             Note(
@@ -132,12 +137,6 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
     return turns
 
 
-def adds_bos(gguf: GGUFFile) -> bool:
-    """Whether llama.cpp puts the first token there by itself; sentencepiece models do unasked."""
-    said = gguf.metadata.get("tokenizer.ggml.add_bos_token")
-    return said if isinstance(said, bool) else gguf.text("tokenizer.ggml.model") == "llama"
-
-
 def token(gguf: GGUFFile, key: str) -> str:
     """The text of the token whose id stands at `key`, or nothing."""
     tokens, number = gguf.metadata.get("tokenizer.ggml.tokens"), gguf.number(key)
@@ -148,38 +147,35 @@ def token(gguf: GGUFFile, key: str) -> str:
 
 def refuse_unwritable(turns: Turns) -> None:
     """Stop at texts that a Go template or a Modelfile would take for its own."""
-    texts = (turns.head, *turns.user, *turns.assistant, turns.generation, *(turns.system or ()))
-    for text in (*texts, turns.default_system):
+    for text in (*turns.texts, turns.default_system):
         if "{{" in text or '"""' in text or not all(c.isprintable() or c in "\n\t" for c in text):
             raise IrregularError(f"{text!r} cannot stand in a Modelfile")
 
 
 def go_template(turns: Turns) -> str:
-    """The parts as a Go template over Ollama's .Messages.
+    """The parts as a Go template over Ollama's .Messages, in which questions and answers alternate.
 
     No white space is trimmed: what stands between the braces is what the model sees. An answer
-    that comes last is left open, to be gone on with.
+    that comes last is left open, so that the model goes on writing it.
     """
-    asks = turns.user[0]
-    system = ""
-    if turns.system:
-        opened, closed = turns.system
-        if turns.system_in_user:
-            asks = (
-                "{{ if and $.System (eq $i 1) }}"
-                f"{opened}{{{{ $.System }}}}{closed}{{{{ else }}}}{asks}{{{{ end }}}}"
-            )
-        else:
-            system = (
-                f'{{{{ if eq .Role "system" }}}}{opened}{{{{ .Content }}}}{closed}{{{{ end }}}}'
-            )
+    opening, in_last = turns.opening, ""
+    if turns.system and turns.system_is_last:
+        before, after = turns.system
+        in_last = f"{{{{ if and $last $.System }}}}{before}{{{{ $.System }}}}{after}{{{{ end }}}}"
+    elif turns.system:
+        before, after = turns.system
+        opening = (
+            f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}"
+            f"{{{{ else }}}}{turns.opening}{{{{ end }}}}"
+        )
     return (
-        f"{turns.head}{{{{ range $i, $_ := .Messages }}}}"
+        f"{opening}{{{{ range $i, $_ := .Messages }}}}"
         "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
-        f'{system}{{{{ if eq .Role "user" }}}}{asks}{{{{ .Content }}}}{turns.user[1]}{{{{ end }}}}'
-        f'{{{{ if eq .Role "assistant" }}}}{turns.assistant[0]}{{{{ .Content }}}}'
-        f"{{{{ if not $last }}}}{turns.assistant[1]}{{{{ end }}}}{{{{ end }}}}"
-        f'{{{{ if and $last (ne .Role "assistant") }}}}{turns.generation}{{{{ end }}}}'
+        f'{{{{ if eq .Role "user" }}}}{in_last}{{{{ .Content }}}}'
+        f"{{{{ if $last }}}}{turns.closing}{{{{ else }}}}{turns.to_answer}{{{{ end }}}}"
+        "{{ end }}"
+        '{{ if eq .Role "assistant" }}{{ .Content }}'
+        f"{{{{ if not $last }}}}{turns.to_question}{{{{ end }}}}{{{{ end }}}}"
         "{{ end }}"
     )
 
@@ -188,12 +184,25 @@ def quoted(text: str) -> str:
     return f'"""{text}"""' if '"' in text or "\n" in text else f'"{text}"'
 
 
-def stops(gguf: GGUFFile, turns: Turns | None) -> list[str]:
+def stops(gguf: GGUFFile, turns: Turns | None, base: Path) -> list[str]:
     """Where an answer ends: the tokens that say so, and what the template puts after answers."""
     found = [token(gguf, f"tokenizer.ggml.{name}_token_id") for name in END_TOKENS]
+    ids = [id_ for name in SAYING_ENDS for id_ in ends(base / name)]
+    texts = token_texts(gguf, ids)
+    found += [texts[id_] for id_ in ids if id_ in texts]
     if turns:
-        found.append(turns.assistant[1].strip())
+        found.append(turns.answer_end.strip())
     return [text for text in dict.fromkeys(found) if text and '"""' not in text]
+
+
+def ends(path: Path) -> list[int]:
+    """The tokens that end an answer, as a config's eos_token_id names them."""
+    if not path.is_file():
+        return []
+    said = read_json_object(path, error=CheckpointError, hint="copy the base again")
+    inner = said.get("text_config")
+    found = said.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+    return [id_ for id_ in (found if isinstance(found, list) else [found]) if type(id_) is int]
 
 
 def parameters(base: Path) -> dict[str, str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from exporter.adapter import AdapterSpec
 from exporter.checkpoint import refuse_own_code
@@ -18,11 +19,16 @@ from exporter.core.errors import AdapterError
 from exporter.core.files import read_json_object
 from exporter.steps import MergePlan
 
-TEMPLATES = ("chat_template.jinja", "chat_template.json")
+TEMPLATE, NAMED, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
+OLD_TEMPLATE = "chat_template.json"  # as processors of vision models once had it
+TEMPLATES = (TEMPLATE, OLD_TEMPLATE)
+SETTINGS = "tokenizer_config.json"
+GENERATION = "generation_config.json"
+HINT = "restore the tokenizer's files that were saved with the adapter"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
                 "vocab.json", "vocab.txt")  # fmt: skip
 TOKENIZER_FILES = (*VOCABULARIES, "merges.txt", "added_tokens.json", "special_tokens_map.json",
-                   "tokenizer_config.json", *TEMPLATES)  # fmt: skip
+                   SETTINGS)  # fmt: skip
 PIECES = "tokenizer.model"
 WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "*.pt", "*.pth", "*.gguf", "*.msgpack",
            "*.h5", "*.onnx")  # fmt: skip
@@ -50,19 +56,25 @@ def result_folder(plan: MergePlan, *, trust_remote_code: bool = False) -> Iterat
 def lay_over(folder: Path, base: Path, changed: dict[str, bytes | None]) -> None:
     """Fill `folder` with links to the base's files, except its weights and what has changed."""
     weights = {path.name for pattern in WEIGHTS for path in base.glob(pattern)}
+    within = {Path(name).parts[0] for name in changed}
     for path in base.iterdir():
-        if path.name not in weights and path.name not in changed:
+        if path.name not in weights and path.name not in within:
             (folder / path.name).symlink_to(path.resolve())
     for name, content in changed.items():
         if content is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
 
 
 def changed_files(plan: MergePlan) -> dict[str, bytes | None]:
     """The files of the result that are not the base's; None for one that it does not have."""
     changed: dict[str, bytes | None] = {}
+    base = plan.checkpoint.folder
     for weighted in plan.adapters:
-        changed |= tokenizer_files(weighted.adapter, plan.checkpoint.folder)
+        changed |= tokenizer_files(weighted.adapter, base)
+        if (own := weighted.adapter.folder / GENERATION).is_file():
+            changed[GENERATION] = own.read_bytes()
+    changed |= template_files(plan, changed)
     if plan.config:
         changed["config.json"] = json.dumps(changed_config(plan), indent=2).encode()
     return {
@@ -88,11 +100,11 @@ def changed_config(plan: MergePlan) -> dict[str, object]:
 
 
 def tokenizer_files(adapter: AdapterSpec, base: Path) -> dict[str, bytes | None]:
-    """What an adapter's folder has to say about tokens and templates."""
+    """What an adapter's folder has to say about tokens: all of it, or nothing."""
     here = {name: adapter.folder / name for name in TOKENIZER_FILES}
     own = {name: path.read_bytes() for name, path in here.items() if path.is_file()}
-    if not any(name in own for name in VOCABULARIES):
-        return {name: content for name, content in own.items() if name in TEMPLATES}
+    if not has_vocabulary(adapter.folder):
+        return {}
     keeps_pieces = PIECES not in own and (base / PIECES).is_file()
     files: dict[str, bytes | None] = {
         name: None
@@ -105,17 +117,95 @@ def tokenizer_files(adapter: AdapterSpec, base: Path) -> dict[str, bytes | None]
     return files
 
 
+def has_vocabulary(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in VOCABULARIES)
+
+
+def template_files(plan: MergePlan, changed: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
+    """The chat templates of the result, where an adapter brings any; else its base's stay.
+
+    A tokenizer that was saved whole brings all of its templates; files alone go before those of
+    the same name. All of them become files, which transformers reads before tokenizer_config.json.
+    """
+    base = plan.checkpoint.folder
+    templates = before = templates_in(base)
+    for weighted in plan.adapters:
+        if own := templates_in(weighted.adapter.folder):
+            templates = own if has_vocabulary(weighted.adapter.folder) else {**templates, **own}
+    said = changed.get(SETTINGS)
+    is_lost = said is not None and templates != said_in(SETTINGS, said)
+    if templates == before and not is_lost:
+        return {}
+    files: dict[str, bytes | None] = {
+        str(path.relative_to(base)): None
+        for path in (*(base / name for name in TEMPLATES), *(base / NAMED).glob("*.jinja"))
+        if path.is_file()
+    }
+    for name, text in templates.items():
+        place = TEMPLATE if name == DEFAULT else f"{NAMED}/{Path(name).name}.jinja"
+        files[place] = text.encode()
+    return files | without_template(base, said)
+
+
+def without_template(base: Path, said: bytes | None) -> dict[str, bytes | None]:
+    """tokenizer_config.json without a template, which llama.cpp's converter reads before files."""
+    if said is None and (base / SETTINGS).is_file():
+        said = (base / SETTINGS).read_bytes()
+    settings = json_object(SETTINGS, said)
+    if settings.pop("chat_template", None) is None:
+        return {}
+    return {SETTINGS: json.dumps(settings, indent=2).encode()}
+
+
+def templates_in(folder: Path) -> dict[str, str]:
+    """A folder's chat templates by name, read as transformers reads them."""
+    files = {path.stem: path for path in sorted((folder / NAMED).glob("*.jinja"))}
+    if (folder / TEMPLATE).is_file():
+        files[DEFAULT] = folder / TEMPLATE
+    said = {
+        name: said_in(name, (folder / name).read_bytes())
+        for name in (OLD_TEMPLATE, SETTINGS)
+        if (folder / name).is_file()
+    }
+    beside = said.get(SETTINGS) or said.get(OLD_TEMPLATE) or {}
+    return {**beside, **{name: path.read_text(encoding="utf-8") for name, path in files.items()}}
+
+
+def said_in(name: str, content: bytes) -> dict[str, str]:
+    """The templates that a JSON file holds: one, or a list of named ones."""
+    found = json_object(name, content).get("chat_template")
+    if isinstance(found, str):
+        return {DEFAULT: found}
+    return {
+        str(item["name"]): str(item["template"])
+        for item in (found if isinstance(found, list) else [])
+        if isinstance(item, dict) and "name" in item and "template" in item
+    }
+
+
+def json_object(name: str, content: bytes | None) -> dict[str, Any]:
+    """Raises AdapterError for what is no JSON object."""
+    if content is None:
+        return {}
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        raise AdapterError(f"`{name}` is no JSON: {error}", hint=HINT) from error
+    if not isinstance(found, dict):
+        raise AdapterError(f"`{name}` holds no JSON object", hint=HINT)
+    return found
+
+
 def name_added_tokens(own: dict[str, bytes], adapter: AdapterSpec) -> dict[str, bytes | None]:
     """A newer transformers saves a sentencepiece tokenizer as tokenizer.json alone.
 
     The pieces' scores are only in the base's tokenizer.model, which llama.cpp's converter reads;
     what was added to them it looks for in tokenizer_config.json.
     """
-    hint = "restore the tokenizer's files that were saved with the adapter"
     folder = adapter.folder
     if "tokenizer.json" not in own:
         return {}
-    whole = read_json_object(folder / "tokenizer.json", error=AdapterError, hint=hint)
+    whole = read_json_object(folder / "tokenizer.json", error=AdapterError, hint=HINT)
     added = whole.get("added_tokens")
     decoder = {
         str(token["id"]): {key: value for key, value in token.items() if key != "id"}
@@ -123,7 +213,7 @@ def name_added_tokens(own: dict[str, bytes], adapter: AdapterSpec) -> dict[str, 
         if isinstance(token, dict) and "id" in token
     }
     settings = (
-        read_json_object(folder / "tokenizer_config.json", error=AdapterError, hint=hint)
+        read_json_object(folder / "tokenizer_config.json", error=AdapterError, hint=HINT)
         if "tokenizer_config.json" in own
         else {}
     )

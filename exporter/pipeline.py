@@ -12,7 +12,7 @@ from exporter.checkpoint import open_checkpoint
 from exporter.classifier import check_for_gguf
 from exporter.convert import Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import InputError
-from exporter.core.events import Note, Report, Step, Warn, silent
+from exporter.core.events import Note, Report, Step, Warn, once, silent
 from exporter.core.files import refuse_existing
 from exporter.core.gguf import shard_paths
 from exporter.core.machine import cores, give_back_large_blocks
@@ -227,6 +227,7 @@ def convert_all(
     something that an adapter changed.
     """
     trust = request.trust_remote_code
+    report = once(report)  # the converter says the same for each output type
     check_for_gguf(tensors.plan, report=report)
     outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
     with (

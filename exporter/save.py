@@ -25,7 +25,7 @@ from exporter.core.safetensors import ITEM_BYTES, LENGTH_NBYTES
 from exporter.identity import identity
 from exporter.merge import MergedTensors, refuse_non_finite
 from exporter.model_card import CARD, model_card
-from exporter.overlay import WEIGHTS, result_folder
+from exporter.overlay import NAMED, WEIGHTS, result_folder
 from exporter.pipeline import ExportRequest, FolderResult, plan_request, result_name
 from exporter.steps import MergePlan, describe
 from exporter.write import HEADROOM
@@ -238,6 +238,8 @@ def companions(
         for path in sorted(folder.iterdir()):
             if path.is_file() and not any(fnmatch.fnmatch(path.name, p) for p in LEFT_BEHIND):
                 yield path.name, settled(path, plan)
+        for path in sorted((folder / NAMED).glob("*.jinja")):
+            yield f"{NAMED}/{path.name}", path.read_bytes()
     yield CARD, model_card(plan, result_name(plan)).encode()
 
 

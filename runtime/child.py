@@ -26,6 +26,7 @@ from typing_extensions import Self
 from exporter.core.errors import EngineDiedError, EngineError
 from exporter.core.events import Progress, Report, Step, silent
 from exporter.toolchain import LAST_LINES, Toolchain, scrubbed
+from runtime.chat_format import AS_IT_IS, ChatFormat
 from runtime.rpc import Spread, preflight, rpc_flags
 from runtime.rundir import RunFolder, has_sockets
 
@@ -62,6 +63,8 @@ class ServerSpec:
     """What adapters are applied with where requests cannot say; none is, without it."""
     rpc: Spread | None = None
     """Other machines that compute layers of it."""
+    chat: ChatFormat = AS_IT_IS
+    """How conversations are rendered."""
     extra: tuple[str, ...] = ()
     """More of llama-server's flags."""
     use_socket: bool = True
@@ -110,6 +113,8 @@ class Server:
         try:
             self.report(Step(f"loading {self.spec.model.name}"))
             self.link_adapters()
+            if self.spec.chat.template is not None:
+                self.template_file.write_text(self.spec.chat.template, encoding="utf-8")
             on_port = not (self.spec.use_socket and has_sockets(self.folder))
             with self.folder.log.open("wb") as log:
                 self.process = subprocess.Popen(
@@ -134,6 +139,10 @@ class Server:
         """Give adapters names without the `,` and `:` at which llama-server cuts its list."""
         for number, adapter in enumerate(self.spec.adapters):
             (self.run_folder.path / f"{number}.gguf").symlink_to(adapter.absolute())
+
+    @property
+    def template_file(self) -> Path:
+        return self.run_folder.path / "chat_template.jinja"
 
     def argv(self, *, on_port: bool) -> list[str]:
         if self.spec.engine == "seq2seq":
@@ -164,8 +173,10 @@ class Server:
             argv += ["--lora-scaled", scaled]
         if spec.projector is not None:
             argv += ["--mmproj", str(spec.projector.absolute())]
+        if spec.chat.template is not None:
+            argv += ["--chat-template-file", str(self.template_file)]
         rpc = rpc_flags(spec.rpc) if spec.rpc else []
-        return [*argv, *rpc, *spec.extra]
+        return [*argv, *spec.chat.flags, *rpc, *spec.extra]
 
     def seq2seq_argv(self) -> list[str]:
         spec = self.spec

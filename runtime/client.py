@@ -62,14 +62,22 @@ def ask(
     longer than the context, EngineDiedError when the engine dies, EngineError when it refuses
     or breaks off.
     """
-    body = {
-        "messages": list(messages),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        **settings,
-    }
+    return streamed(endpoint, "/v1/chat/completions", {"messages": list(messages), **settings})
+
+
+def complete(
+    endpoint: Endpoint, prompt: str, settings: Mapping[str, object]
+) -> Generator[Piece, None, None]:
+    """Stream what a model writes after a text. Raises what `ask` does."""
+    return streamed(endpoint, "/v1/completions", {"prompt": prompt, **settings})
+
+
+def streamed(
+    endpoint: Endpoint, route: str, asked: Mapping[str, object]
+) -> Generator[Piece, None, None]:
+    body = {"stream": True, "stream_options": {"include_usage": True}, **asked}
     began = time.monotonic()
-    with endpoint.posted("/v1/chat/completions", body) as response:
+    with endpoint.posted(route, body) as response:
         if response.status != HTTPStatus.OK:
             raise refused(response)
         yield from read_answer(endpoint, response, began)
@@ -82,7 +90,7 @@ def read_answer(endpoint: Endpoint, response: HTTPResponse, began: float) -> Ite
     for chunk in read_chunks(endpoint, response):
         for choice in listed(chunk.get("choices")):
             # the whole message, where a server does not stream
-            delta = mapped(choice.get("delta") or choice.get("message"))
+            delta = mapped(choice.get("delta") or choice.get("message") or written(choice))
             for piece in pieces_of(delta):
                 first = first or time.monotonic() - began
                 yield piece
@@ -101,6 +109,11 @@ def read_answer(endpoint: Endpoint, response: HTTPResponse, began: float) -> Ite
         number(timings.get("predicted_per_second")),
         first,
     )
+
+
+def written(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A completion's piece, as a conversation's would be."""
+    return {"content": choice.get("text")}
 
 
 def pieces_of(delta: Mapping[str, Any]) -> Iterator[Delta | Thought]:

@@ -33,6 +33,7 @@ from runtime.fit import Asked
 from runtime.remote import parse_url, read_key
 from runtime.session import Choice, Conversation
 from runtime.sessions import Session, find_session, list_sessions, resume
+from runtime.template_choice import HELP, NO_TEMPLATE, read_template
 
 NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 
@@ -52,6 +53,7 @@ class Options:
     adapters: tuple[str, ...]
     base: str | None
     projector: Path | None
+    chat_template: str | None
     url: str | None
     key_file: Path | None
     remote_model: str | None
@@ -102,6 +104,7 @@ class Options:
     "--mmproj", "projector", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="What lets the model see; beside the model it is found by itself.",
 )  # fmt: skip
+@click.option("--chat-template", metavar="NAME|FILE", help=HELP)
 @click.option("--url", help="Talk to a server that speaks OpenAI's API instead.")
 @click.option(
     "--key-file", type=click.Path(path_type=Path), help="The file with that server's key."
@@ -139,8 +142,12 @@ def chat(**given: Any) -> int:  # the options above, each of its own type
 
 def check(options: Options) -> None:
     """UsageError for options that contradict each other."""
-    if options.url and (options.adapters or options.projector or options.context):
-        raise click.UsageError("--adapter, --mmproj and --ctx are for a model here, not for --url")
+    if options.url and (
+        options.adapters or options.projector or options.context or options.chat_template
+    ):
+        raise click.UsageError(
+            "--adapter, --mmproj, --chat-template and --ctx are for a model here, not for --url"
+        )
     goes_on = options.go_on or options.resume
     if goes_on and not is_conversation(options):
         raise click.UsageError("--continue and --resume are for a conversation at a terminal")
@@ -194,6 +201,10 @@ def opened_engine(options: Options) -> Iterator[Engine]:
                     for line in engine.fit.lines():
                         click.echo(line, err=True)
                 engine.start()
+        if isinstance(engine, LocalEngine) and not engine.loaded.can_chat and not options.quiet:
+            click.echo(
+                f"note: {engine.model} {NO_TEMPLATE}; --chat-template NAME gives it one", err=True
+            )
         yield engine
 
 
@@ -212,6 +223,8 @@ def local_engine(options: Options, report: Report) -> LocalEngine:
     path = find_model(options.model, store(), report=report)
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
     model = open_model(path, adapters, options.projector)
+    if options.chat_template:
+        model = replace(model, chat_template=read_template(options.chat_template))
     asked = Asked(options.context, options.threads, force=options.force)
     return LocalEngine(model, asked, report=report)
 
@@ -253,6 +266,8 @@ def as_before(options: Options, kept: Conversation) -> Options:
         source.pop("adapters", None)
     named = ("model", "url", "remote_model")
     changes: dict[str, Any] = {name: source[name] for name in named if name in source}
+    if "chat_template" in source and not options.chat_template:
+        changes["chat_template"] = source["chat_template"]
     if "adapters" in source:
         changes["adapters"] = tuple(source["adapters"])
     if "projector" in source and not options.projector:

@@ -10,19 +10,24 @@ from typing import Any, Protocol
 
 from exporter.core.controls import without_controls
 from exporter.core.errors import EngineError, InputError, ModelError, UnsupportedError
-from exporter.core.events import Report, Warn, silent
+from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.machine import available_nbytes, physical_cores
 from exporter.store import StoredModel, refuse_adapter
 from exporter.toolchain import find_toolchain
 from runtime.adapters import BASE, Adapter, check_adapter
+from runtime.chat_format import AS_IT_IS, ChatFormat, chat_format, templates_of
 from runtime.child import Server, ServerSpec, lora_vector
-from runtime.client import Message, Piece, ask, ask_json, get_json, listed
+from runtime.client import Message, Piece, ask, ask_json, complete, get_json, listed
 from runtime.fit import LAYERS_KEPT, Asked, Fit, fit, spread_over
+from runtime.front import PLAIN, front_of, unlike
 from runtime.remote import Remote
 from runtime.rpc import WorkerFacts, preflight
 from runtime.seq2seq.model import is_encoder_decoder
 from runtime.session import MERGED, Choice
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+INPUT_TOKENS = f"{CHAT}/input_tokens"
 
 
 class Engine(Protocol):
@@ -69,6 +74,8 @@ class Model:
     header: GGUFFile
     adapters: tuple[Adapter, ...] = ()
     projector: Path | None = None
+    chat_template: str | None = None
+    """A template in place of the file's own."""
 
     @property
     def name(self) -> str:
@@ -77,6 +84,18 @@ class Model:
     @property
     def is_encoder_decoder(self) -> bool:
         return is_encoder_decoder(self.header)
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether it has a template for conversations; one that was never taught any has none."""
+        return bool(self.chat_template or templates_of(self.header)[0]) or self.is_encoder_decoder
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How its conversations are rendered; takes a moment when it is first asked for."""
+        if self.is_encoder_decoder:
+            return AS_IT_IS
+        return chat_format(self.header, self.chat_template)
 
 
 def open_model(
@@ -151,6 +170,8 @@ class LocalEngine:
         if self.fit.cache_type != "f16":
             report(Warn(f"memory is short: the context is kept in {self.fit.cache_type}"))
         self.server: Server | None = None
+        self.front = PLAIN
+        self.was_compared = False
 
     @property
     def spec(self) -> ServerSpec:
@@ -166,6 +187,7 @@ class LocalEngine:
             0 if self.rpc else self.fit.prompt_cache,
             "seq2seq" if self.loaded.is_encoder_decoder else "llama-server",
             rpc=self.rpc,
+            chat=self.loaded.chat,
         )
 
     def preflight(self) -> tuple[WorkerFacts, ...]:
@@ -200,8 +222,14 @@ class LocalEngine:
                 self.stop()
             else:
                 return self.server
-        server = Server(self.spec, self.toolchain, report=self.report)
+        spec = self.spec
+        self.front = front_of(self.loaded.header, spec.chat)
+        server = Server(spec, self.toolchain, report=self.report)
         self.server = server.__enter__()
+        if not self.was_compared:
+            self.was_compared = True
+            for said in unlike(server, spec.chat):
+                self.report(Note(f"{self.model}: {said}"))
         return server
 
     def stop(self) -> None:
@@ -213,7 +241,14 @@ class LocalEngine:
         self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
     ) -> Generator[Piece, None, None]:
         """Stream the answer. Raises what `client.ask` does."""
-        yield from ask(self.start(), messages, {**settings, **self.vector(choice)})
+        server = self.start()
+        rest = {**settings, **self.vector(choice)}
+        if not self.loaded.can_chat:
+            asked = self.front.ready(COMPLETIONS, {"prompt": as_one_text(messages)})
+            yield from complete(server, asked["prompt"], rest)
+            return
+        asked = self.front.ready(CHAT, {"messages": list(messages), **rest})
+        yield from ask(server, asked.pop("messages"), asked)
 
     def vector(self, choice: Choice) -> dict[str, object]:
         """Every adapter's scale: 0 but for the chosen one's."""
@@ -231,15 +266,19 @@ class LocalEngine:
         return ", ".join((BASE, *self.choices))
 
     def count(self, messages: Sequence[Message]) -> int | None:
+        if not self.loaded.can_chat:
+            return len(self.tokens(as_one_text(messages)))
         body = {"messages": list(messages)}
         with suppress(EngineError):
-            found = ask_json(self.start(), "/v1/chat/completions/input_tokens", body)
+            server = self.start()
+            found = ask_json(server, INPUT_TOKENS, self.front.ready(INPUT_TOKENS, body))
             return int(found["input_tokens"])
         return None
 
     def tokens(self, text: str) -> list[tuple[int, str | bytes]]:
+        server = self.start()
         body = {"content": text, "with_pieces": True, "add_special": False}
-        found = ask_json(self.start(), "/tokenize", body)
+        found = ask_json(server, "/tokenize", self.front.ready("/tokenize", body))
         return read_tokens(found)
 
     def facts(self) -> dict[str, str]:
@@ -265,8 +304,22 @@ class LocalEngine:
             "model": str(self.loaded.header.path.absolute()),
             "adapters": adapters,
             "projector": str(projector.absolute()) if projector else None,
+            "chat_template": self.loaded.chat_template,
         }
         return {name: value for name, value in found.items() if value}
+
+
+def as_one_text(messages: Sequence[Message]) -> str:
+    """What a base model goes on writing: all that was said, a line each."""
+    return "\n".join(
+        content if isinstance(content, str) else texts_of(content)
+        for message in messages
+        if (content := message.get("content"))
+    )
+
+
+def texts_of(parts: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(str(part.get("text", "")) for part in parts)
 
 
 def read_tokens(found: Mapping[str, Any]) -> list[tuple[int, str | bytes]]:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from runtime.gateway.guard import host_name
 from runtime.gateway.settings import Settings, seconds
 from runtime.remote import check_key, is_loopback, read_key
 from runtime.rpc import Spread, parse_workers, preflight
+from runtime.template_choice import HELP, NO_TEMPLATE, read_template
 
 KEY_VARIABLE = "DECANT_API_KEY"
 
@@ -45,6 +46,7 @@ class Options:
     parallel: int | None
     context: int | None
     threads: int | None
+    chat_template: str | None
     isolate: bool
     rpc: str | None
     rpc_unchecked: bool
@@ -92,6 +94,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--threads", type=click.IntRange(1, 256), help="Threads; default: one a physical core."
 )
+@click.option(
+    "--chat-template", metavar="NAME|FILE",
+    help=HELP + " With several models, for those that have none.",
+)  # fmt: skip
 @click.option(
     "--isolate", is_flag=True,
     help="A process for each adapter, so that they answer side by side, with shared weights.",
@@ -156,7 +162,7 @@ def serve(**given: Any) -> int:  # the options above, each of its own type
     options = Options(**given)
     settings = settings_of(options)
     with reporting(quiet=options.quiet) as report:
-        catalog = Catalog(models_of(options, report))
+        catalog = Catalog(with_template(models_of(options, report), options.chat_template))
     if not catalog.models:
         raise ModelError(
             f"there is no model in `{store()}`", hint="make one: decant export ADAPTER"
@@ -219,6 +225,17 @@ def models_of(options: Options, report: Report) -> list[Model]:
         own = bring_adapters(table.adapters, table.base, store(), report=report)
         found.append(open_model(path, own))
     return found
+
+
+def with_template(models: Sequence[Model], name: str | None) -> list[Model]:
+    """The only model with the template of that name; of several, those that have none."""
+    if name is None:
+        return list(models)
+    text = read_template(name)
+    return [
+        replace(model, chat_template=text) if len(models) == 1 or not model.can_chat else model
+        for model in models
+    ]
 
 
 def assigned(models: Sequence[Model], adapters: Sequence[Adapter]) -> list[Model]:
@@ -291,6 +308,8 @@ def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> No
     click.echo(f"decant serves on {url}")
     for named in catalog:
         click.echo(f"  {named.id}")
+        if not named.model.can_chat:
+            click.echo(f"    {NO_TEMPLATE}: /v1/completions; --chat-template gives it one")
     key = ' -H "Authorization: Bearer $(cat KEY_FILE)"' if settings.keys else ""
     body = (
         f'{{"model": "{catalog.ids()[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'

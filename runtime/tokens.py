@@ -12,18 +12,16 @@ from pathlib import Path
 from exporter.chat_template import Clock, IrregularError, Messages, Template
 from exporter.core.errors import ModelError
 from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.header_tokens import TEMPLATE_TOKENS
+from exporter.normalizer import FIRST, NORMALIZER, SPACE_PREFIX, normalizer, spaced
 from exporter.store import refuse_adapter
 from exporter.toolchain import Toolchain
 from exporter.vocabulary import Vocabulary, vocabulary
+from runtime.front import front_of
 
 TEMPLATE = "tokenizer.chat_template"
 NO_VOCABULARY = (None, "none", "no_vocab")  # values of tokenizer.ggml.model
 SPECIAL = ("bos", "eos", "eot", "sep", "pad", "mask")
-# what transformers hands a template, and the GGUF's key of it; "seperator" is the format's spelling
-TEMPLATE_TOKENS = {
-    "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
-    "cls": "cls", "mask": "mask",
-}  # fmt: skip
 # What a terminal would obey, or would write in another order: controls, line and paragraph
 # separators, and the marks of direction. Newline and tab are shown in ways of their own.
 OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -77,12 +75,21 @@ class Tokenizer:
     header: GGUFFile
     vocabulary: Vocabulary
 
+    def ready(self, text: str, *, parse: bool) -> str:
+        """A text as llama.cpp is given it. Raises ModelError for a damaged normalizer."""
+        written, space = self.header.text(NORMALIZER), self.header.text(SPACE_PREFIX)
+        if parse:
+            return front_of(self.header).text(text)
+        return spaced(normalizer(written)(text), space)
+
+    @property
+    def begins_with_space(self) -> bool:
+        """Whether a space is put before a text."""
+        return self.puts_spaces or self.header.text(SPACE_PREFIX) == FIRST
+
     @property
     def puts_spaces(self) -> bool:
-        """Whether llama.cpp puts a space before a text, and anew after each special token.
-
-        transformers does so at the text's beginning only, and not where there is one already.
-        """
+        """Whether llama.cpp puts a space before a text, and again after each special token."""
         unsaid_or_said = self.header.metadata.get("tokenizer.ggml.add_space_prefix", True)
         return self.header.text("tokenizer.ggml.model") == "llama" and bool(unsaid_or_said)
 
@@ -114,9 +121,9 @@ def tokenize(
     special: add what the model expects around a text; parse: take `</s>` and its like in the
     text for the tokens that they name.
     """
-    loaded = tokenizer.vocabulary
-    ids = loaded.encode(text, special=special, parse=parse)
-    head, tail = (added(ids, loaded.encode(text, parse=parse))) if special else (0, 0)
+    loaded, ready = tokenizer.vocabulary, tokenizer.ready(text, parse=parse)
+    ids = loaded.encode(ready, special=special, parse=parse)
+    head, tail = (added(ids, loaded.encode(ready, parse=parse))) if special else (0, 0)
     known = {id_: token_of(loaded, id_) for id_ in set(ids)}
     tokens = [known[id_] for id_ in ids]
     for place in (*range(head), *range(len(ids) - tail, len(ids))):

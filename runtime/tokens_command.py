@@ -279,12 +279,10 @@ def remarks(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> list
     """What the tokens alone do not show."""
     lines = []
     if not found.is_exact:
-        does = "puts a space before texts" if tokenizer.puts_spaces else "changes it"
+        does = "puts a space before texts" if tokenizer.begins_with_space else "changes it"
         lines.append(f"the tokens do not spell the text exactly: the tokenizer {does}")
     if tokenizer.puts_spaces and any(token.special and not token.added for token in found.tokens):
-        lines.append(
-            "llama.cpp puts a space after each special token too, which transformers does not"
-        )
+        lines.append("llama.cpp puts a space after each special token too")
     if as_chat:
         special = tokenizer.special_tokens
         listed = [f"{name} {t.id} {escaped(t.text or '')}" for name, t in special.items()]
@@ -292,7 +290,7 @@ def remarks(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> list
         bos, first = special.get("bos"), found.tokens[:1]
         if bos and tokenizer.vocabulary.adds_bos() and (not first or first[0].id != bos.id):
             lines.append(
-                f"the template writes no {escaped(bos.text or '')}: llama-server adds it,"
-                " transformers does not"
+                f"the template writes no {escaped(bos.text or '')}: llama.cpp by itself would add"
+                " it, transformers and decant do not"
             )
     return lines

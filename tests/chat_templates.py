@@ -40,6 +40,34 @@ REGULAR = {
     + LOOP
     + "{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+    "date": "{{ 'Today is ' }}"
+    "{{ strftime_now('%d %b %Y') if strftime_now is defined else 'long ago' }}"
+    "{{ '\n' }}" + LOOP + "{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
+    "clock": "{{ 'Today is ' + strftime_now('%Y-%m-%d') }}"
+    + LOOP
+    + "{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
+    "always_a_system_turn": "{{ bos_token + '<sys>Be good. ' }}"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}"
+    "{% set messages = messages[1:] %}{% endif %}{{ '</sys>' }}"
+    + LOOP
+    + "{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant><think>' }}{% endif %}",
+    "system_at_the_end": "{% if messages[0].role == 'system' %}"
+    "{% set system = messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
+    "{{ bos_token }}"
+    + LOOP
+    + "{% if m.role == 'user' %}{{ '[INST]' }}{% if loop.last and system is defined %}"
+    "{{ system + '\n\n' }}{% endif %}{{ m.content + '[/INST]' }}"
+    "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}",
+    "thinks_last": LOOP + "{% if m.role == 'assistant' %}{{ '<a></think>' + m.content + '</a>' }}"
+    "{% else %}{{ '<' + m.role + '>' + m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<a><think>' }}{% endif %}",
+    "tools_without_asking": "{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+    + LOOP
+    + "{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
 }
 IRREGULAR = {
     "numbered": LOOP + "{{ loop.index ~ '. ' + m.content + '\n' }}{% endfor %}",

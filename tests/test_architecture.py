@@ -27,7 +27,9 @@ RICH = {"exporter/cli/render.py", "runtime/render.py"}
 DOORS = {f"exporter/{name}.py" for name in ("convert", "hparams", "lora", "prequantized")}
 SUBPROCESS = {
     "exporter/hparams.py",
+    "exporter/rendering.py",
     "exporter/toolchain.py",
+    "exporter/verify/engine.py",
     "runtime/adapters.py",
     "runtime/child.py",
     "runtime/clipboard.py",

@@ -12,7 +12,13 @@ import click
 from exporter.cli.export import adapters_named, require_packages
 from exporter.cli.options import json_option, offline_option, quiet_option, store
 from exporter.cli.render import print_json, print_table, reporting
-from exporter.core.errors import InputError
+from exporter.core.errors import (
+    AdapterError,
+    CheckpointError,
+    InputError,
+    SpaceError,
+    UnsupportedError,
+)
 from exporter.core.events import Report
 from exporter.core.gguf import read_gguf
 from exporter.qlora import BaseRoundtrip
@@ -55,7 +61,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--against-base", is_flag=True,
-    help="Quantize the base alike, and allow twice the divergence that it has.",
+    help="Allow twice the divergence of the base alone, quantized alike; by default, of the same"
+    " values quantized anew.",
 )  # fmt: skip
 @click.option(
     "--max-kl", type=click.FloatRange(0), help="Mean KL divergence to allow, instead of a default."
@@ -135,6 +142,7 @@ def run(asked: Asked, plan: MergePlan, toolchain: Toolchain, *, report: Report) 
     """The light checks, then the full one where they have found nothing."""
     from exporter.core.events import Step
     from exporter.verify.light import expected_of, verify_light
+    from exporter.verify.report import Check
 
     began = time.monotonic()
     trust = asked.trust_remote_code
@@ -148,10 +156,14 @@ def run(asked: Asked, plan: MergePlan, toolchain: Toolchain, *, report: Report) 
         file = read_gguf(asked.path)
         context = file.number(f"{file.architecture}.context_length") or asked.tokens
         chunks = split_text(asked.text, expected.tokenizer, context=context, most=asked.tokens)
-    logits = verify_full(
-        asked.path, plan, chunks, toolchain, against_base=asked.against_base,
-        most_kl=asked.max_kl, report=report,
-    )  # fmt: skip
+    try:
+        logits = verify_full(
+            asked.path, plan, chunks, toolchain, against_base=asked.against_base,
+            most_kl=asked.max_kl, report=report,
+        )  # fmt: skip
+    except (UnsupportedError, AdapterError, CheckpointError, SpaceError) as error:
+        told = f"cannot be judged: {error.message}"
+        logits = Check("logits", (), "not compared", (told,), judged=False)
     return replace(found, checks=(*found.checks, logits), seconds=time.monotonic() - began)
 
 
@@ -172,9 +184,8 @@ def show(found: Verification, *, as_json: bool) -> None:
         return
     print_table(
         ("CHECK", "", "FOUND"),
-        [(check.name, "right" if check.ok else "WRONG", check.detail) for check in found.checks],
+        [(check.name, check.verdict, check.detail) for check in found.checks],
     )
-    for check in found.checks:
-        for note in check.notes:
-            click.echo(f"note: {check.name}: {note}", err=True)
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
     click.echo(f"{found.seconds:.1f} s", err=True)

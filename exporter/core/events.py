@@ -53,3 +53,17 @@ Report: TypeAlias = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """The report that nobody reads."""
+
+
+def once(report: Report) -> Report:
+    """The report, to which each note and warning is given only once."""
+    said: set[Event] = set()
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Note | Warn):
+            if event in said:
+                return
+            said.add(event)
+        report(event)
+
+    return tell

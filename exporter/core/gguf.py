@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -33,6 +34,7 @@ SCALARS = {
 }  # fmt: skip
 STRING, ARRAY = 8, 9
 LENGTH = struct.Struct("<Q")
+FIXED = 8  # bytes of the magic and the version
 BLOCK = 1 << 20  # bytes read at once where only the ends of texts are looked for
 
 
@@ -165,6 +167,30 @@ def read_file(path: Path, keep_items: int) -> GGUFFile:
         raise ModelError(f"cannot read `{path}`: {error.strerror}", hint="is it a file?") from error
 
 
+def read_texts(path: Path, key: str, places: Iterable[int]) -> dict[int, str]:
+    """Texts at some places of an array of texts; the others are skipped, which is much faster.
+
+    Empty where there is no such array. Raises ModelError for a damaged header.
+    """
+    with path.open("rb") as file:
+        cursor = Cursor(file, path.stat().st_size, path, 0)
+        cursor.take(FIXED)
+        cursor.number("<Q")
+        for _ in range(cursor.number("<Q")):
+            name, kind = cursor.string(), cursor.number("<I")
+            if (name, kind) != (key, ARRAY):
+                cursor.value(kind)
+                continue
+            if cursor.number("<I") != STRING:
+                return {}
+            length, done, found = cursor.number("<Q"), 0, {}
+            for place in sorted({place for place in places if 0 <= place < length}):
+                cursor.skip_strings(place - done)
+                found[place], done = cursor.string(), place + 1
+            return found
+    return {}
+
+
 class Cursor:
     """Reads on through the file, never past its end."""
 
@@ -210,7 +236,7 @@ class Cursor:
         if length > MAX_ITEMS or depth >= MAX_DEPTH:
             raise self.damaged(f"an array of {length} items, {depth} deep")
         kept = min(length, self.keep_items)
-        items = tuple(self.value(kind, depth + 1) for _ in range(kept))
+        items = self.items(kind, kept, depth)
         if kind in SCALARS:
             width = struct.calcsize(SCALARS[kind]) * (length - kept)
             if width > self.size - self.file.tell():
@@ -222,6 +248,38 @@ class Cursor:
             for _ in range(length - kept):
                 self.value(kind, depth + 1)
         return Array(length, items)
+
+    def items(self, kind: int, count: int, depth: int) -> tuple[Value, ...]:
+        """The first items of an array, at once where there may be hundreds of thousands."""
+        if kind in SCALARS:
+            code = f"<{count}{SCALARS[kind][1]}"
+            return struct.unpack(code, self.take(struct.calcsize(code)))
+        if kind == STRING:
+            return tuple(self.strings(count))
+        return tuple(self.value(kind, depth + 1) for _ in range(count))
+
+    def strings(self, count: int) -> Iterator[str]:
+        """Texts one after the other, read block by block."""
+        block, at, start = b"", 0, self.file.tell()
+
+        def ensure(needed: int) -> None:
+            nonlocal block, at, start
+            if at + needed > len(block):
+                start += at
+                self.file.seek(start)
+                block, at = self.file.read(max(BLOCK, needed)), 0
+                if len(block) < needed:
+                    raise self.damaged(f"it ends after {self.size} bytes, in its header")
+
+        for _ in range(count):
+            ensure(LENGTH.size)
+            (length,) = LENGTH.unpack_from(block, at)
+            if length > MAX_STRING:
+                raise self.damaged(f"a text of {length} bytes")
+            ensure(LENGTH.size + length)
+            yield block[at + 8 : at + 8 + length].decode("utf-8", errors="replace")
+            at += 8 + length
+        self.file.seek(start + at)
 
     def skip_strings(self, count: int) -> None:
         """Hop over texts, of which a vocabulary has hundreds of thousands, block by block."""

@@ -39,8 +39,7 @@ def verify_exported(
             found.append(result)
     for result in found:
         result.refuse()
-        for check in result.checks:
-            for note in check.notes:
-                report(Note(f"{check.name}: {note}"))
+        for note in result.notes:
+            report(Note(note))
         report(Note(f"{result.path.name} is right, in {result.seconds:.1f} s: {result.summary}"))
     return tuple(found)

@@ -14,14 +14,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.core.errors import InputError, UnsupportedError
+from exporter.core.errors import (
+    EngineError,
+    InputError,
+    ModelError,
+    SpaceError,
+    UnsupportedError,
+)
 from exporter.core.events import Progress, Report, Step, silent
-from exporter.core.gguf import read_gguf
-from exporter.core.types import FTYPES
-from exporter.pipeline import ExportRequest, export
+from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.plan import plan_merge
 from exporter.steps import MergePlan
 from exporter.toolchain import Toolchain
 from exporter.verify.engine import gguf_logits
+from exporter.verify.remade import remake
 from exporter.verify.report import Check
 from exporter.verify.unmerged import unmerged
 
@@ -34,18 +40,23 @@ CHUNK = 256  # tokens read at once
 MOST_TOKENS = 2048  # of a text, unless asked for more
 FEWEST = 2
 
-MOST_KL = {
-    "F32": 1e-6, "BF16": 5e-3, "F16": 1e-4, "Q8_0": 5e-3, "Q6_K": 0.01, "Q5_K_M": 0.03,
-    "Q5_K_S": 0.03, "Q5_0": 0.05, "Q5_1": 0.05, "Q4_K_M": 0.2, "Q4_K_S": 0.25, "Q4_0": 0.3,
-    "Q4_1": 0.3, "IQ4_NL": 0.25, "IQ4_XS": 0.25, "Q3_K_L": 0.3, "Q3_K_M": 0.4, "Q3_K_S": 0.6,
-    "IQ3_M": 0.6, "IQ3_S": 0.6, "Q2_K": 1.5,
-}  # fmt: skip
-"""Mean KL divergence in nats that a quantization may have: some times what models of 1 to 8
-billion parameters are known for, as small ones lose more."""
-WORST_KL = 3.0
-BASES_SHARE, BASES_EXTRA = 2.0, 1e-3
-"""With --against-base: so many times the base's own divergence, and so much more."""
-MOST_LOGIT = 1e-3  # of the largest logit: what two orders of float32 sums may differ, for F32
+TIMES, EXTRA = 2.0, 1e-3
+"""A file may be so many times as far off as the same values quantized anew, and so much more.
+
+The mean KL divergence is in nats. With --against-base: as the base alone, quantized alike.
+"""
+COMPARED = 2  # chunks over which the models that are made anew are run
+EXACT_LOGITS = {"F32": 0.01, "F16": 0.1}
+"""How far off the logits of most tokens may be where nothing is quantized, by the weights' type.
+
+Of the spread of a token's logits. ggml's GELU comes from a table in float16, worth 1e-3; a few
+tokens may be further off, where two experts are so nearly tied that the other one is chosen.
+"""
+NEARLY_ALL = 0.9  # of the tokens
+OTHER_GRAPH = (
+    "llama.cpp does not do all that this model needs: `--to safetensors` writes it for transformers"
+)
+HINT = "is it of this adapter, at this scale? if so, export it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,9 @@ class Distance:
     """Largest difference of a logit."""
     logit_size: float
     """Largest logit of the reference."""
+    off: float
+    """What 9 of 10 tokens stay below: their logits' difference (root mean square), as a part of
+    the spread of the reference's logits."""
     top1: float
     """Of the tokens, how many have the same most likely successor."""
     perplexity: float
@@ -92,11 +106,12 @@ def verify_full(
 ) -> Check:
     """Compare logits over some chunks of tokens.
 
-    against_base: also quantize the base alone, and allow the GGUF about what that one loses;
-    most_kl: the limit, instead of the quantization's own.
+    What quantizing costs is measured by the same values quantized anew, or by the base alone with
+    against_base; what llama.cpp itself does otherwise, by the model unquantized. most_kl: the
+    limit of the mean KL divergence, instead of that. Raises what `unmerged` raises.
     """
     started = time.monotonic()
-    quant = quantization(path)
+    file = read_gguf(path)
     with tempfile.TemporaryDirectory(prefix="decant-") as folder:
         kept = Kept(Path(folder))
         report(Step("running transformers and peft, unmerged"))
@@ -108,44 +123,73 @@ def verify_full(
                 named = "base + adapter"
                 tuned = kept.keep("tuned", counted(model.logits(chunks), chunks, named, report))
         report(Step("running the GGUF"))
-        found = compare(
-            kept.read(tuned), counted(gguf_logits(path, chunks, toolchain), chunks, "GGUF", report),
-            chunks,
-        )  # fmt: skip
+        try:
+            ours = kept.keep(
+                "ours", counted(gguf_logits(path, chunks, toolchain), chunks, "GGUF", report)
+            )
+        except (EngineError, ModelError) as error:
+            return Check("logits", (error.message,), "llama.cpp cannot run it", hint=OTHER_GRAPH)
+        run = Run(file, plan, chunks[:COMPARED], toolchain, kept)
+        found = compare(kept.read(tuned), kept.read(ours), chunks)
         plain = compare(kept.read(tuned), kept.read(base), chunks)
-        of_base = None
-        if against_base:
-            alone = quantized_base(plan, quant, Path(folder), toolchain, report)
-            of_base = compare(kept.read(base), gguf_logits(alone, chunks, toolchain), chunks)
-    limit = most_kl if most_kl is not None else limit_for(quant, of_base)
-    return judge(found, plain, of_base, limit, quant, time.monotonic() - started)
+        first = compare(kept.read(tuned[:COMPARED]), kept.read(ours), run.chunks)
+        anew = run.anew(base if against_base else tuned, against_base, report)
+    limited = found if most_kl is not None or anew.is_exact else first
+    check = judge(found, plain, anew, limited, anew.limit if most_kl is None else most_kl)
+    seconds = {"seconds": time.monotonic() - started}
+    is_judged = most_kl is not None or not anew.why
+    return replace(check, numbers=check.numbers | seconds, judged=is_judged)
 
 
-def quantization(path: Path) -> str:
-    """The file's own name for how it is quantized; empty for one decant does not make."""
-    number = read_gguf(path).number("general.file_type")
-    return next((name for name, ftype in FTYPES.items() if ftype == number), "")
+@dataclass(frozen=True, slots=True)
+class Anew:
+    """How far models that were made anew are from the reference."""
+
+    is_exact: bool
+    """Whether the file itself is not quantized, so that nothing was made."""
+    alike: Distance | None = None
+    """Quantized as the file is."""
+    exact: Distance | None = None
+    """Not quantized."""
+    exact_type: str = "F32"
+    why: str = ""
+    """Why there is none."""
+    of_base: bool = False
+
+    @property
+    def limit(self) -> float:
+        """The mean KL divergence that the file may have."""
+        if self.is_exact:
+            return EXTRA
+        return math.inf if self.alike is None else TIMES * self.alike.kl + EXTRA
 
 
-def quantized_base(
-    plan: MergePlan, quant: str, folder: Path, toolchain: Toolchain, report: Report
-) -> Path:
-    """The base alone, quantized as the file is."""
-    if not quant:
-        raise UnsupportedError(
-            "the file is quantized in a way that the base cannot be alike",
-            hint="leave out --against-base",
-        )
-    report(Step("quantizing the base alone"))
-    path = folder / "base.gguf"
-    export(ExportRequest((), plan.checkpoint.folder, (quant,), (path,)), toolchain, report=report)
-    return path
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is run to see what quantizing costs."""
 
+    file: GGUFFile
+    plan: MergePlan
+    chunks: Sequence[Sequence[int]]
+    toolchain: Toolchain
+    kept: Kept
 
-def limit_for(quant: str, of_base: Distance | None) -> float:
-    if of_base is not None:
-        return BASES_SHARE * of_base.kl + BASES_EXTRA
-    return MOST_KL.get(quant, WORST_KL)
+    def anew(self, reference: list[Path], against_base: bool, report: Report) -> Anew:
+        """Make the model (or its base alone) anew, and hold it against the reference's logits."""
+        if all(info.type.name == "F32" for info in self.file.tensors):
+            return Anew(is_exact=True)
+        plan = plan_merge(self.plan.checkpoint, []) if against_base else self.plan
+        try:
+            made = remake(plan, self.file, self.kept.folder, self.toolchain, report=report)
+            alike = self.distance(reference, made.alike)
+            exact = self.distance(reference, made.exact)
+        except (SpaceError, UnsupportedError, EngineError, ModelError) as error:
+            return Anew(is_exact=False, why=error.message)
+        return Anew(False, alike, exact, made.exact_type, of_base=against_base)
+
+    def distance(self, reference: list[Path], path: Path) -> Distance:
+        logits = gguf_logits(path, self.chunks, self.toolchain)
+        return compare(self.kept.read(reference[: len(self.chunks)]), logits, self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +227,8 @@ def compare(reference: Logits, other: Logits, chunks: Sequence[Sequence[int]]) -
 
     divergences, agreeing, losses = [], [], []
     largest = size = 0.0
-    for one, two, chunk in zip(reference, other, chunks, strict=True):
+    parts = []
+    for one, two, chunk in zip(reference, other, chunks, strict=False):
         width = min(one.shape[1], two.shape[1])  # llama.cpp may fill a vocabulary up
         a, b = (values[:-1, :width].astype(np.float64) for values in (one, two))
         log_a, log_b = log_softmax(a), log_softmax(b)
@@ -193,12 +238,34 @@ def compare(reference: Logits, other: Logits, chunks: Sequence[Sequence[int]]) -
         losses.append((-log_a[places], -log_b[places]))
         largest = max(largest, float(np.abs(a - b).max()))
         size = max(size, float(np.abs(a).max()))
+        parts.append(np.linalg.norm(centred(a - b), axis=1) / spread(a))
     kl = np.concatenate(divergences)
     own, others = (np.concatenate(part) for part in zip(*losses, strict=True))
     return Distance(
-        len(kl), float(kl.mean()), float(kl.max()), largest, size,
-        float(np.concatenate(agreeing).mean()), math.exp(others.mean()), math.exp(own.mean()),
-    )  # fmt: skip
+        tokens=len(kl),
+        kl=float(kl.mean()),
+        kl_max=float(kl.max()),
+        logit=largest,
+        logit_size=size,
+        off=float(np.quantile(np.concatenate(parts), NEARLY_ALL)),
+        top1=float(np.concatenate(agreeing).mean()),
+        perplexity=math.exp(others.mean()),
+        reference_perplexity=math.exp(own.mean()),
+    )
+
+
+def centred(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits (tokens, vocabulary) less their mean, on which no prediction depends."""
+    centre: np.ndarray[Any, Any] = logits - logits.mean(axis=1, keepdims=True)
+    return centre
+
+
+def spread(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """How far each token's logits (tokens, vocabulary) are from their mean, never 0."""
+    import numpy as np
+
+    lengths: np.ndarray[Any, Any] = np.linalg.norm(centred(logits), axis=1)
+    return np.where(lengths > 0, lengths, 1.0)
 
 
 def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -209,36 +276,58 @@ def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return result
 
 
-def judge(
-    found: Distance,
-    plain: Distance,
-    of_base: Distance | None,
-    limit: float,
-    quant: str,
-    seconds: float,
-) -> Check:
-    """Put the numbers into words, and hold them against the limit."""
-    problems = []
-    if not found.kl <= limit:  # a NaN is no number to be content with
+def judge(found: Distance, plain: Distance, anew: Anew, limited: Distance, limit: float) -> Check:
+    """Put the numbers into words, and hold them against the limit.
+
+    found: the file over all tokens; limited: over those that the limit is for.
+    """
+    problems, notes, hint = [], [], HINT
+    if not limited.kl <= limit or not found.kl < math.inf:  # a NaN is no number to be content with
         problems.append(
-            f"its predictions are {found.kl:.3g} nats from the trained model's (mean KL"
-            f" divergence over {found.tokens} tokens); at most {limit:.3g} is right for"
-            f" {quant or 'this quantization'}"
+            f"its predictions are {limited.kl:.3g} nats from the trained model's (mean KL"
+            f" divergence over {limited.tokens} tokens); at most {limit:.3g} is right"
+            + said_of(anew)
         )
-    if quant == "F32" and not found.logit <= MOST_LOGIT * max(found.logit_size, 1):
-        problems.append(f"a logit is {found.logit:.3g} off; in F32 it should be nearly exact")
+    exact = found if anew.is_exact else anew.exact
+    if exact and not exact.off <= EXACT_LOGITS[anew.exact_type]:
+        problems.append(
+            f"llama.cpp computes this model otherwise than transformers and peft do: in"
+            f" {anew.exact_type}, where nothing is quantized, logits are {exact.off:.1%} off"
+            f" (KL {exact.kl:.2g})"
+        )
+        hint = OTHER_GRAPH
+    if anew.why:
+        notes.append(f"what quantizing costs cannot be judged: {anew.why}")
+    if not problems and plain.kl and found.kl > plain.kl:
+        notes.append(
+            f"quantizing costs {found.kl:.2g} nats, more than the adapter's own effect of"
+            f" {plain.kl:.2g}: a larger -q holds more of it"
+        )
     numbers = {
         "tokens": found.tokens, "kl": found.kl, "kl_max": found.kl_max, "kl_limit": limit,
-        "logit": found.logit, "top1": found.top1, "perplexity_gguf": found.perplexity,
-        "perplexity_tuned": found.reference_perplexity, "perplexity_base": plain.perplexity,
-        "kl_of_adapter": plain.kl, "seconds": seconds,
+        "logit": found.logit, "logits_off": found.off, "top1": found.top1,
+        "perplexity_gguf": found.perplexity, "perplexity_tuned": found.reference_perplexity,
+        "perplexity_base": plain.perplexity, "kl_of_adapter": plain.kl,
     }  # fmt: skip
     detail = (
         f"KL {found.kl:.2g} (limit {limit:.2g}; the adapter's own effect is {plain.kl:.2g}),"
         f" same first choice {found.top1:.1%}, perplexity {plain.perplexity:.4g} base,"
         f" {found.reference_perplexity:.4g} tuned, {found.perplexity:.4g} GGUF"
     )
-    if of_base is not None:
-        numbers |= {"kl_of_base": of_base.kl, "top1_of_base": of_base.top1}
-        detail += f"; the base quantized alike: KL {of_base.kl:.2g}, {of_base.top1:.1%}"
-    return replace(Check("logits", tuple(problems), detail), numbers=numbers)
+    if anew.alike and anew.exact:
+        numbers |= {
+            "kl_of_base" if anew.of_base else "kl_anew": anew.alike.kl,
+            "kl_unquantized": anew.exact.kl, "logits_off_unquantized": anew.exact.off,
+        }  # fmt: skip
+        what = "the base quantized alike" if anew.of_base else "quantized anew"
+        detail += f"; {what}: KL {anew.alike.kl:.2g}; in {anew.exact_type}: {anew.exact.kl:.2g}"
+    numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    return Check("logits", tuple(problems), detail, tuple(notes), numbers, hint=hint)
+
+
+def said_of(anew: Anew) -> str:
+    """What a limit comes from, to be put behind it."""
+    if anew.alike is None:
+        return ""
+    what = "the base alone, quantized alike," if anew.of_base else "the same values quantized anew"
+    return f", as {what} are {anew.alike.kl:.3g} off"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,26 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from exporter.convert import convert, imported
-from exporter.core.errors import ModelError
+from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
+from exporter.quantize import Quantizer
 from exporter.slots import Conversion
 from exporter.steps import MergePlan
 from exporter.toolchain import Toolchain
+from exporter.verify.engine import Engine
+from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
 from exporter.verify.metadata import check_metadata, check_special, check_template
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
+from exporter.verify.strength import Requantizer
+from exporter.verify.tokens import check_tokens
 from exporter.verify.trace import traceable
-from exporter.verify.vocabulary import check_tokens
 from exporter.verify.weights import Weights
-from exporter.vocabulary import vocabulary
 
 ROWS = 16
 """Rows of each tensor that are computed anew, unless asked for more."""
-KEPT_ITEMS = 512  # of a metadata array
+WHOLE = sys.maxsize  # items of a metadata array that are read
+EMBEDDING = "token_embd.weight"
 MERGE_DTYPE = "decant.merge_dtype"
 MERGED_EXACTLY = "float32"
 IMATRIX = "quantize.imatrix."  # llama-quantize's own keys begin so
@@ -44,12 +49,14 @@ class Expected:
     folder: Path
     tokenizer: Any  # transformers' tokenizer
     rows: int
+    requantizer: Requantizer
 
     def weights(self, file: GGUFFile) -> Weights:
         return Weights(
             self.conversion,
             Reference(self.plan),
             self.rows,
+            self.requantizer,
             rounded=file.text(MERGE_DTYPE) != MERGED_EXACTLY,
             by_importance=any(key.startswith(IMATRIX) for key in file.metadata),
         )
@@ -77,29 +84,46 @@ def expected_of(
             tensors, folder, toolchain, model_name="verify", trust_remote_code=trust_remote_code
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        yield Expected(plan, conversion, folder, tokenizer, rows)
+        requantizer = Requantizer(Quantizer.load(toolchain))
+        yield Expected(plan, conversion, folder, tokenizer, rows, requantizer)
 
 
 def verify_light(
     path: Path, expected: Expected, toolchain: Toolchain, *, report: Report = silent
 ) -> Verification:
-    """Weights, tokenizer, template and settings of one file. Raises ModelError for no GGUF."""
+    """Weights, tokenizer, template and settings of one file, which llama.cpp also loads once.
+
+    Raises ModelError for no GGUF.
+    """
     started = time.monotonic()
-    file = read_gguf(path, keep_items=KEPT_ITEMS)
+    file = read_gguf(path, keep_items=WHOLE)
     for warning in strangers(file, expected.plan):
         report(Warn(warning))
     checks: list[Check] = [expected.weights(file).check(file, report=report)]
-    try:
-        with vocabulary(path, toolchain) as vocab:
-            checks += [
-                check_tokens(vocab, expected.tokenizer),
-                check_special(vocab, expected.tokenizer),
-                check_template(file, vocab, expected.tokenizer),
-                check_metadata(file, expected.conversion, expected.folder),
-            ]
-    except ModelError as error:
-        checks.append(Check("tokenizer", (error.message,), ""))
+    too_large = shortage(file)
+    with Engine(toolchain) as engine:
+        try:
+            engine.load(path, vocab_only=bool(too_large))
+            checks += in_llama_cpp(engine, file, expected)
+            checks.append(not_loaded(too_large) if too_large else check_loading(engine, file))
+        except (EngineError, ModelError) as error:
+            checks.append(unloadable(error))
+        except SpaceError as error:
+            checks.append(not_loaded(error.message))
     return Verification(path, tuple(checks), time.monotonic() - started)
+
+
+def in_llama_cpp(engine: Engine, file: GGUFFile, expected: Expected) -> list[Check]:
+    """The checks of what is not weights, against a loaded model."""
+    tokenizer, folder = expected.tokenizer, expected.folder
+    rows = next((s.shape[0] for s in expected.conversion.slots if s.name == EMBEDDING), sys.maxsize)
+    facts = engine.facts()
+    return [
+        check_tokens(engine, facts, file, tokenizer, rows),
+        check_special(facts, file, tokenizer, folder),
+        check_template(file, facts, tokenizer),
+        check_metadata(file, expected.conversion, folder),
+    ]
 
 
 def strangers(file: GGUFFile, plan: MergePlan) -> list[str]:

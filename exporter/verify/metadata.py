@@ -5,58 +5,128 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from exporter.core.errors import CheckpointError
+from exporter.core.files import read_json_object
 from exporter.core.gguf import Array, GGUFFile, Value
 from exporter.slots import Conversion
+from exporter.verify.engine import VocabularyFacts
+from exporter.verify.loading import gives_embeddings
 from exporter.verify.report import Check
 from exporter.verify.texts import CONVERSATIONS
-from exporter.vocabulary import Vocabulary
 
-LONGEST = 512  # items of an array that are compared; the vocabulary is tried on texts instead
 SHORT = 60  # characters of a value that are shown
 TOLERANCE = 1e-6  # relative: float32 in the file
 TEMPLATE = "tokenizer.chat_template"
-SPECIAL = ("bos", "eos", "pad")
-NONE = {"bos": (), "eos": (), "pad": (-1,)}  # llama.cpp needs no pad token
-# where configs keep what must be right for a model to be itself, and its key after the architecture
-SETTINGS = {
-    "context_length": ("max_position_embeddings", "n_positions", "n_ctx"),
-    "rope.freq_base": ("rope_theta",),
-    "embedding_length": ("hidden_size", "n_embd", "d_model"),
-    "block_count": ("num_hidden_layers", "n_layer", "num_layers"),
-}
+SCORES = "tokenizer.ggml.scores"  # only their order matters: it is compared with the merges'
+ROPE = "rope.freq_base"
+CONTEXT = "context_length"
+THETA = "rope_theta"
+CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx")
+SPECIAL = ("bos", "pad")
+NONE = {"bos": (), "pad": (-1,)}  # llama.cpp needs no pad token
+# RoPE whose base stays what the config says; the others (dynamic, xdrope…) are recomputed
+PLAIN_ROPE = ("default", "linear", "yarn", "llama3", "longrope", "su", "proportional", "mrope")
+OFFSET = 8  # positions that RoBERTa and others count from
+END_SLOTS = ("eos", "eot", "eom")  # of a GGUF's ids that end a generation
+GENERATION = "generation_config.json"
+HINT = "is it of this base? if so, export it again"
 
 
 def check_metadata(file: GGUFFile, conversion: Conversion, folder: Path) -> Check:
-    """Every setting as the converter writes it for this folder, and as its config.json has it."""
+    """Every setting as the converter derives it from this folder, and some as config.json has them.
+
+    `file` must hold whole arrays.
+    """
     wanted = conversion.writer.kv_data[0]
+    by_order = file.text("tokenizer.ggml.model") == "llama"  # in others, scores are summed up
     problems, compared = [], 0
     for key, held in wanted.items():
         if not key.startswith((f"{file.architecture}.", "tokenizer.")) or key == TEMPLATE:
             continue
-        expected, actual = plain(held.value), file.metadata.get(key)
-        if isinstance(expected, tuple) and len(expected) > LONGEST:
-            expected, actual = len(expected), actual.length if isinstance(actual, Array) else None
         compared += 1
-        if not same(flat(actual), expected):
-            problems.append(f"{key} is {short(flat(actual))} and should be {short(expected)}")
+        value = held.value
+        if isinstance(value, bytes) and held.type.name == "ARRAY":  # such as a charsmap
+            value = tuple(value)
+        expected, actual = plain(value), flat(file.metadata.get(key))
+        if key == SCORES and by_order and isinstance(actual, tuple) and alike(actual, expected):
+            continue
+        if not same(actual, expected):
+            problems.append(unlike(key, actual, expected))
     architecture = wanted.get("general.architecture")
     if architecture is not None and architecture.value != file.architecture:
         problems.insert(0, f"it is a {file.architecture}, and its base a {architecture.value}")
-    for key, expected in settings_of(folder).items():
-        actual = file.metadata.get(f"{file.architecture}.{key}")
-        compared += 1
-        if actual is not None and not same(actual, expected):
-            problems.append(f"{file.architecture}.{key} is {actual}; config.json says {expected}")
+    written, notes = check_config(file, config_of(folder))
+    problems += written
     return Check(
-        "settings", tuple(dict.fromkeys(problems)), f"{compared} settings as in the base's folder"
-    )
+        "settings", tuple(dict.fromkeys(problems)), f"{compared} settings as in the base's folder",
+        tuple(notes), hint=HINT,
+    )  # fmt: skip
 
 
-def settings_of(folder: Path) -> dict[str, float]:
-    """The context, RoPE and sizes as config.json itself has them."""
-    from exporter.core.errors import CheckpointError
-    from exporter.core.files import read_json_object
+def unlike(key: str, actual: Any, expected: Any) -> str:
+    """How a value differs; of a long array, where it first does."""
+    if isinstance(actual, tuple) and isinstance(expected, tuple):
+        if len(actual) != len(expected):
+            return f"{key} has {len(actual)} items and should have {len(expected)}"
+        pairs = enumerate(zip(actual, expected, strict=True))
+        at, (one, other) = next(pair for pair in pairs if not same(*pair[1]))
+        if len(actual) > SHORT:
+            return f"{key}[{at}] is {short(one)} and should be {short(other)}"
+    return f"{key} is {short(actual)} and should be {short(expected)}"
 
+
+def alike(one: tuple[Any, ...], other: Any) -> bool:
+    """Whether two lists of scores put the tokens in the same order."""
+    if len(one) != len(other):
+        return False
+    import numpy as np
+
+    first, second = np.asarray(one), np.asarray(other)
+    order = np.argsort(second, kind="stable")
+    steps, theirs = np.diff(first[order]), np.diff(second[order])
+    return bool(((steps >= 0) & ((steps > 0) == (theirs > 0))).all())
+
+
+def check_config(file: GGUFFile, config: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Problems and notes: RoPE's base and the context as config.json itself has them.
+
+    The converter may have read them from elsewhere, or not at all. Layers and widths need no such
+    check: with wrong ones the tensors do not fit, and llama.cpp does not load the file.
+    """
+    problems, notes = [], []
+    key, theta = f"{file.architecture}.{ROPE}", config.get(THETA)
+    actual = file.metadata.get(key)
+    if is_number(theta) and is_number(actual) and not same(actual, float(theta)):
+        told = f"{key} is {actual}; config.json says {float(theta)}"
+        (problems if has_plain_rope(config) else notes).append(told)
+    key = f"{file.architecture}.{CONTEXT}"
+    context = next((config[name] for name in CONTEXTS if is_number(config.get(name))), None)
+    found = file.number(key)
+    if context is not None and found is not None and found < context - OFFSET:
+        notes.append(
+            f"{key} is {found}; config.json says {context}: programs keep to the smaller one"
+        )
+    return problems, notes
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def has_plain_rope(config: dict[str, Any]) -> bool:
+    """Whether the base of RoPE is used as it is written."""
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = config.get(name)
+        if not isinstance(rope, dict):
+            continue
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        if kind not in PLAIN_ROPE or rope.get("alpha"):
+            return False
+    return True
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """config.json, with the settings of its text part and of RoPE on top."""
     config = read_json_object(
         folder / "config.json", error=CheckpointError, hint="copy the base again"
     )
@@ -65,28 +135,59 @@ def settings_of(folder: Path) -> dict[str, float]:
     rope = config.get("rope_parameters")
     if isinstance(rope, dict):
         config = {**rope, **config}
-    return {
-        key: float(value)
-        for key, names in SETTINGS.items()
-        for value in [next((config[name] for name in names if name in config), None)]
-        if isinstance(value, (int, float))
-    }
+    return config
 
 
-def check_special(vocab: Vocabulary, tokenizer: Any) -> Check:
-    """Which tokens begin, end and fill a text."""
-    problems = []
+def check_special(facts: VocabularyFacts, file: GGUFFile, tokenizer: Any, folder: Path) -> Check:
+    """Which tokens begin and fill a text, and which end a generation."""
+    problems, notes = [], []
     for name in SPECIAL:
-        expected, actual = getattr(tokenizer, f"{name}_token_id"), vocab.special(name)
+        expected, actual = getattr(tokenizer, f"{name}_token_id"), facts.special[name]
         if expected is not None and actual not in (expected, *NONE[name]):
             problems.append(
-                f"its {name} token is {actual} {vocab.text(actual)!r} and should be"
-                f" {expected} {tokenizer.convert_ids_to_tokens(expected)!r}"
+                f"its {name} token is {actual} {facts.texts[name]!r} and should be"
+                f" {named(expected, tokenizer)}"
             )
-    return Check("special tokens", tuple(problems), f"{', '.join(SPECIAL)} as the tokenizer's")
+    held = {file.number(f"tokenizer.ggml.{name}_token_id") for name in END_SLOTS} - {None}
+    for token in ends_of(folder, tokenizer):
+        if token in facts.ends:
+            continue
+        told = f"{named(token, tokenizer)} ends a generation, and llama.cpp does not stop there"
+        if gives_embeddings(file):
+            continue  # it generates nothing
+        if token == tokenizer.eos_token_id or len(held) < len(END_SLOTS):
+            problems.append(
+                f"its eos token is {facts.special['eos']} {facts.texts['eos']!r} and should be"
+                f" {named(token, tokenizer)}: {told}"
+            )
+        else:
+            notes.append(f"{told}: a GGUF has room for {len(END_SLOTS)} such tokens")
+    return Check(
+        "special tokens", tuple(problems), "as the tokenizer's and the config's", tuple(notes),
+        hint=HINT,
+    )  # fmt: skip
 
 
-def check_template(file: GGUFFile, vocab: Vocabulary, tokenizer: Any) -> Check:
+def named(token: int, tokenizer: Any) -> str:
+    return f"{token} {tokenizer.convert_ids_to_tokens(token)!r}"
+
+
+def ends_of(folder: Path, tokenizer: Any) -> list[int]:
+    """Tokens that end a generation: the tokenizer's, the config's, generation_config's.
+
+    Of the configs only special tokens: transformers fills in a number that may be any token's.
+    """
+    told = [config_of(folder).get("eos_token_id")]
+    if (folder / GENERATION).is_file():
+        read = read_json_object(folder / GENERATION, error=CheckpointError, hint="copy it again")
+        told.append(read.get("eos_token_id"))
+    numbers = [n for value in told for n in (value if isinstance(value, list) else [value])]
+    special = tokenizer.added_tokens_decoder
+    found = [tokenizer.eos_token_id, *(number for number in numbers if number in special)]
+    return [number for number in dict.fromkeys(found) if number is not None]
+
+
+def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Check:
     """Conversations rendered by the GGUF's template with its own tokens, and by transformers'.
 
     Both by jinja2 as transformers sets it up: a server that renders would have to load the model.
@@ -97,7 +198,7 @@ def check_template(file: GGUFFile, vocab: Vocabulary, tokenizer: Any) -> Check:
     if ours is None or not theirs:
         problems = () if bool(ours) == bool(theirs) else ("only one side has a chat template",)
         return Check("chat template", problems, "none")
-    tokens = {f"{name}_token": vocab.text(vocab.special(name)) for name in SPECIAL[:2]}
+    tokens = {f"{name}_token": facts.texts[name] for name in ("bos", "eos")}
     problems, rendered = (), 0
     for messages in CONVERSATIONS:
         for prompt in (False, True):
@@ -144,7 +245,7 @@ def flat(value: Value | None) -> Any:
 
 def same(actual: Any, expected: Any) -> bool:
     if isinstance(expected, tuple):
-        return (
+        return actual == expected or (
             isinstance(actual, tuple)
             and len(actual) == len(expected)
             and all(map(same, actual, expected))

@@ -1,4 +1,4 @@
-"""What a verification says."""
+"""What a verification says: what is wrong, what llama.cpp cannot do, what cannot be judged."""
 
 from __future__ import annotations
 
@@ -21,12 +21,24 @@ class Check:
     detail: str
     """What was looked at and how it came out, for people."""
     notes: tuple[str, ...] = ()
-    """What a person should know though it is not wrong."""
+    """What a person should know though the file is right: what llama.cpp cannot do, or what
+    could not be judged."""
     numbers: dict[str, float] = field(default_factory=dict)
+    judged: bool = True
+    """Whether there was a way to tell right from wrong; the notes say why not."""
+    hint: str = ""
+    """What to do about the problems."""
 
     @property
     def ok(self) -> bool:
         return not self.problems
+
+    @property
+    def verdict(self) -> str:
+        """One or two words for a table."""
+        if self.problems:
+            return "WRONG"
+        return "right" if self.judged else "not judged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,18 +55,25 @@ class Verification:
 
     @property
     def summary(self) -> str:
-        """Weights and tokens in a few words."""
-        return "; ".join(check.detail for check in self.checks if check.name in MAIN)
+        """Weights and tokens in a few words, and what could not be judged."""
+        told = [check.detail for check in self.checks if check.name in MAIN]
+        told += [f"{check.name} not judged" for check in self.checks if not check.judged]
+        return "; ".join(told)
+
+    @property
+    def notes(self) -> list[str]:
+        """Every note, with the name of its check."""
+        return [f"{check.name}: {note}" for check in self.checks for note in check.notes]
 
     def refuse(self) -> None:
         """Raise VerifyError, naming the first few problems, if there are any."""
-        problems = [problem for check in self.checks for problem in check.problems]
+        failed = [check for check in self.checks if check.problems]
+        problems = [problem for check in failed for problem in check.problems]
         if not problems:
             return
         more = f"\n  and {len(problems) - FEW} more" if len(problems) > FEW else ""
+        hint = next((check.hint for check in failed if check.hint), "")
         raise VerifyError(
-            f"`{self.path}` is not what its base and adapter make:\n  "
-            + "\n  ".join(problems[:FEW])
-            + more,
-            hint="is it of this base, adapter and scale? if so, export it again",
+            f"`{self.path}` is not right:\n  " + "\n  ".join(problems[:FEW]) + more,
+            hint=hint or "export it again, with the version of decant that verifies it",
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint import Checkpoint
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 SHARE = 0.7  # of the free memory that a model may take
 FLOAT32 = 4  # bytes
+MISSING = "Found missing adapter keys while loading the checkpoint:"  # peft's warning
+SHOWN = 160  # characters of the names
 DECODERS = ("ForCausalLM", "LMHeadModel")
 
 
@@ -114,7 +118,7 @@ class Unmerged:
 
         folder = weighted.adapter.folder
         try:
-            with adapters_stay() if self.placed else nullcontext():
+            with adapters_stay() if self.placed else nullcontext(), nothing_lost(folder):
                 # or PEFT hands the model out to disk anew, adapter included
                 vars(self.model).pop("hf_device_map", None)
                 self.model = PeftModel.from_pretrained(
@@ -131,6 +135,25 @@ class Unmerged:
         for module in self.model.modules():
             if weighted.scale != 1 and hasattr(module, "scale_layer"):
                 module.scale_layer(weighted.scale)
+
+
+@contextmanager
+def nothing_lost(folder: Path) -> Iterator[None]:
+    """UnsupportedError when PEFT warns inside the block that an adapter's tensors were not found.
+
+    It goes on with what it begins training with, which is no model to compare with.
+    """
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for warning in told:
+        _, found, names = str(warning.message).partition(MISSING)
+        if found:
+            raise UnsupportedError(
+                f"peft itself does not load all of `{folder}`, so that there is no right model to"
+                f" compare with: it misses {names.strip()[:SHOWN]}",
+                hint="`decant verify --light` checks without peft's loading",
+            )
 
 
 @contextmanager

@@ -1,74 +1,236 @@
-"""The GGUF's tokenizer, in llama.cpp's own code, against transformers' one."""
+"""The tokens of a GGUF, one by one, against transformers' tokenizer.
+
+What llama.cpp makes of them is another question (see tokens.py): this one an export could have
+made right.
+"""
 
 from __future__ import annotations
 
+import gc
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from exporter.verify.report import Check
-from exporter.verify.texts import SPECIAL_LOOKALIKES, TEXTS
-from exporter.vocabulary import Vocabulary
+from exporter.core.gguf import Array, GGUFFile
+from exporter.verify.loading import gives_embeddings
 
+KEY = "tokenizer.ggml."
 SPACE = "\u2581"  # as sentencepiece writes it
-FEW = 3  # differences that are shown
-# Of the texts: upstream's two tokenizers part over rare characters in some models, which no
-# export can mend; a wrong vocabulary differs nearly everywhere.
-MOST_DIFFERING = 0.05
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # token types
+PARSED = (UNKNOWN, CONTROL, USER_DEFINED)  # found whole in a text
+MODELS = ("gpt2", "llama", "bert", "t5", "gemma4")  # whose way to write a token is known
+NEAR = 1e-5  # relative: scores are float32 in the file
+MOST_UNLIKE = 0.01  # of the tokens may be written in a way that is not known here
+FEW = 3  # tokens that are named
+TOKEN_SHOWN = 40  # characters
 
 
-def check_tokens(ours: Vocabulary, tokenizer: Any) -> Check:
-    """Texts of many kinds cut into the same ids by llama.cpp and by transformers."""
-    differing: list[str] = []
-    tried = spaces = 0
-    for text in (*TEXTS, *SPECIAL_LOOKALIKES):
-        for special in (False, True):
-            expected = tokenizer(text, add_special_tokens=special)["input_ids"]
-            actual = ours.encode(text, special=special)
-            tried += 1
-            if (
-                actual != expected
-                and text.startswith(" ")
-                and one_more_space(actual, expected, ours)
-            ):
-                spaces += 1
-            elif actual != expected:
-                differing.append(difference(text, actual, expected, tokenizer))
-    for text in SPECIAL_LOOKALIKES:
-        expected = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        actual = ours.encode(text, parse=False)
-        tried += 1
-        if actual != expected:
-            differing.append(f"as plain text, {difference(text, actual, expected, tokenizer)}")
-    shown = tuple(differing[:FEW])
-    detail = f"{tried - len(differing) - spaces} of {tried} texts cut into the same tokens"
-    if len(differing) > MOST_DIFFERING * tried:
-        return Check("tokenizer", (f"{detail}; {shown[0]}", *shown[1:]), detail)
-    if spaces:
-        shown = (*shown, "llama.cpp gives a text that begins with a space one space token more")
-    return Check("tokenizer", (), detail, notes=shown)
+@dataclass(slots=True)
+class Findings:
+    """What is wrong in the vocabulary, and what llama.cpp cannot hold of it."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unordered: str = ""
+    """How the scores part from the order of the merges: wrong where texts are cut otherwise."""
 
 
-def one_more_space(actual: list[int], expected: list[int], ours: Vocabulary) -> bool:
-    """Whether the ids differ only in the space that sentencepiece puts before every text.
+def compare_vocabulary(
+    file: GGUFFile, tokenizer: Any, whole: Mapping[str, Any], rows: int
+) -> Findings:
+    """Tokens, their types, merges and scores. `file` must hold whole arrays.
 
-    transformers leaves it out where there is one already; llama.cpp does as sentencepiece.
+    whole: what tokenizer.json says, empty for a tokenizer without one; rows: of the embedding: a
+    token beyond them has no meaning to the model.
     """
-    pairs = enumerate(zip(actual, expected, strict=False))
-    at = next((place for place, (a, b) in pairs if a != b), 0)
-    return actual[:at] + actual[at + 1 :] == expected and ours.text(actual[at]) == SPACE
+    found = Findings()
+    model = file.text(f"{KEY}model")
+    tokens, types = array(file, "tokens"), array(file, "token_type")
+    if model not in MODELS:
+        return found
+    theirs = {number: text for text, number in tokenizer.get_vocab().items()}
+    compare_tokens(tokens, theirs, model, tokenizer, found)
+    beyond = sorted(number for number in theirs if number >= len(tokens))
+    if beyond:
+        name = f"token {beyond[0]} {shown(theirs[beyond[0]])}"
+        if rows > len(tokens):
+            found.problems.append(f"{name} and {len(beyond) - 1} more are not in the GGUF")
+        else:
+            found.notes.append(
+                f"{name} is not in the GGUF: the model's embedding ends at {rows} tokens"
+                + (f" ({len(beyond)} such tokens)" if len(beyond) > 1 else "")
+            )
+    for number, added in sorted(tokenizer.added_tokens_decoder.items()):
+        if number < len(types) and types[number] not in PARSED:
+            (found.notes if is_idle(number, file, tokenizer) else found.problems).append(
+                f"token {number} {shown(str(added.content))} was added to the tokenizer, and the"
+                " GGUF has it as a plain one: llama.cpp does not find it in a text"
+            )
+    inner = whole.get("model")
+    if isinstance(inner, dict):
+        compare_merges(file, inner, found)
+        compare_scores(file, inner, tokens, types, found)
+    return found
 
 
-def difference(text: str, actual: list[int], expected: list[int], tokenizer: Any) -> str:
-    """Where two lists of ids part."""
-    at = next(
-        (n for n, (a, b) in enumerate(zip(actual, expected, strict=False)) if a != b),
-        min(len(actual), len(expected)),
-    )
-    pieces = [
-        f"{ids[at : at + 4]} {tokenizer.convert_ids_to_tokens(known(ids[at : at + 4], tokenizer))}"
-        for ids in (actual, expected)
+def is_idle(number: int, file: GGUFFile, tokenizer: Any) -> bool:
+    """Whether a token is for training alone: the mask of a model that gives embeddings."""
+    return gives_embeddings(file) and number == tokenizer.mask_token_id
+
+
+def compare_tokens(
+    tokens: Sequence[Any], theirs: Mapping[int, str], model: str, tokenizer: Any, found: Findings
+) -> None:
+    """Each token's text, by its id."""
+    unlike = [
+        number
+        for number, text in theirs.items()
+        if number < len(tokens)
+        and tokens[number] != text
+        and tokens[number] not in written(number, text, model, tokenizer)
     ]
-    return f"{text[:40]!r} from token {at}: {pieces[0]} in the GGUF, {pieces[1]} in transformers"
+    named = ", ".join(
+        f"token {number} is {shown(tokens[number])} and should be {shown(theirs[number])}"
+        for number in sorted(unlike)[:FEW]
+    )
+    if len(unlike) > MOST_UNLIKE * len(theirs):
+        found.problems.append(f"{len(unlike)} of {len(theirs)} tokens are others: {named}")
+    elif unlike:
+        found.notes.append(f"the GGUF cannot hold {len(unlike)} tokens as they are: {named}")
+    twice = doubles(tokens, theirs)
+    if twice:
+        found.notes.append(
+            f"tokens {twice[0][0]} and {twice[0][1]} are both {shown(tokens[twice[0][0]])} in the"
+            f" GGUF: llama.cpp finds only one of them in a text ({len(twice)} such pairs)"
+        )
 
 
-def known(ids: list[int], tokenizer: Any) -> list[int]:
-    return [token for token in ids if token < len(tokenizer)]
+def written(number: int, text: str, model: str, tokenizer: Any) -> Iterator[str]:
+    """How else the converter writes a token."""
+    if model == "bert":
+        yield text.removeprefix("##") if text.startswith("##") else SPACE + text
+    added = tokenizer.added_tokens_decoder.get(number)
+    if added is not None:
+        yield text.replace(SPACE, " ")
+        decoded = str(tokenizer.decode([number]))
+        yield decoded
+        yield decoded.replace(SPACE, " ")
+
+
+def doubles(tokens: Sequence[Any], theirs: Mapping[int, str]) -> list[tuple[int, int]]:
+    first: dict[Any, int] = {}
+    pairs = []
+    for number, text in enumerate(tokens):
+        if number in theirs and first.setdefault(text, number) != number:
+            pairs.append((first[text], number))
+    return pairs
+
+
+def compare_merges(file: GGUFFile, model: Mapping[str, Any], found: Findings) -> None:
+    """The merges in their order, where the GGUF has any."""
+    key = f"{KEY}merges"
+    if model.get("type") != "BPE" or key not in file.metadata:
+        return
+    ours, theirs = array(file, "merges"), list(map(written_merge, model.get("merges") or ()))
+    if len(ours) != len(theirs):
+        found.problems.append(f"it has {len(ours)} merges and should have {len(theirs)}")
+        return
+    differing = [at for at, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+    if differing:
+        at = differing[0]
+        found.problems.append(
+            f"{len(differing)} merges are others: merge {at} is {shown(ours[at])} and should be"
+            f" {shown(theirs[at])}"
+        )
+
+
+def written_merge(merge: Any) -> str:
+    """A merge as GGUF writes it: a space within a part is Ġ, as byte-level BPE has it."""
+    if isinstance(merge, str):
+        return merge
+    left, right = merge
+    if " " in left or " " in right:
+        left, right = (part.replace(" ", "\u0120") for part in merge)
+    return f"{left} {right}"
+
+
+def compare_scores(
+    file: GGUFFile,
+    model: Mapping[str, Any],
+    tokens: Sequence[Any],
+    types: Sequence[Any],
+    found: Findings,
+) -> None:
+    """The scores that choose between ways to cut a text."""
+    scores = array(file, "scores")
+    if len(scores) != len(tokens):
+        return
+    if model.get("type") == "Unigram":
+        wanted = dict(model["vocab"])
+        wrong = [
+            at
+            for at, (text, score) in enumerate(zip(tokens, scores, strict=True))
+            if types[at] == NORMAL and text in wanted and unlike(score, wanted[text])
+        ]
+        if wrong:
+            at = wrong[0]
+            found.problems.append(
+                f"{len(wrong)} scores are others: that of token {at} {shown(tokens[at])} is"
+                f" {scores[at]:.6g} and should be {wanted[tokens[at]]:.6g}"
+            )
+    elif model.get("type") == "BPE" and file.text(f"{KEY}model") == "llama":
+        found.unordered = disorder(model, tokens, types, scores)
+
+
+def unlike(score: float, wanted: float) -> bool:
+    return abs(score - wanted) > NEAR * max(1.0, abs(wanted))
+
+
+def disorder(
+    model: Mapping[str, Any], tokens: Sequence[Any], types: Sequence[Any], scores: Sequence[Any]
+) -> str:
+    """The first place where a token that is merged earlier has the lower score.
+
+    llama.cpp merges by the scores of what comes out, BPE by the ranks of the merges.
+    """
+    numbers = {text: number for number, text in enumerate(tokens)}
+    before, last = -1, float("inf")
+    seen = set()
+    for merge in model.get("merges") or ():
+        parts = merge.split(" ", 1) if isinstance(merge, str) else merge
+        number = numbers.get("".join(parts))
+        if number is None or number in seen or types[number] != NORMAL:
+            continue
+        seen.add(number)
+        if scores[number] >= last:
+            return (
+                f"token {number} {shown(tokens[number])} has no lower score than token {before}"
+                f" {shown(tokens[before])}, which is merged earlier"
+            )
+        before, last = number, scores[number]
+    return ""
+
+
+def tokenizer_json(tokenizer: Any) -> Mapping[str, Any]:
+    """What tokenizer.json says; empty for a tokenizer without the `tokenizers` library."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {}
+    collects = gc.isenabled()
+    gc.disable()  # some hundred thousand merges are no garbage
+    try:
+        found: dict[str, Any] = json.loads(backend.to_str())
+    finally:
+        if collects:
+            gc.enable()
+    return found
+
+
+def array(file: GGUFFile, name: str) -> Sequence[Any]:
+    found = file.metadata.get(KEY + name)
+    return found.items if isinstance(found, Array) else ()
+
+
+def shown(text: object) -> str:
+    return repr(text if len(str(text)) <= TOKEN_SHOWN else f"{str(text)[:TOKEN_SHOWN]}…")

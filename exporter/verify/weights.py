@@ -20,6 +20,18 @@ from exporter.verify.bounds import allowed_error, least_likeness, likeness
 from exporter.verify.replay import sources
 from exporter.verify.report import Check
 from exporter.verify.rows import MergedRows, Reference
+from exporter.verify.strength import (
+    BLIND,
+    OFF_ALONE,
+    OFF_TOGETHER,
+    Along,
+    Requantizer,
+    Strengths,
+    Swallowed,
+    dequantized,
+    is_low,
+    measure,
+)
 from exporter.verify.trace import Origin, compute, trace
 
 if TYPE_CHECKING:
@@ -29,41 +41,9 @@ if TYPE_CHECKING:
 SEED = 20
 POOL = 64  # rows of a kind of tensor whose origins are known, to choose from
 UNCHANGED = 48  # tensors that no adapter changes, of which rows are checked too
-OFF_ALONE, OFF_TOGETHER = 0.3, 0.05  # of the adapter's change: of one tensor's, of all
-SURE = 6.0  # standard errors
-BLIND = 0.15  # standard error of the strength from which on it says nothing
+OTHER_BASE = "is it of this base, adapter and scale? if so, export it again"
+OTHER_ADAPTER = "is it of this adapter, at this scale? if so, export it again"
 DIGITS = re.compile(r"\d+")
-
-
-@dataclass(frozen=True, slots=True)
-class Strength:
-    """How much of the adapter's change a file holds: 1 is all of it."""
-
-    value: float
-    error: float
-    """Standard error."""
-
-    def is_off(self, tolerance: float) -> bool:
-        return abs(self.value - 1) > tolerance + SURE * self.error
-
-
-@dataclass(slots=True)
-class Along:
-    """Sums over values: of the error times the change, of the change squared, of both squared."""
-
-    product: float = 0.0
-    change: float = 0.0
-    noise: float = 0.0
-
-    def add(self, error: np.ndarray[Any, Any], change: np.ndarray[Any, Any]) -> None:
-        self.product += float((error * change).sum())
-        self.change += float((change * change).sum())
-        self.noise += float((error * error * change * change).sum())
-
-    def strength(self) -> Strength | None:
-        if self.change <= 0:
-            return None
-        return Strength(1 + self.product / self.change, math.sqrt(self.noise) / self.change)
 
 
 @dataclass(slots=True)
@@ -77,7 +57,7 @@ class Findings:
     worst: float = 0.0
     """The largest error, as a part of what its type allows."""
     weaker: list[str] = field(default_factory=list)
-    together: Along = field(default_factory=Along)
+    strengths: Strengths = field(default_factory=Strengths)
 
 
 @dataclass(slots=True)
@@ -88,6 +68,7 @@ class Weights:
     reference: Reference
     count: int
     """Rows of each tensor; 0 for all."""
+    requantizer: Requantizer
     rounded: bool
     """Whether the merge rounded to the base's type, as --merge-dtype base does."""
     by_importance: bool = False
@@ -104,7 +85,7 @@ class Weights:
             if slot.name in infos and infos[slot.name].shape == slot.shape:
                 self.check_slot(slot, infos[slot.name], found)
             report(Progress("checking", done + 1, len(chosen), "tensors"))
-        return conclude(found)
+        return conclude(found, loose=self.by_importance)
 
     def choose(self) -> list[Slot]:
         """All changed slots, and a few of the others."""
@@ -141,11 +122,37 @@ class Weights:
             return
         found.merged += 1
         if change is not None and np.isfinite(stored).all():
-            alone = measure(stored - expected, change, expected, found)
-            if ratio <= 1 and alone and alone.is_off(OFF_ALONE):
-                found.weaker.append(
-                    f"`{slot.name}` holds {alone.value:.2f} times the adapter's change"
-                )
+            text = self.measure(slot, info, (stored, expected, change), found.strengths)
+            if ratio <= 1 and text:
+                found.weaker.append(text)
+
+    def measure(
+        self,
+        slot: Slot,
+        info: TensorInfo,
+        rows: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]],
+        found: Strengths,
+    ) -> str:
+        """Note how much of the change some rows hold. A sentence where it is not what it should be.
+
+        rows: what is stored, what should be, and what the adapters changed, each (n, columns).
+        """
+        is_rounded = self.rounded and slot.type.name != "F32"
+        stored, expected, change = rows
+        sums, better = measure(
+            stored, expected, change, info.type, self.requantizer,
+            slot.type if is_rounded else None,
+        )  # fmt: skip
+        found.together.join(sums)
+        survives = sums.survives()
+        if survives and is_low(survives):
+            found.swallowed.append(Swallowed(slot.name, info.type.name, survives.value))
+            for name, along in better.items():
+                found.better.setdefault(name, Along()).join(along)
+        times = sums.off(OFF_ALONE, loose=self.by_importance)
+        return (
+            "" if times is None else f"`{slot.name}` holds {times:.2f} times the adapter's change"
+        )
 
     def judge(
         self,
@@ -247,7 +254,6 @@ def differing_layout(slots: tuple[Slot, ...], infos: dict[str, TensorInfo]) -> l
 
 def read_rows(info: TensorInfo, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Some rows of a tensor, dequantized by llama.cpp's own Python, in float64."""
-    import gguf
     import numpy as np
 
     columns = info.shape[-1] if info.shape else 1
@@ -255,41 +261,16 @@ def read_rows(info: TensorInfo, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     data = np.memmap(
         info.path, np.uint8, "r", info.offset, shape=(count, info.type.row_nbytes(columns))
     )
-    kind = gguf.GGMLQuantizationType(info.type.number)
-    taken = np.ascontiguousarray(data[rows])
-    with np.errstate(all="ignore"):  # damaged scales are told as damage
-        values = gguf.quants.dequantize(taken, kind).astype(np.float64)
-    found: np.ndarray[Any, Any] = values.reshape(len(rows), columns)
-    return found
+    return dequantized(np.ascontiguousarray(data[rows]), info.type)
 
 
-def measure(
-    error: np.ndarray[Any, Any],
-    change: np.ndarray[Any, Any],
-    expected: np.ndarray[Any, Any],
-    found: Findings,
-) -> Strength | None:
-    """Note how much of the change one tensor holds.
-
-    Only the part of the change that is not along the values themselves counts: a quantizer
-    that shrinks all values a little shall not look like a weaker adapter.
-    """
-    length = float((expected * expected).sum())
-    if length > 0:
-        change = change - expected * (float((change * expected).sum()) / length)
-    alone = Along()
-    alone.add(error, change)
-    found.together.add(error, change)
-    return alone.strength()
-
-
-def conclude(found: Findings) -> Check:
-    strength = found.together.strength()
+def conclude(found: Findings, *, loose: bool = False) -> Check:
+    """The check that was made. loose: the file was quantized with an importance matrix."""
+    together = found.strengths.together
     problems = [*found.problems, *found.weaker]
-    if strength and strength.is_off(OFF_TOGETHER):
-        problems.append(
-            f"the merged tensors together hold {strength.value:.2f} times the adapter's change"
-        )
+    times = together.off(OFF_TOGETHER, loose=loose)
+    if times is not None:
+        problems.append(f"the merged tensors together hold {times:.2f} times the adapter's change")
     detail = (
         f"{found.merged} merged and {found.others} other tensors, {found.values} values;"
         f" largest error {found.worst:.2f} of what its type allows"
@@ -298,9 +279,16 @@ def conclude(found: Findings) -> Check:
         "merged": found.merged, "others": found.others, "values": found.values,
         "worst": found.worst,
     }  # fmt: skip
-    if strength and strength.error < BLIND:
-        detail += f"; the adapter is there {strength.value:.3f} times (± {strength.error:.3f})"
-        numbers |= {"strength": strength.value, "strength_error": strength.error}
-    elif strength:
+    survives, held = together.survives(), together.held.share()
+    if survives and survives.error < BLIND:
+        detail += f"; the adapter is there {survives.value:.3f} times (± {survives.error:.3f})"
+        numbers |= {"strength": survives.value, "strength_error": survives.error}
+    elif survives and held:
+        detail += "; the adapter's change is there as this quantization rounds it"
+    elif survives:
         detail += "; the adapter's change is too small to be measured at this quantization"
-    return Check("weights", tuple(problems), detail, numbers=numbers)
+    swallowed = found.strengths.swallowed
+    numbers |= {f"survives in {tensor.name}": tensor.share for tensor in swallowed}
+    note = found.strengths.note() if not problems else ""
+    hint = OTHER_BASE if found.problems else OTHER_ADAPTER
+    return Check("weights", tuple(problems), detail, (note,) if note else (), numbers, hint=hint)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from exporter.core.errors import DecantError, EngineDiedError, SpaceError
-from exporter.core.events import Event, Progress, Report, Step, Warn, silent
+from exporter.core.events import Event, Note, Progress, Report, Step, Warn, silent
 from exporter.toolchain import Toolchain
 from runtime.child import DYING_S, Server
 from runtime.engine import Model
+from runtime.front import PLAIN, Front, front_of, unlike
 from runtime.gateway.admission import Gate, Voice
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, unavailable
@@ -40,6 +41,8 @@ class Child:
     state: State = "unloaded"
     server: Server | None = None
     address: Address | None = None
+    front: Front = PLAIN
+    """How requests are made ready for it."""
     starting: asyncio.Task[None] | None = None
     progress: float = 0
     """The part of the file that is loaded."""
@@ -174,13 +177,18 @@ class Fleet:
             if isinstance(event, Progress) and event.total:
                 child.progress = event.done / event.total
 
+        await loop.run_in_executor(None, getattr, child.model, "chat")  # which may take a moment
         async with self.planning:  # memory is shared out to one at a time
             plan = await self.room_for(child)
             child.nbytes, child.context = plan.fit.need.total, plan.spec.context
             self.report(Step(f"loading {child.name}"))
             server = Server(plan.spec, self.toolchain, report=heard)
             child.server = server
+            child.front = await loop.run_in_executor(
+                None, front_of, child.model.header, plan.spec.chat
+            )
             await loop.run_in_executor(None, server.__enter__)
+            await self.compare(child, server)
         child.address = address_of(server)
         child.gate.capacity = plan.spec.parallel
         child.state, child.progress = "loaded", 1
@@ -192,6 +200,14 @@ class Fleet:
         self.report(Step(f"{child.name} is loaded ({child.load_s:.1f} s)"))
         self.spawn(self.watch(child, server))
         child.gate.open()
+
+    async def compare(self, child: Child, server: Server) -> None:
+        """Say, at the first load, which conversations it renders otherwise than transformers."""
+        chat = server.spec.chat
+        if chat.samples and not child.load_s:
+            loop = asyncio.get_running_loop()
+            for said in await loop.run_in_executor(None, lambda: list(unlike(server, chat))):
+                self.report(Note(f"{child.name}: {said}"))
 
     async def room_for(self, child: Child) -> Plan:
         """How the child is run; idle ones are unloaded, longest unused first, if need be."""

@@ -137,7 +137,8 @@ class Call:
         reply = None
         try:
             self.state = "answering"
-            reply = await self.posted(child, route, dumped({**body, "model": named.id}))
+            ready = child.front.ready(route, body)
+            reply = await self.posted(child, route, dumped({**ready, "model": named.id}))
             await reply.read_head()
             yield reply
         except EngineGoneError:

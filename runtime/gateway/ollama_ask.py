@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from runtime.chat_format import THINKING
 from runtime.gateway.errors import bad_request
 from runtime.gateway.requests import dumped
 from runtime.repl.files import image_kind
@@ -55,6 +56,8 @@ class Ability:
     context: int | None
     """Tokens that it was trained with."""
     thinks: bool
+    chats: bool = True
+    """Whether it has a template for conversations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,9 @@ def generate_question(body: Json, model: Ability) -> Question:
         raise bad_request("template is not supported: the model's own is used")
     if body.get("context"):
         raise bad_request("context is not supported: /api/chat takes a whole conversation")
-    if body.get("raw") or body.get("suffix"):
+    if not model.chats and text(body, "system"):
+        raise bad_request(f'"{model.name}" has no chat template, and no place for a system text')
+    if body.get("raw") or body.get("suffix") or not model.chats:
         return plain_question(body, model)
     said: list[Json] = [{"role": "user", "content": text(body, "prompt")}]
     if body.get("images"):
@@ -261,7 +266,7 @@ def add_thinking(asked: Json, body: Json, model: Ability) -> None:
         raise bad_request(f"think must be true, false, or one of {', '.join(EFFORTS)}")
     if think and not model.thinks:
         raise bad_request(f'"{model.name}" does not support thinking')
-    asked["chat_template_kwargs"] = {"enable_thinking": bool(think)}
+    asked["chat_template_kwargs"] = dict.fromkeys(THINKING, bool(think))
     if isinstance(think, str):
         asked["reasoning_effort"] = think
 

@@ -9,6 +9,7 @@ from typing import Literal
 from exporter.core.errors import SpaceError
 from exporter.core.machine import available_nbytes, physical_cores
 from exporter.toolchain import Toolchain
+from runtime.chat_format import AS_IT_IS
 from runtime.child import ServerSpec
 from runtime.engine import Model
 from runtime.fit import DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
@@ -125,6 +126,7 @@ def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
         fitted.cache_type,
         fitted.prompt_cache,
         "seq2seq" if model.is_encoder_decoder else "llama-server",
+        chat=model.chat,
         extra=(*alias, "--metrics"),
     )
     if role == "generate":
@@ -137,4 +139,4 @@ def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
     if role == "embed" and not has_pooling:
         extra += ["--pooling", "mean"]
     projector = found.projector if role == "embed" else None
-    return replace(found, extra=tuple(extra), scales=voice, projector=projector)
+    return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=AS_IT_IS)

@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 from starlette.types import Receive, Scope
 
 from runtime.child import lora_vector
+from runtime.front import CHATS
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, ClientGoneError, bad_request
 from runtime.gateway.settings import Settings
+from runtime.template_choice import NO_TEMPLATE
 
 WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt")
 """Fields that reach into what other requests depend on."""
@@ -131,6 +133,7 @@ def prepared(
 
     Raises ApiError for what would be answered wrongly.
     """
+    refuse_without_template(route, named)
     refuse_silent_failures(body)
     refuse_long_words(body, named)
     refuse_media(body, named, settings)
@@ -144,6 +147,15 @@ def prepared(
     if settings.max_tokens is not None:
         kept |= limited(kept, route, settings.max_tokens)
     return kept | within_context(kept, named)
+
+
+def refuse_without_template(route: str, named: Named) -> None:
+    if route in CHATS and not named.model.can_chat:
+        raise bad_request(
+            f"{named.id!r} {NO_TEMPLATE}: ask /v1/completions, or give it a template:"
+            " decant serve --chat-template NAME",
+            code="no_chat_template",
+        )
 
 
 def within_context(body: Mapping[str, Any], named: Named) -> dict[str, int]:

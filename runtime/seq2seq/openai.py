@@ -205,13 +205,15 @@ def content(message: Json) -> str:
 def rendered(
     template: str, messages: Sequence[tuple[str, str]], model: EncoderDecoder
 ) -> list[int]:
+    from datetime import datetime
+
     from exporter.chat_template import IrregularError, Template
 
     names = {name: model.vocabulary.special(name) for name in ("bos", "eos", "pad")}
     tokens = {f"{name}_token": model.vocabulary.text(token) for name, token in names.items()}
     talk = [{"role": name, "content": text} for name, text in messages]
     try:
-        text = Template(template, tokens).render(talk)
+        text = Template(template, tokens, datetime.now).render(talk)
     except IrregularError as error:
         raise wrong(f"the model's chat template does not take these messages: {error}") from error
     ids = model.vocabulary.encode(text, special=True)

@@ -30,7 +30,9 @@ NEED_MATRIX = (
     "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S",
 )  # fmt: skip
 # Names, dates and provenance: all that may differ.
-MAY_DIFFER = ("general.name", "general.basename", "general.finetune", "general.version")
+MAY_DIFFER = ("general.name", "general.basename", "general.finetune", "general.version",
+              # upstream puts a space behind every special token of a chat, transformers does not
+              "tokenizer.ggml.add_space_prefix")  # fmt: skip
 OURS = "decant."
 
 

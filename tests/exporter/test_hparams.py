@@ -21,8 +21,9 @@ from exporter.cli.app import run
 assert run(sys.argv[1:]) == 0
 print(*(name for name in sys.modules), file=sys.stderr)
 """
-HEAVY = ("transformers", "peft", "accelerate", "scipy", "torch._dynamo", "torch.distributed.tensor",
-         "torch.onnx", "sympy", "pandas", "sklearn")  # fmt: skip
+# transformers itself is needed: only it knows what it makes of a tokenizer's files
+HEAVY = ("transformers.modeling_utils", "peft", "accelerate", "scipy", "torch._dynamo",
+         "torch.distributed.tensor", "torch.onnx", "sympy", "pandas", "sklearn")  # fmt: skip
 
 
 ASK_FOR_EACH = """

@@ -7,9 +7,9 @@ import pytest
 from exporter.adapter import open_adapter
 from exporter.checkpoint import open_checkpoint
 from exporter.convert import convert
-from exporter.core.errors import CheckpointError, UnsupportedError
+from exporter.core.errors import AdapterError, CheckpointError, UnsupportedError
 from exporter.merge import MergedTensors
-from exporter.overlay import result_folder
+from exporter.overlay import result_folder, templates_in
 from exporter.plan import plan_merge
 from exporter.steps import WeightedAdapter
 from tests.raw import copy, edit_json, write_adapter, write_base, write_safetensors
@@ -34,7 +34,7 @@ def files(plan, **options):
         return folder, {
             path.name: path.read_text()
             for path in folder.iterdir()
-            if path.suffix != ".safetensors"
+            if path.is_file() and path.suffix != ".safetensors"
         }
 
 
@@ -67,7 +67,77 @@ def test_a_chat_template_alone_is_taken_too(base, tmp_path):
 
     assert found["chat_template.jinja"] == "adapter's"
     assert found["tokenizer.json"] == '{"of": "base"}'
-    assert found["tokenizer_config.json"] == '{"chat_template": "base"}'
+    assert found["tokenizer_config.json"] == "{}"  # llama.cpp's converter would take its template
+
+
+@pytest.mark.parametrize(
+    ("written", "content"),
+    [
+        ("tokenizer_config.json", '{"chat_template": "adapter\'s"}'),
+        ("chat_template.json", '{"chat_template": "adapter\'s"}'),
+        ("chat_template.jinja", "adapter's"),
+    ],
+)
+@pytest.mark.parametrize("base_has", ["tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("vocabulary", [False, True])
+def test_an_adapters_template_goes_before_its_bases_wherever_both_have_it(
+    base, tmp_path, written, content, base_has, vocabulary
+):
+    if base_has == "chat_template.jinja":
+        (base / "tokenizer_config.json").write_text("{}")
+        (base / base_has).write_text("base's")
+    adapter = write_adapter(tmp_path / "lora")
+    (adapter / written).write_text(content)
+    if vocabulary:
+        (adapter / "tokenizer.json").write_text('{"of": "adapter"}')
+
+    with result_folder(planned(base, adapter)) as folder:
+        assert templates_in(folder) == {"default": "adapter's"}
+        assert gguf_template(folder) == "adapter's"
+
+
+def gguf_template(folder):
+    """What llama.cpp's converter takes: tokenizer_config.json's own before a file."""
+    said = folder / "tokenizer_config.json"
+    settings = json.loads(said.read_text()) if said.exists() else {}
+    return settings.get("chat_template") or (folder / "chat_template.jinja").read_text()
+
+
+def test_named_templates_of_both_are_kept_the_adapters_before_the_bases(base, tmp_path):
+    named = [{"name": name, "template": f"base {name}"} for name in ("default", "rag", "tool_use")]
+    (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    adapter = write_adapter(tmp_path / "lora")
+    (adapter / "additional_chat_templates").mkdir()
+    (adapter / "additional_chat_templates" / "tool_use.jinja").write_text("adapter's")
+
+    with result_folder(planned(base, adapter)) as folder:
+        assert templates_in(folder) == {
+            "default": "base default", "rag": "base rag", "tool_use": "adapter's",
+        }  # fmt: skip
+
+
+def test_a_tokenizer_saved_whole_without_a_template_keeps_its_bases(base, tmp_path):
+    adapter = write_adapter(tmp_path / "lora")
+    (adapter / "tokenizer.json").write_text('{"of": "adapter"}')
+    (adapter / "tokenizer_config.json").write_text("{}")
+
+    with result_folder(planned(base, adapter)) as folder:
+        assert templates_in(folder) == {"default": "base"}
+
+
+def test_an_adapters_generation_settings_go_before_its_bases(base, tmp_path):
+    adapter = write_adapter(tmp_path / "lora")
+    (adapter / "generation_config.json").write_text('{"eos_token_id": 5}')
+
+    assert files(planned(base, adapter))[1]["generation_config.json"] == '{"eos_token_id": 5}'
+
+
+def test_a_damaged_template_file_is_an_error_with_a_hint(base, tmp_path):
+    adapter = write_adapter(tmp_path / "lora")
+    (adapter / "tokenizer_config.json").write_text("{")
+
+    with pytest.raises(AdapterError, match=r"tokenizer_config\.json` is no JSON"):
+        files(planned(base, adapter))
 
 
 def test_pieces_that_only_the_base_has_are_kept_and_what_was_added_is_named(base, tmp_path):

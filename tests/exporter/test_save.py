@@ -275,10 +275,16 @@ def test_the_folder_has_the_tokenizer_and_a_card_but_nothing_of_the_bases_own(tm
     for name in ("pytorch_model.bin", "adapter_config.json", ".gitattributes"):
         (base / name).write_text("{}")
     (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    (adapter / "additional_chat_templates").mkdir()
+    (adapter / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
 
     save_merged(request(base, adapter), tmp_path / "out")
 
     from huggingface_hub import ModelCard
+    from transformers import AutoTokenizer
+
+    templates = AutoTokenizer.from_pretrained(tmp_path / "out").chat_template
+    assert templates == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
 
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, card.data.base_model) == ("gemma", "org/base")
@@ -289,6 +295,7 @@ def test_the_folder_has_the_tokenizer_and_a_card_but_nothing_of_the_bases_own(tm
     assert names(tmp_path / "out") == [
         "LICENSE",
         "README.md",
+        "additional_chat_templates",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",

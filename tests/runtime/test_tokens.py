@@ -21,7 +21,7 @@ from exporter.core.errors import ModelError
 from exporter.demo import make_demo_models
 from exporter.pipeline import ExportRequest, export
 from exporter.toolchain import cache_folder, find_toolchain
-from exporter.verify.texts import CONVERSATIONS, SPECIAL_LOOKALIKES, TEXTS
+from exporter.verify.texts import CONVERSATIONS, PLAIN, RARE, SPECIAL_LOOKALIKES
 from runtime.child import Server, ServerSpec
 from runtime.client import ask_json
 from runtime.tokens import (
@@ -45,8 +45,9 @@ pytestmark = [
 ]
 
 OWN = ("", " ", "\0a\0", "</s>", "a</s>b <s>", " x </s> y", "<|user|>hi<|assistant|> yes", "ﷺ")
+MARKS = ("<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>")
 SPACE = "\u2581"  # sentencepiece takes it for a space
-CORPUS = (*TEXTS, *SPECIAL_LOOKALIKES, *OWN)
+CORPUS = (*PLAIN, *RARE, *SPECIAL_LOOKALIKES, *OWN)
 # ours, and how transformers' tokenizer is called for the same
 WAYS = (
     ({}, {}),
@@ -91,7 +92,7 @@ def demo(folder, toolchain) -> tuple[Path, Path]:
     return base, pour(base, folder / "demo.gguf", toolchain)
 
 
-@pytest.fixture(params=["bpe", "demo"])
+@pytest.fixture(params=["bpe", "demo", "prefixed"])
 def either(request) -> tuple[Path, Path]:
     found: tuple[Path, Path] = request.getfixturevalue(request.param)
     return found
@@ -176,6 +177,8 @@ def test_joined_tokens_are_the_texts_bytes(either, toolchain):
         for text in CORPUS:
             found = tokenize(tokenizer, text)
             told = text if "bpe" in either[1].name else text.replace(SPACE, " ")
+            if "prefixed" in either[1].name and not told.startswith((" ", *MARKS)):
+                told = told and f" {told}"
             assert (spelled(found), found.is_exact) == (told.encode(), told == text)
 
 
@@ -189,22 +192,6 @@ def test_chats_are_rendered_and_cut_as_transformers_does(either, toolchain):
             found = tokenize_chat(tokenizer, chat)
             assert ids(found) == expected["input_ids"]
             assert found.added == ()
-
-
-def test_where_a_space_is_put_before_texts_nothing_else_differs(prefixed, toolchain):
-    """llama.cpp puts one after each special token too, and also where there is one already."""
-    base, path = prefixed
-    theirs = reference(base)
-    cut = re.compile("(<unk>|<s>|</s>|<[|]user[|]>|<[|]assistant[|]>)")
-    with open_tokenizer(path, toolchain) as tokenizer:
-        space = theirs.convert_tokens_to_ids(SPACE)
-        assert tokenizer.puts_spaces
-        for text in CORPUS:
-            expected = []
-            for part in filter(None, cut.split(text)):
-                extra = [space] if part.startswith(" ") else []
-                expected += extra + theirs(part, add_special_tokens=False)["input_ids"]
-            assert ids(tokenize(tokenizer, text, special=False)) == expected
 
 
 def test_what_the_tokenizer_adds_is_told_from_what_the_text_says(model, toolchain):
@@ -405,15 +392,15 @@ def test_a_chat_on_a_terminal_lists_the_special_tokens(model):
 def test_a_template_without_bos_is_remarked(model, tmp_path):
     path = with_template(model, tmp_path / "m.gguf", "{{ messages[0].content }}")
 
-    assert "the template writes no <s>: llama-server adds it" in shown(path, "Hi", "--chat")
-    assert "llama-server" not in shown(model, "Hi", "--chat")
+    assert "the template writes no <s>: llama.cpp by itself would" in shown(path, "Hi", "--chat")
+    assert "by itself" not in shown(model, "Hi", "--chat")
 
 
 def test_spaces_that_were_put_there_are_remarked(prefixed, model):
     seen = plain(shown(prefixed[1], "the </s>"))
 
     assert "do not spell the text exactly: the tokenizer puts a space before texts" in seen
-    assert "llama.cpp puts a space after each special token too" in seen
+    assert "after each special token" not in seen
     assert "exactly" not in shown(model, "the </s>")
 
 

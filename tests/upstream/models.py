@@ -170,6 +170,15 @@ def make_encoder(folder: Path, *, labels: int = 0) -> Path:
     return folder
 
 
+def make_rows(folder: Path) -> None:
+    """Give the model a row of its embedding for each piece of the vocabulary."""
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    model.resize_token_embeddings(PIECES, mean_resizing=False)
+    model.save_pretrained(folder)
+
+
 def make_vision_model(folder: Path) -> Path:
     """A Gemma 3 that sees, and its projector."""
     make_architecture("gemma3_vlm", folder)
@@ -177,6 +186,7 @@ def make_vision_model(folder: Path) -> Path:
     config["text_config"]["max_position_embeddings"] = CONTEXT
     (folder / "config.json").write_text(json.dumps(config))
     make_vocabulary(folder, IMAGE)
+    make_rows(folder)
     pictures = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
     return folder

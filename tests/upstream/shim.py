@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.toolchain import find_toolchain
@@ -21,6 +22,7 @@ from runtime.gateway.fleet import Fleet
 from runtime.gateway.gateway import Gateway
 from runtime.gateway.serving import listening, serve
 from runtime.gateway.settings import Settings
+from runtime.template_choice import CHATML
 
 OWN = frozenset(
     ("--host", "--port", "--api-key", "--model", "--alias", "--ctx-size", "--parallel", "--lora")
@@ -32,6 +34,11 @@ NOT_PASSED = frozenset(
 """What each child has as it must, whatever was asked."""
 PATHS = frozenset(("--chat-template-file", "--model-draft", "--media-path", "--slot-save-path"))
 FIELDS = frozenset(("lora", "id_slot", "n_discard", "cache_prompt"))
+
+
+UNASKED = "{{ bos_token }}" + CHATML + "{# message.reasoning_content #}"
+"""What llama-server takes by itself for a model without a template. It always adds BOS; thoughts
+are left in messages, because tests give it other templates, which know them."""
 
 
 class AnyName(Catalog):
@@ -98,7 +105,8 @@ def models(own: dict[str, list[str]]) -> list[Model]:
     projector = os.environ.get("LLAMA_ARG_MMPROJ")
     adapters = tuple(Adapter(Path(path).stem, Path(path), 1.0) for path in own.get("--lora", []))
     path = Path(own["--model"][-1])
-    return [open_model(path, adapters, Path(projector) if projector else None)]
+    model = open_model(path, adapters, Path(projector) if projector else None)
+    return [model if model.can_chat else replace(model, chat_template=UNASKED)]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from exporter.adapter import open_adapter
@@ -11,9 +15,10 @@ from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import SpaceError, VerifyError
 from exporter.plan import plan_merge
 from exporter.steps import WeightedAdapter
-from exporter.verify.full import compare, verify_full
+from exporter.verify.full import Anew, compare, judge, verify_full
 from exporter.verify.report import Verification
 from exporter.verify.unmerged import unmerged
+from tests.raw import edit_json
 from tests.tiny import make_adapter, make_base
 from tests.verify.others import make_tuner
 
@@ -57,6 +62,90 @@ def test_a_gguf_without_the_adapter_breaks_the_limit(
 
         with pytest.raises(VerifyError, match=r"nats from the trained model's .* at most"):
             Verification(file, (found,), 0).refuse()
+
+
+@pytest.mark.parametrize("quant", ["Q8_0", "Q2_K"])
+def test_what_quantizing_costs_is_the_limit_and_a_wrong_file_is_beyond_it(
+    pour, toolchain, tiny_base, tiny_adapter, tmp_path, quant
+):
+    plan = plan_of(tiny_base, tiny_adapter)
+    right = pour(tiny_base, tiny_adapter, tmp_path / "right.gguf", quant)
+    found = verify_full(right, plan, CHUNKS, toolchain)
+
+    assert found.problems == ()
+    assert found.judged
+    assert found.numbers["kl"] == pytest.approx(found.numbers["kl_anew"], rel=1e-6)
+    assert found.numbers["kl_unquantized"] < 1e-9
+    for name, adapter, scale in (("without", None, 1.0), ("twice", tiny_adapter, 2.0)):
+        wrong = pour(tiny_base, adapter, tmp_path / f"{name}.gguf", quant, scale)
+        (problem,) = verify_full(wrong, plan, CHUNKS, toolchain).problems
+        assert "as the same values quantized anew are" in problem
+
+
+def test_a_model_that_llama_cpp_computes_otherwise_is_found_though_its_rows_are_right(
+    pour, toolchain, tmp_path
+):
+    """A sliding window on Mistral, which llama.cpp ignores."""
+    base = make_base(tmp_path / "base", num_hidden_layers=1)
+    edit_json(
+        base / "config.json", model_type="mistral", architectures=["MistralForCausalLM"],
+        sliding_window=4, head_dim=64,
+    )  # fmt: skip
+    file = pour(base, None, tmp_path / "m.gguf", "Q8_0")
+
+    found = verify_full(file, plan_of(base), CHUNKS, toolchain)
+
+    with pytest.raises(VerifyError, match=r"computes this model otherwise .* nothing is quantized"):
+        Verification(file, (found,), 0).refuse()
+
+
+def test_what_peft_itself_does_not_load_is_not_judged(
+    warm_decant, pour, tiny_base, tiny_adapter, tmp_path
+):
+    from safetensors.torch import load_file, save_file
+
+    partial = Path(shutil.copytree(tiny_adapter, tmp_path / "lora"))
+    path = partial / "adapter_model.safetensors"
+    save_file({n: t for n, t in load_file(path).items() if "layers.0.mlp.up" not in n}, path)
+    file = pour(tiny_base, partial, tmp_path / "m.gguf", "Q8_0")
+
+    made = warm_decant("verify", file, "--base", tiny_base, "--adapter", partial, "--json")
+
+    assert made.returncode == 0, made.stderr
+    logits = json.loads(made.stdout)["checks"][-1]
+    assert (logits["name"], logits["judged"], logits["problems"]) == ("logits", False, [])
+    assert "peft itself does not load all of" in logits["notes"][0]
+
+
+def test_tokens_at_which_experts_are_nearly_tied_may_be_off_and_most_may_not():
+    """A right F32 of Gemma 4: 1e-3 off nearly everywhere, a third at a few tokens."""
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(100, 320))
+    near = logits + 1e-3 * random.normal(size=logits.shape)
+    near[:5] += 0.3 * random.normal(size=(5, 320))
+    far = logits + 0.02 * random.normal(size=logits.shape)
+    chunks = [list(range(100))]
+
+    def problems(other) -> tuple[str, ...]:
+        found = compare([logits], [other], chunks)
+        return judge(found, found, Anew(is_exact=True), found, math.inf).problems
+
+    assert problems(near) == ()
+    assert "logits are 2.1% off" in problems(far)[0] or "2.0% off" in problems(far)[0]
+
+
+def test_a_model_without_room_to_be_made_anew_is_not_judged(
+    pour, toolchain, tiny_base, tiny_adapter, tmp_path, monkeypatch
+):
+    file = pour(tiny_base, tiny_adapter, tmp_path / "m.gguf", "Q8_0")
+    monkeypatch.setattr("exporter.write.free_bytes", lambda folder: 0)
+
+    found = verify_full(file, plan_of(tiny_base, tiny_adapter), CHUNKS, toolchain)
+
+    assert (found.problems, found.judged) == ((), False)
+    assert "what quantizing costs cannot be judged" in found.notes[0]
+    limited = verify_full(file, plan_of(tiny_base), CHUNKS, toolchain, most_kl=1e-9)
+    assert limited.problems
 
 
 def test_a_tie_that_peft_merges_wrongly_is_right_by_the_unmerged_forward(pour, toolchain, tmp_path):

@@ -76,7 +76,7 @@ def test_the_command_says_what_is_right_and_what_is_wrong(
     assert right.returncode == 0, right.stderr
     told = json.loads(right.stdout)
     assert [check["name"] for check in told["checks"]] == [
-        "weights", "tokenizer", "special tokens", "chat template", "settings", "logits",
+        "weights", "tokenizer", "special tokens", "chat template", "settings", "loading", "logits",
     ]  # fmt: skip
     assert told["ok"]
 

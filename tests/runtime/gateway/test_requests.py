@@ -27,7 +27,8 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Model:
-    return open_model(write_tiny_gguf(tmp_path_factory.mktemp("model") / "m.gguf"))
+    bare = open_model(write_tiny_gguf(tmp_path_factory.mktemp("model") / "m.gguf"))
+    return replace(bare, chat_template="{{ messages[0].content }}")
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ REMOTE = [
 
 @pytest.mark.parametrize("body", REMOTE, ids=range(len(REMOTE)))
 def test_nothing_is_fetched_for_a_client(body, model, tmp_path):
-    seeing = Named("m", "m", Model(model.header, projector=tmp_path), None, ())
+    seeing = Named("m", "m", replace(model, projector=tmp_path), None, ())
     with pytest.raises(ApiError) as caught:
         prepared(body, "/v1/chat/completions", seeing, Settings(), can_say=True)
     assert caught.value.status == 400
@@ -150,7 +151,7 @@ def test_images_that_are_sent_are_let_through_where_the_model_sees(model, tmp_pa
         message({"type": "image_url", "image_url": {"url": data}}),
         message({"type": "image", "source": {"type": "base64", "data": "AAAA"}}),
     ]
-    seeing = Named("m", "m", Model(model.header, projector=tmp_path), None, ())
+    seeing = Named("m", "m", replace(model, projector=tmp_path), None, ())
     blind = Named("m", "m", model, None, ())
     for body in bodies:
         assert prepared(body, "/v1/messages", seeing, Settings(), can_say=True) == body
@@ -160,7 +161,7 @@ def test_images_that_are_sent_are_let_through_where_the_model_sees(model, tmp_pa
 
 def test_hosts_of_images_can_be_allowed(model, tmp_path):
     body = message({"type": "image_url", "image_url": {"url": "https://pictures.example/x"}})
-    seeing = Named("m", "m", Model(model.header, projector=tmp_path), None, ())
+    seeing = Named("m", "m", replace(model, projector=tmp_path), None, ())
     settings = Settings(media_hosts=frozenset({"pictures.example"}))
 
     assert prepared(body, "/v1/messages", seeing, settings, can_say=True) == body
@@ -229,3 +230,15 @@ def test_words_that_would_end_a_child_are_refused_and_long_texts_are_not(model):
         assert prepared(body, "/v1/completions", plain, Settings(), can_say=True) == body
     long = {"prompt": "word " * 100_000, "image": "data:" + word}
     assert prepared(long, "/v1/completions", named, Settings(), can_say=True) == long
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/messages", "/apply-template"])
+def test_conversations_are_not_for_models_without_a_template(model, route):
+    base = Named("m", "m", replace(model, chat_template=None), None, ())
+
+    with pytest.raises(ApiError, match="'m' has no chat template") as refused:
+        prepared({"messages": []}, route, base, Settings(), can_say=True)
+    assert refused.value.code == "no_chat_template"
+
+    body = {"prompt": "the cat"}
+    assert prepared(body, "/v1/completions", base, Settings(), can_say=True) == body

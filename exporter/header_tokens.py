@@ -1,0 +1,72 @@
+"""The special tokens that a GGUF's header names, and what llama.cpp adds to a text by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from exporter.core.gguf import Array, GGUFFile, read_gguf, read_texts
+
+TOKENS = "tokenizer.ggml.tokens"
+MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
+# what transformers hands a template, and the GGUF's key of it; "seperator" is the format's spelling
+TEMPLATE_TOKENS = {
+    "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
+    "cls": "cls", "mask": "mask",
+}  # fmt: skip
+BOS_BY_MODEL = ("llama", "bert")
+BOS_BY_PRE = (
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
+    "jina-v5-nano", "tekken", "chameleon",
+)  # fmt: skip
+"""Of llama-vocab.cpp: models and pre-tokenizers that begin texts with BOS unless the file says."""
+
+SPECIAL_KINDS = (3, 4)  # llama.h: control and user-defined tokens
+VOCABULARY_MAX = 1 << 21
+
+
+def adds_bos(gguf: GGUFFile) -> bool:
+    """Whether llama.cpp puts the first token there by itself."""
+    said = gguf.metadata.get("tokenizer.ggml.add_bos_token")
+    if isinstance(said, bool):
+        return said
+    return gguf.text(MODEL) in BOS_BY_MODEL or gguf.text(PRE) in BOS_BY_PRE
+
+
+def adds_eos(gguf: GGUFFile) -> bool:
+    """Whether llama.cpp puts the last token there by itself."""
+    return gguf.metadata.get("tokenizer.ggml.add_eos_token") is True
+
+
+def special_tokens(gguf: GGUFFile) -> dict[str, str]:
+    """The texts of the special tokens, by a template's names for them, such as bos_token."""
+    ids = {
+        f"{name}_token": gguf.number(f"tokenizer.ggml.{key}_token_id")
+        for name, key in TEMPLATE_TOKENS.items()
+    }
+    texts = token_texts(gguf, [id_ for id_ in ids.values() if id_ is not None])
+    return {name: texts[id_] for name, id_ in ids.items() if id_ is not None and texts.get(id_)}
+
+
+def token_texts(gguf: GGUFFile, ids: Iterable[int]) -> dict[int, str]:
+    """The texts of tokens by their ids; ids that the vocabulary does not have are left out."""
+    tokens = gguf.metadata.get(TOKENS)
+    if not isinstance(tokens, Array):
+        return {}
+    wanted = {id_ for id_ in ids if 0 <= id_ < tokens.length}
+    if all(id_ < len(tokens.items) for id_ in wanted):
+        return {id_: str(tokens.items[id_]) for id_ in wanted}
+    return read_texts(gguf.path, TOKENS, wanted)
+
+
+@lru_cache(maxsize=8)
+def special_texts(path: Path) -> tuple[str, ...]:
+    """The special tokens of a GGUF's vocabulary, longest first."""
+    metadata = read_gguf(path, keep_items=VOCABULARY_MAX).metadata
+    tokens, kinds = metadata.get(TOKENS), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, Array) or not isinstance(kinds, Array):
+        return ()
+    pairs = zip(tokens.items, kinds.items, strict=False)
+    found = (str(token) for token, kind in pairs if kind in SPECIAL_KINDS and token)
+    return tuple(sorted(found, key=len, reverse=True))

@@ -1,0 +1,173 @@
+"""Text normalization that a tokenizer does and llama.cpp does not.
+
+The export writes the missing steps into the GGUF; whoever gives llama.cpp a text applies them
+first. Needs the `tokenizers` library, and neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from exporter.core.errors import ModelError
+
+NORMALIZER = "decant.tokenizer.normalizer"
+"""GGUF key: the missing steps as tokenizer.json's "normalizer", in JSON; absent where none is."""
+
+SPACE_PREFIX = "decant.tokenizer.space_prefix"
+"""GGUF key: what to do with the beginning of a raw text, see `spaced`; absent for nothing."""
+FIRST, ONCE = "first", "once"
+
+SPACE = "\u2581"  # what sentencepiece writes for a space
+CHAIN = "Sequence"
+KNOWN = {
+    CHAIN, "BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt",
+    "Precompiled", "Prepend", "Replace", "Strip", "StripAccents",
+}  # fmt: skip
+
+UNIGRAM = "t5"  # as tokenizer.ggml.model has it
+
+Step = dict[str, Any]
+
+ANY_SPACE_AS_SPACE: Step = {"type": "Replace", "pattern": {"Regex": r"\s"}, "content": " "}
+"""What a charsmap does besides; without one, llama.cpp knows only the space itself."""
+
+
+def normalizer(written: str | None) -> Callable[[str], str]:
+    """The function that prepares a text for llama.cpp; it changes nothing where `written` is None.
+
+    It is meant for the text between special tokens. Raises ModelError for steps that are damaged
+    or that this version does not know.
+    """
+    if written is None:
+        return str
+    from tokenizers import Tokenizer
+
+    bare: Step = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": read_steps(written), "pre_tokenizer": None, "post_processor": None,
+        "decoder": None, "model": {"type": "BPE", "vocab": {}, "merges": []},
+    }  # fmt: skip
+    normalize: Callable[[str], str] = Tokenizer.from_str(json.dumps(bare)).normalizer.normalize_str
+    return normalize
+
+
+def spaced(text: str, written: str | None) -> str:
+    """A normalized raw text that begins with no special token, with its first space as it must be.
+
+    written: the value of SPACE_PREFIX. "first": the tokenizer puts a space before a text that
+    begins with none, and llama.cpp puts none. "once": llama.cpp puts a space before every text,
+    and the tokenizer only before one that begins with none.
+    """
+    begins_with_space = text.startswith((" ", SPACE))
+    if written == FIRST and text and not begins_with_space:
+        return f" {text}"
+    if written == ONCE and begins_with_space and len(text) > 1:
+        return text[1:]
+    return text
+
+
+def read_steps(written: str) -> Step:
+    """The steps as JSON. Raises ModelError when they are none."""
+    hint = "export the model again with this version of decant"
+    try:
+        found = json.loads(written)
+    except ValueError as error:
+        raise ModelError(f"{NORMALIZER} is no JSON: {error}", hint=hint) from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{NORMALIZER} is {written[:60]!r}, which is no normalizer", hint=hint)
+    unknown = sorted({str(step.get("type")) for step in flat(found)} - KNOWN)
+    if unknown:
+        raise ModelError(f"{NORMALIZER} has a step {unknown[0]!r}, which is unknown", hint=hint)
+    return found
+
+
+def missing_normalizer(tokenizer_json: Mapping[str, Any], model: str) -> str | None:
+    """The steps of a tokenizer.json's normalizer that llama.cpp leaves out; None for none.
+
+    model: the GGUF's tokenizer.ggml.model, which decides what llama.cpp does by itself.
+    """
+    whole = tokenizer_json.get("normalizer")
+    steps = list(flat(whole)) if isinstance(whole, dict) else []
+    rest = DONE_BY_LLAMA_CPP.get(model, all_of)
+    kept = [left for step in steps if (left := rest(step)) is not None]
+    if model == UNIGRAM and splits_at_whitespace(tokenizer_json) and not has_charsmap(steps):
+        kept.append(ANY_SPACE_AS_SPACE)
+    if not kept:
+        return None
+    return json.dumps(kept[0] if len(kept) == 1 else {"type": CHAIN, "normalizers": kept})
+
+
+def splits_at_whitespace(tokenizer_json: Mapping[str, Any]) -> bool:
+    pre = tokenizer_json.get("pre_tokenizer")
+    inner = pre.get("pretokenizers") or [pre] if isinstance(pre, dict) else []
+    return any(step.get("type") == "WhitespaceSplit" for step in inner)
+
+
+def has_charsmap(steps: Iterable[Step]) -> bool:
+    return any(step.get("type") == "Precompiled" for step in steps)
+
+
+def flat(step: Mapping[str, Any]) -> Iterable[Step]:
+    """The steps of a normalizer, one after the other."""
+    if step.get("type") != CHAIN:
+        yield dict(step)
+        return
+    for inner in step.get("normalizers") or ():
+        yield from flat(inner)
+
+
+def all_of(step: Step) -> Step | None:
+    """What BPE leaves out: everything but the writing of bytes as letters."""
+    return None if step["type"] == "ByteLevel" else step
+
+
+def but_for_spaces(step: Step) -> Step | None:
+    """What is left where llama.cpp writes spaces as ▁, and puts one in front, by itself."""
+    if step["type"] == "Prepend" and step.get("prepend") == SPACE:
+        return None
+    return None if is_space_escape(step) else step
+
+
+def is_space_escape(step: Step) -> bool:
+    return (
+        step["type"] == "Replace"
+        and step.get("pattern") == {"String": " "}
+        and step.get("content") == SPACE
+    )
+
+
+def but_for_charsmap(step: Step) -> Step | None:
+    """What UGM leaves out: it applies the charsmap, and merges and strips spaces."""
+    if step["type"] in ("Precompiled", "Strip"):
+        return None
+    merges = step["type"] == "Replace" and step.get("pattern") == {"Regex": " {2,}"}
+    return None if merges else but_for_spaces(step)
+
+
+def but_for_case(step: Step) -> Step | None:
+    """What WordPiece leaves out: Hangul and others that its own table does not decompose.
+
+    It lowers letters and drops accents as it is told; a decomposition that it finds done already
+    changes nothing else.
+    """
+    if step["type"] == "BertNormalizer":
+        strips = step.get("strip_accents")
+        strips = step.get("lowercase", True) if strips is None else strips
+        return {"type": "NFD"} if strips else None
+    return None if step["type"] in ("Lowercase", "StripAccents") else step
+
+
+def but_for_lowercase(step: Step) -> Step | None:
+    return None if step["type"] == "Lowercase" else step
+
+
+DONE_BY_LLAMA_CPP: dict[str, Callable[[Step], Step | None]] = {
+    "llama": but_for_spaces,
+    "gemma4": but_for_spaces,
+    UNIGRAM: but_for_charsmap,
+    "bert": but_for_case,
+    "whitespace": but_for_lowercase,
+}
+"""By tokenizer.ggml.model: what remains of a step."""

@@ -1,0 +1,62 @@
+"""Whether llama.cpp loads a file and computes with it: a few tokens, in a child process."""
+
+from __future__ import annotations
+
+from exporter.core.errors import DecantError, EngineError
+from exporter.core.folders import size_text
+from exporter.core.gguf import GGUFFile
+from exporter.core.machine import available_nbytes
+from exporter.verify.engine import Engine
+from exporter.verify.report import Check
+
+NAME = "loading"
+ROOM = 256 << 20  # bytes for a small context, the logits and llama.cpp itself
+HINT = (
+    "llama.cpp cannot run this model: `--to safetensors` writes it for transformers,"
+    " and `--no-verify` keeps the GGUF all the same"
+)
+
+
+def shortage(file: GGUFFile) -> str:
+    """Why a file is not loaded: its weights do not fit in memory. Empty where they do.
+
+    They are mapped, so that what does not fit would be read from the disk again and again.
+    """
+    needed, free = file.nbytes + ROOM, available_nbytes()
+    if needed <= free:
+        return ""
+    return f"it needs {size_text(needed)} of memory, and {size_text(free)} are free"
+
+
+def unloadable(error: DecantError) -> Check:
+    """The check of a file that llama.cpp does not load."""
+    return Check(NAME, (error.message,), "llama.cpp does not load it", hint=HINT)
+
+
+def not_loaded(why: str) -> Check:
+    return Check(
+        NAME, (), "not loaded whole", judged=False,
+        notes=(f"whether llama.cpp can run it cannot be judged here: {why}",),
+    )  # fmt: skip
+
+
+def check_loading(engine: Engine, file: GGUFFile) -> Check:
+    """Have a loaded model compute a few tokens."""
+    try:
+        found = engine.ask("probe", embeds=gives_embeddings(file))
+    except EngineError as error:
+        return Check(NAME, (error.message,), "llama.cpp cannot compute with it", hint=HINT)
+    what = f"llama.cpp loads it and computes {found['tokens']} tokens"
+    if not found["finite"]:
+        return Check(NAME, (f"{what}, but what comes out is not finite",), what, hint=HINT)
+    return Check(NAME, (), what, numbers={"tokens": found["tokens"]})
+
+
+def gives_embeddings(file: GGUFFile) -> bool:
+    """Whether a model's output is an embedding or a ranking instead of logits."""
+    kind = file.architecture
+    return (
+        f"{kind}.pooling_type" in file.metadata
+        or file.metadata.get(f"{kind}.attention.causal") is False
+        or kind.endswith("encoder")
+    )

@@ -1,0 +1,108 @@
+"""A model made anew for comparison: quantized as a file is, and once not quantized at all.
+
+The first says what its types cost, whatever llama.cpp makes of the model; the second whether
+llama.cpp computes the model as transformers does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.convert import Outtype, convert, imported
+from exporter.core.errors import UnsupportedError
+from exporter.core.events import Report, Step, silent
+from exporter.core.gguf import GGUFFile
+from exporter.core.machine import cores
+from exporter.core.quiet import one_thread, quiet_libraries
+from exporter.core.types import FTYPES, GGMLType
+from exporter.imatrix import UNABLE, Importance
+from exporter.merge import MergedTensors
+from exporter.overlay import result_folder
+from exporter.quantize import Quantizer
+from exporter.verify.strength import KNOWN
+from exporter.write import GGUFPlan, Group, check_space, lay_out, write_files
+
+if TYPE_CHECKING:
+    from exporter.slots import Conversion
+    from exporter.steps import MergePlan
+    from exporter.toolchain import Toolchain
+
+FLOAT32 = 4  # bytes
+SMALL = 2 << 30  # bytes of a model in float32 that is made so; larger ones in float16
+
+
+@dataclass(frozen=True, slots=True)
+class Remade:
+    """The two files."""
+
+    alike: Path
+    """In the types of the file that is verified."""
+    exact: Path
+    exact_type: str
+    """F32, or F16 where that would be too large."""
+
+
+def remake(
+    plan: MergePlan,
+    file: GGUFFile,
+    folder: Path,
+    toolchain: Toolchain,
+    *,
+    report: Report = silent,
+) -> Remade:
+    """Export a plan to `folder` in both ways, in one pass.
+
+    Raises SpaceError where the disk has no room for them, UnsupportedError for a type that
+    cannot be quantized to here.
+    """
+    stored = {info.name: info.type for info in file.tensors}
+    with (
+        imported(toolchain),
+        quiet_libraries(),
+        one_thread(),
+        result_folder(plan) as settings,
+    ):
+        tensors = MergedTensors(plan)
+        count = sum(math.prod(tensors.shape(name)) for name in tensors.names)
+        exact: Outtype = "F32" if count * FLOAT32 <= SMALL else "F16"
+        conversion = convert(tensors, settings, toolchain, outtype=exact, model_name="verify")
+        alike = {slot.name: stored.get(slot.name, slot.type) for slot in conversion.slots}
+        plain = {slot.name: slot.type for slot in conversion.slots}
+        made = Remade(folder / "alike.gguf", folder / "exact.gguf", exact)
+        plans = [
+            planned(made.alike, alike, conversion),
+            planned(made.exact, plain, conversion),
+        ]
+        check_space(plans)
+        report(Step("making the model anew, quantized alike and not at all"))
+        write_files(
+            [Group(plans, conversion.slots)], Quantizer.load(toolchain), threads=cores(),
+            report=report,
+        )  # fmt: skip
+    return made
+
+
+def planned(path: Path, types: Mapping[str, GGMLType], conversion: Conversion) -> GGUFPlan:
+    """A file whose tensors have these types."""
+    unknown = [name for name, kind in types.items() if kind.name not in (*KNOWN, "F32")]
+    if unknown:
+        raise UnsupportedError(
+            f"`{unknown[0]}` is {types[unknown[0]].name}, to which decant cannot quantize anew",
+            hint="`decant verify --light` checks its rows",
+        )
+    shapes = {slot.name: slot.shape for slot in conversion.slots}
+    (header,) = conversion.headers(dict(types), ftype=FTYPES["F32"])
+    importance = {name: alike(shapes[name]) for name, k in types.items() if k.name in UNABLE}
+    layout = lay_out(len(header.content), dict(types), shapes)
+    return GGUFPlan(path, "", header.content, dict(types), layout, {}, importance)
+
+
+def alike(shape: tuple[int, ...]) -> Importance:
+    """All inputs of a tensor matter alike: ggml takes no less for the smallest types."""
+    import numpy as np
+
+    return Importance(np.ones((1, shape[-1]), np.float32), math.prod(shape[:-1]))
