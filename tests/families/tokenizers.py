@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.toolchain import find_toolchain
-from exporter.verify.texts import TEXTS
+from exporter.verify.texts import PLAIN, RARE
 from tests.families import rebuilt
 from tests.families.material import filling, home, llamacpp_vocabulary, mistral_data, npm_tokenizer
 
@@ -141,7 +141,7 @@ def bpe(vocabulary: str, pattern: str, **settings: Any) -> Callable[[Path], None
 
 def small(pattern: str, names: tuple[str, ...], **settings: Any) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        rebuilt.trained(TEXTS, pattern, folder, names, **settings)
+        rebuilt.trained((*PLAIN, *RARE), pattern, folder, names, **settings)
 
     return make
 
