@@ -234,7 +234,6 @@ def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpe
         raise AdapterError(
             "the adapter holds no tensors", hint="was it saved from a trained model?"
         )
-    refuse_empty(adapter, tensors)
     pairs: dict[tuple[str, int], dict[str, Tensor]] = {}
     groups: dict[str, dict[str, Tensor]] = {}
     for stored, tensor in without_copies(tensors).items():
@@ -260,27 +259,6 @@ def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpe
     for one in paired:
         refuse_oddities(one, opened)
     return opened
-
-
-def refuse_empty(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> None:
-    """Stop at tensors of no values: each process of a sharded run kept its part to itself."""
-    empty = [name for name, tensor in tensors.items() if 0 in tensor.shape]
-    if not empty:
-        return
-    script = adapter.folder / "zero_to_fp32.py"
-    has_parts = script.exists() or any(adapter.folder.glob("global_step*"))
-    gather = (
-        f"`python {script} {adapter.folder} OUTPUT` puts the parts in global_step*/ together"
-        if has_parts
-        else "run zero_to_fp32.py of its checkpoint (beside global_step*/) to put the parts"
-        " together"
-    )
-    raise AdapterError(
-        f"{len(empty)} of {len(tensors)} tensors in `{adapter.weights}` are empty, such as"
-        f" `{empty[0]}` {list(tensors[empty[0]].shape)}: DeepSpeed ZeRO-3 saved the adapter"
-        " without gathering its parts",
-        hint=f"{gather}; or train with stage3_gather_16bit_weights_on_model_save: true",
-    )
 
 
 def without_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -336,10 +314,11 @@ def pair(module: str, nested: int, found: dict[str, Tensor]) -> LoraPair:
             raise AdapterError(
                 f"`{PREFIX}{module}.{half}` is missing from the adapter", hint="save it again"
             )
-        if len(found[half].shape) != MATRIX:
+        if len(found[half].shape) != MATRIX or 0 in found[half].shape:
             raise UnsupportedError(
                 f"`{found[half].name}` is {list(found[half].shape)}: no plain LoRA matrix",
-                hint="adapters of convolutions cannot be merged: train without them as targets",
+                hint="adapters of convolutions cannot be merged: train without them as targets; an"
+                " empty one was saved by DeepSpeed ZeRO-3 without gathering its parts first",
             )
     a, b = (found.pop(half) for half in halves)
     return LoraPair(module, a, b, nested, found, halves == EMBEDDING)
