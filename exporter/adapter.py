@@ -349,10 +349,11 @@ def pair(module: str, nested: int, found: dict[str, Tensor]) -> LoraPair:
             raise AdapterError(
                 f"`{PREFIX}{module}.{half}` is missing from the adapter", hint="save it again"
             )
-        if len(found[half].shape) != MATRIX:
+        if len(found[half].shape) != MATRIX or 0 in found[half].shape:
             raise UnsupportedError(
                 f"`{found[half].name}` is {list(found[half].shape)}: no plain LoRA matrix",
-                hint="adapters of convolutions cannot be merged: train without them as targets",
+                hint="adapters of convolutions cannot be merged: train without them as targets; an"
+                " empty one was saved by DeepSpeed ZeRO-3 without gathering its parts first",
             )
     a, b = (found.pop(half) for half in halves)
     return LoraPair(module, a, b, nested, found, halves == EMBEDDING)
