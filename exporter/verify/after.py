@@ -36,6 +36,7 @@ def verify_exported(
             if not result.ok:
                 for shard in read_gguf(path).shards or (path,):
                     shard.rename(shard.with_name(shard.name + REJECTED))
+                report(Note(f"the file is kept as {path.name}{REJECTED}"))
             found.append(result)
     for result in found:
         result.refuse()

@@ -29,7 +29,7 @@ PLAIN_ROPE = ("default", "linear", "yarn", "llama3", "longrope", "su", "proporti
 OFFSET = 8  # positions that RoBERTa and others count from
 END_SLOTS = ("eos", "eot", "eom")  # of a GGUF's ids that end a generation
 GENERATION = "generation_config.json"
-HINT = "is it of this base? if so, export it again"
+HINT = "export it again: the base's config, tokenizer or template is not what it was made with"
 
 
 def check_metadata(file: GGUFFile, conversion: Conversion, folder: Path) -> Check:
@@ -43,6 +43,8 @@ def check_metadata(file: GGUFFile, conversion: Conversion, folder: Path) -> Chec
     for key, held in wanted.items():
         if not key.startswith((f"{file.architecture}.", "tokenizer.")) or key == TEMPLATE:
             continue
+        if key.startswith("tokenizer.") and key.endswith("_token_id") and key not in file.metadata:
+            continue  # what llama.cpp then makes of its special tokens is a check of its own
         compared += 1
         value = held.value
         if isinstance(value, bytes) and held.type.name == "ARRAY":  # such as a charsmap
@@ -93,24 +95,27 @@ def check_config(file: GGUFFile, config: dict[str, Any]) -> tuple[list[str], lis
     The converter may have read them from elsewhere, or not at all. Layers and widths need no such
     check: with wrong ones the tensors do not fit, and llama.cpp does not load the file.
     """
-    problems, notes = [], []
-    key, theta = f"{file.architecture}.{ROPE}", config.get(THETA)
-    actual = file.metadata.get(key)
-    if is_number(theta) and is_number(actual) and not same(actual, float(theta)):
-        told = f"{key} is {actual}; config.json says {float(theta)}"
+    problems: list[str] = []
+    notes: list[str] = []
+    key, theta = f"{file.architecture}.{ROPE}", number_of(config.get(THETA))
+    actual = number_of(file.metadata.get(key))
+    if theta is not None and actual is not None and not same(actual, theta):
+        told = f"{key} is {actual}; config.json says {theta}"
         (problems if has_plain_rope(config) else notes).append(told)
     key = f"{file.architecture}.{CONTEXT}"
-    context = next((config[name] for name in CONTEXTS if is_number(config.get(name))), None)
+    contexts = (number_of(config.get(name)) for name in CONTEXTS)
+    context = next((number for number in contexts if number is not None), None)
     found = file.number(key)
     if context is not None and found is not None and found < context - OFFSET:
         notes.append(
-            f"{key} is {found}; config.json says {context}: programs keep to the smaller one"
+            f"{key} is {found}; config.json says {context:.0f}: programs keep to the smaller one"
         )
     return problems, notes
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def number_of(value: object) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number else None  # type: ignore[arg-type]
 
 
 def has_plain_rope(config: dict[str, Any]) -> bool:
@@ -211,7 +216,8 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
             rendered += 1
             if answers[0] != answers[1]:
                 problems = (f"the chat template gives {parting(*answers)} in transformers",)
-    return Check("chat template", problems, f"{rendered} conversations rendered alike")
+    detail = f"{rendered} conversations rendered alike"
+    return Check("chat template", problems, detail, hint=HINT)
 
 
 def render(

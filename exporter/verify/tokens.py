@@ -34,7 +34,7 @@ UNIGRAM = "t5"  # tokenizer.ggml.model
 MADE_UP, WORDS, PARTS, SEED = 16, 8, 3, 20  # texts, words of each, tokens of each word
 SPACES = f"{SPACE}\u0120#"  # how vocabularies mark the beginning of a word, or its middle
 ADDED = 64  # added tokens that are looked for in a text
-HINT = "is the tokenizer that of this base and adapter? if so, export it again"
+HINT = "export it again, with the tokenizer that was saved with the adapter, or else the base's"
 
 Ids = list[int]
 
@@ -113,7 +113,7 @@ def check_tokens(
     if vocabulary.unordered and (cuts.plain or cuts.rare or cuts.made_up):
         problems.insert(0, vocabulary.unordered)
     notes = [*vocabulary.notes, *cuts.notes, *limits(cuts)]
-    numbers = {"texts": cuts.tried, "differing": cuts.differing}
+    numbers: dict[str, float] = {"texts": cuts.tried, "differing": cuts.differing}
     return Check(
         "tokenizer", tuple(problems), detail, tuple(notes if not problems else ()), numbers,
         hint=HINT,

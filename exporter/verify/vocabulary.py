@@ -83,18 +83,24 @@ def compare_tokens(
     tokens: Sequence[Any], theirs: Mapping[int, str], model: str, tokenizer: Any, found: Findings
 ) -> None:
     """Each token's text, by its id."""
+    added = tokenizer.added_tokens_decoder
+
+    def can_be(number: int, text: str) -> bool:
+        knows = tokenizer if number in added else None
+        return tokens[number] in (text, *written(number, text, model, knows))
+
     unlike = [
         number
         for number, text in theirs.items()
-        if number < len(tokens)
-        and tokens[number] != text
-        and tokens[number] not in written(number, text, model, tokenizer)
+        if number < len(tokens) and tokens[number] != text and not can_be(number, text)
     ]
     named = ", ".join(
         f"token {number} is {shown(tokens[number])} and should be {shown(theirs[number])}"
         for number in sorted(unlike)[:FEW]
     )
-    if len(unlike) > MOST_UNLIKE * len(theirs):
+    texts = set(theirs.values())
+    swapped = any(tokens[number] in texts for number in unlike)  # what is there is another's
+    if swapped or len(unlike) > MOST_UNLIKE * len(theirs):
         found.problems.append(f"{len(unlike)} of {len(theirs)} tokens are others: {named}")
     elif unlike:
         found.notes.append(f"the GGUF cannot hold {len(unlike)} tokens as they are: {named}")
@@ -106,12 +112,11 @@ def compare_tokens(
         )
 
 
-def written(number: int, text: str, model: str, tokenizer: Any) -> Iterator[str]:
-    """How else the converter writes a token."""
+def written(number: int, text: str, model: str, tokenizer: Any | None) -> Iterator[str]:
+    """How else the converter writes a token; tokenizer: for one that was added to it."""
     if model == "bert":
         yield text.removeprefix("##") if text.startswith("##") else SPACE + text
-    added = tokenizer.added_tokens_decoder.get(number)
-    if added is not None:
+    if tokenizer is not None:
         yield text.replace(SPACE, " ")
         decoded = str(tokenizer.decode([number]))
         yield decoded

@@ -109,17 +109,22 @@ def test_a_file_that_is_none_is_refused_and_the_child_goes(toolchain, tmp_path):
     assert engine.process.returncode is not None
 
 
-def test_an_encoder_decoder_encodes_and_decodes(pour, verify, tmp_path):
+def test_an_encoder_decoder_encodes_and_decodes_and_its_logits_are_not_judged(
+    warm_decant, pour, tmp_path
+):
     from tests.tiny_t5 import adapt_t5, make_t5
 
-    base = make_t5(tmp_path / "base")
-    adapt_t5(base, tmp_path / "lora")
-    file = pour(base, tmp_path / "lora", tmp_path / "m.gguf", "Q8_0")
+    base, adapter = make_t5(tmp_path / "base"), tmp_path / "lora"
+    adapt_t5(base, adapter)
+    file = pour(base, adapter, tmp_path / "m.gguf", "Q8_0")
 
-    found = verify(file, base, tmp_path / "lora")
+    made = warm_decant("verify", file, "--base", base, "--adapter", adapter, "--json")
 
-    found.refuse()
-    assert check(found, "loading").numbers["tokens"] == 9
+    assert made.returncode == 0, made.stderr
+    *_, loading, logits = json.loads(made.stdout)["checks"]
+    assert (loading["name"], loading["numbers"]["tokens"]) == ("loading", 9)
+    assert (logits["name"], logits["judged"]) == ("logits", False)
+    assert "logits are compared of decoders only" in logits["notes"][0]
 
 
 def test_a_model_of_embeddings_embeds(pour, verify, tmp_path, toolchain, monkeypatch):

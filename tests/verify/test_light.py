@@ -62,6 +62,16 @@ def test_other_settings_are_found(verify, file, other, tiny_adapter, changes, na
         verify(file, other, tiny_adapter).refuse()
 
 
+def test_no_other_base_is_suspected_where_all_rows_are_right(verify, file, other, tiny_adapter):
+    edit_json(other / "tokenizer_config.json", eos_token="<|user|>")
+
+    with pytest.raises(VerifyError) as told:
+        verify(file, other, tiny_adapter).refuse()
+
+    assert told.value.hint.startswith("export it again")
+    assert "of this base" not in told.value.hint
+
+
 def test_another_end_of_text_is_found(verify, file, other, tiny_adapter):
     edit_json(other / "tokenizer_config.json", eos_token="<|user|>")
 

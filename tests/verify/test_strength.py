@@ -74,8 +74,9 @@ def test_a_change_that_four_bits_cannot_hold_is_a_note_with_what_holds_it(
     assert kept.numbers["strength"] == pytest.approx(1, abs=0.01)
 
 
-@pytest.mark.parametrize("scale", [None, 2.0, 0.5])
-@pytest.mark.parametrize("quant", ["Q4_0", "Q4_K_M"])
+@pytest.mark.parametrize(
+    ("quant", "scale"), [("Q4_K_M", None), ("Q4_0", None), ("Q4_0", 2.0), ("Q4_K_M", 0.5)]
+)
 def test_on_such_a_base_a_missing_or_wrongly_scaled_merge_is_still_an_error(
     pour, verify, coarse_base, faint_adapter, tmp_path, quant, scale
 ):

@@ -82,9 +82,10 @@ def test_a_swapped_token_is_named(pour, verify, bpe_base, tmp_path, known):
     file = pour(bpe_base, None, tmp_path / "m.gguf", "F16")
     swap_items(file, TOKENS, *normal_pair(file))
 
-    told = wrong(verify(file, bpe_base, None), "settings")
+    told = wrong(verify(file, bpe_base, None), "settings", "tokenizer")
 
     assert f"{TOKENS}[{normal_pair(file)[0]}] is" in told
+    assert "2 of 279 tokens are others: token" in told
 
 
 def test_swapped_merges_are_named(pour, verify, bpe_base, tmp_path, known):
