@@ -57,12 +57,29 @@ def token_texts(gguf: GGUFFile, ids: Iterable[int]) -> dict[int, str]:
     wanted = {id_ for id_ in ids if 0 <= id_ < tokens.length}
     if all(id_ < len(tokens.items) for id_ in wanted):
         return {id_: str(tokens.items[id_]) for id_ in wanted}
-    return read_texts(gguf.path, TOKENS, wanted)
+    return texts_at(gguf.path, stamp(gguf.path), frozenset(wanted))
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is replaced: its size, and when it was written."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=64)
+def texts_at(path: Path, written: tuple[int, int], ids: frozenset[int]) -> dict[int, str]:
+    del written
+    return read_texts(path, TOKENS, ids)
+
+
+def special_texts(path: Path) -> tuple[str, ...]:
+    """The special tokens of a GGUF's vocabulary, longest first."""
+    return special_texts_of(path, stamp(path))
 
 
 @lru_cache(maxsize=8)
-def special_texts(path: Path) -> tuple[str, ...]:
-    """The special tokens of a GGUF's vocabulary, longest first."""
+def special_texts_of(path: Path, written: tuple[int, int]) -> tuple[str, ...]:
+    del written
     metadata = read_gguf(path, keep_items=VOCABULARY_MAX).metadata
     tokens, kinds = metadata.get(TOKENS), metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, Array) or not isinstance(kinds, Array):

@@ -124,12 +124,14 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
         return None
     if turns.has_date:
         report(Note(f"the chat template tells the day: TEMPLATE says it is {DAY:%d %b %Y}"))
+    thinks = turns.closing_off is not None
     beyond = [word for word in ("tools", "think") if word in template]
+    beyond = [word for word in beyond if word == "tools" or not thinks]
     if beyond:
         report(
             Note(
-                f"the chat template also speaks of {', '.join(beyond)}:"
-                " the Modelfile's TEMPLATE is for plain conversations"
+                f"the chat template also speaks of {', '.join(beyond)}: the Modelfile's TEMPLATE is"
+                f" for plain conversations{', with and without thinking' if thinks else ''}"
             )
         )
     if turns.system is None:
@@ -159,6 +161,16 @@ def go_template(turns: Turns) -> str:
     that comes last is left open, so that the model goes on writing it.
     """
     opening, in_last = turns.opening, ""
+    closing, thoughts = turns.closing, ""
+    if turns.closing_off is not None:
+        before, after = turns.thoughts
+        closing = (
+            f"{{{{ if and $.IsThinkSet (not $.Think) }}}}{turns.closing_off}"
+            f"{{{{ else }}}}{turns.closing}{{{{ end }}}}"
+        )
+        thoughts = (
+            f"{{{{ if and $last .Thinking }}}}{before}{{{{ .Thinking }}}}{after}{{{{ end }}}}"
+        )
     if turns.system and turns.system_is_last:
         before, after = turns.system
         in_last = f"{{{{ if and $last $.System }}}}{before}{{{{ $.System }}}}{after}{{{{ end }}}}"
@@ -172,9 +184,9 @@ def go_template(turns: Turns) -> str:
         f"{opening}{{{{ range $i, $_ := .Messages }}}}"
         "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
         f'{{{{ if eq .Role "user" }}}}{in_last}{{{{ .Content }}}}'
-        f"{{{{ if $last }}}}{turns.closing}{{{{ else }}}}{turns.to_answer}{{{{ end }}}}"
+        f"{{{{ if $last }}}}{closing}{{{{ else }}}}{turns.to_answer}{{{{ end }}}}"
         "{{ end }}"
-        '{{ if eq .Role "assistant" }}{{ .Content }}'
+        f'{{{{ if eq .Role "assistant" }}}}{thoughts}{{{{ .Content }}}}'
         f"{{{{ if not $last }}}}{turns.to_question}{{{{ end }}}}{{{{ end }}}}"
         "{{ end }}"
     )

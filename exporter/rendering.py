@@ -94,7 +94,7 @@ def one(template: Template, job: Job) -> Rendered:
             job.messages, tools=job.tools, variables=job.variables, has_tools=job.has_tools
         )
     except IrregularError as error:
-        return Rendered(None, str(error))
+        return Rendered(None, str(error.__cause__ or error))
     if len(text) > TEXT_MAX:
         return Rendered(None, f"it makes {len(text)} characters of a short conversation")
     return Rendered(text)

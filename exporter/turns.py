@@ -8,6 +8,7 @@ must give the same as the template for others; a template that does more is reco
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -17,8 +18,9 @@ SYSTEM, USERS, ANSWERS = "\ue001s\ue002", ("\ue001u\ue002", "\ue001v\ue002", "\u
     "\ue001a\ue002", "\ue001b\ue002",
 )  # fmt: skip
 """Words that no template holds, of Unicode's private use."""
-DAY = datetime(2024, 7, 26)  # noqa: DTZ001 - a day that Llama's templates have for want of a clock
+DAY = datetime(2024, 7, 26)  # noqa: DTZ001 - which Llama's templates have for want of a clock
 CLOCK = "strftime_now"
+THINKING = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class Turns:
     """Whether it stands before the last question, and not in place of `opening`."""
     default_system: str = ""
     """What the template says where no system message is given."""
+    closing_off: str | None = None
+    """`closing` where thinking is turned off; None where there is no such switch, or it is off
+    unless it is asked for, which Ollama does by itself of every model that can think."""
+    thoughts: tuple[str, str] = ("", "")
+    """Around the thoughts of an answer that comes last, before its text; with `closing_off`."""
     has_date: bool = False
     """Whether the texts hold a date that the template takes from the clock."""
 
@@ -67,7 +74,8 @@ class Turns:
     @property
     def texts(self) -> tuple[str, ...]:
         return (
-            self.opening, self.to_answer, self.to_question, self.closing, *(self.system or ()),
+            self.opening, self.to_answer, self.to_question, self.closing, self.closing_off or "",
+            *self.thoughts, *(self.system or ()),
         )  # fmt: skip
 
 
@@ -80,8 +88,15 @@ class Rendering:
     """What the engine puts there by itself."""
     has_tools: bool
 
-    def __call__(self, talk: Messages, *, generation: bool = True) -> str:
-        text = self.template.render(talk, generation=generation, has_tools=self.has_tools)
+    def __call__(
+        self, talk: Messages, *, generation: bool = True, thinks: bool | None = None
+    ) -> str:
+        text = self.template.render(
+            talk,
+            generation=generation,
+            has_tools=self.has_tools,
+            variables={} if thinks is None else dict.fromkeys(THINKING, thinks),
+        )
         return text.removeprefix(self.bos)
 
 
@@ -94,6 +109,8 @@ def find_turns(template: str, tokens: dict[str, str], *, adds_bos: bool) -> Turn
     render, has_date = rendering(template, tokens, tokens.get("bos_token", "") if adds_bos else "")
     turns = with_system(cut_turns(render), render)
     check_turns(turns, render)
+    with suppress(IrregularError):  # a plain conversation does not need it
+        turns = with_thinking(turns, render)
     return replace(turns, has_date=has_date)
 
 
@@ -153,6 +170,27 @@ def with_system(turns: Turns, render: Rendering) -> Turns:
         default = turns.opening.removeprefix(before).removesuffix(after)
         return replace(found, default_system=default)
     return found
+
+
+def with_thinking(turns: Turns, render: Rendering) -> Turns:
+    """Add how thinking is turned off, where that only changes how an answer begins.
+
+    Raises IrregularError where it is not so.
+    """
+    talk = talk_of("", USERS[0], ANSWERS[0], USERS[1])
+    words = [message["content"] for message in talk]
+    plain, on, off = (cut(render(talk, thinks=thinks), *words) for thinks in (None, True, False))
+    if not plain == on or off[:-1] != plain[:-1] or off[-1] == plain[-1]:
+        raise IrregularError("thinking is no switch that is on")
+    thought = {"role": "assistant", "content": ANSWERS[0], "reasoning_content": SYSTEM}
+    text = render([talk[0], thought], generation=False)
+    _, before, after, _ = cut(text, USERS[0], SYSTEM, ANSWERS[0])
+    if not before.startswith(turns.to_answer):
+        raise IrregularError("thoughts depend on what stands around them")
+    around = before[len(turns.to_answer) :], after
+    if not all(part.strip() for part in around):
+        raise IrregularError("thoughts have no marks around them")
+    return replace(turns, closing_off=off[-1], thoughts=around)
 
 
 def check_turns(turns: Turns, render: Rendering) -> None:

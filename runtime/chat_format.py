@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 from typing import Any
 
@@ -34,6 +35,9 @@ KEPT_THOUGHTS = (
 THINKING = ("enable_thinking", "thinking")
 """Switches by which templates turn thinking on and off."""
 CHANGED = frozenset((*SWITCHES, *KEPT_THOUGHTS, *THINKING, "tools"))
+CLOCK = "strftime_now"
+REFUSING = "raise_exception"
+"""What a template says that refuses conversations, which llama.cpp may mend."""
 WORD = re.compile(r"\w+")
 UNSET = "{{%- if {0} is none %}}{{%- set {0} = never_defined_by_anybody %}}{{%- endif %}}"
 NOTHING = "{%- if false %}{%- endif %}"
@@ -103,6 +107,8 @@ class Facts:
     """Whether a text begins with a space that llama.cpp does not put there."""
     is_chosen: bool
     """Whether the template is not the file's own."""
+    day: str = ""
+    """Today, where the template tells it."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -121,7 +127,14 @@ def chat_format(header: GGUFFile, chosen: str | None = None) -> ChatFormat:
     adds, puts_space = adds_bos(header), header.text(SPACE_PREFIX) == FIRST
     tokens = special_tokens(header) if "_token" in plain + tool_use or adds else {}
     facts = Facts(
-        plain, tool_use, tuple(tokens.items()), adds, adds_eos(header), puts_space, bool(chosen)
+        plain,
+        tool_use,
+        tuple(tokens.items()),
+        adds,
+        adds_eos(header),
+        puts_space,
+        is_chosen=bool(chosen),
+        day=str(date.today()) if CLOCK in plain + tool_use else "",  # noqa: DTZ011 - as they tell it
     )
     found = format_of(facts)
     if not (puts_space and found.samples and found.samples[0][2].text):
@@ -134,18 +147,21 @@ def chat_format(header: GGUFFile, chosen: str | None = None) -> ChatFormat:
 
 @lru_cache(maxsize=32)
 def format_of(facts: Facts) -> ChatFormat:
+    """The same, remembered: rendering takes a moment."""
     known, names = dict(facts.tokens), facts.names
     bos = known.get("bos_token", "")
     begins_with_bos = "bos_token" in names or (bool(bos) and bos in facts.plain)
     template, flags = facts.plain if facts.is_chosen else None, list[str]()
     samples: tuple[tuple[str, Job, Rendered], ...] = ()
-    if names & CHANGED or facts.tool_use or facts.puts_space:
+    is_changed = bool(names & CHANGED or facts.tool_use or facts.puts_space)
+    if is_changed or REFUSING in names:
         found = render_all(facts.plain, known, [*SAMPLES.values(), *trials()])
         samples = tuple(zip(SAMPLES, SAMPLES.values(), found, strict=False))
         first, *tried = found[0], *found[len(SAMPLES) :]
         begins_with_bos = first.text.startswith(bos) if first.text and bos else begins_with_bos
-        template = before(names, first, tried[0]) + both(facts.plain, facts.tool_use)
-        flags = thinking_flags(first, *tried[1:]) + defaults(names, known)
+        if is_changed:
+            template = before(names, first, tried[0]) + both(facts.plain, facts.tool_use)
+            flags = thinking_flags(first, *tried[1:]) + defaults(names, known)
     lacks_bos = facts.adds_bos and bool(bos) and not begins_with_bos
     adds = {"bos": lacks_bos, "eos": facts.adds_eos}  # no answer follows an end
     flags += [

@@ -33,7 +33,7 @@ from runtime.fit import Asked
 from runtime.remote import parse_url, read_key
 from runtime.session import Choice, Conversation
 from runtime.sessions import Session, find_session, list_sessions, resume
-from runtime.template_choice import HELP, NO_TEMPLATE, read_template
+from runtime.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 
 NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 
@@ -224,7 +224,7 @@ def local_engine(options: Options, report: Report) -> LocalEngine:
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
     model = open_model(path, adapters, options.projector)
     if options.chat_template:
-        model = replace(model, chat_template=read_template(options.chat_template))
+        model = with_template(model, read_template(options.chat_template))
     asked = Asked(options.context, options.threads, force=options.force)
     return LocalEngine(model, asked, report=report)
 

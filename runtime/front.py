@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,6 @@ def front_of(header: GGUFFile, chat: ChatFormat = AS_IT_IS) -> Front:
     )
 
 
-@lru_cache(maxsize=32)
 def normalize_between(written: str, path: Path) -> Normalize:
     """The normalizer, applied between the special tokens that a text names."""
     normalize = normalizer(written)
@@ -143,7 +141,6 @@ def normalize_between(written: str, path: Path) -> Normalize:
     return between
 
 
-@lru_cache(maxsize=32)
 def first_space(written: str, path: Path) -> Normalize:
     """Puts or drops the first space of a text, unless it begins with a special token."""
     special = special_texts(path)
@@ -180,7 +177,9 @@ def thinking(body: Mapping[str, Any]) -> dict[str, bool]:
     kind = asked.get("type") if isinstance(asked, dict) else None
     if kind in ("enabled", "disabled"):
         return dict.fromkeys(THINKING, kind == "enabled")
-    if body.get("reasoning_effort") == "none":  # OpenAI's
+    responses = body.get("reasoning")  # OpenAI's, of both its APIs
+    effort = responses.get("effort") if isinstance(responses, dict) else None
+    if "none" in (body.get("reasoning_effort"), effort):
         return dict.fromkeys(THINKING, False)
     return {}
 

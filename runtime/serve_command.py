@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from runtime.gateway.guard import host_name
 from runtime.gateway.settings import Settings, seconds
 from runtime.remote import check_key, is_loopback, read_key
 from runtime.rpc import Spread, parse_workers, preflight
-from runtime.template_choice import HELP, NO_TEMPLATE, read_template
+from runtime.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 
 KEY_VARIABLE = "DECANT_API_KEY"
 
@@ -162,7 +162,7 @@ def serve(**given: Any) -> int:  # the options above, each of its own type
     options = Options(**given)
     settings = settings_of(options)
     with reporting(quiet=options.quiet) as report:
-        catalog = Catalog(with_template(models_of(options, report), options.chat_template))
+        catalog = Catalog(with_templates(models_of(options, report), options.chat_template))
     if not catalog.models:
         raise ModelError(
             f"there is no model in `{store()}`", hint="make one: decant export ADAPTER"
@@ -227,13 +227,13 @@ def models_of(options: Options, report: Report) -> list[Model]:
     return found
 
 
-def with_template(models: Sequence[Model], name: str | None) -> list[Model]:
+def with_templates(models: Sequence[Model], name: str | None) -> list[Model]:
     """The only model with the template of that name; of several, those that have none."""
     if name is None:
         return list(models)
     text = read_template(name)
     return [
-        replace(model, chat_template=text) if len(models) == 1 or not model.can_chat else model
+        with_template(model, text) if len(models) == 1 or not model.can_chat else model
         for model in models
     ]
 

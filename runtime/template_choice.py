@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
-from exporter.core.errors import InputError
+from exporter.core.errors import InputError, UnsupportedError
 from exporter.toolchain import find_toolchain
+from runtime.engine import Model
 
 CHATML = (
     "{% for message in messages %}"
@@ -18,6 +20,16 @@ HELP = "A template for conversations: chatml, a .jinja file, or one that llama.c
 NO_TEMPLATE = "has no chat template: it is a base model, which goes on writing a text"
 TEMPLATE_MAX = 1 << 20  # bytes
 SHOWN = 5
+
+
+def with_template(model: Model, text: str) -> Model:
+    """The model with a template in place of its own. Raises UnsupportedError."""
+    if model.is_encoder_decoder:
+        raise UnsupportedError(
+            f"`{model.header.path}` is an encoder-decoder, which takes no --chat-template",
+            hint="leave it out: such a model reads a text as it is",
+        )
+    return replace(model, chat_template=text)
 
 
 def read_template(name: str) -> str:

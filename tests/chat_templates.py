@@ -64,6 +64,13 @@ REGULAR = {
     "thinks_last": LOOP + "{% if m.role == 'assistant' %}{{ '<a></think>' + m.content + '</a>' }}"
     "{% else %}{{ '<' + m.role + '>' + m.content }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<a><think>' }}{% endif %}",
+    "thinks_unless_told": LOOP
+    + "{% if m.role == 'assistant' and loop.last and m.reasoning_content %}"
+    "{{ '<assistant><think>' + m.reasoning_content + '</think>' + m.content }}"
+    "{% else %}{{ '<' + m.role + '>' + m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}{% endif %}"
+    "{% endif %}",
     "tools_without_asking": "{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
     + LOOP
     + "{{ '<' + m.role + '>' + m.content }}{% endfor %}"

@@ -24,8 +24,13 @@ def parse_modelfile(text: str) -> dict[str, list[str]]:
     return found
 
 
-def answer_prompt(modelfile: str, messages: list[dict[str, str]]) -> str:
-    """The text that Ollama would have the model continue, without the tokens it adds itself."""
+def answer_prompt(
+    modelfile: str, messages: list[dict[str, str]], *, think: bool | None = None
+) -> str:
+    """The text that Ollama would have the model continue, without the tokens it adds itself.
+
+    think: as a request says; where it says nothing, Ollama has models think that can.
+    """
     said = parse_modelfile(modelfile)
     if "SYSTEM" in said and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": said["SYSTEM"][0]}, *messages]
@@ -36,9 +41,16 @@ def answer_prompt(modelfile: str, messages: list[dict[str, str]]) -> str:
             collated[-1]["content"] += "\n\n" + message["content"]
         else:
             collated.append(dict(message))
+    can_think = ".Thinking" in said["TEMPLATE"][0]
+    think = can_think or None if think is None else think
     data = {
         "System": system,
-        "Messages": [{"Role": m["role"], "Content": m["content"]} for m in collated],
+        "IsThinkSet": think is not None,
+        "Think": bool(think),
+        "Messages": [
+            {"Role": m["role"], "Content": m["content"], "Thinking": m.get("thinking", "")}
+            for m in collated
+        ],
     }
     return execute(said["TEMPLATE"][0], data)
 

@@ -127,7 +127,7 @@ def layout(header: GGUFFile) -> list[tuple[str, tuple[int, ...], str]]:
 def capabilities(named: Named) -> list[str]:
     """What the model can be asked for, in Ollama's words."""
     header = named.model.header
-    template = header.text(TEMPLATE) or ""
+    template = named.model.chat_template or header.text(TEMPLATE) or ""
     if is_embedder(header):
         return ["embedding"]
     found = {

@@ -24,6 +24,11 @@ TOKENS = ("<unk>", "<s>", "</s>", "<|eot|>")
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "", "unk_token": "<unk>"}
 
 
+THINKS_WHEN_ASKED = REGULAR["thinks_unless_told"].replace(
+    "enable_thinking is defined and not enable_thinking", "not enable_thinking"
+)
+
+
 def model(template: str | None, **metadata: Any) -> GGUFFile:
     """The header of a GGUF with this chat template."""
     facts = {
@@ -141,6 +146,30 @@ def test_what_a_template_says_beyond_conversations_is_told(tmp_path):
     made = model(None)
     modelfile(made, tmp_path, report=said.append)
     assert "no chat template" in said[2].message
+
+
+def test_thinking_is_ollamas_switch_where_the_template_thinks_by_itself(tmp_path):
+    template = REGULAR["thinks_unless_told"]
+    said: list[Any] = []
+    text = modelfile(model(template), tmp_path, report=said.append)
+    talk = conversations(system=True)[-1]
+
+    for think in (None, True, False):
+        switch = {} if think is None else {"enable_thinking": think}
+        expected = Template(template, SPECIAL).render(talk, variables=switch)
+        assert answer_prompt(text, talk, think=think) == expected
+    assert "{{ if and $last .Thinking }}<think>{{ .Thinking }}</think>{{ end }}" in text
+    assert said == []
+
+
+@pytest.mark.parametrize("template", [REGULAR["chatml"], THINKS_WHEN_ASKED])
+def test_a_model_that_does_not_think_by_itself_is_not_told_to(tmp_path, template):
+    """Ollama has every model think that can, unless a request says otherwise."""
+    text = modelfile(model(template), tmp_path)
+    talk = conversations(system=True)[0]
+
+    assert "Think" not in text
+    assert answer_prompt(text, talk) == Template(template, SPECIAL).render(talk)
 
 
 def test_answers_stop_at_the_models_own_ends(tmp_path):

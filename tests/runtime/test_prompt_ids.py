@@ -17,6 +17,7 @@ from runtime.client import Delta, ask, ask_json
 from runtime.front import front_of, unlike
 from runtime.gateway.ollama_ask import Ability, chat_question, generate_question
 from tests.chat_templates import REGULAR
+from tests.runtime.gateway.conftest import serving
 from tests.tiny import CHAT_TEMPLATE, make_base
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
@@ -83,6 +84,7 @@ def spell(folder: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
         "unk_token": "<unk>", "chat_template": CHAT_TEMPLATE,
     }  # fmt: skip
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 3, 4]}')
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
@@ -192,6 +194,8 @@ ON, OFF = {"enable_thinking": True}, {"enable_thinking": False}
         ({"thinking": {"type": "disabled"}}, OFF),
         ({"thinking": {"type": "enabled"}, "chat_template_kwargs": OFF}, OFF),
         ({"reasoning_effort": "none"}, OFF),
+        ({"reasoning": {"effort": "none"}}, OFF),
+        ({"reasoning_effort": "low"}, {}),
     ],
 )
 def test_a_switch_stands_as_transformers_leaves_it_unless_a_request_says_otherwise(
@@ -271,5 +275,54 @@ def test_what_is_rendered_otherwise_than_by_transformers_is_named(models, toolch
 
     assert question.startswith("a question: transformers writes '<s>  1.2userHi")
     assert "llama.cpp '<s>%5.1fuserHi" in question
-    assert system.startswith("a system message: transformers refuses it")
-    assert "no system, please" in system
+    assert system.startswith("a system message: transformers refuses it (no system, please)")
+
+
+@pytest.mark.parametrize("token", [2, 3, 4])
+def test_an_answer_stops_at_every_end_that_the_generation_config_names(models, toolchain, token):
+    chat = chat_format(read_gguf(models["letters"]))
+    settings = {"max_tokens": 4, "logit_bias": [[token, 1000]]}
+    with Server(ServerSpec(models["letters"], CONTEXT, threads=1, chat=chat), toolchain) as server:
+        *said, stopped = ask(server, TALKS[0], settings)
+
+    assert (said, stopped.reason, stopped.tokens) == ([], "stop", 1)
+
+
+def test_every_api_gives_the_model_the_same_prompt(bases, models, tmp_path):
+    from transformers import AutoTokenizer
+
+    template = tmp_path / "own.jinja"
+    template.write_text(THINKING)
+    tokenizer = AutoTokenizer.from_pretrained(bases["letters"])
+    question = {"role": "user", "content": "cafe\u0301 </s> the cat"}
+    few = {"num_predict": 1}
+
+    def wanted(**switches: object) -> int:
+        ids = tokenizer.apply_chat_template(
+            [question], chat_template=THINKING, add_generation_prompt=True, return_dict=False,
+            **switches,
+        )  # fmt: skip
+        return len(ids)
+
+    def told(path: str, **body: object) -> int:
+        status, said = served.ask(path, {"model": "letters", "max_tokens": 1, **body})
+        assert status == 200, said
+        usage = said.get("usage", {})
+        counts = [usage.get("prompt_tokens"), said.get("prompt_eval_count")]
+        if "cache_read_input_tokens" in usage:
+            counts.append(usage["input_tokens"] + usage["cache_read_input_tokens"])
+        return int(next(count for count in counts if count is not None))
+
+    assert wanted() != wanted(**ON)
+    with serving(tmp_path, models["letters"], "--chat-template", template) as served:
+        chat, text = {"messages": [question]}, question["content"]
+        plain = {"options": few, "stream": False}
+        budget = {"type": "enabled", "budget_tokens": 1024}
+        for path, body, switched in (
+            ("/v1/chat/completions", chat, {"chat_template_kwargs": ON}),
+            ("/v1/messages", chat, {"thinking": budget}),
+            ("/api/chat", {**chat, **plain}, {"think": True}),
+            ("/api/generate", {"prompt": text, **plain}, {"think": True}),
+        ):
+            assert told(path, **body) == wanted(), path
+            assert told(path, **body, **switched) == wanted(**ON), path
