@@ -11,12 +11,19 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from exporter.core.events import Report
 from exporter.overlay import lay_over
-from exporter.pieces import UNIGRAM, as_pieces, looks_like_pieces, with_charsmap
+from exporter.pieces import (
+    UNIGRAM,
+    as_pieces,
+    looks_like_pieces,
+    merge_scores,
+    with_charsmap,
+)
 from exporter.pretokenizer import METHOD, pre_tokenizer_found
 from exporter.settle_tokens import settle, settle_unigram
 from exporter.token_rows import leave_out, rowless, rows_of, shortened
@@ -83,7 +90,7 @@ def files_for(
     files: dict[str, bytes] = {}
     if rows is not None:
         files = leave_out(loaded, folder, rows, "\n".join(templates.values()), report)
-    if not has_pieces(folder) and may_be_pieces(loaded):
+    if may_be_pieces(loaded) and not (has_pieces(folder) and in_order(loaded, folder)):
         written = loaded.written
         if rows is not None and rowless(loaded, rows):
             written = shortened(written, rows)
@@ -98,6 +105,28 @@ def files_for(
 
 def has_pieces(folder: Path) -> bool:
     return any((folder / name).is_file() for name in PIECES)
+
+
+def in_order(loaded: LoadedTokenizer, folder: Path) -> bool:
+    """Whether sentencepiece's scores of the pieces follow the merges, with no two alike."""
+    path = folder / PIECES[0]
+    if not path.is_file() or loaded.kind != "BPE":
+        return True
+    from sentencepiece import SentencePieceProcessor
+
+    held = SentencePieceProcessor(str(path))
+    order = sorted(merge_scores(loaded.written["model"]), key=lambda item: -item[2])
+    scores = [
+        held.GetScore(number)
+        for text, number, _ in order
+        if len(text) > 1 and number < held.vocab_size() and is_plain(held, number)
+    ]
+    return all(one > other for one, other in pairwise(scores))
+
+
+def is_plain(held: Any, number: int) -> bool:
+    """Whether a piece is text."""
+    return not (held.IsControl(number) or held.IsByte(number) or held.IsUnknown(number))
 
 
 def may_be_pieces(loaded: LoadedTokenizer) -> bool:

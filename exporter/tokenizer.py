@@ -23,6 +23,7 @@ UNREADABLE = (
 )  # fmt: skip
 """What transformers raises for a folder without a tokenizer, or a config, that it can use."""
 
+PIECES = "tokenizer.model"
 RUST_PANIC = "PanicException"
 """Beside a bare Exception, what the tokenizers library raises for a file that it cannot read."""
 
@@ -40,6 +41,11 @@ class LoadedTokenizer:
         """The whole of it as tokenizer.json; seconds for a large vocabulary."""
         whole: dict[str, Any] = json.loads(self.backend.to_str())
         return whole
+
+    @property
+    def kind(self) -> str:
+        """BPE, Unigram or WordPiece."""
+        return type(self.backend.model).__name__
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
@@ -92,7 +98,39 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTo
             f"the tokenizers library cannot read the tokenizer in `{folder}`: {error}",
             hint="copy or download tokenizer.json again; it may also be of a newer transformers",
         ) from error
-    return LoadedTokenizer(found) if hasattr(found, "backend_tokenizer") else None
+    if not hasattr(found, "backend_tokenizer"):
+        return None
+    return LoadedTokenizer(merged_by_score(found, folder))
+
+
+def merged_by_score(tokenizer: Any, folder: Path) -> Any:
+    """transformers' tokenizer with the merges of its pieces in the order of their scores.
+
+    Of a tokenizer.model alone, transformers 5 takes the ids for the order: it cuts the spaces
+    before code otherwise than sentencepiece, by which the model was trained, and than the
+    tokenizer.json that older versions make of the same file.
+    """
+    pieces, whole = folder / PIECES, folder / "tokenizer.json"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or whole.is_file() or not pieces.is_file():
+        return tokenizer
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    written = json.loads(backend.to_str())
+    if written["model"].get("type") != "BPE":
+        return tokenizer
+    held = SentencePieceProcessor(str(pieces))
+    vocabulary = written["model"]["vocab"]
+    scores = {
+        text: held.GetScore(number)
+        for text, number in vocabulary.items()
+        if number < held.vocab_size() and not held.IsControl(number) and not held.IsByte(number)
+    }
+    written["model"]["merges"] = generate_merges(vocabulary, scores)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))  # noqa: SLF001 - its backend
+    return tokenizer
 
 
 def kind_alone(folder: Path) -> Any:

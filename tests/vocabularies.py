@@ -210,6 +210,24 @@ def save_llama2(folder: Path, toolchain: Toolchain) -> int:
     return len(vocabulary)
 
 
+def save_llama2_pieces(folder: Path, toolchain: Toolchain) -> int:
+    """Llama 2's real tokenizer.model, put together again, and no tokenizer.json."""
+    from sentencepiece import sentencepiece_model_pb2 as schema
+
+    keys = upstream_vocabulary(toolchain, "llama-spm")
+    proto = schema.ModelProto()
+    for text, score, kind in zip(keys["tokens"], keys["scores"], keys["token_type"], strict=True):
+        proto.pieces.add(piece=text, score=score, type=kind)  # the kinds are sentencepiece's
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.trainer_spec.byte_fallback = True
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return len(proto.pieces)
+
+
 def save_json(folder: Path, model: Any, added: Any, **parts: Any) -> None:
     folder.mkdir(exist_ok=True)
     whole = {"version": "1.0", "added_tokens": added, "post_processor": None, "model": model}

@@ -20,6 +20,7 @@ from exporter.overlay import result_folder
 from exporter.quantize import Quantizer
 from exporter.slots import Conversion
 from exporter.steps import MergePlan
+from exporter.tokenizer import merged_by_score
 from exporter.toolchain import Toolchain
 from exporter.verify.engine import Engine
 from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
@@ -83,7 +84,8 @@ def expected_of(
         conversion = convert(
             tensors, folder, toolchain, model_name="verify", trust_remote_code=trust_remote_code
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        tokenizer = merged_by_score(found, folder)
         requantizer = Requantizer(Quantizer.load(toolchain))
         yield Expected(plan, conversion, folder, tokenizer, rows, requantizer)
 

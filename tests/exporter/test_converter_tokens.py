@@ -19,6 +19,7 @@ from tests.vocabularies import (
     make_model,
     save_bytes,
     save_llama2,
+    save_llama2_pieces,
     save_neox,
     save_pieces,
     save_unigram,
@@ -247,6 +248,21 @@ def test_a_damaged_tokenizer_is_an_error_with_a_hint(toolchain, folder, damage, 
 
     assert str(folder) in refused.value.message
     assert refused.value.hint
+
+
+def test_a_tokenizer_model_alone_gives_sentencepieces_tokens(toolchain, folder):
+    """transformers 5 merges its runs of spaces first, sentencepiece last."""
+    from sentencepiece import SentencePieceProcessor
+
+    make_model(folder, save_llama2_pieces(folder, toolchain))
+    held = SentencePieceProcessor(str(folder / "tokenizer.model"))
+
+    with converted(folder, toolchain) as made:
+        assert made.loaded.encode("x\n    return 1") == held.encode("x\n    return 1")
+        assert [made.loaded.encode(text) for text in PLAIN] == held.encode(list(PLAIN))
+        assert (
+            held.encode(PLAIN[4]) != made.tokenizer(PLAIN[4], add_special_tokens=False)["input_ids"]
+        )
 
 
 def test_what_llama_cpp_does_not_normalize_is_said_in_the_file(toolchain, folder):
