@@ -81,8 +81,8 @@ def zero_hint(checkpoint: Path, *, is_adapter: bool) -> str:
     frozen = " --exclude_frozen_parameters" if is_adapter else ""
     files = CONFIG if is_adapter else "*.json"
     return (
-        f"where DeepSpeed is installed: python {script} {here} {target} --safe_serialization"
-        f"{frozen} && cp {here}/{files} {target}/; then name {target}"
+        f"where DeepSpeed is installed: `python {script} {here} {target} --safe_serialization"
+        f"{frozen} && cp {here}/{files} {target}/`; then name {target}"
     )
 
 
@@ -91,16 +91,23 @@ def refuse_empty(sizes: Iterable[int], path: Path) -> None:
     found = list(sizes)
     if found and all(found):
         return
-    zero = zero_in(path.parent)
+    folder = path.parent
+    again = f"save the trained model again, with {TRAINER}"
+    zero = zero_in(folder) or (folder if any(map(is_there, marks_of_zero(folder))) else None)
     raise AdapterError(
         f"`{path}` holds no tensors"
         if not found
         else f"{found.count(0)} of {len(found)} tensors in `{path}` are empty: DeepSpeed ZeRO-3"
         " saved them without gathering them first",
-        hint=zero_hint(zero, is_adapter=True)
+        hint=f"{zero_hint(zero, is_adapter=True)}; or {again}"
         if zero
-        else f"save the trained model again; with DeepSpeed ZeRO-3, set {TRAINER}",
+        else f"{again}; a checkpoint with {ZERO_SCRIPT} in it can be put together by that",
     )
+
+
+def marks_of_zero(folder: Path) -> list[Path]:
+    """What DeepSpeed leaves beside its states, whether it is there or not."""
+    return [folder / ZERO_SCRIPT, *folder.glob("global_step*")]
 
 
 def config_above(shards: Path, name: str) -> Path | None:

@@ -279,3 +279,25 @@ def test_a_config_without_a_number_where_one_belongs_is_refused(tmp_path, settin
 
     with pytest.raises(AdapterError, match="gives no number"):
         scaling_of(adapter, adapter.pairs[0])
+
+
+@pytest.mark.parametrize("beside", [(), ("zero_to_fp32.py",), ("global_step12",)])
+def test_an_adapter_that_zero_3_did_not_gather_is_recognized(tmp_path, beside):
+    folder = write_adapter(tmp_path / "lora")
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    write_safetensors(
+        folder / "adapter_model.safetensors",
+        {f"{stem}.lora_A.weight": (0,), f"{stem}.lora_B.weight": (8, 2)},
+    )
+    for name in beside:
+        (folder / name).mkdir()
+
+    with pytest.raises(AdapterError, match=r"1 of 2 tensors .+ are empty.+ZeRO-3") as caught:
+        open_adapter(folder)
+
+    script = folder / "zero_to_fp32.py"
+    if not script.exists():
+        script = "-m deepspeed.utils.zero_to_fp32"
+    assert "zero_to_fp32" in caught.value.hint
+    assert (f"`python {script} {folder}" in caught.value.hint) == bool(beside)
+    assert "stage3_gather_16bit_weights_on_model_save" in caught.value.hint
