@@ -56,7 +56,9 @@ SIZES = {
     "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
     "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
-    "max_position_embeddings": "context_length",
+    "max_position_embeddings": "context_length", "num_experts": "expert_count",
+    "num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
     "original_max_position_embeddings": "rope.scaling.original_context_length",
 }  # fmt: skip
 A, B = "lora_A.weight", "lora_B.weight"

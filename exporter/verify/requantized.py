@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.convert import imported
+from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.gguf import Array, GGUFFile, TensorInfo, read_gguf
 from exporter.core.types import FLOATS
 from exporter.gguf_base import ARCHITECTURE, NOT_COPIED
 from exporter.steps import MergePlan
 from exporter.verify.bounds import allowed_error, least_likeness, likeness
+from exporter.verify.engine import Engine
+from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
 
@@ -46,8 +49,26 @@ def verify_requantized(
     started = time.monotonic()
     file, source = (read_gguf(one, keep_items=KEPT_ITEMS) for one in (path, plan.checkpoint.folder))
     with imported(toolchain):
-        checks = (check_weights(file, plan, rows), check_copied(file, source))
+        checks = (
+            check_weights(file, plan, rows),
+            check_copied(file, source),
+            loaded(file, toolchain),
+        )
     return Verification(path, checks, time.monotonic() - started)
+
+
+def loaded(file: GGUFFile, toolchain: Toolchain) -> Check:
+    """Whether llama.cpp loads the file and decodes a few tokens, in a process of its own."""
+    if too_large := shortage(file):
+        return not_loaded(too_large)
+    with Engine(toolchain) as engine:
+        try:
+            engine.load(file.path)
+            return check_loading(engine, file)
+        except (EngineError, ModelError) as error:
+            return unloadable(error)
+        except SpaceError as error:
+            return not_loaded(error.message)
 
 
 def check_weights(file: GGUFFile, plan: MergePlan, rows: int) -> Check:

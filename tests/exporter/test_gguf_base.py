@@ -70,11 +70,14 @@ def test_an_adapter_is_merged_as_into_the_checkpoint(
     assert {key: ours[key] for key in about} == {key: theirs[key] for key in about}
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma3", "phi3", "mistral", "gemma2"])
+@pytest.mark.parametrize(
+    "name", ["qwen2", "qwen3", "gemma3", "phi3", "mistral", "gemma2", "mixtral"]
+)
 def test_each_architectures_arrangement_is_the_converters(toolchain, tmp_path, name):
     base = make_architecture(name, tmp_path / "base", dtype="float32")
     make_tokenizer(base)
-    adapter = saved(base, name, tmp_path / "lora")
+    attention = {"target_modules": ["q_proj", "o_proj"]} if name == "mixtral" else {}
+    adapter = saved(base, name, tmp_path / "lora", **attention)
     whole = tmp_path / "whole.gguf"
     request = ExportRequest((), base, ("F32",), (whole,))
     export(request, toolchain)
@@ -102,6 +105,7 @@ def test_a_quantized_base_is_quantized_again_as_llama_quantize_does_and_the_loss
     assert tensors == expected
     assert ours["tokenizer.ggml.tokens"] == theirs["tokenizer.ggml.tokens"]
     assert any("lose twice" in event.message for event in said)
+    assert [check.name for check in verified.checks] == ["weights", "settings", "loading"]
     (loss,) = [check.numbers["loss"] for check in verified.checks if check.name == "weights"]
     assert 0.01 < loss < 0.2
     assert "%" in verified.summary
