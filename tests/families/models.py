@@ -170,7 +170,8 @@ FAMILIES: dict[str, Family] = {
         mlp_multipliers=[0.88, 0.18], ssm_multipliers=[0.35, 0.25, 0.18, 0.5, 0.35], bos_token_id=11, eos_token_id=11, **MAMBA)),
     "Nemotron-H": Family("nemotron_h", lambda t: t.NemotronHConfig(
         **small(vocab_size=131072, num_hidden_layers=4), hybrid_override_pattern="M-*-", head_dim=64, mamba_num_heads=8,
-        mamba_head_dim=64, ssm_state_size=128, n_groups=1, chunk_size=64, bos_token_id=1, eos_token_id=2)),
+        mamba_head_dim=64, ssm_state_size=128, n_groups=1, chunk_size=64, bos_token_id=1, eos_token_id=2),
+        linear=["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "up_proj", "down_proj"]),
     "LFM2": Family("lfm2", lambda t: t.Lfm2Config(
         **small(vocab_size=1024), layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False,
         bos_token_id=1, eos_token_id=4, pad_token_id=0)),

@@ -113,6 +113,7 @@ def unigram(
     pieces = [
         [text, score]
         for text, score in zip(items(header, "tokens"), items(header, "scores"), strict=True)
+        if not text.startswith("[PAD")  # llama.cpp's, where the embedding has more rows
     ]
     ordered = order(pieces)
     texts = [text for text, _ in ordered]
