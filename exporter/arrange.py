@@ -15,6 +15,10 @@ from exporter.settings import head_size, rotated
 
 Arrange = Callable[[str, Any], Any]
 """From a tensor's name and the tensor to what the converter is given."""
+SCALING_SWITCHES = {"t5": "scale_decoder_outputs", "umt5": "tie_word_embeddings"}
+"""By model type: the setting by which transformers scales with d_model ** -0.5."""
+OUTPUT_SCALED = "decant.output_scaled"
+"""The key of a GGUF whose last norm holds that factor, which llama.cpp leaves out."""
 STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 GEMMA2_27B = 46
 """Layers of the Gemma 2 whose queries llama.cpp divides otherwise (gemma2.cpp)."""
@@ -48,14 +52,19 @@ def arranger(hparams: Mapping[str, Any]) -> Arrange:
     kind = str(part.get("model_type"))
     if kind.startswith(("qwen3_vl_moe", "qwen3_omni_moe")):
         return lambda name, tensor: experts_turned(name, tensor, part)
-    tied = {"t5": "scale_decoder_outputs", "umt5": "tie_word_embeddings"}.get(kind, "")
-    if part.get(tied):
+    if scales_output(hparams):
         return lambda name, tensor: output_scaled(name, tensor, part)
     if kind == "gemma2" and (factor := query_factor(part)) != 1.0:
         return lambda name, tensor: queries_scaled(name, tensor, factor)
     if kind == "bamba" and rotated(part) < head_size(part):
         return lambda name, tensor: heads_halved(name, tensor, part)
     return lambda _, tensor: tensor
+
+
+def scales_output(hparams: Mapping[str, Any]) -> bool:
+    """Whether the decoder's output is scaled before a head that is the embedding, as T5's is."""
+    kind = str(hparams.get("model_type"))
+    return bool(hparams.get(SCALING_SWITCHES.get(kind, "")))
 
 
 def experts_turned(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from exporter.arrange import OUTPUT_SCALED, scales_output
 from exporter.converter_tokens import converter_tokens
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
@@ -176,6 +177,8 @@ def prepare(model: Any, source: LazySource, slots: list[Slot]) -> None:
     model.prepare_metadata(vocab_only=False)
     settle_windows(writer, model.hparams)
     write_positions(writer, model.hparams)
+    if scales_output(model.hparams):
+        writer.add_bool(OUTPUT_SCALED, val=True)
 
 
 def tell_limits(made: Converted, *, report: Report) -> None:

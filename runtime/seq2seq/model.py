@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.arrange import OUTPUT_SCALED
 from exporter.core.errors import EngineError, ModelError, UnsupportedError
 from exporter.core.gguf import GGUFFile, read_gguf
 
@@ -97,8 +98,10 @@ class EncoderDecoder:
         """What the logits are multiplied with before they are probabilities.
 
         Where T5 shares its head with the embedding, it scales by d_model ** -0.5; llama.cpp
-        leaves that out.
+        leaves that out. decant's exports have it in the last norm, and say so.
         """
+        if self.header.metadata.get(OUTPUT_SCALED) is True:
+            return 1.0
         if any(tensor.name == "output.weight" for tensor in self.header.tensors):
             return 1.0
         return 1 / math.sqrt(self.bindings.llama_model_n_embd(self.model))

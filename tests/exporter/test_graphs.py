@@ -26,7 +26,6 @@ from tests.architectures import (
     T5_SIZE,
     make_architecture,
 )
-from tests.exporter import test_lora
 from tests.logits import Loaded
 from tests.reference import read_gguf
 from tests.roads import shake
@@ -37,7 +36,6 @@ pytestmark = [
     pytest.mark.trained,
     pytest.mark.filterwarnings("ignore"),
 ]
-vocabularies_left_out = test_lora.vocabularies_left_out
 
 TOKENS = [(number * 37) % 290 + 5 for number in range(24)]
 CLOSE = 1e-3  # of the largest logit: llama.cpp looks GELU up in a table of 16 bits

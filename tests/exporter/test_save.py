@@ -191,7 +191,8 @@ def test_other_architectures_too_also_those_llamacpp_lacks(tmp_path, name):
 
     output, error = saved(base, config, tmp_path, auto=made.auto)
 
-    assert error < FLOAT32
+    # an untied T5, whose head is not scaled, has logits of some 40
+    assert error < FLOAT32 * (3 if name == "t5" else 1)
     index = json.loads((output / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(load_tensors(output)) == set(load_tensors(base))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,13 +34,15 @@ LLAMA3_ROPE = {
 }  # fmt: skip
 QWEN = {"bos_token_id": 151643, "eos_token_id": 151645}
 EYES = {
-    "depth": 2, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2,
+    "depth": 4, "hidden_size": 64, "intermediate_size": 96, "num_heads": 2,
     "out_hidden_size": 256, "patch_size": 14,
 }  # fmt: skip
 CAUSAL, VISION = "AutoModelForCausalLM", "AutoModelForImageTextToText"
 SEQ2SEQ, EMBED, RERANK = (
     "AutoModelForSeq2SeqLM", "AutoModel", "AutoModelForSequenceClassification"
 )  # fmt: skip
+LANGUAGE = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+"""What most trainers adapt of a model that sees."""
 TASKS = {
     CAUSAL: "CAUSAL_LM", VISION: "CAUSAL_LM", SEQ2SEQ: "SEQ_2_SEQ_LM", EMBED: "FEATURE_EXTRACTION",
     RERANK: "SEQ_CLS",
@@ -79,6 +82,13 @@ def make_family(name: str, folder: Path) -> tuple[Path, Path]:
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(base)
+    if family.auto == VISION:
+        pictures = {
+            "image_mean": [0.5] * 3,
+            "image_std": [0.5] * 3,
+            "size": {"height": 56, "width": 56},
+        }
+        (base / "preprocessor_config.json").write_text(json.dumps(pictures))
     shutil.copytree(tokenizer_folder(family.tokenizer), base, dirs_exist_ok=True)
     asked = LoraConfig(
         task_type=TASKS[family.auto], r=8, lora_alpha=16, target_modules=family.linear
@@ -110,9 +120,9 @@ FAMILIES: dict[str, Family] = {
         **small(vocab_size=131072), head_dim=128, sliding_window=None, bos_token_id=1, eos_token_id=2)),
     "Mistral Small 3": Family("tekken", lambda t: t.Mistral3Config(
         text_config=t.MistralConfig(**small(vocab_size=131072), head_dim=128, sliding_window=None),
-        vision_config=t.PixtralVisionConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        vision_config=t.PixtralVisionConfig(hidden_size=64, intermediate_size=96, num_hidden_layers=3,
                                             num_attention_heads=2, image_size=56, patch_size=14),
-        image_token_index=10, spatial_merge_size=2), VISION),
+        image_token_index=10, spatial_merge_size=2), VISION, LANGUAGE),
     "Ministral 3": Family("ministral3", lambda t: t.Ministral3Config(**small(vocab_size=131072), head_dim=128)),
     "Qwen 2.5": Family("qwen2_5", lambda t: t.Qwen2Config(**small(vocab_size=151936), tie_word_embeddings=True, **QWEN)),
     "Qwen 2.5, padded": Family("qwen2_5", lambda t: t.Qwen2Config(**small(vocab_size=152064), **QWEN)),
@@ -212,10 +222,10 @@ FAMILIES: dict[str, Family] = {
         text_config=small(vocab_size=151936, rope_parameters={
             "rope_type": "default", "mrope_section": [16, 8, 8], "rope_theta": 1e6}),
         vision_config=EYES, image_token_id=151655, video_token_id=151656, vision_start_token_id=151652,
-        vision_end_token_id=151653), VISION),
+        vision_end_token_id=151653), VISION, LANGUAGE),
     "Gemma 3, with vision": Family("gemma3", lambda t: t.Gemma3Config(
         text_config=small(vocab_size=262208, head_dim=128, sliding_window=512),
         vision_config={"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2,
                        "image_size": 112, "patch_size": 14, "vision_use_head": False},
-        mm_tokens_per_image=4, image_token_index=262144, boi_token_index=255999, eoi_token_index=256000), VISION),
+        mm_tokens_per_image=4, image_token_index=262144, boi_token_index=255999, eoi_token_index=256000), VISION, LANGUAGE),
 }  # fmt: skip

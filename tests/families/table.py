@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.families.cells import COLUMNS, SERVED
+from tests.families.cells import COLUMNS, ENGINE
 from tests.families.models import FAMILIES
 from tests.families.tokenizers import SOURCES
 
@@ -61,7 +61,7 @@ def write_page(config: pytest.Config) -> None:
 
 def page(rows: list[tuple[str, dict[str, str]]]) -> str:
     """The table, with what is more than a mark as numbered notes below it."""
-    columns = [*COLUMNS, *SERVED]
+    columns = [*COLUMNS, *ENGINE]
     notes: list[str] = []
 
     def short(cell: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.families.cells import COLUMNS, SERVED, WITHOUT_GGUF, Case, serve
+from tests.families.cells import COLUMNS, ENGINE, WITHOUT_GGUF, Case, engine_of
 from tests.families.models import FAMILIES, make_family
 from tests.families.table import keep_row
 
@@ -24,10 +24,10 @@ def test_a_family_is_exported_verified_and_answers(name, warm_decant, tmp_path, 
     for column, check in COLUMNS.items():
         if case.gguf.exists() or column in WITHOUT_GGUF:
             row[column] = cell_of(lambda check=check: check(case))
-    if case.gguf.exists() and case.talks:
-        with serve(case) as served:
-            for column, check in SERVED.items():
-                row[column] = cell_of(lambda check=check: check(case, served))
+    if case.gguf.exists() and case.has_template:
+        with engine_of(case) as engine:
+            for column, check in ENGINE.items():
+                row[column] = cell_of(lambda check=check: check(case, engine))
     keep_row(request.config, name, row)
 
     assert not {column: cell for column, cell in row.items() if cell.startswith(WRONG)}

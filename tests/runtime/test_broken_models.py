@@ -55,7 +55,7 @@ def test_at_the_terminal_too(tmp_path):
     with chat(tmp_path / "empty.gguf") as terminal:
         assert terminal.wait() == 3
 
-    assert "not a whole GGUF" in terminal.text
+    assert "not a whole GGUF" in terminal.text.replace("\n", "")  # a long path wraps it
 
 
 def test_a_model_too_large_for_the_memory_is_refused_with_sizes(decant, pirate, tmp_path):

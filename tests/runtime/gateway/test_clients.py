@@ -455,7 +455,8 @@ def test_ollama_has_long_texts_cut_unless_it_says_otherwise(ollama_client):
     """The demo's model takes 512 tokens; each of these words is one or more."""
     long = ollama_client.embed("base", ["cow " * 600, "cow " * 900])
 
-    assert long.embeddings[0] == pytest.approx(long.embeddings[1], abs=1e-5)
+    # in one batch their keys lie in another order, and 4-bit weights meet activations of 8 bits
+    assert long.embeddings[0] == pytest.approx(long.embeddings[1], abs=1e-4)
     assert long.prompt_eval_count == 2 * 512
     with pytest.raises(ollama.ResponseError) as refused:
         ollama_client.embed("base", "cow " * 600, truncate=False)
