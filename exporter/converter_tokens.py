@@ -24,7 +24,7 @@ from exporter.pieces import (
     merge_scores,
     with_charsmap,
 )
-from exporter.pretokenizer import METHOD, pre_tokenizer_found
+from exporter.pretokenizer import METHOD, byte_level_taken, pre_tokenizer_found
 from exporter.settle_tokens import settle, settle_unigram
 from exporter.token_rows import leave_out, rowless, rows_of, shortened
 from exporter.tokenizer import LoadedTokenizer, load_tokenizer, space_before, templates_of
@@ -71,6 +71,7 @@ def converter_tokens(
     with (
         tempfile.TemporaryDirectory(prefix="decant-") as temporary,
         pre_tokenizer_found(model_class, loaded),
+        byte_level_taken(model_class, loaded),
     ):
         files = files_for(loaded, folder, rows_of(hparams), report) if loaded else {}
         if not files:

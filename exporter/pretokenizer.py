@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from exporter.core.errors import UnsupportedError
+from exporter.pieces import pre_tokenizers
 from exporter.pretokenizer_patterns import GPT2, NAMES, SUFFIX, Cuts
 from exporter.tokenizer import LoadedTokenizer
 
@@ -25,6 +26,7 @@ SUFFIXES = re.compile(r"\(\?i:'s\|'t\|'re\|'ve\|'m\|'ll\|'d\)")
 
 
 METHOD = "get_vocab_base_pre"
+PIECES = "tokenizer.model"
 
 
 @contextmanager
@@ -47,6 +49,42 @@ def pre_tokenizer_found(model_class: Any, loaded: LoadedTokenizer | None) -> Ite
         yield
     finally:
         setattr(owner, METHOD, original)
+
+
+@contextmanager
+def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Iterator[None]:
+    """Have the converter write a byte-level tokenizer where its class looks for tokenizer.model.
+
+    Some classes do unless tokenizer_config.json names an older class of transformers' (Phi-4-mini).
+    """
+    if loaded is None or not is_byte_level(loaded.written):
+        yield
+        return
+    had = "set_vocab" in vars(model_class)
+    original = model_class.set_vocab
+
+    def set_vocab(self: Any) -> None:
+        try:
+            original(self)
+        except (FileNotFoundError, ValueError) as error:
+            if PIECES not in str(error):
+                raise
+            self._set_vocab_gpt2()
+
+    model_class.set_vocab = set_vocab
+    try:
+        yield
+    finally:
+        if had:
+            model_class.set_vocab = original
+        else:
+            del model_class.set_vocab
+
+
+def is_byte_level(written: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json merges the letters that stand for bytes, as GPT-2's does."""
+    is_bpe = (written.get("model") or {}).get("type") == "BPE"
+    return is_bpe and any(step.get("type") == "ByteLevel" for step in pre_tokenizers(written))
 
 
 def by_hash(model: Any, original: Callable[[Any, Any], str], tokenizer: Any) -> str:

@@ -6,6 +6,7 @@ transformers does, the keys are set anew here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from string import ascii_letters, digits
@@ -54,6 +55,7 @@ def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) ->
         settle_case(writer, loaded)
     else:
         settle_first_and_last(writer, loaded)
+        settle_fillers(writer, loaded)
         settle_ends(writer, loaded, eos_ids(folder), report)
     settle_templates(writer, templates)
     settle_strips(writer, loaded, kind, report)
@@ -160,6 +162,15 @@ def settle_first_and_last(writer: Any, loaded: LoadedTokenizer) -> None:
         put(writer, f"{KEY}add_{name}_token", bool(ids))
 
 
+def settle_fillers(writer: Any, loaded: LoadedTokenizer) -> None:
+    """Name the tokenizer's own padding, separator and mask: a config may name other tokens."""
+    size = len(value(writer, "tokens"))
+    for name, key in (("pad", "padding"), ("sep", "seperator"), ("mask", "mask")):  # sic
+        role = loaded.special(name)
+        if role is not None and role < size:
+            put(writer, f"{KEY}{key}_token_id", role)
+
+
 def missing(writer: Any, name: str) -> bool:
     return value(writer, f"{name}_token_id") is None
 
@@ -202,7 +213,8 @@ def eos_ids(folder: Path) -> Iterator[int]:
 def settle_strips(writer: Any, loaded: LoadedTokenizer, kind: str, report: Report) -> None:
     """See that tokens which take the spaces beside them do so in llama.cpp, else say it.
 
-    It knows no key for that, but does as Phi-3 does where the model's name has "phi-3" in it.
+    It knows no key for that, but does as Phi-3 does where the model's name has "phi-3" in it;
+    that a fine-tune is called so by chance must not change its tokens.
     """
     mask = loaded.special("mask")  # of which texts have none
     taking = {
@@ -210,11 +222,14 @@ def settle_strips(writer: Any, loaded: LoadedTokenizer, kind: str, report: Repor
         for number, token in loaded.added.items()
         if number != mask and (token.lstrip or token.rstrip or token.single_word)
     }
+    named = writer.kv_data[0].get("general.name")
+    name = str(named.value) if named else ""
     if not taking:
+        if any(phi in name.lower() for phi in PHI3):
+            put(writer, "general.name", re.sub("(?i)phi-?3", "Phi_3", name))
         return
     others = {token.content for token in loaded.added.values()} - taking.keys()
     if kind == SENTENCES and all(taking.values()) and others == PHI3_KEEPS and "</s>" in taking:
-        name = writer.kv_data[0]["general.name"].value
         if not any(phi in name.lower() for phi in PHI3):
             put(writer, "general.name", f"{name} {PHI3[0]}")
         return

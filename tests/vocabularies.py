@@ -72,13 +72,13 @@ class Converted:
 
 
 @contextmanager
-def converted(folder: Path, toolchain: Toolchain) -> Iterator[Converted]:
+def converted(folder: Path, toolchain: Toolchain, name: str = "m") -> Iterator[Converted]:
     """Lay a folder's model out as GGUF and load its vocabulary, without a weight."""
     from transformers import AutoTokenizer
 
     events: list[Event] = []
     tensors = MergedTensors(plan_merge(open_checkpoint(folder), []))
-    conversion = convert(tensors, folder, toolchain, model_name="m", report=events.append)
+    conversion = convert(tensors, folder, toolchain, model_name=name, report=events.append)
     path = folder / "header.gguf"
     path.write_bytes(conversion.headers({}, ftype=conversion.ftype)[0].content)
     with vocabulary(path, toolchain) as loaded:

@@ -315,6 +315,16 @@ def test_what_a_text_ends_with_is_kept_beside_the_end_of_an_answer(toolchain, fo
         assert made.loaded.bindings.llama_vocab_is_eog(made.loaded.handle, 2)
 
 
+def test_the_tokenizers_padding_goes_before_the_configs(toolchain, folder):
+    rows = save_pieces(folder)
+    add_token(folder, "<pad>")
+    edit(folder / "tokenizer_config.json", pad_token="<pad>")
+    make_model(folder, rows + 8, pad_token_id=rows + 3)
+
+    with converted(folder, toolchain) as made:
+        assert made.value("padding_token_id") == made.tokenizer.pad_token_id == rows
+
+
 def test_a_config_that_names_a_plain_token_as_the_end_is_not_believed(toolchain, folder):
     rows = save_bytes(folder, byte_level())
     make_model(folder, rows, eos_token_id=100)
@@ -357,6 +367,24 @@ def test_tokens_that_take_the_spaces_behind_them_do_so_or_it_is_said(toolchain, 
             assert not told
         else:
             assert "takes the spaces beside it" in told[0]
+
+
+@pytest.mark.parametrize("name", ["Phi-3-tuned", "my-phi3"])
+def test_a_name_like_phi_3s_does_not_make_other_tokens_take_spaces(toolchain, folder, name):
+    template = "{% for m in messages %}</s>\n{{ m['content'] }}</s>\n{% endfor %}"
+    make_model(folder, save_pieces(folder, template=template))
+
+    with converted(folder, toolchain, name) as made:
+        assert made.unlike_chats(CONVERSATIONS) == []
+
+
+def test_a_byte_level_tokenizer_is_taken_where_the_class_looks_for_pieces(toolchain, folder):
+    """Phi-4-mini's class does, unless the settings name a class of an older transformers."""
+    make_model(folder, save_bytes(folder, byte_level()), "Phi3", pad_token_id=0)
+
+    with converted(folder, toolchain) as made:
+        assert made.value("model") == "gpt2"
+        assert made.unlike(TEXTS) == []
 
 
 def test_all_templates_are_in_the_file_under_their_names(toolchain, folder):

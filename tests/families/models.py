@@ -208,8 +208,8 @@ FAMILIES: dict[str, Family] = {
         vocab_size=250048, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=514, type_vocab_size=1), EMBED, ["query", "key", "value"]),
     "ModernBERT, embedder": Family("modernbert", lambda t: t.ModernBertConfig(
-        **{k: v for k, v in small(vocab_size=50496).items() if k != "num_key_value_heads"}, pad_token_id=50435,
-        bos_token_id=50433, cls_token_id=50433, eos_token_id=50434, sep_token_id=50434), EMBED, ["Wqkv", "Wo"]),
+        **{k: v for k, v in small(vocab_size=50496).items() if k != "num_key_value_heads"}, pad_token_id=50433,
+        bos_token_id=50431, cls_token_id=50431, eos_token_id=50432, sep_token_id=50432), EMBED, ["Wqkv", "Wo"]),
     "XLM-R, reranker": Family("xlm_r", lambda t: t.XLMRobertaConfig(
         vocab_size=250048, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
         max_position_embeddings=514, type_vocab_size=1, num_labels=1), RERANK, ["query", "key", "value"]),

@@ -28,7 +28,7 @@ QWEN35 = (
     rf"{CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
     r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+BLOOM = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
@@ -67,10 +67,13 @@ PRETOKENIZERS = {
 def byte_level(vocabulary: Path, pretokenizer: str, folder: Path, **settings: Any) -> None:
     """A byte-level BPE tokenizer.json from a vocabulary with merges."""
     header = read_gguf(vocabulary, keep_items=EVERYTHING)
-    tokens, kinds = items(header, "tokens"), items(header, "token_type")
+    tokens, kinds = items(header, "tokens"), list(items(header, "token_type"))
+    for at, text in enumerate(tokens):
+        if text.startswith("[PAD"):  # llama.cpp's, where the embedding has more rows
+            kinds[at] = UNUSED
     model = {
         "type": "BPE",
-        "vocab": {text: at for at, text in enumerate(tokens) if kinds[at] not in (CONTROL, UNUSED)},
+        "vocab": {text: at for at, text in enumerate(tokens) if kinds[at] != UNUSED},
         "merges": [merge.split(" ") for merge in items(header, "merges")],
     }
     added = [
