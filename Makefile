@@ -3,9 +3,10 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
+WORKERS ?= 2 # processes of pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast test programs bench fmt lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast test programs families bench fmt lock wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -13,11 +14,14 @@ help: ## show this list
 demo: setup ## set up, then run the main job on a tiny model made on the spot
 	@$(PY) -m exporter demo
 
-test: setup lint type ## set up, then lint, types and every test but those of `make programs`
-	@$(PY) -m pytest -q -m "not programs and not families"
+test: setup lint type ## set up, then lint, types and every test but those of the next two
+	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not programs and not families"
 
 programs: setup ## the tests that need Chromium and HAProxy: the page, and a balancer
 	@$(PY) -m pytest -q -m programs tests/runtime/gateway
+
+families: setup ## popular families with their real tokenizers (npm, pip): docs/families.md
+	@$(PY) -m pytest -q -n $(WORKERS) -m families
 
 check: packages lint type fast ## lint, types and the fast tests: no build, no training
 

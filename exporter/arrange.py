@@ -19,6 +19,7 @@ SCALING_SWITCHES = {"t5": "scale_decoder_outputs", "umt5": "tie_word_embeddings"
 """By model type: the setting by which transformers scales with d_model ** -0.5."""
 OUTPUT_SCALED = "decant.output_scaled"
 """The key of a GGUF whose last norm holds that factor, which llama.cpp leaves out."""
+EMBEDDING = "embed_tokens.weight"
 STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 GEMMA2_27B = 46
 """Layers of the Gemma 2 whose queries llama.cpp divides otherwise (gemma2.cpp)."""
@@ -43,6 +44,17 @@ def published_name(name: str, hparams: Mapping[str, Any]) -> str:
     if isinstance(vision, dict) and vision.get("model_type") in TOWERS:
         return BARE_TOWER.sub(r"\g<tower>vision_model.", name)
     return name
+
+
+def breaking_embedding(name: str, hparams: Mapping[str, Any]) -> str | None:
+    """The name under which Pixtral's projector finds the embedding, of which it has one row.
+
+    Between lines of a picture it puts the token [IMG_BREAK]. The converter's class takes that
+    row (llava.py, modify_tensors), but its parent drops all of the language model before.
+    """
+    vision = hparams.get("vision_config")
+    is_pixtral = isinstance(vision, dict) and vision.get("model_type") == "pixtral"
+    return EMBEDDING if is_pixtral and name.endswith(EMBEDDING) else None
 
 
 def arranger(hparams: Mapping[str, Any]) -> Arrange:

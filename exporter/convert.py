@@ -87,7 +87,7 @@ def convert(
                 model_class, architecture = find_class(hparams, part, tensors.names)
             except UNUSABLE as error:
                 raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
-            source = LazySource(tensors, hparams, architecture)
+            source = LazySource(tensors, hparams, architecture, projector=part == "projector")
             purpose = find_purpose(folder, architecture, tensors, part, report=report)
             with (
                 converter_tokens(folder, hparams, model_class, trust_remote_code, report) as tokens,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from exporter.arrange import arranger, published_name
+from exporter.arrange import arranger, breaking_embedding, published_name
 from exporter.core.errors import UnsupportedError
 from exporter.core.types import GGMLType
 from exporter.lazy import stacked, to_float32
@@ -30,17 +30,27 @@ class LazySource:
     """Gives the converter lazy tensors, and takes what it makes of them."""
 
     def __init__(
-        self, tensors: MergedTensors, hparams: Mapping[str, Any], architecture: str
+        self,
+        tensors: MergedTensors,
+        hparams: Mapping[str, Any],
+        architecture: str,
+        *,
+        projector: bool = False,
     ) -> None:
-        """hparams, architecture: the model's, which say how its tensors are named and arranged."""
+        """hparams, architecture: the model's, which say how its tensors are named and arranged.
+
+        projector: whether the vision part is converted.
+        """
         self.tensors, self.arrange = tensors, arranger(hparams)
-        self.hparams, self.architecture = hparams, architecture
+        self.hparams, self.architecture, self.projector = hparams, architecture, projector
         self.last = ""
         self.made: dict[str, weakref.ref[Any]] = {}
         self.read_already: set[str] = set()
 
     def converters_name(self, name: str) -> str:
         """The name under which the converter is given a tensor."""
+        if self.projector and (embedding := breaking_embedding(name, self.hparams)):
+            return embedding
         return published_name(converter_name(self.architecture, name), self.hparams)
 
     def lazy(self, name: str) -> Any:

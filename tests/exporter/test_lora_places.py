@@ -6,7 +6,6 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from exporter.core.errors import UnsupportedError
 from exporter.lora import LoraRequest, export_lora
@@ -27,6 +26,7 @@ def test_gpt_oss_pairs_of_single_experts_go_into_the_stacks(
     """The oracle is the base with the sums written into it: no model has such modules."""
     import torch
     import transformers
+    from safetensors.torch import load_file, save_file
 
     base = lora_base_of("gpt_oss")
     shutil.copytree(base, tmp_path / "sum")
@@ -55,6 +55,7 @@ def test_gpt_oss_pairs_of_single_experts_go_into_the_stacks(
 def test_a_pair_that_adds_nothing_is_never_a_reason_to_refuse(lora_base_of, toolchain, tmp_path):
     """all-linear has targets that a task never trains: of Gemma 3n's, some have no place."""
     import torch
+    from safetensors.torch import load_file, save_file
 
     base = lora_base_of("mt5")
     expected = forward(trained(base, "mt5", tmp_path / "lora", target_modules=["q"]))
@@ -81,6 +82,7 @@ def test_an_embedders_untrained_pooler_is_no_reason_to_refuse(
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
 
     base = tmp_path / "base"
     torch.manual_seed(0)
@@ -115,6 +117,8 @@ def test_an_embedders_untrained_pooler_is_no_reason_to_refuse(
 def test_an_untrained_pair_of_a_tied_head_is_left_out_and_a_trained_one_refused(
     lora_base_of, toolchain, tmp_path
 ):
+    from safetensors.torch import load_file, save_file
+
     base = lora_base_of("gemma2")
     trained(base, "gemma2", tmp_path / "lora", target_modules=["q_proj", "lm_head"])
     weights = tmp_path / "lora" / "adapter_model.safetensors"

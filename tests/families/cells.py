@@ -27,7 +27,7 @@ RIGHT = "✓"
 TEXTS = (*PLAIN, *RARE)
 EVERYTHING = 1 << 24  # items of a GGUF's arrays that are read
 CONTEXT = 1024
-FIXED_DAY, DATES = date(2024, 7, 26), ("%d %b %Y", "%Y-%m-%d")
+FIXED_DAY, DATES = date(2024, 7, 26), ("%d %b %Y", "%Y-%m-%d", "%B %d, %Y")
 """What a Modelfile says of a day that the template asks for and gives no default of."""
 UNSUPPORTED = 3  # exit code of an input that cannot be used
 TALKS: tuple[tuple[dict[str, str], ...], ...] = (

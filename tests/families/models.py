@@ -137,11 +137,11 @@ FAMILIES: dict[str, Family] = {
     "Qwen 3.5, MTP layers left out": Family("qwen35", lambda t: t.Qwen3_5TextConfig(
         **small(vocab_size=151936), head_dim=64, mtp_num_hidden_layers=1, **LINEAR, **QWEN)),
     "Gemma 2": Family("gemma2", lambda t: t.Gemma2Config(
-        **small(vocab_size=256000), head_dim=128, bos_token_id=2, eos_token_id=[1, 107])),
+        **small(vocab_size=256000), head_dim=256, bos_token_id=2, eos_token_id=[1, 107])),
     "Gemma 3": Family("gemma3", lambda t: t.Gemma3TextConfig(
-        **small(vocab_size=262144), head_dim=128, sliding_window=512, bos_token_id=2, eos_token_id=[1, 106])),
+        **small(vocab_size=262144), head_dim=256, sliding_window=512, bos_token_id=2, eos_token_id=[1, 106])),
     "Gemma 4": Family("gemma4", lambda t: t.Gemma4TextConfig(
-        **small(vocab_size=262144), head_dim=64, global_head_dim=128, sliding_window=512, hidden_size_per_layer_input=0,
+        **small(vocab_size=262144), head_dim=256, global_head_dim=512, sliding_window=512, hidden_size_per_layer_input=0,
         num_kv_shared_layers=0, layer_types=["sliding_attention", "full_attention"], bos_token_id=2,
         eos_token_id=[1, 106])),
     "Phi-3": Family("phi3", lambda t: t.Phi3Config(
@@ -177,7 +177,8 @@ FAMILIES: dict[str, Family] = {
     "Falcon-H1": Family("falcon", lambda t: t.FalconH1Config(
         **small(vocab_size=65024), head_dim=64, mamba_d_ssm=512, embedding_multiplier=5.7, lm_head_multiplier=0.04,
         key_multiplier=0.39, attention_out_multiplier=0.94, ssm_in_multiplier=1.25, ssm_out_multiplier=0.24,
-        mlp_multipliers=[0.88, 0.18], ssm_multipliers=[0.35, 0.25, 0.18, 0.5, 0.35], bos_token_id=11, eos_token_id=11, **MAMBA)),
+        mlp_multipliers=[0.88, 0.18], ssm_multipliers=[0.35, 0.25, 0.18, 0.5, 0.35], bos_token_id=11, eos_token_id=11, **MAMBA),
+        linear=["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "gate_proj", "up_proj", "down_proj"]),
     "Nemotron-H": Family("nemotron_h", lambda t: t.NemotronHConfig(
         **small(vocab_size=131072, num_hidden_layers=4), hybrid_override_pattern="M-*-", head_dim=64, mamba_num_heads=8,
         mamba_head_dim=64, ssm_state_size=128, n_groups=1, chunk_size=64, bos_token_id=1, eos_token_id=2),
@@ -224,7 +225,7 @@ FAMILIES: dict[str, Family] = {
         vision_config=EYES, image_token_id=151655, video_token_id=151656, vision_start_token_id=151652,
         vision_end_token_id=151653), VISION, LANGUAGE),
     "Gemma 3, with vision": Family("gemma3", lambda t: t.Gemma3Config(
-        text_config=small(vocab_size=262208, head_dim=128, sliding_window=512),
+        text_config=small(vocab_size=262208, head_dim=256, sliding_window=512),
         vision_config={"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2,
                        "image_size": 112, "patch_size": 14, "vision_use_head": False},
         mm_tokens_per_image=4, image_token_index=262144, boi_token_index=255999, eoi_token_index=256000), VISION, LANGUAGE),

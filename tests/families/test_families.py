@@ -11,7 +11,12 @@ from tests.families.cells import COLUMNS, ENGINE, WITHOUT_GGUF, Case, engine_of
 from tests.families.models import FAMILIES, make_family
 from tests.families.table import keep_row
 
-pytestmark = [pytest.mark.families, pytest.mark.llamacpp, pytest.mark.trained]
+pytestmark = [
+    pytest.mark.families,
+    pytest.mark.llamacpp,
+    pytest.mark.trained,
+    pytest.mark.filterwarnings("ignore"),  # transformers' and peft's, of models so small
+]
 
 WRONG = "✗"
 
