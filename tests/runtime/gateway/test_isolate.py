@@ -46,15 +46,19 @@ def test_answers_are_those_of_a_shared_process(isolated, served):
 
 
 def test_nobody_waits_for_a_turn(isolated):
-    endless = {"max_tokens": 400, "ignore_eos": True, "stream": True}
-    bodies = [chat(model, PROMPTS[0], **endless) for model in MODELS]
-    path = "/v1/chat/completions"
-    with asking(isolated, path, bodies[0]) as one, asking(isolated, path, bodies[1]) as two:
-        with asking(isolated, path, bodies[2]) as three:
-            for connection in (one, two, three):
-                assert connection.recv(1).startswith(b"H")
-            assert used(isolated) == 3
-    assert until(lambda: used(isolated) == 0)
+    """All three are answered at once; a fast machine may end one before the last has begun."""
+    long = {"max_tokens": 400, "ignore_eos": True, "stream": True}
+    bodies = [chat(model, PROMPTS[0], **long) for model in MODELS]
+    path, at_once = "/v1/chat/completions", []
+    while 3 not in at_once and len(at_once) < 20:
+        with asking(isolated, path, bodies[0]) as one, asking(isolated, path, bodies[1]) as two:
+            with asking(isolated, path, bodies[2]) as three:
+                for connection in (one, two, three):
+                    assert connection.recv(1).startswith(b"H")
+                at_once.append(used(isolated))
+        assert until(lambda: used(isolated) == 0)
+
+    assert 3 in at_once
     assert isolated.metric("decant_epoch_switches_total") == 0
 
 
