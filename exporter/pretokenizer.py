@@ -26,7 +26,9 @@ SUFFIXES = re.compile(r"\(\?i:'s\|'t\|'re\|'ve\|'m\|'ll\|'d\)")
 
 
 METHOD = "get_vocab_base_pre"
-PIECES = "tokenizer.model"
+NEEDLESS = ("tokenizer.model", "add_bos_token")
+"""What some of the converter's classes ask of a folder, and a byte-level tokenizer needs not: the
+tokens around a text are settled later (settle_tokens.py)."""
 
 
 @contextmanager
@@ -55,7 +57,8 @@ def pre_tokenizer_found(model_class: Any, loaded: LoadedTokenizer | None) -> Ite
 def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Iterator[None]:
     """Have the converter write a byte-level tokenizer where its class looks for tokenizer.model.
 
-    Some classes do unless tokenizer_config.json names an older class of transformers' (Phi-4-mini).
+    Some classes do unless tokenizer_config.json names an older class of transformers' (Phi-4-mini),
+    or want a setting in it that transformers 5 no longer has (DeepSeek-V3.2).
     """
     if loaded is None or not is_byte_level(loaded.written):
         yield
@@ -66,8 +69,8 @@ def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Iterat
     def set_vocab(self: Any) -> None:
         try:
             original(self)
-        except (FileNotFoundError, ValueError) as error:
-            if PIECES not in str(error):
+        except (FileNotFoundError, ValueError, AssertionError) as error:
+            if not any(part in str(error) for part in NEEDLESS):
                 raise
             self._set_vocab_gpt2()
 
