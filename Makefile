@@ -21,7 +21,7 @@ programs: setup ## the tests that need Chromium and HAProxy: the page, and a bal
 	@$(PY) -m pytest -q -m programs tests/runtime/gateway
 
 families: setup ## popular families with their real tokenizers (npm, pip): docs/families.md
-	@$(PY) -m pytest -q -n $(WORKERS) -m families
+	@$(PY) -m pytest -q -n $(WORKERS) -m families tests/families tests/exporter tests/runtime
 
 check: packages lint type fast ## lint, types and the fast tests: no build, no training
 

@@ -75,6 +75,7 @@ def test_a_pooling_that_llamacpp_does_not_have_is_refused(base, pooling, why):
         ({"offset": 1.0}, "llama.cpp's converter drops its bias"),
     ],
 )
+@pytest.mark.trained
 def test_a_dense_layer_that_is_more_than_a_matrix_is_refused(base, changes, why):
     make_modules(base, [MODEL, MEAN, dense(base, **changes)])
 
@@ -91,6 +92,7 @@ def test_a_module_that_is_no_part_of_llamacpp_is_named(base):
         check_modules(base)
 
 
+@pytest.mark.trained
 def test_what_llamacpp_computes_is_taken(base):
     make_modules(base, [MODEL, MEAN, dense(base), ("Dropout", "3_Dropout", {}), UNIT])
 

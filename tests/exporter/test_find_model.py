@@ -71,6 +71,7 @@ def test_inspect_finds_what_export_finds(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("to", ["lora", "vllm"])
+@pytest.mark.trained
 def test_an_output_of_adapters_alone_refuses_a_whole_model(tmp_path, capsys, to):
     model = write_base(tmp_path / "model")
 

@@ -76,9 +76,10 @@ class Case:
         return AutoTokenizer.from_pretrained(self.adapter)
 
 
-def refused(done: CompletedProcess[str]) -> str:
+def refused(case: Case, done: CompletedProcess[str]) -> str:
     """A cell for a command that says no: its first line, which is the reason."""
-    line = next((line for line in done.stderr.splitlines() if line.startswith("error: ")), "")
+    said = done.stderr.replace(f"{case.folder}/", "")
+    line = next((line for line in said.splitlines() if line.startswith("error: ")), "")
     return (
         f"R: {line.removeprefix('error: ')}"
         if line
@@ -90,7 +91,7 @@ def export(case: Case) -> str:
     """The main job; light verification and all."""
     done = case.decant("export", case.adapter, "-q", "Q4_K_M", "-o", case.gguf, "--json")
     if done.returncode == UNSUPPORTED:
-        return refused(done)
+        return refused(case, done)
     assert done.returncode == 0, done.stderr[-1500:]
     return RIGHT
 
@@ -227,7 +228,7 @@ def lora(case: Case) -> str:
     path, base = case.folder / "adapter.gguf", case.folder / "base.gguf"
     done = case.decant("export", case.adapter, "--to", "lora", "-o", path)
     if done.returncode == UNSUPPORTED:
-        return refused(done)
+        return refused(case, done)
     assert done.returncode == 0, done.stderr[-1500:]
     if case.family.auto in (CAUSAL, VISION):
         done = case.decant("export", "--base", case.base, "-q", "Q8_0", "-o", base, "--no-verify")
@@ -248,7 +249,7 @@ def safetensors(case: Case) -> str:
     place = case.folder / "merged"
     done = case.decant("export", case.adapter, "--to", "safetensors", "-o", place)
     if done.returncode == UNSUPPORTED:
-        return refused(done)
+        return refused(case, done)
     assert done.returncode == 0, done.stderr[-1500:]
     auto = getattr(transformers, case.family.auto)
     given: dict[str, Any] = {"input_ids": torch.tensor([[5, 6, 7, 8]])}

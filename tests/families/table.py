@@ -20,7 +20,7 @@ PAGE = CHECKOUT / "docs" / "families.md"
 HEAD = """# Families
 
 Written by `make families`: each family with its own settings, fewer and narrower layers, random weights and a LoRA.
-The tokenizer is the family's own (real), rebuilt from the vocabulary that llama.cpp's sources carry, or trained on a page of text with the family's pattern.
+The tokenizer is the family's own (real), that of a family it descends from, rebuilt from the vocabulary that llama.cpp's sources carry, or trained on a page of text with the family's pattern.
 
 | column | ✓ means |
 |---|---|

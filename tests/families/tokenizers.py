@@ -16,7 +16,8 @@ from exporter.verify.texts import PLAIN, RARE
 from tests.families import rebuilt
 from tests.families.material import filling, home, llamacpp_vocabulary, mistral_data, npm_tokenizer
 
-REAL, REBUILT, TRAINED = "real", "from llama.cpp's vocabulary", "trained here, with its pattern"
+REAL, BORROWED = "real", "a relative's (real)"
+REBUILT, TRAINED = "from llama.cpp's vocabulary", "trained here, with its pattern"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Source:
     """Where a family's tokenizer comes from."""
 
     origin: str
-    """REAL, REBUILT or TRAINED."""
+    """REAL, BORROWED, REBUILT or TRAINED."""
     make: Callable[[Path], None]
     """Fills an empty folder."""
     template: str | None = None
@@ -280,7 +281,7 @@ SOURCES: dict[str, Source] = {
         )),
         "microsoft-Phi-3.5-mini-instruct",
     ),
-    "gpt4o": Source(REAL, npm("gpt4o")),
+    "gpt4o": Source(BORROWED, npm("gpt4o")),
     "gemma4": Source(
         REBUILT,
         gemma4,
@@ -301,14 +302,14 @@ SOURCES: dict[str, Source] = {
     "falcon": Source(REBUILT, bpe("falcon", "falcon", eos_token="<|endoftext|>")),
     "granite3": Source(REBUILT, bpe("refact", "starcoder", **END_OF_TEXT), "ibm-granite-granite-3.3-2B-Instruct"),
     "olmo": Source(REBUILT, bpe("gpt-neox", "gpt-2", normalizer={"type": "NFC"}, eos_token="<|endoftext|>")),
-    "smollm3": Source(REAL, npm("llama3_2"), "HuggingFaceTB-SmolLM3-3B"),
+    "smollm3": Source(BORROWED, npm("llama3_2"), "HuggingFaceTB-SmolLM3-3B"),
     "granite4": Source(TRAINED, small("cl100k", ("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|pad|>"),
                                       bos_token="<|end_of_text|>", eos_token="<|end_of_text|>", pad_token="<|pad|>"),
                        "ibm-granite-granite-4.0"),
     "glm4": Source(TRAINED, small("cl100k", ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>",
                                              "<|observation|>", "<think>", "</think>"), eos_token="<|endoftext|>",
                                   pad_token="<|endoftext|>"), "GLM-4.6"),
-    "nemotron_h": Source(REAL, tekken, "NVIDIA-Nemotron-Nano-v2"),
+    "nemotron_h": Source(BORROWED, tekken, "NVIDIA-Nemotron-Nano-v2"),
     "lfm2": Source(TRAINED, small("cl100k", ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"),
                                   bos_token="<|startoftext|>", eos_token="<|im_end|>", pad_token="<|pad|>"), "LFM2-8B-A1B"),
     "bloom": Source(TRAINED, small("bloom", ("<unk>", "<s>", "</s>", "<pad>"), bos_token="<s>", eos_token="</s>",
