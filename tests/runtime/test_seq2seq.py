@@ -776,7 +776,7 @@ def test_a_client_that_leaves_while_it_waits_is_never_served(slow):
 
 
 def test_requests_are_answered_in_the_order_they_came(slow):
-    body = {"prompt": "th", "max_tokens": 300, **GREEDY}
+    body = {"prompt": "th", "max_tokens": 1500, **GREEDY}
     with is_generating(slow) as first:
         waiting = []
         for _ in range(5):
