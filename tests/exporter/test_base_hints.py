@@ -120,7 +120,7 @@ def test_a_cached_model_whose_shapes_fit_is_offered_and_no_other(cache, tmp_path
     ("named", "offered"),
     [
         (
-            f"/root/.cache/huggingface/hub/models--Qwen--Qwen3-4B/snapshots/{COMMIT}",
+            f"/mnt/rented/.cache/huggingface/hub/models--Qwen--Qwen3-4B/snapshots/{COMMIT}",
             "Qwen/Qwen3-4B",
         ),
         ("/models/meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-1B"),
