@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -219,7 +218,7 @@ def companions(tuned: Checkpoint, settings: dict[str, object]) -> Iterator[tuple
 
 
 def as_gguf(extracted: Extracted, base: Path, path: Path, *, force: bool, report: Report) -> Path:
-    """The extracted adapter as a GGUF adapter; its PEFT folder goes.
+    """The extracted adapter as a GGUF adapter as well.
 
     Raises what `export_lora` raises: UnsupportedError for an architecture without adapters.
     """
@@ -227,6 +226,4 @@ def as_gguf(extracted: Extracted, base: Path, path: Path, *, force: bool, report
     from exporter.toolchain import find_toolchain
 
     request = LoraRequest(extracted.folder, base, path, force=force)
-    made = export_lora(request, find_toolchain(), report=report)
-    shutil.rmtree(extracted.folder)
-    return made.path
+    return export_lora(request, find_toolchain(), report=report).path
