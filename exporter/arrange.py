@@ -1,7 +1,7 @@
 """Tensors in the form in which llama.cpp's converter expects them, where a checkpoint has another.
 
-What is done here is undone or gone on with by the converter's class; it works as well on the
-products of --to lora, for it only cuts, joins and transposes.
+The converter's class undoes or continues what this module does. The same works on the products
+of --to lora, because it only cuts, joins, transposes and scales.
 """
 
 from __future__ import annotations

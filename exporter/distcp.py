@@ -1,6 +1,6 @@
 """Checkpoints of torch.distributed (FSDP): `.metadata` and shards that end in .distcp.
 
-`.metadata` is a pickle, which torch's own reader runs as it is, whatever it asks for. Here only
+`.metadata` is a pickle: torch's own reader runs any code that it names. Here only
 the record types that torch writes into it are ever made; the shards hold tensors as torch.save
 writes them, and are read with weights_only. So nothing in such a folder is executed.
 """

@@ -1,7 +1,7 @@
 """Text normalization that a tokenizer does and llama.cpp does not.
 
-The export writes the missing steps into the GGUF; whoever gives llama.cpp a text applies them
-first. Needs the `tokenizers` library, and neither torch nor transformers.
+The export writes the missing steps into the GGUF; chat, serve and tokens apply them to a text
+before llama.cpp reads it. Needs the `tokenizers` library, and neither torch nor transformers.
 """
 
 from __future__ import annotations
