@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.arrange import Arrange
 from exporter.checkpoint import open_checkpoint
-from exporter.convert import imported, warnings_reported
+from exporter.converter_import import imported, warnings_reported
 from exporter.converter_model import converter_model
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Note, Report, Step, Warn, silent

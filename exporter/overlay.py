@@ -17,7 +17,7 @@ from exporter.adapter import AdapterSpec
 from exporter.checkpoint import refuse_own_code
 from exporter.core.errors import AdapterError
 from exporter.core.files import read_json_object
-from exporter.embedder import MODULE_FILES, MODULES, module_files
+from exporter.embedder_files import MODULE_FILES, MODULES, module_files
 from exporter.steps import MergePlan
 
 TEMPLATE, NAMED, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"

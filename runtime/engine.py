@@ -23,8 +23,8 @@ from runtime.fit import LAYERS_KEPT, Asked, Fit, fit, spread_over
 from runtime.front import PLAIN, front_of, unlike
 from runtime.remote import Remote
 from runtime.rpc import WorkerFacts, preflight
+from runtime.selection import MERGED, Choice
 from runtime.seq2seq.model import is_encoder_decoder
-from runtime.session import MERGED, Choice
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 INPUT_TOKENS = f"{CHAT}/input_tokens"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from tests.runtime.gateway.conftest import serving
 from tests.tiny import make_base
 
