@@ -26,18 +26,18 @@ sys.path.insert(0, str(CHECKOUT))
 
 from benchmarks.export import SHAPE  # noqa: E402
 from exporter.core.machine import physical_cores  # noqa: E402
-from exporter.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
-from runtime.adapters import Adapter  # noqa: E402
-from runtime.client import Delta, Stopped, ask  # noqa: E402
-from runtime.engine import LocalEngine, open_model  # noqa: E402
-from runtime.fit import Asked  # noqa: E402
-from runtime.selection import Choice  # noqa: E402
-from tests.terminal import chat as chat_in_terminal  # noqa: E402
+from exporter.llamacpp.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
+from runtime.engine.adapters import Adapter  # noqa: E402
+from runtime.engine.local import LocalEngine, open_model  # noqa: E402
+from runtime.engine.memory_fit import Asked  # noqa: E402
+from runtime.engine.openai_client import Delta, Stopped, ask  # noqa: E402
+from runtime.engine.selection import Choice  # noqa: E402
+from tests.support.terminal import chat as chat_in_terminal  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "chat.json"
 PROMPT = "Tell me about the capital of France, its rivers, and what people eat there in winter."
 CONTEXT, TOKENS = 512, 96
-PIECES, FIRST_TEXT = 320, 261  # of tests/tiny.py's tokenizer: before it marks and bytes
+PIECES, FIRST_TEXT = 320, 261  # of tests/support/tiny.py's tokenizer: before it marks and bytes
 LIMITS = {
     "first_token_1b": 1.25,
     "first_token_demo_more_s": 0.4,
@@ -192,7 +192,7 @@ def make_model(folder: Path) -> tuple[Path, Path]:
         code = f"""
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from tests.tiny import make_adapter, make_base
+from tests.support.tiny import make_adapter, make_base
 base = make_base(Path({str(base)!r}), **{SHAPE | {"vocab_size": PIECES}!r})
 weights = load_file(base / "model.safetensors")
 weights["lm_head.weight"][:{FIRST_TEXT}] = 0

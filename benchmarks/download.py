@@ -2,7 +2,7 @@
 
     python benchmarks/download.py [--faults] [--speed] [--only TEXT] [--aria2c PATH] [--write]
 
-Everything is on 127.0.0.1: the hubs are tests/fakes/hub.py, run by this process.
+Everything is on 127.0.0.1: the hubs are tests/support/fake_hub.py, run by this process.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 os.environ["HF_HUB_OFFLINE"] = "0"
 
-from tests.download.rows import MIRRORS, ROWS  # noqa: E402
-from tests.download.stage import Stage  # noqa: E402
-from tests.fakes.hub import REPO, FakeFile, FakeHub, Faults, random_bytes  # noqa: E402
+from tests.support.fake_hub import REPO, FakeFile, FakeHub, Faults, random_bytes  # noqa: E402
+from tests.support.hub_rows import MIRRORS, ROWS  # noqa: E402
+from tests.support.hub_stage import Stage  # noqa: E402
 
 HELD = 512 << 20  # bytes
 RESULTS = CHECKOUT / "benchmarks" / "download.json"

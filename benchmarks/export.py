@@ -24,7 +24,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
 from exporter.core.gguf import read_gguf  # noqa: E402
-from exporter.toolchain import find_toolchain, host_facts  # noqa: E402
+from exporter.llamacpp.toolchain import find_toolchain, host_facts  # noqa: E402
 
 SHAPE = {
     "hidden_size": 2048,
@@ -81,7 +81,7 @@ def make_model(folder: Path) -> tuple[Path, Path]:
     base, adapter = folder / "base", folder / "adapter"
     if not (adapter / "adapter_config.json").exists():
         code = (
-            "from pathlib import Path; from tests.tiny import make_adapter, make_base;"
+            "from pathlib import Path; from tests.support.tiny import make_adapter, make_base;"
             f"base = make_base(Path({str(base)!r}), **{SHAPE!r});"
             f"make_adapter(Path({str(adapter)!r}), base, r=16, lora_alpha=32)"
         )
@@ -101,7 +101,7 @@ def usual_road(base: Path, adapter: Path, folder: Path) -> tuple[Cost, dict[str,
     toolchain = find_toolchain()
     merged, whole, output = folder / "merged", folder / "whole.gguf", folder / "usual.gguf"
     merge = (
-        "from pathlib import Path; from tests.reference import merge_with_peft;"
+        "from pathlib import Path; from tests.support.reference import merge_with_peft;"
         f"merge_with_peft(Path({str(base)!r}), Path({str(adapter)!r}), Path({str(merged)!r}))"
     )
     convert = [

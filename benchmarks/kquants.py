@@ -24,9 +24,9 @@ import numpy as np
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
-from exporter.kquants import CHUNK_ARGUMENTS, SEARCHED, TYPES, quantized, ways  # noqa: E402
-from exporter.quantize import Quantizer  # noqa: E402
-from exporter.toolchain import find_toolchain, host_facts, recipe  # noqa: E402
+from exporter.llamacpp.toolchain import find_toolchain, host_facts, recipe  # noqa: E402
+from exporter.quantize.kquants import CHUNK_ARGUMENTS, SEARCHED, TYPES, quantized, ways  # noqa: E402
+from exporter.quantize.quantizer import Quantizer  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "kquants.json"
 SHAPE = (256, 8192)  # 2 M weights

@@ -25,7 +25,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
 from benchmarks.export import measure  # noqa: E402
-from exporter.toolchain import find_toolchain, host_facts  # noqa: E402
+from exporter.llamacpp.toolchain import find_toolchain, host_facts  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "memory.json"
 FLOOR = 800_000_000
@@ -121,7 +121,7 @@ def write_shard(path: Path, shapes: dict[str, tuple[int, ...]], *, seed: int) ->
 
 def make_base(folder: Path, case: Case) -> Path:
     """A sharded checkpoint of the case's shape."""
-    from tests.tiny import make_tokenizer
+    from tests.support.tiny import make_tokenizer
 
     folder.mkdir(parents=True)
     config = case.config

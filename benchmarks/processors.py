@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 from exporter.core.machine import cores
-from exporter.toolchain import cache_folder, host_facts
+from exporter.llamacpp.toolchain import cache_folder, host_facts
 
 CAPABILITIES = {"default": "", "avx2": "avx2", "avx512": "avx512f"}  # and the flag each needs
 RESULTS = Path(__file__).with_suffix(".json")

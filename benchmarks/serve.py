@@ -32,8 +32,8 @@ sys.path.insert(0, str(CHECKOUT))
 
 from benchmarks.chat import prepare  # noqa: E402
 from exporter.core.machine import physical_cores  # noqa: E402
-from exporter.toolchain import find_toolchain, host_facts  # noqa: E402
-from runtime.child import Server, ServerSpec  # noqa: E402
+from exporter.llamacpp.toolchain import find_toolchain, host_facts  # noqa: E402
+from runtime.engine.llama_server import Server, ServerSpec  # noqa: E402
 from tests.runtime.gateway.conftest import serving, until  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "serve.json"

@@ -20,13 +20,13 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
 from exporter.demo import make_demo_models  # noqa: E402
-from exporter.lora import LoraRequest, export_lora  # noqa: E402
-from exporter.pipeline import export  # noqa: E402
-from exporter.request import ExportRequest  # noqa: E402
-from exporter.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
+from exporter.export import export  # noqa: E402
+from exporter.formats.export_request import ExportRequest  # noqa: E402
+from exporter.formats.gguf_lora import LoraRequest, export_lora  # noqa: E402
+from exporter.llamacpp.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
 from tests.runtime.conftest import PROMPTS, train_liar  # noqa: E402
 from tests.runtime.gateway.conftest import serving  # noqa: E402
-from tests.runtime.gateway.soak import Soak  # noqa: E402
+from tests.support.soak_clients import Soak  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "soak.json"
 MODELS = ("base", "base:pirate", "base:liar")

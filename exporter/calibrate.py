@@ -9,17 +9,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from exporter.core.atomic_file import explained, sha256_file
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.events import Note, Progress, Report, Step, silent
-from exporter.core.files import explained, sha256_file
-from exporter.identity import identity
-from exporter.imatrix import read_imatrix
-from exporter.pipeline import export
-from exporter.recipe import Recipe, check_recipe
-from exporter.request import ExportRequest, plan_request
-from exporter.steps import MergePlan
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest, plan_request
+from exporter.llamacpp.toolchain import Toolchain, cache_folder, follow_tool, run_tool
+from exporter.merge.fingerprint import identity
+from exporter.merge.operations import MergePlan
+from exporter.quantize.imatrix import read_imatrix
+from exporter.quantize.recipe import Recipe, check_recipe
 from exporter.store import file_name
-from exporter.toolchain import Toolchain, cache_folder, follow_tool, run_tool
 
 CONTEXT = 512  # tokens of a chunk, llama-imatrix's own default
 CHUNKS = 2  # fewest that llama-imatrix takes

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.checkpoint import Checkpoint, open_checkpoint, read_tensor
+from exporter.core.atomic_file import atomic_write, free_bytes
+from exporter.core.atomic_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.core.errors import CheckpointError, SpaceError
 from exporter.core.events import Progress, Report, Step, silent
-from exporter.core.files import atomic_write, free_bytes
-from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.extract_plan import ExtractPlan, Pair, plan_extraction
-from exporter.overlay import TOKENIZER_FILES
-from exporter.save import Shard, Stored
+from exporter.formats.safetensors_folder import Shard, Stored
+from exporter.inputs.checkpoint import Checkpoint, open_checkpoint, read_tensor
+from exporter.merge.result_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     import torch
@@ -222,8 +222,8 @@ def as_gguf(extracted: Extracted, base: Path, path: Path, *, force: bool, report
 
     Raises what `export_lora` raises: UnsupportedError for an architecture without adapters.
     """
-    from exporter.lora import LoraRequest, export_lora
-    from exporter.toolchain import find_toolchain
+    from exporter.formats.gguf_lora import LoraRequest, export_lora
+    from exporter.llamacpp.toolchain import find_toolchain
 
     request = LoraRequest(extracted.folder, base, path, force=force)
     return export_lora(request, find_toolchain(), report=report).path

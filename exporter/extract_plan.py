@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from exporter.checkpoint import Checkpoint, read_tensor
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Note, Report, Warn
+from exporter.inputs.checkpoint import Checkpoint, read_tensor
 
 PREFIX = "base_model.model."
 CONV1D = ("gpt2", "openai-gpt")

@@ -6,15 +6,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from exporter.core.atomic_file import atomic_write
+from exporter.core.atomic_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.core.events import Note, Report, silent
-from exporter.core.files import atomic_write
 from exporter.core.gguf import read_gguf
-from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
-from exporter.ollama import MAX_TOKENS, MODELFILE, modelfile
-from exporter.pipeline import ExportResult, export
-from exporter.request import ExportRequest, FolderResult
+from exporter.export import ExportResult, export
+from exporter.formats.export_request import ExportRequest, FolderResult
+from exporter.formats.ollama import MAX_TOKENS, MODELFILE, modelfile
+from exporter.llamacpp.toolchain import Toolchain
 from exporter.store import plain_name
-from exporter.toolchain import Toolchain
 
 MARKS = (MODELFILE,)
 

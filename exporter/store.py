@@ -7,12 +7,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.core.atomic_file import PARTIAL, explained, refuse_locked, taken_bytes
 from exporter.core.errors import ModelError
 from exporter.core.events import Report, silent
-from exporter.core.files import PARTIAL, explained, refuse_locked, taken_bytes
+from exporter.core.ggml_types import FTYPES, parse_quant
 from exporter.core.gguf import SHARD, SUFFIX, GGUFFile, read_gguf, shard_paths
-from exporter.core.types import FTYPES, parse_quant
-from exporter.journal import Unfinished
+from exporter.core.resumable_file import Unfinished
 
 QUANT_AT_END = re.compile(rf"-({'|'.join(sorted(FTYPES, key=len, reverse=True))})$", re.IGNORECASE)
 
@@ -125,8 +125,8 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     path = Path(text)
     if path.suffix == SUFFIX and path.exists():
         return path
-    from exporter.download.refs import is_link  # a model that is here needs no downloader
-    from exporter.download.resolve import is_repo, pull_gguf
+    from exporter.hub.repo_refs import is_link  # a model that is here needs no downloader
+    from exporter.hub.resolve import is_repo, pull_gguf
 
     if is_link(text) or (not text.endswith(SUFFIX) and is_repo(text)):
         return pull_gguf(text, report=report)

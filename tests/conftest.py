@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from exporter.toolchain import Toolchain, find_toolchain
-from tests.tiny import make_adapter, make_base
-from tests.warm import run_warm
+from exporter.llamacpp.toolchain import Toolchain, find_toolchain
+from tests.support.tiny import make_adapter, make_base
+from tests.support.warm import run_warm
 
 # It replaces distutils, and fails where pip, which some tests ask for its index, came first.
 with contextlib.suppress(ImportError):

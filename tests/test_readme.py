@@ -13,7 +13,7 @@ import pytest
 
 from exporter.cli.app import COMMANDS
 from exporter.demo import make_demo_models
-from exporter.toolchain import cache_folder
+from exporter.llamacpp.toolchain import cache_folder
 
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")

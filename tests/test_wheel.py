@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.raw import write_tiny_gguf
+from tests.support.raw import write_tiny_gguf
 
 CHECKOUT = Path(__file__).parents[1]
 

@@ -53,7 +53,7 @@ class Native:
 def source_path() -> Path:
     """The source: beside this package in the wheel, in the exporter's folder in a checkout."""
     above = Path(__file__).resolve().parents[1]
-    inside = Path("native") / "kquants.cpp"
+    inside = Path("quantize") / "native" / "kquants.cpp"
     return next(path for path in (above / "exporter" / inside, above / inside) if path.exists())
 
 

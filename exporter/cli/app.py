@@ -13,26 +13,41 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem
 
-from exporter.core.controls import without_controls
 from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DecantError
-from exporter.download.endpoints import settle_endpoints
+from exporter.core.terminal_text import without_controls
+from exporter.hub.endpoints import settle_endpoints
 
 # name: (where it is, its line in --help). A command's module is imported when it is run.
 COMMANDS = {
-    "setup": ("exporter.cli.setup:setup", "Build the pinned llama.cpp, once."),
+    "setup": ("exporter.cli.setup_command:setup", "Build the pinned llama.cpp, once."),
     "doctor": ("exporter.cli.doctor:doctor", "Check this machine and say what to do."),
-    "demo": ("runtime.demo:demo", "Train, export and question a tiny model, start to end."),
-    "pull": ("exporter.cli.pull:pull", "Download a model: resumable, verified, from mirrors."),
-    "export": ("exporter.cli.export:export", "Turn an adapter into a GGUF."),
-    "extract": ("exporter.cli.extract:extract", "Make a LoRA of what a full fine-tune changed."),
-    "verify": ("exporter.cli.verify:verify", "Compare a GGUF with its base and adapter."),
-    "inspect": ("exporter.cli.inspect:inspect", "Show what a GGUF, model or adapter holds."),
-    "chat": ("runtime.commands:chat", "Ask a model."),
-    "serve": ("runtime.serve_command:serve", "Serve models over HTTP."),
-    "worker": ("runtime.worker_command:worker", "Compute a part of a model for another machine."),
-    "tokens": ("runtime.tokens_command:tokens", "Show how a model cuts a text into tokens."),
-    "list": ("exporter.cli.models:list_", "List the exported models."),
-    "rm": ("exporter.cli.models:rm", "Delete exported models."),
+    "demo": (
+        "runtime.cli.demo_command:demo",
+        "Train, export and question a tiny model, start to end.",
+    ),
+    "pull": (
+        "exporter.cli.pull_command:pull",
+        "Download a model: resumable, verified, from mirrors.",
+    ),
+    "export": ("exporter.cli.export_command:export", "Turn an adapter into a GGUF."),
+    "extract": (
+        "exporter.cli.extract_command:extract",
+        "Make a LoRA of what a full fine-tune changed.",
+    ),
+    "verify": ("exporter.cli.verify_command:verify", "Compare a GGUF with its base and adapter."),
+    "inspect": (
+        "exporter.cli.inspect_command:inspect",
+        "Show what a GGUF, model or adapter holds.",
+    ),
+    "chat": ("runtime.cli.chat_command:chat", "Ask a model."),
+    "serve": ("runtime.cli.serve_command:serve", "Serve models over HTTP."),
+    "worker": (
+        "runtime.cli.worker_command:worker",
+        "Compute a part of a model for another machine.",
+    ),
+    "tokens": ("runtime.cli.tokens_command:tokens", "Show how a model cuts a text into tokens."),
+    "list": ("exporter.cli.models_command:list_", "List the exported models."),
+    "rm": ("exporter.cli.models_command:rm", "Delete exported models."),
 }
 
 EXAMPLES = """\

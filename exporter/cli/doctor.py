@@ -14,14 +14,14 @@ from typing import Literal
 import click
 
 from exporter.cli.app import colours
-from exporter.cli.options import json_option, offline_option, store
-from exporter.cli.render import print_json
+from exporter.cli.common_options import json_option, offline_option, store
+from exporter.cli.terminal_renderer import print_json
+from exporter.core.atomic_file import free_bytes
 from exporter.core.errors import DecantError
-from exporter.core.files import free_bytes
-from exporter.core.folders import size_text
 from exporter.core.machine import cores, memory_nbytes
-from exporter.quantize import Quantizer
-from exporter.toolchain import cache_folder, find_toolchain, host_facts, run_tool
+from exporter.core.paths import size_text
+from exporter.llamacpp.toolchain import cache_folder, find_toolchain, host_facts, run_tool
+from exporter.quantize.quantizer import Quantizer
 
 MEMORY_MIN = 4_000_000_000  # bytes; a 3 B model in 4 bits with its context
 DISK_MIN = 5_000_000_000  # bytes; a build and one small model
@@ -152,8 +152,8 @@ def endpoints() -> Iterator[Check]:
     """Where models come from, in the order in which they are asked."""
     from huggingface_hub import is_offline_mode
 
-    from exporter.download.endpoints import endpoints_from
-    from exporter.download.reach import reach
+    from exporter.hub.endpoints import endpoints_from
+    from exporter.hub.reachability import reach
 
     try:
         listed = endpoints_from((), os.environ)

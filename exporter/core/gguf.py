@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from exporter.core.errors import ModelError
-from exporter.core.types import GGMLType
+from exporter.core.ggml_types import GGMLType
 
 MAGIC = b"GGUF"
 SUFFIX = ".gguf"

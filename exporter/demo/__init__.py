@@ -11,10 +11,10 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from exporter.core.atomic_file import make_folder
 from exporter.core.errors import ToolchainError
 from exporter.core.events import Note, Report, silent
-from exporter.core.files import make_folder
-from exporter.core.quiet import quiet_libraries
+from exporter.core.silence import quiet_libraries
 from exporter.demo.corpus import DEMO_QUESTIONS
 from exporter.demo.train import recipe, train_adapter, train_base
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.core.events import Note, Progress, Report, Step
-from exporter.core.quiet import one_thread
+from exporter.core.silence import one_thread
 from exporter.demo.corpus import facts
 
 if TYPE_CHECKING:

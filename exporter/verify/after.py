@@ -8,8 +8,8 @@ from pathlib import Path
 
 from exporter.core.events import Note, Report, Step, silent
 from exporter.core.gguf import read_gguf
-from exporter.steps import MergePlan
-from exporter.toolchain import Toolchain
+from exporter.llamacpp.toolchain import Toolchain
+from exporter.merge.operations import MergePlan
 from exporter.verify.report import Verification
 
 REJECTED = ".rejected"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporter.core.types import GGMLType
+from exporter.core.ggml_types import GGMLType
 
 if TYPE_CHECKING:
     import numpy as np

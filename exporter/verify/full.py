@@ -23,10 +23,10 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Progress, Report, Step, silent
 from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.plan import plan_merge
-from exporter.steps import MergePlan
-from exporter.toolchain import Toolchain
-from exporter.verify.engine import gguf_logits
+from exporter.llamacpp.toolchain import Toolchain
+from exporter.merge.merge_plan import plan_merge
+from exporter.merge.operations import MergePlan
+from exporter.verify.logits_engine import gguf_logits
 from exporter.verify.remade import remake
 from exporter.verify.report import Check
 from exporter.verify.unmerged import unmerged

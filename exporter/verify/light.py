@@ -10,26 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.convert import convert
-from exporter.converter_import import imported
+from exporter.convert.gguf_layout import Conversion
+from exporter.convert.to_gguf import convert
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.core.quiet import one_thread, quiet_libraries
-from exporter.merge import MergedTensors
-from exporter.overlay import result_folder
-from exporter.quantize import Quantizer
-from exporter.slots import Conversion
-from exporter.steps import MergePlan
-from exporter.tokenizer import merged_by_score
-from exporter.toolchain import Toolchain
-from exporter.verify.engine import Engine
+from exporter.core.silence import one_thread, quiet_libraries
+from exporter.inputs.tokenizer import merged_by_score
+from exporter.llamacpp.converter_import import imported
+from exporter.llamacpp.toolchain import Toolchain
+from exporter.merge.apply import MergedTensors
+from exporter.merge.operations import MergePlan
+from exporter.merge.result_files import result_folder
+from exporter.quantize.quantizer import Quantizer
 from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
+from exporter.verify.logits_engine import Engine
 from exporter.verify.metadata import check_metadata, check_special, check_template
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
 from exporter.verify.strength import Requantizer
-from exporter.verify.tokens import check_tokens
+from exporter.verify.tokenization import check_tokens
 from exporter.verify.trace import traceable
 from exporter.verify.weights import Weights
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from exporter.core.errors import DecantError, EngineError
-from exporter.core.folders import size_text
 from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes
-from exporter.verify.engine import Engine
+from exporter.core.paths import size_text
+from exporter.verify.logits_engine import Engine
 from exporter.verify.report import Check
 
 NAME = "loading"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from exporter.convert.gguf_layout import Conversion
+from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import CheckpointError
-from exporter.core.files import read_json_object
 from exporter.core.gguf import Array, GGUFFile, Value
-from exporter.slots import Conversion
-from exporter.verify.engine import VocabularyFacts
 from exporter.verify.loading import gives_embeddings
+from exporter.verify.logits_engine import VocabularyFacts
 from exporter.verify.report import Check
 from exporter.verify.texts import CONVERSATIONS
 

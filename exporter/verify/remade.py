@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.convert import Outtype, convert
-from exporter.converter_import import imported
+from exporter.convert.gguf_layout import lay_out
+from exporter.convert.to_gguf import Outtype, convert
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Report, Step, silent
+from exporter.core.ggml_types import FTYPES, GGMLType
 from exporter.core.gguf import GGUFFile
 from exporter.core.machine import cores
-from exporter.core.quiet import one_thread, quiet_libraries
-from exporter.core.types import FTYPES, GGMLType
-from exporter.imatrix import UNABLE, Importance
-from exporter.merge import MergedTensors
-from exporter.overlay import result_folder
-from exporter.quantize import Quantizer
-from exporter.slots import lay_out
+from exporter.core.silence import one_thread, quiet_libraries
+from exporter.formats.gguf_file import GGUFPlan, Group, check_space, write_files
+from exporter.llamacpp.converter_import import imported
+from exporter.merge.apply import MergedTensors
+from exporter.merge.result_files import result_folder
+from exporter.quantize.imatrix import UNABLE, Importance
+from exporter.quantize.quantizer import Quantizer
 from exporter.verify.strength import KNOWN
-from exporter.write import GGUFPlan, Group, check_space, write_files
 
 if TYPE_CHECKING:
-    from exporter.slots import Conversion
-    from exporter.steps import MergePlan
-    from exporter.toolchain import Toolchain
+    from exporter.convert.gguf_layout import Conversion
+    from exporter.llamacpp.toolchain import Toolchain
+    from exporter.merge.operations import MergePlan
 
 FLOAT32 = 4  # bytes
 SMALL = 2 << 30  # bytes of a model in float32 that is made so; larger ones in float16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from exporter.slots import Slot
+from exporter.convert.gguf_layout import Slot
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,22 +9,22 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.converter_import import imported
 from exporter.core.errors import EngineError, ModelError, SpaceError
+from exporter.core.ggml_types import FLOATS
 from exporter.core.gguf import Array, GGUFFile, TensorInfo, read_gguf
-from exporter.core.types import FLOATS
-from exporter.gguf_base import ARCHITECTURE, NOT_COPIED
-from exporter.steps import MergePlan
+from exporter.gguf_inputs.gguf_base import ARCHITECTURE, NOT_COPIED
+from exporter.llamacpp.converter_import import imported
+from exporter.merge.operations import MergePlan
 from exporter.verify.bounds import allowed_error, least_likeness, likeness
-from exporter.verify.engine import Engine
 from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
+from exporter.verify.logits_engine import Engine
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from exporter.toolchain import Toolchain
+    from exporter.llamacpp.toolchain import Toolchain
 
 ROWS = 16
 SEED = 20

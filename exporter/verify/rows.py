@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.safetensors import StoredTensor
-from exporter.gguf_tensors import Quantized
-from exporter.kinds import PLAIN_INITS, VARIANTS, is_set
-from exporter.merge import MergedTensors
-from exporter.steps import (
+from exporter.inputs.adapter_kinds import PLAIN_INITS, VARIANTS, is_set
+from exporter.inputs.gguf_tensors import Quantized
+from exporter.inputs.lazy_tensor import Tensor, read_tensor
+from exporter.merge.apply import MergedTensors
+from exporter.merge.operations import (
     AddRows,
     BiasSum,
     Change,
@@ -31,7 +32,6 @@ from exporter.steps import (
     Step,
     Tuned,
 )
-from exporter.tensors import Tensor, read_tensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,12 +12,12 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from exporter.core.types import GGMLType
+from exporter.core.ggml_types import GGMLType
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from exporter.quantize import Quantizer
+    from exporter.quantize.quantizer import Quantizer
 
     Rows = np.ndarray[Any, Any]
 
@@ -170,7 +170,7 @@ class Requantizer:
 
         values = np.ascontiguousarray(rows, np.float32)
         if rounded is not None:
-            from exporter.write import round_values
+            from exporter.formats.gguf_file import round_values
 
             values = round_values(values, rounded)
         packed = self.quantizer.quantize(values, kind, self.importance(kind, rows.shape))
@@ -180,7 +180,7 @@ class Requantizer:
         """All inputs alike, for types that ggml does not quantize to without an importance."""
         import numpy as np
 
-        from exporter.imatrix import UNABLE, Importance
+        from exporter.quantize.imatrix import UNABLE, Importance
 
         if kind.name not in UNABLE:
             return None

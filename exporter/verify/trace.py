@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from exporter.slots import Slot
+from exporter.convert.gguf_layout import Slot
 from exporter.verify.replay import replay, sources
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from exporter.merge import MergedTensors
+    from exporter.merge.apply import MergedTensors
 
 Shapes = Callable[[str], tuple[int, ...]]
 NEAR = 0.01  # how far a position may be from a whole number after float32 arithmetic
@@ -129,7 +129,7 @@ def column_numbers(shape: tuple[int, ...]) -> torch.Tensor:
 
 def traceable(tensors: MergedTensors) -> MergedTensors:
     """The same tensors, all floats in float32, so that the converter copies none to cast it."""
-    from exporter.merge import MergedTensors
+    from exporter.merge.apply import MergedTensors
 
     class InFloat32(MergedTensors):
         def dtype(self, name: str) -> torch.dtype:

@@ -10,14 +10,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint import Checkpoint
 from exporter.core.errors import AdapterError, CheckpointError, SpaceError, UnsupportedError
 from exporter.core.events import Note, Report, silent
-from exporter.core.folders import size_text
 from exporter.core.machine import available_nbytes
-from exporter.core.quiet import quiet_libraries
-from exporter.peft_folder import peft_folder
-from exporter.steps import MergePlan, WeightedAdapter
+from exporter.core.paths import size_text
+from exporter.core.silence import quiet_libraries
+from exporter.inputs.checkpoint import Checkpoint
+from exporter.inputs.peft_folder import peft_folder
+from exporter.merge.operations import MergePlan, WeightedAdapter
 
 if TYPE_CHECKING:
     import numpy as np

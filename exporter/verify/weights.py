@@ -13,9 +13,9 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from exporter.convert.gguf_layout import Conversion, Slot
 from exporter.core.events import Progress, Report, silent
 from exporter.core.gguf import GGUFFile, TensorInfo
-from exporter.slots import Conversion, Slot
 from exporter.verify.bounds import allowed_error, least_likeness, likeness
 from exporter.verify.replay import sources
 from exporter.verify.report import Check

@@ -13,11 +13,11 @@ from exporter.core.errors import DecantError, InputError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import read_gguf
 from exporter.store import StoredModel, list_models
-from runtime.adapters import BASE, Adapter, parse_scale
-from runtime.engine import Model, open_model
-from runtime.fit import LAYERS_KEPT
-from runtime.gateway.admission import Voice
-from runtime.gateway.errors import ApiError, bad_request
+from runtime.engine.adapters import BASE, Adapter, parse_scale
+from runtime.engine.local import Model, open_model
+from runtime.engine.memory_fit import LAYERS_KEPT
+from runtime.gateway.api_errors import ApiError, bad_request
+from runtime.gateway.scheduling.request_queue import Voice
 
 LATEST = ":latest"  # which Ollama's clients append
 OWNER = "decant"

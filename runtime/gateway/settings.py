@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from exporter.core.errors import InputError
-from runtime.rpc import Spread
+from runtime.rpc.protocol import Spread
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 

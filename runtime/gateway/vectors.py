@@ -9,9 +9,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from exporter.convert.embedder import DEFAULT_PROMPT, PROMPTS
 from exporter.core.gguf import GGUFFile
-from exporter.embedder import DEFAULT_PROMPT, PROMPTS
-from runtime.gateway.errors import bad_request
+from runtime.gateway.api_errors import bad_request
 
 ROUTES = ("/v1/embeddings", "/embedding")
 PROMPT_NAME = "prompt_name"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from exporter.converter_import import imported
-from tests.architectures import make_architecture
-from tests.tiny import make_tokenizer
+from exporter.llamacpp.converter_import import imported
+from tests.support.architectures import make_architecture
+from tests.support.tiny import make_tokenizer
 
 AS_PUBLISHED: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"norm_topk_prob": True},

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from exporter.core.errors import UnsupportedError
-from exporter.targets import CONV1D_MODELS
-from tests.architectures import ARCHITECTURES, Architecture, make_architecture
-from tests.roads import train_and_merge
+from exporter.merge.targets import CONV1D_MODELS
+from tests.support.architectures import ARCHITECTURES, Architecture, make_architecture
+from tests.support.roads import train_and_merge
 
 pytestmark = [pytest.mark.trained, pytest.mark.filterwarnings("ignore")]
 

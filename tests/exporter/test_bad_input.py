@@ -17,9 +17,9 @@ import pytest
 from huggingface_hub import constants
 
 from exporter.cli.app import run
-from exporter.core.files import free_bytes
-from tests.raw import copy, edit_json
-from tests.tiny import make_adapter, make_base
+from exporter.core.atomic_file import free_bytes
+from tests.support.raw import copy, edit_json
+from tests.support.tiny import make_adapter, make_base
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 

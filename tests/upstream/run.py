@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from exporter.toolchain import Toolchain, find_toolchain
+from exporter.llamacpp.toolchain import Toolchain, find_toolchain
 from tests.upstream.forks import forking
 from tests.upstream.suite import Suite, make_suite, run_suite
 

@@ -13,16 +13,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from exporter.toolchain import find_toolchain
-from runtime.adapters import Adapter
-from runtime.engine import Model, open_model
-from runtime.gateway.app import build_app
+from exporter.llamacpp.toolchain import find_toolchain
+from runtime.engine.adapters import Adapter
+from runtime.engine.local import Model, open_model
+from runtime.engine.template_choice import CHATML
+from runtime.gateway.asgi_app import build_app
+from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog, Named
-from runtime.gateway.fleet import Fleet
-from runtime.gateway.gateway import Gateway
-from runtime.gateway.serving import listening, serve
+from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.server import listening, serve
 from runtime.gateway.settings import Settings
-from runtime.template_choice import CHATML
 
 OWN = frozenset(
     ("--host", "--port", "--api-key", "--model", "--alias", "--ctx-size", "--parallel", "--lora")

@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.toolchain import Toolchain
-from tests.runtime.test_images import make_png
+from exporter.llamacpp.toolchain import Toolchain
+from tests.runtime.engine.test_images import make_png
 from tests.upstream.models import make_models
 from tests.upstream.tree import unpack_tests
 

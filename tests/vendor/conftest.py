@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vendor.mini import HOST, FakeIndex, Mini, make_mini, no_smoke
+from tests.support.mini_sdist import HOST, FakeIndex, Mini, make_mini, no_smoke
 from vendor.build import Build, build
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mini_sdist import HOST, Events, FakeIndex, Mini, make_mini, no_smoke
 from tests.vendor.conftest import Built
-from tests.vendor.mini import HOST, Events, FakeIndex, Mini, make_mini, no_smoke
 from vendor.build import Build, build, build_key, cache_root, find
 from vendor.host import Cpu
 from vendor.recipe import read_recipe
@@ -163,7 +163,7 @@ def test_killed_build_starts_again_cleanly(mini: Mini, stage: str):
     program = f"""
 import os, signal
 from pathlib import Path
-from tests.vendor.mini import Events, HOST, no_smoke
+from tests.support.mini_sdist import Events, HOST, no_smoke
 from vendor.build import build
 from vendor.recipe import read_recipe
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vendor.mini import Mini
+from tests.support.mini_sdist import Mini
 from vendor.buildtools import find_buildtools
 from vendor.cmake import Plan, compile_tree
 from vendor.host import find_compilers

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vendor.mini import HTML, Events, FakeIndex, Mini
+from tests.support.mini_sdist import HTML, Events, FakeIndex, Mini
 from vendor.fetch import ATTEMPTS, fetch_sdist
 from vendor.index import JSON_PAGE
 from vendor.report import BuildError, silent

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vendor.mini import HOST
+from tests.support.mini_sdist import HOST
 from vendor.host import choose_backend, count_jobs, find_compilers, find_nvcc, read_cpu
 from vendor.recipe import read_recipe
 from vendor.report import BuildError

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.vendor.mini import HOST
+from tests.support.mini_sdist import HOST
 from vendor.native import build_native, source_path
 from vendor.report import BuildError
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vendor.mini import Mini, make_mini
+from tests.support.mini_sdist import Mini, make_mini
 from vendor.recipe import Mend, Recipe
 from vendor.report import BuildError, silent
 from vendor.tree import collect, libraries, unpack

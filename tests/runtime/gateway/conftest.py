@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.runtime.test_chat import wait_until
+from tests.runtime.chat.test_chat import wait_until
 
 CHECKOUT = Path(__file__).parents[3]
 JSON = {"Content-Type": "application/json"}

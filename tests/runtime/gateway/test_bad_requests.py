@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from runtime.gateway.errors import form_of
+from runtime.gateway.api_errors import form_of
 from tests.runtime.gateway.conftest import Served, serving
-from tests.runtime.gateway.paths import asked_of_models
+from tests.support.gateway_paths import asked_of_models
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from exporter.core.errors import InputError
-from runtime.adapters import Adapter
-from runtime.engine import Model, open_model
+from runtime.engine.adapters import Adapter
+from runtime.engine.local import Model, open_model
+from runtime.gateway.api_errors import ApiError
 from runtime.gateway.catalog import Catalog, listing
-from runtime.gateway.errors import ApiError
-from tests.raw import write_tiny_gguf
+from tests.support.raw import write_tiny_gguf
 
 
 def model(folder: Path, name: str, *adapters: tuple[str, float]) -> Model:

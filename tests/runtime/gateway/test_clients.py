@@ -14,19 +14,19 @@ import ollama
 import openai
 import pytest
 
-from exporter.pipeline import export
-from exporter.request import ExportRequest
-from runtime.child import Server, ServerSpec, lora_vector
-from runtime.client import Delta, ask
-from runtime.gateway.ollama_answer import Answer, Voice, lines
-from runtime.repl.files import read_image
-from tests.architectures import make_architecture
-from tests.raw import edit_json
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from runtime.chat.repl.attachments import read_image
+from runtime.engine.llama_server import Server, ServerSpec, lora_vector
+from runtime.engine.openai_client import Delta, ask
+from runtime.gateway.ollama.ollama_response import Answer, Voice, lines
 from tests.runtime.conftest import PROMPTS
+from tests.runtime.engine.test_images import make_png
 from tests.runtime.gateway.conftest import Served, serving
-from tests.runtime.test_images import make_png
-from tests.tiny import make_tokenizer
-from tests.tiny_t5 import make_t5
+from tests.support.architectures import make_architecture
+from tests.support.raw import edit_json
+from tests.support.tiny import make_tokenizer
+from tests.support.tiny_t5 import make_t5
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.pipeline import export
-from exporter.request import ExportRequest
-from tests.architectures import SIZE
-from tests.embedders import (
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from tests.runtime.gateway.conftest import Served, serving
+from tests.support.architectures import SIZE
+from tests.support.embedders import (
     make_dense_embedder,
     make_embedder,
     make_pieces,
@@ -23,7 +24,6 @@ from tests.embedders import (
     shake,
     vectors,
 )
-from tests.runtime.gateway.conftest import Served, serving
 
 pytestmark = pytest.mark.llamacpp
 

@@ -16,7 +16,7 @@ import pytest
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import Served, chat, serving, until
 from tests.runtime.gateway.test_serve import asking, used
-from tests.terminal import Terminal
+from tests.support.terminal import Terminal
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 

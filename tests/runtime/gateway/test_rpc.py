@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.worker import Worker
+from runtime.rpc.worker import Worker
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import chat, serving, until
-from tests.runtime.test_worker import LOOPBACK, address, of_commit, spec
+from tests.runtime.rpc.test_worker import LOOPBACK, address, of_commit, spec
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 

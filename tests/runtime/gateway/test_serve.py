@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.child import Server, ServerSpec, lora_vector
+from runtime.engine.llama_server import Server, ServerSpec, lora_vector
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import Served, chat, serving, until
 
@@ -338,9 +338,9 @@ def test_https_is_spoken(voices, tmp_path):
 
 
 def test_an_encoder_decoder_is_served_too(tmp_path, toolchain):
-    from exporter.pipeline import export
-    from exporter.request import ExportRequest
-    from tests.tiny_t5 import make_t5
+    from exporter.export import export
+    from exporter.formats.export_request import ExportRequest
+    from tests.support.tiny_t5 import make_t5
 
     output = tmp_path / "t5-Q8_0.gguf"
     export(ExportRequest((), make_t5(tmp_path / "t5"), ("Q8_0",), (output,)), toolchain)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import serving, until
-from tests.runtime.gateway.soak import Soak
+from tests.support.soak_clients import Soak
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.faults]
 

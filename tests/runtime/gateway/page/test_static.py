@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from runtime.gateway.static import FOLDER
+from runtime.gateway.page_files import FOLDER
 from tests.runtime.gateway.page.conftest import KEY, visiting
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]

@@ -1,0 +1,206 @@
+"""`decant inspect`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from exporter.cli.common_options import json_option, store
+from exporter.cli.terminal_renderer import print_json, print_pairs, print_table
+from exporter.core.errors import ModelError
+from exporter.core.events import silent
+from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
+from exporter.core.paths import size_text
+from exporter.inputs.adapter import CONFIG, open_adapter
+from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.find_adapter import find_adapter
+from exporter.inputs.find_model import model_in_place_of_adapter
+from exporter.inputs.zipped_adapter import zip_above
+from exporter.merge.operations import kind_text
+from exporter.store import find_model
+
+SAVED_BY = {"mlx": "mlx-lm", "gguf": "llama.cpp"}
+LONG = 100  # characters of a value that are shown
+
+
+@click.command(epilog="Example: decant inspect my-lora --tensors")
+@click.argument("path")
+@click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor too.")
+@json_option
+def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
+    """Show what PATH holds: a GGUF (or a stored model's name), a model or an adapter folder."""
+    found = describe(path)
+    if as_json:
+        print_json(found)
+        return
+    tensors = found.pop("tensors")
+    metadata = found.pop("metadata", {})
+    assert isinstance(tensors, list)
+    assert isinstance(metadata, dict)
+    print_pairs({key: value for key, value in found.items() if value is not None})
+    if metadata:
+        click.echo("\nmetadata")
+        print_pairs({f"  {key}": shorten(value) for key, value in metadata.items()})
+    if show_tensors:
+        click.echo()
+        print_table(
+            ("TENSOR", "SHAPE", "TYPE", "SIZE"),
+            [
+                (
+                    row["name"],
+                    "×".join(map(str, row["shape"])),
+                    row["type"],
+                    size_text(row["nbytes"]),
+                )
+                for row in tensors
+            ],
+        )
+
+
+def describe(text: str) -> dict[str, object]:
+    """The kind of thing `text` names, its facts and its tensors."""
+    path = Path(text)
+    if path.is_dir() or zip_above(path) or path.suffix in (".safetensors", ".bin"):
+        return describe_place(path)
+    return describe_gguf(read_gguf(path if path.is_file() else find_model(text, store())))
+
+
+def describe_place(path: Path) -> dict[str, object]:
+    """An adapter or a model, found as an export finds it. Raises ModelError where none is."""
+    if whole := model_in_place_of_adapter(path, report=silent):
+        return describe_checkpoint(whole)
+    found = find_adapter(path, report=silent)
+    if found.weights is None and not (found.folder / CONFIG).exists():
+        if (path / "config.json").exists():
+            return describe_checkpoint(path)
+        raise ModelError(
+            f"`{path}` is neither a model nor an adapter folder",
+            hint="a model has config.json, an adapter adapter_config.json",
+        )
+    return describe_adapter(path)
+
+
+def describe_gguf(file: GGUFFile) -> dict[str, object]:
+    kinds = Counter(tensor.type.name for tensor in file.tensors)
+    ranks = {t.shape[-1] for t in file.tensors if t.name.endswith(".lora_b")}
+    return {
+        "kind": "gguf adapter (LoRA)" if file.is_adapter else "gguf",
+        "path": str(file.path),
+        **made_of(file),
+        "size": size_text(file.nbytes),
+        "architecture": file.architecture,
+        "parameters": file.parameters,
+        "bits_per_weight": round(file.nbytes * 8 / max(file.parameters, 1), 2),
+        "rank": ", ".join(map(str, sorted(ranks))) or None,
+        "context_length": file.number(f"{file.architecture}.context_length"),
+        "types": ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())),
+        "metadata": {key: plain(value) for key, value in file.metadata.items()},
+        "tensors": [
+            {"name": t.name, "shape": t.shape, "type": t.type.name, "nbytes": t.nbytes}
+            for t in file.tensors
+        ],
+    }
+
+
+def made_of(file: GGUFFile) -> dict[str, str | None]:
+    """How decant made the file, in lines a person reads; empty for a file from elsewhere."""
+    text = file.text
+    if text("decant.version") is None:
+        return {}
+    adapters = {}
+    for number in itertools.count():
+        key = f"decant.adapter{number or ''}"
+        if text(key) is None:
+            break
+        adapters["adapter" if not number else f"adapter {number + 1}"] = (
+            f"{from_hub(file, key)}, scale {text(f'{key}.scale')},"
+            f" sha256 {(text(f'{key}.sha256') or '')[:12]}"
+        )
+    matrix, on = text("quantize.imatrix.file"), text("quantize.imatrix.dataset")
+    tools = {"decant": "version", "llama.cpp": "llama_cpp", "transformers": "transformers",
+             "peft": "peft"}  # fmt: skip
+    versions = {name: text(f"decant.{key}") for name, key in tools.items()}
+    return {
+        "base": from_hub(file, "decant.base"),
+        **adapters,
+        "merged in": text("decant.merge_dtype"),
+        "quantized": text("decant.quant"),
+        "imatrix": matrix and f"{matrix}{f', measured on {on}' if on else ''}",
+        "made by": ", ".join(f"{name} {found}" for name, found in versions.items() if found),
+        "licence": text("general.license"),
+    }
+
+
+def from_hub(file: GGUFFile, key: str) -> str:
+    """A base's or adapter's name, and where on the hub it came from."""
+    repo, commit = file.text(f"{key}.repo"), file.text(f"{key}.commit")
+    return f"{repo} at {(commit or '')[:12]}" if repo else file.text(key) or "unknown"
+
+
+def describe_checkpoint(folder: Path) -> dict[str, object]:
+    checkpoint = open_checkpoint(folder)
+    tensors = list(checkpoint.tensors.values())
+    kinds = Counter(tensor.dtype for tensor in tensors)
+    return {
+        "kind": "base model",
+        "path": str(folder),
+        "size": size_text(sum(tensor.nbytes for tensor in tensors)),
+        "architecture": checkpoint.architecture,
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "context_length": checkpoint.config.get("max_position_embeddings"),
+        "types": ", ".join(f"{count} {name}" for name, count in sorted(kinds.items())),
+        "tensors": [
+            {"name": t.name, "shape": t.shape, "type": t.dtype, "nbytes": t.nbytes} for t in tensors
+        ],
+    }
+
+
+def describe_adapter(folder: Path) -> dict[str, object]:
+    adapter = open_adapter(folder)
+    tensors = adapter.tensors
+    return {
+        "kind": f"adapter ({kind_text(adapter)})",
+        "path": str(folder),
+        "saved_by": SAVED_BY.get(adapter.origin),
+        "size": size_text(sum(tensor.nbytes for tensor in tensors)),
+        "base": adapter.base,
+        "rank": ", ".join(str(rank) for rank in sorted({pair.rank for pair in adapter.pairs}))
+        or None,
+        "alpha": adapter.config.get("lora_alpha"),
+        "rslora": adapter.config.get("use_rslora") or None,
+        "parameters": sum(math.prod(tensor.shape) for tensor in tensors),
+        "modules": f"{len(adapter.pairs)}: "
+        + ", ".join(sorted({pair.module.rpartition(".")[2] for pair in adapter.pairs}))
+        if adapter.pairs
+        else None,
+        "replaces": ", ".join(sorted(adapter.values)) or None,
+        "new token rows": ", ".join(sorted(adapter.rows)) or None,
+        "tensors": [
+            {"name": t.name, "shape": t.shape, "type": t.dtype, "nbytes": t.nbytes} for t in tensors
+        ],
+    }
+
+
+def plain(value: Value) -> object:
+    """A metadata value as JSON can hold it; arrays by their length and first items."""
+    if isinstance(value, Array):
+        return {"length": value.length, "first": [plain(item) for item in value.items]}
+    return value
+
+
+def shorten(value: object) -> str:
+    if isinstance(value, dict):
+        first = ", ".join(repr(item) for item in value["first"])
+        dots = ", …" if value["length"] > len(value["first"]) else ""
+        return f"[{first}{dots}] ({value['length']})"
+    text = value if isinstance(value, str) else repr(value)
+    text = (
+        text.replace("\n", "⏎").encode("unicode_escape").decode()
+        if not text.isprintable()
+        else text
+    )
+    return text if len(text) <= LONG else f"{text[:LONG]}… ({len(text)} characters)"

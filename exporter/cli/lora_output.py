@@ -1,0 +1,88 @@
+"""`decant export --to lora`: a GGUF adapter, for llama-server's --lora."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.cli.common_options import given, store
+from exporter.cli.terminal_renderer import print_json, reporting
+from exporter.core.errors import InputError
+from exporter.core.paths import size_text
+from exporter.store import adapter_file_name
+
+if TYPE_CHECKING:
+    from exporter.formats.gguf_lora import LoraFile
+
+WITHOUT_MEANING = {
+    "quants": "-q quantizes a merged model: a GGUF adapter is small and stays in float32",
+    "merge_dtype": "--merge-dtype is for merging: --to lora merges nothing",
+    "base_roundtrip": "--base-roundtrip is for merging: --to lora merges nothing",
+    "threads": "--threads are for quantizing: --to lora quantizes nothing",
+    "combine": "--combine is for merging: give each adapter a GGUF of its own, and llama-server"
+    " --lora-scaled for each",
+    "others": "--to lora makes one GGUF of one adapter: export the other by itself",
+}
+
+
+def refuse_for_lora(adapter: str | None) -> None:
+    """UsageError for options that say nothing about a GGUF adapter."""
+    for parameter, reason in WITHOUT_MEANING.items():
+        if given(parameter):
+            raise click.UsageError(reason)
+    if adapter in (None, "-"):
+        raise click.UsageError("--to lora needs an adapter: a base alone has no A and B")
+
+
+def export_lora(adapters: list[Path], base: Path | None) -> None:
+    """Write the first adapter as a GGUF and show it; the other options are the command's own."""
+    from exporter.formats.gguf_lora import LoraRequest
+    from exporter.formats.gguf_lora import export_lora as run
+    from exporter.gguf_inputs.gguf_base import refuse_gguf_base
+    from exporter.inputs.adapter import open_adapter
+    from exporter.inputs.adapter_kinds import refuse_for_adapter_file
+    from exporter.inputs.locate import need_adapters
+    from exporter.llamacpp.toolchain import find_toolchain
+
+    options = click.get_current_context().params
+    need_adapters(adapters, base, "--to lora")
+    refuse_gguf_base(base, "lora")
+    adapter = adapters[0]
+    name = open_adapter(adapter, refuse=refuse_for_adapter_file).name
+    request = LoraRequest(
+        adapter,
+        base,
+        output_path(options["output"], name),
+        scale=options["scale"],
+        trust_remote_code=options["trust_remote_code"],
+        force=options["force"],
+    )
+    with reporting(quiet=options["quiet"]) as report:
+        made = run(request, find_toolchain(), dry_run=options["dry_run"], report=report)
+    show(made, dry_run=options["dry_run"], as_json=options["as_json"])
+
+
+def output_path(output: Path | None, name: str) -> Path:
+    """The file that was named, or one in the named folder or the store."""
+    if output is not None and output.suffix == ".gguf" and not output.is_dir():
+        return output
+    if output is not None and output.suffix and not output.is_dir():
+        raise InputError(
+            f"`{output}` is no name for a GGUF adapter",
+            hint=f"-o {output.with_suffix('.gguf')}, or a folder",
+        )
+    return (output or store()) / adapter_file_name(name)
+
+
+def show(made: LoraFile, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(made) | {"dry_run": dry_run})
+        return
+    click.echo(f"{made.path}")
+    done = "would adapt" if dry_run else f"{made.seconds:.1f} s; adapts"
+    click.echo(f"  F32, {size_text(made.nbytes)}; {done} {made.pairs} tensors", err=True)
+    if not dry_run:
+        click.echo("  use it with: llama-server -m BASE.gguf --lora FILE", err=True)

@@ -1,0 +1,71 @@
+"""`decant export --to peft`: an MLX or GGUF adapter as PEFT saves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from exporter.cli.common_options import given
+from exporter.cli.terminal_renderer import print_json, reporting
+from exporter.core.errors import UnsupportedError
+from exporter.store import plain_name
+
+WITHOUT_MEANING = {
+    "quants": "-q quantizes a merged model: --to peft keeps the adapter's own numbers",
+    "merge_dtype": "--merge-dtype is for merging: --to peft merges nothing",
+    "base_roundtrip": "--base-roundtrip is for merging: --to peft merges nothing",
+    "threads": "--threads are for quantizing: --to peft quantizes nothing",
+    "combine": "--combine is for merging: --to peft merges nothing",
+    "others": "--to peft makes one folder of one adapter: export the other by itself",
+    "scale": "--scale is for merging: in PEFT, lora_alpha says it",
+    "split_max_size": "--split-max-size is for GGUF models, not --to peft",
+}
+
+
+def refuse_for_peft(adapter: str | None) -> None:
+    """UsageError for options that say nothing about a PEFT adapter."""
+    for parameter, reason in WITHOUT_MEANING.items():
+        if given(parameter):
+            raise click.UsageError(reason)
+    if adapter in (None, "-"):
+        raise click.UsageError("--to peft needs an adapter: a base alone has no A and B")
+
+
+def export_peft(adapters: list[Path], base: Path | None) -> None:
+    """Write the folder and show it; the other options are the command's own."""
+    from exporter.core.atomic_folder import atomic_folder, refuse_taken
+    from exporter.gguf_inputs.gguf_base import refuse_gguf_base
+    from exporter.gguf_inputs.placed_adapter import on_base
+    from exporter.inputs.adapter import open_adapter
+    from exporter.inputs.checkpoint import open_checkpoint
+    from exporter.inputs.locate import find_base, need_adapters
+    from exporter.inputs.peft_folder import write_peft
+
+    options = click.get_current_context().params
+    need_adapters(adapters, base, "--to peft")
+    refuse_gguf_base(base, "peft")
+    force, dry_run, trust = (options[key] for key in ("force", "dry_run", "trust_remote_code"))
+    with reporting(quiet=options["quiet"]) as report:
+        adapter = open_adapter(adapters[0], report=report)
+        folder = options["output"] or Path(f"{plain_name(adapter.name)}-peft")
+        marks = ("adapter_config.json",)
+        refuse_taken(folder, marks, force=force)
+        if adapter.origin == "peft":
+            raise UnsupportedError(
+                f"`{adapter.folder}` is a PEFT adapter already", hint="leave out --to peft"
+            )
+        if adapter.origin == "gguf" or base is not None:
+            place = base or find_base(adapter, report=report)
+            checkpoint = open_checkpoint(place, trust_remote_code=trust)
+            adapter = on_base(adapter, checkpoint, None, trust_remote_code=trust, report=report)
+        if not dry_run:
+            with atomic_folder(
+                folder, plan=adapter.sha256(), marks=marks, force=force, report=report
+            ) as new:
+                write_peft(adapter, new)
+    if options["as_json"]:
+        print_json({"path": str(folder), "pairs": len(adapter.pairs), "dry_run": dry_run})
+        return
+    click.echo(f"{folder}")
+    click.echo(f"  {'would hold' if dry_run else 'holds'} {len(adapter.pairs)} pairs", err=True)

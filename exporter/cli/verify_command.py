@@ -1,0 +1,194 @@
+"""`decant verify`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from exporter.cli.common_options import json_option, offline_option, quiet_option, store
+from exporter.cli.export_command import adapters_named, require_packages
+from exporter.cli.terminal_renderer import print_json, print_table, reporting
+from exporter.core.errors import (
+    AdapterError,
+    CheckpointError,
+    InputError,
+    SpaceError,
+    UnsupportedError,
+)
+from exporter.core.events import Report
+from exporter.core.gguf import read_gguf
+from exporter.merge.operations import Combination
+from exporter.merge.qlora import BaseRoundtrip
+from exporter.store import find_model
+
+if TYPE_CHECKING:
+    from exporter.llamacpp.toolchain import Toolchain
+    from exporter.merge.operations import MergePlan
+    from exporter.verify.report import Verification
+
+
+@click.command(epilog="Example: decant verify my-lora --base ./Llama-3.2-1B --adapter ./my-lora")
+@click.argument("gguf")
+@click.option("--base", help="The base model: a folder, ORG/NAME[@REVISION], or a link to it.")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="PATH[:SCALE]",
+    help="The adapter it was made with; give it again for more, in order.",
+)  # fmt: skip
+@click.option(
+    "--combine", type=click.Choice(get_args(Combination)),
+    help="How several adapters were made one; with --light.",
+)  # fmt: skip
+@click.option(
+    "--base-roundtrip", type=click.Choice(get_args(BaseRoundtrip)), default="auto",
+    show_default=True, help="As for `decant export`.",
+)  # fmt: skip
+@click.option("--light", is_flag=True, help="Only weights, tokenizer, template and settings.")
+@click.option(
+    "--rows", type=click.IntRange(0), default=16, show_default=True,
+    help="Rows of each tensor to compute anew; 0 for all of them.",
+)  # fmt: skip
+@click.option(
+    "--text", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What both models read; default: a page of English.",
+)  # fmt: skip
+@click.option(
+    "--tokens", type=click.IntRange(8), default=2048, show_default=True,
+    help="Of the text, how many tokens are read at most.",
+)  # fmt: skip
+@click.option(
+    "--against-base", is_flag=True,
+    help="Allow twice the divergence of the base alone, quantized alike; by default, of the same"
+    " values quantized anew.",
+)  # fmt: skip
+@click.option(
+    "--max-kl", type=click.FloatRange(0), help="Mean KL divergence to allow, instead of a default."
+)
+@click.option(
+    "--trust-remote-code", is_flag=True,
+    help="Let the model's folder run Python code of its own. Read that code first.",
+)  # fmt: skip
+@offline_option
+@json_option
+@quiet_option
+def verify(
+    gguf: str,
+    base: str | None,
+    adapters: tuple[str, ...],
+    combine: Combination | None,
+    base_roundtrip: BaseRoundtrip,
+    light: bool,
+    rows: int,
+    text: Path | None,
+    tokens: int,
+    against_base: bool,
+    max_kl: float | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Compare GGUF (a file, or a stored model's name) with the base and adapters it is made of.
+
+    Rows of every merged tensor are computed anew in float64, the tokenizer, chat template and
+    settings are held against the base's; then both models read a text, and their predictions are
+    compared. Ends with 7 when something is not as it should be.
+    """
+    if not adapters and base is None:
+        raise click.UsageError("name what it was made of: --base, and --adapter if there was one")
+    if combine and not light:
+        raise click.UsageError("combined adapters can be compared with --light only")
+    wanted = adapters_named(None, 1.0, adapters, combine)
+    require_packages()
+    path = Path(gguf) if Path(gguf).is_file() else find_model(gguf, store())
+    content = read_text(text)
+    from exporter.formats.export_request import ExportRequest, plan_request
+    from exporter.inputs.locate import Sources, bring
+    from exporter.llamacpp.toolchain import find_toolchain
+
+    toolchain = find_toolchain()
+    with reporting(quiet=quiet) as report:
+        sources = Sources(tuple(named for named, _ in wanted), base)
+        folders, base_folder = bring(sources, report=report)
+        weighted = tuple(zip(folders, (weight for _, weight in wanted), strict=False))
+        request = ExportRequest(
+            weighted, base_folder, (), (), combine=combine, base_roundtrip=base_roundtrip,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        plan = plan_request(request, toolchain, report=report)
+        asked = Asked(path, light, rows, content, tokens, against_base, max_kl, trust_remote_code)
+        found = run(asked, plan, toolchain, report=report)
+    show(found, as_json=as_json)
+    found.refuse()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line asks for."""
+
+    path: Path
+    light: bool
+    rows: int
+    text: str
+    tokens: int
+    against_base: bool
+    max_kl: float | None
+    trust_remote_code: bool
+
+
+def run(asked: Asked, plan: MergePlan, toolchain: Toolchain, *, report: Report) -> Verification:
+    """The light checks, then the full one where they have found nothing."""
+    from exporter.core.events import Step
+    from exporter.verify.light import expected_of, verify_light
+    from exporter.verify.report import Check
+    from exporter.verify.requantized import is_of_gguf, verify_requantized
+
+    began = time.monotonic()
+    trust = asked.trust_remote_code
+    if is_of_gguf(plan):
+        return verify_requantized(asked.path, plan, toolchain, rows=asked.rows)
+    report(Step("checking weights, tokenizer and settings"))
+    with expected_of(plan, toolchain, rows=asked.rows, trust_remote_code=trust) as expected:
+        found = verify_light(asked.path, expected, toolchain, report=report)
+        if asked.light or not found.ok:
+            return found
+        from exporter.verify.full import split_text, verify_full
+
+        file = read_gguf(asked.path)
+        context = file.number(f"{file.architecture}.context_length") or asked.tokens
+        chunks = split_text(asked.text, expected.tokenizer, context=context, most=asked.tokens)
+    try:
+        logits = verify_full(
+            asked.path, plan, chunks, toolchain, against_base=asked.against_base,
+            most_kl=asked.max_kl, report=report,
+        )  # fmt: skip
+    except (UnsupportedError, AdapterError, CheckpointError, SpaceError) as error:
+        told = f"cannot be judged: {error.message}"
+        logits = Check("logits", (), "not compared", (told,), judged=False)
+    return replace(found, checks=(*found.checks, logits), seconds=time.monotonic() - began)
+
+
+def read_text(path: Path | None) -> str:
+    from exporter.verify.texts import PARAGRAPH
+
+    if path is None:
+        return PARAGRAPH
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"`{path}` is not UTF-8 text: {error}", hint="convert it first") from error
+
+
+def show(found: Verification, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(found) | {"ok": found.ok})
+        return
+    print_table(
+        ("CHECK", "", "FOUND"),
+        [(check.name, check.verdict, check.detail) for check in found.checks],
+    )
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{found.seconds:.1f} s", err=True)

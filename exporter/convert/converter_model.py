@@ -1,0 +1,45 @@
+"""llama.cpp's model class for a base, for its names and rearrangements alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from exporter.convert.arrange import Arrange
+from exporter.convert.lazy_source import LazySource, tensors_from
+from exporter.convert.to_gguf import find_class, hparams_of
+from exporter.merge.apply import MergedTensors
+from exporter.merge.operations import MergePlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from exporter.inputs.checkpoint import Checkpoint
+
+
+def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
+    """llama.cpp's class for the base, ready to rename and rearrange; it reads no weight.
+
+    And what is done to a tensor before the class is given it.
+    """
+    folder = checkpoint.folder
+    return model_of_config(checkpoint, folder, hparams_of(checkpoint, folder, checkpoint.tensors))
+
+
+def model_of_config(
+    checkpoint: Checkpoint, folder: Path, hparams: dict[str, Any]
+) -> tuple[Any, Arrange]:
+    """The same for a config of the caller's; folder: where config.json and tokenizer lie."""
+    import gguf
+    from conversion import ModelBase
+
+    model_class, architecture = find_class(hparams, "text", checkpoint.tensors)
+    source = LazySource(MergedTensors(MergePlan(checkpoint)), hparams, architecture)
+    with tensors_from(source, ModelBase):
+        made = model_class(
+            folder,
+            gguf.LlamaFileType.ALL_F32,
+            folder / "unused.gguf",
+            model_name=checkpoint.name,
+            hparams=hparams,
+        )
+    return made, source.arrange

@@ -1,0 +1,164 @@
+"""A model laid out as GGUF, by names, shapes and settings: its values are read later."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.core.ggml_types import GGMLType
+from exporter.core.gguf import DEFAULT_ALIGNMENT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes
+
+
+@dataclass(slots=True)
+class Slot:
+    """A tensor's place in the GGUF."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Rows first, as numpy has it; ggml's order is the reverse."""
+    type: GGMLType
+    """What the converter would store it as."""
+    fill: Callable[[], Iterator[np.ndarray[Any, Any]]] | None
+    """Reads, merges and rearranges the values, as float32: all of them, or of stacked experts one
+    after the other. Called once, then dropped."""
+    source: str
+    """The hub tensor it came from, or the last of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything of one file before its data, padded."""
+
+    content: bytes
+    tensors: tuple[str, ...]
+    """Those that follow, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """All of a model but its values, before quantizing."""
+
+    slots: tuple[Slot, ...]
+    writer: Any  # gguf.GGUFWriter, untyped: holds the metadata
+    ftype: int
+    """general.file_type of what the converter alone would write."""
+    used: frozenset[str] = frozenset()
+    """The checkpoint's tensors that some slot is made of."""
+
+    def headers(
+        self,
+        types: dict[str, GGMLType],
+        *,
+        ftype: int,
+        provenance: Mapping[str, str | int] | None = None,
+        vocabulary: bool = True,
+        split_max: int = 0,
+    ) -> list[Header]:
+        """Metadata with `ftype` and tensor infos in order, of one file or of each of several.
+
+        split_max: bytes of tensors in a file, but for one that is larger by itself; 0 for no limit.
+        """
+        import gguf
+
+        writer = gguf.GGUFWriter(path=None, arch=self.writer.arch, split_max_size=split_max)
+        writer.kv_data = [
+            {
+                key: value
+                for key, value in self.writer.kv_data[0].items()
+                if vocabulary or not key.startswith("tokenizer.")
+            }
+        ]
+        writer.remove_key("general.file_type")
+        writer.add_file_type(ftype)
+        for key, value in (provenance or {}).items():
+            (writer.add_uint32 if isinstance(value, int) else writer.add_string)(key, value)
+        shapes = {slot.name: slot.shape for slot in self.slots}
+        for name, stored in types.items():
+            kind = gguf.GGMLQuantizationType(stored.number)
+            nbytes = stored.nbytes(shapes[name])
+            writer.add_tensor_info(name, shapes[name], FLOAT32, nbytes, raw_dtype=kind)
+        return headers_of(writer)
+
+
+def headers_of(writer: Any) -> list[Header]:
+    """What a GGUFWriter would write before the data of each of its files."""
+    if len(writer.tensors) == 1:
+        writer.split_max_size = 0  # it need not warn of that
+    with tempfile.TemporaryDirectory(prefix="decant-") as folder:
+        path = Path(folder) / "header.gguf"
+        writer._pack_val = partial(pack_value, writer._pack_val)  # noqa: SLF001
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        contents = [shard.read_bytes() for shard in writer.format_shard_names(path)]
+    return [
+        Header(content + bytes(-len(content) % DEFAULT_ALIGNMENT), tuple(tensors))
+        for content, tensors in zip(contents, writer.tensors, strict=True)
+    ]
+
+
+def pack_value(
+    pack: Callable[..., bytes], value: Any, kind: Any, add_vtype: bool, sub_type: Any = None
+) -> bytes:
+    """What a GGUFWriter's own `_pack_val`, which is `pack`, makes of a value.
+
+    It packs an array item by item, which for a vocabulary takes up to a second.
+    """
+    items = isinstance(value, list | tuple) and kind.name == "ARRAY" and sub_type is None
+    packed = pack_items(value) if items else None
+    if packed is None:
+        return pack(value, kind, add_vtype, sub_type)
+    # one item tells the type of all: its bytes begin with the array's type, the items' and 1
+    head = pack(value[:1], kind, add_vtype)[: 8 if add_vtype else 4]
+    return head + LENGTH.pack(len(value)) + packed
+
+
+LENGTH = struct.Struct("<Q")
+
+
+def pack_items(values: Sequence[Any]) -> bytes | None:
+    """The items of a GGUF array, when all are texts, all whole numbers or all fractions."""
+    kinds = set(map(type, values))
+    if not kinds:
+        return None
+    if kinds <= {str, bytes}:
+        texts = [text.encode() if isinstance(text, str) else text for text in values]
+        return b"".join(part for text in texts for part in (LENGTH.pack(len(text)), text))
+    if kinds == {float}:
+        return struct.pack(f"<{len(values)}f", *values)
+    if all(issubclass(kind, int) and kind is not bool for kind in kinds):
+        return struct.pack(f"<{len(values)}i", *values)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each tensor's data lies."""
+
+    offsets: dict[str, int]
+    """Bytes from the start of the file."""
+    size: int
+    """Bytes of the whole file."""
+
+
+def lay_out(
+    header_nbytes: int, types: dict[str, GGMLType], shapes: dict[str, tuple[int, ...]]
+) -> Layout:
+    """Place the tensors of `types` in order, each aligned, behind an aligned header."""
+    offsets, end = {}, header_nbytes
+    for name, kind in types.items():
+        offsets[name] = end
+        end += kind.nbytes(shapes[name])
+        end += -end % DEFAULT_ALIGNMENT
+    return Layout(offsets, end)

@@ -1,0 +1,240 @@
+"""Settings that llama.cpp does not know for an architecture: a warning at export for each.
+
+Its files under src/models/ build the graph, and fix there what only some models have otherwise.
+A GGUF of such a model is as right as one can be, and answers otherwise than transformers does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from exporter.convert.upstream_fixes import head_size, rope
+from exporter.convert.windows import RHYTHMS, WINDOWED
+
+DIFFER = "answers differ from transformers'"
+# src/models/NAME.cpp, where build_moe_ffn is called: norm_w
+DIVIDES = {
+    "hunyuan-moe": True, "kimi-linear": True, "lfm2moe": True, "mellum": True, "mimo2": True,
+    "minimax-m2": True, "qwen35moe": True, "qwen3moe": True, "qwen3next": True,
+    "qwen3vlmoe": True, "qwen4exp": True,
+    "deepseek": False, "olmoe": False, "qwen2moe": False,
+}  # fmt: skip
+"""By architecture: whether the shares of the chosen experts are divided by their sum."""
+# … LLM_FFN_SILU there
+SILU = (
+    "afmoe", "cohere2", "command-r", "deepseek2", "dots1", "ernie4_5", "exaone4", "glm4", "glm4moe",
+    "granite", "granitemoe", "hunyuan-dense", "jamba", "lfm2", "llama", "mistral3", "olmo", "olmo2",
+    "olmoe", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "seed_oss", "smollm3", "stablelm",
+)  # fmt: skip
+"""Architectures whose feed-forward layers know one activation."""
+IN_LINE = {"afmoe": 4, "smollm3": 4, "llama4": 4}
+"""One of so many layers has no rotary positions (n_no_rope_layer_step)."""
+LLAMA4_CHUNK = 8192  # llama4.cpp: n_swa
+LLAMA4_TEMPERATURE = {"attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1}
+GEMMA3_27B = 62  # gemma3.cpp: layers of the model whose queries are divided otherwise
+T5_DISTANCE = 128  # llama-graph.cpp: llama_relative_position_bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What the converter made, and of what."""
+
+    architecture: str
+    """llama.cpp's name."""
+    settings: Mapping[str, Any]
+    """The text model's, as the converter saw them."""
+    keys: Collection[str]
+    """The GGUF's, without the architecture's name before them."""
+    tensors: Collection[str]
+
+    def number(self, name: str) -> int:
+        """A setting that is a number; 0 for one that is not there."""
+        value = self.settings.get(name)
+        return int(value) if isinstance(value, int | float) else 0
+
+
+def ignored_settings(made: Converted) -> list[str]:
+    """What this model has and its graph in llama.cpp has not, each with what it means."""
+    found = (check(made) for check in CHECKS)
+    return [warning for warning in found if warning]
+
+
+def window(made: Converted) -> str:
+    types, size = made.settings.get("layer_types"), made.number("sliding_window")
+    asked = any(kind in WINDOWED for kind in types) if isinstance(types, list) else size > 0
+    off = made.settings.get("use_sliding_window") is False and not isinstance(types, list)
+    known = made.architecture in RHYTHMS or (
+        "attention.sliding_window" in made.keys and made.architecture != "phi3"
+    )
+    context = made.number("max_position_embeddings")
+    if not asked or off or known or not 0 < size < (context or math.inf):
+        return ""
+    return (
+        f"llama.cpp's {made.architecture} attends to the whole context where this model has a"
+        f" window of {size:,} tokens: beyond {size:,} tokens {DIFFER}"
+    )
+
+
+def chunks(made: Converted) -> str:
+    size = made.number("attention_chunk_size")
+    types = made.settings.get("layer_types") or []
+    if made.architecture != "llama4" or "chunked_attention" not in types or size == LLAMA4_CHUNK:
+        return ""
+    return (
+        f"llama.cpp's llama4 attends within chunks of {LLAMA4_CHUNK:,} tokens where this model has"
+        f" chunks of {size:,}: beyond {min(size, LLAMA4_CHUNK):,} tokens {DIFFER}"
+    )
+
+
+def temperature(made: Converted) -> str:
+    told = {name: made.settings.get(name, value) for name, value in LLAMA4_TEMPERATURE.items()}
+    if made.architecture != "llama4" or told == LLAMA4_TEMPERATURE:
+        return ""
+    return (
+        "llama.cpp's llama4 scales the attention of distant tokens as the published models do"
+        f" (from {LLAMA4_CHUNK:,} tokens on, by 0.1), and this model does it otherwise: in long"
+        f" conversations {DIFFER}"
+    )
+
+
+def expert_shares(made: Converted) -> str:
+    divides, said = DIVIDES.get(made.architecture), made.settings.get("norm_topk_prob")
+    if divides is None or not isinstance(said, bool) or said == divides:
+        return ""
+    does, has = ("divides", "not") if divides else ("does not divide", "so")
+    return (
+        f"llama.cpp's {made.architecture} {does} the shares of the chosen experts by their sum,"
+        f" and this model has it {has} (norm_topk_prob is {str(said).lower()}): {DIFFER}"
+    )
+
+
+def expert_groups(made: Converted) -> str:
+    if made.settings.get("topk_method") != "group_limited_greedy" or made.number("n_group") <= 1:
+        return ""
+    return (
+        "llama.cpp ranks groups of experts by their two best where this model takes the best"
+        f" alone (group_limited_greedy): {DIFFER}, mostly a little"
+    )
+
+
+def activation(made: Converted) -> str:
+    said = made.settings.get("hidden_act") or made.settings.get("hidden_activation")
+    if made.architecture not in SILU or said in (None, "silu", "swish"):
+        return ""
+    return (
+        f"llama.cpp's {made.architecture} computes SiLU in its feed-forward layers where this"
+        f" model has {said}: {DIFFER}"
+    )
+
+
+def rope_scaling(made: Converted) -> str:
+    parameters = rope(made.settings)
+    kind = str((parameters.get("full_attention") or parameters).get("rope_type"))
+    factors = any(name.startswith("rope_f") for name in made.tensors)
+    if (kind in ("llama3", "longrope", "su") and not factors) or (
+        kind == "dynamic" and made.architecture not in ("hunyuan-dense", "hunyuan-moe")
+    ):
+        return (
+            f"llama.cpp's converter has no rotary positions of the type {kind} for"
+            f" {made.architecture}, and leaves out their scaling: in long conversations {DIFFER}"
+        )
+    return ""
+
+
+def rope_factors(made: Converted) -> str:
+    trained, longest = made.number("original_max_position_embeddings"), 0
+    parameters = rope(made.settings)
+    trained = int(parameters.get("original_max_position_embeddings") or trained)
+    longest = made.number("max_position_embeddings")
+    if "rope_factors_long.weight" not in made.tensors or not 0 < trained < longest:
+        return ""
+    return (
+        "llama.cpp takes LongRoPE's factors by the size of the context, transformers by the"
+        f" length of the text: with a context above {trained:,} tokens (-c) short texts {DIFFER},"
+        " a little"
+    )
+
+
+def rotated_layers(made: Converted) -> str:
+    period, told = IN_LINE.get(made.architecture), made.settings.get("no_rope_layers")
+    if made.architecture == "afmoe":  # where layers have positions if they have a window
+        told = [int(kind in WINDOWED) for kind in made.settings.get("layer_types") or []]
+    if period is None or not isinstance(told, list):
+        return ""
+    if told == [int((number + 1) % period != 0) for number in range(len(told))]:
+        return ""
+    return (
+        f"llama.cpp's {made.architecture} leaves out the rotary positions of every"
+        f" {period}th layer, and this model has it otherwise (no_rope_layers or layer_types):"
+        f" {DIFFER}"
+    )
+
+
+def query_scale(made: Converted) -> str:
+    said, settings = made.settings.get("query_pre_attn_scalar"), made.settings
+    if made.architecture != "gemma3" or not isinstance(said, int | float):
+        return ""
+    heads = settings["hidden_size"] // settings["num_attention_heads"]
+    divided = heads if made.number("num_hidden_layers") == GEMMA3_27B else head_size(settings)
+    if said == divided:
+        return ""
+    return (
+        f"llama.cpp's gemma3 divides queries by the root of {divided} where this model has"
+        f" {said} (query_pre_attn_scalar): {DIFFER}"
+    )
+
+
+def distances(made: Converted) -> str:
+    said = made.number("relative_attention_max_distance")
+    if not made.architecture.startswith("t5") or said in (0, T5_DISTANCE):
+        return ""
+    return (
+        f"llama.cpp's {made.architecture} tells distances up to {T5_DISTANCE} tokens apart where"
+        f" this model goes to {said} (relative_attention_max_distance): {DIFFER}"
+    )
+
+
+def scaled_embedding(made: Converted) -> str:
+    if made.architecture != "afmoe" or made.settings.get("mup_enabled") is not False:
+        return ""
+    return (
+        "llama.cpp's afmoe multiplies embeddings by the root of their size, and this model does"
+        f" not (mup_enabled is false): {DIFFER}"
+    )
+
+
+def gated_norm(made: Converted) -> str:
+    has = made.settings.get("mamba_rms_norm") and made.settings.get("mamba_norm_before_gate")
+    if made.architecture != "falcon-h1" or not has:
+        return ""
+    return (
+        "llama.cpp's falcon-h1 norms a state-space layer's output after its gate, and this model"
+        f" before (mamba_norm_before_gate is true): {DIFFER}"
+    )
+
+
+def rope_bases(made: Converted) -> str:
+    parameters, types = rope(made.settings), made.settings.get("layer_types") or []
+    full, sliding = (parameters.get(kind) or {} for kind in ("full_attention", "sliding_attention"))
+    windowed = bool(types) and types[0] in WINDOWED
+    if made.architecture == "mellum" and any(kind in WINDOWED for kind in types):
+        differs = "rope_theta"
+    elif made.architecture == "laguna" and windowed:
+        differs = "partial_rotary_factor"
+    else:
+        return ""
+    if full.get(differs) == sliding.get(differs):
+        return ""
+    return (
+        f"llama.cpp's {made.architecture} has one {differs} for all layers, and this model has"
+        f" {full.get(differs)} and, with a window, {sliding.get(differs)}: {DIFFER}"
+    )
+
+
+CHECKS: tuple[Callable[[Converted], str], ...] = (
+    window, chunks, temperature, expert_shares, expert_groups, activation, rope_scaling,
+    rope_factors, rotated_layers, query_scale, distances, scaled_embedding, gated_norm, rope_bases,
+)  # fmt: skip

@@ -1,0 +1,162 @@
+"""Models that judge texts or pairs of them: which of their heads llama.cpp computes as they are."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.convert.embedder import SCORE, check_modules, refused, upstream_hooks, write_keys
+from exporter.core.errors import UnsupportedError
+from exporter.core.events import Report, Warn, silent
+from exporter.inputs.embedder_files import Module
+
+if TYPE_CHECKING:
+    from exporter.merge.apply import MergedTensors
+    from exporter.merge.operations import MergePlan
+
+HEADED = "ForSequenceClassification"
+BERT, DISTILBERT = f"Bert{HEADED}", f"DistilBert{HEADED}"
+TYPES = "embeddings.token_type_embeddings.weight"
+WORDS = "embeddings.word_embeddings.weight"
+POOLER = "pooler.dense."
+INNER = "bert."
+"""What a classifier calls the encoder in it; a bare encoder's tensors go without."""
+SOME_WORDS = 2000
+"""Rows of the vocabulary whose mean length stands for a word's."""
+QWEN3_RERANKER = re.compile(r"qwen3-(vl-)?reranker", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Purpose:
+    """What a model is for besides text: vectors of texts, or scores of pairs."""
+
+    folder: Path
+    """Its config, and the files of sentence-transformers."""
+    architecture: str
+    modules: tuple[Module, ...] = ()
+    ranks: bool = False
+    """Whether it scores a pair by two words' logits."""
+
+    def hooks(self, model_class: Any) -> AbstractContextManager[None]:
+        """Have llama.cpp's class make a model for that."""
+        return upstream_hooks(model_class, self.modules, ranks=self.ranks)
+
+    def begin(self, model: Any) -> None:
+        """Settle the head of the converter's model before its tensors are laid out."""
+        settle_head(model, self.architecture, self.modules)
+
+    def finish(self, model: Any) -> None:
+        """Write what the converter leaves out of the metadata."""
+        write_keys(model.gguf_writer, self.folder, self.modules)
+
+
+def find_purpose(
+    folder: Path, architecture: str, tensors: MergedTensors, part: str, *, report: Report = silent
+) -> Purpose:
+    """What the model in `folder` is for; its projector is for nothing else than pictures.
+
+    Raises UnsupportedError where llama.cpp does not compute what follows the transformer.
+    """
+    if part == "projector":
+        return Purpose(folder, architecture)
+    modules = check_modules(folder, report=report)
+    check_head(architecture, tensors, report=report)
+    ranks = ranks_by_logits(tensors.plan, folder, modules)
+    return Purpose(folder, architecture, modules, ranks)
+
+
+def check_head(architecture: str, tensors: MergedTensors, *, report: Report = silent) -> None:
+    """Say where llama.cpp computes a classifier's head otherwise than transformers.
+
+    Raises UnsupportedError where that makes a reranker's order another one.
+    """
+    if architecture == BERT and (gap := type_gap(tensors)):
+        report(
+            Warn(
+                "pairs of texts are told apart by token types, which decant's llama.cpp knows and"
+                " others do not: there, scores of pairs are not this model's (the types differ by"
+                f" {gap:.2f} of a word's length)"
+            )
+        )
+    if architecture != DISTILBERT:
+        return
+    why = "llama.cpp computes tanh in a head where DistilBERT has ReLU"
+    if label_count(tensors.plan) == 1:
+        raise UnsupportedError(
+            f"a GGUF of this {architecture} would rank documents in another order: {why}",
+            hint="`--to safetensors` keeps it for sentence-transformers; rerankers of BERT,"
+            " RoBERTa, XLM-RoBERTa, ModernBERT and Qwen3 can become a GGUF",
+        )
+    report(Warn(f"the GGUF's scores are not transformers': {why}"))
+
+
+def label_count(plan: MergePlan) -> int:
+    """How many scores the head gives; transformers' default is two."""
+    config = plan.checkpoint.config | plan.config
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and labels:
+        return len(labels)
+    count = config.get("num_labels")
+    return count if isinstance(count, int) else 2
+
+
+def type_gap(tensors: MergedTensors) -> float:
+    """How far a BERT's second token type lies from its first, in lengths of a word's vector."""
+    names = {name.removeprefix(INNER): name for name in tensors.names}
+    if TYPES not in names or WORDS not in names:
+        return 0.0
+    types = tensors.read(names[TYPES]).float()  # (types, width)
+    if len(types) == 1:
+        return 0.0
+    gap = float((types[1] - types[0]).norm())
+    if not gap:
+        return 0.0
+    words = tensors.read(names[WORDS])[:SOME_WORDS].float()  # (words, width)
+    return gap / max(float(words.norm(dim=1).mean()), 1e-12)
+
+
+def converter_name(architecture: str, name: str) -> str:
+    """The name under which llama.cpp's converter is given a tensor.
+
+    It leaves out the pooler of every BERT, though a classifier's head stands on it: as the first
+    half of RoBERTa's head, which is computed alike, it takes it along.
+    """
+    plain = name.removeprefix(INNER)
+    if architecture == BERT and plain.startswith(POOLER):
+        return plain.replace(POOLER, "classifier.dense.")
+    return name
+
+
+def ranks_by_logits(plan: MergePlan, folder: Path, modules: tuple[Module, ...]) -> bool:
+    """Whether a causal model judges pairs by two words' logits, as Qwen3-Reranker does.
+
+    sentence-transformers says so by a module; elsewhere only the name tells.
+    """
+    if any(module.kind == SCORE for module in modules):
+        return True
+    card = folder / "README.md"
+    head = card.read_text(encoding="utf-8", errors="replace").lower() if card.is_file() else ""
+    named = [plan.checkpoint.name, str(plan.checkpoint.config.get("_name_or_path", ""))]
+    named += [weighted.adapter.base or "" for weighted in plan.adapters]
+    return any(QWEN3_RERANKER.search(name) for name in named) or "# qwen3-reranker" in head
+
+
+def settle_head(model: Any, architecture: str, modules: tuple[Module, ...]) -> None:
+    """Tell the converter's model what it takes from elsewhere, or from defaults.
+
+    Two labels without names are a classifier's, not transformers' placeholders; the words of a
+    score by logits are those that sentence-transformers' module names. Raises UnsupportedError
+    for a score that is not of two words.
+    """
+    labels = model.hparams.get("id2label")
+    if architecture.endswith(HEADED) and hasattr(model, "cls_out_labels") and labels:
+        model.cls_out_labels = labels
+    for module in modules:
+        if module.kind == SCORE:
+            words = [module.settings.get(f"{word}_token_id") for word in ("true", "false")]
+            if not all(type(word) is int for word in words):
+                raise refused("its score from one word's logit", "llama.cpp compares two words")
+            model.token_true_id, model.token_false_id = words

@@ -1,0 +1,224 @@
+"""Merged tensors → GGUF names, shapes and metadata, through llama.cpp's own `conversion`.
+
+It reads no weight: what it gives is a list of slots, each of which can be filled later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from exporter.convert.arrange import OUTPUT_SCALED, scales_output
+from exporter.convert.config_prefetch import conversion, load_hparams
+from exporter.convert.converter_tokens import converter_tokens
+from exporter.convert.gguf_layout import Conversion, Slot
+from exporter.convert.ignored_settings import Converted, ignored_settings
+from exporter.convert.lazy_source import (
+    LazySource,
+    old_objects_set_aside,
+    slots_recorded,
+    tensors_from,
+)
+from exporter.convert.mtp import has_prediction, settle_prediction, without_prediction
+from exporter.convert.ranker import find_purpose
+from exporter.convert.refusals import UNUSABLE, unknown_architecture, unusable
+from exporter.convert.unloadable import refuse_unloadable
+from exporter.convert.upstream_fixes import pack_settings, write_positions
+from exporter.convert.windows import settle_windows
+from exporter.core.errors import InputError, UnsupportedError
+from exporter.core.events import Note, Report, Warn, silent
+from exporter.core.ggml_types import FTYPES
+from exporter.inputs.own_code import no_code_run
+from exporter.llamacpp.converter_import import imported, warnings_reported
+
+if TYPE_CHECKING:
+    from exporter.inputs.checkpoint import Checkpoint
+    from exporter.llamacpp.toolchain import Toolchain
+    from exporter.merge.apply import MergedTensors
+
+Outtype = Literal["auto", "F16", "BF16", "F32"]
+"""The converter's own output type; auto is the 16-bit type that the checkpoint is stored in."""
+Part = Literal["text", "projector"]
+
+MODULES = {"sentence_transformers_dense_modules": True}
+"""Has the converter's classes take the dense layers that follow a model that embeds."""
+
+
+def convert(
+    tensors: MergedTensors,
+    folder: Path,
+    toolchain: Toolchain,
+    *,
+    outtype: Outtype = "auto",
+    model_name: str,
+    part: Part = "text",
+    trust_remote_code: bool = False,
+    report: Report = silent,
+) -> Conversion:
+    """Lay the merged model out as llama.cpp's converter does.
+
+    folder: its config and tokenizer; part: of a vision model, the text model or the projector.
+    Raises UnsupportedError for an architecture it does not know, CheckpointError for a folder it
+    cannot use (such as one without a tokenizer).
+    """
+    with (
+        imported(toolchain),
+        warnings_reported(report),
+        nullcontext() if trust_remote_code else no_code_run(),
+    ):
+        ModelBase = conversion().ModelBase  # noqa: N806 - it is a class
+        import torch
+
+        with torch.inference_mode():
+            try:
+                hparams = hparams_of(tensors.plan.checkpoint, folder, tensors.names, report=report)
+                model_class, architecture = find_class(hparams, part, tensors.names)
+            except UNUSABLE as error:
+                raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
+            source = LazySource(tensors, hparams, architecture, projector=part == "projector")
+            purpose = find_purpose(folder, architecture, tensors, part, report=report)
+            with (
+                converter_tokens(folder, hparams, model_class, trust_remote_code, report) as tokens,
+                old_objects_set_aside(),
+                tensors_from(source, ModelBase),
+                slots_recorded() as slots,
+                purpose.hooks(model_class),
+            ):
+                try:
+                    ftype, unused = file_type(outtype, tensors), folder / "unused.gguf"
+                    named = {"model_name": model_name, "hparams": hparams}
+                    model = delegate(model_class(tokens.folder, ftype, unused, **named, **MODULES))
+                    purpose.begin(model)
+                    prepare(model, source, slots)
+                    tokens.settle(model, report)
+                    purpose.finish(model)
+                    pack_settings(model.gguf_writer)
+                except UNUSABLE as error:
+                    raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
+                used = source.used()
+        if part == "text":
+            tell_limits(converted(model, slots), report=report)
+    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
+
+
+def hparams_of(
+    checkpoint: Checkpoint, folder: Path, names: Iterable[str], *, report: Report = silent
+) -> dict[str, Any]:
+    """The config in `folder` as llama.cpp's classes read it, mended.
+
+    names: the tensors'. A quantization that is undone while the checkpoint is read is none of
+    theirs.
+    """
+    hparams = load_hparams(folder)
+    if "quantization_config" not in checkpoint.config:
+        hparams.pop("quantization_config", None)
+    if note := settle_prediction(hparams, names):
+        report(Note(note))
+    return hparams
+
+
+def find_class(
+    hparams: dict[str, Any], part: Part, names: Iterable[str] | None = None
+) -> tuple[Any, str]:
+    """llama.cpp's class for a model, and the name of its architecture.
+
+    names: the tensors', where the class is to convert them.
+    """
+    from conversion import ModelType, get_model_architecture, get_model_class
+
+    kind = ModelType.TEXT if part == "text" else ModelType.MMPROJ
+    architecture = get_model_architecture(hparams, kind)
+    try:
+        found = get_model_class(architecture, mmproj=part == "projector")
+    except (NotImplementedError, KeyError) as error:
+        raise unknown_architecture(architecture) from error
+    plain = part == "text" and names is not None and not has_prediction(names)
+    return without_prediction(found) if plain else found, architecture
+
+
+def delegate(model: Any) -> Any:
+    """The object that does a class's work: some hand it to another, which has its own writer."""
+    from conversion import ModelBase
+
+    inner = [value for value in vars(model).values() if isinstance(value, ModelBase)]
+    return inner[0] if inner else model
+
+
+def has_projector(folder: Path, toolchain: Toolchain) -> bool:
+    """Whether the folder's model sees or hears, in a way that llama.cpp knows."""
+    with imported(toolchain):
+        hparams = load_hparams(folder)
+        if not hparams.get("vision_config") and not hparams.get("audio_config"):
+            return False
+        try:
+            find_class(hparams, "projector")
+        except UnsupportedError:
+            return False
+        return True
+
+
+def prepare(model: Any, source: LazySource, slots: list[Slot]) -> None:
+    """Have the converter's class lay out all tensors and settings, and correct the settings."""
+    writer = model.gguf_writer
+    writer.add_tensor = partial(source.add, writer, slots)
+    model.prepare_tensors()
+    model.prepare_metadata(vocab_only=False)
+    settle_windows(writer, model.hparams)
+    write_positions(writer, model.hparams)
+    if scales_output(model.hparams):
+        writer.add_bool(OUTPUT_SCALED, val=True)
+
+
+def tell_limits(made: Converted, *, report: Report) -> None:
+    """Stop at what llama.cpp cannot load, and warn of what it ignores."""
+    refuse_unloadable(made)
+    for warning in ignored_settings(made):
+        report(Warn(warning))
+
+
+def converted(model: Any, slots: list[Slot]) -> Converted:
+    """What the converter made, for the warnings about what llama.cpp will not do with it."""
+    writer = model.gguf_writer
+    keys = frozenset(key.removeprefix(f"{writer.arch}.") for key in writer.kv_data[0])
+    return Converted(str(writer.arch), model.hparams, keys, {slot.name for slot in slots})
+
+
+def refuse_dropped(
+    changed: Iterable[str],
+    conversions: Iterable[Conversion],
+    *,
+    because: InputError | None = None,
+) -> None:
+    """Stop when no part of the result has a place for a tensor that the adapter changed.
+
+    because: why another part, which would have had one, was not made.
+    """
+    used: set[str] = set().union(*(conversion.used for conversion in conversions))
+    dropped = sorted(set(changed) - used)
+    if dropped and because:
+        raise because
+    if dropped:
+        raise UnsupportedError(
+            f"a GGUF of this model has no place for `{dropped[0]}`, which the adapter changes"
+            f" ({len(dropped)} such tensors)",
+            hint="`--to safetensors` writes the whole merged model for transformers",
+        )
+
+
+def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
+    """The converter's number; auto is what it would guess, by the first matrix of 16 bits.
+
+    Guessing, it would read that matrix whole.
+    """
+    import gguf
+    import torch
+
+    if outtype != "auto":
+        return gguf.LlamaFileType(FTYPES[outtype])
+    halves = {torch.bfloat16: "BF16", torch.float16: "F16"}
+    matrices = (name for name in tensors.names if len(tensors.shape(name)) > 1)
+    found = (halves.get(tensors.stored_dtype(name)) for name in matrices)
+    return gguf.LlamaFileType(FTYPES[next((name for name in found if name), "F16")])

@@ -1,0 +1,141 @@
+"""Folders that appear complete or not at all, and go on where a killed run stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from exporter.core.atomic_file import atomic_write, explained, make_folder, sync_folder
+from exporter.core.errors import OutputError
+from exporter.core.events import Note, Report, silent
+
+PLAN = ".plan"
+"""In an unfinished folder: what identifies the work that fills it."""
+
+
+@contextmanager
+def atomic_folder(
+    path: Path,
+    *,
+    plan: str,
+    marks: tuple[str, ...],
+    folders: tuple[str, ...] = (),
+    force: bool = False,
+    report: Report = silent,
+) -> Iterator[Path]:
+    """A folder beside `path` to fill; it gets that name when the block ends well.
+
+    It is `.NAME.partial`, locked, so that a second process is told. What a killed or interrupted
+    run left in it is still there when that run had the same `plan`, else it is removed; any
+    other exception removes it. Every file in it must be synced by whoever writes it.
+
+    marks: names of files by which `force` knows a folder as one that it may replace; folders:
+    those that may lie in it.
+    Raises OutputError when `path` is taken, at the start and again at the end.
+    """
+    refuse_taken(path, marks, force=force, folders=folders)
+    make_folder(path.parent)
+    partial = path.with_name(f".{path.name}.partial")
+    with explained(path), locked_folder(partial, path):
+        refuse_taken(path, marks, force=force, folders=folders)
+        try:
+            begin(partial, plan, report=report)
+            yield partial
+            (partial / PLAN).unlink()
+            sync_folder(partial)
+            refuse_taken(path, marks, force=force, folders=folders)
+            publish_folder(partial, path)
+        except KeyboardInterrupt:
+            raise  # the same command goes on from here
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def refuse_taken(
+    path: Path, marks: tuple[str, ...], *, force: bool, folders: tuple[str, ...] = ()
+) -> None:
+    """Raise OutputError unless `path` is free, empty, or may be replaced."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise OutputError(f"`{path}` is no folder", hint="name a new folder with -o")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not force:
+        raise OutputError(f"`{path}` exists", hint="pass --force to replace it, or -o another name")
+    has_folders = any(child.is_dir() and child.name not in folders for child in path.iterdir())
+    if has_folders or not any((path / mark).exists() for mark in marks):
+        raise OutputError(
+            f"`{path}` holds more than an exported model: it is not replaced",
+            hint="name another folder with -o, or remove that one yourself",
+        )
+
+
+def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError when writing `path` would replace, or stand inside, what is read."""
+    target = path.resolve()
+    for folder in inputs:
+        source = folder.resolve()
+        if source == target or target in source.parents or source in target.parents:
+            raise OutputError(
+                f"`{path}` would overwrite or stand in `{folder}`, from which it is made",
+                hint="name another folder with -o",
+            )
+
+
+@contextmanager
+def locked_folder(partial: Path, path: Path) -> Iterator[None]:
+    """Make `partial` if need be and hold it; OutputError when another process does."""
+    while True:
+        make_folder(partial)
+        fd = os.open(partial, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not is_same_folder(fd, partial):
+                continue  # its writer published it between our open and our lock
+            yield
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another process is writing `{path}`",
+                hint="wait until it is done, or name another folder with -o",
+            ) from error
+        else:
+            return
+        finally:
+            os.close(fd)
+
+
+def is_same_folder(fd: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), folder.stat())
+    except FileNotFoundError:
+        return False
+
+
+def begin(partial: Path, plan: str, *, report: Report) -> None:
+    """Keep what an earlier run of the same plan left, and nothing else."""
+    left = list(partial.iterdir())
+    before = partial / PLAN
+    if before.is_file() and before.read_text(errors="replace") == plan:
+        report(Note("going on where an earlier run of the same export stopped"))
+        return
+    for child in left:
+        shutil.rmtree(child) if child.is_dir() else child.unlink()
+    if left:
+        report(Note("what an earlier run left belongs to another export: beginning afresh"))
+    with atomic_write(before) as file:
+        file.write(plan.encode())
+
+
+def publish_folder(partial: Path, path: Path) -> None:
+    """Give a complete folder its final name, durably; a folder there before goes last."""
+    replaced = path.with_name(f".{path.name}.replaced")
+    if path.exists() and any(path.iterdir()):
+        shutil.rmtree(replaced, ignore_errors=True)
+        path.rename(replaced)
+    partial.rename(path)  # an empty folder gives way
+    sync_folder(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)

@@ -1,0 +1,275 @@
+"""The export: adapter and base in, GGUF files out, in one pass."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.convert.config_prefetch import read_ahead
+from exporter.convert.gguf_layout import Conversion, lay_out
+from exporter.convert.to_gguf import Outtype, Part, convert, has_projector, refuse_dropped
+from exporter.core.atomic_file import refuse_existing
+from exporter.core.errors import InputError
+from exporter.core.events import Note, Report, Step, Warn, once, silent
+from exporter.core.ggml_types import FLOATS, FTYPES, GGMLType
+from exporter.core.gguf import shard_paths
+from exporter.core.machine import give_back_large_blocks
+from exporter.core.resumable_file import journal_path
+from exporter.core.silence import one_thread, quiet_libraries
+from exporter.formats.export_request import ExportRequest, plan_request, result_name
+from exporter.formats.gguf_file import GGUFPlan, Group, check_space, write_files
+from exporter.gguf_inputs.gguf_base import gguf_conversion, is_gguf
+from exporter.llamacpp.toolchain import Toolchain
+from exporter.merge.apply import MergedTensors
+from exporter.merge.fingerprint import identity
+from exporter.merge.operations import MergeDtype, describe
+from exporter.merge.provenance import provenance
+from exporter.merge.result_files import result_folder
+from exporter.quantize.imatrix import importance
+from exporter.quantize.quantizer import Quantizer, choose_types
+from exporter.quantize.recipe import PLAIN, Recipe, check_recipe
+from exporter.verify.after import verify_exported
+from exporter.verify.report import Verification
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """One GGUF that now exists, or would after a dry run."""
+
+    path: Path
+    quant: str
+    nbytes: int
+    types: dict[str, int]
+    """How many tensors have each type."""
+    shards: tuple[Path, ...] = ()
+    """All the files of a split model, of which `path` is the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export made."""
+
+    files: tuple[ExportedFile, ...]
+    base: Path
+    adapters: tuple[Path, ...]
+    tensors: int
+    merged: int
+    """How many tensors the adapter changed."""
+    seconds: float
+    verified: tuple[Verification, ...] = ()
+    """What the comparison with base and adapters found, file by file."""
+
+
+def export(
+    request: ExportRequest,
+    toolchain: Toolchain,
+    *,
+    dry_run: bool = False,
+    report: Report = silent,
+) -> ExportResult:
+    """Merge, convert, quantize and write, tensor by tensor; nothing else touches the disk.
+
+    A dry run stops when the plan stands, before any weight is read.
+    """
+    started = time.monotonic()
+    check_recipe(request.recipe, request.quants)
+    known = () if request.split_max else request.outputs  # split, they have other names
+    refuse_outputs(known, force=request.force, dry_run=dry_run, report=report)
+    report(Step("reading the adapter and the base"))
+    merge = plan_request(request, toolchain, report=report)
+    report(Note(describe(merge)))
+
+    report(Step("planning"))
+    tensors = MergedTensors(merge)
+    quantizer = Quantizer.load(toolchain, report=report)
+    groups = plan_files(request, tensors, toolchain, report=report)
+    plans = [plan for group in groups for plan in group.plans]
+    others = (plan.path for plan in plans if plan.path not in known)
+    refuse_outputs(others, force=request.force, dry_run=dry_run, report=report)
+    check_space(plans)
+
+    if not dry_run:
+        report(Step("merging and quantizing"))
+        give_back_large_blocks()
+        with one_thread():
+            write_files(
+                groups, quantizer, force=request.force, threads=request.threads, report=report
+            )
+    verified: tuple[Verification, ...] = ()
+    if request.verify and not dry_run:
+        trust = request.trust_remote_code
+        firsts = [plan.path for plan in groups[0].plans if not plan.shard]
+        verified = verify_exported(firsts, merge, toolchain, trust_remote_code=trust, report=report)
+    return ExportResult(
+        exported(plans),
+        merge.checkpoint.folder,
+        tuple(weighted.adapter.folder for weighted in merge.adapters),
+        len(merge.names),
+        len(merge.changes),
+        time.monotonic() - started,
+        verified,
+    )
+
+
+def plan_files(
+    request: ExportRequest,
+    tensors: MergedTensors,
+    toolchain: Toolchain,
+    *,
+    report: Report,
+) -> list[Group]:
+    """Every file that will be written: the model, and what lets it see if it can."""
+    merge = tensors.plan
+    conversions, projector = convert_all(request, tensors, toolchain, report=report)
+    told, made_of = provenance(merge, toolchain), identity(merge, toolchain)
+
+    def planned(
+        path: Path, quant: str, conversion: Conversion, recipe: Recipe, split_max: int = 0
+    ) -> list[GGUFPlan]:
+        types = choose_types(conversion, quant, toolchain, recipe)
+        shapes = {slot.name: slot.shape for slot in conversion.slots}
+        headers = conversion.headers(
+            types,
+            ftype=FTYPES[quant],
+            provenance=told | recipe.keys(quant),
+            split_max=split_max,
+        )
+        paths = shard_paths(path, len(headers))
+        rounded = rounding(conversion, quant, merge.dtype)
+        weighed = importance(recipe.imatrix, conversion.slots)
+        return [
+            GGUFPlan(
+                shard_path,
+                quant,
+                header.content,
+                held := {name: types[name] for name in header.tensors},
+                lay_out(len(header.content), held, shapes),
+                rounded,
+                weighed,
+                made_of,
+                number,
+            )
+            for number, (shard_path, header) in enumerate(zip(paths, headers, strict=True))
+        ]
+
+    plans = [
+        plan
+        for path, quant in zip(request.outputs, request.quants, strict=True)
+        for plan in planned(
+            path, quant, conversions[outtype_for(quant)], request.recipe, request.split_max
+        )
+    ]
+    groups = [Group(plans, next(iter(conversions.values())).slots)]
+    if projector:
+        path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
+        plans = planned(path, FLOAT_NAMES[projector.ftype], projector, PLAIN)
+        groups.append(Group(plans, projector.slots))
+    return groups
+
+
+def convert_all(
+    request: ExportRequest, tensors: MergedTensors, toolchain: Toolchain, *, report: Report
+) -> tuple[dict[Outtype, Conversion], Conversion | None]:
+    """The merged model as GGUF, for each of the converter's types that is needed.
+
+    And the projector of a model that sees. Raises UnsupportedError when neither has a place for
+    something that an adapter changed.
+    """
+    trust = request.trust_remote_code
+    report = once(report)  # the converter says the same for each output type
+    if is_gguf(tensors.plan.checkpoint.folder):
+        name = result_name(tensors.plan)
+        return {
+            outtype: gguf_conversion(tensors, toolchain, outtype=outtype, model_name=name)
+            for outtype in dict.fromkeys(map(outtype_for, request.quants))
+        }, None
+    outtypes = dict.fromkeys(outtype_for(quant) for quant in request.quants)
+    with (
+        result_folder(tensors.plan, trust_remote_code=trust) as folder,
+        read_ahead(folder),
+        quiet_libraries(),
+    ):
+
+        def converted(outtype: Outtype, part: Part, report: Report = silent) -> Conversion:
+            return convert(
+                tensors,
+                folder,
+                toolchain,
+                outtype=outtype,
+                model_name=result_name(tensors.plan),
+                part=part,
+                trust_remote_code=trust,
+                report=report,
+            )
+
+        first, *others = outtypes
+        conversions = {first: converted(first, "text", report)}
+        conversions |= {outtype: converted(outtype, "text") for outtype in others}
+        projector = None
+        if has_projector(folder, toolchain):
+            try:
+                projector = converted("auto", "projector", report)
+            except InputError as error:
+                refuse_dropped(tensors.plan.changes, conversions.values(), because=error)
+                report(
+                    Warn(f"no mmproj is written, and the model takes text alone: {error.message}")
+                )
+    made = [*conversions.values(), *([projector] if projector else [])]
+    used = set().union(*(conversion.used for conversion in made))
+    unused = (name for name in tensors.plan.changes if name not in used)
+    refuse_dropped(filter(tensors.changes_something, unused), made)
+    return conversions, projector
+
+
+FLOAT_NAMES = {FTYPES[name]: name for name in FLOATS}
+
+
+def outtype_for(quant: str) -> Outtype:
+    match quant:
+        case "F32" | "F16" | "BF16":
+            return quant
+        case _:
+            return "auto"
+
+
+def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dict[str, GGMLType]:
+    """What the usual road rounds on its way: it quantizes from a 16-bit GGUF."""
+    if merge_dtype == "float32" or quant in FLOATS:
+        return {}
+    return {slot.name: slot.type for slot in conversion.slots if slot.type.name != "F32"}
+
+
+def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report: Report) -> None:
+    """Stop at files that exist already, but for those of a stopped export: they are read later."""
+    for path in paths:
+        if dry_run and path.exists():
+            report(Warn(f"`{path}` exists: the export itself will need --force"))
+        elif not journal_path(path).exists():
+            refuse_existing(path, force=force)
+
+
+def exported(plans: list[GGUFPlan]) -> tuple[ExportedFile, ...]:
+    """What is said of the files, a split model's taken together."""
+    models: list[list[GGUFPlan]] = []
+    for plan in plans:
+        if plan.shard:
+            models[-1].append(plan)
+        else:
+            models.append([plan])
+    return tuple(
+        ExportedFile(
+            shards[0].path,
+            shards[0].quant,
+            sum(plan.layout.size for plan in shards),
+            count(kind for plan in shards for kind in plan.types.values()),
+            tuple(plan.path for plan in shards) if len(shards) > 1 else (),
+        )
+        for shards in models
+    )
+
+
+def count(types: Iterable[GGMLType]) -> dict[str, int]:
+    names = [kind.name for kind in types]
+    return {name: names.count(name) for name in sorted(set(names))}

@@ -1,0 +1,1 @@
+"""The formats of a result: GGUF, safetensors, GGUF adapter, Ollama, vLLM."""

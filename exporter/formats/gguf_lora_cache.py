@@ -1,0 +1,96 @@
+"""GGUF adapters that are made once and kept, for those who need one to run and not to have.
+
+    python -m exporter.formats.gguf_lora_cache ADAPTER BASE CACHE
+
+makes one in a process of its own, for a caller that must not load torch, and prints JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from exporter.core.atomic_file import atomic_write, sha256_file
+from exporter.core.errors import DecantError, ModelError
+from exporter.core.events import Report, silent
+from exporter.core.gguf import read_gguf
+from exporter.inputs.adapter import open_adapter
+from exporter.inputs.adapter_kinds import refuse_for_adapter_file
+from exporter.inputs.checkpoint import open_checkpoint
+from exporter.llamacpp.toolchain import find_toolchain
+
+FORMAT = "2"  # of what is written; an older one is made again
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where a converted adapter is kept, whether or not it is there yet."""
+
+    adapter: Path
+    base: Path
+    path: Path
+
+    @property
+    def digest(self) -> Path:
+        return self.path.with_suffix(".sha256")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is there, byte for byte as it was written."""
+        try:
+            read_gguf(self.path)
+            return self.digest.read_text() == sha256_file(self.path)
+        except (ModelError, OSError, UnicodeDecodeError):
+            return False
+
+
+def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = silent) -> Kept:
+    """The place in `cache` for an adapter over a base; no torch is loaded to find it.
+
+    It is another one when the adapter, the base's config, decant or llama.cpp differ.
+    Raises AdapterError and CheckpointError for folders that are none.
+    """
+    adapter = open_adapter(folder, refuse=refuse_for_adapter_file, report=report)
+    parts = (
+        FORMAT,
+        adapter.sha256(),
+        sha256_file(open_checkpoint(base).folder / "config.json"),
+        metadata.version("decant-llm"),
+        str(find_toolchain().folder.name),
+    )
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    return Kept(adapter.place, base, cache / f"{key}.gguf")
+
+
+def adapter_gguf(folder: Path, base: Path, *, cache: Path, report: Report = silent) -> Path:
+    """The adapter as a GGUF, made once and kept in `cache`. Raises what `export_lora` does."""
+    from exporter.formats.gguf_lora import LoraRequest, export_lora
+
+    kept = kept_adapter(folder, base, cache, report=report)
+    if not kept.is_whole:
+        request = LoraRequest(kept.adapter, base, kept.path, force=True)
+        made = export_lora(request, find_toolchain(), report=report)
+        with atomic_write(kept.digest, force=True) as file:
+            file.write(sha256_file(made.path).encode())
+    return kept.path
+
+
+def main(argv: list[str]) -> int:
+    """Convert, and print the path, or the error with its hint, as JSON."""
+    folder, base, cache = map(Path, argv)
+    answer: dict[str, str | None] = {}
+    code = 0
+    try:
+        answer["path"] = str(adapter_gguf(folder, base, cache=cache))
+    except DecantError as error:
+        answer, code = {"error": error.message, "hint": error.hint}, error.exit_code
+    print(json.dumps(answer))  # noqa: T201 - the caller reads it
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,179 @@
+"""A folder for `ollama create`: the GGUF and a Modelfile made of its own metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from exporter.core.atomic_file import read_json_object
+from exporter.core.errors import CheckpointError
+from exporter.core.events import Note, Report, silent
+from exporter.core.gguf import Array, GGUFFile
+from exporter.inputs.chat_template import IrregularError
+from exporter.inputs.template_turns import DAY, Turns, find_turns
+from exporter.llamacpp.header_tokens import adds_bos, token_texts
+
+MODELFILE = "Modelfile"
+PARAMETERS = {
+    "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty", "max_length": "num_ctx",
+    "max_new_tokens": "num_predict",
+}  # fmt: skip
+"""Of generation_config.json, and what Ollama calls them."""
+UNSET_LENGTH = "20"  # transformers' default, which some configs spell out
+END_TOKENS = ("eos", "eot", "eom")
+SAYING_ENDS = ("config.json", "generation_config.json")
+MAX_TOKENS = 1 << 21  # a vocabulary is read whole
+
+
+def modelfile(
+    gguf: GGUFFile, base: Path, projectors: Sequence[str] = (), *, report: Report = silent
+) -> str:
+    """The Modelfile for a GGUF, read whole.
+
+    base: the folder with generation_config.json; projectors: files that let the model see.
+    """
+    turns = turns_of(gguf, report=report)
+    lines = [f"FROM ./{name}" for name in (gguf.path.name, *projectors)]
+    if turns:
+        lines.append(f"TEMPLATE {quoted(go_template(turns))}")
+        if turns.default_system:
+            lines.append(f"SYSTEM {quoted(turns.default_system)}")
+    lines += [f"PARAMETER stop {quoted(text)}" for text in stops(gguf, turns, base)]
+    lines += [f"PARAMETER {name} {value}" for name, value in parameters(base).items()]
+    return "\n".join(lines) + "\n"
+
+
+def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
+    """The chat template's parts; None, with the reason said, where Ollama cannot have them."""
+    template = gguf.text("tokenizer.chat_template")
+    if not template:
+        report(Note("the model has no chat template: the Modelfile has no TEMPLATE"))
+        return None
+    tokens = {
+        f"{name}_token": token(gguf, f"tokenizer.ggml.{key}_token_id")
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
+    }
+    try:
+        turns = find_turns(
+            template, {key: text for key, text in tokens.items() if text}, adds_bos=adds_bos(gguf)
+        )
+        refuse_unwritable(turns)
+    except IrregularError as error:
+        report(
+            Note(
+                f"the chat template cannot be written as Ollama's TEMPLATE ({error}): the Modelfile"
+                " has none, and Ollama takes one of its own when it knows the GGUF's"
+            )
+        )
+        return None
+    if turns.has_date:
+        report(Note(f"the chat template tells the day: TEMPLATE says it is {DAY:%d %b %Y}"))
+    thinks = turns.closing_off is not None
+    beyond = [word for word in ("tools", "think") if word in template]
+    beyond = [word for word in beyond if word == "tools" or not thinks]
+    if beyond:
+        report(
+            Note(
+                f"the chat template also speaks of {', '.join(beyond)}: the Modelfile's TEMPLATE is"
+                f" for plain conversations{', with and without thinking' if thinks else ''}"
+            )
+        )
+    if turns.system is None:
+        report(Note("the chat template has no place for a system message: TEMPLATE has none"))
+    return turns
+
+
+def token(gguf: GGUFFile, key: str) -> str:
+    """The text of the token whose id stands at `key`, or nothing."""
+    tokens, number = gguf.metadata.get("tokenizer.ggml.tokens"), gguf.number(key)
+    if number is None or not isinstance(tokens, Array) or number >= len(tokens.items):
+        return ""
+    return str(tokens.items[number])
+
+
+def refuse_unwritable(turns: Turns) -> None:
+    """Stop at texts that a Go template or a Modelfile would take for its own."""
+    for text in (*turns.texts, turns.default_system):
+        if "{{" in text or '"""' in text or not all(c.isprintable() or c in "\n\t" for c in text):
+            raise IrregularError(f"{text!r} cannot stand in a Modelfile")
+
+
+def go_template(turns: Turns) -> str:
+    """The parts as a Go template over Ollama's .Messages, in which questions and answers alternate.
+
+    No white space is trimmed: what stands between the braces is what the model sees. An answer
+    that comes last is left open, so that the model goes on writing it.
+    """
+    opening, in_last = turns.opening, ""
+    closing, thoughts = turns.closing, ""
+    if turns.closing_off is not None:
+        before, after = turns.thoughts
+        closing = (
+            f"{{{{ if and $.IsThinkSet (not $.Think) }}}}{turns.closing_off}"
+            f"{{{{ else }}}}{turns.closing}{{{{ end }}}}"
+        )
+        thoughts = (
+            f"{{{{ if and $last .Thinking }}}}{before}{{{{ .Thinking }}}}{after}{{{{ end }}}}"
+        )
+    if turns.system and turns.system_is_last:
+        before, after = turns.system
+        in_last = f"{{{{ if and $last $.System }}}}{before}{{{{ $.System }}}}{after}{{{{ end }}}}"
+    elif turns.system:
+        before, after = turns.system
+        opening = (
+            f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}"
+            f"{{{{ else }}}}{turns.opening}{{{{ end }}}}"
+        )
+    return (
+        f"{opening}{{{{ range $i, $_ := .Messages }}}}"
+        "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+        f'{{{{ if eq .Role "user" }}}}{in_last}{{{{ .Content }}}}'
+        f"{{{{ if $last }}}}{closing}{{{{ else }}}}{turns.to_answer}{{{{ end }}}}"
+        "{{ end }}"
+        f'{{{{ if eq .Role "assistant" }}}}{thoughts}{{{{ .Content }}}}'
+        f"{{{{ if not $last }}}}{turns.to_question}{{{{ end }}}}{{{{ end }}}}"
+        "{{ end }}"
+    )
+
+
+def quoted(text: str) -> str:
+    return f'"""{text}"""' if '"' in text or "\n" in text else f'"{text}"'
+
+
+def stops(gguf: GGUFFile, turns: Turns | None, base: Path) -> list[str]:
+    """Where an answer ends: the tokens that say so, and what the template puts after answers."""
+    found = [token(gguf, f"tokenizer.ggml.{name}_token_id") for name in END_TOKENS]
+    ids = [id_ for name in SAYING_ENDS for id_ in ends(base / name)]
+    texts = token_texts(gguf, ids)
+    found += [texts[id_] for id_ in ids if id_ in texts]
+    if turns:
+        found.append(turns.answer_end.strip())
+    return [text for text in dict.fromkeys(found) if text and '"""' not in text]
+
+
+def ends(path: Path) -> list[int]:
+    """The tokens that end an answer, as a config's eos_token_id names them."""
+    if not path.is_file():
+        return []
+    said = read_json_object(path, error=CheckpointError, hint="copy the base again")
+    inner = said.get("text_config")
+    found = said.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+    return [id_ for id_ in (found if isinstance(found, list) else [found]) if type(id_) is int]
+
+
+def parameters(base: Path) -> dict[str, str]:
+    """What generation_config.json sets, by Ollama's names."""
+    path = base / "generation_config.json"
+    if not path.is_file():
+        return {}
+    said = read_json_object(path, error=CheckpointError, hint="copy the base again")
+    found = {
+        name: json.dumps(said[key])
+        for key, name in PARAMETERS.items()
+        if isinstance(said.get(key), int | float) and not isinstance(said[key], bool)
+    }
+    if found.get("num_ctx") == UNSET_LENGTH:
+        del found["num_ctx"]
+    return found | {"temperature": "0"} if said.get("do_sample") is False else found

@@ -1,0 +1,1 @@
+"""Downloads from the hub and its mirrors."""

@@ -1,0 +1,169 @@
+"""A base model's folder, as Hugging Face lays it out: its config and where its tensors lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.core.atomic_file import read_json_object
+from exporter.core.errors import CheckpointError, UnsupportedError
+from exporter.core.paths import model_name
+from exporter.core.safetensors import read_header
+from exporter.inputs.distcp import read_distcp
+from exporter.inputs.lazy_tensor import Tensor, read_tensor, torch_dtype
+from exporter.inputs.quantized import bitsandbytes, mlx_affine
+from exporter.inputs.sharded_checkpoint import FSDP_WHOLE, fsdp_in, home_of_model, refuse_shards
+from exporter.inputs.torch_pickle import read_pickled
+
+__all__ = ["Checkpoint", "Tensor", "open_checkpoint", "read_tensor", "torch_dtype"]
+
+WHOLE = {"model.safetensors": False, "pytorch_model.bin": True, FSDP_WHOLE: True}
+"""A single file's name, and whether it is a pickle; the first that is there is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened base model; no weight has been read."""
+
+    folder: Path
+    config: dict[str, object]
+    """Of the tensors as they are read: without quantization_config where that is undone here."""
+    tensors: dict[str, Tensor]
+    """By hub name; shard by shard in name order, as llama.cpp's converter reads them."""
+    title: str = ""
+    """What a person calls it, where that is not its folder's name."""
+    roundtrip: str = ""
+    """How its weights were quantized and dequantized again, when they were."""
+
+    @property
+    def name(self) -> str:
+        return self.title or model_name(self.folder)
+
+    @property
+    def architecture(self) -> str:
+        """The class named first in config.json, such as LlamaForCausalLM."""
+        named = self.config.get("architectures")
+        if isinstance(named, list) and named and isinstance(named[0], str):
+            return named[0]
+        raise CheckpointError(
+            f"`{self.folder / 'config.json'}` names no architecture",
+            hint='it needs a line such as "architectures": ["LlamaForCausalLM"]',
+        )
+
+
+def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Read a folder's config and the headers of its safetensors, and check that all is there.
+
+    Raises CheckpointError for a missing, cut or inconsistent file, UnsupportedError for a
+    folder that needs its own Python code or has weights in another format.
+    """
+    shards = fsdp_in(folder) if folder.is_dir() else None
+    if shards == folder:
+        folder = home_of_model(shards)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no base model folder `{folder}`", hint="name it with --base FOLDER"
+        )
+    config = read_json_object(
+        folder / "config.json",
+        error=CheckpointError,
+        hint=f"`{folder}` does not look like a model folder; is it an adapter, or unfinished?",
+    )
+    if not trust_remote_code:
+        refuse_own_code(folder, config)
+    tensors = index_tensors(folder, shards)
+    mlx_affine.refuse_changed(tensors, config)
+    if mlx_affine.is_quantized(config):
+        tensors = mlx_affine.dequantized(tensors, config)
+        of_mlx = (mlx_affine.SETTINGS, "quantization_config")
+        config = {key: value for key, value in config.items() if key not in of_mlx}
+    if bitsandbytes.is_quantized(config):
+        tensors = bitsandbytes.dequantized(tensors, config)
+        config = {key: value for key, value in config.items() if key != "quantization_config"}
+    return Checkpoint(folder, config, tensors)
+
+
+def refuse_own_code(folder: Path, config: dict[str, object]) -> None:
+    """Stop at a folder whose model or tokenizer is Python code of its own."""
+    tokenizer = folder / "tokenizer_config.json"
+    configs = {"config.json": config}
+    if tokenizer.exists():
+        configs[tokenizer.name] = read_json_object(
+            tokenizer, error=CheckpointError, hint="download or copy the file again"
+        )
+    for name, content in configs.items():
+        if "auto_map" in content:
+            raise UnsupportedError(
+                f"`{folder / name}` asks for Python code of its own (auto_map), which is not run",
+                hint="many such models work without it: remove auto_map from a copy;"
+                " or read that code and pass --trust-remote-code",
+            )
+
+
+def index_tensors(folder: Path, fsdp: Path | None = None) -> dict[str, Tensor]:
+    """A folder's tensors by name. fsdp: shards that hold them where nothing else does."""
+    if fsdp is not None and (fsdp.parent != folder or not has_weights(folder)):
+        return read_distcp(fsdp, error=CheckpointError)
+    pickled, shards = shard_names(folder)
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(shards.values())):
+        read = read_pickled if pickled else read_header
+        found = read(folder / shard, error=CheckpointError)
+        if twice := tensors.keys() & found.keys():
+            raise CheckpointError(
+                f"tensor `{min(twice)}` is in `{shard}` and in another file of `{folder}`",
+                hint="remove what does not belong to the checkpoint",
+            )
+        tensors.update(found)
+    listed = {name for name in shards if name}
+    if listed and (astray := sorted(listed ^ tensors.keys())):
+        where = "the index but in no file" if astray[0] in listed else "a file but not in the index"
+        raise CheckpointError(
+            f"tensor `{astray[0]}` ({len(astray)} in all) is in {where} of `{folder}`",
+            hint="download or copy the folder again",
+        )
+    return tensors
+
+
+def has_weights(folder: Path) -> bool:
+    return any((folder / name).exists() for w in WHOLE for name in (w, f"{w}.index.json"))
+
+
+def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
+    """Whether they are pickles, and {tensor name: file name}; {"": file name} for a single file."""
+    for whole, pickled in WHOLE.items():
+        if (folder / f"{whole}.index.json").exists():
+            return pickled, indexed_shards(folder, whole)
+        if (folder / whole).exists():
+            return pickled, {"": whole}
+    refuse_shards(folder, CheckpointError, is_adapter=False)
+    raise CheckpointError(
+        f"`{folder}` holds no model.safetensors (and no pytorch_model.bin)",
+        hint="is the download complete? a base needs config.json and model*.safetensors",
+    )
+
+
+def indexed_shards(folder: Path, whole: str) -> dict[str, str]:
+    """The weight_map of an index, all of whose files are there."""
+    name = f"{whole}.index.json"
+    index = read_json_object(
+        folder / name, error=CheckpointError, hint="download or copy the file again"
+    )
+    weight_map = index.get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(
+            isinstance(file, str) and file == Path(file).name for file in weight_map.values()
+        )
+    ):
+        raise CheckpointError(
+            f"`{folder / name}` has no usable weight_map", hint="download or copy the file again"
+        )
+    for file in sorted(set(weight_map.values())):
+        if not (folder / file).exists():
+            raise CheckpointError(
+                f"`{folder / file}` is missing, though `{name}` names it",
+                hint="the download is unfinished: fetch that file",
+            )
+    return weight_map

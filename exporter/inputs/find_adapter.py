@@ -1,0 +1,184 @@
+"""Where the adapter lies in what a user named: a folder, a file of it, a training run, a zip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.core.atomic_file import children, is_there
+from exporter.core.errors import AdapterError, ModelError
+from exporter.core.events import Note, Report
+from exporter.core.gguf import SUFFIX, read_gguf
+from exporter.inputs.sharded_checkpoint import (
+    FSDP_WHOLE,
+    fsdp_in,
+    fsdp_inside,
+    home_of_adapter,
+    newest,
+    refuse_shards,
+)
+from exporter.inputs.zipped_adapter import ARCHIVES, unpacked, zip_above
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+MLX_WEIGHTS = "adapters.safetensors"
+USUAL = (WEIGHTS, PICKLED, MLX_WEIGHTS, "model.safetensors", "pytorch_model.bin", FSDP_WHOLE)
+"""Names of an adapter's weights, the later ones by trainers that save a state_dict."""
+MLX_CONFIG = '{"lora_parameters": {"rank": 8, "scale": 20.0}}'
+FEW = 8  # names in a hint
+
+
+@dataclass(frozen=True, slots=True)
+class FoundAdapter:
+    """The folder of an adapter, and its weights where they have no usual name."""
+
+    folder: Path
+    weights: Path | None = None
+
+
+def find_adapter(place: Path, *, report: Report) -> FoundAdapter:
+    """The adapter that `place` means; no file of it is read.
+
+    A training run's folder stands for its newest checkpoint. Raises AdapterError for a place
+    that holds no adapter, or several of which none goes before the others.
+    """
+    if (archive := zip_above(place)) is not None:
+        place = unpacked(archive, report=report) / place.relative_to(archive)
+    if place.is_file():
+        return of_file(place)
+    if not place.is_dir():
+        raise AdapterError(f"there is no adapter folder `{place}`", hint=hint_beside(place))
+    folder = named_inside(newest_checkpoint(place, report=report), report=report)
+    if not is_whole(folder):
+        if shards := fsdp_inside(folder):
+            return of_fsdp(shards, report=report)
+        refuse_shards(folder, AdapterError, is_adapter=True)
+    if not (folder / CONFIG).exists() and (path := gguf_inside(folder, report=report)):
+        return FoundAdapter(folder, path)
+    return FoundAdapter(folder)
+
+
+def of_fsdp(shards: Path, *, report: Report) -> FoundAdapter:
+    """The adapter in FSDP's shards, with the config of its training."""
+    home = home_of_adapter(shards)
+    report(Note(f"the adapter lies in FSDP's shards: `{shards}`"))
+    return FoundAdapter(home, shards)
+
+
+def of_file(path: Path) -> FoundAdapter:
+    """The adapter that one of its own files stands for."""
+    folder = path.parent
+    if path.name == CONFIG:
+        return FoundAdapter(folder)
+    if path.suffix == SUFFIX:
+        return FoundAdapter(folder, path)
+    if path.name.endswith(ARCHIVES):
+        raise AdapterError(
+            f"`{path}` is an archive that decant does not unpack",
+            hint=f"tar xf {path}, and name the folder that comes out",
+        )
+    if path.suffix not in (".safetensors", ".bin", ".pt"):
+        raise AdapterError(
+            f"`{path}` is no file of an adapter",
+            hint="name the adapter's folder, which holds adapter_config.json",
+        )
+    if not (folder / CONFIG).exists():
+        raise AdapterError(
+            f"`{folder / CONFIG}` is missing: `{path.name}` alone does not say its rank and scale",
+            hint=f"put the {CONFIG} of the training beside it",
+        )
+    usual = path.name in (WEIGHTS, MLX_WEIGHTS)
+    return FoundAdapter(folder, None if usual else path)
+
+
+def newest_checkpoint(folder: Path, *, report: Report) -> Path:
+    """`folder`, or the last checkpoint of a training run that saved nothing else."""
+    if is_whole(folder):
+        return folder
+    found = newest(folder, inside)
+    if found is None:
+        return folder
+    report(Note(f"`{folder}` is a training run: its newest checkpoint is `{found.name}`"))
+    return found
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder has an adapter's config and its weights, too: some write it before."""
+    return is_there(folder / CONFIG) and any(is_there(folder / name) for name in USUAL)
+
+
+def inside(folder: Path) -> list[Path]:
+    """The adapters in a folder: itself, else those that PEFT saved under a name in it."""
+    if is_whole(folder) or (is_there(folder / CONFIG) and not fsdp_in(folder)):
+        return [folder]
+    return [child for child in children(folder) if is_there(child / CONFIG)]
+
+
+def named_inside(folder: Path, *, report: Report) -> Path:
+    """`folder`, or the one adapter that PEFT saved under its name in it."""
+    found = inside(folder)
+    if not found or found == [folder]:
+        return folder
+    if len(found) > 1:
+        raise AdapterError(
+            f"`{folder}` holds {len(found)} adapters: {listed(child.name for child in found)}",
+            hint=f"name one of them, such as `{found[0]}`;"
+            f" `decant export` takes --subfolder {found[0].name}, too",
+        )
+    report(Note(f"the adapter in `{folder}` was saved under a name: `{found[0].name}`"))
+    return found[0]
+
+
+def gguf_inside(folder: Path, *, report: Report) -> Path | None:
+    """The one GGUF adapter of a folder without PEFT's or mlx-lm's. AdapterError for several."""
+    found = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if is_gguf_adapter(path)]
+    if len(found) > 1:
+        raise AdapterError(
+            f"`{folder}` holds {len(found)} GGUF adapters: {listed(path.name for path in found)}",
+            hint=f"name one of them, such as `{found[0]}`",
+        )
+    if found:
+        report(Note(f"the adapter in `{folder}` is a GGUF: `{found[0].name}`"))
+    return next(iter(found), None)
+
+
+def is_gguf_adapter(path: Path) -> bool:
+    try:
+        return read_gguf(path).is_adapter
+    except ModelError:
+        return False
+
+
+def listed(names: Iterable[str]) -> str:
+    some = list(names)
+    return ", ".join(some[:FEW]) + (", …" if some[FEW:] else "")
+
+
+def hint_beside(place: Path) -> str:
+    """What is there in place of a folder that is not."""
+    near = place.parent
+    names = [child.name for child in inside(near) if child != near] if near.is_dir() else []
+    if names:
+        return f"`{near}` has {listed(names)}"
+    return "name the folder that holds adapter_config.json"
+
+
+def hint_for_missing(folder: Path) -> str:
+    if (folder / "config.json").exists():
+        return "this looks like a whole model; to convert it as it is, pass it as --base alone"
+    if npz := next(folder.glob("*.npz"), None):
+        return (
+            f"`{npz.name}` is of the first mlx-lm: where MLX is installed, write it as"
+            f" {MLX_WEIGHTS} (mx.save_safetensors), with {MLX_CONFIG} in {CONFIG}"
+        )
+    if (folder / MLX_WEIGHTS).exists():
+        return (
+            f"`{MLX_WEIGHTS}` is mlx-lm's, and its config did not come along; with the training's"
+            f" rank and scale it begins {MLX_CONFIG}"
+        )
+    deeper = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
+    if deeper:
+        return f"name one of the adapters in it: {listed(f'`{path}`' for path in deeper)}"
+    return "name the folder that PEFT's save_pretrained wrote"

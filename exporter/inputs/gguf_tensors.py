@@ -1,0 +1,83 @@
+"""Tensors of a GGUF file as tensors that are known and not read; quantized ones as float32."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from exporter.core.errors import UnsupportedError
+from exporter.core.gguf import TensorInfo
+from exporter.core.safetensors import StoredTensor
+from exporter.inputs.lazy_tensor import Tensor, nbytes_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+FLOATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A quantized tensor, dequantized by the build's own gguf-py when it is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    info: TensorInfo
+    dtype: str = "F32"
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes_of(self.dtype, self.shape)
+
+    def read(self) -> torch.Tensor:
+        """The values in float32. Raises UnsupportedError for a type that gguf-py cannot read."""
+        import numpy as np
+        import torch
+
+        raw = np.fromfile(self.info.path, np.uint8, self.info.nbytes, offset=self.info.offset)
+        values = np.ascontiguousarray(self.dequantize(raw.reshape(self.packed)))
+        return torch.from_numpy(values).reshape(self.shape)
+
+    def rows(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Some rows of the last dimension, counted through all others, in float32."""
+        import numpy as np
+
+        stored = np.memmap(self.info.path, np.uint8, "r", self.info.offset, shape=self.packed)
+        return self.dequantize(np.ascontiguousarray(stored[numbers]))
+
+    @property
+    def packed(self) -> tuple[int, int]:
+        """Rows, and the bytes of one."""
+        columns = self.info.shape[-1]
+        return math.prod(self.info.shape) // columns, self.info.type.row_nbytes(columns)
+
+    def dequantize(self, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Rows of bytes (n, row_nbytes) as float32 (n, columns)."""
+        from exporter.llamacpp.converter_import import imported
+        from exporter.llamacpp.toolchain import find_toolchain
+
+        with imported(find_toolchain()):
+            import gguf
+
+            try:
+                values: np.ndarray[Any, Any] = gguf.quants.dequantize(
+                    raw, gguf.GGMLQuantizationType(self.info.type.number)
+                )
+            except NotImplementedError as error:
+                raise UnsupportedError(
+                    f"`{self.name}` in `{self.info.path}` is {self.info.type.name}, which nothing"
+                    " reads back",
+                    hint="use a file of another type, such as Q8_0 or F16",
+                ) from error
+        return values
+
+
+def gguf_tensor(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    """A tensor of a GGUF under a name of the caller's; shape: the same values in other rows."""
+    shape = shape or info.shape
+    assert math.prod(shape) == math.prod(info.shape)
+    if info.type.name in FLOATS:
+        return StoredTensor(name, info.type.name, shape, info.path, info.offset)
+    return Quantized(name, shape, info)

@@ -1,0 +1,125 @@
+"""A tensor that is known but not read, wherever it lies, and the reading of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from exporter.core.buffer_pool import Pool
+from exporter.core.errors import CheckpointError
+from exporter.core.safetensors import ITEM_BYTES, StoredTensor
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+
+
+class LazyTensor(Protocol):
+    """A tensor that is worked out when it is read, such as one that lies quantized on disk."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str:
+        """Of what `read` gives, as safetensors spells it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def read(self) -> torch.Tensor:
+        """The values, in a buffer of their own that may be changed in place."""
+
+
+Tensor = StoredTensor | LazyTensor
+
+
+def read_tensor(tensor: Tensor, pool: Pool | None = None) -> torch.Tensor:
+    """The tensor's values, in a buffer of its own, out of `pool`, that may be changed in place."""
+    return read_stored(tensor, pool) if isinstance(tensor, StoredTensor) else tensor.read()
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A matrix, read with rows and columns exchanged."""
+
+    name: str
+    stored: Tensor
+
+    @property
+    def dtype(self) -> str:
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape[::-1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    def read(self) -> torch.Tensor:
+        """(columns, rows) of the stored tensor, in a buffer of its own."""
+        return read_tensor(self.stored).T.contiguous()
+
+
+def read_stored(tensor: StoredTensor, pool: Pool | None = None) -> torch.Tensor:
+    """Read, not mapped: pages of a mapped file would count as this process's memory."""
+    import torch
+
+    if pool is None or not tensor.nbytes:
+        values = torch.empty(tensor.nbytes, dtype=torch.uint8)
+    else:
+        values = take_bytes(pool, tensor.nbytes)
+    view = values.numpy().data
+    with tensor.path.open("rb", buffering=0) as file:
+        file.seek(tensor.offset)
+        done = 0
+        while done < tensor.nbytes:
+            got = file.readinto(view[done:])
+            if not got:
+                raise CheckpointError(
+                    f"`{tensor.path}` ended inside tensor `{tensor.name}`",
+                    hint="the file has changed since it was opened; download or copy it again",
+                )
+            done += got
+    return values.view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
+
+
+def converted(values: torch.Tensor, dtype: torch.dtype, pool: Pool) -> torch.Tensor:
+    """The values as `dtype`; themselves where they are of it."""
+    if values.dtype == dtype or not values.numel():
+        return values.to(dtype)
+    target = take_bytes(pool, values.numel() * dtype.itemsize).view(dtype)
+    return target.reshape(values.shape).copy_(values)
+
+
+def take_bytes(pool: Pool, nbytes: int) -> torch.Tensor:
+    import torch
+
+    return torch.frombuffer(pool.take(nbytes), dtype=torch.uint8)
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, DTYPES[dtype])
+    assert isinstance(found, torch.dtype)
+    return found
+
+
+def dtype_name(dtype: torch.dtype) -> str | None:
+    """As safetensors spells it; None for a type that it does not know."""
+    torch_name = str(dtype).removeprefix("torch.")
+    return next((name for name, known in DTYPES.items() if known == torch_name), None)
+
+
+def nbytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * ITEM_BYTES[dtype]

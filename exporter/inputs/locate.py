@@ -1,0 +1,191 @@
+"""The adapter and the base of an export: folders here, or repos of the hub, pulled if absent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.core.errors import AdapterError, DownloadError
+from exporter.core.events import Note, Report, silent
+from exporter.hub.pull import Pulled, PullRequest, pull
+from exporter.hub.resolve import (
+    checkpoint_request,
+    folder_of,
+    gguf_request,
+    hub_here,
+    is_repo,
+    names_gguf,
+    pull_gguf,
+    pulled_folder,
+)
+from exporter.inputs.adapter import AdapterSpec, open_adapter
+from exporter.inputs.base_hints import base_of_card, hint_for_absent
+from exporter.inputs.find_model import find_model, model_in_place_of_adapter
+from exporter.inputs.ollama_store import is_ollama, ollama_gguf
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """An export's inputs, as the user named them."""
+
+    adapters: tuple[str, ...]
+    base: str | None
+    revision: str | None = None
+    """Of the first adapter's repo."""
+    subfolder: str | None = None
+    """Of the first adapter's repo or folder."""
+    needs_base: bool = True
+    """Whether the base is to be here, too."""
+
+    @property
+    def placed(self) -> list[tuple[str, str | None, str | None]]:
+        """Each adapter with its revision and subfolder."""
+        options = [(self.revision, self.subfolder)] + [(None, None)] * len(self.adapters)
+        return [(text, *within) for text, within in zip(self.adapters, options, strict=False)]
+
+
+def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Path | None]:
+    """The places of the adapters, and of the base where it was named.
+
+    A whole model in place of the only adapter is the base. Raises AdapterError for one that
+    stands beside a base or adapters.
+    """
+    adapters = [
+        place_of(text, revision=revision, subfolder=subfolder, report=report)
+        for text, revision, subfolder in sources.placed
+    ]
+    if sources.base is not None:
+        base = find_model(place_of(sources.base, report=report), report=report)
+        return adapters, base
+    whole = model_in_place_of_adapter(adapters[0], report=report) if adapters else None
+    if whole is None:
+        return adapters, None
+    if adapters[1:]:
+        raise AdapterError(
+            f"`{adapters[0]}` is a whole model, no adapter",
+            hint=f"decant export - --base {adapters[0]} --adapter {adapters[1]}",
+        )
+    return [], whole
+
+
+def place_of(
+    text: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    report: Report = silent,
+) -> Path:
+    """What `text` names: a place here, a model of Ollama's, a repo's folder or one of its GGUFs."""
+    if is_ollama(text):
+        return ollama_gguf(text)
+    if names_gguf(text):
+        return pull_gguf(text, report=report)
+    return folder_of(text, revision=revision, subfolder=subfolder, report=report)
+
+
+def request_for(
+    text: str,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    report: Report = silent,
+) -> PullRequest | None:
+    """What to pull for `text`; None for what is on this machine."""
+    if is_ollama(text):
+        return None
+    if names_gguf(text):
+        return gguf_request(text, report=report)[0]
+    if is_repo(text):
+        return checkpoint_request(text, revision=revision, subfolder=subfolder, report=report)
+    return None
+
+
+def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
+    """What an export of these would have to pull first; nothing is pulled.
+
+    The base is only known where it is named, or where the first adapter is here.
+    """
+    requests = [
+        request_for(text, revision=revision, subfolder=subfolder, report=report)
+        for text, revision, subfolder in sources.placed
+    ]
+    pulls = [pull(request, dry_run=True, report=report) for request in requests if request]
+    base = request_for(sources.base, report=report) if sources.base is not None else None
+    if sources.base is None and sources.needs_base and requests:
+        is_here = requests[0] is None or not pulls[0].missing
+        base = base_of_first(sources, report=report) if is_here else None
+    if base is not None:
+        pulls.append(pull(base, dry_run=True, report=report))
+    return tuple(pulled for pulled in pulls if pulled.missing)
+
+
+def base_of_first(sources: Sources, *, report: Report) -> PullRequest | None:
+    """What to pull for the base that the first adapter, which is here, names."""
+    text, revision, subfolder = sources.placed[0]
+    first = place_of(text, revision=revision, subfolder=subfolder, report=report)
+    if model_in_place_of_adapter(first, report=silent) is not None:
+        return None
+    named = named_base(open_adapter(first, refuse=nothing), report=report)
+    return named if isinstance(named, PullRequest) else None
+
+
+def nothing(config: dict[str, object], folder: Path) -> None:
+    """Refuse no kind of adapter: all of them name a base."""
+
+
+def need_adapters(folders: list[Path], base: Path | None, what: str) -> None:
+    """Raise AdapterError where an output is made of adapters, and a whole model was named."""
+    if not folders:
+        raise AdapterError(
+            f"`{base}` is a whole model: {what} needs an adapter",
+            hint="leave out --to: the model is exported as it is",
+        )
+
+
+def find_base(adapter: AdapterSpec, *, report: Report = silent) -> Path:
+    """The base's folder, as the adapter names it: here, beside the adapter, or on the hub."""
+    found = named_base(adapter, report=report)
+    return found if isinstance(found, Path) else pulled_folder(found, report=report)
+
+
+def named_base(adapter: AdapterSpec, *, report: Report = silent) -> Path | PullRequest:
+    """The folder here that an adapter means by its base, else what to pull."""
+    named = Path(adapter.base or "")
+    for folder in (named, adapter.folder / named) if adapter.base else ():
+        if (folder / "config.json").exists():
+            return folder
+    if adapter.base and is_repo(adapter.base):
+        hub = hub_here()
+        revision = adapter.config.get("revision")  # peft's: the base's, not the adapter's
+        try:
+            return checkpoint_request(
+                adapter.base,
+                revision=revision if isinstance(revision, str) else None,
+                hub=hub,
+                report=report,
+            )
+        except DownloadError as error:
+            if not hub.offline:
+                raise DownloadError(
+                    f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not"
+                    f" here and cannot be had: {error.message}",
+                    hint=f"pass its folder as --base FOLDER; or: {error.hint}",
+                ) from error
+    return base_elsewhere(adapter, report=report)
+
+
+def base_elsewhere(adapter: AdapterSpec, *, report: Report) -> Path | PullRequest:
+    """The base that the adapter's model card names, where its config has a path or nothing.
+
+    Raises AdapterError with what to pass as --base, where the card does not name it.
+    """
+    what = (
+        f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here"
+        if adapter.base
+        else f"`{adapter.folder}` does not say which base it was trained on"
+    )
+    repo = base_of_card(adapter.folder)
+    if repo is None or repo == adapter.base:
+        raise AdapterError(what, hint=hint_for_absent(adapter, hub_here().cache))
+    report(Note(f"{what}: its model card names {repo}, which is taken"))
+    return checkpoint_request(repo, report=report)

@@ -1,0 +1,1 @@
+"""Bases that are stored quantized, dequantized when they are read."""

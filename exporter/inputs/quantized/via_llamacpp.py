@@ -1,0 +1,115 @@
+"""Bases that are published quantized (fp8, GPTQ, compressed-tensors): plain ones in their place.
+
+An adapter can be added to a weight only once it is a plain one. The dequantizing is llama.cpp's
+own, as its converter does it to a base without an adapter; here it is asked for one tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from exporter.core.errors import CheckpointError, UnsupportedError
+from exporter.inputs.checkpoint import Checkpoint, read_tensor, torch_dtype
+from exporter.inputs.lazy_tensor import Tensor, dtype_name, nbytes_of
+from exporter.llamacpp.converter_import import imported
+
+if TYPE_CHECKING:
+    import torch
+
+    from exporter.llamacpp.toolchain import Toolchain
+
+# what the converter is seen to raise for settings and weights that do not fit each other
+DAMAGE = (
+    KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, ZeroDivisionError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantized:
+    """A weight that llama.cpp's converter works out of several stored tensors."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], Any]  # a LazyTorchTensor of the build's own, untyped
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes_of(self.dtype, self.shape)
+
+    def read(self) -> torch.Tensor:
+        import torch
+
+        lazy = self.make()  # a new one each time: it keeps what it has worked out
+        with torch.inference_mode(mode=False), torch.no_grad():
+            values: torch.Tensor = type(lazy).to_eager(lazy)
+        return values.contiguous()
+
+
+def dequantized_by_llamacpp(checkpoint: Checkpoint, toolchain: Toolchain) -> Checkpoint:
+    """The checkpoint with plain float32 weights where it has quantized ones; no weight is read.
+
+    Raises UnsupportedError for a kind that llama.cpp's converter does not dequantize,
+    CheckpointError where a weight's parts are missing or do not fit each other.
+    """
+    settings = checkpoint.config.get("quantization_config")
+    if not settings:
+        return checkpoint
+    with imported(toolchain):
+        from conversion.base import ModelBase
+
+        lazies = {name: partial(lazy, tensor) for name, tensor in checkpoint.tensors.items()}
+        model = SimpleNamespace(
+            hparams={"quantization_config": settings}, model_tensors=dict(lazies), lazy=True,
+            _is_nvfp4=False, _fp8_as_q8=False, _fp8_dequantized=set(),
+        )  # fmt: skip
+        try:
+            ModelBase.dequant_model(model)
+            tensors = {
+                name: checkpoint.tensors[name] if make is lazies.get(name) else describe(name, make)
+                for name, make in model.model_tensors.items()
+            }
+        except (NotImplementedError, AssertionError) as error:
+            raise UnsupportedError(
+                f"`{checkpoint.folder}` is quantized in a way that llama.cpp's converter does not"
+                f" dequantize ({method(settings)}): {error or 'its settings are others'}",
+                hint="use the 16-bit release of this base",
+            ) from error
+        except DAMAGE as error:
+            raise CheckpointError(
+                f"the quantized weights of `{checkpoint.folder}` ({method(settings)}) do not fit"
+                f" each other: {type(error).__name__}: {error}",
+                hint="download or copy the folder again",
+            ) from error
+    if tensors == checkpoint.tensors:
+        raise UnsupportedError(
+            f"`{checkpoint.folder}` is quantized ({method(settings)}), but none of its weights"
+            " is found to be",
+            hint="use the 16-bit release of this base",
+        )
+    plain = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    return replace(checkpoint, config=plain, tensors=tensors)
+
+
+def method(settings: object) -> object:
+    return settings.get("quant_method") if isinstance(settings, dict) else settings
+
+
+def lazy(tensor: Tensor) -> Any:
+    from conversion.base import LazyTorchTensor
+
+    meta = LazyTorchTensor.meta_with_dtype_and_shape(torch_dtype(tensor.dtype), tensor.shape)
+    return LazyTorchTensor(meta=meta, args=(tensor,), func=read_tensor)
+
+
+def describe(name: str, make: Callable[[], Any]) -> Dequantized:
+    made = make()
+    dtype, shape = dtype_name(made.dtype), tuple(int(length) for length in made.shape)
+    if dtype is None or not math.prod(shape):
+        raise ValueError(f"`{name}` becomes {made.dtype} {list(shape)}")
+    return Dequantized(name, dtype, shape, make)

@@ -1,0 +1,138 @@
+"""What DeepSpeed and FSDP leave in place of weights: found by its files, or told what to run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from exporter.core.atomic_file import children, is_there
+from exporter.core.errors import AdapterError, CheckpointError, InputError
+from exporter.core.paths import FSDP, is_checkpoint
+from exporter.inputs.distcp import is_distcp
+
+FSDP_WHOLE = "pytorch_model_fsdp.bin"
+"""What accelerate calls the file of a model that it gathered."""
+FSDP_LOCAL = "pytorch_model_fsdp*_rank*.bin"
+ZERO_STATES = ("*_optim_states.pt", "*_model_states.pt")
+ZERO_SCRIPT = "zero_to_fp32.py"
+CONFIG = "adapter_config.json"
+TRAINER = "`stage3_gather_16bit_weights_on_model_save: true` in DeepSpeed's settings"
+
+
+def newest(folder: Path, holds: Callable[[Path], object]) -> Path | None:
+    """The last checkpoint-N of a training run that holds something."""
+    found = [child for child in children(folder) if is_checkpoint(child) and holds(child)]
+    return max(found, key=lambda child: int(child.name.partition("-")[2]), default=None)
+
+
+def fsdp_in(folder: Path) -> Path | None:
+    """The shards of FSDP's that a folder is, or holds."""
+    return next((at for at in (folder, folder / FSDP) if is_distcp(at)), None)
+
+
+def fsdp_inside(folder: Path) -> Path | None:
+    """FSDP's shards in a folder or in its newest checkpoint that has any."""
+    if found := fsdp_in(folder):
+        return found
+    checkpoint = newest(folder, fsdp_in)
+    return fsdp_in(checkpoint) if checkpoint else None
+
+
+def zero_in(folder: Path) -> Path | None:
+    """The checkpoint of DeepSpeed ZeRO that a folder is, or whose global_stepN it is."""
+    if any(any(folder.glob(f"global_step*/{states}")) for states in ZERO_STATES):
+        return folder
+    if any(any(folder.glob(states)) for states in ZERO_STATES):
+        return folder.parent if folder.name.startswith("global_step") else folder
+    return None
+
+
+def zero_inside(folder: Path) -> Path | None:
+    """The same, or the newest checkpoint of a training run that has one."""
+    return zero_in(folder) or newest(folder, zero_in)
+
+
+def refuse_shards(folder: Path, error: type[InputError], *, is_adapter: bool) -> None:
+    """Raise `error` where a folder holds the shards of a training in place of weights."""
+    if zero := zero_inside(folder):
+        what = "the adapter" if is_adapter else "the model"
+        raise error(
+            f"`{zero}` is a checkpoint of DeepSpeed ZeRO: {what} lies in the shards of its"
+            " processes, which only DeepSpeed puts together",
+            hint=zero_hint(zero, is_adapter=is_adapter),
+        )
+    if local := next(iter(sorted(folder.glob(FSDP_LOCAL))), None):
+        raise error(
+            f"`{local}` holds one process's part of an FSDP training, which nothing but that"
+            " training can put together",
+            hint="load it there, and save with fsdp_state_dict_type: FULL_STATE_DICT",
+        )
+
+
+def zero_hint(checkpoint: Path, *, is_adapter: bool) -> str:
+    """The commands that make a folder of it which can be exported."""
+    whole = checkpoint.with_name(f"{checkpoint.resolve().name}-whole")
+    script, here, target = (
+        shlex.quote(str(path)) for path in (checkpoint / ZERO_SCRIPT, checkpoint, whole)
+    )
+    if not (checkpoint / ZERO_SCRIPT).exists():
+        script = "-m deepspeed.utils.zero_to_fp32"
+    frozen = " --exclude_frozen_parameters" if is_adapter else ""
+    files = CONFIG if is_adapter else "*.json"
+    return (
+        f"where DeepSpeed is installed: `python {script} {here} {target} --safe_serialization"
+        f"{frozen} && cp {here}/{files} {target}/`; then name {target}"
+    )
+
+
+def refuse_empty(sizes: Iterable[int], path: Path) -> None:
+    """Raise AdapterError for weights that ZeRO-3 saved without gathering: names, and no values."""
+    found = list(sizes)
+    if found and all(found):
+        return
+    folder = path.parent
+    again = f"save the trained model again, with {TRAINER}"
+    zero = zero_in(folder) or (folder if any(map(is_there, marks_of_zero(folder))) else None)
+    raise AdapterError(
+        f"`{path}` holds no tensors"
+        if not found
+        else f"{found.count(0)} of {len(found)} tensors in `{path}` are empty: DeepSpeed ZeRO-3"
+        " saved them without gathering them first",
+        hint=f"{zero_hint(zero, is_adapter=True)}; or {again}"
+        if zero
+        else f"{again}; a checkpoint with {ZERO_SCRIPT} in it can be put together by that",
+    )
+
+
+def marks_of_zero(folder: Path) -> list[Path]:
+    """What DeepSpeed leaves beside its states, whether it is there or not."""
+    return [folder / ZERO_SCRIPT, *folder.glob("global_step*")]
+
+
+def config_above(shards: Path, name: str) -> Path | None:
+    """The nearest folder with a config: the shards' own, their checkpoint's or their run's."""
+    places = (shards, *list(shards.absolute().parents)[:2])
+    return next((place for place in places if is_there(place / name)), None)
+
+
+def home_of_adapter(shards: Path) -> Path:
+    """The folder with the config of an adapter in shards. Raises AdapterError where none is."""
+    if home := config_above(shards, CONFIG):
+        return home
+    raise AdapterError(
+        f"`{shards}` are FSDP's shards, and no {CONFIG} lies beside them or above: they do not say"
+        " the adapter's rank and scale",
+        hint=f"put the {CONFIG} of the training into `{shards.parent}`;"
+        " of a full fine-tune, the base's config.json and tokenizer",
+    )
+
+
+def home_of_model(shards: Path) -> Path:
+    """The folder with the config of a model in shards. Raises CheckpointError where none is."""
+    if home := config_above(shards, "config.json"):
+        return home
+    raise CheckpointError(
+        f"`{shards}` are FSDP's shards, and no config.json lies beside them or above",
+        hint=f"copy the base's config.json and its tokenizer's files into `{shards.parent}`",
+    )

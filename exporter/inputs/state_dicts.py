@@ -1,0 +1,52 @@
+"""The state_dict of a model with PEFT's layers on it, put as PEFT saves an adapter.
+
+Trainers that do not ask PEFT (torch.save, DeepSpeed's zero_to_fp32.py, FSDP) leave the adapter's
+name in the names of its tensors: …q_proj.lora_A.default.weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from exporter.core.errors import AdapterError
+from exporter.inputs.lazy_tensor import Tensor
+
+NAMED = re.compile(
+    r"(?P<stem>.+\.(?:lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector))"
+    r"\.(?!weight$|bias$)(?P<name>[^.]+)(?P<end>\.weight|\.bias)?"
+)
+SAVED = re.compile(r"(?P<stem>.+)\.modules_to_save\.[^.]+(?P<end>\..+)")
+PLAIN = re.compile(r"\.lora_(A|B)\.(weight|bias)$|\.lora_embedding_(A|B)$")
+FROZEN = re.compile(r"\.original_module\.|\.base_layer\.(?!bias$)")
+
+
+def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors under PEFT's names; a file that PEFT saved stays as it is.
+
+    Left out are the weights under PEFT's layers, which are the base's own and stay frozen. What
+    else of the base is there replaces it by the same values, or by trained ones.
+    Raises AdapterError where the tensors of several adapters are in one file.
+    """
+    found = {name: match for name in tensors if (match := NAMED.fullmatch(name))}
+    names = sorted({match["name"] for match in found.values()})
+    if not names or any(PLAIN.search(name) for name in tensors.keys() - found.keys()):
+        return dict(tensors)
+    if len(names) > 1:
+        raise AdapterError(
+            f"`{path}` holds the tensors of {len(names)} adapters: {', '.join(names)}",
+            hint="save each by itself: model.save_pretrained(FOLDER, selected_adapters=[NAME])",
+        )
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = found.get(name) or SAVED.fullmatch(name)
+        if match:
+            new = match["stem"] + (match["end"] or "")
+        elif FROZEN.search(name):
+            continue
+        else:
+            new = name
+        renamed[new] = replace(tensor, name=new)  # type: ignore[type-var]
+    return renamed

@@ -1,0 +1,104 @@
+"""Renders a chat template in a process of its own, with little time and memory.
+
+A template is a program that came with a model: it may loop for ever or fill the memory, which the
+sandbox of jinja2 does not prevent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from exporter.inputs.chat_template import IrregularError, Template
+from exporter.llamacpp.toolchain import scrubbed
+
+CPU_S = 5
+WALL_S = 30
+MEMORY = 1 << 30  # bytes
+TEXT_MAX = 1 << 20  # characters of one prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A conversation to render."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    has_tools: bool = True
+    """Whether `tools` is defined; transformers defines it always, as None where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt, or why there is none."""
+
+    text: str | None
+    refusal: str = ""
+
+
+def render_all(template: str, tokens: Mapping[str, str], jobs: Sequence[Job]) -> list[Rendered]:
+    """What transformers makes of each conversation; a refusal where there is no prompt.
+
+    tokens: the special tokens by the template's names, such as bos_token.
+    """
+    asked = {"template": template, "tokens": dict(tokens), "jobs": [asdict(job) for job in jobs]}
+    env = scrubbed(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__],
+            input=json.dumps(asked).encode(),
+            capture_output=True,
+            timeout=WALL_S,
+            env=env,
+            check=False,
+        )
+        answers = json.loads(done.stdout)
+    except (subprocess.TimeoutExpired, ValueError):
+        why = f"it takes more than {CPU_S} s or {MEMORY >> 20} MiB"
+        return [Rendered(None, why) for _ in jobs]
+    return [Rendered(**answer) for answer in answers]
+
+
+def main() -> None:
+    """The child: jobs on standard input, prompts on standard output."""
+    asked = json.loads(sys.stdin.buffer.read())
+    import jinja2  # before memory is limited: what it maps counts
+
+    del jinja2
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    sys.stdout.write(json.dumps(rendered(asked)))
+
+
+def rendered(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    from datetime import datetime
+
+    jobs = [Job(**job) for job in asked["jobs"]]
+    try:
+        template = Template(asked["template"], asked["tokens"], datetime.now)
+    except IrregularError as error:
+        return [asdict(Rendered(None, str(error))) for _ in jobs]
+    return [asdict(one(template, job)) for job in jobs]
+
+
+def one(template: Template, job: Job) -> Rendered:
+    try:
+        text = template.render(
+            job.messages, tools=job.tools, variables=job.variables, has_tools=job.has_tools
+        )
+    except IrregularError as error:
+        return Rendered(None, str(error.__cause__ or error))
+    if len(text) > TEXT_MAX:
+        return Rendered(None, f"it makes {len(text)} characters of a short conversation")
+    return Rendered(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""A folder's tokenizer as transformers loads it, which may not be what its files say.
+
+Some classes of transformers build the tokenizer anew from the vocabulary alone: an old Llama's
+tokenizer.json puts a space before every text, and its class only before some.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+
+from exporter.core.errors import CheckpointError
+from exporter.llamacpp.normalizer import FIRST, ONCE, SPACE, Step, flat
+
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, IndexError,
+    ZeroDivisionError, StrictDataclassError,
+)  # fmt: skip
+"""What transformers raises for a folder without a tokenizer, or a config, that it can use."""
+
+PIECES = "tokenizer.model"
+RUST_PANIC = "PanicException"
+"""Beside a bare Exception, what the tokenizers library raises for a file that it cannot read."""
+
+
+class LoadedTokenizer:
+    """transformers' tokenizer of a folder, and its parts as tokenizer.json would have them."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Keep transformers' tokenizer, which must be one with a backend in Rust."""
+        self.tokenizer = tokenizer
+        self.backend = tokenizer.backend_tokenizer
+
+    @cached_property
+    def written(self) -> dict[str, Any]:
+        """The whole of it as tokenizer.json; seconds for a large vocabulary."""
+        whole: dict[str, Any] = json.loads(self.backend.to_str())
+        return whole
+
+    @property
+    def kind(self) -> str:
+        """BPE, Unigram or WordPiece."""
+        return type(self.backend.model).__name__
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """All tokens with their ids, the added ones among them."""
+        return dict(self.tokenizer.get_vocab())
+
+    @cached_property
+    def added(self) -> dict[int, Any]:
+        """The added tokens by id: content, special, normalized, lstrip, rstrip, single_word."""
+        return dict(self.tokenizer.added_tokens_decoder)
+
+    def steps(self, part: str) -> list[Step]:
+        """The steps of a part, "normalizer" or "pre_tokenizer", one after the other."""
+        found = self.part(part)
+        if found is None:
+            return []
+        if part == "normalizer":
+            return list(flat(found))
+        return list(found.get("pretokenizers") or [found])
+
+    def part(self, name: str) -> Step | None:
+        """The JSON of one part; None where there is none."""
+        held = getattr(self.backend, name)
+        return json.loads(held.__getstate__()) if held is not None else None
+
+    def special(self, role: str) -> int | None:
+        """The id of bos, eos, unk, pad…; None where the tokenizer has none, or no number of it."""
+        found = getattr(self.tokenizer, f"{role}_token_id", None)
+        return found if isinstance(found, int) else None
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTokenizer | None:
+    """transformers' tokenizer of `folder`; None where it finds none, or one of Python alone.
+
+    Raises CheckpointError for a damaged tokenizer.json.
+    """
+    from transformers import AutoTokenizer
+
+    config = kind_alone(folder)
+    try:
+        found = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, **({"config": config} if config else {})
+        )
+    except UNREADABLE:
+        return None  # the converter says why, or has a way of its own
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__name__ != RUST_PANIC:
+            raise
+        raise CheckpointError(
+            f"the tokenizers library cannot read the tokenizer in `{folder}`: {error}",
+            hint="copy or download tokenizer.json again; it may also be of a newer transformers",
+        ) from error
+    if not hasattr(found, "backend_tokenizer"):
+        return None
+    return LoadedTokenizer(merged_by_score(found, folder))
+
+
+def merged_by_score(tokenizer: Any, folder: Path) -> Any:
+    """transformers' tokenizer with the merges of its pieces in the order of their scores.
+
+    Of a tokenizer.model alone, transformers 5 takes the ids for the order: it cuts the spaces
+    before code otherwise than sentencepiece, by which the model was trained, and than the
+    tokenizer.json that older versions make of the same file.
+    """
+    pieces, whole = folder / PIECES, folder / "tokenizer.json"
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or whole.is_file() or not pieces.is_file():
+        return tokenizer
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer
+    from transformers.convert_slow_tokenizer import generate_merges
+
+    written = json.loads(backend.to_str())
+    if written["model"].get("type") != "BPE":
+        return tokenizer
+    held = SentencePieceProcessor(str(pieces))
+    vocabulary = written["model"]["vocab"]
+    scores = {
+        text: held.GetScore(number)
+        for text, number in vocabulary.items()
+        if number < held.vocab_size() and not held.IsControl(number) and not held.IsByte(number)
+    }
+    written["model"]["merges"] = generate_merges(vocabulary, scores)
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))  # noqa: SLF001 - its backend
+    return tokenizer
+
+
+def kind_alone(folder: Path) -> Any:
+    """A config of which transformers chooses the tokenizer's class, the same as by the whole one.
+
+    For a whole one it imports torch's compiler, which takes longer than all the rest of a plan.
+    None where tokenizer_config.json names no class: then it asks for the config's own.
+    """
+    from transformers import PreTrainedConfig
+
+    said = [read_object(folder / name) for name in ("config.json", "tokenizer_config.json")]
+    if not said[1].get("tokenizer_class"):
+        return None
+    config = PreTrainedConfig()
+    config.model_type = str(said[0].get("model_type", ""))
+    config.tokenizer_class = said[0].get("tokenizer_class")
+    config._name_or_path = str(folder)  # noqa: SLF001 - as its loader sets it
+    return config
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; nothing where there is none: whoever needs it says so."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def space_before(loaded: LoadedTokenizer, *, in_chats: bool) -> tuple[bool, str | None]:
+    """Whether llama.cpp is to put a space before texts, and the value of SPACE_PREFIX.
+
+    llama.cpp puts it before a text and again after each special token, or nowhere. in_chats:
+    whether there is a chat template, so that what follows special tokens must be right.
+    """
+    for step in loaded.steps("normalizer"):
+        if step["type"] == "Prepend" and step.get("prepend") == SPACE:
+            return True, None
+    for place, step in enumerate(loaded.steps("pre_tokenizer")):
+        if step["type"] == "Metaspace":
+            return of_scheme(step, in_chats=in_chats)
+        if step["type"] == "ByteLevel" and step.get("add_prefix_space") and place == 0:
+            return False, FIRST  # llama.cpp puts none before what is cut into bytes
+    return False, None
+
+
+def of_scheme(metaspace: Mapping[str, Any], *, in_chats: bool) -> tuple[bool, str | None]:
+    """The same for a Metaspace: it puts no space before one."""
+    match metaspace.get("prepend_scheme", "always"):
+        case "always":
+            return True, ONCE
+        case "first":
+            return (False, FIRST) if in_chats else (True, ONCE)
+        case _:
+            return False, None
+
+
+def first_ids(loaded: LoadedTokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a text."""
+    text = "a"
+    whole = loaded.tokenizer(text, add_special_tokens=True)["input_ids"]
+    own = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
+    for head in range(len(whole) - len(own) + 1):
+        if whole[head : head + len(own)] == own:
+            return whole[:head], whole[head + len(own) :]
+    return [], []
+
+
+def templates_of(loaded: LoadedTokenizer) -> dict[str, str]:
+    """Chat templates by name; "default" is the one that is used where none is asked for."""
+    found = loaded.tokenizer.chat_template
+    if isinstance(found, str):
+        return {"default": found}
+    return {str(name): str(text) for name, text in found.items()} if found else {}
+
+
+def texts_of(templates: Iterable[str]) -> str:
+    return "\n".join(templates)

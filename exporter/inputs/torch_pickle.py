@@ -1,0 +1,194 @@
+"""Weights in PyTorch's own format: pickles, of which only tensors are ever taken.
+
+What `torch.save` wrote since 2020 is a zip archive whose records are the raw values: there a
+tensor is found without reading it. Before that it was one stream, which must be read whole.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from exporter.core.errors import InputError, ToolchainError
+from exporter.core.safetensors import StoredTensor
+from exporter.inputs.lazy_tensor import Tensor, dtype_name, nbytes_of
+
+if TYPE_CHECKING:
+    import torch
+
+LOCAL_HEADER = 30  # bytes, then the record's name and extra field; APPNOTE.TXT 4.3.7
+# what torch.load is seen to raise for bytes that are no checkpoint
+DAMAGE = (
+    RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
+    OverflowError, AssertionError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PickledTensor:
+    """A tensor that can be had only by loading its whole file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    error: type[InputError]
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes_of(self.dtype, self.shape)
+
+    def read(self) -> torch.Tensor:
+        import torch
+
+        found = whole_file(self.path, self.error)[self.name]
+        return found.detach().clone(memory_format=torch.contiguous_format)
+
+
+def read_pickled(path: Path, *, error: type[InputError]) -> dict[str, Tensor]:
+    """The tensors of one file by name, in its own order; every fault is raised as `error`.
+
+    ToolchainError where torch is not installed. Nothing in the file is executed: a pickle
+    that asks for more than tensors is refused.
+    """
+    try:
+        is_zip = zipfile.is_zipfile(path)
+        records = record_places(path) if is_zip else {}
+    except (OSError, *DAMAGE) as broken:
+        raise error(f"`{path}` is damaged: {first_line(broken)}", hint=AGAIN) from broken
+    entries = load(path, "meta", error=error) if is_zip else whole_file(path, error)
+    tensors: dict[str, Tensor] = {}
+    for name, value in entries.items():
+        dtype, shape = dtype_name(value.dtype), tuple(value.shape)
+        if dtype is None:
+            raise error(
+                f"`{name}` in `{path}` has the type {value.dtype}, which has no use here",
+                hint="save the model again as safetensors",
+            )
+        offset = place(value, records)
+        tensors[name] = (
+            PickledTensor(name, dtype, shape, path, error)
+            if offset is None
+            else StoredTensor(name, dtype, shape, path, offset)
+        )
+    return tensors
+
+
+AGAIN = "download or copy the file again"
+
+
+def load(path: Path, device: str, *, error: type[InputError]) -> dict[str, torch.Tensor]:
+    """The file's tensors; on "meta" without their values, else mapped where that can be."""
+    try:
+        import torch
+    except ImportError as missing:
+        raise ToolchainError(
+            f"reading `{path}` needs torch, which this installation lacks",
+            hint="pip install 'decant-llm[export]'",
+        ) from missing
+    mapped = device != "meta" and zipfile.is_zipfile(path)
+    try:
+        entries = torch.load(path, map_location=device, weights_only=True, mmap=mapped or None)
+    except pickle.UnpicklingError as refused:
+        raise error(
+            f"`{path}` is refused: it is damaged, or a pickle of more than tensors,"
+            f" which could run code ({reason(refused)})",
+            hint="use a release in safetensors, or save the weights alone as that",
+        ) from refused
+    except OSError as failed:
+        raise error(f"cannot read `{path}`: {failed.strerror or failed}", hint=AGAIN) from failed
+    except DAMAGE as broken:
+        raise error(f"`{path}` is damaged: {first_line(broken)}", hint=AGAIN) from broken
+    strangers = (
+        [key for key, value in entries.items() if not is_plain(key, value)]
+        if isinstance(entries, dict)
+        else [type(entries).__name__]
+    )
+    if strangers:
+        raise error(
+            f"`{path}` holds {str(strangers[0])!r}, which is no named tensor",
+            hint="a model's weights are a flat table of names and tensors",
+        )
+    return dict(entries)
+
+
+def whole_file(path: Path, error: type[InputError]) -> dict[str, torch.Tensor]:
+    try:
+        state = path.stat()
+    except OSError as failed:
+        raise error(f"cannot read `{path}`: {failed.strerror}", hint=AGAIN) from failed
+    try:
+        return last_loaded(path, (state.st_size, state.st_mtime_ns))
+    except InputError as failed:
+        raise error(failed.message, hint=failed.hint) from failed
+
+
+@lru_cache(maxsize=1)
+def last_loaded(path: Path, state: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """The one file that had to be loaded whole; its tensors are read one after the other."""
+    del state  # tells a file that has changed since
+    return load(path, "cpu", error=InputError)
+
+
+def is_plain(key: object, value: object) -> bool:
+    import torch
+
+    return (
+        isinstance(key, str)
+        and isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not value.is_quantized
+    )
+
+
+def place(tensor: torch.Tensor, records: dict[int, int]) -> int | None:
+    """Where in the file a tensor's values begin; None if they lie in no one piece there.
+
+    Its storage must be a record of the archive, as the archive's own directory has it.
+    """
+    offset: int | None = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if (
+        offset is None
+        or not tensor.is_contiguous()
+        or tensor.is_conj()
+        or tensor.is_neg()
+        or offset not in records
+    ):
+        return None
+    begin = int(tensor.storage_offset()) * tensor.element_size()
+    fits = begin + tensor.numel() * tensor.element_size() <= records[offset]
+    return offset + begin if fits else None
+
+
+def record_places(path: Path) -> dict[int, int]:
+    """{where a record's bytes begin: how many they are} for all that are stored as they are."""
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        return {
+            data_start(file, info): info.file_size
+            for info in archive.infolist()
+            if info.compress_type == zipfile.ZIP_STORED
+        }
+
+
+def data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
+    file.seek(info.header_offset)
+    header = file.read(LOCAL_HEADER)
+    lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+    return info.header_offset + LOCAL_HEADER + sum(lengths)
+
+
+def reason(refused: Exception) -> str:
+    """The line of torch's long advice that names what the pickle asked for."""
+    lines = [line.strip() for line in str(refused).splitlines() if line.strip()]
+    telling = [line for line in lines if "WeightsUnpickler error" in line or "GLOBAL" in line]
+    line = (telling or lines or ["no reason given"])[0]
+    return line.partition("WeightsUnpickler error: ")[2] or line
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

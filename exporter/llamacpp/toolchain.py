@@ -1,0 +1,214 @@
+"""Finds the llama.cpp that decant built, runs its tools and names its libraries."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from exporter.core.errors import ToolchainError
+from exporter.core.events import Note, Progress, Report, Step, Unit, silent
+
+LAST_LINES = 20
+KEPT_VARIABLES = (
+    "PATH", "HOME", "TMPDIR", "LANG", "LC_", "TZ", "LD_LIBRARY_PATH", "DYLD_",
+    "CUDA_", "NVIDIA_", "VK_", "GGML_", "OMP_", "GOMP_",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """A finished build of llama.cpp."""
+
+    build: Any  # vendor.build.Build; the recipe lies in one of two places, so it is untyped
+
+    @property
+    def folder(self) -> Path:
+        path: Path = self.build.dir
+        return path
+
+    def tool(self, name: str) -> Path:
+        """An executable, such as llama-quantize."""
+        path: Path = self.build.tool(name)
+        return path
+
+    def library(self, name: str) -> Path:
+        """A shared library, such as ggml-base."""
+        path: Path = self.build.library(name)
+        return path
+
+    @property
+    def source(self) -> Path:
+        """The folder with llama.cpp's `conversion` and `gguf-py`."""
+        path: Path = self.build.src
+        return path
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What build.json says."""
+        info: dict[str, Any] = self.build.info
+        return info
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What doctor says of the processor."""
+
+    model: str
+    features: str
+    host: Any  # vendor.host.Host
+
+    def compiler(self) -> str:
+        """The C++ compiler's version; ToolchainError, with what to install, when there is none."""
+        with translated():
+            version: str = (
+                recipe("host").find_compilers(os.environ, system=self.host.system).version
+            )
+        return version
+
+
+def recipe(module: str = "build") -> ModuleType:
+    """A module of the build's own code: in the wheel inside `exporter`, else in the checkout."""
+    if importlib.util.find_spec("exporter._vendor"):
+        return importlib.import_module(f"exporter._vendor.{module}")
+    checkout = Path(__file__).parents[2]
+    if not (checkout / "vendor" / "build.py").exists():
+        raise ToolchainError(
+            "this installation carries no recipe for llama.cpp", hint="install decant-llm again"
+        )
+    if str(checkout) not in sys.path:
+        sys.path.append(str(checkout))
+    return importlib.import_module(f"vendor.{module}")
+
+
+def find_toolchain() -> Toolchain:
+    """The finished build for this machine; ToolchainError when there is none."""
+    building = recipe()
+    with translated():
+        build = building.find(building.read_recipe(), env=os.environ)
+    if build is None:
+        raise ToolchainError(
+            "llama.cpp has not been built on this machine yet",
+            hint="run `decant setup`: it takes some minutes, once",
+        )
+    return Toolchain(build)
+
+
+def build_toolchain(*, force: bool = False, report: Report = silent) -> Toolchain:
+    """The finished build for this machine, made if need be. Raises ToolchainError."""
+    building = recipe()
+    told: set[str] = set()
+
+    def tell(event: Any) -> None:  # vendor.report.BuildEvent
+        if event.stage not in told:
+            told.add(event.stage)
+            report(Step(event.message) if event.total else Note(event.message))
+        elif not event.total:
+            report(Note(event.message))
+        if event.total:
+            unit: Unit = "steps" if event.stage == "compile" else "bytes"
+            report(Progress(event.stage, event.done, event.total, unit))
+
+    with translated():
+        return Toolchain(
+            building.build(building.read_recipe(), env=os.environ, report=tell, force=force)
+        )
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the recipe's errors, which know nothing of ours, into ToolchainError."""
+    build_error = recipe("report").BuildError
+    try:
+        yield
+    except build_error as error:
+        raise ToolchainError(error.message, hint=error.hint or None) from error
+
+
+def cache_folder() -> Path:
+    """Where builds and demo models are kept: things that can be made again."""
+    folder: Path = recipe().cache_root(os.environ)
+    return folder
+
+
+def host_facts() -> HostFacts:
+    host = recipe("host").read_host(os.environ)
+    notable = ("avx512f", "avx2", "avx", "amx_tile", "f16c", "fma", "asimd", "sve", "i8mm")
+    flags = [flag for flag in notable if flag in host.cpu.flags]
+    return HostFacts(host.cpu.model or host.cpu.machine, " ".join(flags) or host.cpu.machine, host)
+
+
+def run_tool(
+    toolchain: Toolchain, name: str, arguments: Sequence[str], *, good: Sequence[int] = (0,)
+) -> str:
+    """Run one of llama.cpp's tools to its end and return all it printed.
+
+    Raises ToolchainError with the command and its last lines when it ends with none of `good`.
+    """
+    argv = [str(toolchain.tool(name)), *arguments]
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=scrubbed(os.environ),
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode not in good:
+        tail = "\n".join(done.stdout.splitlines()[-LAST_LINES:])
+        raise ToolchainError(
+            f"`{' '.join(argv)}` ended with {done.returncode}:\n{tail}",
+            hint="if this goes on, rebuild llama.cpp with `decant setup --force`",
+        )
+    return done.stdout
+
+
+def follow_tool(
+    toolchain: Toolchain, name: str, arguments: Sequence[str], heard: Callable[[str], None]
+) -> str:
+    """Run a tool as `run_tool` does, telling `heard` all it has printed whenever it prints.
+
+    The tool is ended when this is left by an exception.
+    """
+    argv = [str(toolchain.tool(name)), *arguments]
+    printed = ""
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=scrubbed(os.environ),
+    ) as running:
+        assert running.stdout is not None
+        try:
+            while block := os.read(running.stdout.fileno(), 1 << 16):
+                printed += block.decode(errors="replace")
+                heard(printed)
+        except BaseException:  # Ctrl-C too
+            running.kill()
+            raise
+    if running.returncode:
+        tail = "\n".join(printed.splitlines()[-LAST_LINES:])
+        raise ToolchainError(
+            f"`{' '.join(argv)}` ended with {running.returncode}:\n{tail}",
+            hint="if this goes on, rebuild llama.cpp with `decant setup --force`",
+        )
+    return printed
+
+
+def scrubbed(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which llama.cpp's tools do only what their arguments say.
+
+    Every flag of llama-server also has a variable: a stray LLAMA_ARG_TOOLS=all opens a shell.
+    """
+    return {name: value for name, value in env.items() if name.startswith(KEPT_VARIABLES)}

@@ -1,0 +1,150 @@
+"""A GGUF's vocabulary in llama.cpp's own code, through the bindings of the build."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.core.errors import ModelError, SpaceError, ToolchainError
+
+if TYPE_CHECKING:
+    from exporter.llamacpp.toolchain import Toolchain
+
+LIBRARIES = "LLAMA_CPP_LIB_PATH"  # where the bindings look for them when they are imported
+ROOM = 64  # bytes of most pieces
+SHALLOW = 4096  # bytes of a text that any stack has room for
+DEPTH = 2048  # bytes of stack for each of a longer text; taken only where they are used
+DEEPEST = 4 << 30  # of all; a word of some 8 MB
+
+
+def load_bindings(toolchain: Toolchain) -> Any:
+    """llama-cpp-python's ctypes layer over the build's own libraries, silent."""
+    folder = str(toolchain.folder / "python")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    before = os.environ.get(LIBRARIES)
+    os.environ[LIBRARIES] = str(toolchain.library("llama").parent)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import llama_cpp
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise ToolchainError(
+            f"cannot use llama.cpp's bindings: {error}",
+            hint="rebuild it with `decant setup --force`",
+        ) from error
+    finally:
+        os.environ.pop(LIBRARIES)
+        if before is not None:
+            os.environ[LIBRARIES] = before
+    kind = llama_cpp.llama_log_callback
+    llama_cpp.llama_log_set(ctypes.cast(SILENCE, kind), ctypes.c_void_p(0))
+    return llama_cpp
+
+
+def ignore(level: int, text: bytes, data: object) -> None:
+    del level, text, data
+
+
+# kept for as long as the library may call it
+SILENCE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(ignore)
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """A GGUF's vocabulary in llama.cpp."""
+
+    bindings: Any  # llama_cpp
+    handle: Any  # llama_vocab *
+
+    @property
+    def size(self) -> int:
+        return int(self.bindings.llama_vocab_n_tokens(self.handle))
+
+    def encode(self, text: str, *, special: bool = False, parse: bool = True) -> list[int]:
+        """Ids of a text; special adds what begins and ends one, parse knows special tokens."""
+        raw = text.encode()
+        room = len(raw) + 16
+        while True:
+            ids = (ctypes.c_int32 * room)()
+            given = (self.handle, raw, len(raw), ids, room, special, parse)
+            count = on_deep_stack(partial(self.bindings.llama_tokenize, *given), len(raw))
+            if count >= 0:
+                return ids[:count]
+            room = -count  # some tokenizers write one character as many: U+FDFA as 18
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for: of a byte token that byte, of ▁The " The"."""
+        room = ROOM
+        while True:
+            piece = ctypes.create_string_buffer(room)
+            count = self.bindings.llama_token_to_piece(self.handle, token, piece, room, 0, True)
+            if count >= 0:
+                return piece.raw[:count]
+            room = -count
+
+    def is_special(self, token: int) -> bool:
+        """Whether it is no text of its own: a control token, or the one for unknown text."""
+        kinds = self.bindings.LLAMA_TOKEN_ATTR_CONTROL | self.bindings.LLAMA_TOKEN_ATTR_UNKNOWN
+        return bool(self.bindings.llama_vocab_get_attr(self.handle, token) & kinds)
+
+    def adds_bos(self) -> bool:
+        return bool(self.bindings.llama_vocab_get_add_bos(self.handle))
+
+    def text(self, token: int) -> str:
+        """A token as the vocabulary writes it; empty for -1, which is none."""
+        found = self.bindings.llama_vocab_get_text(self.handle, token) if token >= 0 else b""
+        return (found or b"").decode(errors="replace")
+
+    def special(self, name: str) -> int:
+        """The id of bos, eos, eot, sep, pad, mask…; -1 when it has none."""
+        return int(getattr(self.bindings, f"llama_vocab_{name}")(self.handle))
+
+
+def on_deep_stack(work: Callable[[], int], count: int) -> int:
+    """Call `work`, which may recurse `count` times, where there is room for it.
+
+    Many models' patterns go through std::regex, which recurses with each character of a word:
+    a thread's usual 8 MB end after some ten thousand of them, and with them the process.
+    """
+    if count < SHALLOW:
+        return work()
+    before = threading.stack_size(min(DEPTH * count, DEEPEST))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(work).result()
+    except RuntimeError as error:  # no thread could be started
+        raise SpaceError(
+            f"no memory to cut a text of {count} bytes into tokens", hint="give it in parts"
+        ) from error
+    finally:
+        threading.stack_size(before)
+
+
+@contextmanager
+def vocabulary(path: Path, toolchain: Toolchain) -> Iterator[Vocabulary]:
+    """Load the vocabulary of a GGUF, and no weight. Raises ModelError when llama.cpp cannot."""
+    bindings = load_bindings(toolchain)
+    bindings.llama_backend_init()
+    settings = bindings.llama_model_default_params()
+    settings.vocab_only = True
+    model = bindings.llama_model_load_from_file(os.fsencode(path), settings)
+    if not model:
+        raise ModelError(
+            f"llama.cpp cannot load the vocabulary of `{path}`",
+            hint="`decant inspect` shows what it holds",
+        )
+    try:
+        yield Vocabulary(bindings, bindings.llama_model_get_vocab(model))
+    finally:
+        bindings.llama_model_free(model)

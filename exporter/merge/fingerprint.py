@@ -1,0 +1,42 @@
+"""What a merge's values depend on, to tell whether unfinished work may be gone on with."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from exporter.core.gguf import read_gguf
+from exporter.merge.operations import CombinedSum, MergePlan
+from exporter.merge.provenance import version
+from exporter.merge.result_files import WEIGHTS
+
+if TYPE_CHECKING:
+    from exporter.llamacpp.toolchain import Toolchain
+
+PACKAGES = ("decant-llm", "torch", "transformers", "peft")
+
+
+def identity(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str, str]:
+    """Equal for two merges of the same, by the names a person knows the parts by.
+
+    A file of the base counts as unchanged while its size and time stand; adapters are hashed.
+    """
+    base = merge.checkpoint.folder
+    found = (path for pattern in (*WEIGHTS, "config.json") for path in base.glob(pattern))
+    files = sorted(found if base.is_dir() else read_gguf(base).shards or [base])
+    stats = [(path.name, path.stat()) for path in files]
+    combined = {
+        str(step.how)
+        for change in merge.changes.values()
+        for step in change.steps
+        if isinstance(step, CombinedSum)
+    }
+    facts = {
+        "base": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
+        "adapters": [(each.adapter.sha256(), each.scale) for each in merge.adapters],
+        "merging": [merge.dtype, sorted(combined), merge.checkpoint.roundtrip],
+        "versions": [version(package) for package in PACKAGES],
+    }
+    if toolchain:
+        facts["llama.cpp"] = [str(toolchain.info.get("key", ""))]
+    return {name: json.dumps(fact) for name, fact in facts.items()}

@@ -1,0 +1,346 @@
+"""Adapters onto a checkpoint: what happens to each of its tensors, known before any is read.
+
+Every tensor of every adapter is used exactly once or refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from exporter.core.errors import AdapterError, UnsupportedError
+from exporter.inputs.adapter import AdapterSpec, LoraPair, scaling_of
+from exporter.inputs.adapter_kinds import is_set
+from exporter.inputs.checkpoint import Checkpoint
+from exporter.inputs.lazy_tensor import Tensor
+from exporter.inputs.module_names import Names
+from exporter.merge.classifier_head import find_classifier
+from exporter.merge.moe_experts import (
+    STACK,
+    add_pair_of_one,
+    is_targeted,
+    plan_experts,
+    plan_single,
+    stack_parts,
+)
+from exporter.merge.operations import (
+    BiasSum,
+    Change,
+    Combination,
+    CombinedSum,
+    LoraSum,
+    MergeDtype,
+    MergePlan,
+    PartSum,
+    Replace,
+    ReplaceRows,
+    StackSum,
+    Step,
+    Tuned,
+    WeightedAdapter,
+)
+from exporter.merge.settle_ends import settle_ends, was
+from exporter.merge.targets import Problems, is_new_module, kind_of, lost_rows, trained_rows
+from exporter.merge.tied_embeddings import Ends, find_ends, same_values
+
+
+def plan_merge(
+    checkpoint: Checkpoint,
+    adapters: Sequence[WeightedAdapter] = (),
+    *,
+    dtype: MergeDtype = "float32",
+    combine: Combination | None = None,
+) -> MergePlan:
+    """Resolve every tensor of every adapter onto the checkpoint.
+
+    Raises AdapterError, naming the first few, when a target is missing or has another shape,
+    UnsupportedError for a combination that no merge can hold.
+    """
+    if adapters:
+        refuse_quantized(checkpoint)
+    planner = Planner(checkpoint)
+    for weighted in adapters:
+        planner.add(weighted)
+    if combine:
+        planner.combine(combine)
+    planner.become_classifier([weighted.adapter for weighted in adapters])
+    settle_ends(planner, [weighted.adapter for weighted in adapters])
+    changes = {
+        name: Change(planner.source(name), tuple(steps), planner.shape(name))
+        for name, steps in planner.steps.items()
+    }
+    return MergePlan(
+        checkpoint,
+        tuple(adapters),
+        dtype,
+        changes,
+        frozenset(planner.dropped),
+        planner.config,
+        tuple(planner.notes),
+    )
+
+
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Stop at a base whose weights are not numbers that something can be added to."""
+    quantized = checkpoint.config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise UnsupportedError(
+            f"`{checkpoint.folder}` is quantized ({method}): an adapter cannot be merged into it",
+            hint="pass the 16-bit release of the same model as --base",
+        )
+
+
+class Planner:
+    """Collects what happens to each tensor while adapters are added one after the other."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Begin with nothing changed."""
+        self.checkpoint = checkpoint
+        self.names = Names(checkpoint)
+        self.ends: Ends = find_ends(checkpoint)
+        self.steps: dict[str, list[Step]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dropped: set[str] = set()
+        self.config: dict[str, object] = {}
+        self.notes: list[str] = []
+        self.grown: set[str] = set()
+        """Ends that get new rows from an adapter which does not hold the grown matrix."""
+        self.adapter_steps: set[tuple[str, type]] = set()
+
+    def source(self, name: str) -> Tensor | None:
+        """Where a tensor's own values lie; a tied head's are the embedding's."""
+        if self.ends.tied and name == self.ends.head:
+            name = self.ends.embedding
+        return self.checkpoint.tensors.get(name)
+
+    def tensor(self, name: str) -> str | None:
+        """The result's name for a tensor of the model; a tied head counts as being there."""
+        if self.ends.tied and name == self.ends.head_in_memory:
+            return self.ends.head
+        return self.names.tensor(name)
+
+    def add(self, weighted: WeightedAdapter) -> None:
+        """Place every tensor of one adapter."""
+        adapter, problems = weighted.adapter, Problems(weighted.adapter, self.checkpoint)
+        self.adapter_steps.clear()
+        for name, values in {**adapter.saved, **adapter.values}.items():
+            self.add_values(adapter, name, values, problems)
+        for module, values in adapter.rows.items():
+            self.add_rows(adapter, module, values, problems)
+        for pair in adapter.pairs:
+            self.add_pair(weighted, pair, problems)
+        if adapter.tuner:
+            self.add_tuner(weighted, problems)
+        problems.refuse(some_fit=bool(self.adapter_steps))
+
+    def add_values(
+        self, adapter: AdapterSpec, stored: str, values: Tensor, problems: Problems
+    ) -> None:
+        """A whole tensor: it must be as large as the one it replaces, but for the vocabulary."""
+        name = self.tensor(stored) or self.names.parameter(stored)
+        if name is None and (parts := stack_parts(stored, values, self.names)):
+            for part_name, part in parts.items():
+                self.replace(part_name, part, problems)
+            return
+        if name is None:
+            if not is_new_module(stored, adapter):
+                problems.missing.append(stored)
+                return
+            name = stored
+            self.shapes[name] = values.shape
+        self.replace(name, values, problems, repeats=stored in adapter.saved)
+
+    def replace(
+        self, name: str, values: Tensor, problems: Problems, *, repeats: bool = False
+    ) -> None:
+        """New values for a tensor. repeats: they are the base's own, saved beside a LoRA."""
+        base = self.shape(name)
+        grows = name in (self.ends.embedding, self.ends.head) and base[1:] == values.shape[1:]
+        if base != values.shape and not grows:
+            problems.misfit(name, base, values.shape)
+            return
+        before = next((s for s in self.steps.get(name, ()) if isinstance(s, Replace)), None)
+        if before and repeats and same_values(before.values, values):
+            return
+        if before:
+            raise AdapterError(
+                f"two adapters replace `{name}` as a whole; only one of them can have it",
+                hint="leave one of them out",
+            )
+        self.change(name, Replace(values))
+        self.shapes[name] = values.shape
+
+    def add_rows(
+        self, adapter: AdapterSpec, module: str, values: Tensor, problems: Problems
+    ) -> None:
+        name = self.tensor(f"{module}.weight")
+        if name is None:
+            problems.missing.append(module)
+            return
+        rows, shape = trained_rows(adapter, module), self.grown_shape(name)
+        needed = max(rows, default=-1) + 1
+        is_end = name in (self.ends.embedding, self.ends.head)
+        if len(rows) != values.shape[0] or values.shape[1:] != shape[1:]:
+            problems.misfit(f"rows {list(rows)[:8]} of {name}", shape, values.shape)
+            return
+        if needed > self.shape(name)[0]:
+            if not is_end:
+                problems.misfit(f"rows {list(rows)[:8]} of {name}", shape, values.shape)
+                return
+            self.grown.add(name)
+            self.shapes[name] = (max(needed, shape[0]), *shape[1:])
+        self.change(name, ReplaceRows(values, rows))
+
+    def add_pair(self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems) -> None:
+        adapter = weighted.adapter
+        name = self.tensor(f"{pair.module}.weight")
+        if name is None or len(self.shape(name)) == STACK:
+            self.add_experts(weighted, pair, problems)
+            return
+        kind = kind_of(pair, name, self.checkpoint)
+        n_out, n_in = pair.b.shape[0], pair.a.shape[1]
+        fits = (n_out, n_in) if kind == "linear" else (n_in, n_out)
+        # blocks of a matrix do not show its size; PEFT's layer will refuse what does not fit
+        base = self.grown_shape(name)
+        if not is_set(adapter.config.get("use_bdlora")) and base != fits:
+            if name in (self.ends.embedding, self.ends.head) and base[1:] == fits[1:]:
+                raise lost_rows(name, fits[0], was(self, name) or 0)
+            problems.misfit(name, base, fits)
+            return
+        if is_targeted(adapter, f"{pair.module}.weight"):
+            self.change(name, plan_single(adapter, pair, scale=weighted.scale))
+            return
+        scaling = scaling_of(adapter, pair)
+        self.change(name, LoraSum(adapter, pair, kind, scaling.value, weighted.scale))
+        if bias := pair.extras.get("lora_B.bias"):
+            self.add_bias(name, BiasSum(bias, scaling.value * weighted.scale), problems)
+
+    def add_bias(self, weight: str, step: BiasSum, problems: Problems) -> None:
+        name = f"{weight.removesuffix('.weight')}.bias"
+        if name not in self.checkpoint.tensors:
+            raise UnsupportedError(
+                f"the adapter gives `{weight}` a bias (lora_bias=True), and the base's layer has"
+                " none that it could be added to",
+                hint="use it with peft itself, unmerged: peft cannot merge it either",
+            )
+        if (base := self.shape(name)) != step.values.shape:
+            problems.misfit(name, base, step.values.shape)
+        else:
+            self.change(name, step)
+
+    def add_experts(self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems) -> None:
+        found = plan_experts(weighted.adapter, pair, self.names, scale=weighted.scale)
+        one = add_pair_of_one(weighted, pair, self.names) if not found else None
+        if isinstance(found, str) or isinstance(one, str):
+            problems.misfits.append(found if isinstance(found, str) else str(one))
+        elif one:
+            self.join(one[0], one[1])
+        elif not found:
+            self.add_rows_of_fused(weighted, pair, problems)
+        else:
+            for name, step in found.items():
+                self.change(name, step)
+
+    def add_rows_of_fused(
+        self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems
+    ) -> None:
+        """A module that is some rows of a tensor of the checkpoint, such as q of a fused qkv."""
+        part = self.names.part(f"{pair.module}.weight")
+        if part is None or pair.extras.get("lora_B.bias"):
+            problems.lack(pair)
+            return
+        shape, fits = self.shape(part.tensor), (pair.b.shape[0], pair.a.shape[1])
+        if (shape[0] // part.count, *shape[1:]) != fits or shape[0] % part.count:
+            problems.misfit(f"1/{part.count} of {part.tensor}", shape, fits)
+            return
+        scaling = scaling_of(weighted.adapter, pair).value
+        step = LoraSum(weighted.adapter, pair, "linear", scaling, weighted.scale)
+        self.join(part.tensor, PartSum(((part.index * fits[0], step),)))
+
+    def join(self, name: str, step: StackSum | PartSum) -> None:
+        """One part of a step; those of the same adapter become one step of the tensor."""
+        last = next(iter(self.steps.get(name, ())[-1:]), None)
+        if (name, type(step)) not in self.adapter_steps:
+            self.change(name, step)
+        elif isinstance(last, StackSum) and isinstance(step, StackSum):
+            self.steps[name][-1] = replace(last, parts=last.parts + step.parts)
+        elif isinstance(last, PartSum) and isinstance(step, PartSum):
+            self.steps[name][-1] = PartSum(last.parts + step.parts)
+
+    def add_tuner(self, weighted: WeightedAdapter, problems: Problems) -> None:
+        """Another tuner: its modules are those whose weights the checkpoint has."""
+        adapter = weighted.adapter
+        if weighted.scale != 1:
+            raise UnsupportedError(
+                f"`{adapter.folder}` is a {adapter.kind} adapter, which has no scale to change",
+                hint="leave out --scale",
+            )
+        for module in tuned_modules(adapter, self):
+            name = self.tensor(f"{module}.weight")
+            weight = self.source(name or "")
+            assert name is not None
+            assert weight is not None
+            bias = self.checkpoint.tensors.get(f"{name.removesuffix('.weight')}.bias")
+            self.change(name, Tuned(adapter, module, weight, bias))
+            if bias:
+                self.change(bias.name, Tuned(adapter, module, weight, bias, changes_bias=True))
+        if not any(isinstance(step, Tuned) for steps in self.steps.values() for step in steps):
+            problems.missing.append(next(iter(adapter.tuner)))
+
+    def combine(self, how: Combination) -> None:
+        """Make one step of the LoRAs that meet on a tensor."""
+        for name, steps in self.steps.items():
+            sums = tuple(step for step in steps if isinstance(step, LoraSum))
+            if len(sums) != len(steps) or not all(s.adapter.is_plain for s in sums):
+                raise UnsupportedError(
+                    f"--combine {how} cannot mix what the adapters do to `{name}`:"
+                    " only plain LoRA can be combined",
+                    hint="leave out --combine: the adapters are then merged one after the other",
+                )
+            self.steps[name] = [CombinedSum(sums, how)]
+
+    def become_classifier(self, adapters: list[AdapterSpec]) -> None:
+        """Where an adapter brings a classifier's head, the language model's own goes."""
+        added = {n: s for n, s in self.shapes.items() if n not in self.checkpoint.tensors}
+        if made := find_classifier(self.checkpoint, adapters, added):
+            self.config |= made.config
+            self.dropped |= made.dropped
+            self.ends = replace(self.ends, head="", tied=False)
+
+    def change(self, name: str, step: Step) -> None:
+        """Note a step. One adapter cannot have two of a kind for a tensor."""
+        if (name, type(step)) in self.adapter_steps:
+            raise AdapterError(
+                f"two of the adapter's modules land on `{name}`",
+                hint="its tensors' names are of two models; save it again",
+            )
+        self.adapter_steps.add((name, type(step)))
+        self.steps.setdefault(name, []).append(step)
+
+    def grown_shape(self, name: str) -> tuple[int, ...]:
+        """The shape; of tied ends, that of the end which has grown."""
+        ends = (self.ends.embedding, self.ends.head)
+        if self.ends.tied and name in ends:
+            return max(self.shape(end) for end in ends)
+        return self.shape(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As it is after the changes so far."""
+        if name in self.shapes:
+            return self.shapes[name]
+        source = self.source(name)
+        assert source is not None, name
+        return source.shape
+
+
+def tuned_modules(adapter: AdapterSpec, planner: Planner) -> list[str]:
+    """The modules that another tuner changes, as the adapter calls them."""
+    found: dict[str, None] = {}
+    for name in adapter.tuner:
+        module = name
+        while module := module.rpartition(".")[0]:
+            if planner.tensor(f"{module}.weight"):
+                found[module] = None
+                break
+    return list(found)

@@ -1,0 +1,56 @@
+"""What a file tells of its own making: names, hashes and versions, no paths."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.core.paths import repo_at
+
+if TYPE_CHECKING:
+    from exporter.llamacpp.toolchain import Toolchain
+    from exporter.merge.operations import MergePlan
+
+
+def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str, str | int]:
+    """The keys `decant inspect` reads: base, adapters, and what made the file of them."""
+    repo, commit = repo_at(merge.checkpoint.folder)
+    told: dict[str, str | int] = {
+        "decant.version": metadata.version("decant-llm"),
+        "decant.llama_cpp": str(toolchain.info.get("commit", "")) if toolchain else "",
+        "decant.transformers": version("transformers"),
+        "decant.peft": version("peft") if merge.adapters else "",
+        "decant.base": merge.checkpoint.name,
+        "decant.base.repo": repo,
+        "decant.base.commit": commit,
+        "decant.merge_dtype": merge.dtype,
+        "decant.base_roundtrip": merge.checkpoint.roundtrip,
+    }
+    for number, weighted in enumerate(merge.adapters):
+        adapter, key = weighted.adapter, f"decant.adapter{number or ''}"
+        repo, commit = repo_at(adapter.folder)
+        told |= {
+            key: adapter.name,
+            f"{key}.repo": repo,
+            f"{key}.commit": commit,
+            f"{key}.sha256": adapter.sha256(),
+            f"{key}.scale": f"{weighted.scale:g}",
+            f"{key}.trained_on": base_name(adapter.base),
+        }
+    return {key: value for key, value in told.items() if value}
+
+
+def version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def base_name(named: str | None) -> str:
+    """A hub name as it is, of a path only the last part: where it lay is nobody's business."""
+    if not named:
+        return ""
+    is_path = named.startswith((".", "/", "~")) or named.count("/") > 1
+    return Path(named).name if is_path else named

@@ -1,0 +1,185 @@
+"""decant's own quantizing of K-quants and IQ4: used where proven to give ggml's very bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.core.atomic_file import atomic_write
+from exporter.core.errors import DecantError, InputError, ToolchainError
+from exporter.core.events import Note, Report, Step, silent
+from exporter.core.ggml_types import GGMLType
+from exporter.llamacpp.toolchain import recipe, translated
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.llamacpp.toolchain import Toolchain
+    from exporter.quantize.kquants_selftest import Rows
+
+NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0")
+TYPES = tuple(map(GGMLType.by_name, NAMES))
+SEARCHED = frozenset(NAMES) - {"Q4_0"}
+"""Those that are searched for without an imatrix too; the rest is left to ggml, which is fast."""
+SETTING = "DECANT_KQUANTS"
+SHAPES = ((40, 256), (24, 768), (8, 2048))  # of the rows of each kind that prove a library
+LESS = 96  # values by which rows are shorter where blocks are of 32: no whole super-blocks
+SEED = 258
+CHUNK_ARGUMENTS = (
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,  # type, source, target
+    ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,  # first value, rows, values per row
+    ctypes.c_void_p,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What quantizes in ggml's place, and what does not."""
+
+    chunk: Any
+    """The library's function, which takes ggml's own before the same arguments; or None."""
+    variant: str
+    """The instructions it uses."""
+    types: frozenset[str]
+    """Those whose bytes were found to be ggml's."""
+    refused: tuple[str, ...] = ()
+    """Those whose bytes were not."""
+    reason: str = ""
+    """Why ggml quantizes everything itself; empty when it does not."""
+
+    def told(self) -> str:
+        """One line for people."""
+        if self.chunk is None:
+            return f"by ggml itself, several times slower: {self.reason}"
+        same = ", ".join(map(labelled, sorted(self.types))) or "none"
+        line = f"{self.variant}, the same bytes as ggml's: {same}"
+        if self.refused:
+            line += f"; by ggml itself, as the bytes differ: {', '.join(self.refused)}"
+        return line
+
+
+def labelled(name: str) -> str:
+    """The type as people are told of it."""
+    return name if name in SEARCHED else f"{name} with an imatrix"
+
+
+NONE = Kernels(None, "", frozenset(), reason="not asked for")
+
+
+def load_kernels(
+    toolchain: Toolchain, ggml: Any, *, env: Mapping[str, str], report: Report = silent
+) -> Kernels:
+    """The kernels for this machine, compiled and proven if they have not been.
+
+    ggml: the build's ggml_quantize_chunk. What cannot be had is said in a note, and ggml does it.
+    """
+    asked = env.get(SETTING, "") or "auto"
+    if asked not in ("auto", "ggml"):
+        raise InputError(f"{SETTING} is {asked!r}", hint="use ggml, or leave it unset")
+    if asked == "ggml":
+        return Kernels(None, "", frozenset(), reason=f"{SETTING}=ggml")
+    try:
+        kernels = proven(toolchain, ggml, env, report)
+    except (DecantError, OSError, AttributeError) as error:
+        reason = getattr(error, "message", str(error)).partition("\n")[0]
+        kernels = Kernels(None, "", frozenset(), reason=reason)
+    if kernels.chunk is None or kernels.refused:
+        report(Note(f"K-quants {kernels.told()}"))
+    return kernels
+
+
+def proven(toolchain: Toolchain, ggml: Any, env: Mapping[str, str], report: Report) -> Kernels:
+    """The compiled library with its verdict, which is remembered beside the build's build.json."""
+    told = {"compile": lambda message: report(Step(message))}
+    with translated():
+        native = recipe("native").build_native(
+            env=env, report=lambda event: told[event.stage](event.message)
+        )
+    library = ctypes.CDLL(str(native.path))
+    library.decant_kquants_variant.restype = ctypes.c_char_p
+    variant = library.decant_kquants_variant().decode()
+    chunk = getattr(library, f"decant_kquants_{variant}")
+    chunk.restype = ctypes.c_size_t
+    chunk.argtypes = [ctypes.c_void_p, *CHUNK_ARGUMENTS]
+    verdict = toolchain.folder / f"kquants-{native.key}-{variant}.json"
+    same = remembered(verdict)
+    if same is None:
+        report(Step("comparing the K-quants with ggml's"))
+        same = {kind.name: equals(chunk, ggml, kind) for kind in TYPES}
+        remember(verdict, same)
+    return Kernels(
+        chunk,
+        variant,
+        frozenset(name for name, equal in same.items() if equal),
+        tuple(name for name, equal in same.items() if not equal),
+    )
+
+
+def remembered(path: Path) -> dict[str, bool] | None:
+    """The verdict by type, or None where there is none about all of them."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    names = [kind.name for kind in TYPES]
+    whole = isinstance(found, dict) and all(isinstance(found.get(name), bool) for name in names)
+    return {name: found[name] for name in names} if whole else None
+
+
+def remember(path: Path, same: Mapping[str, bool]) -> None:
+    """Keep a verdict, if the build's folder takes it; where it does not, it is found again."""
+    try:
+        with atomic_write(path, force=True) as file:
+            file.write(json.dumps(same, indent=2).encode())
+    except (DecantError, OSError):
+        return
+
+
+def equals(chunk: Any, ggml: Any, kind: GGMLType) -> bool:
+    """Whether both quantize some thousands of hard blocks to the same bytes."""
+    import numpy as np
+
+    from exporter.quantize.kquants_selftest import importances, kinds, rows_of
+
+    generator = np.random.default_rng(SEED)
+    own = ctypes.cast(ggml, ctypes.c_void_p)
+    for values in kinds().values():
+        for count, n_per_row in SHAPES:
+            length = n_per_row - (LESS if kind.block < LESS else 0)
+            rows = rows_of(values, generator, count, length)
+            for weights in ways(kind, importances(generator, length)):
+                ours = quantized(lambda *rest: chunk(own, *rest), kind, rows, weights)
+                if not np.array_equal(ours, quantized(ggml, kind, rows, weights)):
+                    return False
+    return True
+
+
+def ways(kind: GGMLType, vectors: Sequence[Rows]) -> Iterator[Rows | None]:
+    """The importance vectors, and before them None where `kind` is searched for without."""
+    if kind.name in SEARCHED:
+        yield None
+    yield from vectors
+
+
+def quantized(
+    chunk: Any, kind: GGMLType, rows: np.ndarray[Any, Any], weights: np.ndarray[Any, Any] | None
+) -> np.ndarray[Any, Any]:
+    """Contiguous float32 rows (n, n_per_row) as bytes (n, row_nbytes) of `kind`."""
+    import numpy as np
+
+    count, n_per_row = rows.shape
+    packed = np.empty((count, kind.row_nbytes(n_per_row)), dtype=np.uint8)
+    nbytes = chunk(
+        kind.number, rows.ctypes.data, packed.ctypes.data, 0, count, n_per_row,
+        None if weights is None else weights.ctypes.data,
+    )  # fmt: skip
+    if nbytes != packed.nbytes:
+        raise ToolchainError(
+            f"{kind.name} of {rows.shape} gave {nbytes} bytes, not {packed.nbytes}",
+            hint="rebuild llama.cpp with `decant setup --force`",
+        )
+    return packed

@@ -1,0 +1,173 @@
+"""Which type each tensor gets, and the quantizing of its rows: both llama.cpp's own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.convert.gguf_layout import lay_out
+from exporter.core.errors import InputError, ToolchainError
+from exporter.core.events import Report, silent
+from exporter.core.ggml_types import FLOATS, GGMLType
+from exporter.llamacpp.toolchain import run_tool
+from exporter.quantize.imatrix import Importance, check_covered, check_fit
+from exporter.quantize.kquants import CHUNK_ARGUMENTS, NONE, Kernels, load_kernels
+from exporter.quantize.recipe import PLAIN, Recipe, check_rules
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.convert.gguf_layout import Conversion
+    from exporter.llamacpp.toolchain import Toolchain
+
+# A line of `llama-quantize --dry-run`; the second type is there when the type changes.
+DRY_RUN_LINE = re.compile(
+    r"^\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[.*\], type = +(?P<old>\w+), "
+    r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<new>\w+)\))?"
+)
+# std::regex_error's texts, which differ between C++ libraries
+BAD_PATTERN = re.compile(r"failed to quantize:.*(regex|regular expression)", re.IGNORECASE)
+
+
+def choose_types(
+    conversion: Conversion, quant: str, toolchain: Toolchain, recipe: Recipe = PLAIN
+) -> dict[str, GGMLType]:
+    """The type of every tensor by name, in the order the finished file holds them.
+
+    The converter decides for F32, F16 and BF16; for every other quantization llama.cpp is
+    asked, by a dry run over a file that has all the names and shapes and no data.
+    Raises UnsupportedError when it needs an importance matrix, InputError when the recipe is
+    for another model.
+    """
+    stored = {slot.name: slot.type for slot in conversion.slots}
+    if quant in FLOATS:
+        return stored
+    if recipe.imatrix:
+        check_fit(recipe.imatrix, conversion.slots)
+    with tempfile.TemporaryDirectory(prefix="decant-") as folder:
+        skeleton = Path(folder) / "skeleton.gguf"
+        write_skeleton(skeleton, conversion, stored)
+        printed = dry_run(skeleton, quant, toolchain, recipe)
+    types = parse_dry_run(printed)
+    if types.keys() != stored.keys():
+        raise ToolchainError(
+            f"llama-quantize's dry run named {len(types)} tensors of {len(stored)}",
+            hint="rebuild llama.cpp with `decant setup --force`",
+        )
+    check_rules(recipe, types, conversion.slots)
+    check_covered(types, conversion.slots, quant, recipe.imatrix)
+    return types
+
+
+def dry_run(skeleton: Path, quant: str, toolchain: Toolchain, recipe: Recipe) -> str:
+    """What llama-quantize would do. Raises InputError for patterns that it cannot read."""
+    arguments = ["--dry-run", *recipe.arguments(), str(skeleton), quant]
+    try:
+        return run_tool(toolchain, "llama-quantize", arguments)
+    except ToolchainError as error:
+        if recipe.tensor_types and BAD_PATTERN.search(error.message):
+            rules = ", ".join(map(str, recipe.tensor_types))
+            raise InputError(
+                f"llama-quantize cannot read a pattern among {rules}",
+                hint="it takes regular expressions as ECMAScript has them",
+            ) from error
+        raise
+
+
+def write_skeleton(path: Path, conversion: Conversion, stored: dict[str, GGMLType]) -> None:
+    """A sparse file: a header without the vocabulary, and a hole where the data would be."""
+    (header,) = conversion.headers(stored, ftype=conversion.ftype, vocabulary=False)
+    slots = {slot.name: slot.shape for slot in conversion.slots}
+    with path.open("wb") as file:
+        file.write(header.content)
+        file.truncate(lay_out(len(header.content), stored, slots).size)
+
+
+def parse_dry_run(printed: str) -> dict[str, GGMLType]:
+    types = {}
+    for line in printed.splitlines():
+        if found := DRY_RUN_LINE.match(line):
+            types[found["name"]] = GGMLType.by_name(found["new"] or found["old"])
+    return types
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """ggml's own row quantization, called in the built library; it releases the GIL.
+
+    Types for which decant's kernels are proven equal to it are quantized by them.
+    """
+
+    library: ctypes.CDLL
+    kernels: Kernels = NONE
+
+    @staticmethod
+    def load(toolchain: Toolchain, *, report: Report = silent) -> Quantizer:
+        path = toolchain.library("ggml-base")
+        try:
+            library = ctypes.CDLL(str(path))
+            chunk = library.ggml_quantize_chunk
+        except (OSError, AttributeError) as error:
+            raise ToolchainError(
+                f"cannot use `{path}`: {error}", hint="rebuild it with `decant setup --force`"
+            ) from error
+        chunk.restype = ctypes.c_size_t
+        chunk.argtypes = list(CHUNK_ARGUMENTS)
+        return Quantizer(library, load_kernels(toolchain, chunk, env=os.environ, report=report))
+
+    def quantize(
+        self,
+        rows: np.ndarray[Any, Any],
+        kind: GGMLType,
+        importance: Importance | None = None,
+        *,
+        first_row: int = 0,
+    ) -> np.ndarray[Any, Any]:
+        """Contiguous float32 rows (n, n_per_row) as bytes (n, row_nbytes) of `kind`.
+
+        first_row: the place of the first in its tensor, which says whose importance it has.
+        """
+        import numpy as np
+
+        count, n_per_row = rows.shape
+        packed = np.empty((count, kind.row_nbytes(n_per_row)), dtype=np.uint8)
+        chunk = self.chunk(kind)
+        for start, stop, vector in runs(importance, first_row, count):
+            nbytes = chunk(
+                kind.number, rows[start:].ctypes.data, packed[start:].ctypes.data,
+                0, stop - start, n_per_row, None if vector is None else vector.ctypes.data,
+            )  # fmt: skip
+            assert nbytes == packed[start:stop].nbytes, (kind, rows.shape, nbytes)
+        return packed
+
+    def chunk(self, kind: GGMLType) -> Callable[..., int]:
+        """What quantizes rows to `kind`, called as ggml_quantize_chunk is."""
+        ggml: Callable[..., int] = self.library.ggml_quantize_chunk
+        if kind.name not in self.kernels.types:
+            return ggml
+        # It turns to ggml for blocks that are not finite.
+        return partial(
+            self.kernels.chunk, ctypes.cast(self.library.ggml_quantize_chunk, ctypes.c_void_p)
+        )
+
+
+def runs(
+    importance: Importance | None, first_row: int, count: int
+) -> Iterator[tuple[int, int, np.ndarray[Any, Any] | None]]:
+    """The rows (from, to) that share an importance vector, and that vector."""
+    if importance is None:
+        yield 0, count, None
+        return
+    start = 0
+    while start < count:
+        expert, row = divmod(first_row + start, importance.rows_each)
+        stop = min(count, start + importance.rows_each - row)
+        yield start, stop, importance.vectors[expert]
+        start = stop

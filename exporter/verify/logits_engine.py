@@ -1,0 +1,173 @@
+"""The build's own llama.cpp over one GGUF, in a child process: an abort ends only that."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+from exporter.core.errors import EngineDiedError, EngineError, ModelError, SpaceError
+from exporter.core.machine import cores
+from exporter.llamacpp.toolchain import scrubbed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.llamacpp.toolchain import Toolchain
+
+LAST_LINES = 4  # of what the child said; more are addresses
+# ggml prints a stack of addresses before it aborts, by a debugger where it finds one
+QUIET = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONFAULTHANDLER": ""}
+
+
+class Engine:
+    """The child process."""
+
+    def __init__(self, toolchain: Toolchain) -> None:
+        """Start it; it has no model yet."""
+        argv = [
+            sys.executable, "-m", "exporter.verify.logits_engine_child",
+            str(toolchain.folder), str(toolchain.library("llama")), str(cores()),
+        ]  # fmt: skip
+        where = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
+        self.path = Path()
+        self.said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self.process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said,
+            env={**scrubbed(os.environ), **QUIET, "PYTHONPATH": where},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self.process.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        self.process.wait()
+        self.said.close()
+
+    def ask(self, verb: str, **arguments: object) -> Any:
+        """Have the child do something.
+
+        Raises EngineDiedError, with its last words, when it dies of it, SpaceError when it is
+        killed, ModelError or EngineError for what llama.cpp refuses.
+        """
+        line = json.dumps({"verb": verb, "with": arguments}).encode() + b"\n"
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline()
+        except BrokenPipeError:
+            answer = b""
+        if not answer.endswith(b"\n"):
+            status = self.process.wait()
+            if status == -signal.SIGKILL:
+                raise SpaceError(
+                    f"llama.cpp was killed {DOING[verb]} `{self.path}`, as happens where memory"
+                    " runs out",
+                    hint="is memory left? other programs may be closed",
+                )
+            how = ending(status)
+            raise EngineDiedError(f"llama.cpp {how} {DOING[verb]} `{self.path}`{self.last_words()}")
+        found = json.loads(answer)
+        if "error" in found:
+            error = ModelError if verb == "load" else EngineError
+            raise error(found["error"] + self.last_words())
+        return found["answer"]
+
+    def last_words(self) -> str:
+        """What llama.cpp said last, to be put behind a sentence."""
+        self.said.seek(0)
+        lines = [line.strip() for line in self.said.read().decode(errors="replace").splitlines()]
+        said = list(dict.fromkeys(line for line in lines if line))[-LAST_LINES:]
+        return "; its last words:\n    " + "\n    ".join(said) if said else ""
+
+    def load(self, path: Path, *, vocab_only: bool = False) -> None:
+        """Load a GGUF, or its vocabulary alone.
+
+        Raises ModelError when llama.cpp refuses it, EngineDiedError when it dies of it.
+        """
+        self.path = path
+        self.ask("load", path=str(path.absolute()), vocab_only=vocab_only)
+
+    def facts(self) -> VocabularyFacts:
+        found = self.ask("facts")
+        return VocabularyFacts(found["special"], found["texts"], frozenset(found["ends"]))
+
+    def encode(
+        self, texts: Sequence[str], *, special: bool = False, parse: bool = True
+    ) -> list[list[int]]:
+        """Ids of each text; special adds what begins and ends one, parse knows special tokens."""
+        found: list[list[int]] = self.ask("encode", texts=list(texts), special=special, parse=parse)
+        return found
+
+
+DOING = {
+    "load": "while it loaded",
+    "facts": "over the vocabulary of",
+    "encode": "over a text with",
+    "probe": "while it computed some tokens with",
+    "logits": "while it computed with",
+}
+"""What it was doing when it died, before the file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyFacts:
+    """What llama.cpp makes of a GGUF's special tokens."""
+
+    special: dict[str, int]
+    """Ids by name: bos, eos, eot, sep, pad, mask; -1 for none."""
+    texts: dict[str, str]
+    ends: frozenset[int]
+    """Tokens that end a generation."""
+
+
+def ending(status: int) -> str:
+    """How a process ended, after "llama.cpp"."""
+    if status >= 0:
+        return f"ended with {status}"
+    try:
+        return f"died of {signal.Signals(-status).name}"
+    except ValueError:
+        return f"died of signal {-status}"
+
+
+def gguf_logits(
+    path: Path, chunks: Sequence[Sequence[int]], toolchain: Toolchain
+) -> Iterator[np.ndarray[Any, Any]]:
+    """The logits after every token of each chunk, (tokens, vocabulary) in float32.
+
+    Each chunk begins anew. Raises ModelError for a file that llama.cpp cannot load, EngineError
+    when it cannot compute.
+    """
+    import numpy as np
+
+    longest = max(map(len, chunks))
+    with Engine(toolchain) as engine, tempfile.TemporaryDirectory(prefix="decant-") as folder:
+        written = Path(folder) / "logits"
+        engine.load(path)
+        for chunk in chunks:
+            size = engine.ask("logits", chunk=list(chunk), path=str(written), length=longest)
+            yield np.fromfile(written, np.float32).reshape(size["rows"], size["width"])

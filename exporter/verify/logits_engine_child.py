@@ -1,0 +1,235 @@
+"""The child of logits_engine.py: the build's llama.cpp over one GGUF, asked in lines of JSON.
+
+Whatever llama.cpp does to its process (ggml aborts it where it is at a loss) it does to this one.
+Answers go to standard output; what llama.cpp says against a model goes to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import resource
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from exporter.core.errors import DecantError, EngineError, ModelError
+from exporter.llamacpp.toolchain import Toolchain
+from exporter.llamacpp.vocabulary import Vocabulary, load_bindings
+
+PROBE = "The quick brown fox jumps over the lazy dog."
+PROBE_CONTEXT = 64  # tokens
+PROBE_TOKENS = 8
+F32 = 0  # ggml's number: the cache is kept exact, so that what differs is the file
+FLASH_OFF = 0  # llama_flash_attn_type
+ERROR, CONTINUED = 4, 5  # ggml_log_level
+NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
+NO_POOLING = 0  # LLAMA_POOLING_TYPE_NONE
+RANK = 4  # LLAMA_POOLING_TYPE_RANK
+
+
+class Model:
+    """One GGUF, loaded on the processor alone."""
+
+    def __init__(self, folder: Path, library: Path, threads: int) -> None:
+        build = SimpleNamespace(dir=folder, library=lambda _: library)
+        self.lib = load_bindings(Toolchain(build))
+        self.threads = threads
+        self.model: Any = None
+        self.context: Any = None
+        self.length = 0  # tokens of the context
+        self.log = self.lib.llama_log_callback(Log())
+        self.lib.llama_log_set(self.log, None)
+        self.lib.llama_backend_init()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.lib, self.lib.llama_model_get_vocab(self.model))
+
+    def load(self, path: str, vocab_only: bool) -> dict[str, Any]:
+        """Load a file. Raises ModelError when llama.cpp cannot."""
+        settings = self.lib.llama_model_default_params()
+        settings.vocab_only = vocab_only
+        settings.n_gpu_layers = 0
+        settings.use_extra_bufts = False  # repacked weights would be a copy of them
+        no_device = (ctypes.c_void_p * 1)(None)
+        settings.devices = ctypes.addressof(no_device)
+        self.model = self.lib.llama_model_load_from_file(os.fsencode(path), settings)
+        if not self.model:
+            raise ModelError(f"llama.cpp cannot load `{path}`")
+        return {"size": self.vocabulary.size}
+
+    def encode(self, texts: list[str], special: bool, parse: bool) -> list[list[int]]:
+        vocabulary = self.vocabulary
+        return [vocabulary.encode(text, special=special, parse=parse) for text in texts]
+
+    def facts(self) -> dict[str, Any]:
+        """What the vocabulary says of itself."""
+        vocabulary = self.vocabulary
+        names = ("bos", "eos", "eot", "sep", "pad", "mask")
+        ends = [
+            token
+            for token in range(vocabulary.size)
+            if self.lib.llama_vocab_is_eog(vocabulary.handle, token)
+        ]
+        special = {name: vocabulary.special(name) for name in names}
+        texts = {name: vocabulary.text(token) for name, token in special.items()}
+        return {"special": special, "texts": texts, "ends": ends}
+
+    def probe(self, embeds: bool) -> dict[str, Any]:
+        """Compute a few tokens: how many numbers came out, and whether all are finite.
+
+        embeds: whether the model gives embeddings or a ranking, and no logits.
+        """
+        ids = self.probe_tokens()
+        has_decoder = self.lib.llama_model_has_decoder(self.model)
+        self.open(PROBE_CONTEXT, embeddings=embeds)
+        if embeds:
+            run = self.lib.llama_decode if has_decoder else self.lib.llama_encode
+            self.run(run, ids)
+            return tally(len(ids), [self.embedding(len(ids))])
+        if self.lib.llama_model_has_encoder(self.model):
+            self.run(self.lib.llama_encode, ids)
+            start = self.lib.llama_model_decoder_start_token(self.model)
+            self.run(self.lib.llama_decode, [max(start, 0)])
+            return tally(len(ids) + 1, [self.logits_row()])
+        self.run(self.lib.llama_decode, ids)
+        rows = [self.logits_row()]
+        if self.lib.llama_get_memory(self.context):  # one token alone takes other ways
+            self.run(self.lib.llama_decode, ids[-1:])
+            rows.append(self.logits_row())
+        return tally(len(ids) + len(rows) - 1, rows)
+
+    def probe_tokens(self) -> list[int]:
+        vocabulary = self.vocabulary
+        ids: list[int] = []
+        if self.lib.llama_vocab_type(vocabulary.handle) != NO_VOCABULARY:
+            ids = vocabulary.encode(PROBE, special=True)[:PROBE_TOKENS]
+        return ids or list(range(min(PROBE_TOKENS, vocabulary.size)))
+
+    def embedding(self, count: int) -> Any:
+        """The pooled embedding, a ranking's scores, or the last token's embedding."""
+        lib, kind = self.lib, self.lib.llama_pooling_type(self.context)
+        if kind == NO_POOLING:
+            found, width = lib.llama_get_embeddings_ith(self.context, count - 1), None
+        else:
+            found = lib.llama_get_embeddings_seq(self.context, 0)
+            width = lib.llama_model_n_cls_out(self.model) if kind == RANK else None
+        if not found:
+            raise EngineError("llama.cpp gives no embedding")
+        return floats(found, width or lib.llama_model_n_embd_out(self.model))
+
+    def logits_row(self) -> Any:
+        found = self.lib.llama_get_logits_ith(self.context, -1)
+        if not found:
+            raise EngineError("llama.cpp gives no logits")
+        return floats(found, self.vocabulary.size)
+
+    def open(self, length: int, *, embeddings: bool = False, exact: bool = False) -> None:
+        """A context of `length` tokens. Raises EngineError when llama.cpp cannot give one."""
+        if self.context:
+            self.lib.llama_free(self.context)
+        settings = self.lib.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = settings.n_ubatch = length
+        settings.n_threads = settings.n_threads_batch = self.threads
+        settings.embeddings = embeddings
+        if exact:
+            settings.type_k = settings.type_v = F32
+            settings.flash_attn_type = FLASH_OFF
+        self.context = self.lib.llama_init_from_model(self.model, settings)
+        self.length = length
+        if not self.context:
+            raise EngineError(f"llama.cpp cannot run it on {length} tokens")
+
+    def run(self, step: Any, ids: list[int]) -> None:
+        tokens = (ctypes.c_int32 * len(ids))(*ids)
+        self.finish(step(self.context, self.lib.llama_batch_get_one(tokens, len(ids))), len(ids))
+
+    def finish(self, status: int, count: int) -> None:
+        if status:
+            raise EngineError(f"llama.cpp ended with {status} on {count} tokens")
+
+    def logits(self, chunk: list[int], path: str, length: int) -> dict[str, int]:
+        """Write the logits after every token of a chunk to a file, float32, row after row."""
+        if length > self.length:
+            self.open(length, exact=True)
+        lib = self.lib
+        lib.llama_memory_clear(lib.llama_get_memory(self.context), True)
+        batch = lib.llama_batch_init(len(chunk), 0, 1)
+        try:
+            batch.n_tokens = len(chunk)
+            for position, token in enumerate(chunk):
+                batch.token[position] = token
+                batch.pos[position] = position
+                batch.n_seq_id[position] = 1
+                batch.seq_id[position][0] = 0
+                batch.logits[position] = 1
+            self.finish(lib.llama_decode(self.context, batch), len(chunk))
+        finally:
+            lib.llama_batch_free(batch)
+        width = self.vocabulary.size
+        Path(path).write_bytes(floats(lib.llama_get_logits(self.context), len(chunk) * width))
+        return {"rows": len(chunk), "width": width}
+
+
+class Log:
+    """Passes on to standard error what llama.cpp says as an error."""
+
+    def __init__(self) -> None:
+        self.level = 0
+
+    def __call__(self, level: int, text: bytes, data: object) -> None:
+        del data
+        self.level = self.level if level == CONTINUED else level
+        if self.level == ERROR:
+            sys.stderr.write(text.decode(errors="replace"))
+            sys.stderr.flush()
+
+
+def floats(pointer: Any, count: int) -> Any:
+    """A ctypes array of `count` floats that lies where llama.cpp has it."""
+    return (ctypes.c_float * count).from_address(ctypes.cast(pointer, ctypes.c_void_p).value or 0)
+
+
+def tally(tokens: int, rows: list[Any]) -> dict[str, Any]:
+    return {"tokens": tokens, "finite": all(all(map(math.isfinite, row)) for row in rows)}
+
+
+def listen(asked: list[bytes], news: threading.Condition) -> None:
+    """Collect questions; when the parent has gone, end at once, whatever is being computed."""
+    begun = b""
+    while block := os.read(0, 1 << 16):
+        *lines, begun = (begun + block).split(b"\n")
+        with news:
+            asked += lines
+            news.notify()
+    os._exit(0)
+
+
+def main() -> None:
+    """Answer questions until standard input ends."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever prints shall not be taken for an answer
+    asked: list[bytes] = []
+    news = threading.Condition()
+    threading.Thread(target=listen, args=(asked, news), daemon=True).start()
+    model = Model(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    while True:
+        with news:
+            news.wait_for(lambda: asked)
+            question = json.loads(asked.pop(0))
+        try:
+            answer = {"answer": getattr(model, question["verb"])(**question["with"])}
+        except DecantError as error:
+            answer = {"error": error.message}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`decant chat`: conversations, their files and the terminal."""

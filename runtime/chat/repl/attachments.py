@@ -1,0 +1,66 @@
+"""What goes with a message: pictures and texts from files."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from exporter.core.errors import InputError
+from exporter.core.paths import size_text
+from runtime.chat.session import Image
+from runtime.engine.media import image_kind
+
+IMAGE_MAX = 20 << 20  # bytes
+TEXT_MAX = 1 << 20  # bytes; no model's context holds more
+
+
+def read_image(path: Path) -> Image:
+    """A picture. Raises InputError for any other file."""
+    data = read_file(path, IMAGE_MAX)
+    if (kind := image_kind(data)) is None:
+        raise InputError(
+            f"`{path}` is no PNG, JPEG, GIF, BMP or WebP", hint="/read FILE gives the model a text"
+        )
+    return Image(path.name, f"data:{kind};base64,{base64.b64encode(data).decode()}")
+
+
+def read_text(path: Path) -> str:
+    """A text file, fenced and named. Raises InputError for any other."""
+    try:
+        text = read_file(path, TEXT_MAX).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"`{path}` is no text in UTF-8: byte {error.start}", hint="/attach FILE for a picture"
+        ) from error
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{path.name}:\n{fence}\n{text.rstrip()}\n{fence}"
+
+
+def user_path(text: str) -> Path:
+    """The path that was typed, `~` filled in. Raises InputError for none."""
+    if not text or "\0" in text:
+        raise InputError("which file?", hint="/help shows what each command takes")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{text!r}: {error}", hint="is the user's name right?") from error
+
+
+def read_file(path: Path, most: int) -> bytes:
+    try:
+        if not path.is_file():
+            path.stat()  # says why, where there is nothing
+            raise InputError(f"`{path}` is no file", hint="name one that can be read to its end")
+        size = path.stat().st_size
+        if size > most:
+            raise InputError(
+                f"`{path}` has {size_text(size)}, more than {size_text(most)}",
+                hint="take a part of it",
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read `{path}`: {error.strerror}", hint="is the path right?"
+        ) from error

@@ -1,0 +1,314 @@
+"""The /commands."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import click
+
+from exporter.core.errors import DecantError, InputError
+from exporter.store import find_model
+from runtime.chat.repl.compare import compare
+from runtime.chat.repl.keeping import attach, copy_, export_, load, read, save
+from runtime.chat.repl.loop import LeaveError, Repl, answer_last, numbers_text, take_turn, trim
+from runtime.chat.repl.screen import DIM
+from runtime.chat.repl.set_options import BY_NAME, SETTINGS, parse_setting
+from runtime.chat.session import Chosen, Cleared, ModelSet, SettingsSet, SystemSet, Undone
+from runtime.engine.adapters import BASE, parse_scale
+from runtime.engine.local import LocalEngine, RemoteEngine, open_model
+from runtime.engine.selection import Choice
+
+Kind = Literal["", "adapter", "model", "path", "setting", "session", "format", "topic"]
+TOPICS = ("model", "settings", "system", "history", "reasoning")
+SHOWN_TOKENS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One /command."""
+
+    name: str
+    usage: str
+    summary: str
+    run: Callable[[Repl, str], None]
+    completes: Kind = ""
+
+
+def handle(repl: Repl, text: str) -> None:
+    """Carry out `/name argument`. Raises InputError for a name that is none."""
+    name, *rest = text[1:].split(maxsplit=1)
+    argument = rest[0] if rest else ""
+    name = ALIASES.get(name, name)
+    command = COMMANDS.get(name)
+    if command is None:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise InputError(
+            f"there is no command /{name}",
+            hint=f"did you mean /{near[0]}?" if near else "/help lists them",
+        )
+    command.run(repl, argument.strip())
+
+
+def help_(repl: Repl, argument: str) -> None:
+    del argument
+    width = max(len(f"/{command.name} {command.usage}") for command in COMMANDS.values())
+    for command in COMMANDS.values():
+        repl.screen.line(f"{f'/{command.name} {command.usage}':<{width}}  {command.summary}")
+    repl.screen.note(
+        '""" begins and ends a block of lines, Alt-Enter is a line\'s end, Ctrl-G opens $EDITOR;'
+        " Ctrl-C stops an answer, twice leaves"
+    )
+
+
+def model(repl: Repl, argument: str) -> None:
+    if not argument:
+        repl.screen.line(repl.engine.model)
+        return
+    old = repl.engine
+    if isinstance(old, RemoteEngine):
+        repl.engine = RemoteEngine(old.remote, argument)
+    else:
+        assert isinstance(old, LocalEngine)
+        path = find_model(argument, repl.store, report=repl.screen.report)
+        is_first = repl.first is not None and repl.first.header.path.samefile(path)
+        opened = repl.first if is_first and repl.first else open_model(path)
+        old.stop()  # its memory may be what the other needs
+        try:
+            new = LocalEngine(opened, old.asked, report=repl.screen.report)
+            new.start()
+        except DecantError:
+            old.start()
+            raise
+        repl.engine = new
+        for other in repl.others.values():
+            other.stop()
+        repl.others.clear()
+    repl.session.record(ModelSet(repl.engine.model, repl.engine.source()))
+    repl.screen.note(f"({repl.engine.model} answers from here on)")
+
+
+def adapter(repl: Repl, argument: str) -> None:
+    names = (BASE, *repl.engine.choices)
+    if not repl.engine.choices:
+        raise InputError(
+            f"{repl.engine.model} has no adapters beside it",
+            hint="load some with it: decant chat BASE --adapter NAME=PATH",
+        )
+    if not argument:
+        for name in names:
+            mark = "*" if name == (repl.choice.adapter or BASE) else " "
+            repl.screen.line(f"{mark} {repl.choice if mark == '*' else name}")
+        return
+    name, colon, number = argument.partition(":")
+    if name not in names:
+        raise InputError(f"there is no adapter {name!r}", hint=f"there are: {', '.join(names)}")
+    if name == BASE:
+        choose(repl, Choice())
+        return
+    assert isinstance(repl.engine, LocalEngine)
+    named = next(one.scale for one in repl.engine.loaded.adapters if one.name == name)
+    choose(repl, Choice(name, parse_scale(number) if colon else named))
+
+
+def scale(repl: Repl, argument: str) -> None:
+    if not repl.choice.adapter:
+        raise InputError("no adapter is in use", hint="/adapter NAME chooses one")
+    choose(repl, replace(repl.choice, scale=parse_scale(argument)))
+
+
+def choose(repl: Repl, choice: Choice) -> None:
+    repl.session.record(Chosen(choice.adapter, choice.scale))
+    repl.screen.note(f"({choice} answers from here on)")
+
+
+def compare_(repl: Repl, argument: str) -> None:
+    names = argument.split()
+    wants_next = bool(names) and names[0] == "next"
+    if wants_next or repl.session.conversation.last is None:
+        repl.armed = " ".join(names[wants_next:])
+        repl.screen.note("(your next message is answered side by side)")
+    else:
+        compare(repl, argument)
+
+
+def system(repl: Repl, argument: str) -> None:
+    if not argument:
+        repl.screen.line(repl.session.conversation.system or "(none)")
+        return
+    text = "" if argument == "none" else argument
+    repl.session.record(SystemSet(text))
+    repl.screen.note("(set)" if text else "(no system message)")
+
+
+def set_(repl: Repl, argument: str) -> None:
+    if not argument:
+        for setting in SETTINGS:
+            shown = value_text(settings_now(repl).get(setting.name))
+            repl.screen.line(f"{setting.name:<18} {shown:<8} {setting.summary}")
+        return
+    name, value = parse_setting(argument)
+    if not BY_NAME[name].is_sent and value is None:
+        repl.shown.pop(name, None)
+    elif not BY_NAME[name].is_sent:
+        repl.shown[name] = value
+    else:
+        kept = {**repl.session.conversation.settings, name: value}
+        repl.session.record(
+            SettingsSet({name: value for name, value in kept.items() if value is not None})
+        )
+    repl.screen.note(f"({name} = {value_text(value) or 'as it was'})")
+
+
+def value_text(value: object) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list):
+        return ",".join(map(str, value)).replace("\n", "\\n")
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def settings_now(repl: Repl) -> dict[str, object]:
+    return {**repl.shown, **repl.session.conversation.settings}
+
+
+def show(repl: Repl, argument: str) -> None:
+    conversation = repl.session.conversation
+    match argument or "model":
+        case "model":
+            repl.screen.pairs({**repl.engine.facts(), "answers": repl.who})
+        case "settings":
+            set_(repl, "")
+        case "system":
+            system(repl, "")
+        case "history":
+            for number, turn in enumerate(conversation.turns):
+                left_out = " (left out)" if number < conversation.first else ""
+                repl.screen.line(f"> {turn.question}{left_out}")
+                repl.screen.line(turn.answer if turn.answer is not None else "(no answer)")
+        case "reasoning":
+            thoughts = conversation.last.thoughts if conversation.last else ""
+            repl.screen.line(thoughts or "(the last answer came without)", DIM)
+        case other:
+            raise InputError(f"there is nothing called {other!r}", hint=f"/show {'|'.join(TOPICS)}")
+
+
+def stats(repl: Repl, argument: str) -> None:
+    del argument
+    repl.shown["stats"] = not repl.shown.get("stats")
+    repl.screen.note(f"(numbers after each answer: {'on' if repl.shown['stats'] else 'off'})")
+    last = repl.session.conversation.last
+    if repl.shown["stats"] and last and last.numbers:
+        from runtime.engine.openai_client import Stopped
+
+        known = {one.name for one in fields(Stopped)} - {"reason"}
+        numbers = {name: value for name, value in last.numbers.items() if name in known}
+        repl.screen.note(numbers_text(Stopped("", **numbers), last.who))  # type: ignore[arg-type]
+
+
+def tokens(repl: Repl, argument: str) -> None:
+    last = repl.session.conversation.last
+    text = argument or (last.answer if last else None) or ""
+    if not text:
+        raise InputError("there is no answer to cut up yet", hint="/tokens TEXT")
+    found = repl.engine.tokens(text)
+    for number, (token, piece) in enumerate(found[:SHOWN_TOKENS]):
+        told = repr(piece)[1:-1] if isinstance(piece, str) else piece.hex(" ")
+        repl.screen.write(f"{told}", DIM if number % 2 else "")
+        repl.screen.write(f"·{token} ", DIM)
+    repl.screen.line()
+    repl.screen.note(f"{len(found)} tokens, {len(text)} characters")
+
+
+def regen(repl: Repl, argument: str) -> None:
+    del argument
+    last = repl.session.conversation.last
+    if last is None or last.answer is None:
+        raise InputError("there is no answer yet to give anew", hint="/retry asks what has none")
+    answer_last(repl)
+
+
+def retry(repl: Repl, argument: str) -> None:
+    del argument
+    if repl.session.conversation.last is None:
+        raise InputError("nothing was asked yet", hint="type a message")
+    answer_last(repl)
+
+
+def undo(repl: Repl, argument: str) -> None:
+    del argument
+    last = repl.session.conversation.last
+    if last is None:
+        raise InputError("nothing was asked yet", hint="type a message")
+    repl.session.record(Undone())
+    repl.screen.note(f"(as if you had not asked: {' '.join(last.question.split())[:60]})")
+
+
+def edit(repl: Repl, argument: str) -> None:
+    del argument
+    last = repl.session.conversation.last
+    try:
+        text = click.edit(last.question if last else "", extension=".md")
+    except click.ClickException as error:
+        raise InputError(error.format_message(), hint="does $EDITOR name a program?") from error
+    if text is None or not text.strip():
+        repl.screen.note("(nothing was changed)")
+        return
+    if last is not None:
+        repl.session.record(Undone())
+        repl.images += last.images
+    take_turn(repl, text.strip())
+
+
+def clear(repl: Repl, argument: str) -> None:
+    del argument
+    repl.session.record(Cleared())
+    repl.images.clear()
+    repl.texts.clear()
+    repl.screen.note("(the model remembers nothing of it)")
+
+
+def trim_(repl: Repl, argument: str) -> None:
+    del argument
+    conversation = repl.session.conversation
+    if len(conversation.turns) - conversation.first < 2:  # noqa: PLR2004 - the last one stays
+        raise InputError("there is one turn only, and the last one stays", hint="/clear drops it")
+    context = repl.engine.fit.context if isinstance(repl.engine, LocalEngine) else 0
+    trim(repl, context)
+
+
+def leave(repl: Repl, argument: str) -> None:
+    del repl, argument
+    raise LeaveError
+
+
+ALL = (
+    Command("help", "", "show this list", help_),
+    Command("adapter", "[NAME[:SCALE]]", "list the adapters, or use one", adapter, "adapter"),
+    Command("scale", "X", "how much of the adapter", scale),
+    Command("compare", "[next] [NAME…]", "answers side by side; keep one", compare_, "adapter"),
+    Command("model", "[NAME]", "go on with another model", model, "model"),
+    Command("system", "[TEXT|none]", "show or set the system message", system),
+    Command("set", "[NAME=VALUE]", "show or change how answers are drawn", set_, "setting"),
+    Command("show", "[TOPIC]", ", ".join(TOPICS), show, "topic"),
+    Command("stats", "", "numbers after each answer, on or off", stats),
+    Command("tokens", "[TEXT]", "cut a text, or the last answer, into tokens", tokens),
+    Command("regen", "", "another answer to the last message", regen),
+    Command("retry", "", "ask the last message again", retry),
+    Command("undo", "", "take back the last message and its answer", undo),
+    Command("edit", "", "change the last message in $EDITOR and ask it", edit),
+    Command("clear", "", "begin anew", clear),
+    Command("trim", "", "leave out the oldest turns, so that the context has room", trim_),
+    Command("attach", "FILE", "a picture for the next message", attach, "path"),
+    Command("read", "FILE", "a text for the next message", read, "path"),
+    Command("save", "[NAME]", "keep the conversation, under a name", save),
+    Command("load", "[NAME]", "list conversations, or go on with one", load, "session"),
+    Command("export", "md|json FILE", "write the conversation into a file", export_, "format"),
+    Command("copy", "", "the last answer to the clipboard", copy_),
+    Command("exit", "", "leave; so does Ctrl-D", leave),
+)  # fmt: skip
+COMMANDS = {command.name: command for command in ALL}
+ALIASES = {"quit": "exit", "bye": "exit", "q": "exit", "?": "help", "h": "help"}

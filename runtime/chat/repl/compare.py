@@ -1,0 +1,179 @@
+"""`/compare`: one question to several, side by side, of which one answer is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from exporter.core.errors import DecantError, InputError, ModelError
+from exporter.core.gguf import read_gguf
+from exporter.store import find_model, list_models
+from runtime.chat.repl.loop import Repl, Taken
+from runtime.chat.repl.screen import BOLD
+from runtime.engine.adapters import BASE, parse_scale
+from runtime.engine.local import Engine, LocalEngine, RemoteEngine, open_model
+from runtime.engine.memory_fit import Asked as AskedFit
+from runtime.engine.openai_client import Delta
+from runtime.engine.selection import Choice
+from runtime.terminal.markdown import Columns
+
+NARROWEST = 20  # columns of text that can still be read side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of those who are asked."""
+
+    name: str
+    engine: Engine
+    choice: Choice
+
+
+def compare(repl: Repl, names: str) -> None:
+    """Ask all of `names` the last question and keep the answer that is picked.
+
+    Without names: the base and every adapter; of a merged model, its base and itself.
+    """
+    conversation = repl.session.conversation
+    if conversation.last is None:
+        raise InputError("there is nothing to compare yet", hint="ask something first")
+    candidates = [candidate(repl, name) for name in names.split() or default_names(repl)]
+    if len(candidates) == 1:
+        candidates.append(Candidate(repl.who, repl.engine, repl.choice))
+    taken = answers(repl, candidates)
+    pick = picked(repl, candidates, taken)
+    if pick is not None:
+        repl.session.record(taken[pick].answered(candidates[pick].name))
+        repl.screen.note(f"(kept: {candidates[pick].name})")
+
+
+def default_names(repl: Repl) -> list[str]:
+    if repl.engine.choices:
+        return [BASE, *map(str, adapters_as_loaded(repl))]
+    return [BASE, repl.engine.model]
+
+
+def adapters_as_loaded(repl: Repl) -> list[Choice]:
+    """Each adapter at its scale: the one in use as it is used, the others as they were named."""
+    if not isinstance(repl.engine, LocalEngine):
+        return []
+    loaded = (Choice(adapter.name, adapter.scale) for adapter in repl.engine.loaded.adapters)
+    return [repl.choice if one.adapter == repl.choice.adapter else one for one in loaded]
+
+
+def candidate(repl: Repl, name: str) -> Candidate:
+    """Who is meant: an adapter here, the base, or another model. Raises InputError, ModelError."""
+    engine = repl.engine
+    if isinstance(engine, RemoteEngine):
+        return Candidate(name, RemoteEngine(engine.remote, name), Choice())
+    stem, colon, scale = name.rpartition(":")
+    if name in engine.choices:
+        loaded = {choice.adapter: choice for choice in adapters_as_loaded(repl)}
+        return Candidate(str(loaded[name]), engine, loaded[name])
+    if colon and stem in engine.choices:
+        choice = Choice(stem, parse_scale(scale))
+        return Candidate(str(choice), engine, choice)
+    if name == BASE and engine.choices:
+        return Candidate(BASE, engine, Choice())
+    if name == engine.model:
+        return Candidate(name, engine, repl.choice)
+    return Candidate(name, other_model(repl, name), Choice())
+
+
+def other_model(repl: Repl, name: str) -> LocalEngine:
+    """Another model, loaded beside the one in use and kept for the next time."""
+    path = find_base(repl) if name == BASE else find_model(name, repl.store)
+    key = path.resolve()
+    if key not in repl.others:
+        assert isinstance(repl.engine, LocalEngine)
+        asked = AskedFit(context=repl.engine.fit.context, threads=repl.engine.fit.threads)
+        repl.others[key] = LocalEngine(open_model(path), asked, report=repl.screen.report)
+    return repl.others[key]
+
+
+def find_base(repl: Repl) -> Path:
+    """The base of a merged model, among the exported ones."""
+    assert isinstance(repl.engine, LocalEngine)
+    header = repl.engine.loaded.header
+    base, quant = header.text("decant.base"), header.text("decant.quant")
+    if base is None or header.text("decant.adapter") is None:
+        raise InputError(
+            f"{repl.engine.model} does not say which base it was made of",
+            hint="name a model to compare with: /compare MODEL",
+        )
+    found = []
+    for model in list_models(repl.store):
+        try:
+            other = read_gguf(model.path)
+        except ModelError:
+            continue
+        if other.text("decant.base") == base and other.text("decant.adapter") is None:
+            found.append((other.text("decant.quant") != quant, model.path))
+    if not found:
+        raise InputError(
+            f"the base of {repl.engine.model}, {base}, is not among the exported models",
+            hint=f"export it alike: decant export --base {base}{f' -q {quant}' if quant else ''}",
+        )
+    return min(found)[1]
+
+
+def answers(repl: Repl, candidates: list[Candidate]) -> list[Taken]:
+    """Ask one after the other, in columns where there is room. Ctrl-C ends the asking."""
+    names = [one.name for one in candidates]
+    taken = [Taken() for _ in candidates]
+    in_columns = repl.screen.is_fancy and repl.screen.width >= NARROWEST * len(names)
+    try:
+        if in_columns:
+            heads = [f"{number} {name}" for number, name in enumerate(names, 1)]
+            with repl.screen.undisturbed(), Columns(heads) as columns:
+                for number, one in enumerate(candidates):
+                    ask_one(repl, one, taken[number], partial(columns.write, number))
+        else:
+            for number, one in enumerate(candidates):
+                repl.screen.line(f"{number + 1} {one.name}", BOLD)
+                ask_one(repl, one, taken[number], repl.screen.write)
+                repl.screen.fresh_line()
+    except KeyboardInterrupt:
+        repl.screen.fresh_line()
+        repl.screen.note("(stopped)")
+    return taken
+
+
+def ask_one(repl: Repl, one: Candidate, taken: Taken, write: Callable[[str], None]) -> None:
+    conversation = repl.session.conversation
+    pieces = one.engine.answer(conversation.asking(), repl.settings, one.choice)
+    with closing(pieces):
+        try:
+            for piece in taken.of(pieces):
+                if isinstance(piece, Delta):
+                    write(piece.text)
+        except DecantError as error:  # the others may still answer
+            write(f"\n(error: {error.message})")
+
+
+def picked(repl: Repl, candidates: list[Candidate], taken: list[Taken]) -> int | None:
+    """The number of the answer to keep, None for none."""
+    there = [number for number, one in enumerate(taken) if one.text]
+    if not there:
+        repl.screen.note("(nothing to keep: no answer has a text)")
+        return None
+    listed = ", ".join(f"{number + 1} {candidates[number].name}" for number in there)
+    default = there[-1]
+    while True:
+        try:
+            text = repl.lines.choose(f"keep {listed}? Enter: {default + 1}, n none: ")
+        except (EOFError, KeyboardInterrupt):
+            return None
+        if not text:
+            return default
+        if text in ("n", "none", "0"):
+            return None
+        if text.isdigit() and int(text) - 1 in there:
+            return int(text) - 1
+        named = [number for number in there if candidates[number].name == text]
+        if named:
+            return named[0]
+        repl.screen.note(f"{text!r} is none of them")

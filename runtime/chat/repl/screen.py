@@ -1,0 +1,99 @@
+"""What the REPL writes: answers to stdout, everything about them beside it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TextIO
+
+from exporter.cli.app import colours
+from exporter.core.errors import DecantError
+from exporter.core.events import Event, Note, Progress, Step, Warn
+from exporter.core.terminal_text import without_controls
+
+DIM, BOLD, RED, YELLOW, RESET = "\x1b[2m", "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
+
+
+class Screen:
+    """Where a conversation is shown; what comes from a model cannot command the terminal."""
+
+    def __init__(self, out: TextIO = sys.stdout) -> None:
+        """Write to `out`; in colours where it is a terminal that has them."""
+        self.out = out
+        self.is_terminal = out.isatty()
+        self.is_dumb = os.environ.get("TERM", "dumb") == "dumb"
+        self.colours = colours(self.is_terminal)
+        self.at_start = True
+        """Whether the cursor is at the beginning of a line."""
+
+    @property
+    def is_fancy(self) -> bool:
+        """Whether lines may be drawn over."""
+        return self.is_terminal and not self.is_dumb
+
+    @property
+    def width(self) -> int:
+        return shutil.get_terminal_size().columns
+
+    def write(self, text: str, style: str = "") -> None:
+        """A piece of a line, shown at once."""
+        if self.is_terminal:
+            text = without_controls(text)
+        if not text:
+            return
+        self.at_start = text.endswith("\n")
+        styled = f"{style}{text}{RESET}" if style and self.colours else text
+        self.out.write(styled)
+        self.out.flush()
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """A line of its own."""
+        self.fresh_line()
+        self.write(text, style)
+        self.out.write("\n")
+        self.out.flush()
+        self.at_start = True
+
+    def fresh_line(self) -> None:
+        """Begin a new line unless this one is empty."""
+        if not self.at_start:
+            self.out.write("\n")
+            self.out.flush()
+            self.at_start = True
+
+    def note(self, text: str) -> None:
+        self.line(text, DIM)
+
+    def warn(self, text: str) -> None:
+        self.line(f"warning: {text}", YELLOW)
+
+    def error(self, error: DecantError) -> None:
+        """What happened, and what to do."""
+        self.line(f"error: {error.message}", RED)
+        if error.hint:
+            self.line(f"hint: {error.hint}")
+
+    def pairs(self, pairs: Mapping[str, object]) -> None:
+        width = max((len(name) for name in pairs), default=0)
+        for name, value in pairs.items():
+            self.line(f"{name:<{width}}  {value}")
+
+    def report(self, event: Event) -> None:
+        """What the library tells while the REPL runs."""
+        match event:
+            case Warn():
+                self.warn(event.message)
+            case Step() | Note():
+                self.note(event.message)
+            case Progress():
+                pass  # a model that is loaded again takes a moment
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Something else draws here; afterwards the cursor is at the beginning of a line."""
+        self.fresh_line()
+        yield
+        self.at_start = True

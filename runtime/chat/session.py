@@ -1,0 +1,291 @@
+"""A conversation: what was said, and what becomes of it. No I/O.
+
+It is the sum of its events, so that a file to which each is appended as it happens holds
+everything up to the last one, whatever became of the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeAlias, TypeVar
+
+from typing_extensions import assert_never
+
+from runtime.engine.selection import Choice
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture that goes with a question."""
+
+    name: str
+    url: str
+    """A data: URL, so that the conversation is whole without the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question and what came of it."""
+
+    question: str
+    images: tuple[Image, ...] = ()
+    answer: str | None = None
+    """None while there is none: the process ended before."""
+    thoughts: str = ""
+    """What a reasoning model said to itself; it is not sent back."""
+    is_partial: bool = False
+    """Whether the answer was stopped before its end."""
+    who: str = ""
+    """Which model or adapter answered."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Counts and speeds, by the names of client.Stopped."""
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The turn in OpenAI's form."""
+        content: Any = self.question
+        if self.images:
+            parts = [{"type": "image_url", "image_url": {"url": i.url}} for i in self.images]
+            content = [*parts, {"type": "text", "text": self.question}]
+        asked = {"role": "user", "content": content}
+        if self.answer is None:
+            return [asked]
+        return [asked, {"role": "assistant", "content": self.answer}]
+
+
+# -- events, in the order in which a session has them
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session began, with this model."""
+
+    id: str
+    model: str
+    created: float
+    """Seconds since 1970."""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """How to open the model again, in words of the command line: Engine.source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    question: str
+    images: tuple[Image, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The last question has this answer now, whatever it had before."""
+
+    answer: str
+    thoughts: str = ""
+    is_partial: bool = False
+    who: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """The last turn is as if it had not been."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """All turns are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """Turns before this one are kept and shown, but no longer sent."""
+
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSet:
+    system: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsSet:
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """This adapter answers from here on."""
+
+    adapter: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSet:
+    """This model does."""
+
+    model: str
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The user gave the session a name."""
+
+    name: str
+
+
+Event: TypeAlias = (
+    Opened
+    | Asked
+    | Answered
+    | Undone
+    | Cleared
+    | Trimmed
+    | SystemSet
+    | SettingsSet
+    | Chosen
+    | ModelSet
+    | Named
+)
+EVENTS: dict[str, type[Event]] = {
+    "opened": Opened,
+    "asked": Asked,
+    "answered": Answered,
+    "undone": Undone,
+    "cleared": Cleared,
+    "trimmed": Trimmed,
+    "system": SystemSet,
+    "settings": SettingsSet,
+    "chosen": Chosen,
+    "model": ModelSet,
+    "named": Named,
+}
+NAMES = {kind: name for name, kind in EVENTS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What the events come to."""
+
+    id: str = ""
+    name: str = ""
+    model: str = ""
+    source: Mapping[str, Any] = field(default_factory=dict)
+    created: float = 0
+    system: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    choice: Choice = field(default_factory=Choice)
+    turns: tuple[Turn, ...] = ()
+    first: int = 0
+    """The first turn that is sent."""
+
+    @property
+    def last(self) -> Turn | None:
+        return self.turns[-1] if self.turns else None
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The system message and the turns from the first that is sent, with their answers.
+
+        Questions that nobody has answered are left out.
+        """
+        sent = [turn for turn in self.turns[self.first :] if turn.answer is not None]
+        return self.with_system(sent)
+
+    def asking(self) -> list[dict[str, Any]]:
+        """What is sent to have the last question answered, whatever answer it has."""
+        answered = [turn for turn in self.turns[self.first : -1] if turn.answer is not None]
+        return self.with_system([*answered, replace(self.turns[-1], answer=None)])
+
+    def with_system(self, turns: Iterable[Turn]) -> list[dict[str, Any]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return system + [message for turn in turns for message in turn.messages()]
+
+
+def after(conversation: Conversation, event: Event) -> Conversation:  # noqa: C901, PLR0911 - a case an event
+    """The conversation once `event` has happened."""
+    turns = conversation.turns
+    match event:
+        case Opened():
+            return replace(
+                conversation,
+                id=event.id,
+                model=event.model,
+                created=event.created,
+                source=event.source,
+            )
+        case Asked():
+            asked = Turn(event.question, event.images)
+            return replace(conversation, turns=(*turns, asked))
+        case Answered():
+            given = [answered(turn, event) for turn in turns[-1:]]
+            return replace(conversation, turns=(*turns[:-1], *given))
+        case Undone():
+            kept = turns[:-1]
+            return replace(conversation, turns=kept, first=min(conversation.first, len(kept)))
+        case Cleared():
+            return replace(conversation, turns=(), first=0)
+        case Trimmed():
+            return replace(conversation, first=max(0, min(event.first, len(turns))))
+        case SystemSet():
+            return replace(conversation, system=event.system)
+        case SettingsSet():
+            return replace(conversation, settings=dict(event.settings))
+        case Chosen():
+            return replace(conversation, choice=Choice(event.adapter, event.scale))
+        case ModelSet():
+            return replace(conversation, model=event.model, source=event.source, choice=Choice())
+        case Named():
+            return replace(conversation, name=event.name)
+        case _:
+            assert_never(event)
+
+
+def answered(turn: Turn, event: Answered) -> Turn:
+    return replace(
+        turn,
+        answer=event.answer,
+        thoughts=event.thoughts,
+        is_partial=event.is_partial,
+        who=event.who,
+        numbers=dict(event.numbers),
+    )
+
+
+def all_after(events: Iterable[Event]) -> Conversation:
+    conversation = Conversation()
+    for event in events:
+        conversation = after(conversation, event)
+    return conversation
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    return {"event": NAMES[type(event)], **asdict(event)}
+
+
+def from_json(record: Mapping[str, Any]) -> Event:
+    """The event that `to_json` made a record of. Raises ValueError for anything else."""
+    try:
+        kind = EVENTS[record["event"]]
+        values = {name: value for name, value in record.items() if name != "event"}
+        if "images" in values:
+            values["images"] = tuple(checked(Image(**image)) for image in values["images"])
+        return checked(kind(**values))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"no event of a session: {error}") from error
+
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str, "bool": bool, "int": int, "float": (int, float), "tuple[Image, ...]": tuple,
+    "Mapping[str, Any]": dict, "Mapping[str, float]": dict,
+}  # fmt: skip
+Checked = TypeVar("Checked")
+
+
+def checked(made: Checked) -> Checked:
+    """The same, if each field is of its type. Raises ValueError."""
+    for one in fields(made):  # type: ignore[arg-type]  # a dataclass of ours
+        value = getattr(made, one.name)
+        if not isinstance(value, TYPES[str(one.type)]):
+            raise ValueError(f"no event of a session: {one.name} is {value!r}")  # noqa: TRY004
+    return made

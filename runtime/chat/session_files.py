@@ -1,0 +1,265 @@
+"""The folder of conversations: one file each, to which every event is appended as it happens."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from typing_extensions import Self
+
+from exporter.core.atomic_file import explained, make_folder
+from exporter.core.errors import DecantError, InputError, OutputError
+from runtime.chat.session import (
+    Asked,
+    Conversation,
+    Event,
+    Opened,
+    after,
+    all_after,
+    from_json,
+    to_json,
+)
+
+SUFFIX = ".jsonl"
+NAME = re.compile(r"[\w.+-]{1,100}")
+PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
+
+
+class Session:
+    """A conversation, and the file that keeps it, where it is kept."""
+
+    def __init__(
+        self, conversation: Conversation, file: BinaryIO | None, *, was_asked: bool = False
+    ) -> None:
+        """Go on with `conversation`; its events so far are in `file` already."""
+        self.conversation, self.file = conversation, file
+        self.events: list[Event] = []
+        """What happened while nothing was kept."""
+        self.was_asked = was_asked
+        """Whether there ever was a question, even if it was taken back."""
+
+    def record(self, *events: Event) -> None:
+        """Let this happen; it is in the file when this returns.
+
+        Raises SpaceError or OutputError, and then it has not happened here either.
+        """
+        conversation = self.conversation
+        for event in events:
+            conversation = after(conversation, event)
+        if self.file is None:
+            self.events += events
+        else:
+            append(self.file, events)
+        self.conversation = conversation
+        self.was_asked = self.was_asked or asks(events)
+
+    def keep(self, folder: Path) -> None:
+        """Begin to keep what was not kept so far."""
+        if self.file is None:
+            file = new_file(folder, self.conversation.id)
+            try:
+                append(file, self.events)
+            except DecantError:  # it is still here, and can be kept elsewhere or later
+                Path(os.fsdecode(file.name)).unlink()
+                file.close()
+                raise
+            self.file, self.events = file, []
+
+    def close(self) -> None:
+        """Leave the file; one in which nothing was asked is removed."""
+        if self.file is None:
+            return
+        path = Path(os.fsdecode(self.file.name))
+        if not self.was_asked and not self.conversation.name:
+            path.unlink(missing_ok=True)
+        self.file.close()
+        self.file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def asks(events: Sequence[Event]) -> bool:
+    return any(isinstance(event, Asked) for event in events)
+
+
+def new_session(
+    folder: Path | None, model: str, source: Mapping[str, Any] | None = None
+) -> Session:
+    """A conversation that begins; kept in `folder`, or nowhere."""
+    moment = time.time()
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(moment))
+    opened = Opened(f"{stamp}-{secrets.token_hex(2)}", model, round(moment, 3), source or {})
+    session = Session(Conversation(), None)
+    session.record(opened)
+    if folder is not None:
+        session.keep(folder)
+    return session
+
+
+def new_file(folder: Path, ident: str) -> BinaryIO:
+    path = folder / f"{ident}{SUFFIX}"
+    make_folder(folder)
+    with explained(path):
+        folder.chmod(PRIVATE_FOLDER)
+        return locked(open(path, "x+b", buffering=0, opener=private), path)
+
+
+def private(path: str, flags: int) -> int:
+    """Open for this user alone, to append."""
+    return os.open(path, flags | os.O_APPEND, PRIVATE_FILE)
+
+
+def locked(file: BinaryIO, path: Path) -> BinaryIO:
+    """The file, which nobody else goes on with while it is open."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise OutputError(
+            f"the session `{path.stem}` is open in another window",
+            hint="go on with it there, or close it first",
+        ) from error
+    return file
+
+
+def append(file: BinaryIO, events: Sequence[Event]) -> None:
+    """Write events at the end of the file; all of them or, where the disk is full, none."""
+    lines = "".join(json.dumps(to_json(event), ensure_ascii=False) + "\n" for event in events)
+    data = lines.encode("utf-8", errors="replace")
+    size = os.fstat(file.fileno()).st_size
+    with explained(Path(os.fsdecode(file.name))):
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
+
+
+def resume(path: Path) -> Session:
+    """Go on with the conversation in a file.
+
+    What a killed process or a power cut left half written at its end is cut off. Raises
+    InputError for a file that is damaged before that, OutputError for one that is in use.
+    """
+    with explained(path):
+        file = locked(open(path, "r+b", buffering=0, opener=private), path)  # noqa: SIM115
+    try:
+        events, size = read_events(path)
+        os.ftruncate(file.fileno(), size)
+    except BaseException:
+        file.close()
+        raise
+    return Session(all_after(events), file, was_asked=asks(events))
+
+
+def read_events(path: Path) -> tuple[list[Event], int]:
+    """The events in a file, and how many bytes of it are whole."""
+    events: list[Event] = []
+    size = 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            events.append(from_json(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"the session `{path}` is damaged in line {number}: {error}",
+                hint="was it written by a newer decant? Else mend or delete that line",
+            ) from error
+        size += len(line)
+    if not events or not isinstance(events[0], Opened):
+        raise InputError(
+            f"`{path}` is no session of decant", hint="`decant chat --list` lists them"
+        )
+    return events, size
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A line of `decant chat --list`."""
+
+    id: str
+    name: str
+    model: str
+    turns: int
+    title: str
+    """How its first question begins."""
+    modified: float
+    """Seconds since 1970."""
+    path: Path
+
+
+def list_sessions(folder: Path) -> list[Summary]:
+    """The conversations that are kept, the newest first; damaged ones are left out."""
+    found = []
+    for path in folder.glob(f"*{SUFFIX}"):
+        if not path.is_file():  # a pipe would be waited for
+            continue
+        try:
+            conversation = all_after(read_events(path)[0])
+        except (InputError, OSError):
+            continue
+        first = conversation.turns[0].question if conversation.turns else ""
+        found.append(
+            Summary(
+                conversation.id,
+                conversation.name,
+                conversation.model,
+                len(conversation.turns),
+                " ".join(first.split()),
+                path.stat().st_mtime,
+                path,
+            )
+        )
+    return sorted(found, key=lambda summary: summary.modified, reverse=True)
+
+
+def find_session(folder: Path, text: str | None) -> Path:
+    """The file of the session that a name, an id or its beginning means; of None the newest.
+
+    Raises InputError when there is none, or when several are meant.
+    """
+    kept = list_sessions(folder)
+    if text is None:
+        found = kept[:1]
+    else:
+        found = [one for one in kept if text in (one.id, one.name)] or [
+            one for one in kept if one.id.startswith(text)
+        ]
+    if not found:
+        what = f"no session {text!r}" if text else "no session to go on with"
+        raise InputError(f"there is {what} in `{folder}`", hint="`decant chat --list` lists them")
+    if len(found) > 1:
+        raise InputError(
+            f"{text!r} means {len(found)} sessions: {', '.join(one.id for one in found[:5])}",
+            hint="name one by its id",
+        )
+    return found[0].path
+
+
+def check_name(name: str, folder: Path, own: str) -> None:
+    """Raise InputError for a name that is none, or that another session has."""
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"{name!r} is no name for a session", hint="letters, digits and . _ + - only"
+        )
+    for kept in list_sessions(folder):
+        if name in (kept.name, kept.id) and kept.id != own:
+            raise InputError(
+                f"the session {kept.id} is called {name!r} already", hint="take another name"
+            )

@@ -1,0 +1,299 @@
+"""`decant chat`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.common_options import json_option, offline_option, quiet_option, store
+from exporter.cli.terminal_renderer import print_json, print_table, reporting
+from exporter.core.errors import InputError
+from exporter.core.events import Report
+from exporter.core.paths import data_folder
+from exporter.core.terminal_text import without_controls
+from exporter.store import find_model
+from runtime.chat.chat_options import Options
+from runtime.chat.session import Conversation
+from runtime.chat.session_files import Session, find_session, list_sessions, resume
+from runtime.engine.adapters import bring_adapters
+from runtime.engine.local import (
+    Engine,
+    LocalEngine,
+    RemoteEngine,
+    answerer,
+    open_model,
+    opening_choice,
+)
+from runtime.engine.memory_fit import Asked
+from runtime.engine.openai_client import Delta, Stopped, Thought
+from runtime.engine.remote import parse_url, read_key
+from runtime.engine.selection import Choice
+from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template
+
+NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
+
+
+@click.command(epilog="Example: decant chat BASE.gguf --adapter pirate=./my-lora")
+@click.argument("model", required=False)
+@click.option("-p", "--prompt", help="Ask this, print the answer and end.")
+@click.option("--system", help="System message.")
+@click.option("-n", "--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 1000),
+    help="0 always takes the likeliest; default: 0.8.",
+)
+@click.option("--seed", type=int, help="Same seed, same answer.")
+@click.option(
+    "--ctx", "context", type=click.IntRange(1),
+    help="Context in tokens; default: the model's, up to 8192, as memory allows.",
+)  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(1, 256), help="Threads; default: one a physical core."
+)
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
+    help="A LoRA beside the model: a GGUF adapter, or a folder as PEFT saves it. Repeatable.",
+)  # fmt: skip
+@click.option("--base", help="The base's folder or repo, where a PEFT folder does not find it.")
+@click.option(
+    "--mmproj", "projector", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="What lets the model see; beside the model it is found by itself.",
+)  # fmt: skip
+@click.option("--chat-template", metavar="NAME|FILE", help=HELP)
+@click.option("--url", help="Talk to a server that speaks OpenAI's API instead.")
+@click.option(
+    "--key-file", type=click.Path(path_type=Path), help="The file with that server's key."
+)
+@click.option("--model", "remote_model", metavar="NAME", help="Which of that server's models.")
+@click.option("--markdown", is_flag=True, help="Render answers.")
+@click.option("--stats", is_flag=True, help="Show counts and speeds after each answer.")
+@click.option("--save/--no-save", default=True, help="Keep the conversation; it is by default.")
+@click.option("--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
+@click.option("--resume", metavar="ID", help="Go on with this one.")
+@click.option("--list", "list_", is_flag=True, help="List the conversations.")
+@click.option("--force", is_flag=True, help="Load the model even if it does not seem to fit.")
+@click.option("--verbose", is_flag=True, help="Show what was decided for this machine.")
+@offline_option
+@json_option
+@quiet_option
+def chat(**given: Any) -> int:  # the options above, each of its own type
+    """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs.
+
+    On a terminal a conversation begins; /help lists its commands. Otherwise, and with -p, one
+    answer is printed.
+    """
+    options = Options(**given)
+    if options.list_:
+        show_sessions(as_json=options.as_json)
+        return 0
+    check(options)
+    if is_conversation(options):
+        return converse(options)
+    question = options.prompt if options.prompt is not None else read_stdin()
+    with opened_engine(options) as engine:
+        answer_once(engine, question, options)
+    return 0
+
+
+def check(options: Options) -> None:
+    """UsageError for options that contradict each other."""
+    if options.url and (
+        options.adapters or options.projector or options.context or options.chat_template
+    ):
+        raise click.UsageError(
+            "--adapter, --mmproj, --chat-template and --ctx are for a model here, not for --url"
+        )
+    goes_on = options.go_on or options.resume
+    if goes_on and not is_conversation(options):
+        raise click.UsageError("--continue and --resume are for a conversation at a terminal")
+    if not options.url and (options.key_file or options.remote_model) and not goes_on:
+        raise click.UsageError("--key-file and --model go with --url")
+    if not (options.model or options.url or options.go_on or options.resume):
+        raise click.UsageError("name a MODEL: `decant list` shows them; or --url, or --continue")
+    if options.go_on and options.resume:
+        raise click.UsageError("--continue goes on with the last conversation, --resume with one")
+
+
+def is_conversation(options: Options) -> bool:
+    if options.prompt is not None or options.as_json:
+        return False
+    return sys.stdin.isatty()
+
+
+def sessions_folder() -> Path:
+    return data_folder(os.environ) / "chats"
+
+
+def show_sessions(*, as_json: bool) -> None:
+    found = list_sessions(sessions_folder())
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    from time import localtime, strftime
+
+    rows = [
+        (
+            without_controls(one.name or one.id),
+            strftime("%Y-%m-%d %H:%M", localtime(one.modified)),
+            str(one.turns),
+            without_controls(one.model),
+            without_controls(one.title)[:60],
+        )
+        for one in found
+    ]
+    print_table(("SESSION", "LAST", "TURNS", "MODEL", "BEGINS"), rows)
+
+
+@contextmanager
+def opened_engine(options: Options) -> Iterator[Engine]:
+    """Who answers, ready; gone after the block."""
+    with ExitStack() as stack:
+        with reporting(quiet=options.quiet or not sys.stderr.isatty()) as report:
+            engine = remote_engine(options) if options.url else local_engine(options, report)
+            stack.callback(engine.stop)
+            if isinstance(engine, LocalEngine):
+                if options.verbose:
+                    for line in engine.fit.lines():
+                        click.echo(line, err=True)
+                engine.start()
+        if isinstance(engine, LocalEngine) and not engine.loaded.can_chat and not options.quiet:
+            click.echo(
+                f"note: {engine.model} {NO_TEMPLATE}; --chat-template NAME gives it one", err=True
+            )
+        yield engine
+
+
+def remote_engine(options: Options) -> RemoteEngine:
+    assert options.url is not None
+    key = read_key(options.key_file) if options.key_file else None
+    remote = parse_url(options.url, key)
+    if remote.is_exposed:
+        what = "the key and what is said" if key else "what is said"
+        click.echo(f"warning: {what} will cross the network unencrypted (http)", err=True)
+    return RemoteEngine(remote, options.remote_model or options.model)
+
+
+def local_engine(options: Options, report: Report) -> LocalEngine:
+    assert options.model is not None, "check has seen to it"
+    path = find_model(options.model, store(), report=report)
+    adapters = bring_adapters(options.adapters, options.base, store(), report=report)
+    model = open_model(path, adapters, options.projector)
+    if options.chat_template:
+        model = with_template(model, read_template(options.chat_template))
+    asked = Asked(options.context, options.threads, force=options.force)
+    return LocalEngine(model, asked, report=report)
+
+
+def converse(options: Options) -> int:
+    """The REPL."""
+    from runtime.chat.repl.start import converse as run
+
+    kept = opened_session(options)
+    chosen_anew = bool(options.adapters)
+    try:
+        if kept is not None:
+            options = as_before(options, kept.conversation)
+        with opened_engine(options) as engine:
+            folders = (store(), sessions_folder())
+            return run(engine, kept, options, *folders, chosen_anew=chosen_anew)
+    finally:
+        if kept is not None:
+            kept.close()
+
+
+def opened_session(options: Options) -> Session | None:
+    """The conversation to go on with, where one was asked for."""
+    if not (options.go_on or options.resume):
+        return None
+    return resume(find_session(sessions_folder(), options.resume))
+
+
+def as_before(options: Options, kept: Conversation) -> Options:
+    """What is not said anew is as the conversation had it: the model, adapters, or server."""
+    if options.model or options.url:
+        return options
+    source = dict(kept.source)
+    if not source:
+        raise click.UsageError(f"name the MODEL to go on with; it was {kept.model}")
+    if "url" in source and (options.adapters or options.projector or options.context):
+        raise click.UsageError(f"it was held with a server, {source['url']}, which takes none")
+    if options.adapters:
+        source.pop("adapters", None)
+    named = ("model", "url", "remote_model")
+    changes: dict[str, Any] = {name: source[name] for name in named if name in source}
+    if "chat_template" in source and not options.chat_template:
+        changes["chat_template"] = source["chat_template"]
+    if "adapters" in source:
+        changes["adapters"] = tuple(source["adapters"])
+    if "projector" in source and not options.projector:
+        changes["projector"] = Path(source["projector"])
+    return replace(options, **changes)
+
+
+def answer_once(engine: Engine, question: str, options: Options) -> None:
+    """Stream the answer to stdout, or print it whole as JSON."""
+    text, thoughts = [], []
+    stopped = Stopped("")
+    messages = [{"role": "system", "content": options.system}] if options.system else []
+    messages.append({"role": "user", "content": question})
+    choice = opening_choice(engine) if isinstance(engine, LocalEngine) else Choice()
+    raw = options.as_json or not sys.stdout.isatty()
+    with closing(engine.answer(messages, options.settings, choice)) as pieces:
+        for piece in pieces:
+            match piece:
+                case Delta():
+                    text.append(piece.text)
+                    if not options.as_json:
+                        click.echo(piece.text if raw else without_controls(piece.text), nl=False)
+                case Thought():
+                    thoughts.append(piece.text)
+                case Stopped():
+                    stopped = piece
+    if options.as_json:
+        print_json(as_json(engine, choice, "".join(text), "".join(thoughts), stopped))
+        return
+    click.echo()
+    if options.stats:
+        from runtime.chat.repl.loop import numbers_text
+
+        click.echo(numbers_text(stopped, answerer(engine, choice)), err=True)
+
+
+def as_json(
+    engine: Engine, choice: Choice, text: str, thoughts: str, stopped: Stopped
+) -> Mapping[str, object]:
+    found: dict[str, object] = {
+        "model": engine.facts()["model"],
+        "adapter": choice.adapter or None,
+        "scale": choice.scale if choice.adapter else None,
+        "answer": text,
+        "finish_reason": stopped.reason,
+        "prompt_tokens": stopped.prompt_tokens,
+        "cached_tokens": stopped.cached_tokens,
+        "tokens": stopped.tokens,
+        "tokens_per_second": round(stopped.tokens_per_second, 1),
+        "first_token_s": round(stopped.first_token_s, 3),
+    }
+    return found | ({"reasoning": thoughts} if thoughts else {})
+
+
+def read_stdin() -> str:
+    if sys.stdin.isatty():
+        raise click.UsageError(NOTHING_TO_ASK.format("standard input is the terminal"))
+    try:
+        question = sys.stdin.buffer.read().decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"standard input is no text in UTF-8: byte {error.start}", hint="convert it first"
+        ) from error
+    if not question:
+        raise click.UsageError(NOTHING_TO_ASK.format("standard input is empty"))
+    return question

@@ -1,0 +1,324 @@
+"""`decant serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from exporter.cli.common_options import json_option, offline_option, quiet_option, store
+from exporter.cli.terminal_renderer import print_json, reporting
+from exporter.core.errors import InputError, ModelError
+from exporter.core.events import Report
+from exporter.core.machine import give_back_large_blocks
+from exporter.llamacpp.toolchain import find_toolchain
+from exporter.store import find_model
+from runtime.engine.adapters import Adapter, bring_adapters, check_adapter
+from runtime.engine.local import Model, open_model
+from runtime.engine.remote import check_key, read_key
+from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template
+from runtime.gateway.access import host_name
+from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
+from runtime.gateway.config_file import ModelTable, load_config
+from runtime.gateway.settings import Settings, seconds
+from runtime.process.network import is_loopback
+from runtime.rpc.protocol import Spread, parse_workers, preflight
+
+KEY_VARIABLE = "DECANT_API_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, as the options below have it."""
+
+    models: tuple[str, ...]
+    adapters: tuple[str, ...]
+    base: str | None
+    host: str
+    port: int
+    key_files: tuple[Path, ...]
+    no_key: bool
+    parallel: int | None
+    context: int | None
+    threads: int | None
+    chat_template: str | None
+    isolate: bool
+    rpc: str | None
+    rpc_unchecked: bool
+    ttl: str
+    linger: str
+    grace: str
+    max_queue: int
+    max_per_client: int
+    max_tokens: int | None
+    origins: tuple[str, ...]
+    hosts: tuple[str, ...]
+    media_hosts: tuple[str, ...]
+    fields: tuple[str, ...]
+    tls_cert: Path | None
+    tls_key: Path | None
+    tables: tuple[ModelTable, ...]
+    as_json: bool
+    quiet: bool
+
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(epilog="Example: decant serve BASE.gguf --adapter pirate=./my-lora --port 8080")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
+    help="A LoRA beside its base, served as BASE:NAME. Repeatable.",
+)  # fmt: skip
+@click.option("--base", help="The base's folder or repo, where a PEFT folder does not find it.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on; default: 127.0.0.1.")
+@click.option("--port", default=8080, type=click.IntRange(0, 65535), help="Default: 8080.")
+@click.option(
+    "--api-key-file", "key_files", multiple=True, type=FILE,
+    help=f"A file with a key that clients must have; or {KEY_VARIABLE}. Repeatable.",
+)  # fmt: skip
+@click.option("--insecure-no-key", "no_key", is_flag=True, help="Let everybody on the network ask.")
+@click.option(
+    "--parallel", type=click.IntRange(1, 256), help="Answers at once; default: 4, as memory allows."
+)
+@click.option(
+    "--ctx", "context", type=click.IntRange(1),
+    help="Context of each conversation in tokens; default: the model's, up to 8192.",
+)  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(1, 256), help="Threads; default: one a physical core."
+)
+@click.option(
+    "--chat-template", metavar="NAME|FILE",
+    help=HELP + " With several models, for those that have none.",
+)  # fmt: skip
+@click.option(
+    "--isolate", is_flag=True,
+    help="A process for each adapter, so that they answer side by side, with shared weights.",
+)  # fmt: skip
+@click.option(
+    "--rpc", metavar="HOST:PORT,…",
+    help="Have workers on other machines compute, too: see `decant worker`.",
+)  # fmt: skip
+@click.option(
+    "--rpc-unchecked", is_flag=True,
+    help="Take any worker: at public addresses, and of whatever llama.cpp.",
+)  # fmt: skip
+@click.option(
+    "--ttl", default="10m", help="Unload a model idle for so long; default: 10m; 0: never."
+)
+@click.option(
+    "--linger", default="0s",
+    help="Take requests for so long after a SIGTERM, until balancers know; default: 0s.",
+)  # fmt: skip
+@click.option("--grace", default="30s", help="Time for answers to finish at the end; default: 30s.")
+@click.option(
+    "--max-queue",
+    default=128,
+    type=click.IntRange(0),
+    help="Waiting requests a model; default: 128.",
+)
+@click.option(
+    "--max-per-client", default=64, type=click.IntRange(1), help="Of one client; default: 64."
+)
+@click.option("--max-tokens", type=click.IntRange(1), help="The most that one answer may have.")
+@click.option(
+    "--allow-origin", "origins", multiple=True, metavar="ORIGIN",
+    help="Let pages of https://HOST[:PORT] ask. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--allow-host", "hosts", multiple=True, metavar="NAME",
+    help="Another name that this server is reached by. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--allow-media-host", "media_hosts", multiple=True, metavar="NAME",
+    help="Let the engine fetch images from this host. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--allow-field", "fields", multiple=True, metavar="FIELD",
+    help="Let clients set id_slot, cache_prompt, n_discard or lora. Repeatable.",
+)  # fmt: skip
+@click.option("--tls-cert", type=FILE, help="Certificate in PEM, to serve https.")
+@click.option("--tls-key", type=FILE, help="Its key, where the certificate's file has none.")
+@click.option(
+    "--config", "tables", type=FILE, is_eager=True, callback=load_config, metavar="FILE.toml",
+    help="Options, and models with their adapters; the command line goes before it.",
+)  # fmt: skip
+@offline_option
+@json_option
+@quiet_option
+def serve(**given: Any) -> int:  # the options above, each of its own type
+    """Serve MODELs over HTTP: OpenAI's, Anthropic's and Ollama's API, and a page to chat on.
+
+    A MODEL is a name from `decant list`, a path to a GGUF, or a repo of GGUFs; without any, the
+    whole store is served. Models are loaded when they are first asked for.
+    """
+    options = Options(**given)
+    settings = settings_of(options)
+    with reporting(quiet=options.quiet) as report:
+        catalog = Catalog(with_templates(models_of(options, report), options.chat_template))
+    if not catalog.models:
+        raise ModelError(
+            f"there is no model in `{store()}`", hint="make one: decant export ADAPTER"
+        )
+    return run(options, settings, catalog)
+
+
+def settings_of(options: Options) -> Settings:
+    """Raises UsageError for options that contradict each other, InputError for bad ones."""
+    keys = [read_key(path) for path in options.key_files]
+    variable = os.environ.pop(KEY_VARIABLE, "")  # out of sight of what is started from here
+    if variable:
+        keys.append(check_key(variable, f"the variable {KEY_VARIABLE}"))
+    if not (keys or options.no_key or is_loopback(options.host)):
+        raise click.UsageError(
+            f"{options.host} is reached from the network: give --api-key-file FILE,"
+            " or --insecure-no-key if everybody there may ask"
+        )
+    if options.tls_key and not options.tls_cert:
+        raise click.UsageError("--tls-key needs --tls-cert")
+    for path in (options.tls_cert, options.tls_key):
+        if path is not None and not path.exists():
+            raise InputError(f"there is no file `{path}`", hint="is the path right?")
+    if options.rpc_unchecked and not options.rpc:
+        raise click.UsageError("--rpc-unchecked goes with --rpc")
+    return Settings(
+        host=options.host,
+        keys=tuple(keys),
+        origins=frozenset(origin.lower().rstrip("/") for origin in options.origins),
+        hosts=frozenset(host_name(name.encode()) for name in options.hosts),
+        parallel=options.parallel,
+        context=options.context,
+        threads=options.threads,
+        isolate=options.isolate,
+        rpc=Spread(parse_workers(options.rpc), unchecked=options.rpc_unchecked)
+        if options.rpc
+        else None,
+        ttl_s=seconds(options.ttl),
+        linger_s=seconds(options.linger),
+        grace_s=seconds(options.grace),
+        max_queue=options.max_queue,
+        max_per_client=options.max_per_client,
+        max_tokens=options.max_tokens,
+        allow_fields=frozenset(options.fields),
+        media_hosts=frozenset(options.media_hosts),
+    )
+
+
+def models_of(options: Options, report: Report) -> list[Model]:
+    """What is to be served. Raises what finding, pulling and reading it do."""
+    if not options.models and not options.tables:
+        if options.adapters:
+            raise click.UsageError("--adapter needs the MODEL that is its base")
+        return stored_models(store(), report=report)
+    models = [open_model(find_model(name, store(), report=report)) for name in options.models]
+    adapters = bring_adapters(options.adapters, options.base, store(), report=report)
+    found = assigned(models, adapters)
+    for table in options.tables:
+        path = find_model(table.path, store(), report=report)
+        own = bring_adapters(table.adapters, table.base, store(), report=report)
+        found.append(open_model(path, own))
+    return found
+
+
+def with_templates(models: Sequence[Model], name: str | None) -> list[Model]:
+    """The only model with the template of that name; of several, those that have none."""
+    if name is None:
+        return list(models)
+    text = read_template(name)
+    return [
+        with_template(model, text) if len(models) == 1 or not model.can_chat else model
+        for model in models
+    ]
+
+
+def assigned(models: Sequence[Model], adapters: Sequence[Adapter]) -> list[Model]:
+    """Each adapter with the model that it fits. Raises InputError when none does, or several do."""
+    mine: dict[Path, list[Adapter]] = {}
+    for adapter in adapters:
+        fitting, error = [], None
+        for model in models:
+            try:
+                check_adapter(adapter, model.header)
+                fitting.append(model)
+            except ModelError as caught:
+                error = caught
+        if not fitting:
+            raise error or InputError(f"no MODEL is the base of {adapter.name!r}")
+        # an adapter is trained on a base: a merged model is a second choice
+        fitting = [one for one in fitting if not is_merged(one)] or fitting
+        if len(fitting) > 1:
+            names = " and ".join(model.name for model in fitting)
+            raise InputError(
+                f"the adapter {adapter.name!r} fits {names}",
+                hint="say whose it is in a file: --config; docs/serve.md shows one",
+            )
+        mine.setdefault(fitting[0].header.path, []).append(adapter)
+    return [with_adapters_of(model, mine) for model in models]
+
+
+def is_merged(model: Model) -> bool:
+    return model.header.text("decant.adapter") is not None
+
+
+def run(options: Options, settings: Settings, catalog: Catalog) -> int:
+    """Listen, say where, and serve to the end."""
+    from runtime.gateway.asgi_app import build_app
+    from runtime.gateway.call import Gateway
+    from runtime.gateway.page_files import page_routes
+    from runtime.gateway.request_log import Lines, Table
+    from runtime.gateway.scheduling.pool import Fleet
+    from runtime.gateway.server import READ_BLOCK, Tls, allow_many_files, listening, url_of
+    from runtime.gateway.server import serve as serving
+
+    toolchain = find_toolchain()
+    allow_many_files()
+    give_back_large_blocks(READ_BLOCK)
+    journal = Table() if sys.stderr.isatty() and not options.quiet else Lines()
+    if settings.rpc is not None:
+        preflight(settings.rpc, toolchain, report=journal.event)
+    fleet = Fleet(settings, toolchain, journal.event)
+    gateway = Gateway(settings, catalog, fleet)
+    app = build_app(gateway, more=page_routes(), log=journal.request)
+    tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
+    with listening(options.host, options.port) as listener:
+        url = url_of(listener, options.host, has_tls=tls is not None)
+        tell(options, settings, catalog, url)
+
+        async def beside() -> None:
+            chores = [gateway.preload()] if len(catalog.models) == 1 else []
+            if isinstance(journal, Table):
+                chores.append(journal.draw(gateway))
+            await asyncio.gather(*chores)
+
+        return asyncio.run(serving(gateway, app, listener, tls, beside))
+
+
+def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> None:
+    """The address, the models, and how to ask."""
+    if options.as_json:
+        print_json({"url": url, "models": catalog.ids()})
+        return
+    click.echo(f"decant serves on {url}")
+    for named in catalog:
+        click.echo(f"  {named.id}")
+        if not named.model.can_chat:
+            click.echo(f"    {NO_TEMPLATE}: /v1/completions; --chat-template gives it one")
+    key = ' -H "Authorization: Bearer $(cat KEY_FILE)"' if settings.keys else ""
+    body = (
+        f'{{"model": "{catalog.ids()[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    )
+    click.echo(
+        f"\ncurl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n"
+    )
+    if not settings.keys and not is_loopback(settings.host):
+        click.echo("warning: everybody who reaches this address may ask", err=True)
+    if settings.keys and not options.tls_cert and not is_loopback(settings.host):
+        click.echo("warning: keys and texts cross the network unencrypted (http)", err=True)

@@ -1,0 +1,1 @@
+"""One model that answers: here in a child process, or on a server elsewhere."""

@@ -1,0 +1,228 @@
+"""The adapters of a chat: named on the command line, GGUFs already or made so."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.convert.output_scales import SCALED, WEIGHT, is_on_output
+from exporter.convert.output_scales import SUFFIX as SCALE
+from exporter.core.errors import (
+    AdapterError,
+    DecantError,
+    EngineError,
+    InputError,
+    ModelError,
+    SpaceError,
+    ToolchainError,
+)
+from exporter.core.events import Report, Step, silent
+from exporter.core.gguf import SUFFIX, GGUFFile, TensorInfo, read_gguf
+from exporter.store import adapter_file_name
+
+NAME = re.compile(r"[\w.+-]+")
+BASE = "base"
+SCALE_MAX = 100.0
+LAST_LINES = 10
+A, B = ".lora_a", ".lora_b"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """`--adapter NAME=PATH[:SCALE]`, read."""
+
+    name: str
+    place: str
+    """A GGUF, a folder as PEFT saves it, its repo, or a name in the store."""
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A GGUF adapter that an engine can load."""
+
+    name: str
+    path: Path
+    scale: float
+    """What it is applied with when nothing else is said."""
+
+
+def parse_adapter(text: str) -> Wanted:
+    """Raises InputError for what is not NAME=PATH[:SCALE]."""
+    name, equals, place = text.partition("=")
+    if not equals:
+        name, place = Path(text).name.partition(".")[0].partition(":")[0], text
+    stem, colon, number = place.rpartition(":")
+    scale = 1.0
+    if colon and not Path(place).exists():
+        try:
+            place, scale = stem, parse_scale(number)
+        except InputError:
+            if "/" not in number:  # a link has a colon, too
+                raise
+    if not NAME.fullmatch(name) or name == BASE or not place:
+        raise InputError(
+            f"--adapter {text!r} has no name for it" if name != BASE else f"{BASE!r} is the base",
+            hint="--adapter NAME=PATH, or NAME=PATH:SCALE; such as --adapter pirate=./my-lora:0.8",
+        )
+    return Wanted(name, place, scale)
+
+
+def parse_scale(text: str) -> float:
+    """Raises InputError for anything but a number of a sane size."""
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = float("nan")
+    if not -SCALE_MAX <= scale <= SCALE_MAX:  # nan compares false
+        raise InputError(f"{text!r} is no scale", hint="a number such as 0.5; 0 is the base alone")
+    return scale
+
+
+def bring_adapters(
+    texts: tuple[str, ...], base: str | None, store: Path, *, report: Report = silent
+) -> tuple[Adapter, ...]:
+    """The named adapters as GGUFs; folders of PEFT's are converted, once.
+
+    Raises InputError for two of one name, and what opening, pulling and converting raise.
+    """
+    wanted = [parse_adapter(text) for text in texts]
+    names = [one.name for one in wanted]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            f"two adapters are called {twice[0]!r}", hint="name them: --adapter NAME=PATH"
+        )
+    return tuple(
+        Adapter(one.name, gguf_of(one, base, store, report=report), one.scale) for one in wanted
+    )
+
+
+def gguf_of(wanted: Wanted, base: str | None, store: Path, *, report: Report) -> Path:
+    path = Path(wanted.place)
+    stored = store / adapter_file_name(wanted.place.removesuffix(".lora"))
+    if path.suffix == SUFFIX:
+        return linked(wanted.place, report=report) or path
+    if "/" not in wanted.place and not path.exists() and stored.exists():
+        return stored
+    from exporter.formats.gguf_lora_cache import kept_adapter
+    from exporter.hub.resolve import folder_of
+    from exporter.inputs.adapter import open_adapter  # a GGUF needs none of these
+    from exporter.inputs.adapter_kinds import refuse_for_adapter_file
+    from exporter.inputs.locate import find_base
+    from exporter.llamacpp.toolchain import cache_folder
+
+    adapter = open_adapter(
+        folder_of(wanted.place, report=report), refuse=refuse_for_adapter_file, report=report
+    )
+    over = folder_of(base, report=report) if base is not None else find_base(adapter, report=report)
+    kept = kept_adapter(adapter.place, over, cache_folder() / "adapters", report=report)
+    if not kept.is_whole:
+        report(Step(f"converting the adapter {wanted.name}"))
+        convert(kept.adapter, kept.base, kept.path.parent)
+    return kept.path
+
+
+def linked(place: str, *, report: Report) -> Path | None:
+    """The GGUF that a link to a repo's file names, pulled if absent; None for a path."""
+    from exporter.hub.resolve import names_gguf, pull_gguf
+
+    return pull_gguf(place, report=report) if names_gguf(place) else None
+
+
+def convert(adapter: Path, base: Path, cache: Path) -> None:
+    """Have another process convert, which may load torch. Raises what it does."""
+    argv = [
+        sys.executable,
+        "-m",
+        "exporter.formats.gguf_lora_cache",
+        str(adapter),
+        str(base),
+        str(cache),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        tail = "\n".join(done.stderr.splitlines()[-LAST_LINES:])
+        raise EngineError(
+            f"`{' '.join(argv)}` ended with {done.returncode}:\n{tail}",
+            hint="try it by hand: decant export ADAPTER --to lora",
+        ) from None
+    if "error" in answer:
+        kinds: dict[int, type[DecantError]] = {
+            kind.exit_code: kind for kind in (AdapterError, ToolchainError, SpaceError, EngineError)
+        }
+        raise kinds.get(done.returncode, AdapterError)(answer["error"], hint=answer["hint"])
+
+
+def check_adapter(adapter: Adapter, model: GGUFFile) -> None:
+    """Raise ModelError, saying where they part, for an adapter of another base.
+
+    These are llama.cpp's own conditions (llama-adapter.cpp), told before anything is loaded.
+    """
+    header = read_gguf(adapter.path)
+    if not header.is_adapter:
+        raise ModelError(
+            f"`{adapter.path}` is a model, no adapter",
+            hint=f"chat with it by itself: decant chat {adapter.path}",
+        )
+    if header.architecture != model.architecture:
+        raise another_base(
+            adapter, header, model, f"it adapts a {header.architecture}, not a {model.architecture}"
+        )
+    here = {tensor.name: tensor for tensor in model.tensors}
+    parts = {tensor.name: tensor for tensor in header.tensors}
+    for name in (name.removesuffix(A) for name in parts if name.endswith(A)):
+        if name not in here:
+            raise another_base(adapter, header, model, f"the model has no `{name}`")
+        if name + B in parts and not fits(here[name], parts[name + A], parts[name + B]):
+            made = (parts[name + B].shape[0], parts[name + A].shape[-1])
+            raise another_base(
+                adapter,
+                header,
+                model,
+                f"its `{name}` is for {made[0]} × {made[1]}, the model's is"
+                f" {' × '.join(map(str, here[name].shape))}",
+            )
+    refuse_unscaled(adapter, header, here)
+
+
+def refuse_unscaled(adapter: Adapter, header: GGUFFile, here: Mapping[str, TensorInfo]) -> None:
+    """Raise ModelError where llama.cpp would put a factor on the base's part of a sum alone.
+
+    It multiplies a weight's output by the `.scale` beside it before it adds the adapter.
+    """
+    known = set((header.text(SCALED) or "").split(","))
+    for name in (tensor.name.removesuffix(A) for tensor in header.tensors):
+        scale = here.get(f"{name.removesuffix(WEIGHT)}{SCALE}")
+        if name in known or name not in here or scale is None:
+            continue
+        if is_on_output(here[name].shape, scale.shape):
+            raise ModelError(
+                f"the adapter {adapter.name!r} changes `{name}`, whose output llama.cpp multiplies"
+                f" by `{scale.name}` before it adds the adapter: it was not converted for that",
+                hint=f"name the folder that PEFT saved: --adapter {adapter.name}=FOLDER;"
+                " and a base whose GGUF was made from the model it was trained on",
+            )
+
+
+def fits(weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> bool:
+    if weight.name.endswith("token_embd.weight"):  # a lookup: llama.cpp has its A and B flipped
+        return (b.shape[-2], a.shape[-2]) == (weight.shape[-1], weight.shape[-2])
+    return (a.shape[-1], b.shape[-2]) == (weight.shape[-1], weight.shape[-2])
+
+
+def another_base(adapter: Adapter, header: GGUFFile, model: GGUFFile, why: str) -> ModelError:
+    base = header.text("decant.base") or header.text("general.base_model.0.name")
+    if base and base in (model.text("decant.base"), model.text("general.name")):
+        hint = f"both are of a {base}, but not of the same: export the model and the adapter again"
+    else:
+        hint = f"it was trained on {base}" if base else "load the base it was trained on"
+    return ModelError(
+        f"the adapter {adapter.name!r} is not for `{model.path.name}`: {why}", hint=hint
+    )

@@ -1,0 +1,244 @@
+"""How llama-server renders a model's chat template as transformers does.
+
+llama-server defines what transformers leaves undefined (thinking is on, today's date is given,
+earlier thoughts are kept), and leaves undefined what transformers sets to None. A fine-tune was
+trained on transformers' rendering. So llama-server is given the template with a few lines before
+it, which undo that, and null as the default of those switches: what a request sets stands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from exporter.core.gguf import GGUFFile
+from exporter.inputs.template_process import Job, Rendered, render_all
+from exporter.llamacpp.header_tokens import adds_bos, adds_eos, special_texts, special_tokens
+from exporter.llamacpp.normalizer import FIRST, SPACE_PREFIX
+
+TEMPLATE = "tokenizer.chat_template"
+TOOL_TEMPLATE = f"{TEMPLATE}.tool_use"
+SWITCHES = ("enable_thinking", "preserve_reasoning", "date_string", "datetime")
+"""What llama-server defines by itself and transformers does not."""
+KEPT_THOUGHTS = (
+    "preserve_thinking",
+    "clear_thinking",
+    "truncate_history_thinking",
+    "drop_thinking",
+)
+"""What llama-server defines where preserve_reasoning is true or false."""
+THINKING = ("enable_thinking", "thinking")
+"""Switches by which templates turn thinking on and off."""
+CHANGED = frozenset((*SWITCHES, *KEPT_THOUGHTS, *THINKING, "tools"))
+CLOCK = "strftime_now"
+REFUSING = "raise_exception"
+"""What a template says that refuses conversations, which llama.cpp may mend."""
+WORD = re.compile(r"\w+")
+UNSET = "{{%- if {0} is none %}}{{%- set {0} = never_defined_by_anybody %}}{{%- endif %}}"
+NOTHING = "{%- if false %}{%- endif %}"
+NO_TOOLS = "{%- if tools is undefined %}{%- set tools = none %}{%- endif %}"
+QUESTION = ({"role": "user", "content": "Hi there"},)
+SYSTEM = ({"role": "system", "content": "Be brief."},)
+ANSWER = ({"role": "assistant", "content": "Hello!"}, {"role": "user", "content": "Why?"})
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tell the weather.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "Where."}},
+            "required": ["city"],
+        },
+    },
+}
+SAMPLES = {
+    "a question": Job(QUESTION),
+    "a system message": Job((*SYSTEM, *QUESTION)),
+    "several turns": Job((*QUESTION, *ANSWER)),
+    "tools": Job(QUESTION, tools=(TOOL,)),
+}
+"""Conversations whose prompts are compared when a model is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How an engine makes prompts of conversations."""
+
+    template: str | None = None
+    """What llama-server takes in place of the file's own template."""
+    flags: tuple[str, ...] = ()
+    """Of llama-server, but for the template's file."""
+    bos: str = ""
+    """What a text that is no conversation must begin with, since the engine adds no BOS."""
+    added_bos: str = ""
+    """What the engine's prompts leave out at the beginning, since its tokenizer adds it."""
+    samples: tuple[tuple[str, Job, Rendered], ...] = ()
+    """Conversations, and what transformers makes of them."""
+
+
+AS_IT_IS = ChatFormat()
+"""An engine that renders as it does by itself."""
+
+
+def templates_of(header: GGUFFile) -> tuple[str, str]:
+    """The template for conversations, and the one for those with tools; both empty for none."""
+    plain, tools = header.text(TEMPLATE) or "", header.text(TOOL_TEMPLATE) or ""
+    return plain or tools, tools if plain else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a model's chat format depends on."""
+
+    plain: str
+    tool_use: str
+    tokens: tuple[tuple[str, str], ...]
+    """Special tokens, by a template's names for them."""
+    adds_bos: bool
+    adds_eos: bool
+    """What llama.cpp adds to a text."""
+    puts_space: bool
+    """Whether a text begins with a space that llama.cpp does not put there."""
+    is_chosen: bool
+    """Whether the template is not the file's own."""
+    day: str = ""
+    """Today, where the template tells it."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The words of the templates, its variables among them."""
+        return frozenset(WORD.findall(self.plain + self.tool_use))
+
+
+def chat_format(header: GGUFFile, chosen: str | None = None) -> ChatFormat:
+    """How a model's conversations are rendered.
+
+    chosen: a template that is used in place of the file's own.
+    """
+    plain, tool_use = (chosen, "") if chosen else templates_of(header)
+    if not plain:
+        return AS_IT_IS
+    adds, puts_space = adds_bos(header), header.text(SPACE_PREFIX) == FIRST
+    tokens = special_tokens(header) if "_token" in plain + tool_use or adds else {}
+    facts = Facts(
+        plain,
+        tool_use,
+        tuple(tokens.items()),
+        adds,
+        adds_eos(header),
+        puts_space,
+        is_chosen=bool(chosen),
+        day=str(date.today()) if CLOCK in plain + tool_use else "",  # noqa: DTZ011 - as they tell it
+    )
+    found = format_of(facts)
+    if not (puts_space and found.samples and found.samples[0][2].text):
+        return found
+    text = found.samples[0][2].text
+    if text[0].isspace() or text.startswith(special_texts(header.path)):
+        return found
+    return replace(found, template="{{ ' ' }}" + (found.template or plain))
+
+
+@lru_cache(maxsize=32)
+def format_of(facts: Facts) -> ChatFormat:
+    """The same, remembered: rendering takes a moment."""
+    known, names = dict(facts.tokens), facts.names
+    bos = known.get("bos_token", "")
+    begins_with_bos = "bos_token" in names or (bool(bos) and bos in facts.plain)
+    template, flags = facts.plain if facts.is_chosen else None, list[str]()
+    samples: tuple[tuple[str, Job, Rendered], ...] = ()
+    is_changed = bool(names & CHANGED or facts.tool_use or facts.puts_space)
+    if is_changed or REFUSING in names:
+        found = render_all(facts.plain, known, [*SAMPLES.values(), *trials()])
+        samples = tuple(zip(SAMPLES, SAMPLES.values(), found, strict=False))
+        first, *tried = found[0], *found[len(SAMPLES) :]
+        begins_with_bos = first.text.startswith(bos) if first.text and bos else begins_with_bos
+        if is_changed:
+            template = before(names, first, tried[0]) + both(facts.plain, facts.tool_use)
+            flags = thinking_flags(first, *tried[1:]) + defaults(names, known)
+    lacks_bos = facts.adds_bos and bool(bos) and not begins_with_bos
+    adds = {"bos": lacks_bos, "eos": facts.adds_eos}  # no answer follows an end
+    flags += [
+        word
+        for name, is_wrong in adds.items()
+        if is_wrong
+        for word in ("--override-kv", f"tokenizer.ggml.add_{name}_token=bool:false")
+    ]
+    left_out = bos if facts.adds_bos and begins_with_bos else ""
+    return ChatFormat(template, tuple(flags), bos if lacks_bos else "", left_out, samples)
+
+
+def trials() -> Iterator[Job]:
+    """A question without `tools`, and with thinking on and off."""
+    yield Job(QUESTION, has_tools=False)
+    for is_on in (True, False):
+        yield Job(QUESTION, variables=dict.fromkeys(THINKING, is_on))
+
+
+def before(names: frozenset[str], first: Rendered, without_tools: Rendered) -> str:
+    """The lines before the template; they print nothing.
+
+    Where the template fails if `tools` is None, as it is in transformers, it stays undefined.
+    """
+    lines = [UNSET.format(name) for name in SWITCHES if name in names]
+    if "tools" in names and (first.text is not None or without_tools.text is None):
+        lines.append(NO_TOOLS)
+    lines = lines or [NOTHING]
+    # jinja takes the newline behind a block away, so that the template begins at a line's start
+    return "".join(lines) + "\n"
+
+
+def both(plain: str, tool_use: str) -> str:
+    """One template that is `tool_use` where there are tools, as transformers chooses."""
+    if not tool_use:
+        return plain
+    first, second = (text.removesuffix("\n") for text in (tool_use, plain))
+    # the empty text keeps jinja from taking white space away before the block
+    return f"{{%- if tools %}}\n{first}{{{{ '' }}}}{{% else %}}\n{second}{{{{ '' }}}}{{% endif %}}"
+
+
+def thinking_flags(first: Rendered, on: Rendered, off: Rendered) -> list[str]:
+    """Have llama-server read answers as those of a model that does not think, where that is so."""
+    is_off = first.text is not None and first.text == off.text != on.text
+    return ["--reasoning", "off"] if is_off else []
+
+
+def defaults(names: frozenset[str], tokens: dict[str, str]) -> list[str]:
+    """What requests find set unless they set it themselves; it must follow --reasoning."""
+    values: dict[str, str | None] = dict.fromkeys((*SWITCHES, "documents"))
+    values |= {name: text for name, text in tokens.items() if name in names}
+    for given in ("bos_token", "eos_token"):  # which llama-server knows itself
+        values.pop(given, None)
+    return ["--chat-template-kwargs", json.dumps(values)]
+
+
+def differences(
+    samples: Sequence[tuple[str, Job, Rendered]], prompts: Sequence[str | None], left_out: str
+) -> Iterator[str]:
+    """What is said of each sample whose prompt is not transformers'.
+
+    prompts: the engine's, None where it refuses; left_out: the BOS that its tokenizer adds.
+    """
+    for (name, _, wanted), prompt in zip(samples, prompts, strict=True):
+        if wanted.text is None:
+            if prompt is not None:
+                yield f"{name}: transformers refuses it ({wanted.refusal}), llama.cpp does not"
+        elif prompt is None:
+            yield f"{name}: llama.cpp refuses it, transformers does not"
+        elif prompt != wanted.text.removeprefix(left_out):
+            yield f"{name}: " + at_first_difference(wanted.text.removeprefix(left_out), prompt)
+
+
+def at_first_difference(wanted: str, got: str) -> str:
+    same = next(
+        (n for n, (one, other) in enumerate(zip(wanted, got, strict=False)) if one != other),
+        min(len(wanted), len(got)),
+    )
+    around = slice(max(0, same - 10), same + 30)
+    return f"transformers writes {wanted[around]!r}, llama.cpp {got[around]!r}"

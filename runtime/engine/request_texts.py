@@ -1,0 +1,202 @@
+"""What decant does to the texts of a request before llama-server sees them.
+
+A tokenizer may normalize its texts in ways that llama.cpp does not know; a template may have
+switches that a route has its own words for. Only what needs it is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.core.errors import EngineError
+from exporter.core.gguf import GGUFFile
+from exporter.llamacpp.header_tokens import special_texts
+from exporter.llamacpp.normalizer import NORMALIZER, SPACE_PREFIX, normalizer, spaced
+from runtime.engine.chat_format import AS_IT_IS, THINKING, ChatFormat, differences
+from runtime.engine.llama_server import Server
+from runtime.engine.openai_client import ask_json
+
+CHATS = frozenset(
+    ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/apply-template",
+     "/v1/chat/completions/input_tokens", "/v1/messages/count_tokens",
+     "/v1/responses/input_tokens")
+)  # fmt: skip
+"""Routes whose texts go through the template."""
+PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query", "documents",
+           "texts")  # fmt: skip
+"""Where other routes have their texts."""
+VECTORS = ("/v1/embeddings", "/embedding")
+"""Routes whose texts the engine always begins with BOS."""
+IN_OBJECTS = ("prompt_string", "text")
+WITH_BOS = ("prompt", "content")
+"""Of those, what the engine begins with BOS."""
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+READS_THOUGHTS = re.compile(r"""[.'"](?:reasoning_content|reasoning|thinking)\b""")
+TEXTS = ("text", "content", "output", "thinking")
+"""Fields of a message's parts that hold texts or more parts."""
+NFC = '{"type": "NFC"}'
+
+Normalize = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """How requests to one engine are made ready."""
+
+    normalize: Normalize | None = None
+    """None where the engine does all that the tokenizer does."""
+    begin: Normalize | None = None
+    """Gives a text that is no conversation its first space, where the engine does not."""
+    bos: str = ""
+    """What such a text begins with, where the engine does not add it."""
+    drops_thoughts: bool = False
+    """Whether the template does not know thoughts; llama-server may lose an answer with them."""
+
+    def ready(self, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The body for the engine's route."""
+        if route in CHATS:
+            return self.chat(body)
+        ready = dict(body)
+        for name in PROMPTS:
+            if name in body:
+                has_bos = route in VECTORS or (name in WITH_BOS and adds(body))
+                bos = self.bos if has_bos else ""
+                ready[name] = self.texts(body[name], bos, starts=name != "input_suffix")
+        return ready
+
+    def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A conversation's body."""
+        ready = dict(body)
+        if self.normalize is not None:
+            for name in ("messages", "system", "input", "instructions"):
+                if name in body:
+                    ready[name] = normalized(body[name], self.normalize)
+        messages = ready.get("messages")
+        if self.drops_thoughts and isinstance(messages, list):
+            ready["messages"] = [without_thoughts(message) for message in messages]
+        switches = thinking(body)
+        if switches:
+            given = body.get("chat_template_kwargs")
+            ready["chat_template_kwargs"] = switches | (given if isinstance(given, dict) else {})
+        return ready
+
+    def text(self, text: str, *, starts: bool = True) -> str:
+        """A text that is no conversation; starts: whether it is the beginning of one."""
+        ready = self.normalize(text) if self.normalize else text
+        return self.begin(ready) if starts and self.begin else ready
+
+    def texts(self, value: object, bos: str, *, starts: bool) -> object:
+        """A prompt, in any of the forms that llama-server takes; tokens stay as they are."""
+        if isinstance(value, str):
+            return (bos if starts else "") + self.text(value, starts=starts)
+        if isinstance(value, dict):
+            return {
+                name: self.texts(one, bos, starts=starts) if name in IN_OBJECTS else one
+                for name, one in value.items()
+            }
+        if isinstance(value, list):
+            is_one = any(isinstance(one, int) for one in value)  # tokens and texts of one prompt
+            return [
+                self.texts(one, bos, starts=starts and not (is_one and place))
+                for place, one in enumerate(value)
+            ]
+        return value
+
+
+PLAIN = Front()
+
+
+def adds(body: Mapping[str, Any]) -> bool:
+    """Whether the engine is to add what texts begin with; /tokenize only does if it is told to."""
+    return bool(body.get("add_special", "prompt" in body))
+
+
+def front_of(header: GGUFFile, chat: ChatFormat = AS_IT_IS) -> Front:
+    """How requests are made ready for a model. Raises ModelError for a damaged normalizer."""
+    written = header.text(NORMALIZER)
+    space = header.text(SPACE_PREFIX)
+    template = chat.template or ""
+    return Front(
+        normalize_between(written, header.path) if written else None,
+        first_space(space, header.path) if space else None,
+        chat.bos,
+        bool(template) and not READS_THOUGHTS.search(template),
+    )
+
+
+def normalize_between(written: str, path: Path) -> Normalize:
+    """The normalizer, applied between the special tokens that a text names."""
+    normalize = normalizer(written)
+    if written == NFC:  # special tokens are in that form already
+        return normalize
+    special = special_texts(path)
+    if not special:
+        return normalize
+    named = re.compile("(" + "|".join(map(re.escape, special)) + ")")
+
+    def between(text: str) -> str:
+        parts = named.split(text)
+        return "".join(part if n % 2 else normalize(part) for n, part in enumerate(parts))
+
+    return between
+
+
+def first_space(written: str, path: Path) -> Normalize:
+    """Puts or drops the first space of a text, unless it begins with a special token."""
+    special = special_texts(path)
+
+    def begin(text: str) -> str:
+        return text if text.startswith(special) else spaced(text, written)
+
+    return begin
+
+
+def normalized(value: object, normalize: Normalize) -> object:
+    """Texts, lists of parts and messages, with what is said in them normalized."""
+    if isinstance(value, str):
+        return normalize(value)
+    if isinstance(value, list):
+        return [normalized(one, normalize) for one in value]
+    if isinstance(value, dict):
+        said = (*TEXTS, *THOUGHTS)
+        return {
+            name: normalized(one, normalize) if name in said else one for name, one in value.items()
+        }
+    return value
+
+
+def without_thoughts(message: object) -> object:
+    if not isinstance(message, dict):
+        return message
+    return {name: value for name, value in message.items() if name not in THOUGHTS}
+
+
+def thinking(body: Mapping[str, Any]) -> dict[str, bool]:
+    """The template's switches for what a request says of thinking in its API's own words."""
+    asked = body.get("thinking")  # Anthropic's
+    kind = asked.get("type") if isinstance(asked, dict) else None
+    if kind in ("enabled", "disabled"):
+        return dict.fromkeys(THINKING, kind == "enabled")
+    responses = body.get("reasoning")  # OpenAI's, of both its APIs
+    effort = responses.get("effort") if isinstance(responses, dict) else None
+    if "none" in (body.get("reasoning_effort"), effort):
+        return dict.fromkeys(THINKING, False)
+    return {}
+
+
+def unlike(server: Server, chat: ChatFormat) -> Iterator[str]:
+    """What is to be said of conversations that the engine renders otherwise than transformers."""
+    prompts: list[str | None] = []
+    for _, job, _ in chat.samples:
+        body: dict[str, Any] = {"messages": list(job.messages)}
+        if job.tools:
+            body["tools"] = list(job.tools)
+        try:
+            prompts.append(str(ask_json(server, "/apply-template", body)["prompt"]))
+        except (EngineError, KeyError):
+            prompts.append(None)
+    yield from differences(chat.samples, prompts, chat.added_bos)

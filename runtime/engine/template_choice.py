@@ -1,0 +1,70 @@
+"""`--chat-template`: a template for a model that has none, or in place of its own."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+
+from exporter.core.errors import InputError, UnsupportedError
+from exporter.llamacpp.toolchain import find_toolchain
+from runtime.engine.local import Model
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+HELP = "A template for conversations: chatml, a .jinja file, or one that llama.cpp brings."
+NO_TEMPLATE = "has no chat template: it is a base model, which goes on writing a text"
+TEMPLATE_MAX = 1 << 20  # bytes
+SHOWN = 5
+
+
+def with_template(model: Model, text: str) -> Model:
+    """The model with a template in place of its own. Raises UnsupportedError."""
+    if model.is_encoder_decoder:
+        raise UnsupportedError(
+            f"`{model.header.path}` is an encoder-decoder, which takes no --chat-template",
+            hint="leave it out: such a model reads a text as it is",
+        )
+    return replace(model, chat_template=text)
+
+
+def read_template(name: str) -> str:
+    """The template that a name, a file or a text in jinja means. Raises InputError."""
+    if "{{" in name or "{%" in name:
+        return name
+    if name.lower() == "chatml":
+        return CHATML
+    if name.endswith(".jinja") or "/" in name or Path(name).is_file():
+        return read_file(Path(name))
+    brought = find_toolchain().source / "models" / "templates"
+    known = {path.stem.lower(): path for path in sorted(brought.glob("*.jinja"))}
+    if path := known.get(name.lower()):
+        return read_file(path)
+    near = [stem for stem in known if name.lower() in stem]
+    near += difflib.get_close_matches(name.lower(), known, n=SHOWN, cutoff=0.3)
+    shown = [known[stem].stem for stem in dict.fromkeys(near)][:SHOWN]
+    raise InputError(
+        f"there is no chat template {name!r}",
+        hint=f"there are chatml, {', '.join(shown)}" if shown else f"`ls {brought}` shows them",
+    )
+
+
+def read_file(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise InputError(
+            f"cannot read `{path}`: {error.strerror}", hint="is the path right?"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"`{path}` is not UTF-8: byte {error.start}", hint="save it so") from error
+    if not text.strip() or len(data) > TEMPLATE_MAX:
+        raise InputError(
+            f"`{path}` has {len(data)} bytes, which is no chat template", hint="name another file"
+        )
+    return text

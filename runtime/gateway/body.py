@@ -1,0 +1,281 @@
+"""A request's body: read within limits, understood once, and made ready for a child."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.types import Receive, Scope
+
+from runtime.engine.llama_server import lora_vector
+from runtime.engine.request_texts import CHATS
+from runtime.engine.template_choice import NO_TEMPLATE
+from runtime.gateway.api_errors import ApiError, ClientGoneError, bad_request
+from runtime.gateway.catalog import Named
+from runtime.gateway.settings import Settings
+from runtime.gateway.vectors import ROUTES as VECTORS
+from runtime.gateway.vectors import ready_for_vectors
+
+WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt")
+"""Fields that reach into what other requests depend on."""
+LOOKING_BACK = ("repeat_last_n", "dry_penalty_last_n")
+"""How many tokens a penalty looks back at. The child makes room for them all at once: one request
+for as many as a number can say would take all memory."""
+LOOK_BACK_MAX = 1 << 20  # tokens, where the model does not say its context
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+LIMIT_OF = {
+    "/v1/chat/completions": "max_tokens", "/v1/completions": "max_tokens",
+    "/completion": "n_predict", "/infill": "n_predict", "/v1/messages": "max_tokens",
+    "/v1/responses": "max_output_tokens",
+}  # fmt: skip
+"""What limits the answer where the client sets none of LIMITS."""
+IMAGES = ("image_url", "input_image", "image", "video_url", "input_video", "audio_url")
+WORD_MAX = 100_000  # characters
+LONG_WORD = re.compile(rf"\S{{{WORD_MAX}}}")
+CHILD_INT = (-(1 << 63), (1 << 64) - 1)
+
+
+async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
+    """The body, whole. Raises ApiError when it is too large or too slow, ClientGoneError."""
+    announced = dict(scope["headers"]).get(b"content-length", b"0")
+    if not announced.isdigit() or int(announced[:20]) > settings.body_max:
+        raise too_large(settings)
+    try:
+        return await asyncio.wait_for(gather_body(receive, settings), settings.body_s)
+    except asyncio.TimeoutError:
+        raise ApiError(
+            HTTPStatus.REQUEST_TIMEOUT,
+            f"the body was not complete after {settings.body_s:g} s",
+            headers=((b"connection", b"close"),),
+        ) from None
+
+
+async def gather_body(receive: Receive, settings: Settings) -> bytes:
+    parts, nbytes, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        parts.append(message.get("body", b""))
+        nbytes += len(parts[-1])
+        if nbytes > settings.body_max:
+            raise too_large(settings)
+        more = message.get("more_body", False)
+    return b"".join(parts)
+
+
+def too_large(settings: Settings) -> ApiError:
+    return ApiError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the body is larger than {settings.body_max} bytes",
+        headers=((b"connection", b"close"),),
+    )
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body. Raises ApiError for anything else.
+
+    Stricter than Python's parser where a child's is: no NaN, no numbers beyond its own, no
+    halves of surrogate pairs.
+    """
+    try:
+        found = json.loads(
+            body.decode("utf-8"),
+            parse_constant=refuse_number,
+            parse_float=finite,
+            parse_int=fitting,
+        )
+    except UnicodeDecodeError as error:
+        raise bad_request(f"the body is not UTF-8: byte {error.start}") from error
+    except RecursionError as error:
+        raise bad_request("the body is nested too deeply") from error
+    except ValueError as error:
+        raise bad_request(f"the body is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise bad_request("the body must be a JSON object")
+    return found
+
+
+def refuse_number(text: str) -> float:
+    raise ValueError(f"{text[:40]} is no number in JSON")
+
+
+def finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else refuse_number(text)
+
+
+def fitting(text: str) -> float:
+    # llama-server reads larger ones as floats and refuses them with a 500
+    least, most = CHILD_INT
+    number = int(text) if len(text) <= 20 else most + 1  # noqa: PLR2004 - digits of 2**64
+    return number if least <= number <= most else refuse_number(text)
+
+
+def dumped(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise bad_request("a text holds half of a surrogate pair") from error
+    except RecursionError as error:
+        raise bad_request("the body is nested too deeply") from error
+
+
+def prepared(
+    body: Mapping[str, Any], route: str, named: Named, settings: Settings, *, can_say: bool
+) -> dict[str, Any]:
+    """What the child is sent: nothing that reaches into others, limits, and, where the child
+    `can_say` which adapters apply, every one's scale.
+
+    Raises ApiError for what would be answered wrongly.
+    """
+    refuse_without_template(route, named)
+    refuse_silent_failures(body)
+    if route in VECTORS:
+        body = ready_for_vectors(body, named.model.header)
+    refuse_long_words(body, named)
+    refuse_media(body, named, settings)
+    kept = {
+        name: value
+        for name, value in body.items()
+        if name not in WITHHELD or name in settings.allow_fields
+    }
+    if can_say and named.voice and "lora" not in kept:
+        kept |= lora_vector(named.voice)
+    if settings.max_tokens is not None:
+        kept |= limited(kept, route, settings.max_tokens)
+    return kept | within_context(kept, named)
+
+
+def refuse_without_template(route: str, named: Named) -> None:
+    if route in CHATS and not named.model.can_chat:
+        raise bad_request(
+            f"{named.id!r} {NO_TEMPLATE}: ask /v1/completions, or give it a template:"
+            " decant serve --chat-template NAME",
+            code="no_chat_template",
+        )
+
+
+def within_context(body: Mapping[str, Any], named: Named) -> dict[str, int]:
+    header = named.model.header
+    most = header.number(f"{header.architecture}.context_length") or LOOK_BACK_MAX
+    return {
+        name: most
+        for name in LOOKING_BACK
+        if isinstance(body.get(name), int | float) and body[name] > most
+    }
+
+
+def limited(body: Mapping[str, Any], route: str, most: int) -> dict[str, int]:
+    asked = [name for name in LIMITS if body.get(name) is not None]
+    if not asked:
+        return {LIMIT_OF[route]: most} if route in LIMIT_OF else {}
+    return {
+        name: most for name in asked if isinstance(body[name], int) and not 0 <= body[name] <= most
+    }
+
+
+def refuse_silent_failures(body: Mapping[str, Any]) -> None:
+    if body.get("echo") and body.get("logprobs"):
+        raise bad_request(
+            "`echo` with `logprobs` is not supported: llama.cpp gives none for the prompt"
+        )
+    if "messages" in body and not isinstance(body["messages"], list):
+        raise bad_request("`messages` must be a list")
+    if "prompt" in body and not isinstance(body["prompt"], str | list | dict):
+        raise bad_request("`prompt` must be a text, a list or, for llama.cpp, an object")
+
+
+def refuse_long_words(body: Mapping[str, Any], named: Named) -> None:
+    """Raise ApiError for a word that would end the child.
+
+    Many models' patterns go through std::regex, which recurses with each character of a word;
+    `runtime.engine.llama_server.STACK` is deep enough for so many.
+    """
+    if named.model.header.text("tokenizer.ggml.model") != "gpt2":
+        return
+    for text in texts(body):
+        if len(text) > WORD_MAX and LONG_WORD.search(text):
+            raise bad_request(f"a text holds a word of more than {WORD_MAX} characters")
+
+
+def texts(body: Mapping[str, Any]) -> Iterator[str]:
+    """Every text in a body that could be tokenized."""
+    todo: list[object] = [body]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, str):
+            if not one.startswith("data:"):
+                yield one
+        elif isinstance(one, dict):
+            todo.extend(one.values())
+        elif isinstance(one, list):
+            todo.extend(one)
+
+
+def refuse_media(body: Mapping[str, Any], named: Named, settings: Settings) -> None:
+    """Raise ApiError for images that the engine would fetch, or cannot see."""
+    for address in media(body.get("messages")):
+        check_media(address, named, settings)
+    for address in media(body.get("input")):
+        check_media(address, named, settings)
+
+
+def media(value: object) -> Iterator[object]:
+    """Every address of an image or the like in a list of messages, OpenAI's or Anthropic's."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, list):
+            todo.extend(one)
+        elif isinstance(one, dict):
+            kind = one.get("type")
+            if kind in IMAGES:
+                yield address_in(one, str(kind))
+            todo.extend(inner for key, inner in one.items() if key in ("content", "output"))
+
+
+def address_in(part: Mapping[str, Any], kind: str) -> object:
+    found = part.get(kind) if kind in part else part.get("image_url", part.get("source"))
+    if isinstance(found, dict):
+        if found.get("type") == "base64":
+            return "data:"
+        found = found.get("url")
+    return found
+
+
+def check_media(address: object, named: Named, settings: Settings) -> None:
+    if not isinstance(address, str) or not address:
+        raise bad_request("an image has no address: give it as a data: URL")
+    if not address.startswith("data:"):
+        host = urlsplit_host(address)
+        if host not in settings.media_hosts:
+            raise bad_request(
+                f"images are not fetched from {address[:80]!r}: send them as data: URLs"
+            )
+    if named.model.projector is None:
+        raise bad_request(f"{named.id!r} cannot see: it has no projector")
+
+
+def urlsplit_host(address: str) -> str | None:
+    try:
+        found = urlsplit(address)
+    except ValueError:
+        return None
+    return found.hostname if found.scheme in ("http", "https") else None
+
+
+def cost(body: Mapping[str, Any]) -> int:
+    """How many of a child's slots a request takes: one for each answer and each prompt."""
+    answers = body.get("n", body.get("n_cmpl", 1))
+    number = answers if isinstance(answers, int) and answers > 0 else 1
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and prompt and not all(isinstance(p, int) for p in prompt):
+        number *= len(prompt)
+    return int(number)

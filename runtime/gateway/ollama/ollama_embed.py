@@ -1,0 +1,116 @@
+"""Vectors of texts, as Ollama's clients ask for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse, Response
+
+from runtime.engine.openai_client import listed, mapped, number
+from runtime.gateway.api_errors import ApiError, bad_request, unavailable
+from runtime.gateway.body import dumped
+from runtime.gateway.call import Call
+from runtime.gateway.catalog import Named
+from runtime.gateway.ollama.ollama_engine import asked, find, load
+from runtime.gateway.ollama.ollama_request import Question, embed_question, text
+from runtime.gateway.ollama.ollama_response import NS, read_object
+from runtime.gateway.scheduling.placement import POOLING_KEY, POOLING_RANK
+from runtime.gateway.scheduling.pool import Child
+from runtime.gateway.scheduling.upstream import post
+from runtime.gateway.vectors import PROMPT_NAME, normed, prompted
+
+SPECIAL = 8  # more than the tokens that any tokenizer adds to a text
+
+
+async def embed(call: Call) -> Response:
+    """One vector for each text, all of length 1."""
+    began = time.monotonic()
+    named, question = find_embedder(call), embed_question(call.body)
+    size = call.body.get("dimensions") or 0
+    if type(size) is not int or size < 0:
+        raise bad_request("dimensions must be a positive number")
+    if not question.body["input"]:
+        await load(call, named, "embed")
+        return JSONResponse({"model": call.body["model"], "embeddings": []})
+    texts = prompted(question.body["input"], call.body.get(PROMPT_NAME), named.model.header)
+    if call.body.get("truncate") is not False:
+        texts = await cut_to_fit(call, named, texts)
+    question.body.update({"input": texts, PROMPT_NAME: ""})  # it stands before them already
+    vectors, prompt_tokens = await embedded(call, question, named)
+    loaded = max(call.gateway.fleet.child(named, "embed").began - began, 0)
+    numbers = {
+        "total_duration": int((time.monotonic() - began) * NS),
+        "load_duration": int(loaded * NS),
+        "prompt_eval_count": prompt_tokens,
+    }
+    cut = [normed(vector[: size or None]) for vector in vectors]
+    return JSONResponse({"model": call.body["model"], "embeddings": cut, **numbers})
+
+
+async def embeddings(call: Call) -> Response:
+    """The older form of the same: one text, and its vector as the engine has it."""
+    named, prompt = find_embedder(call), text(call.body, "prompt")
+    if not prompt:
+        await load(call, named, "embed")
+        return JSONResponse({"embedding": []})
+    vectors, _ = await embedded(call, embed_question({"input": prompt}), named)
+    return JSONResponse({"embedding": vectors[0]})
+
+
+def find_embedder(call: Call) -> Named:
+    named = find(call)
+    if named.model.is_encoder_decoder:
+        raise ApiError(
+            HTTPStatus.NOT_IMPLEMENTED, f'"{named.id}" does not support embeddings: it answers only'
+        )
+    header = named.model.header
+    if header.number(f"{header.architecture}.{POOLING_KEY}") == POOLING_RANK:
+        raise ApiError(
+            HTTPStatus.NOT_IMPLEMENTED, f'"{named.id}" does not support embeddings: it ranks only'
+        )
+    return named
+
+
+async def embedded(call: Call, question: Question, named: Named) -> tuple[list[list[float]], int]:
+    """The vectors in the order of their texts, and how many tokens these have."""
+    async with asked(call, question, named) as reply:
+        found = read_object(await reply.read())
+    data = sorted(listed(found.get("data")), key=lambda one: number(one.get("index")))
+    prompt_tokens = number(mapped(found.get("usage")).get("prompt_tokens"))
+    return [one["embedding"] for one in data], int(prompt_tokens)
+
+
+async def cut_to_fit(call: Call, named: Named, texts: Sequence[str]) -> list[str | list[int]]:
+    """The texts; those that are too long for the engine as the tokens that it takes of them."""
+    async with call.gateway.fleet.using(named, "embed") as child:
+        return [await cut_text(child, one, child.text_max) for one in texts]
+
+
+async def cut_text(child: Child, whole: str, limit: int) -> str | list[int]:
+    if len(whole.encode("utf-8", errors="replace")) + SPECIAL <= limit:  # no token is shorter
+        return whole
+    tokens = await tokens_of(child, whole, special=True)
+    if len(tokens) <= limit:
+        return whole
+    plain = await tokens_of(child, whole, special=False)
+    begins = (
+        at for at in range(len(tokens) - len(plain) + 1) if tokens[at : at + len(plain)] == plain
+    )
+    ending = tokens[next(begins, 0) + len(plain) :]
+    return tokens[: limit - len(ending)] + ending
+
+
+async def tokens_of(child: Child, whole: str, *, special: bool) -> list[int]:
+    if child.address is None:
+        raise unavailable("the engine has ended; try again")
+    body = {"content": whole, "add_special": special, "parse_special": True}
+    body = child.front.ready("/tokenize", body)
+    reply = await post(child.address, "/tokenize", dumped(body))
+    try:
+        await reply.read_head()
+        found = read_object(await reply.read())
+    finally:
+        reply.close()
+    return [token for token in found.get("tokens", []) if isinstance(token, int)]

@@ -1,0 +1,58 @@
+"""The model that an Ollama request names, and its engine's response."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from runtime.gateway.api_errors import ApiError, bad_request
+from runtime.gateway.call import CHAT, Call
+from runtime.gateway.catalog import Named
+from runtime.gateway.ollama.ollama_request import Question
+from runtime.gateway.ollama.ollama_response import failure
+from runtime.gateway.routes_llama import translated
+from runtime.gateway.scheduling.placement import Role
+from runtime.gateway.scheduling.upstream import Reply
+
+
+def find(call: Call) -> Named:
+    """The model that a request names. Raises ApiError, in Ollama's words where it has some."""
+    name = call.body.get("model") or call.body.get("name")  # of old, it was called so
+    if not isinstance(name, str) or not name:
+        raise bad_request("model is required")
+    call.body["model"] = name
+    try:
+        named = call.gateway.catalog.find(name)
+    except ApiError as error:
+        if error.status == HTTPStatus.NOT_FOUND:
+            error.message = f"model '{name[:200]}' not found"
+        raise
+    call.record.model, call.record.label = named.id, named.label
+    return named
+
+
+@asynccontextmanager
+async def asked(call: Call, question: Question, named: Named) -> AsyncIterator[Reply]:
+    """An engine's response. Raises ApiError when it refuses."""
+    body = {**question.body, "model": named.id}
+    async with call.answered(question.route, body) as reply:
+        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise await translated(reply)
+        if reply.status != HTTPStatus.OK:
+            raise failure(await reply.read(), reply.status)
+        yield reply
+
+
+async def load(call: Call, named: Named, role: Role | None = None) -> None:
+    gateway = call.gateway
+    async with gateway.fleet.using(named, role or gateway.role_of(CHAT, named)):
+        pass
+
+
+async def unload(call: Call, named: Named) -> None:
+    """Unload a model that nobody uses; one in use goes when it has been idle for long enough."""
+    fleet = call.gateway.fleet
+    for child in list(fleet.children.values()):
+        if child.key.base == named.base and child.is_idle:
+            await fleet.stop(child)

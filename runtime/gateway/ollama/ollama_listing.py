@@ -1,0 +1,182 @@
+"""What Ollama's clients are told of the models: sizes, digests, details, abilities, metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from exporter.core.ggml_types import FTYPES
+from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
+from runtime.gateway.catalog import Named
+from runtime.gateway.ollama.ollama_response import stamp
+
+Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
+TEMPLATE = "tokenizer.chat_template"
+ITEMS_MAX = 16  # of an array that is told whole
+THINKS = re.compile(r"enable_thinking|reasoning_content|reasoning_effort|<think>|\bthinking\b")
+GAPS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
+PATH = re.compile(r"(?:file:|~?[/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]).*", re.DOTALL)
+FILES = re.compile(r"quantize\.imatrix\.(?:file|dataset)")
+"""Settings that hold the names of files where the model was made."""
+
+
+def tag(named: Named) -> Json:
+    """A model in /api/tags."""
+    return {
+        "name": named.id,
+        "model": named.id,
+        "modified_at": modified(named),
+        "size": size(named),
+        "digest": digest(named),
+        "details": details(named),
+    }
+
+
+def shown(named: Named) -> Json:
+    """What /api/show says of a model."""
+    header = named.model.header
+    return {
+        "license": header.text("general.license") or "",
+        "modelfile": f"FROM {named.id}\n",
+        "parameters": "",
+        "template": header.text(TEMPLATE) or "",
+        "details": details(named),
+        "model_info": model_info(header),
+        "capabilities": capabilities(named),
+        "modified_at": modified(named),
+    }
+
+
+def details(named: Named) -> Json:
+    header = named.model.header
+    families = [header.architecture, *(["clip"] if named.model.projector else [])]
+    return {
+        "parent_model": named.base if named.adapter else "",
+        "format": "gguf",
+        "family": header.architecture,
+        "families": families,
+        "parameter_size": counted(header.parameters),
+        "quantization_level": quantization(header),
+    }
+
+
+def counted(parameters: int) -> str:
+    """A number of parameters as model cards have it."""
+    for unit, size_, digits in (("B", 10**9, 1), ("M", 10**6, 0), ("K", 10**3, 0)):
+        if parameters >= size_:
+            return f"{parameters / size_:.{digits}f}{unit}"
+    return str(parameters)
+
+
+def quantization(header: GGUFFile) -> str:
+    """The file's quantization by its name; where it has none, the type of most of its bytes."""
+    number = header.number("general.file_type")
+    for name, ftype in FTYPES.items():
+        if ftype == number:
+            return name
+    nbytes: dict[str, int] = {}
+    for tensor in header.tensors:
+        nbytes[tensor.type.name] = nbytes.get(tensor.type.name, 0) + tensor.nbytes
+    return max(nbytes, key=lambda name: nbytes[name], default="unknown")
+
+
+def files(named: Named) -> tuple[Path, ...]:
+    """The files that a model is read from."""
+    header, projector = named.model.header, named.model.projector
+    found = [*(header.shards or (header.path,)), *([projector] if projector else [])]
+    return (*found, *([named.adapter.path] if named.adapter else []))
+
+
+def size(named: Named) -> int:
+    """Bytes of its files."""
+    return sum(path.stat().st_size for path in files(named) if path.exists())
+
+
+def modified(named: Named) -> str:
+    """When the youngest of its files was written."""
+    return stamp(
+        max((path.stat().st_mtime_ns for path in files(named) if path.exists()), default=0)
+    )
+
+
+def digest(named: Named) -> str:
+    """64 hex digits that change when the model does.
+
+    Ollama's are sha256 of whole files, which would take minutes to read: these are of what the
+    headers say, and of the files' sizes and times.
+    """
+    header, told = named.model.header, hashlib.sha256()
+    told.update(repr((header.metadata, layout(header), named.voice)).encode())
+    if named.adapter is not None and named.adapter.path.exists():
+        adapter = read_gguf(named.adapter.path)
+        told.update(repr((adapter.metadata, layout(adapter))).encode())
+    for path in files(named):
+        if path.exists():
+            stat = path.stat()
+            told.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
+    return told.hexdigest()
+
+
+def layout(header: GGUFFile) -> list[tuple[str, tuple[int, ...], str]]:
+    return [(tensor.name, tensor.shape, tensor.type.name) for tensor in header.tensors]
+
+
+def capabilities(named: Named) -> list[str]:
+    """What the model can be asked for, in Ollama's words."""
+    header = named.model.header
+    template = named.model.chat_template or header.text(TEMPLATE) or ""
+    if is_embedder(header):
+        return ["embedding"]
+    found = {
+        "completion": True,
+        "tools": bool(re.search(r"\btools\b", template)),
+        "insert": any(key in header.metadata for key in GAPS),
+        "vision": named.model.projector is not None,
+        "thinking": bool(THINKS.search(template)),
+    }
+    return [name for name, is_there in found.items() if is_there]
+
+
+def is_embedder(header: GGUFFile) -> bool:
+    """Whether it makes one vector of a text, and no text."""
+    pooling = header.number(f"{header.architecture}.pooling_type")
+    causal = header.metadata.get(f"{header.architecture}.attention.causal")
+    return bool(pooling) or causal is False
+
+
+def context(header: GGUFFile) -> int | None:
+    """Tokens that the model was trained with."""
+    return header.number(f"{header.architecture}.context_length")
+
+
+def model_info(header: GGUFFile) -> Json:
+    """The metadata, without long arrays and without what tells where the file was made."""
+    told = {
+        key: plain(value)
+        for key, value in header.metadata.items()
+        if key != TEMPLATE and not tells_a_path(key, value)
+    }
+    return {**told, "general.parameter_count": header.parameters}
+
+
+def tells_a_path(key: str, value: Value) -> bool:
+    if FILES.fullmatch(key):
+        return True
+    if isinstance(value, Array):
+        return any(tells_a_path("", item) for item in value.items)
+    # the pieces of a template or a pattern begin with anything
+    is_name = isinstance(value, str) and "\n" not in value
+    return is_name and bool(PATH.fullmatch(str(value)))
+
+
+def plain(value: Value) -> object:
+    """A value as JSON has it; None for what it has not, or is too long."""
+    if isinstance(value, Array):
+        whole = value.length <= ITEMS_MAX and len(value.items) == value.length
+        return [plain(item) for item in value.items] if whole else None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,170 @@
+"""`GET /openapi.json`: the gateway's routes, described for machines (OpenAPI 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from runtime.gateway import routes_llama
+from runtime.gateway.api_errors import form_of
+from runtime.gateway.call import Call, Route
+from runtime.gateway.openapi.openapi_schemas import SCHEMAS, ref
+
+Json = dict[str, Any]  # Any: JSON
+JSON = "application/json"
+EVENTS = "text/event-stream"
+LINES = "application/x-ndjson"
+ERRORS = {"openai": "Error", "anthropic": "AnthropicError", "ollama": "OllamaError"}
+EVERYWHERE = {
+    "400": "The request is wrong; the message says what.",
+    "401": "A key is needed.",
+    "403": "Another site's page asks, or the server by another name.",
+}
+WITH_BODY = {
+    "404": "There is no such model.",
+    "408": "The body did not come in time.",
+    "413": "The body is too large.",
+    "415": "The body is not said to be JSON.",
+    "429": "Too many wait already; Retry-After says when to come again.",
+    "501": "This model cannot do that.",
+    "503": "The model cannot be loaded now, or the server ends.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is said of a route."""
+
+    summary: str
+    answer: str | None = None
+    """The schema of the answer; None where it is no JSON."""
+    request: str | None = None
+    """The schema of the body."""
+    stream: str | None = None
+    """The type of an answer in parts."""
+    is_open: bool = False
+    """Whether it is answered without a key."""
+
+
+PASSED: dict[str, Told] = {
+    "/v1/chat/completions": Told("Answer a chat", "Chat", "ChatRequest", EVENTS),
+    "/v1/completions": Told("Continue a text", "Completion", "CompletionRequest", EVENTS),
+    "/v1/responses": Told("Answer, as OpenAI's Responses", "Responses", "ResponsesRequest", EVENTS),
+    "/v1/embeddings": Told("Embed texts", "Embeddings", "EmbeddingsRequest"),
+    "/v1/messages": Told("Answer, as Anthropic's", "MessagesAnswer", "MessagesRequest", EVENTS),
+    "/v1/messages/count_tokens": Told("Count a chat's tokens", "TokenCount", "CountRequest"),
+    "/v1/chat/completions/input_tokens": Told(
+        "Count a chat's tokens", "TokenCount", "TemplateRequest"
+    ),
+    "/v1/responses/input_tokens": Told("Count tokens", "TokenCount", "ResponsesRequest"),
+    "/completion": Told("Continue a text, as llama.cpp's", "Answer", "PromptRequest", EVENTS),
+    "/embedding": Told("Embed texts, as llama.cpp's", None, "EmbeddingsRequest"),
+    "/infill": Told("Fill the gap between two texts", "Answer", "InfillRequest", EVENTS),
+    "/v1/rerank": Told("Order documents by how they fit", "Ranking", "RerankRequest"),
+    "/tokenize": Told("Cut a text into tokens", "Tokens", "TokenizeRequest"),
+    "/detokenize": Told("Join tokens to a text", "Text", "DetokenizeRequest"),
+    "/apply-template": Told("Show a chat as the model reads it", "Prompt", "TemplateRequest"),
+}
+OWN: dict[tuple[str, str], Told] = {
+    ("GET", "/v1/models"): Told("List the models", "Models"),
+    ("GET", "/models"): Told("List the models", "Models"),
+    ("GET", "/v1/models/{id}"): Told("One model", "Model"),
+    ("GET", "/models/{id}"): Told("One model", "Model"),
+    ("GET", "/livez"): Told("Whether the process lives", "Status", is_open=True),
+    ("GET", "/readyz"): Told("Whether requests are taken", "Status", is_open=True),
+    ("GET", "/health"): Told("Whether requests are taken", "Status", is_open=True),
+    ("GET", "/v1/health"): Told("Whether requests are taken", "Status", is_open=True),
+    ("GET", "/metrics"): Told("Figures for Prometheus"),
+    ("GET", "/openapi.json"): Told("This description", ""),
+    ("GET", "/api/version"): Told("Which version of Ollama's API", "OllamaVersion"),
+    ("GET", "/api/tags"): Told("List the models", "OllamaModels"),
+    ("GET", "/api/ps"): Told("List the loaded models", "OllamaModels"),
+    ("POST", "/api/show"): Told("One model", "", "OllamaShowRequest"),
+    ("POST", "/api/chat"): Told("Answer a chat", "OllamaAnswer", "OllamaChatRequest", LINES),
+    ("POST", "/api/generate"): Told(
+        "Continue a text", "OllamaAnswer", "OllamaGenerateRequest", LINES
+    ),
+    ("POST", "/api/embed"): Told("Embed texts", "OllamaEmbed", "OllamaEmbedRequest"),
+    ("POST", "/api/embeddings"): Told(
+        "Embed one text", "OllamaEmbeddings", "OllamaEmbeddingsRequest"
+    ),
+}
+
+
+async def openapi(call: Call) -> Response:
+    served = [
+        (method, route.path)
+        for route in call.request.app.routes
+        for method in sorted(route.methods or ())
+    ]
+    return JSONResponse(document(served, has_keys=bool(call.gateway.settings.keys)))
+
+
+def document(served: Iterable[tuple[str, str]], *, has_keys: bool) -> Json:
+    """The description of those methods and paths of which something is to be said."""
+    paths: dict[str, Json] = {}
+    for method, pattern in served:
+        path = pattern.replace(":path}", "}")
+        told = told_of(method, path)
+        if told is not None:
+            paths.setdefault(path, {})[method.lower()] = operation(path, told)
+    found: Json = {
+        "openapi": "3.1.0",
+        "info": {"title": "decant", "version": version("decant-llm")},
+        "paths": paths,
+        "components": {"schemas": SCHEMAS},
+    }
+    if has_keys:
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"key": []}]
+    return found
+
+
+def told_of(method: str, path: str) -> Told | None:
+    route = next(
+        (route for route, others in routes_llama.PASSED.items() if path in (route, *others)), ""
+    )
+    return OWN.get((method, path)) or (PASSED.get(route) if method == "POST" else None)
+
+
+def operation(path: str, told: Told) -> Json:
+    statuses = {**EVERYWHERE, **(WITH_BODY if told.request else {})}
+    if "{id}" in path:
+        statuses["404"] = WITH_BODY["404"]
+    if told.is_open or told.request is None:
+        statuses["503"] = WITH_BODY["503"]
+    failure = {JSON: {"schema": ref(ERRORS[form_of(path)])}}
+    found: Json = {
+        "summary": told.summary,
+        "responses": {
+            "200": {"description": "The answer.", "content": contents(told)},
+            **{
+                status: {"description": text, "content": failure}
+                for status, text in statuses.items()
+            },
+        },
+    }
+    if told.request is not None:
+        content = {JSON: {"schema": ref(told.request)}}
+        found["requestBody"] = {"required": True, "content": content}
+    if "{id}" in path:
+        name = {"name": "id", "in": "path", "required": True, "schema": ref("ModelName")}
+        found["parameters"] = [name]
+    if told.is_open:
+        found["security"] = []
+    return found
+
+
+def contents(told: Told) -> Mapping[str, Json]:
+    """The types of an answer, each with its schema where there is one."""
+    if told.answer is None:
+        return {JSON: {}} if told.request else {"text/plain": {}}
+    found: dict[str, Json] = {JSON: {"schema": ref(told.answer)} if told.answer else {}}
+    return found | ({told.stream: {}} if told.stream else {})
+
+
+ROUTES = (Route("GET", "/openapi.json", openapi),)

@@ -1,0 +1,97 @@
+"""The gateway's own routes: which models there are, how it is."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+
+from runtime.gateway.api_errors import ApiError
+from runtime.gateway.call import CHAT, Call, Gateway, Route
+from runtime.gateway.catalog import Named, listing
+from runtime.gateway.metrics import relabelled
+from runtime.gateway.scheduling.pool import Child, key_of
+from runtime.gateway.scheduling.upstream import get
+
+SCRAPE_S = 2
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def models(call: Call) -> Response:
+    gateway = call.gateway
+    data = [described(gateway, named) for named in gateway.catalog]
+    return JSONResponse({"object": "list", "data": data})
+
+
+async def model(call: Call) -> Response:
+    named = call.gateway.catalog.find(call.request.path_params["id"])
+    return JSONResponse(described(call.gateway, named))
+
+
+def described(gateway: Gateway, named: Named) -> dict[str, Any]:
+    """A model as it is listed, and whether it is loaded."""
+    child = gateway.fleet.children.get(key_of(named, gateway.role_of(CHAT, named)))
+    status: dict[str, Any] = {"value": child.state if child else "unloaded"}
+    if child is not None and child.state == "loading":
+        status["progress"] = round(child.progress, 3)
+    if child is not None and child.state == "loaded":
+        status |= {"context": child.context, "parallel": child.gate.capacity}
+    return listing(named) | {"status": status}
+
+
+async def livez(call: Call) -> Response:
+    del call
+    return JSONResponse({"status": "ok"})
+
+
+async def readyz(call: Call) -> Response:
+    gateway = call.gateway
+    if gateway.is_leaving or gateway.is_loading:
+        status = "draining" if gateway.is_leaving else "loading"
+        return JSONResponse(
+            {"status": status}, HTTPStatus.SERVICE_UNAVAILABLE, headers={"Retry-After": "1"}
+        )
+    return JSONResponse({"status": "ok"})
+
+
+async def metrics(call: Call) -> Response:
+    gateway = call.gateway
+    children = [child for child in gateway.fleet.children.values() if is_llama_server(child)]
+    texts = await asyncio.gather(*(child_metrics(child) for child in children))
+    told = {child.name: text for child, text in zip(children, texts, strict=True)}
+    return Response(gateway.metrics.text() + relabelled(told), media_type=METRICS_TYPE)
+
+
+def is_llama_server(child: Child) -> bool:
+    return child.is_loaded and not child.model.is_encoder_decoder
+
+
+async def child_metrics(child: Child) -> str:
+    """What a child says of itself; nothing, when it is too busy to."""
+    reply = None
+    try:
+        assert child.address is not None
+        reply = await get(child.address, "/metrics")
+        await asyncio.wait_for(reply.read_head(), SCRAPE_S)
+        body = await asyncio.wait_for(reply.read(), SCRAPE_S)
+    except (ApiError, asyncio.TimeoutError):
+        return ""
+    finally:
+        if reply is not None:
+            reply.close()
+    return body.decode("utf-8", errors="replace") if reply.status == HTTPStatus.OK else ""
+
+
+ROUTES = (
+    Route("GET", "/v1/models", models),
+    Route("GET", "/models", models),
+    Route("GET", "/v1/models/{id:path}", model),
+    Route("GET", "/models/{id:path}", model),
+    Route("GET", "/livez", livez),
+    Route("GET", "/readyz", readyz),
+    Route("GET", "/health", readyz),
+    Route("GET", "/v1/health", readyz),
+    Route("GET", "/metrics", metrics),
+)

@@ -1,0 +1,1 @@
+"""Which engine answers, and when: queue, pool, placement."""

@@ -1,0 +1,179 @@
+"""How a child is run on this machine: its slots, its context, what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from exporter.core.errors import SpaceError
+from exporter.core.gguf import GGUFFile
+from exporter.core.machine import available_nbytes, physical_cores
+from exporter.llamacpp.toolchain import Toolchain
+from runtime.engine.chat_format import AS_IT_IS
+from runtime.engine.llama_server import ServerSpec
+from runtime.engine.local import Model
+from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
+from runtime.gateway.scheduling.request_queue import Voice
+from runtime.gateway.settings import Settings
+from runtime.rpc.protocol import WorkerFacts
+
+Role = Literal["generate", "fixed", "embed", "rerank"]
+"""`fixed` generates, too, with adapters that are settled when it starts."""
+SLOTS = (4, 2, 1)
+"""Tried in this order where the user leaves it open."""
+POOLING_KEY = "pooling_type"  # in a GGUF that was made for embeddings
+CAUSAL_KEY = "attention.causal"
+POOLING_LAST, POOLING_RANK = 3, 4  # llama.h; the latter was made to rank documents
+ROLE_FLAGS = {"embed": "--embeddings", "rerank": "--rerank"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A child that fits."""
+
+    spec: ServerSpec
+    fit: Fit
+    is_short: bool
+    """Whether memory made its context smaller than it would be."""
+    text_max: int = 0
+    """Tokens of the longest text that becomes a vector or is ranked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What has a child of its own."""
+
+    base: str
+    role: Role = "generate"
+    voice: Voice = ()
+    """The adapters' scales, where requests cannot say them."""
+    name: str = field(default="", compare=False)
+    """What the child calls itself in its answers."""
+
+
+def planned(
+    key: Key,
+    model: Model,
+    settings: Settings,
+    toolchain: Toolchain,
+    workers: Sequence[WorkerFacts] = (),
+) -> Plan:
+    """How a child is run, here and with those workers. Raises SpaceError when it does not fit."""
+    open_slots = (1,) if model.is_encoder_decoder else SLOTS
+    slots = (settings.parallel,) if settings.parallel else open_slots
+    if is_cut_wrongly(model.header, key.role):
+        slots = (1,)
+    error: SpaceError | None = None
+    found: tuple[int, Fit] | None = None
+    short = True
+    for parallel in slots:
+        try:
+            fitted = fitting(key.role, model, parallel, settings, toolchain, workers)
+        except SpaceError as caught:
+            error = caught
+            continue
+        found = parallel, fitted
+        if not (short := is_short(fitted, settings)):
+            break
+    if found is None:
+        assert error is not None
+        raise error
+    here = spec(key, model, *found)
+    here = replace(here, extra=(*here.extra, *settings.extra))
+    if settings.isolate and key.role == "fixed":
+        # copies of the weights in the order that kernels like best could not be shared
+        here = replace(here, extra=(*here.extra, "--no-repack"))
+    # llama-server keeps a token's room free where it computes a text in pieces
+    text_max = here.context - may_be_cut(model.header, key.role)
+    if settings.rpc is None or model.is_encoder_decoder:
+        return Plan(here, found[1], short, text_max)
+    backend = toolchain.info["backend"]
+    rpc = spread_over(settings.rpc, workers, model.header, found[1].need, backend)
+    # earlier prompts would be fetched from the workers, and sent back
+    return Plan(replace(here, rpc=rpc, prompt_cache=0), found[1], short, text_max)
+
+
+def fitting(
+    role: Role,
+    model: Model,
+    parallel: int,
+    settings: Settings,
+    toolchain: Toolchain,
+    workers: Sequence[WorkerFacts],
+) -> Fit:
+    beside = [adapter.path for adapter in model.adapters]
+    return fit(
+        model.header,
+        beside + ([model.projector] if model.projector else []),
+        Asked(
+            settings.context,
+            settings.threads,
+            parallel,
+            whole_texts=role in ROLE_FLAGS and not may_be_cut(model.header, role),
+            exact=role in ROLE_FLAGS,
+        ),
+        free=available_nbytes() + sum(sum(worker.free) for worker in workers),
+        cores=physical_cores(),
+        backend=toolchain.info["backend"],
+    )
+
+
+def is_short(fitted: Fit, settings: Settings) -> bool:
+    wanted = settings.context or min(fitted.trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    least = min(wanted, fitted.trained) if fitted.trained else wanted
+    return fitted.context < least or fitted.cache_type != "f16"
+
+
+def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
+    role, voice, name = key.role, key.voice, key.name or key.base
+    alias = ("-a", name.replace(",", "-"))  # llama-server cuts it at commas
+    found = ServerSpec(
+        model.header.path,
+        fitted.context,
+        fitted.threads,
+        parallel,
+        tuple(adapter.path for adapter in model.adapters),
+        model.projector,
+        fitted.cache_type,
+        fitted.prompt_cache,
+        "seq2seq" if model.is_encoder_decoder else "llama-server",
+        chat=model.chat,
+        extra=(*alias, "--metrics"),
+    )
+    if role == "generate":
+        return found
+    if role == "fixed":
+        return replace(found, scales=voice)
+    batch = str(fitted.batch)
+    extra = [*alias, "--metrics", ROLE_FLAGS[role], "-b", batch, "-ub", batch]
+    # slots with caches of their own are computed in steps of equal length, which cuts the longer
+    # texts in pieces: a mean would be that of the last piece
+    extra += ["--kv-unified", "--kv-unified-per-slot", str(fitted.context)]
+    extra += ["-fa", "off"] if fitted.is_exact else []
+    has_pooling = model.header.number(f"{model.header.architecture}.{POOLING_KEY}")
+    if role == "embed" and not has_pooling:
+        extra += ["--pooling", "mean"]
+    projector = found.projector if role == "embed" else None
+    return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=AS_IT_IS)
+
+
+def may_be_cut(model: GGUFFile, role: Role) -> bool:
+    """Whether a text may be computed piece by piece: where its last token has seen all others."""
+    pooling = model.number(f"{model.architecture}.{POOLING_KEY}")
+    ends_in_last = pooling == POOLING_LAST if role == "embed" else pooling == POOLING_RANK
+    return ends_in_last and is_causal(model) and model.architecture not in CACHELESS
+
+
+def is_causal(model: GGUFFile) -> bool:
+    return model.metadata.get(f"{model.architecture}.{CAUSAL_KEY}") is not False
+
+
+def is_cut_wrongly(model: GGUFFile, role: Role) -> bool:
+    """Whether llama-server would cut a text that must be whole, where another is before it.
+
+    It looks at the pooling alone. With one slot there is no other text.
+    """
+    pooling = model.number(f"{model.architecture}.{POOLING_KEY}")
+    has_cache = model.architecture not in CACHELESS
+    return role == "embed" and pooling == POOLING_LAST and has_cache and not is_causal(model)

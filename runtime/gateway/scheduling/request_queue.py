@@ -1,0 +1,148 @@
+"""Whose turn it is at one child: a bounded queue, and epochs of requests that can be batched.
+
+llama-server batches only requests with equal adapters, and lets those that run go on for ever
+while others wait. Here the ones that run have an epoch: for so long, others of their kind may
+join them. Then, if anybody else waits, they finish and the longest waiting comes next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from runtime.gateway.api_errors import ApiError, unavailable
+from runtime.gateway.settings import Settings
+
+Voice = tuple[float, ...]
+"""The scale of each adapter; requests with equal ones can be batched."""
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A place in the queue, then at the child."""
+
+    voice: Voice
+    client: str
+    cost: int
+    """Slots."""
+    since: float
+    granted: asyncio.Future[None]
+    waited_s: float = 0
+
+
+@dataclass(eq=False)
+class Gate:
+    """Admits requests to a child with so many slots."""
+
+    capacity: int
+    settings: Settings
+    clock: Callable[[], float]
+    switches: int = 0
+    """How often the adapters changed."""
+    is_open: bool = True
+    voice: Voice | None = None
+    began: float = 0
+    used: int = 0
+    """Slots of those admitted."""
+    waiting: deque[Ticket] = field(default_factory=deque)
+    clients: Counter[str] = field(default_factory=Counter)
+
+    async def admit(self, voice: Voice, client: str, cost: int = 1) -> Ticket:
+        """Wait for a turn. Raises ApiError when there is no room, or when it takes too long."""
+        self.refuse_too_many(client)
+        future = asyncio.get_running_loop().create_future()
+        ticket = Ticket(voice, client, min(cost, self.capacity), self.clock(), future)
+        self.clients[client] += 1
+        self.waiting.append(ticket)
+        self.schedule()
+        try:
+            await self.turn(future)
+        except BaseException:  # the client has gone, too
+            self.withdraw(ticket)
+            raise
+        ticket.waited_s = self.clock() - ticket.since
+        return ticket
+
+    async def turn(self, future: asyncio.Future[None]) -> None:
+        await asyncio.wait({future}, timeout=self.settings.queue_s)
+        if not future.done():
+            waited = f"no slot became free within {self.settings.queue_s:g} s"
+            raise unavailable(waited, retry_after=10)
+        future.result()  # raises what `refuse_all` was given
+
+    def refuse_too_many(self, client: str) -> None:
+        is_full = self.used >= self.capacity or self.waiting
+        if is_full and len(self.waiting) >= self.settings.max_queue:
+            raise too_many(f"{len(self.waiting)} requests are waiting already")
+        if self.clients[client] >= self.settings.max_per_client:
+            raise too_many(f"this client has {self.clients[client]} requests here already")
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Give up a place in the queue, or at the child if it was granted in the meantime."""
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+            self.forget(ticket)
+            self.schedule()
+        elif ticket.granted.exception() is None:
+            self.release(ticket)
+
+    def release(self, ticket: Ticket | None) -> None:
+        """The answer is complete, or its child is gone; None is of one that needed no slot."""
+        if ticket is None:
+            return
+        self.used -= ticket.cost
+        self.forget(ticket)
+        self.schedule()
+
+    def forget(self, ticket: Ticket) -> None:
+        self.clients[ticket.client] -= 1
+        if not self.clients[ticket.client]:
+            del self.clients[ticket.client]
+
+    def schedule(self) -> None:
+        """Admit whoever may come in now."""
+        while self.is_open and self.waiting:
+            ticket = self.next_one()
+            if ticket is None or self.used + ticket.cost > self.capacity:
+                return
+            if not self.used:
+                self.begin(ticket.voice)
+            self.waiting.remove(ticket)
+            self.used += ticket.cost
+            ticket.granted.set_result(None)
+
+    def next_one(self) -> Ticket | None:
+        if not self.used:
+            return self.waiting[0]
+        over = self.clock() - self.began >= self.settings.epoch_s
+        if over and any(ticket.voice != self.voice for ticket in self.waiting):
+            return None
+        return next((ticket for ticket in self.waiting if ticket.voice == self.voice), None)
+
+    def begin(self, voice: Voice) -> None:
+        if self.voice is not None and voice != self.voice:
+            self.switches += 1
+        self.voice, self.began = voice, self.clock()
+
+    def close(self) -> None:
+        """Admit nobody until it is opened again."""
+        self.is_open = False
+
+    def open(self) -> None:
+        self.is_open = True
+        self.schedule()
+
+    def refuse_all(self, error: ApiError) -> None:
+        """Tell all who wait that it is in vain."""
+        while self.waiting:
+            ticket = self.waiting.popleft()
+            self.forget(ticket)
+            if not ticket.granted.done():
+                ticket.granted.set_exception(error)
+
+
+def too_many(message: str) -> ApiError:
+    return ApiError(HTTPStatus.TOO_MANY_REQUESTS, message, "rate_limit_exceeded", retry_after=1)

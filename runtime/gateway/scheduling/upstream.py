@@ -1,0 +1,142 @@
+"""Asks a child over its socket, and hands on what comes, as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h11
+
+from runtime.engine.llama_server import Server
+from runtime.gateway.api_errors import EngineGoneError, NotThereError
+
+BLOCK = 1 << 16  # bytes
+HEAD_MAX = 1 << 20  # bytes
+WITHHELD = frozenset(  # hop by hop, and the engine's name
+    b"server connection keep-alive proxy-authenticate proxy-authorization proxy-connection te"
+    b" trailer transfer-encoding upgrade".split()
+)
+LEAVING_S = 600  # a child that does not notice has its own time limit
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a child listens, and the key it wants."""
+
+    socket: Path | None
+    port: int | None
+    key: str
+
+
+def address_of(server: Server) -> Address:
+    socket = server.run_folder.socket if server.port is None else None
+    return Address(socket, server.port, server.key)
+
+
+class Reply:
+    """A child's response: its head is here, its body comes."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, http: h11.Connection
+    ) -> None:
+        """Read nothing yet."""
+        self.reader, self.writer, self.http = reader, writer, http
+        self.status = 0
+        self.headers: Headers = []
+        self.is_finished = False
+
+    async def event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+        """The next part of the response. Raises EngineGoneError."""
+        try:
+            while (event := self.http.next_event()) is h11.NEED_DATA:
+                self.http.receive_data(await self.reader.read(BLOCK))
+        except (h11.RemoteProtocolError, OSError) as error:
+            raise EngineGoneError from error
+        return event
+
+    async def read_head(self) -> None:
+        event = await self.event()
+        while isinstance(event, h11.InformationalResponse):
+            event = await self.event()
+        if not isinstance(event, h11.Response):
+            raise EngineGoneError
+        self.status = event.status_code
+        self.headers = [
+            (name, value)
+            for name, value in event.headers.raw_items()
+            if name.lower() not in WITHHELD and not name.lower().startswith(b"access-control-")
+        ]
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body's bytes. Raises EngineGoneError when the child ends before they do."""
+        while not self.is_finished:
+            event = await self.event()
+            if isinstance(event, h11.Data):
+                yield bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                self.is_finished = True
+            else:
+                raise EngineGoneError
+
+    async def read(self) -> bytes:
+        return b"".join([chunk async for chunk in self.chunks()])
+
+    def header(self, name: bytes) -> bytes:
+        return next((value for other, value in self.headers if other.lower() == name), b"")
+
+    async def leave(self) -> None:
+        """Break the answer off; return when the child has done so, too.
+
+        It is told by our end of the connection, and closes its own when the slot is free.
+        """
+        try:
+            if not self.is_finished and self.writer.can_write_eof():
+                self.writer.write_eof()
+                await asyncio.wait_for(self.drop_rest(), LEAVING_S)
+        except (OSError, asyncio.TimeoutError):
+            pass
+        finally:
+            self.close()
+
+    async def drop_rest(self) -> None:
+        while await self.reader.read(BLOCK):
+            pass
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+async def post(address: Address, route: str, body: bytes) -> Reply:
+    """Send a request. The caller reads the head, and closes. Raises NotThereError."""
+    return await send(address, "POST", route, body)
+
+
+async def get(address: Address, route: str) -> Reply:
+    return await send(address, "GET", route, b"")
+
+
+async def send(address: Address, method: str, route: str, body: bytes) -> Reply:
+    try:
+        if address.socket is not None:
+            reader, writer = await asyncio.open_unix_connection(str(address.socket))
+        else:
+            reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+    except OSError as error:
+        raise NotThereError from error
+    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_MAX)
+    headers = [
+        ("Host", "localhost"),
+        ("Authorization", f"Bearer {address.key}"),
+        ("Connection", "close"),
+    ]
+    if method == "POST":
+        headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    parts = [http.send(h11.Request(method=method, target=route, headers=headers))]
+    if body:
+        parts.append(http.send(h11.Data(data=body)))
+    parts.append(http.send(h11.EndOfMessage()))
+    writer.write(b"".join(part for part in parts if part))
+    return Reply(reader, writer, http)

@@ -1,0 +1,221 @@
+"""Runs the gateway: a listening socket, signals, and an end that loses nobody's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from exporter.core.errors import EngineError, InputError
+from runtime.gateway.call import Gateway
+
+HEAD_MAX = 64 << 10  # bytes
+KEEP_ALIVE_S = 65  # longer than balancers' own, so that theirs ends first
+FILES = 65536  # open at once: one a connection, two a request
+CUT_S = 2  # for answers that were cut to be said so
+TICK_S = 0.02
+CLOSE_S = 1  # for connections that only wait
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+READ_BLOCK = 128 << 10  # bytes
+"""asyncio reads into 256 KiB and shrinks that to what came. On the heap every answer that is kept
+for a moment then splits the place of such a block: some 200 bytes lost a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A certificate and its key, in PEM."""
+
+    cert: Path
+    key: Path | None
+
+
+class Protocol(H11Protocol):
+    """HTTP of which the head, too, must come in time."""
+
+    head_s = 15.0
+    deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        was_idle = self.is_idle
+        super().data_received(data)
+        if was_idle and self.is_idle:  # a head that is not complete, or a second one
+            self.watch_head()
+
+    @property
+    def is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def watch_head(self) -> None:
+        if self.deadline is None:
+            self.deadline = self.loop.call_later(self.head_s, self.end_idle)
+
+    def end_idle(self) -> None:
+        self.deadline = None
+        if self.is_idle and self.timeout_keep_alive_task is None:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # uvicorn's own timer would hold all that belongs to a connection that was reset
+        for timer in (self.deadline, self.timeout_keep_alive_task):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's, with signals left to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket bound to an address. Raises EngineError when it is taken, InputError for none."""
+    bare = host.strip("[]")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        found = socket.socket(family, kind)
+    except OSError as error:
+        raise InputError(
+            f"{host!r} is no address: {error.strerror}", hint="such as --host 127.0.0.1"
+        ) from error
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(2048)
+    except OSError as error:
+        found.close()
+        taken = error.errno == errno.EADDRINUSE
+        what = (
+            "is taken: another server listens there"
+            if taken
+            else f"cannot be had: {error.strerror}"
+        )
+        raise EngineError(
+            f"{host}:{port} {what}", hint="another port: --port N; --port 0 takes any that is free"
+        ) from error
+    return found
+
+
+def url_of(listener: socket.socket, host: str, *, has_tls: bool) -> str:
+    """Where it is reached from this machine."""
+    place = host.strip("[]")
+    if place in ("0.0.0.0", "::"):  # noqa: S104 - it is compared, not bound
+        place = "127.0.0.1" if place == "0.0.0.0" else "::1"  # noqa: S104
+    name = f"[{place}]" if ":" in place else place
+    return f"{'https' if has_tls else 'http'}://{name}:{listener.getsockname()[1]}"
+
+
+def allow_many_files() -> None:
+    """Let this process have as many connections as the system allows it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def serve(
+    gateway: Gateway,
+    app: ASGIApp,
+    listener: socket.socket,
+    tls: Tls | None,
+    beside: Callable[[], Any] | None = None,
+) -> int:
+    """Serve until a signal says otherwise; returns the exit code.
+
+    `beside` makes a coroutine that runs as long as the server does.
+    """
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    config = uvicorn.Config(
+        app,
+        http=type("Timed", (Protocol,), {"head_s": gateway.settings.head_s}),
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=CLOSE_S,
+        h11_max_incomplete_event_size=HEAD_MAX,
+        ssl_certfile=tls.cert if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )
+    server = Server(config)
+    ending = Ending(gateway, server)
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, ending.asked, number)
+    chore = asyncio.ensure_future(beside()) if beside else None
+    try:
+        await server.serve([listener])
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+        if chore is not None:
+            chore.cancel()
+            await asyncio.wait({chore})
+    return ending.code
+
+
+class Ending:
+    """What a signal does: the first lets answers finish, the second does not."""
+
+    def __init__(self, gateway: Gateway, server: uvicorn.Server) -> None:
+        """Nobody has asked for an end yet."""
+        self.gateway, self.server = gateway, server
+        self.code = 0
+        self.draining: asyncio.Task[None] | None = None
+
+    def asked(self, number: int) -> None:
+        if self.draining is None:
+            self.gateway.is_leaving = True
+            linger_s = self.gateway.settings.linger_s if number == signal.SIGTERM else 0
+            self.draining = asyncio.get_running_loop().create_task(self.drain(linger_s))
+        elif number == signal.SIGINT or self.gateway.is_leaving:
+            self.code = 128 + number
+            self.gateway.fleet.kill()
+            self.server.force_exit = self.server.should_exit = True
+
+    async def drain(self, linger_s: float) -> None:
+        """Take no more, let answers finish for as long as they may, cut the rest."""
+        gateway = self.gateway
+        await asyncio.sleep(linger_s)
+        gateway.is_draining = True
+        await self.until_done(gateway.settings.grace_s)
+        for call, work in list(gateway.calls.items()):
+            call.was_cut = "the server has shut down before the answer was complete"
+            work.cancel()
+        await self.until_done(CUT_S)
+        while not self.server.started:  # noqa: ASYNC110 - uvicorn tells in no other way
+            await asyncio.sleep(TICK_S)  # ended in its beginning, it would close nothing
+        self.server.should_exit = True
+
+    async def until_done(self, limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
+        while works := set(self.gateway.calls.values()):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not (await asyncio.wait(works, timeout=left_s))[0]:
+                return
+            await asyncio.sleep(0)  # they are forgotten by those who waited for them

@@ -1,0 +1,1 @@
+"""Processes and addresses: run folders, and children that end with their parent."""

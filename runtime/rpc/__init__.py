@@ -1,0 +1,1 @@
+"""Layers computed on other machines, over llama.cpp's RPC."""

@@ -1,0 +1,261 @@
+"""The Modelfile says what the chat template says."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.core.gguf import Array, GGUFFile, read_gguf
+from exporter.formats.ollama import modelfile
+from exporter.inputs.chat_template import IrregularError, Template
+from exporter.inputs.template_turns import DAY
+from exporter.merge.result_files import TEMPLATES
+from tests.support.chat_templates import IRREGULAR, REGULAR
+from tests.support.go_template import answer_prompt, parse_modelfile
+from tests.support.tiny import CHAT_TEMPLATE
+
+TOKENS = ("<unk>", "<s>", "</s>", "<|eot|>")
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "", "unk_token": "<unk>"}
+
+
+THINKS_WHEN_ASKED = REGULAR["thinks_unless_told"].replace(
+    "enable_thinking is defined and not enable_thinking", "not enable_thinking"
+)
+
+
+def model(template: str | None, **metadata: Any) -> GGUFFile:
+    """The header of a GGUF with this chat template."""
+    facts = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": Array(len(TOKENS), TOKENS),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+    if template:
+        facts["tokenizer.chat_template"] = template
+    return GGUFFile(Path("m.gguf"), 0, facts | metadata, ())
+
+
+def conversations(*, system: bool) -> list[list[dict[str, str]]]:
+    texts = ["Hi there", "Hello", "What is {{ .Role }}?\nReally.", "I <b>don't</b> know", '"Bye"']
+    talks = [
+        [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(told)]
+        for told in (texts[:1], texts[:3], texts)
+    ]
+    told = [{"role": "system", "content": "Answer in\n\none word."}]
+    return talks + ([told + talk for talk in talks] if system else [])
+
+
+@pytest.mark.parametrize("name", REGULAR)
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_ollama_gives_the_model_what_the_chat_template_would(tmp_path, name, adds_bos):
+    made = model(REGULAR[name], **{"tokenizer.ggml.add_bos_token": adds_bos})
+
+    text = modelfile(made, tmp_path)
+
+    for talk in conversations(system=name != "no_system"):
+        expected = as_jinja_has_it(REGULAR[name], talk)
+        assert answer_prompt(text, talk) == (expected.removeprefix("<s>") if adds_bos else expected)
+
+
+@pytest.mark.families
+@pytest.mark.llamacpp
+def test_real_templates_become_ollamas(toolchain, tmp_path):
+    left_out = []
+    for path in sorted((toolchain.source / "models" / "templates").glob("*.jinja")):
+        template = path.read_text(encoding="utf-8")
+        said: list[Any] = []
+        text = modelfile(model(template), tmp_path, report=said.append)
+        if "TEMPLATE" not in text:
+            left_out.append((path.stem, said[0].message))
+            continue
+        has_system = not any("no place for a system" in event.message for event in said)
+        for talk in conversations(system=has_system):
+            expected = as_jinja_has_it(template, talk)
+            assert answer_prompt(text, talk) == expected.removeprefix("<s>"), path.stem
+
+    assert [name for name, why in left_out if "'functions' is undefined" in why] == [
+        "fireworks-ai-llama-3-firefunction-v2"
+    ]
+    assert len(left_out) == 1, left_out
+
+
+def as_jinja_has_it(template: str, talk: list[dict[str, str]]) -> str:
+    """With the date that the template has without a clock, else with a fixed one."""
+    for clock, has_tools in itertools.product((None, lambda: DAY), (True, False)):
+        try:
+            return Template(template, SPECIAL, clock).render(talk, has_tools=has_tools)
+        except IrregularError as error:
+            last = error
+    raise last
+
+
+@pytest.mark.parametrize("name", IRREGULAR)
+def test_a_template_that_does_more_is_left_out_and_said(tmp_path, name):
+    made = model(IRREGULAR[name])
+    said: list[Any] = []
+
+    text = modelfile(made, tmp_path, report=said.append)
+
+    assert "TEMPLATE" not in text
+    assert parse_modelfile(text)["FROM"] == ["./m.gguf"]
+    assert ["cannot be written as Ollama's TEMPLATE" in event.message for event in said] == [True]
+
+
+def test_what_lets_a_model_see_is_named_too(tmp_path):
+    said = parse_modelfile(modelfile(model(None), tmp_path, ["mmproj-m.gguf"]))
+
+    assert said["FROM"] == ["./m.gguf", "./mmproj-m.gguf"]
+
+
+def test_an_answer_that_comes_last_is_gone_on_with(tmp_path):
+    made = model(REGULAR["chatml"])
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well"}]
+
+    prompt = answer_prompt(modelfile(made, tmp_path), talk)
+
+    assert prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nWell"
+
+
+def test_a_default_system_text_is_the_modelfiles(tmp_path):
+    made = model(REGULAR["default_system"])
+    said = parse_modelfile(modelfile(made, tmp_path))
+    assert said["SYSTEM"] == ['You are "Ada", a helpful assistant.']
+
+    made = model(REGULAR["chatml"])
+    assert "SYSTEM" not in parse_modelfile(modelfile(made, tmp_path))
+
+
+def test_what_a_template_says_beyond_conversations_is_told(tmp_path):
+    said: list[Any] = []
+    made = model(REGULAR["with_tools"])
+    modelfile(made, tmp_path, report=said.append)
+    assert "also speaks of tools" in said[0].message
+
+    made = model(REGULAR["no_system"])
+    modelfile(made, tmp_path, report=said.append)
+    assert "no place for a system message" in said[1].message
+
+    made = model(None)
+    modelfile(made, tmp_path, report=said.append)
+    assert "no chat template" in said[2].message
+
+
+def test_thinking_is_ollamas_switch_where_the_template_thinks_by_itself(tmp_path):
+    template = REGULAR["thinks_unless_told"]
+    said: list[Any] = []
+    text = modelfile(model(template), tmp_path, report=said.append)
+    talk = conversations(system=True)[-1]
+
+    for think in (None, True, False):
+        switch = {} if think is None else {"enable_thinking": think}
+        expected = Template(template, SPECIAL).render(talk, variables=switch)
+        assert answer_prompt(text, talk, think=think) == expected
+    assert "{{ if and $last .Thinking }}<think>{{ .Thinking }}</think>{{ end }}" in text
+    assert said == []
+
+
+@pytest.mark.parametrize("template", [REGULAR["chatml"], THINKS_WHEN_ASKED])
+def test_a_model_that_does_not_think_by_itself_is_not_told_to(tmp_path, template):
+    """Ollama has every model think that can, unless a request says otherwise."""
+    text = modelfile(model(template), tmp_path)
+    talk = conversations(system=True)[0]
+
+    assert "Think" not in text
+    assert answer_prompt(text, talk) == Template(template, SPECIAL).render(talk)
+
+
+def test_answers_stop_at_the_models_own_ends(tmp_path):
+    made = model(REGULAR["headers"], **{"tokenizer.ggml.eot_token_id": 3})
+
+    assert parse_modelfile(modelfile(made, tmp_path))["stop"] == ["</s>", "<|eot|>"]
+
+
+def test_answers_stop_at_all_ends_that_the_configs_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 3, 99]}')
+
+    said = parse_modelfile(modelfile(model(REGULAR["chatml"]), tmp_path))
+
+    assert said["stop"] == ["</s>", "<|eot|>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20,
+             "repetition_penalty": 1.05, "max_length": 8192},
+            {"temperature": "0.7", "top_p": "0.8", "top_k": "20", "repeat_penalty": "1.05",
+             "num_ctx": "8192"},
+        ),
+        ({"temperature": 0.6, "do_sample": False}, {"temperature": "0"}),
+        ({"temperature": None, "top_k": "many", "top_p": True, "max_length": 20}, {}),
+    ],
+)  # fmt: skip
+def test_parameters_are_the_generation_configs(tmp_path, settings, expected):
+    made = model(None)
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+
+    said = parse_modelfile(modelfile(made, tmp_path))
+
+    assert {k: v for k, (v,) in said.items() if k not in ("FROM", "stop")} == expected
+
+
+@pytest.mark.trained
+@pytest.mark.parametrize("name", [name for name in REGULAR if name != "tools_without_asking"])
+def test_templates_are_rendered_as_transformers_does(tiny_base, name):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+    for talk, generation in itertools.product(
+        conversations(system=name != "no_system"), (True, False)
+    ):
+        expected = tokenizer.apply_chat_template(
+            talk, chat_template=REGULAR[name], tokenize=False, add_generation_prompt=generation
+        )
+        rendered = Template(REGULAR[name], tokens, datetime.now)
+        assert rendered.render(talk, generation=generation) == expected
+
+
+@pytest.mark.llamacpp
+@pytest.mark.trained
+def test_the_folder_holds_the_gguf_and_its_modelfile(
+    warm_decant, tiny_base, tiny_adapter, tmp_path
+):
+    output = tmp_path / "pirate"
+    command = ("export", tiny_adapter, "--base", tiny_base, "--to", "ollama", "-q", "Q8_0")
+
+    done: subprocess.CompletedProcess[str] = warm_decant(*command, "-o", output)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{output}\n"
+    assert f"ollama create pirate -f {output / 'Modelfile'}" in done.stderr
+    assert sorted(path.name for path in output.iterdir()) == ["Modelfile", "tiny-lora-Q8_0.gguf"]
+    assert [path.name for path in tmp_path.iterdir()] == ["pirate"]
+    text = (output / "Modelfile").read_text()
+    said = parse_modelfile(text)
+    assert said["FROM"] == ["./tiny-lora-Q8_0.gguf"]
+    assert said["stop"] == ["</s>"]
+    assert "ADAPTER" not in text
+    gguf = read_gguf(output / "tiny-lora-Q8_0.gguf")
+    assert gguf.text("tokenizer.chat_template") == CHAT_TEMPLATE
+    talk = conversations(system=True)[-1]
+    assert "<s>" + answer_prompt(text, talk) == Template(CHAT_TEMPLATE, SPECIAL).render(talk)
+
+    again = warm_decant(*command, "-o", output)
+    assert again.returncode == 8
+    assert "exists" in again.stderr
+    assert warm_decant(*command, "-o", output, "--force", "--json").returncode == 0
+    two = warm_decant(*command, "-q", "Q4_K_M", "-o", tmp_path / "two")
+    assert (two.returncode, "a Modelfile names one GGUF" in two.stderr) == (2, True)
+    assert TEMPLATES[0] not in {path.name for path in output.iterdir()}

@@ -1,0 +1,35 @@
+"""`decant chat` with a repo of GGUFs, as a person calls it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Decant
+from tests.support.fake_hub import REPO, FakeFile
+from tests.support.hub_stage import Stage
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.mark.parametrize("offline", [{"HF_HUB_OFFLINE": "1"}, {}])
+def test_chat_pulls_the_split_gguf_it_is_asked_for_once(
+    stage: Stage, decant: Decant, offline: dict[str, str]
+):
+    names = [f"M-Q4_K_M-0000{i}-of-00002.gguf" for i in (1, 2)]
+    stage.a.files = {name: FakeFile(b"GGUF" + name.encode()) for name in (*names, "M-Q8_0.gguf")}
+    env = {
+        "HF_ENDPOINT": stage.a.url, "HF_HUB_CACHE": str(stage.cache),
+        "HF_HUB_OFFLINE": "0",
+    }  # fmt: skip
+    model = f"{REPO}:Q4_K_M"
+    first = decant("chat", model, "-p", "x", **env)
+    assert f"{names[0]}` is not a whole GGUF" in first.stderr  # they are stubs
+    snapshot = Path(stage.cache / "models--org--model" / "snapshots" / stage.a.commit)
+    assert sorted(path.name for path in snapshot.iterdir()) == names
+    asked = len(stage.a.requests)
+    flag = () if offline else ("--offline",)
+    again = decant("chat", model, "-p", "x", *flag, **{**env, **offline})
+    assert f"{names[0]}` is not a whole GGUF" in again.stderr
+    assert len(stage.a.requests) == asked

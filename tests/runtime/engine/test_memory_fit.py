@@ -1,0 +1,185 @@
+"""What fits, and what is said when it does not; reckoned as llama.cpp allocates."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from exporter.core.errors import SpaceError
+from exporter.core.ggml_types import GGMLType
+from exporter.core.gguf import Array, GGUFFile, TensorInfo, read_gguf
+from exporter.core.machine import available_nbytes, cores, memory_nbytes, physical_cores
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from runtime.engine.llama_server import Server, ServerSpec
+from runtime.engine.memory_fit import LAYERS_KEPT, Asked, cache_values, fit, halves, reckon
+from tests.support.tiny import make_base
+
+GB = 1_000_000_000
+
+
+def llama(path, **changes) -> GGUFFile:
+    """An 8 B Llama in Q4_K: 4.5 GB of weights, 131 kB of cache a token."""
+    metadata = {
+        "general.architecture": "llama",
+        "llama.block_count": 32,
+        "llama.context_length": 131072,
+        "llama.embedding_length": 4096,
+        "llama.feed_forward_length": 14336,
+        "llama.attention.head_count": 32,
+        "llama.attention.head_count_kv": 8,
+    } | changes
+    kind = GGMLType.by_name("Q4_K")
+    tensors = (
+        TensorInfo("token_embd.weight", (128256, 4096), kind, 0, path),
+        TensorInfo("blk.0.ffn_up.weight", (1_830_000, 4096), kind, 0, path),
+    )
+    return GGUFFile(path, 0, metadata, tensors)
+
+
+def fitted(model, free, asked=Asked(), **changes):  # noqa: B008 - frozen
+    return fit(model, [], asked, **({"free": free, "cores": 4, "backend": "cpu"} | changes))
+
+
+def test_a_laptop_with_room_gets_the_default_context(tmp_path):
+    found = fitted(llama(tmp_path / "m.gguf"), 16 * GB)
+
+    assert (found.context, found.cache_type, found.threads) == (8192, "f16", 4)
+    assert found.need.cache == 8192 * 131072
+    assert found.prompt_cache > 0
+
+
+def test_a_model_of_short_context_gets_no_more_than_it_was_trained_with(tmp_path):
+    model = llama(tmp_path / "m.gguf", **{"llama.context_length": 2048})
+
+    assert fitted(model, 16 * GB).context == 2048
+    assert fitted(model, 16 * GB, Asked(context=5000)).context == 2048
+
+
+def test_where_memory_is_short_the_cache_is_smaller_first_and_then_the_context(tmp_path):
+    model = llama(tmp_path / "m.gguf")
+    whole = reckon(model, 8192, "f16", 0).total
+    tight, tighter = (
+        fitted(model, int(whole / 0.9) - 10**8),
+        fitted(model, int(whole / 0.9) - 6 * 10**8),
+    )
+
+    assert (tight.context, tight.cache_type) == (8192, "q8_0")
+    assert tighter.context < 8192
+    assert tighter.need.total <= 0.9 * tighter.free
+
+
+def test_what_cannot_fit_is_refused_with_sizes_and_with_what_would(tmp_path):
+    with pytest.raises(SpaceError) as caught:
+        fitted(llama(tmp_path / "m.gguf"), 4 * GB)
+
+    assert re.search(r"needs [\d.]+ GB \([\d.]+ GB weights", caught.value.message)
+    assert "4.00 GB of memory are free" in caught.value.message
+    assert "-q IQ2_XXS" in caught.value.hint
+    assert fitted(llama(tmp_path / "m.gguf"), 4 * GB, Asked(force=True)).context == 8192
+
+
+def test_a_context_that_was_asked_for_is_not_made_smaller_silently(tmp_path):
+    with pytest.raises(SpaceError) as caught:
+        fitted(llama(tmp_path / "m.gguf"), 8 * GB, Asked(context=65536))
+
+    assert caught.value.hint.startswith("--ctx ")
+    context = int(caught.value.hint.split()[1])
+    assert fitted(llama(tmp_path / "m.gguf"), 8 * GB, Asked(context=context)).context == context
+
+
+def test_a_gpu_is_left_to_llamacpp(tmp_path):
+    assert fitted(llama(tmp_path / "m.gguf"), GB, backend="cuda").context == 8192
+
+
+def test_what_shares_its_memory_with_the_processor_is_not(tmp_path):
+    with pytest.raises(SpaceError):
+        fitted(llama(tmp_path / "m.gguf"), 4 * GB, backend="metal")
+
+
+def test_layers_of_their_own_sizes_are_counted_one_by_one(tmp_path):
+    heads = Array(32, tuple([8] * 16 + [0] * 16))
+    half = llama(tmp_path / "m.gguf", **{"llama.attention.head_count_kv": heads})
+
+    assert cache_values(half, 10) * 2 == cache_values(llama(tmp_path / "m.gguf"), 10)
+
+
+def test_texts_that_are_read_whole_need_room_for_all_their_tokens_at_once(tmp_path):
+    model = llama(tmp_path / "m.gguf")
+    whole = fitted(model, 40 * GB, Asked(whole_texts=True))
+    by_pieces = fitted(model, 40 * GB)
+
+    assert (whole.batch, by_pieces.batch) == (8192, 512)
+    assert whole.need.work > 10 * by_pieces.need.work
+    assert fitted(model, 9 * GB, Asked(whole_texts=True)).batch < 8192
+
+
+def test_sums_are_exact_where_there_is_room_for_all_scores(tmp_path):
+    """32 heads, 512 tokens and 8192 of context: half a GB in float32."""
+    model = llama(tmp_path / "m.gguf")
+    plain = fitted(model, 40 * GB).need.total
+    exact = fitted(model, 40 * GB, Asked(exact=True))
+
+    assert exact.is_exact
+    assert exact.need.total == plain + 32 * 512 * 8192 * 4
+    assert not fitted(model, int(plain / 0.9) + 10**8, Asked(exact=True)).is_exact
+    assert not fitted(model, 40 * GB, Asked(exact=True), backend="cuda").is_exact
+
+
+def test_an_encoder_keeps_nothing_of_what_it_has_read(tmp_path):
+    settings = {"general.architecture": "bert", "bert.block_count": 12, "bert.context_length": 512,
+                "bert.embedding_length": 384, "bert.attention.head_count": 12}  # fmt: skip
+    found = fitted(llama(tmp_path / "m.gguf", **settings), 40 * GB, Asked(whole_texts=True))
+
+    assert found.need.cache == 0
+    assert (found.context, found.batch) == (512, 512)
+
+
+def test_the_contexts_that_are_tried():
+    assert halves(3000) == [3000, 1500, 750]
+
+
+def test_the_machine_has_no_more_than_it_has():
+    assert 0 < physical_cores() <= cores()
+    assert 0 < available_nbytes() <= memory_nbytes()
+
+
+@pytest.mark.llamacpp
+@pytest.mark.trained
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_key_value_heads": 4, "num_hidden_layers": 5},
+        {"head_dim": 128, "num_key_value_heads": 1},
+    ],
+    ids=str,
+)
+def test_the_cache_is_as_large_as_the_engine_makes_it(changes, toolchain, tmp_path):
+    """As llama-server logs it."""
+    base = make_base(tmp_path / "base", max_position_embeddings=4096, **changes)
+    path = tmp_path / "model.gguf"
+    export(ExportRequest((), base, ("F16",), (path,)), toolchain)
+    model = read_gguf(path, keep_items=LAYERS_KEPT)
+
+    class Loud(Server):
+        def argv(self, *, on_port: bool) -> list[str]:
+            return [*super().argv(on_port=on_port), "--log-verbosity", "4"]
+
+    with Loud(ServerSpec(path, 4096, threads=1), toolchain) as server:
+        log = server.run_folder.log.read_text()
+    made = sum(float(found) * 2**20 for found in re.findall(r"KV buffer size = +([\d.]+) MiB", log))
+    ours = reckon(model, 4096, "f16", 0)
+
+    assert made == pytest.approx(ours.cache, abs=2**20 / 100)  # it is logged with two places
+    work = sum(float(n) * 2**20 for n in re.findall(r"compute buffer size = +([\d.]+) MiB", log))
+    assert 0.5 * work < ours.work < 4 * work  # the allocator's is an estimate
+
+
+def test_the_lines_for_verbose_say_what_was_decided(tmp_path):
+    found = fitted(llama(tmp_path / "m.gguf"), 16 * GB)
+
+    assert "8192 tokens of the 131072" in found.lines()[0]
+    assert "4, one a physical core" in replace(found).lines()[1]

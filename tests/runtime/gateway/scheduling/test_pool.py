@@ -1,0 +1,203 @@
+"""Children that come and go: memory, crashes, and heads of requests that do not come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import select
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from exporter.core.events import Event
+from exporter.core.paths import size_text
+from runtime.engine.adapters import Adapter
+from runtime.engine.local import open_model
+from runtime.gateway.api_errors import ApiError
+from runtime.gateway.asgi_app import build_app
+from runtime.gateway.call import Gateway
+from runtime.gateway.catalog import Catalog
+from runtime.gateway.scheduling.placement import Key, planned
+from runtime.gateway.scheduling.pool import Child, Fleet
+from runtime.gateway.scheduling.request_queue import Gate
+from runtime.gateway.server import Protocol, listening, serve
+from runtime.gateway.settings import Settings
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@contextlib.asynccontextmanager
+async def serving_here(model, settings, toolchain) -> AsyncIterator[int]:
+    """A gateway over a model, in this process: its port."""
+    gateway = Gateway(settings, Catalog([open_model(model)]), Fleet(settings, toolchain))
+    with listening("127.0.0.1", 0) as listener:
+        work = asyncio.ensure_future(serve(gateway, build_app(gateway), listener, None))
+        await asyncio.sleep(0.2)
+        yield listener.getsockname()[1]
+        work.cancel()
+        await asyncio.wait({work})
+
+
+def test_the_longest_unused_makes_room_and_never_a_busy_one(
+    pirate, demo_base, toolchain, tmp_path, monkeypatch
+):
+    """Memory for two of three models."""
+    third = tmp_path / "third.gguf"
+    third.symlink_to(pirate)
+    models = [open_model(path) for path in (pirate, demo_base, third)]
+    catalog = Catalog(models)
+    settings = Settings(parallel=1, context=256)
+    need = planned(Key("x"), models[0], settings, toolchain).fit.need.total
+    told: list[Event] = []
+    fleet = Fleet(settings, toolchain, told.append)
+    monkeypatch.setattr(
+        "runtime.gateway.scheduling.placement.available_nbytes",
+        lambda: int(need * (2.4 - sum(c.is_loaded for c in fleet.children.values())) / 0.9),
+    )
+
+    async def run() -> None:
+        first, second, other = (catalog.find(name) for name in ("pirate", "base", "third"))
+        async with fleet.using(first):
+            async with fleet.using(second):
+                with pytest.raises(ApiError) as caught:
+                    async with fleet.using(other):
+                        pass
+                assert caught.value.status == 503
+                assert "does not fit" in caught.value.message
+        async with fleet.using(first):
+            async with fleet.using(other):
+                states = {key.base: child.state for key, child in fleet.children.items()}
+                assert states == {"pirate": "loaded", "base": "unloaded", "third": "loaded"}
+        await fleet.close()
+
+    asyncio.run(run())
+    assert any("unloading base: its memory is needed" in str(event) for event in told)
+    assert size_text(need)
+
+
+def test_nobody_waits_long_for_what_dies_again_and_again(pirate, toolchain):
+    """Neither those who wait when it dies once more, nor those who come then."""
+    settings = Settings(parallel=1, context=256)
+    catalog = Catalog([open_model(pirate)])
+    fleet = Fleet(settings, toolchain)
+    named = next(iter(catalog))
+
+    async def run() -> None:
+        async with fleet.using(named) as child:
+            watching = set(fleet.tasks)
+            child.crashes = 4  # the next start is 10 s away
+            await child.gate.admit((), "one")
+            waiting = asyncio.ensure_future(child.gate.admit((), "two"))
+            await asyncio.sleep(0)
+            began = time.monotonic()
+            child.server.process.kill()
+            with pytest.raises(ApiError) as told:
+                await asyncio.wait_for(waiting, 5)
+            refusals.append(told.value)
+            await asyncio.wait(watching)  # it ends with the next start begun
+            with pytest.raises(ApiError) as told:
+                await fleet.loaded(child)
+            refusals.append(told.value)
+            took.append(time.monotonic() - began)
+        await fleet.close()
+
+    refusals: list[ApiError] = []
+    took: list[float] = []
+    asyncio.run(run())
+    assert [error.status for error in refusals] == [503, 503]
+    assert all(9 <= error.retry_after <= 11 for error in refusals)
+    assert took[0] < 5
+
+
+def test_slots_are_as_many_as_memory_allows(pirate, toolchain, monkeypatch):
+    model = open_model(pirate)
+    one = planned(Key("x"), model, Settings(parallel=1), toolchain).fit.need.total
+    two = planned(Key("x"), model, Settings(parallel=2), toolchain).fit.need.total
+    monkeypatch.setattr(
+        "runtime.gateway.scheduling.placement.available_nbytes",
+        lambda: int((one + two) / 2 / 0.9) + 1,
+    )
+
+    assert planned(Key("x"), model, Settings(), toolchain).spec.parallel == 1
+    monkeypatch.setattr(
+        "runtime.gateway.scheduling.placement.available_nbytes", lambda: int(two / 0.9) + 100
+    )
+    assert planned(Key("x"), model, Settings(), toolchain).spec.parallel == 2
+
+
+def test_heads_that_do_not_come_are_not_waited_for(pirate, toolchain):
+    """Neither at the start of a connection, nor after a first request on it."""
+    ended: dict[str, float] = {}
+
+    def stall(port: int, name: str, first: bytes, text: bytes) -> None:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", port))) as connection:
+            connection.settimeout(10)
+            connection.sendall(first)
+            if first:
+                connection.recv(1 << 16)
+            began = time.monotonic()
+            connection.sendall(text)
+            while connection.recv(1 << 16):
+                pass
+            ended[name] = time.monotonic() - began
+
+    texts = {"nothing": (b"", b""), "half": (b"", LIVEZ[:20]), "second": (LIVEZ, LIVEZ[:20])}
+
+    async def run() -> None:
+        async with serving_here(pirate, Settings(head_s=0.3), toolchain) as port:
+            stalled = [asyncio.to_thread(stall, port, name, *text) for name, text in texts.items()]
+            await asyncio.gather(*stalled)
+
+    asyncio.run(run())
+    assert set(ended) == set(texts)
+    assert max(ended.values()) < 5
+
+
+def test_a_connection_that_was_reset_leaves_nothing_in_memory(pirate, toolchain):
+    """Its client asked, and left without having read the answer."""
+
+    def reset(port: int) -> None:
+        with contextlib.closing(socket.create_connection(("127.0.0.1", port))) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(LIVEZ)
+            assert select.select([connection], [], [], 5)[0]
+
+    def connections() -> int:
+        gc.collect()
+        return sum(issubclass(type(one), Protocol) for one in gc.get_objects())
+
+    async def run() -> None:
+        async with serving_here(pirate, Settings(), toolchain) as port:
+            for _ in range(20):
+                await asyncio.to_thread(reset, port)
+            await asyncio.sleep(0.2)
+            left.append(connections())
+
+    left: list[int] = []
+    asyncio.run(run())
+    assert left == [0]
+
+
+def test_scales_that_clients_choose_leave_no_end_of_children(pirate, toolchain):
+    """Whether they answer or embed, and whether they are loaded still or not."""
+    settings = Settings()
+    fleet = Fleet(settings, toolchain)
+    adapters = (Adapter("some", pirate, 0.8), Adapter("other", pirate, 1.0))
+    model = replace(open_model(pirate), adapters=adapters)
+    for number in range(9):
+        key = Key("base", ("fixed", "embed")[number % 2], (0.0, (number + 1) / 10))
+        fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=number)
+    listed = [Key("base"), *(Key("base", "fixed", voice) for voice in [(0, 0), (0.8, 0), (0, 1)])]
+    for key in listed:
+        fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=-1)
+    asyncio.run(fleet.limit_voiced())
+
+    kept = [child.last_used for child in fleet.children.values()]
+    assert kept == [6, 7, 8, *[-1 for _ in listed]]

@@ -1,0 +1,231 @@
+"""Whose turn it is: bounds, epochs, and nobody who is forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from runtime.gateway.api_errors import ApiError, unavailable
+from runtime.gateway.scheduling.request_queue import Gate
+from runtime.gateway.settings import Settings
+
+A, B, C = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def running(test: Callable[[Gate, Clock], Coroutine[Any, Any, None]], capacity=2, **settings):
+    clock = Clock()
+
+    async def run() -> None:
+        await test(Gate(capacity, Settings(**settings), clock), clock)
+
+    asyncio.run(run())
+
+
+def asking(gate: Gate, voice, client="me", cost=1) -> asyncio.Task[Any]:
+    return asyncio.ensure_future(gate.admit(voice, client, cost))
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_slots_are_given_out_and_taken_back():
+    async def test(gate, clock):
+        first, second, third = (asking(gate, A) for _ in range(3))
+        await settled()
+        assert (first.done(), second.done(), third.done()) == (True, True, False)
+
+        gate.release(first.result())
+        await settled()
+
+        assert third.done()
+        assert gate.used == 2
+
+    running(test)
+
+
+def test_another_adapter_waits_until_the_running_ones_are_done():
+    async def test(gate, clock):
+        first, other = asking(gate, A), asking(gate, B)
+        await settled()
+        assert not other.done()
+
+        gate.release(first.result())
+        await settled()
+
+        assert other.done()
+        assert gate.switches == 1
+
+    running(test)
+
+
+def test_within_an_epoch_equals_may_overtake_and_after_it_they_may_not():
+    async def test(gate, clock):
+        first, other = asking(gate, A), asking(gate, B)
+        await settled()
+        overtaking = asking(gate, A)
+        await settled()
+        assert overtaking.done()
+
+        clock.now = 1
+        gate.release(first.result())
+        late = asking(gate, A)
+        await settled()
+        assert not late.done()
+        assert not other.done()
+
+        gate.release(overtaking.result())
+        await settled()
+        assert other.done()
+        assert not late.done()
+
+    running(test, epoch_s=0.5)
+
+
+def test_two_clients_in_a_loop_do_not_starve_a_third():
+    """Each of A's comes back at once; B's is served after one epoch."""
+
+    async def test(gate, clock):
+        loops = [asking(gate, A), asking(gate, A)]
+        await settled()
+        waiting = asking(gate, B)
+        for _ in range(20):
+            clock.now += 0.1
+            for number, task in enumerate(loops):
+                if task.done():
+                    gate.release(task.result())
+                    loops[number] = asking(gate, A)
+            await settled()
+            if waiting.done():
+                break
+
+        assert waiting.done()
+        assert clock.now <= 0.8
+
+    running(test, epoch_s=0.5)
+
+
+def test_the_queue_is_bounded():
+    async def test(gate, clock):
+        for _ in range(4):
+            asking(gate, A)
+        await settled()
+
+        with pytest.raises(ApiError) as caught:
+            await gate.admit(A, "you")
+
+        assert caught.value.status == 429
+        assert caught.value.retry_after
+
+    running(test, max_queue=2)
+
+
+def test_a_queue_of_none_still_serves():
+    async def test(gate, clock):
+        await gate.admit(A, "me")
+        await gate.admit(A, "me")
+        with pytest.raises(ApiError):
+            await gate.admit(A, "me")
+
+    running(test, max_queue=0)
+
+
+def test_one_client_cannot_take_all():
+    async def test(gate, clock):
+        for _ in range(3):
+            asking(gate, A, "greedy")
+        await settled()
+        with pytest.raises(ApiError) as caught:
+            await gate.admit(A, "greedy")
+        assert caught.value.status == 429
+
+        modest = asking(gate, A, "modest")
+        await settled()
+        assert "modest" in gate.clients
+        assert not modest.done()
+
+    running(test, max_per_client=3)
+
+
+def test_who_leaves_the_queue_is_forgotten_and_holds_nobody_up():
+    async def test(gate, clock):
+        first, other, behind = asking(gate, A), asking(gate, B), asking(gate, A)
+        await settled()
+        other.cancel()
+        clock.now = 9
+        await settled()
+        late = asking(gate, A)
+        gate.release(first.result())
+        await settled()
+
+        assert behind.done()
+        assert late.done()
+        assert gate.clients["me"] == 2
+        assert not gate.waiting
+
+    running(test)
+
+
+def test_a_turn_granted_to_who_has_just_left_is_not_lost():
+    async def test(gate, clock):
+        first, second = asking(gate, A), asking(gate, A)
+        await settled()
+        gate.release(first.result())  # grants second's turn before second runs
+        second.cancel()
+        await settled()
+
+        assert (gate.used, dict(gate.clients)) == (0, {})
+
+    running(test, capacity=1)
+
+
+def test_waiting_has_an_end():
+    async def test(gate, clock):
+        await gate.admit(A, "me")
+        with pytest.raises(ApiError) as caught:
+            await gate.admit(B, "you")
+
+        assert caught.value.status == 503
+        assert not gate.waiting
+        assert "you" not in gate.clients
+
+    running(test, queue_s=0.01)
+
+
+def test_those_who_wait_for_a_dead_child_are_told():
+    async def test(gate, clock):
+        gate.close()
+        tasks = [asking(gate, A), asking(gate, B)]
+        await settled()
+        gate.refuse_all(unavailable("dead"))
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert [error.status for error in results] == [503, 503]
+        assert (gate.used, dict(gate.clients)) == (0, {})
+
+    running(test)
+
+
+def test_a_request_of_many_answers_takes_many_slots_but_never_more_than_there_are():
+    async def test(gate, clock):
+        one, large = asking(gate, A), asking(gate, A, cost=9)
+        await settled()
+        assert not large.done()
+        gate.release(one.result())
+        await settled()
+        assert large.result().cost == 3
+        gate.release(large.result())
+        assert gate.used == 0
+
+    running(test, capacity=3)

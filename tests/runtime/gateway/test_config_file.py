@@ -1,0 +1,127 @@
+"""`decant serve`'s options: from the command line, a file, and what contradicts itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+import pytest
+
+from exporter.core.errors import DecantError, InputError
+from runtime.cli.serve_command import KEY_VARIABLE, Options, serve, settings_of
+from runtime.gateway.settings import seconds
+
+
+def parsed(*arguments: object) -> Options:
+    """The options as the command would have them."""
+    context = serve.make_context("serve", [str(argument) for argument in arguments])
+    return Options(**context.params)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "serve.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_sets_what_the_command_line_does_not(tmp_path):
+    path = write(tmp_path, 'port = 9000\nparallel = 2\nallow-host = ["a", "b"]\nmodels = ["m"]')
+
+    options = parsed("--config", path, "--port", 9001)
+
+    assert (options.port, options.parallel, options.hosts) == (9001, 2, ("a", "b"))
+    assert options.models == ("m",)
+
+
+def test_a_file_gives_models_adapters_of_their_own(tmp_path):
+    path = write(tmp_path, '[[model]]\npath = "a.gguf"\nadapters = {x = "x.gguf:0.5"}\n'
+                           '[[model]]\npath = "b.gguf"\nbase = "./b"')  # fmt: skip
+
+    first, second = parsed("--config", path).tables
+
+    assert (first.path, first.adapters, first.base) == ("a.gguf", ("x=x.gguf:0.5",), None)
+    assert (second.path, second.adapters, second.base) == ("b.gguf", (), "./b")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("prot = 1", "did you mean port"), ("port = [1]", "single value"),
+     ('allow-host = "a"', "a list"), ("x = ", "no TOML"), ("[[model]]\nname = 1", "no 'name'"),
+     ("[[model]]", "needs a path"), ("model = 3", "is no table"),
+     ('[[model]]\npath = "a"\nadapters = ["x"]', "NAME = PATH")],
+)  # fmt: skip
+def test_mistakes_in_a_file_are_named(text, told, tmp_path):
+    with pytest.raises(InputError) as caught:
+        parsed("--config", write(tmp_path, text))
+    assert told in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_a_value_of_the_wrong_kind_is_clicks_to_refuse(tmp_path):
+    with pytest.raises(click.BadParameter):
+        parsed("--config", write(tmp_path, 'port = "x"'))
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="cannot read"):
+        parsed("--config", tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "my.name"])
+def test_the_network_needs_a_key(host, tmp_path):
+    with pytest.raises(click.UsageError, match="--api-key-file"):
+        settings_of(parsed("--host", host))
+
+    assert settings_of(parsed("--host", host, "--insecure-no-key")).keys == ()
+    key = tmp_path / "key"
+    key.write_text("secret\n")
+    key.chmod(0o600)
+    assert settings_of(parsed("--host", host, "--api-key-file", key)).keys == ("secret",)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
+def test_this_machine_does_not(host):
+    assert settings_of(parsed("--host", host)).host == host
+
+
+def test_a_key_in_the_environment_is_taken_out_of_it(monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+
+    assert settings_of(parsed()).keys == ("secret",)
+    assert KEY_VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize("key", ["two words", "schl\u00fcssel", "a\nb"])
+def test_a_key_that_cannot_be_sent_is_refused(key, monkeypatch):
+    monkeypatch.setenv(KEY_VARIABLE, key)
+    with pytest.raises(InputError, match="holds no key"):
+        settings_of(parsed())
+
+
+def test_a_key_that_others_may_read_is_refused(tmp_path):
+    key = tmp_path / "key"
+    key.write_text("secret")
+    key.chmod(0o644)
+    with pytest.raises(DecantError, match="others may read"):
+        settings_of(parsed("--api-key-file", key))
+
+
+def test_tls_needs_files_that_are_there(tmp_path):
+    with pytest.raises(click.UsageError):
+        settings_of(parsed("--tls-key", tmp_path / "k"))
+    with pytest.raises(InputError):
+        settings_of(parsed("--tls-cert", tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("90", 90), ("90s", 90), ("10m", 600), ("2h", 7200), ("0", 0), ("0.5s", 0.5)],
+)
+def test_times_are_read(text, found):
+    assert seconds(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1d", "nan", "inf", "m"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(InputError):
+        seconds(text)

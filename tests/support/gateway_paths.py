@@ -1,0 +1,27 @@
+"""What a gateway serves, asked of the app itself."""
+
+from __future__ import annotations
+
+from runtime.gateway.asgi_app import build_app
+from runtime.gateway.call import Gateway
+from runtime.gateway.catalog import Catalog
+from runtime.gateway.routes_llama import PASSED
+from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.settings import Settings
+
+ALIASES = [other for others in PASSED.values() for other in others]
+NOT_DONE = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs")
+"""Ollama's routes that only say that it is not done here."""
+
+
+def served_paths() -> list[tuple[str, str]]:
+    """Methods and paths, of a gateway without any model."""
+    nothing = Gateway(Settings(), Catalog([]), Fleet(Settings(), None))
+    routes = build_app(nothing).app.routes
+    return [(method, route.path) for route in routes for method in sorted(route.methods)]
+
+
+def asked_of_models() -> list[str]:
+    """The paths of requests to a model, each once."""
+    posted = [path for method, path in served_paths() if method == "POST"]
+    return [path for path in posted if path not in ALIASES and not path.startswith(NOT_DONE)]

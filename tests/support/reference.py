@@ -1,0 +1,98 @@
+"""The usual road, run for real: PEFT's merge, llama.cpp's converter, llama-quantize."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from exporter.llamacpp.toolchain import Toolchain
+from tests.support.warm import run_warm
+
+
+def merge_with_peft(base: Path, adapter: Path, folder: Path) -> Path:
+    """merge_and_unload + save_pretrained, with the base's tokenizer beside it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    merged.save_pretrained(folder)
+    for name in ("tokenizer.model", "tokenizer_config.json"):
+        (folder / name).write_bytes((base / name).read_bytes())
+    return folder
+
+
+def convert_with_llamacpp(
+    toolchain: Toolchain, model: Path, output: Path, *options: str, outtype: str = "auto"
+) -> Path:
+    script = toolchain.source / "convert_hf_to_gguf.py"
+    run_warm(
+        [script, model, "--outfile", output, "--outtype", outtype, *options]
+    ).check_returncode()
+    return output
+
+
+def quantize_with_llamacpp(
+    toolchain: Toolchain, source: Path, output: Path, quant: str, *options: str
+) -> Path:
+    """llama-quantize; for IQ types, whose tables take it up to ten seconds, in a fork of us.
+
+    The tables are there when this process has quantized to such a type before.
+    """
+    argv = [str(toolchain.tool("llama-quantize")), *options, str(source), str(output), quant]
+    is_slow = quant.startswith("IQ") and sys.platform == "linux"
+    if not is_slow or forked(toolchain, argv) != 0:  # a fork may lack threads that it needs
+        subprocess.run(argv, check=True, capture_output=True)
+    return output
+
+
+def forked(toolchain: Toolchain, argv: list[str]) -> int:
+    """The exit code of what the tool's main calls, in a fork of this process."""
+    given = (ctypes.c_char_p * (len(argv) + 1))(*map(os.fsencode, argv), None)
+    run = ctypes.CDLL(str(toolchain.library("llama-quantize-impl")))._Z14llama_quantizeiPPc
+    with tempfile.TemporaryFile() as said, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of threads: the child needs none of them
+        if not (pid := os.fork()):
+            for number in (1, 2):
+                os.dup2(said.fileno(), number)
+            os._exit(run(len(argv), given))
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def export_the_usual_way(
+    toolchain: Toolchain, base: Path, adapter: Path, quant: str, folder: Path
+) -> Path:
+    """The GGUF that the three tools make one after the other."""
+    merged = folder / "merged"
+    if not merged.exists():
+        merge_with_peft(base, adapter, merged)
+    output = folder / f"{quant}.gguf"
+    if quant in ("F16", "BF16", "F32"):
+        return convert_with_llamacpp(toolchain, merged, output, outtype=quant.lower())
+    whole = folder / "auto.gguf"
+    if not whole.exists():
+        convert_with_llamacpp(toolchain, merged, whole)
+    return quantize_with_llamacpp(toolchain, whole, output, quant)
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...], bytes]]]:
+    """Metadata and tensors (type, shape, bytes) as llama.cpp's own Python reader sees them."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    metadata = {
+        key: (field.types, field.contents())
+        for key, field in reader.fields.items()
+        if not key.startswith("GGUF.")
+    }
+    tensors = {
+        tensor.name: (tensor.tensor_type.name, tuple(map(int, tensor.shape)), tensor.data.tobytes())
+        for tensor in reader.tensors
+    }
+    return metadata, tensors

@@ -1,0 +1,173 @@
+"""A terminal for tests: a program behind a pseudo-terminal, and what a person would see."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import Self
+
+CHECKOUT = Path(__file__).parents[2]
+PROMPT = re.compile(r"^(?:[\w.+-]+(?::-?[\d.]+)?)?> ?$")
+PATIENCE_S = 20
+SETTLING_S = 0.05  # of looking for whatever comes
+SETTLED_S = 0.005  # after it came
+
+
+class Terminal:
+    """A program in a terminal of so many columns and lines; killed after the block."""
+
+    def __init__(
+        self, argv: Sequence[object], *, columns: int = 100, rows: int = 40, **env: str
+    ) -> None:
+        """Start it."""
+        import pyte
+
+        self.screen: Any = pyte.HistoryScreen(columns, rows, history=5000, ratio=0.5)
+        self.stream: Any = pyte.ByteStream(self.screen)
+        self.raw = b""
+        self.master, slave = pty.openpty()
+        self.resize(columns, rows)
+        self.process = subprocess.Popen(
+            [str(argument) for argument in argv],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={"TERM": "xterm-256color", **os.environ, **env},
+            cwd=CHECKOUT,
+            start_new_session=True,
+            preexec_fn=take_terminal,  # noqa: PLW1509 - it is one call of the kernel
+        )
+        os.close(slave)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+    def resize(self, columns: int, rows: int) -> None:
+        self.screen.resize(rows, columns)
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def look(self, seconds: float = 0.05) -> None:
+        """Take in what is written in this time, or what is there already."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if select.select([self.master], [], [], left)[0]:
+                if seconds <= SETTLING_S:
+                    until = time.monotonic() + SETTLED_S
+                try:
+                    data = os.read(self.master, 1 << 16)
+                except OSError:  # the program has left
+                    return
+                self.raw += data
+                self.stream.feed(data)
+                if b"\x1b[6n" in data:  # where is the cursor? A terminal answers.
+                    row, column = self.screen.cursor.y + 1, self.screen.cursor.x + 1
+                    os.write(self.master, f"\x1b[{row};{column}R".encode())
+
+    @property
+    def lines(self) -> list[str]:
+        """All lines so far, those that have scrolled away too."""
+        shown = (self.screen.buffer[row] for row in range(self.screen.lines))
+        return [self.read(line) for line in (*self.screen.history.top, *shown)]
+
+    def read(self, line: Any) -> str:
+        """A line's characters; pyte's own way looks up the width of each of the whole screen."""
+        return "".join(line[at].data for at in range(self.screen.columns)).rstrip()
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines).rstrip()
+
+    @property
+    def at(self) -> int:
+        """The number of the line with the cursor."""
+        return len(self.screen.history.top) + self.screen.cursor.y
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the cursor stands at an empty prompt."""
+        return bool(PROMPT.match(self.read(self.screen.buffer[self.screen.cursor.y])))
+
+    def send(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def until(self, fact: str, patience_s: float = PATIENCE_S) -> str:
+        """Wait until this can be read, as a regular expression; gives all that is shown."""
+        deadline = time.monotonic() + patience_s
+        while not re.search(fact, self.text, re.MULTILINE):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{fact!r} did not appear:\n{self.text}")
+            if self.process.poll() is not None:
+                self.look(0.2)
+                if not re.search(fact, self.text, re.MULTILINE):
+                    raise AssertionError(f"it ended before {fact!r} appeared:\n{self.text}")
+                break
+            self.look()
+        return self.text
+
+    def ready(self, patience_s: float = PATIENCE_S) -> None:
+        """Wait for a prompt."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            self.look()
+            if self.is_waiting:
+                return
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise AssertionError(f"no prompt came:\n{self.text}")
+
+    def enter(self, keys: str, patience_s: float = PATIENCE_S) -> str:
+        """Type a line at the prompt; gives what was shown until the next prompt."""
+        before = self.at
+        self.send(keys + "\r")
+        deadline = time.monotonic() + patience_s
+        while True:
+            self.look()
+            if self.at > before and self.is_waiting:
+                return "\n".join(self.lines[before + 1 : self.at])
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise AssertionError(f"no prompt came after {keys!r}:\n{self.text}")
+
+    def wait(self, patience_s: float = PATIENCE_S) -> int:
+        """Take in all there is until the program ends; gives its exit code."""
+        deadline = time.monotonic() + patience_s
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, f"it goes on:\n{self.text}"
+            self.look()
+        self.look(0.2)
+        return self.process.returncode
+
+    def signal(self, number: int = signal.SIGINT) -> None:
+        self.process.send_signal(number)
+
+
+def take_terminal() -> None:
+    """Be signalled by the terminal at standard input."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def chat(*arguments: object, **options: Any) -> Terminal:
+    """`decant chat` in a terminal."""
+    return Terminal([sys.executable, "-m", "exporter", "chat", *arguments], **options)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
