@@ -162,6 +162,8 @@ class Server:
             # earlier prompts are kept by their tokens alone: with adapters, the wrong one's
             # keys and values would come back
             "--cache-ram", "0" if spec.adapters else str(spec.prompt_cache >> 20),
+            # else each new request first waits until all idle slots are copied, one by one
+            "--no-cache-idle-slots",
             "--fit", fit, "--no-warmup",
             "--offline", "--no-ui", "--no-slots", "--jinja", "--cors-origins", "localhost",
             "--log-verbosity", "3" if on_port else "2",
