@@ -97,9 +97,18 @@ def find_toolchain() -> Toolchain:
     if build is None:
         raise ToolchainError(
             "llama.cpp has not been built on this machine yet",
-            hint="run `decant setup`: it takes some minutes, once",
+            hint=f"run `decant setup`: it takes {setup_time()}",
         )
     return Toolchain(build)
+
+
+def setup_time() -> str:
+    """How long a build takes on this machine, for people. Raises ToolchainError."""
+    host = recipe("host")
+    with translated():
+        facts = host.read_host(os.environ)
+        backend = host.choose_backend(recipe().read_recipe(), os.environ, facts).backend
+    return str(host.expected_time(backend, facts.cuda, host.count_jobs(os.environ)))
 
 
 def build_toolchain(*, force: bool = False, report: Report = silent) -> Toolchain:
