@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 from exporter.core.gguf import read_gguf
+from exporter.core.version import version
 from exporter.overlay import WEIGHTS
-from exporter.provenance import version
 from exporter.steps import CombinedSum, MergePlan
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from exporter.adapter import open_adapter
@@ -20,6 +19,7 @@ from exporter.core.errors import DecantError, ModelError
 from exporter.core.events import Report, silent
 from exporter.core.files import atomic_write, sha256_file
 from exporter.core.gguf import read_gguf
+from exporter.core.version import own_version
 from exporter.kinds import refuse_for_adapter_file
 from exporter.toolchain import find_toolchain
 
@@ -59,7 +59,7 @@ def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = sile
         FORMAT,
         adapter.sha256(),
         sha256_file(open_checkpoint(base).folder / "config.json"),
-        metadata.version("decant-llm"),
+        own_version(),
         str(find_toolchain().folder.name),
     )
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

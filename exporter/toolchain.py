@@ -24,6 +24,11 @@ KEPT_VARIABLES = (
 )  # fmt: skip
 
 
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""For what computes nothing on a GPU, or must be exact: with CUDA's float32 products are TF32,
+and to look for a GPU takes a third of a second and half a gigabyte of its memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Toolchain:
     """A finished build of llama.cpp."""
@@ -158,7 +163,7 @@ def host_facts() -> HostFacts:
 def run_tool(
     toolchain: Toolchain, name: str, arguments: Sequence[str], *, good: Sequence[int] = (0,)
 ) -> str:
-    """Run one of llama.cpp's tools to its end and return all it printed.
+    """Run one of llama.cpp's tools to its end, on the processor, and return all it printed.
 
     Raises ToolchainError with the command and its last lines when it ends with none of `good`.
     """
@@ -168,7 +173,7 @@ def run_tool(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=scrubbed(os.environ),
+        env=scrubbed(os.environ) | NO_GPU,
         text=True,
         errors="replace",
         check=False,
@@ -185,9 +190,9 @@ def run_tool(
 def follow_tool(
     toolchain: Toolchain, name: str, arguments: Sequence[str], heard: Callable[[str], None]
 ) -> str:
-    """Run a tool as `run_tool` does, telling `heard` all it has printed whenever it prints.
+    """Run a tool, telling `heard` all it has printed whenever it prints.
 
-    The tool is ended when this is left by an exception.
+    It may use the GPU. It is ended when this is left by an exception.
     """
     argv = [str(toolchain.tool(name)), *arguments]
     printed = ""
@@ -221,3 +226,18 @@ def scrubbed(env: Mapping[str, str]) -> dict[str, str]:
     Every flag of llama-server also has a variable: a stray LLAMA_ARG_TOOLS=all opens a shell.
     """
     return {name: value for name, value in env.items() if name.startswith(KEPT_VARIABLES)}
+
+
+@contextmanager
+def without_gpus() -> Iterator[None]:
+    """Hide GPUs from the libraries that are loaded inside the block, for as long as they live."""
+    before = {name: os.environ.get(name) for name in NO_GPU}
+    os.environ.update(NO_GPU)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from exporter.core.errors import EngineDiedError, EngineError, ModelError, SpaceError
 from exporter.core.machine import cores
-from exporter.toolchain import scrubbed
+from exporter.toolchain import NO_GPU, scrubbed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LAST_LINES = 4  # of what the child said; more are addresses
 # ggml prints a stack of addresses before it aborts, by a debugger where it finds one
-QUIET = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONFAULTHANDLER": ""}
+QUIET = {"GGML_NO_BACKTRACE": "1", "PYTHONFAULTHANDLER": "", **NO_GPU}
 
 
 class Engine:

@@ -11,15 +11,14 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 
+from exporter.core.version import own_version
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, bad_request, encoded
 from runtime.gateway.fleet import Child
@@ -54,14 +53,6 @@ NO_UPLOAD = "the server takes no uploads"
 async def told_version(call: Call) -> Response:
     del call
     return JSONResponse({"version": API_VERSION, "decant": own_version()})
-
-
-@cache
-def own_version() -> str:
-    try:
-        return version("decant-llm")
-    except PackageNotFoundError:  # run from a checkout
-        return ""
 
 
 async def tags(call: Call) -> Response:
