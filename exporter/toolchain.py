@@ -161,11 +161,17 @@ def host_facts() -> HostFacts:
 
 
 def run_tool(
-    toolchain: Toolchain, name: str, arguments: Sequence[str], *, good: Sequence[int] = (0,)
+    toolchain: Toolchain,
+    name: str,
+    arguments: Sequence[str],
+    *,
+    good: Sequence[int] = (0,),
+    gpu: bool = False,
 ) -> str:
-    """Run one of llama.cpp's tools to its end, on the processor, and return all it printed.
+    """Run one of llama.cpp's tools to its end and return all it printed.
 
-    Raises ToolchainError with the command and its last lines when it ends with none of `good`.
+    gpu: whether it may look for GPUs. Raises ToolchainError with the command and its last lines
+    when it ends with none of `good`.
     """
     argv = [str(toolchain.tool(name)), *arguments]
     done = subprocess.run(
@@ -173,7 +179,7 @@ def run_tool(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=scrubbed(os.environ) | NO_GPU,
+        env=scrubbed(os.environ) | ({} if gpu else NO_GPU),
         text=True,
         errors="replace",
         check=False,

@@ -13,6 +13,7 @@ from exporter.core.errors import EngineError, InputError, ModelError, Unsupporte
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.machine import available_nbytes, physical_cores
+from exporter.gpus import free_nbytes
 from exporter.store import StoredModel, refuse_adapter
 from exporter.toolchain import find_toolchain
 from runtime.adapters import BASE, Adapter, check_adapter
@@ -163,12 +164,13 @@ class LocalEngine:
             free=available_nbytes() + sum(sum(worker.free) for worker in workers),
             cores=physical_cores(),
             backend=backend,
+            gpu=free_nbytes(self.toolchain),
         )
         self.rpc = asked.rpc and spread_over(
             asked.rpc, workers, model.header, self.fit.need, backend
         )
-        if self.fit.cache_type != "f16":
-            report(Warn(f"memory is short: the context is kept in {self.fit.cache_type}"))
+        for said in self.fit.warnings():
+            report(Warn(said))
         self.server: Server | None = None
         self.front = PLAIN
         self.was_compared = False

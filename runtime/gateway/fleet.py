@@ -185,6 +185,8 @@ class Fleet:
             child.nbytes, child.context = plan.fit.need.total, plan.spec.context
             child.text_max = plan.text_max
             self.report(Step(f"loading {child.name}"))
+            for said in plan.fit.warnings():
+                self.report(Warn(f"{child.name}: {said}"))
             server = Server(plan.spec, self.toolchain, report=heard)
             child.server = server
             child.front = await loop.run_in_executor(

@@ -9,6 +9,7 @@ from typing import Literal
 from exporter.core.errors import SpaceError
 from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes, physical_cores
+from exporter.gpus import free_nbytes
 from exporter.toolchain import Toolchain
 from runtime.chat_format import AS_IT_IS
 from runtime.child import ServerSpec
@@ -116,13 +117,14 @@ def fitting(
         free=available_nbytes() + sum(sum(worker.free) for worker in workers),
         cores=physical_cores(),
         backend=toolchain.info["backend"],
+        gpu=free_nbytes(toolchain),
     )
 
 
 def is_short(fitted: Fit, settings: Settings) -> bool:
     wanted = settings.context or min(fitted.trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     least = min(wanted, fitted.trained) if fitted.trained else wanted
-    return fitted.context < least or fitted.cache_type != "f16"
+    return fitted.context < least or fitted.cache_type != "f16" or fitted.is_split
 
 
 def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:

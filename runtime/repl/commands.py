@@ -200,6 +200,10 @@ def stats(repl: Repl, argument: str) -> None:
     repl.shown["stats"] = not repl.shown.get("stats")
     repl.screen.note(f"(numbers after each answer: {'on' if repl.shown['stats'] else 'off'})")
     last = repl.session.conversation.last
+    if repl.shown["stats"] and isinstance(repl.engine, LocalEngine):
+        for line in repl.engine.fit.lines():
+            if "GPU" in line or line.startswith("memory"):
+                repl.screen.note(line)
     if repl.shown["stats"] and last and last.numbers:
         from runtime.client import Stopped
 
