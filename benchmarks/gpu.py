@@ -227,21 +227,26 @@ def first_bytes(run: Run) -> dict[str, float]:
 def speed(run: Run) -> dict[str, Any]:
     """`decant serve` and the bare engine in its variants, in turns, at 1, 8 and 32 streams."""
     with ExitStack() as stack:
-        targets = {}
+        targets, failed = {}, {}
         for name, (cache, flags) in VARIANTS.items():
             spec = ServerSpec(
                 run.model, CONTEXT, physical_cores(), SLOTS, prompt_cache=cache,
                 use_socket=False, extra=flags,
             )  # fmt: skip
-            server = stack.enter_context(Server(spec, find_toolchain()))
-            targets[name] = Target(server.port or 0, server.key)
+            try:
+                server = stack.enter_context(Server(spec, find_toolchain()))
+                targets[name] = Target(server.port or 0, server.key)
+                asked(targets[name], SLOTS)
+            except (DecantError, subprocess.SubprocessError) as error:
+                targets.pop(name, None)
+                failed[name] = f"{error} {getattr(error, 'stderr', '')}"[-1500:]
         more = ("--parallel", SLOTS, "--ctx", CONTEXT)
         served = stack.enter_context(serving(run.folder, run.model, *more))
         assert until(lambda: served.get("/readyz")[0] == 200, 120), served.log.read_text()[-2000:]
         targets["decant"] = Target(served.port)
-        for target in targets.values():
-            asked(target, SLOTS)
-        return {str(streams): in_turns(run, targets, streams) for streams in STREAMS}
+        asked(targets["decant"], SLOTS)
+        found = {str(streams): in_turns(run, targets, streams) for streams in STREAMS}
+        return found | {"not_measured": failed}
 
 
 def in_turns(run: Run, targets: dict[str, Target], streams: int) -> dict[str, Any]:
