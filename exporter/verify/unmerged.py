@@ -127,7 +127,10 @@ class Unmerged:
                 # or PEFT hands the model out to disk anew, adapter included
                 vars(self.model).pop("hf_device_map", None)
                 self.model = PeftModel.from_pretrained(
-                    self.model, str(saved), low_cpu_mem_usage=bool(self.placed)
+                    self.model,
+                    str(saved),
+                    torch_device="cpu",  # where the base is; PEFT would choose a GPU if it saw one
+                    low_cpu_mem_usage=bool(self.placed),
                 ).eval()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
             raise AdapterError(
