@@ -92,7 +92,7 @@ class Engine:
             raise EngineDiedError(f"llama.cpp {how} {DOING[verb]} `{self.path}`{self.last_words()}")
         found = json.loads(answer)
         if "error" in found:
-            error = ModelError if verb == "load" else EngineError
+            error = ModelError if verb in ("load", "project") else EngineError
             raise error(found["error"] + self.last_words())
         return found["answer"]
 
@@ -129,6 +129,7 @@ DOING = {
     "encode": "over a text with",
     "probe": "while it computed some tokens with",
     "logits": "while it computed with",
+    "project": "while it encoded a picture or a sound beside",
 }
 """What it was doing when it died, before the file's name."""
 
