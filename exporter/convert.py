@@ -28,7 +28,7 @@ from exporter.mtp import has_prediction, settle_prediction, without_prediction
 from exporter.own_code import no_code_run
 from exporter.ranker import find_purpose
 from exporter.refusals import UNUSABLE, unknown_architecture, unusable
-from exporter.settings import pack_settings, write_positions
+from exporter.settings import pack_settings, settle_pictures, write_positions
 from exporter.slots import Conversion, Slot
 from exporter.windows import settle_windows
 
@@ -100,6 +100,7 @@ def convert(
                     ftype, unused = file_type(outtype, tensors), folder / "unused.gguf"
                     named = {"model_name": model_name, "hparams": hparams}
                     model = delegate(model_class(tokens.folder, ftype, unused, **named, **MODULES))
+                    settle_pictures(model, hparams)
                     purpose.begin(model)
                     prepare(model, source, slots)
                     tokens.settle(model, report)

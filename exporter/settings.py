@@ -294,6 +294,17 @@ def write_positions(writer: Any, hparams: Mapping[str, Any]) -> None:
         writer.add_rope_scaling_finetuned(hparams.get("position_embedding_type") == "rope")
 
 
+def settle_pictures(model: Any, hparams: Mapping[str, Any]) -> None:
+    """Have a picture become as many tokens as the config says.
+
+    Of a Gemma 3 the converter reads that from the processor's settings, and takes 256 where they
+    do not say. model: the converter's, of a projector or another; hparams: of the whole model.
+    """
+    tokens = hparams.get("mm_tokens_per_image")
+    if tokens is not None and hasattr(model, "preprocessor_config"):
+        model.preprocessor_config["image_seq_length"] = tokens
+
+
 def pack_settings(writer: Any) -> None:
     """Have every single setting put into bytes, as happens again when the header is written.
 

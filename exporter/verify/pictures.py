@@ -43,7 +43,7 @@ OTHER_TOWER = (
     "llama.cpp does not see as this model does: `--to safetensors` writes it for transformers"
 )
 NEARLY_ALL = 0.9  # of the tokens
-LIMITS = {"F32": 0.01, "F16": 0.02, "BF16": 0.05}
+LIMITS = {"F32": 0.02, "F16": 0.03, "BF16": 0.06}
 """How far off nearly all of a picture's embeddings may be, as a part of their size, by the weights'
 type: ggml rounds the activations to that type as well, and convolves in float16."""
 

@@ -9,6 +9,7 @@ from exporter.convert import convert
 from exporter.merge import MergedTensors
 from exporter.plan import plan_merge
 from tests.architectures import SIZE
+from tests.raw import edit_json
 from tests.vision import make_seeing
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.filterwarnings("ignore")]
@@ -23,3 +24,14 @@ def test_pixtrals_projector_has_the_token_between_lines(toolchain, tmp_path):
 
     shapes = {slot.name: slot.shape for slot in made.slots}
     assert shapes["v.token_embd.img_break"] == (SIZE["hidden_size"],)
+
+
+def test_a_gemmas_picture_becomes_as_many_tokens_as_its_config_says(toolchain, tmp_path):
+    """The processor's settings do not say it: upstream's converter would take 256."""
+    make_seeing("gemma3_vlm", tmp_path)  # 8 by 8 patches, 2 by 2 tokens
+    edit_json(tmp_path / "config.json", mm_tokens_per_image=16)
+    tensors = MergedTensors(plan_merge(open_checkpoint(tmp_path), []))
+
+    made = convert(tensors, tmp_path, toolchain, model_name="m", part="projector")
+
+    assert made.writer.kv_data[0]["clip.vision.projector.scale_factor"].value == 2
