@@ -246,7 +246,7 @@ def convert_all(
     ):
 
         def converted(outtype: Outtype, part: Part, report: Report = silent) -> Conversion:
-            return convert(
+            made = convert(
                 tensors,
                 folder,
                 toolchain,
@@ -256,6 +256,7 @@ def convert_all(
                 trust_remote_code=trust,
                 report=report,
             )
+            return replace(made, loaded=None)
 
         first, *others = outtypes
         conversions = {first: converted(first, "text", report)}
