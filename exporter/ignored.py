@@ -30,6 +30,13 @@ SILU = (
     "olmoe", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "seed_oss", "smollm3", "stablelm",
 )  # fmt: skip
 """Architectures whose feed-forward layers know one activation."""
+# … LLM_FFN_GELU
+GELU = (
+    "falcon", "gemma", "gemma2", "gemma3", "gptneox", "gpt2", "phi2", "starcoder", "starcoder2",
+)  # fmt: skip
+KINDS_OF_GELU = ("gelu", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh")
+"""They differ by less than ggml's table of it does."""
+ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 IN_LINE = {"afmoe": 4, "smollm3": 4, "llama4": 4}
 """One of so many layers has no rotary positions (n_no_rope_layer_step)."""
 LLAMA4_CHUNK = 8192  # llama4.cpp: n_swa
@@ -120,11 +127,18 @@ def expert_groups(made: Converted) -> str:
 
 
 def activation(made: Converted) -> str:
-    said = made.settings.get("hidden_act") or made.settings.get("hidden_activation")
-    if made.architecture not in SILU or said in (None, "silu", "swish"):
+    told = (made.settings.get(name) for name in ACTIVATIONS)
+    said = next((name for name in told if isinstance(name, str)), None)
+    if made.architecture in SILU:
+        has, alike = "SiLU", ("silu", "swish")
+    elif made.architecture in GELU:
+        has, alike = "GELU", KINDS_OF_GELU
+    else:
+        return ""
+    if said is None or said in alike:
         return ""
     return (
-        f"llama.cpp's {made.architecture} computes SiLU in its feed-forward layers where this"
+        f"llama.cpp's {made.architecture} computes {has} in its feed-forward layers where this"
         f" model has {said}: {DIFFER}"
     )
 
