@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.arrange import OUTPUT_SCALED, scales_output
-from exporter.converter_tokens import converter_tokens
+from exporter.converter_tokens import converter_tokens, remember_pieces
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
+from exporter.core.quiet import no_collection
 from exporter.core.types import FTYPES
 from exporter.hparams import conversion, load_hparams
 from exporter.ignored import Converted, ignored_settings
@@ -28,7 +29,7 @@ from exporter.mtp import has_prediction, settle_prediction, without_prediction
 from exporter.own_code import no_code_run
 from exporter.ranker import find_purpose
 from exporter.refusals import UNUSABLE, unknown_architecture, unusable
-from exporter.settings import pack_settings, write_positions
+from exporter.settings import pack_settings, settle_pictures, write_feed_forward, write_positions
 from exporter.slots import Conversion, Slot
 from exporter.windows import settle_windows
 
@@ -76,6 +77,7 @@ def convert(
     with (
         imported(toolchain),
         warnings_reported(report),
+        no_collection(),
         nullcontext() if trust_remote_code else no_code_run(),
     ):
         ModelBase = conversion().ModelBase  # noqa: N806 - it is a class
@@ -100,6 +102,8 @@ def convert(
                     ftype, unused = file_type(outtype, tensors), folder / "unused.gguf"
                     named = {"model_name": model_name, "hparams": hparams}
                     model = delegate(model_class(tokens.folder, ftype, unused, **named, **MODULES))
+                    settle_pictures(model, hparams)
+                    remember_pieces(model)
                     purpose.begin(model)
                     prepare(model, source, slots)
                     tokens.settle(model, report)
@@ -110,7 +114,7 @@ def convert(
                 used = source.used()
         if part == "text":
             tell_limits(converted(model, slots), report=report)
-    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
+    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used, tokens.loaded)
 
 
 def hparams_of(
@@ -177,6 +181,7 @@ def prepare(model: Any, source: LazySource, slots: list[Slot]) -> None:
     model.prepare_metadata(vocab_only=False)
     settle_windows(writer, model.hparams)
     write_positions(writer, model.hparams)
+    write_feed_forward(writer, model.hparams)
     if scales_output(model.hparams):
         writer.add_bool(OUTPUT_SCALED, val=True)
 

@@ -134,7 +134,10 @@ def export(
     if request.verify and not dry_run:
         trust = request.trust_remote_code
         firsts = [plan.path for plan in groups[0].plans if not plan.shard]
-        verified = verify_exported(firsts, merge, toolchain, trust_remote_code=trust, report=report)
+        seeing = groups[1].plans[0].path if len(groups) > 1 else None
+        verified = verify_exported(
+            firsts, merge, toolchain, projector=seeing, trust_remote_code=trust, report=report
+        )
     return ExportResult(
         exported(plans),
         merge.checkpoint.folder,
@@ -243,7 +246,7 @@ def convert_all(
     ):
 
         def converted(outtype: Outtype, part: Part, report: Report = silent) -> Conversion:
-            return convert(
+            made = convert(
                 tensors,
                 folder,
                 toolchain,
@@ -253,6 +256,7 @@ def convert_all(
                 trust_remote_code=trust,
                 report=report,
             )
+            return replace(made, loaded=None)
 
         first, *others = outtypes
         conversions = {first: converted(first, "text", report)}

@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.core.gguf import GGUFFile
 from exporter.normalizer import NORMALIZER, SPACE_PREFIX, missing_normalizer, normalizer, spaced
@@ -22,11 +22,13 @@ from exporter.verify.vocabulary import (
     KEY,
     NORMAL,
     SPACE,
+    Findings,
     array,
-    compare_vocabulary,
     is_idle,
-    tokenizer_json,
 )
+
+if TYPE_CHECKING:
+    from exporter.verify.light import Expected
 
 FEW = 3  # differences that are shown
 MOST_RARE = 0.25  # of the rarer texts may be cut otherwise: of a wrong tokenizer, most are
@@ -83,14 +85,17 @@ class Cuts:
 
 
 def check_tokens(
-    engine: Engine, facts: VocabularyFacts, file: GGUFFile, tokenizer: Any, rows: int
+    engine: Engine,
+    facts: VocabularyFacts,
+    file: GGUFFile,
+    expected: Expected,
+    vocabulary: Findings,
 ) -> Check:
-    """Compare the vocabulary, then texts of many kinds. `file` must hold whole arrays.
+    """Compare texts of many kinds. `file` must hold whole arrays.
 
-    rows: of the model's embedding.
+    vocabulary: what the comparison token by token has found.
     """
-    whole = tokenizer_json(tokenizer)
-    vocabulary = compare_vocabulary(file, tokenizer, whole, rows)
+    tokenizer, whole = expected.tokenizer, expected.whole
     cuts = Cuts(tokenizer, file)
     wanted = missing_normalizer(whole, file.text(f"{KEY}model") or "")
     compare_normalizer(file.text(NORMALIZER), wanted, cuts)
