@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from exporter.core.contents import foreign_contents
 from exporter.core.errors import InputError, OutputError, SpaceError
 
 CHUNK = 1 << 20
@@ -201,6 +202,8 @@ def read_json_object(path: Path, *, error: type[InputError], hint: str) -> dict[
     except OSError as failed:
         raise error(f"cannot read `{path}`: {failed.strerror}", hint=hint) from failed
     except (ValueError, RecursionError) as broken:  # bad JSON, bad UTF-8, absurd nesting
+        if found := foreign_contents(path):
+            raise error(f"`{path}` {found.what}", hint=found.hint) from broken
         raise error(f"`{path}` is not JSON: {broken}", hint=hint) from broken
     if not isinstance(value, dict):
         raise error(f"`{path}` holds a {type(value).__name__}, not an object", hint=hint)
