@@ -11,9 +11,11 @@ from exporter.core.files import read_json_object
 from exporter.core.folders import model_name
 from exporter.core.safetensors import read_header
 from exporter.distcp import read_distcp
+from exporter.no_checkpoint import not_a_model, refuse_unmerged
 from exporter.pickled import read_pickled
-from exporter.shards import FSDP_WHOLE, fsdp_in, home_of_model, refuse_shards
+from exporter.shards import FSDP_WHOLE, fsdp_in, home_of_model, refuse_shards, shards_by_name
 from exporter.tensors import Tensor, read_tensor, torch_dtype
+from exporter.wrappers import unwrapped
 
 __all__ = ["Checkpoint", "Tensor", "open_checkpoint", "read_tensor", "torch_dtype"]
 
@@ -64,6 +66,8 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
         raise CheckpointError(
             f"there is no base model folder `{folder}`", hint="name it with --base FOLDER"
         )
+    if not (folder / "config.json").exists() and (known := not_a_model(folder)):
+        raise known
     config = read_json_object(
         folder / "config.json",
         error=CheckpointError,
@@ -72,6 +76,8 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     if not trust_remote_code:
         refuse_own_code(folder, config)
     tensors = index_tensors(folder, shards)
+    refuse_unmerged(tensors, folder, CheckpointError)
+    tensors = unwrapped(tensors)
     mlx_base.refuse_changed(tensors, config)
     if mlx_base.is_quantized(config):
         tensors = mlx_base.dequantized(tensors, config)
@@ -115,7 +121,7 @@ def index_tensors(folder: Path, fsdp: Path | None = None) -> dict[str, Tensor]:
                 hint="remove what does not belong to the checkpoint",
             )
         tensors.update(found)
-    listed = {name for name in shards if name}
+    listed = {name for name in shards if name and not name.endswith("/")}
     if listed and (astray := sorted(listed ^ tensors.keys())):
         where = "the index but in no file" if astray[0] in listed else "a file but not in the index"
         raise CheckpointError(
@@ -130,12 +136,20 @@ def has_weights(folder: Path) -> bool:
 
 
 def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
-    """Whether they are pickles, and {tensor name: file name}; {"": file name} for a single file."""
+    """Whether they are pickles, and {tensor name: file name}.
+
+    Where no index names the tensors, the files stand under "", or "0/", "1/" … of several.
+    """
     for whole, pickled in WHOLE.items():
         if (folder / f"{whole}.index.json").exists():
             return pickled, indexed_shards(folder, whole)
         if (folder / whole).exists():
             return pickled, {"": whole}
+    for whole, pickled in WHOLE.items():
+        stem, _, ending = whole.rpartition(".")
+        found = shards_by_name(folder, stem, CheckpointError)
+        if found and found[0].suffix == f".{ending}":
+            return pickled, {f"{at}/": path.name for at, path in enumerate(found)}
     refuse_shards(folder, CheckpointError, is_adapter=False)
     raise CheckpointError(
         f"`{folder}` holds no model.safetensors (and no pytorch_model.bin)",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
+from exporter.adapter_doubts import say_doubts
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.convert import Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import InputError
@@ -307,6 +308,8 @@ def plan_request(
     merge = plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
     for note in merge.notes:
         report(Warn(note))
+    for spec in specs:
+        say_doubts(spec, checkpoint, report=report)
     return merge
 
 

@@ -86,7 +86,7 @@ def test_a_folder_without_an_adapter_config(refused, adapter):
 
     assert failed.exit_code == 3
     assert "adapter_config.json` is missing" in failed.message
-    assert "save_pretrained" in failed.hint
+    assert "beside `adapter_model.safetensors`" in failed.hint
 
 
 def test_a_base_that_is_not_given_and_cannot_be_had(refused, adapter, monkeypatch):
