@@ -91,6 +91,8 @@ class AdapterSpec:
     weights: Path = Path()
     files: tuple[Path, ...] = ()
     """All that hold its tensors, where `weights` is only the first."""
+    read_by_peft: bool = False
+    """Whether PEFT itself finds its tensors in its folder."""
     origin: Origin = "peft"
     """config and tensors are in PEFT's form, whatever the format they lie in."""
     renamed: bool = False
@@ -223,9 +225,16 @@ def open_adapter(
     if mlx.is_mlx(config):
         return open_mlx(found, config, refuse=refuse, report=report)
     refuse(config, folder)
-    files, tensors = read_weights(found, report=report)
-    spec = AdapterSpec(folder, config, (), weights=files[0], files=files)
-    return sort_tensors(spec, tensors)
+    held = read_weights(found, report=report)
+    spec = AdapterSpec(
+        folder,
+        config,
+        (),
+        weights=held.files[0],
+        files=held.files,
+        read_by_peft=held.read_by_peft,
+    )
+    return sort_tensors(spec, held.tensors)
 
 
 def open_mlx(

@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.core.errors import AdapterError, InputError
@@ -16,6 +17,7 @@ from exporter.distcp import read_distcp
 from exporter.find_adapter import (
     CONFIG,
     MLX_WEIGHTS,
+    PICKLED,
     USUAL,
     WEIGHTS,
     FoundAdapter,
@@ -98,10 +100,19 @@ def names_in(path: Path) -> Iterable[str]:
         return ()
 
 
-def read_weights(
-    found: FoundAdapter, *, report: Report
-) -> tuple[tuple[Path, ...], dict[str, Tensor]]:
-    """The files (or the folder of FSDP's) that hold the weights, and their tensors by name."""
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The tensors of an adapter under PEFT's names."""
+
+    files: tuple[Path, ...]
+    """All that hold them; a folder in the case of FSDP."""
+    tensors: dict[str, Tensor]
+    read_by_peft: bool
+    """Whether PEFT itself finds them, by these names in a file of its own."""
+
+
+def read_weights(found: FoundAdapter, *, report: Report) -> Weights:
+    """Read the headers of the files that hold the weights. AdapterError where none does."""
     files = weight_files(found, report=report)
     stored: dict[str, Tensor] = {}
     for path in files:
@@ -113,7 +124,9 @@ def read_weights(
     if not any(name.startswith(PEFT_NAMES) for name in plain.values()):
         plain = {name: PREFIX + new if TRAINED.search(new) else new for name, new in plain.items()}
     tensors = {new: renamed(stored[name], new) for name, new in plain.items()}
-    return files, without_adapter_name(tensors, files[0])
+    tensors = without_adapter_name(tensors, files[0])
+    own = len(files) == 1 and files[0].name in (WEIGHTS, PICKLED)
+    return Weights(files, tensors, own and tensors.keys() <= stored.keys())
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from exporter.adapter_doubts import say_doubts
 from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import AdapterError, CheckpointError
 from exporter.core.events import Note, Warn
+from exporter.core.safetensors import read_header
+from exporter.peft_folder import peft_folder
 from exporter.plan import plan_merge
 from exporter.sources import Sources, bring, named_base
 from exporter.steps import WeightedAdapter
@@ -55,6 +57,17 @@ def test_what_wrappers_leave_in_an_adapters_names_is_taken_off(tmp_path, wrap):
     adapter = open_adapter(adapter_of(tmp_path / "lora", [wrap(A), wrap(B)]))
 
     assert [pair.module for pair in adapter.pairs] == [STEM]
+
+
+@pytest.mark.trained
+@pytest.mark.parametrize("name", ["module.{}", "{}"])
+def test_peft_is_given_a_folder_that_it_reads(tmp_path, name):
+    folder = adapter_of(tmp_path / "lora", [name.format(A), name.format(B)])
+
+    with peft_folder(open_adapter(folder)) as given:
+        assert (given == folder) == (name == "{}")
+        header = read_header(given / "adapter_model.safetensors", error=AdapterError)
+        assert {key: tensor.shape for key, tensor in header.items()} == SHAPES
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "pretrained_model.", PREFIX])
