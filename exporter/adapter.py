@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from exporter import gguf_adapter, mlx
-from exporter.adapter_files import hint_for_npz, read_config, read_weights
+from exporter.adapter_files import mlx_weights, read_config, read_weights
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Report, silent
 from exporter.core.files import sha256_file
@@ -21,7 +21,6 @@ from exporter.core.gguf import SUFFIX
 from exporter.core.safetensors import read_header
 from exporter.find_adapter import (
     CONFIG,
-    MLX_WEIGHTS,
     USUAL,
     WEIGHTS,
     FoundAdapter,
@@ -245,9 +244,7 @@ def open_mlx(
     report: Report,
 ) -> AdapterSpec:
     """An adapter of mlx-lm's, in PEFT's form."""
-    weights = found.weights or found.folder / MLX_WEIGHTS
-    if not weights.exists() and (npz := next(found.folder.glob("*.npz"), None)):
-        raise AdapterError(f"`{weights}` is missing", hint=hint_for_npz(npz))
+    weights = found.weights or mlx_weights(found.folder, report=report)
     header = read_header(weights, error=AdapterError)
     config, tensors = mlx.as_peft(stored, header, found.folder, report=report)
     refuse(config, found.folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from exporter.core.errors import AdapterError, InputError
 from exporter.core.events import Note, Report
-from exporter.core.files import children, is_there, read_json_object
+from exporter.core.files import children, gone, is_there, read_json_object
 from exporter.core.safetensors import read_header
 from exporter.distcp import read_distcp
 from exporter.find_adapter import (
@@ -67,7 +67,8 @@ def weight_files(found: FoundAdapter, *, report: Report) -> tuple[Path, ...]:
     if len(fitting) == 1:
         report(Note(f"the adapter's weights are in `{fitting[0].name}`"))
         return (fitting[0],)
-    raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint=hint_for_weights(folder, fitting))
+    weights = folder / WEIGHTS
+    raise AdapterError(f"`{weights}` {gone(weights)}", hint=hint_for_weights(folder, fitting))
 
 
 def read_config(folder: Path) -> dict[str, object]:
@@ -76,7 +77,9 @@ def read_config(folder: Path) -> dict[str, object]:
     Raises AdapterError where it is missing or damaged, with what the folder holds instead.
     """
     hint = "name the folder that PEFT's save_pretrained wrote"
-    if not is_there(folder / CONFIG):
+    if (folder / CONFIG).is_symlink():
+        hint = "copy or download the folder again, with what its links lead to"
+    elif not is_there(folder / CONFIG):
         hint = hint_for_config(folder) or hint
     config = read_json_object(folder / CONFIG, error=AdapterError, hint=hint)
     kind = config.get("peft_type")
@@ -85,6 +88,22 @@ def read_config(folder: Path) -> dict[str, object]:
     elif not is_mlx(config) and all(name in config for name in OF_LORA):
         config["peft_type"] = "LORA"  # other programs write no kind
     return config
+
+
+def mlx_weights(folder: Path, *, report: Report) -> Path:
+    """The weights of mlx-lm's training: the last, else those of its newest step.
+
+    Raises AdapterError where there are none.
+    """
+    weights = folder / MLX_WEIGHTS
+    if is_there(weights):
+        return weights
+    if steps := sorted(folder.glob(f"[0-9]*_{MLX_WEIGHTS}")):
+        report(Note(f"`{MLX_WEIGHTS}` is missing: the newest step's are `{steps[-1].name}`"))
+        return steps[-1]
+    npz = next(folder.glob("*.npz"), None)
+    hint = hint_for_npz(npz) if npz else "copy the whole adapter folder"
+    raise AdapterError(f"`{weights}` {gone(weights)}", hint=hint)
 
 
 def holds_lora(path: Path) -> bool:

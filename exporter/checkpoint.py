@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exporter import bnb, mlx_base
 from exporter.core.errors import CheckpointError, UnsupportedError
-from exporter.core.files import read_json_object
+from exporter.core.files import gone, read_json_object
 from exporter.core.folders import model_name
 from exporter.core.safetensors import read_header
 from exporter.distcp import read_distcp
@@ -21,6 +21,9 @@ __all__ = ["Checkpoint", "Tensor", "open_checkpoint", "read_tensor", "torch_dtyp
 
 WHOLE = {"model.safetensors": False, "pytorch_model.bin": True, FSDP_WHOLE: True}
 """A single file's name, and whether it is a pickle; the first that is there is taken."""
+
+
+FETCH = "the download is unfinished: fetch that file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,11 @@ class Checkpoint:
         named = self.config.get("architectures")
         if isinstance(named, list) and named and isinstance(named[0], str):
             return named[0]
-        raise CheckpointError(
+        raise self.nameless()
+
+    def nameless(self) -> CheckpointError:
+        """The error for a config that does not say which class the model is of."""
+        return CheckpointError(
             f"`{self.folder / 'config.json'}` names no architecture",
             hint='it needs a line such as "architectures": ["LlamaForCausalLM"]',
         )
@@ -150,6 +157,9 @@ def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
         found = shards_by_name(folder, stem, CheckpointError)
         if found and found[0].suffix == f".{ending}":
             return pickled, {f"{at}/": path.name for at, path in enumerate(found)}
+    for whole in WHOLE:
+        if (folder / whole).is_symlink():
+            raise CheckpointError(f"`{folder / whole}` {gone(folder / whole)}", hint=FETCH)
     refuse_shards(folder, CheckpointError, is_adapter=False)
     raise CheckpointError(
         f"`{folder}` holds no model.safetensors (and no pytorch_model.bin)",
@@ -177,7 +187,7 @@ def indexed_shards(folder: Path, whole: str) -> dict[str, str]:
     for file in sorted(set(weight_map.values())):
         if not (folder / file).exists():
             raise CheckpointError(
-                f"`{folder / file}` is missing, though `{name}` names it",
-                hint="the download is unfinished: fetch that file",
+                f"`{folder / file}` {gone(folder / file)}, though `{name}` names it",
+                hint=FETCH,
             )
     return weight_map

@@ -110,7 +110,7 @@ def export_lora(
     place where llama.cpp applies none; nothing is left out unsaid.
     """
     started = time.monotonic()
-    if dry_run and request.output.exists():
+    if dry_run and not request.force and request.output.exists():
         report(Warn(f"`{request.output}` exists: the export itself will need --force"))
     elif not dry_run:
         refuse_existing(request.output, force=request.force)

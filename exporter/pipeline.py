@@ -363,7 +363,7 @@ def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dic
 def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report: Report) -> None:
     """Stop at files that exist already, but for those of a stopped export: they are read later."""
     for path in paths:
-        if dry_run and path.exists():
+        if dry_run and not force and path.exists():
             report(Warn(f"`{path}` exists: the export itself will need --force"))
         elif not journal_path(path).exists():
             refuse_existing(path, force=force)

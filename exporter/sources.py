@@ -223,6 +223,12 @@ def base_elsewhere(adapter: AdapterSpec, *, report: Report) -> Path | PullReques
         else f"`{adapter.folder}` does not say which base it was trained on"
     )
     repo = base_of_card(adapter.folder)
+    if adapter.base and repo in (None, adapter.base) and is_repo(adapter.base):
+        raise AdapterError(
+            f"{what}, and decant is offline",
+            hint="leave out --offline (or unset HF_HUB_OFFLINE), or pass its folder as --base"
+            " FOLDER",
+        )
     if repo is None or repo == adapter.base:
         raise AdapterError(what, hint=hint_for_absent(adapter, hub_here().cache))
     report(Note(f"{what}: its model card names {repo}, which is taken"))

@@ -177,6 +177,13 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def gone(path: Path) -> str:
+    """What a message says of a path that is a link to nothing; else that it is missing."""
+    if path.is_symlink() and not path.exists():
+        return f"is a link to `{os.readlink(path)}`, which is gone"  # noqa: PTH115 - as it is
+    return "is missing"
+
+
 def children(folder: Path) -> list[Path]:
     """What lies in a folder, in order of names; nothing where it may not be read."""
     try:
@@ -198,7 +205,7 @@ def read_json_object(path: Path, *, error: type[InputError], hint: str) -> dict[
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as missing:
-        raise error(f"`{path}` is missing", hint=hint) from missing
+        raise error(f"`{path}` {gone(path)}", hint=hint) from missing
     except OSError as failed:
         raise error(f"cannot read `{path}`: {failed.strerror}", hint=hint) from failed
     except (ValueError, RecursionError) as broken:  # bad JSON, bad UTF-8, absurd nesting

@@ -10,6 +10,7 @@ import pytest
 from exporter.adapter import open_adapter
 from exporter.adapter_doubts import say_doubts
 from exporter.checkpoint import open_checkpoint
+from exporter.cli.export import parse_weighted
 from exporter.core.errors import AdapterError, CheckpointError
 from exporter.core.events import Note, Warn
 from exporter.core.safetensors import read_header
@@ -354,3 +355,63 @@ def test_a_head_that_is_nowhere_is_said(tmp_path):
 
     write_safetensors(base / "model.safetensors", shapes | {"lm_head.weight": (16, 8)})
     assert plan_merge(open_checkpoint(base)).notes == ()
+
+
+def test_a_link_to_nothing_is_called_that(tmp_path):
+    folder, base = write_adapter(tmp_path / "lora"), write_base(tmp_path / "base")
+    for path in (folder / "adapter_model.safetensors", base / "model.safetensors"):
+        path.unlink()
+        path.symlink_to("../../blobs/4d7a")
+
+    with pytest.raises(AdapterError, match=r"is a link to `\.\./\.\./blobs/4d7a`, which is gone"):
+        open_adapter(folder)
+    with pytest.raises(CheckpointError, match=r"is a link to `\.\./\.\./blobs/4d7a`"):
+        open_checkpoint(base)
+    for path in (folder / "adapter_config.json", base / "config.json"):
+        path.unlink()
+        path.symlink_to("gone.json")
+    with pytest.raises(AdapterError, match=r"is a link to `gone\.json`"):
+        open_adapter(folder)
+    with pytest.raises(CheckpointError, match=r"is a link to `gone\.json`"):
+        open_checkpoint(base)
+
+
+@pytest.mark.parametrize("main", ["a" * 40, None])
+def test_a_repos_folder_in_the_hubs_cache_stands_for_its_snapshot(tmp_path, main):
+    snapshots = {}
+    for kind, write in (("lora", write_adapter), ("base", write_base)):
+        root = tmp_path / f"models--org--{kind}"
+        snapshots[kind] = write(root / "snapshots" / ("a" * 40))
+        if main:
+            (root / "snapshots" / ("b" * 40)).mkdir()
+            (root / "refs").mkdir()
+            (root / "refs" / "main").write_text(main)
+
+    named = [str(tmp_path / f"models--org--{kind}") for kind in ("lora", "base")]
+
+    assert bring(Sources((named[0],), named[1])) == ([snapshots["lora"]], snapshots["base"])
+
+
+def test_the_newest_step_of_mlx_stands_for_weights_that_were_not_saved(tmp_path):
+    config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(AdapterError, match=r"adapters\.safetensors` is missing"):
+        open_adapter(tmp_path)
+    for step, width in (("0000100", 4), ("0000200", 8)):
+        shapes = {f"{STEM}.lora_a": (width, 2), f"{STEM}.lora_b": (2, width)}
+        write_safetensors(tmp_path / f"{step}_adapters.safetensors", shapes)
+    said: list[object] = []
+
+    adapter = open_adapter(tmp_path, report=said.append)
+
+    assert adapter.pairs[0].a.shape == (2, 8)
+    assert "`0000200_adapters.safetensors`" in said[0].message
+
+
+@pytest.mark.parametrize("name", ["run:2", "x:0.5", "plain"])
+def test_a_colon_in_a_name_that_is_here_is_no_scale(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    assert parse_weighted(name) == (name, 1.0)
+    assert parse_weighted(f"{name}:0.25") == (name, 0.25)
