@@ -88,7 +88,10 @@ def convert(
                 hparams = hparams_of(tensors.plan.checkpoint, folder, tensors.names, report=report)
                 model_class, architecture = find_class(hparams, part, tensors.names)
             except UNUSABLE as error:
-                raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
+                checkpoint = tensors.plan.checkpoint
+                if not checkpoint.config.get("architectures"):
+                    raise checkpoint.nameless() from error
+                raise unusable(checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors, hparams, architecture, projector=part == "projector")
             purpose = find_purpose(folder, architecture, tensors, part, report=report)
             with (

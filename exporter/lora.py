@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, open_adapter
+from exporter.adapter_doubts import say_doubts
 from exporter.arrange import Arrange
 from exporter.checkpoint import open_checkpoint
 from exporter.convert import imported, warnings_reported
@@ -109,7 +110,7 @@ def export_lora(
     place where llama.cpp applies none; nothing is left out unsaid.
     """
     started = time.monotonic()
-    if dry_run and request.output.exists():
+    if dry_run and not request.force and request.output.exists():
         report(Warn(f"`{request.output}` exists: the export itself will need --force"))
     elif not dry_run:
         refuse_existing(request.output, force=request.force)
@@ -145,6 +146,7 @@ def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> 
     adapter = on_base(adapter, checkpoint, toolchain, report=report)
     checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     plan = plan_merge(checkpoint, [WeightedAdapter(adapter, request.scale)])
+    say_doubts(adapter, checkpoint, report=report)
     plan = settle_tied(plan)
     if invocation_tokens(adapter):
         report(Note("an aLoRA: llama-server applies it from its invocation tokens on"))

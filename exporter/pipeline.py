@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from exporter.adapter import AdapterSpec, open_adapter
+from exporter.adapter_doubts import say_doubts
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.convert import Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import InputError
@@ -311,6 +312,8 @@ def plan_request(
     merge = plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
     for note in merge.notes:
         report(Warn(note))
+    for spec in specs:
+        say_doubts(spec, checkpoint, report=report)
     return merge
 
 
@@ -364,7 +367,7 @@ def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dic
 def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report: Report) -> None:
     """Stop at files that exist already, but for those of a stopped export: they are read later."""
     for path in paths:
-        if dry_run and path.exists():
+        if dry_run and not force and path.exists():
             report(Warn(f"`{path}` exists: the export itself will need --force"))
         elif not journal_path(path).exists():
             refuse_existing(path, force=force)

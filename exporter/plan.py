@@ -12,7 +12,7 @@ from exporter.adapter import AdapterSpec, LoraPair, scaling_of
 from exporter.checkpoint import Checkpoint
 from exporter.classifier import find_classifier
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.ends import Ends, find_ends, same_values
+from exporter.ends import Ends, find_ends, lacks_head, same_values
 from exporter.experts import (
     STACK,
     add_pair_of_one,
@@ -42,6 +42,7 @@ from exporter.steps import (
 )
 from exporter.targets import Problems, is_new_module, kind_of, lost_rows, trained_rows
 from exporter.tensors import Tensor
+from exporter.wrappers import is_value_head
 
 
 def plan_merge(
@@ -59,6 +60,7 @@ def plan_merge(
     if adapters:
         refuse_quantized(checkpoint)
     planner = Planner(checkpoint)
+    planner.look_at_base()
     for weighted in adapters:
         planner.add(weighted)
     if combine:
@@ -107,6 +109,18 @@ class Planner:
         self.grown: set[str] = set()
         """Ends that get new rows from an adapter which does not hold the grown matrix."""
         self.adapter_steps: set[tuple[str, type]] = set()
+
+    def look_at_base(self) -> None:
+        """Leave out what writes no text, and note what is missing."""
+        if heads := [name for name in self.checkpoint.tensors if is_value_head(name)]:
+            self.dropped.update(heads)
+            self.notes.append(f"`{heads[0]}` is left out: a value head judges texts, writes none")
+        if lacks_head(self.checkpoint, self.ends):
+            self.notes.append(
+                f"`{self.ends.head}` is in no file of `{self.checkpoint.folder}`, and its"
+                " config.json says that it is no copy of the embedding: the embedding is taken"
+                " for it, and may not be what was trained; is the folder complete?"
+            )
 
     def source(self, name: str) -> Tensor | None:
         """Where a tensor's own values lie; a tied head's are the embedding's."""

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
 from exporter.core.files import free_bytes, taken_bytes
+from exporter.core.folders import size_text
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import GGMLType
 from exporter.journal import Journal, Unfinished, journalled
@@ -102,8 +103,8 @@ def check_space(plans: list[GGUFPlan]) -> None:
     free = free_bytes(folder) + sum(map(taken_bytes, left))
     if needed + HEADROOM > free:
         raise SpaceError(
-            f"`{folder}` has {free / 1e9:.2f} GB free,"
-            f" and {' + '.join(plan.quant for plan in plans)} needs {needed / 1e9:.2f} GB",
+            f"`{folder}` has {size_text(free)} free,"
+            f" and {' + '.join(plan.quant for plan in plans)} needs {size_text(needed)}",
             hint="free some space, name another disk with -o, or choose a smaller -q",
         )
 

@@ -1,4 +1,4 @@
-"""`decant export --to peft`: an MLX or GGUF adapter as PEFT saves it."""
+"""`decant export --to peft`: an adapter that PEFT does not read, as PEFT saves it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def export_peft(adapters: list[Path], base: Path | None) -> None:
     from exporter.checkpoint import open_checkpoint
     from exporter.core.new_folder import atomic_folder, refuse_taken
     from exporter.gguf_base import refuse_gguf_base
-    from exporter.peft_folder import write_peft
+    from exporter.peft_folder import can_be_written, write_peft
     from exporter.placed_adapter import on_base
     from exporter.sources import find_base, need_adapters
 
@@ -51,9 +51,14 @@ def export_peft(adapters: list[Path], base: Path | None) -> None:
         folder = options["output"] or Path(f"{plain_name(adapter.name)}-peft")
         marks = ("adapter_config.json",)
         refuse_taken(folder, marks, force=force)
-        if adapter.origin == "peft":
+        if adapter.read_by_peft:
             raise UnsupportedError(
                 f"`{adapter.folder}` is a PEFT adapter already", hint="leave out --to peft"
+            )
+        if not can_be_written(adapter):
+            raise UnsupportedError(
+                f"`{adapter.folder}` holds more than pairs and whole tensors",
+                hint="leave out --to peft: the merged model can hold it",
             )
         if adapter.origin == "gguf" or base is not None:
             place = base or find_base(adapter, report=report)

@@ -74,17 +74,27 @@ def load_base(checkpoint: Checkpoint, plan: MergePlan, placed: dict[str, Any]) -
 
     auto = AutoModelForImageTextToText if sees(checkpoint) else AutoModelForCausalLM
     try:
-        model = auto.from_pretrained(
-            checkpoint.folder, dtype=torch.float32, trust_remote_code=False, **placed
-        ).eval()
+        model, loaded = auto.from_pretrained(
+            checkpoint.folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placed,
+        )
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(
             f"transformers cannot load `{checkpoint.folder}`: {error}", hint="is it complete?"
         ) from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise UnsupportedError(
+            f"transformers itself does not find `{missing[0]}` in `{checkpoint.folder}`"
+            f" ({len(missing)} such tensors), so that there is no right model to compare with",
+            hint="`decant verify --light` checks without transformers' loading",
+        )
     grown = plan.config.get("vocab_size")
     if isinstance(grown, int):
         model.resize_token_embeddings(grown, mean_resizing=False)
-    return model
+    return model.eval()
 
 
 class Unmerged:
