@@ -206,9 +206,9 @@ class Endpoint:
             async with AsyncExitStack() as stack:
                 taken = Taken({}, 0)
                 if scope["method"] in WITH_BODY:
-                    stack.enter_context(self.gateway.clients.place(scope["client_id"]))
                     taking = self.gateway.bodies.taken(scope, receive)
                     taken = await stack.enter_async_context(taking)
+                    stack.enter_context(self.gateway.clients.place(scope["client_id"]))
                 request, client = Request(scope, never), scope["client_id"]
                 call = Call(self.gateway, request, taken.body, client, outgoing, record)
                 call.nbytes = taken.nbytes
