@@ -214,6 +214,7 @@ def test_planning_does_not_keep_the_loop_from_others(model, tmp_path, monkeypatc
 def test_an_engine_that_goes_on_for_nobody_is_started_again(route, model, tmp_path):
     async def test(fleet: Fleet, catalog: Catalog) -> None:
         gateway = Gateway(fleet.settings, catalog, fleet)
+        await hold(fleet, catalog.find("m"))
         await asked(gateway, route, {"prompt": "x", "content": "x"}, patience_s=0.5)
         child = next(iter(fleet.children.values()))
         first = child.server
@@ -223,10 +224,10 @@ def test_an_engine_that_goes_on_for_nobody_is_started_again(route, model, tmp_pa
         assert first.process is None
         await hold(fleet, catalog.find("m"))
         assert child.restarts == 1
-        assert "0.2 s after its client has left" in (tmp_path / "told").read_text()
+        assert "0.5 s after its client has left" in (tmp_path / "told").read_text()
         assert not gateway.clients.counts
 
-    running(test, tmp_path, model("m", stubborn=True), release_s=0.2)
+    running(test, tmp_path, model("m", stubborn=True), release_s=0.5)
 
 
 def test_an_engine_that_is_deaf_is_started_again(model, tmp_path):
