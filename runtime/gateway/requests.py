@@ -157,7 +157,7 @@ def refuse_long_words(body: Mapping[str, Any], named: Named) -> None:
     """Raise ApiError for a word that would end the child.
 
     Many models' patterns go through std::regex, which recurses with each character of a word;
-    `runtime.child.STACK` is deep enough for so many.
+    `runtime.kept.STACK` is deep enough for so many.
     """
     if named.model.header.text("tokenizer.ggml.model") != "gpt2":
         return

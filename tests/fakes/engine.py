@@ -1,8 +1,9 @@
 """An engine that computes nothing and misbehaves as a file beside its model says.
 
 It listens where llama-server would. MODEL.fake is JSON: `load_s` and `takes_s`, how long it loads
-and answers; `stubborn`, whether it goes on when its client has left; `deaf`, a file whose being
-there keeps it from answering anything; `asked`, a file to which it writes each request.
+and answers; `stubborn`, whether it goes on when its client has left; `stays`, whether it does not
+leave when its input ends; `deaf`, a file whose being there keeps it from answering anything;
+`asked`, a file to which it writes each request.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ def main() -> None:
     model = Path(argv[argv.index("-m") + 1])
     file = model.with_name(f"{model.name}.fake")
     Handler.how = json.loads(file.read_text()) if file.exists() else {}
-    threading.Thread(target=leave_with_input, daemon=True).start()
+    if not Handler.how.get("stays"):
+        threading.Thread(target=leave_with_input, daemon=True).start()
     time.sleep(Handler.how.get("load_s", 0))
     Server(argv[argv.index("--host") + 1], Handler).serve_forever()
 
