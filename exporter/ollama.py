@@ -16,6 +16,7 @@ from exporter.core.gguf import Array, GGUFFile, read_gguf
 from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.header_tokens import adds_bos, token_texts
 from exporter.pipeline import ExportRequest, ExportResult, FolderResult, export
+from exporter.rendering import refuse_runaway
 from exporter.store import plain_name
 from exporter.toolchain import Toolchain
 from exporter.turns import DAY, Turns, find_turns
@@ -109,6 +110,7 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
         f"{name}_token": token(gguf, f"tokenizer.ggml.{key}_token_id")
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
     }
+    refuse_runaway(template, gguf.path)
     try:
         turns = find_turns(
             template, {key: text for key, text in tokens.items() if text}, adds_bos=adds_bos(gguf)

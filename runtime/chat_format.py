@@ -19,7 +19,7 @@ from typing import Any
 from exporter.core.gguf import GGUFFile
 from exporter.header_tokens import adds_bos, adds_eos, special_texts, special_tokens
 from exporter.normalizer import FIRST, SPACE_PREFIX
-from exporter.rendering import Job, Rendered, render_all
+from exporter.rendering import Job, Rendered, refuse_too_much, render_all
 
 TEMPLATE = "tokenizer.chat_template"
 TOOL_TEMPLATE = f"{TEMPLATE}.tool_use"
@@ -80,6 +80,8 @@ class ChatFormat:
     """What the engine's prompts leave out at the beginning, since its tokenizer adds it."""
     samples: tuple[tuple[str, Job, Rendered], ...] = ()
     """Conversations, and what transformers makes of them."""
+    own: str = ""
+    """The template of the model's file, which the engine takes where it is given none."""
 
 
 AS_IT_IS = ChatFormat()
@@ -156,6 +158,7 @@ def format_of(facts: Facts) -> ChatFormat:
     is_changed = bool(names & CHANGED or facts.tool_use or facts.puts_space)
     if is_changed or REFUSING in names:
         found = render_all(facts.plain, known, [*SAMPLES.values(), *trials()])
+        refuse_too_much(found)
         samples = tuple(zip(SAMPLES, SAMPLES.values(), found, strict=False))
         first, *tried = found[0], *found[len(SAMPLES) :]
         begins_with_bos = first.text.startswith(bos) if first.text and bos else begins_with_bos
@@ -171,7 +174,8 @@ def format_of(facts: Facts) -> ChatFormat:
         for word in ("--override-kv", f"tokenizer.ggml.add_{name}_token=bool:false")
     ]
     left_out = bos if facts.adds_bos and begins_with_bos else ""
-    return ChatFormat(template, tuple(flags), bos if lacks_bos else "", left_out, samples)
+    begin = bos if lacks_bos else ""
+    return ChatFormat(template, tuple(flags), begin, left_out, samples, facts.plain)
 
 
 def trials() -> Iterator[Job]:

@@ -24,6 +24,7 @@ from runtime.engine import Model, open_model
 from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config import ModelTable, load_config
 from runtime.gateway.guard import host_name
+from runtime.gateway.limits import limits_of
 from runtime.gateway.settings import Settings, seconds
 from runtime.remote import check_key, is_loopback, read_key
 from runtime.rpc import Spread, parse_workers, preflight
@@ -55,6 +56,8 @@ class Options:
     grace: str
     max_queue: int
     max_per_client: int
+    limits: tuple[str, ...]
+    release: str
     max_tokens: int | None
     origins: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -127,6 +130,15 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--max-per-client", default=64, type=click.IntRange(1), help="Of one client; default: 64."
 )
+@click.option(
+    "--limit", "limits", multiple=True, metavar="NAME=NUMBER",
+    help="Change what one request may hold, such as inputs=4096; docs/serve.md has the names."
+    " Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--release", default="20s",
+    help="Restart an engine that holds on for so long to what its client left; default: 20s.",
+)  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(1), help="The most that one answer may have.")
 @click.option(
     "--allow-origin", "origins", multiple=True, metavar="ORIGIN",
@@ -205,6 +217,8 @@ def settings_of(options: Options) -> Settings:
         grace_s=seconds(options.grace),
         max_queue=options.max_queue,
         max_per_client=options.max_per_client,
+        limits=limits_of(options.limits),
+        release_s=seconds(options.release),
         max_tokens=options.max_tokens,
         allow_fields=frozenset(options.fields),
         media_hosts=frozenset(options.media_hosts),

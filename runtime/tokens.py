@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from exporter.chat_template import Clock, IrregularError, Messages, Template
+from exporter.chat_template import Clock, Messages
 from exporter.core.errors import ModelError
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.header_tokens import TEMPLATE_TOKENS
 from exporter.normalizer import FIRST, NORMALIZER, SPACE_PREFIX, normalizer, spaced
+from exporter.rendering import Job, render_all
 from exporter.store import refuse_adapter
 from exporter.toolchain import Toolchain
 from exporter.vocabulary import Vocabulary, vocabulary
@@ -143,14 +144,15 @@ def tokenize_chat(
 
 def render_chat(tokenizer: Tokenizer, messages: Messages, *, clock: Clock = datetime.now) -> str:
     """What transformers' apply_chat_template gives, for the GGUF's template and tokens."""
-    template = template_of(tokenizer)
-    try:
-        return Template(template, template_tokens(tokenizer), clock).render(messages)
-    except IrregularError as error:
+    template, tokens = template_of(tokenizer), template_tokens(tokenizer)
+    (found,) = render_all(template, tokens, [Job(messages)], now=clock())
+    if found.text is None:
         raise ModelError(
-            f"the chat template of `{tokenizer.header.path}` cannot be used: {one_line(error)}",
+            f"the chat template of `{tokenizer.header.path}` cannot be used:"
+            f" {one_line(found.refusal)}",
             hint="`decant tokens MODEL --template` shows it",
-        ) from error
+        )
+    return found.text
 
 
 def template_of(tokenizer: Tokenizer) -> str:
@@ -191,9 +193,9 @@ def token_of(loaded: Vocabulary, id_: int, *, added: bool = False) -> Token:
     return Token(id_, loaded.piece(id_), loaded.is_special(id_), added)
 
 
-def one_line(error: Exception) -> str:
+def one_line(text: str) -> str:
     """What a template says, which may be anything."""
-    return escaped(" ".join(str(error).split()))
+    return escaped(" ".join(text.split()))
 
 
 def escaped(text: str, *, keep: str = "") -> str:

@@ -44,6 +44,7 @@ SUBPROCESS = {
     "runtime/child.py",
     "runtime/clipboard.py",
     "runtime/guard.py",
+    "runtime/kept.py",
     "runtime/rpc_server.py",
     "vendor/bootstrap.py",
     "vendor/buildtools.py",

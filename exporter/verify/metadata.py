@@ -8,6 +8,7 @@ from typing import Any
 from exporter.core.errors import CheckpointError
 from exporter.core.files import read_json_object
 from exporter.core.gguf import Array, GGUFFile, Value
+from exporter.rendering import refuse_runaway
 from exporter.slots import Conversion
 from exporter.verify.engine import VocabularyFacts
 from exporter.verify.loading import gives_embeddings
@@ -196,6 +197,7 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
     """Conversations rendered by the GGUF's template with its own tokens, and by transformers'.
 
     Both by jinja2 as transformers sets it up: a server that renders would have to load the model.
+    Raises ModelError for a template that does not end.
     """
     from jinja2 import TemplateError
 
@@ -204,6 +206,8 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
         problems = () if bool(ours) == bool(theirs) else ("only one side has a chat template",)
         return Check("chat template", problems, "none")
     tokens = {f"{name}_token": facts.texts[name] for name in ("bos", "eos")}
+    for text in {ours, *(theirs.values() if isinstance(theirs, dict) else (theirs,))}:
+        refuse_runaway(text, file.path)
     problems, rendered = (), 0
     for messages in CONVERSATIONS:
         for prompt in (False, True):

@@ -21,8 +21,8 @@ from starlette.routing import Route as Path
 from exporter.core.version import own_version
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, bad_request, encoded
-from runtime.gateway.fleet import Child
 from runtime.gateway.gateway import Call, Gateway, Handler, Route
+from runtime.gateway.members import Child
 from runtime.gateway.ollama_answer import NS, Answer, Voice, joined, lines, stamp
 from runtime.gateway.ollama_ask import (
     Ability,

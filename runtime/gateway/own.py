@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse, Response
 
 from runtime.gateway.catalog import Named, listing
 from runtime.gateway.errors import ApiError
-from runtime.gateway.fleet import Child, key_of
 from runtime.gateway.gateway import CHAT, Call, Gateway, Route
+from runtime.gateway.members import Child, key_of
 from runtime.gateway.metrics import relabelled
 from runtime.gateway.upstream import get
 

@@ -59,8 +59,12 @@ def planned(
     settings: Settings,
     toolchain: Toolchain,
     workers: Sequence[WorkerFacts] = (),
+    reserved: int = 0,
 ) -> Plan:
-    """How a child is run, here and with those workers. Raises SpaceError when it does not fit."""
+    """How a child is run, here and with those workers. Raises SpaceError when it does not fit.
+
+    reserved: bytes of the free memory that others are about to take.
+    """
     open_slots = (1,) if model.is_encoder_decoder else SLOTS
     slots = (settings.parallel,) if settings.parallel else open_slots
     if is_cut_wrongly(model.header, key.role):
@@ -70,7 +74,7 @@ def planned(
     short = True
     for parallel in slots:
         try:
-            fitted = fitting(key.role, model, parallel, settings, toolchain, workers)
+            fitted = fitting(key.role, model, parallel, settings, toolchain, workers, reserved)
         except SpaceError as caught:
             error = caught
             continue
@@ -102,6 +106,7 @@ def fitting(
     settings: Settings,
     toolchain: Toolchain,
     workers: Sequence[WorkerFacts],
+    reserved: int,
 ) -> Fit:
     beside = [adapter.path for adapter in model.adapters]
     return fit(
@@ -114,7 +119,7 @@ def fitting(
             whole_texts=role in ROLE_FLAGS and not may_be_cut(model.header, role),
             exact=role in ROLE_FLAGS,
         ),
-        free=available_nbytes() + sum(sum(worker.free) for worker in workers),
+        free=max(0, available_nbytes() - reserved) + sum(sum(worker.free) for worker in workers),
         cores=physical_cores(),
         backend=toolchain.info["backend"],
         gpu=free_nbytes(toolchain),

@@ -18,7 +18,6 @@ WITHHELD = frozenset(  # hop by hop, and the engine's name
     b"server connection keep-alive proxy-authenticate proxy-authorization proxy-connection te"
     b" trailer transfer-encoding upgrade".split()
 )
-LEAVING_S = 600  # a child that does not notice has its own time limit
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -103,19 +102,22 @@ class Reply:
     def header(self, name: bytes) -> bytes:
         return next((value for other, value in self.headers if other.lower() == name), b"")
 
-    async def leave(self) -> None:
-        """Break the answer off; return when the child has done so, too.
+    async def leave(self, limit_s: float) -> bool:
+        """Break it off; returns when the child has let go of it, and whether it has in time.
 
         It is told by our end of the connection, and closes its own when the slot is free.
         """
         try:
             if not self.is_finished and self.writer.can_write_eof():
                 self.writer.write_eof()
-                await asyncio.wait_for(self.drop_rest(), LEAVING_S)
-        except (OSError, asyncio.TimeoutError):
-            pass
+                await asyncio.wait_for(self.drop_rest(), limit_s)
+        except asyncio.TimeoutError:
+            return False
+        except OSError:
+            pass  # the child has gone, or has closed its end
         finally:
             self.close()
+        return True
 
     async def drop_rest(self) -> None:
         while await self.reader.read(BLOCK):
@@ -132,6 +134,22 @@ async def post(address: Address, route: str, body: bytes) -> Reply:
 
 async def get(address: Address, route: str) -> Reply:
     return await send(address, "GET", route, b"")
+
+
+async def is_well(address: Address, limit_s: float) -> bool:
+    """Whether a child answers in time, whatever it says; one that is not there is for others."""
+    reply = None
+    try:
+        reply = await get(address, "/health")
+        await asyncio.wait_for(reply.read_head(), limit_s)
+    except EngineGoneError:
+        return True
+    except asyncio.TimeoutError:
+        return False
+    finally:
+        if reply is not None:
+            reply.close()
+    return True
 
 
 async def send(address: Address, method: str, route: str, body: bytes) -> Reply:

@@ -23,8 +23,9 @@ from runtime.gateway.admission import Gate
 from runtime.gateway.app import build_app
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.errors import ApiError
-from runtime.gateway.fleet import Child, Fleet
+from runtime.gateway.fleet import Fleet
 from runtime.gateway.gateway import Gateway
+from runtime.gateway.members import Child
 from runtime.gateway.planning import Key, planned
 from runtime.gateway.serving import Protocol, listening, serve
 from runtime.gateway.settings import Settings
@@ -95,8 +96,8 @@ def test_nobody_waits_long_for_what_dies_again_and_again(pirate, toolchain):
         async with fleet.using(named) as child:
             watching = set(fleet.tasks)
             child.crashes = 4  # the next start is 10 s away
-            await child.gate.admit((), "one")
-            waiting = asyncio.ensure_future(child.gate.admit((), "two"))
+            await child.gate.admit(())
+            waiting = asyncio.ensure_future(child.gate.admit(()))
             await asyncio.sleep(0)
             began = time.monotonic()
             child.server.process.kill()
@@ -194,7 +195,8 @@ def test_scales_that_clients_choose_leave_no_end_of_children(pirate, toolchain):
     listed = [Key("base"), *(Key("base", "fixed", voice) for voice in [(0, 0), (0.8, 0), (0, 1)])]
     for key in listed:
         fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=-1)
-    asyncio.run(fleet.limit_voiced())
+    new = Child(Key("base", "fixed", (0.0, 9.5)), model, Gate(1, settings, fleet.clock))
+    asyncio.run(fleet.limit_voiced(new))
 
     kept = [child.last_used for child in fleet.children.values()]
     assert kept == [6, 7, 8, *[-1 for _ in listed]]
