@@ -24,13 +24,13 @@ from runtime.client import Delta, Stopped, Thought
 from runtime.engine import (
     Engine,
     LocalEngine,
-    RemoteEngine,
     answerer,
     open_model,
     opening_choice,
 )
 from runtime.fit import Asked
 from runtime.remote import parse_url, read_key
+from runtime.remote_engine import RemoteEngine
 from runtime.session import Choice, Conversation
 from runtime.sessions import Session, find_session, list_sessions, resume
 from runtime.template_choice import HELP, NO_TEMPLATE, read_template, with_template
@@ -201,11 +201,23 @@ def opened_engine(options: Options) -> Iterator[Engine]:
                     for line in engine.fit.lines():
                         click.echo(line, err=True)
                 engine.start()
-        if isinstance(engine, LocalEngine) and not engine.loaded.can_chat and not options.quiet:
+        if (
+            isinstance(engine, LocalEngine)
+            and not engine.can_chat(opening_choice(engine))
+            and not options.quiet
+        ):
             click.echo(
                 f"note: {engine.model} {NO_TEMPLATE}; --chat-template NAME gives it one", err=True
             )
         yield engine
+
+
+def tell_of_texts(engine: LocalEngine) -> None:
+    """Say so where there is no template for what answers first."""
+    if not engine.can_chat(opening_choice(engine)):
+        click.echo(
+            f"note: {engine.model} {NO_TEMPLATE}; --chat-template NAME gives it one", err=True
+        )
 
 
 def remote_engine(options: Options) -> RemoteEngine:

@@ -308,7 +308,7 @@ def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> No
     click.echo(f"decant serves on {url}")
     for named in catalog:
         click.echo(f"  {named.id}")
-        if not named.model.can_chat:
+        if not named.can_chat:
             click.echo(f"    {NO_TEMPLATE}: /v1/completions; --chat-template gives it one")
     key = ' -H "Authorization: Bearer $(cat KEY_FILE)"' if settings.keys else ""
     body = (

@@ -14,11 +14,11 @@ from exporter.core.events import Event, Note, Progress, Report, Step, Warn, sile
 from exporter.toolchain import Toolchain
 from runtime.child import DYING_S, Server
 from runtime.engine import Model
-from runtime.front import PLAIN, Front, front_of, unlike
+from runtime.front import Fronts, front_of, said_of, unlike
 from runtime.gateway.admission import Gate, Voice
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, unavailable
-from runtime.gateway.planning import Key, Plan, Role, planned
+from runtime.gateway.planning import ROLE_FLAGS, Key, Plan, Role, planned
 from runtime.gateway.settings import Settings
 from runtime.gateway.upstream import Address, address_of
 from runtime.rpc import WorkerFacts, preflight
@@ -41,7 +41,7 @@ class Child:
     state: State = "unloaded"
     server: Server | None = None
     address: Address | None = None
-    front: Front = PLAIN
+    fronts: Fronts = field(default_factory=Fronts)
     """How requests are made ready for it."""
     starting: asyncio.Task[None] | None = None
     progress: float = 0
@@ -187,9 +187,8 @@ class Fleet:
             self.report(Step(f"loading {child.name}"))
             server = Server(plan.spec, self.toolchain, report=heard)
             child.server = server
-            child.front = await loop.run_in_executor(
-                None, front_of, child.model.header, plan.spec.chat
-            )
+            front = await loop.run_in_executor(None, front_of, child.model.header, plan.spec.chat)
+            child.fronts = Fronts(front, child.model.own)
             await loop.run_in_executor(None, server.__enter__)
             await self.compare(child, server)
         child.address = address_of(server)
@@ -206,11 +205,17 @@ class Fleet:
 
     async def compare(self, child: Child, server: Server) -> None:
         """Say, at the first load, which conversations it renders otherwise than transformers."""
-        chat = server.spec.chat
-        if chat.samples and not child.load_s:
-            loop = asyncio.get_running_loop()
-            for said in await loop.run_in_executor(None, lambda: list(unlike(server, chat))):
-                self.report(Note(f"{child.name}: {said}"))
+        if child.load_s or child.key.role in ROLE_FLAGS:
+            return
+
+        def compared() -> list[str]:
+            found = [f"{child.name}: {said}" for said in unlike(server, server.spec.chat)]
+            for adapter, own in zip(child.model.adapters, child.model.own, strict=True):
+                found += [f"{child.name}:{adapter.name}: {said}" for said in said_of(server, own)]
+            return found
+
+        for said in await asyncio.get_running_loop().run_in_executor(None, compared):
+            self.report(Note(said))
 
     async def room_for(self, child: Child) -> Plan:
         """How the child is run; idle ones are unloaded, longest unused first, if need be."""

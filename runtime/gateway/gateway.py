@@ -18,7 +18,7 @@ from runtime.gateway.errors import ApiError, EngineGoneError, NotThereError
 from runtime.gateway.fleet import Child, Fleet
 from runtime.gateway.metrics import Metrics
 from runtime.gateway.planning import Role
-from runtime.gateway.requests import cost, dumped, prepared
+from runtime.gateway.requests import applied, cost, dumped, prepared
 from runtime.gateway.settings import Settings
 from runtime.gateway.upstream import Reply, post
 
@@ -137,7 +137,7 @@ class Call:
         reply = None
         try:
             self.state = "answering"
-            ready = child.front.ready(route, body)
+            ready = child.fronts.of(applied(body, named)).ready(route, body)
             reply = await self.posted(child, route, dumped({**ready, "model": named.id}))
             await reply.read_head()
             yield reply

@@ -126,7 +126,7 @@ async def conversed(call: Call, form: Literal["chat", "generate"]) -> Response |
         reason = "unload" if keep_s == 0 else "load"
         await (unload if keep_s == 0 else load)(call, named)
         return JSONResponse(voice.last(reason, {}))
-    chats, thinks = named.model.can_chat, "thinking" in able
+    chats, thinks = named.can_chat, "thinking" in able
     ability = Ability(voice.model, context(named.model.header), thinks, chats)
     question = (chat_question if form == "chat" else generate_question)(call.body, ability)
     voice = replace(voice, has_top=question.has_top)

@@ -42,7 +42,7 @@ def shown(named: Named) -> Json:
         "license": header.text("general.license") or "",
         "modelfile": f"FROM {named.id}\n",
         "parameters": "",
-        "template": header.text(TEMPLATE) or "",
+        "template": named.template,
         "details": details(named),
         "model_info": model_info(header),
         "capabilities": capabilities(named),
@@ -127,7 +127,7 @@ def layout(header: GGUFFile) -> list[tuple[str, tuple[int, ...], str]]:
 def capabilities(named: Named) -> list[str]:
     """What the model can be asked for, in Ollama's words."""
     header = named.model.header
-    template = named.model.chat_template or header.text(TEMPLATE) or ""
+    template = named.template
     if is_embedder(header):
         return ["embedding"]
     found = {

@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
@@ -154,12 +154,22 @@ def prepared(
 
 
 def refuse_without_template(route: str, named: Named) -> None:
-    if route in CHATS and not named.model.can_chat:
+    if route in CHATS and not named.can_chat:
         raise bad_request(
             f"{named.id!r} {NO_TEMPLATE}: ask /v1/completions, or give it a template:"
             " decant serve --chat-template NAME",
             code="no_chat_template",
         )
+
+
+def applied(body: Mapping[str, Any], named: Named) -> Sequence[float]:
+    """The adapters' scales: the name's, or those that a client is allowed to set."""
+    said = body.get("lora")
+    if not isinstance(said, list):
+        return named.voice
+    pairs = [(one.get("id"), one.get("scale")) for one in said if isinstance(one, dict)]
+    scales = {number: scale for number, scale in pairs if isinstance(scale, int | float)}
+    return [scales.get(number, 0.0) for number in range(len(named.voice))]
 
 
 def within_context(body: Mapping[str, Any], named: Named) -> dict[str, int]:
