@@ -90,7 +90,8 @@ def main(argv: list[str]) -> int:
     try:
         answer["path"] = str(adapter_gguf(folder, base, cache=cache))
     except DecantError as error:
-        answer, code = {"error": error.message, "hint": error.hint}, error.exit_code
+        answer = {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+        code = error.exit_code
     print(json.dumps(answer))  # noqa: T201 - the caller reads it
     return code
 

@@ -19,7 +19,7 @@ from exporter.core.errors import InputError
 from exporter.core.events import Report
 from exporter.core.folders import data_folder
 from exporter.store import find_model
-from runtime.adapters import bring_adapters
+from runtime.adapters import Adapter, bring_adapters
 from runtime.client import Delta, Stopped, Thought
 from runtime.engine import (
     Engine,
@@ -29,6 +29,7 @@ from runtime.engine import (
     opening_choice,
 )
 from runtime.fit import Asked
+from runtime.from_folder import from_folder, is_folder
 from runtime.remote import parse_url, read_key
 from runtime.remote_engine import RemoteEngine
 from runtime.session import Choice, Conversation
@@ -123,6 +124,9 @@ class Options:
 @quiet_option
 def chat(**given: Any) -> int:  # the options above, each of its own type
     """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs.
+
+    A folder as a trainer saved it does, too: an adapter is used beside its base, which is exported
+    once where no exported model is it.
 
     On a terminal a conversation begins; /help lists its commands. Otherwise, and with -p, one
     answer is printed.
@@ -232,9 +236,14 @@ def remote_engine(options: Options) -> RemoteEngine:
 
 def local_engine(options: Options, report: Report) -> LocalEngine:
     assert options.model is not None, "check has seen to it"
-    path = find_model(options.model, store(), report=report)
+    beside: tuple[Adapter, ...] = ()
+    if is_folder(options.model, store()):
+        found = from_folder(options.model, options.base, store(), report=report)
+        path, beside = found.path, (found.adapter,) if found.adapter else ()
+    else:
+        path = find_model(options.model, store(), report=report)
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
-    model = open_model(path, adapters, options.projector)
+    model = open_model(path, (*beside, *adapters), options.projector)
     if options.chat_template:
         model = with_template(model, read_template(options.chat_template))
     asked = Asked(options.context, options.threads, force=options.force)

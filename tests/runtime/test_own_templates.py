@@ -269,3 +269,51 @@ def test_a_base_without_a_template_answers_by_the_adapters(folders, adapters, to
 
     assert (refused, why["error"]["code"]) == (400, "no_chat_template")
     assert found == wanted(folders["chatml"], folders["base"], TALKS[0])
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+def test_a_folder_is_talked_to_and_served_and_its_base_exported_once(
+    decant, folders, store, tmp_path
+):
+    env = {"DECANT_STORE": str(store)}
+    counts = {name: len(wanted(folders[name], folders["base"], TALKS[0])) for name in VOICES}
+
+    done = decant("chat", folders["chatml"], "-p", "the cat", "-n", "1", "--json", **env)
+
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["adapter"], said["prompt_tokens"]) == ("chatml", counts["chatml"])
+    (exported,) = store.iterdir()
+    made = exported.stat().st_mtime_ns
+    with serving(tmp_path, folders["base"], folders["chatml"], folders["finished"], env=env) as own:
+        assert own.models == ["base", "base:chatml", "base:finished"]
+        for voice in ("chatml", "finished"):
+            assert len(ids(own, voice, {"messages": TALKS[0]})) == counts[voice]
+    assert (exported.name, exported.stat().st_mtime_ns) == ("base-Q4_K_M.gguf", made)
+
+
+def test_a_base_that_is_named_is_taken_as_it_is(decant, folders, model):
+    done = decant("chat", folders["plain"], "--base", model, "-p", "the cat", "-n", "1", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == str(model)
+
+
+def test_what_no_gguf_adapter_holds_is_merged(decant, folders, store, tmp_path):
+    dora = make_adapter(tmp_path / "dora", folders["base"], use_dora=True)
+
+    done = decant("chat", dora, "-p", "the cat", "-n", "1", "--json", DECANT_STORE=str(store))
+
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["adapter"], said["model"]) == (None, str(store / "dora-Q4_K_M.gguf"))
+
+
+def test_a_folder_without_an_adapter_is_explained(decant, tmp_path):
+    done = decant("chat", tmp_path, "-p", "the cat")
+
+    assert (done.returncode, "adapter_config.json" in done.stderr) == (3, True)
