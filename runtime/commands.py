@@ -22,6 +22,7 @@ from exporter.store import find_model
 from runtime.adapters import Adapter, bring_adapters
 from runtime.client import Delta, Stopped, Thought
 from runtime.engine import (
+    RAW_TOKENS,
     Engine,
     LocalEngine,
     answerer,
@@ -55,6 +56,7 @@ class Options:
     base: str | None
     projector: Path | None
     chat_template: str | None
+    raw: bool
     url: str | None
     key_file: Path | None
     remote_model: str | None
@@ -106,6 +108,7 @@ class Options:
     help="What lets the model see; beside the model it is found by itself.",
 )  # fmt: skip
 @click.option("--chat-template", metavar="NAME|FILE", help=HELP)
+@click.option("--raw", is_flag=True, help="Go on writing what is said, without a chat template.")
 @click.option("--url", help="Talk to a server that speaks OpenAI's API instead.")
 @click.option(
     "--key-file", type=click.Path(path_type=Path), help="The file with that server's key."
@@ -152,6 +155,8 @@ def check(options: Options) -> None:
         raise click.UsageError(
             "--adapter, --mmproj, --chat-template and --ctx are for a model here, not for --url"
         )
+    if options.raw and options.chat_template:
+        raise click.UsageError("--raw takes no template: leave --chat-template out")
     goes_on = options.go_on or options.resume
     if goes_on and not is_conversation(options):
         raise click.UsageError("--continue and --resume are for a conversation at a terminal")
@@ -205,23 +210,20 @@ def opened_engine(options: Options) -> Iterator[Engine]:
                     for line in engine.fit.lines():
                         click.echo(line, err=True)
                 engine.start()
-        if (
-            isinstance(engine, LocalEngine)
-            and not engine.can_chat(opening_choice(engine))
-            and not options.quiet
-        ):
-            click.echo(
-                f"note: {engine.model} {NO_TEMPLATE}; --chat-template NAME gives it one", err=True
-            )
+        if isinstance(engine, LocalEngine) and not options.quiet:
+            tell_of_texts(engine)
         yield engine
 
 
 def tell_of_texts(engine: LocalEngine) -> None:
     """Say so where there is no template for what answers first."""
-    if not engine.can_chat(opening_choice(engine)):
-        click.echo(
-            f"note: {engine.model} {NO_TEMPLATE}; --chat-template NAME gives it one", err=True
-        )
+    if engine.raw or engine.can_chat(opening_choice(engine)):
+        return
+    click.echo(
+        f"note: {engine.model} {NO_TEMPLATE}, {RAW_TOKENS} tokens at a time (-n);"
+        " --chat-template NAME gives it one",
+        err=True,
+    )
 
 
 def remote_engine(options: Options) -> RemoteEngine:
@@ -231,7 +233,7 @@ def remote_engine(options: Options) -> RemoteEngine:
     if remote.is_exposed:
         what = "the key and what is said" if key else "what is said"
         click.echo(f"warning: {what} will cross the network unencrypted (http)", err=True)
-    return RemoteEngine(remote, options.remote_model or options.model)
+    return RemoteEngine(remote, options.remote_model or options.model, raw=options.raw)
 
 
 def local_engine(options: Options, report: Report) -> LocalEngine:
@@ -247,7 +249,7 @@ def local_engine(options: Options, report: Report) -> LocalEngine:
     if options.chat_template:
         model = with_template(model, read_template(options.chat_template))
     asked = Asked(options.context, options.threads, force=options.force)
-    return LocalEngine(model, asked, report=report)
+    return LocalEngine(model, asked, raw=options.raw, report=report)
 
 
 def converse(options: Options) -> int:
@@ -289,6 +291,8 @@ def as_before(options: Options, kept: Conversation) -> Options:
     changes: dict[str, Any] = {name: source[name] for name in named if name in source}
     if "chat_template" in source and not options.chat_template:
         changes["chat_template"] = source["chat_template"]
+    if source.get("raw") and not options.chat_template:
+        changes["raw"] = True
     if "adapters" in source:
         changes["adapters"] = tuple(source["adapters"])
     if "projector" in source and not options.projector:

@@ -21,12 +21,16 @@ from runtime.client import Message, Piece, ask, ask_json, complete
 from runtime.fit import LAYERS_KEPT, Asked, Fit, fit, spread_over
 from runtime.front import Fronts, front_of, said_of, unlike
 from runtime.own_template import OwnTemplate, first_own, own_template
+from runtime.purpose import refuse_without_answers
 from runtime.rpc import WorkerFacts, preflight
 from runtime.seq2seq.model import is_encoder_decoder
 from runtime.session import MERGED, Choice
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 INPUT_TOKENS = f"{CHAT}/input_tokens"
+RAW_TOKENS = 256
+"""Of an answer that nothing ends: a text goes on for ever."""
+RAW_LIMIT = {"max_tokens": RAW_TOKENS}
 
 
 class Engine(Protocol):
@@ -167,9 +171,16 @@ def find_projector(model: GGUFFile) -> Path | None:
 class LocalEngine:
     """A model in a child process; started again when it has died."""
 
-    def __init__(self, model: Model, asked: Asked, *, report: Report = silent) -> None:
-        """Find out how the model fits this machine. Raises SpaceError when it does not."""
-        self.loaded, self.asked, self.report = model, asked, report
+    def __init__(
+        self, model: Model, asked: Asked, *, raw: bool = False, report: Report = silent
+    ) -> None:
+        """Find out how the model fits this machine. Raises SpaceError when it does not.
+
+        raw: have it go on writing what was said, without its template. Raises UnsupportedError
+        for a model that writes no text.
+        """
+        refuse_without_answers(model.header)
+        self.loaded, self.asked, self.raw, self.report = model, asked, raw, report
         self.toolchain = find_toolchain()
         beside = [adapter.path for adapter in model.adapters]
         workers = self.preflight()
@@ -272,14 +283,14 @@ class LocalEngine:
         rest = {**settings, **(lora_vector(scales) if scales else {})}
         if not self.can_chat(choice):
             asked = front.ready(COMPLETIONS, {"prompt": as_one_text(messages)})
-            yield from complete(server, asked["prompt"], rest)
+            yield from complete(server, asked["prompt"], RAW_LIMIT | rest)
             return
         asked = front.ready(CHAT, {"messages": list(messages), **rest})
         yield from ask(server, asked.pop("messages"), asked)
 
     def can_chat(self, choice: Choice) -> bool:
         """Whether there is a template for what the choice answers."""
-        return self.loaded.can_chat_with(self.scales(choice))
+        return not self.raw and self.loaded.can_chat_with(self.scales(choice))
 
     def scales(self, choice: Choice) -> list[float]:
         """Every adapter's scale: 0 but for the chosen one's."""
@@ -334,6 +345,7 @@ class LocalEngine:
             "adapters": adapters,
             "projector": str(projector.absolute()) if projector else None,
             "chat_template": self.loaded.chat_template,
+            "raw": self.raw,
         }
         return {name: value for name, value in found.items() if value}
 

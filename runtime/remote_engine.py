@@ -7,8 +7,8 @@ from typing import Any
 
 from exporter.core.controls import without_controls
 from exporter.core.errors import EngineError
-from runtime.client import Message, Piece, ask, ask_json, get_json, listed
-from runtime.engine import read_tokens
+from runtime.client import Message, Piece, ask, ask_json, complete, get_json, listed
+from runtime.engine import RAW_LIMIT, as_one_text, read_tokens
 from runtime.remote import Remote
 from runtime.session import Choice
 
@@ -16,9 +16,9 @@ from runtime.session import Choice
 class RemoteEngine:
     """A model of a server elsewhere."""
 
-    def __init__(self, remote: Remote, model: str | None) -> None:
+    def __init__(self, remote: Remote, model: str | None, *, raw: bool = False) -> None:
         """Talk to `model`, or to the first that the server lists. Raises EngineError."""
-        self.remote = remote
+        self.remote, self.raw = remote, raw
         ids = [one.get("id") for one in listed(get_json(remote, "/v1/models").get("data"))]
         names = tuple(without_controls(one) for one in ids if isinstance(one, str))
         if model is None and not names:
@@ -46,6 +46,10 @@ class RemoteEngine:
     ) -> Generator[Piece, None, None]:
         """Stream the answer. Raises what `client.ask` does."""
         del choice
+        if self.raw:
+            rest = {**RAW_LIMIT, "model": self.name, **settings}
+            yield from complete(self.remote, as_one_text(messages), rest)
+            return
         yield from ask(self.remote, messages, {"model": self.name, **settings})
 
     def count(self, messages: Sequence[Message], choice: Choice) -> int | None:
@@ -61,7 +65,8 @@ class RemoteEngine:
         return {"server": str(self.remote), "model": self.name, "models": ", ".join(self.names)}
 
     def source(self) -> dict[str, Any]:
-        return {"url": str(self.remote), "remote_model": self.name}
+        found = {"url": str(self.remote), "remote_model": self.name}
+        return found | ({"raw": True} if self.raw else {})
 
     def stop(self) -> None:
         """Nothing runs here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config import ModelTable, load_config
 from runtime.gateway.guard import host_name
 from runtime.gateway.settings import Settings, seconds
+from runtime.purpose import ROUTE, WHAT, purpose_of
 from runtime.remote import check_key, is_loopback, read_key
 from runtime.rpc import Spread, parse_workers, preflight
 from runtime.template_choice import HELP, NO_TEMPLATE, read_template, with_template
@@ -333,15 +335,32 @@ def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> No
     click.echo(f"decant serves on {url}")
     for named in catalog:
         click.echo(f"  {named.id}")
-        if not named.can_chat:
+        purpose = purpose_of(named.model.header)
+        if purpose != "answers":
+            click.echo(f"    {WHAT[purpose]}: {ROUTE[purpose]}")
+        elif not named.can_chat:
             click.echo(f"    {NO_TEMPLATE}: /v1/completions; --chat-template gives it one")
     key = ' -H "Authorization: Bearer $(cat KEY_FILE)"' if settings.keys else ""
-    example = next((one.id for one in catalog if one.can_chat), catalog.ids()[0])
-    body = f'{{"model": "{example}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    click.echo(
-        f"\ncurl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n"
-    )
+    route, body = example_of(catalog)
+    click.echo(f"\ncurl {url}{route}{key} -H 'Content-Type: application/json' -d '{body}'\n")
     if not settings.keys and not is_loopback(settings.host):
         click.echo("warning: everybody who reaches this address may ask", err=True)
     if settings.keys and not options.tls_cert and not is_loopback(settings.host):
         click.echo("warning: keys and texts cross the network unencrypted (http)", err=True)
+
+
+def example_of(catalog: Catalog) -> tuple[str, str]:
+    """A route and a body that one of the models answers."""
+    chats = (one for one in catalog if one.can_chat and purpose_of(one.model.header) == "answers")
+    named = next(chats, next(iter(catalog)))
+    purpose = purpose_of(named.model.header)
+    if purpose == "vectors":
+        fields: dict[str, object] = {"input": "Hello"}
+    elif purpose == "ranks":
+        fields = {"query": "Hello", "documents": ["Good day", "Good night"]}
+    elif not named.can_chat:
+        text = {"model": named.id, "prompt": "Once upon a time", "max_tokens": 32}
+        return "/v1/completions", json.dumps(text)
+    else:
+        fields = {"messages": [{"role": "user", "content": "Hello"}]}
+    return ROUTE[purpose], json.dumps({"model": named.id, **fields})

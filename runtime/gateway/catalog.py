@@ -141,6 +141,7 @@ def listing(named: Named) -> dict[str, Any]:
         "owned_by": OWNER,
         "root": named.base,
         "parent": named.base if named.adapter else None,
+        "chat_template": named.can_chat,
     } | scale
 
 

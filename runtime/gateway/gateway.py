@@ -21,6 +21,7 @@ from runtime.gateway.planning import Role
 from runtime.gateway.requests import applied, cost, dumped, prepared
 from runtime.gateway.settings import Settings
 from runtime.gateway.upstream import Reply, post
+from runtime.purpose import ROUTE, purpose_of
 
 CHAT = "/v1/chat/completions"
 ROLES: dict[str, Role] = {
@@ -63,7 +64,8 @@ class Gateway:
         self.is_loading = True
         try:
             first = next(iter(self.catalog))
-            async with self.fleet.using(first, self.role_of(CHAT, first)):
+            route = ROUTE[purpose_of(first.model.header)]
+            async with self.fleet.using(first, self.role_of(route, first)):
                 pass
         except ApiError:
             pass  # the journal has it; the first request will be told

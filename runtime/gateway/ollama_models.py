@@ -12,6 +12,7 @@ from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
 from exporter.core.types import FTYPES
 from runtime.gateway.catalog import Named
 from runtime.gateway.ollama_answer import stamp
+from runtime.purpose import purpose_of
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 TEMPLATE = "tokenizer.chat_template"
@@ -128,7 +129,7 @@ def capabilities(named: Named) -> list[str]:
     """What the model can be asked for, in Ollama's words."""
     header = named.model.header
     template = named.template
-    if is_embedder(header):
+    if purpose_of(header) != "answers":
         return ["embedding"]
     found = {
         "completion": True,
@@ -138,13 +139,6 @@ def capabilities(named: Named) -> list[str]:
         "thinking": bool(THINKS.search(template)),
     }
     return [name for name, is_there in found.items() if is_there]
-
-
-def is_embedder(header: GGUFFile) -> bool:
-    """Whether it makes one vector of a text, and no text."""
-    pooling = header.number(f"{header.architecture}.pooling_type")
-    causal = header.metadata.get(f"{header.architecture}.attention.causal")
-    return bool(pooling) or causal is False
 
 
 def context(header: GGUFFile) -> int | None:

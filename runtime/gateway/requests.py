@@ -20,6 +20,7 @@ from runtime.gateway.errors import ApiError, ClientGoneError, bad_request
 from runtime.gateway.settings import Settings
 from runtime.gateway.vectors import ROUTES as VECTORS
 from runtime.gateway.vectors import ready_for_vectors
+from runtime.purpose import ROUTE, WHAT, purpose_of
 from runtime.template_choice import NO_TEMPLATE
 
 WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt")
@@ -135,7 +136,7 @@ def prepared(
 
     Raises ApiError for what would be answered wrongly.
     """
-    refuse_without_template(route, named)
+    refuse_without_answers(route, named)
     refuse_silent_failures(body)
     if route in VECTORS:
         body = ready_for_vectors(body, named.model.header)
@@ -153,7 +154,11 @@ def prepared(
     return kept | within_context(kept, named)
 
 
-def refuse_without_template(route: str, named: Named) -> None:
+def refuse_without_answers(route: str, named: Named) -> None:
+    """Raise ApiError, with the route to ask, for an answer that the model cannot give."""
+    purpose = purpose_of(named.model.header)
+    if purpose != "answers" and (route in CHATS or route in LIMIT_OF):
+        raise bad_request(f"{named.id!r} {WHAT[purpose]}: ask {ROUTE[purpose]}", code="no_answers")
     if route in CHATS and not named.can_chat:
         raise bad_request(
             f"{named.id!r} {NO_TEMPLATE}: ask /v1/completions, or give it a template:"
