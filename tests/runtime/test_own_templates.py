@@ -257,6 +257,16 @@ def test_chat_uses_it_too_and_a_template_that_is_named_goes_before_it(
     assert json.loads(chosen.stdout)["prompt_tokens"] < count
 
 
+def test_tokens_cuts_a_question_in_the_adapters_template(decant, model, adapters, folders):
+    asked = ("tokens", model, "the cat", "--chat", "--ids", "--adapter")
+    for name in ("plain", "finished", "renamed"):
+        done = decant(*asked, adapters[name])
+        found = [int(number) for number in done.stdout.split()]
+        assert found == wanted(folders[name], folders["base"], TALKS[0]), done.stderr
+    chosen = decant(*asked, adapters["chatml"], "--chat-template", "{{ 'the' }}")
+    assert chosen.stdout == decant("tokens", model, "the", "--ids", "--no-special").stdout
+
+
 def test_a_base_without_a_template_answers_by_the_adapters(folders, adapters, toolchain, tmp_path):
     untold = tmp_path / "base"
     shutil.copytree(folders["base"], untold)
