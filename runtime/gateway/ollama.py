@@ -24,7 +24,7 @@ from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, bad_request, encoded
 from runtime.gateway.fleet import Child
 from runtime.gateway.gateway import Call, Gateway, Handler, Route
-from runtime.gateway.ollama_answer import NS, Answer, Voice, joined, lines, stamp
+from runtime.gateway.ollama_answer import NS, UNPARSED, Answer, Voice, joined, lines, stamp
 from runtime.gateway.ollama_ask import (
     Ability,
     chat_question,
@@ -44,6 +44,7 @@ API_VERSION = "0.13.0"
 FOR_EVER_S = 100 * 365 * 86400
 LISTENS_S = 10  # after so long, a sender of what is not wanted is cut off
 NDJSON = b"application/x-ndjson"
+UNPARSED_HEADER = "X-Decant-Unparsed"
 NO_PULL = "models are not pulled by the server: `decant pull` and `decant serve` bring them"
 NO_PUSH = "models are not pushed anywhere by the server"
 NO_CREATE = "models are not made by requests: `decant export` makes them"
@@ -133,7 +134,10 @@ async def conversed(call: Call, form: Literal["chat", "generate"]) -> Response |
     async with asked(call, question, named) as reply:
         said = lines(reply.chunks(), Answer(voice, began, time.monotonic()))
         if not is_stream:
-            return JSONResponse(joined(voice, [line async for line in said]))
+            whole = joined(voice, [line async for line in said])
+            return JSONResponse(
+                whole, headers={UNPARSED_HEADER: "1"} if whole.get(UNPARSED) else {}
+            )
         await send_lines(call, said)
     return None
 

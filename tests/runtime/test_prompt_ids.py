@@ -267,6 +267,19 @@ def test_such_an_answer_says_that_it_keeps_to_no_format(channels, route, stream)
     assert any(why in text for why in ended)
 
 
+def test_the_gateway_hands_that_on_in_every_api(models, tmp_path):
+    template = tmp_path / "channels.jinja"
+    template.write_text(CHANNELS)
+    body = {"model": "letters", "messages": TALKS[0], "stream": False, **LOOSE}
+    with serving(tmp_path, models["letters"], "--chat-template", template) as served:
+        for path in ("/v1/chat/completions", "/v1/messages", "/api/chat"):
+            asked = {**body, "options": {"num_predict": 5}}
+            with served.send("POST", path, asked) as response:
+                said = json.loads(response.read())
+            assert response.getheader("X-Decant-Unparsed") == "1", said
+            assert said.get("unparsed") or said["choices"][0]["unparsed"]
+
+
 def test_with_tools_it_stays_an_error(channels):
     body = {"messages": TALKS[0], "tools": [TOOL], **LOOSE}
 
