@@ -129,6 +129,7 @@ def expert_groups(made: Converted) -> str:
 def activation(made: Converted) -> str:
     told = (made.settings.get(name) for name in ACTIVATIONS)
     said = next((name for name in told if isinstance(name, str)), None)
+    alike: tuple[str, ...]
     if made.architecture in SILU:
         has, alike = "SiLU", ("silu", "swish")
     elif made.architecture in GELU:

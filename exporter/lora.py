@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.adapter_doubts import say_doubts
+from exporter.adapter_prompts import prompts_of, write_prompts
 from exporter.arrange import Arrange
 from exporter.checkpoint import open_checkpoint
 from exporter.convert import imported, warnings_reported
@@ -29,6 +30,7 @@ from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.quiet import quiet_libraries
 from exporter.embedder import warn_of_lost_modules
 from exporter.ends import find_ends
+from exporter.header_prompts import AdapterPrompts
 from exporter.kinds import refuse_for_adapter_file
 from exporter.lora_products import adds_something, moved, nothing, product_of
 from exporter.output_scales import SCALED, output_scales, scaled
@@ -120,7 +122,8 @@ def export_lora(
     architecture, pairs = adapted_pairs(
         plan, toolchain, trust_remote_code=request.trust_remote_code, report=report
     )
-    header = header_of(plan, architecture, pairs)
+    prompts = prompts_of(plan, trust_remote_code=request.trust_remote_code)
+    header = header_of(plan, architecture, pairs, prompts)
     nbytes = len(header) + sum(padded(t) for pair in pairs for t in (pair.a, pair.b))
     if not dry_run:
         write(request.output, header, pairs, force=request.force)
@@ -293,7 +296,9 @@ def settled(name: str, product: Product) -> Adapted:
     return Adapted(name, a, b)
 
 
-def header_of(plan: MergePlan, architecture: str, pairs: tuple[Adapted, ...]) -> bytes:
+def header_of(
+    plan: MergePlan, architecture: str, pairs: tuple[Adapted, ...], prompts: AdapterPrompts
+) -> bytes:
     """Everything before the data, padded."""
     import gguf
 
@@ -315,6 +320,7 @@ def header_of(plan: MergePlan, architecture: str, pairs: tuple[Adapted, ...]) ->
     for key, value in provenance(plan).items():
         if key not in ("decant.merge_dtype", "decant.base_roundtrip"):
             writer.add_string(key, str(value))
+    write_prompts(writer, prompts)
     for pair in pairs:
         for half, values in (("lora_a", pair.a), ("lora_b", pair.b)):
             writer.add_tensor_info(

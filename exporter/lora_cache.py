@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.adapter import open_adapter
+from exporter.adapter_prompts import prompts_identity
 from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import DecantError, ModelError
 from exporter.core.events import Report, silent
@@ -23,7 +24,7 @@ from exporter.core.version import own_version
 from exporter.kinds import refuse_for_adapter_file
 from exporter.toolchain import find_toolchain
 
-FORMAT = "2"  # of what is written; an older one is made again
+FORMAT = "3"  # of what is written; an older one is made again
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,15 @@ class Kept:
 def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = silent) -> Kept:
     """The place in `cache` for an adapter over a base; no torch is loaded to find it.
 
-    It is another one when the adapter, the base's config, decant or llama.cpp differ.
+    It is another one when the adapter, its tokenizer or template, the base's config, decant or
+    llama.cpp differ.
     Raises AdapterError and CheckpointError for folders that are none.
     """
     adapter = open_adapter(folder, refuse=refuse_for_adapter_file, report=report)
     parts = (
         FORMAT,
         adapter.sha256(),
+        prompts_identity(adapter),
         sha256_file(open_checkpoint(base).folder / "config.json"),
         own_version(),
         str(find_toolchain().folder.name),
@@ -87,7 +90,8 @@ def main(argv: list[str]) -> int:
     try:
         answer["path"] = str(adapter_gguf(folder, base, cache=cache))
     except DecantError as error:
-        answer, code = {"error": error.message, "hint": error.hint}, error.exit_code
+        answer = {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+        code = error.exit_code
     print(json.dumps(answer))  # noqa: T201 - the caller reads it
     return code
 

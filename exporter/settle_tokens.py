@@ -15,6 +15,7 @@ from typing import Any
 from exporter.core.errors import CheckpointError
 from exporter.core.events import Note, Report, Warn
 from exporter.core.files import read_json_object
+from exporter.header_tokens import ENDS_BY_TEXT
 from exporter.normalizer import NORMALIZER, SPACE, SPACE_PREFIX, missing_normalizer
 from exporter.pieces import charsmap, merges_spaces
 from exporter.tokenizer import LoadedTokenizer, first_ids, space_before, templates_of
@@ -24,13 +25,6 @@ SENTENCES, WORDPIECE, UNIGRAM, BYTES, GEMMA4 = "llama", "bert", "t5", "gpt2", "g
 """Values of tokenizer.ggml.model."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """Values of tokenizer.ggml.token_type."""
-ENDS_BY_TEXT = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
-    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
-    "<｜end▁of▁sentence｜>", "[e~[",
-}  # fmt: skip
-"""Texts of tokens that llama.cpp takes for an end of generation wherever a vocabulary has them."""
 TEMPLATE, TEMPLATES, DEFAULT = "tokenizer.chat_template", "tokenizer.chat_templates", "default"
 BASE_MODEL = (
     "neither base nor adapter has a chat template: it is a base model, for plain completion;"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from exporter.store import refuse_adapter
 from exporter.toolchain import Toolchain
 from exporter.vocabulary import Vocabulary, vocabulary
 from runtime.front import front_of
+from runtime.own_template import OwnTemplate
 
 TEMPLATE = "tokenizer.chat_template"
 NO_VOCABULARY = (None, "none", "no_vocab")  # values of tokenizer.ggml.model
@@ -75,6 +76,8 @@ class Tokenizer:
 
     header: GGUFFile
     vocabulary: Vocabulary
+    chosen: tuple[str, Mapping[str, str]] | None = None
+    """A chat template with its special tokens, in place of the file's own."""
 
     def ready(self, text: str, *, parse: bool) -> str:
         """A text as llama.cpp is given it. Raises ModelError for a damaged normalizer."""
@@ -102,8 +105,13 @@ class Tokenizer:
 
 
 @contextmanager
-def open_tokenizer(path: Path, toolchain: Toolchain) -> Iterator[Tokenizer]:
-    """The tokenizer of a GGUF, without its weights. Raises ModelError for one that has none."""
+def open_tokenizer(
+    path: Path, toolchain: Toolchain, own: OwnTemplate | None = None, chosen: str | None = None
+) -> Iterator[Tokenizer]:
+    """The tokenizer of a GGUF, without its weights. Raises ModelError for one that has none.
+
+    own: an adapter's template; chosen: a template that the user has named.
+    """
     header = read_gguf(path)
     refuse_adapter(header)
     if header.text("tokenizer.ggml.model") in NO_VOCABULARY:
@@ -111,7 +119,13 @@ def open_tokenizer(path: Path, toolchain: Toolchain) -> Iterator[Tokenizer]:
             f"`{path}` holds no vocabulary", hint="name a GGUF of a whole language model"
         )
     with vocabulary(path, toolchain) as loaded:
-        yield Tokenizer(header, loaded)
+        tokenizer = Tokenizer(header, loaded)
+        if own is not None:
+            yield replace(tokenizer, chosen=(own.facts.plain, dict(own.facts.tokens)))
+        elif chosen is not None:
+            yield replace(tokenizer, chosen=(chosen, template_tokens(tokenizer)))
+        else:
+            yield tokenizer
 
 
 def tokenize(
@@ -157,7 +171,7 @@ def render_chat(tokenizer: Tokenizer, messages: Messages, *, clock: Clock = date
 
 def template_of(tokenizer: Tokenizer) -> str:
     """The chat template. Raises ModelError when the GGUF has none."""
-    template = tokenizer.header.text(TEMPLATE)
+    template = tokenizer.chosen[0] if tokenizer.chosen else tokenizer.header.text(TEMPLATE)
     if not template:
         raise ModelError(
             f"`{tokenizer.header.path}` has no chat template",
@@ -167,7 +181,9 @@ def template_of(tokenizer: Tokenizer) -> str:
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """The special tokens that the file itself names, as a template knows them."""
+    """The special tokens that a template knows: those that come with it, else the file's."""
+    if tokenizer.chosen:
+        return dict(tokenizer.chosen[1])
     numbers = {
         name: tokenizer.header.number(f"tokenizer.ggml.{key}_token_id")
         for name, key in TEMPLATE_TOKENS.items()

@@ -41,6 +41,7 @@ SUBPROCESS = {
     "exporter/toolchain.py",
     "exporter/verify/engine.py",
     "runtime/adapters.py",
+    "runtime/from_folder.py",
     "runtime/child.py",
     "runtime/clipboard.py",
     "runtime/guard.py",

@@ -15,10 +15,12 @@ from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import read_gguf
 from exporter.store import StoredModel, list_models
 from runtime.adapters import BASE, SCALE_MAX, Adapter
+from runtime.chat_format import templates_of
 from runtime.engine import Model, open_model
 from runtime.fit import LAYERS_KEPT
 from runtime.gateway.admission import Voice
 from runtime.gateway.errors import ApiError, bad_request
+from runtime.own_template import first_own
 
 LATEST = ":latest"  # which Ollama's clients append
 OWNER = "decant"
@@ -38,6 +40,19 @@ class Named:
     model: Model
     adapter: Adapter | None
     voice: Voice
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether there is a template for what answers by this name."""
+        return self.model.can_chat_with(self.voice)
+
+    @property
+    def template(self) -> str:
+        """The chat template of what answers by this name; empty for none."""
+        own = first_own(self.model.own, self.voice)
+        if own is not None:
+            return own.facts.plain
+        return self.model.chat_template or templates_of(self.model.header)[0]
 
     @property
     def label(self) -> str:
@@ -150,6 +165,7 @@ def listing(named: Named) -> dict[str, Any]:
         "owned_by": OWNER,
         "root": named.base,
         "parent": named.base if named.adapter else None,
+        "chat_template": named.can_chat,
     } | scale
 
 

@@ -14,12 +14,12 @@ from exporter.core.errors import DecantError, EngineDiedError, SpaceError
 from exporter.core.events import Event, Note, Progress, Report, Step, Warn, silent
 from exporter.toolchain import Toolchain
 from runtime.child import DYING_S, Server
-from runtime.front import front_of, unlike
+from runtime.front import Fronts, front_of, said_of, unlike
 from runtime.gateway.admission import Gate
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, unavailable
 from runtime.gateway.members import Child, CrowdedError, as_reason, key_of
-from runtime.gateway.planning import Key, Plan, Role, planned
+from runtime.gateway.planning import ROLE_FLAGS, Key, Plan, Role, planned
 from runtime.gateway.settings import Settings
 from runtime.gateway.upstream import address_of, is_well
 from runtime.rpc import WorkerFacts, preflight
@@ -118,7 +118,8 @@ class Fleet:
         if server is None:
             return
         self.report(Step(f"loading {child.name}"))
-        child.front = await self.apart(front_of, child.model.header, server.spec.chat)
+        front = await self.apart(front_of, child.model.header, server.spec.chat)
+        child.fronts = Fronts(front, child.model.own)
         await self.apart(server.__enter__)
         await self.compare(child, server)
         child.address = address_of(server)
@@ -191,10 +192,17 @@ class Fleet:
 
     async def compare(self, child: Child, server: Server) -> None:
         """Say, at the first load, which conversations it renders otherwise than transformers."""
-        chat = server.spec.chat
-        if chat.samples and not child.load_s:
-            for said in await self.apart(lambda: list(unlike(server, chat))):
-                self.report(Note(f"{child.name}: {said}"))
+        if child.load_s or child.key.role in ROLE_FLAGS:
+            return
+
+        def compared() -> list[str]:
+            found = [f"{child.name}: {said}" for said in unlike(server, server.spec.chat)]
+            for adapter, own in zip(child.model.adapters, child.model.own, strict=True):
+                found += [f"{child.name}:{adapter.name}: {said}" for said in said_of(server, own)]
+            return found
+
+        for said in await self.apart(compared):
+            self.report(Note(said))
 
     async def room_for(self, child: Child) -> Plan | None:
         """How the child is run; None when it must wait for others to have started.

@@ -20,9 +20,10 @@ from runtime.gateway.fleet import Fleet
 from runtime.gateway.members import Child
 from runtime.gateway.metrics import Metrics
 from runtime.gateway.planning import Role
-from runtime.gateway.requests import cost, dumped, prepared
+from runtime.gateway.requests import applied, cost, dumped, prepared
 from runtime.gateway.settings import Settings
 from runtime.gateway.upstream import Reply, post
+from runtime.purpose import ROUTE, purpose_of
 
 CHAT = "/v1/chat/completions"
 ROLES: dict[str, Role] = {
@@ -73,7 +74,8 @@ class Gateway:
         self.is_loading = True
         try:
             first = next(iter(self.catalog))
-            async with self.fleet.using(first, self.role_of(CHAT, first)):
+            route = ROUTE[purpose_of(first.model.header)]
+            async with self.fleet.using(first, self.role_of(route, first)):
                 pass
         except ApiError:
             pass  # the journal has it; the first request will be told
@@ -146,9 +148,10 @@ class Call:
         reply = None
         try:
             self.state = "answering"
+            front = child.fronts.of(applied(body, named))
             payload = await self.gateway.bodies.beside(
                 self.nbytes,
-                lambda: dumped({**child.front.ready(route, body), "model": named.id}),
+                lambda: dumped({**front.ready(route, body), "model": named.id}),
             )
             reply = await self.posted(child, route, payload)
             await reply.read_head()

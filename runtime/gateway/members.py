@@ -9,7 +9,7 @@ from typing import Literal
 from exporter.core.errors import DecantError, EngineError, SpaceError
 from runtime.child import Server
 from runtime.engine import Model
-from runtime.front import PLAIN, Front
+from runtime.front import Fronts
 from runtime.gateway.admission import Gate, Voice
 from runtime.gateway.catalog import Named
 from runtime.gateway.planning import Key, Role
@@ -29,8 +29,8 @@ class Child:
     state: State = "unloaded"
     server: Server | None = None
     address: Address | None = None
-    front: Front = PLAIN
-    """How requests are made ready for it."""
+    fronts: Fronts = field(default_factory=Fronts)
+    """How requests are made ready for it, by the adapters that answer."""
     starting: asyncio.Task[None] | None = None
     progress: float = 0
     """The part of the file that is loaded."""

@@ -116,7 +116,7 @@ async def tokens_of(child: Child, whole: str, *, special: bool) -> list[int]:
     if child.address is None:
         raise unavailable("the engine has ended; try again")
     body = {"content": whole, "add_special": special, "parse_special": True}
-    body = child.front.ready("/tokenize", body)
+    body = child.fronts.base.ready("/tokenize", body)
     reply = await post(child.address, "/tokenize", dumped(body))
     try:
         await reply.read_head()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from runtime.gateway.errors import bad_request
 from runtime.gateway.settings import Settings
 from runtime.gateway.vectors import ROUTES as VECTORS
 from runtime.gateway.vectors import ready_for_vectors
+from runtime.purpose import ROUTE, WHAT, purpose_of
 from runtime.template_choice import NO_TEMPLATE
 
 WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt")
@@ -96,7 +97,7 @@ def prepared(
 
     Raises ApiError for what would be answered wrongly.
     """
-    refuse_without_template(route, named)
+    refuse_without_answers(route, named)
     refuse_silent_failures(body)
     if route in VECTORS:
         body = ready_for_vectors(body, named.model.header)
@@ -114,13 +115,27 @@ def prepared(
     return kept | within_context(kept, named)
 
 
-def refuse_without_template(route: str, named: Named) -> None:
-    if route in CHATS and not named.model.can_chat:
+def refuse_without_answers(route: str, named: Named) -> None:
+    """Raise ApiError, with the route to ask, for an answer that the model cannot give."""
+    purpose = purpose_of(named.model.header)
+    if purpose != "answers" and (route in CHATS or route in LIMIT_OF):
+        raise bad_request(f"{named.id!r} {WHAT[purpose]}: ask {ROUTE[purpose]}", code="no_answers")
+    if route in CHATS and not named.can_chat:
         raise bad_request(
             f"{named.id!r} {NO_TEMPLATE}: ask /v1/completions, or give it a template:"
             " decant serve --chat-template NAME",
             code="no_chat_template",
         )
+
+
+def applied(body: Mapping[str, Any], named: Named) -> Sequence[float]:
+    """The adapters' scales: the name's, or those that a client is allowed to set."""
+    said = body.get("lora")
+    if not isinstance(said, list):
+        return named.voice
+    pairs = [(one.get("id"), one.get("scale")) for one in said if isinstance(one, dict)]
+    scales = {number: scale for number, scale in pairs if isinstance(scale, int | float)}
+    return [scales.get(number, 0.0) for number in range(len(named.voice))]
 
 
 def within_context(body: Mapping[str, Any], named: Named) -> dict[str, int]:

@@ -12,7 +12,8 @@ import click
 from exporter.core.errors import DecantError, InputError
 from exporter.store import find_model
 from runtime.adapters import BASE, parse_scale
-from runtime.engine import LocalEngine, RemoteEngine, open_model
+from runtime.engine import LocalEngine, open_model
+from runtime.remote_engine import RemoteEngine
 from runtime.repl.compare import compare
 from runtime.repl.keeping import attach, copy_, export_, load, read, save
 from runtime.repl.loop import LeaveError, Repl, answer_last, numbers_text, take_turn, trim

@@ -13,8 +13,9 @@ from exporter.core.gguf import read_gguf
 from exporter.store import find_model, list_models
 from runtime.adapters import BASE, parse_scale
 from runtime.client import Delta
-from runtime.engine import Engine, LocalEngine, RemoteEngine, open_model
+from runtime.engine import Engine, LocalEngine, open_model
 from runtime.fit import Asked as AskedFit
+from runtime.remote_engine import RemoteEngine
 from runtime.render import Columns
 from runtime.repl.loop import Repl, Taken
 from runtime.repl.screen import BOLD

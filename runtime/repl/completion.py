@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from exporter.store import list_models
 from runtime.adapters import BASE
-from runtime.engine import RemoteEngine
+from runtime.remote_engine import RemoteEngine
 from runtime.repl.commands import ALIASES, COMMANDS, TOPICS
 from runtime.repl.loop import Repl
 from runtime.repl.options import SETTINGS

@@ -8,8 +8,8 @@ import pytest
 
 from exporter.core.errors import EngineError, InputError
 from runtime.client import Delta, Stopped, Thought, ask
-from runtime.engine import RemoteEngine
 from runtime.remote import parse_url, read_key
+from runtime.remote_engine import RemoteEngine
 from runtime.session import Choice
 from tests.fakes.openai import OpenAIServer
 
