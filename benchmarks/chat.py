@@ -31,7 +31,7 @@ from runtime.adapters import Adapter  # noqa: E402
 from runtime.client import Delta, Stopped, ask  # noqa: E402
 from runtime.engine import LocalEngine, open_model  # noqa: E402
 from runtime.fit import Asked  # noqa: E402
-from runtime.session import Choice  # noqa: E402
+from runtime.selection import Choice  # noqa: E402
 from tests.terminal import chat as chat_in_terminal  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "chat.json"

@@ -49,7 +49,7 @@ from runtime.child import Server, ServerSpec  # noqa: E402
 from runtime.client import Delta, Stopped  # noqa: E402
 from runtime.engine import LocalEngine, open_model  # noqa: E402
 from runtime.fit import Asked  # noqa: E402
-from runtime.session import Choice  # noqa: E402
+from runtime.selection import Choice  # noqa: E402
 from tests.runtime.gateway.conftest import serving, until  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "gpu.json"

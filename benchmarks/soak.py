@@ -21,7 +21,8 @@ sys.path.insert(0, str(CHECKOUT))
 
 from exporter.demo import make_demo_models  # noqa: E402
 from exporter.lora import LoraRequest, export_lora  # noqa: E402
-from exporter.pipeline import ExportRequest, export  # noqa: E402
+from exporter.pipeline import export  # noqa: E402
+from exporter.request import ExportRequest  # noqa: E402
 from exporter.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
 from tests.runtime.conftest import PROMPTS, train_liar  # noqa: E402
 from tests.runtime.gateway.conftest import serving  # noqa: E402

@@ -9,8 +9,8 @@ from pathlib import Path
 from exporter.adapter import AdapterSpec
 from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import DecantError
+from exporter.core.folders import last_part
 from exporter.names import Names
-from exporter.targets import last_part
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)

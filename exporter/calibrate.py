@@ -14,8 +14,9 @@ from exporter.core.events import Note, Progress, Report, Step, silent
 from exporter.core.files import explained, sha256_file
 from exporter.identity import identity
 from exporter.imatrix import read_imatrix
-from exporter.pipeline import ExportRequest, export, plan_request
+from exporter.pipeline import export
 from exporter.recipe import Recipe, check_recipe
+from exporter.request import ExportRequest, plan_request
 from exporter.steps import MergePlan
 from exporter.store import file_name
 from exporter.toolchain import Toolchain, cache_folder, follow_tool, run_tool

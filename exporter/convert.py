@@ -6,16 +6,14 @@ what it gives is a list of slots, each of which can be filled later.
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.arrange import OUTPUT_SCALED, scales_output
+from exporter.converter_import import imported, warnings_reported
 from exporter.converter_tokens import converter_tokens, remember_pieces
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
@@ -44,17 +42,6 @@ Part = Literal["text", "projector"]
 
 MODULES = {"sentence_transformers_dense_modules": True}
 """Has the converter's classes take the dense layers that follow a model that embeds."""
-HARMLESS = (
-    "Unknown RoPE type: default",
-    "Unknown RoPE type: proportional",
-    "Duplicated key name",
-    "No handler for special token type",
-    "Unknown separator token",
-    "is not in MXFP4, performance may be degraded",
-)
-"""Parts of warnings that say nothing about the result: transformers 5 spells out the type of plain
-RoPE, classes write a key again that their parent wrote, tokens to fill in and between two texts
-have no handler, and merged experts are 16 bits before they are quantized."""
 
 
 def convert(
@@ -239,37 +226,3 @@ def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
     matrices = (name for name in tensors.names if len(tensors.shape(name)) > 1)
     found = (halves.get(tensors.stored_dtype(name)) for name in matrices)
     return gguf.LlamaFileType(FTYPES[next((name for name in found if name), "F16")])
-
-
-@contextmanager
-def imported(toolchain: Toolchain) -> Iterator[None]:
-    """Make llama.cpp's `conversion` and its matching `gguf` importable, from the build alone."""
-    for folder in (toolchain.source, toolchain.source / "gguf-py"):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning is about our threads
-    yield
-
-
-@contextmanager
-def warnings_reported(report: Report) -> Iterator[None]:
-    """Turn what the converter logs as warnings into events; its chatter is dropped."""
-
-    class Reporting(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            message = record.getMessage()
-            if not any(part in message for part in HARMLESS):
-                report(Warn(f"llama.cpp's converter: {message}"))
-
-    handler = Reporting(level=logging.WARNING)
-    loggers = [logging.getLogger(name) for name in ("hf-to-gguf", "gguf")]
-    before = [logger.propagate for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger, propagate in zip(loggers, before, strict=True):
-            logger.removeHandler(handler)
-            logger.propagate = propagate

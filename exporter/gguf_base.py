@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint import Checkpoint
-from exporter.convert import Outtype, imported
+from exporter.convert import Outtype
+from exporter.converter_import import imported
 from exporter.core.errors import CheckpointError, ModelError, UnsupportedError
 from exporter.core.gguf import MAGIC, GGUFFile, read_gguf
 from exporter.core.types import FTYPES, GGML_TYPES, GGMLType

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.adapter import AdapterSpec, LoraPair, scaling_of
-from exporter.convert import imported, warnings_reported
+from exporter.converter_import import imported, warnings_reported
 from exporter.converter_model import model_of_config
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import silent

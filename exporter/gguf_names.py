@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from exporter.adapter import AdapterSpec, LoraPair, scaling_of
-from exporter.convert import imported, warnings_reported
+from exporter.converter_import import imported, warnings_reported
 from exporter.converter_model import converter_model
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Report, silent

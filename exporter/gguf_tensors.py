@@ -55,7 +55,7 @@ class Quantized:
 
     def dequantize(self, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Rows of bytes (n, row_nbytes) as float32 (n, columns)."""
-        from exporter.convert import imported
+        from exporter.converter_import import imported
         from exporter.toolchain import find_toolchain
 
         with imported(find_toolchain()):

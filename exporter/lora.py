@@ -21,7 +21,7 @@ from exporter.adapter_doubts import say_doubts
 from exporter.adapter_prompts import prompts_of, write_prompts
 from exporter.arrange import Arrange
 from exporter.checkpoint import open_checkpoint
-from exporter.convert import imported, warnings_reported
+from exporter.converter_import import imported, warnings_reported
 from exporter.converter_model import converter_model
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Note, Report, Step, Warn, silent

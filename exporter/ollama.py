@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from exporter.chat_template import IrregularError
 from exporter.core.errors import CheckpointError
 from exporter.core.events import Note, Report, silent
-from exporter.core.files import atomic_write, read_json_object
-from exporter.core.gguf import Array, GGUFFile, read_gguf
-from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
+from exporter.core.files import read_json_object
+from exporter.core.gguf import Array, GGUFFile
 from exporter.header_tokens import adds_bos, token_texts
-from exporter.pipeline import ExportRequest, ExportResult, FolderResult, export
 from exporter.rendering import refuse_runaway
-from exporter.store import plain_name
-from exporter.toolchain import Toolchain
 from exporter.turns import DAY, Turns, find_turns
 
 MODELFILE = "Modelfile"
-MARKS = (MODELFILE,)
 PARAMETERS = {
     "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
     "repetition_penalty": "repeat_penalty", "max_length": "num_ctx",
@@ -33,53 +26,6 @@ UNSET_LENGTH = "20"  # transformers' default, which some configs spell out
 END_TOKENS = ("eos", "eot", "eom")
 SAYING_ENDS = ("config.json", "generation_config.json")
 MAX_TOKENS = 1 << 21  # a vocabulary is read whole
-
-
-def export_for_ollama(
-    request: ExportRequest,
-    folder: Path,
-    toolchain: Toolchain,
-    *,
-    dry_run: bool = False,
-    report: Report = silent,
-) -> FolderResult:
-    """Export into the new folder `folder`, and write the Modelfile beside the GGUF.
-
-    The request's one output gives the GGUF's name. Raises OutputError when `folder` is taken
-    and what an export raises.
-    """
-    started = time.monotonic()
-    refuse_taken(folder, MARKS, force=request.force)
-    name = request.outputs[0].name
-    if dry_run:
-        wanted = replace(request, outputs=(folder / name,), force=True)
-        return summary(export(wanted, toolchain, dry_run=True, report=report), folder, started)
-    with atomic_folder(
-        folder, plan=f"ollama {name}", marks=MARKS, force=request.force, report=report
-    ) as new:
-        wanted = replace(request, outputs=(new / name,), force=True)
-        result = export(wanted, toolchain, report=report)
-        refuse_inputs(folder, (result.base, *result.adapters))
-        gguf = read_gguf(new / name, keep_items=MAX_TOKENS)
-        others = [file.path.name for file in result.files if file.path.name != name]
-        text = modelfile(gguf, result.base, others, report=report)
-        with atomic_write(new / MODELFILE, force=True) as file:
-            file.write(text.encode())
-    report(Note(f"then: ollama create {plain_name(folder.name)} -f {folder / MODELFILE}"))
-    return summary(result, folder, started)
-
-
-def summary(result: ExportResult, folder: Path, started: float) -> FolderResult:
-    return FolderResult(
-        folder,
-        tuple(file.path.name for file in result.files),
-        sum(file.nbytes for file in result.files),
-        result.base,
-        result.adapters,
-        result.tensors,
-        result.merged,
-        time.monotonic() - started,
-    )
 
 
 def modelfile(

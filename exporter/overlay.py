@@ -18,7 +18,7 @@ from exporter.checkpoint import refuse_own_code
 from exporter.core.errors import AdapterError
 from exporter.core.files import read_json_object
 from exporter.core.gguf import read_gguf
-from exporter.embedder import MODULE_FILES, MODULES, module_files
+from exporter.embedder_files import MODULE_FILES, MODULES, module_files
 from exporter.header_prompts import read_prompts
 from exporter.steps import MergePlan
 

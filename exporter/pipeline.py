@@ -4,68 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exporter.adapter import AdapterSpec, open_adapter
-from exporter.adapter_doubts import say_doubts
-from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.convert import Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, once, silent
 from exporter.core.files import refuse_existing
 from exporter.core.gguf import shard_paths
-from exporter.core.machine import cores, give_back_large_blocks
+from exporter.core.machine import give_back_large_blocks
 from exporter.core.quiet import one_thread, quiet_libraries
 from exporter.core.types import FLOATS, FTYPES, GGMLType
-from exporter.gguf_base import gguf_conversion, is_gguf, lossy_types, open_gguf
+from exporter.gguf_base import gguf_conversion, is_gguf
 from exporter.hparams import read_ahead
 from exporter.identity import identity
 from exporter.imatrix import importance
 from exporter.journal import journal_path
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
-from exporter.placed_adapter import on_base
-from exporter.plan import plan_merge
-from exporter.prequantized import dequantized_by_llamacpp
 from exporter.provenance import provenance
-from exporter.qlora import BaseRoundtrip, as_trained_on
-from exporter.quantize import PLAIN, Quantizer, choose_types
-from exporter.recipe import Recipe, check_recipe
-from exporter.slots import Conversion
-from exporter.sources import find_base
-from exporter.steps import Combination, MergeDtype, MergePlan, WeightedAdapter, describe
-from exporter.toolchain import Toolchain, find_toolchain
+from exporter.quantize import Quantizer, choose_types
+from exporter.recipe import PLAIN, Recipe, check_recipe
+from exporter.request import ExportRequest, plan_request, result_name
+from exporter.slots import Conversion, lay_out
+from exporter.steps import MergeDtype, describe
+from exporter.toolchain import Toolchain
 from exporter.verify.after import verify_exported
 from exporter.verify.report import Verification
-from exporter.write import GGUFPlan, Group, check_space, lay_out, write_files
-
-
-@dataclass(frozen=True, slots=True)
-class ExportRequest:
-    """What to export and how."""
-
-    adapters: tuple[tuple[Path, float], ...]
-    """Folders and what their own scaling is multiplied by; none converts the base as it is."""
-    base: Path | None
-    """None takes the base that the adapter names."""
-    quants: tuple[str, ...]
-    """Proper names, as `parse_quant` gives them."""
-    outputs: tuple[Path, ...]
-    """One file for each of `quants`."""
-    merge_dtype: MergeDtype = "float32"
-    recipe: Recipe = PLAIN
-    combine: Combination | None = None
-    """How several adapters become one; None merges them one after the other."""
-    trust_remote_code: bool = False
-    base_roundtrip: BaseRoundtrip = "auto"
-    """Whether the base is merged onto as NF4 gave it in QLoRA training."""
-    split_max: int = 0
-    """Bytes of tensors in one file, above which a model becomes several; 0 for no limit."""
-    force: bool = False
-    verify: bool = False
-    """Whether the files are compared with base and adapters when they are written."""
-    threads: int = field(default_factory=cores)
+from exporter.write import GGUFPlan, Group, check_space, write_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,23 +114,6 @@ def export(
         time.monotonic() - started,
         verified,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class FolderResult:
-    """A folder that now exists, or would after a dry run."""
-
-    path: Path
-    files: tuple[str, ...]
-    """Those that hold the weights."""
-    nbytes: int
-    """Theirs."""
-    base: Path
-    adapters: tuple[Path, ...]
-    tensors: int
-    merged: int
-    """How many tensors the adapter changed."""
-    seconds: float
 
 
 def plan_files(
@@ -276,74 +225,6 @@ def convert_all(
     unused = (name for name in tensors.plan.changes if name not in used)
     refuse_dropped(filter(tensors.changes_something, unused), made)
     return conversions, projector
-
-
-def plan_request(
-    request: ExportRequest, toolchain: Toolchain | None, *, report: Report = silent
-) -> MergePlan:
-    """Open what is to be merged and plan it.
-
-    toolchain: dequantizes what only llama.cpp can; without one such a base is refused.
-    """
-    adapters = [
-        WeightedAdapter(open_adapter(folder, report=report), scale)
-        for folder, scale in request.adapters
-    ]
-    first = adapters[0].adapter if adapters else None
-    trust = request.trust_remote_code
-    base = base_folder(request, first, report=report)
-    from_gguf = is_gguf(base)
-    checkpoint = (
-        open_gguf(base, toolchain or find_toolchain())
-        if from_gguf
-        else open_checkpoint(base, trust_remote_code=trust)
-    )
-    specs = [
-        on_base(one.adapter, checkpoint, toolchain, trust_remote_code=trust, report=report)
-        for one in adapters
-    ]
-    adapters = [replace(one, adapter=spec) for one, spec in zip(adapters, specs, strict=True)]
-    if from_gguf:
-        say_double_loss(checkpoint, request, report=report)
-        return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
-    checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
-    if adapters and toolchain:  # without an adapter, llama.cpp's converter dequantizes for itself
-        checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
-    merge = plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
-    for note in merge.notes:
-        report(Warn(note))
-    for spec in specs:
-        say_doubts(spec, checkpoint, report=report)
-    return merge
-
-
-def say_double_loss(checkpoint: Checkpoint, request: ExportRequest, *, report: Report) -> None:
-    """Warn where a quantized GGUF is quantized again."""
-    kinds = [kind for kind in lossy_types(checkpoint) if kind not in FLOATS]
-    if kinds and set(request.quants) - set(FLOATS):
-        report(
-            Warn(
-                f"`{checkpoint.folder}` is {', '.join(kinds)} already: quantized again, its weights"
-                " lose twice; a base in 16 bits gives a better file"
-            )
-        )
-
-
-def result_name(merge: MergePlan) -> str:
-    """What a person would call the result."""
-    names = [weighted.adapter.name for weighted in merge.adapters]
-    return "-".join(names) or merge.checkpoint.name
-
-
-def base_folder(
-    request: ExportRequest, adapter: AdapterSpec | None, *, report: Report = silent
-) -> Path:
-    """The base's folder: as asked for, else as the adapter names it."""
-    if request.base:
-        return request.base
-    if adapter is None:
-        raise InputError("neither an adapter nor a base is given", hint="pass --base FOLDER")
-    return find_base(adapter, report=report)
 
 
 FLOAT_NAMES = {FTYPES[name]: name for name in FLOATS}

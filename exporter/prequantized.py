@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint import Checkpoint, read_tensor, torch_dtype
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.tensors import Tensor, dtype_name, nbytes_of
 

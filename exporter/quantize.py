@@ -17,7 +17,8 @@ from exporter.core.events import Report, silent
 from exporter.core.types import FLOATS, GGMLType
 from exporter.imatrix import Importance, check_covered, check_fit
 from exporter.kquants import CHUNK_ARGUMENTS, NONE, Kernels, load_kernels
-from exporter.recipe import Recipe, check_rules
+from exporter.recipe import PLAIN, Recipe, check_rules
+from exporter.slots import lay_out
 from exporter.toolchain import run_tool
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ DRY_RUN_LINE = re.compile(
 )
 # std::regex_error's texts, which differ between C++ libraries
 BAD_PATTERN = re.compile(r"failed to quantize:.*(regex|regular expression)", re.IGNORECASE)
-PLAIN = Recipe()
 
 
 def choose_types(
@@ -83,8 +83,6 @@ def dry_run(skeleton: Path, quant: str, toolchain: Toolchain, recipe: Recipe) ->
 
 def write_skeleton(path: Path, conversion: Conversion, stored: dict[str, GGMLType]) -> None:
     """A sparse file: a header without the vocabulary, and a hole where the data would be."""
-    from exporter.write import lay_out
-
     (header,) = conversion.headers(stored, ftype=conversion.ftype, vocabulary=False)
     slots = {slot.name: slot.shape for slot in conversion.slots}
     with path.open("wb") as file:

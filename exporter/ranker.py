@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Report, Warn, silent
-from exporter.embedder import (
-    SCORE,
-    Module,
-    check_modules,
-    refused,
-    upstream_hooks,
-    write_keys,
-)
+from exporter.embedder import SCORE, check_modules, refused, upstream_hooks, write_keys
+from exporter.embedder_files import Module
 
 if TYPE_CHECKING:
     from exporter.merge import MergedTensors

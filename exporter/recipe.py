@@ -67,6 +67,9 @@ class Recipe:
         return told | {"decant.quant": " ".join([quant, *self.overrides()])}
 
 
+PLAIN = Recipe()
+
+
 def parse_rule(text: str) -> TypeRule:
     """PATTERN=TYPE. Raises InputError when it is not that, UnsupportedError for a wrong type."""
     pattern, equals, kind = text.partition("=")  # as llama-quantize does, capitals too

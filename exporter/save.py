@@ -23,12 +23,12 @@ from exporter.core.machine import give_back_large_blocks
 from exporter.core.new_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.core.quiet import one_thread
 from exporter.core.safetensors import ITEM_BYTES, LENGTH_NBYTES
-from exporter.embedder import module_files, module_folders
+from exporter.embedder_files import module_files, module_folders
 from exporter.identity import identity
 from exporter.merge import MergedTensors, refuse_non_finite
 from exporter.model_card import CARD, model_card
 from exporter.overlay import NAMED, WEIGHTS, result_folder
-from exporter.pipeline import ExportRequest, FolderResult, plan_request, result_name
+from exporter.request import ExportRequest, FolderResult, plan_request, result_name
 from exporter.steps import MergePlan, describe
 from exporter.write import HEADROOM
 

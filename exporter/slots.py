@@ -144,3 +144,25 @@ def pack_items(values: Sequence[Any]) -> bytes | None:
     if all(issubclass(kind, int) and kind is not bool for kind in kinds):
         return struct.pack(f"<{len(values)}i", *values)
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each tensor's data lies."""
+
+    offsets: dict[str, int]
+    """Bytes from the start of the file."""
+    size: int
+    """Bytes of the whole file."""
+
+
+def lay_out(
+    header_nbytes: int, types: dict[str, GGMLType], shapes: dict[str, tuple[int, ...]]
+) -> Layout:
+    """Place the tensors of `types` in order, each aligned, behind an aligned header."""
+    offsets, end = {}, header_nbytes
+    for name, kind in types.items():
+        offsets[name] = end
+        end += kind.nbytes(shapes[name])
+        end += -end % DEFAULT_ALIGNMENT
+    return Layout(offsets, end)

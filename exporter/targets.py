@@ -8,7 +8,7 @@ from pathlib import Path
 from exporter.adapter import AdapterSpec, LoraPair
 from exporter.checkpoint import Checkpoint
 from exporter.core.errors import AdapterError
-from exporter.core.folders import repo_at
+from exporter.core.folders import last_part, repo_at
 from exporter.steps import Kind
 from exporter.tensors import read_tensor
 
@@ -103,11 +103,6 @@ def is_named_base(adapter: AdapterSpec, checkpoint: Checkpoint) -> bool:
         return False
     repo, _ = repo_at(checkpoint.folder)
     return adapter.base == repo or Path(adapter.base).resolve() == checkpoint.folder.resolve()
-
-
-def last_part(name: str) -> str:
-    """The last part of a path, of any system, or of a repo's name."""
-    return name.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def kind_of(pair: LoraPair, name: str, checkpoint: Checkpoint) -> Kind:

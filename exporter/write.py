@@ -18,9 +18,9 @@ from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
 from exporter.core.files import free_bytes, taken_bytes
 from exporter.core.folders import size_text
-from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.types import GGMLType
 from exporter.journal import Journal, Unfinished, journalled
+from exporter.slots import Layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,16 +31,6 @@ if TYPE_CHECKING:
 
 CHUNK_VALUES = 1 << 19  # values quantized and written at a time: 2 MiB of float32
 HEADROOM = 64 << 20  # bytes kept free on the disk beyond the files themselves
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where each tensor's data lies."""
-
-    offsets: dict[str, int]
-    """Bytes from the start of the file."""
-    size: int
-    """Bytes of the whole file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +68,6 @@ class Group:
 
     plans: list[GGUFPlan]
     slots: tuple[Slot, ...]
-
-
-def lay_out(
-    header_nbytes: int, types: dict[str, GGMLType], shapes: dict[str, tuple[int, ...]]
-) -> Layout:
-    """Place the tensors of `types` in order, each aligned, behind an aligned header."""
-    offsets, end = {}, header_nbytes
-    for name, kind in types.items():
-        offsets[name] = end
-        end += kind.nbytes(shapes[name])
-        end += -end % DEFAULT_ALIGNMENT
-    return Layout(offsets, end)
 
 
 def check_space(plans: list[GGUFPlan]) -> None:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from exporter.core.events import Report
 from exporter.core.folders import data_folder
 from exporter.store import find_model
 from runtime.adapters import Adapter, bring_adapters
+from runtime.chat_options import Options
 from runtime.client import Delta, Stopped, Thought
 from runtime.engine import (
     RAW_TOKENS,
@@ -33,51 +34,12 @@ from runtime.fit import Asked
 from runtime.from_folder import from_folder, is_folder
 from runtime.remote import parse_url, read_key
 from runtime.remote_engine import RemoteEngine
-from runtime.session import Choice, Conversation
+from runtime.selection import Choice
+from runtime.session import Conversation
 from runtime.sessions import Session, find_session, list_sessions, resume
 from runtime.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 
 NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line, as the options below have it."""
-
-    model: str | None
-    prompt: str | None
-    system: str | None
-    max_tokens: int | None
-    temperature: float | None
-    seed: int | None
-    context: int | None
-    threads: int | None
-    adapters: tuple[str, ...]
-    base: str | None
-    projector: Path | None
-    chat_template: str | None
-    raw: bool
-    url: str | None
-    key_file: Path | None
-    remote_model: str | None
-    markdown: bool
-    stats: bool
-    save: bool
-    go_on: bool
-    resume: str | None
-    list_: bool
-    force: bool
-    verbose: bool
-    as_json: bool
-    quiet: bool
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What is drawn how: only what was said, the rest is the engine's own."""
-        found = {
-            "temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed
-        }  # fmt: skip
-        return {name: value for name, value in found.items() if value is not None}
 
 
 @click.command(epilog="Example: decant chat BASE.gguf --adapter pirate=./my-lora")

@@ -86,7 +86,8 @@ def demo(as_json: bool, quiet: bool) -> None:
 
 
 def export_models(models: DemoModels, toolchain: Toolchain, report: Report) -> Path:
-    from exporter.pipeline import ExportRequest, export
+    from exporter.pipeline import export
+    from exporter.request import ExportRequest
 
     output = store() / file_name(NAME, QUANT)
     request = ExportRequest(

@@ -24,8 +24,8 @@ from runtime.front import Fronts, front_of, said_of, unlike
 from runtime.own_template import OwnTemplate, first_own, own_template
 from runtime.purpose import refuse_without_answers
 from runtime.rpc import WorkerFacts, preflight
+from runtime.selection import MERGED, Choice
 from runtime.seq2seq.model import is_encoder_decoder
-from runtime.session import MERGED, Choice
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 INPUT_TOKENS = f"{CHAT}/input_tokens"

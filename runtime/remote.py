@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import json
 import os
 import re
@@ -115,16 +114,6 @@ def parse_url(text: str, key: str | None) -> Remote:
         raise InputError(f"{found.hostname!r} is no host", hint="is the address right?")
     prefix = found.path.rstrip("/").removesuffix("/v1")
     return Remote(found.scheme, found.hostname, port, prefix, key)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; of names, localhost alone is known to be so."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def read_key(path: Path) -> str:

@@ -10,7 +10,7 @@ from exporter.core.errors import EngineError
 from runtime.client import Message, Piece, ask, ask_json, complete, get_json, listed
 from runtime.engine import RAW_LIMIT, as_one_text, read_tokens
 from runtime.remote import Remote
-from runtime.session import Choice
+from runtime.selection import Choice
 
 
 class RemoteEngine:

@@ -29,8 +29,9 @@ from runtime.gateway.config import ModelTable, load_config
 from runtime.gateway.guard import host_name
 from runtime.gateway.limits import limits_of
 from runtime.gateway.settings import Settings, seconds
+from runtime.network import is_loopback
 from runtime.purpose import ROUTE, WHAT, purpose_of
-from runtime.remote import check_key, is_loopback, read_key
+from runtime.remote import check_key, read_key
 from runtime.rpc import Spread, parse_workers, preflight
 from runtime.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 

@@ -12,22 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from typing_extensions import assert_never
 
-MERGED = ""
-"""The adapter of a turn that was answered by the model as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Who answers: an adapter, by its name, and how much of it."""
-
-    adapter: str = MERGED
-    scale: float = 1.0
-
-    def __str__(self) -> str:
-        """As it is typed, `NAME` or `NAME:SCALE`."""
-        if not self.adapter:
-            return "base"
-        return self.adapter if self.scale == 1 else f"{self.adapter}:{self.scale:g}"
+from runtime.selection import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +175,7 @@ class Conversation:
     created: float = 0
     system: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    choice: Choice = Choice()
+    choice: Choice = field(default_factory=Choice)
     turns: tuple[Turn, ...] = ()
     first: int = 0
     """The first turn that is sent."""

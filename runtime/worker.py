@@ -30,8 +30,8 @@ from exporter.core.events import Report, Warn, silent
 from exporter.core.machine import available_nbytes
 from exporter.core.version import own_version
 from exporter.toolchain import Toolchain
+from runtime.network import is_loopback
 from runtime.relay import keep_alive, relay
-from runtime.remote import is_loopback
 from runtime.rpc import ASK, HELLO, HELLO_HEAD, HELLO_REQUEST, greet, memory, received
 from runtime.rpc_server import RpcServers, RpcSpec
 

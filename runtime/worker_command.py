@@ -15,7 +15,7 @@ from exporter.core.events import Report, Warn
 from exporter.core.folders import size_text
 from exporter.core.machine import physical_cores
 from exporter.toolchain import cache_folder, find_toolchain
-from runtime.remote import is_loopback
+from runtime.network import is_loopback
 from runtime.rpc import DEFAULT_PORT
 from runtime.rpc_server import LOOPBACK, RpcSpec
 from runtime.worker import Worker, WorkerSpec

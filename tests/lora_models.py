@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from tests.architectures import EVERY
 from tests.logits import Loaded
 from tests.roads import shake

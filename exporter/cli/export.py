@@ -27,7 +27,8 @@ from exporter.store import file_name
 
 if TYPE_CHECKING:
     from exporter.download.pull import Pulled
-    from exporter.pipeline import ExportRequest, ExportResult
+    from exporter.pipeline import ExportResult
+    from exporter.request import ExportRequest
     from exporter.steps import MergeDtype
 
 
@@ -137,7 +138,7 @@ def export(
     refuse_nonsense(adapter, base, revision or subfolder, has_adapter=bool(wanted))
     if to == "vllm":
         return export_vllm(wanted, served_name)
-    from exporter.pipeline import ExportRequest
+    from exporter.request import ExportRequest
     from exporter.sources import Sources, absent, bring
 
     sources = Sources(tuple(text for text, _ in wanted), base, revision, subfolder)

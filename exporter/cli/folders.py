@@ -15,7 +15,7 @@ from exporter.core.folders import size_text
 from exporter.store import plain_name
 
 if TYPE_CHECKING:
-    from exporter.pipeline import ExportRequest, FolderResult
+    from exporter.request import ExportRequest, FolderResult
     from exporter.toolchain import Toolchain
 
 ENDINGS = {"safetensors": "merged", "ollama": "ollama"}
@@ -43,7 +43,7 @@ def export_folder(to: str, request: ExportRequest, folder: Path, max_shard_size:
     with reporting(quiet=options["quiet"]) as report:
         if to == "ollama":
             from exporter.calibrate import with_matrix
-            from exporter.ollama import export_for_ollama
+            from exporter.ollama_folder import export_for_ollama
             from exporter.toolchain import find_toolchain
 
             toolchain = find_toolchain()

@@ -99,7 +99,7 @@ def verify(
     require_packages()
     path = Path(gguf) if Path(gguf).is_file() else find_model(gguf, store())
     content = read_text(text)
-    from exporter.pipeline import ExportRequest, plan_request, result_name
+    from exporter.request import ExportRequest, plan_request, result_name
     from exporter.sources import Sources, bring
     from exporter.toolchain import find_toolchain
     from exporter.verify.asked import Asked, verify_asked

@@ -81,3 +81,8 @@ def repo_at(folder: Path) -> tuple[str, str]:
         if place.parent.name == "snapshots" and repo.startswith("models--"):
             return repo.removeprefix("models--").replace("--", "/", 1), place.name
     return "", ""
+
+
+def last_part(name: str) -> str:
+    """The last part of a path, of any system, or of a repo's name."""
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.convert import convert, imported
+from exporter.convert import convert
+from exporter.converter_import import imported
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf

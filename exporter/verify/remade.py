@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.convert import Outtype, convert, imported
+from exporter.convert import Outtype, convert
+from exporter.converter_import import imported
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Report, Step, silent
 from exporter.core.gguf import GGUFFile
@@ -23,8 +24,9 @@ from exporter.imatrix import UNABLE, Importance
 from exporter.merge import MergedTensors
 from exporter.overlay import result_folder
 from exporter.quantize import Quantizer
+from exporter.slots import lay_out
 from exporter.verify.strength import KNOWN
-from exporter.write import GGUFPlan, Group, check_space, lay_out, write_files
+from exporter.write import GGUFPlan, Group, check_space, write_files
 
 if TYPE_CHECKING:
     from exporter.slots import Conversion

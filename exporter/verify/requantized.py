@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.gguf import Array, GGUFFile, TensorInfo, read_gguf
 from exporter.core.types import FLOATS

@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 from runtime.gateway.errors import ApiError
 from runtime.gateway.settings import LOOPBACK_NAMES, Settings, is_address
-from runtime.remote import is_loopback
+from runtime.network import is_loopback
 
 OPEN = ("/livez", "/readyz", "/health", "/v1/health", "/")
 """Paths that need no key: they tell nothing, or are the page itself."""

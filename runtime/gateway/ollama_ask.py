@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from runtime.chat_format import THINKING
 from runtime.gateway.errors import bad_request
 from runtime.gateway.requests import dumped
-from runtime.repl.files import image_kind
+from runtime.media import image_kind
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 

@@ -19,7 +19,8 @@ from runtime.repl.keeping import attach, copy_, export_, load, read, save
 from runtime.repl.loop import LeaveError, Repl, answer_last, numbers_text, take_turn, trim
 from runtime.repl.options import BY_NAME, SETTINGS, parse_setting
 from runtime.repl.screen import DIM
-from runtime.session import Choice, Chosen, Cleared, ModelSet, SettingsSet, SystemSet, Undone
+from runtime.selection import Choice
+from runtime.session import Chosen, Cleared, ModelSet, SettingsSet, SystemSet, Undone
 
 Kind = Literal["", "adapter", "model", "path", "setting", "session", "format", "topic"]
 TOPICS = ("model", "settings", "system", "history", "reasoning")

@@ -19,7 +19,7 @@ from runtime.remote_engine import RemoteEngine
 from runtime.render import Columns
 from runtime.repl.loop import Repl, Taken
 from runtime.repl.screen import BOLD
-from runtime.session import Choice
+from runtime.selection import Choice
 
 NARROWEST = 20  # columns of text that can still be read side by side
 

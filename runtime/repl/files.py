@@ -7,18 +7,11 @@ from pathlib import Path
 
 from exporter.core.errors import InputError
 from exporter.core.folders import size_text
+from runtime.media import image_kind
 from runtime.session import Image
 
 IMAGE_MAX = 20 << 20  # bytes
 TEXT_MAX = 1 << 20  # bytes; no model's context holds more
-# how a file of each kind begins, at which byte
-KINDS = (
-    ("image/png", 0, b"\x89PNG\r\n\x1a\n"),
-    ("image/jpeg", 0, b"\xff\xd8\xff"),
-    ("image/gif", 0, b"GIF8"),
-    ("image/bmp", 0, b"BM"),
-    ("image/webp", 8, b"WEBP"),
-)
 
 
 def read_image(path: Path) -> Image:
@@ -29,14 +22,6 @@ def read_image(path: Path) -> Image:
             f"`{path}` is no PNG, JPEG, GIF, BMP or WebP", hint="/read FILE gives the model a text"
         )
     return Image(path.name, f"data:{kind};base64,{base64.b64encode(data).decode()}")
-
-
-def image_kind(data: bytes) -> str | None:
-    """The media type of a picture, by how it begins; None for anything else."""
-    for kind, at, magic in KINDS:
-        if data[at : at + len(magic)] == magic:
-            return kind
-    return None
 
 
 def read_text(path: Path) -> str:

@@ -21,7 +21,8 @@ from runtime.render import MarkdownStream
 from runtime.repl.lines import Lines
 from runtime.repl.options import Value, sent
 from runtime.repl.screen import DIM, Screen
-from runtime.session import Answered, Asked, Choice, Image, Trimmed, Undone, after
+from runtime.selection import Choice
+from runtime.session import Answered, Asked, Image, Trimmed, Undone, after
 from runtime.sessions import Session
 
 COMMAND = re.compile(r"/[a-z?]+(\s|$)")  # and not a path that begins a message

@@ -19,7 +19,7 @@ from runtime.session import Chosen, SettingsSet, SystemSet
 from runtime.sessions import Session, new_session
 
 if TYPE_CHECKING:
-    from runtime.commands import Options
+    from runtime.chat_options import Options
 
 
 def converse(

@@ -121,7 +121,8 @@ def test_the_demo_holds_what_it_promises(decant, tmp_path, models):
 @pytest.mark.llamacpp
 def test_transformers_and_llamacpp_cut_the_chat_into_the_same_tokens(models, toolchain, tmp_path):
     from exporter.demo.train import load_tokenizer, render
-    from exporter.pipeline import ExportRequest, export
+    from exporter.pipeline import export
+    from exporter.request import ExportRequest
     from runtime.child import Server, ServerSpec
     from runtime.client import ask_json
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from tests.architectures import make_architecture
 from tests.tiny import make_tokenizer
 

@@ -17,10 +17,11 @@ import traceback
 from pathlib import Path
 
 from exporter import journal
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.events import Event, Note, Progress
 from exporter.hparams import conversion
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.toolchain import Toolchain, find_toolchain
 
 SEED = 7

@@ -9,10 +9,11 @@ import pytest
 
 from exporter.bnb import dequantized, is_quantized
 from exporter.checkpoint import open_checkpoint, read_tensor
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.safetensors import read_header
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.roundtrip import nf4_roundtrip
 from tests.quantized import BNB, int8, nf4, plain_copy, requantized
 from tests.raw import edit_json, write_base

@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 
 from exporter.calibrate import count_tokens, refuse_short, with_matrix
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import InputError
 from exporter.core.events import Progress
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.recipe import Recipe
+from exporter.request import ExportRequest
 from tests.exporter.test_imatrix import TEXT
 from tests.reference import read_gguf
 

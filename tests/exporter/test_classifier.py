@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Warn
 from exporter.core.gguf import read_gguf as read_header
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.save import save_merged
 from exporter.settings import mend
 from exporter.toolchain import Toolchain

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import logging
 
-from exporter.convert import HARMLESS, warnings_reported
+from exporter.converter_import import HARMLESS, warnings_reported
 from exporter.core.events import Event, Warn
 
 

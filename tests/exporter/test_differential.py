@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.types import FLOATS, FTYPES
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.toolchain import Toolchain
 from tests.reference import (
     convert_with_llamacpp,

@@ -13,11 +13,13 @@ from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Warn
 from exporter.core.gguf import read_gguf
-from exporter.embedder import DEFAULT_PROMPT, NORMALIZED, PROMPTS, check_modules, read_modules
+from exporter.embedder import DEFAULT_PROMPT, NORMALIZED, PROMPTS, check_modules
+from exporter.embedder_files import read_modules
 from exporter.lora import LoraRequest, export_lora
 from exporter.overlay import result_folder
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.plan import plan_merge
+from exporter.request import ExportRequest
 from exporter.save import save_merged
 from exporter.steps import WeightedAdapter
 from tests.embedders import make_modules, pooling_config

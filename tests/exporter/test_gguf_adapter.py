@@ -12,9 +12,10 @@ from exporter.cli.app import run
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.lora import LoraRequest, export_lora
 from exporter.merge import MergedTensors
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.placed_adapter import on_base
 from exporter.plan import plan_merge
+from exporter.request import ExportRequest
 from exporter.steps import WeightedAdapter
 from exporter.vllm import NamedAdapter, VllmRequest, export_for_vllm
 from tests.architectures import ARCHITECTURES, make_architecture

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import UnsupportedError
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.settings import mend
 from exporter.toolchain import Toolchain
 from tests.architectures import ARCHITECTURES, make_architecture

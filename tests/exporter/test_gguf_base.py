@@ -13,7 +13,8 @@ from exporter.core.errors import AdapterError, CheckpointError, UnsupportedError
 from exporter.core.gguf import read_gguf as header_of
 from exporter.gguf_base import gguf_name, open_gguf
 from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import ExportRequest, export, plan_request
+from exporter.pipeline import export
+from exporter.request import ExportRequest, plan_request
 from exporter.sources import Sources, absent, bring
 from exporter.verify.after import verify_exported
 from tests.architectures import make_architecture

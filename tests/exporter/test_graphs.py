@@ -17,7 +17,8 @@ import pytest
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Note, Warn
 from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from tests.architectures import (
     ARCHITECTURES,
     DEEPSEEK,

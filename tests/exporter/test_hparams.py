@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter import hparams
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.hparams import Config, load_hparams, read_ahead
 from tests.architectures import ARCHITECTURES, make_architecture
 from tests.tiny import make_adapter, make_base

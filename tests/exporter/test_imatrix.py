@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from exporter import write
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import InputError, ModelError, UnsupportedError
 from exporter.core.types import FLOATS, FTYPES, GGMLType
 from exporter.imatrix import ImportanceMatrix, check_fit, importance, keys, read_imatrix
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.quantize import runs
 from exporter.recipe import Recipe
+from exporter.request import ExportRequest
 from exporter.slots import Slot
 from exporter.toolchain import Toolchain, run_tool
 from tests.reference import convert_with_llamacpp, quantize_with_llamacpp, read_gguf

@@ -147,17 +147,17 @@ def test_an_existing_file_is_refused_and_what_was_begun_beside_it_stays(tmp_path
 
 def published_alone(tmp_path: Path, monkeypatch) -> tuple[Unfinished, Unfinished]:
     """Two files of one export that was stopped when the first had its name."""
-    from exporter import journal
+    from exporter import journal as module
 
     first, second = item(tmp_path / "a"), item(tmp_path / "b")
-    publish = journal.publish
+    publish = module.publish
 
     def only_first(partial, path, *, force):
         if path != first.path:
             raise KeyboardInterrupt
         publish(partial, path, force=force)
 
-    monkeypatch.setattr(journal, "publish", only_first)
+    monkeypatch.setattr(module, "publish", only_first)
     with pytest.raises(KeyboardInterrupt), journalled([first, second]) as opened:
         for each in opened.values():
             write(each, b"12345678", 0)

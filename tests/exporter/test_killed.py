@@ -11,7 +11,8 @@ import pytest
 
 from exporter.core.errors import OutputError, SpaceError
 from exporter.core.files import sha256_file
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from tests.architectures import make_architecture
 from tests.tiny import make_adapter, make_base, make_tokenizer
 from tests.warm import run_warm

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.lora import LoraRequest, export_lora, settled
 from exporter.lora_cache import adapter_gguf

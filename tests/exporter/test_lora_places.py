@@ -9,7 +9,8 @@ import pytest
 
 from exporter.core.errors import UnsupportedError
 from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from tests.lora_models import CLOSE, FAR, TOKENS, forward, loaded_base, off, save, trained
 from tests.tiny import make_tokenizer
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 

@@ -12,8 +12,9 @@ from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.lora import LoraRequest, export_lora
 from exporter.lora_cache import adapter_gguf
 from exporter.merge import MergedTensors
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.plan import plan_merge
+from exporter.request import ExportRequest
 from exporter.steps import WeightedAdapter
 from exporter.vllm import NamedAdapter, VllmRequest, export_for_vllm
 from tests.mlx import mlx_twin

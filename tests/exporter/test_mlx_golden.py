@@ -14,8 +14,9 @@ from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.safetensors import read_header
 from exporter.merge import MergedTensors
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.plan import plan_merge
+from exporter.request import ExportRequest
 from exporter.steps import WeightedAdapter
 from exporter.tensors import read_tensor
 from tests.raw import CONFIG, edit_json

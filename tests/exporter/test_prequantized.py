@@ -6,10 +6,11 @@ import pytest
 
 from exporter.checkpoint import open_checkpoint
 from exporter.cli.app import run
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import CheckpointError, UnsupportedError
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.prequantized import dequantized_by_llamacpp
+from exporter.request import ExportRequest
 from tests.quantized import (
     FLOAT_QUANTIZED,
     FP8,

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.folders import repo_at
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from tests.exporter.test_differential import MAY_DIFFER
 from tests.reference import convert_with_llamacpp, read_gguf
 

@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import InputError, UnsupportedError
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.recipe import Recipe, check_recipe, parse_rule
+from exporter.request import ExportRequest
 from tests.reference import convert_with_llamacpp, quantize_with_llamacpp, read_gguf
 
 TYPES = {"--output-tensor-type": "output_type", "--token-embedding-type": "embedding_type"}

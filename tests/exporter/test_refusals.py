@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.refusals import UNUSABLE, reason, unusable
 

@@ -15,8 +15,9 @@ from exporter.cli.app import run
 from exporter.core.errors import AdapterError, OutputError, SpaceError
 from exporter.core.files import sha256_file
 from exporter.merge import MergedTensors
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.plan import plan_merge
+from exporter.request import ExportRequest
 from exporter.save import plan_shards, save_merged, settled
 from tests.architectures import ARCHITECTURES, make_architecture
 from tests.raw import copy, edit_json, write_adapter, write_base, write_safetensors

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from exporter.convert import delegate, find_class, imported
+from exporter.convert import delegate, find_class
+from exporter.converter_import import imported
 from exporter.core.errors import UnsupportedError
 from exporter.settings import mend
 from exporter.toolchain import Toolchain

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.slots import pack_value
 
 

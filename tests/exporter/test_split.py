@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from exporter.cli.app import run
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import ModelError, OutputError, VerifyError
 from exporter.core.gguf import read_gguf as read_header
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.verify import light
 from exporter.verify.engine import gguf_logits
 from tests.reference import convert_with_llamacpp, merge_with_peft, read_gguf

@@ -20,7 +20,8 @@ from exporter.demo.train import (
     render,
 )
 from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.toolchain import cache_folder
 from tests.tiny import make_base
 

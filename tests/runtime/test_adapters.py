@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import InputError, ModelError
 from exporter.core.gguf import read_gguf
 from exporter.lora import LoraRequest, export_lora

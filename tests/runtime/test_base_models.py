@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from runtime.engine import RAW_TOKENS, LocalEngine, open_model
 from runtime.fit import Asked
-from runtime.session import Choice
+from runtime.selection import Choice
 from tests.runtime.gateway.conftest import serving
 from tests.tiny import make_base
 

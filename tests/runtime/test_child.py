@@ -18,7 +18,7 @@ from runtime.client import Delta, ask
 from runtime.engine import LocalEngine, open_model
 from runtime.fit import Asked
 from runtime.rundir import OWNER, PREFIX, RunFolder, sweep
-from runtime.session import Choice
+from runtime.selection import Choice
 from tests.runtime.conftest import sockets_of
 from tests.runtime.test_chat import ANSWER, QUESTION, is_alive
 

@@ -11,7 +11,8 @@ from exporter.core.errors import SpaceError
 from exporter.core.gguf import Array, GGUFFile, TensorInfo, read_gguf
 from exporter.core.machine import available_nbytes, cores, memory_nbytes, physical_cores
 from exporter.core.types import GGMLType
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from runtime.child import Server, ServerSpec
 from runtime.fit import LAYERS_KEPT, Asked, cache_values, fit, halves, reckon
 from tests.tiny import make_base

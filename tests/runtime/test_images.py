@@ -12,7 +12,8 @@ import pytest
 
 from exporter.core.errors import InputError
 from exporter.core.gguf import read_gguf
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from runtime.engine import find_projector
 from runtime.repl.files import read_image, read_text
 from tests.architectures import make_architecture

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from runtime.chat_format import TOOL
 from tests.chat_templates import REGULAR
 from tests.runtime.gateway.conftest import Served, serving

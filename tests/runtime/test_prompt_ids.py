@@ -11,7 +11,8 @@ import pytest
 from exporter.chat_template import Template
 from exporter.core.errors import EngineError
 from exporter.core.gguf import read_gguf
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from runtime.chat_format import TOOL, Facts, chat_format, format_of
 from runtime.child import Server, ServerSpec
 from runtime.client import Delta, ask, ask_json

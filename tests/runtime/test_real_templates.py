@@ -16,7 +16,8 @@ import pytest
 
 from exporter.core.gguf import read_gguf
 from exporter.normalizer import SPACE_PREFIX
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from runtime.chat_format import TOOL, chat_format
 from runtime.child import Server, ServerSpec
 from runtime.client import Stopped, ask

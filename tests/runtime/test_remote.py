@@ -10,7 +10,7 @@ from exporter.core.errors import EngineError, InputError
 from runtime.client import Delta, Stopped, Thought, ask
 from runtime.remote import parse_url, read_key
 from runtime.remote_engine import RemoteEngine
-from runtime.session import Choice
+from runtime.selection import Choice
 from tests.fakes.openai import OpenAIServer
 
 HELLO = [{"role": "user", "content": "hello"}]

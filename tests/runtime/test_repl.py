@@ -515,7 +515,8 @@ def test_a_template_that_raises_is_told_and_the_chat_goes_on(
 ):
     import shutil
 
-    from exporter.pipeline import ExportRequest, export
+    from exporter.pipeline import export
+    from exporter.request import ExportRequest
 
     base = tmp_path / "strict"
     shutil.copytree(demo_models.base, base)

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.toolchain import scrubbed
 from runtime.child import SocketConnection
 from runtime.rundir import RunFolder

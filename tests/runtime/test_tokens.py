@@ -19,7 +19,8 @@ import pytest
 from exporter.cli.app import run
 from exporter.core.errors import ModelError
 from exporter.demo import make_demo_models
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.toolchain import cache_folder, find_toolchain
 from exporter.verify.texts import CONVERSATIONS, PLAIN, RARE, SPECIAL_LOOKALIKES
 from runtime.child import Server, ServerSpec

@@ -47,7 +47,7 @@ from runtime.rpc import (
     rpc_flags,
 )
 from runtime.rpc_server import RpcServer, RpcSpec
-from runtime.session import Choice
+from runtime.selection import Choice
 from runtime.worker import CONNECTIONS_MAX, Worker, WorkerSpec
 from tests.conftest import CHECKOUT
 from tests.runtime.conftest import PROMPTS, sockets_of

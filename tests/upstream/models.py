@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.lora import LoraRequest, export_lora
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from exporter.toolchain import Toolchain
 from tests.architectures import make_architecture
 from tests.tiny import make_adapter

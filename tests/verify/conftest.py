@@ -9,8 +9,9 @@ import pytest
 
 from exporter.adapter import open_adapter
 from exporter.checkpoint import open_checkpoint
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.plan import plan_merge
+from exporter.request import ExportRequest
 from exporter.steps import WeightedAdapter
 from exporter.toolchain import Toolchain
 from exporter.verify.light import expected_of, verify_light

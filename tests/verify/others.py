@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.toolchain import Toolchain
 from tests.roads import shake
 from tests.tiny import CHAT_TEMPLATE

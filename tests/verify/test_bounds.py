@@ -35,7 +35,7 @@ def rows_of_many_kinds(random: np.random.Generator) -> list[np.ndarray]:
 @pytest.mark.llamacpp
 @pytest.mark.parametrize("name", sorted({*BOUNDS, *HALF_ULP}))
 def test_no_quantizer_errs_further_than_its_bound(toolchain, name):
-    from exporter.convert import imported
+    from exporter.converter_import import imported
     from exporter.quantize import Quantizer
 
     kind, quantizer = GGMLType.by_name(name), Quantizer.load(toolchain)

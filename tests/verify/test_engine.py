@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.errors import EngineDiedError, ModelError, VerifyError
 from exporter.verify.engine import Engine, gguf_logits
 from tests.verify.mutate import set_number

@@ -138,7 +138,8 @@ def test_an_export_that_comes_out_wrong_has_no_name(
 ):
     """The merge is made to leave the adapter out of one tensor."""
     from exporter import merge
-    from exporter.pipeline import ExportRequest, export
+    from exporter.pipeline import export
+    from exporter.request import ExportRequest
 
     right = merge.MergedTensors.add_lora
 

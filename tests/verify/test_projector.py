@@ -11,8 +11,9 @@ import pytest
 
 from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import VerifyError
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.plan import plan_merge
+from exporter.request import ExportRequest
 from exporter.verify.full import verify_full
 from exporter.verify.pictures import verify_pictures
 from exporter.verify.projector import expected_projector, verify_projector

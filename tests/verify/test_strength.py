@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.types import GGMLType
 from exporter.quantize import Quantizer
 from exporter.verify.strength import Requantizer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.convert import imported
+from exporter.converter_import import imported
 from exporter.core.gguf import read_gguf
 from tests.raw import edit_json
 from tests.tiny import make_base

@@ -60,7 +60,8 @@ def test_a_right_export_passes(pour, verify, tiny_base, tiny_adapter, tmp_path, 
 
 
 def test_a_merge_in_the_bases_type_passes(toolchain, verify, tiny_base, tiny_adapter, tmp_path):
-    from exporter.pipeline import ExportRequest, export
+    from exporter.pipeline import export
+    from exporter.request import ExportRequest
 
     quants = ("F32", "F16", "BF16", "Q8_0", "Q4_K_M")
     files = tuple(tmp_path / f"{quant}.gguf" for quant in quants)

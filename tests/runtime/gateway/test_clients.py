@@ -14,7 +14,8 @@ import ollama
 import openai
 import pytest
 
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from runtime.child import Server, ServerSpec, lora_vector
 from runtime.client import Delta, ask
 from runtime.gateway.ollama_answer import Answer, Voice, lines

@@ -9,9 +9,8 @@ import click
 import pytest
 
 from exporter.core.errors import DecantError, InputError
-from runtime import serve_command
 from runtime.gateway.settings import seconds
-from runtime.serve_command import Options, serve, settings_of
+from runtime.serve_command import KEY_VARIABLE, Options, serve, settings_of
 
 
 def parsed(*arguments: object) -> Options:
@@ -86,15 +85,15 @@ def test_this_machine_does_not(host):
 
 
 def test_a_key_in_the_environment_is_taken_out_of_it(monkeypatch):
-    monkeypatch.setenv(serve_command.KEY_VARIABLE, "secret")
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
 
     assert settings_of(parsed()).keys == ("secret",)
-    assert serve_command.KEY_VARIABLE not in os.environ
+    assert KEY_VARIABLE not in os.environ
 
 
 @pytest.mark.parametrize("key", ["two words", "schl\u00fcssel", "a\nb"])
 def test_a_key_that_cannot_be_sent_is_refused(key, monkeypatch):
-    monkeypatch.setenv(serve_command.KEY_VARIABLE, key)
+    monkeypatch.setenv(KEY_VARIABLE, key)
     with pytest.raises(InputError, match="holds no key"):
         settings_of(parsed())
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from tests.architectures import SIZE
 from tests.embedders import (
     make_dense_embedder,

@@ -18,7 +18,6 @@ from exporter.core.events import Event
 from exporter.core.folders import size_text
 from runtime.adapters import Adapter
 from runtime.engine import open_model
-from runtime.gateway import planning
 from runtime.gateway.admission import Gate
 from runtime.gateway.app import build_app
 from runtime.gateway.catalog import Catalog
@@ -60,8 +59,7 @@ def test_the_longest_unused_makes_room_and_never_a_busy_one(
     told: list[Event] = []
     fleet = Fleet(settings, toolchain, told.append)
     monkeypatch.setattr(
-        planning,
-        "available_nbytes",
+        "runtime.gateway.planning.available_nbytes",
         lambda: int(need * (2.4 - sum(c.is_loaded for c in fleet.children.values())) / 0.9),
     )
 
@@ -123,10 +121,12 @@ def test_slots_are_as_many_as_memory_allows(pirate, toolchain, monkeypatch):
     model = open_model(pirate)
     one = planned(Key("x"), model, Settings(parallel=1), toolchain).fit.need.total
     two = planned(Key("x"), model, Settings(parallel=2), toolchain).fit.need.total
-    monkeypatch.setattr(planning, "available_nbytes", lambda: int((one + two) / 2 / 0.9) + 1)
+    monkeypatch.setattr(
+        "runtime.gateway.planning.available_nbytes", lambda: int((one + two) / 2 / 0.9) + 1
+    )
 
     assert planned(Key("x"), model, Settings(), toolchain).spec.parallel == 1
-    monkeypatch.setattr(planning, "available_nbytes", lambda: int(two / 0.9) + 100)
+    monkeypatch.setattr("runtime.gateway.planning.available_nbytes", lambda: int(two / 0.9) + 100)
     assert planned(Key("x"), model, Settings(), toolchain).spec.parallel == 2
 
 

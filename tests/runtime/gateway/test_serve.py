@@ -338,7 +338,8 @@ def test_https_is_spoken(voices, tmp_path):
 
 
 def test_an_encoder_decoder_is_served_too(tmp_path, toolchain):
-    from exporter.pipeline import ExportRequest, export
+    from exporter.pipeline import export
+    from exporter.request import ExportRequest
     from tests.tiny_t5 import make_t5
 
     output = tmp_path / "t5-Q8_0.gguf"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
+from exporter.request import ExportRequest
 from runtime.engine import RAW_TOKENS
 from tests.runtime.gateway.conftest import serving
 from tests.runtime.gateway.page.conftest import CHAT, ask, visiting
