@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.convert.config_prefetch import read_ahead
@@ -101,7 +101,10 @@ def export(
     if request.verify and not dry_run:
         trust = request.trust_remote_code
         firsts = [plan.path for plan in groups[0].plans if not plan.shard]
-        verified = verify_exported(firsts, merge, toolchain, trust_remote_code=trust, report=report)
+        seeing = groups[1].plans[0].path if len(groups) > 1 else None
+        verified = verify_exported(
+            firsts, merge, toolchain, projector=seeing, trust_remote_code=trust, report=report
+        )
     return ExportResult(
         exported(plans),
         merge.checkpoint.folder,
@@ -193,7 +196,7 @@ def convert_all(
     ):
 
         def converted(outtype: Outtype, part: Part, report: Report = silent) -> Conversion:
-            return convert(
+            made = convert(
                 tensors,
                 folder,
                 toolchain,
@@ -203,6 +206,7 @@ def convert_all(
                 trust_remote_code=trust,
                 report=report,
             )
+            return replace(made, loaded=None)
 
         first, *others = outtypes
         conversions = {first: converted(first, "text", report)}
@@ -244,7 +248,7 @@ def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dic
 def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report: Report) -> None:
     """Stop at files that exist already, but for those of a stopped export: they are read later."""
     for path in paths:
-        if dry_run and path.exists():
+        if dry_run and not force and path.exists():
             report(Warn(f"`{path}` exists: the export itself will need --force"))
         elif not journal_path(path).exists():
             refuse_existing(path, force=force)

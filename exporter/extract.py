@@ -18,6 +18,7 @@ from exporter.core.atomic_file import atomic_write, free_bytes
 from exporter.core.atomic_folder import atomic_folder, refuse_inputs, refuse_taken
 from exporter.core.errors import CheckpointError, SpaceError
 from exporter.core.events import Progress, Report, Step, silent
+from exporter.core.paths import size_text
 from exporter.extract_plan import ExtractPlan, Pair, plan_extraction
 from exporter.formats.safetensors_folder import Shard, Stored
 from exporter.inputs.checkpoint import Checkpoint, open_checkpoint, read_tensor
@@ -202,8 +203,8 @@ def check_space(folder: Path, needed: int) -> None:
     free = free_bytes(folder.absolute().parent)
     if needed > free:
         raise SpaceError(
-            f"`{folder.parent}` has {free / 1e9:.2f} GB free, and the adapter needs"
-            f" {needed / 1e9:.2f} GB",
+            f"`{folder.parent}` has {size_text(free)} free, and the adapter needs"
+            f" {size_text(needed)}",
             hint="free some space, name another disk with -o, or take a smaller --rank",
         )
 

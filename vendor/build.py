@@ -53,7 +53,7 @@ def build(
     host = host or read_host(env)
     choice = choose_backend(recipe, env, host)
     place = folder(recipe, choice.backend, env, host)
-    if not force and (there := finished(place)):
+    if not force and (there := find(recipe, env=env, host=host)):
         return there
     waited = False
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .buildtools import Program
+from .cuda import Cuda, checked_toolkit, cuda_options
 from .host import Compilers, find_nvcc
 from .process import run_logged
 from .recipe import Recipe
@@ -30,6 +31,8 @@ class Plan:
     flags: tuple[str, ...]
     """Extra compiler flags for C and C++."""
     jobs: int
+    cuda: Cuda | None = None
+    """The GPUs to compile for, where the backend is cuda."""
 
 
 def compile_tree(
@@ -71,6 +74,8 @@ def _environment(plan: Plan, env: Mapping[str, str]) -> dict[str, str]:
 
 def _configure_argv(plan: Plan, source: Path, build: Path, env: Mapping[str, str]) -> list[str]:
     options = plan.recipe.options(plan.backend)
+    if plan.cuda is not None:
+        options |= cuda_options(checked_toolkit(find_nvcc(env)), plan.cuda, env)
     if plan.flags:
         # Given on the command line these hide CFLAGS and CXXFLAGS, so those go in front.
         for option, name in (("CMAKE_C_FLAGS", "CFLAGS"), ("CMAKE_CXX_FLAGS", "CXXFLAGS")):

@@ -6,14 +6,15 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .buildtools import find_buildtools
 from .cmake import Plan, compile_tree
+from .cuda import EVERY, Cuda, checked_toolkit
 from .fetch import fetch_sdist
-from .host import Choice, Host, count_jobs, find_compilers
+from .host import Choice, Host, count_jobs, expected_time, find_compilers
 from .probe import AmxVerdict, probe_amx
 from .recipe import Recipe
 from .report import BuildEvent, Report
@@ -42,6 +43,11 @@ class Job:
     @property
     def work(self) -> Path:
         return self.folder.with_name(f"{self.folder.name}.partial")
+
+    @property
+    def cuda(self) -> Cuda | None:
+        """The toolkit and the GPUs to compile for, where CUDA is what is built."""
+        return self.host.cuda if self.choice.backend == "cuda" else None
 
     @property
     def log(self) -> Path:
@@ -79,7 +85,20 @@ class Job:
 
     def plan(self) -> tuple[Plan, AmxVerdict]:
         """Everything the compilation needs, looked up before anything is fetched."""
-        self.report(BuildEvent("tools", f"backend {self.choice.backend}: {self.choice.reason}"))
+        backend, jobs = self.choice.backend, count_jobs(self.env)
+        self.report(BuildEvent("tools", f"backend {backend}: {self.choice.reason}"))
+        if self.cuda is not None:
+            checked_toolkit(self.host.nvcc)
+            if self.cuda.architectures == EVERY:
+                self.report(
+                    BuildEvent(
+                        "tools",
+                        "no GPU is here: compiling for all that CUDA knows; CUDAARCHS names fewer,"
+                        " such as CUDAARCHS=90-real",
+                    )
+                )
+        took = expected_time(backend, self.host.cuda, jobs)
+        self.report(BuildEvent("tools", f"building takes {took}"))
         compilers = find_compilers(self.env, system=self.host.system)
         programs = find_buildtools(
             self.recipe, cache_root(self.env), env=self.env, report=self.report
@@ -88,12 +107,13 @@ class Job:
         self.report(BuildEvent("probe", f"AMX: {amx.verdict}"))
         plan = Plan(
             recipe=self.recipe,
-            backend=self.choice.backend,
+            backend=backend,
             compilers=compilers,
             cmake=programs["cmake"],
             ninja=programs["ninja"],
             flags=amx.flags,
-            jobs=count_jobs(self.env),
+            jobs=jobs,
+            cuda=self.cuda,
         )
         return plan, amx
 
@@ -110,6 +130,7 @@ class Job:
             "backend": self.choice.backend,
             "backend_reason": self.choice.reason,
             "options": self.recipe.options(self.choice.backend),
+            "cuda": asdict(self.cuda) if self.cuda else None,
             "compiler": {
                 "cc": plan.compilers.cc,
                 "cxx": plan.compilers.cxx,

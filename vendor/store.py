@@ -9,10 +9,11 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .cuda import Cuda, suits
 from .host import Host, choose_backend, read_host
 from .recipe import Recipe
 from .report import BuildError
@@ -83,6 +84,8 @@ def build_key(recipe: Recipe, backend: str, host: Host) -> str:
         host.system,
         host.cpu.identity,
     ]
+    if backend == "cuda":
+        facts.append(asdict(host.cuda))
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return f"{recipe.commit[:9]}-{backend}-{digest[:10]}"
 
@@ -90,7 +93,23 @@ def build_key(recipe: Recipe, backend: str, host: Host) -> str:
 def find(recipe: Recipe, *, env: Mapping[str, str], host: Host | None = None) -> Build | None:
     """The finished build for this machine, or None; starts nothing and writes nothing."""
     host = host or read_host(env)
-    return finished(folder(recipe, choose_backend(recipe, env, host).backend, env, host))
+    backend = choose_backend(recipe, env, host).backend
+    there = finished(folder(recipe, backend, env, host))
+    return there or (made_elsewhere(recipe, env, host) if backend == "cuda" else None)
+
+
+def made_elsewhere(recipe: Recipe, env: Mapping[str, str], host: Host) -> Build | None:
+    """A CUDA build that was made without this machine's GPU or toolkit and runs on it."""
+    for place in sorted((cache_root(env) / "llama.cpp").glob(f"{recipe.commit[:9]}-cuda-*")):
+        build = finished(place)
+        facts = build.info.get("cuda") if build else None
+        if not facts:
+            continue
+        made = Cuda(facts["version"], facts["architectures"], tuple(facts["gpus"]))
+        same = build_key(recipe, "cuda", replace(host, cuda=made)) == place.name
+        if same and suits(made, host.cuda):
+            return build
+    return None
 
 
 def folder(recipe: Recipe, backend: str, env: Mapping[str, str], host: Host) -> Path:

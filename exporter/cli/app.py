@@ -103,10 +103,23 @@ class LazyGroup(click.Group):
         return commands + click.Command.shell_complete(self, ctx, incomplete)
 
 
+def show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    """Print decant's version, also where it runs from a checkout, and end."""
+    del parameter
+    if value and not ctx.resilient_parsing:
+        from exporter.core.version import own_version
+
+        click.echo(f"decant, version {own_version()}")
+        ctx.exit()
+
+
 @click.command(
     cls=LazyGroup, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]}
 )
-@click.version_option(package_name="decant-llm", prog_name="decant")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version,
+    help="Show the version and exit.",
+)  # fmt: skip
 def root() -> None:
     """Pour a LoRA fine-tune into one GGUF that a laptop runs."""
 

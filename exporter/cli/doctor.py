@@ -20,6 +20,7 @@ from exporter.core.atomic_file import free_bytes
 from exporter.core.errors import DecantError
 from exporter.core.machine import cores, memory_nbytes
 from exporter.core.paths import size_text
+from exporter.llamacpp.gpus import WITH_GPU, driver_gpus, listed_gpus
 from exporter.llamacpp.toolchain import cache_folder, find_toolchain, host_facts, run_tool
 from exporter.quantize.quantizer import Quantizer
 
@@ -70,6 +71,7 @@ def examine() -> Iterator[Check]:
     yield processor()
     yield compiler()
     yield build()
+    yield from gpu()
     yield from kquants()
     yield packages()
     yield memory()
@@ -112,6 +114,35 @@ def build() -> Check:
         f"{info['commit']}, backend {info['backend']}, AMX {info['amx']['verdict']},"
         f" in `{toolchain.folder}`",
     )
+
+
+def gpu() -> Iterator[Check]:
+    """The GPUs that llama.cpp uses; nothing where there is none."""
+    try:
+        toolchain = find_toolchain()
+        found = listed_gpus(toolchain)
+    except DecantError:
+        return
+    backend = toolchain.info["backend"]
+    for one in found:
+        room = f"{size_text(one.free)} of {size_text(one.total)} free"
+        yield Check("GPU", "ok", f"{one.name}, {room}, used by {backend}")
+    if found:
+        return
+    if backend in WITH_GPU:
+        yield Check(
+            "GPU",
+            "warning",
+            f"llama.cpp is built for {backend}, but sees no GPU: the processor computes all",
+            "does the driver work (nvidia-smi), and is CUDA_VISIBLE_DEVICES empty?",
+        )
+    elif names := driver_gpus():
+        yield Check(
+            "GPU",
+            "warning",
+            f"{', '.join(names)}, which llama.cpp does not use: it is built for the processor",
+            "install the CUDA toolkit with nvcc, and run `decant setup`",
+        )
 
 
 def kquants() -> Iterator[Check]:

@@ -241,7 +241,9 @@ def adapters_named(
 
 
 def parse_weighted(text: str) -> tuple[str, float]:
-    """PATH or PATH:SCALE."""
+    """PATH or PATH:SCALE; a colon in the name of a folder that is here is part of the name."""
+    if Path(text).exists():
+        return text, 1.0
     path, colon, scale = text.rpartition(":")
     try:
         weight = float(scale) if colon else 1.0

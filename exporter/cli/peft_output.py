@@ -1,4 +1,4 @@
-"""`decant export --to peft`: an MLX or GGUF adapter as PEFT saves it."""
+"""`decant export --to peft`: an adapter that PEFT does not read, as PEFT saves it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def export_peft(adapters: list[Path], base: Path | None) -> None:
     from exporter.inputs.adapter import open_adapter
     from exporter.inputs.checkpoint import open_checkpoint
     from exporter.inputs.locate import find_base, need_adapters
-    from exporter.inputs.peft_folder import write_peft
+    from exporter.inputs.peft_folder import can_be_written, write_peft
 
     options = click.get_current_context().params
     need_adapters(adapters, base, "--to peft")
@@ -51,9 +51,14 @@ def export_peft(adapters: list[Path], base: Path | None) -> None:
         folder = options["output"] or Path(f"{plain_name(adapter.name)}-peft")
         marks = ("adapter_config.json",)
         refuse_taken(folder, marks, force=force)
-        if adapter.origin == "peft":
+        if adapter.read_by_peft:
             raise UnsupportedError(
                 f"`{adapter.folder}` is a PEFT adapter already", hint="leave out --to peft"
+            )
+        if not can_be_written(adapter):
+            raise UnsupportedError(
+                f"`{adapter.folder}` holds more than pairs and whole tensors",
+                hint="leave out --to peft: the merged model can hold it",
             )
         if adapter.origin == "gguf" or base is not None:
             place = base or find_base(adapter, report=report)

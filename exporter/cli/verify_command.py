@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -12,22 +11,12 @@ import click
 from exporter.cli.common_options import json_option, offline_option, quiet_option, store
 from exporter.cli.export_command import adapters_named, require_packages
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
-from exporter.core.errors import (
-    AdapterError,
-    CheckpointError,
-    InputError,
-    SpaceError,
-    UnsupportedError,
-)
-from exporter.core.events import Report
-from exporter.core.gguf import read_gguf
+from exporter.core.errors import InputError
 from exporter.merge.operations import Combination
 from exporter.merge.qlora import BaseRoundtrip
 from exporter.store import find_model
 
 if TYPE_CHECKING:
-    from exporter.llamacpp.toolchain import Toolchain
-    from exporter.merge.operations import MergePlan
     from exporter.verify.report import Verification
 
 
@@ -45,6 +34,10 @@ if TYPE_CHECKING:
 @click.option(
     "--base-roundtrip", type=click.Choice(get_args(BaseRoundtrip)), default="auto",
     show_default=True, help="As for `decant export`.",
+)  # fmt: skip
+@click.option(
+    "--mmproj", "projector", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The projector of a model that sees or hears; default: the one beside GGUF.",
 )  # fmt: skip
 @click.option("--light", is_flag=True, help="Only weights, tokenizer, template and settings.")
 @click.option(
@@ -80,6 +73,7 @@ def verify(
     adapters: tuple[str, ...],
     combine: Combination | None,
     base_roundtrip: BaseRoundtrip,
+    projector: Path | None,
     light: bool,
     rows: int,
     text: Path | None,
@@ -94,7 +88,8 @@ def verify(
 
     Rows of every merged tensor are computed anew in float64, the tokenizer, chat template and
     settings are held against the base's; then both models read a text, and their predictions are
-    compared. Ends with 7 when something is not as it should be.
+    compared. Of a model that sees, a picture is shown to both. Ends with 7 when something is not as
+    it should be.
     """
     if not adapters and base is None:
         raise click.UsageError("name what it was made of: --base, and --adapter if there was one")
@@ -104,9 +99,10 @@ def verify(
     require_packages()
     path = Path(gguf) if Path(gguf).is_file() else find_model(gguf, store())
     content = read_text(text)
-    from exporter.formats.export_request import ExportRequest, plan_request
+    from exporter.formats.export_request import ExportRequest, plan_request, result_name
     from exporter.inputs.locate import Sources, bring
     from exporter.llamacpp.toolchain import find_toolchain
+    from exporter.verify.asked import Asked, verify_asked
 
     toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
@@ -118,56 +114,13 @@ def verify(
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         plan = plan_request(request, toolchain, report=report)
-        asked = Asked(path, light, rows, content, tokens, against_base, max_kl, trust_remote_code)
-        found = run(asked, plan, toolchain, report=report)
+        asked = Asked(
+            path, projector, result_name(plan), light, rows, content, tokens, against_base,
+            max_kl, trust_remote_code,
+        )  # fmt: skip
+        found = verify_asked(asked, plan, toolchain, report=report)
     show(found, as_json=as_json)
     found.refuse()
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the command line asks for."""
-
-    path: Path
-    light: bool
-    rows: int
-    text: str
-    tokens: int
-    against_base: bool
-    max_kl: float | None
-    trust_remote_code: bool
-
-
-def run(asked: Asked, plan: MergePlan, toolchain: Toolchain, *, report: Report) -> Verification:
-    """The light checks, then the full one where they have found nothing."""
-    from exporter.core.events import Step
-    from exporter.verify.light import expected_of, verify_light
-    from exporter.verify.report import Check
-    from exporter.verify.requantized import is_of_gguf, verify_requantized
-
-    began = time.monotonic()
-    trust = asked.trust_remote_code
-    if is_of_gguf(plan):
-        return verify_requantized(asked.path, plan, toolchain, rows=asked.rows)
-    report(Step("checking weights, tokenizer and settings"))
-    with expected_of(plan, toolchain, rows=asked.rows, trust_remote_code=trust) as expected:
-        found = verify_light(asked.path, expected, toolchain, report=report)
-        if asked.light or not found.ok:
-            return found
-        from exporter.verify.full import split_text, verify_full
-
-        file = read_gguf(asked.path)
-        context = file.number(f"{file.architecture}.context_length") or asked.tokens
-        chunks = split_text(asked.text, expected.tokenizer, context=context, most=asked.tokens)
-    try:
-        logits = verify_full(
-            asked.path, plan, chunks, toolchain, against_base=asked.against_base,
-            most_kl=asked.max_kl, report=report,
-        )  # fmt: skip
-    except (UnsupportedError, AdapterError, CheckpointError, SpaceError) as error:
-        told = f"cannot be judged: {error.message}"
-        logits = Check("logits", (), "not compared", (told,), judged=False)
-    return replace(found, checks=(*found.checks, logits), seconds=time.monotonic() - began)
 
 
 def read_text(path: Path | None) -> str:

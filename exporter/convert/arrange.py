@@ -21,8 +21,11 @@ OUTPUT_SCALED = "decant.output_scaled"
 """The key of a GGUF whose last norm holds that factor, which llama.cpp leaves out."""
 EMBEDDING = "embed_tokens.weight"
 STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
-GEMMA2_27B = 46
-"""Layers of the Gemma 2 whose queries llama.cpp divides otherwise (gemma2.cpp)."""
+LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62, "gemma3_text": 62}
+"""Layers of the 27B model, whose queries llama.cpp divides otherwise (gemma2.cpp, gemma3.cpp)."""
+FUSED = re.compile(r"\bh\.(?P<layer>\d+)\.attn\.c_attn\.|\bblocks\.(?P<block>\d+)\.attn\.Wqkv\.")
+"""Queries, keys and values in one."""
+FUSED_KINDS = ("gpt2", "gpt_bigcode", "mpt")
 BARE_TOWER = re.compile(
     r"(?P<tower>\bvision_tower\.)(?=(embeddings|encoder|head|post_layernorm|pre_layrnorm)\.)"
 )
@@ -62,15 +65,19 @@ def arranger(hparams: Mapping[str, Any]) -> Arrange:
     text = hparams.get("text_config")
     part = dict(text) if isinstance(text, dict) else dict(hparams)
     kind = str(part.get("model_type"))
-    if kind.startswith(("qwen3_vl_moe", "qwen3_omni_moe")):
-        return lambda name, tensor: experts_turned(name, tensor, part)
-    if scales_output(hparams):
-        return lambda name, tensor: output_scaled(name, tensor, part)
-    if kind == "gemma2" and (factor := query_factor(part)) != 1.0:
-        return lambda name, tensor: queries_scaled(name, tensor, factor)
-    if kind == "bamba" and rotated(part) < head_size(part):
-        return lambda name, tensor: heads_halved(name, tensor, part)
-    return lambda _, tensor: tensor
+    choices = (
+        (kind.startswith(("qwen3_vl_moe", "qwen3_omni_moe")), experts_turned),
+        (scales_output(hparams), output_scaled),
+        (kind == "gemma2", queries_scaled),
+        (kind.startswith("gemma3") and kind in LARGEST_GEMMA, query_norms_scaled),
+        (kind in FUSED_KINDS, fused_queries_scaled),
+        (kind == "afmoe", embedding_reduced),
+        (kind == "bamba", heads_halved),
+    )
+    chosen = next((arrange for is_so, arrange in choices if is_so), None)
+    if chosen is None:
+        return lambda _, tensor: tensor
+    return lambda name, tensor: chosen(name, tensor, part)
 
 
 def scales_output(hparams: Mapping[str, Any]) -> bool:
@@ -100,9 +107,10 @@ def heads_halved(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
     that the two halves of what turns come first and interleaved; the order of the rest is
     free, for queries and keys have the same.
     """
-    if not name.endswith((".self_attn.q_proj.weight", ".self_attn.k_proj.weight")):
-        return tensor
+    is_turned = name.endswith((".self_attn.q_proj.weight", ".self_attn.k_proj.weight"))
     size = head_size(part)
+    if not is_turned or rotated(part) >= size:
+        return tensor
     turns = rotated(part) // 2  # pairs
     rest = size // 2 - turns
     heads = tensor.reshape(-1, size, tensor.shape[-1])
@@ -111,18 +119,72 @@ def heads_halved(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
 
 
 def query_factor(part: Mapping[str, Any]) -> float:
-    """What a Gemma 2's queries are to be multiplied by.
+    """What a Gemma's queries are to be multiplied by.
 
     transformers divides them by the root of query_pre_attn_scalar, llama.cpp by that of the
     head's size, but for the 27B model.
     """
     heads = part["hidden_size"] // part["num_attention_heads"]
-    divided = heads if part["num_hidden_layers"] == GEMMA2_27B else head_size(part)
+    is_largest = part["num_hidden_layers"] == LARGEST_GEMMA[str(part["model_type"])]
+    divided = heads if is_largest else head_size(part)
     return math.sqrt(divided / (part.get("query_pre_attn_scalar") or divided))
 
 
-def queries_scaled(name: str, tensor: Any, factor: float) -> Any:
-    return tensor * factor if name.endswith(".self_attn.q_proj.weight") else tensor
+def queries_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
+    """Gemma 2's projection of queries, (n_out, n_in)."""
+    if not name.endswith(".self_attn.q_proj.weight") or (factor := query_factor(part)) == 1.0:
+        return tensor
+    return tensor * factor
+
+
+def query_norms_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
+    """Gemma 3's norm of queries, (head size,), which multiplies by 1 more than its weight."""
+    if not name.endswith(".self_attn.q_norm.weight") or (factor := query_factor(part)) == 1.0:
+        return tensor
+    return (tensor.float() + 1) * factor - 1
+
+
+def fused_queries_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
+    """Queries multiplied by what transformers has beside 1 over the root of the head's size.
+
+    llama.cpp has nothing beside it. tensor: a weight or bias of queries, keys and values in one;
+    (n_in, n_out) in GPT-2, (n_out, n_in) in others.
+    """
+    found = FUSED.search(name)
+    factor = fused_factor(part, int(found["layer"] or found["block"] or 0)) if found else 1.0
+    if factor == 1.0:
+        return tensor
+    is_turned = part["model_type"] == "gpt2" and name.endswith(".weight")
+    dim, count = int(is_turned), width(part)
+    queries, rest = tensor.split([count, tensor.shape[dim] - count], dim)
+    return joined([queries * factor, rest], dim)
+
+
+def fused_factor(part: Mapping[str, Any], layer: int) -> float:
+    """What the queries of a layer are to be multiplied by."""
+    size = width(part) / (part.get("n_head") or part.get("n_heads") or part["num_attention_heads"])
+    if part["model_type"] == "mpt":
+        said = (part.get("attn_config") or {}).get("softmax_scale")
+        return 1.0 if said is None else said * math.sqrt(size)
+    factor = 1.0 if part.get("scale_attn_weights", True) else math.sqrt(size)
+    by_layer = part["model_type"] == "gpt2" and part.get("scale_attn_by_inverse_layer_idx")
+    return factor / (layer + 1) if by_layer else factor
+
+
+def width(part: Mapping[str, Any]) -> int:
+    """How many values a token has."""
+    return int(part.get("n_embd") or part.get("d_model") or part["hidden_size"])
+
+
+def embedding_reduced(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
+    """AfMoE's embedding divided by what llama.cpp multiplies it by, whether the model does or not.
+
+    One that is the head too cannot be divided.
+    """
+    stays = part.get("mup_enabled") or part.get("tie_word_embeddings")
+    if stays or name != "model.embed_tokens.weight":
+        return tensor
+    return tensor * width(part) ** -0.5
 
 
 def output_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
@@ -135,7 +197,7 @@ def output_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
     return tensor * part["d_model"] ** -0.5
 
 
-def joined(parts: list[Any]) -> Any:
+def joined(parts: list[Any], dim: int = 1) -> Any:
     import torch
 
-    return torch.cat(parts, 1)
+    return torch.cat(parts, dim)

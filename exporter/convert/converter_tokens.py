@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def converter_tokens(
         laid.mkdir()
         lay_over(laid, folder, dict(files))
         yield ConverterTokens(laid, loaded, not has_pieces(folder))
+
+
+def remember_pieces(model: Any) -> None:
+    """Have the converter's `model` read sentencepiece's pieces once: Gemma's does it twice."""
+    read = getattr(model, "_create_vocab_sentencepiece", None)
+    if read is not None:
+        found = cache(read)
+        model._create_vocab_sentencepiece = lambda: tuple(map(list, found()))  # noqa: SLF001
 
 
 def files_for(

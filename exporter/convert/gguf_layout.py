@@ -16,6 +16,8 @@ from exporter.core.gguf import DEFAULT_ALIGNMENT
 if TYPE_CHECKING:
     import numpy as np
 
+    from exporter.inputs.tokenizer import LoadedTokenizer
+
 FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes
 
 
@@ -54,6 +56,8 @@ class Conversion:
     """general.file_type of what the converter alone would write."""
     used: frozenset[str] = frozenset()
     """The checkpoint's tensors that some slot is made of."""
+    loaded: LoadedTokenizer | None = None
+    """transformers' tokenizer, by which the tokens were settled; it takes much memory."""
 
     def headers(
         self,

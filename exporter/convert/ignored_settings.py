@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.convert.upstream_fixes import head_size, rope
+from exporter.convert.upstream_fixes import rope
 from exporter.convert.windows import RHYTHMS, WINDOWED
 
 DIFFER = "answers differ from transformers'"
@@ -30,11 +30,17 @@ SILU = (
     "olmoe", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "seed_oss", "smollm3", "stablelm",
 )  # fmt: skip
 """Architectures whose feed-forward layers know one activation."""
+# … LLM_FFN_GELU
+GELU = (
+    "falcon", "gemma", "gemma2", "gemma3", "gptneox", "gpt2", "phi2", "starcoder", "starcoder2",
+)  # fmt: skip
+KINDS_OF_GELU = ("gelu", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh")
+"""They differ by less than ggml's table of it does."""
+ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 IN_LINE = {"afmoe": 4, "smollm3": 4, "llama4": 4}
 """One of so many layers has no rotary positions (n_no_rope_layer_step)."""
 LLAMA4_CHUNK = 8192  # llama4.cpp: n_swa
 LLAMA4_TEMPERATURE = {"attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1}
-GEMMA3_27B = 62  # gemma3.cpp: layers of the model whose queries are divided otherwise
 T5_DISTANCE = 128  # llama-graph.cpp: llama_relative_position_bucket
 
 
@@ -121,11 +127,19 @@ def expert_groups(made: Converted) -> str:
 
 
 def activation(made: Converted) -> str:
-    said = made.settings.get("hidden_act") or made.settings.get("hidden_activation")
-    if made.architecture not in SILU or said in (None, "silu", "swish"):
+    told = (made.settings.get(name) for name in ACTIVATIONS)
+    said = next((name for name in told if isinstance(name, str)), None)
+    alike: tuple[str, ...]
+    if made.architecture in SILU:
+        has, alike = "SiLU", ("silu", "swish")
+    elif made.architecture in GELU:
+        has, alike = "GELU", KINDS_OF_GELU
+    else:
+        return ""
+    if said is None or said in alike:
         return ""
     return (
-        f"llama.cpp's {made.architecture} computes SiLU in its feed-forward layers where this"
+        f"llama.cpp's {made.architecture} computes {has} in its feed-forward layers where this"
         f" model has {said}: {DIFFER}"
     )
 
@@ -173,20 +187,6 @@ def rotated_layers(made: Converted) -> str:
     )
 
 
-def query_scale(made: Converted) -> str:
-    said, settings = made.settings.get("query_pre_attn_scalar"), made.settings
-    if made.architecture != "gemma3" or not isinstance(said, int | float):
-        return ""
-    heads = settings["hidden_size"] // settings["num_attention_heads"]
-    divided = heads if made.number("num_hidden_layers") == GEMMA3_27B else head_size(settings)
-    if said == divided:
-        return ""
-    return (
-        f"llama.cpp's gemma3 divides queries by the root of {divided} where this model has"
-        f" {said} (query_pre_attn_scalar): {DIFFER}"
-    )
-
-
 def distances(made: Converted) -> str:
     said = made.number("relative_attention_max_distance")
     if not made.architecture.startswith("t5") or said in (0, T5_DISTANCE):
@@ -198,11 +198,12 @@ def distances(made: Converted) -> str:
 
 
 def scaled_embedding(made: Converted) -> str:
-    if made.architecture != "afmoe" or made.settings.get("mup_enabled") is not False:
+    is_tied = made.settings.get("tie_word_embeddings")  # else arrange.py divides it before
+    if made.architecture != "afmoe" or made.settings.get("mup_enabled") or not is_tied:
         return ""
     return (
         "llama.cpp's afmoe multiplies embeddings by the root of their size, and this model does"
-        f" not (mup_enabled is false): {DIFFER}"
+        f" not (mup_enabled is false), whose head is the embedding: {DIFFER}"
     )
 
 
@@ -236,5 +237,5 @@ def rope_bases(made: Converted) -> str:
 
 CHECKS: tuple[Callable[[Converted], str], ...] = (
     window, chunks, temperature, expert_shares, expert_groups, activation, rope_scaling,
-    rope_factors, rotated_layers, query_scale, distances, scaled_embedding, gated_norm, rope_bases,
+    rope_factors, rotated_layers, distances, scaled_embedding, gated_norm, rope_bases,
 )  # fmt: skip

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from exporter.convert.pretokenizer_patterns import GPT2, NAMES, SUFFIX, Cuts
-from exporter.convert.sentencepiece_pieces import pre_tokenizers
 from exporter.core.errors import UnsupportedError
 from exporter.inputs.tokenizer import LoadedTokenizer
 
@@ -60,7 +59,7 @@ def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Iterat
     Some classes do unless tokenizer_config.json names an older class of transformers' (Phi-4-mini),
     or want a setting in it that transformers 5 no longer has (DeepSeek-V3.2).
     """
-    if loaded is None or not is_byte_level(loaded.written):
+    if loaded is None or not is_byte_level(loaded):
         yield
         return
     had = "set_vocab" in vars(model_class)
@@ -84,10 +83,10 @@ def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Iterat
             del model_class.set_vocab
 
 
-def is_byte_level(written: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json merges the letters that stand for bytes, as GPT-2's does."""
-    is_bpe = (written.get("model") or {}).get("type") == "BPE"
-    return is_bpe and any(step.get("type") == "ByteLevel" for step in pre_tokenizers(written))
+def is_byte_level(loaded: LoadedTokenizer) -> bool:
+    """Whether a tokenizer merges the letters that stand for bytes, as GPT-2's does."""
+    steps = loaded.steps("pre_tokenizer")
+    return loaded.kind == "BPE" and any(step.get("type") == "ByteLevel" for step in steps)
 
 
 def by_hash(model: Any, original: Callable[[Any, Any], str], tokenizer: Any) -> str:

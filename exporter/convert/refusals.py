@@ -10,6 +10,7 @@ import re
 import traceback
 from pathlib import Path
 
+from exporter.core.contents import foreign_contents
 from exporter.core.errors import CheckpointError, InputError, UnsupportedError
 
 # what the converter's classes raise when a folder lacks something or has it in another form
@@ -55,6 +56,8 @@ def unusable(folder: Path, architecture: str, error: Exception) -> InputError:
 
     folder: the base's; error: what a class of the converter raised.
     """
+    if damaged := damaged_tokenizer(folder):
+        return damaged
     missing = missing_file(folder, error)
     what = f"{missing} is missing" if missing else reason(error)
     message = f"llama.cpp's converter cannot use `{folder}` ({architecture}): {what}"
@@ -69,6 +72,14 @@ def unusable(folder: Path, architecture: str, error: Exception) -> InputError:
 
 def has_tokenizer(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in TOKENIZERS)
+
+
+def damaged_tokenizer(folder: Path) -> CheckpointError | None:
+    """The error for a tokenizer's file that is a git-lfs pointer, a web page or empty."""
+    for path in sorted(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
+        if found := foreign_contents(path):
+            return CheckpointError(f"`{path}` {found.what}", hint=found.hint)
+    return None
 
 
 def missing_file(folder: Path, error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Merged tensors → GGUF names, shapes and metadata, through llama.cpp's own `conversion`.
 
-It reads no weight: what it gives is a list of slots, each of which can be filled later.
+With via_llamacpp.py and lora.py the only door to llama.cpp's Python code. It reads no weight:
+what it gives is a list of slots, each of which can be filled later.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from exporter.convert.arrange import OUTPUT_SCALED, scales_output
 from exporter.convert.config_prefetch import conversion, load_hparams
-from exporter.convert.converter_tokens import converter_tokens
+from exporter.convert.converter_tokens import converter_tokens, remember_pieces
 from exporter.convert.gguf_layout import Conversion, Slot
 from exporter.convert.ignored_settings import Converted, ignored_settings
 from exporter.convert.lazy_source import (
@@ -26,11 +27,17 @@ from exporter.convert.mtp import has_prediction, settle_prediction, without_pred
 from exporter.convert.ranker import find_purpose
 from exporter.convert.refusals import UNUSABLE, unknown_architecture, unusable
 from exporter.convert.unloadable import refuse_unloadable
-from exporter.convert.upstream_fixes import pack_settings, write_positions
+from exporter.convert.upstream_fixes import (
+    pack_settings,
+    settle_pictures,
+    write_feed_forward,
+    write_positions,
+)
 from exporter.convert.windows import settle_windows
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.ggml_types import FTYPES
+from exporter.core.silence import no_collection
 from exporter.inputs.own_code import no_code_run
 from exporter.llamacpp.converter_import import imported, warnings_reported
 
@@ -67,6 +74,7 @@ def convert(
     with (
         imported(toolchain),
         warnings_reported(report),
+        no_collection(),
         nullcontext() if trust_remote_code else no_code_run(),
     ):
         ModelBase = conversion().ModelBase  # noqa: N806 - it is a class
@@ -77,7 +85,10 @@ def convert(
                 hparams = hparams_of(tensors.plan.checkpoint, folder, tensors.names, report=report)
                 model_class, architecture = find_class(hparams, part, tensors.names)
             except UNUSABLE as error:
-                raise unusable(tensors.plan.checkpoint.folder, "no architecture", error) from error
+                checkpoint = tensors.plan.checkpoint
+                if not checkpoint.config.get("architectures"):
+                    raise checkpoint.nameless() from error
+                raise unusable(checkpoint.folder, "no architecture", error) from error
             source = LazySource(tensors, hparams, architecture, projector=part == "projector")
             purpose = find_purpose(folder, architecture, tensors, part, report=report)
             with (
@@ -91,6 +102,8 @@ def convert(
                     ftype, unused = file_type(outtype, tensors), folder / "unused.gguf"
                     named = {"model_name": model_name, "hparams": hparams}
                     model = delegate(model_class(tokens.folder, ftype, unused, **named, **MODULES))
+                    settle_pictures(model, hparams)
+                    remember_pieces(model)
                     purpose.begin(model)
                     prepare(model, source, slots)
                     tokens.settle(model, report)
@@ -101,7 +114,7 @@ def convert(
                 used = source.used()
         if part == "text":
             tell_limits(converted(model, slots), report=report)
-    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
+    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used, tokens.loaded)
 
 
 def hparams_of(
@@ -168,6 +181,7 @@ def prepare(model: Any, source: LazySource, slots: list[Slot]) -> None:
     model.prepare_metadata(vocab_only=False)
     settle_windows(writer, model.hparams)
     write_positions(writer, model.hparams)
+    write_feed_forward(writer, model.hparams)
     if scales_output(model.hparams):
         writer.add_bool(OUTPUT_SCALED, val=True)
 

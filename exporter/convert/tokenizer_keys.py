@@ -17,6 +17,7 @@ from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import CheckpointError
 from exporter.core.events import Note, Report, Warn
 from exporter.inputs.tokenizer import LoadedTokenizer, first_ids, space_before, templates_of
+from exporter.llamacpp.header_tokens import ENDS_BY_TEXT
 from exporter.llamacpp.normalizer import NORMALIZER, SPACE, SPACE_PREFIX, missing_normalizer
 
 KEY = "tokenizer.ggml."
@@ -24,13 +25,6 @@ SENTENCES, WORDPIECE, UNIGRAM, BYTES, GEMMA4 = "llama", "bert", "t5", "gpt2", "g
 """Values of tokenizer.ggml.model."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """Values of tokenizer.ggml.token_type."""
-ENDS_BY_TEXT = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
-    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
-    "<｜end▁of▁sentence｜>", "[e~[",
-}  # fmt: skip
-"""Texts of tokens that llama.cpp takes for an end of generation wherever a vocabulary has them."""
 TEMPLATE, TEMPLATES, DEFAULT = "tokenizer.chat_template", "tokenizer.chat_templates", "default"
 BASE_MODEL = (
     "neither base nor adapter has a chat template: it is a base model, for plain completion;"

@@ -62,6 +62,8 @@ MROPE_SECTIONS = {
 }  # fmt: skip
 """By kind: how much of a head turns with the time, height and width of a picture, where the config
 does not say."""
+FEED_FORWARD = {"falcon": "ffn_hidden_size", "gpt2": "n_inner", "gpt_bigcode": "n_inner"}
+"""By kind: the setting that says how wide the feed-forward layers are."""
 OLD_LAYER_TYPES = {"linear_attention": "mamba", "full_attention": "attention"}
 NEMOTRON_LAYERS = {"linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*",
                    "moe": "E", "mlp": "-"}  # fmt: skip
@@ -293,6 +295,28 @@ def write_positions(writer: Any, hparams: Mapping[str, Any]) -> None:
     if hparams.get("model_type") == "granitemoehybrid":
         writer.remove_key(f"{writer.arch}.rope.scaling.finetuned")
         writer.add_rope_scaling_finetuned(hparams.get("position_embedding_type") == "rope")
+
+
+def write_feed_forward(writer: Any, hparams: Mapping[str, Any]) -> None:
+    """Say how wide the feed-forward layers are where the converter takes four times the model.
+
+    writer: the GGUFWriter; hparams: the text model's.
+    """
+    name = FEED_FORWARD.get(str(hparams.get("model_type")), "")
+    if hparams.get(name) is not None:
+        writer.remove_key(f"{writer.arch}.feed_forward_length")
+        writer.add_feed_forward_length(hparams[name])
+
+
+def settle_pictures(model: Any, hparams: Mapping[str, Any]) -> None:
+    """Have a picture become as many tokens as the config says.
+
+    Of a Gemma 3 the converter reads that from the processor's settings, and takes 256 where they
+    do not say. model: the converter's, of a projector or another; hparams: of the whole model.
+    """
+    tokens = hparams.get("mm_tokens_per_image")
+    if tokens is not None and hasattr(model, "preprocessor_config"):
+        model.preprocessor_config["image_seq_length"] = tokens
 
 
 def pack_settings(writer: Any) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from exporter.core.contents import foreign_contents
 from exporter.core.errors import InputError, OutputError, SpaceError
 
 CHUNK = 1 << 20
@@ -176,6 +177,13 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def gone(path: Path) -> str:
+    """What a message says of a path that is a link to nothing; else that it is missing."""
+    if path.is_symlink() and not path.exists():
+        return f"is a link to `{os.readlink(path)}`, which is gone"  # noqa: PTH115 - as it is
+    return "is missing"
+
+
 def children(folder: Path) -> list[Path]:
     """What lies in a folder, in order of names; nothing where it may not be read."""
     try:
@@ -197,10 +205,12 @@ def read_json_object(path: Path, *, error: type[InputError], hint: str) -> dict[
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as missing:
-        raise error(f"`{path}` is missing", hint=hint) from missing
+        raise error(f"`{path}` {gone(path)}", hint=hint) from missing
     except OSError as failed:
         raise error(f"cannot read `{path}`: {failed.strerror}", hint=hint) from failed
     except (ValueError, RecursionError) as broken:  # bad JSON, bad UTF-8, absurd nesting
+        if found := foreign_contents(path):
+            raise error(f"`{path}` {found.what}", hint=found.hint) from broken
         raise error(f"`{path}` is not JSON: {broken}", hint=hint) from broken
     if not isinstance(value, dict):
         raise error(f"`{path}` holds a {type(value).__name__}, not an object", hint=hint)

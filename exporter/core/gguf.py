@@ -34,6 +34,8 @@ SCALARS = {
 }  # fmt: skip
 STRING, ARRAY = 8, 9
 LENGTH = struct.Struct("<Q")
+COUNTS = ("block_count", "decoder_block_count")
+"""How many layers there are, by the keys of an architecture."""
 FIXED = 8  # bytes of the magic and the version
 BLOCK = 1 << 20  # bytes read at once where only the ends of texts are looked for
 
@@ -120,6 +122,26 @@ def read_gguf(path: Path, *, keep_items: int = 8) -> GGUFFile:
     A split model is read whole, by the name of its first file. Raises ModelError, saying what
     is wrong, for anything but a whole GGUF.
     """
+    found = read_files(path, keep_items)
+    refuse_wrong_counts(found)
+    return found
+
+
+def refuse_wrong_counts(model: GGUFFile) -> None:
+    """Raise ModelError for more layers than there are tensors: whoever counts them never ends."""
+    for name in COUNTS:
+        key = f"{model.architecture}.{name}"
+        count = model.number(key) or 0
+        if model.tensors and not model.is_adapter and not 0 <= count <= len(model.tensors):
+            raise ModelError(
+                f"`{model.path}` is not a whole GGUF: `{key}` is {count}, and there are"
+                f" {len(model.tensors)} tensors",
+                hint="export or download it again",
+            )
+
+
+def read_files(path: Path, keep_items: int) -> GGUFFile:
+    """The header of a model's one file, or of all of them."""
     first = read_file(path, keep_items)
     count = first.number("split.count") or 1
     if count <= 1:

@@ -54,6 +54,22 @@ def size_text(nbytes: float) -> str:
     return f"{nbytes:.2f} GB"
 
 
+def snapshot_of(folder: Path) -> Path:
+    """The files of a repo's own folder in the hub's cache (models--ORG--NAME), else `folder`.
+
+    Those of the branch main where that was downloaded, else of the only commit that is there.
+    """
+    snapshots = folder / "snapshots"
+    if not folder.resolve().name.startswith("models--") or not snapshots.is_dir():
+        return folder
+    main = folder / "refs" / "main"
+    commit = main.read_text().strip() if main.is_file() else ""
+    if commit and (snapshots / commit).is_dir():
+        return snapshots / commit
+    commits = [child for child in snapshots.iterdir() if child.is_dir()]
+    return commits[0] if len(commits) == 1 else folder
+
+
 def repo_at(folder: Path) -> tuple[str, str]:
     """The repo and commit of a folder in the hub's cache, models--ORG--NAME/snapshots/COMMIT.
 

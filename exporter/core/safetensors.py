@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.core.contents import foreign_contents
 from exporter.core.errors import InputError
 
 LENGTH_NBYTES = 8
@@ -49,6 +50,8 @@ def read_header(path: Path, *, error: type[InputError]) -> dict[str, StoredTenso
             length = int.from_bytes(file.read(LENGTH_NBYTES), "little")
             start = LENGTH_NBYTES + length
             if start > size or size < LENGTH_NBYTES or length > MAX_HEADER:
+                if found := foreign_contents(path):
+                    raise error(f"`{path}` {found.what}", hint=found.hint)
                 raise error(
                     f"`{path}` is cut short: its header needs {start} bytes, the file has {size}",
                     hint=hint,
@@ -59,6 +62,8 @@ def read_header(path: Path, *, error: type[InputError]) -> dict[str, StoredTenso
     try:
         entries = json.loads(raw, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as broken:
+        if found := foreign_contents(path):
+            raise error(f"`{path}` {found.what}", hint=found.hint) from broken
         raise error(f"the header of `{path}` is damaged: {broken}", hint=hint) from broken
     if not isinstance(entries, dict):
         raise error(f"the header of `{path}` is not an object", hint=hint)

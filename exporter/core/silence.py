@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,22 @@ def quieten(logging: ModuleType) -> Undo:
             logging.enable_progress_bar()
 
     return undo
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No search for garbage inside the block.
+
+    While a vocabulary is read, its hundreds of thousands of texts are gone through again and
+    again, which takes longer than to read them; none of them is garbage.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextmanager

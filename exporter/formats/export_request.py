@@ -16,6 +16,7 @@ from exporter.inputs.checkpoint import Checkpoint, open_checkpoint
 from exporter.inputs.locate import find_base
 from exporter.inputs.quantized.via_llamacpp import dequantized_by_llamacpp
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
+from exporter.merge.adapter_doubts import say_doubts
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import Combination, MergeDtype, MergePlan, WeightedAdapter
 from exporter.merge.qlora import BaseRoundtrip, as_trained_on
@@ -100,6 +101,8 @@ def plan_request(
     merge = plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
     for note in merge.notes:
         report(Warn(note))
+    for spec in specs:
+        say_doubts(spec, checkpoint, report=report)
     return merge
 
 

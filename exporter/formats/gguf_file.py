@@ -19,6 +19,7 @@ from exporter.core.atomic_file import free_bytes, taken_bytes
 from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
 from exporter.core.ggml_types import GGMLType
+from exporter.core.paths import size_text
 from exporter.core.resumable_file import Journal, Unfinished, journalled
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def check_space(plans: list[GGUFPlan]) -> None:
     free = free_bytes(folder) + sum(map(taken_bytes, left))
     if needed + HEADROOM > free:
         raise SpaceError(
-            f"`{folder}` has {free / 1e9:.2f} GB free,"
-            f" and {' + '.join(plan.quant for plan in plans)} needs {needed / 1e9:.2f} GB",
+            f"`{folder}` has {size_text(free)} free,"
+            f" and {' + '.join(plan.quant for plan in plans)} needs {size_text(needed)}",
             hint="free some space, name another disk with -o, or choose a smaller -q",
         )
 

@@ -29,15 +29,18 @@ from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Note, Report, Step, Warn, silent
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.silence import quiet_libraries
+from exporter.formats.adapter_prompts import prompts_of, write_prompts
 from exporter.gguf_inputs.placed_adapter import on_base
 from exporter.inputs.adapter import AdapterSpec, open_adapter
 from exporter.inputs.adapter_kinds import refuse_for_adapter_file
 from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.header_prompts import AdapterPrompts
 from exporter.inputs.locate import find_base
 from exporter.inputs.own_code import no_code_run
 from exporter.inputs.quantized.via_llamacpp import dequantized_by_llamacpp
 from exporter.llamacpp.converter_import import imported, warnings_reported
 from exporter.llamacpp.toolchain import Toolchain
+from exporter.merge.adapter_doubts import say_doubts
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import MergePlan, Replace, WeightedAdapter
 from exporter.merge.provenance import provenance
@@ -109,7 +112,7 @@ def export_lora(
     place where llama.cpp applies none; nothing is left out unsaid.
     """
     started = time.monotonic()
-    if dry_run and request.output.exists():
+    if dry_run and not request.force and request.output.exists():
         report(Warn(f"`{request.output}` exists: the export itself will need --force"))
     elif not dry_run:
         refuse_existing(request.output, force=request.force)
@@ -119,7 +122,8 @@ def export_lora(
     architecture, pairs = adapted_pairs(
         plan, toolchain, trust_remote_code=request.trust_remote_code, report=report
     )
-    header = header_of(plan, architecture, pairs)
+    prompts = prompts_of(plan, trust_remote_code=request.trust_remote_code)
+    header = header_of(plan, architecture, pairs, prompts)
     nbytes = len(header) + sum(padded(t) for pair in pairs for t in (pair.a, pair.b))
     if not dry_run:
         write(request.output, header, pairs, force=request.force)
@@ -145,6 +149,7 @@ def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> 
     adapter = on_base(adapter, checkpoint, toolchain, report=report)
     checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     plan = plan_merge(checkpoint, [WeightedAdapter(adapter, request.scale)])
+    say_doubts(adapter, checkpoint, report=report)
     plan = settle_tied(plan)
     if invocation_tokens(adapter):
         report(Note("an aLoRA: llama-server applies it from its invocation tokens on"))
@@ -291,7 +296,9 @@ def settled(name: str, product: Product) -> Adapted:
     return Adapted(name, a, b)
 
 
-def header_of(plan: MergePlan, architecture: str, pairs: tuple[Adapted, ...]) -> bytes:
+def header_of(
+    plan: MergePlan, architecture: str, pairs: tuple[Adapted, ...], prompts: AdapterPrompts
+) -> bytes:
     """Everything before the data, padded."""
     import gguf
 
@@ -313,6 +320,7 @@ def header_of(plan: MergePlan, architecture: str, pairs: tuple[Adapted, ...]) ->
     for key, value in provenance(plan).items():
         if key not in ("decant.merge_dtype", "decant.base_roundtrip"):
             writer.add_string(key, str(value))
+    write_prompts(writer, prompts)
     for pair in pairs:
         for half, values in (("lora_a", pair.a), ("lora_b", pair.b)):
             writer.add_tensor_info(

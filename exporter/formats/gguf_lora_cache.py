@@ -11,19 +11,20 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from exporter.core.atomic_file import atomic_write, sha256_file
 from exporter.core.errors import DecantError, ModelError
 from exporter.core.events import Report, silent
 from exporter.core.gguf import read_gguf
+from exporter.core.version import own_version
+from exporter.formats.adapter_prompts import prompts_identity
 from exporter.inputs.adapter import open_adapter
 from exporter.inputs.adapter_kinds import refuse_for_adapter_file
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.llamacpp.toolchain import find_toolchain
 
-FORMAT = "2"  # of what is written; an older one is made again
+FORMAT = "3"  # of what is written; an older one is made again
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,17 @@ class Kept:
 def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = silent) -> Kept:
     """The place in `cache` for an adapter over a base; no torch is loaded to find it.
 
-    It is another one when the adapter, the base's config, decant or llama.cpp differ.
+    It is another one when the adapter, its tokenizer or template, the base's config, decant or
+    llama.cpp differ.
     Raises AdapterError and CheckpointError for folders that are none.
     """
     adapter = open_adapter(folder, refuse=refuse_for_adapter_file, report=report)
     parts = (
         FORMAT,
         adapter.sha256(),
+        prompts_identity(adapter),
         sha256_file(open_checkpoint(base).folder / "config.json"),
-        metadata.version("decant-llm"),
+        own_version(),
         str(find_toolchain().folder.name),
     )
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
@@ -87,7 +90,8 @@ def main(argv: list[str]) -> int:
     try:
         answer["path"] = str(adapter_gguf(folder, base, cache=cache))
     except DecantError as error:
-        answer, code = {"error": error.message, "hint": error.hint}, error.exit_code
+        answer = {"error": error.message, "hint": error.hint, "kind": type(error).__name__}
+        code = error.exit_code
     print(json.dumps(answer))  # noqa: T201 - the caller reads it
     return code
 

@@ -11,6 +11,7 @@ from exporter.core.errors import CheckpointError
 from exporter.core.events import Note, Report, silent
 from exporter.core.gguf import Array, GGUFFile
 from exporter.inputs.chat_template import IrregularError
+from exporter.inputs.template_process import refuse_runaway
 from exporter.inputs.template_turns import DAY, Turns, find_turns
 from exporter.llamacpp.header_tokens import adds_bos, token_texts
 
@@ -55,6 +56,7 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
         f"{name}_token": token(gguf, f"tokenizer.ggml.{key}_token_id")
         for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
     }
+    refuse_runaway(template, gguf.path)
     try:
         turns = find_turns(
             template, {key: text for key, text in tokens.items() if text}, adds_bos=adds_bos(gguf)

@@ -20,6 +20,7 @@ from exporter.core.atomic_folder import atomic_folder, refuse_inputs, refuse_tak
 from exporter.core.errors import SpaceError
 from exporter.core.events import Note, Progress, Report, Step, silent
 from exporter.core.machine import give_back_large_blocks
+from exporter.core.paths import size_text
 from exporter.core.safetensors import ITEM_BYTES, LENGTH_NBYTES
 from exporter.core.silence import one_thread
 from exporter.formats.export_request import ExportRequest, FolderResult, plan_request, result_name
@@ -199,8 +200,8 @@ def check_space(folder: Path, needed: int) -> None:
     free = free_bytes(folder.absolute().parent)
     if needed + HEADROOM > free:
         raise SpaceError(
-            f"`{folder.parent}` has {free / 1e9:.2f} GB free, and the merged model needs"
-            f" {needed / 1e9:.2f} GB",
+            f"`{folder.parent}` has {size_text(free)} free, and the merged model needs"
+            f" {size_text(needed)}",
             hint="free some space, or name another disk with -o",
         )
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from exporter.core.errors import DownloadError, InputError, ModelError
 from exporter.core.events import Report, silent
+from exporter.core.paths import snapshot_of
 from exporter.hub.access_token import TokenRule, find_token
 from exporter.hub.endpoints import Endpoint, endpoints_from
 from exporter.hub.probe_history import Memory, usual_memory
@@ -96,7 +97,7 @@ def folder_of(
             f"`{text}` is not on the hub, so it has no revision {revision!r}",
             hint="name a repo as ORG/NAME, or leave out --revision",
         )
-    return Path(text) / safe_folder(subfolder or "")
+    return snapshot_of(Path(text)) / safe_folder(subfolder or "")
 
 
 def pull_checkpoint(

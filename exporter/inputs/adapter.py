@@ -11,33 +11,22 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from exporter.core.atomic_file import read_json_object, sha256_file
+from exporter.core.atomic_file import sha256_file
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Report, silent
 from exporter.core.gguf import SUFFIX
 from exporter.core.paths import model_name
 from exporter.core.safetensors import read_header
 from exporter.inputs import gguf_adapter, mlx_adapter
+from exporter.inputs.adapter_files import mlx_weights, read_config, read_weights
 from exporter.inputs.adapter_kinds import (
     MERGED_BY_PEFT,
     is_set,
     needs_peft_layer,
     refuse_unmergeable,
 )
-from exporter.inputs.distcp import read_distcp
-from exporter.inputs.find_adapter import (
-    CONFIG,
-    MLX_WEIGHTS,
-    USUAL,
-    WEIGHTS,
-    FoundAdapter,
-    find_adapter,
-    hint_for_missing,
-)
+from exporter.inputs.find_adapter import CONFIG, USUAL, WEIGHTS, FoundAdapter, find_adapter
 from exporter.inputs.lazy_tensor import Tensor
-from exporter.inputs.sharded_checkpoint import refuse_empty
-from exporter.inputs.state_dicts import without_adapter_name
-from exporter.inputs.torch_pickle import read_pickled
 
 __all__ = ["CONFIG", "WEIGHTS", "AdapterSpec", "LoraPair", "open_adapter"]
 
@@ -98,6 +87,10 @@ class AdapterSpec:
     tuner: dict[str, Tensor] = field(default_factory=dict)
     """All other tensors of a tuner that is no LoRA, by name in the model."""
     weights: Path = Path()
+    files: tuple[Path, ...] = ()
+    """All that hold its tensors, where `weights` is only the first."""
+    read_by_peft: bool = False
+    """Whether PEFT itself finds its tensors in its folder."""
     origin: Origin = "peft"
     """config and tensors are in PEFT's form, whatever the format they lie in."""
     renamed: bool = False
@@ -125,7 +118,8 @@ class AdapterSpec:
     @property
     def place(self) -> Path:
         """What opens it again: its folder, or its file where that has no usual name."""
-        return self.folder if self.weights.name in ("", *USUAL) else self.weights
+        is_usual = self.weights.name in ("", *USUAL) or len(self.files) > 1
+        return self.folder if is_usual else self.weights
 
     @property
     def base(self) -> str | None:
@@ -144,7 +138,7 @@ class AdapterSpec:
         """Identifies config and weights together."""
         config = [] if self.origin == "gguf" else [self.folder / CONFIG]
         is_folder = self.weights.is_dir()
-        held = sorted(self.weights.iterdir()) if is_folder else [self.weights]
+        held = sorted(self.weights.iterdir()) if is_folder else self.files or [self.weights]
         files = [*config, *held]
         parts = (sha256_once(path, path.stat().st_mtime_ns) for path in files)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -225,12 +219,20 @@ def open_adapter(
         refuse(config, found.weights)
         spec = AdapterSpec(folder, config, (), weights=found.weights, origin="gguf")
         return sort_tensors(spec, tensors)
-    config = read_json_object(folder / CONFIG, error=AdapterError, hint=hint_for_missing(folder))
+    config = read_config(folder)
     if mlx_adapter.is_mlx(config):
         return open_mlx(found, config, refuse=refuse, report=report)
     refuse(config, folder)
-    weights, tensors = read_weights(found)
-    return sort_tensors(AdapterSpec(folder, config, (), weights=weights), tensors)
+    held = read_weights(found, report=report)
+    spec = AdapterSpec(
+        folder,
+        config,
+        (),
+        weights=held.files[0],
+        files=held.files,
+        read_by_peft=held.read_by_peft,
+    )
+    return sort_tensors(spec, held.tensors)
 
 
 def open_mlx(
@@ -241,31 +243,13 @@ def open_mlx(
     report: Report,
 ) -> AdapterSpec:
     """An adapter of mlx-lm's, in PEFT's form."""
-    weights = found.weights or found.folder / MLX_WEIGHTS
+    weights = found.weights or mlx_weights(found.folder, report=report)
     header = read_header(weights, error=AdapterError)
     config, tensors = mlx_adapter.as_peft(stored, header, found.folder, report=report)
     refuse(config, found.folder)
     return sort_tensors(
         AdapterSpec(found.folder, config, (), weights=weights, origin="mlx"), tensors
     )
-
-
-def read_weights(found: FoundAdapter) -> tuple[Path, dict[str, Tensor]]:
-    """The file (or folder of shards) that holds the weights, and its tensors by name."""
-    folder = found.folder
-    usual = [folder / name for name in USUAL if (folder / name).exists()]
-    path = found.weights or next(iter(usual), None)
-    if path is None:
-        raise AdapterError(f"`{folder / WEIGHTS}` is missing", hint="copy the whole adapter folder")
-    tensors: dict[str, Tensor]
-    if path.is_dir():
-        tensors = read_distcp(path, error=AdapterError)
-    elif path.suffix == ".safetensors":
-        tensors = dict(read_header(path, error=AdapterError))
-    else:
-        tensors = read_pickled(path, error=AdapterError)
-    refuse_empty((math.prod(tensor.shape) for tensor in tensors.values()), path)
-    return path, without_adapter_name(tensors, path)
 
 
 def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpec:
@@ -329,9 +313,8 @@ def group_of(stored: str, kind: str) -> tuple[str, str]:
 
 
 def model_key(stored: str) -> str:
-    """A tensor's name in the model that was trained; compiling and sharding leave words in it."""
-    name = stored.removeprefix(PREFIX).removeprefix("base_model.")
-    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
+    """A tensor's name in the model that was trained."""
+    return stored.removeprefix(PREFIX).removeprefix("base_model.")
 
 
 def is_tuners(name: str, kind: str) -> bool:

@@ -16,6 +16,14 @@ REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 BASE_MODEL = re.compile(r"^base_model:(?P<inline>.*)$(?P<items>(\n[ \t]*-[ \t].*)*)", re.MULTILINE)
 CACHED = "models--"
+DOT = "___"
+"""In ModelScope's cache, a dot of a repo's name: Qwen/Qwen2___5-7B."""
+NO_ORGS = {
+    "base", "bases", "cache", "checkpoints", "ckpt", "data", "downloads", "hf", "home", "hub",
+    "llm", "llms", "mnt", "model", "models", "output", "outputs", "pretrained", "root", "snapshots",
+    "tmp", "weights", "work", "workspace",
+}  # fmt: skip
+"""Folders that stand above a model's, and are nobody's name on the hub."""
 LONGEST = 1 << 18  # characters of a card; its front matter stands first
 FEW = 3  # candidates that a hint shows
 PROBED = 4  # modules of the adapter that a base must have
@@ -54,7 +62,7 @@ def hint_for_absent(adapter: AdapterSpec, cache: Path) -> str:
         return " or ".join(f"pass `--base {name}`" for name in candidates) + (
             ", if that is the model it was trained on"
         )
-    name = last_part(adapter.base or "")
+    name = last_part(adapter.base or "").replace(DOT, ".")
     return (
         f"pass its folder as --base FOLDER, or its name on the hub, such as --base ORG/{name}"
         if re.fullmatch(r"[\w.-]*[A-Za-z][\w.-]*", name)
@@ -64,7 +72,7 @@ def hint_for_absent(adapter: AdapterSpec, cache: Path) -> str:
 
 def candidates_for(adapter: AdapterSpec, cache: Path) -> Iterator[str]:
     """Bases that an adapter may mean, the likeliest first; folders as paths, repos as ORG/NAME."""
-    named = (adapter.base or "").replace("\\", "/").rstrip("/")
+    named = (adapter.base or "").replace("\\", "/").rstrip("/").replace(DOT, ".")
     for part in named.split("/"):
         if part.startswith(CACHED):  # a path into the hub's cache of that machine
             yield part.removeprefix(CACHED).replace("--", "/", 1)
@@ -82,7 +90,8 @@ def candidates_for(adapter: AdapterSpec, cache: Path) -> Iterator[str]:
         if fits(adapter, folder):
             yield repo
     last_two = "/".join(named.split("/")[-2:])
-    if REPO.fullmatch(last_two) and named.count("/") > 1 and ":" not in last_two:
+    is_org = last_two.partition("/")[0].lower() not in NO_ORGS
+    if REPO.fullmatch(last_two) and named.count("/") > 1 and ":" not in last_two and is_org:
         yield last_two
 
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.core.atomic_file import read_json_object
+from exporter.core.atomic_file import gone, read_json_object
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.paths import model_name
 from exporter.core.safetensors import read_header
 from exporter.inputs.distcp import read_distcp
 from exporter.inputs.lazy_tensor import Tensor, read_tensor, torch_dtype
+from exporter.inputs.name_wrappers import unwrapped
+from exporter.inputs.no_checkpoint import not_a_model, refuse_unmerged
 from exporter.inputs.quantized import bitsandbytes, mlx_affine
-from exporter.inputs.sharded_checkpoint import FSDP_WHOLE, fsdp_in, home_of_model, refuse_shards
+from exporter.inputs.sharded_checkpoint import (
+    FSDP_WHOLE,
+    fsdp_in,
+    home_of_model,
+    refuse_shards,
+    shards_by_name,
+)
 from exporter.inputs.torch_pickle import read_pickled
 
 __all__ = ["Checkpoint", "Tensor", "open_checkpoint", "read_tensor", "torch_dtype"]
 
 WHOLE = {"model.safetensors": False, "pytorch_model.bin": True, FSDP_WHOLE: True}
 """A single file's name, and whether it is a pickle; the first that is there is taken."""
+
+
+FETCH = "the download is unfinished: fetch that file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +56,11 @@ class Checkpoint:
         named = self.config.get("architectures")
         if isinstance(named, list) and named and isinstance(named[0], str):
             return named[0]
-        raise CheckpointError(
+        raise self.nameless()
+
+    def nameless(self) -> CheckpointError:
+        """The error for a config that does not say which class the model is of."""
+        return CheckpointError(
             f"`{self.folder / 'config.json'}` names no architecture",
             hint='it needs a line such as "architectures": ["LlamaForCausalLM"]',
         )
@@ -64,6 +79,8 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
         raise CheckpointError(
             f"there is no base model folder `{folder}`", hint="name it with --base FOLDER"
         )
+    if not (folder / "config.json").exists() and (known := not_a_model(folder)):
+        raise known
     config = read_json_object(
         folder / "config.json",
         error=CheckpointError,
@@ -72,6 +89,8 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     if not trust_remote_code:
         refuse_own_code(folder, config)
     tensors = index_tensors(folder, shards)
+    refuse_unmerged(tensors, folder, CheckpointError)
+    tensors = unwrapped(tensors)
     mlx_affine.refuse_changed(tensors, config)
     if mlx_affine.is_quantized(config):
         tensors = mlx_affine.dequantized(tensors, config)
@@ -115,7 +134,7 @@ def index_tensors(folder: Path, fsdp: Path | None = None) -> dict[str, Tensor]:
                 hint="remove what does not belong to the checkpoint",
             )
         tensors.update(found)
-    listed = {name for name in shards if name}
+    listed = {name for name in shards if name and not name.endswith("/")}
     if listed and (astray := sorted(listed ^ tensors.keys())):
         where = "the index but in no file" if astray[0] in listed else "a file but not in the index"
         raise CheckpointError(
@@ -130,12 +149,23 @@ def has_weights(folder: Path) -> bool:
 
 
 def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
-    """Whether they are pickles, and {tensor name: file name}; {"": file name} for a single file."""
+    """Whether they are pickles, and {tensor name: file name}.
+
+    Where no index names the tensors, the files stand under "", or "0/", "1/" … of several.
+    """
     for whole, pickled in WHOLE.items():
         if (folder / f"{whole}.index.json").exists():
             return pickled, indexed_shards(folder, whole)
         if (folder / whole).exists():
             return pickled, {"": whole}
+    for whole, pickled in WHOLE.items():
+        stem, _, ending = whole.rpartition(".")
+        found = shards_by_name(folder, stem, CheckpointError)
+        if found and found[0].suffix == f".{ending}":
+            return pickled, {f"{at}/": path.name for at, path in enumerate(found)}
+    for whole in WHOLE:
+        if (folder / whole).is_symlink():
+            raise CheckpointError(f"`{folder / whole}` {gone(folder / whole)}", hint=FETCH)
     refuse_shards(folder, CheckpointError, is_adapter=False)
     raise CheckpointError(
         f"`{folder}` holds no model.safetensors (and no pytorch_model.bin)",
@@ -163,7 +193,7 @@ def indexed_shards(folder: Path, whole: str) -> dict[str, str]:
     for file in sorted(set(weight_map.values())):
         if not (folder / file).exists():
             raise CheckpointError(
-                f"`{folder / file}` is missing, though `{name}` names it",
-                hint="the download is unfinished: fetch that file",
+                f"`{folder / file}` {gone(folder / file)}, though `{name}` names it",
+                hint=FETCH,
             )
     return weight_map

@@ -24,9 +24,17 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 MLX_WEIGHTS = "adapters.safetensors"
-USUAL = (WEIGHTS, PICKLED, MLX_WEIGHTS, "model.safetensors", "pytorch_model.bin", FSDP_WHOLE)
+TORCHTUNES = "adapter_model.pt"
+USUAL = (
+    WEIGHTS,
+    PICKLED,
+    TORCHTUNES,
+    MLX_WEIGHTS,
+    "model.safetensors",
+    "pytorch_model.bin",
+    FSDP_WHOLE,
+)
 """Names of an adapter's weights, the later ones by trainers that save a state_dict."""
-MLX_CONFIG = '{"lora_parameters": {"rank": 8, "scale": 20.0}}'
 FEW = 8  # names in a hint
 
 
@@ -163,22 +171,3 @@ def hint_beside(place: Path) -> str:
     if names:
         return f"`{near}` has {listed(names)}"
     return "name the folder that holds adapter_config.json"
-
-
-def hint_for_missing(folder: Path) -> str:
-    if (folder / "config.json").exists():
-        return "this looks like a whole model; to convert it as it is, pass it as --base alone"
-    if npz := next(folder.glob("*.npz"), None):
-        return (
-            f"`{npz.name}` is of the first mlx-lm: where MLX is installed, write it as"
-            f" {MLX_WEIGHTS} (mx.save_safetensors), with {MLX_CONFIG} in {CONFIG}"
-        )
-    if (folder / MLX_WEIGHTS).exists():
-        return (
-            f"`{MLX_WEIGHTS}` is mlx-lm's, and its config did not come along; with the training's"
-            f" rank and scale it begins {MLX_CONFIG}"
-        )
-    deeper = sorted(path.parent for path in folder.glob(f"*/*/{CONFIG}"))
-    if deeper:
-        return f"name one of the adapters in it: {listed(f'`{path}`' for path in deeper)}"
-    return "name the folder that PEFT's save_pretrained wrote"

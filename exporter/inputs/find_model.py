@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.core.atomic_file import is_there
+from exporter.core.errors import InputError
 from exporter.core.events import Note, Report
+from exporter.core.safetensors import read_header
+from exporter.inputs.adapter_files import TRAINED
 from exporter.inputs.find_adapter import CONFIG as ADAPTER_CONFIG
-from exporter.inputs.find_adapter import inside
+from exporter.inputs.find_adapter import MLX_WEIGHTS, PICKLED, TORCHTUNES, inside
+from exporter.inputs.find_adapter import WEIGHTS as ADAPTER_WEIGHTS
 from exporter.inputs.sharded_checkpoint import (
     FSDP_WHOLE,
     config_above,
@@ -17,6 +21,7 @@ from exporter.inputs.sharded_checkpoint import (
 )
 
 CONFIG = "config.json"
+OF_ADAPTER = (ADAPTER_WEIGHTS, PICKLED, TORCHTUNES, MLX_WEIGHTS)
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", FSDP_WHOLE)
 
 
@@ -25,6 +30,22 @@ def has_model(folder: Path) -> bool:
     if not is_there(folder / CONFIG):
         return False
     return any(any(folder.glob(name)) for name in WEIGHTS) or fsdp_in(folder) is not None
+
+
+def is_merged(folder: Path) -> bool:
+    """Whether an adapter was merged into a folder's model, and its config left there.
+
+    Its weights are looked at: trainers save an adapter under a model's names, too.
+    """
+    weights = sorted(folder.glob("model*.safetensors"))
+    if not (weights and is_there(folder / CONFIG) and is_there(folder / ADAPTER_CONFIG)):
+        return False
+    if any(is_there(folder / name) for name in OF_ADAPTER) or any(folder.glob("adapter_model-*")):
+        return False
+    try:
+        return not any(map(TRAINED.search, read_header(weights[0], error=InputError)))
+    except InputError:
+        return False
 
 
 def find_model(place: Path, *, report: Report) -> Path:
@@ -51,6 +72,9 @@ def find_model(place: Path, *, report: Report) -> Path:
 
 def model_in_place_of_adapter(place: Path, *, report: Report) -> Path | None:
     """The whole model that was named as an adapter; None where there is an adapter, or nothing."""
+    if place.is_dir() and is_merged(place):
+        report(Note(f"`{place}` is a whole model, whose {ADAPTER_CONFIG} is left from training"))
+        return place
     if not place.is_dir() or inside(place) or newest(place, inside):
         return None
     shards = fsdp_inside(place)

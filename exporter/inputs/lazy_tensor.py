@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from exporter.core.buffer_pool import Pool
@@ -68,6 +68,39 @@ class Turned:
     def read(self) -> torch.Tensor:
         """(columns, rows) of the stored tensor, in a buffer of its own."""
         return read_tensor(self.stored).T.contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """A tensor under another name than the one that it is stored by."""
+
+    name: str
+    stored: LazyTensor
+
+    @property
+    def dtype(self) -> str:
+        return self.stored.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes
+
+    def read(self) -> torch.Tensor:
+        """The stored tensor's values, of its shape."""
+        return self.stored.read()
+
+
+def renamed(tensor: Tensor, name: str) -> Tensor:
+    """The tensor under another name; some are read by the name that they are stored by."""
+    if tensor.name == name:
+        return tensor
+    if isinstance(tensor, StoredTensor):
+        return replace(tensor, name=name)
+    return Renamed(name, tensor)
 
 
 def read_stored(tensor: StoredTensor, pool: Pool | None = None) -> torch.Tensor:

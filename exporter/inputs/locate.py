@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.core.errors import AdapterError, DownloadError
+from exporter.core.errors import AdapterError, CheckpointError, DownloadError
 from exporter.core.events import Note, Report, silent
 from exporter.hub.pull import Pulled, PullRequest, pull
 from exporter.hub.resolve import (
@@ -20,6 +21,7 @@ from exporter.hub.resolve import (
 )
 from exporter.inputs.adapter import AdapterSpec, open_adapter
 from exporter.inputs.base_hints import base_of_card, hint_for_absent
+from exporter.inputs.find_adapter import CONFIG
 from exporter.inputs.find_model import find_model, model_in_place_of_adapter
 from exporter.inputs.ollama_store import is_ollama, ollama_gguf
 
@@ -56,6 +58,7 @@ def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Pat
     ]
     if sources.base is not None:
         base = find_model(place_of(sources.base, report=report), report=report)
+        refuse_mistaken(adapters, base)
         return adapters, base
     whole = model_in_place_of_adapter(adapters[0], report=report) if adapters else None
     if whole is None:
@@ -66,6 +69,35 @@ def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Pat
             hint=f"decant export - --base {adapters[0]} --adapter {adapters[1]}",
         )
     return [], whole
+
+
+def refuse_mistaken(adapters: list[Path], base: Path) -> None:
+    """Raise AdapterError for a whole model among the adapters, CheckpointError for two adapters."""
+    is_adapter = not (base / "config.json").exists() and (base / CONFIG).exists()
+    for place in adapters:
+        if model_in_place_of_adapter(place, report=silent) is None:
+            if is_adapter:
+                raise CheckpointError(
+                    f"`{base}` is an adapter, no base model",
+                    hint="leave out --base: the adapter names its own"
+                    if place == base
+                    else f"where `{place}` was trained on top of it, `decant export"
+                    f" {quoted(base)} --adapter {quoted(place)}` merges both into its base",
+                )
+            continue
+        exported = f"`decant export {quoted(place)}` exports it as it is"
+        raise AdapterError(
+            f"`{place}` is a whole model, no adapter",
+            hint=f"`decant export {quoted(base)} --base {quoted(place)}` has them the other way"
+            " round"
+            if is_adapter
+            else f"{exported}; `decant extract {quoted(place)} --base {quoted(base)}` makes a LoRA"
+            " of what it changed",
+        )
+
+
+def quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def place_of(
@@ -154,6 +186,12 @@ def named_base(adapter: AdapterSpec, *, report: Report = silent) -> Path | PullR
     for folder in (named, adapter.folder / named) if adapter.base else ():
         if (folder / "config.json").exists():
             return folder
+        if adapter.base and (folder / CONFIG).exists():
+            raise AdapterError(
+                f"`{adapter.folder}` was trained on `{folder}`, which is an adapter itself",
+                hint=f"`decant export {quoted(folder)} --adapter {quoted(adapter.folder)}` merges"
+                " both into its base",
+            )
     if adapter.base and is_repo(adapter.base):
         hub = hub_here()
         revision = adapter.config.get("revision")  # peft's: the base's, not the adapter's
@@ -185,6 +223,12 @@ def base_elsewhere(adapter: AdapterSpec, *, report: Report) -> Path | PullReques
         else f"`{adapter.folder}` does not say which base it was trained on"
     )
     repo = base_of_card(adapter.folder)
+    if adapter.base and repo in (None, adapter.base) and is_repo(adapter.base):
+        raise AdapterError(
+            f"{what}, and decant is offline",
+            hint="leave out --offline (or unset HF_HUB_OFFLINE), or pass its folder as --base"
+            " FOLDER",
+        )
     if repo is None or repo == adapter.base:
         raise AdapterError(what, hint=hint_for_absent(adapter, hub_here().cache))
     report(Note(f"{what}: its model card names {repo}, which is taken"))

@@ -22,11 +22,17 @@ PREFIX = "base_model.model."
 @contextmanager
 def peft_folder(adapter: AdapterSpec) -> Iterator[Path]:
     """The adapter's own folder where PEFT saved it, else one that lasts as long as the block."""
-    if adapter.origin == "peft":
+    if adapter.read_by_peft or not can_be_written(adapter):
         yield adapter.folder
         return
     with tempfile.TemporaryDirectory(prefix="decant-") as folder:
         yield write_peft(adapter, Path(folder))
+
+
+def can_be_written(adapter: AdapterSpec) -> bool:
+    """Whether `write_peft` writes all that the adapter holds: pairs and whole tensors."""
+    others = (adapter.saved, adapter.rows, adapter.tuner)
+    return not any(others) and not any(pair.nested for pair in adapter.pairs)
 
 
 def write_peft(adapter: AdapterSpec, folder: Path) -> Path:

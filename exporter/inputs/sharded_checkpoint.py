@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ FSDP_WHOLE = "pytorch_model_fsdp.bin"
 FSDP_LOCAL = "pytorch_model_fsdp*_rank*.bin"
 ZERO_STATES = ("*_optim_states.pt", "*_model_states.pt")
 ZERO_SCRIPT = "zero_to_fp32.py"
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})\.(?P<ending>safetensors|bin)")
 CONFIG = "adapter_config.json"
 TRAINER = "`stage3_gather_16bit_weights_on_model_save: true` in DeepSpeed's settings"
 
@@ -84,6 +86,35 @@ def zero_hint(checkpoint: Path, *, is_adapter: bool) -> str:
         f"where DeepSpeed is installed: `python {script} {here} {target} --safe_serialization"
         f"{frozen} && cp {here}/{files} {target}/`; then name {target}"
     )
+
+
+def shards_by_name(folder: Path, stem: str, error: type[InputError]) -> list[Path]:
+    """The files STEM-00001-of-0000N of a folder without an index; none where there are none.
+
+    Raises `error` where one of the N is missing, or where two sets lie there.
+    """
+    found = [
+        (path, part)
+        for path in children(folder)
+        if (part := SHARD.fullmatch(path.name)) and part["stem"] == stem
+    ]
+    kinds = sorted({(part["ending"], int(part["of"])) for _, part in found}, reverse=True)
+    if not kinds:
+        return []
+    ending, total = kinds[0]  # safetensors before a pickle
+    if len({of for kind, of in kinds if kind == ending}) > 1:
+        raise error(
+            f"`{folder}` holds the shards of two models: {found[0][0].name}, {found[-1][0].name}",
+            hint="keep those of one of them",
+        )
+    shards = {int(part["number"]): path for path, part in found if part["ending"] == ending}
+    if missing := [number for number in range(1, total + 1) if number not in shards]:
+        raise error(
+            f"`{folder / f'{stem}-{missing[0]:05}-of-{total:05}.{ending}'}` is missing"
+            f" ({len(missing)} of {total} shards)",
+            hint="the download is unfinished: fetch that file",
+        )
+    return [shards[number] for number in sorted(shards)]
 
 
 def refuse_empty(sizes: Iterable[int], path: Path) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from exporter.core.errors import AdapterError
-from exporter.inputs.lazy_tensor import Tensor
+from exporter.inputs.lazy_tensor import Tensor, renamed
 
 NAMED = re.compile(
     r"(?P<stem>.+\.(?:lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector))"
@@ -39,7 +38,7 @@ def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str,
             f"`{path}` holds the tensors of {len(names)} adapters: {', '.join(names)}",
             hint="save each by itself: model.save_pretrained(FOLDER, selected_adapters=[NAME])",
         )
-    renamed: dict[str, Tensor] = {}
+    plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         match = found.get(name) or SAVED.fullmatch(name)
         if match:
@@ -48,5 +47,5 @@ def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str,
             continue
         else:
             new = name
-        renamed[new] = replace(tensor, name=new)  # type: ignore[type-var]
-    return renamed
+        plain[new] = renamed(tensor, new)
+    return plain

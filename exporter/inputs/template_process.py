@@ -13,8 +13,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+from exporter.core.errors import ModelError
 from exporter.inputs.chat_template import IrregularError, Template
 from exporter.llamacpp.toolchain import scrubbed
 
@@ -22,6 +25,14 @@ CPU_S = 5
 WALL_S = 30
 MEMORY = 1 << 30  # bytes
 TEXT_MAX = 1 << 20  # characters of one prompt
+GROWTH = 8  # times what is said: a template may say it twice
+TOO_MUCH = f"it takes more than {CPU_S} s or {MEMORY >> 20} MiB"
+TALK = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi there"},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "Why?"},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +52,20 @@ class Rendered:
 
     text: str | None
     refusal: str = ""
+    is_too_much: bool = False
+    """Whether it was broken off, as it took more time or memory than any template needs."""
 
 
-def render_all(template: str, tokens: Mapping[str, str], jobs: Sequence[Job]) -> list[Rendered]:
+def render_all(
+    template: str, tokens: Mapping[str, str], jobs: Sequence[Job], *, now: datetime | None = None
+) -> list[Rendered]:
     """What transformers makes of each conversation; a refusal where there is no prompt.
 
-    tokens: the special tokens by the template's names, such as bos_token.
+    tokens: the special tokens by the template's names, such as bos_token; now: what a template
+    takes for the time.
     """
-    asked = {"template": template, "tokens": dict(tokens), "jobs": [asdict(job) for job in jobs]}
+    asked: dict[str, Any] = {"template": template, "tokens": dict(tokens)}
+    asked |= {"jobs": [asdict(job) for job in jobs], "now": now.isoformat() if now else None}
     env = scrubbed(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
@@ -61,9 +78,27 @@ def render_all(template: str, tokens: Mapping[str, str], jobs: Sequence[Job]) ->
         )
         answers = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError):
-        why = f"it takes more than {CPU_S} s or {MEMORY >> 20} MiB"
-        return [Rendered(None, why) for _ in jobs]
+        return [Rendered(None, TOO_MUCH, is_too_much=True) for _ in jobs]
     return [Rendered(**answer) for answer in answers]
+
+
+def refuse_too_much(found: Sequence[Rendered], path: Path | None = None) -> None:
+    """Raise ModelError where a template was broken off; path: of its model, where it is known."""
+    for one in found:
+        if one.is_too_much:
+            of = f" of `{path}`" if path else ""
+            raise ModelError(
+                f"the chat template{of} cannot be used for a short conversation: {one.refusal}",
+                hint="`decant tokens MODEL --template` shows it; --chat-template gives another",
+            )
+
+
+def refuse_runaway(template: str, path: Path | None = None) -> None:
+    """Raise ModelError for a template that takes more than it may for a short conversation.
+
+    It is for what renders a template where there are no limits.
+    """
+    refuse_too_much(render_all(template, {}, [Job(TALK), Job(TALK[1:])]), path)
 
 
 def main() -> None:
@@ -78,11 +113,14 @@ def main() -> None:
 
 
 def rendered(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    from datetime import datetime
+    given = asked["now"]
+
+    def clock() -> datetime:
+        return datetime.fromisoformat(given) if given else datetime.now()  # noqa: DTZ005 - as transformers
 
     jobs = [Job(**job) for job in asked["jobs"]]
     try:
-        template = Template(asked["template"], asked["tokens"], datetime.now)
+        template = Template(asked["template"], asked["tokens"], clock)
     except IrregularError as error:
         return [asdict(Rendered(None, str(error))) for _ in jobs]
     return [asdict(one(template, job)) for job in jobs]
@@ -95,8 +133,8 @@ def one(template: Template, job: Job) -> Rendered:
         )
     except IrregularError as error:
         return Rendered(None, str(error.__cause__ or error))
-    if len(text) > TEXT_MAX:
-        return Rendered(None, f"it makes {len(text)} characters of a short conversation")
+    if len(text) > TEXT_MAX + GROWTH * len(json.dumps(job.messages)):
+        return Rendered(None, f"it makes {len(text)} characters of it", is_too_much=True)
     return Rendered(text)
 
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from exporter.core.contents import foreign_contents
 from exporter.core.errors import InputError, ToolchainError
 from exporter.core.safetensors import StoredTensor
 from exporter.inputs.lazy_tensor import Tensor, dtype_name, nbytes_of
@@ -56,6 +57,8 @@ def read_pickled(path: Path, *, error: type[InputError]) -> dict[str, Tensor]:
     ToolchainError where torch is not installed. Nothing in the file is executed: a pickle
     that asks for more than tensors is refused.
     """
+    if found := foreign_contents(path):
+        raise error(f"`{path}` {found.what}", hint=found.hint)
     try:
         is_zip = zipfile.is_zipfile(path)
         records = record_places(path) if is_zip else {}

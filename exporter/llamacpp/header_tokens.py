@@ -22,6 +22,13 @@ BOS_BY_PRE = (
 )  # fmt: skip
 """Of llama-vocab.cpp: models and pre-tokenizers that begin texts with BOS unless the file says."""
 
+ENDS_BY_TEXT = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<｜end▁of▁sentence｜>", "[e~[",
+))  # fmt: skip
+"""Texts of tokens that llama.cpp takes for an end of generation wherever a vocabulary has them."""
 SPECIAL_KINDS = (3, 4)  # llama.h: control and user-defined tokens
 VOCABULARY_MAX = 1 << 21
 

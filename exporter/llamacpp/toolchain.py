@@ -24,6 +24,11 @@ KEPT_VARIABLES = (
 )  # fmt: skip
 
 
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""For what computes nothing on a GPU, or must be exact: with CUDA's float32 products are TF32,
+and to look for a GPU takes a third of a second and half a gigabyte of its memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Toolchain:
     """A finished build of llama.cpp."""
@@ -97,9 +102,18 @@ def find_toolchain() -> Toolchain:
     if build is None:
         raise ToolchainError(
             "llama.cpp has not been built on this machine yet",
-            hint="run `decant setup`: it takes some minutes, once",
+            hint=f"run `decant setup`: it takes {setup_time()}",
         )
     return Toolchain(build)
+
+
+def setup_time() -> str:
+    """How long a build takes on this machine, for people. Raises ToolchainError."""
+    host = recipe("host")
+    with translated():
+        facts = host.read_host(os.environ)
+        backend = host.choose_backend(recipe().read_recipe(), os.environ, facts).backend
+    return str(host.expected_time(backend, facts.cuda, host.count_jobs(os.environ)))
 
 
 def build_toolchain(*, force: bool = False, report: Report = silent) -> Toolchain:
@@ -147,11 +161,17 @@ def host_facts() -> HostFacts:
 
 
 def run_tool(
-    toolchain: Toolchain, name: str, arguments: Sequence[str], *, good: Sequence[int] = (0,)
+    toolchain: Toolchain,
+    name: str,
+    arguments: Sequence[str],
+    *,
+    good: Sequence[int] = (0,),
+    gpu: bool = False,
 ) -> str:
     """Run one of llama.cpp's tools to its end and return all it printed.
 
-    Raises ToolchainError with the command and its last lines when it ends with none of `good`.
+    gpu: whether it may look for GPUs. Raises ToolchainError with the command and its last lines
+    when it ends with none of `good`.
     """
     argv = [str(toolchain.tool(name)), *arguments]
     done = subprocess.run(
@@ -159,7 +179,7 @@ def run_tool(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=scrubbed(os.environ),
+        env=scrubbed(os.environ) | ({} if gpu else NO_GPU),
         text=True,
         errors="replace",
         check=False,
@@ -176,9 +196,9 @@ def run_tool(
 def follow_tool(
     toolchain: Toolchain, name: str, arguments: Sequence[str], heard: Callable[[str], None]
 ) -> str:
-    """Run a tool as `run_tool` does, telling `heard` all it has printed whenever it prints.
+    """Run a tool, telling `heard` all it has printed whenever it prints.
 
-    The tool is ended when this is left by an exception.
+    It may use the GPU. It is ended when this is left by an exception.
     """
     argv = [str(toolchain.tool(name)), *arguments]
     printed = ""
@@ -212,3 +232,18 @@ def scrubbed(env: Mapping[str, str]) -> dict[str, str]:
     Every flag of llama-server also has a variable: a stray LLAMA_ARG_TOOLS=all opens a shell.
     """
     return {name: value for name, value in env.items() if name.startswith(KEPT_VARIABLES)}
+
+
+@contextmanager
+def without_gpus() -> Iterator[None]:
+    """Hide GPUs from the libraries that are loaded inside the block, for as long as they live."""
+    before = {name: os.environ.get(name) for name in NO_GPU}
+    os.environ.update(NO_GPU)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value

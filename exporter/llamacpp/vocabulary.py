@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import ModelError, SpaceError, ToolchainError
+from exporter.llamacpp.toolchain import without_gpus
 
 if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain
@@ -134,8 +135,10 @@ def on_deep_stack(work: Callable[[], int], count: int) -> int:
 @contextmanager
 def vocabulary(path: Path, toolchain: Toolchain) -> Iterator[Vocabulary]:
     """Load the vocabulary of a GGUF, and no weight. Raises ModelError when llama.cpp cannot."""
-    bindings = load_bindings(toolchain)
-    bindings.llama_backend_init()
+    with without_gpus():
+        bindings = load_bindings(toolchain)
+        bindings.llama_backend_init()
+        bindings.llama_supports_gpu_offload()  # looks for GPUs, once for all of the process
     settings = bindings.llama_model_default_params()
     settings.vocab_only = True
     model = bindings.llama_model_load_from_file(os.fsencode(path), settings)

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 from exporter.core.gguf import read_gguf
+from exporter.core.version import version
 from exporter.merge.operations import CombinedSum, MergePlan
-from exporter.merge.provenance import version
 from exporter.merge.result_files import WEIGHTS
 
 if TYPE_CHECKING:

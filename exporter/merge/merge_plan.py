@@ -14,6 +14,7 @@ from exporter.inputs.adapter_kinds import is_set
 from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.lazy_tensor import Tensor
 from exporter.inputs.module_names import Names
+from exporter.inputs.name_wrappers import is_value_head
 from exporter.merge.classifier_head import find_classifier
 from exporter.merge.moe_experts import (
     STACK,
@@ -41,7 +42,7 @@ from exporter.merge.operations import (
 )
 from exporter.merge.settle_ends import settle_ends, was
 from exporter.merge.targets import Problems, is_new_module, kind_of, lost_rows, trained_rows
-from exporter.merge.tied_embeddings import Ends, find_ends, same_values
+from exporter.merge.tied_embeddings import Ends, find_ends, lacks_head, same_values
 
 
 def plan_merge(
@@ -59,6 +60,7 @@ def plan_merge(
     if adapters:
         refuse_quantized(checkpoint)
     planner = Planner(checkpoint)
+    planner.look_at_base()
     for weighted in adapters:
         planner.add(weighted)
     if combine:
@@ -107,6 +109,18 @@ class Planner:
         self.grown: set[str] = set()
         """Ends that get new rows from an adapter which does not hold the grown matrix."""
         self.adapter_steps: set[tuple[str, type]] = set()
+
+    def look_at_base(self) -> None:
+        """Leave out what writes no text, and note what is missing."""
+        if heads := [name for name in self.checkpoint.tensors if is_value_head(name)]:
+            self.dropped.update(heads)
+            self.notes.append(f"`{heads[0]}` is left out: a value head judges texts, writes none")
+        if lacks_head(self.checkpoint, self.ends):
+            self.notes.append(
+                f"`{self.ends.head}` is in no file of `{self.checkpoint.folder}`, and its"
+                " config.json says that it is no copy of the embedding: the embedding is taken"
+                " for it, and may not be what was trained; is the folder complete?"
+            )
 
     def source(self, name: str) -> Tensor | None:
         """Where a tensor's own values lie; a tied head's are the embedding's."""

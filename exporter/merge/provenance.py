@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.core.paths import repo_at
+from exporter.core.version import own_version, version
 
 if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain
@@ -17,7 +17,7 @@ def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str
     """The keys `decant inspect` reads: base, adapters, and what made the file of them."""
     repo, commit = repo_at(merge.checkpoint.folder)
     told: dict[str, str | int] = {
-        "decant.version": metadata.version("decant-llm"),
+        "decant.version": own_version(),
         "decant.llama_cpp": str(toolchain.info.get("commit", "")) if toolchain else "",
         "decant.transformers": version("transformers"),
         "decant.peft": version("peft") if merge.adapters else "",
@@ -39,13 +39,6 @@ def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str
             f"{key}.trained_on": base_name(adapter.base),
         }
     return {key: value for key, value in told.items() if value}
-
-
-def version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def base_name(named: str | None) -> str:

@@ -15,9 +15,11 @@ from typing import Any
 
 from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import AdapterError
+from exporter.core.gguf import read_gguf
 from exporter.inputs.adapter import AdapterSpec
 from exporter.inputs.checkpoint import refuse_own_code
 from exporter.inputs.embedder_files import MODULE_FILES, MODULES, module_files
+from exporter.inputs.header_prompts import read_prompts
 from exporter.merge.operations import MergePlan
 
 TEMPLATE, NAMED, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
@@ -82,6 +84,8 @@ def changed_files(plan: MergePlan) -> dict[str, bytes | None]:
     changed: dict[str, bytes | None] = {}
     base = plan.checkpoint.folder
     for weighted in plan.adapters:
+        if weighted.adapter.origin == "gguf":  # what lies beside it need not be its own
+            continue
         changed |= tokenizer_files(weighted.adapter, base)
         changed |= embedder_files(weighted.adapter.folder)
         if (own := weighted.adapter.folder / GENERATION).is_file():
@@ -113,8 +117,6 @@ def changed_config(plan: MergePlan) -> dict[str, object]:
 
 def tokenizer_files(adapter: AdapterSpec, base: Path) -> dict[str, bytes | None]:
     """What an adapter's folder has to say about tokens: all of it, or nothing."""
-    if adapter.origin == "gguf":  # what lies beside it need not be its own
-        return {}
     here = {name: adapter.folder / name for name in TOKENIZER_FILES}
     own = {name: path.read_bytes() for name, path in here.items() if path.is_file()}
     if not has_vocabulary(adapter.folder):
@@ -152,8 +154,8 @@ def template_files(plan: MergePlan, changed: Mapping[str, bytes | None]) -> dict
     base = plan.checkpoint.folder
     templates = before = templates_in(base)
     for weighted in plan.adapters:
-        if own := templates_in(weighted.adapter.folder):
-            templates = own if has_vocabulary(weighted.adapter.folder) else {**templates, **own}
+        if own := templates_of(weighted.adapter):
+            templates = own if is_whole(weighted.adapter) else {**templates, **own}
     said = changed.get(SETTINGS)
     is_lost = said is not None and templates != said_in(SETTINGS, said)
     if templates == before and not is_lost:
@@ -167,6 +169,18 @@ def template_files(plan: MergePlan, changed: Mapping[str, bytes | None]) -> dict
         place = TEMPLATE if name == DEFAULT else f"{NAMED}/{Path(name).name}.jinja"
         files[place] = text.encode()
     return files | without_template(base, said)
+
+
+def templates_of(adapter: AdapterSpec) -> dict[str, str]:
+    """An adapter's own chat templates by name."""
+    if adapter.origin == "gguf":
+        return dict(read_prompts(read_gguf(adapter.weights)).templates)
+    return templates_in(adapter.folder)
+
+
+def is_whole(adapter: AdapterSpec) -> bool:
+    """Whether a tokenizer was saved with it."""
+    return adapter.origin != "gguf" and has_vocabulary(adapter.folder)
 
 
 def without_template(base: Path, said: bytes | None) -> dict[str, bytes | None]:

@@ -13,6 +13,7 @@ EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddi
 HEADS = ("lm_head", "embed_out", "head", "output")
 HEAD_OF = {"embed_in": "embed_out"}
 OTHER_TOWERS = re.compile(r"(^|[._])(vision|visual|audio|vit)")
+TIE = "tie_word_embeddings"
 MATRIX = 2  # dimensions
 
 
@@ -65,8 +66,15 @@ def has_head(checkpoint: Checkpoint) -> bool:
 def says_tied(checkpoint: Checkpoint) -> bool:
     """Whether the config ties a head that the checkpoint has all the same."""
     text = checkpoint.config.get("text_config")
-    nested = text.get("tie_word_embeddings") if isinstance(text, dict) else None
-    return checkpoint.config.get("tie_word_embeddings", nested) is True
+    nested = text.get(TIE) if isinstance(text, dict) else None
+    return checkpoint.config.get(TIE, nested) is True
+
+
+def lacks_head(checkpoint: Checkpoint, ends: Ends) -> bool:
+    """Whether the head is in no file, and the config says that it is no copy of the embedding."""
+    text = checkpoint.config.get("text_config")
+    said = [part.get(TIE) for part in (checkpoint.config, text) if isinstance(part, dict)]
+    return ends.tied and ends.head not in checkpoint.tensors and False in said and True not in said
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:

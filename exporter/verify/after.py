@@ -20,14 +20,16 @@ def verify_exported(
     plan: MergePlan,
     toolchain: Toolchain,
     *,
+    projector: Path | None = None,
     trust_remote_code: bool = False,
     report: Report = silent,
 ) -> tuple[Verification, ...]:
-    """Verify files that were just written from a plan.
+    """Verify files that were just written from a plan, and the projector beside the first.
 
     Raises VerifyError when one fails; it is then called NAME.rejected.
     """
     from exporter.verify.light import expected_of, verify_light
+    from exporter.verify.projector import expected_projector, verify_projector
     from exporter.verify.requantized import is_of_gguf, verify_requantized
 
     report(Step("verifying"))
@@ -43,14 +45,24 @@ def verify_exported(
                 if expected
                 else verify_requantized(path, plan, toolchain)
             )
-            if not result.ok:
-                for shard in read_gguf(path).shards or (path,):
-                    shard.rename(shard.with_name(shard.name + REJECTED))
-                report(Note(f"the file is kept as {path.name}{REJECTED}"))
-            found.append(result)
+            found.append(kept_or_rejected(result, report))
+    right = next((result.path for result in found if result.ok), None)
+    if projector and right:
+        with expected_projector(plan, toolchain, trust_remote_code=trust_remote_code) as expected:
+            seeing = verify_projector(projector, right, expected, toolchain, report=report)
+        found.append(kept_or_rejected(seeing, report))
     for result in found:
         result.refuse()
         for note in result.notes:
             report(Note(note))
         report(Note(f"{result.path.name} is right, in {result.seconds:.1f} s: {result.summary}"))
     return tuple(found)
+
+
+def kept_or_rejected(result: Verification, report: Report) -> Verification:
+    """Take a wrong file's name away. Gives back what was found."""
+    if not result.ok:
+        for shard in read_gguf(result.path).shards or (result.path,):
+            shard.rename(shard.with_name(shard.name + REJECTED))
+        report(Note(f"the file is kept as {result.path.name}{REJECTED}"))
+    return result

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from exporter.convert.to_gguf import convert
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.core.silence import one_thread, quiet_libraries
-from exporter.inputs.tokenizer import merged_by_score
+from exporter.core.silence import no_collection, one_thread, quiet_libraries
 from exporter.llamacpp.converter_import import imported
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.merge.apply import MergedTensors
@@ -29,6 +28,7 @@ from exporter.verify.metadata import check_metadata, check_special, check_templa
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
 from exporter.verify.strength import Requantizer
+from exporter.verify.token_list import compare_vocabulary
 from exporter.verify.tokenization import check_tokens
 from exporter.verify.trace import traceable
 from exporter.verify.weights import Weights
@@ -52,6 +52,8 @@ class Expected:
     tokenizer: Any  # transformers' tokenizer
     rows: int
     requantizer: Requantizer
+    whole: Mapping[str, Any] = field(default_factory=dict)
+    """What tokenizer.json says, as transformers has loaded it; nothing for one of Python alone."""
 
     def weights(self, file: GGUFFile) -> Weights:
         return Weights(
@@ -73,8 +75,6 @@ def expected_of(
     trust_remote_code: bool = False,
 ) -> Iterator[Expected]:
     """Lay the plan's model out once, for all files that were made of it. Reads no weight."""
-    from transformers import AutoTokenizer
-
     tensors = traceable(MergedTensors(plan))
     with (
         imported(toolchain),
@@ -85,10 +85,18 @@ def expected_of(
         conversion = convert(
             tensors, folder, toolchain, model_name="verify", trust_remote_code=trust_remote_code
         )
-        found = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        tokenizer = merged_by_score(found, folder)
+        loaded = conversion.loaded
+        tokenizer = loaded.tokenizer if loaded else slow_tokenizer(folder, trust_remote_code)
+        whole = loaded.written if loaded else {}
         requantizer = Requantizer(Quantizer.load(toolchain))
-        yield Expected(plan, conversion, folder, tokenizer, rows, requantizer)
+        yield Expected(plan, conversion, folder, tokenizer, rows, requantizer, whole)
+
+
+def slow_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """A tokenizer of Python alone."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def verify_light(
@@ -99,34 +107,38 @@ def verify_light(
     Raises ModelError for no GGUF.
     """
     started = time.monotonic()
-    file = read_gguf(path, keep_items=WHOLE)
-    for warning in strangers(file, expected.plan):
-        report(Warn(warning))
-    checks: list[Check] = [expected.weights(file).check(file, report=report)]
-    too_large = shortage(file)
-    with Engine(toolchain) as engine:
+    too_large = shortage(read_gguf(path))
+    with no_collection(), Engine(toolchain) as engine:
+        engine.begin_load(path, vocab_only=bool(too_large))  # meanwhile, what needs no llama.cpp:
+        file = read_gguf(path, keep_items=WHOLE)
+        for warning in strangers(file, expected.plan):
+            report(Warn(warning))
+        weights = expected.weights(file).check(file, report=report)
+        whole, tokenizer = expected.whole, expected.tokenizer
+        vocabulary = compare_vocabulary(file, tokenizer, whole, rows_of(expected))
+        settings = check_metadata(file, expected.conversion, expected.folder)
+        checks: list[Check] = []
         try:
-            engine.load(path, vocab_only=bool(too_large))
-            checks += in_llama_cpp(engine, file, expected)
-            checks.append(not_loaded(too_large) if too_large else check_loading(engine, file))
+            engine.finish_load()
+            facts = engine.facts()
+            checks = [
+                check_tokens(engine, facts, file, expected, vocabulary),
+                check_special(facts, file, tokenizer, expected.folder),
+                check_template(file, facts, tokenizer),
+            ]
+            loading = not_loaded(too_large) if too_large else check_loading(engine, file)
         except (EngineError, ModelError) as error:
-            checks.append(unloadable(error))
+            loading = unloadable(error)
         except SpaceError as error:
-            checks.append(not_loaded(error.message))
-    return Verification(path, tuple(checks), time.monotonic() - started)
+            loading = not_loaded(error.message)
+    found = (weights, *checks, settings, loading)
+    return Verification(path, found, time.monotonic() - started)
 
 
-def in_llama_cpp(engine: Engine, file: GGUFFile, expected: Expected) -> list[Check]:
-    """The checks of what is not weights, against a loaded model."""
-    tokenizer, folder = expected.tokenizer, expected.folder
-    rows = next((s.shape[0] for s in expected.conversion.slots if s.name == EMBEDDING), sys.maxsize)
-    facts = engine.facts()
-    return [
-        check_tokens(engine, facts, file, tokenizer, rows),
-        check_special(facts, file, tokenizer, folder),
-        check_template(file, facts, tokenizer),
-        check_metadata(file, expected.conversion, folder),
-    ]
+def rows_of(expected: Expected) -> int:
+    """Of the model's embedding."""
+    slots = expected.conversion.slots
+    return next((slot.shape[0] for slot in slots if slot.name == EMBEDDING), sys.maxsize)
 
 
 def strangers(file: GGUFFile, plan: MergePlan) -> list[str]:

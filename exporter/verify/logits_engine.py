@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from exporter.core.errors import EngineDiedError, EngineError, ModelError, SpaceError
 from exporter.core.machine import cores
-from exporter.llamacpp.toolchain import scrubbed
+from exporter.llamacpp.toolchain import NO_GPU, scrubbed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 LAST_LINES = 4  # of what the child said; more are addresses
 # ggml prints a stack of addresses before it aborts, by a debugger where it finds one
-QUIET = {"GGML_NO_BACKTRACE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONFAULTHANDLER": ""}
+QUIET = {"GGML_NO_BACKTRACE": "1", "PYTHONFAULTHANDLER": "", **NO_GPU}
 
 
 class Engine:
@@ -71,15 +71,21 @@ class Engine:
         Raises EngineDiedError, with its last words, when it dies of it, SpaceError when it is
         killed, ModelError or EngineError for what llama.cpp refuses.
         """
+        self.begin(verb, **arguments)
+        return self.answer(verb)
+
+    def begin(self, verb: str, **arguments: object) -> None:
+        """Have the child begin with something; `answer` must follow."""
         line = json.dumps({"verb": verb, "with": arguments}).encode() + b"\n"
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # `answer` tells how it died
             self.process.stdin.write(line)
             self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = b""
+
+    def answer(self, verb: str) -> Any:
+        """Wait for what was begun. Raises what `ask` raises."""
+        assert self.process.stdout is not None
+        answer = self.process.stdout.readline()
         if not answer.endswith(b"\n"):
             status = self.process.wait()
             if status == -signal.SIGKILL:
@@ -92,7 +98,7 @@ class Engine:
             raise EngineDiedError(f"llama.cpp {how} {DOING[verb]} `{self.path}`{self.last_words()}")
         found = json.loads(answer)
         if "error" in found:
-            error = ModelError if verb == "load" else EngineError
+            error = ModelError if verb in ("load", "project") else EngineError
             raise error(found["error"] + self.last_words())
         return found["answer"]
 
@@ -108,8 +114,17 @@ class Engine:
 
         Raises ModelError when llama.cpp refuses it, EngineDiedError when it dies of it.
         """
+        self.begin_load(path, vocab_only=vocab_only)
+        self.finish_load()
+
+    def begin_load(self, path: Path, *, vocab_only: bool = False) -> None:
+        """Begin to load; `finish_load` must follow."""
         self.path = path
-        self.ask("load", path=str(path.absolute()), vocab_only=vocab_only)
+        self.begin("load", path=str(path.absolute()), vocab_only=vocab_only)
+
+    def finish_load(self) -> None:
+        """Wait until it is loaded. Raises what `load` raises."""
+        self.answer("load")
 
     def facts(self) -> VocabularyFacts:
         found = self.ask("facts")
@@ -129,6 +144,7 @@ DOING = {
     "encode": "over a text with",
     "probe": "while it computed some tokens with",
     "logits": "while it computed with",
+    "project": "while it encoded a picture or a sound beside",
 }
 """What it was doing when it died, before the file's name."""
 

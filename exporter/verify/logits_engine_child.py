@@ -1,4 +1,4 @@
-"""The child of logits_engine.py: the build's llama.cpp over one GGUF, asked in lines of JSON.
+"""The child of engine.py: the build's llama.cpp over one GGUF, asked in lines of JSON.
 
 Whatever llama.cpp does to its process (ggml aborts it where it is at a loss) it does to this one.
 Answers go to standard output; what llama.cpp says against a model goes to standard error.
@@ -20,6 +20,7 @@ from typing import Any
 from exporter.core.errors import DecantError, EngineError, ModelError
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.llamacpp.vocabulary import Vocabulary, load_bindings
+from exporter.verify.projector_child import Projector
 
 PROBE = "The quick brown fox jumps over the lazy dog."
 PROBE_CONTEXT = 64  # tokens
@@ -29,6 +30,7 @@ FLASH_OFF = 0  # llama_flash_attn_type
 ERROR, CONTINUED = 4, 5  # ggml_log_level
 NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
 NO_POOLING = 0  # LLAMA_POOLING_TYPE_NONE
+SECONDS = 2.0  # of a sound
 RANK = 4  # LLAMA_POOLING_TYPE_RANK
 
 
@@ -38,6 +40,7 @@ class Model:
     def __init__(self, folder: Path, library: Path, threads: int) -> None:
         build = SimpleNamespace(dir=folder, library=lambda _: library)
         self.lib = load_bindings(Toolchain(build))
+        self.libraries = library.parent
         self.threads = threads
         self.model: Any = None
         self.context: Any = None
@@ -174,6 +177,26 @@ class Model:
         width = self.vocabulary.size
         Path(path).write_bytes(floats(lib.llama_get_logits(self.context), len(chunk) * width))
         return {"rows": len(chunk), "width": width}
+
+    def project(
+        self, path: str, picture: str, size: tuple[int, int], written: str, most: int | None
+    ) -> dict[str, Any]:
+        """Encode a picture with a projector, or a tone where it only hears.
+
+        picture: a file of its pixels; size: width and height; written: where the embeddings go,
+        float32, row after row; most: parts of the picture that are encoded. Raises ModelError
+        when llama.cpp cannot load the projector beside the model.
+        """
+        projector = Projector(path, self.model, self.libraries, self.log)
+        bitmap = (
+            projector.picture(Path(picture).read_bytes(), *size)
+            if projector.sees
+            else projector.tone(SECONDS)
+        )
+        parts = projector.encode(bitmap, most)
+        Path(written).write_bytes(b"".join(map(bytes, parts)))
+        tokens = sum(map(len, parts)) // projector.width
+        return {"sees": projector.sees, "width": projector.width} | tally(tokens, parts)
 
 
 class Log:

@@ -1,13 +1,11 @@
 """The tokens of a GGUF, one by one, against transformers' tokenizer.
 
-What llama.cpp makes of them is another question (see tokenization.py): this one an export could
-have made right.
+What llama.cpp makes of them is another question (see tokens.py): this one an export could have
+made right.
 """
 
 from __future__ import annotations
 
-import gc
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,9 +135,10 @@ def compare_merges(file: GGUFFile, model: Mapping[str, Any], found: Findings) ->
     key = f"{KEY}merges"
     if model.get("type") != "BPE" or key not in file.metadata:
         return
-    ours, theirs = array(file, "merges"), list(map(written_merge, model.get("merges") or ()))
+    ours, theirs = array(file, "merges"), tuple(map(written_merge, model.get("merges") or ()))
     if len(ours) != len(theirs):
         found.problems.append(f"it has {len(ours)} merges and should have {len(theirs)}")
+    if len(ours) != len(theirs) or ours == theirs:
         return
     differing = [at for at, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
     if differing:
@@ -199,37 +198,23 @@ def disorder(
 
     llama.cpp merges by the scores of what comes out, BPE by the ranks of the merges.
     """
+    import numpy as np
+
+    merges = model.get("merges") or ()
+    made = map("".join, (m.split(" ", 1) if isinstance(m, str) else m for m in merges))
     numbers = {text: number for number, text in enumerate(tokens)}
-    before, last = -1, float("inf")
-    seen = set()
-    for merge in model.get("merges") or ():
-        parts = merge.split(" ", 1) if isinstance(merge, str) else merge
-        number = numbers.get("".join(parts))
-        if number is None or number in seen or types[number] != NORMAL:
-            continue
-        seen.add(number)
-        if scores[number] >= last:
-            return (
-                f"token {number} {shown(tokens[number])} has no lower score than token {before}"
-                f" {shown(tokens[before])}, which is merged earlier"
-            )
-        before, last = number, scores[number]
-    return ""
-
-
-def tokenizer_json(tokenizer: Any) -> Mapping[str, Any]:
-    """What tokenizer.json says; empty for a tokenizer without the `tokenizers` library."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return {}
-    collects = gc.isenabled()
-    gc.disable()  # some hundred thousand merges are no garbage
-    try:
-        found: dict[str, Any] = json.loads(backend.to_str())
-    finally:
-        if collects:
-            gc.enable()
-    return found
+    order = np.array([number for text in made if (number := numbers.get(text)) is not None], int)
+    _, first = np.unique(order, return_index=True)
+    order = order[np.sort(first)]
+    order = order[np.asarray(types)[order] == NORMAL]
+    wrong = np.flatnonzero(np.diff(np.asarray(scores)[order]) >= 0)
+    if not len(wrong):
+        return ""
+    before, number = order[wrong[0]], order[wrong[0] + 1]
+    return (
+        f"token {number} {shown(tokens[number])} has no lower score than token {before}"
+        f" {shown(tokens[before])}, which is merged earlier"
+    )
 
 
 def array(file: GGUFFile, name: str) -> Sequence[Any]:

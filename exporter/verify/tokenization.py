@@ -11,7 +11,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exporter.core.gguf import GGUFFile
 from exporter.llamacpp.normalizer import (
@@ -24,15 +24,10 @@ from exporter.llamacpp.normalizer import (
 from exporter.verify.logits_engine import Engine, VocabularyFacts
 from exporter.verify.report import Check
 from exporter.verify.texts import PLAIN, RARE, SPECIAL_LOOKALIKES
-from exporter.verify.token_list import (
-    KEY,
-    NORMAL,
-    SPACE,
-    array,
-    compare_vocabulary,
-    is_idle,
-    tokenizer_json,
-)
+from exporter.verify.token_list import KEY, NORMAL, SPACE, Findings, array, is_idle
+
+if TYPE_CHECKING:
+    from exporter.verify.light import Expected
 
 FEW = 3  # differences that are shown
 MOST_RARE = 0.25  # of the rarer texts may be cut otherwise: of a wrong tokenizer, most are
@@ -89,14 +84,17 @@ class Cuts:
 
 
 def check_tokens(
-    engine: Engine, facts: VocabularyFacts, file: GGUFFile, tokenizer: Any, rows: int
+    engine: Engine,
+    facts: VocabularyFacts,
+    file: GGUFFile,
+    expected: Expected,
+    vocabulary: Findings,
 ) -> Check:
-    """Compare the vocabulary, then texts of many kinds. `file` must hold whole arrays.
+    """Compare texts of many kinds. `file` must hold whole arrays.
 
-    rows: of the model's embedding.
+    vocabulary: what the comparison token by token has found.
     """
-    whole = tokenizer_json(tokenizer)
-    vocabulary = compare_vocabulary(file, tokenizer, whole, rows)
+    tokenizer, whole = expected.tokenizer, expected.whole
     cuts = Cuts(tokenizer, file)
     wanted = missing_normalizer(whole, file.text(f"{KEY}model") or "")
     compare_normalizer(file.text(NORMALIZER), wanted, cuts)

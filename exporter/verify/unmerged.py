@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ FLOAT32 = 4  # bytes
 MISSING = "Found missing adapter keys while loading the checkpoint:"  # peft's warning
 SHOWN = 160  # characters of the names
 DECODERS = ("ForCausalLM", "LMHeadModel")
+CONDITIONAL = "ForConditionalGeneration"
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def unmerged(
     that is no decoder.
     """
     checkpoint = plan.checkpoint
-    if not checkpoint.architecture.endswith(DECODERS):
+    if not checkpoint.architecture.endswith(DECODERS) and not sees(checkpoint):
         raise UnsupportedError(
             f"logits are compared of decoders only, and this is a {checkpoint.architecture}",
             hint="`decant verify --light` checks its weights, tokenizer and settings",
@@ -61,22 +62,39 @@ def unmerged(
         yield Unmerged(plan, load_base(checkpoint, plan, placed), placed)
 
 
+def sees(checkpoint: Checkpoint) -> bool:
+    """Whether a model is a decoder that also takes pictures."""
+    conditional = checkpoint.architecture.endswith(CONDITIONAL)
+    return conditional and isinstance(checkpoint.config.get("vision_config"), dict)
+
+
 def load_base(checkpoint: Checkpoint, plan: MergePlan, placed: dict[str, Any]) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    auto = AutoModelForImageTextToText if sees(checkpoint) else AutoModelForCausalLM
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, dtype=torch.float32, trust_remote_code=False, **placed
-        ).eval()
+        model, loaded = auto.from_pretrained(
+            checkpoint.folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placed,
+        )
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(
             f"transformers cannot load `{checkpoint.folder}`: {error}", hint="is it complete?"
         ) from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise UnsupportedError(
+            f"transformers itself does not find `{missing[0]}` in `{checkpoint.folder}`"
+            f" ({len(missing)} such tensors), so that there is no right model to compare with",
+            hint="`decant verify --light` checks without transformers' loading",
+        )
     grown = plan.config.get("vocab_size")
     if isinstance(grown, int):
         model.resize_token_embeddings(grown, mean_resizing=False)
-    return model
+    return model.eval()
 
 
 class Unmerged:
@@ -92,19 +110,31 @@ class Unmerged:
 
         for chunk in chunks:
             ids = torch.tensor([list(chunk)])
-            try:
-                told = absent_weights_told() if self.placed else nullcontext()
-                with torch.inference_mode(), told:
-                    logits = self.model(input_ids=ids, use_cache=False).logits
-            except RuntimeError as error:
-                if not self.placed:
-                    raise
-                raise SpaceError(
-                    "this adapter needs the base's weights in memory, which they do not fit:"
-                    f" {error}",
-                    hint="`decant verify --light` checks with little memory",
-                ) from error
+            with self.computing():
+                logits = self.model(input_ids=ids, use_cache=False).logits
             yield logits[0].float().numpy()
+
+    def image_features(self, given: Mapping[str, Any]) -> Any:
+        """What the vision tower makes of a picture. given: as transformers' processor gives it."""
+        with self.computing():
+            return self.model.get_image_features(**given)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Without gradients. Raises SpaceError for a weight that lies on the disk and is needed."""
+        import torch
+
+        told = absent_weights_told() if self.placed else nullcontext()
+        try:
+            with torch.inference_mode(), told:
+                yield
+        except RuntimeError as error:
+            if not self.placed:
+                raise
+            raise SpaceError(
+                f"this adapter needs the base's weights in memory, which they do not fit: {error}",
+                hint="`decant verify --light` checks with little memory",
+            ) from error
 
     def adapt(self) -> None:
         """Put the adapters on; all but the last are merged, as only one can stay unmerged."""
@@ -127,7 +157,10 @@ class Unmerged:
                 # or PEFT hands the model out to disk anew, adapter included
                 vars(self.model).pop("hf_device_map", None)
                 self.model = PeftModel.from_pretrained(
-                    self.model, str(saved), low_cpu_mem_usage=bool(self.placed)
+                    self.model,
+                    str(saved),
+                    torch_device="cpu",  # where the base is; PEFT would choose a GPU if it saw one
+                    low_cpu_mem_usage=bool(self.placed),
                 ).eval()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
             raise AdapterError(

@@ -43,6 +43,8 @@ POOL = 64  # rows of a kind of tensor whose origins are known, to choose from
 UNCHANGED = 48  # tensors that no adapter changes, of which rows are checked too
 OTHER_BASE = "is it of this base, adapter and scale? if so, export it again"
 OTHER_ADAPTER = "is it of this adapter, at this scale? if so, export it again"
+F16_MAX = 65504.0
+BEYOND = f"16-bit floats end at {F16_MAX:g}: what is larger became infinite"
 DIGITS = re.compile(r"\d+")
 
 
@@ -165,6 +167,8 @@ class Weights:
         import numpy as np
 
         if not np.isfinite(stored).all():
+            if (largest := np.abs(expected).max()) > F16_MAX:
+                return math.inf, f"should hold {largest:.6g}, and {BEYOND}"
             return math.inf, "holds values that are no numbers"
         if (near := likeness(stored, expected)) < least_likeness(info.type):
             return math.inf, f"is like another tensor (cosine {near:.2f})"
@@ -291,4 +295,6 @@ def conclude(found: Findings, *, loose: bool = False) -> Check:
     numbers |= {f"survives in {tensor.name}": tensor.share for tensor in swallowed}
     note = found.strengths.note() if not problems else ""
     hint = OTHER_BASE if found.problems else OTHER_ADAPTER
+    if any(BEYOND in problem for problem in found.problems):
+        hint = "`-q BF16` holds them"
     return Check("weights", tuple(problems), detail, (note,) if note else (), numbers, hint=hint)

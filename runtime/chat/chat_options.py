@@ -23,6 +23,7 @@ class Options:
     base: str | None
     projector: Path | None
     chat_template: str | None
+    raw: bool
     url: str | None
     key_file: Path | None
     remote_model: str | None

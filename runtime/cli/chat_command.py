@@ -22,11 +22,12 @@ from exporter.store import find_model
 from runtime.chat.chat_options import Options
 from runtime.chat.session import Conversation
 from runtime.chat.session_files import Session, find_session, list_sessions, resume
-from runtime.engine.adapters import bring_adapters
+from runtime.cli.from_folder import from_folder, is_folder
+from runtime.engine.adapters import Adapter, bring_adapters
 from runtime.engine.local import (
+    RAW_TOKENS,
     Engine,
     LocalEngine,
-    RemoteEngine,
     answerer,
     open_model,
     opening_choice,
@@ -34,6 +35,7 @@ from runtime.engine.local import (
 from runtime.engine.memory_fit import Asked
 from runtime.engine.openai_client import Delta, Stopped, Thought
 from runtime.engine.remote import parse_url, read_key
+from runtime.engine.remote_engine import RemoteEngine
 from runtime.engine.selection import Choice
 from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 
@@ -68,6 +70,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
     help="What lets the model see; beside the model it is found by itself.",
 )  # fmt: skip
 @click.option("--chat-template", metavar="NAME|FILE", help=HELP)
+@click.option("--raw", is_flag=True, help="Go on writing what is said, without a chat template.")
 @click.option("--url", help="Talk to a server that speaks OpenAI's API instead.")
 @click.option(
     "--key-file", type=click.Path(path_type=Path), help="The file with that server's key."
@@ -86,6 +89,9 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 @quiet_option
 def chat(**given: Any) -> int:  # the options above, each of its own type
     """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs.
+
+    A folder as a trainer saved it does, too: an adapter is used beside its base, which is exported
+    once where no exported model is it.
 
     On a terminal a conversation begins; /help lists its commands. Otherwise, and with -p, one
     answer is printed.
@@ -111,6 +117,8 @@ def check(options: Options) -> None:
         raise click.UsageError(
             "--adapter, --mmproj, --chat-template and --ctx are for a model here, not for --url"
         )
+    if options.raw and options.chat_template:
+        raise click.UsageError("--raw takes no template: leave --chat-template out")
     goes_on = options.go_on or options.resume
     if goes_on and not is_conversation(options):
         raise click.UsageError("--continue and --resume are for a conversation at a terminal")
@@ -164,11 +172,20 @@ def opened_engine(options: Options) -> Iterator[Engine]:
                     for line in engine.fit.lines():
                         click.echo(line, err=True)
                 engine.start()
-        if isinstance(engine, LocalEngine) and not engine.loaded.can_chat and not options.quiet:
-            click.echo(
-                f"note: {engine.model} {NO_TEMPLATE}; --chat-template NAME gives it one", err=True
-            )
+        if isinstance(engine, LocalEngine) and not options.quiet:
+            tell_of_texts(engine)
         yield engine
+
+
+def tell_of_texts(engine: LocalEngine) -> None:
+    """Say so where there is no template for what answers first."""
+    if engine.raw or engine.can_chat(opening_choice(engine)):
+        return
+    click.echo(
+        f"note: {engine.model} {NO_TEMPLATE}, {RAW_TOKENS} tokens at a time (-n);"
+        " --chat-template NAME gives it one",
+        err=True,
+    )
 
 
 def remote_engine(options: Options) -> RemoteEngine:
@@ -178,18 +195,23 @@ def remote_engine(options: Options) -> RemoteEngine:
     if remote.is_exposed:
         what = "the key and what is said" if key else "what is said"
         click.echo(f"warning: {what} will cross the network unencrypted (http)", err=True)
-    return RemoteEngine(remote, options.remote_model or options.model)
+    return RemoteEngine(remote, options.remote_model or options.model, raw=options.raw)
 
 
 def local_engine(options: Options, report: Report) -> LocalEngine:
     assert options.model is not None, "check has seen to it"
-    path = find_model(options.model, store(), report=report)
+    beside: tuple[Adapter, ...] = ()
+    if is_folder(options.model, store()):
+        found = from_folder(options.model, options.base, store(), report=report)
+        path, beside = found.path, (found.adapter,) if found.adapter else ()
+    else:
+        path = find_model(options.model, store(), report=report)
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
-    model = open_model(path, adapters, options.projector)
+    model = open_model(path, (*beside, *adapters), options.projector)
     if options.chat_template:
         model = with_template(model, read_template(options.chat_template))
     asked = Asked(options.context, options.threads, force=options.force)
-    return LocalEngine(model, asked, report=report)
+    return LocalEngine(model, asked, raw=options.raw, report=report)
 
 
 def converse(options: Options) -> int:
@@ -231,6 +253,8 @@ def as_before(options: Options, kept: Conversation) -> Options:
     changes: dict[str, Any] = {name: source[name] for name in named if name in source}
     if "chat_template" in source and not options.chat_template:
         changes["chat_template"] = source["chat_template"]
+    if source.get("raw") and not options.chat_template:
+        changes["raw"] = True
     if "adapters" in source:
         changes["adapters"] = tuple(source["adapters"])
     if "projector" in source and not options.projector:

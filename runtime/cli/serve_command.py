@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -19,13 +21,16 @@ from exporter.core.events import Report
 from exporter.core.machine import give_back_large_blocks
 from exporter.llamacpp.toolchain import find_toolchain
 from exporter.store import find_model
+from runtime.cli.from_folder import from_folder, is_folder
 from runtime.engine.adapters import Adapter, bring_adapters, check_adapter
 from runtime.engine.local import Model, open_model
+from runtime.engine.purpose import ROUTE, WHAT, purpose_of
 from runtime.engine.remote import check_key, read_key
 from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 from runtime.gateway.access import host_name
 from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config_file import ModelTable, load_config
+from runtime.gateway.request_limits import limits_of
 from runtime.gateway.settings import Settings, seconds
 from runtime.process.network import is_loopback
 from runtime.rpc.protocol import Spread, parse_workers, preflight
@@ -56,6 +61,8 @@ class Options:
     grace: str
     max_queue: int
     max_per_client: int
+    limits: tuple[str, ...]
+    release: str
     max_tokens: int | None
     origins: tuple[str, ...]
     hosts: tuple[str, ...]
@@ -128,6 +135,15 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--max-per-client", default=64, type=click.IntRange(1), help="Of one client; default: 64."
 )
+@click.option(
+    "--limit", "limits", multiple=True, metavar="NAME=NUMBER",
+    help="Change what one request may hold, such as inputs=4096; docs/serve.md has the names."
+    " Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--release", default="20s",
+    help="Restart an engine that holds on for so long to what its client left; default: 20s.",
+)  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(1), help="The most that one answer may have.")
 @click.option(
     "--allow-origin", "origins", multiple=True, metavar="ORIGIN",
@@ -157,8 +173,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 def serve(**given: Any) -> int:  # the options above, each of its own type
     """Serve MODELs over HTTP: OpenAI's, Anthropic's and Ollama's API, and a page to chat on.
 
-    A MODEL is a name from `decant list`, a path to a GGUF, or a repo of GGUFs; without any, the
-    whole store is served. Models are loaded when they are first asked for.
+    A MODEL is a name from `decant list`, a path to a GGUF, a folder as a trainer saved it, or a
+    repo of GGUFs; without any, the whole store is served. Models are loaded when they are first
+    asked for.
     """
     options = Options(**given)
     settings = settings_of(options)
@@ -206,6 +223,8 @@ def settings_of(options: Options) -> Settings:
         grace_s=seconds(options.grace),
         max_queue=options.max_queue,
         max_per_client=options.max_per_client,
+        limits=limits_of(options.limits),
+        release_s=seconds(options.release),
         max_tokens=options.max_tokens,
         allow_fields=frozenset(options.fields),
         media_hosts=frozenset(options.media_hosts),
@@ -218,14 +237,29 @@ def models_of(options: Options, report: Report) -> list[Model]:
         if options.adapters:
             raise click.UsageError("--adapter needs the MODEL that is its base")
         return stored_models(store(), report=report)
-    models = [open_model(find_model(name, store(), report=report)) for name in options.models]
+    named, beside = placed(options, report)
+    models = [open_model(path) for path in named]
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
-    found = assigned(models, adapters)
+    found = assigned(models, adapters, beside)
     for table in options.tables:
         path = find_model(table.path, store(), report=report)
         own = bring_adapters(table.adapters, table.base, store(), report=report)
         found.append(open_model(path, own))
     return found
+
+
+def placed(options: Options, report: Report) -> tuple[tuple[Path, ...], dict[Path, list[Adapter]]]:
+    """The GGUFs that are named, each once, and the adapters whose folders are."""
+    paths, beside = [], dict[Path, list[Adapter]]()
+    for name in options.models:
+        if not is_folder(name, store()):
+            paths.append(find_model(name, store(), report=report))
+            continue
+        found = from_folder(name, options.base, store(), report=report)
+        paths.append(found.path)
+        if found.adapter is not None:
+            beside.setdefault(found.path, []).append(found.adapter)
+    return tuple(dict.fromkeys(paths)), beside
 
 
 def with_templates(models: Sequence[Model], name: str | None) -> list[Model]:
@@ -239,9 +273,16 @@ def with_templates(models: Sequence[Model], name: str | None) -> list[Model]:
     ]
 
 
-def assigned(models: Sequence[Model], adapters: Sequence[Adapter]) -> list[Model]:
-    """Each adapter with the model that it fits. Raises InputError when none does, or several do."""
-    mine: dict[Path, list[Adapter]] = {}
+def assigned(
+    models: Sequence[Model],
+    adapters: Sequence[Adapter],
+    beside: Mapping[Path, Sequence[Adapter]] = MappingProxyType({}),
+) -> list[Model]:
+    """Each adapter with the model that it fits. Raises InputError when none does, or several do.
+
+    beside: adapters whose models are known.
+    """
+    mine = {path: list(known) for path, known in beside.items()}
     for adapter in adapters:
         fitting, error = [], None
         for model in models:
@@ -309,16 +350,32 @@ def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> No
     click.echo(f"decant serves on {url}")
     for named in catalog:
         click.echo(f"  {named.id}")
-        if not named.model.can_chat:
+        purpose = purpose_of(named.model.header)
+        if purpose != "answers":
+            click.echo(f"    {WHAT[purpose]}: {ROUTE[purpose]}")
+        elif not named.can_chat:
             click.echo(f"    {NO_TEMPLATE}: /v1/completions; --chat-template gives it one")
     key = ' -H "Authorization: Bearer $(cat KEY_FILE)"' if settings.keys else ""
-    body = (
-        f'{{"model": "{catalog.ids()[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    )
-    click.echo(
-        f"\ncurl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'\n"
-    )
+    route, body = example_of(catalog)
+    click.echo(f"\ncurl {url}{route}{key} -H 'Content-Type: application/json' -d '{body}'\n")
     if not settings.keys and not is_loopback(settings.host):
         click.echo("warning: everybody who reaches this address may ask", err=True)
     if settings.keys and not options.tls_cert and not is_loopback(settings.host):
         click.echo("warning: keys and texts cross the network unencrypted (http)", err=True)
+
+
+def example_of(catalog: Catalog) -> tuple[str, str]:
+    """A route and a body that one of the models answers."""
+    chats = (one for one in catalog if one.can_chat and purpose_of(one.model.header) == "answers")
+    named = next(chats, next(iter(catalog)))
+    purpose = purpose_of(named.model.header)
+    if purpose == "vectors":
+        fields: dict[str, object] = {"input": "Hello"}
+    elif purpose == "ranks":
+        fields = {"query": "Hello", "documents": ["Good day", "Good night"]}
+    elif not named.can_chat:
+        text = {"model": named.id, "prompt": "Once upon a time", "max_tokens": 32}
+        return "/v1/completions", json.dumps(text)
+    else:
+        fields = {"messages": [{"role": "user", "content": "Hello"}]}
+    return ROUTE[purpose], json.dumps({"model": named.id, **fields})

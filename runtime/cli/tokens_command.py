@@ -17,8 +17,10 @@ from exporter.cli.common_options import given, json_option, offline_option, stor
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError
 from exporter.core.events import Event, Report
+from exporter.core.gguf import read_gguf
 from exporter.llamacpp.toolchain import find_toolchain
 from exporter.store import find_model
+from runtime.engine.adapters import Adapter, check_adapter, gguf_of, parse_adapter
 from runtime.engine.gguf_tokenizer import (
     Token,
     Tokenization,
@@ -29,6 +31,8 @@ from runtime.engine.gguf_tokenizer import (
     tokenize,
     tokenize_chat,
 )
+from runtime.engine.own_template import OwnTemplate, own_template
+from runtime.engine.template_choice import HELP, read_template
 
 ROWS = 1000  # tokens listed on a terminal: a person reads no more, and a pipe has them all
 PIECE_COLUMNS = 20
@@ -46,6 +50,11 @@ SEPARATOR = "|"
 @click.option("--chat", "as_chat", is_flag=True, help="Cut TEXT as a question, in the template.")
 @click.option("--system", help="System message; with --chat.")
 @click.option(
+    "--adapter", metavar="PATH",
+    help="Use the chat template of this adapter, a folder or a GGUF; with --chat.",
+)  # fmt: skip
+@click.option("--chat-template", metavar="NAME|FILE", help=HELP)
+@click.option(
     "--special/--no-special",
     default=True,
     help="Whether to add what the model expects around a text, such as <s>; added by default.",
@@ -60,6 +69,8 @@ def tokens(
     text: str | None,
     as_chat: bool,
     system: str | None,
+    adapter: str | None,
+    chat_template: str | None,
     special: bool,
     plain: bool,
     as_ids: bool,
@@ -68,7 +79,9 @@ def tokens(
 ) -> None:
     """Show how MODEL, a stored model or a GGUF, cuts TEXT, or standard input, into tokens."""
     refuse_contradictions(system)
-    with open_tokenizer(find(model), find_toolchain()) as tokenizer:
+    path, chosen = find(model), read_template(chat_template) if chat_template else None
+    own = own_template_of_adapter(adapter, path, chosen) if adapter else None
+    with open_tokenizer(path, find_toolchain(), own, chosen) as tokenizer:
         if show_template:
             print_template(tokenizer)
             return
@@ -102,6 +115,15 @@ def find(model: str) -> Path:
         return find_model(model, store(), report=report)
 
 
+def own_template_of_adapter(text: str, base: Path, chosen: str | None) -> OwnTemplate | None:
+    """What an adapter brings, a folder's after it is converted. Raises what that does."""
+    with reporting() as report:
+        found = gguf_of(parse_adapter(text), None, store(), report=report)
+    adapter = Adapter("adapter", found, 1.0)
+    check_adapter(adapter, read_gguf(base))
+    return own_template(found, base, chosen)
+
+
 def refuse_contradictions(system: str | None) -> None:
     """Raise UsageError for options of which one would be without effect."""
     values = click.get_current_context().params
@@ -113,6 +135,8 @@ def refuse_contradictions(system: str | None) -> None:
             )
     elif system is not None:
         raise click.UsageError("--system is a message of a chat: add --chat")
+    elif (values["adapter"] or values["chat_template"]) and not values["show_template"]:
+        raise click.UsageError("--adapter and --chat-template are for a chat: add --chat")
     shapes = [option for name, option in SHAPES.items() if values[name]]
     if len(shapes) > 1:
         raise click.UsageError(f"{' and '.join(shapes)} exclude each other")

@@ -20,6 +20,7 @@ from exporter.core.errors import (
     ModelError,
     SpaceError,
     ToolchainError,
+    UnsupportedError,
 )
 from exporter.core.events import Report, Step, silent
 from exporter.core.gguf import SUFFIX, GGUFFile, TensorInfo, read_gguf
@@ -154,10 +155,11 @@ def convert(adapter: Path, base: Path, cache: Path) -> None:
             hint="try it by hand: decant export ADAPTER --to lora",
         ) from None
     if "error" in answer:
-        kinds: dict[int, type[DecantError]] = {
-            kind.exit_code: kind for kind in (AdapterError, ToolchainError, SpaceError, EngineError)
+        kinds: dict[str, type[DecantError]] = {
+            kind.__name__: kind
+            for kind in (UnsupportedError, ToolchainError, SpaceError, EngineError)
         }
-        raise kinds.get(done.returncode, AdapterError)(answer["error"], hint=answer["hint"])
+        raise kinds.get(answer["kind"], AdapterError)(answer["error"], hint=answer["hint"])
 
 
 def check_adapter(adapter: Adapter, model: GGUFFile) -> None:

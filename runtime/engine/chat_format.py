@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from exporter.core.gguf import GGUFFile
-from exporter.inputs.template_process import Job, Rendered, render_all
+from exporter.inputs.template_process import Job, Rendered, refuse_too_much, render_all
 from exporter.llamacpp.header_tokens import adds_bos, adds_eos, special_texts, special_tokens
 from exporter.llamacpp.normalizer import FIRST, SPACE_PREFIX
 
@@ -72,14 +72,30 @@ class ChatFormat:
 
     template: str | None = None
     """What llama-server takes in place of the file's own template."""
-    flags: tuple[str, ...] = ()
-    """Of llama-server, but for the template's file."""
+    thinks: bool = True
+    """Whether answers are read as those of a model that may think."""
+    variables: tuple[tuple[str, str | None], ...] = ()
+    """What the template finds set unless a request sets it."""
+    not_added: tuple[str, ...] = ()
+    """Of bos and eos, what the tokenizer would add to a prompt, and must not."""
     bos: str = ""
     """What a text that is no conversation must begin with, since the engine adds no BOS."""
     added_bos: str = ""
     """What the engine's prompts leave out at the beginning, since its tokenizer adds it."""
     samples: tuple[tuple[str, Job, Rendered], ...] = ()
     """Conversations, and what transformers makes of them."""
+    own: str = ""
+    """The template of the model's file, which the engine takes where it is given none."""
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Of llama-server, but for the template's file."""
+        found = [] if self.thinks else ["--reasoning", "off"]
+        if self.variables:  # behind --reasoning, which sets one of them
+            found += ["--chat-template-kwargs", json.dumps(dict(self.variables))]
+        for name in self.not_added:
+            found += ["--override-kv", f"tokenizer.ggml.add_{name}_token=bool:false"]
+        return tuple(found)
 
 
 AS_IT_IS = ChatFormat()
@@ -109,6 +125,8 @@ class Facts:
     """Whether the template is not the file's own."""
     day: str = ""
     """Today, where the template tells it."""
+    is_shared: bool = False
+    """Whether the engine makes prompts by other templates too, so that it must add nothing."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -116,13 +134,16 @@ class Facts:
         return frozenset(WORD.findall(self.plain + self.tool_use))
 
 
-def chat_format(header: GGUFFile, chosen: str | None = None) -> ChatFormat:
+def chat_format(
+    header: GGUFFile, chosen: str | None = None, *, is_shared: bool = False
+) -> ChatFormat:
     """How a model's conversations are rendered.
 
-    chosen: a template that is used in place of the file's own.
+    chosen: a template that is used in place of the file's own; is_shared: whether adapters bring
+    others.
     """
     plain, tool_use = (chosen, "") if chosen else templates_of(header)
-    if not plain:
+    if not plain and not is_shared:
         return AS_IT_IS
     adds, puts_space = adds_bos(header), header.text(SPACE_PREFIX) == FIRST
     tokens = special_tokens(header) if "_token" in plain + tool_use or adds else {}
@@ -134,44 +155,58 @@ def chat_format(header: GGUFFile, chosen: str | None = None) -> ChatFormat:
         adds_eos(header),
         puts_space,
         is_chosen=bool(chosen),
-        day=str(date.today()) if CLOCK in plain + tool_use else "",  # noqa: DTZ011 - as they tell it
+        day=today(plain + tool_use),
+        is_shared=is_shared,
     )
-    found = format_of(facts)
-    if not (puts_space and found.samples and found.samples[0][2].text):
+    return begun(format_of(facts), facts, header)
+
+
+def today(template: str) -> str:
+    """The day, where a template tells it: what was rendered before is of another day."""
+    return str(date.today()) if CLOCK in template else ""  # noqa: DTZ011 - as templates tell it
+
+
+def begun(found: ChatFormat, facts: Facts, header: GGUFFile) -> ChatFormat:
+    """The format with the first space that the tokenizer puts, and llama.cpp does not."""
+    if not (facts.puts_space and found.samples and found.samples[0][2].text):
         return found
     text = found.samples[0][2].text
     if text[0].isspace() or text.startswith(special_texts(header.path)):
         return found
-    return replace(found, template="{{ ' ' }}" + (found.template or plain))
+    return replace(found, template="{{ ' ' }}" + (found.template or facts.plain))
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=64)
 def format_of(facts: Facts) -> ChatFormat:
-    """The same, remembered: rendering takes a moment."""
+    """The format, remembered: rendering takes a moment."""
     known, names = dict(facts.tokens), facts.names
     bos = known.get("bos_token", "")
     begins_with_bos = "bos_token" in names or (bool(bos) and bos in facts.plain)
-    template, flags = facts.plain if facts.is_chosen else None, list[str]()
-    samples: tuple[tuple[str, Job, Rendered], ...] = ()
+    found = ChatFormat(facts.plain if facts.is_chosen else None)
     is_changed = bool(names & CHANGED or facts.tool_use or facts.puts_space)
-    if is_changed or REFUSING in names:
-        found = render_all(facts.plain, known, [*SAMPLES.values(), *trials()])
-        samples = tuple(zip(SAMPLES, SAMPLES.values(), found, strict=False))
-        first, *tried = found[0], *found[len(SAMPLES) :]
+    if facts.plain and (is_changed or REFUSING in names):
+        made = render_all(facts.plain, known, [*SAMPLES.values(), *trials()])
+        refuse_too_much(made)
+        first, *tried = made[0], *made[len(SAMPLES) :]
         begins_with_bos = first.text.startswith(bos) if first.text and bos else begins_with_bos
+        found = replace(found, samples=tuple(zip(SAMPLES, SAMPLES.values(), made, strict=False)))
         if is_changed:
-            template = before(names, first, tried[0]) + both(facts.plain, facts.tool_use)
-            flags = thinking_flags(first, *tried[1:]) + defaults(names, known)
-    lacks_bos = facts.adds_bos and bool(bos) and not begins_with_bos
+            found = replace(
+                found,
+                template=before(names, first, tried[0]) + both(facts.plain, facts.tool_use),
+                thinks=not is_off(first, *tried[1:]),
+                variables=tuple(defaults(names, known).items()),
+            )
+    has_own = begins_with_bos and not facts.is_shared
+    lacks_bos = facts.adds_bos and bool(bos) and not has_own
     adds = {"bos": lacks_bos, "eos": facts.adds_eos}  # no answer follows an end
-    flags += [
-        word
-        for name, is_wrong in adds.items()
-        if is_wrong
-        for word in ("--override-kv", f"tokenizer.ggml.add_{name}_token=bool:false")
-    ]
-    left_out = bos if facts.adds_bos and begins_with_bos else ""
-    return ChatFormat(template, tuple(flags), bos if lacks_bos else "", left_out, samples)
+    return replace(
+        found,
+        not_added=tuple(name for name, is_wrong in adds.items() if is_wrong),
+        bos=bos if lacks_bos else "",
+        added_bos=bos if facts.adds_bos and has_own else "",
+        own=facts.plain or "",
+    )
 
 
 def trials() -> Iterator[Job]:
@@ -203,19 +238,18 @@ def both(plain: str, tool_use: str) -> str:
     return f"{{%- if tools %}}\n{first}{{{{ '' }}}}{{% else %}}\n{second}{{{{ '' }}}}{{% endif %}}"
 
 
-def thinking_flags(first: Rendered, on: Rendered, off: Rendered) -> list[str]:
-    """Have llama-server read answers as those of a model that does not think, where that is so."""
-    is_off = first.text is not None and first.text == off.text != on.text
-    return ["--reasoning", "off"] if is_off else []
+def is_off(first: Rendered, on: Rendered, off: Rendered) -> bool:
+    """Whether a template does not have the model think unless a request asks for it."""
+    return first.text is not None and first.text == off.text != on.text
 
 
-def defaults(names: frozenset[str], tokens: dict[str, str]) -> list[str]:
-    """What requests find set unless they set it themselves; it must follow --reasoning."""
+def defaults(names: frozenset[str], tokens: dict[str, str]) -> dict[str, str | None]:
+    """What requests find set unless they set it themselves."""
     values: dict[str, str | None] = dict.fromkeys((*SWITCHES, "documents"))
     values |= {name: text for name, text in tokens.items() if name in names}
     for given in ("bos_token", "eos_token"):  # which llama-server knows itself
         values.pop(given, None)
-    return ["--chat-template-kwargs", json.dumps(values)]
+    return values
 
 
 def differences(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from exporter.core.errors import ModelError
 from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.inputs.chat_template import Clock, IrregularError, Messages, Template
+from exporter.inputs.chat_template import Clock, Messages
+from exporter.inputs.template_process import Job, render_all
 from exporter.llamacpp.header_tokens import TEMPLATE_TOKENS
 from exporter.llamacpp.normalizer import FIRST, NORMALIZER, SPACE_PREFIX, normalizer, spaced
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.llamacpp.vocabulary import Vocabulary, vocabulary
 from exporter.store import refuse_adapter
+from runtime.engine.own_template import OwnTemplate
 from runtime.engine.request_texts import front_of
 
 TEMPLATE = "tokenizer.chat_template"
@@ -74,6 +76,8 @@ class Tokenizer:
 
     header: GGUFFile
     vocabulary: Vocabulary
+    chosen: tuple[str, Mapping[str, str]] | None = None
+    """A chat template with its special tokens, in place of the file's own."""
 
     def ready(self, text: str, *, parse: bool) -> str:
         """A text as llama.cpp is given it. Raises ModelError for a damaged normalizer."""
@@ -101,8 +105,13 @@ class Tokenizer:
 
 
 @contextmanager
-def open_tokenizer(path: Path, toolchain: Toolchain) -> Iterator[Tokenizer]:
-    """The tokenizer of a GGUF, without its weights. Raises ModelError for one that has none."""
+def open_tokenizer(
+    path: Path, toolchain: Toolchain, own: OwnTemplate | None = None, chosen: str | None = None
+) -> Iterator[Tokenizer]:
+    """The tokenizer of a GGUF, without its weights. Raises ModelError for one that has none.
+
+    own: an adapter's template; chosen: a template that the user has named.
+    """
     header = read_gguf(path)
     refuse_adapter(header)
     if header.text("tokenizer.ggml.model") in NO_VOCABULARY:
@@ -110,7 +119,13 @@ def open_tokenizer(path: Path, toolchain: Toolchain) -> Iterator[Tokenizer]:
             f"`{path}` holds no vocabulary", hint="name a GGUF of a whole language model"
         )
     with vocabulary(path, toolchain) as loaded:
-        yield Tokenizer(header, loaded)
+        tokenizer = Tokenizer(header, loaded)
+        if own is not None:
+            yield replace(tokenizer, chosen=(own.facts.plain, dict(own.facts.tokens)))
+        elif chosen is not None:
+            yield replace(tokenizer, chosen=(chosen, template_tokens(tokenizer)))
+        else:
+            yield tokenizer
 
 
 def tokenize(
@@ -143,19 +158,20 @@ def tokenize_chat(
 
 def render_chat(tokenizer: Tokenizer, messages: Messages, *, clock: Clock = datetime.now) -> str:
     """What transformers' apply_chat_template gives, for the GGUF's template and tokens."""
-    template = template_of(tokenizer)
-    try:
-        return Template(template, template_tokens(tokenizer), clock).render(messages)
-    except IrregularError as error:
+    template, tokens = template_of(tokenizer), template_tokens(tokenizer)
+    (found,) = render_all(template, tokens, [Job(messages)], now=clock())
+    if found.text is None:
         raise ModelError(
-            f"the chat template of `{tokenizer.header.path}` cannot be used: {one_line(error)}",
+            f"the chat template of `{tokenizer.header.path}` cannot be used:"
+            f" {one_line(found.refusal)}",
             hint="`decant tokens MODEL --template` shows it",
-        ) from error
+        )
+    return found.text
 
 
 def template_of(tokenizer: Tokenizer) -> str:
     """The chat template. Raises ModelError when the GGUF has none."""
-    template = tokenizer.header.text(TEMPLATE)
+    template = tokenizer.chosen[0] if tokenizer.chosen else tokenizer.header.text(TEMPLATE)
     if not template:
         raise ModelError(
             f"`{tokenizer.header.path}` has no chat template",
@@ -165,7 +181,9 @@ def template_of(tokenizer: Tokenizer) -> str:
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """The special tokens that the file itself names, as a template knows them."""
+    """The special tokens that a template knows: those that come with it, else the file's."""
+    if tokenizer.chosen:
+        return dict(tokenizer.chosen[1])
     numbers = {
         name: tokenizer.header.number(f"tokenizer.ggml.{key}_token_id")
         for name, key in TEMPLATE_TOKENS.items()
@@ -191,9 +209,9 @@ def token_of(loaded: Vocabulary, id_: int, *, added: bool = False) -> Token:
     return Token(id_, loaded.piece(id_), loaded.is_special(id_), added)
 
 
-def one_line(error: Exception) -> str:
+def one_line(text: str) -> str:
     """What a template says, which may be anything."""
-    return escaped(" ".join(str(error).split()))
+    return escaped(" ".join(text.split()))
 
 
 def escaped(text: str, *, keep: str = "") -> str:

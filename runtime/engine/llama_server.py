@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import re
-import resource
 import secrets
 import signal
 import socket
@@ -25,17 +24,19 @@ from typing_extensions import Self
 
 from exporter.core.errors import EngineDiedError, EngineError
 from exporter.core.events import Progress, Report, Step, silent
+from exporter.inputs.template_process import refuse_runaway
 from exporter.llamacpp.toolchain import LAST_LINES, Toolchain, scrubbed
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
+from runtime.process.kept_processes import deepen_stacks, start_kept
 from runtime.process.run_dir import RunFolder, has_sockets
 from runtime.rpc.protocol import Spread, preflight, rpc_flags
 
+TRIAL_S = 2  # after which a template is suspected
 READY_S = 600  # a large model on a slow disk
 POLL_S = 0.01
 DYING_S = 0.5
 STOP_S = (1.0, 2.0)  # waits after the first and the second SIGTERM; upstream may sit out one
 PING_S = 5  # between signs of life while a prompt is computed; upstream notices a SIGTERM by them
-STACK = 256 << 20  # bytes; std::regex recurses with each character of a word: see WORD_MAX
 STATE = re.compile(r"^cmd_child_to_router:state:(\{.*\})$", re.MULTILINE)
 LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 Engine = Literal["llama-server", "seq2seq"]
@@ -87,7 +88,7 @@ class Server:
     """An engine that is up inside the `with` block and is gone after it.
 
     It listens in a folder only this user can enter, sees none of the caller's environment, and
-    dies when this process does, however that happens: its standard input ends with us.
+    dies when this process does, however that happens and whatever it is doing.
     """
 
     def __init__(self, spec: ServerSpec, toolchain: Toolchain, *, report: Report = silent) -> None:
@@ -117,7 +118,7 @@ class Server:
                 self.template_file.write_text(self.spec.chat.template, encoding="utf-8")
             on_port = not (self.spec.use_socket and has_sockets(self.folder))
             with self.folder.log.open("wb") as log:
-                self.process = subprocess.Popen(
+                self.process = start_kept(
                     self.argv(on_port=on_port),
                     stdin=subprocess.PIPE,
                     stdout=log,
@@ -162,6 +163,8 @@ class Server:
             # earlier prompts are kept by their tokens alone: with adapters, the wrong one's
             # keys and values would come back
             "--cache-ram", "0" if spec.adapters else str(spec.prompt_cache >> 20),
+            # else each new request first waits until all idle slots are copied, one by one
+            "--no-cache-idle-slots",
             "--fit", fit, "--no-warmup",
             "--offline", "--no-ui", "--no-slots", "--jinja", "--cors-origins", "localhost",
             "--log-verbosity", "3" if on_port else "2",
@@ -202,10 +205,12 @@ class Server:
 
     def wait_until_ready(self, *, on_port: bool) -> None:
         """Return when /health says so; EngineError, with the log's end, when the engine dies."""
-        deadline = time.monotonic() + READY_S
-        told = -1.0
-        while time.monotonic() < deadline:
+        began, told, was_tried = time.monotonic(), -1.0, False
+        while (took_s := time.monotonic() - began) < READY_S:
             self.raise_if_dead("while loading")
+            if took_s > TRIAL_S and not was_tried:
+                was_tried = True
+                self.try_template()
             if on_port and self.port is None:
                 found = LISTENING.search(self.run_folder.log.read_text(errors="replace"))
                 self.port = int(found[1]) if found else None
@@ -219,6 +224,15 @@ class Server:
             f"`{self.spec.model}` was not loaded after {READY_S} s",
             hint="is the disk very slow, or the machine out of memory?",
         )
+
+    def try_template(self) -> None:
+        """Raise ModelError where the template is why loading takes long.
+
+        The engine renders it when it loads, and would never end, or fill the memory.
+        """
+        template = self.spec.chat.template or self.spec.chat.own
+        if template:
+            refuse_runaway(template, self.spec.model)
 
     def is_healthy(self) -> bool:
         try:
@@ -348,15 +362,6 @@ class Server:
                 process.wait()
         if self.folder is not None:
             self.folder.remove()
-
-
-def deepen_stacks() -> None:
-    """Give the threads of processes that are started from now on deep stacks, where allowed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    wanted = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
 
 
 def lora_vector(scales: Sequence[float]) -> dict[str, object]:

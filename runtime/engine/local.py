@@ -1,10 +1,10 @@
-"""Who answers a conversation: a model in a child process, or a server elsewhere."""
+"""Who answers a conversation here: a model in a child process. Others: `remote_engine.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from exporter.core.errors import EngineError, InputError, ModelError, Unsupporte
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.machine import available_nbytes, physical_cores
-from exporter.core.terminal_text import without_controls
+from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import find_toolchain
 from exporter.store import StoredModel, refuse_adapter
 from runtime.encoder_decoder.model import is_encoder_decoder
@@ -20,14 +20,18 @@ from runtime.engine.adapters import BASE, Adapter, check_adapter
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat, chat_format, templates_of
 from runtime.engine.llama_server import Server, ServerSpec, lora_vector
 from runtime.engine.memory_fit import LAYERS_KEPT, Asked, Fit, fit, spread_over
-from runtime.engine.openai_client import Message, Piece, ask, ask_json, complete, get_json, listed
-from runtime.engine.remote import Remote
-from runtime.engine.request_texts import PLAIN, front_of, unlike
+from runtime.engine.openai_client import Message, Piece, ask, ask_json, complete
+from runtime.engine.own_template import OwnTemplate, first_own, own_template
+from runtime.engine.purpose import refuse_without_answers
+from runtime.engine.request_texts import Fronts, front_of, said_of, unlike
 from runtime.engine.selection import MERGED, Choice
 from runtime.rpc.protocol import WorkerFacts, preflight
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 INPUT_TOKENS = f"{CHAT}/input_tokens"
+RAW_TOKENS = 256
+"""Of an answer that nothing ends: a text goes on for ever."""
+RAW_LIMIT = {"max_tokens": RAW_TOKENS}
 
 
 class Engine(Protocol):
@@ -50,7 +54,7 @@ class Engine(Protocol):
         self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
     ) -> Generator[Piece, None, None]: ...
 
-    def count(self, messages: Sequence[Message]) -> int | None:
+    def count(self, messages: Sequence[Message], choice: Choice) -> int | None:
         """Tokens of a prompt; None where the server does not count."""
         ...
 
@@ -75,7 +79,9 @@ class Model:
     adapters: tuple[Adapter, ...] = ()
     projector: Path | None = None
     chat_template: str | None = None
-    """A template in place of the file's own."""
+    """A template in place of the files' own."""
+    own: tuple[OwnTemplate | None, ...] = ()
+    """The templates that adapters bring, by their places."""
 
     @property
     def name(self) -> str:
@@ -90,12 +96,21 @@ class Model:
         """Whether it has a template for conversations; one that was never taught any has none."""
         return bool(self.chat_template or templates_of(self.header)[0]) or self.is_encoder_decoder
 
+    def can_chat_with(self, scales: Sequence[float]) -> bool:
+        """Whether it or an adapter that is applied has a template."""
+        return self.can_chat or first_own(self.own, scales) is not None
+
     @property
     def chat(self) -> ChatFormat:
         """How its conversations are rendered; takes a moment when it is first asked for."""
         if self.is_encoder_decoder:
             return AS_IT_IS
-        return chat_format(self.header, self.chat_template)
+        return chat_format(self.header, self.chat_template, is_shared=any(self.own))
+
+    @property
+    def fronts(self) -> Fronts:
+        """How requests are made ready. Raises ModelError for a damaged normalizer."""
+        return Fronts(front_of(self.header, self.chat), self.own)
 
 
 def open_model(
@@ -126,7 +141,15 @@ def open_model(
             f"`{path}` is an encoder-decoder, whose engine takes no adapters",
             hint="merge it into the model: decant export ADAPTER",
         )
-    return model
+    return replace(model, own=own_templates(model))
+
+
+def own_templates(model: Model) -> tuple[OwnTemplate | None, ...]:
+    """What each of its adapters brings, by their places. Raises ModelError for damaged headers."""
+    return tuple(
+        own_template(adapter.path, model.header.path, model.chat_template)
+        for adapter in model.adapters
+    )
 
 
 def find_projector(model: GGUFFile) -> Path | None:
@@ -149,9 +172,16 @@ def find_projector(model: GGUFFile) -> Path | None:
 class LocalEngine:
     """A model in a child process; started again when it has died."""
 
-    def __init__(self, model: Model, asked: Asked, *, report: Report = silent) -> None:
-        """Find out how the model fits this machine. Raises SpaceError when it does not."""
-        self.loaded, self.asked, self.report = model, asked, report
+    def __init__(
+        self, model: Model, asked: Asked, *, raw: bool = False, report: Report = silent
+    ) -> None:
+        """Find out how the model fits this machine. Raises SpaceError when it does not.
+
+        raw: have it go on writing what was said, without its template. Raises UnsupportedError
+        for a model that writes no text.
+        """
+        refuse_without_answers(model.header)
+        self.loaded, self.asked, self.raw, self.report = model, asked, raw, report
         self.toolchain = find_toolchain()
         beside = [adapter.path for adapter in model.adapters]
         workers = self.preflight()
@@ -163,14 +193,15 @@ class LocalEngine:
             free=available_nbytes() + sum(sum(worker.free) for worker in workers),
             cores=physical_cores(),
             backend=backend,
+            gpu=free_nbytes(self.toolchain),
         )
         self.rpc = asked.rpc and spread_over(
             asked.rpc, workers, model.header, self.fit.need, backend
         )
-        if self.fit.cache_type != "f16":
-            report(Warn(f"memory is short: the context is kept in {self.fit.cache_type}"))
+        for said in self.fit.warnings():
+            report(Warn(said))
         self.server: Server | None = None
-        self.front = PLAIN
+        self.fronts = Fronts()
         self.was_compared = False
 
     @property
@@ -223,14 +254,21 @@ class LocalEngine:
             else:
                 return self.server
         spec = self.spec
-        self.front = front_of(self.loaded.header, spec.chat)
+        self.fronts = self.loaded.fronts
         server = Server(spec, self.toolchain, report=self.report)
         self.server = server.__enter__()
         if not self.was_compared:
             self.was_compared = True
-            for said in unlike(server, spec.chat):
-                self.report(Note(f"{self.model}: {said}"))
+            self.compare(server)
         return server
+
+    def compare(self, server: Server) -> None:
+        """Say which conversations are rendered otherwise than by transformers."""
+        for said in unlike(server, self.loaded.chat):
+            self.report(Note(f"{self.model}: {said}"))
+        for adapter, own in zip(self.loaded.adapters, self.loaded.own, strict=True):
+            for said in said_of(server, own):
+                self.report(Note(f"{adapter.name}: {said}"))
 
     def stop(self) -> None:
         server, self.server = self.server, None
@@ -242,43 +280,47 @@ class LocalEngine:
     ) -> Generator[Piece, None, None]:
         """Stream the answer. Raises what `client.ask` does."""
         server = self.start()
-        rest = {**settings, **self.vector(choice)}
-        if not self.loaded.can_chat:
-            asked = self.front.ready(COMPLETIONS, {"prompt": as_one_text(messages)})
-            yield from complete(server, asked["prompt"], rest)
+        scales = self.scales(choice)
+        front = self.fronts.of(scales)
+        rest = {**settings, **(lora_vector(scales) if scales else {})}
+        if not self.can_chat(choice):
+            asked = front.ready(COMPLETIONS, {"prompt": as_one_text(messages)})
+            yield from complete(server, asked["prompt"], RAW_LIMIT | rest)
             return
-        asked = self.front.ready(CHAT, {"messages": list(messages), **rest})
+        asked = front.ready(CHAT, {"messages": list(messages), **rest})
         yield from ask(server, asked.pop("messages"), asked)
 
-    def vector(self, choice: Choice) -> dict[str, object]:
+    def can_chat(self, choice: Choice) -> bool:
+        """Whether there is a template for what the choice answers."""
+        return not self.raw and self.loaded.can_chat_with(self.scales(choice))
+
+    def scales(self, choice: Choice) -> list[float]:
         """Every adapter's scale: 0 but for the chosen one's."""
         if choice.adapter not in ("", BASE, *self.choices):
             raise InputError(
                 f"there is no adapter {choice.adapter!r}", hint=f"there are: {self.named}"
             )
-        if not self.choices:
-            return {}
-        scales = [choice.scale if choice.adapter == name else 0.0 for name in self.choices]
-        return lora_vector(scales)
+        return [choice.scale if choice.adapter == name else 0.0 for name in self.choices]
 
     @property
     def named(self) -> str:
         return ", ".join((BASE, *self.choices))
 
-    def count(self, messages: Sequence[Message]) -> int | None:
-        if not self.loaded.can_chat:
+    def count(self, messages: Sequence[Message], choice: Choice) -> int | None:
+        if not self.can_chat(choice):
             return len(self.tokens(as_one_text(messages)))
         body = {"messages": list(messages)}
         with suppress(EngineError):
             server = self.start()
-            found = ask_json(server, INPUT_TOKENS, self.front.ready(INPUT_TOKENS, body))
+            front = self.fronts.of(self.scales(choice))
+            found = ask_json(server, INPUT_TOKENS, front.ready(INPUT_TOKENS, body))
             return int(found["input_tokens"])
         return None
 
     def tokens(self, text: str) -> list[tuple[int, str | bytes]]:
         server = self.start()
         body = {"content": text, "with_pieces": True, "add_special": False}
-        found = ask_json(server, "/tokenize", self.front.ready("/tokenize", body))
+        found = ask_json(server, "/tokenize", self.fronts.base.ready("/tokenize", body))
         return read_tokens(found)
 
     def facts(self) -> dict[str, str]:
@@ -305,6 +347,7 @@ class LocalEngine:
             "adapters": adapters,
             "projector": str(projector.absolute()) if projector else None,
             "chat_template": self.loaded.chat_template,
+            "raw": self.raw,
         }
         return {name: value for name, value in found.items() if value}
 
@@ -331,60 +374,6 @@ def read_tokens(found: Mapping[str, Any]) -> list[tuple[int, str | bytes]]:
         raise EngineError(
             "the server does not say which tokens there are", hint="`decant tokens` asks a GGUF"
         ) from error
-
-
-class RemoteEngine:
-    """A model of a server elsewhere."""
-
-    def __init__(self, remote: Remote, model: str | None) -> None:
-        """Talk to `model`, or to the first that the server lists. Raises EngineError."""
-        self.remote = remote
-        ids = [one.get("id") for one in listed(get_json(remote, "/v1/models").get("data"))]
-        names = tuple(without_controls(one) for one in ids if isinstance(one, str))
-        if model is None and not names:
-            raise EngineError(f"{remote} lists no model", hint="name one: --model NAME")
-        if model is not None and names and model not in names:
-            raise EngineError(
-                f"{remote} has no model {model!r}", hint=f"it lists {', '.join(names[:10])}"
-            )
-        self.name, self.names = model or names[0], names
-
-    @property
-    def model(self) -> str:
-        return self.name
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def sees(self) -> bool:
-        return True
-
-    def answer(
-        self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
-    ) -> Generator[Piece, None, None]:
-        """Stream the answer. Raises what `client.ask` does."""
-        del choice
-        yield from ask(self.remote, messages, {"model": self.name, **settings})
-
-    def count(self, messages: Sequence[Message]) -> int | None:
-        del messages
-        return None
-
-    def tokens(self, text: str) -> list[tuple[int, str | bytes]]:
-        body = {"content": text, "with_pieces": True, "add_special": False, "model": self.name}
-        found = ask_json(self.remote, "/tokenize", body)
-        return read_tokens(found)
-
-    def facts(self) -> dict[str, str]:
-        return {"server": str(self.remote), "model": self.name, "models": ", ".join(self.names)}
-
-    def source(self) -> dict[str, Any]:
-        return {"url": str(self.remote), "remote_model": self.name}
-
-    def stop(self) -> None:
-        """Nothing runs here."""
 
 
 def opening_choice(engine: LocalEngine) -> Choice:

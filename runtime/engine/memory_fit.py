@@ -6,6 +6,7 @@ compare them with what a llama-server says it has allocated.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,12 +19,14 @@ from runtime.rpc.protocol import ALL_LAYERS, Spread, WorkerFacts
 DEFAULT_CONTEXT = 8192  # tokens; enough for a talk, and its cache fits a laptop
 LEAST_CONTEXT = 512  # tokens; below this one question fills it
 MARGIN = 0.9  # of what is free; the rest is for whatever else runs
+GPU_MARGIN = 1 << 30  # bytes that llama.cpp leaves free on a GPU: its --fit-target
 BATCH = 512  # tokens computed at once: llama.cpp's default --ubatch-size
 CACHE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # per value; q8_0 has 32 values and a scale in 34
 Q8_BLOCK = 32  # values
 PROMPT_CACHE_MAX = 1 << 30  # bytes of earlier prompts kept in memory
 PROMPT_CACHE_SHARE = 0.25  # of what is left over
 LAYERS_KEPT = 1024  # of per-layer settings; no model has more
+BLOCK = re.compile(r"blk\.(\d+)\.")
 CACHELESS = frozenset(
     ("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "modern-bert",
      "neo-bert", "eurobert", "gemma-embedding")
@@ -95,6 +98,48 @@ class Fit:
     """Tokens computed at once."""
     is_exact: bool = False
     """Whether flash attention is off: see `Asked.exact`."""
+    layers: int = 0
+    """All that the model has, with the one that makes logits."""
+    gpu_layers: int | None = None
+    """Of those, what the GPU has room for; None where llama.cpp alone knows its memory."""
+    gpu_free: int = 0
+    """Bytes that were free on the GPU before loading."""
+    smaller: str = ""
+    """What would have all layers on the GPU, where not all are."""
+    name: str = ""
+    """The file's."""
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the GPU has no room for all layers."""
+        return self.gpu_layers is not None and self.gpu_layers < self.layers
+
+    def placed(self) -> str:
+        """Which layers are computed where, for people."""
+        if self.backend == "cpu":
+            return "none, llama.cpp is built for the processor"
+        if self.gpu_layers is None:
+            return f"as many as llama.cpp finds to fit ({self.backend})"
+        if self.is_split:
+            return (
+                f"about {self.gpu_layers} of {self.layers} ({self.backend}), the others on the"
+                " processor"
+            )
+        return f"all {self.layers} ({self.backend})"
+
+    def warnings(self) -> list[str]:
+        """What the user should know before it is loaded."""
+        found = []
+        if self.is_split:
+            less = f"; {self.smaller}" if self.smaller else ""
+            found.append(
+                f"`{self.name}` is larger than what is free on the GPU: it needs {self.need}, and"
+                f" {size_text(self.gpu_free)} are free; about {self.gpu_layers} of {self.layers}"
+                " layers are computed there and the others by the processor, which is slower" + less
+            )
+        if self.cache_type != "f16":
+            found.append(f"memory is short: the context is kept in {self.cache_type}")
+        return found
 
     def lines(self) -> list[str]:
         """What was decided and why, for `--verbose`."""
@@ -102,30 +147,41 @@ class Fit:
         return [
             f"context: {self.context} tokens{of}, cache in {self.cache_type}",
             f"threads: {self.threads}, one a physical core",
-            "layers on a GPU: none, llama.cpp is built for the processor"
-            if self.backend == "cpu"
-            else f"layers on a GPU: as many as llama.cpp finds to fit ({self.backend})",
+            f"layers on a GPU: {self.placed()}",
             "flash attention: where llama.cpp has it for this model",
             f"memory: {self.need}; {size_text(self.free)} free",
+            *(
+                [f"GPU memory: {size_text(self.gpu_free)} free before loading"]
+                if self.gpu_layers is not None
+                else []
+            ),
         ]
 
 
 def fit(
-    model: GGUFFile, others: Sequence[Path], asked: Asked, *, free: int, cores: int, backend: str
+    model: GGUFFile,
+    others: Sequence[Path],
+    asked: Asked,
+    *,
+    free: int,
+    cores: int,
+    backend: str,
+    gpu: int | None = None,
 ) -> Fit:
-    """Choose what is open so that the model fits into `free` bytes.
+    """Choose what is open so that the model fits into `free` bytes and a GPU's `gpu`.
 
     `others` are files loaded beside it: adapters, a projector. Raises SpaceError, with the sizes
-    and what would fit, when nothing does. A GPU has memory of its own, of which llama.cpp knows
-    more: there the context is taken as it is, and llama.cpp decides about the layers. Metal's is
-    the machine's, so that what does not fit is refused there, too.
+    and what would fit, when nothing does. What a GPU has no room for is computed by the processor.
+    Where a GPU's memory is not known, the context is taken as it is, and llama.cpp decides about
+    the layers. Metal's is the machine's.
     """
     on_gpu = backend in ("cuda", "vulkan")
+    room = max(0, gpu - GPU_MARGIN) if on_gpu and gpu is not None else 0
     trained = model.number(f"{model.architecture}.context_length") or 0
     wanted = asked.context or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     wanted = min(wanted, trained) if trained else wanted  # the engine caps it likewise
     extra = sum(path.stat().st_size for path in others)
-    budget = int(free * MARGIN)
+    budget = int(free * MARGIN) + room
 
     def found(context: int, cache_type: str) -> Fit:
         batch = context if asked.whole_texts else min(BATCH, context)
@@ -134,26 +190,52 @@ def fit(
         is_exact = asked.exact and cache_type == "f16" and backend == "cpu"
         if is_exact := is_exact and need.total + scores <= budget:
             need = replace(need, work=need.work + scores)
-        left = int(max(0, budget - need.total) * PROMPT_CACHE_SHARE)
+        left = int(max(0, budget - max(need.total, room)) * PROMPT_CACHE_SHARE)
         kept = min(left, PROMPT_CACHE_MAX)
         threads = asked.threads or cores
-        return Fit(
-            context, trained, threads, cache_type, kept, need, free, backend, batch, is_exact
-        )
+        fitted = Fit(
+            context, trained, threads, cache_type, kept, need, free, backend, batch, is_exact,
+            layers=layer_count(model) + 1, name=model.path.name,
+        )  # fmt: skip
+        if not on_gpu or gpu is None:
+            return fitted
+        fitted = replace(fitted, gpu_free=gpu, gpu_layers=layers_within(model, need, room))
+        less = smaller(model, wanted, room, extra, parallel=asked.parallel)
+        return replace(fitted, smaller=less if fitted.is_split else "")
 
     first = found(wanted, "f16")
-    if on_gpu or asked.force or first.need.total <= budget:
+    if (on_gpu and gpu is None) or asked.force or first.need.total <= budget:
         return first
     small_cache = ["q8_0"] if cache_may_be_quantized(model) else []
     for context in [wanted] if asked.context else halves(wanted):
         for cache_type in ["f16", *small_cache]:
-            if (smaller := found(context, cache_type)).need.total <= budget:
-                return smaller
+            if (fitting := found(context, cache_type)).need.total <= budget:
+                return fitting
     raise SpaceError(
         f"`{model.path.name}` does not fit: with {wanted} tokens of context it needs"
-        f" {first.need}, and {size_text(free)} of memory are free",
+        f" {first.need}, and {size_text(free)} of memory are free"
+        + (f" beside {size_text(gpu)} on the GPU" if room and gpu else ""),
         hint=what_would_fit(model, wanted, budget, extra, whole_texts=asked.whole_texts),
     )
+
+
+def layers_within(model: GGUFFile, need: Need, room: int) -> int:
+    """How many layers a GPU has room for, in llama.cpp's order: the output, then from the last."""
+    count = layer_count(model)
+    if need.total <= room:
+        return count + 1
+    sizes = [0] * (count + 1)
+    for tensor in model.tensors:
+        if found := BLOCK.match(tensor.name):
+            sizes[min(int(found[1]), count - 1)] += tensor.nbytes
+        elif tensor.name.startswith("output"):
+            sizes[count] += tensor.nbytes
+    left = room - need.work
+    for layers, nbytes in enumerate(reversed(sizes)):
+        left -= nbytes + (need.cache // max(1, count) if layers else 0)
+        if left < 0:
+            return layers
+    return count + 1
 
 
 def spread_over(
@@ -255,10 +337,26 @@ def what_would_fit(
     model: GGUFFile, wanted: int, budget: int, extra: int, *, whole_texts: bool = False
 ) -> str:
     """A smaller context, where that is enough, else a smaller quantization."""
+    if less := smaller(model, wanted, budget, extra, whole_texts=whole_texts):
+        more = "" if less.startswith("--ctx") else "; or close other programs"
+        return f"{less}{more}; --force loads it anyway" if more else less
+    return "no quantization would fit; close other programs, or take a smaller model"
+
+
+def smaller(
+    model: GGUFFile,
+    wanted: int,
+    budget: int,
+    extra: int,
+    *,
+    parallel: int = 1,
+    whole_texts: bool = False,
+) -> str:
+    """The largest context that fits, else the largest quantization; empty where none does."""
     contexts = [
         n
         for n in halves(wanted)
-        if reckon(model, n, "f16", extra, n if whole_texts else BATCH).total <= budget
+        if reckon(model, n * parallel, "f16", extra, n if whole_texts else BATCH).total <= budget
     ]
     if contexts:
         return f"--ctx {contexts[0]} fits"
@@ -269,6 +367,6 @@ def what_would_fit(
         nbytes = model.parameters * BITS[fitting[0]] / 8
         return (
             f"in {fitting[0]} (about {size_text(nbytes)}) it would fit:"
-            f" decant export … -q {fitting[0]}; or close other programs; --force loads it anyway"
+            f" decant export … -q {fitting[0]}"
         )
-    return "no quantization would fit; close other programs, or take a smaller model"
+    return ""

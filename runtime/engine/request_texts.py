@@ -7,8 +7,8 @@ switches that a route has its own words for. Only what needs it is changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from exporter.llamacpp.normalizer import NORMALIZER, SPACE_PREFIX, normalizer, s
 from runtime.engine.chat_format import AS_IT_IS, THINKING, ChatFormat, differences
 from runtime.engine.llama_server import Server
 from runtime.engine.openai_client import ask_json
+from runtime.engine.own_template import FIELD, OwnTemplate, first_own
 
 CHATS = frozenset(
     ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/apply-template",
@@ -31,6 +32,7 @@ PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query"
 """Where other routes have their texts."""
 VECTORS = ("/v1/embeddings", "/embedding")
 """Routes whose texts the engine always begins with BOS."""
+SWITCHES = "chat_template_kwargs"
 IN_OBJECTS = ("prompt_string", "text")
 WITH_BOS = ("prompt", "content")
 """Of those, what the engine begins with BOS."""
@@ -55,6 +57,8 @@ class Front:
     """What such a text begins with, where the engine does not add it."""
     drops_thoughts: bool = False
     """Whether the template does not know thoughts; llama-server may lose an answer with them."""
+    own: OwnTemplate | None = None
+    """The template that goes before the engine's."""
 
     def ready(self, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The body for the engine's route."""
@@ -78,10 +82,13 @@ class Front:
         messages = ready.get("messages")
         if self.drops_thoughts and isinstance(messages, list):
             ready["messages"] = [without_thoughts(message) for message in messages]
-        switches = thinking(body)
-        if switches:
-            given = body.get("chat_template_kwargs")
-            ready["chat_template_kwargs"] = switches | (given if isinstance(given, dict) else {})
+        given = body.get(SWITCHES)
+        switches = thinking(body) | (given if isinstance(given, dict) else {})
+        switches.pop(FIELD, None)  # which is ours to set
+        if self.own is not None:
+            ready[SWITCHES] = self.own.handed_over(switches)
+        elif switches or isinstance(given, dict):
+            ready[SWITCHES] = switches
         return ready
 
     def text(self, text: str, *, starts: bool = True) -> str:
@@ -110,6 +117,22 @@ class Front:
 PLAIN = Front()
 
 
+@dataclass(frozen=True, slots=True)
+class Fronts:
+    """How requests to one engine are made ready, by the adapters that answer."""
+
+    base: Front = PLAIN
+    own: tuple[OwnTemplate | None, ...] = ()
+    """What each adapter brings, by its place."""
+
+    def of(self, scales: Sequence[float]) -> Front:
+        """For a mixture of adapters."""
+        own = first_own(self.own, scales)
+        if own is None:
+            return self.base
+        return replace(self.base, drops_thoughts=drops_thoughts(own.format.template), own=own)
+
+
 def adds(body: Mapping[str, Any]) -> bool:
     """Whether the engine is to add what texts begin with; /tokenize only does if it is told to."""
     return bool(body.get("add_special", "prompt" in body))
@@ -119,13 +142,17 @@ def front_of(header: GGUFFile, chat: ChatFormat = AS_IT_IS) -> Front:
     """How requests are made ready for a model. Raises ModelError for a damaged normalizer."""
     written = header.text(NORMALIZER)
     space = header.text(SPACE_PREFIX)
-    template = chat.template or ""
     return Front(
         normalize_between(written, header.path) if written else None,
         first_space(space, header.path) if space else None,
         chat.bos,
-        bool(template) and not READS_THOUGHTS.search(template),
+        drops_thoughts(chat.template),
     )
+
+
+def drops_thoughts(template: str | None) -> bool:
+    """Whether a template that we hand over prints no thoughts."""
+    return bool(template) and not READS_THOUGHTS.search(template or "")
 
 
 def normalize_between(written: str, path: Path) -> Normalize:
@@ -188,11 +215,26 @@ def thinking(body: Mapping[str, Any]) -> dict[str, bool]:
     return {}
 
 
-def unlike(server: Server, chat: ChatFormat) -> Iterator[str]:
+def said_of(server: Server, own: OwnTemplate | None) -> Iterator[str]:
+    """What is to be said of an adapter's own template."""
+    if own is None:
+        return
+    if own.lost:
+        several = len(own.lost) > 1
+        yield (
+            f"{', '.join(own.lost)} {'are no tokens' if several else 'is no token'} of the base:"
+            " cut as text"
+        )
+    yield from unlike(server, own.format, own)
+
+
+def unlike(server: Server, chat: ChatFormat, own: OwnTemplate | None = None) -> Iterator[str]:
     """What is to be said of conversations that the engine renders otherwise than transformers."""
     prompts: list[str | None] = []
     for _, job, _ in chat.samples:
         body: dict[str, Any] = {"messages": list(job.messages)}
+        if own is not None:
+            body[SWITCHES] = own.handed_over({})
         if job.tools:
             body["tools"] = list(job.tools)
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.llamacpp.toolchain import find_toolchain
-from runtime.engine.local import Model
+from runtime.engine.local import Model, own_templates
 
 CHATML = (
     "{% for message in messages %}"
@@ -29,7 +29,8 @@ def with_template(model: Model, text: str) -> Model:
             f"`{model.header.path}` is an encoder-decoder, which takes no --chat-template",
             hint="leave it out: such a model reads a text as it is",
         )
-    return replace(model, chat_template=text)
+    chosen = replace(model, chat_template=text)
+    return replace(chosen, own=own_templates(chosen))
 
 
 def read_template(name: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.gateway import routes_llama, routes_status
 from runtime.gateway.access import Guard, preflight
 from runtime.gateway.api_errors import ApiError, ClientGoneError, form_of, unavailable
-from runtime.gateway.body import parse, read_body
+from runtime.gateway.body_reader import Taken
 from runtime.gateway.call import Call, Gateway, Handler, Route
 from runtime.gateway.metrics import FleetCollector
 from runtime.gateway.ollama import ollama_routes
@@ -210,13 +210,16 @@ class Endpoint:
         form = form_of(scope["path"])
         outgoing = Outgoing(send, record)
         try:
-            body = {}
-            if scope["method"] in WITH_BODY:
-                body = parse(await read_body(scope, receive, self.gateway.settings))
-            call = Call(
-                self.gateway, Request(scope, never), body, scope["client_id"], outgoing, record
-            )
-            await self.work(call, receive)
+            async with AsyncExitStack() as stack:
+                taken = Taken({}, 0)
+                if scope["method"] in WITH_BODY:
+                    taking = self.gateway.bodies.taken(scope, receive)
+                    taken = await stack.enter_async_context(taking)
+                    stack.enter_context(self.gateway.clients.place(scope["client_id"]))
+                request, client = Request(scope, never), scope["client_id"]
+                call = Call(self.gateway, request, taken.body, client, outgoing, record)
+                call.nbytes = taken.nbytes
+                await self.work(call, receive)
         except ClientGoneError:
             record.ending = "client left"
             self.gateway.metrics.gone.labels(record.label).inc()

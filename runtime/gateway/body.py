@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from http import HTTPStatus
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.types import Receive, Scope
-
 from runtime.engine.llama_server import lora_vector
+from runtime.engine.purpose import ROUTE, WHAT, purpose_of
 from runtime.engine.request_texts import CHATS
 from runtime.engine.template_choice import NO_TEMPLATE
-from runtime.gateway.api_errors import ApiError, ClientGoneError, bad_request
+from runtime.gateway.api_errors import bad_request
 from runtime.gateway.catalog import Named
 from runtime.gateway.settings import Settings
 from runtime.gateway.vectors import ROUTES as VECTORS
@@ -36,46 +33,11 @@ LIMIT_OF = {
 }  # fmt: skip
 """What limits the answer where the client sets none of LIMITS."""
 IMAGES = ("image_url", "input_image", "image", "video_url", "input_video", "audio_url")
+LISTED = ("prompt", "input", "content", "documents", "texts")
+"""Fields with a text, or with several that are answered each for itself."""
 WORD_MAX = 100_000  # characters
 LONG_WORD = re.compile(rf"\S{{{WORD_MAX}}}")
 CHILD_INT = (-(1 << 63), (1 << 64) - 1)
-
-
-async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
-    """The body, whole. Raises ApiError when it is too large or too slow, ClientGoneError."""
-    announced = dict(scope["headers"]).get(b"content-length", b"0")
-    if not announced.isdigit() or int(announced[:20]) > settings.body_max:
-        raise too_large(settings)
-    try:
-        return await asyncio.wait_for(gather_body(receive, settings), settings.body_s)
-    except asyncio.TimeoutError:
-        raise ApiError(
-            HTTPStatus.REQUEST_TIMEOUT,
-            f"the body was not complete after {settings.body_s:g} s",
-            headers=((b"connection", b"close"),),
-        ) from None
-
-
-async def gather_body(receive: Receive, settings: Settings) -> bytes:
-    parts, nbytes, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
-        parts.append(message.get("body", b""))
-        nbytes += len(parts[-1])
-        if nbytes > settings.body_max:
-            raise too_large(settings)
-        more = message.get("more_body", False)
-    return b"".join(parts)
-
-
-def too_large(settings: Settings) -> ApiError:
-    return ApiError(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body is larger than {settings.body_max} bytes",
-        headers=((b"connection", b"close"),),
-    )
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -135,7 +97,7 @@ def prepared(
 
     Raises ApiError for what would be answered wrongly.
     """
-    refuse_without_template(route, named)
+    refuse_without_answers(route, named)
     refuse_silent_failures(body)
     if route in VECTORS:
         body = ready_for_vectors(body, named.model.header)
@@ -153,13 +115,27 @@ def prepared(
     return kept | within_context(kept, named)
 
 
-def refuse_without_template(route: str, named: Named) -> None:
-    if route in CHATS and not named.model.can_chat:
+def refuse_without_answers(route: str, named: Named) -> None:
+    """Raise ApiError, with the route to ask, for an answer that the model cannot give."""
+    purpose = purpose_of(named.model.header)
+    if purpose != "answers" and (route in CHATS or route in LIMIT_OF):
+        raise bad_request(f"{named.id!r} {WHAT[purpose]}: ask {ROUTE[purpose]}", code="no_answers")
+    if route in CHATS and not named.can_chat:
         raise bad_request(
             f"{named.id!r} {NO_TEMPLATE}: ask /v1/completions, or give it a template:"
             " decant serve --chat-template NAME",
             code="no_chat_template",
         )
+
+
+def applied(body: Mapping[str, Any], named: Named) -> Sequence[float]:
+    """The adapters' scales: the name's, or those that a client is allowed to set."""
+    said = body.get("lora")
+    if not isinstance(said, list):
+        return named.voice
+    pairs = [(one.get("id"), one.get("scale")) for one in said if isinstance(one, dict)]
+    scales = {number: scale for number, scale in pairs if isinstance(scale, int | float)}
+    return [scales.get(number, 0.0) for number in range(len(named.voice))]
 
 
 def within_context(body: Mapping[str, Any], named: Named) -> dict[str, int]:
@@ -196,7 +172,7 @@ def refuse_long_words(body: Mapping[str, Any], named: Named) -> None:
     """Raise ApiError for a word that would end the child.
 
     Many models' patterns go through std::regex, which recurses with each character of a word;
-    `runtime.engine.llama_server.STACK` is deep enough for so many.
+    `runtime.process.kept_processes.STACK` is deep enough for so many.
     """
     if named.model.header.text("tokenizer.ggml.model") != "gpt2":
         return
@@ -272,10 +248,14 @@ def urlsplit_host(address: str) -> str | None:
 
 
 def cost(body: Mapping[str, Any]) -> int:
-    """How many of a child's slots a request takes: one for each answer and each prompt."""
+    """How many of a child's slots a request takes: one for each answer to each text."""
     answers = body.get("n", body.get("n_cmpl", 1))
     number = answers if isinstance(answers, int) and answers > 0 else 1
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and prompt and not all(isinstance(p, int) for p in prompt):
-        number *= len(prompt)
-    return int(number)
+    return int(number) * max(1, *(texts_in(body.get(name)) for name in LISTED))
+
+
+def texts_in(value: object) -> int:
+    """How many texts a field holds; a list of tokens, with texts between them or not, is one."""
+    if isinstance(value, list) and value and not any(isinstance(one, int) for one in value):
+        return len(value)
+    return 1

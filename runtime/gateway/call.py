@@ -12,13 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from runtime.engine.purpose import ROUTE, purpose_of
 from runtime.gateway.api_errors import ApiError, EngineGoneError, NotThereError
-from runtime.gateway.body import cost, dumped, prepared
+from runtime.gateway.body import applied, cost, dumped, prepared
+from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import Catalog, Named
 from runtime.gateway.metrics import Metrics
+from runtime.gateway.scheduling.engine_entry import Child
 from runtime.gateway.scheduling.placement import Role
-from runtime.gateway.scheduling.pool import Child, Fleet
-from runtime.gateway.scheduling.request_queue import Gate, Ticket
+from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.request_queue import Clients
 from runtime.gateway.scheduling.upstream import Reply, post
 from runtime.gateway.settings import Settings
 
@@ -33,6 +36,7 @@ UNQUEUED = frozenset(
      "/v1/chat/completions/input_tokens", "/v1/responses/input_tokens")
 )  # fmt: skip
 """What a child answers beside its slots."""
+NEVER_S = 600  # a child has a time limit of its own
 
 
 @dataclass(eq=False)
@@ -51,6 +55,13 @@ class Gateway:
     """Whether requests are turned away."""
     is_loading: bool = False
     """Until what is loaded at the start is."""
+    clients: Clients = field(init=False)
+    bodies: Bodies = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clients = Clients(self.settings.max_per_client)
+        sees = any(model.projector is not None for model in self.catalog.models.values())
+        self.bodies = Bodies(self.settings, sees=sees)
 
     def role_of(self, route: str, named: Named) -> Role:
         """Which kind of child answers on a route."""
@@ -63,7 +74,8 @@ class Gateway:
         self.is_loading = True
         try:
             first = next(iter(self.catalog))
-            async with self.fleet.using(first, self.role_of(CHAT, first)):
+            route = ROUTE[purpose_of(first.model.header)]
+            async with self.fleet.using(first, self.role_of(route, first)):
                 pass
         except ApiError:
             pass  # the journal has it; the first request will be told
@@ -103,6 +115,8 @@ class Call:
     state: str = "reading"
     was_cut: str = ""
     """Why it was broken off from here."""
+    nbytes: int = 0
+    """Of the body: a large one is worked on beside the event loop."""
 
     @asynccontextmanager
     async def answered(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[Reply]:
@@ -115,30 +129,31 @@ class Call:
         named = gateway.catalog.find(body.get("model"))
         self.record.model, self.record.label = named.id, named.label
         role = gateway.role_of(route, named)
-        ready = prepared(body, route, named, gateway.settings, can_say=role == "generate")
+        settings, can_say = gateway.settings, role == "generate"
+        ready = await gateway.bodies.beside(
+            self.nbytes, lambda: prepared(body, route, named, settings, can_say=can_say)
+        )
         self.state = "loading"
         async with gateway.fleet.using(named, role) as child:
-            if route in UNQUEUED:
-                async with self.asked(child, route, named, ready, None) as reply:
-                    yield reply
-                return
             self.state = "waiting"
-            ticket = await child.gate.admit(named.voice, self.client, cost(ready))
-            self.record.waited_s = ticket.waited_s
-            gateway.metrics.waited(named.label, ticket.waited_s)
-            async with self.asked(child, route, named, ready, ticket) as reply:
+            async with self.asked(child, route, named, ready) as reply:
                 yield reply
 
     @asynccontextmanager
     async def asked(
-        self, child: Child, route: str, named: Named, body: Mapping[str, Any], ticket: Ticket | None
+        self, child: Child, route: str, named: Named, body: Mapping[str, Any]
     ) -> AsyncIterator[Reply]:
-        """The reply; leaving the block breaks off what is not finished."""
+        """The reply, when it is this call's turn; leaving the block breaks off the rest."""
+        give_back = await self.turn(child, route, named, body)
         reply = None
         try:
             self.state = "answering"
-            ready = child.front.ready(route, body)
-            reply = await self.posted(child, route, dumped({**ready, "model": named.id}))
+            front = child.fronts.of(applied(body, named))
+            payload = await self.gateway.bodies.beside(
+                self.nbytes,
+                lambda: dumped({**front.ready(route, body), "model": named.id}),
+            )
+            reply = await self.posted(child, route, payload)
             await reply.read_head()
             yield reply
         except EngineGoneError:
@@ -146,11 +161,38 @@ class Call:
             raise
         finally:
             if reply is not None and not reply.is_finished:
-                self.gateway.fleet.spawn(abandon(reply, child.gate, ticket))
+                self.gateway.fleet.spawn(self.broken_off(reply, child, give_back))
             else:
-                child.gate.release(ticket)
+                give_back()
                 if reply is not None:
                     reply.close()
+
+    async def turn(
+        self, child: Child, route: str, named: Named, body: Mapping[str, Any]
+    ) -> Callable[[], None]:
+        """Wait for a place at the child; what gives it back. Raises ApiError."""
+        if route in UNQUEUED:
+            await child.beside.acquire()
+            return child.beside.release
+        ticket = await child.gate.admit(named.voice, cost(body))
+        self.record.waited_s += ticket.waited_s
+        self.gateway.metrics.waited(named.label, ticket.waited_s)
+        return lambda: child.gate.release(ticket)
+
+    async def broken_off(self, reply: Reply, child: Child, give_back: Callable[[], None]) -> None:
+        """Give a place back when the child has let go of a reply that nobody waits for.
+
+        One that does not is started again: it computes for nobody, and others wait for it.
+        """
+        gateway, server = self.gateway, child.server
+        limit_s = gateway.settings.release_s
+        try:
+            with gateway.clients.held(self.client):
+                if not await reply.leave(limit_s or NEVER_S) and limit_s:
+                    why = f"it computes still, {limit_s:g} s after its client has left"
+                    await gateway.fleet.renew(child, server, why)
+        finally:
+            give_back()
 
     async def posted(self, child: Child, route: str, payload: bytes) -> Reply:
         """The request, sent once: again only where nobody was there to hear it."""
@@ -161,14 +203,6 @@ class Call:
         if child.address is None:
             raise NotThereError
         return await post(child.address, route, payload)
-
-
-async def abandon(reply: Reply, gate: Gate, ticket: Ticket | None) -> None:
-    """Give the slot back when the child has let go of a reply that nobody waits for."""
-    try:
-        await reply.leave()
-    finally:
-        gate.release(ticket)
 
 
 Handler = Callable[[Call], Awaitable[Response | None]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -13,14 +14,19 @@ from exporter.core.errors import DecantError, InputError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import read_gguf
 from exporter.store import StoredModel, list_models
-from runtime.engine.adapters import BASE, Adapter, parse_scale
+from runtime.engine.adapters import BASE, SCALE_MAX, Adapter
+from runtime.engine.chat_format import templates_of
 from runtime.engine.local import Model, open_model
 from runtime.engine.memory_fit import LAYERS_KEPT
+from runtime.engine.own_template import first_own
 from runtime.gateway.api_errors import ApiError, bad_request
 from runtime.gateway.scheduling.request_queue import Voice
 
 LATEST = ":latest"  # which Ollama's clients append
 OWNER = "decant"
+NAME_MAX = 512  # characters
+SHOWN = 200  # characters of a name in an error
+SCALE = re.compile(r"[+-]?(\d{1,3}(\.\d{0,8})?|\.\d{1,8})(e-?\d{1,2})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,19 @@ class Named:
     model: Model
     adapter: Adapter | None
     voice: Voice
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether there is a template for what answers by this name."""
+        return self.model.can_chat_with(self.voice)
+
+    @property
+    def template(self) -> str:
+        """The chat template of what answers by this name; empty for none."""
+        own = first_own(self.model.own, self.voice)
+        if own is not None:
+            return own.facts.plain
+        return self.model.chat_template or templates_of(self.model.header)[0]
 
     @property
     def label(self) -> str:
@@ -52,6 +71,7 @@ class Catalog:
         short = [StoredModel(model.header.path).name for model in models]
         for model, name in zip(models, short, strict=True):
             id_ = name if short.count(name) == 1 else model.name
+            refuse_unspeakable(id_, model.header.path)
             if id_ in self.models:
                 raise InputError(f"two models are called {id_!r}", hint="rename one of the files")
             self.models[id_] = model
@@ -63,6 +83,8 @@ class Catalog:
             name = next(iter(self.models))
         if not isinstance(name, str) or not name:
             raise bad_request("`model` must be the name of a model", code="model_required")
+        if len(name) > NAME_MAX or not name.isprintable():
+            raise self.unknown(name)
         plain = name.removesuffix(LATEST)
         for base, rest in splits(plain):
             id_ = self.others.get(base, base)
@@ -81,16 +103,14 @@ class Catalog:
             if adapter.name == called:
                 scale = adapter.scale
                 if at:
-                    try:
-                        scale = parse_scale(text)
-                    except InputError as error:
-                        raise bad_request(f"{name!r}: {error.message}") from error
+                    scale = scale_of(text)
+                    called = f"{called}@{scale:g}"
                 voice = tuple(scale if one is adapter else 0.0 for one in model.adapters)
-                return Named(f"{id_}:{rest}", id_, model, adapter, voice)
+                return Named(f"{id_}:{called}", id_, model, adapter, voice)
         raise self.unknown(name)
 
     def unknown(self, name: str) -> ApiError:
-        shown = name[:200]
+        shown = name[:SHOWN]
         near = difflib.get_close_matches(shown, self.ids(), n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else "GET /v1/models lists what there is"
         return ApiError(
@@ -105,6 +125,25 @@ class Catalog:
             yield self.find(id_)
             for adapter in model.adapters:
                 yield self.find(f"{id_}:{adapter.name}")
+
+
+def scale_of(text: str) -> float:
+    """The number after a name's `@`, as it stands in the id. Raises ApiError.
+
+    Rounded as it is written there: what has the same id is answered alike.
+    """
+    if not SCALE.fullmatch(text) or abs(scale := float(f"{float(text):g}")) > SCALE_MAX:
+        raise bad_request(f"{text[:SHOWN]!r} is no scale: a number such as 0.5, at most 100")
+    return scale + 0.0  # -0 is 0
+
+
+def refuse_unspeakable(id_: str, path: Path) -> None:
+    """Raise InputError for a name that no header and no line of a log can hold."""
+    if len(id_) > NAME_MAX or not id_.isprintable():
+        raise InputError(
+            f"`{path}` gives a name that no request can say: {id_[:SHOWN]!r}",
+            hint="rename the file",
+        )
 
 
 def splits(name: str) -> Iterator[tuple[str, str]]:
@@ -126,6 +165,7 @@ def listing(named: Named) -> dict[str, Any]:
         "owned_by": OWNER,
         "root": named.base,
         "parent": named.base if named.adapter else None,
+        "chat_template": named.can_chat,
     } | scale
 
 
@@ -137,6 +177,7 @@ def stored_models(store: Path, *, report: Report = silent) -> list[Model]:
     models, adapters = [], []
     for stored in list_models(store):
         try:
+            refuse_unspeakable(stored.full_name, stored.path)
             header = read_gguf(stored.path, keep_items=LAYERS_KEPT)
             if header.is_adapter:
                 name = stored.path.name.partition(".")[0]

@@ -41,8 +41,19 @@ def load_config(
     tables = found.pop("model", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise InputError(f"`{path}`: model is no table", hint="write [[model]], then path = …")
+    if (limits := found.pop("limits", None)) is not None:
+        found.setdefault("limit", []).extend(limit_texts(path, limits))
     ctx.default_map = {**(ctx.default_map or {}), **options(ctx, path, found)}
     return tuple(model_table(path, table) for table in tables)
+
+
+def limit_texts(path: Path, limits: object) -> list[str]:
+    """`[limits]` as --limit has them. Raises InputError."""
+    if not isinstance(limits, dict) or not all(type(one) is int for one in limits.values()):
+        raise InputError(
+            f"`{path}`: [limits] needs a number for each name", hint="such as inputs = 4096"
+        )
+    return [f"{name}={number}" for name, number in limits.items()]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

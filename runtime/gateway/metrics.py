@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from runtime.gateway.scheduling.pool import Child
+from runtime.gateway.scheduling.engine_entry import Child
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SAMPLE = re.compile(r"^llamacpp:([a-zA-Z_]+)(?:\{[^}]*\})? ([-+.\w]+)$", re.MULTILINE)

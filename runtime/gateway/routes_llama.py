@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
 from runtime.gateway.api_errors import ApiError, bad_request, form_of
 from runtime.gateway.call import Call, Handler, Route
 from runtime.gateway.scheduling.placement import POOLING_KEY, POOLING_RANK
+from runtime.gateway.scheduling.portions import Joined, cut, events, list_of, per_text, renumbered
 from runtime.gateway.scheduling.upstream import Reply
 from runtime.gateway.vectors import ROUTES as VECTORS
 from runtime.gateway.vectors import keeps_length, shortened, size_of
@@ -33,6 +37,8 @@ PASSED = {
     "/apply-template": (),
 }
 """A child's routes, and by which other paths clients know them."""
+COMPLETED = ("/v1/completions", "/completion")
+"""Routes whose answers to several texts may come as a stream."""
 TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)\)")
 """What a child says of a text that is to become a vector."""
 PARSING = "[json.exception."  # how a child says that a field had the wrong type
@@ -48,29 +54,88 @@ def passing(route: str) -> Handler:
 
     async def handler(call: Call) -> Response | None:
         check(route, call)
+        if name := list_of(route, call.body):
+            slots = await slots_for(call, route)
+            if len(call.body[name]) > slots:
+                portions = cut(call.body[name], slots)
+                way = streamed if route in COMPLETED and call.body.get("stream") else joined
+                return await way(call, route, [{**call.body, name: part} for part in portions])
         async with call.answered(route, call.body) as reply:
             if is_to_be_put_otherwise(reply.status, call):
                 raise await translated(reply)
             size = size_of(call.body) if route in VECTORS else None
             if size is not None and reply.status == HTTPStatus.OK:
                 return await cut_vectors(reply, size, call)
-            headers = [*reply.headers, (b"X-Decant-Model", model_of(call))]
-            await call.outgoing(
-                {"type": "http.response.start", "status": reply.status, "headers": headers}
-            )
+            await begin(call, reply)
             async for chunk in reply.chunks():
-                await call.outgoing(
-                    {"type": "http.response.body", "body": chunk, "more_body": True}
-                )
-            await call.outgoing({"type": "http.response.body", "body": b"", "more_body": False})
+                await send(call, chunk)
+            await send(call, b"", more=False)
         return None
 
     return handler
 
 
+async def slots_for(call: Call, route: str) -> int:
+    """How many texts the child of a call takes at once."""
+    gateway = call.gateway
+    named = gateway.catalog.find(call.body.get("model"))
+    async with gateway.fleet.using(named, gateway.role_of(route, named)) as child:
+        return child.gate.capacity
+
+
+async def joined(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> Response:
+    """The answer to all portions of a request, in the form of one."""
+    size = size_of(call.body) if route in VECTORS else None
+    found, offset = Joined(size, as_it_is=keeps_length(call.body)), 0
+    beside = call.gateway.bodies.beside
+    for portion in portions:
+        async with call.answered(route, portion) as reply:
+            if reply.status != HTTPStatus.OK:
+                raise await translated(reply)
+            text = await reply.read()
+        await beside(len(text), partial(found.add, text, offset))
+        offset += texts_of(route, portion)
+    text = await beside(call.nbytes, partial(found.text, call.body.get("top_n")))
+    headers = {"X-Decant-Model": model_of(call).decode()}
+    return Response(text, media_type="application/json", headers=headers)
+
+
+async def streamed(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> None:
+    """The same, while it is written."""
+    offset, has_begun = 0, False
+    for portion in portions:
+        async with call.answered(route, portion) as reply:
+            if reply.status != HTTPStatus.OK:
+                raise await translated(reply)
+            if not has_begun:
+                has_begun = True
+                await begin(call, reply)
+            async for event in events(reply.chunks()):
+                if body := renumbered(event, offset):
+                    await send(call, body + b"\n\n")
+        offset += texts_of(route, portion)
+    await send(call, b"data: [DONE]\n\n" if route == "/v1/completions" else b"", more=False)
+
+
+def texts_of(route: str, portion: Mapping[str, Any]) -> int:
+    """How many answers a portion has."""
+    name = list_of(route, portion)
+    return (len(portion[name]) if name else 1) * per_text(portion)
+
+
+async def begin(call: Call, reply: Reply) -> None:
+    headers = [*reply.headers, (b"X-Decant-Model", model_of(call))]
+    await call.outgoing({"type": "http.response.start", "status": reply.status, "headers": headers})
+
+
+async def send(call: Call, body: bytes, *, more: bool = True) -> None:
+    await call.outgoing({"type": "http.response.body", "body": body, "more_body": more})
+
+
 async def cut_vectors(reply: Reply, size: int, call: Call) -> Response:
     """The answer with shorter vectors, which llama-server does not know to make."""
-    found = json.loads(await reply.read())
+    text = await reply.read()
+    found = await call.gateway.bodies.beside(len(text), partial(json.loads, text))
     if not isinstance(found, dict):
         raise bad_request("`dimensions` goes with /v1/embeddings")
     return JSONResponse(
@@ -106,7 +171,9 @@ def pooling_of(call: Call) -> int | None:
 
 
 def model_of(call: Call) -> bytes:
-    return call.record.model.encode("ascii", errors="replace")
+    """The model's id as a header can hold it."""
+    name = call.record.model
+    return bytes(ord(one) if " " <= one <= "~" else ord("?") for one in name)
 
 
 def is_to_be_put_otherwise(status: int, call: Call) -> bool:

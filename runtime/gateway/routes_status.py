@@ -12,7 +12,7 @@ from runtime.gateway.api_errors import ApiError
 from runtime.gateway.call import CHAT, Call, Gateway, Route
 from runtime.gateway.catalog import Named, listing
 from runtime.gateway.metrics import relabelled
-from runtime.gateway.scheduling.pool import Child, key_of
+from runtime.gateway.scheduling.engine_entry import Child, key_of
 from runtime.gateway.scheduling.upstream import get
 
 SCRAPE_S = 2

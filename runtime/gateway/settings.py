@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from exporter.core.errors import InputError
+from runtime.gateway.request_limits import Limits
 from runtime.rpc.protocol import Spread
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -43,18 +44,23 @@ class Settings:
     max_queue: int = 128
     """Requests that may wait for one child."""
     max_per_client: int = 64
-    """Requests of one client, waiting or answered, at one child."""
+    """Requests of one client, waiting or answered, wherever."""
     queue_s: float = 600
     """The longest wait for a turn."""
     max_tokens: int | None = None
     """The most that one answer may have."""
     head_s: float = 15
     """The time in which a request's head must have come."""
-    body_max: int = 16 << 20
+    limits: Limits = field(default_factory=Limits)
+    """What one request may hold."""
     body_s: float = 30
     """The time in which a request's body must have come."""
     stall_s: float = 60
     """How long a client may leave an answer unread."""
+    release_s: float = 20
+    """A child that holds on for so long to what its client has left is started again; 0: never."""
+    health_s: float = 20
+    """One that does not say for so long that it is well, too; 0: never."""
     allow_fields: frozenset[str] = frozenset()
     """Fields of llama-server's own that clients may set: see `requests.WITHHELD`."""
     media_hosts: frozenset[str] = frozenset()

@@ -1,31 +1,67 @@
-"""Runs a program that reads no standard input, and ends it when ours does.
+"""Runs a program that ends when whoever started it does, however that ends and whatever it does.
 
-`python -I -S exit_with_parent.py PROGRAM ARGUMENT…`, with a pipe as standard input whose other end
-the starter holds. The starter may end in any way, SIGKILL too: the pipe closes, the program is
-killed.
-It ends with the program's own status, or 128 + the signal that killed it.
+`python -I -S guard.py --parent PID PROGRAM ARGUMENT…` becomes the program, which Linux kills when
+the thread that started it ends. Elsewhere the guard stays beside it, as in the other form:
+`python -I -S guard.py PROGRAM ARGUMENT…`, with a pipe as standard input whose other end the
+starter holds. The starter may end in any way, SIGKILL too: the pipe closes, the program is killed.
+The guard ends with the program's own status, or 128 + the signal that killed it.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import subprocess
 import sys
 import threading
+from types import FrameType
+
+PARENT = "--parent"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+NOT_FOUND = 127  # a shell's status for a program that cannot be started
 
 
 def run_guarded(argv: list[str]) -> int:
-    """The program's status, when it has ended by itself or because standard input has."""
-    child = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
+    """The program's status, when it has ended by itself or because standard input has.
+
+    Its own standard input stays open and silent; what asks this process to end is passed on.
+    """
+    child = subprocess.Popen(argv, stdin=subprocess.PIPE)
 
     def watch() -> None:
         while sys.stdin.buffer.read(1 << 10):
             pass
         child.kill()
 
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        child.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)
     threading.Thread(target=watch, daemon=True).start()
     status = child.wait()
     return 128 - status if status < 0 else status
 
 
+def become(argv: list[str], parent: int) -> int:
+    """Become the program, which ends with its parent; only returns where that cannot be."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already, and nobody would tell
+        return 128 + signal.SIGKILL
+    try:
+        os.execv(argv[0], argv)  # noqa: S606 - no shell is wanted
+    except OSError as error:
+        sys.stderr.write(f"cannot start {argv[0]}: {error.strerror}\n")
+    return NOT_FOUND
+
+
+def main(arguments: list[str]) -> int:
+    if arguments[0] != PARENT:
+        return run_guarded(arguments)
+    argv = arguments[2:]
+    return become(argv, int(arguments[1])) if sys.platform == "linux" else run_guarded(argv)
+
+
 if __name__ == "__main__":
-    sys.exit(run_guarded(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

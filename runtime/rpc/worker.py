@@ -22,13 +22,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 
 from typing_extensions import Self
 
 from exporter.core.errors import EngineError, InputError, WorkerError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.machine import available_nbytes
+from exporter.core.version import own_version
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.process.network import is_loopback
 from runtime.rpc.protocol import ASK, HELLO, HELLO_HEAD, HELLO_REQUEST, greet, memory, received
@@ -137,7 +137,7 @@ class Worker:
     def tell(self, head: socket.socket) -> None:
         if received(head, len(ASK) - 1) == ASK[1:]:
             facts = {
-                "decant": version("decant-llm"),
+                "decant": own_version(),
                 "commit": self.toolchain.info["commit"],
                 "backend": self.toolchain.info["backend"],
                 "threads": self.spec.rpc.threads,

@@ -59,6 +59,10 @@ YARN = {
     "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
 WINDOWS = {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}
+GPT2_SIZE = {
+    "vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 96,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 Config = Callable[[Any], Any]
 
 RIGHT: dict[str, Config] = {
@@ -70,7 +74,21 @@ RIGHT: dict[str, Config] = {
     "deepseek_v3": lambda t: t.DeepseekV3Config(**(SIZE | DEEPSEEK)),
     "dots1": lambda t: t.Dots1Config(**(SIZE | ROUTED), first_k_dense_replace=1),
     "gemma3 with other layers": lambda t: t.Gemma3TextConfig(**SIZE, **GEMMA, **WINDOWS),
+    "afmoe with plain embeddings": lambda t: t.AfmoeConfig(
+        **(SIZE | {"num_hidden_layers": 4}), **EXPERTS, head_dim=16, num_dense_layers=1,
+        mup_enabled=False, sliding_window=8,
+    ),
     "gemma2 with another scale": lambda t: t.Gemma2Config(**SIZE, head_dim=16),
+    "gemma3 with another scale": lambda t: t.Gemma3TextConfig(
+        **SIZE, **GEMMA | {"query_pre_attn_scalar": 100}
+    ),
+    "gpt2 scaled by layers": lambda t: t.GPT2Config(
+        **GPT2_SIZE, scale_attn_by_inverse_layer_idx=True
+    ),
+    "gpt2 not scaled": lambda t: t.GPT2Config(**GPT2_SIZE, scale_attn_weights=False),
+    "gpt_bigcode not scaled": lambda t: t.GPTBigCodeConfig(
+        **GPT2_SIZE, scale_attn_weights=False
+    ),
     "glm": lambda t: t.GlmConfig(**SIZE, head_dim=16, rms_norm_eps=1e-3),
     "granite 4": lambda t: t.GraniteMoeHybridConfig(
         **SIZE, **MAMBA, num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=96,
@@ -368,7 +386,9 @@ def test_what_llamacpp_cannot_is_refused_with_the_reason(
     assert not (tmp_path / "x.gguf").exists()
 
 
-@pytest.mark.parametrize("name", ["bamba", "gemma2 with another scale", "solar_open"])
+@pytest.mark.parametrize(
+    "name", ["bamba", "gemma2 with another scale", "gpt2 scaled by layers", "solar_open"]
+)
 def test_an_adapter_file_is_arranged_as_the_base_is(
     toolchain, vocabularies_left_out, tmp_path, name
 ):
@@ -377,7 +397,8 @@ def test_an_adapter_file_is_arranged_as_the_base_is(
 
     base, output = tmp_path / "base", tmp_path / "x.gguf"
     model = make_model(RIGHT[name](transformers), base)
-    trained = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj"]))
+    targets = ["c_attn"] if "gpt2" in name else ["q_proj", "k_proj", "v_proj"]
+    trained = get_peft_model(model, LoraConfig(r=4, target_modules=targets))
     shake(trained)
     trained.save_pretrained(tmp_path / "lora")
     exported(base, toolchain, output)

@@ -18,7 +18,8 @@ from runtime.chat.repl.screen import DIM
 from runtime.chat.repl.set_options import BY_NAME, SETTINGS, parse_setting
 from runtime.chat.session import Chosen, Cleared, ModelSet, SettingsSet, SystemSet, Undone
 from runtime.engine.adapters import BASE, parse_scale
-from runtime.engine.local import LocalEngine, RemoteEngine, open_model
+from runtime.engine.local import LocalEngine, open_model
+from runtime.engine.remote_engine import RemoteEngine
 from runtime.engine.selection import Choice
 
 Kind = Literal["", "adapter", "model", "path", "setting", "session", "format", "topic"]
@@ -201,6 +202,10 @@ def stats(repl: Repl, argument: str) -> None:
     repl.shown["stats"] = not repl.shown.get("stats")
     repl.screen.note(f"(numbers after each answer: {'on' if repl.shown['stats'] else 'off'})")
     last = repl.session.conversation.last
+    if repl.shown["stats"] and isinstance(repl.engine, LocalEngine):
+        for line in repl.engine.fit.lines():
+            if "GPU" in line or line.startswith("memory"):
+                repl.screen.note(line)
     if repl.shown["stats"] and last and last.numbers:
         from runtime.engine.openai_client import Stopped
 

@@ -11,7 +11,7 @@ from runtime.chat.repl.set_options import SETTINGS
 from runtime.chat.repl.transcript import FORMATS
 from runtime.chat.session_files import list_sessions
 from runtime.engine.adapters import BASE
-from runtime.engine.local import RemoteEngine
+from runtime.engine.remote_engine import RemoteEngine
 
 
 def completions(repl: Repl, text: str) -> Sequence[str] | None:

@@ -300,7 +300,7 @@ def trim(repl: Repl, context: int) -> None:
     last = len(conversation.turns) - 1
     first = conversation.first + 1
     while first < last:
-        count = repl.engine.count(after(conversation, Trimmed(first)).asking())
+        count = repl.engine.count(after(conversation, Trimmed(first)).asking(), repl.choice)
         if count is None:
             first = (conversation.first + last + 1) // 2
             break

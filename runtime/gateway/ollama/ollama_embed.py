@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse, Response
@@ -16,8 +18,9 @@ from runtime.gateway.catalog import Named
 from runtime.gateway.ollama.ollama_engine import asked, find, load
 from runtime.gateway.ollama.ollama_request import Question, embed_question, text
 from runtime.gateway.ollama.ollama_response import NS, read_object
+from runtime.gateway.scheduling.engine_entry import Child
 from runtime.gateway.scheduling.placement import POOLING_KEY, POOLING_RANK
-from runtime.gateway.scheduling.pool import Child
+from runtime.gateway.scheduling.portions import cut
 from runtime.gateway.scheduling.upstream import post
 from runtime.gateway.vectors import PROMPT_NAME, normed, prompted
 
@@ -75,11 +78,18 @@ def find_embedder(call: Call) -> Named:
 
 async def embedded(call: Call, question: Question, named: Named) -> tuple[list[list[float]], int]:
     """The vectors in the order of their texts, and how many tokens these have."""
-    async with asked(call, question, named) as reply:
-        found = read_object(await reply.read())
-    data = sorted(listed(found.get("data")), key=lambda one: number(one.get("index")))
-    prompt_tokens = number(mapped(found.get("usage")).get("prompt_tokens"))
-    return [one["embedding"] for one in data], int(prompt_tokens)
+    vectors: list[list[float]] = []
+    prompt_tokens = 0
+    async with call.gateway.fleet.using(named, "embed") as child:
+        for portion in cut(question.body["input"], child.gate.capacity):
+            part = replace(question, body={**question.body, "input": portion})
+            async with asked(call, part, named) as reply:
+                text = await reply.read()
+            found = await call.gateway.bodies.beside(len(text), partial(read_object, text))
+            data = sorted(listed(found.get("data")), key=lambda one: number(one.get("index")))
+            vectors += [one["embedding"] for one in data]
+            prompt_tokens += int(number(mapped(found.get("usage")).get("prompt_tokens")))
+    return vectors, prompt_tokens
 
 
 async def cut_to_fit(call: Call, named: Named, texts: Sequence[str]) -> list[str | list[int]]:
@@ -106,7 +116,7 @@ async def tokens_of(child: Child, whole: str, *, special: bool) -> list[int]:
     if child.address is None:
         raise unavailable("the engine has ended; try again")
     body = {"content": whole, "add_special": special, "parse_special": True}
-    body = child.front.ready("/tokenize", body)
+    body = child.fronts.base.ready("/tokenize", body)
     reply = await post(child.address, "/tokenize", dumped(body))
     try:
         await reply.read_head()

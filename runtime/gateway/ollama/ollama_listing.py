@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from exporter.core.ggml_types import FTYPES
 from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
+from runtime.engine.purpose import purpose_of
 from runtime.gateway.catalog import Named
 from runtime.gateway.ollama.ollama_response import stamp
 
@@ -42,7 +43,7 @@ def shown(named: Named) -> Json:
         "license": header.text("general.license") or "",
         "modelfile": f"FROM {named.id}\n",
         "parameters": "",
-        "template": header.text(TEMPLATE) or "",
+        "template": named.template,
         "details": details(named),
         "model_info": model_info(header),
         "capabilities": capabilities(named),
@@ -127,8 +128,8 @@ def layout(header: GGUFFile) -> list[tuple[str, tuple[int, ...], str]]:
 def capabilities(named: Named) -> list[str]:
     """What the model can be asked for, in Ollama's words."""
     header = named.model.header
-    template = named.model.chat_template or header.text(TEMPLATE) or ""
-    if is_embedder(header):
+    template = named.template
+    if purpose_of(header) != "answers":
         return ["embedding"]
     found = {
         "completion": True,
@@ -138,13 +139,6 @@ def capabilities(named: Named) -> list[str]:
         "thinking": bool(THINKS.search(template)),
     }
     return [name for name, is_there in found.items() if is_there]
-
-
-def is_embedder(header: GGUFFile) -> bool:
-    """Whether it makes one vector of a text, and no text."""
-    pooling = header.number(f"{header.architecture}.pooling_type")
-    causal = header.metadata.get(f"{header.architecture}.attention.causal")
-    return bool(pooling) or causal is False
 
 
 def context(header: GGUFFile) -> int | None:

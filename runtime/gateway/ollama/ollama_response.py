@@ -17,6 +17,8 @@ Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 NS = 1_000_000_000
 NS_PER_MS = 1_000_000
 LAST_STATUS = 600
+UNPARSED = "unparsed"
+"""Of an engine's answer, and of ours: it does not keep to its template's format."""
 
 
 class EventReader:
@@ -100,6 +102,8 @@ class Answer:
     headed: float
     """When the engine's response began."""
     reason: str | None = None
+    unparsed: bool = False
+    """Whether it does not keep to its template's format, and is given as it was written."""
     usage: Json = field(default_factory=dict)
     timings: Json = field(default_factory=dict)
     calls: dict[int, Json] = field(default_factory=dict)
@@ -118,6 +122,7 @@ class Answer:
             if text or thinking or logprobs:
                 yield self.voice.line(text=text, thinking=thinking, logprobs=logprobs)
             self.reason = choice.get("finish_reason") or self.reason
+            self.unparsed = self.unparsed or choice.get(UNPARSED) is True
 
     def add_call(self, call: Json) -> None:
         index = call.get("index")
@@ -143,9 +148,11 @@ class Answer:
         if self.reason is None:
             raise ApiError(HTTPStatus.BAD_GATEWAY, "the engine's answer broke off")
         if self.calls:
-            told = [told_call(at, self.calls[at]) for at in sorted(self.calls)]
-            yield self.voice.line(tool_calls=told)
-        yield self.voice.last("length" if self.reason == "length" else "stop", self.numbers())
+            calls = [told_call(at, self.calls[at]) for at in sorted(self.calls)]
+            yield self.voice.line(tool_calls=calls)
+        told = {UNPARSED: True} if self.unparsed else {}
+        reason = "length" if self.reason == "length" else "stop"
+        yield self.voice.last(reason, {**self.numbers(), **told})
 
     def numbers(self) -> Json:
         """How many tokens, and how long they took, in nanoseconds."""

@@ -11,15 +11,14 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from http import HTTPStatus
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Path
 
+from exporter.core.version import own_version
 from runtime.gateway.api_errors import ApiError, bad_request, encoded
 from runtime.gateway.call import Call, Gateway, Handler, Route
 from runtime.gateway.catalog import Named
@@ -35,8 +34,8 @@ from runtime.gateway.ollama.ollama_request import (
     text,
     wants_stream,
 )
-from runtime.gateway.ollama.ollama_response import NS, Answer, Voice, joined, lines, stamp
-from runtime.gateway.scheduling.pool import Child
+from runtime.gateway.ollama.ollama_response import NS, UNPARSED, Answer, Voice, joined, lines, stamp
+from runtime.gateway.scheduling.engine_entry import Child
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 API_VERSION = "0.13.0"
@@ -44,6 +43,7 @@ API_VERSION = "0.13.0"
 FOR_EVER_S = 100 * 365 * 86400
 LISTENS_S = 10  # after so long, a sender of what is not wanted is cut off
 NDJSON = b"application/x-ndjson"
+UNPARSED_HEADER = "X-Decant-Unparsed"
 NO_PULL = "models are not pulled by the server: `decant pull` and `decant serve` bring them"
 NO_PUSH = "models are not pushed anywhere by the server"
 NO_CREATE = "models are not made by requests: `decant export` makes them"
@@ -54,14 +54,6 @@ NO_UPLOAD = "the server takes no uploads"
 async def told_version(call: Call) -> Response:
     del call
     return JSONResponse({"version": API_VERSION, "decant": own_version()})
-
-
-@cache
-def own_version() -> str:
-    try:
-        return version("decant-llm")
-    except PackageNotFoundError:  # run from a checkout
-        return ""
 
 
 async def tags(call: Call) -> Response:
@@ -126,14 +118,17 @@ async def conversed(call: Call, form: Literal["chat", "generate"]) -> Response |
         reason = "unload" if keep_s == 0 else "load"
         await (unload if keep_s == 0 else load)(call, named)
         return JSONResponse(voice.last(reason, {}))
-    chats, thinks = named.model.can_chat, "thinking" in able
+    chats, thinks = named.can_chat, "thinking" in able
     ability = Ability(voice.model, context(named.model.header), thinks, chats)
     question = (chat_question if form == "chat" else generate_question)(call.body, ability)
     voice = replace(voice, has_top=question.has_top)
     async with asked(call, question, named) as reply:
         said = lines(reply.chunks(), Answer(voice, began, time.monotonic()))
         if not is_stream:
-            return JSONResponse(joined(voice, [line async for line in said]))
+            whole = joined(voice, [line async for line in said])
+            return JSONResponse(
+                whole, headers={UNPARSED_HEADER: "1"} if whole.get(UNPARSED) else {}
+            )
         await send_lines(call, said)
     return None
 

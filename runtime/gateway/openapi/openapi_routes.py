@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from exporter.core.version import own_version
 from runtime.gateway import routes_llama
 from runtime.gateway.api_errors import form_of
 from runtime.gateway.call import Call, Route
@@ -114,7 +114,7 @@ def document(served: Iterable[tuple[str, str]], *, has_keys: bool) -> Json:
             paths.setdefault(path, {})[method.lower()] = operation(path, told)
     found: Json = {
         "openapi": "3.1.0",
-        "info": {"title": "decant", "version": version("decant-llm")},
+        "info": {"title": "decant", "version": own_version()},
         "paths": paths,
         "components": {"schemas": SCHEMAS},
     }

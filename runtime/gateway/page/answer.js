@@ -3,26 +3,32 @@
 import { isAbort, modelStatus, streamed } from "./api.js";
 import { copyButton, el, oncePerFrame } from "./dom.js";
 import { LiveMarkdown } from "./markdown.js";
+import { hasTemplate } from "./models.js";
 
 const PATIENCE_MS = 2000;
+const RAW_TOKENS = 256; // of an answer that nothing ends, as `decant chat` has it
 
 /**
  * An answer of which nothing is known yet.
  * @param {string} model
  */
 export function newAnswer(model) {
-  return { role: "assistant", model, content: "", reasoning: "", finish: null, tokens: null, speed: null, error: null, isStopped: false };
+  return { role: "assistant", model, content: "", reasoning: "", finish: null, tokens: null, speed: null, error: null, isRaw: false, isStopped: false };
 }
 
 /**
  * Fill `answer` from the server, calling `changed` after each piece. It does not throw: what went
- * wrong is part of the answer.
+ * wrong is part of the answer. A model without a chat template goes on writing what was said.
  */
 export async function receive(answer, { messages, sampling }, signal, changed) {
-  const body = { model: answer.model, messages, ...sampling, stream: true, stream_options: { include_usage: true } };
+  const body = { model: answer.model, ...sampling, stream: true, stream_options: { include_usage: true } };
   const clock = { began: null };
+  answer.isRaw = !hasTemplate(answer.model);
+  const asked = answer.isRaw
+    ? streamed("v1/completions", { max_tokens: RAW_TOKENS, ...body, prompt: textOf(messages) }, signal)
+    : streamed("v1/chat/completions", { ...body, messages }, signal);
   try {
-    for await (const event of streamed("v1/chat/completions", body, signal)) {
+    for await (const event of asked) {
       take(answer, event, clock);
       changed();
     }
@@ -32,10 +38,15 @@ export async function receive(answer, { messages, sampling }, signal, changed) {
   }
 }
 
+/** All that was said, a line each. */
+function textOf(messages) {
+  return messages.map(({ content }) => content).join("\n");
+}
+
 /** Add what one event of the stream says. */
 function take(answer, event, clock) {
   const [choice] = event.choices ?? [];
-  const text = choice?.delta?.content ?? "";
+  const text = choice?.delta?.content ?? choice?.text ?? "";
   const thought = choice?.delta?.reasoning_content ?? "";
   if (text || thought) clock.began ??= performance.now();
   answer.content += text;
@@ -49,8 +60,9 @@ function take(answer, event, clock) {
 }
 
 /** What is said under an answer: its length and speed, and why it ended early. */
-export function factsOf({ tokens, speed, finish, isStopped }) {
+export function factsOf({ tokens, speed, finish, isRaw, isStopped }) {
   const facts = [];
+  if (isRaw) facts.push("the model has no chat template: it goes on writing the text");
   if (tokens !== null) facts.push(tokens === 1 ? "1 token" : `${tokens.toLocaleString("en")} tokens`);
   if (tokens > 1 && Number.isFinite(speed)) facts.push(`${speed.toFixed(speed < 100 ? 1 : 0)} tokens/s`);
   if (finish === "length") facts.push("cut off: the limit of tokens was reached");

@@ -7,9 +7,19 @@ import { listModels } from "./api.js";
  * @typedef {{id: string, adapters: Adapter[]}} Base
  */
 
+const withoutTemplate = new Set();
+
 /** @returns {Promise<Base[]>} */
 export async function loadBases() {
-  return basesOf(await listModels());
+  const models = await listModels();
+  withoutTemplate.clear();
+  for (const { id, chat_template } of models) if (chat_template === false) withoutTemplate.add(id);
+  return basesOf(models);
+}
+
+/** Whether a model answers conversations; one without a template only goes on writing a text. */
+export function hasTemplate(id) {
+  return !withoutTemplate.has(id.replace(/@[^:@]*$/, ""));
 }
 
 /** What /v1/models lists, adapters under the models they belong to. */

@@ -9,6 +9,7 @@ from typing import Literal
 from exporter.core.errors import SpaceError
 from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes, physical_cores
+from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.chat_format import AS_IT_IS
 from runtime.engine.llama_server import ServerSpec
@@ -58,8 +59,12 @@ def planned(
     settings: Settings,
     toolchain: Toolchain,
     workers: Sequence[WorkerFacts] = (),
+    reserved: int = 0,
 ) -> Plan:
-    """How a child is run, here and with those workers. Raises SpaceError when it does not fit."""
+    """How a child is run, here and with those workers. Raises SpaceError when it does not fit.
+
+    reserved: bytes of the free memory that others are about to take.
+    """
     open_slots = (1,) if model.is_encoder_decoder else SLOTS
     slots = (settings.parallel,) if settings.parallel else open_slots
     if is_cut_wrongly(model.header, key.role):
@@ -69,7 +74,7 @@ def planned(
     short = True
     for parallel in slots:
         try:
-            fitted = fitting(key.role, model, parallel, settings, toolchain, workers)
+            fitted = fitting(key.role, model, parallel, settings, toolchain, workers, reserved)
         except SpaceError as caught:
             error = caught
             continue
@@ -101,6 +106,7 @@ def fitting(
     settings: Settings,
     toolchain: Toolchain,
     workers: Sequence[WorkerFacts],
+    reserved: int,
 ) -> Fit:
     beside = [adapter.path for adapter in model.adapters]
     return fit(
@@ -113,16 +119,17 @@ def fitting(
             whole_texts=role in ROLE_FLAGS and not may_be_cut(model.header, role),
             exact=role in ROLE_FLAGS,
         ),
-        free=available_nbytes() + sum(sum(worker.free) for worker in workers),
+        free=max(0, available_nbytes() - reserved) + sum(sum(worker.free) for worker in workers),
         cores=physical_cores(),
         backend=toolchain.info["backend"],
+        gpu=free_nbytes(toolchain),
     )
 
 
 def is_short(fitted: Fit, settings: Settings) -> bool:
     wanted = settings.context or min(fitted.trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     least = min(wanted, fitted.trained) if fitted.trained else wanted
-    return fitted.context < least or fitted.cache_type != "f16"
+    return fitted.context < least or fitted.cache_type != "f16" or fitted.is_split
 
 
 def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from exporter.core.errors import DecantError, EngineDiedError, SpaceError
 from exporter.core.events import Event, Note, Progress, Report, Step, Warn, silent
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.llama_server import DYING_S, Server
-from runtime.engine.local import Model
-from runtime.engine.request_texts import PLAIN, Front, front_of, unlike
+from runtime.engine.request_texts import Fronts, front_of, said_of, unlike
 from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.catalog import Named
-from runtime.gateway.scheduling.placement import Key, Plan, Role, planned
-from runtime.gateway.scheduling.request_queue import Gate, Voice
-from runtime.gateway.scheduling.upstream import Address, address_of
+from runtime.gateway.scheduling.engine_entry import Child, CrowdedError, as_reason, key_of
+from runtime.gateway.scheduling.placement import ROLE_FLAGS, Key, Plan, Role, planned
+from runtime.gateway.scheduling.request_queue import Gate
+from runtime.gateway.scheduling.upstream import address_of, is_well
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts, preflight
 
@@ -27,54 +28,8 @@ WATCH_S = 0.1  # between looks at whether a child lives
 BACKOFF_S = (0.2, 1, 2, 5, 10, 30)
 HEALTHY_S = 10  # a child that lived so long is not in a loop of crashes
 PATIENCE_S = 5  # a request waits so long for a restart, else it is told to come again
-VOICED_MAX = 3  # unused children that serve one scale of an adapter
-State = Literal["unloaded", "loading", "loaded", "failed"]
-
-
-@dataclass(eq=False)
-class Child:
-    """A model that is, was or will be loaded."""
-
-    key: Key
-    model: Model
-    gate: Gate
-    state: State = "unloaded"
-    server: Server | None = None
-    address: Address | None = None
-    front: Front = PLAIN
-    """How requests are made ready for it."""
-    starting: asyncio.Task[None] | None = None
-    progress: float = 0
-    """The part of the file that is loaded."""
-    users: int = 0
-    """Requests that are answered or wait here."""
-    last_used: float = 0
-    began: float = 0
-    """When it was last loaded, and how long that took."""
-    load_s: float = 0
-    nbytes: int = 0
-    """Of memory, as reckoned."""
-    context: int = 0
-    text_max: int = 0
-    """Tokens of the longest text that becomes a vector or is ranked."""
-    restarts: int = 0
-    crashes: int = 0
-    """In a row."""
-    retry_at: float = 0
-    error: DecantError | None = None
-
-    @property
-    def name(self) -> str:
-        role = self.key.role
-        return self.key.base if role == "generate" else f"{self.key.name} ({role})"
-
-    @property
-    def is_loaded(self) -> bool:
-        return self.state == "loaded"
-
-    @property
-    def is_idle(self) -> bool:
-        return self.is_loaded and not self.users
+STARTS_MAX = 64  # threads, each of which waits for one child to be up
+Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
@@ -88,6 +43,8 @@ class Fleet:
     children: dict[Key, Child] = field(default_factory=dict)
     planning: asyncio.Lock = field(default_factory=asyncio.Lock)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    threads: Executor = field(default_factory=lambda: ThreadPoolExecutor(STARTS_MAX, "start"))
+    """For what starts and may hang; its threads live as long as this does."""
     is_closed: bool = False
 
     def child(self, named: Named, role: Role = "generate") -> Child:
@@ -112,17 +69,16 @@ class Fleet:
 
     async def loaded(self, child: Child) -> None:
         """Return when the child is up; it is loaded once, however many wait."""
-        if child.is_loaded:
-            return
-        if self.is_closed:
-            raise unavailable("the server is shutting down", retry_after=5)
-        if self.backoff(child) > PATIENCE_S:
-            raise self.failure(child)
-        if child.starting is None:
-            child.starting = self.spawn(self.start(child))
-        await asyncio.wait({child.starting})
-        if not child.is_loaded:
-            raise self.failure(child)
+        while not child.is_loaded:
+            if self.is_closed:
+                raise unavailable("the server is shutting down", retry_after=5)
+            if self.backoff(child) > PATIENCE_S:
+                raise self.failure(child)
+            if child.starting is None:
+                child.starting = self.spawn(self.start(child))
+            await asyncio.wait({child.starting})
+            if child.state == "failed":
+                raise self.failure(child)
 
     def backoff(self, child: Child) -> float:
         """Seconds until it may be started again."""
@@ -146,54 +102,28 @@ class Fleet:
         """Load the child when it is time; what fails is kept in it."""
         await asyncio.sleep(self.backoff(child))
         child.state, child.progress, child.error = "loading", 0, None
-        try:
-            await self.load(child)
-        except DecantError as error:
-            self.fail(child, error)
-        finally:
-            child.starting = None
-
-    async def limit_voiced(self) -> None:
-        """Forget the longest unused of those whose adapters' scales clients have chosen.
-
-        There is no end of such scales.
-        """
-        unused = [
-            child
-            for child in self.children.values()
-            if is_chosen(child.key.voice, child.model)
-            and not child.users
-            and child.starting is None
-        ]
-        for child in sorted(unused, key=lambda one: one.last_used)[:-VOICED_MAX]:
-            del self.children[child.key]
-            await self.stop(child)
+        loading = self.spawn(self.load(child))
+        await asyncio.wait({loading})
+        child.starting = None
+        if (error := loading.exception()) is not None:
+            self.fail(child, as_reason(error))
+        elif child.state == "loading":  # nobody waits for it any more
+            child.state = "unloaded"
 
     async def load(self, child: Child) -> None:
+        """Load the child, unless all who wanted it have left. Raises whatever it fails by."""
         began = self.clock()
-        if child.key.voice:
-            await self.limit_voiced()
-        loop = asyncio.get_running_loop()
-
-        def heard(event: Event) -> None:
-            if isinstance(event, Progress) and event.total:
-                child.progress = event.done / event.total
-
-        await loop.run_in_executor(None, getattr, child.model, "chat")  # which may take a moment
-        async with self.planning:  # memory is shared out to one at a time
-            plan = await self.room_for(child)
-            child.nbytes, child.context = plan.fit.need.total, plan.spec.context
-            child.text_max = plan.text_max
-            self.report(Step(f"loading {child.name}"))
-            server = Server(plan.spec, self.toolchain, report=heard)
-            child.server = server
-            child.front = await loop.run_in_executor(
-                None, front_of, child.model.header, plan.spec.chat
-            )
-            await loop.run_in_executor(None, server.__enter__)
-            await self.compare(child, server)
+        await self.apart(getattr, child.model, "chat")  # which may take a moment
+        server = await self.server_for(child)
+        if server is None:
+            return
+        self.report(Step(f"loading {child.name}"))
+        front = await self.apart(front_of, child.model.header, server.spec.chat)
+        child.fronts = Fronts(front, child.model.own)
+        await self.apart(server.__enter__)
+        await self.compare(child, server)
         child.address = address_of(server)
-        child.gate.capacity = plan.spec.parallel
+        child.gate.capacity = server.spec.parallel
         child.state, child.progress = "loaded", 1
         child.began = child.last_used = self.clock()
         child.load_s = child.began - began
@@ -204,28 +134,99 @@ class Fleet:
         self.spawn(self.watch(child, server))
         child.gate.open()
 
+    async def server_for(self, child: Child) -> Server | None:
+        """The child's server, with memory set apart for it; None where nobody waits for it.
+
+        Memory is shared out to one at a time; what is starting has its own set apart.
+        """
+
+        def heard(event: Event) -> None:
+            if isinstance(event, Progress) and event.total:
+                child.progress = event.done / event.total
+
+        while True:
+            async with self.planning:
+                if self.is_closed or not child.users:
+                    return None
+                await self.limit_voiced(child)
+                plan = await self.room_for(child)
+                if plan is not None:
+                    child.nbytes, child.context = plan.fit.need.total, plan.spec.context
+                    child.text_max = plan.text_max
+                    for said in plan.fit.warnings():
+                        self.report(Warn(f"{child.name}: {said}"))
+                    child.server = Server(plan.spec, self.toolchain, report=heard)
+                    return child.server
+            await self.one_has_started()
+
+    async def one_has_started(self) -> None:
+        """Wait until one of those that are starting has its memory, or has given it back."""
+        starts = {one.starting for one in self.children.values() if one.reserved and one.starting}
+        if starts:
+            await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
+
+    async def apart(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """What `work` gives, done in a thread that may take its time."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads, work, *arguments)
+
+    async def limit_voiced(self, child: Child) -> None:
+        """Have room for one more child of scales that clients chose, if it is one.
+
+        The longest unused are forgotten. Raises CrowdedError when all are in use.
+        """
+        if not child.is_chosen:
+            return
+        others = [one for one in self.children.values() if one.is_chosen and one is not child]
+        unused = [one for one in others if not one.users and one.starting is None]
+        most = self.settings.limits.scales - 1
+        for one in sorted(unused, key=lambda one: one.last_used)[: max(0, len(others) - most)]:
+            others.remove(one)
+            del self.children[one.key]
+            await self.stop(one)
+        if sum(one.server is not None for one in others) > most:
+            raise CrowdedError(
+                f"{most + 1} engines for scales of adapters are in use already",
+                hint="--limit scales=N lets there be more",
+            )
+
     async def compare(self, child: Child, server: Server) -> None:
         """Say, at the first load, which conversations it renders otherwise than transformers."""
-        chat = server.spec.chat
-        if chat.samples and not child.load_s:
-            loop = asyncio.get_running_loop()
-            for said in await loop.run_in_executor(None, lambda: list(unlike(server, chat))):
-                self.report(Note(f"{child.name}: {said}"))
+        if child.load_s or child.key.role in ROLE_FLAGS:
+            return
 
-    async def room_for(self, child: Child) -> Plan:
-        """How the child is run; idle ones are unloaded, longest unused first, if need be."""
+        def compared() -> list[str]:
+            found = [f"{child.name}: {said}" for said in unlike(server, server.spec.chat)]
+            for adapter, own in zip(child.model.adapters, child.model.own, strict=True):
+                found += [f"{child.name}:{adapter.name}: {said}" for said in said_of(server, own)]
+            return found
+
+        for said in await self.apart(compared):
+            self.report(Note(said))
+
+    async def room_for(self, child: Child) -> Plan | None:
+        """How the child is run; None when it must wait for others to have started.
+
+        Idle ones are unloaded, longest unused first, if need be. Raises SpaceError.
+        """
         while True:
             workers = await self.workers_for(child)
+            reserved = sum(one.reserved for one in self.children.values())
             others = [one for one in self.children.values() if one.is_idle and one is not child]
             oldest = min(others, key=lambda one: one.last_used, default=None)
+            arguments = (child.key, child.model, self.settings, self.toolchain, workers, reserved)
             try:
-                plan = planned(child.key, child.model, self.settings, self.toolchain, workers)
+                plan = await self.apart(planned, *arguments)
             except SpaceError:
+                if oldest is None and reserved:
+                    return None
                 if oldest is None:
                     raise
             else:
-                if oldest is None or not plan.is_short:
+                if not plan.is_short:
                     return plan
+                if oldest is None:
+                    return None if reserved else plan
             self.report(Step(f"unloading {oldest.name}: its memory is needed"))
             await self.stop(oldest)
 
@@ -234,8 +235,7 @@ class Fleet:
         rpc = self.settings.rpc
         if rpc is None or child.model.is_encoder_decoder:
             return ()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(None, preflight, rpc, self.toolchain)
+        return await self.apart(preflight, rpc, self.toolchain)
 
     def fail(self, child: Child, error: DecantError) -> None:
         """Remember why it cannot be loaded, and tell all who wait for it."""
@@ -247,10 +247,19 @@ class Fleet:
         child.state, child.error, child.server, child.address = "failed", error, None, None
         child.retry_at = self.clock() + BACKOFF_S[min(child.crashes, len(BACKOFF_S) - 1)]
         child.crashes += 1
+        if isinstance(error, CrowdedError):  # it is not to blame
+            child.crashes, child.retry_at = 0, 0
         self.report(Warn(f"{child.name}: {error.message}"))
 
     async def watch(self, child: Child, server: Server) -> None:
-        """Notice when a child dies, and start it again if it was in use."""
+        """Notice when a child dies or falls silent, and start it again if it was in use."""
+        listening = self.spawn(self.listen(child, server))
+        try:
+            await self.until_gone(child, server)
+        finally:
+            listening.cancel()
+
+    async def until_gone(self, child: Child, server: Server) -> None:
         while child.server is server and child.state == "loaded":
             try:
                 server.raise_if_gone()
@@ -260,6 +269,21 @@ class Fleet:
             except DecantError:
                 return
             await asyncio.sleep(WATCH_S)
+
+    async def listen(self, child: Child, server: Server) -> None:
+        """Have a child started again that lives, but says nothing any more."""
+        limit_s = self.settings.health_s
+        while limit_s and child.server is server and child.address is not None:
+            if not await is_well(child.address, limit_s):
+                why = f"it has not said how it is for {limit_s:g} s"
+                self.spawn(self.renew(child, server, why))
+                return
+            await asyncio.sleep(limit_s / 4)
+
+    async def renew(self, child: Child, server: Server | None, why: str) -> None:
+        """Start a child again that is of no use any more, unless that has happened already."""
+        if server is not None and child.server is server:
+            await self.bury(child, server, EngineDiedError(why, hint="it is started again"))
 
     async def revived(self, child: Child) -> None:
         """Return when a child that could not be reached is up again. Raises ApiError."""
@@ -330,22 +354,6 @@ class Fleet:
         await asyncio.gather(*(self.stop(c) for c in self.children.values() if c.state == "loaded"))
         if self.tasks:  # those that load, watch, bury or break off
             await asyncio.wait(self.tasks, timeout=5)
-
-
-def key_of(named: Named, role: Role) -> Key:
-    """Which child answers for a model: one for all scales, where requests can say them."""
-    if role == "generate":
-        return Key(named.base, role)
-    return Key(named.base, role, named.voice, named.id)
-
-
-def is_chosen(voice: Voice, model: Model) -> bool:
-    """Whether a client has asked for scales that are not listed."""
-    listed = [adapter.scale for adapter in model.adapters]
-    return any(voice) and voice not in [
-        tuple(scale if one == place else 0.0 for one in range(len(listed)))
-        for place, scale in enumerate(listed)
-    ]
 
 
 def wait_for_end(server: Server) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -20,12 +21,38 @@ Voice = tuple[float, ...]
 """The scale of each adapter; requests with equal ones can be batched."""
 
 
+@dataclass(eq=False)
+class Clients:
+    """How many requests each client has in the whole server, until engines have let go of them."""
+
+    most: int
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def place(self, client: str) -> Iterator[None]:
+        """A request of the client inside the block. Raises ApiError for one too many."""
+        if self.counts[client] >= self.most:
+            raise too_many(f"this client has {self.counts[client]} requests here already")
+        with self.held(client):
+            yield
+
+    @contextmanager
+    def held(self, client: str) -> Iterator[None]:
+        """A place as long as the block lasts, also for what is only being broken off."""
+        self.counts[client] += 1
+        try:
+            yield
+        finally:
+            self.counts[client] -= 1
+            if not self.counts[client]:
+                del self.counts[client]
+
+
 @dataclass(eq=False, slots=True)
 class Ticket:
     """A place in the queue, then at the child."""
 
     voice: Voice
-    client: str
     cost: int
     """Slots."""
     since: float
@@ -48,14 +75,12 @@ class Gate:
     used: int = 0
     """Slots of those admitted."""
     waiting: deque[Ticket] = field(default_factory=deque)
-    clients: Counter[str] = field(default_factory=Counter)
 
-    async def admit(self, voice: Voice, client: str, cost: int = 1) -> Ticket:
+    async def admit(self, voice: Voice, cost: int = 1) -> Ticket:
         """Wait for a turn. Raises ApiError when there is no room, or when it takes too long."""
-        self.refuse_too_many(client)
+        self.refuse_too_many()
         future = asyncio.get_running_loop().create_future()
-        ticket = Ticket(voice, client, min(cost, self.capacity), self.clock(), future)
-        self.clients[client] += 1
+        ticket = Ticket(voice, min(cost, self.capacity), self.clock(), future)
         self.waiting.append(ticket)
         self.schedule()
         try:
@@ -73,18 +98,15 @@ class Gate:
             raise unavailable(waited, retry_after=10)
         future.result()  # raises what `refuse_all` was given
 
-    def refuse_too_many(self, client: str) -> None:
+    def refuse_too_many(self) -> None:
         is_full = self.used >= self.capacity or self.waiting
         if is_full and len(self.waiting) >= self.settings.max_queue:
             raise too_many(f"{len(self.waiting)} requests are waiting already")
-        if self.clients[client] >= self.settings.max_per_client:
-            raise too_many(f"this client has {self.clients[client]} requests here already")
 
     def withdraw(self, ticket: Ticket) -> None:
         """Give up a place in the queue, or at the child if it was granted in the meantime."""
         if ticket in self.waiting:
             self.waiting.remove(ticket)
-            self.forget(ticket)
             self.schedule()
         elif ticket.granted.exception() is None:
             self.release(ticket)
@@ -94,13 +116,7 @@ class Gate:
         if ticket is None:
             return
         self.used -= ticket.cost
-        self.forget(ticket)
         self.schedule()
-
-    def forget(self, ticket: Ticket) -> None:
-        self.clients[ticket.client] -= 1
-        if not self.clients[ticket.client]:
-            del self.clients[ticket.client]
 
     def schedule(self) -> None:
         """Admit whoever may come in now."""
@@ -139,7 +155,6 @@ class Gate:
         """Tell all who wait that it is in vain."""
         while self.waiting:
             ticket = self.waiting.popleft()
-            self.forget(ticket)
             if not ticket.granted.done():
                 ticket.granted.set_exception(error)
 

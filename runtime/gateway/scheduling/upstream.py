@@ -18,7 +18,6 @@ WITHHELD = frozenset(  # hop by hop, and the engine's name
     b"server connection keep-alive proxy-authenticate proxy-authorization proxy-connection te"
     b" trailer transfer-encoding upgrade".split()
 )
-LEAVING_S = 600  # a child that does not notice has its own time limit
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -50,12 +49,19 @@ class Reply:
 
     async def event(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
         """The next part of the response. Raises EngineGoneError."""
-        try:
-            while (event := self.http.next_event()) is h11.NEED_DATA:
+        while (event := self.event_here()) is h11.NEED_DATA:
+            try:
                 self.http.receive_data(await self.reader.read(BLOCK))
-        except (h11.RemoteProtocolError, OSError) as error:
-            raise EngineGoneError from error
+            except (h11.RemoteProtocolError, OSError) as error:
+                raise EngineGoneError from error
         return event
+
+    def event_here(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
+        """The next part of what has come already. Raises EngineGoneError."""
+        try:
+            return self.http.next_event()
+        except h11.RemoteProtocolError as error:
+            raise EngineGoneError from error
 
     async def read_head(self) -> None:
         event = await self.event()
@@ -71,14 +77,23 @@ class Reply:
         ]
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes. Raises EngineGoneError when the child ends before they do."""
+        """The body's bytes, each time all that has come.
+
+        With many streams several pieces of an answer come at once, and sending each of them
+        alone costs more than everything else that the gateway does. Raises EngineGoneError when
+        the child ends before the body does.
+        """
         while not self.is_finished:
             event = await self.event()
-            if isinstance(event, h11.Data):
-                yield bytes(event.data)
-            elif isinstance(event, h11.EndOfMessage):
+            parts = []
+            while isinstance(event, h11.Data):
+                parts.append(bytes(event.data))
+                event = self.event_here()
+            if parts:
+                yield b"".join(parts)
+            if isinstance(event, h11.EndOfMessage):
                 self.is_finished = True
-            else:
+            elif event is not h11.NEED_DATA:
                 raise EngineGoneError
 
     async def read(self) -> bytes:
@@ -87,19 +102,22 @@ class Reply:
     def header(self, name: bytes) -> bytes:
         return next((value for other, value in self.headers if other.lower() == name), b"")
 
-    async def leave(self) -> None:
-        """Break the answer off; return when the child has done so, too.
+    async def leave(self, limit_s: float) -> bool:
+        """Break it off; returns when the child has let go of it, and whether it has in time.
 
         It is told by our end of the connection, and closes its own when the slot is free.
         """
         try:
             if not self.is_finished and self.writer.can_write_eof():
                 self.writer.write_eof()
-                await asyncio.wait_for(self.drop_rest(), LEAVING_S)
-        except (OSError, asyncio.TimeoutError):
-            pass
+                await asyncio.wait_for(self.drop_rest(), limit_s)
+        except asyncio.TimeoutError:
+            return False
+        except OSError:
+            pass  # the child has gone, or has closed its end
         finally:
             self.close()
+        return True
 
     async def drop_rest(self) -> None:
         while await self.reader.read(BLOCK):
@@ -116,6 +134,22 @@ async def post(address: Address, route: str, body: bytes) -> Reply:
 
 async def get(address: Address, route: str) -> Reply:
     return await send(address, "GET", route, b"")
+
+
+async def is_well(address: Address, limit_s: float) -> bool:
+    """Whether a child answers in time, whatever it says; one that is not there is for others."""
+    reply = None
+    try:
+        reply = await get(address, "/health")
+        await asyncio.wait_for(reply.read_head(), limit_s)
+    except EngineGoneError:
+        return True
+    except asyncio.TimeoutError:
+        return False
+    finally:
+        if reply is not None:
+            reply.close()
+    return True
 
 
 async def send(address: Address, method: str, route: str, body: bytes) -> Reply:

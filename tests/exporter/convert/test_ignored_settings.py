@@ -13,7 +13,6 @@ WINDOW = {"sliding_window": 4096, "max_position_embeddings": 32768}
 SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
 LLAMA4 = {"layer_types": ["chunked_attention"], "attention_chunk_size": 8192}
 LONG = {"original_max_position_embeddings": 4096, "max_position_embeddings": 131072}
-HEADS = {"hidden_size": 5376, "num_attention_heads": 32}
 NORMED = {"mamba_rms_norm": True, "mamba_norm_before_gate": True}
 TWO_BASES = {
     "layer_types": SLIDING["layer_types"],
@@ -38,14 +37,15 @@ WARNED = [
     ("qwen3moe", {"norm_topk_prob": False}, (), "norm_topk_prob is false"),
     ("deepseek2", {"topk_method": "group_limited_greedy", "n_group": 8}, (), "groups of experts"),
     ("llama", {"hidden_act": "gelu"}, (), "computes SiLU"),
+    ("gpt2", {"activation_function": "relu"}, (), "computes GELU"),
+    ("starcoder2", {"hidden_act": "silu"}, (), "computes GELU"),
     ("llama", {"rope_parameters": {"rope_type": "dynamic"}}, (), "of the type dynamic"),
     ("qwen3", {"rope_parameters": {"rope_type": "llama3"}}, (), "of the type llama3"),
     ("phi3", LONG, ("rope_factors_long.weight",), "above 4,096 tokens"),
     ("smollm3", {"no_rope_layers": [0, 1, 1, 1]}, (), "every 4th layer"),
     ("afmoe", SLIDING, (), "every 4th layer"),
-    ("gemma3", {"head_dim": 128, "query_pre_attn_scalar": 256, **HEADS}, (), "the root of 128"),
     ("t5", {"relative_attention_max_distance": 256}, (), "goes to 256"),
-    ("afmoe", {"mup_enabled": False}, (), "mup_enabled is false"),
+    ("afmoe", {"mup_enabled": False, "tie_word_embeddings": True}, (), "mup_enabled is false"),
     ("falcon-h1", NORMED, (), "mamba_norm_before_gate is true"),
     ("mellum", TWO_BASES, (), "one rope_theta for all layers"),
 ]
@@ -61,8 +61,10 @@ SILENT = [
     ("qwen3moe", {"norm_topk_prob": True}, ()),
     ("deepseek2", {"topk_method": "noaux_tc", "n_group": 8}, ()),
     ("llama", {"hidden_act": "silu"}, ()),
-    ("gemma3", {"head_dim": 256, "query_pre_attn_scalar": 256, **HEADS}, ()),
-    ("gemma3", {"num_hidden_layers": 62, "query_pre_attn_scalar": 168, **HEADS}, ()),
+    ("gpt2", {"activation_function": "gelu_new"}, ()),
+    ("gemma", {"hidden_act": "gelu", "hidden_activation": None}, ()),
+    ("gemma3", {"head_dim": 128, "query_pre_attn_scalar": 256}, ()),
+    ("afmoe", {"mup_enabled": False, "tie_word_embeddings": False}, ()),
     ("gemma2", {"hidden_activation": "gelu_pytorch_tanh"}, ()),
     ("llama", {"rope_parameters": {"rope_type": "llama3"}}, ("rope_freqs.weight",)),
     ("llama", {"rope_parameters": {"rope_type": "yarn"}}, ()),

@@ -70,3 +70,16 @@ def test_no_single_wrong_byte_makes_it_raise_anything_else(tiny_gguf, tmp_path_f
         read_gguf(path)
     except ModelError:
         pass
+
+
+@pytest.mark.parametrize("count", [2**26, 2**31, 2**32 - 1])
+def test_more_layers_than_tensors_are_refused(count, tiny_gguf, tmp_path):
+    """Whatever counts layers would otherwise never end, or fill the memory."""
+    key = b"llama.block_count" + (4).to_bytes(4, "little")  # a uint32
+    whole = tiny_gguf.read_bytes()
+    at = whole.index(key) + len(key)
+    path = tmp_path / "many.gguf"
+    path.write_bytes(whole[:at] + count.to_bytes(4, "little") + whole[at + 4 :])
+
+    with pytest.raises(ModelError, match=rf"`llama\.block_count` is {count}, and there are \d+"):
+        read_gguf(path)

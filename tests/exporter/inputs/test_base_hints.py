@@ -140,3 +140,26 @@ def test_a_folder_of_that_name_beside_the_adapter_is_offered(cache, tmp_path):
     opened = open_adapter(adapter(tmp_path / "lora", THEIRS[0]))
 
     assert f"--base {tmp_path / 'Qwen2.5-7B-Instruct'}" in hint_for_absent(opened, cache)
+
+
+@pytest.mark.parametrize(
+    ("named", "hint"),
+    [
+        ("/root/.cache/modelscope/hub/Qwen/Qwen2___5-7B-Instruct", "`--base Qwen/Qwen2.5-7B-Inst"),
+        (r"C:\Users\me\models\Qwen2.5-7B", "--base ORG/Qwen2.5-7B"),
+        ("/workspace/Qwen2___5-7B", "--base ORG/Qwen2.5-7B"),
+    ],
+)
+def test_a_folder_that_is_no_org_is_not_offered_as_one(cache, tmp_path, named, hint):
+    folder = adapter(tmp_path / "lora", named)
+
+    assert hint in hint_for_absent(open_adapter(folder), cache)
+
+
+def test_offline_a_repo_that_is_not_here_is_no_nameless_base(cache, tmp_path):
+    folder = adapter(tmp_path / "lora", "unsloth/qwen2.5-7b-bnb-4bit")
+
+    with pytest.raises(AdapterError, match="and decant is offline") as caught:
+        find_base(open_adapter(folder))
+
+    assert "leave out --offline" in str(caught.value.hint)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from exporter.core.errors import ModelError
+from exporter.core.events import silent
+from exporter.core.gguf import GGUFFile
+from exporter.formats.ollama import turns_of
 from exporter.inputs import template_process
 from exporter.inputs.template_process import Job, render_all
+from exporter.verify.metadata import check_template
 
 TALK = ({"role": "user", "content": "Hi"},)
 TOOLS = ({"type": "function", "function": {"name": "weather"}},)
@@ -52,3 +59,27 @@ def test_a_prompt_out_of_all_proportion_is_refused():
     (found,) = render_all("{{ 'a' * 2000000 }}", {}, [Job(TALK)])
 
     assert (found.text, "2000000 characters" in found.refusal) == (None, True)
+
+
+@pytest.mark.parametrize("template", [ENDLESS, GROWING, "{{ 'a' * 5000000000 }}"])
+def test_a_template_that_does_not_end_is_refused_before_it_is_rendered_without_limits(
+    monkeypatch, template, tmp_path
+):
+    """By whatever renders it in a process of its own: verify, and Ollama's TEMPLATE."""
+    monkeypatch.setattr(template_process, "WALL_S", 1)
+    metadata = {"tokenizer.chat_template": template}
+    file = GGUFFile(tmp_path / "m.gguf", 0, metadata, ())
+    facts = SimpleNamespace(texts={"bos": "", "eos": ""})
+    tokenizer = SimpleNamespace(chat_template=template)
+
+    with pytest.raises(ModelError, match=r"the chat template of `.*m\.gguf` cannot be used"):
+        turns_of(file, report=silent)
+    with pytest.raises(ModelError, match=r"the chat template of `.*m\.gguf` cannot be used"):
+        check_template(file, facts, tokenizer)
+
+
+def test_a_long_conversation_may_have_a_long_prompt():
+    talk = [{"role": "user", "content": "a" * 1_500_000}]
+    (found,) = render_all("{{ messages[0].content }}", {}, [Job(talk)])
+
+    assert found.text == talk[0]["content"]

@@ -207,6 +207,21 @@ def test_a_base_that_does_not_fit_goes_through_the_disk_and_answers_alike(
     assert ["temporary file" in event.message for event in told] == [True]
 
 
+def test_an_adapter_goes_where_the_base_is_whatever_device_torch_prefers(
+    tiny_base, tiny_adapter, monkeypatch
+):
+    import torch
+
+    # a device without memory: what is put there instead of beside the base cannot be computed with
+    monkeypatch.setattr("peft.peft_model.infer_device", lambda: "meta")
+
+    with unmerged(plan_of(tiny_base, tiny_adapter), memory=3_000_000) as model:
+        model.adapt()
+        adapted = {n: p for n, p in model.model.named_parameters() if "lora_" in n}
+        assert {values.device for values in adapted.values()} == {torch.device("cpu")}
+        assert all(np.isfinite(logits).all() for logits in model.logits(CHUNKS[:1]))
+
+
 def test_a_weight_that_is_not_in_memory_is_never_computed_with(tiny_base, tiny_adapter):
     import torch
 

@@ -9,6 +9,9 @@ import pytest
 
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
+from runtime.engine.local import RAW_TOKENS, LocalEngine, open_model
+from runtime.engine.memory_fit import Asked
+from runtime.engine.selection import Choice
 from tests.runtime.gateway.conftest import serving
 from tests.support.tiny import make_base
 
@@ -79,6 +82,28 @@ def test_chat_goes_on_writing_the_text_and_says_so(served, decant, untold):
     assert answer["answer"] == said["choices"][0]["text"]
     assert answer["prompt_tokens"] == said["usage"]["prompt_tokens"]
     assert "untold has no chat template: it is a base model" in done.stderr
+
+
+def test_raw_goes_on_writing_where_there_is_a_template_too(decant, untold):
+    asked = ("chat", untold, "-p", "the cat", "-n", "3", "--temperature", "0", "--json")
+    wanted = json.loads(decant(*asked).stdout)["prompt_tokens"]
+
+    raw = decant(*asked, "--raw")
+    both = decant(*asked, "--raw", "--chat-template", "chatml")
+
+    assert json.loads(raw.stdout)["prompt_tokens"] == wanted
+    assert "no chat template" not in raw.stderr
+    assert (both.returncode, "leave --chat-template out" in both.stderr) == (2, True)
+
+
+def test_a_text_that_nothing_ends_has_a_limit(untold):
+    engine = LocalEngine(open_model(untold), Asked(context=512, threads=1))
+    try:
+        *_, stopped = engine.answer(QUESTION["messages"], {"logit_bias": [[2, False]]}, Choice())
+    finally:
+        engine.stop()
+
+    assert (stopped.reason, stopped.tokens) == ("length", RAW_TOKENS)
 
 
 def test_a_template_can_be_given(decant, untold, tmp_path):

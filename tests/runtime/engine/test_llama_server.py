@@ -156,6 +156,18 @@ class TestWithAModel:
         finally:
             engine.stop()
 
+    def test_a_request_does_not_wait_for_copies_of_idle_slots(self, pirate, toolchain):
+        spec = ServerSpec(
+            pirate, 256, 1, parallel=2, prompt_cache=64 << 20, extra=("--log-verbosity", "5")
+        )
+        with Server(spec, toolchain) as server:
+            for slot in (0, 1):
+                settings = {**GREEDY, "max_tokens": 2, "id_slot": slot}
+                assert text_of(ask(server, HELLO, settings))
+            log = server.run_folder.log.read_text(errors="replace")
+        assert "prompt cache is enabled" in log
+        assert "saving idle slot" not in log
+
     def test_a_prompt_beyond_the_context_is_typed_with_both_sizes(self, pirate, toolchain):
         with Server(ServerSpec(pirate, 256, threads=2), toolchain) as server:
             with pytest.raises(ContextFullError) as caught:

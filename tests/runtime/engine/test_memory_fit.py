@@ -183,3 +183,72 @@ def test_the_lines_for_verbose_say_what_was_decided(tmp_path):
 
     assert "8192 tokens of the 131072" in found.lines()[0]
     assert "4, one a physical core" in replace(found).lines()[1]
+
+
+def layered(path, layers: int = 32) -> GGUFFile:
+    """As `llama`, with the weights in their layers: 128 MiB each, and 288 MiB of output."""
+    kind = GGMLType.by_name("Q4_K")
+    names = [f"blk.{n}.ffn_up.weight" for n in range(layers)]
+    tensors = [TensorInfo(name, (58254, 4096), kind, 0, path) for name in names]
+    ends = [TensorInfo(n, (128256, 4096), kind, 0, path) for n in ("token_embd.weight", "output")]
+    return GGUFFile(path, 0, llama(path).metadata, (*tensors, *ends))
+
+
+class TestOnAGpu:
+    def test_a_model_that_fits_has_all_its_layers_there_and_nothing_is_said(self, tmp_path):
+        found = fitted(layered(tmp_path / "m.gguf"), GB, backend="cuda", gpu=24 * GB)
+
+        assert (found.gpu_layers, found.is_split, found.warnings()) == (33, False, [])
+        assert "layers on a GPU: all 33 (cuda)" in found.lines()
+        assert "GPU memory: 24.00 GB free before loading" in found.lines()
+
+    def test_a_larger_one_is_told_before_loading_with_what_fits(self, tmp_path):
+        model, card = layered(tmp_path / "m.gguf"), int(6.9 * GB)
+        found = fitted(model, 64 * GB, backend="cuda", gpu=card)
+        (said,) = found.warnings()
+
+        assert "`m.gguf` is larger than what is free on the GPU: it needs 6.24 GB (" in said
+        assert f"about {found.gpu_layers} of 33 layers" in said
+        context = int(re.search(r"; --ctx (\d+) fits$", said)[1])
+        assert fitted(model, 64 * GB, Asked(context), backend="cuda", gpu=card).gpu_layers == 33
+
+    def test_where_no_context_is_small_enough_a_quantization_is_named(self, tmp_path):
+        found = fitted(layered(tmp_path / "m.gguf"), 64 * GB, backend="cuda", gpu=4 * GB)
+
+        assert "decant export … -q " in found.warnings()[0]
+        assert 0 < found.gpu_layers < 33
+
+    def test_the_last_layers_are_there_and_their_sizes_count(self, tmp_path):
+        """1 GiB is left to others; then come the values, the output and layers with their cache."""
+        model = layered(tmp_path / "m.gguf")
+        whole = fitted(model, 64 * GB, backend="cuda", gpu=64 * GB).need
+        layer = model.tensors[0].nbytes + whole.cache // 32
+        gpu = (1 << 30) + whole.work + model.tensors[-1].nbytes + 10 * layer
+        found = fitted(model, 64 * GB, backend="cuda", gpu=gpu)
+
+        assert found.gpu_layers == 11
+        assert fitted(model, 64 * GB, backend="cuda", gpu=gpu - 1).gpu_layers == 10
+
+    def test_what_neither_memory_holds_is_refused_with_both(self, tmp_path):
+        with pytest.raises(SpaceError) as caught:
+            fitted(layered(tmp_path / "m.gguf"), GB, backend="cuda", gpu=2 * GB)
+
+        assert "1.00 GB of memory are free beside 2.00 GB on the GPU" in caught.value.message
+
+    def test_a_full_card_leaves_all_to_the_processor(self, tmp_path):
+        found = fitted(layered(tmp_path / "m.gguf"), 64 * GB, backend="cuda", gpu=0)
+
+        assert found.gpu_layers == 0
+        assert found.is_split
+
+    def test_several_conversations_must_fit_together(self, tmp_path):
+        asked = Asked(parallel=4)
+        found = fitted(layered(tmp_path / "m.gguf"), 64 * GB, asked, backend="cuda", gpu=7 * GB)
+
+        assert found.is_split
+        context = int(found.smaller.split()[1])
+        fits = fitted(
+            layered(tmp_path / "m.gguf"), 64 * GB, replace(asked, context=context),
+            backend="cuda", gpu=7 * GB,
+        )  # fmt: skip
+        assert not fits.is_split

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from exporter.core.errors import EngineError
 from exporter.core.gguf import read_gguf
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
@@ -227,24 +228,73 @@ CHANNELS = (
 )
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_keeps_to_no_format_is_given_as_it_was_written(models, toolchain, stream):
-    """llama.cpp expects channels, as gpt-oss writes them, of a template that names them."""
+@pytest.fixture(scope="module")
+def channels(models, toolchain):
+    """An engine that expects channels, as gpt-oss writes them, of a template that names them."""
     chat = chat_format(read_gguf(models["letters"]), CHANNELS)
-    settings = {"max_tokens": 5, "temperature": 0, "logit_bias": [[2, False]]}
     with Server(ServerSpec(models["letters"], CONTEXT, threads=1, chat=chat), toolchain) as server:
-        prompt = ask_json(server, "/apply-template", {"messages": TALKS[0]})["prompt"]
-        wanted = ask_json(server, "/completion", {"prompt": prompt, **settings})["content"]
-        if stream:
-            pieces = [*ask(server, TALKS[0], settings)]
-            got = "".join(piece.text for piece in pieces if isinstance(piece, Delta))
-        else:
-            body = {"messages": TALKS[0], **settings}
-            found = ask_json(server, "/v1/chat/completions", body)
-            got = found["choices"][0]["message"]["content"]
+        yield server
+
+
+LOOSE = {"max_tokens": 5, "temperature": 0, "logit_bias": [[2, False]]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_keeps_to_no_format_is_given_as_it_was_written(channels, stream):
+    prompt = ask_json(channels, "/apply-template", {"messages": TALKS[0]})["prompt"]
+    wanted = ask_json(channels, "/completion", {"prompt": prompt, **LOOSE})["content"]
+    if stream:
+        pieces = [*ask(channels, TALKS[0], LOOSE)]
+        got = "".join(piece.text for piece in pieces if isinstance(piece, Delta))
+    else:
+        body = {"messages": TALKS[0], **LOOSE}
+        found = ask_json(channels, "/v1/chat/completions", body)
+        got = found["choices"][0]["message"]["content"]
 
     assert wanted
     assert got.replace("\ufffd", "") == wanted.replace("\ufffd", "")
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_such_an_answer_says_that_it_keeps_to_no_format(channels, route, stream):
+    body = {"messages": TALKS[0], "input": "the cat", "stream": stream, **LOOSE}
+    with channels.posted(route, body) as response:
+        header, text = response.getheader("X-Decant-Unparsed"), response.read().decode()
+
+    assert header == (None if stream else "1")
+    assert '"unparsed":true' in text
+    ended = ('_reason":"length"', '_reason":"max_tokens"', '"status":"completed"')
+    assert any(why in text for why in ended)
+
+
+def test_the_gateway_hands_that_on_in_every_api(models, tmp_path):
+    template = tmp_path / "channels.jinja"
+    template.write_text(CHANNELS)
+    body = {"model": "letters", "messages": TALKS[0], "stream": False, **LOOSE}
+    with serving(tmp_path, models["letters"], "--chat-template", template) as served:
+        for path in ("/v1/chat/completions", "/v1/messages", "/api/chat"):
+            asked = {**body, "options": {"num_predict": 5}}
+            with served.send("POST", path, asked) as response:
+                said = json.loads(response.read())
+            assert response.getheader("X-Decant-Unparsed") == "1", said
+            assert said.get("unparsed") or said["choices"][0]["unparsed"]
+
+
+def test_with_tools_it_stays_an_error(channels):
+    body = {"messages": TALKS[0], "tools": [TOOL], **LOOSE}
+
+    with pytest.raises(EngineError, match="does not match the expected"):
+        ask_json(channels, "/v1/chat/completions", body)
+
+
+def test_an_answer_that_keeps_to_its_format_says_nothing(models, toolchain):
+    chat = chat_format(read_gguf(models["letters"]))
+    spec = ServerSpec(models["letters"], CONTEXT, threads=1, chat=chat)
+    body = {"messages": TALKS[0], **LOOSE}
+    with Server(spec, toolchain) as server, server.posted("/v1/messages", body) as response:
+        assert response.getheader("X-Decant-Unparsed") is None
+        assert "unparsed" not in response.read().decode()
 
 
 def test_a_template_for_tools_is_used_where_there_are_tools(models, toolchain):

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from exporter.core.errors import EngineError, InputError
-from runtime.engine.local import RemoteEngine
 from runtime.engine.openai_client import Delta, Stopped, Thought, ask
 from runtime.engine.remote import parse_url, read_key
+from runtime.engine.remote_engine import RemoteEngine
 from runtime.engine.selection import Choice
 from tests.support.fake_openai import OpenAIServer
 

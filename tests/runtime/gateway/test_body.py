@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from runtime.engine.adapters import Adapter
 from runtime.engine.local import Model, open_model
 from runtime.gateway.api_errors import ApiError, ClientGoneError
-from runtime.gateway.body import cost, dumped, parse, prepared, read_body
+from runtime.gateway.body import cost, dumped, parse, prepared
+from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import Named
+from runtime.gateway.request_limits import Limits
 from runtime.gateway.settings import Settings
 from tests.support.raw import write_tiny_gguf
 
@@ -183,14 +185,23 @@ def test_each_answer_to_each_prompt_takes_a_slot(body, slots):
     assert cost(body) == slots
 
 
-def reading(messages, headers=(), **settings) -> bytes:
+def reading(messages, headers=(), **settings) -> dict[str, object]:
     async def receive():
         if not messages:
             await asyncio.sleep(60)
         return messages.pop(0)
 
     scope = {"type": "http", "headers": list(headers)}
-    return asyncio.run(read_body(scope, receive, Settings(**settings)))
+
+    async def read() -> dict[str, object]:
+        bodies = Bodies(Settings(**settings), sees=False)
+        try:
+            async with bodies.taken(scope, receive) as taken:
+                return taken.body
+        finally:
+            assert not bodies.held
+
+    return asyncio.run(read())
 
 
 def part(body: bytes, *, more: bool) -> dict[str, object]:
@@ -198,13 +209,14 @@ def part(body: bytes, *, more: bool) -> dict[str, object]:
 
 
 def test_a_body_in_parts_is_whole():
-    assert reading([part(b"ab", more=True), part(b"", more=True), part(b"c", more=False)]) == b"abc"
+    parts = [part(b'{"a"', more=True), part(b"", more=True), part(b": 1}", more=False)]
+    assert reading(parts) == {"a": 1}
 
 
 @pytest.mark.parametrize("headers", [[(b"content-length", b"9")], [(b"content-length", b"x")], []])
 def test_too_large_a_body_is_refused_as_soon_as_that_is_known(headers):
     with pytest.raises(ApiError) as caught:
-        reading([part(b"x" * 9, more=True)], headers, body_max=8)
+        reading([part(b"x" * 9, more=True)], headers, limits=Limits(body=8))
     assert caught.value.status == 413
 
 

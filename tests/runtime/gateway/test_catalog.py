@@ -10,7 +10,7 @@ from exporter.core.errors import InputError
 from runtime.engine.adapters import Adapter
 from runtime.engine.local import Model, open_model
 from runtime.gateway.api_errors import ApiError
-from runtime.gateway.catalog import Catalog, listing
+from runtime.gateway.catalog import Catalog, listing, stored_models
 from tests.support.raw import write_tiny_gguf
 
 
@@ -71,6 +71,48 @@ def test_scales_are_numbers(name, catalog):
     with pytest.raises(ApiError) as caught:
         catalog.find(name)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("text", ["0.5", "0.50", "+0.5", ".5", "00.5", "5e-1", "0.50000001"])
+def test_one_scale_has_one_id_however_it_is_written(text, catalog):
+    found = catalog.find(f"base:pirate@{text}")
+
+    assert (found.id, found.voice) == ("base:pirate@0.5", (0.5, 0))
+    assert catalog.find(f"base-Q4_K_M:pirate@{text}").id == "base:pirate@0.5"
+
+
+def test_a_scale_of_nothing_has_no_sign(catalog):
+    assert catalog.find("base:pirate@-0").id == "base:pirate@0"
+
+
+@pytest.mark.parametrize("text", ["0.5\n", "0.5 ", " 0.5", "٠.٥", "1_0", "0x1", "inf", "infinity",
+                                  "1" * 70_000, "0." + "1" * 70_000, "1e99", "101", "",
+                                  "--1"])  # fmt: skip
+def test_nothing_else_is_a_scale(text, catalog):
+    with pytest.raises(ApiError) as caught:
+        catalog.find(f"base:pirate@{text}")
+    assert caught.value.status in (400, 404)
+    assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize("name", ["base\n", "base:pirate\n", "base\0", "base\x1b[2J", "b" * 70_000])
+def test_no_name_has_lines_controls_or_a_length_without_an_end(name, catalog):
+    with pytest.raises(ApiError) as caught:
+        catalog.find(name)
+    assert caught.value.status == 404
+    assert caught.value.message.isprintable()
+
+
+def test_a_file_whose_name_no_request_can_say_is_not_served(tmp_path):
+    """Named, it is an error; in the store, the others are served."""
+    told: list[object] = []
+    named = model(tmp_path, "two\nlines")
+    model(tmp_path, "other")
+
+    with pytest.raises(InputError, match="a name that no request can say"):
+        Catalog([named])
+    assert [one.name for one in stored_models(tmp_path, report=told.append)] == ["other"]
+    assert "no request can say" in str(told)
 
 
 @pytest.mark.parametrize("name", [3, [], {}, True])

@@ -22,8 +22,9 @@ from runtime.gateway.api_errors import ApiError
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
+from runtime.gateway.scheduling.engine_entry import Child
 from runtime.gateway.scheduling.placement import Key, planned
-from runtime.gateway.scheduling.pool import Child, Fleet
+from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.scheduling.request_queue import Gate
 from runtime.gateway.server import Protocol, listening, serve
 from runtime.gateway.settings import Settings
@@ -93,8 +94,8 @@ def test_nobody_waits_long_for_what_dies_again_and_again(pirate, toolchain):
         async with fleet.using(named) as child:
             watching = set(fleet.tasks)
             child.crashes = 4  # the next start is 10 s away
-            await child.gate.admit((), "one")
-            waiting = asyncio.ensure_future(child.gate.admit((), "two"))
+            await child.gate.admit(())
+            waiting = asyncio.ensure_future(child.gate.admit(()))
             await asyncio.sleep(0)
             began = time.monotonic()
             child.server.process.kill()
@@ -197,7 +198,8 @@ def test_scales_that_clients_choose_leave_no_end_of_children(pirate, toolchain):
     listed = [Key("base"), *(Key("base", "fixed", voice) for voice in [(0, 0), (0.8, 0), (0, 1)])]
     for key in listed:
         fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=-1)
-    asyncio.run(fleet.limit_voiced())
+    new = Child(Key("base", "fixed", (0.0, 9.5)), model, Gate(1, settings, fleet.clock))
+    asyncio.run(fleet.limit_voiced(new))
 
     kept = [child.last_used for child in fleet.children.values()]
     assert kept == [6, 7, 8, *[-1 for _ in listed]]

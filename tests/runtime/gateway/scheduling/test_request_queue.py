@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtime.gateway.api_errors import ApiError, unavailable
-from runtime.gateway.scheduling.request_queue import Gate
+from runtime.gateway.scheduling.request_queue import Clients, Gate
 from runtime.gateway.settings import Settings
 
 A, B, C = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
@@ -31,8 +31,8 @@ def running(test: Callable[[Gate, Clock], Coroutine[Any, Any, None]], capacity=2
     asyncio.run(run())
 
 
-def asking(gate: Gate, voice, client="me", cost=1) -> asyncio.Task[Any]:
-    return asyncio.ensure_future(gate.admit(voice, client, cost))
+def asking(gate: Gate, voice, cost=1) -> asyncio.Task[Any]:
+    return asyncio.ensure_future(gate.admit(voice, cost))
 
 
 async def settled() -> None:
@@ -123,7 +123,7 @@ def test_the_queue_is_bounded():
         await settled()
 
         with pytest.raises(ApiError) as caught:
-            await gate.admit(A, "you")
+            await gate.admit(A)
 
         assert caught.value.status == 429
         assert caught.value.retry_after
@@ -133,29 +133,25 @@ def test_the_queue_is_bounded():
 
 def test_a_queue_of_none_still_serves():
     async def test(gate, clock):
-        await gate.admit(A, "me")
-        await gate.admit(A, "me")
+        await gate.admit(A)
+        await gate.admit(A)
         with pytest.raises(ApiError):
-            await gate.admit(A, "me")
+            await gate.admit(A)
 
     running(test, max_queue=0)
 
 
 def test_one_client_cannot_take_all():
-    async def test(gate, clock):
-        for _ in range(3):
-            asking(gate, A, "greedy")
-        await settled()
-        with pytest.raises(ApiError) as caught:
-            await gate.admit(A, "greedy")
+    clients = Clients(3)
+    with clients.place("greedy"), clients.place("greedy"), clients.held("greedy"):
+        with pytest.raises(ApiError) as caught, clients.place("greedy"):
+            pass
         assert caught.value.status == 429
-
-        modest = asking(gate, A, "modest")
-        await settled()
-        assert "modest" in gate.clients
-        assert not modest.done()
-
-    running(test, max_per_client=3)
+        with clients.place("modest"):
+            assert clients.counts["modest"] == 1
+    with clients.place("greedy"):
+        assert dict(clients.counts) == {"greedy": 1}
+    assert not clients.counts
 
 
 def test_who_leaves_the_queue_is_forgotten_and_holds_nobody_up():
@@ -171,7 +167,7 @@ def test_who_leaves_the_queue_is_forgotten_and_holds_nobody_up():
 
         assert behind.done()
         assert late.done()
-        assert gate.clients["me"] == 2
+        assert gate.used == 2
         assert not gate.waiting
 
     running(test)
@@ -185,20 +181,19 @@ def test_a_turn_granted_to_who_has_just_left_is_not_lost():
         second.cancel()
         await settled()
 
-        assert (gate.used, dict(gate.clients)) == (0, {})
+        assert gate.used == 0
 
     running(test, capacity=1)
 
 
 def test_waiting_has_an_end():
     async def test(gate, clock):
-        await gate.admit(A, "me")
+        await gate.admit(A)
         with pytest.raises(ApiError) as caught:
-            await gate.admit(B, "you")
+            await gate.admit(B)
 
         assert caught.value.status == 503
         assert not gate.waiting
-        assert "you" not in gate.clients
 
     running(test, queue_s=0.01)
 
@@ -212,7 +207,7 @@ def test_those_who_wait_for_a_dead_child_are_told():
         results = await asyncio.gather(*tasks, return_exceptions=True)
 
         assert [error.status for error in results] == [503, 503]
-        assert (gate.used, dict(gate.clients)) == (0, {})
+        assert gate.used == 0
 
     running(test)
 

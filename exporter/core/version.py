@@ -1,0 +1,30 @@
+"""The versions of decant and of the packages beside it."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+PACKAGE = "decant-llm"
+PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+VERSION = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
+
+
+def version(package: str) -> str:
+    """A package's version; empty where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def own_version(project: Path = PROJECT) -> str:
+    """decant's version; of a checkout that is not installed, what its pyproject.toml says."""
+    if installed := version(PACKAGE):
+        return installed
+    try:
+        found = VERSION.search(project.read_text(encoding="utf-8"))
+    except OSError:
+        return "unknown"
+    return found[1] if found else "unknown"

@@ -1,0 +1,90 @@
+"""How an adapter's prompts are made, where its folder says so, written into its GGUF's metadata.
+
+Ids are written beside texts, so that special tokens which a trainer has renamed (<|im_end|> for
+</s>) are found in a base's vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from exporter.convert.tokenizer_keys import eos_ids, settle_templates
+from exporter.core.atomic_file import sha256_file
+from exporter.core.gguf import read_gguf
+from exporter.inputs.adapter import AdapterSpec
+from exporter.inputs.header_prompts import KEYS, AdapterPrompts, read_prompts
+from exporter.inputs.tokenizer import LoadedTokenizer, load_tokenizer, templates_of
+from exporter.llamacpp.header_tokens import TEMPLATE_TOKENS
+from exporter.merge.operations import MergePlan
+from exporter.merge.result_files import (
+    GENERATION,
+    NAMED,
+    TEMPLATES,
+    TOKENIZER_FILES,
+    has_vocabulary,
+    result_folder,
+    templates_in,
+)
+
+
+def prompt_files(folder: Path) -> Iterator[Path]:
+    """The files of an adapter's folder that say how its prompts are made."""
+    names = (*TEMPLATES, *TOKENIZER_FILES, GENERATION)
+    yield from (path for name in names if (path := folder / name).is_file())
+    yield from sorted((folder / NAMED).glob("*.jinja"))
+
+
+def prompts_identity(adapter: AdapterSpec) -> str:
+    """Changes when one of those files does; empty without any."""
+    if adapter.origin == "gguf":  # what lies beside it need not be its own
+        return ""
+    return "".join(f"{path.name}:{sha256_file(path)};" for path in prompt_files(adapter.folder))
+
+
+def prompts_of(plan: MergePlan, *, trust_remote_code: bool = False) -> AdapterPrompts:
+    """What the plan's first adapter brings, read as its merged model would be.
+
+    Raises AdapterError for damaged files, CheckpointError for a tokenizer that cannot be read.
+    """
+    adapter = plan.adapters[0].adapter
+    if adapter.origin == "gguf":
+        return read_prompts(read_gguf(adapter.weights))
+    own = templates_in(adapter.folder)
+    has_tokens = has_vocabulary(adapter.folder)
+    has_ends = (adapter.folder / GENERATION).is_file()
+    if not (own or has_tokens or has_ends):
+        return AdapterPrompts()
+    with result_folder(plan, trust_remote_code=trust_remote_code) as folder:
+        loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        if loaded is None:
+            return AdapterPrompts(own)
+        templates = templates_of(loaded) if own else {}
+        return named(templates, loaded, [*eos_ids(folder)])
+
+
+def named(templates: Mapping[str, str], loaded: LoadedTokenizer, ends: list[int]) -> AdapterPrompts:
+    """Templates with the tokens that they and answers need."""
+    tokens = {
+        f"{role}_token": text
+        for role in TEMPLATE_TOKENS
+        if isinstance(text := getattr(loaded.tokenizer, f"{role}_token", None), str)
+    }
+    own = loaded.special("eos")
+    texts = {number: token.content for number, token in loaded.added.items()}
+    found = dict.fromkeys([*([] if own is None else [own]), *ends])
+    ending = tuple(texts[number] for number in found if number in texts)
+    said = "\n".join((*templates.values(), *tokens.values(), *ending))
+    added = {text: number for number, text in texts.items() if text and text in said}
+    return AdapterPrompts(dict(templates), tokens, ending, added)
+
+
+def write_prompts(writer: Any, prompts: AdapterPrompts) -> None:
+    """Write them into a GGUF's metadata."""
+    if prompts.is_empty:
+        return
+    settle_templates(writer, prompts.templates)
+    for key, value in zip(KEYS, (prompts.tokens, prompts.ends, prompts.added), strict=True):
+        writer.add_string(key, json.dumps(value, ensure_ascii=False))

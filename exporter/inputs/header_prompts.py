@@ -1,0 +1,65 @@
+"""How an adapter's prompts are made, as the metadata of its GGUF says it.
+
+A trainer saves tokenizer and chat template beside the adapter, and a base may have others, or no
+template at all. Templates have the keys that they have in a model's file; `adapter_prompts.py`
+writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from exporter.core.gguf import GGUFFile
+
+TEMPLATE, DEFAULT = "tokenizer.chat_template", "default"
+TOKENS, ENDS, ADDED = (f"decant.tokenizer.{name}" for name in ("special", "ends", "added"))
+"""Keys of JSON: special tokens by a template's names for them, texts that end an answer, and the
+base's ids of the tokens that templates, ends and special tokens name."""
+KEYS = (TOKENS, ENDS, ADDED)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPrompts:
+    """What an adapter's folder says of prompts."""
+
+    templates: dict[str, str] = field(default_factory=dict)
+    """By name; "default" is the one that is used where none is asked for."""
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Special tokens by a template's names for them, such as bos_token."""
+    ends: tuple[str, ...] = ()
+    """Texts of the tokens that end an answer."""
+    added: dict[str, int] = field(default_factory=dict)
+    """Ids of the added tokens that templates, `tokens` and `ends` name."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.templates or self.ends)
+
+
+def read_prompts(header: GGUFFile) -> AdapterPrompts:
+    """What a GGUF adapter says of prompts; nothing where it, or a value of it, is another's."""
+    start = f"{TEMPLATE}."
+    templates = {
+        key.removeprefix(start) if key != TEMPLATE else DEFAULT: text
+        for key, text in header.metadata.items()
+        if (key == TEMPLATE or key.startswith(start)) and isinstance(text, str) and text
+    }
+    tokens, ends, added = (held(header, key) for key in KEYS)
+    return AdapterPrompts(
+        templates,
+        {str(name): text for name, text in pairs(tokens) if isinstance(text, str)},
+        tuple(text for text in (ends if isinstance(ends, list) else ()) if isinstance(text, str)),
+        {str(text): number for text, number in pairs(added) if type(number) is int},
+    )
+
+
+def held(header: GGUFFile, key: str) -> object:
+    try:
+        return json.loads(header.text(key) or "null")
+    except (ValueError, RecursionError):
+        return None
+
+
+def pairs(value: object) -> list[tuple[object, object]]:
+    return list(value.items()) if isinstance(value, dict) else []

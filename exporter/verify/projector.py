@@ -1,0 +1,192 @@
+"""A projector (mmproj) beside its model: weights, settings, and one picture or sound in llama.cpp.
+
+What a projector makes of a picture is compared with transformers' in pictures.py.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.convert.to_gguf import convert, has_projector
+from exporter.core.errors import EngineError, ModelError, SpaceError
+from exporter.core.events import Report, silent
+from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.core.machine import available_nbytes
+from exporter.core.paths import size_text
+from exporter.core.silence import one_thread, quiet_libraries
+from exporter.llamacpp.converter_import import imported
+from exporter.merge.apply import MergedTensors
+from exporter.merge.result_files import result_folder
+from exporter.quantize.quantizer import Quantizer
+from exporter.verify.light import ROWS, WHOLE, Expected
+from exporter.verify.loading import ROOM, not_loaded
+from exporter.verify.logits_engine import Engine
+from exporter.verify.metadata import check_metadata
+from exporter.verify.report import Check, Verification
+from exporter.verify.strength import Requantizer
+from exporter.verify.trace import traceable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from exporter.llamacpp.toolchain import Toolchain
+    from exporter.merge.operations import MergePlan
+
+    Pixels = np.ndarray[Any, Any]
+
+PROJECTOR = "clip"  # general.architecture of a projector's GGUF
+ANY_SIZE = {
+    "dots_ocr": 2, "glm4v": 2, "kimivl": 2, "ling3vl": 2, "mimovl": 2, "pixtral": 1,
+    "qwen2.5vl_merger": 2, "qwen2vl_merger": 2, "qwen3vl_merger": 2,
+}  # fmt: skip
+"""Projectors that take pictures of any size, and how many patches' sides become one token's.
+
+That is llama.cpp's default (clip.cpp: n_merge), where the file says nothing.
+"""
+TOKENS = 8  # along a side of a picture of any size
+LARGEST = 1024  # pixels of a side
+NAME = "loading"
+HINT = (
+    "llama.cpp cannot run this projector: the model's own GGUF takes text all the same, and"
+    " `--to safetensors` writes the whole model for transformers"
+)
+
+
+def projector_beside(path: Path, name: str) -> Path | None:
+    """The projector that an export called `name` wrote beside `path`, or the only one there."""
+    named = path.with_name(f"mmproj-{name}.gguf")
+    if named.exists():
+        return named
+    found = list(path.parent.glob("mmproj*.gguf"))
+    return found[0] if len(found) == 1 else None
+
+
+def needs_projector(plan: MergePlan, toolchain: Toolchain, *, trust_remote_code: bool) -> bool:
+    """Whether the model of a plan sees or hears in a way that llama.cpp knows."""
+    with result_folder(plan, trust_remote_code=trust_remote_code) as folder:
+        return has_projector(folder, toolchain)
+
+
+@contextmanager
+def expected_projector(
+    plan: MergePlan,
+    toolchain: Toolchain,
+    *,
+    rows: int = ROWS,
+    trust_remote_code: bool = False,
+) -> Iterator[Expected]:
+    """Lay out the projector of a plan's model, as `expected_of` does the model. Reads no weight."""
+    tensors = traceable(MergedTensors(plan))
+    with (
+        imported(toolchain),
+        quiet_libraries(),
+        one_thread(),
+        result_folder(plan, trust_remote_code=trust_remote_code) as folder,
+    ):
+        conversion = convert(
+            tensors, folder, toolchain, model_name="verify", part="projector",
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        requantizer = Requantizer(Quantizer.load(toolchain))
+        yield Expected(plan, conversion, folder, None, rows, requantizer)
+
+
+def verify_projector(
+    path: Path, model: Path, expected: Expected, toolchain: Toolchain, *, report: Report = silent
+) -> Verification:
+    """Weights and settings of a projector, which llama.cpp also loads beside its model once.
+
+    Raises ModelError for what is no GGUF of a projector.
+    """
+    started = time.monotonic()
+    file = read_gguf(path, keep_items=WHOLE)
+    if file.architecture != PROJECTOR:
+        raise ModelError(
+            f"`{path}` is a GGUF of the architecture {file.architecture!r}, and no projector",
+            hint="a projector's name begins with mmproj",
+        )
+    checks = (
+        expected.weights(file).check(file, report=report),
+        check_metadata(file, expected.conversion, expected.folder),
+        check_loading(file, read_gguf(model), toolchain),
+    )
+    return Verification(path, checks, time.monotonic() - started)
+
+
+def check_loading(file: GGUFFile, model: GGUFFile, toolchain: Toolchain) -> Check:
+    """Have llama.cpp load the model and its projector, and encode a part of a picture."""
+    needed, free = file.nbytes + model.nbytes + ROOM, available_nbytes()
+    if needed > free:
+        return not_loaded(
+            f"it needs {size_text(needed)} of memory with its model, and {size_text(free)} are free"
+        )
+    try:
+        with Engine(toolchain) as engine:
+            found, _ = encoded(engine, file, model, picture(side(file)), most=1)
+    except (EngineError, ModelError) as error:
+        return Check(NAME, (error.message,), "llama.cpp does not load it", hint=HINT)
+    except SpaceError as error:
+        return not_loaded(error.message)
+    what = "a picture" if found["sees"] else "a sound"
+    detail = f"llama.cpp loads it beside its model and makes {found['tokens']} tokens of {what}"
+    if not found["finite"]:
+        return Check(NAME, (f"{detail}, but what comes out is not finite",), detail, hint=HINT)
+    return Check(NAME, (), detail, numbers={"tokens": found["tokens"]})
+
+
+def encoded(
+    engine: Engine, file: GGUFFile, model: GGUFFile, pixels: Pixels, *, most: int | None = None
+) -> tuple[dict[str, Any], Pixels]:
+    """What llama.cpp makes of a picture, (height, width, 3): facts, and (tokens, width) floats.
+
+    most: parts of the picture that are encoded. Raises what `Engine.load` and `ask` raise.
+    """
+    import numpy as np
+
+    engine.load(model.path)
+    with tempfile.TemporaryDirectory(prefix="decant-") as folder:
+        raw, written = Path(folder) / "pixels", Path(folder) / "embeddings"
+        raw.write_bytes(pixels.tobytes())
+        height, width, _ = pixels.shape
+        found = engine.ask(
+            "project", path=str(file.path.absolute()), picture=str(raw), size=(width, height),
+            written=str(written), most=most,
+        )  # fmt: skip
+        return found, np.fromfile(written, np.float32).reshape(-1, found["width"])
+
+
+def kind_of(file: GGUFFile) -> str:
+    """A projector's type, as llama.cpp names it."""
+    return file.text("clip.projector_type") or file.text("clip.vision.projector_type") or ""
+
+
+def patch_of(file: GGUFFile) -> int:
+    """Pixels of a patch's side."""
+    return file.number("clip.vision.patch_size") or 1
+
+
+def merged_of(file: GGUFFile) -> int:
+    """How many patches' sides become one token's; 1 for what takes pictures of one size."""
+    default = ANY_SIZE.get(kind_of(file), 1)
+    return file.number("clip.vision.spatial_merge_size") or default
+
+
+def side(file: GGUFFile) -> int:
+    """How wide a picture is to be, in pixels, so that it is taken as it is."""
+    if kind_of(file) in ANY_SIZE:
+        return patch_of(file) * merged_of(file) * TOKENS
+    return min(file.number("clip.vision.image_size") or LARGEST, LARGEST)
+
+
+def picture(size: int) -> Pixels:
+    """A picture of `size` by `size` pixels, (size, size, 3): smooth, and the same from no side."""
+    import numpy as np
+
+    y, x = np.mgrid[0:size, 0:size] / size
+    waves = 127 + 120 * np.sin(5 * x + 9 * y)
+    return np.stack([255 * x, 255 * y, waves], axis=-1).astype(np.uint8)

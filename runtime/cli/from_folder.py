@@ -1,0 +1,142 @@
+"""`decant chat FOLDER` and `decant serve FOLDER`: what a trainer saved, without an export before.
+
+An adapter is used beside its base, which is looked for among the exported models and exported once
+where it is none of them. What no GGUF adapter can hold is merged, once too.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.core.errors import DecantError, EngineError, ModelError, UnsupportedError
+from exporter.core.events import Note, Report, Step, silent
+from exporter.core.gguf import SUFFIX, GGUFFile, read_gguf
+from exporter.store import file_name, list_models, plain_name
+from runtime.engine.adapters import BASE, Adapter, Wanted, gguf_of
+
+QUANT = "Q4_K_M"
+"""Of what is exported on the way: the export's own default."""
+ZIP = ".zip"
+
+
+@dataclass(frozen=True, slots=True)
+class FromFolder:
+    """A model that was made of a folder, or found for it."""
+
+    path: Path
+    """Of the base, or of what the adapter was merged into."""
+    adapter: Adapter | None = None
+    """What is applied beside it."""
+
+
+def is_folder(text: str, store: Path) -> bool:
+    """Whether a MODEL is a folder here, or a zip of one; a stored model goes before both."""
+    path = Path(text)
+    if not (path.is_dir() or (path.suffix == ZIP and path.is_file())):
+        return False
+    return "/" in text or text not in {
+        name for model in list_models(store) for name in (model.name, model.full_name)
+    }
+
+
+def from_folder(text: str, base: str | None, store: Path, *, report: Report = silent) -> FromFolder:
+    """The model for a folder that holds an adapter, or a whole model.
+
+    base: a GGUF, folder or repo in place of the base that the adapter names. Raises what opening,
+    pulling, converting and exporting raise.
+    """
+    from exporter.inputs.adapter import open_adapter
+    from exporter.inputs.adapter_kinds import refuse_for_adapter_file
+    from exporter.inputs.find_model import model_in_place_of_adapter
+    from exporter.inputs.locate import find_base, nothing, place_of
+
+    place = Path(text)
+    if (whole := model_in_place_of_adapter(place, report=report)) is not None:
+        return FromFolder(exported(whole, store, report=report))
+    adapter = open_adapter(place, refuse=nothing, report=report)
+    over = place_of(base, report=report) if base is not None else None
+    here = over if over is not None and over.suffix == SUFFIX else None
+    trained_on = over if over is not None and here is None else find_base(adapter, report=report)
+    name = plain_name(adapter.name)
+    name = f"{name}-adapter" if name == BASE else name
+    try:
+        refuse_for_adapter_file(adapter.config, adapter.folder)
+        wanted = Wanted(name, str(adapter.place), 1.0)
+        made = gguf_of(wanted, str(trained_on), store, report=report)
+    except UnsupportedError as error:
+        report(Note(f"{error.message}: it is merged into its base"))
+        return FromFolder(merged(adapter.place, adapter.sha256(), trained_on, store, report=report))
+    path = here or exported(trained_on, store, report=report)
+    return FromFolder(path, Adapter(name, made, 1.0))
+
+
+def exported(base: Path, store: Path, *, report: Report) -> Path:
+    """A model of the store that is this base as it is; exported where there is none."""
+    from exporter.core.paths import repo_at
+    from exporter.inputs.checkpoint import open_checkpoint
+
+    name, commit = open_checkpoint(base).name, repo_at(base)[1]
+
+    def is_it(header: GGUFFile) -> bool:
+        same = header.text("decant.base.commit") in (None, "", commit) or not commit
+        return header.text("decant.base") == name and not header.text("decant.adapter") and same
+
+    if (found := stored(store, is_it)) is not None:
+        return found
+    report(Step(f"exporting the base {name} to {QUANT}, once"))
+    return export(["-", "--base", str(base)], store / file_name(name, QUANT), report=report)
+
+
+def merged(adapter: Path, sha256: str, base: Path, store: Path, *, report: Report) -> Path:
+    """A model of the store that this adapter was merged into; exported where there is none."""
+    found = stored(store, lambda header: header.text("decant.adapter.sha256") == sha256)
+    if found is not None:
+        return found
+    name = plain_name(adapter.stem if adapter.is_file() else adapter.name)
+    report(Step(f"exporting {name} to {QUANT}, once"))
+    arguments = [str(adapter), "--base", str(base)]
+    return export(arguments, store / file_name(name, QUANT), report=report)
+
+
+def stored(store: Path, is_it: Callable[[GGUFFile], bool]) -> Path | None:
+    """The first model of the store that is meant, those of QUANT before others."""
+    found = []
+    for model in list_models(store):
+        try:
+            header = read_gguf(model.path)
+        except ModelError:
+            continue
+        if not header.is_adapter and is_it(header):
+            found.append((header.text("decant.quant") != QUANT, model.path))
+    return min(found)[1] if found else None
+
+
+def export(arguments: Sequence[str], output: Path, *, report: Report) -> Path:
+    """Have another process export, which loads torch. Raises what it ended with."""
+    argv = [sys.executable, "-m", "exporter", "export", *arguments, "-o", str(output)]
+    said: list[str] = []
+    with subprocess.Popen(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            if line.strip() and "error: " not in "".join(said):
+                report(Step(line.strip()))
+    if process.returncode:
+        raise failure(process.returncode, "".join(said), arguments)
+    return output
+
+
+def failure(code: int, said: str, arguments: Sequence[str]) -> DecantError:
+    """The error of an export, in its own words."""
+    _, _, message = said.rpartition("error: ")
+    what, _, hint = message.strip().partition("\n\nhint: ")
+    kinds = {kind.exit_code: kind for kind in DecantError.__subclasses__()}
+    kind = kinds.get(code, EngineError)
+    by_hand = f"try it by hand: decant export {' '.join(arguments)}"
+    return kind(what or f"`decant export` ended with {code}", hint=hint or by_hand)

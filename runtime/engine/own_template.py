@@ -1,0 +1,148 @@
+"""The chat template that an adapter brings, used for its answers in place of its base's.
+
+llama-server is handed it with each request (the mend `own_template`), so that voices with other
+templates are answered by one engine, side by side. Where an adapter's template, special tokens and
+ends of turn are its base's, nothing is handed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.inputs.header_prompts import DEFAULT, AdapterPrompts, read_prompts
+from exporter.llamacpp.header_tokens import (
+    ENDS_BY_TEXT,
+    special_texts,
+    special_tokens,
+    stamp,
+    token_texts,
+)
+from exporter.llamacpp.normalizer import FIRST, SPACE_PREFIX
+from runtime.engine.chat_format import ChatFormat, Facts, begun, format_of, templates_of, today
+
+FIELD = "decant_template"
+"""Of chat_template_kwargs: what the mended llama-server takes in place of the model's template."""
+TOOL_USE = "tool_use"
+ENDING = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTemplate:
+    """How an adapter's prompts are made, in its base's tokens."""
+
+    facts: Facts
+    ends: tuple[str, ...]
+    """Texts that end an answer, beside the tokens that end its base's."""
+    base: Path
+    lost: tuple[str, ...] = ()
+    """Special tokens that are none in the base's vocabulary."""
+
+    @property
+    def format(self) -> ChatFormat:
+        """How conversations are rendered; takes a moment when it is first asked for."""
+        facts = replace(self.facts, day=today(self.facts.plain + self.facts.tool_use))
+        return begun(format_of(facts), facts, read_gguf(self.base))
+
+    def handed_over(self, switches: Mapping[str, Any]) -> dict[str, Any]:
+        """The engine's chat_template_kwargs; switches: what the request sets."""
+        found, tokens = self.format, dict(self.facts.tokens)
+        brought = {
+            "template": found.template,
+            "bos_token": tokens.get("bos_token", ""),
+            "eos_token": tokens.get("eos_token", ""),
+            "thinks": found.thinks,
+            "ends": list(self.ends),
+        }
+        return {**dict(found.variables), **switches, FIELD: brought}
+
+
+def own_template(adapter: Path, base: Path, chosen: str | None = None) -> OwnTemplate | None:
+    """What an adapter's GGUF brings; None where its prompts are made as its base's are.
+
+    chosen: a template that the user has named, which goes before those of both files. Raises
+    ModelError for damaged headers.
+    """
+    return own_template_of(adapter, stamp(adapter), base, stamp(base), chosen)
+
+
+@lru_cache(maxsize=256)
+def own_template_of(
+    adapter: Path, changed: object, base: Path, base_changed: object, chosen: str | None
+) -> OwnTemplate | None:
+    del changed, base_changed
+    prompts, header = read_prompts(read_gguf(adapter)), read_gguf(base)
+    if prompts.is_empty:
+        return None
+    put, lost = renamed(prompts, header)
+    before = (chosen, "") if chosen else templates_of(header)
+    plain, tool_use = (chosen, "") if chosen else chosen_of(prompts, before)
+    texts = put(plain), put(tool_use)
+    tokens = {name: put(text) for name, text in prompts.tokens.items()}
+    ends = tuple(end for end in map(put, prompts.ends) if not ends_base(end, header))
+    facts = Facts(
+        *texts,
+        tuple(tokens.items()),
+        adds_bos=False,
+        adds_eos=False,
+        puts_space=header.text(SPACE_PREFIX) == FIRST,
+        is_chosen=True,
+    )
+    is_same = texts == before and not ends and has_tokens_of(header, tokens, facts.names)
+    return OwnTemplate(facts, ends, base, lost) if plain and not is_same else None
+
+
+def chosen_of(prompts: AdapterPrompts, base: tuple[str, str]) -> tuple[str, str]:
+    """The template for conversations, and the one for those with tools."""
+    if not prompts.templates:
+        return base
+    plain, tools = (prompts.templates.get(name, "") for name in (DEFAULT, TOOL_USE))
+    if plain or tools:
+        return plain or tools, tools if plain else ""
+    return next(iter(prompts.templates.values())), ""
+
+
+def renamed(
+    prompts: AdapterPrompts, base: GGUFFile
+) -> tuple[Callable[[str], str], tuple[str, ...]]:
+    """Puts the base's texts in place of the adapter's for the same tokens; and those it has not."""
+    here = token_texts(base, prompts.added.values())
+    names, lost = dict[str, str](), list[str]()
+    for text, number in prompts.added.items():
+        other = here.get(number)
+        if other == text:
+            continue
+        if other is not None and other in special_texts(base.path):
+            names[text] = other
+        else:
+            lost.append(text)
+    if not names:
+        return lambda text: text, tuple(lost)
+    longest_first = sorted(names, key=len, reverse=True)
+    found = re.compile("|".join(map(re.escape, longest_first)))
+    return lambda text: found.sub(lambda one: names[one[0]], text), tuple(lost)
+
+
+def ends_base(text: str, base: GGUFFile) -> bool:
+    """Whether llama.cpp ends the base's own answers at a token of this text."""
+    ids = [number for key in ENDING if (number := base.number(key)) is not None]
+    if text in token_texts(base, ids).values():
+        return True
+    return text in ENDS_BY_TEXT and text in special_texts(base.path)
+
+
+def has_tokens_of(base: GGUFFile, tokens: Mapping[str, str], names: frozenset[str]) -> bool:
+    """Whether a template finds the same special tokens as with the base's."""
+    known = special_tokens(base)
+    return all(known.get(name) == text for name, text in tokens.items() if name in names)
+
+
+def first_own(own: Sequence[OwnTemplate | None], scales: Sequence[float]) -> OwnTemplate | None:
+    """Whose template a mixture of adapters is answered with: the first that brings one and is
+    applied, by a scale above 0."""
+    return next((one for one, scale in zip(own, scales, strict=False) if one and scale > 0), None)

@@ -1,0 +1,126 @@
+"""Bodies of requests: read within limits, and the large ones parsed beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from starlette.types import Receive, Scope
+
+from runtime.gateway.api_errors import ApiError, ClientGoneError, bad_request, unavailable
+from runtime.gateway.body import parse
+from runtime.gateway.request_limits import refuse_too_many
+from runtime.gateway.scheduling.request_queue import too_many
+from runtime.gateway.settings import Settings
+
+SMALL = 64 << 10  # bytes; parsed in a millisecond
+AT_ONCE = 2  # large ones that are worked on
+HELD_MAX = 512 << 20  # bytes of all bodies together
+CLIENT_MAX = 64 << 20  # bytes of all bodies of one client
+MARKS = (b",", b"[", b"{")
+"""One of them goes before every value but a few."""
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A body, read and understood."""
+
+    body: dict[str, Any]
+    nbytes: int
+
+
+class Bodies:
+    """All bodies that are here at present."""
+
+    def __init__(self, settings: Settings, *, sees: bool) -> None:
+        """Hold none yet. sees: whether a body may hold images."""
+        self.settings = settings
+        self.most = settings.limits.media_body if sees else settings.limits.body
+        self.held: Counter[str] = Counter()
+        """Bytes by client."""
+        self.threads = ThreadPoolExecutor(AT_ONCE, "bodies")
+
+    @asynccontextmanager
+    async def taken(self, scope: Scope, receive: Receive) -> AsyncIterator[Taken]:
+        """What a body holds; it counts as held inside the block.
+
+        Raises ApiError for a body that is too large, too slow, no object, or holds too much of
+        something; ClientGoneError.
+        """
+        self.refuse_announced(scope)
+        client = str(scope.get("client_id", ""))
+        parts: list[bytes] = []
+        try:
+            await self.read(receive, parts, client)
+            nbytes = sum(map(len, parts))
+            found = await self.beside(nbytes, lambda: self.understood(b"".join(parts)))
+            yield Taken(found, nbytes)
+        finally:
+            self.held[client] -= sum(map(len, parts))
+            if not self.held[client]:
+                del self.held[client]
+
+    def refuse_announced(self, scope: Scope) -> None:
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if not announced.isdigit() or int(announced[:20]) > self.most:
+            raise self.too_large()
+
+    async def read(self, receive: Receive, parts: list[bytes], client: str) -> None:
+        try:
+            await asyncio.wait_for(self.gathered(receive, parts, client), self.settings.body_s)
+        except asyncio.TimeoutError:
+            raise ApiError(
+                HTTPStatus.REQUEST_TIMEOUT,
+                f"the body was not complete after {self.settings.body_s:g} s",
+                headers=((b"connection", b"close"),),
+            ) from None
+
+    async def gathered(self, receive: Receive, parts: list[bytes], client: str) -> None:
+        nbytes, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            parts.append(message.get("body", b""))
+            nbytes += len(parts[-1])
+            self.held[client] += len(parts[-1])
+            if nbytes > self.most:
+                raise self.too_large()
+            if self.held[client] > max(CLIENT_MAX, self.most):
+                raise too_many(f"this client has bodies of {self.held[client]} bytes here already")
+            if self.held.total() > HELD_MAX:
+                raise unavailable("the server holds as many bodies as it has room for")
+            more = message.get("more_body", False)
+
+    def too_large(self) -> ApiError:
+        return ApiError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"the body is larger than {self.most} bytes",
+            headers=((b"connection", b"close"),),
+        )
+
+    def understood(self, body: bytes) -> dict[str, Any]:
+        """The object in a body. Raises ApiError; a body of too many values is not even parsed."""
+        limits = self.settings.limits
+        values = sum(map(body.count, MARKS))
+        if values > limits.values:
+            raise bad_request(
+                f"the body has about {values} values, and this server takes {limits.values}",
+                code="too_many",
+            )
+        found = parse(body)
+        refuse_too_many(found, limits)
+        return found
+
+    async def beside(self, nbytes: int, work: Callable[[], Result]) -> Result:
+        """What `work` gives; of a large body it is done in a thread, so that others are heard."""
+        if nbytes <= SMALL:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)

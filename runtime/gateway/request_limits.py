@@ -1,0 +1,205 @@
+"""One table of what a request may hold, whatever route it comes by and whoever's API it speaks.
+
+Each row is something that an engine takes time or memory for in one piece, while all others wait.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from exporter.core.errors import InputError
+from runtime.gateway.api_errors import bad_request
+
+Body = Mapping[str, Any]
+HELD = ("content", "tool_calls", "images", "output")
+"""Where messages and their parts hold lists."""
+DIGITS = 15  # of the largest limit
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The most of each thing that one request may hold."""
+
+    body: int = 2 << 20
+    """Bytes of a body where no model takes images."""
+    media_body: int = 16 << 20
+    """Bytes of a body where one does."""
+    values: int = 1 << 19
+    """Numbers, texts, lists and objects in a body, reckoned from its commas and brackets."""
+    prompts: int = 256
+    inputs: int = 2048
+    """Texts that become vectors, or are ranked: as many as OpenAI takes."""
+    messages: int = 2048
+    parts: int = 4096
+    """Parts of all messages, calls of tools among them."""
+    tools: int = 256
+    n: int = 128
+    """Answers to one prompt: as many as OpenAI takes."""
+    stops: int = 64
+    biases: int = 1024
+    breakers: int = 64
+    grammar_bytes: int = 64 << 10
+    schema_nodes: int = 16384
+    """Values in all schemas of a request: those of its tools, too."""
+    properties: int = 256
+    """Of one object in a schema: an engine's time grows with the third power of the optional."""
+    items: int = 1024
+    """In any other list."""
+    scales: int = 4
+    """Engines for scales that clients choose, where each needs one of its own."""
+
+
+def limits_of(texts: Sequence[str]) -> Limits:
+    """The limits, some of them changed by `NAME=NUMBER`. Raises InputError."""
+    known = [field.name for field in fields(Limits)]
+    found = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in known:
+            raise InputError(f"there is no limit {name!r}", hint=f"there are: {', '.join(known)}")
+        if not re.fullmatch(rf"\d{{1,{DIGITS}}}", number.strip(), re.ASCII):
+            raise InputError(
+                f"the limit {text!r} has no number", hint=f"such as --limit {name}=1000"
+            )
+        found[name] = int(number)
+    return replace(Limits(), **found)
+
+
+def refuse_too_many(body: Body, limits: Limits) -> None:
+    """Raise ApiError for a body that holds more of something than it may."""
+    for name, what, count in COUNTED:
+        most = getattr(limits, name)
+        if (found := count(body)) > most:
+            raise bad_request(
+                f"the request has {found} {what}, and this server takes {most}",
+                code="too_many",
+            )
+    refuse_large_schemas(body, limits)
+    refuse_long_lists(body, limits)
+
+
+def prompts(body: Body) -> int:
+    """Texts and lists of tokens in `prompt`; a list of tokens is one."""
+    value = body.get("prompt")
+    if isinstance(value, list):
+        return sum(1 for one in value if type(one) is not int)
+    media = value.get("multimodal_data") if isinstance(value, dict) else None
+    return length(media)
+
+
+def inputs(body: Body) -> int:
+    """The longest list of texts that is no prompt."""
+    return max(
+        sum(1 for one in value if type(one) is not int) if isinstance(value, list) else 0
+        for value in (body.get(name) for name in ("input", "content", "documents", "texts"))
+    )
+
+
+def parts(body: Body) -> int:
+    """Parts of messages and calls of tools, also within each other."""
+    said = (body.get("messages"), body.get("input"))
+    todo = [one for value in said if isinstance(value, list) for one in value]
+    todo.append({"content": body.get("system")})
+    count = 0
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            for name in HELD:
+                if isinstance(value := one.get(name), list):
+                    count += len(value)
+                    todo.extend(value)
+    return count
+
+
+def answers(body: Body) -> int:
+    """How many answers to each prompt are asked for."""
+    asked = (body.get(name) for name in ("n", "n_cmpl", "best_of"))
+    return max((int(n) for n in asked if isinstance(n, int | float)), default=0)
+
+
+def stops(body: Body) -> int:
+    return max(length(body.get("stop")), length(body.get("stop_sequences")), option(body, "stop"))
+
+
+def option(body: Body, name: str) -> int:
+    """The length of one of Ollama's options."""
+    options = body.get("options")
+    return length(options.get(name)) if isinstance(options, dict) else 0
+
+
+def grammar(body: Body) -> int:
+    text = body.get("grammar")
+    return len(text.encode("utf-8", errors="replace")) if isinstance(text, str) else 0
+
+
+def length(value: object) -> int:
+    return len(value) if isinstance(value, list | dict) else 0
+
+
+def schemas(body: Body) -> Iterator[Any]:
+    """Whatever holds a schema that answers, or calls of tools, must keep to."""
+    for name in ("json_schema", "response_format", "format", "text", "output_config", "tools"):
+        if isinstance(value := body.get(name), list | dict):
+            yield value
+
+
+def schema_nodes(body: Body) -> int:
+    return sum(1 for schema in schemas(body) for _ in nodes(schema))
+
+
+def nodes(value: Any) -> Iterator[Any]:
+    """All values inside one, itself as well."""
+    todo = [value]
+    while todo:
+        one = todo.pop()
+        yield one
+        if isinstance(one, dict):
+            todo.extend(one.values())
+        elif isinstance(one, list):
+            todo.extend(one)
+
+
+Count = Callable[[Body], int]
+COUNTED: tuple[tuple[str, str, Count], ...] = (
+    ("prompts", "prompts", prompts),
+    ("inputs", "inputs", inputs),
+    ("messages", "messages", lambda body: length(body.get("messages"))),
+    ("parts", "parts of messages", parts),
+    ("tools", "tools", lambda body: length(body.get("tools"))),
+    ("n", "answers to each prompt", answers),
+    ("stops", "stops", stops),
+    ("biases", "biases of tokens", lambda body: length(body.get("logit_bias"))),
+    ("breakers", "breakers of DRY", lambda body: length(body.get("dry_sequence_breakers"))),
+    ("grammar_bytes", "bytes of grammar", grammar),
+    ("schema_nodes", "values in schemas", schema_nodes),
+)
+"""Each limit with what it is called and how it is counted."""
+COUNTED_LISTS = frozenset(
+    ("prompt", "input", "content", "documents", "texts", "messages", "tools", "tokens", "images")
+)
+"""Lists that have a limit of their own, or that hold one text's tokens."""
+
+
+def refuse_large_schemas(body: Body, limits: Limits) -> None:
+    for schema in schemas(body):
+        for node in nodes(schema):
+            held = node.get("properties") if isinstance(node, dict) else None
+            if length(held) > limits.properties:
+                raise bad_request(
+                    f"an object in a schema has {length(held)} properties, and this server takes"
+                    f" {limits.properties}",
+                    code="too_many",
+                )
+
+
+def refuse_long_lists(body: Body, limits: Limits) -> None:
+    for name, value in body.items():
+        if isinstance(value, list) and name not in COUNTED_LISTS and len(value) > limits.items:
+            raise bad_request(
+                f"{name[:80]!r} has {len(value)} items, and this server takes {limits.items}",
+                code="too_many",
+            )

@@ -1,0 +1,105 @@
+"""A child of the fleet: what is known of it, and which requests are its own."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal
+
+from exporter.core.errors import DecantError, EngineError, SpaceError
+from runtime.engine.llama_server import Server
+from runtime.engine.local import Model
+from runtime.engine.request_texts import Fronts
+from runtime.gateway.catalog import Named
+from runtime.gateway.scheduling.placement import Key, Role
+from runtime.gateway.scheduling.request_queue import Gate, Voice
+from runtime.gateway.scheduling.upstream import Address
+
+ASIDE = 2  # requests that a child answers beside its slots; more would keep it from its health
+State = Literal["unloaded", "loading", "loaded", "failed"]
+
+
+@dataclass(eq=False)
+class Child:
+    """A model that is, was or will be loaded."""
+
+    key: Key
+    model: Model
+    gate: Gate
+    state: State = "unloaded"
+    server: Server | None = None
+    address: Address | None = None
+    fronts: Fronts = field(default_factory=Fronts)
+    """How requests are made ready for it, by the adapters that answer."""
+    starting: asyncio.Task[None] | None = None
+    progress: float = 0
+    """The part of the file that is loaded."""
+    beside: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ASIDE))
+    """For requests that need no slot."""
+    users: int = 0
+    """Requests that are answered or wait here."""
+    last_used: float = 0
+    began: float = 0
+    """When it was last loaded, and how long that took."""
+    load_s: float = 0
+    nbytes: int = 0
+    """Of memory, as reckoned."""
+    context: int = 0
+    text_max: int = 0
+    """Tokens of the longest text that becomes a vector or is ranked."""
+    restarts: int = 0
+    crashes: int = 0
+    """In a row."""
+    retry_at: float = 0
+    error: DecantError | None = None
+
+    @property
+    def name(self) -> str:
+        role = self.key.role
+        return self.key.base if role == "generate" else f"{self.key.name} ({role})"
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.state == "loaded"
+
+    @property
+    def is_idle(self) -> bool:
+        return self.is_loaded and not self.users
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether a client has asked for scales that are not listed: there is no end of those."""
+        return is_chosen(self.key.voice, self.model)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that it is about to take."""
+        return self.nbytes if self.state == "loading" and self.server is not None else 0
+
+
+class CrowdedError(SpaceError):
+    """There are as many children of their kind as there may be, all in use."""
+
+
+def as_reason(error: BaseException) -> DecantError:
+    """Why a child could not be started."""
+    if isinstance(error, DecantError):
+        return error
+    told = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return EngineError(f"it could not be started: {told}", hint="the log says more")
+
+
+def key_of(named: Named, role: Role) -> Key:
+    """Which child answers for a model: one for all scales, where requests can say them."""
+    if role == "generate":
+        return Key(named.base, role)
+    return Key(named.base, role, named.voice, named.id)
+
+
+def is_chosen(voice: Voice, model: Model) -> bool:
+    """Whether a client has asked for scales that are not listed."""
+    listed = [adapter.scale for adapter in model.adapters]
+    return any(voice) and voice not in [
+        tuple(scale if one == place else 0.0 for one in range(len(listed)))
+        for place, scale in enumerate(listed)
+    ]

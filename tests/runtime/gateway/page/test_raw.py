@@ -1,0 +1,39 @@
+"""The view Chat of a model without a chat template: it goes on writing, as in `decant chat`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from runtime.engine.local import RAW_TOKENS
+from tests.runtime.gateway.conftest import serving
+from tests.runtime.gateway.page.conftest import CHAT, ask, visiting
+from tests.support.tiny import make_base
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
+
+
+@pytest.fixture(scope="module")
+def untold(toolchain, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("untold")
+    base = make_base(folder / "base", hidden_size=32, intermediate_size=64, num_hidden_layers=1)
+    settings = base / "tokenizer_config.json"
+    said = json.loads(settings.read_text())
+    del said["chat_template"]
+    settings.write_text(json.dumps(said))
+    export(ExportRequest((), base, ("F16",), (folder / "untold.gguf",)), toolchain)
+    return folder / "untold.gguf"
+
+
+def test_the_text_is_gone_on_with_up_to_a_limit_and_the_page_says_so(browser, untold, tmp_path):
+    with serving(tmp_path, untold) as served, visiting(browser, served.url) as visit:
+        ask(visit.open(), "the cat")
+
+        (body,) = visit.asked("/v1/completions")
+        assert (body["prompt"], body["max_tokens"]) == ("the cat", RAW_TOKENS)
+        assert visit.asked(CHAT) == []
+        assert "no chat template" in visit.text(".foot .facts")

@@ -1,0 +1,304 @@
+"""Engines that are slow, deaf or too many: nobody else waits for them, and none is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.core.events import Event
+from runtime.engine.adapters import Adapter
+from runtime.engine.local import Model, open_model
+from runtime.gateway.api_errors import ApiError
+from runtime.gateway.asgi_app import build_app
+from runtime.gateway.call import Gateway
+from runtime.gateway.catalog import Catalog
+from runtime.gateway.request_limits import Limits
+from runtime.gateway.scheduling import placement
+from runtime.gateway.scheduling import pool as fleet_module
+from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.settings import Settings
+from tests.runtime.gateway.conftest import children_of
+from tests.support.fake_engine import behave, toolchain
+from tests.support.raw import write_tiny_gguf
+
+Test = Callable[[Fleet, Catalog], Awaitable[None]]
+
+
+@pytest.fixture
+def model(tmp_path) -> Callable[..., Model]:
+    def make(name: str, **how: object) -> Model:
+        path = behave(write_tiny_gguf(tmp_path / f"{name}.gguf"), **how)
+        found = replace(open_model(path), chat_template="{{ messages[0].content }}")
+        return replace(found, adapters=(Adapter("a", path, 1.0),))
+
+    return make
+
+
+def running(test: Test, folder: Path, *models: Model, **settings: Any) -> Fleet:
+    """Run a test over a fleet of fake engines."""
+    told = folder / "told"
+    told.touch()
+
+    def report(event: Event) -> None:
+        with told.open("a") as file:
+            file.write(f"{event}\n")
+
+    fleet = Fleet(Settings(parallel=2, context=64, **settings), toolchain(folder), report)
+
+    async def run() -> None:
+        try:
+            await test(fleet, Catalog(models))
+        finally:
+            await fleet.close()
+
+    asyncio.run(run())
+    return fleet
+
+
+async def hold(fleet: Fleet, named: Any, role: Any = "generate", until: Any = None) -> None:
+    async with fleet.using(named, role):
+        if until is not None:
+            await until.wait()
+
+
+async def eventually(fact: Callable[[], object]) -> None:
+    async def wait() -> None:
+        while not fact():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+
+    await asyncio.wait_for(wait(), 10)
+
+
+async def asked(gateway: Gateway, route: str, body: object, *, patience_s: float = 60) -> Any:
+    """Ask the app; the client leaves after so long. The status and what was answered."""
+    app = build_app(gateway)
+    sent: list[dict[str, Any]] = []
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await asyncio.sleep(patience_s)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": route, "headers": headers,
+             "client": ("127.0.0.1", 1), "query_string": b"", "root_path": ""}  # fmt: skip
+    await app(scope, receive, send)
+    text = b"".join(message.get("body", b"") for message in sent)
+    return (sent[0]["status"], json.loads(text)) if sent else (None, None)
+
+
+def test_scales_that_clients_choose_have_few_engines_and_the_rest_is_told(model, tmp_path):
+    """Also where all of them ask at once, and stay."""
+    most: list[int] = []
+
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        done = asyncio.Event()
+        names = [catalog.find(f"m:a@{number}") for number in range(2, 26)]
+        tasks = [asyncio.ensure_future(hold(fleet, n, "fixed", done)) for n in names]
+        while sum(task.done() for task in tasks) < 21:
+            most.append(len(children_of(os.getpid())))
+            await asyncio.sleep(0.05)
+        refused = [task.exception() for task in tasks if task.done()]
+        assert {error.status for error in refused} == {503}
+        assert "3 engines for scales" in refused[0].message
+        done.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        async with fleet.using(catalog.find("m:a@7"), "fixed") as child:  # an idle one goes
+            assert child.is_loaded
+        assert sum(child.is_loaded for child in fleet.children.values()) == 3
+
+    fleet = running(test, tmp_path, model("m"), limits=Limits(scales=3))
+    assert max(most) <= 3
+    assert len(fleet.children) <= 4
+
+
+def test_a_load_that_nobody_awaits_any_more_is_dropped(model, tmp_path):
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        async with fleet.planning:  # somebody's memory is being reckoned
+            tasks = [
+                asyncio.ensure_future(hold(fleet, catalog.find(f"m:a@0.{n}"), "fixed"))
+                for n in range(1, 9)
+            ]
+            await asyncio.sleep(0.1)
+            for task in tasks[1:]:
+                task.cancel()
+            await asyncio.sleep(0)
+        await tasks[0]
+        assert [child.state for child in fleet.children.values()].count("loaded") == 1
+        assert sum(child.server is not None for child in fleet.children.values()) == 1
+        await hold(fleet, catalog.find("m:a@0.5"), "fixed")  # and it is loaded when asked for
+
+    running(test, tmp_path, model("m"))
+
+
+def test_a_slow_load_keeps_nobody_else_from_loading(model, tmp_path):
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        slow = asyncio.ensure_future(hold(fleet, catalog.find("slow")))
+        await asyncio.sleep(0.3)
+        await asyncio.wait_for(hold(fleet, catalog.find("quick")), 10)
+        assert not slow.done()
+        slow.cancel()
+
+    running(test, tmp_path, model("slow", load_s=60), model("quick"))
+
+
+def test_memory_is_set_apart_for_what_is_loading(model, tmp_path, monkeypatch):
+    """There is room for one; whoever comes while it loads waits for it, and takes its place."""
+    one, two = model("one", load_s=0.5), model("two")
+    need = placement.planned(
+        placement.Key("x"), one, Settings(parallel=2, context=64), toolchain(tmp_path)
+    ).fit.need.total
+    monkeypatch.setattr(placement, "available_nbytes", lambda: int(need * 1.5 / 0.9))
+
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        first = asyncio.ensure_future(hold(fleet, catalog.find("one")))
+        await asyncio.sleep(0.2)
+        second = asyncio.ensure_future(hold(fleet, catalog.find("two")))
+        await asyncio.sleep(0.2)
+        states = [child.state for child in fleet.children.values()]
+        assert states == ["loading", "loading"]
+        assert [child.server is not None for child in fleet.children.values()] == [True, False]
+        await asyncio.gather(first, second)
+
+    running(test, tmp_path, one, two)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("strange"), OSError(24, "files")])
+def test_whatever_a_start_fails_by_is_a_failure_that_is_told(error, model, tmp_path, monkeypatch):
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fleet_module, "planned", fail)
+
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        with pytest.raises(ApiError, match=type(error).__name__) as caught:
+            await hold(fleet, catalog.find("m"))
+        assert caught.value.status == HTTPStatus.SERVICE_UNAVAILABLE
+        assert [child.state for child in fleet.children.values()] == ["failed"]
+
+    running(test, tmp_path, model("m"))
+
+
+def test_planning_does_not_keep_the_loop_from_others(model, tmp_path, monkeypatch):
+    plan = fleet_module.planned
+    monkeypatch.setattr(fleet_module, "planned", lambda *a: (time.sleep(0.5), plan(*a))[1])
+
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        loading = asyncio.ensure_future(hold(fleet, catalog.find("m")))
+        longest = 0.0
+        while not loading.done():
+            began = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - began)
+        assert longest < 0.4
+
+    running(test, tmp_path, model("m"))
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/tokenize"])
+def test_an_engine_that_goes_on_for_nobody_is_started_again(route, model, tmp_path):
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        gateway = Gateway(fleet.settings, catalog, fleet)
+        await hold(fleet, catalog.find("m"))
+        await asked(gateway, route, {"prompt": "x", "content": "x"}, patience_s=0.5)
+        child = next(iter(fleet.children.values()))
+        first = child.server
+        assert gateway.clients.counts["127.0.0.1"] == 1  # it counts until the engine lets go
+        await eventually(lambda: child.server is not first)
+        assert first is not None
+        assert first.process is None
+        await hold(fleet, catalog.find("m"))
+        assert child.restarts == 1
+        assert "0.5 s after its client has left" in (tmp_path / "told").read_text()
+        assert not gateway.clients.counts
+
+    running(test, tmp_path, model("m", stubborn=True), release_s=0.5)
+
+
+def test_an_engine_that_is_deaf_is_started_again(model, tmp_path):
+    deaf = tmp_path / "deaf"
+
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        async with fleet.using(catalog.find("m")) as child:
+            first = child.server
+            deaf.touch()
+            await eventually(lambda: child.server is not first)
+            deaf.unlink()
+            await eventually(lambda: child.is_loaded)
+
+    running(test, tmp_path, model("m", deaf=str(deaf)), health_s=0.4)
+
+
+@pytest.mark.parametrize(
+    ("route", "name", "entries", "more"),
+    [("/v1/embeddings", "input", "data", {}), ("/v1/completions", "prompt", "choices", {})],
+)
+def test_long_lists_are_handed_over_in_portions_and_answered_as_one(
+    route, name, entries, more, model, tmp_path
+):
+    log = tmp_path / "asked"
+    texts = ["x" * number for number in range(1, 8)]
+
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        gateway = Gateway(fleet.settings, catalog, fleet)
+        status, body = await asked(gateway, route, {name: texts, **more})
+        assert status == 200
+        assert [entry["index"] for entry in body[entries]] == list(range(7))
+        values = [entry.get("text", entry.get("embedding")) for entry in body[entries]]
+        begun = [f"<s>{text}" for text in texts]  # the model's file says so
+        assert values == (begun if name == "prompt" else [[float(n)] for n in range(1, 8)])
+        assert body["usage"]["total_tokens"] == 4  # of as many portions
+
+    running(test, tmp_path, model("m", asked=str(log)))
+    lists = [json.loads(line)[name] for line in log.read_text().splitlines()]
+    assert [len(one) if isinstance(one, list) else 1 for one in lists] == [2, 2, 2, 1]
+
+
+def test_between_portions_it_is_others_turn(model, tmp_path):
+    log = tmp_path / "asked"
+
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        gateway = Gateway(fleet.settings, catalog, fleet)
+        await hold(fleet, catalog.find("m"))
+        long = asyncio.ensure_future(asked(gateway, "/v1/completions", {"prompt": ["x"] * 60}))
+        await eventually(log.exists)
+        await asked(gateway, "/v1/completions", {"prompt": "me"})
+        assert not long.done()
+        await long
+
+    running(test, tmp_path, model("m", asked=str(log), takes_s=0.02))
+
+
+def test_one_client_has_so_many_requests_whatever_models_they_are_for(model, tmp_path):
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        gateway = Gateway(fleet.settings, catalog, fleet)
+        asking = [
+            asyncio.ensure_future(
+                asked(gateway, "/v1/completions", {"model": name, "prompt": "x"}, patience_s=1)
+            )
+            for name in ("one", "two")
+        ]
+        await asyncio.sleep(0)
+        status, told = await asked(gateway, "/v1/completions", {"model": "three", "prompt": "x"})
+        assert status == 429
+        assert "2 requests" in told["error"]["message"]
+        with suppress(ApiError):
+            await asyncio.gather(*asking)
+
+    models = [model(name, stubborn=True) for name in ("one", "two", "three")]
+    running(test, tmp_path, *models, max_per_client=2, release_s=0.1)

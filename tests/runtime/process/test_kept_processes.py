@@ -1,0 +1,137 @@
+"""An engine ends with the process that started it, however that ends and whatever it is doing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from exporter.core.errors import ModelError
+from exporter.llamacpp.toolchain import Toolchain
+from runtime.engine import llama_server
+from runtime.engine.llama_server import Server, ServerSpec
+from runtime.process import exit_with_parent
+from runtime.process.kept_processes import start_kept
+from tests.runtime.chat.test_chat import wait_until
+from tests.support.fake_engine import behave, toolchain
+from tests.support.raw import write_tiny_gguf
+
+CHECKOUT = Path(__file__).parents[3]
+STARTER = """
+import sys, threading
+from pathlib import Path
+from runtime.engine.llama_server import Server, ServerSpec
+from tests.support.fake_engine import toolchain
+
+model, folder, doing = sys.argv[1:]
+server = Server(ServerSpec(Path(model), 64, 1), toolchain(Path(folder)))
+if doing == "load":
+    server.link_adapters = lambda: print("started", flush=True)
+server.__enter__()
+def ask():
+    with server.posted("/completion", {"prompt": "x"}):
+        pass
+if doing == "answer":
+    threading.Thread(target=ask, daemon=True).start()
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def engines_of(folder: Path) -> list[int]:
+    """The processes that have become engines of a file in this folder."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = line.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if exit_with_parent.PARENT.encode() in words:
+            continue
+        if b"-m" in words and os.fsencode(folder) in words[words.index(b"-m") + 1]:
+            found.append(int(line.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize("doing", ["load", "answer", "stopped"])
+def test_killed_it_leaves_no_engine_whatever_that_is_doing(doing, tmp_path):
+    how = {"stays": True, "stubborn": True, "load_s": 60 if doing == "load" else 0}
+    model = behave(write_tiny_gguf(tmp_path / "m.gguf"), **how)
+    starter = subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(model), str(tmp_path), doing],
+        cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline()
+        assert wait_until(lambda: len(engines_of(tmp_path)) == 1, 10)
+        (engine,) = engines_of(tmp_path)
+        if doing == "stopped":
+            os.kill(engine, signal.SIGSTOP)
+        starter.kill()
+
+    assert wait_until(lambda: not engines_of(tmp_path), 5)
+
+
+def test_the_thread_that_starts_an_engine_may_end(tmp_path):
+    """Linux would kill it with that thread."""
+    model = behave(write_tiny_gguf(tmp_path / "m.gguf"))
+    server = Server(ServerSpec(model, 64, 1), toolchain(tmp_path))
+    starting = threading.Thread(target=server.__enter__)
+    starting.start()
+    starting.join()
+    try:
+        assert not wait_until(lambda: server.process.poll() is not None, 0.3)
+        assert server.is_healthy()
+    finally:
+        server.stop()
+
+
+def test_a_program_that_is_not_there_is_an_end_with_a_word(tmp_path):
+    process = start_kept([str(tmp_path / "none")], stderr=subprocess.PIPE)
+
+    assert b"cannot start" in process.communicate()[1]
+    assert process.returncode == 127
+
+
+@pytest.mark.llamacpp
+def test_a_stopped_llama_server_ends_with_its_starter(toolchain: Toolchain, tmp_path):
+    model = write_tiny_gguf(tmp_path / "m.gguf")
+    code = (
+        "import sys; from pathlib import Path; from exporter.llamacpp.toolchain import find_toolchain;"
+        "from runtime.engine.llama_server import Server, ServerSpec;"
+        f"Server(ServerSpec(Path({str(model)!r}), 64, 1), find_toolchain()).__enter__();"
+        "print('up', flush=True); sys.stdin.read()"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=CHECKOUT,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline()
+        (engine,) = engines_of(tmp_path)
+        os.kill(engine, signal.SIGSTOP)
+        starter.kill()
+
+    assert wait_until(lambda: not engines_of(tmp_path), 5)
+
+
+def test_a_template_that_does_not_end_is_why_a_model_does_not_load(tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_server, "TRIAL_S", 0.1)
+    monkeypatch.setattr("exporter.inputs.template_process.WALL_S", 2)
+    model = behave(write_tiny_gguf(tmp_path / "m.gguf"), load_s=60)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    spec = ServerSpec(model, 64, 1, chat=llama_server.ChatFormat(own=endless))
+
+    with pytest.raises(ModelError, match=r"the chat template of `.*m\.gguf` cannot be used"):
+        Server(spec, toolchain(tmp_path)).__enter__()
+    assert not engines_of(tmp_path)

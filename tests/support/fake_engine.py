@@ -1,0 +1,114 @@
+"""An engine that computes nothing and misbehaves as a file beside its model says.
+
+It listens where llama-server would. MODEL.fake is JSON: `load_s` and `takes_s`, how long it loads
+and answers; `stubborn`, whether it goes on when its client has left; `stays`, whether it does not
+leave when its input ends; `deaf`, a file whose being there keeps it from answering anything;
+`asked`, a file to which it writes each request.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+from types import SimpleNamespace
+from typing import Any
+
+
+def toolchain(folder: Path) -> Any:
+    """A build whose llama-server is this file."""
+    tool = folder / "fake-llama-server"
+    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {__file__} "$@"\n')
+    tool.chmod(0o755)
+    return SimpleNamespace(tool=lambda name: tool, info={"backend": "cpu"}, folder=folder)
+
+
+def behave(model: Path, **how: object) -> Path:
+    """Say how the engine of a model is to behave."""
+    model.with_name(f"{model.name}.fake").write_text(json.dumps(how))
+    return model
+
+
+class Server(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
+class Handler(BaseHTTPRequestHandler):
+    how: dict[str, Any]
+    lock = threading.Lock()
+
+    def log_message(self, *arguments: object) -> None:
+        """Say nothing."""
+
+    def address_string(self) -> str:
+        return ""
+
+    def do_GET(self) -> None:
+        self.wait_if_deaf()
+        self.reply({"status": "ok"})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if path := self.how.get("asked"):
+            with self.lock, Path(path).open("a") as file:
+                file.write(json.dumps(body) + "\n")
+        self.wait_if_deaf()
+        time.sleep(self.how.get("takes_s", 0))
+        if self.how.get("stubborn"):
+            time.sleep(600)
+        self.reply(self.answer(body))
+
+    def answer(self, body: dict[str, Any]) -> object:
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        if isinstance(texts := body.get("input"), list):
+            data = [{"index": n, "embedding": [float(len(t))]} for n, t in enumerate(texts)]
+            return {"object": "list", "data": data, "usage": usage}
+        if isinstance(texts := body.get("documents"), list):
+            found = [{"index": n, "relevance_score": float(len(t))} for n, t in enumerate(texts)]
+            found.sort(key=lambda one: -one["relevance_score"])
+            return {"results": found[: body.get("top_n")], "usage": usage}
+        prompts = body.get("prompt")
+        prompts = prompts if isinstance(prompts, list) else [prompts]
+        return {"choices": [{"index": n, "text": p} for n, p in enumerate(prompts)], "usage": usage}
+
+    def wait_if_deaf(self) -> None:
+        path = self.how.get("deaf")
+        while path and Path(path).exists():
+            time.sleep(0.01)
+
+    def reply(self, value: object) -> None:
+        text = json.dumps(value).encode()
+        with suppress(OSError):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+
+def leave_with_input() -> None:
+    while sys.stdin.buffer.read(1 << 10):
+        pass
+    os._exit(0)
+
+
+def main() -> None:
+    argv = sys.argv
+    model = Path(argv[argv.index("-m") + 1])
+    file = model.with_name(f"{model.name}.fake")
+    Handler.how = json.loads(file.read_text()) if file.exists() else {}
+    if not Handler.how.get("stays"):
+        threading.Thread(target=leave_with_input, daemon=True).start()
+    time.sleep(Handler.how.get("load_s", 0))
+    Server(argv[argv.index("--host") + 1], Handler).serve_forever()
+
+
+if __name__ == "__main__":
+    main()
