@@ -48,8 +48,8 @@ bench: setup ## measure the export against the usual road
 fmt: packages ## format the code
 	@$(PY) -m ruff format -q . && $(PY) -m ruff check -q --fix .
 
-docs: packages ## write docs/cli.md from the commands' --help
-	@$(PY) -m exporter.cli.reference > docs/.cli.md && mv docs/.cli.md docs/cli.md
+docs: packages ## write docs/cli.md and the README's formats from the commands
+	@$(PY) -m exporter.cli.reference .
 
 release: setup ## build the wheel and the sdist, check both, say what to do next
 	@sh vendor/release.sh $(PY)

@@ -1,10 +1,18 @@
-"""docs/cli.md: every command's --help. `python -m exporter.cli.reference` prints it."""
+"""Documents made of the commands: docs/cli.md, and the README's list of formats.
+
+`python -m exporter.cli.reference CHECKOUT` writes both.
+"""
 
 from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
 
 import click
 
 from exporter.cli.app import COMMANDS, root
+from exporter.cli.outputs.registry import formats_table
 
 WIDTH = 100  # columns
 OPENING = """\
@@ -33,5 +41,17 @@ def section(title: str, text: str) -> str:
     return f"## {title}\n\n```\n{lines}\n```\n"
 
 
+def with_formats(readme: str) -> str:
+    """The README with the list of formats as it is now."""
+    place = r"(<!-- formats: written by make docs -->\n).*?(<!-- /formats -->)"
+    return re.sub(place, lambda at: at[1] + formats_table() + at[2], readme, flags=re.DOTALL)
+
+
+def write(checkout: Path) -> None:
+    readme = checkout / "README.md"
+    readme.write_text(with_formats(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    (checkout / "docs" / "cli.md").write_text(reference(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    click.echo(reference(), nl=False)
+    write(Path(sys.argv[1]))
