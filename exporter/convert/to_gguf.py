@@ -18,15 +18,16 @@ from exporter.convert.gguf_layout import Conversion, Slot
 from exporter.convert.ignored_settings import Converted, ignored_settings
 from exporter.convert.lazy_source import (
     LazySource,
+    floats_left_unrounded,
+    merged_tensors_indexed,
     old_objects_set_aside,
-    slots_recorded,
-    tensors_from,
 )
 from exporter.convert.mtp import has_prediction, settle_prediction, without_prediction
 from exporter.convert.ranker import find_purpose
 from exporter.convert.refusals import UNUSABLE, unknown_architecture, unusable
 from exporter.convert.unloadable import refuse_unloadable
 from exporter.convert.upstream_fixes import pack_settings, write_positions
+from exporter.convert.upstream_hooks import upstream_hooks
 from exporter.convert.windows import settle_windows
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
@@ -69,7 +70,7 @@ def convert(
         warnings_reported(report),
         nullcontext() if trust_remote_code else no_code_run(),
     ):
-        ModelBase = conversion().ModelBase  # noqa: N806 - it is a class
+        conversion()
         import torch
 
         with torch.inference_mode():
@@ -83,25 +84,28 @@ def convert(
             with (
                 converter_tokens(folder, hparams, model_class, trust_remote_code, report) as tokens,
                 old_objects_set_aside(),
-                tensors_from(source, ModelBase),
-                slots_recorded() as slots,
-                purpose.hooks(model_class),
+                upstream_hooks(
+                    merged_tensors_indexed(source),
+                    floats_left_unrounded(),
+                    *tokens.hooks,
+                    *purpose.hooks(model_class),
+                ),
             ):
                 try:
                     ftype, unused = file_type(outtype, tensors), folder / "unused.gguf"
                     named = {"model_name": model_name, "hparams": hparams}
                     model = delegate(model_class(tokens.folder, ftype, unused, **named, **MODULES))
                     purpose.begin(model)
-                    prepare(model, source, slots)
+                    prepare(model, source)
                     tokens.settle(model, report)
                     purpose.finish(model)
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
-                used = source.used()
         if part == "text":
-            tell_limits(converted(model, slots), report=report)
-    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used)
+            tell_limits(converted(model, source.slots), report=report)
+        used = source.used()
+    return Conversion(tuple(source.slots), model.gguf_writer, int(model.ftype), used)
 
 
 def hparams_of(
@@ -160,10 +164,10 @@ def has_projector(folder: Path, toolchain: Toolchain) -> bool:
         return True
 
 
-def prepare(model: Any, source: LazySource, slots: list[Slot]) -> None:
+def prepare(model: Any, source: LazySource) -> None:
     """Have the converter's class lay out all tensors and settings, and correct the settings."""
     writer = model.gguf_writer
-    writer.add_tensor = partial(source.add, writer, slots)
+    writer.add_tensor = partial(source.add, writer)
     model.prepare_tensors()
     model.prepare_metadata(vocab_only=False)
     settle_windows(writer, model.hparams)
