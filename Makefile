@@ -6,7 +6,7 @@ PY := .venv/bin/python
 WORKERS ?= 2 # processes of pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast test programs families bench fmt lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast test programs families bench fmt docs release lock wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -47,6 +47,12 @@ bench: setup ## measure the export against the usual road
 
 fmt: packages ## format the code
 	@$(PY) -m ruff format -q . && $(PY) -m ruff check -q --fix .
+
+docs: packages ## write docs/cli.md and the README's formats from the commands
+	@$(PY) -m exporter.cli.reference .
+
+release: setup ## build the wheel and the sdist, check both, say what to do next
+	@sh vendor/release.sh $(PY)
 
 lock: ## renew constraints.txt (needs uv)
 	@sh vendor/lock.sh

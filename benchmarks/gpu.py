@@ -39,7 +39,12 @@ from benchmarks.streams import PROMPT, Target  # noqa: E402
 from exporter.core.errors import DecantError  # noqa: E402
 from exporter.core.machine import cores, physical_cores  # noqa: E402
 from exporter.llamacpp.gpus import listed_gpus, nvidia_gpus  # noqa: E402
-from exporter.llamacpp.toolchain import build_toolchain, cache_folder, find_toolchain, host_facts
+from exporter.llamacpp.toolchain import (  # noqa: E402
+    build_toolchain,
+    cache_folder,
+    find_toolchain,
+    host_facts,
+)
 from runtime.engine.llama_server import Server, ServerSpec  # noqa: E402
 from runtime.engine.local import LocalEngine, open_model  # noqa: E402
 from runtime.engine.memory_fit import Asked  # noqa: E402

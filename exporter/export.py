@@ -164,11 +164,11 @@ def plan_files(
             path, quant, conversions[outtype_for(quant)], request.recipe, request.split_max
         )
     ]
-    groups = [Group(plans, next(iter(conversions.values())).slots)]
+    groups = [Group(plans, next(iter(conversions.values())).slots, tensors.read)]
     if projector:
         path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
         plans = planned(path, FLOAT_NAMES[projector.ftype], projector, PLAIN)
-        groups.append(Group(plans, projector.slots))
+        groups.append(Group(plans, projector.slots, tensors.read))
     return groups
 
 

@@ -25,15 +25,12 @@ HEAVY = {
 RICH = {"exporter/cli/terminal_renderer.py", "runtime/terminal/markdown.py"}
 # where running processes is the job; everything else asks these
 DOORS = {
-    f"exporter/{name}.py"
-    for name in (
-        "convert",
-        "converter_model",
-        "lazy_source",
-        "hparams",
-        "prequantized",
-        "pretokenizer",
-    )
+    "exporter/convert/config_prefetch.py",
+    "exporter/convert/converter_model.py",
+    "exporter/convert/lazy_source.py",
+    "exporter/convert/pretokenizer.py",
+    "exporter/convert/to_gguf.py",
+    "exporter/inputs/quantized/via_llamacpp.py",
 }
 SUBPROCESS = {
     "exporter/convert/config_prefetch.py",
@@ -41,10 +38,10 @@ SUBPROCESS = {
     "exporter/llamacpp/toolchain.py",
     "exporter/verify/logits_engine.py",
     "runtime/engine/adapters.py",
-    "runtime/cli/from_folder.py",
     "runtime/engine/llama_server.py",
     "runtime/terminal/clipboard.py",
     "runtime/process/exit_with_parent.py",
+    "runtime/cli/from_folder.py",
     "runtime/process/kept_processes.py",
     "runtime/rpc/rpc_server.py",
     "vendor/bootstrap.py",
@@ -58,6 +55,19 @@ SUBPROCESS = {
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
+LAYERS = {
+    "exporter": (
+        "core", "llamacpp", "hub", "store", "inputs", "merge", "convert", "gguf_inputs", "quantize",
+        "formats", "verify", "export", "ollama_folder", "calibrate", "extract_plan", "extract",
+        "demo", "cli", "__main__",
+    ),
+    "runtime": (
+        "process", "terminal", "rpc", "encoder_decoder", "engine", ("chat", "gateway"), "cli",
+    ),
+}  # fmt: skip
+"""What each package is made of, the lowest first: a part imports itself and those before it. Parts
+in one entry import nothing of each other. `exporter/cli/app.py` names runtime's commands in
+strings, and loads one when it is called."""
 
 
 def name(path: Path) -> str:
@@ -82,6 +92,9 @@ def imported(path: Path) -> set[str]:
 
 def module_of(path: Path) -> str:
     return name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+MODULES = {module_of(path) for path in FILES}
 
 
 def imports(node: ast.AST, package: str) -> Iterator[str]:
@@ -137,10 +150,46 @@ def test_the_exporter_never_imports_the_runtime():
             assert not found, name(path)
 
 
-def test_core_imports_nothing_of_ours_but_core():
-    for path in (CHECKOUT / "exporter" / "core").glob("*.py"):
-        ours = {m for m in imported(path) if m.startswith(("exporter", "vendor"))}
-        assert all(module.startswith("exporter.core") for module in ours), name(path)
+def layer(module: str) -> tuple[int, str] | None:
+    """Where a module stands in LAYERS, and its part's name; None for a package's own root."""
+    package, _, rest = module.partition(".")
+    part = rest.partition(".")[0]
+    if package not in LAYERS or not part:
+        return None
+    for number, entry in enumerate(LAYERS[package]):
+        if part in ((entry,) if isinstance(entry, str) else entry):
+            return number, part
+    raise AssertionError(f"{module} has no place in LAYERS")
+
+
+def ours(path: Path) -> Iterator[str]:
+    """The modules of its own package that a file imports, in functions and for types too."""
+    for node in nodes(path):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in MODULES else node.module or "" for name in inside)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_a_module_imports_only_its_own_layer_and_lower_ones(path):
+    place = layer(module_of(path))
+    if place is None:
+        return
+    number, part = place
+    for other in ours(path):
+        found = (
+            layer(other) if other.partition(".")[0] == module_of(path).partition(".")[0] else None
+        )
+        assert found is None or found[0] < number or found == place, f"{part} imports {other}"
+
+
+def test_no_two_files_have_one_name():
+    kept = [path for path in FILES if path.name not in ("__init__.py", "__main__.py")]
+    for package in ("exporter", "runtime"):
+        names = [path.name for path in kept if name(path).startswith(package)]
+        assert len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
 
 
 def test_the_recipe_imports_nothing_of_the_packages():

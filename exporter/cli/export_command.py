@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import Any, get_args
 
 import click
 
-from exporter.cli.common_options import given, json_option, offline_option, quiet_option, store
-from exporter.cli.folder_outputs import export_folder, folder_name, parse_size
-from exporter.cli.lora_output import export_lora, refuse_for_lora
-from exporter.cli.peft_output import export_peft, refuse_for_peft
+from exporter.cli.common_options import given, json_option, offline_option, quiet_option
+from exporter.cli.outputs.output_format import ExportOptions
+from exporter.cli.outputs.registry import FORMATS, check_output, formats_help
 from exporter.cli.recipe_options import recipe_options
-from exporter.cli.terminal_renderer import print_json, print_table, reporting
-from exporter.cli.vllm_output import export_vllm, refuse_for_vllm
-from exporter.core.errors import InputError, ToolchainError
-from exporter.core.ggml_types import parse_quant
-from exporter.core.machine import cores
-from exporter.core.paths import model_name, size_text
+from exporter.core.errors import ToolchainError
 from exporter.merge.operations import Combination
 from exporter.merge.qlora import BaseRoundtrip
-from exporter.quantize.recipe import Recipe
-from exporter.store import file_name
-
-if TYPE_CHECKING:
-    from exporter.export import ExportResult
-    from exporter.formats.export_request import ExportRequest
-    from exporter.hub.pull import Pulled
-    from exporter.merge.operations import MergeDtype
-
 
 HELP = """Turn the adapter ADAPTER into a GGUF.
 
@@ -62,11 +46,8 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
 )  # fmt: skip
 @recipe_options
 @click.option(
-    "--to", type=click.Choice(("gguf", "lora", "safetensors", "ollama", "vllm", "peft")),
-    default="gguf", show_default=True,
-    help="gguf: the merged model; lora: the adapter alone, for llama-server's --lora;"
-    " safetensors: a merged checkpoint; ollama: the GGUF with its Modelfile; vllm: the adapters,"
-    " and how `vllm serve` is started with them; peft: an MLX or GGUF adapter as PEFT's.",
+    "--to", type=click.Choice(tuple(FORMATS)), default="gguf", show_default=True,
+    help=formats_help(),
 )  # fmt: skip
 @click.option("--name", "served_name", help="Of --to vllm: what clients call the base.")
 @click.option(
@@ -108,123 +89,28 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
 @json_option
 @quiet_option
 def export(
-    adapter: str | None,
-    revision: str | None,
-    subfolder: str | None,
-    others: tuple[str, ...],
-    combine: Combination | None,
-    base: str | None,
-    quants: tuple[str, ...],
+    *,
     to: str,
-    recipe: Recipe,
-    output: Path | None,
-    merge_dtype: MergeDtype,
-    base_roundtrip: BaseRoundtrip,
-    scale: float,
-    threads: int | None,
-    trust_remote_code: bool,
-    no_verify: bool,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    max_shard_size: str,
-    split_max_size: str | None,
-    served_name: str | None,
+    **options: Any,  # ExportOptions' fields
 ) -> None:
     """Turn the adapter ADAPTER into a GGUF."""
-    wanted = adapters_named(adapter, scale, others, combine)
-    refuse_output(to, adapter, recipe)
-    refuse_nonsense(adapter, base, revision or subfolder, has_adapter=bool(wanted))
-    if to == "vllm":
-        return export_vllm(wanted, served_name)
-    from exporter.formats.export_request import ExportRequest
-    from exporter.inputs.locate import Sources, absent, bring
-
-    sources = Sources(tuple(text for text, _ in wanted), base, revision, subfolder)
-    with reporting(quiet=quiet) as report:
-        if dry_run and (pulls := absent(sources, report=report)):
-            return show_absent(pulls, as_json=as_json)
-        folders, base_folder = bring(sources, report=report)
-    if to in ("lora", "peft"):
-        return (export_lora if to == "lora" else export_peft)(folders, base_folder)
-    chosen, name = chosen_quants(quants), name_of(folders, base_folder)
-    request = ExportRequest(
-        tuple(zip(folders, (weight for _, weight in wanted), strict=False)),
-        base_folder,
-        chosen,
-        outputs=output_paths(output, name, chosen),
-        recipe=recipe,
-        merge_dtype=merge_dtype,
-        combine=combine,
-        base_roundtrip=base_roundtrip,
-        trust_remote_code=trust_remote_code,
-        split_max=parse_size("--split-max-size", split_max_size) if split_max_size else 0,
-        force=force,
-        verify=not no_verify,
-        threads=threads or cores(),
+    wanted = adapters_named(
+        options["adapter"], options["scale"], options["others"], options["combine"]
     )
-    if to == "gguf":
-        return export_gguf(request, dry_run=dry_run, as_json=as_json, quiet=quiet)
-    return export_folder(to, request, output or folder_name(name, to), max_shard_size)
+    named = frozenset(filter(given, options))
+    asked = ExportOptions(**options, adapters=tuple(wanted), given=named)
+    chosen = check_output(to, asked)
+    refuse_nonsense(asked)
+    chosen.run(asked)
 
 
-def chosen_quants(quants: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
-
-
-def name_of(adapters: list[Path], base: Path | None) -> str:
-    """What a person would call the result."""
-    from exporter.gguf_inputs.gguf_base import gguf_name, is_gguf
-    from exporter.inputs.adapter import open_adapter
-
-    base = base or Path()
-    named = gguf_name(base) if is_gguf(base) else model_name(base)
-    return "-".join(open_adapter(folder).name for folder in adapters) or named
-
-
-def export_gguf(request: ExportRequest, *, dry_run: bool, as_json: bool, quiet: bool) -> None:
-    """Write the GGUF files and show them."""
-    from exporter.calibrate import with_matrix
-    from exporter.export import export as run
-    from exporter.llamacpp.toolchain import find_toolchain
-
-    toolchain = find_toolchain()
-    with reporting(quiet=quiet) as report:
-        request = with_matrix(request, toolchain, dry_run=dry_run, report=report)
-        result = run(request, toolchain, dry_run=dry_run, report=report)
-    show(result, dry_run=dry_run, as_json=as_json)
-
-
-def refuse_nonsense(
-    adapter: str | None, base: str | None, within: str | None, *, has_adapter: bool
-) -> None:
+def refuse_nonsense(options: ExportOptions) -> None:
     """UsageError for options that do not go together, ToolchainError for missing packages."""
-    if not has_adapter and base is None:
+    if not options.adapters and options.base is None:
         raise click.UsageError("name an adapter folder, or a base with --base")
-    if adapter in (None, "-") and within:
+    if not options.has_first and (options.revision or options.subfolder):
         raise click.UsageError("--revision and --subfolder are ADAPTER's, and none is named")
     require_packages()
-
-
-def refuse_output(to: str, adapter: str | None, recipe: Recipe) -> None:
-    """UsageError for options that say nothing about this output."""
-    if to == "lora":
-        refuse_for_lora(adapter)
-    if to == "vllm":
-        refuse_for_vllm(adapter)
-    if to == "peft":
-        refuse_for_peft(adapter)
-    if to != "vllm" and given("served_name"):
-        raise click.UsageError("--name is for --to vllm; -o names the output")
-    if to in ("lora", "safetensors", "vllm", "peft") and recipe != Recipe():
-        raise click.UsageError(f"types and importance matrices are for GGUF models, not --to {to}")
-    if to == "safetensors" and given("quants"):
-        raise click.UsageError("-q is for GGUF: --to safetensors keeps the base's own type")
-    if to in ("lora", "safetensors") and given("split_max_size"):
-        raise click.UsageError(f"--split-max-size is for GGUF models, not --to {to}")
-    if to != "safetensors" and given("max_shard_size"):
-        raise click.UsageError("--max-shard-size is for --to safetensors")
 
 
 def adapters_named(
@@ -264,57 +150,3 @@ def require_packages() -> None:
             f"exporting needs {', '.join(missing)}, which this installation lacks",
             hint="pip install 'decant-llm[export]'",
         )
-
-
-def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
-    """Where each quantization goes: the one file that was named, a folder, or the store."""
-    if output is None or output.suffix != ".gguf" or output.is_dir():
-        folder = output or store()
-        return tuple(folder / file_name(name, quant) for quant in quants)
-    if len(quants) > 1:
-        raise InputError(
-            f"{len(quants)} quantizations cannot all be written to `{output}`",
-            hint=f"name a folder: -o {output.with_suffix('')}",
-        )
-    return (output,)
-
-
-def show_absent(pulls: tuple[Pulled, ...], *, as_json: bool) -> None:
-    """Say what an export would pull first; what it would write is known only then."""
-    if as_json:
-        print_json({"to_pull": [pull_value(pulled) for pulled in pulls], "dry_run": True})
-        return
-    rows = [
-        (pulled.plan.ref.repo, file.path, size_text(file.size))
-        for pulled in pulls
-        for file in pulled.missing
-    ]
-    print_table(("REPO", "FILE", "SIZE"), rows)
-    nbytes = sum(file.size for pulled in pulls for file in pulled.missing)
-    click.echo(
-        f"an export would first pull {len(rows)} files, {size_text(nbytes)};"
-        " what it would write is known when they are here",
-        err=True,
-    )
-
-
-def pull_value(pulled: Pulled) -> dict[str, object]:
-    return {
-        "repo": pulled.plan.ref.repo,
-        "commit": pulled.plan.commit,
-        "files": [{"path": file.path, "nbytes": file.size} for file in pulled.missing],
-        "nbytes": sum(file.size for file in pulled.missing),
-    }
-
-
-def show(result: ExportResult, *, dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(result) | {"dry_run": dry_run})
-        return
-    for file in result.files:
-        types = ", ".join(f"{count} {name}" for name, count in file.types.items())
-        click.echo(f"{file.path}")
-        parts = f" in {len(file.shards)} files" if file.shards else ""
-        click.echo(f"  {file.quant}, {size_text(file.nbytes)}{parts}: {types}", err=True)
-    done = "would change" if dry_run else f"{result.seconds:.1f} s; merged"
-    click.echo(f"{done} {result.merged} of {result.tensors} tensors", err=True)

@@ -12,7 +12,7 @@ import click
 
 from exporter.cli.common_options import json_option, offline_option, quiet_option
 from exporter.cli.export_command import require_packages
-from exporter.cli.lora_output import output_path
+from exporter.cli.outputs.lora_output import output_path
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.paths import size_text
 from exporter.store import plain_name

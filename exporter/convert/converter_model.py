@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from exporter.convert.arrange import Arrange
-from exporter.convert.lazy_source import LazySource, tensors_from
+from exporter.convert.lazy_source import LazySource, merged_tensors_indexed
 from exporter.convert.to_gguf import find_class, hparams_of
+from exporter.convert.upstream_hooks import upstream_hooks
 from exporter.merge.apply import MergedTensors
 from exporter.merge.operations import MergePlan
 
@@ -30,11 +31,10 @@ def model_of_config(
 ) -> tuple[Any, Arrange]:
     """The same for a config of the caller's; folder: where config.json and tokenizer lie."""
     import gguf
-    from conversion import ModelBase
 
     model_class, architecture = find_class(hparams, "text", checkpoint.tensors)
     source = LazySource(MergedTensors(MergePlan(checkpoint)), hparams, architecture)
-    with tensors_from(source, ModelBase):
+    with upstream_hooks(merged_tensors_indexed(source)):
         made = model_class(
             folder,
             gguf.LlamaFileType.ALL_F32,

@@ -26,6 +26,7 @@ from exporter.convert.sentencepiece_pieces import (
 )
 from exporter.convert.token_rows import leave_out, rowless, rows_of, shortened
 from exporter.convert.tokenizer_keys import settle, settle_unigram
+from exporter.convert.upstream_hooks import Hook
 from exporter.core.events import Report
 from exporter.inputs.tokenizer import LoadedTokenizer, load_tokenizer, space_before, templates_of
 from exporter.merge.result_files import lay_over
@@ -43,6 +44,8 @@ class ConverterTokens:
     """None where transformers finds no tokenizer: the converter is left to itself."""
     made_of_json: bool = False
     """Whether there is no file of sentencepiece's but what was made of tokenizer.json."""
+    hooks: tuple[Hook, ...] = ()
+    """What has the converter's class read this tokenizer."""
 
     def settle(self, model: Any, report: Report) -> None:
         """Make what the converter's `model` wrote of tokens equal transformers' tokenizer."""
@@ -60,28 +63,25 @@ def converter_tokens(
     trust_remote_code: bool,
     report: Report,
 ) -> Iterator[ConverterTokens]:
-    """Have the converter's `model_class` find the tokenizer in `folder` in the form that it reads.
+    """The tokenizer in `folder` in the form in which the converter's `model_class` reads it.
 
     Raises CheckpointError when the embedding lacks rows for tokens that are needed, and, while
-    the converter runs, UnsupportedError for a pre-tokenizer that llama.cpp has not.
+    the converter runs with the hooks, UnsupportedError for a pre-tokenizer that llama.cpp has not.
     """
     if not hasattr(model_class, METHOD):
         yield ConverterTokens(folder, None)  # a projector, which has no tokens
         return
     loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    with (
-        tempfile.TemporaryDirectory(prefix="decant-") as temporary,
-        pre_tokenizer_found(model_class, loaded),
-        byte_level_taken(model_class, loaded),
-    ):
+    hooks = (pre_tokenizer_found(model_class, loaded), byte_level_taken(model_class, loaded))
+    with tempfile.TemporaryDirectory(prefix="decant-") as temporary:
         files = files_for(loaded, folder, rows_of(hparams), report) if loaded else {}
         if not files:
-            yield ConverterTokens(folder, loaded)
+            yield ConverterTokens(folder, loaded, hooks=hooks)
             return
         laid = Path(temporary) / folder.name  # a name is what the converter makes names of
         laid.mkdir()
         lay_over(laid, folder, dict(files))
-        yield ConverterTokens(laid, loaded, not has_pieces(folder))
+        yield ConverterTokens(laid, loaded, not has_pieces(folder), hooks)
 
 
 def remember_pieces(model: Any) -> None:

@@ -8,11 +8,10 @@ are refused here, before anything is written.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from exporter.convert.upstream_hooks import Hook
 from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
@@ -228,8 +227,7 @@ def write_keys(writer: Any, folder: Path, modules: tuple[Module, ...]) -> None:
         (writer.add_bool if isinstance(value, bool) else writer.add_string)(name, value)
 
 
-@contextmanager
-def upstream_hooks(model_class: Any, modules: tuple[Module, ...], *, ranks: bool) -> Iterator[None]:
+def class_hooks(model_class: Any, modules: tuple[Module, ...], *, ranks: bool) -> tuple[Hook, ...]:
     """Have llama.cpp's class take dense layers along, and see a reranker where `ranks`.
 
     Its lists of dense layers belong to the class and would grow with every model; it knows a
@@ -255,14 +253,4 @@ def upstream_hooks(model_class: Any, modules: tuple[Module, ...], *, ranks: bool
         raise refused("its score from a language model's logits", "llama.cpp has it for Qwen3 only")
     if hasattr(model_class, "_is_qwen3_reranker"):
         changes["_is_qwen3_reranker"] = lambda _: ranks
-    added = [name for name in changes if name not in vars(model_class)]
-    before = {name: vars(model_class)[name] for name in changes if name not in added}
-    for name, value in changes.items():
-        setattr(model_class, name, value)
-    try:
-        yield
-    finally:
-        for name in added:
-            delattr(model_class, name)
-        for name, value in before.items():
-            setattr(model_class, name, value)
+    return (Hook(model_class, changes),)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.convert.lazy_graph import Node
 from exporter.core.ggml_types import GGMLType
 from exporter.core.gguf import DEFAULT_ALIGNMENT
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from exporter.inputs.tokenizer import LoadedTokenizer
 
 FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Slot:
     """A tensor's place in the GGUF."""
 
@@ -30,11 +29,8 @@ class Slot:
     """Rows first, as numpy has it; ggml's order is the reverse."""
     type: GGMLType
     """What the converter would store it as."""
-    fill: Callable[[], Iterator[np.ndarray[Any, Any]]] | None
-    """Reads, merges and rearranges the values, as float32: all of them, or of stacked experts one
-    after the other. Called once, then dropped."""
-    source: str
-    """The hub tensor it came from, or the last of them."""
+    values: Node
+    """How its values are read, merged and rearranged: run by lazy_graph, as often as asked for."""
 
 
 @dataclass(frozen=True, slots=True)

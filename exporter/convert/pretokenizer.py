@@ -11,10 +11,10 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from exporter.convert.pretokenizer_patterns import GPT2, NAMES, SUFFIX, Cuts
+from exporter.convert.upstream_hooks import Hook
 from exporter.core.errors import UnsupportedError
 from exporter.inputs.tokenizer import LoadedTokenizer
 
@@ -30,8 +30,7 @@ NEEDLESS = ("tokenizer.model", "add_bos_token")
 tokens around a text are settled later (tokenizer_keys.py)."""
 
 
-@contextmanager
-def pre_tokenizer_found(model_class: Any, loaded: LoadedTokenizer | None) -> Iterator[None]:
+def pre_tokenizer_found(model_class: Any, loaded: LoadedTokenizer | None) -> Hook:
     """Have the converter find the pre-tokenizer of more tokenizers than it knows by hash.
 
     model_class: of the converter's, for any text model.
@@ -45,24 +44,17 @@ def pre_tokenizer_found(model_class: Any, loaded: LoadedTokenizer | None) -> Ite
         except NotImplementedError:
             return found_otherwise(partial_hash(self, original), tokenizer, loaded)
 
-    setattr(owner, METHOD, find)
-    try:
-        yield
-    finally:
-        setattr(owner, METHOD, original)
+    return Hook(owner, {METHOD: find})
 
 
-@contextmanager
-def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Iterator[None]:
+def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Hook:
     """Have the converter write a byte-level tokenizer where its class looks for tokenizer.model.
 
     Some classes do unless tokenizer_config.json names an older class of transformers' (Phi-4-mini),
     or want a setting in it that transformers 5 no longer has (DeepSeek-V3.2).
     """
     if loaded is None or not is_byte_level(loaded):
-        yield
-        return
-    had = "set_vocab" in vars(model_class)
+        return Hook(model_class, {})
     original = model_class.set_vocab
 
     def set_vocab(self: Any) -> None:
@@ -73,14 +65,7 @@ def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Iterat
                 raise
             self._set_vocab_gpt2()
 
-    model_class.set_vocab = set_vocab
-    try:
-        yield
-    finally:
-        if had:
-            model_class.set_vocab = original
-        else:
-            del model_class.set_vocab
+    return Hook(model_class, {"set_vocab": set_vocab})
 
 
 def is_byte_level(loaded: LoadedTokenizer) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert.embedder import SCORE, check_modules, refused, upstream_hooks, write_keys
+from exporter.convert.embedder import SCORE, check_modules, class_hooks, refused, write_keys
+from exporter.convert.upstream_hooks import Hook
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Report, Warn, silent
 from exporter.inputs.embedder_files import Module
@@ -40,9 +40,9 @@ class Purpose:
     ranks: bool = False
     """Whether it scores a pair by two words' logits."""
 
-    def hooks(self, model_class: Any) -> AbstractContextManager[None]:
-        """Have llama.cpp's class make a model for that."""
-        return upstream_hooks(model_class, self.modules, ranks=self.ranks)
+    def hooks(self, model_class: Any) -> tuple[Hook, ...]:
+        """What has llama.cpp's class make a model for that."""
+        return class_hooks(model_class, self.modules, ranks=self.ranks)
 
     def begin(self, model: Any) -> None:
         """Settle the head of the converter's model before its tensors are laid out."""

@@ -1,7 +1,6 @@
 """Merged tensors → GGUF names, shapes and metadata, through llama.cpp's own `conversion`.
 
-With via_llamacpp.py and lora.py the only door to llama.cpp's Python code. It reads no weight:
-what it gives is a list of slots, each of which can be filled later.
+It reads no weight: what it gives is a list of slots, each of which can be filled later.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from exporter.convert.gguf_layout import Conversion, Slot
 from exporter.convert.ignored_settings import Converted, ignored_settings
 from exporter.convert.lazy_source import (
     LazySource,
+    floats_left_unrounded,
+    merged_tensors_indexed,
     old_objects_set_aside,
-    slots_recorded,
-    tensors_from,
 )
 from exporter.convert.mtp import has_prediction, settle_prediction, without_prediction
 from exporter.convert.ranker import find_purpose
@@ -33,6 +32,7 @@ from exporter.convert.upstream_fixes import (
     write_feed_forward,
     write_positions,
 )
+from exporter.convert.upstream_hooks import upstream_hooks
 from exporter.convert.windows import settle_windows
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
@@ -77,7 +77,7 @@ def convert(
         no_collection(),
         nullcontext() if trust_remote_code else no_code_run(),
     ):
-        ModelBase = conversion().ModelBase  # noqa: N806 - it is a class
+        conversion()
         import torch
 
         with torch.inference_mode():
@@ -94,9 +94,12 @@ def convert(
             with (
                 converter_tokens(folder, hparams, model_class, trust_remote_code, report) as tokens,
                 old_objects_set_aside(),
-                tensors_from(source, ModelBase),
-                slots_recorded() as slots,
-                purpose.hooks(model_class),
+                upstream_hooks(
+                    merged_tensors_indexed(source),
+                    floats_left_unrounded(),
+                    *tokens.hooks,
+                    *purpose.hooks(model_class),
+                ),
             ):
                 try:
                     ftype, unused = file_type(outtype, tensors), folder / "unused.gguf"
@@ -105,16 +108,16 @@ def convert(
                     settle_pictures(model, hparams)
                     remember_pieces(model)
                     purpose.begin(model)
-                    prepare(model, source, slots)
+                    prepare(model, source)
                     tokens.settle(model, report)
                     purpose.finish(model)
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
-                used = source.used()
         if part == "text":
-            tell_limits(converted(model, slots), report=report)
-    return Conversion(tuple(slots), model.gguf_writer, int(model.ftype), used, tokens.loaded)
+            tell_limits(converted(model, source.slots), report=report)
+        used = source.used()
+    return Conversion(tuple(source.slots), model.gguf_writer, int(model.ftype), used, tokens.loaded)
 
 
 def hparams_of(
@@ -173,10 +176,10 @@ def has_projector(folder: Path, toolchain: Toolchain) -> bool:
         return True
 
 
-def prepare(model: Any, source: LazySource, slots: list[Slot]) -> None:
+def prepare(model: Any, source: LazySource) -> None:
     """Have the converter's class lay out all tensors and settings, and correct the settings."""
     writer = model.gguf_writer
-    writer.add_tensor = partial(source.add, writer, slots)
+    writer.add_tensor = partial(source.add, writer)
     model.prepare_tensors()
     model.prepare_metadata(vocab_only=False)
     settle_windows(writer, model.hparams)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from typing_extensions import Self
 
 from exporter.convert.gguf_layout import Layout
+from exporter.convert.lazy_graph import Read, SharedReads
 from exporter.core.atomic_file import free_bytes, taken_bytes
 from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
@@ -68,6 +69,8 @@ class Group:
 
     plans: list[GGUFPlan]
     slots: tuple[Slot, ...]
+    read: Read
+    """Gives the merged tensors that the slots are made of."""
 
 
 def check_space(plans: list[GGUFPlan]) -> None:
@@ -112,7 +115,7 @@ def write_files(
                 if plan.path in journals
             ]
             done += sum(begin_file(writer, group.slots) for writer in writers)
-            for writer, nbytes, name in workers.run(jobs(group.slots, writers)):
+            for writer, nbytes, name in workers.run(jobs(group, writers)):
                 writer.journal.wrote(nbytes, name)
                 done += nbytes
                 report(Progress("quantizing", done, total, "bytes"))
@@ -129,16 +132,14 @@ def begin_file(writer: FileWriter, slots: tuple[Slot, ...]) -> int:
     return len(plan.header) + sum(plan.types[slot.name].nbytes(slot.shape) for slot in there)
 
 
-def jobs(slots: tuple[Slot, ...], writers: list[FileWriter]) -> Iterator[list[Job]]:
+def jobs(group: Group, writers: list[FileWriter]) -> Iterator[list[Job]]:
     """One piece of a slot's work after the other; values live as long as the jobs that use them."""
-    for slot in slots:
-        assert slot.fill is not None, f"{slot.name} was written before"
-        fill, slot.fill = slot.fill, None
+    wanted = [slot for slot in group.slots if any(writer.lacks(slot.name) for writer in writers)]
+    reads = SharedReads((slot.values for slot in wanted), group.read)
+    for slot in wanted:
         lacking = [writer for writer in writers if writer.lacks(slot.name)]
-        if not lacking:
-            continue
         first, n_rows = 0, math.prod(slot.shape[:-1])
-        for values in fill():
+        for values in reads.parts(slot.values):
             rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
             step = max(1, CHUNK_VALUES // rows.shape[1])
             yield [

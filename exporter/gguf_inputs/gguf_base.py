@@ -7,12 +7,11 @@ what is written loses a second time where it is quantized.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.convert.gguf_layout import Conversion, Slot
+from exporter.convert.lazy_graph import Leaf
 from exporter.convert.to_gguf import Outtype
 from exporter.core.errors import CheckpointError, ModelError, UnsupportedError
 from exporter.core.ggml_types import FTYPES, GGML_TYPES, GGMLType
@@ -22,8 +21,6 @@ from exporter.inputs.gguf_tensors import FLOATS, gguf_tensor
 from exporter.llamacpp.converter_import import imported
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from exporter.llamacpp.toolchain import Toolchain
     from exporter.merge.apply import MergedTensors
 
@@ -118,21 +115,6 @@ def lossy_types(checkpoint: Checkpoint) -> list[str]:
     return sorted(kinds - set(FLOATS))
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Fills a slot from the merged tensor of its name."""
-
-    tensors: MergedTensors
-    name: str
-
-    def __call__(self) -> Iterator[np.ndarray[Any, Any]]:
-        """The values in float32."""
-        import numpy as np
-
-        values = self.tensors.read(self.name).float().numpy()
-        yield np.ascontiguousarray(values, dtype=np.float32)
-
-
 def gguf_conversion(
     tensors: MergedTensors, toolchain: Toolchain, *, outtype: Outtype, model_name: str
 ) -> Conversion:
@@ -140,10 +122,9 @@ def gguf_conversion(
     path = tensors.plan.checkpoint.folder
     file = read_gguf(path)
     slots = tuple(
-        Slot(info.name, info.shape, slot_type(info.type, outtype), Read(tensors, info.name),
-             info.name)
+        Slot(info.name, info.shape, slot_type(info.type, outtype), Leaf(info.name))
         for info in file.tensors
-    )  # fmt: skip
+    )
     with imported(toolchain):
         import gguf
 

@@ -81,10 +81,8 @@ def remake(
         ]
         check_space(plans)
         report(Step("making the model anew, quantized alike and not at all"))
-        write_files(
-            [Group(plans, conversion.slots)], Quantizer.load(toolchain), threads=cores(),
-            report=report,
-        )  # fmt: skip
+        group = Group(plans, conversion.slots, tensors.read)
+        write_files([group], Quantizer.load(toolchain), threads=cores(), report=report)
     return made
 
 

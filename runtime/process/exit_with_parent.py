@@ -1,9 +1,10 @@
 """Runs a program that ends when whoever started it does, however that ends and whatever it does.
 
-`python -I -S guard.py --parent PID PROGRAM ARGUMENT…` becomes the program, which Linux kills when
-the thread that started it ends. Elsewhere the guard stays beside it, as in the other form:
-`python -I -S guard.py PROGRAM ARGUMENT…`, with a pipe as standard input whose other end the
-starter holds. The starter may end in any way, SIGKILL too: the pipe closes, the program is killed.
+`python -I -S exit_with_parent.py --parent PID PROGRAM ARGUMENT…` becomes the program, which Linux
+kills when the thread that started it ends. Elsewhere the guard stays beside it, as in the other
+form: `python -I -S exit_with_parent.py PROGRAM ARGUMENT…`, with a pipe as standard input whose
+other end the starter holds. The starter may end in any way, SIGKILL too: the pipe closes, the
+program is killed.
 The guard ends with the program's own status, or 128 + the signal that killed it.
 """
 

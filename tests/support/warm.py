@@ -1,8 +1,8 @@
 """Python programs as processes of their own that need not import torch: forks of one that has.
 
-`python -m tests.support.warm` is that one. It reads a job a line, forks, and writes the child's number
-and, when the child has ended, its status. It never runs anything itself, so that a child differs
-from a process that python has just started only by what is imported. What is tested for its
+`python -m tests.support.warm` is that one. It reads a job a line, forks, and writes the child's
+number and, when the child has ended, its status. It never runs anything itself, so that a child
+differs from a process that python has just started only by what is imported. What is tested for its
 imports, for signals or for its start is started as ever.
 """
 

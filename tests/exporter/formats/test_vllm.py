@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from exporter.cli.app import run
-from exporter.cli.vllm_output import split_name
+from exporter.cli.outputs.vllm_output import split_name
 from exporter.core.errors import AdapterError, OutputError, UnsupportedError
 from exporter.core.events import Note
 from exporter.formats.vllm import NamedAdapter, VllmRequest, export_for_vllm

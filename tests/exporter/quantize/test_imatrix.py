@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from exporter.convert.gguf_layout import Slot
+from exporter.convert.lazy_graph import Leaf
 from exporter.core.errors import InputError, ModelError, UnsupportedError
 from exporter.core.ggml_types import FLOATS, FTYPES, GGMLType
 from exporter.export import export
@@ -168,7 +169,7 @@ def test_a_matrix_without_a_needy_tensor_is_refused_before_work(measured, toolch
 
 
 def slot(name: str, *shape: int) -> Slot:
-    return Slot(name, shape, GGMLType.by_name("F16"), None, name)
+    return Slot(name, shape, GGMLType.by_name("F16"), Leaf(name))
 
 
 def matrix_of(**sizes: int) -> ImportanceMatrix:

@@ -105,7 +105,8 @@ def test_a_program_that_is_not_there_is_an_end_with_a_word(tmp_path):
 def test_a_stopped_llama_server_ends_with_its_starter(toolchain: Toolchain, tmp_path):
     model = write_tiny_gguf(tmp_path / "m.gguf")
     code = (
-        "import sys; from pathlib import Path; from exporter.llamacpp.toolchain import find_toolchain;"
+        "import sys; from pathlib import Path;"
+        "from exporter.llamacpp.toolchain import find_toolchain;"
         "from runtime.engine.llama_server import Server, ServerSpec;"
         f"Server(ServerSpec(Path({str(model)!r}), 64, 1), find_toolchain()).__enter__();"
         "print('up', flush=True); sys.stdin.read()"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from exporter.cli.common_options import given
+from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.request_options import brought
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import UnsupportedError
 from exporter.store import plain_name
@@ -23,17 +24,8 @@ WITHOUT_MEANING = {
 }
 
 
-def refuse_for_peft(adapter: str | None) -> None:
-    """UsageError for options that say nothing about a PEFT adapter."""
-    for parameter, reason in WITHOUT_MEANING.items():
-        if given(parameter):
-            raise click.UsageError(reason)
-    if adapter in (None, "-"):
-        raise click.UsageError("--to peft needs an adapter: a base alone has no A and B")
-
-
-def export_peft(adapters: list[Path], base: Path | None) -> None:
-    """Write the folder and show it; the other options are the command's own."""
+def export_peft(options: ExportOptions) -> None:
+    """Write the folder and show it."""
     from exporter.core.atomic_folder import atomic_folder, refuse_taken
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
     from exporter.gguf_inputs.placed_adapter import on_base
@@ -42,13 +34,15 @@ def export_peft(adapters: list[Path], base: Path | None) -> None:
     from exporter.inputs.locate import find_base, need_adapters
     from exporter.inputs.peft_folder import can_be_written, write_peft
 
-    options = click.get_current_context().params
+    if (found := brought(options)) is None:
+        return
+    adapters, base = found
     need_adapters(adapters, base, "--to peft")
     refuse_gguf_base(base, "peft")
-    force, dry_run, trust = (options[key] for key in ("force", "dry_run", "trust_remote_code"))
-    with reporting(quiet=options["quiet"]) as report:
+    force, dry_run, trust = options.force, options.dry_run, options.trust_remote_code
+    with reporting(quiet=options.quiet) as report:
         adapter = open_adapter(adapters[0], report=report)
-        folder = options["output"] or Path(f"{plain_name(adapter.name)}-peft")
+        folder = options.output or Path(f"{plain_name(adapter.name)}-peft")
         marks = ("adapter_config.json",)
         refuse_taken(folder, marks, force=force)
         if adapter.read_by_peft:
@@ -69,8 +63,17 @@ def export_peft(adapters: list[Path], base: Path | None) -> None:
                 folder, plan=adapter.sha256(), marks=marks, force=force, report=report
             ) as new:
                 write_peft(adapter, new)
-    if options["as_json"]:
+    if options.as_json:
         print_json({"path": str(folder), "pairs": len(adapter.pairs), "dry_run": dry_run})
         return
     click.echo(f"{folder}")
     click.echo(f"  {'would hold' if dry_run else 'holds'} {len(adapter.pairs)} pairs", err=True)
+
+
+PEFT = OutputFormat(
+    "peft",
+    "an MLX or GGUF adapter as PEFT's",
+    export_peft,
+    without_meaning=WITHOUT_MEANING,
+    needs_adapter="--to peft needs an adapter: a base alone has no A and B",
+)

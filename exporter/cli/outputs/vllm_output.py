@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.common_options import given
+from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.request_options import show_absent
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.paths import size_text
 from exporter.store import plain_name
@@ -29,33 +30,22 @@ WITHOUT_MEANING = {
 }
 
 
-def refuse_for_vllm(adapter: str | None) -> None:
-    """UsageError for options that say nothing about a folder for vLLM."""
-    for parameter, reason in WITHOUT_MEANING.items():
-        if given(parameter):
-            raise click.UsageError(reason)
-    if adapter in (None, "-"):
-        raise click.UsageError("--to vllm needs an adapter: a base alone is `vllm serve BASE`")
-
-
-def export_vllm(wanted: list[tuple[str, float]], served_name: str | None) -> None:
-    """Write the folder and show it; the other options are the command's own."""
-    from exporter.cli.export_command import show_absent
+def export_vllm(options: ExportOptions) -> None:
+    """Write the folder and show it."""
     from exporter.formats.vllm import NamedAdapter, VllmRequest, export_for_vllm
     from exporter.inputs.locate import Sources, absent, bring, need_adapters
 
-    options = click.get_current_context().params
-    named = [(*split_name(text), scale) for text, scale in wanted]
+    named = [(*split_name(text), scale) for text, scale in options.adapters]
     names = [name for name, _, _ in named]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise click.UsageError(f"two adapters are called {twice!r}: name them, NAME=PATH")
     places = tuple(place for _, place, _ in named)
-    within = (options["revision"], options["subfolder"])
+    within = (options.revision, options.subfolder)
     sources = Sources(places, None, *within, needs_base=False)
-    base, revision = split_revision(options["base"])
-    with reporting(quiet=options["quiet"]) as report:
-        if options["dry_run"] and (pulls := absent(sources, report=report)):
-            return show_absent(pulls, as_json=options["as_json"])
+    base, revision = split_revision(options.base)
+    with reporting(quiet=options.quiet) as report:
+        if options.dry_run and (pulls := absent(sources, report=report)):
+            return show_absent(pulls, as_json=options.as_json)
         folders, whole = bring(sources, report=report)
         need_adapters(folders, whole, "--to vllm")
         request = VllmRequest(
@@ -63,14 +53,14 @@ def export_vllm(wanted: list[tuple[str, float]], served_name: str | None) -> Non
                 NamedAdapter(name, folder, scale)
                 for (name, _, scale), folder in zip(named, folders, strict=True)
             ),
-            options["output"] or Path(f"{plain_name(names[0])}-vllm"),
+            options.output or Path(f"{plain_name(names[0])}-vllm"),
             base,
             revision,
-            served_name,
-            force=options["force"],
+            options.served_name,
+            force=options.force,
         )
-        made = export_for_vllm(request, dry_run=options["dry_run"], report=report)
-    return show(made, dry_run=options["dry_run"], as_json=options["as_json"])
+        made = export_for_vllm(request, dry_run=options.dry_run, report=report)
+    return show(made, dry_run=options.dry_run, as_json=options.as_json)
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -103,3 +93,13 @@ def show(made: VllmFolder, *, dry_run: bool, as_json: bool) -> None:
     click.echo(f"  {size_text(made.nbytes)}; {done} {', '.join(made.models[1:])}", err=True)
     if not dry_run:
         click.echo(f"  then: {made.path / 'serve.sh'}", err=True)
+
+
+VLLM = OutputFormat(
+    "vllm",
+    "the adapters, and how `vllm serve` is started with them",
+    export_vllm,
+    without_meaning=WITHOUT_MEANING,
+    own={"served_name": "--name is for --to vllm; -o names the output"},
+    needs_adapter="--to vllm needs an adapter: a base alone is `vllm serve BASE`",
+)

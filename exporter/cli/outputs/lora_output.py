@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli.common_options import given, store
+from exporter.cli.common_options import store
+from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.request_options import brought
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError
 from exporter.core.paths import size_text
@@ -24,21 +26,13 @@ WITHOUT_MEANING = {
     "threads": "--threads are for quantizing: --to lora quantizes nothing",
     "combine": "--combine is for merging: give each adapter a GGUF of its own, and llama-server"
     " --lora-scaled for each",
+    "split_max_size": "--split-max-size is for GGUF models, not --to lora",
     "others": "--to lora makes one GGUF of one adapter: export the other by itself",
 }
 
 
-def refuse_for_lora(adapter: str | None) -> None:
-    """UsageError for options that say nothing about a GGUF adapter."""
-    for parameter, reason in WITHOUT_MEANING.items():
-        if given(parameter):
-            raise click.UsageError(reason)
-    if adapter in (None, "-"):
-        raise click.UsageError("--to lora needs an adapter: a base alone has no A and B")
-
-
-def export_lora(adapters: list[Path], base: Path | None) -> None:
-    """Write the first adapter as a GGUF and show it; the other options are the command's own."""
+def export_lora(options: ExportOptions) -> None:
+    """Write the first adapter as a GGUF and show it."""
     from exporter.formats.gguf_lora import LoraRequest
     from exporter.formats.gguf_lora import export_lora as run
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
@@ -47,7 +41,9 @@ def export_lora(adapters: list[Path], base: Path | None) -> None:
     from exporter.inputs.locate import need_adapters
     from exporter.llamacpp.toolchain import find_toolchain
 
-    options = click.get_current_context().params
+    if (found := brought(options)) is None:
+        return
+    adapters, base = found
     need_adapters(adapters, base, "--to lora")
     refuse_gguf_base(base, "lora")
     adapter = adapters[0]
@@ -55,14 +51,14 @@ def export_lora(adapters: list[Path], base: Path | None) -> None:
     request = LoraRequest(
         adapter,
         base,
-        output_path(options["output"], name),
-        scale=options["scale"],
-        trust_remote_code=options["trust_remote_code"],
-        force=options["force"],
+        output_path(options.output, name),
+        scale=options.scale,
+        trust_remote_code=options.trust_remote_code,
+        force=options.force,
     )
-    with reporting(quiet=options["quiet"]) as report:
-        made = run(request, find_toolchain(), dry_run=options["dry_run"], report=report)
-    show(made, dry_run=options["dry_run"], as_json=options["as_json"])
+    with reporting(quiet=options.quiet) as report:
+        made = run(request, find_toolchain(), dry_run=options.dry_run, report=report)
+    show(made, dry_run=options.dry_run, as_json=options.as_json)
 
 
 def output_path(output: Path | None, name: str) -> Path:
@@ -86,3 +82,12 @@ def show(made: LoraFile, *, dry_run: bool, as_json: bool) -> None:
     click.echo(f"  F32, {size_text(made.nbytes)}; {done} {made.pairs} tensors", err=True)
     if not dry_run:
         click.echo("  use it with: llama-server -m BASE.gguf --lora FILE", err=True)
+
+
+LORA = OutputFormat(
+    "lora",
+    "the adapter alone, for llama-server's --lora",
+    export_lora,
+    without_meaning=WITHOUT_MEANING,
+    needs_adapter="--to lora needs an adapter: a base alone has no A and B",
+)

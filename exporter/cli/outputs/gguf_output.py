@@ -1,0 +1,48 @@
+"""`decant export --to gguf`, the default: the merged model, quantized."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.request_options import brought, merge_request
+from exporter.cli.terminal_renderer import print_json, reporting
+from exporter.core.paths import size_text
+
+if TYPE_CHECKING:
+    from exporter.export import ExportResult
+
+
+def export_gguf(options: ExportOptions) -> None:
+    """Write the GGUF files and show them."""
+    from exporter.calibrate import with_matrix
+    from exporter.export import export as run
+    from exporter.llamacpp.toolchain import find_toolchain
+
+    if (found := brought(options)) is None:
+        return
+    _, request = merge_request(options, *found)
+    toolchain = find_toolchain()
+    with reporting(quiet=options.quiet) as report:
+        request = with_matrix(request, toolchain, dry_run=options.dry_run, report=report)
+        result = run(request, toolchain, dry_run=options.dry_run, report=report)
+    show(result, dry_run=options.dry_run, as_json=options.as_json)
+
+
+def show(result: ExportResult, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(result) | {"dry_run": dry_run})
+        return
+    for file in result.files:
+        types = ", ".join(f"{count} {name}" for name, count in file.types.items())
+        click.echo(f"{file.path}")
+        parts = f" in {len(file.shards)} files" if file.shards else ""
+        click.echo(f"  {file.quant}, {size_text(file.nbytes)}{parts}: {types}", err=True)
+    done = "would change" if dry_run else f"{result.seconds:.1f} s; merged"
+    click.echo(f"{done} {result.merged} of {result.tensors} tensors", err=True)
+
+
+GGUF = OutputFormat("gguf", "the merged model", export_gguf, takes_recipe=True)

@@ -1,0 +1,44 @@
+"""`decant export --to ollama`: the GGUF with its Modelfile."""
+
+from __future__ import annotations
+
+import click
+
+from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.request_options import (
+    brought,
+    merge_request,
+    output_folder,
+    show_folder,
+)
+from exporter.cli.terminal_renderer import reporting
+
+
+def export_ollama(options: ExportOptions) -> None:
+    """Write the folder and show it."""
+    from exporter.calibrate import with_matrix
+    from exporter.gguf_inputs.gguf_base import refuse_gguf_base
+    from exporter.llamacpp.toolchain import find_toolchain
+    from exporter.ollama_folder import export_for_ollama
+
+    if (found := brought(options)) is None:
+        return
+    name, request = merge_request(options, *found)
+    refuse_gguf_base(request.base, "ollama")
+    folder = output_folder(options, name, "ollama", "ollama")
+    if len(request.quants) > 1:
+        raise click.UsageError("a Modelfile names one GGUF: give -q once with --to ollama")
+    toolchain, dry_run = find_toolchain(), options.dry_run
+    with reporting(quiet=options.quiet) as report:
+        request = with_matrix(request, toolchain, dry_run=dry_run, report=report)
+        made = export_for_ollama(request, folder, toolchain, dry_run=dry_run, report=report)
+    show_folder(made, dry_run=dry_run, as_json=options.as_json)
+
+
+OLLAMA = OutputFormat(
+    "ollama",
+    "the GGUF with its Modelfile",
+    export_ollama,
+    without_meaning={"split_max_size": "Ollama imports no split GGUF: leave out --split-max-size"},
+    takes_recipe=True,
+)

@@ -1,0 +1,89 @@
+"""What a format of `decant export` is, and the command line that it is asked with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.core.machine import cores
+from exporter.quantize.recipe import PLAIN, Recipe
+
+if TYPE_CHECKING:
+    from exporter.merge.operations import Combination, MergeDtype
+    from exporter.merge.qlora import BaseRoundtrip
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """The command line of `decant export`."""
+
+    adapter: str | None
+    revision: str | None
+    subfolder: str | None
+    others: tuple[str, ...]
+    combine: Combination | None
+    base: str | None
+    quants: tuple[str, ...]
+    recipe: Recipe
+    output: Path | None
+    merge_dtype: MergeDtype
+    base_roundtrip: BaseRoundtrip
+    scale: float
+    threads: int | None
+    trust_remote_code: bool
+    no_verify: bool
+    force: bool
+    dry_run: bool
+    as_json: bool
+    quiet: bool
+    max_shard_size: str
+    split_max_size: str | None
+    served_name: str | None
+    adapters: tuple[tuple[str, float], ...] = ()
+    """Every adapter that is named, with its scale."""
+    given: frozenset[str] = field(default_factory=frozenset)
+    """The options that the user named."""
+
+    @property
+    def has_first(self) -> bool:
+        """Whether ADAPTER is named; `-` stands for none."""
+        return self.adapter not in (None, "-")
+
+    @property
+    def thread_count(self) -> int:
+        return self.threads or cores()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """A value of --to."""
+
+    name: str
+    line: str
+    """What it is, in --help and in the README."""
+    run: Callable[[ExportOptions], None]
+    """Writes the result and shows it; raises what an export raises."""
+    without_meaning: Mapping[str, str] = field(default_factory=dict)
+    """Options that say nothing about this format, by parameter: why."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """Options that no other format has, by parameter: what to say of them there."""
+    needs_adapter: str = ""
+    """Why a base alone makes none; empty where it does."""
+    takes_recipe: bool = False
+    """Whether types and importance matrices say something about it."""
+
+    def check(self, options: ExportOptions) -> None:
+        """Raises UsageError for options that say nothing about this format."""
+        for parameter, reason in self.without_meaning.items():
+            if parameter in options.given:
+                raise click.UsageError(reason)
+        if self.needs_adapter and not options.has_first:
+            raise click.UsageError(self.needs_adapter)
+        if not self.takes_recipe and options.recipe != PLAIN:
+            raise click.UsageError(
+                f"types and importance matrices are for GGUF models, not --to {self.name}"
+            )

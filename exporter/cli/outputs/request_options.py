@@ -1,0 +1,152 @@
+"""What formats of `decant export` share: inputs brought, a request made of the options."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.cli.common_options import store
+from exporter.cli.outputs.output_format import ExportOptions
+from exporter.cli.terminal_renderer import print_json, print_table, reporting
+from exporter.core.errors import InputError
+from exporter.core.ggml_types import parse_quant
+from exporter.core.paths import model_name, size_text
+from exporter.store import file_name
+
+if TYPE_CHECKING:
+    from exporter.formats.export_request import ExportRequest, FolderResult
+    from exporter.hub.pull import Pulled
+
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def brought(options: ExportOptions) -> tuple[list[Path], Path | None] | None:
+    """The adapters' places and the base's, pulled where they are absent.
+
+    None where a dry run has said what would be pulled first.
+    """
+    from exporter.inputs.locate import Sources, absent, bring
+
+    named = tuple(text for text, _ in options.adapters)
+    sources = Sources(named, options.base, options.revision, options.subfolder)
+    with reporting(quiet=options.quiet) as report:
+        if options.dry_run and (pulls := absent(sources, report=report)):
+            show_absent(pulls, as_json=options.as_json)
+            return None
+        return bring(sources, report=report)
+
+
+def merge_request(
+    options: ExportOptions, adapters: list[Path], base: Path | None
+) -> tuple[str, ExportRequest]:
+    """What a person would call the merged model, and the request for it."""
+    from exporter.formats.export_request import ExportRequest
+
+    chosen, name = chosen_quants(options.quants), name_of(adapters, base)
+    split = options.split_max_size
+    return name, ExportRequest(
+        tuple(zip(adapters, (weight for _, weight in options.adapters), strict=False)),
+        base,
+        chosen,
+        outputs=output_paths(options.output, name, chosen),
+        recipe=options.recipe,
+        merge_dtype=options.merge_dtype,
+        combine=options.combine,
+        base_roundtrip=options.base_roundtrip,
+        trust_remote_code=options.trust_remote_code,
+        split_max=parse_size("--split-max-size", split) if split else 0,
+        force=options.force,
+        verify=not options.no_verify,
+        threads=options.thread_count,
+    )
+
+
+def chosen_quants(quants: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
+
+
+def name_of(adapters: list[Path], base: Path | None) -> str:
+    """What a person would call the result."""
+    from exporter.gguf_inputs.gguf_base import gguf_name, is_gguf
+    from exporter.inputs.adapter import open_adapter
+
+    base = base or Path()
+    named = gguf_name(base) if is_gguf(base) else model_name(base)
+    return "-".join(open_adapter(folder).name for folder in adapters) or named
+
+
+def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
+    """Where each quantization goes: the one file that was named, a folder, or the store."""
+    if output is None or output.suffix != ".gguf" or output.is_dir():
+        folder = output or store()
+        return tuple(folder / file_name(name, quant) for quant in quants)
+    if len(quants) > 1:
+        raise InputError(
+            f"{len(quants)} quantizations cannot all be written to `{output}`",
+            hint=f"name a folder: -o {output.with_suffix('')}",
+        )
+    return (output,)
+
+
+def show_absent(pulls: tuple[Pulled, ...], *, as_json: bool) -> None:
+    """Say what an export would pull first; what it would write is known only then."""
+    if as_json:
+        print_json({"to_pull": [pull_value(pulled) for pulled in pulls], "dry_run": True})
+        return
+    rows = [
+        (pulled.plan.ref.repo, file.path, size_text(file.size))
+        for pulled in pulls
+        for file in pulled.missing
+    ]
+    print_table(("REPO", "FILE", "SIZE"), rows)
+    nbytes = sum(file.size for pulled in pulls for file in pulled.missing)
+    click.echo(
+        f"an export would first pull {len(rows)} files, {size_text(nbytes)};"
+        " what it would write is known when they are here",
+        err=True,
+    )
+
+
+def pull_value(pulled: Pulled) -> dict[str, object]:
+    return {
+        "repo": pulled.plan.ref.repo,
+        "commit": pulled.plan.commit,
+        "files": [{"path": file.path, "nbytes": file.size} for file in pulled.missing],
+        "nbytes": sum(file.size for file in pulled.missing),
+    }
+
+
+def parse_size(option: str, text: str) -> int:
+    """Bytes from 5GB, 500MB, 2GiB or a plain number, as transformers means them."""
+    found = re.fullmatch(r"(\d+)\s*([KMG](?:I?B)?|)", text.strip().upper())
+    if not found or not int(found[1]):
+        raise click.UsageError(f"{option} {text!r} is no size, such as 5GB or 500MB")
+    return int(found[1]) * UNITS.get(found[2], UNITS.get(found[2][:1], 1))
+
+
+def output_folder(options: ExportOptions, name: str, to: str, ending: str) -> Path:
+    """The folder of -o, else NAME-ending beside the user's other work."""
+    from exporter.store import plain_name
+
+    folder = options.output or Path(f"{plain_name(name)}-{ending}")
+    if folder.suffix in (".gguf", ".safetensors"):
+        raise click.UsageError(f"--to {to} makes a folder: `-o {folder.with_suffix('')}`")
+    return folder
+
+
+def show_folder(made: FolderResult, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(made) | {"dry_run": dry_run})
+        return
+    click.echo(f"{made.path}")
+    click.echo(f"  {size_text(made.nbytes)} in {files_text(len(made.files))}", err=True)
+    done = "would change" if dry_run else f"{made.seconds:.1f} s; merged"
+    click.echo(f"{done} {made.merged} of {made.tensors} tensors", err=True)
+
+
+def files_text(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"

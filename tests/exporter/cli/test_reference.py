@@ -1,0 +1,26 @@
+"""docs/cli.md against the commands themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.cli.app import COMMANDS
+from exporter.cli.outputs.registry import FORMATS
+from exporter.cli.reference import reference, with_formats
+
+CHECKOUT = Path(__file__).parents[3]
+
+
+def test_the_page_is_what_the_commands_say(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    page = (CHECKOUT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+    assert page == reference(), "`make docs` writes it anew"
+    assert all(f"## decant {name}\n" in page for name in COMMANDS)
+
+
+def test_the_readme_lists_the_formats():
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+
+    assert readme == with_formats(readme), "`make docs` writes it anew"
+    assert all(f"| `--to {name}` |" in readme for name in FORMATS)
