@@ -6,9 +6,7 @@ written becomes a slot, whose values are read later.
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -88,16 +86,6 @@ class Unquantized:
 
     def __init__(self, node: Any) -> None:
         self.shape, self.node = node.shape, node
-
-
-@contextmanager
-def old_objects_set_aside() -> Iterator[None]:
-    """Have the garbage collector look at nothing older than the block: torch has a million."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def merged_tensors_indexed(source: LazySource) -> Hook:

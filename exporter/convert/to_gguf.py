@@ -20,7 +20,6 @@ from exporter.convert.lazy_source import (
     LazySource,
     floats_left_unrounded,
     merged_tensors_indexed,
-    old_objects_set_aside,
 )
 from exporter.convert.mtp import has_prediction, settle_prediction, without_prediction
 from exporter.convert.ranker import find_purpose
@@ -81,19 +80,11 @@ def convert(
         import torch
 
         with torch.inference_mode():
-            try:
-                hparams = hparams_of(tensors.plan.checkpoint, folder, tensors.names, report=report)
-                model_class, architecture = find_class(hparams, part, tensors.names)
-            except UNUSABLE as error:
-                checkpoint = tensors.plan.checkpoint
-                if not checkpoint.config.get("architectures"):
-                    raise checkpoint.nameless() from error
-                raise unusable(checkpoint.folder, "no architecture", error) from error
+            hparams, model_class, architecture = recognized(tensors, folder, part, report=report)
             source = LazySource(tensors, hparams, architecture, projector=part == "projector")
             purpose = find_purpose(folder, architecture, tensors, part, report=report)
             with (
                 converter_tokens(folder, hparams, model_class, trust_remote_code, report) as tokens,
-                old_objects_set_aside(),
                 upstream_hooks(
                     merged_tensors_indexed(source),
                     floats_left_unrounded(),
@@ -118,6 +109,23 @@ def convert(
             tell_limits(converted(model, source.slots), report=report)
         used = source.used()
     return Conversion(tuple(source.slots), model.gguf_writer, int(model.ftype), used, tokens.loaded)
+
+
+def recognized(
+    tensors: MergedTensors, folder: Path, part: Part, *, report: Report
+) -> tuple[dict[str, Any], Any, str]:
+    """The settings in `folder`, llama.cpp's class for them, and its architecture's name.
+
+    Raises UnsupportedError or CheckpointError where there is none.
+    """
+    checkpoint = tensors.plan.checkpoint
+    try:
+        hparams = hparams_of(checkpoint, folder, tensors.names, report=report)
+        return hparams, *find_class(hparams, part, tensors.names)
+    except UNUSABLE as error:
+        if not checkpoint.config.get("architectures"):
+            raise checkpoint.nameless() from error
+        raise unusable(checkpoint.folder, "no architecture", error) from error
 
 
 def hparams_of(
