@@ -1,12 +1,13 @@
-"""decant's own native code: one source, compiled once per compiler into the user's cache.
+"""decant's own native code: one source with its parts, compiled once per compiler.
 
-It lies beside the builds of llama.cpp and not inside them, so that neither is made again
-because of the other.
+The library lies in the user's cache, beside the builds of llama.cpp and not inside them, so that
+neither is made again because of the other.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from .report import BuildError, BuildEvent, Report, silent
 from .store import cache_root
 
 LIBRARY = "libkquants.so"
+PART = re.compile(r'#include "(\w+\.h)"')
 # Nothing may be fused or reordered: the bytes are to be those of ggml's scalar code.
 FLAGS = (
     "-std=c++17",
@@ -57,6 +59,16 @@ def source_path() -> Path:
     return next(path for path in (above / "exporter" / inside, above / inside) if path.exists())
 
 
+def source_text(path: Path | None = None) -> str:
+    """The source with its parts where they are included."""
+    path = path or source_path()
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        part = PART.match(line)
+        lines.append(source_text(path.with_name(part[1])) if part else line)
+    return "\n".join(line for line in lines if line != "#pragma once") + "\n"
+
+
 def build_native(
     *,
     env: Mapping[str, str],
@@ -69,7 +81,7 @@ def build_native(
     Without a compiler, one that another compiler made of the same source will do.
     """
     host, source = host or read_host(env), source or source_path()
-    text = source.read_bytes()
+    text = source_text(source)
     folder = cache_root(env) / "kquants"
     stem = digest(text, *FLAGS, *variants(host), host.system, host.cpu.machine)
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 
 import pytest
 
 from tests.support.mini_sdist import HOST
-from vendor.native import build_native, source_path
+from vendor.native import build_native, source_path, source_text
 from vendor.report import BuildError
 
 SOURCE = """
@@ -71,3 +72,22 @@ def test_without_a_compiler_an_earlier_library_will_do(source, env):
 
 def test_the_source_is_found_from_the_checkout():
     assert source_path().name == "kquants.cpp"
+
+
+def test_a_part_of_the_source_counts_as_the_source(source, env):
+    part = source.with_name("part.h")
+    part.write_text("#pragma once\n" + SOURCE)
+    source.write_text('#include "part.h"\n')
+    first = build_native(env=env, host=HOST, source=source)
+    part.write_text(SOURCE.replace("42", "43"))
+
+    assert build_native(env=env, host=HOST, source=source).key != first.key
+    assert source_text(source).strip() == SOURCE.replace("42", "43").strip()
+
+
+def test_every_part_is_short_and_included():
+    folder = source_path().parent
+    included = set(re.findall(r'#include "(.*)"', source_path().read_text()))
+
+    assert included == {path.name for path in folder.glob("*.h")}
+    assert all(len(path.read_text().splitlines()) <= 400 for path in folder.iterdir())

@@ -188,7 +188,7 @@ def around(centres, steps=4):
 def test_the_nearest_level_is_ggmls_beside_every_bound(flags, variants, tmp_path):
     if "-mavx2" in flags and "avx2" not in variants:
         pytest.skip("this processor has no AVX2")
-    source = recipe("native").source_path().read_text() + LEVELS
+    source = recipe("native").source_text() + LEVELS
     halves, generator = np.arange(-272, 273) / 2, np.random.default_rng(8)
     words = generator.integers(0, 2**32, 2**17, dtype=np.uint64).astype(np.uint32)
     ends = np.array([np.nan, -np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e-45, -1e-45, -0.0])
@@ -208,7 +208,7 @@ def test_the_nearest_level_is_ggmls_beside_every_bound(flags, variants, tmp_path
 
 
 def test_buckets_with_two_steps_in_reach_do_not_compile(tmp_path):
-    source = recipe("native").source_path().read_text()
+    source = recipe("native").source_text()
     assert source.count("WIDTH = 15.32f") == 1
     for width in ("15.2f", "15.5f"):
         with pytest.raises(subprocess.CalledProcessError) as caught:
@@ -288,7 +288,7 @@ def test_doctor_names_the_types(decant):
 
 @pytest.mark.faults
 def test_every_planted_error_is_caught_when_a_library_is_loaded(ggml, tmp_path):
-    source = recipe("native").source_path().read_text()
+    source = recipe("native").source_text()
 
     def missed(half) -> list:
         mutants = MUTANTS[half::2]
@@ -311,7 +311,7 @@ def test_the_sanitizers_find_nothing(lanes, ggml, tmp_path):
     """16 lanes also where no processor has them: the compiler splits the vectors."""
     program, case = tmp_path / "program", tmp_path / "case"
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", f"-DKQ_LANES={lanes}"]
-    compiled(recipe("native").source_path().read_text() + MAIN, program, *flags, shared=False)
+    compiled(recipe("native").source_text() + MAIN, program, *flags, shared=False)
     generator = np.random.default_rng(6)
     for values in kinds().values():
         rows = rows_of(values, generator, 7, 768)
