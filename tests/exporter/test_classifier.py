@@ -220,9 +220,7 @@ def test_a_class_that_calls_the_base_otherwise_is_refused(tmp_path):
     base = make("llama", "AutoModelForCausalLM", tmp_path / "base")
     train(base, tmp_path / "lora", **Q | {"task": "QUESTION_ANS", "count": 2})
 
-    with pytest.raises(
-        UnsupportedError, match="calls its parts `transformer"
-    ):
+    with pytest.raises(UnsupportedError, match="calls its parts `transformer"):
         save_merged(request(base, tmp_path / "lora"), tmp_path / "out")
 
 
