@@ -312,10 +312,11 @@ def is_merged(model: Model) -> bool:
 def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     """Listen, say where, and serve to the end."""
     from runtime.gateway.app import build_app
+    from runtime.gateway.faults import Faults, listened
     from runtime.gateway.fleet import Fleet
     from runtime.gateway.gateway import Gateway
     from runtime.gateway.journal import Lines, Table
-    from runtime.gateway.serving import READ_BLOCK, Tls, allow_many_files, listening, url_of
+    from runtime.gateway.serving import READ_BLOCK, Tls, Ways, allow_many_files, listening, url_of
     from runtime.gateway.serving import serve as serving
     from runtime.gateway.static import page_routes
 
@@ -339,7 +340,12 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
                 chores.append(journal.draw(gateway))
             await asyncio.gather(*chores)
 
-        return asyncio.run(serving(gateway, app, listener, tls, beside))
+        faults = Faults(journal.event)
+        try:
+            with listened(faults):
+                return asyncio.run(serving(gateway, app, listener, Ways(tls, faults), beside))
+        finally:
+            journal.close()
 
 
 def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> None:

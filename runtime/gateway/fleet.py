@@ -10,11 +10,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from exporter.core.errors import DecantError, EngineDiedError, SpaceError
+from exporter.core.errors import DecantError, EngineDiedError, ModelError, SpaceError
 from exporter.core.events import Event, Note, Progress, Report, Step, Warn, silent
 from exporter.toolchain import Toolchain
 from runtime.child import DYING_S, Server
 from runtime.front import Fronts, front_of, said_of, unlike
+from runtime.front import front_of, unlike
+from runtime.gateway.adapter_files import AdapterFiles
 from runtime.gateway.admission import Gate
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, unavailable
@@ -46,6 +48,10 @@ class Fleet:
     threads: Executor = field(default_factory=lambda: ThreadPoolExecutor(STARTS_MAX, "start"))
     """For what starts and may hang; its threads live as long as this does."""
     is_closed: bool = False
+    adapter_files: AdapterFiles = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adapter_files = AdapterFiles(self.report)
 
     def child(self, named: Named, role: Role = "generate") -> Child:
         """The child that answers for a model, loaded or not."""
@@ -114,6 +120,9 @@ class Fleet:
         """Load the child, unless all who wanted it have left. Raises whatever it fails by."""
         began = self.clock()
         await self.apart(getattr, child.model, "chat")  # which may take a moment
+        child.out = await self.apart(self.adapter_files.checked, child.model)
+        if why := child.missing(child.key.voice):
+            raise ModelError(why, hint="put its file right: it is checked again")
         server = await self.server_for(child)
         if server is None:
             return
@@ -214,7 +223,8 @@ class Fleet:
             reserved = sum(one.reserved for one in self.children.values())
             others = [one for one in self.children.values() if one.is_idle and one is not child]
             oldest = min(others, key=lambda one: one.last_used, default=None)
-            arguments = (child.key, child.model, self.settings, self.toolchain, workers, reserved)
+            what = child.engine_key, child.engine_model
+            arguments = (*what, self.settings, self.toolchain, workers, reserved)
             try:
                 plan = await self.apart(planned, *arguments)
             except SpaceError:
