@@ -6,21 +6,27 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from exporter.core.errors import DecantError, EngineDiedError, SpaceError
+from exporter.core.errors import (
+    DecantError,
+    EngineDiedError,
+    SpaceError,
+    TemplateRefusedError,
+)
 from exporter.core.events import Event, Note, Progress, Report, Step, Warn, silent
 from exporter.toolchain import Toolchain
 from runtime.child import DYING_S, Server
 from runtime.engine import Model
-from runtime.front import Fronts, front_of, said_of, unlike
+from runtime.front import Fronts, said_of, unlike
 from runtime.gateway.admission import Gate, Voice
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, unavailable
 from runtime.gateway.planning import ROLE_FLAGS, Key, Plan, Role, planned
 from runtime.gateway.settings import Settings
 from runtime.gateway.upstream import Address, address_of
+from runtime.own_template import template_refused
 from runtime.rpc import WorkerFacts, preflight
 
 WATCH_S = 0.1  # between looks at whether a child lives
@@ -147,7 +153,12 @@ class Fleet:
         await asyncio.sleep(self.backoff(child))
         child.state, child.progress, child.error = "loading", 0, None
         try:
-            await self.load(child)
+            try:
+                await self.load(child)
+            except TemplateRefusedError as error:
+                self.report(Warn(template_refused(child.name, error)))
+                child.model = replace(child.model, is_handed_over=True)
+                await self.load(child)
         except DecantError as error:
             self.fail(child, error)
         finally:
@@ -187,8 +198,7 @@ class Fleet:
             self.report(Step(f"loading {child.name}"))
             server = Server(plan.spec, self.toolchain, report=heard)
             child.server = server
-            front = await loop.run_in_executor(None, front_of, child.model.header, plan.spec.chat)
-            child.fronts = Fronts(front, child.model.own)
+            child.fronts = await loop.run_in_executor(None, lambda: child.model.fronts)
             await loop.run_in_executor(None, server.__enter__)
             await self.compare(child, server)
         child.address = address_of(server)
