@@ -123,7 +123,7 @@ def export_lora(
     architecture, pairs = adapted_pairs(
         plan, toolchain, trust_remote_code=request.trust_remote_code, report=report
     )
-    prompts = prompts_of(plan, trust_remote_code=request.trust_remote_code)
+    prompts = prompts_of(plan, trust_remote_code=request.trust_remote_code, report=report)
     header = header_of(plan, architecture, pairs, prompts)
     nbytes = len(header) + sum(padded(t) for pair in pairs for t in (pair.a, pair.b))
     if not dry_run:

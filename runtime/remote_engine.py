@@ -7,8 +7,18 @@ from typing import Any
 
 from exporter.core.controls import without_controls
 from exporter.core.errors import EngineError
-from runtime.client import Message, Piece, ask, ask_json, complete, get_json, listed
-from runtime.engine import RAW_LIMIT, as_one_text, read_tokens
+from runtime.client import (
+    Message,
+    Piece,
+    as_one_text,
+    ask,
+    ask_json,
+    complete,
+    get_json,
+    listed,
+    read_tokens,
+)
+from runtime.engine import RAW_LIMIT
 from runtime.remote import Remote
 from runtime.selection import Choice
 

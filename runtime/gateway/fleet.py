@@ -7,15 +7,20 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from exporter.core.errors import DecantError, EngineDiedError, ModelError, SpaceError
+from exporter.core.errors import (
+    DecantError,
+    EngineDiedError,
+    ModelError,
+    SpaceError,
+    TemplateRefusedError,
+)
 from exporter.core.events import Event, Note, Progress, Report, Step, Warn, silent
 from exporter.toolchain import Toolchain
 from runtime.child import DYING_S, Server
-from runtime.front import Fronts, front_of, said_of, unlike
-from runtime.front import front_of, unlike
+from runtime.front import said_of, unlike
 from runtime.gateway.adapter_files import AdapterFiles
 from runtime.gateway.admission import Gate
 from runtime.gateway.catalog import Named
@@ -24,6 +29,7 @@ from runtime.gateway.members import Child, CrowdedError, as_reason, key_of
 from runtime.gateway.planning import ROLE_FLAGS, Key, Plan, Role, planned
 from runtime.gateway.settings import Settings
 from runtime.gateway.upstream import address_of, is_well
+from runtime.own_template import template_refused
 from runtime.rpc import WorkerFacts, preflight
 
 WATCH_S = 0.1  # between looks at whether a child lives
@@ -110,6 +116,11 @@ class Fleet:
         child.state, child.progress, child.error = "loading", 0, None
         loading = self.spawn(self.load(child))
         await asyncio.wait({loading})
+        if isinstance(error := loading.exception(), TemplateRefusedError):
+            self.report(Warn(template_refused(child.name, error)))
+            child.model = replace(child.model, is_handed_over=True)
+            loading = self.spawn(self.load(child))
+            await asyncio.wait({loading})
         child.starting = None
         if (error := loading.exception()) is not None:
             self.fail(child, as_reason(error))
@@ -127,8 +138,7 @@ class Fleet:
         if server is None:
             return
         self.report(Step(f"loading {child.name}"))
-        front = await self.apart(front_of, child.model.header, server.spec.chat)
-        child.fronts = Fronts(front, child.model.own)
+        child.fronts = await self.apart(lambda: child.model.fronts)
         await self.apart(server.__enter__)
         await self.compare(child, server)
         child.address = address_of(server)
