@@ -9,10 +9,8 @@ from exporter.cli.app import run
 from exporter.converter_import import imported
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.pipeline import export
-from exporter.prequantized import dequantized_by_llamacpp
-from exporter.request import ExportRequest
-from exporter.pipeline import ExportRequest, export
 from exporter.prequantized import dequantized_by_llamacpp, plain_release
+from exporter.request import ExportRequest
 from tests.quantized import (
     FLOAT_QUANTIZED,
     FP8,
