@@ -233,7 +233,8 @@ def trials() -> Iterator[Job]:
 def other_tokens(facts: Facts) -> dict[str, str | None]:
     """The special tokens of the template that the engine does not know so; None for none."""
     engine = dict(facts.engine)
-    wanted = {name: text for name, text in facts.tokens if name in facts.names}
+    wanted: dict[str, str | None] = dict(facts.tokens)
+    wanted = {name: text for name, text in wanted.items() if name in facts.names}
     wanted |= {name: wanted.get(name) for name in engine if name in facts.names}
     return {name: text for name, text in wanted.items() if engine.get(name) != (text or "")}
 

@@ -11,7 +11,8 @@ import click
 from exporter.cli.export import adapters_named, require_packages
 from exporter.cli.options import json_option, offline_option, quiet_option, store
 from exporter.cli.render import print_json, print_table, reporting
-from exporter.core.errors import InputError
+from exporter.core.errors import InputError, UnsupportedError
+from exporter.core.gguf import read_gguf
 from exporter.qlora import BaseRoundtrip
 from exporter.steps import Combination
 from exporter.store import find_model

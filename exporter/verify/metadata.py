@@ -209,8 +209,8 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
     tokens = {f"{name}_token": facts.texts[name] for name in ("bos", "eos")}
     for text in {ours, *(theirs.values() if isinstance(theirs, dict) else (theirs,))}:
         refuse_runaway(text, file.path)
-    problems, refused = (), list[str]()
-    rendered = 0
+    problems: tuple[str, ...] = ()
+    refused, rendered = list[str](), 0
     for messages in CONVERSATIONS:
         for prompt in (False, True):
             answers = []
