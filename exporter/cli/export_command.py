@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from exporter.merge.operations import MergeDtype
 
 
+OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
 HELP = """Turn the adapter ADAPTER into a GGUF.
 
 ADAPTER is what PEFT or mlx-lm saved: a folder, one of its files, a zip, a training run with its
@@ -200,6 +201,9 @@ def refuse_nonsense(
     adapter: str | None, base: str | None, within: str | None, *, has_adapter: bool
 ) -> None:
     """UsageError for options that do not go together, ToolchainError for missing packages."""
+    for what, value in (("ADAPTER", adapter), ("--base", base)):
+        if value == "":
+            raise click.UsageError(f"{what} is empty: is a variable of the shell not set?")
     if not has_adapter and base is None:
         raise click.UsageError("name an adapter folder, or a base with --base")
     if adapter in (None, "-") and within:
@@ -268,7 +272,13 @@ def require_packages() -> None:
 
 def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
     """Where each quantization goes: the one file that was named, a folder, or the store."""
-    if output is None or output.suffix != ".gguf" or output.is_dir():
+    if output and output.suffix in OTHER_FILES and not output.is_dir():
+        raise InputError(
+            f"`{output}` has the name of a file that is no GGUF",
+            hint=f"-o {output.with_suffix('.gguf')}, or a folder; --to safetensors writes the"
+            " merged model for transformers",
+        )
+    if output is None or output.suffix.lower() != ".gguf" or output.is_dir():
         folder = output or store()
         return tuple(folder / file_name(name, quant) for quant in quants)
     if len(quants) > 1:

@@ -1,4 +1,4 @@
-"""The child of engine.py: the build's llama.cpp over one GGUF, asked in lines of JSON.
+"""The child of logits_engine.py: the build's llama.cpp over one GGUF, asked in lines of JSON.
 
 Whatever llama.cpp does to its process (ggml aborts it where it is at a loss) it does to this one.
 Answers go to standard output; what llama.cpp says against a model goes to standard error.

@@ -1,7 +1,7 @@
 """The tokens of a GGUF, one by one, against transformers' tokenizer.
 
-What llama.cpp makes of them is another question (see tokens.py): this one an export could have
-made right.
+What llama.cpp makes of them is another question (see tokenization.py): this one an export could
+have made right.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 from typing_extensions import Self
 
-from exporter.core.errors import EngineDiedError, EngineError
+from exporter.core.errors import EngineDiedError, EngineError, TemplateRefusedError
 from exporter.core.events import Progress, Report, Step, silent
 from exporter.inputs.template_process import refuse_runaway
 from exporter.llamacpp.toolchain import LAST_LINES, Toolchain, scrubbed
@@ -38,6 +38,7 @@ DYING_S = 0.5
 STOP_S = (1.0, 2.0)  # waits after the first and the second SIGTERM; upstream may sit out one
 PING_S = 5  # between signs of life while a prompt is computed; upstream notices a SIGTERM by them
 STATE = re.compile(r"^cmd_child_to_router:state:(\{.*\})$", re.MULTILINE)
+TEMPLATE_REFUSED = re.compile(r"chat template (?:parsing error|is not supported)")
 LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 Engine = Literal["llama-server", "seq2seq"]
 
@@ -266,8 +267,9 @@ class Server:
         if process.returncode is None:
             return
         status = process.returncode
+        kind = TemplateRefusedError if self.says(TEMPLATE_REFUSED) else EngineDiedError
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with {status}"
-        raise EngineDiedError(
+        raise kind(
             f"{self.spec.engine} ended {how} {when} `{self.spec.model}`" + self.last_lines(),
             hint="is the file a complete GGUF for this llama.cpp? `decant inspect` shows it",
         )
@@ -280,6 +282,13 @@ class Server:
                 f"`{self.run_folder.path}` was removed, and the engine's socket with it",
                 hint="does something clean up there? TMPDIR names another place",
             )
+
+    def says(self, words: re.Pattern[str]) -> bool:
+        """Whether the engine's log holds these words."""
+        try:
+            return words.search(self.run_folder.log.read_text(errors="replace")) is not None
+        except FileNotFoundError:  # somebody has cleaned up
+            return False
 
     def last_lines(self) -> str:
         try:

@@ -2,7 +2,7 @@
 
 `python -I -S guard.py --parent PID PROGRAM ARGUMENT…` becomes the program, which Linux kills when
 the thread that started it ends. Elsewhere the guard stays beside it, as in the other form:
-`python -I -S guard.py PROGRAM ARGUMENT…`, with a pipe as standard input whose other end the
+`python -I -S exit_with_parent.py PROGRAM ARGUMENT…`, with a pipe as standard input whose other end the
 starter holds. The starter may end in any way, SIGKILL too: the pipe closes, the program is killed.
 The guard ends with the program's own status, or 128 + the signal that killed it.
 """
