@@ -106,6 +106,9 @@ def export(
 
 def refuse_nonsense(options: ExportOptions) -> None:
     """UsageError for options that do not go together, ToolchainError for missing packages."""
+    for what, value in (("ADAPTER", options.adapter), ("--base", options.base)):
+        if value == "":
+            raise click.UsageError(f"{what} is empty: is a variable of the shell not set?")
     if not options.adapters and options.base is None:
         raise click.UsageError("name an adapter folder, or a base with --base")
     if not options.has_first and (options.revision or options.subfolder):

@@ -72,7 +72,8 @@ def describe(text: str) -> dict[str, object]:
 def describe_place(path: Path) -> dict[str, object]:
     """An adapter or a model, found as an export finds it. Raises ModelError where none is."""
     if whole := model_in_place_of_adapter(path, report=silent):
-        return describe_checkpoint(whole)
+        is_gguf = whole.suffix == ".gguf"
+        return describe_gguf(read_gguf(whole)) if is_gguf else describe_checkpoint(whole)
     found = find_adapter(path, report=silent)
     if found.weights is None and not (found.folder / CONFIG).exists():
         if (path / "config.json").exists():

@@ -11,7 +11,8 @@ import click
 from exporter.cli.common_options import json_option, offline_option, quiet_option, store
 from exporter.cli.export_command import adapters_named, require_packages
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
-from exporter.core.errors import InputError
+from exporter.core.errors import InputError, UnsupportedError
+from exporter.core.gguf import read_gguf
 from exporter.merge.operations import Combination
 from exporter.merge.qlora import BaseRoundtrip
 from exporter.store import find_model
@@ -98,6 +99,7 @@ def verify(
     wanted = adapters_named(None, 1.0, adapters, combine)
     require_packages()
     path = Path(gguf) if Path(gguf).is_file() else find_model(gguf, store())
+    refuse_adapter(path)
     content = read_text(text)
     from exporter.formats.export_request import ExportRequest, plan_request, result_name
     from exporter.inputs.locate import Sources, bring
@@ -121,6 +123,15 @@ def verify(
         found = verify_asked(asked, plan, toolchain, report=report)
     show(found, as_json=as_json)
     found.refuse()
+
+
+def refuse_adapter(path: Path) -> None:
+    """Raise UnsupportedError for a GGUF that is an adapter: what is compared are whole models."""
+    if read_gguf(path).is_adapter:
+        raise UnsupportedError(
+            f"`{path}` is a GGUF adapter, and only whole models are compared",
+            hint=f"`decant chat BASE.gguf --adapter {path}` tries it on a GGUF of its base",
+        )
 
 
 def read_text(path: Path | None) -> str:

@@ -6,6 +6,7 @@ transformers does, the keys are set anew here.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,14 @@ from exporter.convert.sentencepiece_pieces import charsmap, merges_spaces
 from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import CheckpointError
 from exporter.core.events import Note, Report, Warn
-from exporter.inputs.tokenizer import LoadedTokenizer, first_ids, space_before, templates_of
-from exporter.llamacpp.header_tokens import ENDS_BY_TEXT
+from exporter.inputs.tokenizer import (
+    LoadedTokenizer,
+    first_ids,
+    space_before,
+    template_tokens,
+    templates_of,
+)
+from exporter.llamacpp.header_tokens import ENDS_BY_TEXT, SPECIAL, TEMPLATE_TOKENS
 from exporter.llamacpp.normalizer import NORMALIZER, SPACE, SPACE_PREFIX, missing_normalizer
 
 KEY = "tokenizer.ggml."
@@ -52,6 +59,7 @@ def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) ->
         settle_fillers(writer, loaded)
         settle_ends(writer, loaded, eos_ids(folder), report)
     settle_templates(writer, templates)
+    settle_template_tokens(writer, loaded, "\n".join(templates.values()))
     settle_strips(writer, loaded, kind, report)
     if is_base_model(model, writer, kind):
         report(Note(BASE_MODEL))
@@ -235,6 +243,20 @@ def settle_strips(writer: Any, loaded: LoadedTokenizer, kind: str, report: Repor
             " a text with it otherwise"
         )
     )
+
+
+def settle_template_tokens(writer: Any, loaded: LoadedTokenizer, templates: str) -> None:
+    """Write the special tokens that templates name, where the keys of ids tell others."""
+    tokens, told = value(writer, "tokens"), dict[str, str]()
+    for name, key in TEMPLATE_TOKENS.items():
+        number = value(writer, f"{key}_token_id")
+        if number is not None and number < len(tokens):
+            text = tokens[number]
+            told[f"{name}_token"] = text.decode() if isinstance(text, bytes) else text
+    wanted = template_tokens(loaded)
+    named = {name for name in (*wanted, *told) if name in templates}
+    if any(wanted.get(name) != told.get(name) for name in named):
+        put(writer, SPECIAL, json.dumps(wanted, ensure_ascii=False))
 
 
 def settle_templates(writer: Any, templates: Mapping[str, str]) -> None:

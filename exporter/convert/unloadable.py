@@ -13,6 +13,8 @@ from exporter.core.errors import UnsupportedError
 COMMAND_R_LAYERS = 64  # command-r.cpp: if (n_layer >= 64) { layer.attn_q_norm = … }
 LAUREL_RANK = 64  # gemma3n.cpp
 EXPANSION = 2  # GGML_ASSERT(2 * n_embd == d_inner)
+INDEXED = ("deepseek32", "deepseek4", "dots3note", "glm-dsa")
+LEAST_INDEX = 64  # llama-kv-cache.cpp, build_input_k_rot: the smallest matrix that turns a head
 EXPANDING = ("granitehybrid", "jamba", "mamba")
 
 
@@ -48,15 +50,26 @@ def limit(made: Converted) -> str:
                 f" and this model has {made.number('linear_num_heads')} and"
                 f" {made.number('num_attention_heads')}"
             )
-        case architecture if architecture in EXPANDING:
-            found = expansion(made)
-            if found != EXPANSION:
-                return (
-                    f"llama.cpp's {architecture} expands each token {EXPANSION} times in its"
-                    f" state-space layers, and this model {found} times"
-                )
         case _:
-            pass
+            return limit_of_sizes(made)
+    return ""
+
+
+def limit_of_sizes(made: Converted) -> str:
+    """What the sizes of some layers must be."""
+    if made.architecture in INDEXED:
+        size = made.number("index_head_dim")
+        if 0 < size < LEAST_INDEX or size & (size - 1):
+            return (
+                f"llama.cpp's {made.architecture} turns the heads of its indexer by a matrix, whose"
+                f" size is a power of two from {LEAST_INDEX} on, and this model's are {size} wide"
+                " (index_head_dim)"
+            )
+    if made.architecture in EXPANDING and (found := expansion(made)) != EXPANSION:
+        return (
+            f"llama.cpp's {made.architecture} expands each token {EXPANSION} times in its"
+            f" state-space layers, and this model {found} times"
+        )
     return ""
 
 

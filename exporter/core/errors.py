@@ -100,6 +100,10 @@ class EngineDiedError(EngineError):
     """The process that answers has ended by itself; a new one may be started."""
 
 
+class TemplateRefusedError(EngineDiedError):
+    """llama-server does not start with the model's chat template."""
+
+
 class WorkerError(EngineError):
     """Another machine, which is to compute a part of the model, is not there or not fit for it."""
 

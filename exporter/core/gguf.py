@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
+from exporter.core.contents import foreign_contents
 from exporter.core.errors import ModelError
 from exporter.core.ggml_types import GGMLType
 
@@ -327,6 +328,9 @@ class Cursor:
 
 def parse(cursor: Cursor) -> GGUFFile:
     if cursor.size < 24 or cursor.take(4) != MAGIC:  # noqa: PLR2004 - the fixed part of a header
+        if found := foreign_contents(cursor.path):
+            what = f"`{cursor.path}` is not a whole GGUF: it {found.what}"
+            raise ModelError(what, hint=found.hint)
         raise cursor.damaged("it does not begin with GGUF and a header")
     version = cursor.number("<I")
     if version not in VERSIONS:

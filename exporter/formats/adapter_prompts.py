@@ -13,11 +13,12 @@ from typing import Any
 
 from exporter.convert.tokenizer_keys import eos_ids, settle_templates
 from exporter.core.atomic_file import sha256_file
+from exporter.core.errors import UnsupportedError
+from exporter.core.events import Note, Report, silent
 from exporter.core.gguf import read_gguf
 from exporter.inputs.adapter import AdapterSpec
 from exporter.inputs.header_prompts import KEYS, AdapterPrompts, read_prompts
-from exporter.inputs.tokenizer import LoadedTokenizer, load_tokenizer, templates_of
-from exporter.llamacpp.header_tokens import TEMPLATE_TOKENS
+from exporter.inputs.tokenizer import LoadedTokenizer, load_tokenizer, template_tokens, templates_of
 from exporter.merge.operations import MergePlan
 from exporter.merge.result_files import (
     GENERATION,
@@ -44,8 +45,12 @@ def prompts_identity(adapter: AdapterSpec) -> str:
     return "".join(f"{path.name}:{sha256_file(path)};" for path in prompt_files(adapter.folder))
 
 
-def prompts_of(plan: MergePlan, *, trust_remote_code: bool = False) -> AdapterPrompts:
+def prompts_of(
+    plan: MergePlan, *, trust_remote_code: bool = False, report: Report = silent
+) -> AdapterPrompts:
     """What the plan's first adapter brings, read as its merged model would be.
+
+    Of a tokenizer that runs code of its own, which is not allowed, the templates alone.
 
     Raises AdapterError for damaged files, CheckpointError for a tokenizer that cannot be read.
     """
@@ -57,21 +62,21 @@ def prompts_of(plan: MergePlan, *, trust_remote_code: bool = False) -> AdapterPr
     has_ends = (adapter.folder / GENERATION).is_file()
     if not (own or has_tokens or has_ends):
         return AdapterPrompts()
-    with result_folder(plan, trust_remote_code=trust_remote_code) as folder:
-        loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        if loaded is None:
-            return AdapterPrompts(own)
-        templates = templates_of(loaded) if own else {}
-        return named(templates, loaded, [*eos_ids(folder)])
+    try:
+        with result_folder(plan, trust_remote_code=trust_remote_code) as folder:
+            loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+            if loaded is None:
+                return AdapterPrompts(own)
+            templates = templates_of(loaded) if own else {}
+            return named(templates, loaded, [*eos_ids(folder)])
+    except UnsupportedError as error:
+        report(Note(f"{error.message}: special tokens are taken for the base's"))
+        return AdapterPrompts(own)
 
 
 def named(templates: Mapping[str, str], loaded: LoadedTokenizer, ends: list[int]) -> AdapterPrompts:
     """Templates with the tokens that they and answers need."""
-    tokens = {
-        f"{role}_token": text
-        for role in TEMPLATE_TOKENS
-        if isinstance(text := getattr(loaded.tokenizer, f"{role}_token", None), str)
-    }
+    tokens = template_tokens(loaded)
     own = loaded.special("eos")
     texts = {number: token.content for number, token in loaded.added.items()}
     found = dict.fromkeys([*([] if own is None else [own]), *ends])

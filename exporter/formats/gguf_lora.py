@@ -37,6 +37,7 @@ from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.header_prompts import AdapterPrompts
 from exporter.inputs.locate import find_base
 from exporter.inputs.own_code import no_code_run
+from exporter.inputs.quantized import mxfp4
 from exporter.inputs.quantized.via_llamacpp import dequantized_by_llamacpp
 from exporter.llamacpp.converter_import import imported, warnings_reported
 from exporter.llamacpp.toolchain import Toolchain
@@ -122,7 +123,7 @@ def export_lora(
     architecture, pairs = adapted_pairs(
         plan, toolchain, trust_remote_code=request.trust_remote_code, report=report
     )
-    prompts = prompts_of(plan, trust_remote_code=request.trust_remote_code)
+    prompts = prompts_of(plan, trust_remote_code=request.trust_remote_code, report=report)
     header = header_of(plan, architecture, pairs, prompts)
     nbytes = len(header) + sum(padded(t) for pair in pairs for t in (pair.a, pair.b))
     if not dry_run:
@@ -147,7 +148,7 @@ def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> 
         trust_remote_code=request.trust_remote_code,
     )
     adapter = on_base(adapter, checkpoint, toolchain, report=report)
-    checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
+    checkpoint = dequantized_by_llamacpp(mxfp4.dequantized(checkpoint), toolchain)
     plan = plan_merge(checkpoint, [WeightedAdapter(adapter, request.scale)])
     say_doubts(adapter, checkpoint, report=report)
     plan = settle_tied(plan)

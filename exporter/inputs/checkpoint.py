@@ -75,6 +75,11 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     shards = fsdp_in(folder) if folder.is_dir() else None
     if shards == folder:
         folder = home_of_model(shards)
+    if folder.is_file():
+        raise CheckpointError(
+            f"`{folder}` is a file, and no GGUF",
+            hint="unpack it if it is an archive; name the base's folder with --base FOLDER",
+        )
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no base model folder `{folder}`", hint="name it with --base FOLDER"

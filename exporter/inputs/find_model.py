@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from exporter.core.atomic_file import is_there
-from exporter.core.errors import InputError
+from exporter.core.errors import CheckpointError, InputError, ModelError
 from exporter.core.events import Note, Report
+from exporter.core.gguf import read_gguf
 from exporter.core.safetensors import read_header
 from exporter.inputs.adapter_files import TRAINED
 from exporter.inputs.find_adapter import CONFIG as ADAPTER_CONFIG
-from exporter.inputs.find_adapter import MLX_WEIGHTS, PICKLED, TORCHTUNES, inside
+from exporter.inputs.find_adapter import (
+    MLX_WEIGHTS,
+    PICKLED,
+    TORCHTUNES,
+    inside,
+    is_gguf_adapter,
+    listed,
+)
 from exporter.inputs.find_adapter import WEIGHTS as ADAPTER_WEIGHTS
 from exporter.inputs.sharded_checkpoint import (
     FSDP_WHOLE,
@@ -21,6 +30,7 @@ from exporter.inputs.sharded_checkpoint import (
 )
 
 CONFIG = "config.json"
+LATER = re.compile(r"-(\d{5})-of-\d{5}$")
 OF_ADAPTER = (ADAPTER_WEIGHTS, PICKLED, TORCHTUNES, MLX_WEIGHTS)
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", FSDP_WHOLE)
 
@@ -54,9 +64,7 @@ def find_model(place: Path, *, report: Report) -> Path:
     A training run's folder stands for its newest checkpoint, shards without a config for the
     model that the config above them describes.
     """
-    if place.is_file() and place.name == CONFIG:
-        return place.parent
-    if place.is_file() and (place.parent / CONFIG).is_file() and place.suffix != ".gguf":
+    if place.is_file() and stands_for_folder(place):
         return place.parent
     if not place.is_dir() or has_model(place):
         return place
@@ -67,7 +75,38 @@ def find_model(place: Path, *, report: Report) -> Path:
     if shards and config_above(shards, CONFIG):
         report(Note(f"the model lies in FSDP's shards: `{shards}`"))
         return shards
+    if not is_there(place / CONFIG) and (gguf := gguf_in(place)):
+        report(Note(f"the model in `{place}` is a GGUF: `{gguf.name}`"))
+        return gguf
     return place
+
+
+def stands_for_folder(file: Path) -> bool:
+    """Whether a file is one of a model's folder."""
+    is_config = file.name == CONFIG
+    return is_config or ((file.parent / CONFIG).is_file() and file.suffix != ".gguf")
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """The one model in GGUF of a folder, by its first file. CheckpointError for several."""
+    found = [path for path in sorted(folder.glob("*.gguf")) if is_model(path)]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"`{folder}` holds {len(found)} GGUF models: {listed(path.name for path in found)}",
+            hint=f"name one of them, such as `{found[0]}`",
+        )
+    return next(iter(found), None)
+
+
+def is_model(path: Path) -> bool:
+    """Whether a GGUF is a model: no adapter, no projector, no later part of a split one."""
+    if (part := LATER.search(path.stem)) and int(part[1]) > 1:
+        return False
+    try:
+        file = read_gguf(path)
+    except ModelError:
+        return False
+    return not file.is_adapter and file.text("general.architecture") != "clip"
 
 
 def model_in_place_of_adapter(place: Path, *, report: Report) -> Path | None:
@@ -80,8 +119,10 @@ def model_in_place_of_adapter(place: Path, *, report: Report) -> Path | None:
     shards = fsdp_inside(place)
     if shards and config_above(shards, ADAPTER_CONFIG):
         return None
+    if any(map(is_gguf_adapter, place.glob("*.gguf"))):
+        return None
     found = find_model(place, report=report)
-    if not has_model(found) and not (shards and found == shards):
+    if not has_model(found) and not (shards and found == shards) and found.suffix != ".gguf":
         return None
     report(Note(f"`{place}` is a whole model, no adapter: it is exported as it is"))
     return found

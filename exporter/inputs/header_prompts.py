@@ -11,12 +11,13 @@ import json
 from dataclasses import dataclass, field
 
 from exporter.core.gguf import GGUFFile
+from exporter.llamacpp.header_tokens import SPECIAL
 
 TEMPLATE, DEFAULT = "tokenizer.chat_template", "default"
-TOKENS, ENDS, ADDED = (f"decant.tokenizer.{name}" for name in ("special", "ends", "added"))
-"""Keys of JSON: special tokens by a template's names for them, texts that end an answer, and the
-base's ids of the tokens that templates, ends and special tokens name."""
-KEYS = (TOKENS, ENDS, ADDED)
+ENDS, ADDED = "decant.tokenizer.ends", "decant.tokenizer.added"
+"""Keys of JSON: texts that end an answer, and the base's ids of the tokens that templates, ends and
+special tokens name."""
+KEYS = (SPECIAL, ENDS, ADDED)
 
 
 @dataclass(frozen=True, slots=True)

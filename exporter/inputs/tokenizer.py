@@ -207,5 +207,11 @@ def templates_of(loaded: LoadedTokenizer) -> dict[str, str]:
     return {str(name): str(text) for name, text in found.items()} if found else {}
 
 
+def template_tokens(loaded: LoadedTokenizer) -> dict[str, str]:
+    """The special tokens that transformers hands a template, by its names for them."""
+    found = loaded.tokenizer.special_tokens_map
+    return {str(name): text for name, text in found.items() if isinstance(text, str)}
+
+
 def texts_of(templates: Iterable[str]) -> str:
     return "\n".join(templates)

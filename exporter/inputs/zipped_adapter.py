@@ -48,9 +48,10 @@ def unpacked(path: Path, *, report: Report) -> Path:
             unpack(path, folder)
         except DAMAGE as error:
             raise AdapterError(f"`{path}` cannot be unpacked: {error}", hint=AGAIN) from error
-    # zips are mostly of one folder
-    children = list(folder.iterdir())
-    return children[0] if len(children) == 1 and children[0].is_dir() else folder
+    # zips are mostly of one folder, or of the whole path that it had
+    while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
+        folder = inside[0]
+    return folder
 
 
 def unpack(path: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from exporter.core.gguf import Array, GGUFFile, read_gguf, read_texts
 
 TOKENS = "tokenizer.ggml.tokens"
+SPECIAL = "decant.tokenizer.special"
+"""JSON: special tokens by a template's names for them, where the keys of ids tell others."""
 MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 # what transformers hands a template, and the GGUF's key of it; "seperator" is the format's spelling
 TEMPLATE_TOKENS = {
@@ -48,6 +51,17 @@ def adds_eos(gguf: GGUFFile) -> bool:
 
 def special_tokens(gguf: GGUFFile) -> dict[str, str]:
     """The texts of the special tokens, by a template's names for them, such as bos_token."""
+    try:
+        said = json.loads(gguf.text(SPECIAL) or "null")
+    except (ValueError, RecursionError):
+        said = None
+    if isinstance(said, dict):
+        return {str(name): text for name, text in said.items() if isinstance(text, str)}
+    return tokens_by_id(gguf)
+
+
+def tokens_by_id(gguf: GGUFFile) -> dict[str, str]:
+    """The same by the keys of ids alone, as llama.cpp knows them."""
     ids = {
         f"{name}_token": gguf.number(f"tokenizer.ggml.{key}_token_id")
         for name, key in TEMPLATE_TOKENS.items()

@@ -96,7 +96,7 @@ def untouched(adapter: AdapterSpec, checkpoint: Checkpoint) -> Iterator[str]:
             yield (
                 f"the adapter changes layers {min(layers)} to {max(layers)}, and"
                 f" `{checkpoint.folder}` has layers up to {max(more)}: PEFT adapts all of them, so"
-                " it was trained on another base"
+                " it was trained on another base, or a part of it is lost"
             )
             return
 

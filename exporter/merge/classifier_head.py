@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 TASKS = {
     "SEQ_CLS": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
     "TOKEN_CLS": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "QUESTION_ANS": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
 }
 """PEFT's task_type, and transformers' table of the classes for it."""
 OTHER_HEADS = ("lm_head", "embed_out", "cls", "decoder", "predictions", "generator_predictions",
@@ -58,6 +59,12 @@ def find_classifier(
         return None
     prefix, expected = layout(checkpoint, architecture)
     inner = f"{prefix}."
+    if not any(name in expected or inner + name in expected for name in checkpoint.tensors):
+        raise UnsupportedError(
+            f"{architecture} calls its parts `{prefix}.…`, and `{checkpoint.folder}` has"
+            f" `{next(iter(checkpoint.tensors))}`: transformers would not find them",
+            hint="merge it with peft itself: merge_and_unload(), then save_pretrained()",
+        )
     here = {name.removeprefix(inner) for name in (*checkpoint.tensors, *shapes)}
     parts = {name.removeprefix(inner).partition(".")[0] for name in expected}
     outside = [name for name in expected if not name.startswith(inner) or ".pooler." in name]

@@ -40,7 +40,8 @@ class Bound:
 #   Q4_0, Q5_0  d = max/8, max/16; the far end of the other sign is clipped by one d -> 1/8, 1/16
 #   Q4_1, Q5_1  d = (max - min)/15, /31, at most 2 max/15, /31; d/2 -> 1/15, 1/31
 #   MXFP4  a power of two, steps of up to 4 of 12 between its largest values -> 1/4
-#   TQ1_0, TQ2_0  -d, 0 or d with d = max -> 1/2
+#   TQ1_0, TQ2_0, Q2_0  -d, 0 or d with d = max -> 1/2
+#   Q1_0  -d or d with d = the mean: of 0 by d, of the largest by no more than itself -> 1
 # The others search for the scale with the least squared error, and hold the scales of sub-blocks
 # in 4 to 8 bits relative to the largest: the first number is one step (as a value at the edge may
 # be clipped) with 30 % more, the second what the rounding of scales adds. Measured over normal,
@@ -49,6 +50,7 @@ BOUNDS = {
     "Q8_0": Bound(32, 0.0045), "Q4_0": Bound(32, 0.127), "Q4_1": Bound(32, 0.069),
     "Q5_0": Bound(32, 0.064), "Q5_1": Bound(32, 0.035), "MXFP4": Bound(32, 0.252),
     "TQ1_0": Bound(256, 0.502, likeness=0.25), "TQ2_0": Bound(256, 0.502, likeness=0.25),
+    "Q1_0": Bound(128, 1.005, likeness=0.05), "Q2_0": Bound(64, 0.502, likeness=0.25),
     "IQ4_NL": Bound(32, 0.17), "IQ4_XS": Bound(32, 0.16, 0.04, steps=32 * 127),
     "Q6_K": Bound(16, 0.05, 0.015, steps=128 * 32), "Q5_K": Bound(32, 0.08, 0.035, steps=63 * 32),
     "Q4_K": Bound(32, 0.17, 0.035, steps=63 * 16), "Q3_K": Bound(16, 0.25, 0.15, 0.8),

@@ -133,7 +133,11 @@ def verify_full(
         found = compare(kept.read(tuned), kept.read(ours), chunks)
         plain = compare(kept.read(tuned), kept.read(base), chunks)
         first = compare(kept.read(tuned[:COMPARED]), kept.read(ours), run.chunks)
-        anew = run.anew(base if against_base else tuned, against_base, report)
+        anew = (
+            run.against_base(base, tuned, first, report)
+            if against_base
+            else run.anew(tuned, False, report)
+        )
     limited = found if most_kl is not None or anew.is_exact else first
     check = judge(found, plain, anew, limited, anew.limit if most_kl is None else most_kl)
     seconds = {"seconds": time.monotonic() - started}
@@ -155,13 +159,16 @@ class Anew:
     why: str = ""
     """Why there is none."""
     of_base: bool = False
+    merged: Distance | None = None
+    """With the adapters, where the base alone, quantized alike, is nearer than the file."""
 
     @property
     def limit(self) -> float:
         """The mean KL divergence that the file may have."""
         if self.is_exact:
             return EXTRA
-        return math.inf if self.alike is None else TIMES * self.alike.kl + EXTRA
+        made = [distance.kl for distance in (self.alike, self.merged) if distance]
+        return TIMES * max(made) + EXTRA if made else math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +187,26 @@ class Run:
             return Anew(is_exact=True)
         plan = plan_merge(self.plan.checkpoint, []) if against_base else self.plan
         try:
-            made = remake(plan, self.file, self.kept.folder, self.toolchain, report=report)
+            folder = self.kept.folder / ("base" if against_base else "merged")
+            folder.mkdir()
+            made = remake(plan, self.file, folder, self.toolchain, report=report)
             alike = self.distance(reference, made.alike)
             exact = self.distance(reference, made.exact)
         except (SpaceError, UnsupportedError, EngineError, ModelError) as error:
             return Anew(is_exact=False, why=error.message)
         return Anew(False, alike, exact, made.exact_type, of_base=against_base)
+
+    def against_base(
+        self, base: list[Path], tuned: list[Path], found: Distance, report: Report
+    ) -> Anew:
+        """Make the base alone anew; with the adapters too where the file, `found`, is further off.
+
+        A base that lies on the grid of a type loses nothing in it; what adapters add does.
+        """
+        alone = self.anew(base, True, report)
+        if alone.alike is None or found.kl <= alone.limit:
+            return alone
+        return replace(alone, merged=self.anew(tuned, False, report).alike)
 
     def distance(self, reference: list[Path], path: Path) -> Distance:
         logits = gguf_logits(path, self.chunks, self.toolchain)
@@ -298,6 +319,12 @@ def judge(found: Distance, plain: Distance, anew: Anew, limited: Distance, limit
         hint = OTHER_GRAPH
     if anew.why:
         notes.append(f"what quantizing costs cannot be judged: {anew.why}")
+    if not problems and anew.merged and anew.alike:
+        notes.append(
+            f"the base alone, quantized alike, is {anew.alike.kl:.2g} nats off and this file"
+            f" {limited.kl:.2g}, as the same values quantized anew are: what the adapter adds does"
+            " not lie on the grid on which the base lies"
+        )
     if not problems and plain.kl and found.kl > plain.kl:
         notes.append(
             f"quantizing costs {found.kl:.2g} nats, more than the adapter's own effect of"
@@ -329,5 +356,9 @@ def said_of(anew: Anew) -> str:
     """What a limit comes from, to be put behind it."""
     if anew.alike is None:
         return ""
-    what = "the base alone, quantized alike," if anew.of_base else "the same values quantized anew"
-    return f", as {what} are {anew.alike.kl:.3g} off"
+    made = anew.merged or anew.alike
+    of_base = anew.of_base and anew.merged is None
+    what = (
+        "the base alone, quantized alike, is" if of_base else "the same values quantized anew are"
+    )
+    return f", as {what} {made.kl:.3g} off"

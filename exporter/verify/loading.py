@@ -16,6 +16,11 @@ HINT = (
     " and `--no-verify` keeps the GGUF all the same"
 )
 
+TOO_LARGE = (
+    "F16 ends at 65,504, which the weights or what is computed of them may pass: `-q BF16` and"
+    " `-q Q8_0` have room for more"
+)
+
 
 def shortage(file: GGUFFile) -> str:
     """Why a file is not loaded: its weights do not fit in memory. Empty where they do.
@@ -48,7 +53,9 @@ def check_loading(engine: Engine, file: GGUFFile) -> Check:
         return Check(NAME, (error.message,), "llama.cpp cannot compute with it", hint=HINT)
     what = f"llama.cpp loads it and computes {found['tokens']} tokens"
     if not found["finite"]:
-        return Check(NAME, (f"{what}, but what comes out is not finite",), what, hint=HINT)
+        told = f"{what}, but what comes out is not finite"
+        halves = any(info.type.name == "F16" for info in file.tensors)
+        return Check(NAME, (told,), what, hint=TOO_LARGE if halves else HINT)
     return Check(NAME, (), what, numbers={"tokens": found["tokens"]})
 
 

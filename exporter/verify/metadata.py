@@ -15,6 +15,7 @@ from exporter.verify.logits_engine import VocabularyFacts
 from exporter.verify.report import Check
 from exporter.verify.texts import CONVERSATIONS
 
+ERROR = "an error: "
 SHORT = 60  # characters of a value that are shown
 TOLERANCE = 1e-6  # relative: float32 in the file
 TEMPLATE = "tokenizer.chat_template"
@@ -203,12 +204,13 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
 
     ours, theirs = file.text(TEMPLATE), tokenizer.chat_template
     if ours is None or not theirs:
-        problems = () if bool(ours) == bool(theirs) else ("only one side has a chat template",)
-        return Check("chat template", problems, "none")
+        missing = () if bool(ours) == bool(theirs) else ("only one side has a chat template",)
+        return Check("chat template", missing, "none")
     tokens = {f"{name}_token": facts.texts[name] for name in ("bos", "eos")}
     for text in {ours, *(theirs.values() if isinstance(theirs, dict) else (theirs,))}:
         refuse_runaway(text, file.path)
-    problems, rendered = (), 0
+    problems: tuple[str, ...] = ()
+    refused, rendered = list[str](), 0
     for messages in CONVERSATIONS:
         for prompt in (False, True):
             answers = []
@@ -216,12 +218,17 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
                 try:
                     answers.append(render(tokenizer, messages, template, prompt, extra))
                 except (TemplateError, ValueError, TypeError, KeyError) as error:
-                    answers.append(f"an error: {error}")  # both must refuse alike
+                    answers.append(f"{ERROR}{error}")  # both must refuse alike
             rendered += 1
+            if answers[1].startswith(ERROR):
+                refused.append(answers[1].removeprefix(ERROR))
             if answers[0] != answers[1]:
                 problems = (f"the chat template gives {parting(*answers)} in transformers",)
     detail = f"{rendered} conversations rendered alike"
-    return Check("chat template", problems, detail, hint=HINT)
+    notes: tuple[str, ...] = ()
+    if len(refused) == rendered:
+        notes = (f"no conversation can be written with it, by transformers neither: {refused[0]}",)
+    return Check("chat template", problems, detail, notes, hint=HINT)
 
 
 def render(

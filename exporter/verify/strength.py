@@ -30,8 +30,10 @@ SLOW_ROWS = 4  # of a tensor whose type takes long to quantize to
 SLOW = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 KNOWN = (
     "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
-    "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", *SLOW,
+    "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0", *SLOW,
 )  # fmt: skip
+STEPS = {"Q1_0": (-1, 1), "Q2_0": (-1, 0, 1, 2)}
+"""By type: what a value may be, in scales of its block (ggml-quants.c)."""
 BETTER = ("Q6_K", "Q8_0")  # what may hold a change that others do not
 FEW = 3  # tensors that a note names
 
@@ -192,10 +194,28 @@ def dequantized(packed: Rows, kind: GGMLType) -> Rows:
     import gguf
     import numpy as np
 
+    if kind.name in STEPS:
+        return unpacked(packed, kind, STEPS[kind.name])
     with np.errstate(all="ignore"):  # damaged scales are told as damage
         values = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType(kind.number))
     found: Rows = values.astype(np.float64).reshape(len(packed), -1)
     return found
+
+
+def unpacked(packed: Rows, kind: GGMLType, steps: tuple[int, ...]) -> Rows:
+    """Packed rows (n, bytes) of what llama.cpp's Python does not read, in float64.
+
+    A block is a scale in float16, then the numbers of its values' steps, the lowest bits first.
+    """
+    import numpy as np
+
+    blocks = packed.reshape(-1, kind.nbytes((kind.block,)))
+    scales = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float64)
+    bits = (len(steps) - 1).bit_length()
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    numbers = (blocks[:, 2:, None] >> shifts) & (len(steps) - 1)  # (block, byte, value)
+    found: Rows = np.array(steps, np.float64)[numbers].reshape(len(blocks), -1) * scales
+    return found.reshape(len(packed), -1)
 
 
 def aside(change: Rows, expected: Rows) -> Rows:

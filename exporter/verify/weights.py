@@ -17,6 +17,7 @@ from exporter.convert.gguf_layout import Conversion, Slot
 from exporter.core.events import Progress, Report, silent
 from exporter.core.gguf import GGUFFile, TensorInfo
 from exporter.verify.bounds import allowed_error, least_likeness, likeness
+from exporter.verify.loading import TOO_LARGE
 from exporter.verify.replay import sources
 from exporter.verify.report import Check
 from exporter.verify.rows import MergedRows, Reference
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
 SEED = 20
 POOL = 64  # rows of a kind of tensor whose origins are known, to choose from
 UNCHANGED = 48  # tensors that no adapter changes, of which rows are checked too
+HALF_ENDS = 65_504  # the largest float16
+NO_ROOM = "cannot hold"
 OTHER_BASE = "is it of this base, adapter and scale? if so, export it again"
 OTHER_ADAPTER = "is it of this adapter, at this scale? if so, export it again"
-F16_MAX = 65504.0
-BEYOND = f"16-bit floats end at {F16_MAX:g}: what is larger became infinite"
 DIGITS = re.compile(r"\d+")
 
 
@@ -167,9 +168,7 @@ class Weights:
         import numpy as np
 
         if not np.isfinite(stored).all():
-            if (largest := np.abs(expected).max()) > F16_MAX:
-                return math.inf, f"should hold {largest:.6g}, and {BEYOND}"
-            return math.inf, "holds values that are no numbers"
+            return math.inf, what_is_no_number(stored, expected)
         if (near := likeness(stored, expected)) < least_likeness(info.type):
             return math.inf, f"is like another tensor (cosine {near:.2f})"
         allowed = allowed_error(
@@ -243,6 +242,20 @@ class Weights:
         return torch.from_numpy(self.reference.rows(name, rows).after).reshape(shape)
 
 
+def what_is_no_number(stored: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> str:
+    """About rows, (n, columns), with values that are not finite where others should be."""
+    import numpy as np
+
+    lost = ~np.isfinite(stored)
+    largest = float(np.abs(expected[lost]).max())
+    if HALF_ENDS < largest < math.inf:
+        return (
+            f"{NO_ROOM} {largest:.4g}, which base and adapter give: what is stored with scales or"
+            f" values in F16 ends at {HALF_ENDS:,} or some hundred times that"
+        )
+    return "holds values that are no numbers"
+
+
 def differing_layout(slots: tuple[Slot, ...], infos: dict[str, TensorInfo]) -> list[str]:
     """Tensors that only one side has, or that have another shape."""
     wanted = {slot.name: slot.shape for slot in slots}
@@ -295,6 +308,6 @@ def conclude(found: Findings, *, loose: bool = False) -> Check:
     numbers |= {f"survives in {tensor.name}": tensor.share for tensor in swallowed}
     note = found.strengths.note() if not problems else ""
     hint = OTHER_BASE if found.problems else OTHER_ADAPTER
-    if any(BEYOND in problem for problem in found.problems):
-        hint = "`-q BF16` holds them"
+    if any(NO_ROOM in problem for problem in found.problems):
+        hint = TOO_LARGE
     return Check("weights", tuple(problems), detail, (note,) if note else (), numbers, hint=hint)

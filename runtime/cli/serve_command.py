@@ -313,10 +313,11 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     """Listen, say where, and serve to the end."""
     from runtime.gateway.asgi_app import build_app
     from runtime.gateway.call import Gateway
+    from runtime.gateway.fault_log import Faults, listened
     from runtime.gateway.page_files import page_routes
     from runtime.gateway.request_log import Lines, Table
     from runtime.gateway.scheduling.pool import Fleet
-    from runtime.gateway.server import READ_BLOCK, Tls, allow_many_files, listening, url_of
+    from runtime.gateway.server import READ_BLOCK, Tls, Ways, allow_many_files, listening, url_of
     from runtime.gateway.server import serve as serving
 
     toolchain = find_toolchain()
@@ -339,7 +340,12 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
                 chores.append(journal.draw(gateway))
             await asyncio.gather(*chores)
 
-        return asyncio.run(serving(gateway, app, listener, tls, beside))
+        faults = Faults(journal.event)
+        try:
+            with listened(faults):
+                return asyncio.run(serving(gateway, app, listener, Ways(tls, faults), beside))
+        finally:
+            journal.close()
 
 
 def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> None:

@@ -18,7 +18,13 @@ from typing import Any
 
 from exporter.core.gguf import GGUFFile
 from exporter.inputs.template_process import Job, Rendered, refuse_too_much, render_all
-from exporter.llamacpp.header_tokens import adds_bos, adds_eos, special_texts, special_tokens
+from exporter.llamacpp.header_tokens import (
+    adds_bos,
+    adds_eos,
+    special_texts,
+    special_tokens,
+    tokens_by_id,
+)
 from exporter.llamacpp.normalizer import FIRST, SPACE_PREFIX
 
 TEMPLATE = "tokenizer.chat_template"
@@ -36,8 +42,6 @@ THINKING = ("enable_thinking", "thinking")
 """Switches by which templates turn thinking on and off."""
 CHANGED = frozenset((*SWITCHES, *KEPT_THOUGHTS, *THINKING, "tools"))
 CLOCK = "strftime_now"
-REFUSING = "raise_exception"
-"""What a template says that refuses conversations, which llama.cpp may mend."""
 WORD = re.compile(r"\w+")
 UNSET = "{{%- if {0} is none %}}{{%- set {0} = never_defined_by_anybody %}}{{%- endif %}}"
 NOTHING = "{%- if false %}{%- endif %}"
@@ -64,6 +68,9 @@ SAMPLES = {
     "tools": Job(QUESTION, tools=(TOOL,)),
 }
 """Conversations whose prompts are compared when a model is loaded."""
+WITH_TOOLS = list(SAMPLES).index("tools")
+ENGINE_KNOWS = ("bos_token", "eos_token")
+"""What llama-server hands every template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +134,8 @@ class Facts:
     """Today, where the template tells it."""
     is_shared: bool = False
     """Whether the engine makes prompts by other templates too, so that it must add nothing."""
+    engine: tuple[tuple[str, str], ...] = ()
+    """The first and the last token of texts as the engine knows them, by a template's names."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -146,7 +155,7 @@ def chat_format(
     if not plain and not is_shared:
         return AS_IT_IS
     adds, puts_space = adds_bos(header), header.text(SPACE_PREFIX) == FIRST
-    tokens = special_tokens(header) if "_token" in plain + tool_use or adds else {}
+    tokens, known = special_tokens(header), tokens_by_id(header)
     facts = Facts(
         plain,
         tool_use,
@@ -157,6 +166,7 @@ def chat_format(
         is_chosen=bool(chosen),
         day=today(plain + tool_use),
         is_shared=is_shared,
+        engine=tuple((name, known.get(name, "")) for name in ENGINE_KNOWS),
     )
     return begun(format_of(facts), facts, header)
 
@@ -180,22 +190,26 @@ def begun(found: ChatFormat, facts: Facts, header: GGUFFile) -> ChatFormat:
 def format_of(facts: Facts) -> ChatFormat:
     """The format, remembered: rendering takes a moment."""
     known, names = dict(facts.tokens), facts.names
-    bos = known.get("bos_token", "")
+    other = other_tokens(facts)
+    bos = dict(facts.engine).get("bos_token", "")
     begins_with_bos = "bos_token" in names or (bool(bos) and bos in facts.plain)
     found = ChatFormat(facts.plain if facts.is_chosen else None)
-    is_changed = bool(names & CHANGED or facts.tool_use or facts.puts_space)
-    if facts.plain and (is_changed or REFUSING in names):
+    is_changed = bool(names & CHANGED or facts.tool_use or facts.puts_space or other)
+    if facts.plain:
         made = render_all(facts.plain, known, [*SAMPLES.values(), *trials()])
         refuse_too_much(made)
         first, *tried = made[0], *made[len(SAMPLES) :]
         begins_with_bos = first.text.startswith(bos) if first.text and bos else begins_with_bos
+        if facts.tool_use:
+            made[WITH_TOOLS] = render_all(facts.tool_use, known, [*SAMPLES.values()])[WITH_TOOLS]
         found = replace(found, samples=tuple(zip(SAMPLES, SAMPLES.values(), made, strict=False)))
         if is_changed:
             found = replace(
                 found,
-                template=before(names, first, tried[0]) + both(facts.plain, facts.tool_use),
+                template=before(unset(names, other), names, first, tried[0])
+                + both(facts.plain, facts.tool_use),
                 thinks=not is_off(first, *tried[1:]),
-                variables=tuple(defaults(names, known).items()),
+                variables=tuple((dict.fromkeys((*SWITCHES, "documents")) | other).items()),
             )
     has_own = begins_with_bos and not facts.is_shared
     lacks_bos = facts.adds_bos and bool(bos) and not has_own
@@ -216,12 +230,29 @@ def trials() -> Iterator[Job]:
         yield Job(QUESTION, variables=dict.fromkeys(THINKING, is_on))
 
 
-def before(names: frozenset[str], first: Rendered, without_tools: Rendered) -> str:
+def other_tokens(facts: Facts) -> dict[str, str | None]:
+    """The special tokens of the template that the engine does not know so; None for none."""
+    engine = dict(facts.engine)
+    wanted: dict[str, str | None] = dict(facts.tokens)
+    wanted = {name: text for name, text in wanted.items() if name in facts.names}
+    wanted |= {name: wanted.get(name) for name in engine if name in facts.names}
+    return {name: text for name, text in wanted.items() if engine.get(name) != (text or "")}
+
+
+def unset(names: frozenset[str], tokens: dict[str, str | None]) -> list[str]:
+    """What the engine sets and transformers leaves undefined."""
+    switches = [name for name in SWITCHES if name in names]
+    return switches + [name for name, text in tokens.items() if text is None]
+
+
+def before(
+    undefined: Sequence[str], names: frozenset[str], first: Rendered, without_tools: Rendered
+) -> str:
     """The lines before the template; they print nothing.
 
     Where the template fails if `tools` is None, as it is in transformers, it stays undefined.
     """
-    lines = [UNSET.format(name) for name in SWITCHES if name in names]
+    lines = [UNSET.format(name) for name in undefined]
     if "tools" in names and (first.text is not None or without_tools.text is None):
         lines.append(NO_TOOLS)
     lines = lines or [NOTHING]
@@ -241,15 +272,6 @@ def both(plain: str, tool_use: str) -> str:
 def is_off(first: Rendered, on: Rendered, off: Rendered) -> bool:
     """Whether a template does not have the model think unless a request asks for it."""
     return first.text is not None and first.text == off.text != on.text
-
-
-def defaults(names: frozenset[str], tokens: dict[str, str]) -> dict[str, str | None]:
-    """What requests find set unless they set it themselves."""
-    values: dict[str, str | None] = dict.fromkeys((*SWITCHES, "documents"))
-    values |= {name: text for name, text in tokens.items() if name in names}
-    for given in ("bos_token", "eos_token"):  # which llama-server knows itself
-        values.pop(given, None)
-    return values
 
 
 def differences(

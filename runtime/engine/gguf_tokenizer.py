@@ -13,7 +13,7 @@ from exporter.core.errors import ModelError
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.inputs.chat_template import Clock, Messages
 from exporter.inputs.template_process import Job, render_all
-from exporter.llamacpp.header_tokens import TEMPLATE_TOKENS
+from exporter.llamacpp.header_tokens import special_tokens
 from exporter.llamacpp.normalizer import FIRST, NORMALIZER, SPACE_PREFIX, normalizer, spaced
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.llamacpp.vocabulary import Vocabulary, vocabulary
@@ -184,16 +184,7 @@ def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The special tokens that a template knows: those that come with it, else the file's."""
     if tokenizer.chosen:
         return dict(tokenizer.chosen[1])
-    numbers = {
-        name: tokenizer.header.number(f"tokenizer.ggml.{key}_token_id")
-        for name, key in TEMPLATE_TOKENS.items()
-    }
-    size = tokenizer.vocabulary.size
-    return {
-        f"{name}_token": tokenizer.vocabulary.text(id_)
-        for name, id_ in numbers.items()
-        if id_ is not None and 0 <= id_ < size
-    }
+    return special_tokens(tokenizer.header)
 
 
 def added(ids: Sequence[int], own: Sequence[int]) -> tuple[int, int]:

@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,11 +21,12 @@ from typing import Any, Literal, Protocol
 
 from typing_extensions import Self
 
-from exporter.core.errors import EngineDiedError, EngineError
+from exporter.core.errors import EngineDiedError, EngineError, TemplateRefusedError
 from exporter.core.events import Progress, Report, Step, silent
 from exporter.inputs.template_process import refuse_runaway
 from exporter.llamacpp.toolchain import LAST_LINES, Toolchain, scrubbed
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
+from runtime.engine.socket_connection import SocketConnection
 from runtime.process.kept_processes import deepen_stacks, start_kept
 from runtime.process.run_dir import RunFolder, has_sockets
 from runtime.rpc.protocol import Spread, preflight, rpc_flags
@@ -38,6 +38,7 @@ DYING_S = 0.5
 STOP_S = (1.0, 2.0)  # waits after the first and the second SIGTERM; upstream may sit out one
 PING_S = 5  # between signs of life while a prompt is computed; upstream notices a SIGTERM by them
 STATE = re.compile(r"^cmd_child_to_router:state:(\{.*\})$", re.MULTILINE)
+TEMPLATE_REFUSED = re.compile(r"chat template (?:parsing error|is not supported)")
 LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 Engine = Literal["llama-server", "seq2seq"]
 
@@ -266,8 +267,9 @@ class Server:
         if process.returncode is None:
             return
         status = process.returncode
+        kind = TemplateRefusedError if self.says(TEMPLATE_REFUSED) else EngineDiedError
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with {status}"
-        raise EngineDiedError(
+        raise kind(
             f"{self.spec.engine} ended {how} {when} `{self.spec.model}`" + self.last_lines(),
             hint="is the file a complete GGUF for this llama.cpp? `decant inspect` shows it",
         )
@@ -280,6 +282,13 @@ class Server:
                 f"`{self.run_folder.path}` was removed, and the engine's socket with it",
                 hint="does something clean up there? TMPDIR names another place",
             )
+
+    def says(self, words: re.Pattern[str]) -> bool:
+        """Whether the engine's log holds these words."""
+        try:
+            return words.search(self.run_folder.log.read_text(errors="replace")) is not None
+        except FileNotFoundError:  # somebody has cleaned up
+            return False
 
     def last_lines(self) -> str:
         try:
@@ -370,23 +379,3 @@ def lora_vector(scales: Sequence[float]) -> dict[str, object]:
     An adapter that is not named would keep the scale that another request gave it.
     """
     return {"lora": [{"id": number, "scale": scale} for number, scale in enumerate(scales)]}
-
-
-class SocketConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: Path, timeout_s: float | None) -> None:
-        """Connect at the first request."""
-        super().__init__("localhost", timeout=timeout_s)
-        self.path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self.path))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()

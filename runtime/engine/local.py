@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from exporter.core.errors import EngineError, InputError, ModelError, UnsupportedError
+from exporter.core.errors import (
+    EngineError,
+    InputError,
+    ModelError,
+    TemplateRefusedError,
+    UnsupportedError,
+)
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.machine import available_nbytes, physical_cores
@@ -20,8 +26,22 @@ from runtime.engine.adapters import BASE, Adapter, check_adapter
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat, chat_format, templates_of
 from runtime.engine.llama_server import Server, ServerSpec, lora_vector
 from runtime.engine.memory_fit import LAYERS_KEPT, Asked, Fit, fit, spread_over
-from runtime.engine.openai_client import Message, Piece, ask, ask_json, complete
-from runtime.engine.own_template import OwnTemplate, first_own, own_template
+from runtime.engine.openai_client import (
+    Message,
+    Piece,
+    as_one_text,
+    ask,
+    ask_json,
+    complete,
+    read_tokens,
+)
+from runtime.engine.own_template import (
+    OwnTemplate,
+    first_own,
+    handed_over_template,
+    own_template,
+    template_refused,
+)
 from runtime.engine.purpose import refuse_without_answers
 from runtime.engine.request_texts import Fronts, front_of, said_of, unlike
 from runtime.engine.selection import MERGED, Choice
@@ -29,6 +49,8 @@ from runtime.rpc.protocol import WorkerFacts, preflight
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 INPUT_TOKENS = f"{CHAT}/input_tokens"
+ANY_TEMPLATE = "{{ messages[0].content }}"
+"""For an engine that is handed the template with each request."""
 RAW_TOKENS = 256
 """Of an answer that nothing ends: a text goes on for ever."""
 RAW_LIMIT = {"max_tokens": RAW_TOKENS}
@@ -82,6 +104,8 @@ class Model:
     """A template in place of the files' own."""
     own: tuple[OwnTemplate | None, ...] = ()
     """The templates that adapters bring, by their places."""
+    is_handed_over: bool = False
+    """Whether its template comes with each request: its engine does not start with it."""
 
     @property
     def name(self) -> str:
@@ -105,12 +129,19 @@ class Model:
         """How its conversations are rendered; takes a moment when it is first asked for."""
         if self.is_encoder_decoder:
             return AS_IT_IS
+        if self.is_handed_over:
+            shared = chat_format(self.header, self.chat_template, is_shared=True)
+            return replace(shared, template=ANY_TEMPLATE, variables=(), samples=())
         return chat_format(self.header, self.chat_template, is_shared=any(self.own))
 
     @property
     def fronts(self) -> Fronts:
         """How requests are made ready. Raises ModelError for a damaged normalizer."""
-        return Fronts(front_of(self.header, self.chat), self.own)
+        front = front_of(self.header, self.chat)
+        if self.is_handed_over:
+            own = handed_over_template(self.header.path, self.chat_template)
+            front = replace(front, own=own)
+        return Fronts(front, self.own)
 
 
 def open_model(
@@ -253,10 +284,16 @@ class LocalEngine:
                 self.stop()
             else:
                 return self.server
-        spec = self.spec
+        try:
+            server = Server(self.spec, self.toolchain, report=self.report)
+            self.server = server.__enter__()
+        except TemplateRefusedError as error:
+            if self.loaded.is_handed_over:
+                raise
+            self.report(Warn(template_refused(self.model, error)))
+            self.loaded = replace(self.loaded, is_handed_over=True)
+            return self.start()
         self.fronts = self.loaded.fronts
-        server = Server(spec, self.toolchain, report=self.report)
-        self.server = server.__enter__()
         if not self.was_compared:
             self.was_compared = True
             self.compare(server)
@@ -350,30 +387,6 @@ class LocalEngine:
             "raw": self.raw,
         }
         return {name: value for name, value in found.items() if value}
-
-
-def as_one_text(messages: Sequence[Message]) -> str:
-    """What a base model goes on writing: all that was said, a line each."""
-    return "\n".join(
-        content if isinstance(content, str) else texts_of(content)
-        for message in messages
-        if (content := message.get("content"))
-    )
-
-
-def texts_of(parts: Sequence[Mapping[str, Any]]) -> str:
-    return "".join(str(part.get("text", "")) for part in parts)
-
-
-def read_tokens(found: Mapping[str, Any]) -> list[tuple[int, str | bytes]]:
-    """What /tokenize answers; bytes that are no whole character come as a list of numbers."""
-    try:
-        pairs = [(int(token["id"]), token["piece"]) for token in found["tokens"]]
-        return [(n, bytes(piece) if isinstance(piece, list) else str(piece)) for n, piece in pairs]
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineError(
-            "the server does not say which tokens there are", hint="`decant tokens` asks a GGUF"
-        ) from error
 
 
 def opening_choice(engine: LocalEngine) -> Choice:

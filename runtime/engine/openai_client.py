@@ -250,3 +250,27 @@ def read_object(response: HTTPResponse) -> dict[str, Any]:
             hint="does it speak OpenAI's API?",
         )
     return found
+
+
+def as_one_text(messages: Sequence[Message]) -> str:
+    """What a base model goes on writing: all that was said, a line each."""
+    return "\n".join(
+        content if isinstance(content, str) else texts_of(content)
+        for message in messages
+        if (content := message.get("content"))
+    )
+
+
+def texts_of(parts: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(str(part.get("text", "")) for part in parts)
+
+
+def read_tokens(found: Mapping[str, Any]) -> list[tuple[int, str | bytes]]:
+    """What /tokenize answers; bytes that are no whole character come as a list of numbers."""
+    try:
+        pairs = [(int(token["id"]), token["piece"]) for token in found["tokens"]]
+        return [(n, bytes(piece) if isinstance(piece, list) else str(piece)) for n, piece in pairs]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(
+            "the server does not say which tokens there are", hint="`decant tokens` asks a GGUF"
+        ) from error

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from exporter.core.errors import TemplateRefusedError
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.inputs.header_prompts import DEFAULT, AdapterPrompts, read_prompts
 from exporter.llamacpp.header_tokens import (
@@ -24,7 +25,15 @@ from exporter.llamacpp.header_tokens import (
     token_texts,
 )
 from exporter.llamacpp.normalizer import FIRST, SPACE_PREFIX
-from runtime.engine.chat_format import ChatFormat, Facts, begun, format_of, templates_of, today
+from runtime.engine.chat_format import (
+    ENGINE_KNOWS,
+    ChatFormat,
+    Facts,
+    begun,
+    format_of,
+    templates_of,
+    today,
+)
 
 FIELD = "decant_template"
 """Of chat_template_kwargs: what the mended llama-server takes in place of the model's template."""
@@ -62,6 +71,27 @@ class OwnTemplate:
         return {**dict(found.variables), **switches, FIELD: brought}
 
 
+def handed_over_template(base: Path, chosen: str | None = None) -> OwnTemplate | None:
+    """A model's own template in that form, for an engine that does not start with it."""
+    header = read_gguf(base)
+    plain, tool_use = (chosen, "") if chosen else templates_of(header)
+    tokens = special_tokens(header)
+    return OwnTemplate(facts_of(header, (plain, tool_use), tokens), (), base) if plain else None
+
+
+def facts_of(base: GGUFFile, templates: tuple[str, str], tokens: Mapping[str, str]) -> Facts:
+    """What the format of templates depends on where the engine is handed them."""
+    return Facts(
+        *templates,
+        tuple(tokens.items()),
+        adds_bos=False,
+        adds_eos=False,
+        puts_space=base.text(SPACE_PREFIX) == FIRST,
+        is_chosen=True,
+        engine=tuple((name, tokens.get(name, "")) for name in ENGINE_KNOWS),
+    )
+
+
 def own_template(adapter: Path, base: Path, chosen: str | None = None) -> OwnTemplate | None:
     """What an adapter's GGUF brings; None where its prompts are made as its base's are.
 
@@ -83,16 +113,9 @@ def own_template_of(
     before = (chosen, "") if chosen else templates_of(header)
     plain, tool_use = (chosen, "") if chosen else chosen_of(prompts, before)
     texts = put(plain), put(tool_use)
-    tokens = {name: put(text) for name, text in prompts.tokens.items()}
+    tokens = {name: put(text) for name, text in prompts.tokens.items()} or special_tokens(header)
     ends = tuple(end for end in map(put, prompts.ends) if not ends_base(end, header))
-    facts = Facts(
-        *texts,
-        tuple(tokens.items()),
-        adds_bos=False,
-        adds_eos=False,
-        puts_space=header.text(SPACE_PREFIX) == FIRST,
-        is_chosen=True,
-    )
+    facts = facts_of(header, texts, tokens)
     is_same = texts == before and not ends and has_tokens_of(header, tokens, facts.names)
     return OwnTemplate(facts, ends, base, lost) if plain and not is_same else None
 
@@ -146,3 +169,9 @@ def first_own(own: Sequence[OwnTemplate | None], scales: Sequence[float]) -> Own
     """Whose template a mixture of adapters is answered with: the first that brings one and is
     applied, by a scale above 0."""
     return next((one for one, scale in zip(own, scales, strict=False) if one and scale > 0), None)
+
+
+def template_refused(name: str, error: TemplateRefusedError) -> str:
+    """What is said where llama-server does not start with a template."""
+    why = next((line for line in error.message.splitlines() if "emplate" in line), error.message)
+    return f"{name}: llama.cpp cannot take its answers apart: they are text alone ({why.strip()})"

@@ -7,8 +7,18 @@ from typing import Any
 
 from exporter.core.errors import EngineError
 from exporter.core.terminal_text import without_controls
-from runtime.engine.local import RAW_LIMIT, as_one_text, read_tokens
-from runtime.engine.openai_client import Message, Piece, ask, ask_json, complete, get_json, listed
+from runtime.engine.local import RAW_LIMIT
+from runtime.engine.openai_client import (
+    Message,
+    Piece,
+    as_one_text,
+    ask,
+    ask_json,
+    complete,
+    get_json,
+    listed,
+    read_tokens,
+)
 from runtime.engine.remote import Remote
 from runtime.engine.selection import Choice
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from runtime.engine.purpose import ROUTE, purpose_of
-from runtime.gateway.api_errors import ApiError, EngineGoneError, NotThereError
+from runtime.gateway.api_errors import ApiError, EngineGoneError, NotThereError, unavailable
 from runtime.gateway.body import applied, cost, dumped, prepared
 from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import Catalog, Named
@@ -62,6 +62,7 @@ class Gateway:
         self.clients = Clients(self.settings.max_per_client)
         sees = any(model.projector is not None for model in self.catalog.models.values())
         self.bodies = Bodies(self.settings, sees=sees)
+        self.fleet.adapter_files.note(self.catalog.models.values())
 
     def role_of(self, route: str, named: Named) -> Role:
         """Which kind of child answers on a route."""
@@ -144,6 +145,8 @@ class Call:
         self, child: Child, route: str, named: Named, body: Mapping[str, Any]
     ) -> AsyncIterator[Reply]:
         """The reply, when it is this call's turn; leaving the block breaks off the rest."""
+        if why := child.missing(named.voice):
+            raise unavailable(why, retry_after=60)
         give_back = await self.turn(child, route, named, body)
         reply = None
         try:
@@ -151,7 +154,7 @@ class Call:
             front = child.fronts.of(applied(body, named))
             payload = await self.gateway.bodies.beside(
                 self.nbytes,
-                lambda: dumped({**front.ready(route, body), "model": named.id}),
+                lambda: dumped({**front.ready(route, child.for_engine(body)), "model": named.id}),
             )
             reply = await self.posted(child, route, payload)
             await reply.read_head()

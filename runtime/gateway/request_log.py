@@ -13,10 +13,12 @@ from typing import Any, TextIO
 from exporter.core.events import Event, Note, Progress, Step, Warn
 from exporter.core.paths import size_text
 from runtime.gateway.call import Gateway
+from runtime.gateway.log_writer import Writer
 from runtime.terminal.markdown import Board
 
 ROWS = 12
 REDRAW_S = 0.5
+LINES_MAX = 10_000  # that wait to be written
 
 
 def now() -> str:
@@ -24,11 +26,15 @@ def now() -> str:
 
 
 class Lines:
-    """One JSON object a line, for logs; flushed, so that none is lost."""
+    """One JSON object a line, for logs; flushed, and written beside all else.
 
-    def __init__(self, out: TextIO | None = None) -> None:
-        """Write to standard error, or to `out`."""
+    A reader that stops costs lines, which are counted, and nobody's answer.
+    """
+
+    def __init__(self, out: TextIO | None = None, room: int = LINES_MAX) -> None:
+        """Write to standard error, or to `out`; `room` lines may wait."""
         self.out = out or sys.stderr
+        self.writer = Writer(self.write_out, room)
 
     def request(self, record: Mapping[str, Any]) -> None:
         self.write({"time": now(), "event": "request", **record})
@@ -43,11 +49,20 @@ class Lines:
                 pass
 
     def write(self, record: Mapping[str, Any]) -> None:
+        self.writer.put(json.dumps(record))
+
+    def write_out(self, line: str, dropped: int) -> None:
+        if dropped:
+            told = {"time": now(), "event": "dropped", "count": dropped}
+            line = f"{json.dumps(told)}\n{line}"
         try:
-            self.out.write(json.dumps(record) + "\n")
+            self.out.write(line + "\n")
             self.out.flush()
         except (OSError, ValueError):  # whoever read it has gone; the server goes on
             pass
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class Table:
@@ -57,6 +72,8 @@ class Table:
         """Draw nothing yet."""
         self.last: deque[tuple[str, ...]] = deque(maxlen=ROWS)
         self.told: deque[str] = deque(maxlen=4)
+        self.board: Board | None = None
+        self.writer = Writer(self.show, 1)
 
     def request(self, record: Mapping[str, Any]) -> None:
         self.last.append(
@@ -72,21 +89,34 @@ class Table:
 
     def event(self, event: Event) -> None:
         if not isinstance(event, Progress):
-            self.told.append(f"{now()[11:19]}  {event.message}")
+            self.told.append(f"{now()[11:19]}  {event.message.splitlines()[0]}")
 
     async def draw(self, gateway: Gateway) -> None:
-        """Runs until cancelled."""
-        with Board() as board:
-            while True:
-                board.show(
-                    [
+        """Runs until cancelled. A terminal that is stopped (Ctrl-S) stops nothing else."""
+        while True:
+            self.writer.put(
+                (
+                    (
                         (("MODEL", "STATE", "SLOTS", "WAITING", "MEMORY"), models(gateway)),
                         (("REQUEST", "MODEL", "STATE", "BYTES"), in_flight(gateway)),
                         (("TIME", "STATUS", "LAST", "MODEL", "TOOK", ""), list(self.last)),
-                    ],
+                    ),
                     list(self.told),
                 )
-                await asyncio.sleep(REDRAW_S)
+            )
+            await asyncio.sleep(REDRAW_S)
+
+    def show(self, drawn: tuple[Any, list[str]], dropped: int) -> None:
+        del dropped  # the newest is all that counts
+        if self.board is None:
+            self.board = Board()
+            self.board.__enter__()
+        self.board.show(*drawn)
+
+    def close(self) -> None:
+        self.writer.close()
+        if self.board is not None and not self.writer.thread.is_alive():
+            self.board.__exit__()
 
 
 def models(gateway: Gateway) -> list[tuple[str, ...]]:

@@ -21,10 +21,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from exporter.core.errors import EngineError, InputError
 from runtime.gateway.call import Gateway
+from runtime.gateway.fault_log import Faults
 
 HEAD_MAX = 64 << 10  # bytes
 KEEP_ALIVE_S = 65  # longer than balancers' own, so that theirs ends first
 FILES = 65536  # open at once: one a connection, two a request
+RESERVED = 40  # files that are open without any connection
+LEAST = 8  # connections
+BACKLOG = 128  # as many are accepted one after the other before anything else is done
+FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-length: 0\r\n\r\n"
+)
 CUT_S = 2  # for answers that were cut to be said so
 TICK_S = 0.02
 CLOSE_S = 1  # for connections that only wait
@@ -42,15 +50,44 @@ class Tls:
     key: Path | None
 
 
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How it is served beside what it serves."""
+
+    tls: Tls | None = None
+    faults: Faults | None = None
+    connections: int | None = None
+    """At once; None takes what this process may have open."""
+
+
 class Protocol(H11Protocol):
-    """HTTP of which the head, too, must come in time."""
+    """HTTP of which the head, too, must come in time, over so many connections and no more."""
 
     head_s = 15.0
+    most = FILES
     deadline: asyncio.TimerHandle | None = None
+    idle_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.idle_since = self.loop.time()
         self.watch_head()
+        if len(self.connections) > self.most:
+            self.make_room()
+
+    def make_room(self) -> None:
+        """Close the connection that has been idle for the longest; where none is, this one."""
+        others = (one for one in self.connections if one is not self and isinstance(one, Protocol))
+        idle = (one for one in others if one.is_idle)
+        oldest = min(idle, key=lambda one: one.idle_since, default=None)
+        if oldest is None:
+            self.transport.write(FULL)
+        self.connections.discard(oldest or self)  # it is gone before its end is told
+        (oldest or self).transport.close()
+
+    def on_response_complete(self) -> None:
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
 
     def data_received(self, data: bytes) -> None:
         was_idle = self.is_idle
@@ -102,7 +139,7 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
-        found.listen(2048)
+        found.listen(BACKLOG)
     except OSError as error:
         found.close()
         taken = error.errno == errno.EADDRINUSE
@@ -134,21 +171,31 @@ def allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def connections_max() -> int:
+    """Connections at once: each may need a file more for the engine that answers it."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return FILES if soft == resource.RLIM_INFINITY else max(LEAST, (soft - RESERVED) // 2)
+
+
 async def serve(
     gateway: Gateway,
     app: ASGIApp,
     listener: socket.socket,
-    tls: Tls | None,
+    ways: Ways | None = None,
     beside: Callable[[], Any] | None = None,
 ) -> int:
     """Serve until a signal says otherwise; returns the exit code.
 
     `beside` makes a coroutine that runs as long as the server does.
     """
+    ways = ways or Ways()
+    tls = ways.tls
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    most = connections_max() if ways.connections is None else ways.connections
     config = uvicorn.Config(
         app,
-        http=type("Timed", (Protocol,), {"head_s": gateway.settings.head_s}),
+        http=type("Timed", (Protocol,), {"head_s": gateway.settings.head_s, "most": most}),
+        backlog=BACKLOG,
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -165,6 +212,8 @@ async def serve(
     server = Server(config)
     ending = Ending(gateway, server)
     loop = asyncio.get_running_loop()
+    if ways.faults is not None:
+        loop.set_exception_handler(ways.faults.of_loop)
     for number in SIGNALS:
         loop.add_signal_handler(number, ending.asked, number)
     chore = asyncio.ensure_future(beside()) if beside else None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
@@ -10,11 +11,15 @@ from typing_extensions import Self
 from exporter.core.terminal_text import without_controls
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleRenderable
     from rich.live import Live
     from rich.table import Table
 
 FENCES = ("```", "~~~")
 PER_SECOND = 12  # redraws
+BLOCK_MAX = 8 << 10  # characters of a block that is rendered: what does it is not linear
+DRAWN_MAX = 2 << 10  # characters that are drawn over and over
+GRACE_S, SHARE = 1, 0.25  # seconds that rendering may take, and its part of what has passed
 GAP = 2  # columns between columns
 
 
@@ -31,34 +36,119 @@ class MarkdownStream:
     """An answer, rendered while it comes.
 
     What is complete is printed for good, and only the last block is drawn over, so that an
-    answer longer than the screen scrolls.
+    answer longer than the screen scrolls. A block that is very long is printed as it was written,
+    and so is what comes faster than it can be rendered: no text takes long.
     """
 
-    def __init__(self) -> None:
-        """Draw nothing until entered."""
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        busy: Callable[[], float] = time.thread_time,
+    ) -> None:
+        """Draw nothing until entered. busy: what this thread has computed so far, in seconds."""
+        self.draw_anew()
+        self.text = ""
+        self.clock, self.busy = clock, busy
+        self.began = self.spent_s = 0.0
+        self.plain: Plain | None = None
+        """What is printed as it was written, where that is so."""
+
+    def draw_anew(self) -> None:
+        """Draw at the cursor; what was drawn over before would be wiped away there."""
         self.live = live(vertical_overflow="visible")
         self.console = self.live.console
-        self.text = ""
 
     def __enter__(self) -> Self:
+        self.began = self.clock()
         self.live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        from rich.markdown import Markdown
-
         self.live.stop()
-        if self.text.strip():
-            self.console.print(Markdown(self.text))
+        if self.plain is not None:
+            self.out(self.text if self.text.endswith("\n") else self.text + "\n")
+        elif self.text.strip():
+            self.print(self.text)
 
     def write(self, text: str) -> None:
+        text = without_controls(text)
+        for at in range(0, len(text), BLOCK_MAX):
+            self.write_part(text[at : at + BLOCK_MAX])
+
+    def write_part(self, text: str) -> None:
+        self.text += text
+        if self.plain is not None:
+            shown, self.text = self.plain.taken(self.text, until_over=not self.is_late)
+            self.out(shown)
+            if not self.plain.is_over or self.is_late:
+                return
+            self.plain = None
+            self.draw_anew()
+            self.live.start()
+        done, self.text = split_complete(self.text)
+        if done.strip():
+            self.print(done)
+            self.console.print()
+        if len(self.text) > BLOCK_MAX or self.is_late:
+            self.live.stop()
+            self.plain = Plain()
+            self.write_part("")
+        else:
+            self.live.update(self.pending())
+
+    @property
+    def is_late(self) -> bool:
+        """Whether rendering has taken more than its part of the time."""
+        return self.spent_s > GRACE_S + SHARE * (self.clock() - self.began)
+
+    def pending(self) -> ConsoleRenderable:
+        """The last block as it is drawn over; of a long one the end, as it is written."""
+        from rich.markdown import Markdown
+        from rich.text import Text
+
+        is_short = len(self.text) <= DRAWN_MAX
+        return Markdown(self.text) if is_short else Text(self.text[-DRAWN_MAX:])
+
+    def print(self, text: str) -> None:
         from rich.markdown import Markdown
 
-        done, self.text = split_complete(self.text + without_controls(text))
-        if done.strip():
-            self.console.print(Markdown(done))
-            self.console.print()
-        self.live.update(Markdown(self.text))
+        began = self.busy()
+        self.console.print(Markdown(text))
+        self.spent_s += self.busy() - began
+
+    def out(self, text: str) -> None:
+        self.console.file.write(text)
+        self.console.file.flush()
+
+
+class Plain:
+    """Lines that are printed as they were written, until their block ends."""
+
+    def __init__(self) -> None:
+        """No line has been seen."""
+        self.fence = ""
+        self.is_over = False
+
+    def taken(self, text: str, *, until_over: bool) -> tuple[str, str]:
+        """The lines that are printed, and the rest of the text; what is long needs no end."""
+        *lines, rest = text.split("\n")
+        for number, line in enumerate(lines, 1):
+            self.fence = fence_after(self.fence, line.strip())
+            self.is_over = not (self.fence or line.strip())
+            if self.is_over and until_over:
+                return "\n".join(lines[:number]) + "\n", "\n".join([*lines[number:], rest])
+        shown = "".join(f"{line}\n" for line in lines)
+        return (shown + rest, "") if len(rest) > BLOCK_MAX else (shown, rest)
+
+
+def fence_after(fence: str, bare: str) -> str:
+    """The fence that is open after a line, given the one that was open before it; empty for none.
+
+    bare: the line without white space around it.
+    """
+    if fence:
+        return "" if bare.startswith(fence) else fence
+    return bare[:3] if bare.startswith(FENCES) else ""
 
 
 def split_complete(text: str) -> tuple[str, str]:
@@ -70,10 +160,7 @@ def split_complete(text: str) -> tuple[str, str]:
     fence, cut = "", 0
     for number, line in enumerate(lines):
         bare = line.strip()
-        if not fence and bare.startswith(FENCES):
-            fence = bare[:3]
-        elif fence and bare.startswith(fence):
-            fence = ""
+        fence = fence_after(fence, bare)
         ends = not bare and not fence and number + 1 < len(lines)
         if ends and not lines[number + 1].startswith((" ", "\t", "-", "*", "+")):
             following = lines[number + 1]
@@ -97,13 +184,14 @@ class Columns:
 
     def __exit__(self, *exc: object) -> None:
         self.live.stop()
-        self.console.print(self.table())
+        self.console.print(self.table(whole=True))
 
     def write(self, number: int, text: str) -> None:
         """More of the text in a column."""
         self.texts[number] += without_controls(text)
 
-    def table(self) -> Table:
+    def table(self, *, whole: bool = False) -> Table:
+        """The columns; while they grow, the ends of long texts."""
         from rich.table import Table
         from rich.text import Text
 
@@ -111,7 +199,8 @@ class Columns:
         for _ in self.heads:
             table.add_column(ratio=1, overflow="fold")
         table.add_row(*(Text(without_controls(head), style="bold") for head in self.heads))
-        table.add_row(*(Text(text.strip()) for text in self.texts))
+        least = 0 if whole else -DRAWN_MAX
+        table.add_row(*(Text(text[least:].strip()) for text in self.texts))
         return table
 
 

@@ -59,6 +59,8 @@ YARN = {
     "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
 WINDOWS = {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}
+INDEX = {"index_topk": 4, "index_n_heads": 32, "index_head_dim": 64}
+"""An indexer that leaves most tokens out. With few heads, many scores would be 0, all alike."""
 GPT2_SIZE = {
     "vocab_size": 320, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 96,
     "bos_token_id": 1, "eos_token_id": 2,
@@ -72,6 +74,7 @@ RIGHT: dict[str, Config] = {
     ),
     "bamba": lambda t: t.BambaConfig(**SIZE, **MAMBA, attn_layer_indices=[1]),
     "deepseek_v3": lambda t: t.DeepseekV3Config(**(SIZE | DEEPSEEK)),
+    "deepseek_v32": lambda t: t.DeepseekV32Config(**(SIZE | DEEPSEEK | INDEX)),
     "dots1": lambda t: t.Dots1Config(**(SIZE | ROUTED), first_k_dense_replace=1),
     "gemma3 with other layers": lambda t: t.Gemma3TextConfig(**SIZE, **GEMMA, **WINDOWS),
     "afmoe with plain embeddings": lambda t: t.AfmoeConfig(
@@ -89,6 +92,7 @@ RIGHT: dict[str, Config] = {
     "gpt_bigcode not scaled": lambda t: t.GPTBigCodeConfig(
         **GPT2_SIZE, scale_attn_weights=False
     ),
+    "glm_moe_dsa": lambda t: t.GlmMoeDsaConfig(**(SIZE | DEEPSEEK | INDEX)),
     "glm": lambda t: t.GlmConfig(**SIZE, head_dim=16, rms_norm_eps=1e-3),
     "granite 4": lambda t: t.GraniteMoeHybridConfig(
         **SIZE, **MAMBA, num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=96,
@@ -362,6 +366,10 @@ REFUSED: dict[str, tuple[Config, str]] = {
             **SIZE, head_dim=16, sliding_window=8, layer_types=["full_attention"] * 2
         ),
         "no layer of this model has a sliding window",
+    ),
+    "heads that no matrix turns": (
+        lambda t: t.DeepseekV32Config(**(SIZE | DEEPSEEK | INDEX | {"index_head_dim": 96})),
+        "a power of two from 64 on, and this model's are 96",
     ),
     "a tensor": (
         lambda t: t.BitNetConfig(**SIZE, tie_word_embeddings=True),

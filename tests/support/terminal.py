@@ -169,5 +169,6 @@ def chat(*arguments: object, **options: Any) -> Terminal:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The processes that a process has started, whichever of its threads did."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(one) for found in lists for one in found.read_text().split())

@@ -10,10 +10,13 @@ import click
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import brought, merge_request
 from exporter.cli.terminal_renderer import print_json, reporting
+from exporter.core.errors import InputError
 from exporter.core.paths import size_text
 
 if TYPE_CHECKING:
     from exporter.export import ExportResult
+
+OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
 
 
 def export_gguf(options: ExportOptions) -> None:
@@ -22,6 +25,12 @@ def export_gguf(options: ExportOptions) -> None:
     from exporter.export import export as run
     from exporter.llamacpp.toolchain import find_toolchain
 
+    if options.output and options.output.suffix in OTHER_FILES and not options.output.is_dir():
+        raise InputError(
+            f"`{options.output}` has the name of a file that is no GGUF",
+            hint=f"-o {options.output.with_suffix('.gguf')}, or a folder; --to safetensors writes"
+            " the merged model for transformers",
+        )
     if (found := brought(options)) is None:
         return
     _, request = merge_request(options, *found)

@@ -9,6 +9,7 @@ from exporter.cli.outputs.request_options import (
     brought,
     merge_request,
     output_folder,
+    refuse_file,
     show_folder,
 )
 from exporter.cli.terminal_renderer import reporting
@@ -21,11 +22,12 @@ def export_ollama(options: ExportOptions) -> None:
     from exporter.llamacpp.toolchain import find_toolchain
     from exporter.ollama_folder import export_for_ollama
 
+    refuse_file(options.output, "ollama")
     if (found := brought(options)) is None:
         return
     name, request = merge_request(options, *found)
     refuse_gguf_base(request.base, "ollama")
-    folder = output_folder(options, name, "ollama", "ollama")
+    folder = output_folder(options, name, "ollama")
     if len(request.quants) > 1:
         raise click.UsageError("a Modelfile names one GGUF: give -q once with --to ollama")
     toolchain, dry_run = find_toolchain(), options.dry_run

@@ -81,7 +81,7 @@ def name_of(adapters: list[Path], base: Path | None) -> str:
 
 def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
     """Where each quantization goes: the one file that was named, a folder, or the store."""
-    if output is None or output.suffix != ".gguf" or output.is_dir():
+    if output is None or output.suffix.lower() != ".gguf" or output.is_dir():
         folder = output or store()
         return tuple(folder / file_name(name, quant) for quant in quants)
     if len(quants) > 1:
@@ -128,14 +128,17 @@ def parse_size(option: str, text: str) -> int:
     return int(found[1]) * UNITS.get(found[2], UNITS.get(found[2][:1], 1))
 
 
-def output_folder(options: ExportOptions, name: str, to: str, ending: str) -> Path:
+def output_folder(options: ExportOptions, name: str, ending: str) -> Path:
     """The folder of -o, else NAME-ending beside the user's other work."""
     from exporter.store import plain_name
 
-    folder = options.output or Path(f"{plain_name(name)}-{ending}")
-    if folder.suffix in (".gguf", ".safetensors"):
-        raise click.UsageError(f"--to {to} makes a folder: `-o {folder.with_suffix('')}`")
-    return folder
+    return options.output or Path(f"{plain_name(name)}-{ending}")
+
+
+def refuse_file(output: Path | None, to: str) -> None:
+    """UsageError for the name of a file where a folder is written."""
+    if output and output.suffix in (".gguf", ".safetensors"):
+        raise click.UsageError(f"--to {to} makes a folder: `-o {output.with_suffix('')}`")
 
 
 def show_folder(made: FolderResult, *, dry_run: bool, as_json: bool) -> None:

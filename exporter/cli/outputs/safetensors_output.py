@@ -10,6 +10,7 @@ from exporter.cli.outputs.request_options import (
     merge_request,
     output_folder,
     parse_size,
+    refuse_file,
     show_folder,
 )
 from exporter.cli.terminal_renderer import reporting
@@ -24,11 +25,12 @@ def export_safetensors(options: ExportOptions) -> None:
     from exporter.formats.safetensors_folder import save_merged
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
 
+    refuse_file(options.output, "safetensors")
     if (found := brought(options)) is None:
         return
     name, request = merge_request(options, *found)
     refuse_gguf_base(request.base, "safetensors")
-    folder = output_folder(options, name, "safetensors", "merged")
+    folder = output_folder(options, name, "merged")
     max_shard = parse_size("--max-shard-size", options.max_shard_size)
     with reporting(quiet=options.quiet) as report:
         made = save_merged(

@@ -7,6 +7,7 @@ own, as its converter does it to a base without an adapter; here it is asked for
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import CheckpointError, UnsupportedError
+from exporter.core.paths import repo_at
 from exporter.inputs.checkpoint import Checkpoint, read_tensor, torch_dtype
 from exporter.inputs.lazy_tensor import Tensor, dtype_name, nbytes_of
 from exporter.llamacpp.converter_import import imported
@@ -27,6 +29,14 @@ if TYPE_CHECKING:
 DAMAGE = (
     KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, ZeroDivisionError,
 )  # fmt: skip
+
+
+QUANTIZED = re.compile(
+    r"[-_.](unsloth-bnb-4bit|bnb-[48]bit|awq|gptq|hqq|aqlm|torchao|auto-?round|quip|eetq|exl[23]"
+    r"|int[48]|w[48]a16|[2348]-?bits?|mlx|fp8|nvfp4|mxfp4)([-_.].*)?$",
+    re.IGNORECASE,
+)
+"""The end of a quantized release's name: Qwen2.5-7B-Instruct-GPTQ-Int4."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ def dequantized_by_llamacpp(checkpoint: Checkpoint, toolchain: Toolchain) -> Che
             raise UnsupportedError(
                 f"`{checkpoint.folder}` is quantized in a way that llama.cpp's converter does not"
                 f" dequantize ({method(settings)}): {error or 'its settings are others'}",
-                hint="use the 16-bit release of this base",
+                hint=plain_release(checkpoint),
             ) from error
         except DAMAGE as error:
             raise CheckpointError(
@@ -90,10 +100,21 @@ def dequantized_by_llamacpp(checkpoint: Checkpoint, toolchain: Toolchain) -> Che
         raise UnsupportedError(
             f"`{checkpoint.folder}` is quantized ({method(settings)}), but none of its weights"
             " is found to be",
-            hint="use the 16-bit release of this base",
+            hint=plain_release(checkpoint),
         )
     plain = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     return replace(checkpoint, config=plain, tensors=tensors)
+
+
+def plain_release(checkpoint: Checkpoint) -> str:
+    """What to take in place of a quantized base; by its name where that tells."""
+    repo, _ = repo_at(checkpoint.folder)
+    name = repo or checkpoint.name
+    plain = QUANTIZED.sub("", name)
+    if plain == name:
+        return "use the 16-bit release of this base"
+    named = plain if repo else f"ORG/{plain}"
+    return f"use the 16-bit release of this base: `--base {named}`, as its name has it"
 
 
 def method(settings: object) -> object:

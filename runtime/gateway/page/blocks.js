@@ -12,7 +12,10 @@ const HEADING = /^ {0,3}(#{1,6})(?=[ \t]|$)/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
 const QUOTE = /^ {0,3}>[ ]?/;
 const MARKER = /^([ \t]*)([-*+]|\d{1,9}[.)])(?:([ \t]+)(?=\S)|[ \t]*$)/;
-const DELIMITERS = /^[ \t]*\|?(?:[ \t]*:?-+:?[ \t]*\|)*(?:[ \t]*:?-+:?[ \t]*)?$/;
+const DELIMITERS = /^[ \t|:-]*$/;
+const DELIMITER = /^:?-+:?$/;
+const MOST_COLUMNS = 100; // a line of more is text
+const MOST_PADDING = 10_000; // cells that rows lack; beyond that they stay shorter
 const TAB = "    ";
 
 /**
@@ -182,8 +185,10 @@ function dedented(line, width) {
 
 function isTable(lines, at) {
   const delimiters = lines[at + 1]?.text ?? "";
-  return lines[at].text.includes("|") && delimiters.includes("|") && delimiters.includes("-")
-    && DELIMITERS.test(delimiters) && cellsOf(lines[at].text).length === cellsOf(delimiters).length;
+  if (!lines[at].text.includes("|") || !delimiters.includes("|") || !DELIMITERS.test(delimiters)) return false;
+  const sides = cellsOf(delimiters);
+  return sides.length > 0 && sides.length <= MOST_COLUMNS && sides.every((side) => DELIMITER.test(side))
+    && cellsOf(lines[at].text).length === sides.length;
 }
 
 function tableAt(lines, at) {
@@ -191,9 +196,12 @@ function tableAt(lines, at) {
   const sides = cellsOf(lines[at + 1].text).map(sideOf);
   const rows = [];
   let next = at + 2;
+  let padding = MOST_PADDING;
   while (next < lines.length && lines[next].text.includes("|") && !isFence(lines[next].text)) {
-    const cells = cellsOf(lines[next].text);
-    rows.push(sides.map((_, column) => cells[column] ?? ""));
+    const cells = cellsOf(lines[next].text).slice(0, sides.length);
+    const lacking = Math.min(sides.length - cells.length, padding);
+    padding -= lacking;
+    rows.push([...cells, ...Array(lacking).fill("")]);
     next += 1;
   }
   return { block: { type: "table", sides, head: cellsOf(lines[at].text), rows }, next };

@@ -130,7 +130,8 @@ function codeSpan(state) {
   const end = places.all[places.next];
   if (end === undefined) return push(state, { type: "text", text: run }, run.length);
   let text = state.source.slice(state.at + run.length, end).replaceAll("\n", " ");
-  if (/^ .*[^ ].* $/.test(text)) text = text.slice(1, -1); // spaces that keep backticks apart
+  const isApart = text.startsWith(" ") && text.endsWith(" ") && /[^ ]/.test(text);
+  if (isApart) text = text.slice(1, -1); // spaces that keep backticks apart
   return push(state, { type: "code", text }, end + run.length - state.at);
 }
 

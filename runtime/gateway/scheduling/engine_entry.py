@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from exporter.core.errors import DecantError, EngineError, SpaceError
 from runtime.engine.llama_server import Server
@@ -52,6 +53,8 @@ class Child:
     """In a row."""
     retry_at: float = 0
     error: DecantError | None = None
+    out: dict[int, str] = field(default_factory=dict)
+    """Adapters without which it was loaded, by their places, and why."""
 
     @property
     def name(self) -> str:
@@ -65,6 +68,39 @@ class Child:
     @property
     def is_idle(self) -> bool:
         return self.is_loaded and not self.users
+
+    @property
+    def engine_model(self) -> Model:
+        """What is loaded: the model with those adapters that can be."""
+        if not self.out:
+            return self.model
+        kept = [one for place, one in enumerate(self.model.adapters) if place not in self.out]
+        return replace(self.model, adapters=tuple(kept))
+
+    @property
+    def engine_key(self) -> Key:
+        voice = (scale for place, scale in enumerate(self.key.voice) if place not in self.out)
+        return replace(self.key, voice=tuple(voice)) if self.out else self.key
+
+    def missing(self, voice: Voice) -> str:
+        """Why it cannot answer with those scales; empty where it can."""
+        for place, why in self.out.items():
+            if place < len(voice) and voice[place]:
+                return f"the adapter {self.model.adapters[place].name!r} cannot be used: {why}"
+        return ""
+
+    def for_engine(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A request whose adapters have the numbers that the engine knows them by."""
+        asked = body.get("lora")
+        if not self.out or not isinstance(asked, list):
+            return body
+        kept = [place for place in range(len(self.model.adapters)) if place not in self.out]
+        lora = [
+            {**one, "id": kept.index(one["id"])}
+            for one in asked
+            if isinstance(one, dict) and one.get("id") in kept
+        ]
+        return {**body, "lora": lora}
 
     @property
     def is_chosen(self) -> bool:

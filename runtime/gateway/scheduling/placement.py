@@ -11,9 +11,9 @@ from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes, physical_cores
 from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import Toolchain
-from runtime.engine.chat_format import AS_IT_IS
+from runtime.engine.chat_format import ChatFormat
 from runtime.engine.llama_server import ServerSpec
-from runtime.engine.local import Model
+from runtime.engine.local import ANY_TEMPLATE, Model
 from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
 from runtime.gateway.scheduling.request_queue import Voice
 from runtime.gateway.settings import Settings
@@ -26,6 +26,8 @@ SLOTS = (4, 2, 1)
 POOLING_KEY = "pooling_type"  # in a GGUF that was made for embeddings
 CAUSAL_KEY = "attention.causal"
 POOLING_LAST, POOLING_RANK = 3, 4  # llama.h; the latter was made to rank documents
+UNUSED = ChatFormat(ANY_TEMPLATE)
+"""Of an engine that holds no conversation: a template that it may not start with is not read."""
 ROLE_FLAGS = {"embed": "--embeddings", "rerank": "--rerank"}
 
 
@@ -162,7 +164,7 @@ def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
     if role == "embed" and not has_pooling:
         extra += ["--pooling", "mean"]
     projector = found.projector if role == "embed" else None
-    return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=AS_IT_IS)
+    return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=UNUSED)
 
 
 def may_be_cut(model: GGUFFile, role: Role) -> bool:

@@ -7,16 +7,24 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from exporter.core.errors import DecantError, EngineDiedError, SpaceError
+from exporter.core.errors import (
+    DecantError,
+    EngineDiedError,
+    ModelError,
+    SpaceError,
+    TemplateRefusedError,
+)
 from exporter.core.events import Event, Note, Progress, Report, Step, Warn, silent
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.llama_server import DYING_S, Server
-from runtime.engine.request_texts import Fronts, front_of, said_of, unlike
+from runtime.engine.own_template import template_refused
+from runtime.engine.request_texts import said_of, unlike
 from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.catalog import Named
+from runtime.gateway.scheduling.adapter_watch import AdapterFiles
 from runtime.gateway.scheduling.engine_entry import Child, CrowdedError, as_reason, key_of
 from runtime.gateway.scheduling.placement import ROLE_FLAGS, Key, Plan, Role, planned
 from runtime.gateway.scheduling.request_queue import Gate
@@ -46,6 +54,10 @@ class Fleet:
     threads: Executor = field(default_factory=lambda: ThreadPoolExecutor(STARTS_MAX, "start"))
     """For what starts and may hang; its threads live as long as this does."""
     is_closed: bool = False
+    adapter_files: AdapterFiles = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.adapter_files = AdapterFiles(self.report)
 
     def child(self, named: Named, role: Role = "generate") -> Child:
         """The child that answers for a model, loaded or not."""
@@ -104,6 +116,11 @@ class Fleet:
         child.state, child.progress, child.error = "loading", 0, None
         loading = self.spawn(self.load(child))
         await asyncio.wait({loading})
+        if isinstance(error := loading.exception(), TemplateRefusedError):
+            self.report(Warn(template_refused(child.name, error)))
+            child.model = replace(child.model, is_handed_over=True)
+            loading = self.spawn(self.load(child))
+            await asyncio.wait({loading})
         child.starting = None
         if (error := loading.exception()) is not None:
             self.fail(child, as_reason(error))
@@ -114,12 +131,14 @@ class Fleet:
         """Load the child, unless all who wanted it have left. Raises whatever it fails by."""
         began = self.clock()
         await self.apart(getattr, child.model, "chat")  # which may take a moment
+        child.out = await self.apart(self.adapter_files.checked, child.model)
+        if why := child.missing(child.key.voice):
+            raise ModelError(why, hint="put its file right: it is checked again")
         server = await self.server_for(child)
         if server is None:
             return
         self.report(Step(f"loading {child.name}"))
-        front = await self.apart(front_of, child.model.header, server.spec.chat)
-        child.fronts = Fronts(front, child.model.own)
+        child.fronts = await self.apart(lambda: child.model.fronts)
         await self.apart(server.__enter__)
         await self.compare(child, server)
         child.address = address_of(server)
@@ -214,7 +233,8 @@ class Fleet:
             reserved = sum(one.reserved for one in self.children.values())
             others = [one for one in self.children.values() if one.is_idle and one is not child]
             oldest = min(others, key=lambda one: one.last_used, default=None)
-            arguments = (child.key, child.model, self.settings, self.toolchain, workers, reserved)
+            what = child.engine_key, child.engine_model
+            arguments = (*what, self.settings, self.toolchain, workers, reserved)
             try:
                 plan = await self.apart(planned, *arguments)
             except SpaceError:

@@ -94,10 +94,17 @@ def test_what_a_graph_has_as_the_model_is_not_warned_of(architecture, settings, 
         ("gemma3n", {"laurel_rank": 8}, "a laurel_rank of 64, and this model has 8"),
         ("jamba", {"hidden_size": 64, "mamba_expand": 3}, "this model 3 times"),
         ("mamba", {"hidden_size": 64, "intermediate_size": 64}, "this model 1.0 times"),
+        (
+            "deepseek32",
+            {"index_head_dim": 16},
+            "a power of two from 64 on, and this model's are 16",
+        ),
+        ("glm-dsa", {"index_head_dim": 192}, "this model's are 192 wide (index_head_dim)"),
         ("starcoder", {"multi_query": True}, ""),
         ("gemma3n", {"laurel_rank": 64}, ""),
         ("mamba", {"hidden_size": 64, "intermediate_size": 128}, ""),
         ("granitehybrid", {"hidden_size": 64, "mamba_expand": 2}, ""),
+        ("deepseek32", {"index_head_dim": 128}, ""),
     ],
 )
 def test_what_a_graph_takes_for_granted_is_told(architecture, settings, said):

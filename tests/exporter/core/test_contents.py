@@ -6,7 +6,8 @@ import pytest
 
 from exporter.core.atomic_file import read_json_object
 from exporter.core.contents import foreign_contents
-from exporter.core.errors import AdapterError
+from exporter.core.errors import AdapterError, ModelError
+from exporter.core.gguf import read_gguf
 from exporter.core.safetensors import read_header
 from exporter.inputs.torch_pickle import read_pickled
 from tests.support.raw import write_safetensors
@@ -56,6 +57,15 @@ def test_a_pickle_and_json_that_are_something_else_are_called_what_they_are(
         read_pickled(pickled, error=AdapterError)
     with pytest.raises(AdapterError, match=said):
         read_json_object(config, error=AdapterError, hint="")
+
+
+@pytest.mark.parametrize(("content", "said"), [(POINTER, "git-lfs pointer"), (PAGE, "web page")])
+def test_a_gguf_that_is_something_else_is_called_what_it_is(tmp_path, content, said):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+
+    with pytest.raises(ModelError, match=f"is not a whole GGUF: it is a {said}"):
+        read_gguf(path)
 
 
 def test_safetensors_under_a_pickles_name_is_told_its_name(tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 
 import pytest
+from click.testing import CliRunner
 
-from exporter.cli.export_command import parse_weighted
-from exporter.core.errors import AdapterError, CheckpointError
+from exporter.cli.export_command import export, output_paths, parse_weighted
+from exporter.cli.inspect_command import describe
+from exporter.core.errors import AdapterError, CheckpointError, InputError
 from exporter.core.events import Note, Warn
 from exporter.core.safetensors import read_header
 from exporter.inputs.adapter import open_adapter
@@ -19,7 +22,7 @@ from exporter.inputs.peft_folder import peft_folder
 from exporter.merge.adapter_doubts import say_doubts
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter
-from tests.support.raw import write_adapter, write_base, write_safetensors
+from tests.support.raw import write_adapter, write_base, write_safetensors, write_tiny_gguf
 
 STEM = "model.layers.0.self_attn.q_proj"
 PREFIX = "base_model.model."
@@ -415,3 +418,49 @@ def test_a_colon_in_a_name_that_is_here_is_no_scale(tmp_path, monkeypatch, name)
 
     assert parse_weighted(name) == (name, 1.0)
     assert parse_weighted(f"{name}:0.25") == (name, 0.25)
+
+
+def test_a_folder_with_one_gguf_is_that_model(tmp_path):
+    write_tiny_gguf(tmp_path / "unsloth.Q4_K_M.gguf")
+    (tmp_path / "Modelfile").write_text("FROM ./unsloth.Q4_K_M.gguf")
+    (tmp_path / "broken.gguf").write_text("x")
+    adapter = write_adapter(tmp_path / "lora")
+    path = tmp_path / "unsloth.Q4_K_M.gguf"
+
+    assert bring(Sources((str(adapter),), str(tmp_path))) == ([adapter], path)
+
+    write_tiny_gguf(tmp_path / "other.gguf")
+    with pytest.raises(CheckpointError, match=r"2 GGUF models: other\.gguf, unsloth") as caught:
+        bring(Sources((str(adapter),), str(tmp_path)))
+    assert str(tmp_path / "other.gguf") in str(caught.value.hint)
+
+
+def test_inspect_shows_the_gguf_of_a_folder(tmp_path):
+    path = write_tiny_gguf(tmp_path / "model.gguf")
+
+    assert describe(str(tmp_path))["path"] == str(path)
+
+
+def test_a_zip_of_a_long_path_is_its_innermost_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("DECANT_CACHE", str(tmp_path / "cache"))
+    folder = write_adapter(tmp_path / "lora")
+    with zipfile.ZipFile(tmp_path / "kaggle.zip", "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, f"kaggle/working/checkpoint-500/{file.name}")
+
+    assert open_adapter(tmp_path / "kaggle.zip").folder.name == "checkpoint-500"
+
+
+@pytest.mark.parametrize("arguments", [("", "--base", "B"), ("A", "--base", "")])
+def test_an_empty_name_is_no_name(arguments):
+    done = CliRunner().invoke(export, arguments)
+
+    assert done.exit_code == 2
+    assert "is empty" in done.output
+
+
+def test_a_name_of_another_kind_of_file_is_no_folder(tmp_path):
+    with pytest.raises(InputError, match=r"model\.bin` has the name of a file that is no GGUF"):
+        output_paths(tmp_path / "model.bin", "name", ("Q4_K_M",))
+    assert output_paths(tmp_path / "M.GGUF", "name", ("Q4_K_M",)) == (tmp_path / "M.GGUF",)
+    assert output_paths(tmp_path / "v1.5", "name", ("F16",))[0].parent == tmp_path / "v1.5"

@@ -37,6 +37,11 @@ CONFIGS: dict[str, Any] = {
 Q = {"target_modules": ["q_proj"]}
 ATTENTION = {"target_modules": ["query", "value"]}
 FLOAT32 = 1e-5
+AUTO = {
+    "SEQ_CLS": "SequenceClassification",
+    "TOKEN_CLS": "TokenClassification",
+    "QUESTION_ANS": "QuestionAnswering",
+}
 POOLER = ("cls.weight", "cls.bias")
 
 
@@ -62,7 +67,7 @@ def train(
     import transformers
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    auto = "SequenceClassification" if task == "SEQ_CLS" else "TokenClassification"
+    auto = AUTO[task]
     kind = getattr(transformers, f"AutoModelFor{auto}")
 
     def load() -> Any:
@@ -191,6 +196,32 @@ def test_a_kind_that_transformers_cannot_classify_with_is_named(tmp_path):
 
     with pytest.raises(UnsupportedError, match="transformers has none of the kind 'mamba'"):
         save_merged(request(base, adapter), tmp_path / "out")
+
+
+def test_a_model_that_marks_answers_keeps_its_head_and_its_class(tmp_path):
+    import torch
+    import transformers
+
+    base = make("bert", "AutoModelForMaskedLM", tmp_path / "base")
+    spans = ATTENTION | {"task": "QUESTION_ANS", "count": 2}
+    unmerged = train(base, tmp_path / "lora", **spans)
+
+    save_merged(request(base, tmp_path / "lora"), tmp_path / "out")
+
+    merged = transformers.BertForQuestionAnswering.from_pretrained(tmp_path / "out").eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        ours, theirs = merged(input_ids=ids), unmerged(input_ids=ids)
+    assert difference(ours.start_logits, theirs.start_logits) < FLOAT32
+    assert difference(ours.end_logits, theirs.end_logits) < FLOAT32
+
+
+def test_a_class_that_calls_the_base_otherwise_is_refused(tmp_path):
+    base = make("llama", "AutoModelForCausalLM", tmp_path / "base")
+    train(base, tmp_path / "lora", **Q | {"task": "QUESTION_ANS", "count": 2})
+
+    with pytest.raises(UnsupportedError, match="calls its parts `transformer"):
+        save_merged(request(base, tmp_path / "lora"), tmp_path / "out")
 
 
 @pytest.mark.llamacpp

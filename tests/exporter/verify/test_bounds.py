@@ -7,6 +7,7 @@ import pytest
 
 from exporter.core.ggml_types import GGML_TYPES, GGMLType
 from exporter.verify.bounds import BOUNDS, HALF_ULP, allowed_error, least_likeness, likeness
+from exporter.verify.strength import dequantized
 
 NEEDS_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M")
 COUNT, WIDTH = 40, 512
@@ -42,15 +43,13 @@ def test_no_quantizer_errs_further_than_its_bound(toolchain, name):
     random = np.random.default_rng(1)
     quantizer.library.ggml_quantize_init(kind.number)
     with imported(toolchain):
-        import gguf
-
         for number, rows in enumerate(rows_of_many_kinds(random)):
             for importance in (False, True):
                 if name in NEEDS_IMPORTANCE and not importance:
                     continue
                 packed = quantize(quantizer, rows, kind, random if importance else None)
-                found = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType(kind.number))
-                error = np.abs(found.astype(np.float64) - rows)
+                found = dequantized(packed, kind)
+                error = np.abs(found - rows)
                 allowed = allowed_error(rows.astype(np.float64), kind, by_importance=importance)
                 assert (error <= allowed).all(), (number, importance, (error / allowed).max())
                 if number == 0:

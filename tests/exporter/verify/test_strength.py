@@ -12,7 +12,9 @@ import pytest
 from exporter.core.ggml_types import GGMLType
 from exporter.llamacpp.converter_import import imported
 from exporter.quantize.quantizer import Quantizer
+from exporter.verify.full import verify_full
 from exporter.verify.strength import Requantizer
+from tests.exporter.verify.test_full import CHUNKS, plan_of
 from tests.exporter.verify.test_weights import check, weakened
 from tests.support.tiny import make_adapter
 
@@ -72,6 +74,23 @@ def test_a_change_that_four_bits_cannot_hold_is_a_note_with_what_holds_it(
     assert f" Q4_0 {least:.0%}" in note
     assert kept.notes == ()
     assert kept.numbers["strength"] == pytest.approx(1, abs=0.01)
+
+
+def test_against_such_a_base_which_loses_nothing_a_right_file_is_right_and_a_wrong_one_is_not(
+    pour, toolchain, coarse_base, tmp_path
+):
+    adapter = make_adapter(tmp_path / "lora", coarse_base)
+    plan = plan_of(coarse_base, adapter)
+    right = pour(coarse_base, adapter, tmp_path / "right.gguf", "Q4_0")
+    wrong = pour(coarse_base, adapter, tmp_path / "wrong.gguf", "Q4_0", 2.0)
+
+    found = verify_full(right, plan, CHUNKS, toolchain, against_base=True)
+    other = verify_full(wrong, plan, CHUNKS, toolchain, against_base=True)
+
+    assert found.problems == ()
+    assert "on the grid on which the base lies" in found.notes[0]
+    assert found.numbers["kl_of_base"] < 0.5 * found.numbers["kl"]
+    assert "as the same values quantized anew are" in other.problems[0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -291,3 +293,20 @@ def test_a_grown_vocabulary_passes_and_is_missed_when_absent(pour, verify, tiny_
     verify(file, base, tmp_path / "lora").refuse()
     with pytest.raises(VerifyError, match=r"`token_embd\.weight` is \[352, 256\] and should be"):
         verify(file, base, None).refuse()
+
+
+def test_what_a_type_has_no_room_for_is_said_with_a_type_that_has(
+    pour, verify, tiny_base, tiny_adapter, tmp_path
+):
+    large = weakened(Path(shutil.copytree(tiny_adapter, tmp_path / "lora")), 1e6)
+    for quant, fits in (("F16", False), ("BF16", True)):
+        found = check(
+            verify(pour(tiny_base, large, tmp_path / f"{quant}.gguf", quant), tiny_base, large),
+            "weights",
+        )
+        assert found.ok == fits
+        if not fits:
+            assert re.search(
+                r"\(F16\) cannot hold \d\S*, which base and adapter give", found.problems[0]
+            )
+            assert "`-q BF16`" in found.hint

@@ -9,15 +9,16 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from exporter.core.errors import EngineError
 from exporter.core.terminal_text import without_controls
-from runtime.engine.llama_server import Server, ServerSpec, SocketConnection
+from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.openai_client import Delta, Stopped, ask
+from runtime.engine.socket_connection import SocketConnection
 from runtime.process.run_dir import RunFolder
+from tests.support.terminal import children_of
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 
@@ -188,13 +189,13 @@ def test_ctrl_c_in_the_middle_of_an_answer_ends_everything(pirate):
     ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.read(1)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=15)
 
     assert process.returncode in (0, 130)  # 0 when the answer was complete first
     assert children
-    assert wait_until(lambda: not any(is_alive(int(pid)) for pid in children))
+    assert wait_until(lambda: not any(is_alive(pid) for pid in children))
 
 
 def test_a_server_that_crashes_is_told_with_its_last_lines(server):

@@ -26,7 +26,7 @@ from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.llamacpp.toolchain import scrubbed
 from runtime.encoder_decoder.model import Flag, Sampling, generate, loaded
-from runtime.engine.llama_server import SocketConnection
+from runtime.engine.socket_connection import SocketConnection
 from runtime.process.run_dir import RunFolder
 from tests.runtime.chat.test_chat import wait_until
 from tests.support.raw import edit_json, write_tiny_gguf

@@ -19,7 +19,7 @@ from exporter.core.gguf import GGUFFile
 from runtime.encoder_decoder.answer import Failed, Piece, Text
 from runtime.encoder_decoder.http import Listener, as_text, work
 from runtime.encoder_decoder.model import EncoderDecoder, is_encoder_decoder
-from runtime.engine.llama_server import SocketConnection
+from runtime.engine.socket_connection import SocketConnection
 from runtime.process.run_dir import RunFolder
 
 CHECKOUT = Path(__file__).parents[3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.inputs.chat_template import Template
 from runtime.engine.chat_format import TOOL, Facts, chat_format, format_of
+from runtime.engine.gguf_tokenizer import open_tokenizer, render_chat
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.openai_client import Delta, ask, ask_json
 from runtime.engine.request_texts import front_of, unlike
@@ -281,6 +283,35 @@ def test_the_gateway_hands_that_on_in_every_api(models, tmp_path):
             assert said.get("unparsed") or said["choices"][0]["unparsed"]
 
 
+UNREADABLE = "{{ messages | tojson }}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+"""llama.cpp finds no way to read answers to it, and does not start."""
+
+
+def test_a_template_whose_answers_llama_cpp_cannot_read_is_used_for_plain_ones(
+    bases, models, tmp_path
+):
+    from transformers import AutoTokenizer
+
+    template = tmp_path / "unreadable.jinja"
+    template.write_text(UNREADABLE)
+    wanted = AutoTokenizer.from_pretrained(bases["letters"]).apply_chat_template(
+        TALKS[0], chat_template=UNREADABLE, add_generation_prompt=True, return_dict=False
+    )
+    body = {"model": "letters", "messages": TALKS[0], "max_tokens": 2}
+    with serving(tmp_path, models["letters"], "--chat-template", template) as served:
+        counts = []
+        for path in ("/v1/chat/completions", "/v1/messages"):
+            status, said = served.ask(path, body)
+            assert status == 200, said
+            usage = said["usage"]
+            cached = usage.get("cache_read_input_tokens", 0)
+            counts.append(usage.get("prompt_tokens", cached + usage.get("input_tokens", 0)))
+        log = served.log.read_text()
+
+    assert counts == [len(wanted)] * 2
+    assert "cannot take its answers apart" in log
+
+
 def test_with_tools_it_stays_an_error(channels):
     body = {"messages": TALKS[0], "tools": [TOOL], **LOOSE}
 
@@ -295,6 +326,40 @@ def test_an_answer_that_keeps_to_its_format_says_nothing(models, toolchain):
     with Server(spec, toolchain) as server, server.posted("/v1/messages", body) as response:
         assert response.getheader("X-Decant-Unparsed") is None
         assert "unparsed" not in response.read().decode()
+
+
+TOKENS = (
+    "{{ bos_token }}{{ image_token }}{% for m in messages %}{{ m.role + m.content + eos_token }}"
+    "{% endfor %}{{ pad_token }}{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
+)
+"""A first token that the tokenizer has not, one of a name of its own, and a filler."""
+
+
+def test_a_template_finds_the_special_tokens_that_transformers_hands_it(bases, toolchain, tmp_path):
+    from transformers import AutoTokenizer
+
+    shutil.copytree(bases["letters"], tmp_path / "base")
+    said = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
+    del said["bos_token"]
+    said |= {"chat_template": TOKENS, "pad_token": "<unk>"}
+    said["extra_special_tokens"] = {"image_token": "<|user|>"}
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(said))
+    path = tmp_path / "base.gguf"
+    export(ExportRequest((), tmp_path / "base", ("F16",), (path,)), toolchain)
+    header = read_gguf(path)
+    chat = chat_format(header)
+    front = front_of(header, chat)
+    wanted = AutoTokenizer.from_pretrained(tmp_path / "base").apply_chat_template(
+        TALKS[0], add_generation_prompt=True, tokenize=False
+    )
+    with Server(ServerSpec(path, CONTEXT, threads=1, chat=chat), toolchain) as server:
+        body = front.ready("/apply-template", {"messages": TALKS[0]})
+        got = ask_json(server, "/apply-template", body)["prompt"]
+        said_of_it = [*unlike(server, chat)]
+    with open_tokenizer(path, toolchain) as tokenizer:
+        same = render_chat(tokenizer, TALKS[0])
+
+    assert (got, same, said_of_it) == (wanted, wanted, [])
 
 
 def test_a_template_for_tools_is_used_where_there_are_tools(models, toolchain):

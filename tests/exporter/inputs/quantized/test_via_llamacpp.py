@@ -9,7 +9,7 @@ from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.inputs.checkpoint import open_checkpoint
-from exporter.inputs.quantized.via_llamacpp import dequantized_by_llamacpp
+from exporter.inputs.quantized.via_llamacpp import dequantized_by_llamacpp, plain_release
 from exporter.llamacpp.converter_import import imported
 from tests.support.quantized import (
     FLOAT_QUANTIZED,
@@ -22,7 +22,7 @@ from tests.support.quantized import (
     packed_groups,
     requantized,
 )
-from tests.support.raw import edit_json
+from tests.support.raw import edit_json, write_base
 from tests.support.reference import convert_with_llamacpp, quantize_with_llamacpp, read_gguf
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
@@ -121,3 +121,20 @@ def test_settings_without_quantized_weights_are_told(toolchain, tiny_base, tmp_p
 
     with pytest.raises(UnsupportedError, match="none of its weights"):
         dequantized_by_llamacpp(open_checkpoint(folder), toolchain)
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("Qwen2.5-7B-Instruct-AWQ", "`--base ORG/Qwen2.5-7B-Instruct`"),
+        ("Qwen2-7B-Instruct-GPTQ-Int4", "`--base ORG/Qwen2-7B-Instruct`"),
+        ("models--unsloth--Llama-3.2-1B-unsloth-bnb-4bit", "`--base unsloth/Llama-3.2-1B`"),
+        ("Llama-3.2-1B", "use the 16-bit release of this base"),
+    ],
+)
+def test_the_16_bit_release_is_called_by_its_name(tmp_path, name, plain):
+    folder = tmp_path / name
+    if name.startswith("models--"):
+        folder = folder / "snapshots" / ("a" * 40)
+
+    assert plain in plain_release(open_checkpoint(write_base(folder)))

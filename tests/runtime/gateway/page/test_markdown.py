@@ -114,6 +114,16 @@ ENDLESS = {
     "parentheses": "https://a" + ")" * LONG, "spans": "`a` " * 60_000,
     "runs that do not fit": " **a" * 60_000 + "b*" * 60_000,
 }  # fmt: skip
+MILLION = 1_000_000
+LARGE = {
+    "spaces in a line of delimiters": "a|b\n" + " " * MILLION + "x-|",
+    "columns": "|a" * (MILLION // 4) + "|\n" + "|-" * (MILLION // 4),
+    "short rows": "|a" * 100 + "|\n" + "|-" * 100 + "|\n" + "|x|\n" * (MILLION // 4),
+    "spans of spaces": "` a`" * (MILLION // 4),
+    "a span of words": "` " + " a" * (MILLION // 2) + "`",
+    "rules that are none": "* * x\n" * (MILLION // 6),
+}  # fmt: skip
+"""A million characters each."""
 PARTS = (
     "# Head", "text *it* **bo", "ld** `co`", "- item", "  - nested", "1. one", "2. two", "> quote",
     "```py", "code < 1", "```", "|a|b|", "|-|-|", "|1|2|", "---", "", "", "[x](https://a.example)",
@@ -158,6 +168,22 @@ def test_no_text_takes_long(visit):
     took = {name: visit.page.evaluate(TOOK, text) for name, text in ENDLESS.items()}
 
     assert {name: ms for name, ms in took.items() if ms > 10_000} == {}
+
+
+def test_a_million_characters_take_no_long_either(visit):
+    """A step for each pair of them would take hours."""
+    took = {name: visit.page.evaluate(TOOK, text) for name, text in LARGE.items()}
+
+    assert {name: ms for name, ms in took.items() if ms > 5_000} == {}
+
+
+def test_a_table_has_few_columns_and_a_line_of_more_is_text(visit):
+    def table(columns: int) -> str:
+        return "|a" * columns + "|\n" + "|-" * columns + "|"
+
+    assert visit.page.evaluate(RENDER, table(100)).count("<th>") == 100
+    assert visit.page.evaluate(RENDER, table(101)).startswith("<p>|a|a")
+    assert visit.page.evaluate(RENDER, table(2) + "\n|x|\n|y|z|w|").count("<td>") == 4
 
 
 def test_what_is_written_while_it_grows_is_what_the_whole_text_gives(visit):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import struct
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -302,3 +303,54 @@ def test_one_client_has_so_many_requests_whatever_models_they_are_for(model, tmp
 
     models = [model(name, stubborn=True) for name in ("one", "two", "three")]
     running(test, tmp_path, *models, max_per_client=2, release_s=0.1)
+
+
+def write_adapter(path: Path, kind: str = "adapter") -> Path:
+    """A GGUF adapter of any llama, without tensors."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    pairs = {"general.type": kind, "general.architecture": "llama"}
+    keys = b"".join(text(k) + struct.pack("<I", 8) + text(v) for k, v in pairs.items())
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + keys)
+    return path
+
+
+def test_an_adapter_that_breaks_while_it_is_served_is_out_and_nothing_else(model, tmp_path):
+    """What is replaced by another that fits is taken, and both are told."""
+    log, told = tmp_path / "asked", tmp_path / "told"
+    base = model("m", asked=str(log))
+    files = [write_adapter(tmp_path / f"{name}.lora.gguf") for name in ("x", "y", "z")]
+    adapters = [Adapter(path.name[0], path, 1.0) for path in files]
+    base = replace(base, adapters=tuple(adapters))
+
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        gateway = Gateway(fleet.settings, catalog, fleet)
+        files[0].write_bytes(b"GGUF and no more of it that could be read")
+        write_adapter(files[1], "model")
+        files[2].write_bytes(files[2].read_bytes() + b"\0" * 64)
+
+        async def answer(name: str, route: str = "/v1/completions") -> Any:
+            return (await asked(gateway, route, {"model": name, "prompt": "x"}))[0]
+
+        assert [await answer(name) for name in ("m", "m:x", "m:y", "m:z")] == [200, 503, 503, 200]
+        _, body = await asked(gateway, "/v1/completions", {"model": "m:x", "prompt": "x"})
+        assert "the adapter 'x' cannot be used: 'x' is not a whole GGUF" in body["error"]["message"]
+        assert str(tmp_path) not in body["error"]["message"]
+        with pytest.raises(ApiError, match="'y' cannot be used"):
+            await hold(fleet, catalog.find("m:y"), "fixed")
+        await hold(fleet, catalog.find("m:z"), "fixed")
+
+        write_adapter(files[0])
+        for child in fleet.children.values():
+            await fleet.stop(child)
+        assert [await answer(name) for name in ("m", "m:x", "m:y")] == [200, 200, 503]
+
+    running(test, tmp_path, base)
+    loras = [json.loads(line)["lora"] for line in log.read_text().splitlines()]
+    assert loras[:2] == [[{"id": 0, "scale": 0.0}], [{"id": 0, "scale": 1.0}]]
+    assert [one["scale"] for one in loras[-1]] == [1.0, 0.0]
+    assert told.read_text().count("is out:") == 2
+    assert "'z' has changed on disk" in told.read_text()
+    assert "'x' has changed on disk" in told.read_text()

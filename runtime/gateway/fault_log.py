@@ -1,0 +1,80 @@
+"""What goes wrong beside all requests, told in the server's log, and not again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from exporter.core.events import Report, Warn
+
+EVERY_S = 10  # between two words on the same
+KINDS_MAX = 100  # of faults that are remembered
+TRACE_MAX = 4000  # characters
+
+
+@dataclass
+class Faults:
+    """Says each kind of fault once in a while, and how many there were in between."""
+
+    report: Report
+    clock: Callable[[], float] = time.monotonic
+    told: dict[str, float] = field(default_factory=dict)
+    withheld: dict[str, int] = field(default_factory=dict)
+
+    def tell(self, kind: str, message: str) -> None:
+        now = self.clock()
+        if now - self.told.get(kind, -EVERY_S) < EVERY_S:
+            self.withheld[kind] = self.withheld.get(kind, 0) + 1
+            return
+        if len(self.told) >= KINDS_MAX:
+            self.told.clear()
+        self.told[kind] = now
+        more = self.withheld.pop(kind, 0)
+        self.report(Warn(f"{message} ({more} more like it before)" if more else message))
+
+    def of_loop(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+        """An event loop's handler of exceptions."""
+        del loop
+        error = context.get("exception")
+        message = str(context.get("message", "a fault"))
+        self.tell(f"{message} {type(error).__name__}", f"{message}{trace_of(error)}")
+
+
+class Handler(logging.Handler):
+    """Tells what libraries log; nothing of it reaches standard error as it is."""
+
+    def __init__(self, faults: Faults) -> None:
+        """Tell it to `faults`."""
+        super().__init__(logging.WARNING)
+        self.faults = faults
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        kind = f"{record.name} {record.msg} {type(error).__name__}"
+        self.faults.tell(kind, f"{record.name}: {record.getMessage()}{trace_of(error)}")
+
+
+def trace_of(error: object) -> str:
+    """An exception for the log: where it was raised, in one text."""
+    if not isinstance(error, BaseException):
+        return ""
+    return f": {''.join(traceback.format_exception(error)).strip()[-TRACE_MAX:]}"
+
+
+@contextmanager
+def listened(faults: Faults) -> Iterator[None]:
+    """Have all that is logged inside the block told."""
+    handler, root = Handler(faults), logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(capture=True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(capture=False)
+        root.removeHandler(handler)

@@ -1,0 +1,185 @@
+"""What is around requests: connections, files, whoever reads the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import resource
+import socket
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+
+from exporter.core.events import Event
+from runtime.engine.local import open_model
+from runtime.gateway.asgi_app import build_app
+from runtime.gateway.call import Gateway
+from runtime.gateway.catalog import Catalog
+from runtime.gateway.fault_log import Faults, listened
+from runtime.gateway.log_writer import Writer
+from runtime.gateway.request_log import Lines
+from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.server import Ways, connections_max, listening, serve
+from runtime.gateway.settings import Settings
+from tests.runtime.gateway.conftest import serving, until
+from tests.support.fake_engine import toolchain
+from tests.support.raw import write_tiny_gguf
+
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def livez(port: int) -> bytes:
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), 5)) as connection:
+        connection.sendall(LIVEZ)
+        return connection.recv(1 << 12)
+
+
+def is_open(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) != b""
+    except BlockingIOError:
+        return True
+
+
+def test_idle_connections_make_room_for_new_ones(tmp_path):
+    """The longest idle goes first."""
+    gateway = Gateway(
+        Settings(),
+        Catalog([open_model(write_tiny_gguf(tmp_path / "m.gguf"))]),
+        Fleet(Settings(), toolchain(tmp_path)),
+    )
+    found: list[object] = []
+
+    def attack(port: int) -> None:
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+        found.append(livez(port)[:15])
+        time.sleep(0.2)
+        found.append([is_open(connection) for connection in idle].count(True))
+        found.append(is_open(idle[0]))
+        for connection in idle:
+            connection.close()
+
+    async def run() -> None:
+        with listening("127.0.0.1", 0) as listener:
+            ways = Ways(connections=5)
+            work = asyncio.ensure_future(serve(gateway, build_app(gateway), listener, ways))
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(attack, listener.getsockname()[1])
+            work.cancel()
+            await asyncio.wait({work})
+
+    asyncio.run(run())
+    assert found[0] == b"HTTP/1.1 200 OK"
+    assert 0 < found[1] <= 5
+    assert found[2] is False
+
+
+def test_there_are_fewer_connections_than_files(monkeypatch):
+    for soft, most in ((64, 12), (1024, 492), (16, 8)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
+        assert connections_max() == most
+
+
+@pytest.mark.llamacpp
+@pytest.mark.skipif(sys.platform != "linux", reason="no other process has its limits changed")
+def test_a_server_out_of_files_says_so_in_few_lines_and_answers_again(tmp_path):
+    """More connections than files, which it learns of only when it has begun."""
+    with serving(tmp_path, write_tiny_gguf(tmp_path / "m.gguf")) as served:
+        served.wait_until_ready()
+        resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE, (40, 40))
+        idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(100)]
+        time.sleep(2)
+        for connection in idle:
+            connection.close()
+        assert until(lambda: served.get("/livez")[0] == 200)
+        lines = served.log.read_text().splitlines()
+
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+    assert sum("Too many open files" in line for line in lines) in (1, 2)
+    assert len("\n".join(lines)) < 20_000
+
+
+def test_a_reader_of_the_log_that_stops_holds_nobody_up():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as out:
+        lines = Lines(out, room=50)
+        began = time.monotonic()
+        for number in range(5000):  # a pipe holds some 600 of them
+            lines.request({"number": number, "padding": "x" * 80})
+        assert time.monotonic() - began < 5
+
+        with os.fdopen(reading) as log:
+            closing = threading.Thread(target=lines.close)
+            closing.start()
+            read = [log.readline() for _ in range(20)]
+            found = [json.loads(line) for line in read]
+            while found[-1].get("number") != 4999:
+                found.append(json.loads(log.readline()))
+            closing.join()
+
+    dropped = sum(one["count"] for one in found if one["event"] == "dropped")
+    assert dropped + sum(one["event"] == "request" for one in found) == 5000
+    assert dropped > 0
+
+
+def test_at_the_end_what_is_left_is_written_unless_nobody_reads():
+    written: list[int] = []
+    writer: Writer[int] = Writer(lambda item, _: written.append(item), 10)
+    for number in range(10):
+        writer.put(number)
+    writer.close()
+    assert written == list(range(10))
+
+    forever = threading.Event()
+    stuck: Writer[int] = Writer(lambda *_: forever.wait(), 10)
+    stuck.put(1)
+    began = time.monotonic()
+    stuck.close()
+    assert time.monotonic() - began < 4
+    forever.set()
+
+
+def test_what_libraries_say_is_told_once_in_a_while():
+    told: list[Event] = []
+    now = [0.0]
+    faults = Faults(told.append, lambda: now[0])
+    with listened(faults):
+        for _ in range(1000):
+            logging.getLogger("asyncio").warning("socket.send() raised exception.")
+        logging.getLogger("asyncio").info("nothing")
+        try:
+            {}["strange"]
+        except KeyError:
+            logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
+        now[0] = 11
+        logging.getLogger("asyncio").warning("socket.send() raised exception.")
+    messages = [event.message for event in told]
+
+    assert messages[0] == "asyncio: socket.send() raised exception."
+    assert messages[1].startswith("uvicorn.error: Exception in ASGI application: Traceback")
+    assert messages[1].endswith("KeyError: 'strange'")
+    assert messages[2:] == ["asyncio: socket.send() raised exception. (999 more like it before)"]
+
+
+def test_faults_of_a_loop_are_told_alike():
+    told: list[Event] = []
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(Faults(told.append).of_loop)
+        for _ in range(50):
+            error = OSError(24, "Too many open files")
+            loop.call_exception_handler({"message": "accept failed", "exception": error})
+
+    with warnings.catch_warnings():
+        asyncio.run(run())
+    assert [event.message for event in told] == [
+        "accept failed: OSError: [Errno 24] Too many open files"
+    ]
