@@ -346,14 +346,14 @@ def gpu_free() -> int:
 
 
 def little_memory(run: Run) -> dict[str, Any]:
-    """A model that is larger than what is free on the GPU: told before loading, and it answers."""
+    """A model that is larger than what the GPU has room for: told before loading, and it answers."""
     told = ("chat", run.model, "-p", "Hello", "-n", "8", "--temperature", "0", "--verbose")
     found: dict[str, Any] = {"alone": decant(*told, "--ctx", 8192)}
     with gpu_filled(LITTLE):
         found["free_bytes"] = gpu_free()
         found["beside"] = decant(*told, "--ctx", 8192)
     for done in (found["alone"], found["beside"]):
-        done["warned"] = "larger than what is free on the GPU" in done["err"]
+        done["warned"] = "larger than what the GPU has room for" in done["err"]
         layers = re.search(r"layers on a GPU: (.*)", done["err"])
         done["layers"] = layers[1] if layers else ""
     found["same_answer"] = found["alone"]["out"] == found["beside"]["out"]
