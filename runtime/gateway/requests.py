@@ -19,8 +19,9 @@ from runtime.gateway.vectors import ready_for_vectors
 from runtime.purpose import ROUTE, WHAT, purpose_of
 from runtime.template_choice import NO_TEMPLATE
 
-WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt")
-"""Fields that reach into what other requests depend on."""
+WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt", "backend_sampling")
+"""Fields that reach into what other requests depend on: with `backend_sampling` and a `top_k` above
+the vocabulary the engine aborts."""
 LOOKING_BACK = ("repeat_last_n", "dry_penalty_last_n")
 """How many tokens a penalty looks back at. The child makes room for them all at once: one request
 for as many as a number can say would take all memory."""
