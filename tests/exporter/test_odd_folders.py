@@ -464,3 +464,15 @@ def test_a_name_of_another_kind_of_file_is_no_folder(tmp_path):
         output_paths(tmp_path / "model.bin", "name", ("Q4_K_M",))
     assert output_paths(tmp_path / "M.GGUF", "name", ("Q4_K_M",)) == (tmp_path / "M.GGUF",)
     assert output_paths(tmp_path / "v1.5", "name", ("F16",))[0].parent == tmp_path / "v1.5"
+
+
+@pytest.mark.parametrize("wrapper", [".modules_to_save", ".modules_to_save.default"])
+def test_whole_modules_that_kept_pefts_wrapper_in_their_names_are_read(tmp_path, wrapper):
+    folder = write_adapter(tmp_path / "lora", modules_to_save=["lm_head"])
+    head = f"{PREFIX}lm_head{wrapper}.weight"
+    write_safetensors(folder / "adapter_model.safetensors", SHAPES | {head: (16, 8)})
+
+    adapter = open_adapter(folder)
+
+    assert list(adapter.values) == ["lm_head.weight"]
+    assert not adapter.read_by_peft
