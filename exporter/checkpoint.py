@@ -83,7 +83,9 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     config = read_json_object(
         folder / "config.json",
         error=CheckpointError,
-        hint=f"`{folder}` does not look like a model folder; is it an adapter, or unfinished?",
+        hint="download or copy the file again"
+        if (folder / "config.json").exists()
+        else f"`{folder}` does not look like a model folder; is it an adapter, or unfinished?",
     )
     if not trust_remote_code:
         refuse_own_code(folder, config)
