@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter import mxfp4
+from exporter import awq, mxfp4
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.adapter_doubts import say_doubts
 from exporter.adapter_prompts import prompts_of, write_prompts
@@ -148,7 +148,8 @@ def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> 
         trust_remote_code=request.trust_remote_code,
     )
     adapter = on_base(adapter, checkpoint, toolchain, report=report)
-    checkpoint = dequantized_by_llamacpp(mxfp4.dequantized(checkpoint), toolchain)
+    checkpoint = awq.dequantized(mxfp4.dequantized(checkpoint))
+    checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     plan = plan_merge(checkpoint, [WeightedAdapter(adapter, request.scale)])
     say_doubts(adapter, checkpoint, report=report)
     plan = settle_tied(plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from exporter import mxfp4
+from exporter import awq, mxfp4
 from exporter.adapter import AdapterSpec, open_adapter
 from exporter.adapter_doubts import say_doubts
 from exporter.checkpoint import Checkpoint, open_checkpoint
@@ -97,7 +97,7 @@ def plan_request(
         say_double_loss(checkpoint, request, report=report)
         return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
-    checkpoint = mxfp4.dequantized(checkpoint, report=report)
+    checkpoint = awq.dequantized(mxfp4.dequantized(checkpoint, report=report))
     if adapters and toolchain:  # without an adapter, llama.cpp's converter dequantizes for itself
         checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
     merge = plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)

@@ -38,14 +38,18 @@ class StoredModel:
         return QUANT_AT_END.sub("", self.full_name)
 
 
+LONGEST = 180  # bytes of a name; file systems take 255 with all that is put to it
+
+
 def file_name(name: str, quant: str) -> str:
     """The file a model is stored in."""
     return f"{plain_name(name)}-{quant}{SUFFIX}"
 
 
 def plain_name(name: str) -> str:
-    """The name with `-` for anything that a shell or a path could trip over."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
+    """The name with `-` for anything that a shell or a path could trip over, and not too long."""
+    plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
+    return plain.encode()[:LONGEST].decode(errors="ignore")
 
 
 def adapter_file_name(name: str) -> str:
