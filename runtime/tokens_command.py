@@ -19,6 +19,7 @@ from exporter.core.errors import InputError
 from exporter.core.events import Event, Report
 from exporter.store import find_model
 from exporter.toolchain import find_toolchain
+from runtime.apart import go_on_apart
 from runtime.tokens import (
     Token,
     Tokenization,
@@ -68,7 +69,10 @@ def tokens(
 ) -> None:
     """Show how MODEL, a stored model or a GGUF, cuts TEXT, or standard input, into tokens."""
     refuse_contradictions(system)
-    with open_tokenizer(find(model), find_toolchain()) as tokenizer:
+    path, toolchain = find(model), find_toolchain()
+    if click.get_current_context().find_root().obj:
+        go_on_apart(path)
+    with open_tokenizer(path, toolchain) as tokenizer:
         if show_template:
             print_template(tokenizer)
             return
