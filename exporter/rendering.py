@@ -84,7 +84,8 @@ def refuse_too_much(found: Sequence[Rendered], path: Path | None = None) -> None
             of = f" of `{path}`" if path else ""
             raise ModelError(
                 f"the chat template{of} cannot be used for a short conversation: {one.refusal}",
-                hint="`decant tokens MODEL --template` shows it; --chat-template gives another",
+                hint="`decant tokens MODEL --template` shows it; `decant chat` and `decant serve`"
+                " take another with --chat-template",
             )
 
 
