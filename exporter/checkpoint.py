@@ -62,7 +62,8 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
         folder = home_of_model(shards)
     if not folder.is_dir():
         raise CheckpointError(
-            f"there is no base model folder `{folder}`", hint="name it with --base FOLDER"
+            f"there is no base model folder `{folder}`",
+            hint="name it with --base FOLDER, or with --base ORG/NAME, its name on the hub",
         )
     config = read_json_object(
         folder / "config.json",
