@@ -76,7 +76,8 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
         )
     if not folder.is_dir():
         raise CheckpointError(
-            f"there is no base model folder `{folder}`", hint="name it with --base FOLDER"
+            f"there is no base model folder `{folder}`",
+            hint="name it with --base FOLDER, or with --base ORG/NAME, its name on the hub",
         )
     if not (folder / "config.json").exists() and (known := not_a_model(folder)):
         raise known

@@ -26,12 +26,14 @@ from runtime.engine import Model, open_model
 from runtime.from_folder import from_folder, is_folder
 from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config import ModelTable, load_config
-from runtime.gateway.guard import host_name
+from runtime.gateway.guard import checked_host, checked_origin
 from runtime.gateway.limits import limits_of
 from runtime.gateway.settings import Settings, seconds
 from runtime.network import is_loopback
 from runtime.purpose import ROUTE, WHAT, purpose_of
 from runtime.remote import check_key, read_key
+from runtime.gateway.settings import Settings, check_tls, seconds
+from runtime.remote import check_key, is_loopback, read_key
 from runtime.rpc import Spread, parse_workers, preflight
 from runtime.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 
@@ -204,13 +206,15 @@ def settings_of(options: Options) -> Settings:
     for path in (options.tls_cert, options.tls_key):
         if path is not None and not path.exists():
             raise InputError(f"there is no file `{path}`", hint="is the path right?")
+    if options.tls_cert is not None:
+        check_tls(options.tls_cert, options.tls_key)
     if options.rpc_unchecked and not options.rpc:
         raise click.UsageError("--rpc-unchecked goes with --rpc")
     return Settings(
         host=options.host,
         keys=tuple(keys),
-        origins=frozenset(origin.lower().rstrip("/") for origin in options.origins),
-        hosts=frozenset(host_name(name.encode()) for name in options.hosts),
+        origins=frozenset(map(checked_origin, options.origins)),
+        hosts=frozenset(checked_host("--allow-host", name) for name in options.hosts),
         parallel=options.parallel,
         context=options.context,
         threads=options.threads,
@@ -227,7 +231,9 @@ def settings_of(options: Options) -> Settings:
         release_s=seconds(options.release),
         max_tokens=options.max_tokens,
         allow_fields=frozenset(options.fields),
-        media_hosts=frozenset(options.media_hosts),
+        media_hosts=frozenset(
+            checked_host("--allow-media-host", name) for name in options.media_hosts
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from runtime.child import lora_vector
 from runtime.front import CHATS
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import bad_request
+from runtime.gateway.pictures import pixels_of
 from runtime.gateway.settings import Settings
 from runtime.gateway.vectors import ROUTES as VECTORS
 from runtime.gateway.vectors import ready_for_vectors
@@ -202,6 +203,8 @@ def refuse_media(body: Mapping[str, Any], named: Named, settings: Settings) -> N
         check_media(address, named, settings)
     for address in media(body.get("input")):
         check_media(address, named, settings)
+    for packed in packed_media(body.get("prompt")):
+        check_size(packed, settings)
 
 
 def media(value: object) -> Iterator[object]:
@@ -222,7 +225,7 @@ def address_in(part: Mapping[str, Any], kind: str) -> object:
     found = part.get(kind) if kind in part else part.get("image_url", part.get("source"))
     if isinstance(found, dict):
         if found.get("type") == "base64":
-            return "data:"
+            return f"data:;base64,{found.get('data', '')}"
         found = found.get("url")
     return found
 
@@ -238,6 +241,25 @@ def check_media(address: object, named: Named, settings: Settings) -> None:
             )
     if named.model.projector is None:
         raise bad_request(f"{named.id!r} cannot see: it has no projector")
+    if address.startswith("data:"):
+        check_size(address.partition(",")[2], settings)
+
+
+def packed_media(value: object) -> Iterator[str]:
+    """Pictures in prompts of llama.cpp's own kind, in base64."""
+    for one in value if isinstance(value, list) else [value]:
+        held = one.get("multimodal_data") if isinstance(one, dict) else None
+        if isinstance(held, list):
+            yield from (packed for packed in held if isinstance(packed, str))
+
+
+def check_size(packed: str, settings: Settings) -> None:
+    """Raise ApiError for a picture that would fill the memory, however small it is packed."""
+    most = settings.limits.pixels
+    if (found := pixels_of(packed) or 0) > most:
+        raise bad_request(
+            f"an image has {found} pixels, and this server takes {most}", code="too_many"
+        )
 
 
 def urlsplit_host(address: str) -> str | None:
