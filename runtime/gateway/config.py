@@ -105,12 +105,12 @@ def options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str, 
 
 def refuse_wrong_kind(where: str, value: object, parameter: click.Parameter) -> None:
     """Raise InputError for what click would turn into another value, or stumble over."""
+    kind: type = str
+    want = "a text in quotes"
     if isinstance(parameter, click.Option) and parameter.is_flag:
         kind, want = bool, "true or false"
     elif isinstance(parameter.type, click.types.IntParamType):
         kind, want = int, "a whole number"
-    else:
-        kind, want = str, "a text in quotes"
     if type(value) is not kind:
         raise InputError(f"{where} must be {want}, not {shown(value)}", hint="mend it there")
     if isinstance(value, str):

@@ -65,7 +65,8 @@ def webp(raw: bytes) -> tuple[int, int] | None:
         case b"VP8 ":
             width, height = unpacked("<HH", raw, 26)
             return width & 0x3FFF, height & 0x3FFF
-    return None
+        case _:
+            return None
 
 
 def jpeg(raw: bytes) -> tuple[int, int] | None:
