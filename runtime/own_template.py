@@ -56,7 +56,7 @@ class OwnTemplate:
     def format(self) -> ChatFormat:
         """How conversations are rendered; takes a moment when it is first asked for."""
         facts = replace(self.facts, day=today(self.facts.plain + self.facts.tool_use))
-        return begun(format_of(facts), facts, read_gguf(self.base))
+        return begun(format_of(facts), facts, self.base)
 
     def handed_over(self, switches: Mapping[str, Any]) -> dict[str, Any]:
         """The engine's chat_template_kwargs; switches: what the request sets."""
@@ -66,9 +66,20 @@ class OwnTemplate:
             "bos_token": tokens.get("bos_token", ""),
             "eos_token": tokens.get("eos_token", ""),
             "thinks": found.thinks,
-            "ends": list(self.ends),
+            "ends": all_ends(self),
         }
         return {**dict(found.variables), **switches, FIELD: brought}
+
+
+@lru_cache(maxsize=256)
+def all_ends(own: OwnTemplate) -> list[str]:
+    """Its ends, and the mark behind an answer where that is another.
+
+    A model that was trained on a mark which is no token of its vocabulary spells it out.
+    """
+    end = own.format.end
+    is_new = bool(end) and end not in own.ends and not ends_base(end, read_gguf(own.base))
+    return [*own.ends, *([end] if is_new else [])]
 
 
 def handed_over_template(base: Path, chosen: str | None = None) -> OwnTemplate | None:

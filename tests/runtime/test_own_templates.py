@@ -13,6 +13,7 @@ import pytest
 from exporter.lora import LoraRequest, export_lora
 from exporter.pipeline import ExportRequest, export
 from runtime.chat_format import TOOL
+from runtime.own_template import FIELD, handed_over_template
 from tests.chat_templates import REGULAR
 from tests.runtime.gateway.conftest import Served, serving
 from tests.tiny import CHAT_TEMPLATE, make_adapter, make_base
@@ -198,6 +199,22 @@ def test_an_answer_ends_where_the_adapters_turns_end(served, voice, token, reaso
 
     assert f'"finish_reason":"{reason}"' in text
     assert "finish|" not in text
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (REGULAR["chatml"].replace("im_end", "unknown"), ["<|unknown|>"]),
+        (REGULAR["chatml"], []),
+        (FINISHED, ["<|finish|>"]),
+        ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}", []),
+    ],
+)
+def test_the_mark_behind_an_answer_ends_it_where_it_is_no_end_of_the_base(model, template, ends):
+    own = handed_over_template(model, template)
+
+    assert own is not None
+    assert own.handed_over({})[FIELD]["ends"] == ends
 
 
 def test_all_apis_side_by_side_give_each_voice_its_own_prompt(served, folders):
