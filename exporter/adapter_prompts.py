@@ -50,7 +50,8 @@ def prompts_of(
 ) -> AdapterPrompts:
     """What the plan's first adapter brings, read as its merged model would be.
 
-    Of a tokenizer that runs code of its own, which is not allowed, the templates alone.
+    Only the templates where the tokenizer needs Python code from the folder and
+    trust_remote_code is off.
 
     Raises AdapterError for damaged files, CheckpointError for a tokenizer that cannot be read.
     """

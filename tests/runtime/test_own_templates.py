@@ -143,9 +143,9 @@ def ids(served: Served, voice: str, body: Json) -> list[int]:
     status, said = served.ask("/apply-template", {"model": name_of(voice), **body})
     assert status == 200, said
     asked = {"model": "base", "content": said["prompt"], "add_special": False}
-    status, told = served.ask("/tokenize", asked)
-    assert status == 200, told
-    return list(told["tokens"])
+    status, found = served.ask("/tokenize", asked)
+    assert status == 200, found
+    return list(found["tokens"])
 
 
 @pytest.mark.parametrize("voice", ["base", *VOICES])
@@ -223,7 +223,7 @@ def test_all_apis_side_by_side_give_each_voice_its_own_prompt(served, folders):
         voice: len(wanted(folders[voice], folders["base"], talk)) for voice in ("base", *VOICES)
     }
 
-    def told(place: int) -> tuple[int, int]:
+    def count(place: int) -> tuple[int, int]:
         voice = list(sizes)[place % len(sizes)]
         path = ("/v1/chat/completions", "/v1/messages", "/api/chat", "/api/generate")[place % 4]
         body: Json = {"model": name_of(voice), "messages": talk, "max_tokens": 2}
@@ -239,7 +239,7 @@ def test_all_apis_side_by_side_give_each_voice_its_own_prompt(served, folders):
 
     assert len(set(sizes.values())) >= 3
     with ThreadPoolExecutor(8) as pool:
-        pairs = list(pool.map(told, range(40)))
+        pairs = list(pool.map(count, range(40)))
     assert [one for one, _ in pairs] == [size for _, size in pairs]
 
 

@@ -338,7 +338,7 @@ TOKENS = (
     "{{ bos_token }}{{ image_token }}{% for m in messages %}{{ m.role + m.content + eos_token }}"
     "{% endfor %}{{ pad_token }}{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
 )
-"""A first token that the tokenizer has not, one of a name of its own, and a filler."""
+"""A first token that the tokenizer lacks, an extra token, and a padding token."""
 
 
 def test_a_template_finds_the_special_tokens_that_transformers_hands_it(bases, toolchain, tmp_path):
