@@ -25,6 +25,7 @@ from exporter.header_tokens import (
     token_texts,
 )
 from exporter.normalizer import FIRST, SPACE_PREFIX
+from runtime.adapters import Adapter
 from runtime.chat_format import (
     ENGINE_KNOWS,
     ChatFormat,
@@ -110,6 +111,13 @@ def own_template(adapter: Path, base: Path, chosen: str | None = None) -> OwnTem
     ModelError for damaged headers.
     """
     return own_template_of(adapter, stamp(adapter), base, stamp(base), chosen)
+
+
+def own_templates(
+    adapters: Sequence[Adapter], base: Path, chosen: str | None = None
+) -> tuple[OwnTemplate | None, ...]:
+    """What each of a model's adapters brings. Raises ModelError for damaged headers."""
+    return tuple(own_template(adapter.path, base, chosen) for adapter in adapters)
 
 
 @lru_cache(maxsize=256)

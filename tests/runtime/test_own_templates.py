@@ -12,8 +12,12 @@ import pytest
 
 from exporter.lora import LoraRequest, export_lora
 from exporter.pipeline import ExportRequest, export
+from runtime.adapters import Adapter
 from runtime.chat_format import TOOL
+from runtime.engine import LocalEngine, open_model
+from runtime.fit import Asked
 from runtime.own_template import FIELD, handed_over_template
+from runtime.session import Choice
 from tests.chat_templates import REGULAR
 from tests.runtime.gateway.conftest import Served, serving
 from tests.tiny import CHAT_TEMPLATE, make_adapter, make_base
@@ -274,6 +278,21 @@ def test_chat_uses_it_too_and_a_template_that_is_named_goes_before_it(
     assert json.loads(chosen.stdout)["prompt_tokens"] < count
 
 
+def test_switching_in_a_chat_switches_the_template(model, adapters, folders):
+    """As /adapter, /scale and /compare do: one engine, another choice."""
+    beside = tuple(Adapter(name, adapters[name], 1.0) for name in VOICES)
+    engine = LocalEngine(open_model(model, beside), Asked(context=512, threads=1))
+    asked = {Choice(): "base", **{Choice(name, 0.5): name for name in VOICES}}
+    asked[Choice("chatml", 0.0)] = "base"
+    try:
+        for choice, voice in asked.items():
+            *_, stopped = engine.answer(TALKS[0], {"max_tokens": 1}, choice)
+            count = len(wanted(folders[voice], folders["base"], TALKS[0]))
+            assert stopped.prompt_tokens == engine.count(TALKS[0], choice) == count, choice
+    finally:
+        engine.stop()
+
+
 def test_tokens_cuts_a_question_in_the_adapters_template(decant, model, adapters, folders):
     asked = ("tokens", model, "the cat", "--chat", "--ids", "--adapter")
     for name in ("plain", "finished", "renamed"):
@@ -293,7 +312,9 @@ def test_a_base_without_a_template_answers_by_the_adapters(folders, adapters, to
     with serving(tmp_path, path, "--adapter", f"chatml={adapters['chatml']}") as running:
         refused, why = running.ask("/v1/chat/completions", {"model": "base", "messages": TALKS[0]})
         found = ids(running, "chatml", {"messages": TALKS[0]})
+        unscaled = ids(running, "chatml@0", {"messages": TALKS[0]})
 
+    assert unscaled == found
     assert (refused, why["error"]["code"]) == (400, "no_chat_template")
     assert found == wanted(folders["chatml"], folders["base"], TALKS[0])
 
