@@ -18,8 +18,7 @@ from exporter.core.controls import without_controls
 from exporter.core.errors import InputError
 from exporter.core.events import Report
 from exporter.core.folders import data_folder
-from exporter.store import find_model
-from runtime.adapters import Adapter, bring_adapters
+from runtime.adapters import bring_adapters
 from runtime.client import Delta, Stopped, Thought
 from runtime.engine import (
     RAW_TOKENS,
@@ -30,7 +29,7 @@ from runtime.engine import (
     opening_choice,
 )
 from runtime.fit import Asked
-from runtime.from_folder import from_folder, is_folder
+from runtime.from_folder import model_of
 from runtime.remote import parse_url, read_key
 from runtime.remote_engine import RemoteEngine
 from runtime.session import Choice, Conversation
@@ -238,14 +237,10 @@ def remote_engine(options: Options) -> RemoteEngine:
 
 def local_engine(options: Options, report: Report) -> LocalEngine:
     assert options.model is not None, "check has seen to it"
-    beside: tuple[Adapter, ...] = ()
-    if is_folder(options.model, store()):
-        found = from_folder(options.model, options.base, store(), report=report)
-        path, beside = found.path, (found.adapter,) if found.adapter else ()
-    else:
-        path = find_model(options.model, store(), report=report)
+    found = model_of(options.model, options.base, store(), report=report)
+    beside = (found.adapter,) if found.adapter else ()
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
-    model = open_model(path, (*beside, *adapters), options.projector)
+    model = open_model(found.path, (*beside, *adapters), options.projector)
     if options.chat_template:
         model = with_template(model, read_template(options.chat_template))
     asked = Asked(options.context, options.threads, force=options.force)
