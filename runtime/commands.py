@@ -125,7 +125,7 @@ class Options:
 @json_option
 @quiet_option
 def chat(**given: Any) -> int:  # the options above, each of its own type
-    """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs.
+    """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs or an adapter.
 
     A folder as a trainer saved it does, too: an adapter is used beside its base, which is exported
     once where no exported model is it.

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from exporter.core.errors import TemplateRefusedError
+from exporter.core.errors import ModelError, TemplateRefusedError
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.header_prompts import DEFAULT, AdapterPrompts, read_prompts
 from exporter.header_tokens import (
@@ -39,6 +39,8 @@ from runtime.chat_format import (
 FIELD = "decant_template"
 """Of chat_template_kwargs: what the mended llama-server takes in place of the model's template."""
 TOOL_USE = "tool_use"
+TOO_MUCH = "it takes more than"
+"""How a refusal of `render_all` begins where a template was stopped."""
 ENDING = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
@@ -60,7 +62,14 @@ class OwnTemplate:
         return begun(format_of(facts), facts, self.base)
 
     def handed_over(self, switches: Mapping[str, Any]) -> dict[str, Any]:
-        """The engine's chat_template_kwargs; switches: what the request sets."""
+        """The engine's chat_template_kwargs; switches: what the request sets.
+
+        Raises ModelError for a template that takes too much time or memory.
+        """
+        if why := unusable(self):
+            raise ModelError(
+                f"the chat template cannot be used: {why}", hint="--chat-template names another"
+            )
         found, tokens = self.format, dict(self.facts.tokens)
         brought = {
             "template": found.template,
@@ -70,6 +79,17 @@ class OwnTemplate:
             "ends": all_ends(self),
         }
         return {**dict(found.variables), **switches, FIELD: brought}
+
+
+@lru_cache(maxsize=256)
+def unusable(own: OwnTemplate) -> str:
+    """Why no engine may render its template; empty where one may."""
+    try:
+        samples = own.format.samples
+    except ModelError as error:
+        return error.message
+    why = samples[0][2].refusal if samples else ""
+    return why if why.startswith(TOO_MUCH) else ""
 
 
 @lru_cache(maxsize=256)

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from exporter.core.errors import ModelError
 from runtime.gateway.admission import Gate, Ticket
 from runtime.gateway.catalog import Catalog, Named
-from runtime.gateway.errors import ApiError, EngineGoneError, NotThereError
+from runtime.gateway.errors import ApiError, EngineGoneError, NotThereError, unavailable
 from runtime.gateway.fleet import Child, Fleet
 from runtime.gateway.metrics import Metrics
 from runtime.gateway.planning import Role
@@ -139,7 +140,10 @@ class Call:
         reply = None
         try:
             self.state = "answering"
-            ready = child.fronts.of(applied(body, named)).ready(route, body)
+            try:
+                ready = child.fronts.of(applied(body, named)).ready(route, body)
+            except ModelError as error:
+                raise unavailable(f"{named.id!r}: {error.message}", retry_after=60) from error
             reply = await self.posted(child, route, dumped({**ready, "model": named.id}))
             await reply.read_head()
             yield reply

@@ -254,6 +254,25 @@ def test_a_client_cannot_hand_over_a_template(served, folders):
         assert ids(served, voice, body) == wanted(folders[voice], folders["base"], TALKS[0])
 
 
+def test_a_template_without_end_is_out_and_nothing_else(
+    folders, model, adapters, toolchain, tmp_path
+):
+    hostile = tmp_path / "hostile"
+    shutil.copytree(folders["plain"], hostile)
+    (hostile / "chat_template.jinja").write_text("{{ 'a' * 5000000000 }}{{ messages[0].content }}")
+    made = export_lora(LoraRequest(hostile, folders["base"], tmp_path / "h.gguf"), toolchain).path
+    beside = ("--adapter", f"hostile={made}", "--adapter", f"chatml={adapters['chatml']}")
+    with serving(tmp_path, model, *beside) as running:
+        status, said = running.ask(
+            "/v1/chat/completions", {"model": "base:hostile", "messages": TALKS[0]}
+        )
+        for voice in ("base", "chatml"):
+            found = ids(running, voice, {"messages": TALKS[0]})
+            assert found == wanted(folders[voice], folders["base"], TALKS[0])
+
+    assert (status, "cannot be used: it takes more than" in said["error"]["message"]) == (503, True)
+
+
 def test_ollama_shows_the_adapters_template(served):
     _, own = served.ask("/api/show", {"model": "base:chatml"})
     _, base = served.ask("/api/show", {"model": "base"})
