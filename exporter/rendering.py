@@ -43,6 +43,8 @@ class Job:
     variables: Mapping[str, Any] = field(default_factory=dict)
     has_tools: bool = True
     """Whether `tools` is defined; transformers defines it always, as None where there are none."""
+    generation: bool = True
+    """Whether the beginning of an answer comes last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,11 @@ def rendered(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 def one(template: Template, job: Job) -> Rendered:
     try:
         text = template.render(
-            job.messages, tools=job.tools, variables=job.variables, has_tools=job.has_tools
+            job.messages,
+            generation=job.generation,
+            tools=job.tools,
+            variables=job.variables,
+            has_tools=job.has_tools,
         )
     except IrregularError as error:
         return Rendered(None, str(error.__cause__ or error))

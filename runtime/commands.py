@@ -18,8 +18,7 @@ from exporter.core.controls import without_controls
 from exporter.core.errors import InputError
 from exporter.core.events import Report
 from exporter.core.folders import data_folder
-from exporter.store import find_model
-from runtime.adapters import Adapter, bring_adapters
+from runtime.adapters import bring_adapters
 from runtime.chat_options import Options
 from runtime.client import Delta, Stopped, Thought
 from runtime.engine import (
@@ -31,7 +30,7 @@ from runtime.engine import (
     opening_choice,
 )
 from runtime.fit import Asked
-from runtime.from_folder import from_folder, is_folder
+from runtime.from_folder import model_of
 from runtime.remote import parse_url, read_key
 from runtime.remote_engine import RemoteEngine
 from runtime.selection import Choice
@@ -88,7 +87,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 @json_option
 @quiet_option
 def chat(**given: Any) -> int:  # the options above, each of its own type
-    """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs.
+    """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs or an adapter.
 
     A folder as a trainer saved it does, too: an adapter is used beside its base, which is exported
     once where no exported model is it.
@@ -200,14 +199,10 @@ def remote_engine(options: Options) -> RemoteEngine:
 
 def local_engine(options: Options, report: Report) -> LocalEngine:
     assert options.model is not None, "check has seen to it"
-    beside: tuple[Adapter, ...] = ()
-    if is_folder(options.model, store()):
-        found = from_folder(options.model, options.base, store(), report=report)
-        path, beside = found.path, (found.adapter,) if found.adapter else ()
-    else:
-        path = find_model(options.model, store(), report=report)
+    found = model_of(options.model, options.base, store(), report=report)
+    beside = (found.adapter,) if found.adapter else ()
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
-    model = open_model(path, (*beside, *adapters), options.projector)
+    model = open_model(found.path, (*beside, *adapters), options.projector)
     if options.chat_template:
         model = with_template(model, read_template(options.chat_template))
     asked = Asked(options.context, options.threads, force=options.force)

@@ -23,7 +23,7 @@ from exporter.store import find_model
 from exporter.toolchain import find_toolchain
 from runtime.adapters import Adapter, bring_adapters, check_adapter
 from runtime.engine import Model, open_model
-from runtime.from_folder import from_folder, is_folder
+from runtime.from_folder import model_of
 from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config import ModelTable, load_config
 from runtime.gateway.guard import checked_host, checked_origin
@@ -258,10 +258,7 @@ def placed(options: Options, report: Report) -> tuple[tuple[Path, ...], dict[Pat
     """The GGUFs that are named, each once, and the adapters whose folders are."""
     paths, beside = [], dict[Path, list[Adapter]]()
     for name in options.models:
-        if not is_folder(name, store()):
-            paths.append(find_model(name, store(), report=report))
-            continue
-        found = from_folder(name, options.base, store(), report=report)
+        found = model_of(name, options.base, store(), report=report)
         paths.append(found.path)
         if found.adapter is not None:
             beside.setdefault(found.path, []).append(found.adapter)

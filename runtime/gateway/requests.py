@@ -131,10 +131,10 @@ def refuse_without_answers(route: str, named: Named) -> None:
 
 
 def applied(body: Mapping[str, Any], named: Named) -> Sequence[float]:
-    """The adapters' scales: the name's, or those that a client is allowed to set."""
+    """The scales by which a template is chosen: the name's, or those that a client may set."""
     said = body.get("lora")
-    if not isinstance(said, list):
-        return named.voice
+    if not isinstance(said, list) or said == lora_vector(named.voice)["lora"]:
+        return named.asked
     pairs = [(one.get("id"), one.get("scale")) for one in said if isinstance(one, dict)]
     scales = {number: scale for number, scale in pairs if isinstance(scale, int | float)}
     return [scales.get(number, 0.0) for number in range(len(named.voice))]
