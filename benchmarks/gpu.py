@@ -41,15 +41,8 @@ from exporter.gpus import listed_gpus, nvidia_gpus  # noqa: E402
 from exporter.toolchain import (  # noqa: E402
     build_toolchain,
     cache_folder,
-    find_toolchain,
     host_facts,
 )
-from runtime.child import Server, ServerSpec  # noqa: E402
-from runtime.client import Delta, Stopped  # noqa: E402
-from runtime.engine import LocalEngine, open_model  # noqa: E402
-from runtime.fit import Asked  # noqa: E402
-from runtime.selection import Choice  # noqa: E402
-from exporter.toolchain import build_toolchain, cache_folder, host_facts  # noqa: E402
 from tests.runtime.gateway.conftest import serving, until  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "gpu.json"

@@ -23,7 +23,7 @@ from runtime.child import Server, ServerSpec
 from runtime.client import Delta, Stopped
 from runtime.engine import LocalEngine, open_model
 from runtime.fit import Asked
-from runtime.session import Choice
+from runtime.selection import Choice
 from tests.runtime.gateway.conftest import serving, until
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -7,10 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exporter import awq, mxfp4
-from exporter.adapter import AdapterSpec, open_adapter
-from exporter.adapter_doubts import say_doubts
-from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.convert import Outtype, Part, convert, has_projector, refuse_dropped
 from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, once, silent

@@ -28,12 +28,10 @@ from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config import ModelTable, load_config
 from runtime.gateway.guard import checked_host, checked_origin
 from runtime.gateway.limits import limits_of
-from runtime.gateway.settings import Settings, seconds
+from runtime.gateway.settings import Settings, check_tls, seconds
 from runtime.network import is_loopback
 from runtime.purpose import ROUTE, WHAT, purpose_of
 from runtime.remote import check_key, read_key
-from runtime.gateway.settings import Settings, check_tls, seconds
-from runtime.remote import check_key, is_loopback, read_key
 from runtime.rpc import Spread, parse_workers, preflight
 from runtime.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 

@@ -21,9 +21,9 @@ from exporter.core.gguf import read_gguf
 from exporter.store import find_model
 from exporter.toolchain import find_toolchain
 from runtime.adapters import Adapter, check_adapter, gguf_of, parse_adapter
+from runtime.apart import go_on_apart
 from runtime.own_template import OwnTemplate, own_template
 from runtime.template_choice import HELP, read_template
-from runtime.apart import go_on_apart
 from runtime.tokens import (
     Token,
     Tokenization,

@@ -13,13 +13,12 @@ import pytest
 from exporter.lora import LoraRequest, export_lora
 from exporter.pipeline import export
 from exporter.request import ExportRequest
-from exporter.pipeline import ExportRequest, export
 from runtime.adapters import Adapter
 from runtime.chat_format import TOOL
 from runtime.engine import LocalEngine, open_model
 from runtime.fit import Asked
 from runtime.own_template import FIELD, handed_over_template
-from runtime.session import Choice
+from runtime.selection import Choice
 from tests.chat_templates import REGULAR
 from tests.runtime.gateway.conftest import Served, serving
 from tests.tiny import CHAT_TEMPLATE, make_adapter, make_base

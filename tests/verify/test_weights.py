@@ -14,8 +14,9 @@ from exporter.adapter import open_adapter
 from exporter.checkpoint import open_checkpoint
 from exporter.core.errors import VerifyError
 from exporter.core.gguf import read_gguf
-from exporter.pipeline import ExportRequest, export
+from exporter.pipeline import export
 from exporter.plan import plan_merge
+from exporter.request import ExportRequest
 from exporter.steps import WeightedAdapter
 from exporter.verify.light import expected_of, verify_light
 from exporter.verify.report import Verification
