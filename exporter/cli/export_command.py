@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from exporter.merge.operations import MergeDtype
 
 
+LONGEST_NAME = 220  # bytes of 255: .NAME-00001-of-00002.gguf.partial is written first
+FEW_CHARACTERS = 40
 OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
 HELP = """Turn the adapter ADAPTER into a GGUF.
 
@@ -272,12 +275,8 @@ def require_packages() -> None:
 
 def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
     """Where each quantization goes: the one file that was named, a folder, or the store."""
-    if output and output.suffix in OTHER_FILES and not output.is_dir():
-        raise InputError(
-            f"`{output}` has the name of a file that is no GGUF",
-            hint=f"-o {output.with_suffix('.gguf')}, or a folder; --to safetensors writes the"
-            " merged model for transformers",
-        )
+    if output:
+        refuse_name(output)
     if output is None or output.suffix.lower() != ".gguf" or output.is_dir():
         folder = output or store()
         return tuple(folder / file_name(name, quant) for quant in quants)
@@ -287,6 +286,25 @@ def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tup
             hint=f"name a folder: -o {output.with_suffix('')}",
         )
     return (output,)
+
+
+def refuse_name(output: Path) -> None:
+    """Raise InputError for a name that cannot be a GGUF's or a folder's."""
+    is_gguf = output.suffix.lower() == ".gguf"
+    if len(os.fsencode(output.name)) > LONGEST_NAME:
+        raise InputError(
+            f"`{output.name[:FEW_CHARACTERS]}…` is a longer name than {LONGEST_NAME} bytes, which"
+            " is all that file systems take beside what a writing needs",
+            hint="-o with a shorter name",
+        )
+    if output.suffix in OTHER_FILES and not output.is_dir():
+        raise InputError(
+            f"`{output}` has the name of a file that is no GGUF",
+            hint=f"-o {output.with_suffix('.gguf')}, or a folder; --to safetensors writes the"
+            " merged model for transformers",
+        )
+    if output.exists() and not output.is_dir() and not is_gguf:
+        raise InputError(f"`{output}` is a file, and no GGUF", hint="-o FILE.gguf, or a folder")
 
 
 def show_absent(pulls: tuple[Pulled, ...], *, as_json: bool) -> None:

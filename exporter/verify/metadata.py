@@ -204,8 +204,8 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
 
     ours, theirs = file.text(TEMPLATE), tokenizer.chat_template
     if ours is None or not theirs:
-        problems = () if bool(ours) == bool(theirs) else ("only one side has a chat template",)
-        return Check("chat template", problems, "none")
+        missing = () if bool(ours) == bool(theirs) else ("only one side has a chat template",)
+        return Check("chat template", missing, "none")
     tokens = {f"{name}_token": facts.texts[name] for name in ("bos", "eos")}
     for text in {ours, *(theirs.values() if isinstance(theirs, dict) else (theirs,))}:
         refuse_runaway(text, file.path)
@@ -225,7 +225,7 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
             if answers[0] != answers[1]:
                 problems = (f"the chat template gives {parting(*answers)} in transformers",)
     detail = f"{rendered} conversations rendered alike"
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(refused) == rendered:
         notes = (f"no conversation can be written with it, by transformers neither: {refused[0]}",)
     return Check("chat template", problems, detail, notes, hint=HINT)
