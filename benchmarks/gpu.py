@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,36 +25,27 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
+from benchmarks.gpu_speeds import Run, bench, chat, speed  # noqa: E402
 from benchmarks.random_gguf import LLAMA_1_5B, TINY, write_random  # noqa: E402
-from benchmarks.streams import PROMPT, Target  # noqa: E402
 from exporter.core.errors import DecantError  # noqa: E402
-from exporter.core.machine import cores, physical_cores  # noqa: E402
+from exporter.core.machine import cores  # noqa: E402
 from exporter.llamacpp.gpus import listed_gpus, nvidia_gpus  # noqa: E402
 from exporter.llamacpp.toolchain import (  # noqa: E402
     build_toolchain,
     cache_folder,
-    find_toolchain,
     host_facts,
 )
-from runtime.engine.llama_server import Server, ServerSpec  # noqa: E402
-from runtime.engine.local import LocalEngine, open_model  # noqa: E402
-from runtime.engine.memory_fit import Asked  # noqa: E402
-from runtime.engine.openai_client import Delta, Stopped  # noqa: E402
-from runtime.engine.selection import Choice  # noqa: E402
 from tests.runtime.gateway.conftest import serving, until  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "gpu.json"
-CONTEXT, SLOTS, TOKENS, ROUNDS = 512, 32, 48, 3
-STREAMS = (1, 8, 32)
-LONG = 256  # tokens of an answer whose speed is compared with llama-bench's
 LITTLE = 1_600_000_000  # bytes left free on the GPU; llama.cpp leaves 1 GiB of them
 CLIENTS, QUESTIONS = 16, 120
 FAILURES = (
@@ -67,45 +57,32 @@ FAILURES = (
     AssertionError,
 )
 LIMITS = {"decode": 0.95, "speed": 0.95, "first_token_more_s": 0.02}
-VARIANTS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "bare": (0, ()),
-    "idle_slots_copied": (1 << 30, ("--cache-idle-slots",)),
-    "prompt_cache": (1 << 30, ()),
-    "sampled_on_gpu": (0, ("--backend-sampling",)),
-}
-"""The bare engine's ways to run: bytes of its prompt cache, and flags."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Where the run keeps its files, and how large it is."""
+class Ended:
+    """A command that has ended."""
 
-    folder: Path
-    is_tiny: bool
+    code: int
+    seconds: float
+    out: str
+    err: str
 
-    @property
-    def model(self) -> Path:
-        return self.folder / "base.gguf"
-
-    @property
-    def rounds(self) -> int:
-        return 1 if self.is_tiny else ROUNDS
+    def facts(self) -> dict[str, Any]:
+        """For the results, which name no folder; its last words only where it failed."""
+        found = {"code": self.code, "seconds": round(self.seconds, 2)}
+        return found | ({"error": self.err[-2000:]} if self.code else {})
 
 
-def decant(*arguments: object, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """One command: how it ended, what it said, how long it took."""
+def decant(*arguments: object, env: dict[str, str] | None = None) -> Ended:
+    """Run one command to its end."""
     argv = [sys.executable, "-m", "exporter", *map(str, arguments)]
     began = time.monotonic()
     done = subprocess.run(
         argv, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=300,
         stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})},
     )  # fmt: skip
-    return {
-        "code": done.returncode,
-        "seconds": round(time.monotonic() - began, 2),
-        "out": done.stdout[-3000:],
-        "err": done.stderr[-3000:],
-    }
+    return Ended(done.returncode, time.monotonic() - began, done.stdout, done.stderr)
 
 
 def build(run: Run) -> dict[str, Any]:
@@ -122,11 +99,9 @@ def build(run: Run) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "backend": toolchain.info["backend"],
-        "backend_reason": toolchain.info["backend_reason"],
         "cuda": toolchain.info.get("cuda"),
         "cores": cores(),
         "sees": [gpu.name for gpu in listed_gpus(toolchain)],
-        "loader_path": os.environ.get("LD_LIBRARY_PATH", ""),
         "model_bytes": nbytes,
         "trained_after_s": time.monotonic() - began,
     }
@@ -139,141 +114,6 @@ def train() -> None:
         "make_demo_models(cache_folder() / 'demo')\n"
     )
     subprocess.run(["nice", sys.executable, "-c", code], cwd=CHECKOUT, check=False)
-
-
-def bench(run: Run) -> dict[str, Any]:
-    return {"prompt_per_s": benched(run, 512, 0), "decode_per_s": benched(run, 0, 128)}
-
-
-def benched(run: Run, prompt: int, tokens: int) -> float:
-    argv = [
-        str(find_toolchain().tool("llama-bench")), "-m", str(run.model), "-p", str(prompt),
-        "-n", str(tokens), "-r", "2", "-t", str(physical_cores()), "-o", "json",
-    ]  # fmt: skip
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)[0]["avg_ts"])
-
-
-class Flagged(LocalEngine):
-    """The chat's engine with more flags."""
-
-    flags: tuple[str, ...] = ()
-
-    @property
-    def spec(self) -> ServerSpec:
-        return replace(super().spec, extra=self.flags)
-
-
-def chat(run: Run) -> dict[str, Any]:
-    """Tokens a second as the chat sees them against llama-bench's, and the wait for a process."""
-    tokens = 16 if run.is_tiny else LONG
-    found: dict[str, Any] = {}
-    for name, flags in (("as_it_is", ()), ("sampled_on_gpu", ("--backend-sampling",))):
-        engine = Flagged(open_model(run.model), Asked(context=1024))
-        engine.flags = flags
-        try:
-            for kind, temperature in (("greedy", 0.0), ("default", None)):
-                speeds = [arriving(engine, tokens, temperature) for _ in range(run.rounds + 1)][1:]
-                bare = benched(run, 0, tokens)
-                per_s = statistics.median(speeds)
-                found[f"{name}_{kind}"] = {
-                    "decant_per_s": per_s, "bench_per_s": bare, "ratio": per_s / bare
-                }  # fmt: skip
-            found["lines"] = engine.fit.lines()
-        finally:
-            engine.stop()
-    return found | {"first_byte": first_bytes(run)}
-
-
-def arriving(engine: LocalEngine, tokens: int, temperature: float | None) -> float:
-    """Tokens a second from the first piece to the last."""
-    settings: dict[str, object] = {"max_tokens": tokens, "ignore_eos": True}
-    if temperature is not None:
-        settings["temperature"] = temperature
-    moments, count = [], 0
-    for piece in engine.answer([{"role": "user", "content": PROMPT}], settings, Choice()):
-        if isinstance(piece, Delta):
-            moments.append(time.monotonic())
-        if isinstance(piece, Stopped):
-            count = piece.tokens
-    return (count - 1) / (moments[-1] - moments[0])
-
-
-def first_bytes(run: Run) -> dict[str, float]:
-    """Seconds from a process' start to its first byte, ours and llama-completion's."""
-    ours = [
-        sys.executable, "-m", "exporter", "chat", str(run.model), "-p", PROMPT,
-        "--ctx", "512", "-n", "4", "--temperature", "0",
-    ]  # fmt: skip
-    theirs = [
-        str(find_toolchain().tool("llama-completion")), "-no-cnv", "-m", str(run.model),
-        "-p", PROMPT, "-c", "512", "-n", "4", "--temp", "0", "--no-display-prompt",
-    ]  # fmt: skip
-    taken: dict[str, list[float]] = {"decant_s": [], "llama_completion_s": []}
-    for _ in range(run.rounds):
-        for name, argv in (("decant_s", ours), ("llama_completion_s", theirs)):
-            began = time.monotonic()
-            with subprocess.Popen(
-                argv, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            ) as process:  # fmt: skip
-                assert process.stdout is not None
-                process.stdout.read(1)
-                taken[name].append(time.monotonic() - began)
-                process.kill()
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def speed(run: Run) -> dict[str, Any]:
-    """`decant serve` and the bare engine in its variants, in turns, at 1, 8 and 32 streams."""
-    with ExitStack() as stack:
-        targets, failed = {}, {}
-        for name, (cache, flags) in VARIANTS.items():
-            spec = ServerSpec(
-                run.model, CONTEXT, physical_cores(), SLOTS, prompt_cache=cache,
-                use_socket=False, extra=flags,
-            )  # fmt: skip
-            try:
-                server = stack.enter_context(Server(spec, find_toolchain()))
-                targets[name] = Target(server.port or 0, server.key)
-                asked(targets[name], SLOTS)
-            except (DecantError, subprocess.SubprocessError) as error:
-                targets.pop(name, None)
-                failed[name] = f"{error} {getattr(error, 'stderr', '')}"[-1500:]
-        more = ("--parallel", SLOTS, "--ctx", CONTEXT)
-        served = stack.enter_context(serving(run.folder, run.model, *more))
-        assert until(lambda: served.get("/readyz")[0] == 200, 120), served.log.read_text()[-2000:]
-        targets["decant"] = Target(served.port)
-        asked(targets["decant"], SLOTS)
-        found = {str(streams): in_turns(run, targets, streams) for streams in STREAMS}
-        return found | {"not_measured": failed}
-
-
-def in_turns(run: Run, targets: dict[str, Target], streams: int) -> dict[str, Any]:
-    """Every target's medians over rounds, each round begun by another one."""
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in targets}
-    names = list(targets)
-    for number in range(run.rounds * (2 if streams < SLOTS else 1)):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            taken[name].append(asked(targets[name], streams))
-    found: dict[str, Any] = {
-        name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-        for name, rounds in taken.items()
-    }
-    found["ratio"] = found["decant"]["tokens_per_s"] / found["bare"]["tokens_per_s"]
-    found["first_token_more_s"] = found["decant"]["first_token_s"] - found["bare"]["first_token_s"]
-    return found
-
-
-def asked(target: Target, streams: int) -> dict[str, float]:
-    """One measurement, by a process that does nothing else."""
-    argv = [
-        sys.executable, str(CHECKOUT / "benchmarks" / "streams.py"), str(target.port),
-        "--key", target.key, "--model", target.model, "--streams", str(streams),
-        "--tokens", str(TOKENS),
-    ]  # fmt: skip
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
-    return dict(json.loads(done.stdout))
 
 
 def exported(run: Run) -> dict[str, Path]:
@@ -319,7 +159,11 @@ def verify(run: Run) -> dict[str, Any]:
             with taken_memory_watched() as most:
                 done = decant("verify", files[quant], "--base", files["base folder"],
                               "--adapter", files["adapter folder"])  # fmt: skip
-            found[f"{quant} {number + 1}"] = {**done, "gpu_bytes_taken": most()}
+            logits = re.search(r"^logits\t(\w+)\t(KL [^;]+)", done.out, re.MULTILINE)
+            found[f"{quant} {number + 1}"] = {
+                **done.facts(), "logits": logits[0].replace("\t", " ") if logits else "",
+                "gpu_bytes_taken": most(),
+            }  # fmt: skip
     return found
 
 
@@ -346,18 +190,23 @@ def gpu_free() -> int:
 
 
 def little_memory(run: Run) -> dict[str, Any]:
-    """A model that is larger than what is free on the GPU: told before loading, and it answers."""
+    """A model that the GPU has no room for: told before loading, and it answers."""
     told = ("chat", run.model, "-p", "Hello", "-n", "8", "--temperature", "0", "--verbose")
-    found: dict[str, Any] = {"alone": decant(*told, "--ctx", 8192)}
+    found: dict[str, Any] = {"alone": placed(decant(*told, "--ctx", 8192))}
     with gpu_filled(LITTLE):
         found["free_bytes"] = gpu_free()
-        found["beside"] = decant(*told, "--ctx", 8192)
-    for done in (found["alone"], found["beside"]):
-        done["warned"] = "larger than what is free on the GPU" in done["err"]
-        layers = re.search(r"layers on a GPU: (.*)", done["err"])
-        done["layers"] = layers[1] if layers else ""
-    found["same_answer"] = found["alone"]["out"] == found["beside"]["out"]
+        found["beside"] = placed(decant(*told, "--ctx", 8192))
     return found
+
+
+def placed(done: Ended) -> dict[str, Any]:
+    """What was said of the GPU before the model was loaded."""
+    said = re.search(r"warning: (.*larger than what the GPU has room for.*)", done.err)
+    layers = re.search(r"layers on a GPU: (.*)", done.err)
+    return {
+        **done.facts(), "said": said[1] if said else "", "layers": layers[1] if layers else "",
+        "answered": bool(done.out.strip()),
+    }  # fmt: skip
 
 
 @contextmanager
@@ -387,17 +236,21 @@ def calibrate(run: Run) -> dict[str, Any]:
     text = run.folder / "text.txt"
     text.write_text("Ask me about the capital of France. It is Paris, and people eat well.\n" * 400)
     output = run.folder / "calibrated.gguf"
-    return decant("export", files["adapter folder"], "--base", files["base folder"], "-q", "Q3_K_M",
+    done = decant("export", files["adapter folder"], "--base", files["base folder"], "-q", "Q3_K_M",
                   "--calibrate", text, "-o", output, "--force")  # fmt: skip
+    return done.facts()
 
 
 def demo(run: Run) -> dict[str, Any]:
-    return decant("demo", "--json", env={"DECANT_STORE": str(run.folder / "store")})
+    done = decant("demo", "--json", env={"DECANT_STORE": str(run.folder / "store")})
+    told = json.loads(done.out) if done.code == 0 else {}
+    return done.facts() | {name: told.get(name) for name in ("agreeing", "differing")}
 
 
 def doctor(run: Run) -> dict[str, Any]:
     del run
-    return decant("doctor", "--offline")
+    checks = json.loads(decant("doctor", "--offline", "--json").out)
+    return {"GPU": [check["found"] for check in checks if check["name"] == "GPU"]}
 
 
 STEPS: dict[str, Callable[[Run], dict[str, Any]]] = {

@@ -212,7 +212,7 @@ def convert_all(
         conversions = {first: converted(first, "text", report)}
         conversions |= {outtype: converted(outtype, "text") for outtype in others}
         projector = None
-        if has_projector(folder, toolchain):
+        if has_projector(folder, toolchain, report=report):
             try:
                 projector = converted("auto", "projector", report)
             except InputError as error:

@@ -14,6 +14,8 @@ from exporter.core.ggml_types import FTYPES, parse_quant
 from exporter.core.gguf import SHARD, SUFFIX, GGUFFile, read_gguf, shard_paths
 from exporter.core.resumable_file import Unfinished
 
+HUB_NAME = re.compile(r"[A-Z][\w.]*-[\w.-]+", re.ASCII)
+"""How models of the hub are called, and hardly a stored one: Qwen3-0.6B."""
 QUANT_AT_END = re.compile(rf"-({'|'.join(sorted(FTYPES, key=len, reverse=True))})$", re.IGNORECASE)
 
 
@@ -38,14 +40,18 @@ class StoredModel:
         return QUANT_AT_END.sub("", self.full_name)
 
 
+LONGEST = 180  # bytes of a name; file systems take 255 with all that is put to it
+
+
 def file_name(name: str, quant: str) -> str:
     """The file a model is stored in."""
     return f"{plain_name(name)}-{quant}{SUFFIX}"
 
 
 def plain_name(name: str) -> str:
-    """The name with `-` for anything that a shell or a path could trip over."""
-    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
+    """The name with `-` for anything that a shell or a path could trip over, and not too long."""
+    plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
+    return plain.encode()[:LONGEST].decode(errors="ignore")
 
 
 def adapter_file_name(name: str) -> str:
@@ -109,8 +115,11 @@ def find_models(text: str, store: Path, *, unfinished: bool = False) -> list[Sto
     names = sorted({name for model in models for name in (model.name, model.full_name)})
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
     advice = f"did you mean {' or '.join(near)}?" if near else "`decant list` shows the models"
+    if not near and HUB_NAME.fullmatch(text):
+        advice += f"; a model of the hub is named with its owner: ORG/{text}"
     if Path(text).is_dir():
         advice = f"if you mean the folder, export it first: decant export {text}"
+    refuse_other_file(text)
     raise ModelError(
         f"there is no model {text!r} in `{store}`, nor a file of that name",
         hint=advice,
@@ -131,6 +140,7 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     if is_link(text) or (not text.endswith(SUFFIX) and is_repo(text)):
         return pull_gguf(text, report=report)
     if "/" in text:
+        refuse_other_file(text)
         is_folder = path.is_dir()
         raise ModelError(
             f"`{text}` is a folder, not a GGUF" if is_folder else f"there is no GGUF `{text}`",
@@ -143,6 +153,19 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
             hint=f"name one: {', '.join(model.full_name for model in found)}",
         )
     return found[0].path
+
+
+def refuse_other_file(text: str) -> None:
+    """Raise ModelError for a file that is there, and is no GGUF."""
+    path = Path(text)
+    if path.suffix != SUFFIX and path.is_file():
+        raise ModelError(f"`{text}` is a file, but no GGUF", hint=other_file_hint(path))
+
+
+def other_file_hint(path: Path) -> str:
+    if path.suffix in (".zip", ".safetensors", ".bin"):
+        return f"an adapter, or a model, becomes one: decant export {path}"
+    return "`decant inspect FOLDER` shows what a folder holds; `decant list` shows the models"
 
 
 def refuse_adapter(header: GGUFFile) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import gc
 import importlib
 import os
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem
 
-from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DecantError
+from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DecantError, InputError
 from exporter.core.terminal_text import without_controls
 from exporter.hub.endpoints import settle_endpoints
 
@@ -50,6 +51,7 @@ COMMANDS = {
     "rm": ("exporter.cli.models_command:rm", "Delete exported models."),
 }
 
+SHOWN = 60  # characters of a name in an error
 EXAMPLES = """\
 \b
 Examples:
@@ -126,16 +128,21 @@ def root() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `decant` and leave with the exit code of its error family."""
-    code = run(argv)
+    code = run(argv, is_whole=True)
     gc.freeze()  # the process ends: its last collection need not look through all of torch
     sys.exit(code)
 
 
-def run(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one return a family
-    """Run `decant` and give its exit code; every error ends here."""
+def run(  # noqa: PLR0911 - one return a family
+    argv: Sequence[str] | None = None, *, is_whole: bool = False
+) -> int:
+    """Run `decant` and give its exit code; every error ends here.
+
+    is_whole: whether this process is for nothing else, so that a command may fork it.
+    """
     settle_endpoints(os.environ)
     try:
-        status = root.main(args=argv, prog_name="decant", standalone_mode=False)
+        status = root.main(args=argv, prog_name="decant", standalone_mode=False, obj=is_whole)
     except DecantError as error:
         return fail(error.message, error.hint, error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -149,6 +156,10 @@ def run(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one return
     except SystemExit:  # click's, when the reader of our output has gone: `decant list | head -1`
         return 0
     except Exception as error:  # noqa: BLE001 - the one boundary
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename)
+            told = f"{name[:SHOWN]!r}… is too long for the name of a file: {len(name)} characters"
+            return fail(told, "is the path right?", InputError.exit_code)
         hint = "this is a bug in decant; DECANT_DEBUG=1 shows where"
         return fail(f"{type(error).__name__}: {error}", hint, EXIT_BUG)
     return status if isinstance(status, int) else 0

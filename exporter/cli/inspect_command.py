@@ -21,7 +21,7 @@ from exporter.inputs.find_adapter import find_adapter
 from exporter.inputs.find_model import model_in_place_of_adapter
 from exporter.inputs.zipped_adapter import zip_above
 from exporter.merge.operations import kind_text
-from exporter.store import find_model
+from exporter.store import find_model, list_models
 
 SAVED_BY = {"mlx": "mlx-lm", "gguf": "llama.cpp"}
 LONG = 100  # characters of a value that are shown
@@ -34,6 +34,7 @@ LONG = 100  # characters of a value that are shown
 def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
     """Show what PATH holds: a GGUF (or a stored model's name), a model or an adapter folder."""
     found = describe(path)
+    tell_namesake(path)
     if as_json:
         print_json(found)
         return
@@ -59,6 +60,20 @@ def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
                 for row in tensors
             ],
         )
+
+
+def tell_namesake(text: str) -> None:
+    """Say that a stored model has the name of the folder that is shown: chat would take that."""
+    if not Path(text).is_dir() or Path(text).name != text:
+        return
+    for model in list_models(store()):
+        if text in (model.name, model.full_name):
+            click.echo(
+                f"note: this is the folder `{text}`; `decant chat {text}` takes the stored model"
+                f" of that name, which `decant inspect {model.path}` shows",
+                err=True,
+            )
+            return
 
 
 def describe(text: str) -> dict[str, object]:

@@ -34,6 +34,7 @@ SILU = (
 GELU = (
     "falcon", "gemma", "gemma2", "gemma3", "gptneox", "gpt2", "phi2", "starcoder", "starcoder2",
 )  # fmt: skip
+KINDS_OF_SILU = ("silu", "swish")
 KINDS_OF_GELU = ("gelu", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh")
 """They differ by less than ggml's table of it does."""
 ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "activation")
@@ -129,14 +130,9 @@ def expert_groups(made: Converted) -> str:
 def activation(made: Converted) -> str:
     told = (made.settings.get(name) for name in ACTIVATIONS)
     said = next((name for name in told if isinstance(name, str)), None)
-    alike: tuple[str, ...]
-    if made.architecture in SILU:
-        has, alike = "SiLU", ("silu", "swish")
-    elif made.architecture in GELU:
-        has, alike = "GELU", KINDS_OF_GELU
-    else:
-        return ""
-    if said is None or said in alike:
+    has = "SiLU" if made.architecture in SILU else "GELU"
+    alike = KINDS_OF_GELU if has == "GELU" else KINDS_OF_SILU
+    if said is None or said in alike or made.architecture not in SILU + GELU:
         return ""
     return (
         f"llama.cpp's {made.architecture} computes {has} in its feed-forward layers where this"

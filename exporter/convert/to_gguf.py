@@ -171,15 +171,19 @@ def delegate(model: Any) -> Any:
     return inner[0] if inner else model
 
 
-def has_projector(folder: Path, toolchain: Toolchain) -> bool:
-    """Whether the folder's model sees or hears, in a way that llama.cpp knows."""
+def has_projector(folder: Path, toolchain: Toolchain, *, report: Report = silent) -> bool:
+    """Whether the folder's model sees or hears, in a way that llama.cpp knows.
+
+    Warns of one that does in a way that it does not know.
+    """
     with imported(toolchain):
         hparams = load_hparams(folder)
         if not hparams.get("vision_config") and not hparams.get("audio_config"):
             return False
         try:
             find_class(hparams, "projector")
-        except UnsupportedError:
+        except UnsupportedError as error:
+            report(Warn(f"no mmproj is written, and the model takes text alone: {error.message}"))
             return False
         return True
 

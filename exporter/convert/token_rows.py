@@ -48,10 +48,11 @@ def leave_out(
         return {}
     refuse_needed(loaded, without, rows, templates)
     named = ", ".join(f"`{text}`" for text in list(without.values())[:FEW])
+    are, them = ("is", "it") if len(without) == 1 else ("are", "them")
     report(
         Note(
             f"the tokenizer has {max(without) + 1} tokens and the embedding {rows} rows:"
-            f" {named}{'…' if len(without) > FEW else ''} is left out, for nothing uses it"
+            f" {named}{'…' if len(without) > FEW else ''} {are} left out, for nothing uses {them}"
         )
     )
     texts = set(without.values())

@@ -247,15 +247,15 @@ def settle_strips(writer: Any, loaded: LoadedTokenizer, kind: str, report: Repor
 
 def settle_template_tokens(writer: Any, loaded: LoadedTokenizer, templates: str) -> None:
     """Write the special tokens that templates name, where the keys of ids tell others."""
-    tokens, told = value(writer, "tokens"), dict[str, str]()
+    tokens, written = value(writer, "tokens"), dict[str, str]()
     for name, key in TEMPLATE_TOKENS.items():
         number = value(writer, f"{key}_token_id")
         if number is not None and number < len(tokens):
             text = tokens[number]
-            told[f"{name}_token"] = text.decode() if isinstance(text, bytes) else text
+            written[f"{name}_token"] = text.decode() if isinstance(text, bytes) else text
     wanted = template_tokens(loaded)
-    named = {name for name in (*wanted, *told) if name in templates}
-    if any(wanted.get(name) != told.get(name) for name in named):
+    named = {name for name in (*wanted, *written) if name in templates}
+    if any(wanted.get(name) != written.get(name) for name in named):
         put(writer, SPECIAL, json.dumps(wanted, ensure_ascii=False))
 
 

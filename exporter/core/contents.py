@@ -14,6 +14,7 @@ AGAIN = "download or copy the file again"
 LFS = b"version https://git-lfs.github.com/spec/"
 PAGES = (b"<!doctype html", b"<html")
 ANSWERS = (b"<?xml", b"<error")
+BOM, UTF16 = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 ZIP, PICKLE, GGUF = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), b"GGUF"
 
 
@@ -35,6 +36,16 @@ def foreign_contents(path: Path) -> Contents | None:
         return None
     if not head:
         return Contents("is empty, with 0 bytes", AGAIN)
+    return (
+        in_its_place(path, head)
+        or other_encoding(path, head)
+        or wrong_name(path, head, size)
+        or plain_answer(head, size)
+    )
+
+
+def in_its_place(path: Path, head: bytes) -> Contents | None:
+    """What git and servers put where a file should be."""
     if head.startswith(LFS):
         return Contents(
             "is a git-lfs pointer: the text that git keeps in place of the file itself",
@@ -46,7 +57,7 @@ def foreign_contents(path: Path) -> Contents | None:
         return Contents("is a web page, saved under the file's name", AGAIN)
     if start.startswith(ANSWERS):
         return Contents("is a server's error in XML, saved under the file's name", AGAIN)
-    return wrong_name(path, head, size) or plain_answer(head, size)
+    return None
 
 
 def wrong_name(path: Path, head: bytes, size: int) -> Contents | None:
@@ -64,6 +75,24 @@ def wrong_name(path: Path, head: bytes, size: int) -> Contents | None:
         return Contents("is safetensors under another name", f"`mv {here} {right}`")
     if path.suffix == ".safetensors" and not any(head):
         return Contents("begins with zeros: its download was begun and not filled", AGAIN)
+    return None
+
+
+def other_encoding(path: Path, head: bytes) -> Contents | None:
+    """JSON in an encoding that editors and shells on Windows give it, and nothing else reads."""
+    if path.suffix != ".json":
+        return None
+    here = shlex.quote(str(path))
+    if head.startswith(UTF16):
+        return Contents(
+            "is text in UTF-16, as PowerShell writes it",
+            f"`iconv -f UTF-16 -t UTF-8 {here} > {here}.utf8 && mv {here}.utf8 {here}`",
+        )
+    if head.startswith(BOM):
+        return Contents(
+            "begins with a byte order mark, which JSON has not",
+            f"`sed -i '1s/^\\xef\\xbb\\xbf//' {here}` takes it away",
+        )
     return None
 
 

@@ -56,6 +56,10 @@ class ModelError(InputError):
     """A GGUF, or the name of one, that cannot be read or found."""
 
 
+class AdapterRepoError(ModelError):
+    """A repo of the hub that was named as a model holds an adapter, and no GGUF."""
+
+
 class UnsupportedError(InputError):
     """Well-formed input of a kind that decant cannot turn into this output."""
 

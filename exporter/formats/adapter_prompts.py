@@ -50,7 +50,8 @@ def prompts_of(
 ) -> AdapterPrompts:
     """What the plan's first adapter brings, read as its merged model would be.
 
-    Of a tokenizer that runs code of its own, which is not allowed, the templates alone.
+    Only the templates where the tokenizer needs Python code from the folder and
+    trust_remote_code is off.
 
     Raises AdapterError for damaged files, CheckpointError for a tokenizer that cannot be read.
     """
@@ -78,11 +79,12 @@ def named(templates: Mapping[str, str], loaded: LoadedTokenizer, ends: list[int]
     """Templates with the tokens that they and answers need."""
     tokens = template_tokens(loaded)
     own = loaded.special("eos")
-    texts = {number: token.content for number, token in loaded.added.items()}
+    contents = {number: token.content for number, token in loaded.added.items()}
     found = dict.fromkeys([*([] if own is None else [own]), *ends])
-    ending = tuple(texts[number] for number in found if number in texts)
-    said = "\n".join((*templates.values(), *tokens.values(), *ending))
-    added = {text: number for number, text in texts.items() if text and text in said}
+    ending = tuple(contents[number] for number in found if number in contents)
+    text = "\n".join(templates.values())
+    said = "\n".join((text, *ending, *(tokens[name] for name in tokens if name in text)))
+    added = {one: number for number, one in contents.items() if one and one in said}
     return AdapterPrompts(dict(templates), tokens, ending, added)
 
 

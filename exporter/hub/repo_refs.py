@@ -15,6 +15,17 @@ REPO_TYPES: tuple[RepoType, ...] = get_args(RepoType)
 FOLDERS = {"datasets": "dataset", "spaces": "space"}
 HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 MIRROR_HOSTS = ("hf-mirror.com", "www.hf-mirror.com")
+DOWNLOAD = "download it in a browser, and name the folder or the zip"
+OTHER_SITES = {
+    "github.com": "`git clone` it (with git-lfs), and name the folder",
+    "gitlab.com": "`git clone` it (with git-lfs), and name the folder",
+    "ollama.com": "`ollama pull NAME`, and name it as ollama:NAME",
+    "kaggle.com": DOWNLOAD,
+    "google.com": DOWNLOAD,
+    "dropbox.com": DOWNLOAD,
+    "civitai.com": "its models make pictures: they have no GGUF here",
+}
+"""Sites that people link to, whose files are not laid out as a hub's."""
 MODELSCOPE_HOSTS = ("modelscope.cn", "www.modelscope.cn", "modelscope.ai", "www.modelscope.ai")
 FILE_VIEWS = ("blob", "resolve", "raw")
 # the hub's own rule for one part of a repo's name
@@ -82,6 +93,10 @@ def parse_name(text: str) -> Ref:
     return Ref(repo_name(name, text), "model", revision or "main")
 
 
+def is_of(host: str, site: str) -> bool:
+    return host == site or host.endswith(f".{site}")
+
+
 def parse_link(text: str, hosts: Iterable[str]) -> Ref:
     """Understand …/ORG/NAME, …/tree/REV[/FOLDER], …/blob/REV/FILE and …/resolve/REV/FILE."""
     try:
@@ -90,9 +105,11 @@ def parse_link(text: str, hosts: Iterable[str]) -> Ref:
     except ValueError as error:  # brackets that do not close, and the like
         raise InputError(f"`{text}` is no link: {error}", hint="ORG/NAME will do") from error
     if host not in (*HUB_HOSTS, *MIRROR_HOSTS, *MODELSCOPE_HOSTS, *hosts):
+        other = next((hint for name, hint in OTHER_SITES.items() if is_of(host, name)), None)
         raise InputError(
             f"{host!r} is not a hub that decant knows",
-            hint=f"name the repo as ORG/NAME, and the host by: export HF_ENDPOINT=https://{host}",
+            hint=other
+            or f"name the repo as ORG/NAME, and the host by: export HF_ENDPOINT=https://{host}",
         )
     parts = [unquote(part) for part in url.path.split("/") if part]
     repo_type: RepoType = "model"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from exporter.core.errors import DownloadError, InputError, ModelError
+from exporter.core.errors import AdapterRepoError, DownloadError, InputError, ModelError
 from exporter.core.events import Report, silent
 from exporter.core.paths import snapshot_of
 from exporter.hub.access_token import TokenRule, find_token
@@ -23,6 +23,7 @@ from exporter.hub.repo_refs import Ref, is_link, parse_ref, unsafe
 CHECKPOINT = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")
 PICKLED = ("*.bin", "*.pt")
 OTHERS = ("original/*", "onnx/*", "openvino/*", "*.gguf", "*.onnx", "runs/*", "checkpoint-*/*")
+ADAPTER_FILES = ("adapter_config.json", "adapters.safetensors")
 DEFAULT_QUANT = "Q4_K_M"
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
 
@@ -217,7 +218,8 @@ def choose_gguf(text: str, names: Sequence[str], quant: str) -> str:
     if not found and not quant and len(firsts) == 1:
         found = list(firsts.values())
     if len(found) != 1:
-        raise ModelError(
+        is_adapter = not firsts and any(Path(name).name in ADAPTER_FILES for name in names)
+        raise (AdapterRepoError if is_adapter else ModelError)(
             f"{text!r} has {len(found) or 'no'} GGUFs of {quant or DEFAULT_QUANT}",
             hint=f"it has {', '.join(Path(stem).name for stem in sorted(firsts))}"
             if firsts

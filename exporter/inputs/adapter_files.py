@@ -76,11 +76,11 @@ def read_config(folder: Path) -> dict[str, object]:
 
     Raises AdapterError where it is missing or damaged, with what the folder holds instead.
     """
-    hint = "name the folder that PEFT's save_pretrained wrote"
+    hint = "restore the file that PEFT's save_pretrained wrote"
     if (folder / CONFIG).is_symlink():
         hint = "copy or download the folder again, with what its links lead to"
     elif not is_there(folder / CONFIG):
-        hint = hint_for_config(folder) or hint
+        hint = hint_for_config(folder) or "name the folder that PEFT's save_pretrained wrote"
     config = read_json_object(folder / CONFIG, error=AdapterError, hint=hint)
     kind = config.get("peft_type")
     if isinstance(kind, str):

@@ -54,6 +54,10 @@ PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 REPLAYED_INITS = ("pissa", "olora", "mica")
 """Ways to start training that begin with the base, the same every time."""
 CONVERT = "convert it first: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+KEEP_BASE = (
+    "where it was trained, save the base as LoftQ changed it (model.unload().save_pretrained(DIR)),"
+    ' set "init_lora_weights": true in adapter_config.json, and pass --base DIR'
+)
 LOST_INITS = {
     "corda": "it changes the base by data that is not saved with it",
     "loftq": "it changes the base in a way that peft repeats only on a GPU",
@@ -136,7 +140,8 @@ def refuse_lost_init(init: object, folder: Path) -> None:
         else LOST_INITS.get(text, "decant does not know this way to start")
     )
     raise UnsupportedError(
-        f"`{folder}` was started with init_lora_weights={init!r}: {reason}", hint=CONVERT
+        f"`{folder}` was started with init_lora_weights={init!r}: {reason}",
+        hint=KEEP_BASE if text == "loftq" else CONVERT,
     )
 
 

@@ -82,14 +82,17 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
         )
     if not folder.is_dir():
         raise CheckpointError(
-            f"there is no base model folder `{folder}`", hint="name it with --base FOLDER"
+            f"there is no base model folder `{folder}`",
+            hint="name it with --base FOLDER, or with --base ORG/NAME, its name on the hub",
         )
     if not (folder / "config.json").exists() and (known := not_a_model(folder)):
         raise known
     config = read_json_object(
         folder / "config.json",
         error=CheckpointError,
-        hint=f"`{folder}` does not look like a model folder; is it an adapter, or unfinished?",
+        hint="download or copy the file again"
+        if (folder / "config.json").exists()
+        else f"`{folder}` does not look like a model folder; is it an adapter, or unfinished?",
     )
     if not trust_remote_code:
         refuse_own_code(folder, config)
@@ -108,7 +111,10 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
 
 
 def refuse_own_code(folder: Path, config: dict[str, object]) -> None:
-    """Stop at a folder whose model or tokenizer is Python code of its own."""
+    """Stop at a folder whose model or tokenizer is Python code of its own.
+
+    A model that transformers has a class for is loaded without that code, as Phi-3 and DeepSeek-V3.
+    """
     tokenizer = folder / "tokenizer_config.json"
     configs = {"config.json": config}
     if tokenizer.exists():
@@ -116,12 +122,24 @@ def refuse_own_code(folder: Path, config: dict[str, object]) -> None:
             tokenizer, error=CheckpointError, hint="download or copy the file again"
         )
     for name, content in configs.items():
-        if "auto_map" in content:
+        if "auto_map" in content and not (content is config and is_known(config)):
             raise UnsupportedError(
                 f"`{folder / name}` asks for Python code of its own (auto_map), which is not run",
                 hint="many such models work without it: remove auto_map from a copy;"
                 " or read that code and pass --trust-remote-code",
             )
+
+
+def is_known(config: dict[str, object]) -> bool:
+    """Whether transformers has classes of its own for a config, and needs no code beside it."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    named = config.get("architectures")
+    classes = named if isinstance(named, list) and named else [None]
+    return config.get("model_type") in CONFIG_MAPPING_NAMES and all(
+        isinstance(name, str) and hasattr(transformers, name) for name in classes
+    )
 
 
 def index_tensors(folder: Path, fsdp: Path | None = None) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ NAMED = re.compile(
     r"\.(?!weight$|bias$)(?P<name>[^.]+)(?P<end>\.weight|\.bias)?"
 )
 SAVED = re.compile(r"(?P<stem>.+)\.modules_to_save\.[^.]+(?P<end>\..+)")
+WHOLE = re.compile(r"(?P<stem>.+)\.modules_to_save(\.default)?(?P<end>\..+)")
 PLAIN = re.compile(r"\.lora_(A|B)\.(weight|bias)$|\.lora_embedding_(A|B)$")
 FROZEN = re.compile(r"\.original_module\.|\.base_layer\.(?!bias$)")
 
@@ -32,7 +33,7 @@ def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str,
     found = {name: match for name in tensors if (match := NAMED.fullmatch(name))}
     names = sorted({match["name"] for match in found.values()})
     if not names or any(PLAIN.search(name) for name in tensors.keys() - found.keys()):
-        return dict(tensors)
+        return without_wrapper(tensors)
     if len(names) > 1:
         raise AdapterError(
             f"`{path}` holds the tensors of {len(names)} adapters: {', '.join(names)}",
@@ -47,5 +48,19 @@ def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str,
             continue
         else:
             new = name
+        plain[new] = renamed(tensor, new)
+    return plain
+
+
+def without_wrapper(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """modules_to_save under their modules' own names, where a trainer left PEFT's wrapper in them.
+
+    Those that stand there under both names are left to the reader.
+    """
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = WHOLE.fullmatch(name)
+        new = match["stem"] + match["end"] if match else name
+        new = name if new in tensors else new
         plain[new] = renamed(tensor, new)
     return plain

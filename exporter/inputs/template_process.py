@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,8 @@ class Job:
     variables: Mapping[str, Any] = field(default_factory=dict)
     has_tools: bool = True
     """Whether `tools` is defined; transformers defines it always, as None where there are none."""
+    generation: bool = True
+    """Whether the beginning of an answer comes last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,12 @@ class Rendered:
     """Whether it was broken off, as it took more time or memory than any template needs."""
 
 
-def render_all(
-    template: str, tokens: Mapping[str, str], jobs: Sequence[Job], *, now: datetime | None = None
-) -> list[Rendered]:
+def render_all(template: str, tokens: Mapping[str, str], jobs: Sequence[Job]) -> list[Rendered]:
     """What transformers makes of each conversation; a refusal where there is no prompt.
 
-    tokens: the special tokens by the template's names, such as bos_token; now: what a template
-    takes for the time.
+    tokens: the special tokens by the template's names, such as bos_token.
     """
-    asked: dict[str, Any] = {"template": template, "tokens": dict(tokens)}
-    asked |= {"jobs": [asdict(job) for job in jobs], "now": now.isoformat() if now else None}
+    asked = {"template": template, "tokens": dict(tokens), "jobs": [asdict(job) for job in jobs]}
     env = scrubbed(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
@@ -89,7 +86,8 @@ def refuse_too_much(found: Sequence[Rendered], path: Path | None = None) -> None
             of = f" of `{path}`" if path else ""
             raise ModelError(
                 f"the chat template{of} cannot be used for a short conversation: {one.refusal}",
-                hint="`decant tokens MODEL --template` shows it; --chat-template gives another",
+                hint="`decant tokens MODEL --template` shows it; `decant chat` and `decant serve`"
+                " take another with --chat-template",
             )
 
 
@@ -113,14 +111,11 @@ def main() -> None:
 
 
 def rendered(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
-    given = asked["now"]
-
-    def clock() -> datetime:
-        return datetime.fromisoformat(given) if given else datetime.now()  # noqa: DTZ005 - as transformers
+    from datetime import datetime
 
     jobs = [Job(**job) for job in asked["jobs"]]
     try:
-        template = Template(asked["template"], asked["tokens"], clock)
+        template = Template(asked["template"], asked["tokens"], datetime.now)
     except IrregularError as error:
         return [asdict(Rendered(None, str(error))) for _ in jobs]
     return [asdict(one(template, job)) for job in jobs]
@@ -129,7 +124,11 @@ def rendered(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
 def one(template: Template, job: Job) -> Rendered:
     try:
         text = template.render(
-            job.messages, tools=job.tools, variables=job.variables, has_tools=job.has_tools
+            job.messages,
+            generation=job.generation,
+            tools=job.tools,
+            variables=job.variables,
+            has_tools=job.has_tools,
         )
     except IrregularError as error:
         return Rendered(None, str(error.__cause__ or error))

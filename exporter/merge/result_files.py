@@ -204,14 +204,20 @@ def templates_in(folder: Path) -> dict[str, str]:
         if (folder / name).is_file()
     }
     beside = said.get(SETTINGS) or said.get(OLD_TEMPLATE) or {}
-    return {**beside, **{name: path.read_text(encoding="utf-8") for name, path in files.items()}}
+    texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+    return {**beside, **{name: text for name, text in texts.items() if text.strip()}}
 
 
 def said_in(name: str, content: bytes) -> dict[str, str]:
-    """The templates that a JSON file holds: one, or a list of named ones."""
+    """The templates that a JSON file holds: one, or named ones as a list or an object.
+
+    An empty one is none.
+    """
     found = json_object(name, content).get("chat_template")
     if isinstance(found, str):
-        return {DEFAULT: found}
+        return {DEFAULT: found} if found.strip() else {}
+    if isinstance(found, dict):
+        found = [{"name": key, "template": text} for key, text in found.items()]
     return {
         str(item["name"]): str(item["template"])
         for item in (found if isinstance(found, list) else [])

@@ -1,6 +1,6 @@
 """A projector (mmproj) beside its model: weights, settings, and one picture or sound in llama.cpp.
 
-What a projector makes of a picture is compared with transformers' in pictures.py.
+What a projector makes of a picture is compared with transformers' in picture_size.py.
 """
 
 from __future__ import annotations

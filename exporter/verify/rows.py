@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.safetensors import StoredTensor
@@ -55,6 +56,8 @@ class MergedRows:
     """The base's; None when it has no such rows, or nothing changes them."""
     slack: Rows
     """How far the float32 arithmetic of a right merge may be from `after`."""
+    parts: tuple[tuple[Path, Rows], ...] = ()
+    """Of several adapters: each one's folder, and what it adds."""
 
 
 class Reference:
@@ -81,11 +84,16 @@ class Reference:
             return MergedRows(merged, before, np.broadcast_to(reach * PEFT_EPSILON, merged.shape))
         after: Rows | None = before
         slack = np.zeros(1)
+        parts = []
         for step in change.steps:
+            was = after
             after, added = take(step, after, numbers)
             slack = slack + added
+            folder = adapter_of(step) if len(self.plan.adapters) > 1 else None
+            if folder and was is not None:
+                parts.append((folder, after - was))
         assert after is not None, name
-        return MergedRows(after, before, np.broadcast_to(slack, after.shape))
+        return MergedRows(after, before, np.broadcast_to(slack, after.shape), tuple(parts))
 
     def from_peft(self, name: str) -> Rows:
         """A whole tensor from PEFT's layers, kept until another is asked for."""
@@ -93,6 +101,22 @@ class Reference:
             merged = self.exact.read(name).double().numpy()
             self.last = name, merged.reshape(-1, merged.shape[-1])
         return self.last[1]
+
+
+def adapter_of(step: Step) -> Path | None:
+    """The folder of the adapter that a sum is from; None where a step does not say it."""
+    match step:
+        case LoraSum():
+            return step.adapter.folder
+        case PartSum():
+            return step.parts[0][1].adapter.folder
+        case ExpertSum():
+            tensor = step.a
+        case StackSum():
+            tensor = step.parts[0].pair.a
+        case _:
+            return None
+    return tensor.path.parent if isinstance(tensor, StoredTensor) else None
 
 
 def needs_peft(step: Step) -> bool:

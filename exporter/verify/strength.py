@@ -9,7 +9,9 @@ without, and the file is held against both.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.ggml_types import GGMLType
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     Rows = np.ndarray[Any, Any]
 
 OFF_ALONE, OFF_TOGETHER = 0.3, 0.05  # of the adapter's change: of one tensor's, of all
+OFF_EACH, SURE_OF_EACH = 0.03, 4.0  # the same of one adapter's change, where there are several
 SURE = 6.0  # standard errors
 BLIND = 0.15  # standard error of the strength from which on it says nothing
 LOW = 0.9  # of the change survives: less is worth a note
@@ -127,9 +130,23 @@ class Strengths:
     """What all tensors have shown so far."""
 
     together: Sums = field(default_factory=Sums)
+    each: dict[Path, Along] = field(default_factory=dict)
+    """Of several adapters, by folder: the file's values less what ggml makes of the exact ones."""
     swallowed: list[Swallowed] = field(default_factory=list)
     better: dict[str, Along] = field(default_factory=dict)
     """What other types would lose of the change in those tensors, by type."""
+
+    def missing(self) -> list[str]:
+        """Of several adapters those that are not there in full, in sentences.
+
+        Beside a strong one, a weak one's absence is small.
+        """
+        found = ((folder, along.share()) for folder, along in self.each.items())
+        return [
+            f"`{folder.name}` is there {1 + share.value:.2f} times, with the other adapters"
+            for folder, share in found
+            if share and abs(share.value) > OFF_EACH + SURE_OF_EACH * share.error
+        ]
 
     def note(self) -> str:
         """Where the types hold too little of the change; empty where they do."""
@@ -152,6 +169,18 @@ class Strengths:
             f" {could or 'a larger type'} would hold; `--to lora` keeps the adapter whole, beside"
             " the base"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Some rows of a tensor, each (n, columns)."""
+
+    stored: Rows
+    expected: Rows
+    change: Rows
+    """What the adapters add."""
+    parts: Mapping[Path, Rows] = field(default_factory=dict)
+    """What each of several adapters adds, by its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,28 +259,26 @@ def aside(change: Rows, expected: Rows) -> Rows:
 
 
 def measure(
-    stored: Rows,
-    expected: Rows,
-    change: Rows,
-    kind: GGMLType,
-    requantizer: Requantizer,
-    rounded: GGMLType | None,
-) -> tuple[Sums, dict[str, Along]]:
-    """Hold a tensor's rows (n, columns) against the exact ones.
+    rows: Changed, kind: GGMLType, requantizer: Requantizer, rounded: GGMLType | None
+) -> tuple[Sums, dict[str, Along], dict[Path, Along]]:
+    """Hold a tensor's rows against the exact ones.
 
     rounded: the 16-bit type that a merge rounded to before, if it did. Also gives what other
-    types would lose, where this one loses much.
+    types would lose, where this one loses much, and the error along each adapter's change.
     """
-    found = Sums()
+    stored, expected, change = rows.stored, rows.expected, rows.change
+    found, each = Sums(), {folder: Along() for folder in rows.parts}
     along = aside(change, expected)
     found.lost.add(stored - expected, along)
     if not requantizer.holds(kind, expected.shape[1]):
-        return found, {}
+        return found, {}, {}
     some = slice(SLOW_ROWS) if kind.name in SLOW else slice(None)
     right = requantizer.make(expected[some], kind, rounded)
     plain = requantizer.make((expected - change)[some], kind, rounded)
     found.astray.add(stored[some] - right, along[some])
     found.held.add(right - plain, along[some])
+    for folder, part in rows.parts.items():
+        each[folder].add(stored[some] - right, aside(part, expected)[some])
     survives = found.survives()
     better: dict[str, Along] = {}
     if survives and is_low(survives):
@@ -260,7 +287,7 @@ def measure(
             if requantizer.holds(other, expected.shape[1]):
                 better[name] = Along()
                 better[name].add(requantizer.make(expected, other, rounded) - expected, along)
-    return found, better
+    return found, better, each
 
 
 def is_low(survives: Strength) -> bool:

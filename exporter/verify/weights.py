@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.convert.gguf_layout import Conversion, Slot
@@ -26,6 +27,7 @@ from exporter.verify.strength import (
     OFF_ALONE,
     OFF_TOGETHER,
     Along,
+    Changed,
     Requantizer,
     Strengths,
     Swallowed,
@@ -110,11 +112,11 @@ class Weights:
 
         rows, origin = self.origin(slot)
         stored = read_rows(info, rows)
-        expected, change, slack = self.expect(slot, rows, origin)
+        expected, change, slack, parts = self.expect(slot, rows, origin)
         if origin is not None and self.judge(info, stored, expected, slack)[0] > 1:
             # slots of a kind may differ after all: ask for this one alone
             origin = trace(slot, rows, self.shape)
-            expected, change, slack = self.expect(slot, rows, origin)
+            expected, change, slack, parts = self.expect(slot, rows, origin)
         ratio, text = self.judge(info, stored, expected, slack)
         found.values += stored.size
         found.worst = max(found.worst, ratio)
@@ -125,28 +127,22 @@ class Weights:
             return
         found.merged += 1
         if change is not None and np.isfinite(stored).all():
-            text = self.measure(slot, info, (stored, expected, change), found.strengths)
+            changed = Changed(stored, expected, change, parts)
+            text = self.measure(slot, info, changed, found.strengths)
             if ratio <= 1 and text:
                 found.weaker.append(text)
 
-    def measure(
-        self,
-        slot: Slot,
-        info: TensorInfo,
-        rows: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]],
-        found: Strengths,
-    ) -> str:
+    def measure(self, slot: Slot, info: TensorInfo, rows: Changed, found: Strengths) -> str:
         """Note how much of the change some rows hold. A sentence where it is not what it should be.
 
-        rows: what is stored, what should be, and what the adapters changed, each (n, columns).
+        rows: (n, columns).
         """
         is_rounded = self.rounded and slot.type.name != "F32"
-        stored, expected, change = rows
-        sums, better = measure(
-            stored, expected, change, info.type, self.requantizer,
-            slot.type if is_rounded else None,
-        )  # fmt: skip
+        rounded = slot.type if is_rounded else None
+        sums, better, each = measure(rows, info.type, self.requantizer, rounded)
         found.together.join(sums)
+        for folder, along in each.items():
+            found.each.setdefault(folder, Along()).join(along)
         survives = sums.survives()
         if survives and is_low(survives):
             found.swallowed.append(Swallowed(slot.name, info.type.name, survives.value))
@@ -205,16 +201,25 @@ class Weights:
 
     def expect(
         self, slot: Slot, rows: np.ndarray[Any, Any], origin: Origin | None
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None, np.ndarray[Any, Any]]:
-        """What the rows should hold, what the adapters changed in it, and float32's allowance."""
+    ) -> tuple[
+        np.ndarray[Any, Any],
+        np.ndarray[Any, Any] | None,
+        np.ndarray[Any, Any],
+        dict[Path, np.ndarray[Any, Any]],
+    ]:
+        """What the rows should hold, what the adapters changed in it, and float32's allowance.
+
+        And what each of several adapters changed.
+        """
         import numpy as np
 
         if origin is None:
             expected = compute(slot, rows, self.read_whole)
-            return expected, None, np.abs(expected).max(axis=1, keepdims=True) * 2.0**-18
+            return expected, None, np.abs(expected).max(axis=1, keepdims=True) * 2.0**-18, {}
         names = sources(slot)
         expected, slack = np.zeros(origin.row.shape), np.zeros(origin.row.shape)
         change: np.ndarray[Any, Any] | None = np.zeros(origin.row.shape)
+        parts: dict[Path, np.ndarray[Any, Any]] = {}
         for number, name in enumerate(names):
             here = origin.tensor == number
             if not here.any():
@@ -227,10 +232,13 @@ class Weights:
                 change[here] = (merged.after - merged.before)[at]
             elif name in self.reference.plan.changes:
                 change = None
+            for folder, added in merged.parts:
+                part = parts.setdefault(folder, np.zeros(origin.row.shape))
+                part[here] += added[at] * origin.factor[here]
         factor = np.abs(origin.factor)
         if change is not None:
             change = change * origin.factor
-        return expected * origin.factor + origin.offset, change, slack * factor
+        return expected * origin.factor + origin.offset, change, slack * factor, parts
 
     def read_whole(self, name: str) -> torch.Tensor:
         """A whole tensor, computed here row by row."""
@@ -288,6 +296,8 @@ def conclude(found: Findings, *, loose: bool = False) -> Check:
     times = together.off(OFF_TOGETHER, loose=loose)
     if times is not None:
         problems.append(f"the merged tensors together hold {times:.2f} times the adapter's change")
+    if not loose:
+        problems += found.strengths.missing()
     detail = (
         f"{found.merged} merged and {found.others} other tensors, {found.values} values;"
         f" largest error {found.worst:.2f} of what its type allows"

@@ -18,12 +18,11 @@ from exporter.core.errors import InputError
 from exporter.core.events import Report
 from exporter.core.paths import data_folder
 from exporter.core.terminal_text import without_controls
-from exporter.store import find_model
 from runtime.chat.chat_options import Options
 from runtime.chat.session import Conversation
 from runtime.chat.session_files import Session, find_session, list_sessions, resume
-from runtime.cli.from_folder import from_folder, is_folder
-from runtime.engine.adapters import Adapter, bring_adapters
+from runtime.cli.from_folder import model_of
+from runtime.engine.adapters import bring_adapters
 from runtime.engine.local import (
     RAW_TOKENS,
     Engine,
@@ -88,7 +87,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 @json_option
 @quiet_option
 def chat(**given: Any) -> int:  # the options above, each of its own type
-    """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs.
+    """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs or an adapter.
 
     A folder as a trainer saved it does, too: an adapter is used beside its base, which is exported
     once where no exported model is it.
@@ -200,14 +199,10 @@ def remote_engine(options: Options) -> RemoteEngine:
 
 def local_engine(options: Options, report: Report) -> LocalEngine:
     assert options.model is not None, "check has seen to it"
-    beside: tuple[Adapter, ...] = ()
-    if is_folder(options.model, store()):
-        found = from_folder(options.model, options.base, store(), report=report)
-        path, beside = found.path, (found.adapter,) if found.adapter else ()
-    else:
-        path = find_model(options.model, store(), report=report)
+    found = model_of(options.model, options.base, store(), report=report)
+    beside = (found.adapter,) if found.adapter else ()
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
-    model = open_model(path, (*beside, *adapters), options.projector)
+    model = open_model(found.path, (*beside, *adapters), options.projector)
     if options.chat_template:
         model = with_template(model, read_template(options.chat_template))
     asked = Asked(options.context, options.threads, force=options.force)

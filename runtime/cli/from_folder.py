@@ -12,10 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.core.errors import DecantError, EngineError, ModelError, UnsupportedError
+from exporter.core.errors import (
+    AdapterRepoError,
+    DecantError,
+    EngineError,
+    ModelError,
+    UnsupportedError,
+)
 from exporter.core.events import Note, Report, Step, silent
 from exporter.core.gguf import SUFFIX, GGUFFile, read_gguf
-from exporter.store import file_name, list_models, plain_name
+from exporter.store import file_name, find_model, list_models, plain_name
 from runtime.engine.adapters import BASE, Adapter, Wanted, gguf_of
 
 QUANT = "Q4_K_M"
@@ -41,6 +47,21 @@ def is_folder(text: str, store: Path) -> bool:
     return "/" in text or text not in {
         name for model in list_models(store) for name in (model.name, model.full_name)
     }
+
+
+def model_of(text: str, base: str | None, store: Path, *, report: Report = silent) -> FromFolder:
+    """The model that a MODEL means: a stored one, a GGUF, a folder, or a repo, which is pulled.
+
+    Raises what finding, pulling, converting and exporting raise.
+    """
+    if is_folder(text, store):
+        return from_folder(text, base, store, report=report)
+    try:
+        return FromFolder(find_model(text, store, report=report))
+    except AdapterRepoError:
+        from exporter.hub.resolve import folder_of
+
+        return from_folder(str(folder_of(text, report=report)), base, store, report=report)
 
 
 def from_folder(text: str, base: str | None, store: Path, *, report: Report = silent) -> FromFolder:

@@ -21,17 +21,17 @@ from exporter.core.events import Report
 from exporter.core.machine import give_back_large_blocks
 from exporter.llamacpp.toolchain import find_toolchain
 from exporter.store import find_model
-from runtime.cli.from_folder import from_folder, is_folder
+from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import Adapter, bring_adapters, check_adapter
 from runtime.engine.local import Model, open_model
 from runtime.engine.purpose import ROUTE, WHAT, purpose_of
 from runtime.engine.remote import check_key, read_key
 from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template
-from runtime.gateway.access import host_name
+from runtime.gateway.access import checked_host, checked_origin
 from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
 from runtime.gateway.config_file import ModelTable, load_config
 from runtime.gateway.request_limits import limits_of
-from runtime.gateway.settings import Settings, seconds
+from runtime.gateway.settings import Settings, check_tls, seconds
 from runtime.process.network import is_loopback
 from runtime.rpc.protocol import Spread, parse_workers, preflight
 
@@ -204,13 +204,15 @@ def settings_of(options: Options) -> Settings:
     for path in (options.tls_cert, options.tls_key):
         if path is not None and not path.exists():
             raise InputError(f"there is no file `{path}`", hint="is the path right?")
+    if options.tls_cert is not None:
+        check_tls(options.tls_cert, options.tls_key)
     if options.rpc_unchecked and not options.rpc:
         raise click.UsageError("--rpc-unchecked goes with --rpc")
     return Settings(
         host=options.host,
         keys=tuple(keys),
-        origins=frozenset(origin.lower().rstrip("/") for origin in options.origins),
-        hosts=frozenset(host_name(name.encode()) for name in options.hosts),
+        origins=frozenset(map(checked_origin, options.origins)),
+        hosts=frozenset(checked_host("--allow-host", name) for name in options.hosts),
         parallel=options.parallel,
         context=options.context,
         threads=options.threads,
@@ -227,7 +229,9 @@ def settings_of(options: Options) -> Settings:
         release_s=seconds(options.release),
         max_tokens=options.max_tokens,
         allow_fields=frozenset(options.fields),
-        media_hosts=frozenset(options.media_hosts),
+        media_hosts=frozenset(
+            checked_host("--allow-media-host", name) for name in options.media_hosts
+        ),
     )
 
 
@@ -252,10 +256,7 @@ def placed(options: Options, report: Report) -> tuple[tuple[Path, ...], dict[Pat
     """The GGUFs that are named, each once, and the adapters whose folders are."""
     paths, beside = [], dict[Path, list[Adapter]]()
     for name in options.models:
-        if not is_folder(name, store()):
-            paths.append(find_model(name, store(), report=report))
-            continue
-        found = from_folder(name, options.base, store(), report=report)
+        found = model_of(name, options.base, store(), report=report)
         paths.append(found.path)
         if found.adapter is not None:
             beside.setdefault(found.path, []).append(found.adapter)

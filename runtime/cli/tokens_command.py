@@ -33,6 +33,7 @@ from runtime.engine.gguf_tokenizer import (
 )
 from runtime.engine.own_template import OwnTemplate, own_template
 from runtime.engine.template_choice import HELP, read_template
+from runtime.process.forked_child import go_on_apart
 
 ROWS = 1000  # tokens listed on a terminal: a person reads no more, and a pipe has them all
 PIECE_COLUMNS = 20
@@ -80,8 +81,11 @@ def tokens(
     """Show how MODEL, a stored model or a GGUF, cuts TEXT, or standard input, into tokens."""
     refuse_contradictions(system)
     path, chosen = find(model), read_template(chat_template) if chat_template else None
+    toolchain = find_toolchain()
+    if click.get_current_context().find_root().obj:
+        go_on_apart(path)
     own = own_template_of_adapter(adapter, path, chosen) if adapter else None
-    with open_tokenizer(path, find_toolchain(), own, chosen) as tokenizer:
+    with open_tokenizer(path, toolchain, own, chosen) as tokenizer:
         if show_template:
             print_template(tokenizer)
             return

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from exporter.core.gguf import GGUFFile
@@ -68,6 +69,9 @@ SAMPLES = {
     "tools": Job(QUESTION, tools=(TOOL,)),
 }
 """Conversations whose prompts are compared when a model is loaded."""
+ENDED = Job((*QUESTION, ANSWER[0]), generation=False)
+"""What stands behind an answer."""
+MARK = re.compile(r"\s*(<[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\])")
 WITH_TOOLS = list(SAMPLES).index("tools")
 ENGINE_KNOWS = ("bos_token", "eos_token")
 """What llama-server hands every template."""
@@ -93,6 +97,8 @@ class ChatFormat:
     """Conversations, and what transformers makes of them."""
     own: str = ""
     """The template of the model's file, which the engine takes where it is given none."""
+    end: str = ""
+    """The mark that the template puts behind an answer, such as <|im_end|>."""
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -168,7 +174,7 @@ def chat_format(
         is_shared=is_shared,
         engine=tuple((name, known.get(name, "")) for name in ENGINE_KNOWS),
     )
-    return begun(format_of(facts), facts, header)
+    return begun(format_of(facts), facts, header.path)
 
 
 def today(template: str) -> str:
@@ -176,12 +182,12 @@ def today(template: str) -> str:
     return str(date.today()) if CLOCK in template else ""  # noqa: DTZ011 - as templates tell it
 
 
-def begun(found: ChatFormat, facts: Facts, header: GGUFFile) -> ChatFormat:
+def begun(found: ChatFormat, facts: Facts, path: Path) -> ChatFormat:
     """The format with the first space that the tokenizer puts, and llama.cpp does not."""
     if not (facts.puts_space and found.samples and found.samples[0][2].text):
         return found
     text = found.samples[0][2].text
-    if text[0].isspace() or text.startswith(special_texts(header.path)):
+    if text[0].isspace() or text.startswith(special_texts(path)):
         return found
     return replace(found, template="{{ ' ' }}" + (found.template or facts.plain))
 
@@ -196,19 +202,20 @@ def format_of(facts: Facts) -> ChatFormat:
     found = ChatFormat(facts.plain if facts.is_chosen else None)
     is_changed = bool(names & CHANGED or facts.tool_use or facts.puts_space or other)
     if facts.plain:
-        made = render_all(facts.plain, known, [*SAMPLES.values(), *trials()])
+        made = render_all(facts.plain, known, [*SAMPLES.values(), *trials(), ENDED])
         refuse_too_much(made)
         first, *tried = made[0], *made[len(SAMPLES) :]
         begins_with_bos = first.text.startswith(bos) if first.text and bos else begins_with_bos
         if facts.tool_use:
             made[WITH_TOOLS] = render_all(facts.tool_use, known, [*SAMPLES.values()])[WITH_TOOLS]
-        found = replace(found, samples=tuple(zip(SAMPLES, SAMPLES.values(), made, strict=False)))
+        samples = tuple(zip(SAMPLES, SAMPLES.values(), made, strict=False))
+        found = replace(found, samples=samples, end=end_of(made[-1]))
         if is_changed:
             found = replace(
                 found,
                 template=before(unset(names, other), names, first, tried[0])
                 + both(facts.plain, facts.tool_use),
-                thinks=not is_off(first, *tried[1:]),
+                thinks=not is_off(first, *tried[1:3]),
                 variables=tuple((dict.fromkeys((*SWITCHES, "documents")) | other).items()),
             )
     has_own = begins_with_bos and not facts.is_shared
@@ -223,6 +230,13 @@ def format_of(facts: Facts) -> ChatFormat:
     )
 
 
+def end_of(answered: Rendered) -> str:
+    """The mark behind an answer; empty where none stands there."""
+    _, found, behind = (answered.text or "").rpartition(ANSWER[0]["content"])
+    mark = MARK.match(behind) if found else None
+    return mark[1] if mark else ""
+
+
 def trials() -> Iterator[Job]:
     """A question without `tools`, and with thinking on and off."""
     yield Job(QUESTION, has_tools=False)
@@ -233,8 +247,9 @@ def trials() -> Iterator[Job]:
 def other_tokens(facts: Facts) -> dict[str, str | None]:
     """The special tokens of the template that the engine does not know so; None for none."""
     engine = dict(facts.engine)
-    wanted: dict[str, str | None] = dict(facts.tokens)
-    wanted = {name: text for name, text in wanted.items() if name in facts.names}
+    wanted: dict[str, str | None] = {
+        name: text for name, text in facts.tokens if name in facts.names
+    }
     wanted |= {name: wanted.get(name) for name in engine if name in facts.names}
     return {name: text for name, text in wanted.items() if engine.get(name) != (text or "")}
 

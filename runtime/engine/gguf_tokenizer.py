@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 from exporter.core.errors import ModelError
 from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.inputs.chat_template import Clock, Messages
-from exporter.inputs.template_process import Job, render_all
+from exporter.inputs.chat_template import Clock, IrregularError, Messages, Template
+from exporter.inputs.template_process import refuse_runaway
 from exporter.llamacpp.header_tokens import special_tokens
 from exporter.llamacpp.normalizer import FIRST, NORMALIZER, SPACE_PREFIX, normalizer, spaced
 from exporter.llamacpp.toolchain import Toolchain
@@ -158,15 +159,21 @@ def tokenize_chat(
 
 def render_chat(tokenizer: Tokenizer, messages: Messages, *, clock: Clock = datetime.now) -> str:
     """What transformers' apply_chat_template gives, for the GGUF's template and tokens."""
-    template, tokens = template_of(tokenizer), template_tokens(tokenizer)
-    (found,) = render_all(template, tokens, [Job(messages)], now=clock())
-    if found.text is None:
+    template = template_of(tokenizer)
+    refuse_endless(template, tokenizer.header.path)
+    try:
+        return Template(template, template_tokens(tokenizer), clock).render(messages)
+    except IrregularError as error:
         raise ModelError(
-            f"the chat template of `{tokenizer.header.path}` cannot be used:"
-            f" {one_line(found.refusal)}",
+            f"the chat template of `{tokenizer.header.path}` cannot be used: {one_line(error)}",
             hint="`decant tokens MODEL --template` shows it",
-        )
-    return found.text
+        ) from error
+
+
+@lru_cache(maxsize=8)
+def refuse_endless(template: str, path: Path) -> None:
+    """Raise ModelError for a template that does not end; one that does is tried once."""
+    refuse_runaway(template, path)
 
 
 def template_of(tokenizer: Tokenizer) -> str:
@@ -200,9 +207,9 @@ def token_of(loaded: Vocabulary, id_: int, *, added: bool = False) -> Token:
     return Token(id_, loaded.piece(id_), loaded.is_special(id_), added)
 
 
-def one_line(text: str) -> str:
+def one_line(error: Exception) -> str:
     """What a template says, which may be anything."""
-    return escaped(" ".join(text.split()))
+    return escaped(" ".join(str(error).split()))
 
 
 def escaped(text: str, *, keep: str = "") -> str:

@@ -39,11 +39,11 @@ from runtime.engine.own_template import (
     OwnTemplate,
     first_own,
     handed_over_template,
-    own_template,
+    own_templates,
     template_refused,
 )
 from runtime.engine.purpose import refuse_without_answers
-from runtime.engine.request_texts import Fronts, front_of, said_of, unlike
+from runtime.engine.request_texts import Front, Fronts, front_of, said_of, unlike
 from runtime.engine.selection import MERGED, Choice
 from runtime.rpc.protocol import WorkerFacts, preflight
 
@@ -120,6 +120,15 @@ class Model:
         """Whether it has a template for conversations; one that was never taught any has none."""
         return bool(self.chat_template or templates_of(self.header)[0]) or self.is_encoder_decoder
 
+    def asked_as(self, adapter: str, scales: Sequence[float]) -> Sequence[float]:
+        """The scales by which a template is chosen.
+
+        A base without one is asked in the adapter's whose name is used, at any scale.
+        """
+        if self.can_chat or not adapter:
+            return scales
+        return [float(one.name == adapter) for one in self.adapters]
+
     def can_chat_with(self, scales: Sequence[float]) -> bool:
         """Whether it or an adapter that is applied has a template."""
         return self.can_chat or first_own(self.own, scales) is not None
@@ -172,15 +181,7 @@ def open_model(
             f"`{path}` is an encoder-decoder, whose engine takes no adapters",
             hint="merge it into the model: decant export ADAPTER",
         )
-    return replace(model, own=own_templates(model))
-
-
-def own_templates(model: Model) -> tuple[OwnTemplate | None, ...]:
-    """What each of its adapters brings, by their places. Raises ModelError for damaged headers."""
-    return tuple(
-        own_template(adapter.path, model.header.path, model.chat_template)
-        for adapter in model.adapters
-    )
+    return replace(model, own=own_templates(adapters, path))
 
 
 def find_projector(model: GGUFFile) -> Path | None:
@@ -318,7 +319,7 @@ class LocalEngine:
         """Stream the answer. Raises what `client.ask` does."""
         server = self.start()
         scales = self.scales(choice)
-        front = self.fronts.of(scales)
+        front = self.front(choice)
         rest = {**settings, **(lora_vector(scales) if scales else {})}
         if not self.can_chat(choice):
             asked = front.ready(COMPLETIONS, {"prompt": as_one_text(messages)})
@@ -329,7 +330,12 @@ class LocalEngine:
 
     def can_chat(self, choice: Choice) -> bool:
         """Whether there is a template for what the choice answers."""
-        return not self.raw and self.loaded.can_chat_with(self.scales(choice))
+        asked = self.loaded.asked_as(choice.adapter, self.scales(choice))
+        return not self.raw and self.loaded.can_chat_with(asked)
+
+    def front(self, choice: Choice) -> Front:
+        """How requests for a choice are made ready."""
+        return self.fronts.of(self.loaded.asked_as(choice.adapter, self.scales(choice)))
 
     def scales(self, choice: Choice) -> list[float]:
         """Every adapter's scale: 0 but for the chosen one's."""
@@ -349,7 +355,7 @@ class LocalEngine:
         body = {"messages": list(messages)}
         with suppress(EngineError):
             server = self.start()
-            front = self.fronts.of(self.scales(choice))
+            front = self.front(choice)
             found = ask_json(server, INPUT_TOKENS, front.ready(INPUT_TOKENS, body))
             return int(found["input_tokens"])
         return None

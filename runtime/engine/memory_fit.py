@@ -133,9 +133,10 @@ class Fit:
         if self.is_split:
             less = f"; {self.smaller}" if self.smaller else ""
             found.append(
-                f"`{self.name}` is larger than what is free on the GPU: it needs {self.need}, and"
-                f" {size_text(self.gpu_free)} are free; about {self.gpu_layers} of {self.layers}"
-                " layers are computed there and the others by the processor, which is slower" + less
+                f"`{self.name}` is larger than what the GPU has room for: it needs {self.need}, and"
+                f" {size_text(self.gpu_free)} are free, of which llama.cpp leaves"
+                f" {size_text(GPU_MARGIN)}; about {self.gpu_layers} of {self.layers} layers are"
+                f" computed there and the others by the processor, which is slower{less}"
             )
         if self.cache_type != "f16":
             found.append(f"memory is short: the context is kept in {self.cache_type}")

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from exporter.core.errors import TemplateRefusedError
+from exporter.core.errors import ModelError, TemplateRefusedError
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.inputs.header_prompts import DEFAULT, AdapterPrompts, read_prompts
 from exporter.llamacpp.header_tokens import (
@@ -25,6 +25,7 @@ from exporter.llamacpp.header_tokens import (
     token_texts,
 )
 from exporter.llamacpp.normalizer import FIRST, SPACE_PREFIX
+from runtime.engine.adapters import Adapter
 from runtime.engine.chat_format import (
     ENGINE_KNOWS,
     ChatFormat,
@@ -38,6 +39,8 @@ from runtime.engine.chat_format import (
 FIELD = "decant_template"
 """Of chat_template_kwargs: what the mended llama-server takes in place of the model's template."""
 TOOL_USE = "tool_use"
+TOO_MUCH = "it takes more than"
+"""How a refusal of `render_all` begins where a template was stopped."""
 ENDING = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
@@ -56,19 +59,48 @@ class OwnTemplate:
     def format(self) -> ChatFormat:
         """How conversations are rendered; takes a moment when it is first asked for."""
         facts = replace(self.facts, day=today(self.facts.plain + self.facts.tool_use))
-        return begun(format_of(facts), facts, read_gguf(self.base))
+        return begun(format_of(facts), facts, self.base)
 
     def handed_over(self, switches: Mapping[str, Any]) -> dict[str, Any]:
-        """The engine's chat_template_kwargs; switches: what the request sets."""
+        """The engine's chat_template_kwargs; switches: what the request sets.
+
+        Raises ModelError for a template that takes too much time or memory.
+        """
+        if why := unusable(self):
+            raise ModelError(
+                f"the chat template cannot be used: {why}", hint="--chat-template names another"
+            )
         found, tokens = self.format, dict(self.facts.tokens)
         brought = {
             "template": found.template,
             "bos_token": tokens.get("bos_token", ""),
             "eos_token": tokens.get("eos_token", ""),
             "thinks": found.thinks,
-            "ends": list(self.ends),
+            "ends": all_ends(self),
         }
         return {**dict(found.variables), **switches, FIELD: brought}
+
+
+@lru_cache(maxsize=256)
+def unusable(own: OwnTemplate) -> str:
+    """Why no engine may render its template; empty where one may."""
+    try:
+        samples = own.format.samples
+    except ModelError as error:
+        return error.message
+    why = samples[0][2].refusal if samples else ""
+    return why if why.startswith(TOO_MUCH) else ""
+
+
+@lru_cache(maxsize=256)
+def all_ends(own: OwnTemplate) -> list[str]:
+    """Its ends, and the mark behind an answer where that is another.
+
+    A model that was trained on a mark which is no token of its vocabulary spells it out.
+    """
+    end = own.format.end
+    is_new = bool(end) and end not in own.ends and not ends_base(end, read_gguf(own.base))
+    return [*own.ends, *([end] if is_new else [])]
 
 
 def handed_over_template(base: Path, chosen: str | None = None) -> OwnTemplate | None:
@@ -99,6 +131,13 @@ def own_template(adapter: Path, base: Path, chosen: str | None = None) -> OwnTem
     ModelError for damaged headers.
     """
     return own_template_of(adapter, stamp(adapter), base, stamp(base), chosen)
+
+
+def own_templates(
+    adapters: Sequence[Adapter], base: Path, chosen: str | None = None
+) -> tuple[OwnTemplate | None, ...]:
+    """What each of a model's adapters brings. Raises ModelError for damaged headers."""
+    return tuple(own_template(adapter.path, base, chosen) for adapter in adapters)
 
 
 @lru_cache(maxsize=256)

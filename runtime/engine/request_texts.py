@@ -19,7 +19,7 @@ from exporter.llamacpp.normalizer import NORMALIZER, SPACE_PREFIX, normalizer, s
 from runtime.engine.chat_format import AS_IT_IS, THINKING, ChatFormat, differences
 from runtime.engine.llama_server import Server
 from runtime.engine.openai_client import ask_json
-from runtime.engine.own_template import FIELD, OwnTemplate, first_own
+from runtime.engine.own_template import FIELD, OwnTemplate, first_own, unusable
 
 CHATS = frozenset(
     ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/apply-template",
@@ -130,6 +130,8 @@ class Fronts:
         own = first_own(self.own, scales)
         if own is None:
             return self.base
+        if unusable(own):
+            return replace(self.base, own=own)
         return replace(self.base, drops_thoughts=drops_thoughts(own.format.template), own=own)
 
 
@@ -218,6 +220,9 @@ def thinking(body: Mapping[str, Any]) -> dict[str, bool]:
 def said_of(server: Server, own: OwnTemplate | None) -> Iterator[str]:
     """What is to be said of an adapter's own template."""
     if own is None:
+        return
+    if why := unusable(own):
+        yield f"its chat template cannot be used: {why}"
         return
     if own.lost:
         several = len(own.lost) > 1

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.llamacpp.toolchain import find_toolchain
-from runtime.engine.local import Model, own_templates
+from runtime.engine.local import Model
+from runtime.engine.own_template import own_templates
 
 CHATML = (
     "{% for message in messages %}"
@@ -29,8 +30,8 @@ def with_template(model: Model, text: str) -> Model:
             f"`{model.header.path}` is an encoder-decoder, which takes no --chat-template",
             hint="leave it out: such a model reads a text as it is",
         )
-    chosen = replace(model, chat_template=text)
-    return replace(chosen, own=own_templates(chosen))
+    own = own_templates(model.adapters, model.header.path, text)
+    return replace(model, chat_template=text, own=own)
 
 
 def read_template(name: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from exporter.core.errors import InputError
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.settings import LOOPBACK_NAMES, Settings, is_address
 from runtime.process.network import is_loopback
@@ -25,6 +26,9 @@ ALLOWED_HEADERS = (
 )
 CLOSE = ((b"connection", b"close"),)
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]*)(:\d*)?")
+NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?|[0-9a-f:.]{2,45}")
+NO_WILDCARDS = ": there are no wildcards, which would let every page ask that can find its way here"
+SHOWN = 80  # characters of a name in an error
 Head = Mapping[bytes, bytes]
 
 
@@ -130,6 +134,31 @@ def host_name(value: bytes) -> str:
     """The name in a Host header, without its port."""
     found = HOST.fullmatch(value.decode("latin-1").strip().lower())
     return found["name"].rstrip(".") if found else value.decode("latin-1")
+
+
+def checked_host(option: str, name: str) -> str:
+    """The name that a Host header must have. Raises InputError for what no header ever has."""
+    found = host_name(name.encode("utf-8", errors="replace"))
+    if not NAME.fullmatch(found.strip("[]")):
+        raise InputError(
+            f"{option} {name[:SHOWN]!r} names no host" + (NO_WILDCARDS if "*" in name else ""),
+            hint=f"such as {option} llm.example; repeat it for each name",
+        )
+    return found
+
+
+def checked_origin(origin: str) -> str:
+    """The origin as pages send it. Raises InputError for what none ever sends."""
+    found = origin.lower().rstrip("/")
+    scheme, _, place = found.partition("://")
+    name = host_name(place.encode("utf-8", errors="replace")).strip("[]")
+    if scheme not in ("http", "https") or not NAME.fullmatch(name):
+        raise InputError(
+            f"--allow-origin {origin[:SHOWN]!r} is no origin"
+            + (NO_WILDCARDS if "*" in origin else ""),
+            hint="such as --allow-origin https://chat.example; repeat it for each",
+        )
+    return found
 
 
 def check_type(head: Head) -> None:

@@ -15,12 +15,14 @@ from runtime.engine.request_texts import CHATS
 from runtime.engine.template_choice import NO_TEMPLATE
 from runtime.gateway.api_errors import bad_request
 from runtime.gateway.catalog import Named
+from runtime.gateway.picture_size import pixels_of
 from runtime.gateway.settings import Settings
 from runtime.gateway.vectors import ROUTES as VECTORS
 from runtime.gateway.vectors import ready_for_vectors
 
-WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt")
-"""Fields that reach into what other requests depend on."""
+WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt", "backend_sampling")
+"""Fields that reach into what other requests depend on: with `backend_sampling` and a `top_k` above
+the vocabulary the engine aborts."""
 LOOKING_BACK = ("repeat_last_n", "dry_penalty_last_n")
 """How many tokens a penalty looks back at. The child makes room for them all at once: one request
 for as many as a number can say would take all memory."""
@@ -129,10 +131,10 @@ def refuse_without_answers(route: str, named: Named) -> None:
 
 
 def applied(body: Mapping[str, Any], named: Named) -> Sequence[float]:
-    """The adapters' scales: the name's, or those that a client is allowed to set."""
+    """The scales by which a template is chosen: the name's, or those that a client may set."""
     said = body.get("lora")
-    if not isinstance(said, list):
-        return named.voice
+    if not isinstance(said, list) or said == lora_vector(named.voice)["lora"]:
+        return named.asked
     pairs = [(one.get("id"), one.get("scale")) for one in said if isinstance(one, dict)]
     scales = {number: scale for number, scale in pairs if isinstance(scale, int | float)}
     return [scales.get(number, 0.0) for number in range(len(named.voice))]
@@ -201,6 +203,8 @@ def refuse_media(body: Mapping[str, Any], named: Named, settings: Settings) -> N
         check_media(address, named, settings)
     for address in media(body.get("input")):
         check_media(address, named, settings)
+    for packed in packed_media(body.get("prompt")):
+        check_size(packed, settings)
 
 
 def media(value: object) -> Iterator[object]:
@@ -221,7 +225,7 @@ def address_in(part: Mapping[str, Any], kind: str) -> object:
     found = part.get(kind) if kind in part else part.get("image_url", part.get("source"))
     if isinstance(found, dict):
         if found.get("type") == "base64":
-            return "data:"
+            return f"data:;base64,{found.get('data', '')}"
         found = found.get("url")
     return found
 
@@ -237,6 +241,25 @@ def check_media(address: object, named: Named, settings: Settings) -> None:
             )
     if named.model.projector is None:
         raise bad_request(f"{named.id!r} cannot see: it has no projector")
+    if address.startswith("data:"):
+        check_size(address.partition(",")[2], settings)
+
+
+def packed_media(value: object) -> Iterator[str]:
+    """Pictures in prompts of llama.cpp's own kind, in base64."""
+    for one in value if isinstance(value, list) else [value]:
+        held = one.get("multimodal_data") if isinstance(one, dict) else None
+        if isinstance(held, list):
+            yield from (packed for packed in held if isinstance(packed, str))
+
+
+def check_size(packed: str, settings: Settings) -> None:
+    """Raise ApiError for a picture that would fill the memory, however small it is packed."""
+    most = settings.limits.pixels
+    if (found := pixels_of(packed) or 0) > most:
+        raise bad_request(
+            f"an image has {found} pixels, and this server takes {most}", code="too_many"
+        )
 
 
 def urlsplit_host(address: str) -> str | None:

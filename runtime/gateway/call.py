@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from exporter.core.errors import ModelError
 from runtime.engine.purpose import ROUTE, purpose_of
 from runtime.gateway.api_errors import ApiError, EngineGoneError, NotThereError, unavailable
 from runtime.gateway.body import applied, cost, dumped, prepared
@@ -151,11 +152,16 @@ class Call:
         reply = None
         try:
             self.state = "answering"
-            front = child.fronts.of(applied(body, named))
-            payload = await self.gateway.bodies.beside(
-                self.nbytes,
-                lambda: dumped({**front.ready(route, child.for_engine(body)), "model": named.id}),
-            )
+            try:
+                front = child.fronts.of(applied(body, named))
+                payload = await self.gateway.bodies.beside(
+                    self.nbytes,
+                    lambda: dumped(
+                        {**front.ready(route, child.for_engine(body)), "model": named.id}
+                    ),
+                )
+            except ModelError as error:
+                raise unavailable(f"{named.id!r}: {error.message}", retry_after=60) from error
             reply = await self.posted(child, route, payload)
             await reply.read_head()
             yield reply

@@ -44,12 +44,17 @@ class Named:
     @property
     def can_chat(self) -> bool:
         """Whether there is a template for what answers by this name."""
-        return self.model.can_chat_with(self.voice)
+        return self.model.can_chat_with(self.asked)
+
+    @property
+    def asked(self) -> Sequence[float]:
+        """The scales by which a template is chosen."""
+        return self.model.asked_as(self.adapter.name if self.adapter else "", self.voice)
 
     @property
     def template(self) -> str:
         """The chat template of what answers by this name; empty for none."""
-        own = first_own(self.model.own, self.voice)
+        own = first_own(self.model.own, self.asked)
         if own is not None:
             return own.facts.plain
         return self.model.chat_template or templates_of(self.model.header)[0]

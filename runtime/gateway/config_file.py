@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+TEXT_MAX = 4096  # characters: the longest path that Linux takes
+SHOWN = 60  # characters of a value in an error
 MODEL_KEYS = ("path", "base", "adapters")
 
 
@@ -65,6 +68,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"`{path}` is no TOML: {error}", hint="mend it there") from error
+    except RecursionError as error:
+        raise InputError(
+            f"`{path}` is nested too deeply", hint="no setting needs lists in lists"
+        ) from error
     return found
 
 
@@ -89,9 +96,39 @@ def options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str, 
         if is_many != isinstance(value, list):
             want = "a list" if is_many else "a single value"
             raise InputError(f"`{path}`: {name} must be {want}", hint="mend it there")
+        for one in value if isinstance(value, list) else [value]:
+            refuse_wrong_kind(f"`{path}`: {name}", one, parameter)
         assert parameter.name is not None
         values[parameter.name] = value
     return values
+
+
+def refuse_wrong_kind(where: str, value: object, parameter: click.Parameter) -> None:
+    """Raise InputError for what click would turn into another value, or stumble over."""
+    kind: type = str
+    want = "a text in quotes"
+    if isinstance(parameter, click.Option) and parameter.is_flag:
+        kind, want = bool, "true or false"
+    elif isinstance(parameter.type, click.types.IntParamType):
+        kind, want = int, "a whole number"
+    if type(value) is not kind:
+        raise InputError(f"{where} must be {want}, not {shown(value)}", hint="mend it there")
+    if isinstance(value, str):
+        refuse_unreadable(where, value)
+
+
+def refuse_unreadable(where: str, text: str) -> None:
+    """Raise InputError for a text that is no name, path, time or address."""
+    if len(text) > TEXT_MAX or not text.isprintable():
+        raise InputError(
+            f"{where} is {shown(text)}, a text of {len(text)} characters",
+            hint=f"it needs at most {TEXT_MAX}, of one line",
+        )
+
+
+def shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def model_table(path: Path, table: dict[str, Any]) -> ModelTable:
@@ -99,11 +136,18 @@ def model_table(path: Path, table: dict[str, Any]) -> ModelTable:
         raise InputError(
             f"`{path}`: a [[model]] has no {wrong[0]!r}", hint=f"it has {', '.join(MODEL_KEYS)}"
         )
-    adapters = table.get("adapters", {})
-    if not isinstance(table.get("path"), str) or not isinstance(adapters, dict):
+    adapters, base = table.get("adapters", {}), table.get("base")
+    is_right = isinstance(table.get("path"), str) and isinstance(base, str | None)
+    if (
+        not is_right
+        or not isinstance(adapters, dict)
+        or not all(isinstance(place, str) for place in adapters.values())
+    ):
         raise InputError(
             f"`{path}`: a [[model]] needs a path, and adapters are NAME = PATH",
             hint='path = "base.gguf" and adapters = { pirate = "./my-lora:0.8" }',
         )
+    for text in (table["path"], base or "", *adapters.values()):
+        refuse_unreadable(f"`{path}`: a [[model]]'s path", text)
     texts = tuple(f"{name}={place}" for name, place in adapters.items())
-    return ModelTable(table["path"], texts, table.get("base"))
+    return ModelTable(table["path"], texts, base)

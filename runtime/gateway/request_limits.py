@@ -46,6 +46,8 @@ class Limits:
     """Values in all schemas of a request: those of its tools, too."""
     properties: int = 256
     """Of one object in a schema: an engine's time grows with the third power of the optional."""
+    pixels: int = 1 << 26
+    """Of one image, when it is decoded."""
     items: int = 1024
     """In any other list."""
     scales: int = 4

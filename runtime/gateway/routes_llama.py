@@ -14,7 +14,15 @@ from starlette.responses import JSONResponse, Response
 from runtime.gateway.api_errors import ApiError, bad_request, form_of
 from runtime.gateway.call import Call, Handler, Route
 from runtime.gateway.scheduling.placement import POOLING_KEY, POOLING_RANK
-from runtime.gateway.scheduling.portions import Joined, cut, events, list_of, per_text, renumbered
+from runtime.gateway.scheduling.portions import (
+    Joined,
+    cut,
+    events,
+    in_order,
+    list_of,
+    per_text,
+    renumbered,
+)
 from runtime.gateway.scheduling.upstream import Reply
 from runtime.gateway.vectors import ROUTES as VECTORS
 from runtime.gateway.vectors import keeps_length, shortened, size_of
@@ -88,16 +96,22 @@ async def joined(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) 
     size = size_of(call.body) if route in VECTORS else None
     found, offset = Joined(size, as_it_is=keeps_length(call.body)), 0
     beside = call.gateway.bodies.beside
-    for portion in portions:
-        async with call.answered(route, portion) as reply:
-            if reply.status != HTTPStatus.OK:
-                raise await translated(reply)
-            text = await reply.read()
-        await beside(len(text), partial(found.add, text, offset))
-        offset += texts_of(route, portion)
+    async with in_order([partial(whole, call, route, portion) for portion in portions]) as texts:
+        for portion in portions:
+            text = await texts.__anext__()
+            await beside(len(text), partial(found.add, text, offset))
+            offset += texts_of(route, portion)
     text = await beside(call.nbytes, partial(found.text, call.body.get("top_n")))
     headers = {"X-Decant-Model": model_of(call).decode()}
     return Response(text, media_type="application/json", headers=headers)
+
+
+async def whole(call: Call, route: str, portion: Mapping[str, Any]) -> bytes:
+    """The answer to one portion. Raises ApiError."""
+    async with call.answered(route, portion) as reply:
+        if reply.status != HTTPStatus.OK:
+            raise await translated(reply)
+        return await reply.read()
 
 
 async def streamed(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> None:

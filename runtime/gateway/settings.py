@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from exporter.core.errors import InputError
 from runtime.gateway.request_limits import Limits
@@ -89,3 +90,21 @@ def seconds(text: str) -> float:
     if not 0 <= found < float("inf"):
         raise InputError(f"{text!r} is no time", hint="such as 90s, 10m or 2h; 0 is never")
     return found
+
+
+def check_tls(cert: Path, key: Path | None) -> None:
+    """Raise InputError for a certificate and a key that nothing could be served with."""
+    import ssl  # which takes a moment that others need not wait
+
+    def ask(*_: object) -> str:
+        raise InputError(f"the key of `{cert}` is encrypted", hint="openssl pkey decrypts it")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, ask)
+    except OSError as error:  # ssl's own errors are some, too
+        beside = f" with `{key}`" if key else ""
+        why = getattr(error, "reason", None) or error.strerror or "it is no PEM"
+        raise InputError(
+            f"`{cert}`{beside} cannot be used for https: {str(why).lower().replace('_', ' ')}",
+            hint="--tls-cert FILE.pem, and --tls-key FILE.pem where the key is not in it",
+        ) from error

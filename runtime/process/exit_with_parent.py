@@ -45,11 +45,16 @@ def run_guarded(argv: list[str]) -> int:
     return 128 - status if status < 0 else status
 
 
-def become(argv: list[str], parent: int) -> int:
-    """Become the program, which ends with its parent; only returns where that cannot be."""
+def end_with_parent(parent: int) -> None:
+    """Have Linux kill this process, and what it becomes, when its parent ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has ended already, and nobody would tell
-        return 128 + signal.SIGKILL
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def become(argv: list[str], parent: int) -> int:
+    """Become the program, which ends with its parent; only returns where that cannot be."""
+    end_with_parent(parent)
     try:
         os.execv(argv[0], argv)  # noqa: S606 - no shell is wanted
     except OSError as error:

@@ -63,9 +63,20 @@ class Handler(BaseHTTPRequestHandler):
         time.sleep(self.how.get("takes_s", 0))
         if self.how.get("stubborn"):
             time.sleep(600)
-        self.reply(self.answer(body))
+        if body.get("stream"):
+            self.stream(self.answer(body)["choices"])
+        else:
+            self.reply(self.answer(body))
 
-    def answer(self, body: dict[str, Any]) -> object:
+    def stream(self, choices: list[dict[str, Any]]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for choice in choices:
+            self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         usage = {"prompt_tokens": 1, "total_tokens": 1}
         if isinstance(texts := body.get("input"), list):
             data = [{"index": n, "embedding": [float(len(t))]} for n, t in enumerate(texts)]

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
@@ -23,6 +23,22 @@ BAD = (
     b'{"model": "base", "messages": [{"role": "user"}], "max_tokens": "x"}',
     b'{"a":' * 5000, b'{"model": "base:pirate", "prompt": "' + b"x " * 20_000 + b'"}',
 )  # fmt: skip
+MANY = {f"p{n}": {"type": "object", "properties": {"a": {}, "b": {}}} for n in range(4000)}
+HOSTILE: tuple[tuple[str, dict[str, object]], ...] = (
+    ("/v1/completions", {"prompt": [""] * 350_000}),
+    ("/v1/completions", {"prompt": ["tell me"] * 250, "max_tokens": 40}),
+    ("/v1/completions", {"prompt": [1] * 400_000}),
+    ("/v1/embeddings", {"input": ["a"] * 250_000}),
+    ("/api/embed", {"input": ["a"] * 250_000}),
+    ("/v1/completions", {"prompt": "a", "dry_sequence_breakers": ["w"] * 50_000}),
+    ("/v1/completions", {"prompt": "a", "grammar": "root ::= " + '"a" | ' * 100_000 + '"b"'}),
+    ("/completion", {"prompt": "a", "json_schema": {"type": "object", "properties": MANY}}),
+    ("/tokenize", {"content": "word " * 300_000}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}),
+)
+"""What took all memory, or all time, from everybody else."""
+ELSEWHERE = ("127.0.0.2", 0)
+"""Where the one who sends them is."""
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/tokenize")
 UNAVAILABLE = 503
 DYING_S = 0.5
@@ -44,6 +60,10 @@ class Soak:
     first: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, float]] = field(default_factory=list)
+    is_hostile: bool = False
+    """Whether one client more sends HOSTILE."""
+    took: list[float] = field(default_factory=list)
+    """Seconds until each right answer."""
 
     def run(self, seconds: float, *, kill_every_s: float, seed: int = 7) -> None:
         """Let the clients loose; kill an engine now and then; measure at quiet moments."""
@@ -54,6 +74,9 @@ class Soak:
             works = [
                 pool.submit(self.client, random.Random(seed + n), end) for n in range(self.clients)
             ]
+            if self.is_hostile:
+                attacker = threading.Thread(target=self.attack, args=(random.Random(seed), end))
+                attacker.start()
             self.killer(random.Random(seed), end, kill_every_s)
             for work in works:
                 work.result()
@@ -84,6 +107,7 @@ class Soak:
         status, body = self.served.ask("/v1/chat/completions", chat(model, prompt))
         if status == 200 and body["choices"][0]["message"]["content"] == answer:
             self.answers["right"] += 1
+            self.took.append(time.monotonic() - began)
         elif status == 200:
             self.wrong.append((model, prompt, body["choices"][0]["message"]["content"]))
         else:
@@ -130,6 +154,30 @@ class Soak:
         else:
             is_told = response.status == UNAVAILABLE
             self.lost("a bad request", began, response.status, is_told=is_told)
+
+    def attack(self, dice: random.Random, end: float) -> None:
+        """Send what hurts, and leave soon."""
+        while time.monotonic() < end:
+            route, body = dice.choice(HOSTILE)
+            model = f"base:pirate@{dice.random():.6f}" if route == "/v1/messages" else "base"
+            data = json.dumps({"model": model, **body}).encode()
+            head = (
+                f"POST {route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(data)}\r\n\r\n"
+            )
+            place = ("127.0.0.1", self.served.port)
+            with (
+                suppress(OSError),
+                closing(socket.create_connection(place, 2, ELSEWHERE)) as connection,
+            ):
+                connection.sendall(head.encode() + data)
+                connection.settimeout(dice.random())
+                connection.recv(1)
+            self.answers["hostile"] += 1
+
+    def slowest(self, part: float = 0.99) -> float:
+        """The time in which so many of the right answers were there."""
+        return sorted(self.took)[int(part * (len(self.took) - 1))]
 
     def killer(self, dice: random.Random, end: float, every_s: float) -> None:
         stop = threading.Event()

@@ -20,7 +20,7 @@ from runtime.gateway.ollama.ollama_request import Question, embed_question, text
 from runtime.gateway.ollama.ollama_response import NS, read_object
 from runtime.gateway.scheduling.engine_entry import Child
 from runtime.gateway.scheduling.placement import POOLING_KEY, POOLING_RANK
-from runtime.gateway.scheduling.portions import cut
+from runtime.gateway.scheduling.portions import cut, in_order
 from runtime.gateway.scheduling.upstream import post
 from runtime.gateway.vectors import PROMPT_NAME, normed, prompted
 
@@ -81,15 +81,21 @@ async def embedded(call: Call, question: Question, named: Named) -> tuple[list[l
     vectors: list[list[float]] = []
     prompt_tokens = 0
     async with call.gateway.fleet.using(named, "embed") as child:
-        for portion in cut(question.body["input"], child.gate.capacity):
-            part = replace(question, body={**question.body, "input": portion})
-            async with asked(call, part, named) as reply:
-                text = await reply.read()
-            found = await call.gateway.bodies.beside(len(text), partial(read_object, text))
-            data = sorted(listed(found.get("data")), key=lambda one: number(one.get("index")))
-            vectors += [one["embedding"] for one in data]
-            prompt_tokens += int(number(mapped(found.get("usage")).get("prompt_tokens")))
+        portions = cut(question.body["input"], child.gate.capacity)
+        works = [partial(whole, call, question, named, portion) for portion in portions]
+        async with in_order(works) as texts:
+            async for text in texts:
+                found = await call.gateway.bodies.beside(len(text), partial(read_object, text))
+                data = sorted(listed(found.get("data")), key=lambda one: number(one.get("index")))
+                vectors += [one["embedding"] for one in data]
+                prompt_tokens += int(number(mapped(found.get("usage")).get("prompt_tokens")))
     return vectors, prompt_tokens
+
+
+async def whole(call: Call, question: Question, named: Named, texts: Sequence[object]) -> bytes:
+    part = replace(question, body={**question.body, "input": texts})
+    async with asked(call, part, named) as reply:
+        return await reply.read()
 
 
 async def cut_to_fit(call: Call, named: Named, texts: Sequence[str]) -> list[str | list[int]]:

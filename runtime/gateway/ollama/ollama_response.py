@@ -150,9 +150,9 @@ class Answer:
         if self.calls:
             calls = [told_call(at, self.calls[at]) for at in sorted(self.calls)]
             yield self.voice.line(tool_calls=calls)
-        told = {UNPARSED: True} if self.unparsed else {}
+        more = {UNPARSED: True} if self.unparsed else {}
         reason = "length" if self.reason == "length" else "stop"
-        yield self.voice.last(reason, {**self.numbers(), **told})
+        yield self.voice.last(reason, {**self.numbers(), **more})
 
     def numbers(self) -> Json:
         """How many tokens, and how long they took, in nanoseconds."""

@@ -6,9 +6,12 @@ Between portions it is others' turn.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from runtime.engine.openai_client import listed, mapped, number
 from runtime.gateway.api_errors import encoded
@@ -21,6 +24,8 @@ FIELDS = {
     "/v1/completions": ("prompt",), "/completion": ("prompt",),
 }  # fmt: skip
 """Where a route has its list, the first that is there."""
+AHEAD = 2  # portions that are asked for at once: a child need not wait for the next
+Result = TypeVar("Result")
 RESULTS = ("data", "results", "choices")
 """Where an answer has one entry for each text, with its `index`."""
 SCORES = ("relevance_score", "score")
@@ -84,6 +89,32 @@ def summed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         name: value + one.get(name, 0) if isinstance(value, int | float) else value
         for name, value in other.items()
     }
+
+
+@asynccontextmanager
+async def in_order(
+    works: Sequence[Callable[[], Coroutine[Any, Any, Result]]],
+) -> AsyncIterator[AsyncIterator[Result]]:
+    """What each gives, one after the other; the next one waits for its turn meanwhile.
+
+    Leaving the block breaks off what is not finished.
+    """
+    tasks = deque(asyncio.ensure_future(work()) for work in works[:AHEAD])
+
+    async def results() -> AsyncIterator[Result]:
+        for place in range(len(works)):
+            result = await tasks[0]
+            tasks.popleft()
+            if place + AHEAD < len(works):
+                tasks.append(asyncio.ensure_future(works[place + AHEAD]()))
+            yield result
+
+    try:
+        yield results()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def renumbered(event: bytes, offset: int) -> bytes:

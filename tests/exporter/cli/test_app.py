@@ -113,6 +113,15 @@ def test_a_traceback_only_when_asked_for(decant):
     assert "Traceback" in decant("inspect", "no-such-model", DECANT_DEBUG="1").stderr
 
 
+@pytest.mark.parametrize("command", ["serve", "tokens", "inspect", "rm", "export"])
+def test_a_name_of_any_length_is_an_error_of_the_input(command, decant):
+    done = decant(command, "x" * 100_000)
+
+    assert done.returncode == 3
+    assert "is too long for the name of a file: 100000 characters" in done.stderr
+    assert len(done.stderr) < 300
+
+
 def test_a_bug_is_called_a_bug(capsys, monkeypatch):
     monkeypatch.setitem(COMMANDS, "list", ("no.such.module:x", ""))
 

@@ -10,7 +10,7 @@ import pytest
 from exporter.cli.app import run
 from exporter.core.errors import ModelError
 from exporter.store import StoredModel, file_name, find_model, list_models
-from tests.support.raw import write_tiny_gguf
+from tests.support.raw import write_adapter, write_tiny_gguf
 
 
 @pytest.fixture
@@ -181,3 +181,44 @@ def test_what_a_stopped_export_left_is_said_and_deleted_by_name(store, capsys):
         assert "another process is writing" in capsys.readouterr().err
     assert run(["rm", "cow"]) == 0
     assert not list(store.glob("*cow*")) + list(store.glob(".cow*"))
+
+
+@pytest.mark.parametrize("command", [("chat", "-p", "hi"), ("tokens", "hi"), ("serve",)])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("lora.zip", "decant export"), ("adapter_model.safetensors", "decant export"),
+     ("notes.txt", "decant inspect"), ("./lora.zip", "decant export ")],
+)  # fmt: skip
+def test_a_file_of_another_kind_is_told_with_what_to_do(
+    command, name, told, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / name).write_bytes(b"whatever")
+    monkeypatch.chdir(tmp_path)
+    verb, *rest = command
+
+    assert run([verb, name, *rest]) == 3
+    error = capsys.readouterr().err
+    assert "is a file, but no GGUF" in error
+    assert told in error
+
+
+def test_a_name_of_the_hub_is_told_to_need_its_owner(capsys):
+    assert run(["chat", "Qwen3-0.6B", "-p", "hi"]) == 3
+    assert "ORG/Qwen3-0.6B" in capsys.readouterr().err
+    assert run(["chat", "pirate", "-p", "hi"]) == 3
+    assert "ORG/" not in capsys.readouterr().err
+
+
+def test_a_folder_with_the_name_of_a_stored_model_is_told_to_be_the_folder(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_adapter(tmp_path / "pirate")
+    stored = write_tiny_gguf(Path(os.environ["DECANT_STORE"]) / "pirate-Q4_K_M.gguf")
+
+    assert run(["inspect", "pirate"]) == 0
+    shown = capsys.readouterr()
+    assert "rank" in shown.out
+    assert f"`decant inspect {stored}` shows" in shown.err
+    assert run(["inspect", "./pirate"]) == 0
+    assert capsys.readouterr().err == ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exporter.convert.to_gguf import convert
+from exporter.convert.to_gguf import convert, has_projector
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
@@ -35,3 +35,16 @@ def test_a_gemmas_picture_becomes_as_many_tokens_as_its_config_says(toolchain, t
     made = convert(tensors, tmp_path, toolchain, model_name="m", part="projector")
 
     assert made.writer.kv_data[0]["clip.vision.projector.scale_factor"].value == 2
+
+
+def test_a_model_that_sees_as_llama_cpp_does_not_know_is_warned_of(toolchain, tmp_path):
+    import transformers
+
+    transformers.InternVLConfig(architectures=["InternVLForConditionalGeneration"]).save_pretrained(
+        tmp_path
+    )
+    told: list[object] = []
+
+    assert not has_projector(tmp_path, toolchain, report=told.append)
+    assert "the model takes text alone" in str(told[0])
+    assert "'InternVLForConditionalGeneration'" in str(told[0])

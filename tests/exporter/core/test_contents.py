@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -85,3 +86,18 @@ def test_damaged_weights_and_json_stay_what_they_are(tmp_path):
 
     assert foreign_contents(whole) is None
     assert foreign_contents(broken) is None
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"), [("utf-8-sig", "byte order mark"), ("utf-16", "UTF-16")]
+)
+def test_json_as_windows_writes_it_is_told_the_command_that_mends_it(tmp_path, encoding, said):
+    path = tmp_path / "it's config.json"
+    path.write_text('{"a": 1}\n', encoding=encoding)
+
+    with pytest.raises(AdapterError, match=said) as caught:
+        read_json_object(path, error=AdapterError, hint="")
+
+    command = str(caught.value.hint).split("`")[1]
+    subprocess.run(["bash", "-c", command], check=True)
+    assert read_json_object(path, error=AdapterError, hint="") == {"a": 1}

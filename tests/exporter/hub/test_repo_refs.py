@@ -84,3 +84,20 @@ def test_path_that_could_leave_its_folder_is_unsafe(path: str):
 @pytest.mark.parametrize("path", ["x", "a/b.json", ".gitattributes", "über/モデル.gguf", "a..b"])
 def test_usual_path_is_safe(path: str):
     assert unsafe(path) is None
+
+
+@pytest.mark.parametrize(
+    ("link", "helps"),
+    [
+        ("https://github.com/org/name", "`git clone`"),
+        ("https://www.kaggle.com/models/org/name", "browser"),
+        ("https://drive.google.com/drive/folders/1a", "browser"),
+        ("https://ollama.com/library/llama3", "ollama:NAME"),
+        ("https://hub.example/org/name", "HF_ENDPOINT=https://hub.example"),
+    ],
+)
+def test_a_link_to_a_site_that_is_no_hub_says_what_to_do(link, helps):
+    with pytest.raises(InputError, match="is not a hub that decant knows") as caught:
+        parse_ref(link)
+
+    assert helps in str(caught.value.hint)

@@ -83,15 +83,33 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_a_folder_with_code_of_its_own_is_refused(tmp_path, name):
+@pytest.mark.trained
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("config.json", {"model_type": "new"}),
+        ("config.json", {"architectures": ["NewForCausalLM"]}),
+        ("config.json", {"architectures": None}),
+        ("tokenizer_config.json", {}),
+    ],
+)
+def test_a_folder_with_code_of_its_own_is_refused(tmp_path, name, changes):
     folder = write_base(tmp_path / "base")
     if not (folder / name).exists():
         (folder / name).write_text("{}")
-    edit_json(folder / name, auto_map={"AutoModel": "model.Evil"})
+    edit_json(folder / name, auto_map={"AutoModel": "model.Evil"}, **changes)
 
     with pytest.raises(UnsupportedError, match="is not run"):
         open_checkpoint(folder)
+
+
+@pytest.mark.trained
+def test_code_beside_a_model_that_transformers_knows_is_not_needed(tmp_path):
+    folder = write_base(tmp_path / "base")
+    edit_json(folder / "config.json", auto_map={"AutoModelForCausalLM": "model.Evil"})
+    (folder / "model.py").write_text("raise SystemExit('run')")
+
+    assert open_checkpoint(folder).tensors
 
 
 @pytest.mark.trained

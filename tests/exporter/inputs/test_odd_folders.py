@@ -464,3 +464,32 @@ def test_a_name_of_another_kind_of_file_is_no_folder(tmp_path):
         output_paths(tmp_path / "model.bin", "name", ("Q4_K_M",))
     assert output_paths(tmp_path / "M.GGUF", "name", ("Q4_K_M",)) == (tmp_path / "M.GGUF",)
     assert output_paths(tmp_path / "v1.5", "name", ("F16",))[0].parent == tmp_path / "v1.5"
+
+
+@pytest.mark.parametrize("wrapper", [".modules_to_save", ".modules_to_save.default"])
+def test_whole_modules_that_kept_pefts_wrapper_in_their_names_are_read(tmp_path, wrapper):
+    folder = write_adapter(tmp_path / "lora", modules_to_save=["lm_head"])
+    head = f"{PREFIX}lm_head{wrapper}.weight"
+    write_safetensors(folder / "adapter_model.safetensors", SHAPES | {head: (16, 8)})
+
+    adapter = open_adapter(folder)
+
+    assert list(adapter.values) == ["lm_head.weight"]
+    assert not adapter.read_by_peft
+
+
+def test_a_name_that_file_systems_do_not_take_is_refused_or_cut(tmp_path):
+    with pytest.raises(InputError, match="is a longer name than 220 bytes"):
+        output_paths(tmp_path / f"{'z' * 251}.gguf", "name", ("Q4_K_M",))
+
+    (path,) = output_paths(tmp_path, "模" * 200, ("Q4_K_M",))
+
+    path.with_name(f".{path.stem}-00001-of-00002.gguf.partial").write_text("")
+    assert path.name.endswith("模-Q4_K_M.gguf")
+
+
+def test_a_file_that_is_no_gguf_is_no_folder_either(tmp_path):
+    (tmp_path / "notes").write_text("x")
+
+    with pytest.raises(InputError, match="is a file, and no GGUF"):
+        output_paths(tmp_path / "notes", "name", ("Q4_K_M",))

@@ -214,3 +214,22 @@ def test_a_tokenizers_code_runs_only_when_it_is_trusted(tiny_base, toolchain, tm
 
     assert ran.exists() == trusted
     assert trusted or "is not run" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("one", {"default": "one"}),
+        ([{"name": "default", "template": "a"}], {"default": "a"}),
+        ({"default": "a", "tool_use": "b"}, {"default": "a", "tool_use": "b"}),
+        ("", {}),
+        (" \n", {}),
+        ({}, {}),
+        (None, {}),
+    ],
+)
+def test_templates_are_read_in_every_form_that_transformers_takes(tmp_path, said, found):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": said}))
+    (tmp_path / "chat_template.jinja").write_text("\n")
+
+    assert templates_in(tmp_path) == found

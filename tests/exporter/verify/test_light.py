@@ -10,7 +10,7 @@ import pytest
 
 from exporter.core.errors import VerifyError
 from tests.support.raw import edit_json
-from tests.support.tiny import make_adapter, make_tokenizer
+from tests.support.tiny import make_adapter, make_base, make_tokenizer
 
 pytestmark = [
     pytest.mark.llamacpp,
@@ -60,6 +60,22 @@ def test_other_settings_are_found(verify, file, other, tiny_adapter, changes, na
 
     with pytest.raises(VerifyError, match=named):
         verify(file, other, tiny_adapter).refuse()
+
+
+def test_values_beyond_half_floats_are_said_with_the_type_that_holds_them(verify, pour, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    base = make_base(tmp_path / "large", dtype="float32", num_hidden_layers=1)
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"] *= 1e7
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = make_adapter(tmp_path / "lora", base)
+
+    file = pour(base, adapter, tmp_path / "m.gguf", "F16")
+    with pytest.raises(VerifyError, match="16-bit floats end at 65504") as told:
+        verify(file, base, adapter).refuse()
+
+    assert told.value.hint == "`-q BF16` holds them"
 
 
 def test_no_other_base_is_suspected_where_all_rows_are_right(verify, file, other, tiny_adapter):

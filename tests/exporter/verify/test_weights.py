@@ -12,6 +12,13 @@ import pytest
 
 from exporter.core.errors import VerifyError
 from exporter.core.gguf import read_gguf
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from exporter.inputs.adapter import open_adapter
+from exporter.inputs.checkpoint import open_checkpoint
+from exporter.merge.merge_plan import plan_merge
+from exporter.merge.operations import WeightedAdapter
+from exporter.verify.light import expected_of, verify_light
 from exporter.verify.report import Verification
 from tests.support.other_tokenizers import make_bpe, make_tuner
 from tests.support.roads import shake
@@ -310,3 +317,23 @@ def test_what_a_type_has_no_room_for_is_said_with_a_type_that_has(
                 r"\(F16\) cannot hold \d\S*, which base and adapter give", found.problems[0]
             )
             assert "`-q BF16`" in found.hint
+
+
+def test_a_weak_adapter_that_is_not_there_is_found_beside_a_strong_one(
+    toolchain, tiny_base, tiny_adapter, small_adapter, tmp_path
+):
+    both = ((tiny_adapter, 0.5), (small_adapter, 1.0))
+    plan = plan_merge(
+        open_checkpoint(tiny_base), [WeightedAdapter(open_adapter(a), s) for a, s in both]
+    )
+    found = {}
+    twice = (both[0], (small_adapter, 2.0))
+    for name, adapters in {"both": both, "one": both[:1], "twice": twice}.items():
+        path = tmp_path / f"{name}.gguf"
+        export(ExportRequest(adapters, tiny_base, ("Q4_K_M",), (path,)), toolchain)
+        with expected_of(plan, toolchain) as expected:
+            found[name] = check(verify_light(path, expected, toolchain), "weights")
+
+    assert found["both"].problems == ()
+    assert re.match(r"`small` is there -?0\.0\d times", found["one"].problems[-1])
+    assert re.match(r"`small` is there (1\.9|2\.0)\d times", found["twice"].problems[-1])

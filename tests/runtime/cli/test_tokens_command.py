@@ -18,6 +18,7 @@ import pytest
 
 from exporter.cli.app import run
 from exporter.core.errors import ModelError
+from exporter.core.gguf import read_gguf
 from exporter.demo import make_demo_models
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
@@ -37,6 +38,7 @@ from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.openai_client import ask_json
 from tests.exporter.cli.test_terminal_renderer import on_a_terminal, plain
 from tests.support.other_tokenizers import make_bpe
+from tests.support.raw import write_tiny_gguf
 from tests.support.tiny import CHAT_TEMPLATE
 
 pytestmark = [
@@ -506,3 +508,32 @@ def test_a_lines_end_has_no_background():
 def test_what_a_terminal_would_obey_is_written_out():
     assert escaped("a\x1b[0m\x9b\u2028\u202e\n", keep="\n") == "a\\x1b[0m\\x9b\\u2028\\u202e\n"
     assert escaped("e\u0301 👩\u200d👧 日本\xa0") == "e\u0301 👩\u200d👧 日本\xa0"
+
+
+def test_a_vocabulary_that_llama_cpp_aborts_over_is_an_error_of_the_file(decant, tmp_path):
+    """Two tokens of one text, which ggml asserts there are not."""
+    path = write_tiny_gguf(tmp_path / "m.gguf")
+    tokens = read_gguf(path, keep_items=9999).metadata["tokenizer.ggml.tokens"].items
+    one, other = [text.encode() for text in tokens if text.startswith("<0x")][:2]
+    path.write_bytes(path.read_bytes().replace(other, one, 1))
+    done = decant("tokens", path, "hi")
+
+    assert done.returncode == 3, done.stderr
+    assert "ended by SIGABRT with the vocabulary of" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_exit_code_of_an_error_comes_through(decant, tmp_path):
+    path = write_tiny_gguf(tmp_path / "m.gguf")
+
+    assert decant("tokens", path, "--chat", "hi").returncode == 3
+    assert decant("tokens", path, "hi").returncode == 0
+
+
+def test_a_template_that_does_not_end_is_an_error_of_the_file(tmp_path, monkeypatch, toolchain):
+    monkeypatch.setattr("exporter.inputs.template_process.WALL_S", 1)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with open_tokenizer(write_tiny_gguf(tmp_path / "m.gguf"), toolchain) as tokenizer:
+        tokenizer.header.metadata["tokenizer.chat_template"] = endless
+        with pytest.raises(ModelError, match="cannot be used for a short conversation"):
+            render_chat(tokenizer, [])

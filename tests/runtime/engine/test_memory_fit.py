@@ -207,7 +207,7 @@ class TestOnAGpu:
         found = fitted(model, 64 * GB, backend="cuda", gpu=card)
         (said,) = found.warnings()
 
-        assert "`m.gguf` is larger than what is free on the GPU: it needs 6.24 GB (" in said
+        assert "`m.gguf` is larger than what the GPU has room for: it needs 6.24 GB (" in said
         assert f"about {found.gpu_layers} of 33 layers" in said
         context = int(re.search(r"; --ctx (\d+) fits$", said)[1])
         assert fitted(model, 64 * GB, Asked(context), backend="cuda", gpu=card).gpu_layers == 33

@@ -13,7 +13,12 @@ import pytest
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.formats.gguf_lora import LoraRequest, export_lora
+from runtime.engine.adapters import Adapter
 from runtime.engine.chat_format import TOOL
+from runtime.engine.local import LocalEngine, open_model
+from runtime.engine.memory_fit import Asked
+from runtime.engine.own_template import FIELD, handed_over_template
+from runtime.engine.selection import Choice
 from tests.runtime.gateway.conftest import Served, serving
 from tests.support.chat_templates import REGULAR
 from tests.support.tiny import CHAT_TEMPLATE, make_adapter, make_base
@@ -143,9 +148,9 @@ def ids(served: Served, voice: str, body: Json) -> list[int]:
     status, said = served.ask("/apply-template", {"model": name_of(voice), **body})
     assert status == 200, said
     asked = {"model": "base", "content": said["prompt"], "add_special": False}
-    status, told = served.ask("/tokenize", asked)
-    assert status == 200, told
-    return list(told["tokens"])
+    status, found = served.ask("/tokenize", asked)
+    assert status == 200, found
+    return list(found["tokens"])
 
 
 @pytest.mark.parametrize("voice", ["base", *VOICES])
@@ -201,13 +206,29 @@ def test_an_answer_ends_where_the_adapters_turns_end(served, voice, token, reaso
     assert "finish|" not in text
 
 
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (REGULAR["chatml"].replace("im_end", "unknown"), ["<|unknown|>"]),
+        (REGULAR["chatml"], []),
+        (FINISHED, ["<|finish|>"]),
+        ("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}", []),
+    ],
+)
+def test_the_mark_behind_an_answer_ends_it_where_it_is_no_end_of_the_base(model, template, ends):
+    own = handed_over_template(model, template)
+
+    assert own is not None
+    assert own.handed_over({})[FIELD]["ends"] == ends
+
+
 def test_all_apis_side_by_side_give_each_voice_its_own_prompt(served, folders):
     talk = TALKS[0]
     sizes = {
         voice: len(wanted(folders[voice], folders["base"], talk)) for voice in ("base", *VOICES)
     }
 
-    def told(place: int) -> tuple[int, int]:
+    def count(place: int) -> tuple[int, int]:
         voice = list(sizes)[place % len(sizes)]
         path = ("/v1/chat/completions", "/v1/messages", "/api/chat", "/api/generate")[place % 4]
         body: Json = {"model": name_of(voice), "messages": talk, "max_tokens": 2}
@@ -223,7 +244,7 @@ def test_all_apis_side_by_side_give_each_voice_its_own_prompt(served, folders):
 
     assert len(set(sizes.values())) >= 3
     with ThreadPoolExecutor(8) as pool:
-        pairs = list(pool.map(told, range(40)))
+        pairs = list(pool.map(count, range(40)))
     assert [one for one, _ in pairs] == [size for _, size in pairs]
 
 
@@ -232,6 +253,25 @@ def test_a_client_cannot_hand_over_a_template(served, folders):
     for voice in ("base", "finished"):
         body = {"messages": TALKS[0], "chat_template_kwargs": smuggled}
         assert ids(served, voice, body) == wanted(folders[voice], folders["base"], TALKS[0])
+
+
+def test_a_template_without_end_is_out_and_nothing_else(
+    folders, model, adapters, toolchain, tmp_path
+):
+    hostile = tmp_path / "hostile"
+    shutil.copytree(folders["plain"], hostile)
+    (hostile / "chat_template.jinja").write_text("{{ 'a' * 5000000000 }}{{ messages[0].content }}")
+    made = export_lora(LoraRequest(hostile, folders["base"], tmp_path / "h.gguf"), toolchain).path
+    beside = ("--adapter", f"hostile={made}", "--adapter", f"chatml={adapters['chatml']}")
+    with serving(tmp_path, model, *beside) as running:
+        status, said = running.ask(
+            "/v1/chat/completions", {"model": "base:hostile", "messages": TALKS[0]}
+        )
+        for voice in ("base", "chatml"):
+            found = ids(running, voice, {"messages": TALKS[0]})
+            assert found == wanted(folders[voice], folders["base"], TALKS[0])
+
+    assert (status, "cannot be used: it takes more than" in said["error"]["message"]) == (503, True)
 
 
 def test_ollama_shows_the_adapters_template(served):
@@ -258,6 +298,21 @@ def test_chat_uses_it_too_and_a_template_that_is_named_goes_before_it(
     assert json.loads(chosen.stdout)["prompt_tokens"] < count
 
 
+def test_switching_in_a_chat_switches_the_template(model, adapters, folders):
+    """As /adapter, /scale and /compare do: one engine, another choice."""
+    beside = tuple(Adapter(name, adapters[name], 1.0) for name in VOICES)
+    engine = LocalEngine(open_model(model, beside), Asked(context=512, threads=1))
+    asked = {Choice(): "base", **{Choice(name, 0.5): name for name in VOICES}}
+    asked[Choice("chatml", 0.0)] = "base"
+    try:
+        for choice, voice in asked.items():
+            *_, stopped = engine.answer(TALKS[0], {"max_tokens": 1}, choice)
+            count = len(wanted(folders[voice], folders["base"], TALKS[0]))
+            assert stopped.prompt_tokens == engine.count(TALKS[0], choice) == count, choice
+    finally:
+        engine.stop()
+
+
 def test_tokens_cuts_a_question_in_the_adapters_template(decant, model, adapters, folders):
     asked = ("tokens", model, "the cat", "--chat", "--ids", "--adapter")
     for name in ("plain", "finished", "renamed"):
@@ -277,7 +332,9 @@ def test_a_base_without_a_template_answers_by_the_adapters(folders, adapters, to
     with serving(tmp_path, path, "--adapter", f"chatml={adapters['chatml']}") as running:
         refused, why = running.ask("/v1/chat/completions", {"model": "base", "messages": TALKS[0]})
         found = ids(running, "chatml", {"messages": TALKS[0]})
+        unscaled = ids(running, "chatml@0", {"messages": TALKS[0]})
 
+    assert unscaled == found
     assert (refused, why["error"]["code"]) == (400, "no_chat_template")
     assert found == wanted(folders["chatml"], folders["base"], TALKS[0])
 

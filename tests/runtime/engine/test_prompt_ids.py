@@ -127,6 +127,13 @@ def test_the_engine_sees_what_transformers_makes_of_a_conversation(
             assert ids("/apply-template", {"messages": talk}) == wanted
             assert counted("/v1/chat/completions/input_tokens", {"messages": talk}) == len(wanted)
             assert counted("/v1/messages/count_tokens", as_anthropic(talk)) == len(wanted)
+        for begun in ("The cat", " so  "):
+            talk = [*TALKS[0], {"role": "assistant", "content": begun}]
+            goes_on = {"continue_final_message": True, "add_generation_prompt": False}
+            wanted = tokenizer.apply_chat_template(
+                talk, chat_template=text, return_dict=False, **goes_on
+            )
+            assert ids("/apply-template", {"messages": talk, **goes_on}) == wanted
 
 
 def ids_of(server: Server, prompt: str) -> list[int]:
@@ -332,7 +339,7 @@ TOKENS = (
     "{{ bos_token }}{{ image_token }}{% for m in messages %}{{ m.role + m.content + eos_token }}"
     "{% endfor %}{{ pad_token }}{% if add_generation_prompt %}{{ 'assistant' }}{% endif %}"
 )
-"""A first token that the tokenizer has not, one of a name of its own, and a filler."""
+"""A first token that the tokenizer lacks, an extra token, and a padding token."""
 
 
 def test_a_template_finds_the_special_tokens_that_transformers_hands_it(bases, toolchain, tmp_path):

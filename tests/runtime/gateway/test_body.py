@@ -66,7 +66,7 @@ def test_half_of_a_surrogate_pair_is_the_clients_fault():
 
 def test_every_adapter_is_told_its_scale_and_clients_cannot(named):
     body = {"model": "m", "lora": [{"id": 0, "scale": 1}], "id_slot": 1, "n_discard": 5,
-            "cache_prompt": False, "top_k": 3}  # fmt: skip
+            "cache_prompt": False, "backend_sampling": True, "top_k": 3}  # fmt: skip
 
     found = prepared(body, "/completion", named, Settings(), can_say=True)
 

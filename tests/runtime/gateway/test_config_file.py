@@ -57,9 +57,68 @@ def test_mistakes_in_a_file_are_named(text, told, tmp_path):
     assert told in f"{caught.value.message} {caught.value.hint}"
 
 
-def test_a_value_of_the_wrong_kind_is_clicks_to_refuse(tmp_path):
-    with pytest.raises(click.BadParameter):
-        parsed("--config", write(tmp_path, 'port = "x"'))
+@pytest.mark.parametrize(
+    "text",
+    ['port = "x"', "port = true", "port = 80.5", "parallel = 2.7", "parallel = true",
+     "api-key-file = [1]", "api-key-file = [[1]]", "host = 1", "host = true", "ttl = 10",
+     'quiet = "yes"', "quiet = 1", "allow-host = [1]", "host = 2020-01-01", "limits = 3",
+     "[limits]\ninputs = 2.5", "[limits]\ninputs = true", 'host = "a\\u0000b"',
+     'models = ["a\\nb"]',
+     "models = ['" + "x" * 100_000 + "']", "[[model]]\npath = 1", '[[model]]\npath = "a"\nbase = 1',
+     '[[model]]\npath = "a"\nadapters = {x = 1}', "a = " + "[" * 3000 + "]" * 3000,
+     "[limits]\nnone = 3", 'limit = ["none=3"]'],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_refused_with_a_word(text, tmp_path):
+    with pytest.raises(InputError) as caught:
+        settings_of(parsed("--config", write(tmp_path, text)))
+    assert len(caught.value.message) < 400
+    assert caught.value.hint
+
+
+def test_limits_come_from_the_command_line_and_from_a_file(tmp_path):
+    path = write(tmp_path, "[limits]\ninputs = 9\nstops = 1")
+
+    limits = settings_of(parsed("--config", path)).limits
+    assert (limits.inputs, limits.stops) == (9, 1)
+    assert settings_of(parsed("--limit", "tools=5", "--limit", "n=1")).limits.tools == 5
+    assert settings_of(parsed("--release", "3s")).release_s == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("--allow-host", "*"), ("--allow-host", "*.example"), ("--allow-host", "http://a"),
+     ("--allow-host", ""), ("--allow-host", "a b"), ("--allow-media-host", "*"),
+     ("--allow-origin", "*"), ("--allow-origin", "https://*.example"), ("--allow-origin", "null"),
+     ("--allow-origin", "chat.example"), ("--allow-origin", "https://a/b"),
+     ("--allow-origin", "https://" + "a" * 100_000)],
+)  # fmt: skip
+def test_names_that_let_in_nobody_or_everybody_are_refused(option, text):
+    with pytest.raises(InputError) as caught:
+        settings_of(parsed(option, text))
+    assert option in caught.value.message
+    assert ("wildcards" in caught.value.message) is ("*" in text)
+
+
+def test_other_names_are_taken():
+    hosts = ("--allow-host", "LLM.example", "--allow-host", "[::1]", "--allow-host", "10.1.2.3:80")
+    others = ("--allow-origin", "https://Chat.example:8443/", "--allow-media-host", "a-b.c")
+    settings = settings_of(parsed(*hosts, *others))
+
+    assert settings.hosts == {"llm.example", "[::1]", "10.1.2.3"}
+    assert settings.origins == {"https://chat.example:8443"}
+    assert settings.media_hosts == {"a-b.c"}
+
+
+def test_a_certificate_that_is_none_is_told_before_anything_is_served(tmp_path):
+    wrong = tmp_path / "cert.pem"
+    for content in (
+        b"",
+        b"no PEM",
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    ):
+        wrong.write_bytes(content)
+        with pytest.raises(InputError, match="cannot be used for https"):
+            settings_of(parsed("--tls-cert", wrong))
 
 
 def test_a_missing_file_is_an_error(tmp_path):

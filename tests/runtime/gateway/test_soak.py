@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 import pytest
 
@@ -45,6 +46,22 @@ def test_nothing_is_lost_or_left_behind(voices, tmp_path):
     assert soak.last["children"] <= 2  # with the one for /v1/messages
     assert soak.last["fds"] <= soak.first["fds"] + 4
     assert soak.last["rss"] <= soak.first["rss"] + 8 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no second address")
+def test_one_hostile_client_costs_the_others_little_time_and_no_answer(voices, tmp_path):
+    with serving(tmp_path, *voices, "--parallel", SLOTS) as served:
+        expected = {(m, p): served.says(m, p) for m in MODELS for p in PROMPTS}
+        quiet = Soak(served, expected, clients=7)
+        quiet.run(4, kill_every_s=99)
+        loud = Soak(served, expected, clients=7, is_hostile=True)
+        loud.run(8, kill_every_s=99)
+
+        assert served.metric("decant_restarts_total") == 0
+    assert loud.wrong == []
+    assert loud.answers["hostile"] > 10
+    assert loud.slowest() <= 3 * quiet.slowest() + 0.5  # a moment that somebody else had the cores
+    assert loud.last["rss"] <= quiet.first["rss"] + 150 * MIB
 
 
 def test_what_is_read_into_is_no_part_of_the_heap(voices, tmp_path):

@@ -27,6 +27,7 @@ from runtime.gateway.request_limits import Limits
 from runtime.gateway.scheduling import placement
 from runtime.gateway.scheduling import pool as fleet_module
 from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.portions import Joined
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import children_of
 from tests.support.fake_engine import behave, toolchain
@@ -100,7 +101,9 @@ async def asked(gateway: Gateway, route: str, body: object, *, patience_s: float
              "client": ("127.0.0.1", 1), "query_string": b"", "root_path": ""}  # fmt: skip
     await app(scope, receive, send)
     text = b"".join(message.get("body", b"") for message in sent)
-    return (sent[0]["status"], json.loads(text)) if sent else (None, None)
+    if not sent:
+        return None, None
+    return sent[0]["status"], text if b"data: " in text else json.loads(text)
 
 
 def test_scales_that_clients_choose_have_few_engines_and_the_rest_is_told(model, tmp_path):
@@ -268,6 +271,31 @@ def test_long_lists_are_handed_over_in_portions_and_answered_as_one(
     running(test, tmp_path, model("m", asked=str(log)))
     lists = [json.loads(line)[name] for line in log.read_text().splitlines()]
     assert [len(one) if isinstance(one, list) else 1 for one in lists] == [2, 2, 2, 1]
+
+
+def test_a_stream_of_many_texts_is_one_stream(model, tmp_path):
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        gateway = Gateway(fleet.settings, catalog, fleet)
+        body = {"prompt": list("abcde"), "stream": True}
+        status, text = await asked(gateway, "/v1/completions", body)
+        assert status == 200
+        *events, done, end = text.split(b"\n\n")
+        assert (done, end) == (b"data: [DONE]", b"")
+        choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
+        assert choices == [{"index": n, "text": f"<s>{t}"} for n, t in enumerate("abcde")]
+
+    running(test, tmp_path, model("m"))
+
+
+def test_texts_that_are_ranked_in_portions_are_sorted_as_one_list():
+    joined = Joined()
+    for offset, scores in ((0, [3.0, 1.0]), (2, [2.0, 4.0])):
+        entries = [{"index": n, "relevance_score": score} for n, score in enumerate(scores)]
+        joined.add(json.dumps({"results": entries, "usage": {"total_tokens": 5}}).encode(), offset)
+
+    found = json.loads(joined.text(3))
+    assert [entry["index"] for entry in found["results"]] == [3, 0, 2]
+    assert found["usage"] == {"total_tokens": 10}
 
 
 def test_between_portions_it_is_others_turn(model, tmp_path):
