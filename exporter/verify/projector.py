@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.convert import convert, has_projector
 from exporter.converter_import import imported
+from exporter.convert import convert, imported
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, silent
 from exporter.core.folders import size_text
@@ -64,12 +65,6 @@ def projector_beside(path: Path, name: str) -> Path | None:
         return named
     found = list(path.parent.glob("mmproj*.gguf"))
     return found[0] if len(found) == 1 else None
-
-
-def needs_projector(plan: MergePlan, toolchain: Toolchain, *, trust_remote_code: bool) -> bool:
-    """Whether the model of a plan sees or hears in a way that llama.cpp knows."""
-    with result_folder(plan, trust_remote_code=trust_remote_code) as folder:
-        return has_projector(folder, toolchain)
 
 
 @contextmanager
