@@ -221,7 +221,7 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
             if answers[0] != answers[1]:
                 problems = (f"the chat template gives {parting(*answers)} in transformers",)
     detail = f"{rendered} conversations rendered alike"
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(refused) == rendered:
         notes = (f"no conversation can be written with it, by transformers neither: {refused[0]}",)
     return Check("chat template", problems, detail, notes, hint=HINT)
