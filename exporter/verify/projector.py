@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert import convert, has_projector
+from exporter.convert import convert
 from exporter.converter_import import imported
-from exporter.convert import convert, imported
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, silent
 from exporter.core.folders import size_text
