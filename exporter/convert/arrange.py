@@ -23,9 +23,9 @@ EMBEDDING = "embed_tokens.weight"
 STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62, "gemma3_text": 62}
 """Layers of the 27B model, whose queries llama.cpp divides otherwise (gemma2.cpp, gemma3.cpp)."""
-FUSED = re.compile(r"\bh\.(?P<layer>\d+)\.attn\.c_attn\.|\bblocks\.(?P<block>\d+)\.attn\.Wqkv\.")
+FUSED = re.compile(r"\bh\.(?P<layer>\d+)\.attn\.c_attn\.")
 """Queries, keys and values in one."""
-FUSED_KINDS = ("gpt2", "gpt_bigcode", "mpt")
+FUSED_KINDS = ("gpt2", "gpt_bigcode")
 BARE_TOWER = re.compile(
     r"(?P<tower>\bvision_tower\.)(?=(embeddings|encoder|head|post_layernorm|pre_layrnorm)\.)"
 )
@@ -151,7 +151,7 @@ def fused_queries_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any
     (n_in, n_out) in GPT-2, (n_out, n_in) in others.
     """
     found = FUSED.search(name)
-    factor = fused_factor(part, int(found["layer"] or found["block"] or 0)) if found else 1.0
+    factor = fused_factor(part, int(found["layer"])) if found else 1.0
     if factor == 1.0:
         return tensor
     is_turned = part["model_type"] == "gpt2" and name.endswith(".weight")
@@ -162,10 +162,7 @@ def fused_queries_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any
 
 def fused_factor(part: Mapping[str, Any], layer: int) -> float:
     """What the queries of a layer are to be multiplied by."""
-    size = width(part) / (part.get("n_head") or part.get("n_heads") or part["num_attention_heads"])
-    if part["model_type"] == "mpt":
-        said = (part.get("attn_config") or {}).get("softmax_scale")
-        return 1.0 if said is None else said * math.sqrt(size)
+    size = width(part) / (part.get("n_head") or part["num_attention_heads"])
     factor = 1.0 if part.get("scale_attn_weights", True) else math.sqrt(size)
     by_layer = part["model_type"] == "gpt2" and part.get("scale_attn_by_inverse_layer_idx")
     return factor / (layer + 1) if by_layer else factor
@@ -173,7 +170,7 @@ def fused_factor(part: Mapping[str, Any], layer: int) -> float:
 
 def width(part: Mapping[str, Any]) -> int:
     """How many values a token has."""
-    return int(part.get("n_embd") or part.get("d_model") or part["hidden_size"])
+    return int(part.get("n_embd") or part["hidden_size"])
 
 
 def embedding_reduced(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:

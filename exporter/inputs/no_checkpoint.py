@@ -19,7 +19,9 @@ OTHERS = {
     "mlx_model.safetensors": "is in MLX's form",
     "weights.npz": "is in MLX's form",
 }
-UNMERGED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|base_layer)\.")
+UNMERGED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB])\.(default$|default\.|weight$)")
+"""PEFT's names; jina-embeddings-v3, Granite's switches and Phi-4 multimodal have adapters in their
+own names, which belong to the model."""
 
 
 def not_a_model(folder: Path) -> CheckpointError | None:

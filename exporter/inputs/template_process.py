@@ -21,11 +21,10 @@ from exporter.inputs.chat_template import IrregularError, Template
 from exporter.llamacpp.toolchain import scrubbed
 
 CPU_S = 5
-WALL_S = 30
+WALL_S = 120  # on a machine that has no time for it; else it ends by CPU_S
 MEMORY = 1 << 30  # bytes
 TEXT_MAX = 1 << 20  # characters of one prompt
 GROWTH = 8  # times what is said: a template may say it twice
-TOO_MUCH = f"it takes more than {CPU_S} s or {MEMORY >> 20} MiB"
 TALK = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi there"},
@@ -57,6 +56,9 @@ class Rendered:
     """Whether it was broken off, as it took more time or memory than any template needs."""
 
 
+TOO_MUCH = Rendered(None, f"it takes more than {CPU_S} s or {MEMORY >> 20} MiB", is_too_much=True)
+
+
 def render_all(template: str, tokens: Mapping[str, str], jobs: Sequence[Job]) -> list[Rendered]:
     """What transformers makes of each conversation; a refusal where there is no prompt.
 
@@ -73,9 +75,15 @@ def render_all(template: str, tokens: Mapping[str, str], jobs: Sequence[Job]) ->
             env=env,
             check=False,
         )
+    except subprocess.TimeoutExpired:
+        return [TOO_MUCH for _ in jobs]
+    if done.returncode < 0 or b"MemoryError" in done.stderr:  # its limits have ended it
+        return [TOO_MUCH for _ in jobs]
+    try:
         answers = json.loads(done.stdout)
-    except (subprocess.TimeoutExpired, ValueError):
-        return [Rendered(None, TOO_MUCH, is_too_much=True) for _ in jobs]
+    except ValueError:
+        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return [Rendered(None, f"it could not be tried: {said}") for _ in jobs]
     return [Rendered(**answer) for answer in answers]
 
 

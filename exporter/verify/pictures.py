@@ -159,6 +159,7 @@ def judge(ours: Floats, theirs: Floats, types: Collection[str]) -> Check:
         unlike = f"llama.cpp makes {ours.shape} numbers of a picture, transformers {theirs.shape}"
         return Check(NAME, (unlike,), unlike, hint=OTHER_TOWER)
     sizes = np.linalg.norm(theirs, axis=1)
+    sizes = np.where(sizes > 0, sizes, 1.0)  # a projector that was never trained may give nothing
     off = float(np.quantile(np.linalg.norm(ours - theirs, axis=1) / sizes, NEARLY_ALL))
     limit = max((LIMITS.get(name, math.inf) for name in types), default=math.inf)
     detail = f"{len(ours)} embeddings of a picture, {off:.2g} off transformers' (limit {limit:.2g})"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert.to_gguf import convert, has_projector
+from exporter.convert.to_gguf import convert
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, silent
 from exporter.core.gguf import GGUFFile, read_gguf
@@ -64,12 +64,6 @@ def projector_beside(path: Path, name: str) -> Path | None:
         return named
     found = list(path.parent.glob("mmproj*.gguf"))
     return found[0] if len(found) == 1 else None
-
-
-def needs_projector(plan: MergePlan, toolchain: Toolchain, *, trust_remote_code: bool) -> bool:
-    """Whether the model of a plan sees or hears in a way that llama.cpp knows."""
-    with result_folder(plan, trust_remote_code=trust_remote_code) as folder:
-        return has_projector(folder, toolchain)
 
 
 @contextmanager

@@ -81,6 +81,11 @@ def load_base(checkpoint: Checkpoint, plan: MergePlan, placed: dict[str, Any]) -
             output_loading_info=True,
             **placed,
         )
+    except ImportError as error:  # of what dequantizes AWQ's, GPTQ's … weights
+        raise UnsupportedError(
+            f"transformers cannot load `{checkpoint.folder}` here: {str(error).splitlines()[0]}",
+            hint="`decant verify --light` checks without transformers' loading",
+        ) from error
     except (ValueError, KeyError, OSError) as error:
         raise CheckpointError(
             f"transformers cannot load `{checkpoint.folder}`: {error}", hint="is it complete?"

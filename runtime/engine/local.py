@@ -322,8 +322,9 @@ class LocalEngine:
         front = self.front(choice)
         rest = {**settings, **(lora_vector(scales) if scales else {})}
         if not self.can_chat(choice):
-            asked = front.ready(COMPLETIONS, {"prompt": as_one_text(messages)})
-            yield from complete(server, asked["prompt"], RAW_LIMIT | rest)
+            text = {"prompt": as_one_text(messages), **RAW_LIMIT, **rest}
+            asked = front.ready(COMPLETIONS, text)
+            yield from complete(server, asked.pop("prompt"), asked)
             return
         asked = front.ready(CHAT, {"messages": list(messages), **rest})
         yield from ask(server, asked.pop("messages"), asked)

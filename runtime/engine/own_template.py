@@ -205,8 +205,10 @@ def has_tokens_of(base: GGUFFile, tokens: Mapping[str, str], names: frozenset[st
 
 
 def first_own(own: Sequence[OwnTemplate | None], scales: Sequence[float]) -> OwnTemplate | None:
-    """Whose template a mixture of adapters is answered with: the first that brings one and is
-    applied, by a scale above 0."""
+    """The template for a mixture of adapters.
+
+    It is that of the first adapter that brings one and has a scale above 0.
+    """
     return next((one for one, scale in zip(own, scales, strict=False) if one and scale > 0), None)
 
 

@@ -30,6 +30,8 @@ CHATS = frozenset(
 PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query", "documents",
            "texts")  # fmt: skip
 """Where other routes have their texts."""
+TEXTS_WRITTEN = ("/v1/completions", "/completion", "/infill")
+"""Routes that go on with a text."""
 VECTORS = ("/v1/embeddings", "/embedding")
 """Routes whose texts the engine always begins with BOS."""
 SWITCHES = "chat_template_kwargs"
@@ -70,6 +72,8 @@ class Front:
                 has_bos = route in VECTORS or (name in WITH_BOS and adds(body))
                 bos = self.bos if has_bos else ""
                 ready[name] = self.texts(body[name], bos, starts=name != "input_suffix")
+        if self.own is not None and self.own.ends and route in TEXTS_WRITTEN:
+            ready |= ended(body, self.own.ends)
         return ready
 
     def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +154,15 @@ def front_of(header: GGUFFile, chat: ChatFormat = AS_IT_IS) -> Front:
         chat.bos,
         drops_thoughts(chat.template),
     )
+
+
+def ended(body: Mapping[str, Any], ends: Sequence[str]) -> dict[str, list[object]]:
+    """The fields by which a text ends at an adapter's ends too, special tokens among them."""
+    found: dict[str, list[object]] = {}
+    for name in ("stop", "preserved_tokens"):
+        given = body.get(name)
+        found[name] = [*(given if isinstance(given, list) else [given] if given else []), *ends]
+    return found
 
 
 def drops_thoughts(template: str | None) -> bool:

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,9 @@ async def serve(
     loop = asyncio.get_running_loop()
     if ways.faults is not None:
         loop.set_exception_handler(ways.faults.of_loop)
+    if tls is not None:  # uvicorn leaves asyncio's minute, in which nobody would count it
+        limited = partial(loop.create_server, ssl_handshake_timeout=gateway.settings.head_s)
+        loop.create_server = limited  # type: ignore[method-assign]
     for number in SIGNALS:
         loop.add_signal_handler(number, ending.asked, number)
     chore = asyncio.ensure_future(beside()) if beside else None

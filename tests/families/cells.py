@@ -99,7 +99,7 @@ def export(case: Case) -> str:
 def verify(case: Case) -> str:
     """The check by hand; of a decoder its predictions too."""
     given = ["--base", case.base, "--adapter", case.adapter, "--tokens", 64]
-    is_decoder = case.family.auto == CAUSAL
+    is_decoder = case.family.auto in (CAUSAL, VISION)
     done = case.decant("verify", case.gguf, *given, "--json", *([] if is_decoder else ["--light"]))
     assert done.returncode == 0, done.stderr[-1500:]
     return RIGHT if is_decoder else "✓: all but predictions, which are compared of decoders only"

@@ -267,7 +267,7 @@ class Fleet:
         child.state, child.error, child.server, child.address = "failed", error, None, None
         child.retry_at = self.clock() + BACKOFF_S[min(child.crashes, len(BACKOFF_S) - 1)]
         child.crashes += 1
-        if isinstance(error, CrowdedError):  # it is not to blame
+        if isinstance(error, SpaceError):  # it is not to blame, and has not even begun
             child.crashes, child.retry_at = 0, 0
         self.report(Warn(f"{child.name}: {error.message}"))
 

@@ -284,6 +284,22 @@ def test_a_model_saved_with_pefts_layers_in_it_is_no_base(tmp_path):
     assert f"`decant export {base} --base BASE`" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.layers.0.mixer.Wqkv.parametrizations.weight.0.lora_A",
+        "model.layers.0.self_attn.qkv_proj.base_layer.weight",
+        "model.layers.0.self_attn.qkv_proj.lora_A.speech.weight",
+        "model.layers.0.mlp.lora_A_slices.0",
+    ],
+)
+def test_adapters_that_belong_to_a_published_model_stay_in_it(tmp_path, name):
+    base = write_base(tmp_path / "base")
+    write_safetensors(base / "model.safetensors", {name: (8, 8)})
+
+    assert list(open_checkpoint(base).tensors) == [name]
+
+
 def doubts(adapter, base):
     said: list[object] = []
     say_doubts(open_adapter(adapter), open_checkpoint(base), report=said.append)

@@ -83,3 +83,15 @@ def test_a_long_conversation_may_have_a_long_prompt():
     (found,) = render_all("{{ messages[0].content }}", {}, [Job(talk)])
 
     assert found.text == talk[0]["content"]
+
+
+def test_a_child_that_cannot_run_is_no_fault_of_the_template(monkeypatch, tmp_path):
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\ncat > /dev/null\necho no module named jinja2 >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(template_process.sys, "executable", str(broken))
+    (found,) = render_all("{{ messages }}", {}, [Job(TALK)])
+
+    assert found.text is None
+    assert not found.is_too_much
+    assert found.refusal == "it could not be tried: no module named jinja2"

@@ -15,7 +15,7 @@ from exporter.formats.export_request import ExportRequest
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.merge.merge_plan import plan_merge
 from exporter.verify.full import verify_full
-from exporter.verify.pictures import verify_pictures
+from exporter.verify.pictures import judge, verify_pictures
 from exporter.verify.projector import expected_projector, verify_projector
 from exporter.verify.report import Verification
 from tests.exporter.verify.test_weights import check, values_of
@@ -85,6 +85,14 @@ def test_a_picture_is_to_llama_cpp_what_it_is_to_transformers(seeing, toolchain,
     assert found.problems == ()
     assert found.judged
     assert found.numbers["embeddings_off"] < 0.005
+
+
+def test_a_projector_that_gives_nothing_but_zeros_gives_them_in_both():
+    zeros = np.zeros((4, 8), np.float32)
+
+    assert judge(zeros, zeros, {"F32"}).problems == ()
+    assert judge(zeros + 1, zeros, {"F32"}).problems
+    assert judge(zeros * np.nan, zeros + 1, {"F32"}).problems
 
 
 def test_the_text_of_a_model_that_sees_is_compared_too(seeing, toolchain):

@@ -351,9 +351,11 @@ def test_no_color_means_no_color(pirate, home):
 
 
 def test_numbers_are_told_when_asked_for(two):
-    two.enter("/stats")
+    before = two.enter("/stats")
     shown = two.enter(FRANCE)
 
+    assert re.search(r"layers on a GPU: (none|all|about|as many)", before)
+    assert re.search(r"memory: .* weights", before)
     assert re.search(r"prompt \d+ tokens.*; answer \d+ tokens at .*first after .* s; pirate", shown)
 
 

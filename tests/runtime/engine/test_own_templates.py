@@ -206,6 +206,16 @@ def test_an_answer_ends_where_the_adapters_turns_end(served, voice, token, reaso
     assert "finish|" not in text
 
 
+@pytest.mark.parametrize(("voice", "reason"), [("base", "length"), ("finished", "stop")])
+def test_a_text_ends_there_too(served, voice, reason):
+    body = {"model": name_of(voice), "prompt": "the", "max_tokens": 3, "stop": "\n",
+            "logit_bias": [[FINISH, 1000]]}  # fmt: skip
+
+    status, said = served.ask("/v1/completions", body)
+
+    assert (status, said["choices"][0]["finish_reason"]) == (200, reason), said
+
+
 @pytest.mark.parametrize(
     ("template", "ends"),
     [
@@ -283,12 +293,12 @@ def test_ollama_shows_the_adapters_template(served):
 
 
 def test_chat_uses_it_too_and_a_template_that_is_named_goes_before_it(
-    decant, model, folders, tmp_path
+    decant, model, adapters, folders, tmp_path
 ):
     named = tmp_path / "named.jinja"
     named.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    asked = ("chat", model, "--adapter", f"own={folders['chatml']}", "--base", folders["base"],
-             "-p", "the cat", "-n", "1", "--json")  # fmt: skip
+    own_adapter = f"own={adapters['chatml']}"
+    asked = ("chat", model, "--adapter", own_adapter, "-p", "the cat", "-n", "1", "--json")
 
     own, chosen = decant(*asked), decant(*asked, "--chat-template", named)
 
@@ -365,7 +375,7 @@ def test_a_folder_is_talked_to_and_served_and_its_base_exported_once(
 
 
 def test_a_base_that_is_named_is_taken_as_it_is(decant, folders, model):
-    done = decant("chat", folders["plain"], "--base", model, "-p", "the cat", "-n", "1", "--json")
+    done = decant("chat", folders["chatml"], "--base", model, "-p", "the cat", "-n", "1", "--json")
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == str(model)

@@ -181,6 +181,14 @@ def test_what_this_model_cannot_do_is_said(path, body, gateway, engines):
     assert is_told(path, told)
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/completion"])
+def test_a_way_of_sampling_that_ends_the_engine_cannot_be_asked_for(path, gateway, engines):
+    body = {"prompt": "hi", "backend_sampling": True, "top_k": 10**9, "max_tokens": 2}
+    status, told = gateway.ask(path, body | {"n_predict": 2})
+
+    assert status == 200, told
+
+
 def test_after_all_that_it_still_answers(gateway):
     for path, body in WRONG:
         gateway.ask(path, body)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import struct
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from runtime.gateway.request_limits import Limits, limits_of, refuse_too_many
 from runtime.gateway.settings import Settings
 from tests.support.raw import write_tiny_gguf
 
+DOCUMENT = Path(__file__).parents[3] / "docs" / "serve.md"
 SMALL = Limits(
     prompts=2, inputs=2, messages=2, parts=2, tools=2, n=2, stops=2, biases=2, breakers=2,
     grammar_bytes=2, schema_nodes=20, properties=2, items=2,
@@ -91,6 +94,19 @@ def test_every_limit_can_be_changed_by_its_name():
     for field in fields(Limits):
         assert getattr(limits_of([f"{field.name}=7"]), field.name) == 7
     assert limits_of(["grammar-bytes = 9"]).grammar_bytes == 9
+
+
+def test_the_documents_table_has_every_limit():
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", DOCUMENT.read_text(), re.MULTILINE)
+    told = {}
+    for names, values in rows:
+        if "limit" not in names:
+            told |= dict(zip(re.findall(r"`(\w+)`", names), values.split(", "), strict=False))
+
+    for field in fields(Limits):
+        most = getattr(Limits(), field.name)
+        shown = f"{most >> 20} MiB" if "body" in field.name else f"{most:,}"
+        assert told.get(field.name) == shown, field.name
 
 
 @pytest.mark.parametrize("text", ["inputs", "inputs=", "inputs=x", "inputs=-1", "inputs=1e3",

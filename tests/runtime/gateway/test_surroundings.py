@@ -9,10 +9,14 @@ import logging
 import os
 import resource
 import socket
+import subprocess
 import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +29,7 @@ from runtime.gateway.fault_log import Faults, listened
 from runtime.gateway.log_writer import Writer
 from runtime.gateway.request_log import Lines
 from runtime.gateway.scheduling.pool import Fleet
-from runtime.gateway.server import Ways, connections_max, listening, serve
+from runtime.gateway.server import Tls, Ways, connections_max, listening, serve
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import serving, until
 from tests.support.fake_engine import toolchain
@@ -48,13 +52,46 @@ def is_open(connection: socket.socket) -> bool:
         return True
 
 
+def served_here(folder: Path, ways: Ways, act: Callable[[int], None], **settings: Any) -> None:
+    """Have a gateway over a fake engine in this process, and do something with its port."""
+    given = Settings(**settings)
+    model = open_model(write_tiny_gguf(folder / "m.gguf"))
+    gateway = Gateway(given, Catalog([model]), Fleet(given, toolchain(folder)))
+
+    async def run() -> None:
+        with listening("127.0.0.1", 0) as listener:
+            work = asyncio.ensure_future(serve(gateway, build_app(gateway), listener, ways))
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(act, listener.getsockname()[1])
+            work.cancel()
+            await asyncio.wait({work})
+
+    asyncio.run(run())
+
+
+def test_handshakes_that_do_not_come_are_not_waited_for(tmp_path):
+    """Nobody has counted their connections by then."""
+    cert = tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", cert, "-out",
+         tmp_path / "public.pem", "-days", "1", "-subj", "/CN=localhost"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    cert.write_bytes(cert.read_bytes() + (tmp_path / "public.pem").read_bytes())
+    took: list[float] = []
+
+    def stall(port: int) -> None:
+        began = time.monotonic()
+        with contextlib.closing(socket.create_connection(("127.0.0.1", port), 20)) as connection:
+            assert connection.recv(1) == b""
+        took.append(time.monotonic() - began)
+
+    served_here(tmp_path, Ways(Tls(cert, None)), stall, head_s=0.3)
+    assert took[0] < 10
+
+
 def test_idle_connections_make_room_for_new_ones(tmp_path):
     """The longest idle goes first."""
-    gateway = Gateway(
-        Settings(),
-        Catalog([open_model(write_tiny_gguf(tmp_path / "m.gguf"))]),
-        Fleet(Settings(), toolchain(tmp_path)),
-    )
     found: list[object] = []
 
     def attack(port: int) -> None:
@@ -66,16 +103,7 @@ def test_idle_connections_make_room_for_new_ones(tmp_path):
         for connection in idle:
             connection.close()
 
-    async def run() -> None:
-        with listening("127.0.0.1", 0) as listener:
-            ways = Ways(connections=5)
-            work = asyncio.ensure_future(serve(gateway, build_app(gateway), listener, ways))
-            await asyncio.sleep(0.2)
-            await asyncio.to_thread(attack, listener.getsockname()[1])
-            work.cancel()
-            await asyncio.wait({work})
-
-    asyncio.run(run())
+    served_here(tmp_path, Ways(connections=5), attack)
     assert found[0] == b"HTTP/1.1 200 OK"
     assert 0 < found[1] <= 5
     assert found[2] is False

@@ -6,10 +6,13 @@ import json
 
 import pytest
 
-from exporter.core.errors import CheckpointError
+from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
 from exporter.inputs.quantized import awq
+from exporter.merge.merge_plan import plan_merge
+from exporter.verify.unmerged import load_base
+from tests.support.raw import copy, edit_json
 
 MODULE = "model.layers.0.self_attn.q_proj"
 N_IN, N_OUT, GROUP = 64, 24, 16
@@ -84,3 +87,13 @@ def test_another_form_stays_as_it_is(tmp_path, weight, settings):
     checkpoint = base_of(tmp_path / "base", weight[0], **settings)
 
     assert awq.dequantized(checkpoint) is checkpoint
+
+
+def test_logits_are_not_judged_where_transformers_cannot_load_the_base(tiny_base, tmp_path):
+    folder = copy(tiny_base, tmp_path / "base")
+    settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}
+    edit_json(folder / "config.json", quantization_config=settings)
+    plan = plan_merge(open_checkpoint(folder))
+
+    with pytest.raises(UnsupportedError, match="transformers cannot load"):
+        load_base(plan.checkpoint, plan, {})

@@ -182,6 +182,24 @@ def test_memory_is_set_apart_for_what_is_loading(model, tmp_path, monkeypatch):
     running(test, tmp_path, one, two)
 
 
+def test_who_found_no_room_may_ask_again_at_once(model, tmp_path, monkeypatch):
+    """However often: it is not the model that fails."""
+    room: list[int] = []
+    monkeypatch.setattr(placement, "available_nbytes", lambda: 1 << 40 if room else 0)
+
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        for _ in range(6):
+            with pytest.raises(ApiError, match="does not fit") as caught:
+                await hold(fleet, catalog.find("m"))
+            assert caught.value.retry_after == 1
+        room.append(1)
+        began = time.monotonic()
+        await hold(fleet, catalog.find("m"))
+        assert time.monotonic() - began < 5
+
+    running(test, tmp_path, model("m"))
+
+
 @pytest.mark.parametrize("error", [MemoryError(), ValueError("strange"), OSError(24, "files")])
 def test_whatever_a_start_fails_by_is_a_failure_that_is_told(error, model, tmp_path, monkeypatch):
     def fail(*arguments: object) -> None:
