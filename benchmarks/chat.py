@@ -28,9 +28,10 @@ from benchmarks.export import SHAPE  # noqa: E402
 from exporter.core.machine import physical_cores  # noqa: E402
 from exporter.llamacpp.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
 from runtime.engine.adapters import Adapter  # noqa: E402
-from runtime.engine.local import LocalEngine, open_model  # noqa: E402
+from runtime.engine.local import LocalEngine  # noqa: E402
 from runtime.engine.memory_fit import Asked  # noqa: E402
 from runtime.engine.openai_client import Delta, Stopped, ask  # noqa: E402
+from runtime.engine.opened_model import open_model  # noqa: E402
 from runtime.engine.selection import Choice  # noqa: E402
 from tests.support.terminal import chat as chat_in_terminal  # noqa: E402
 

@@ -20,9 +20,10 @@ from exporter.core.errors import DecantError
 from exporter.core.machine import physical_cores
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.engine.llama_server import Server, ServerSpec
-from runtime.engine.local import LocalEngine, open_model
+from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import Asked
 from runtime.engine.openai_client import Delta, Stopped
+from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
 from tests.runtime.gateway.conftest import serving, until
 

@@ -23,16 +23,10 @@ from runtime.chat.session import Conversation
 from runtime.chat.session_files import Session, find_session, list_sessions, resume
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import bring_adapters
-from runtime.engine.local import (
-    RAW_TOKENS,
-    Engine,
-    LocalEngine,
-    answerer,
-    open_model,
-    opening_choice,
-)
+from runtime.engine.local import RAW_TOKENS, Engine, LocalEngine, answerer, opening_choice
 from runtime.engine.memory_fit import Asked
 from runtime.engine.openai_client import Delta, Stopped, Thought
+from runtime.engine.opened_model import open_model
 from runtime.engine.remote import parse_url, read_key
 from runtime.engine.remote_engine import RemoteEngine
 from runtime.engine.selection import Choice

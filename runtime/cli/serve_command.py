@@ -23,7 +23,7 @@ from exporter.llamacpp.toolchain import find_toolchain
 from exporter.store import find_model
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import Adapter, bring_adapters, check_adapter
-from runtime.engine.local import Model, open_model
+from runtime.engine.opened_model import Model, open_model
 from runtime.engine.purpose import ROUTE, WHAT, purpose_of
 from runtime.engine.remote import check_key, read_key
 from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template

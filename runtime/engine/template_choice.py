@@ -8,7 +8,7 @@ from pathlib import Path
 
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.llamacpp.toolchain import find_toolchain
-from runtime.engine.local import Model
+from runtime.engine.opened_model import Model
 from runtime.engine.own_template import own_templates
 
 CHATML = (

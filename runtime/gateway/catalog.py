@@ -16,8 +16,8 @@ from exporter.core.gguf import read_gguf
 from exporter.store import StoredModel, list_models
 from runtime.engine.adapters import BASE, SCALE_MAX, Adapter
 from runtime.engine.chat_format import templates_of
-from runtime.engine.local import Model, open_model
 from runtime.engine.memory_fit import LAYERS_KEPT
+from runtime.engine.opened_model import Model, open_model
 from runtime.engine.own_template import first_own
 from runtime.gateway.api_errors import ApiError, bad_request
 from runtime.gateway.scheduling.request_queue import Voice

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.engine.adapters import Adapter
-from runtime.engine.local import Model, open_model
+from runtime.engine.opened_model import Model, open_model
 from runtime.engine.template_choice import CHATML
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway

@@ -18,7 +18,8 @@ from runtime.chat.repl.screen import DIM
 from runtime.chat.repl.set_options import BY_NAME, SETTINGS, parse_setting
 from runtime.chat.session import Chosen, Cleared, ModelSet, SettingsSet, SystemSet, Undone
 from runtime.engine.adapters import BASE, parse_scale
-from runtime.engine.local import LocalEngine, open_model
+from runtime.engine.local import LocalEngine
+from runtime.engine.opened_model import open_model
 from runtime.engine.remote_engine import RemoteEngine
 from runtime.engine.selection import Choice
 

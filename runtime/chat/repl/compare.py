@@ -14,9 +14,10 @@ from exporter.store import find_model, list_models
 from runtime.chat.repl.loop import Repl, Taken
 from runtime.chat.repl.screen import BOLD
 from runtime.engine.adapters import BASE, parse_scale
-from runtime.engine.local import Engine, LocalEngine, open_model
+from runtime.engine.local import Engine, LocalEngine
 from runtime.engine.memory_fit import Asked as AskedFit
 from runtime.engine.openai_client import Delta
+from runtime.engine.opened_model import open_model
 from runtime.engine.remote_engine import RemoteEngine
 from runtime.engine.selection import Choice
 from runtime.terminal.markdown import Columns

@@ -20,8 +20,9 @@ from runtime.chat.repl.screen import DIM, Screen
 from runtime.chat.repl.set_options import Value, sent
 from runtime.chat.session import Answered, Asked, Image, Trimmed, Undone, after
 from runtime.chat.session_files import Session
-from runtime.engine.local import Engine, LocalEngine, Model, answerer
+from runtime.engine.local import Engine, LocalEngine, answerer
 from runtime.engine.openai_client import Delta, Piece, Stopped, Thought
+from runtime.engine.opened_model import Model
 from runtime.engine.selection import Choice
 from runtime.terminal.markdown import MarkdownStream
 

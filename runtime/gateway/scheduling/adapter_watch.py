@@ -12,7 +12,7 @@ from pathlib import Path
 from exporter.core.errors import ModelError
 from exporter.core.events import Note, Report, Warn
 from runtime.engine.adapters import Adapter, check_adapter
-from runtime.engine.local import Model
+from runtime.engine.opened_model import Model
 
 HEAD = 64 << 10  # bytes of a file by which it is known again
 Mark = tuple[int, int, int]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from exporter.core.errors import DecantError, EngineError, SpaceError
 from runtime.engine.llama_server import Server
-from runtime.engine.local import Model
+from runtime.engine.opened_model import Model
 from runtime.engine.request_texts import Fronts
 from runtime.gateway.catalog import Named
 from runtime.gateway.scheduling.placement import Key, Role

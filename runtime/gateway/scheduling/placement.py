@@ -13,8 +13,8 @@ from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.chat_format import ChatFormat
 from runtime.engine.llama_server import ServerSpec
-from runtime.engine.local import ANY_TEMPLATE, Model
 from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
+from runtime.engine.opened_model import ANY_TEMPLATE, Model
 from runtime.gateway.scheduling.request_queue import Voice
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts

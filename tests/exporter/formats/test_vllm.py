@@ -20,7 +20,7 @@ from exporter.inputs.adapter import open_adapter, scaling_of
 from exporter.inputs.lazy_tensor import read_tensor
 from exporter.store import file_name
 from runtime.engine.adapters import Adapter, parse_adapter
-from runtime.engine.local import open_model
+from runtime.engine.opened_model import open_model
 from runtime.gateway.catalog import Catalog
 from tests.support.raw import (
     edit_json,

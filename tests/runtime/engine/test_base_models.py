@@ -9,8 +9,9 @@ import pytest
 
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
-from runtime.engine.local import RAW_TOKENS, LocalEngine, open_model
+from runtime.engine.local import RAW_TOKENS, LocalEngine
 from runtime.engine.memory_fit import Asked
+from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
 from tests.runtime.gateway.conftest import serving
 from tests.support.tiny import make_base

@@ -15,7 +15,7 @@ from exporter.core.gguf import read_gguf
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.chat.repl.attachments import read_image, read_text
-from runtime.engine.local import find_projector
+from runtime.engine.opened_model import find_projector
 from tests.support.architectures import make_architecture
 from tests.support.terminal import chat
 from tests.support.tiny import make_tokenizer

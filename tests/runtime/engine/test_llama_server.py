@@ -14,9 +14,10 @@ import pytest
 from exporter.core.errors import ContextFullError, EngineDiedError, EngineError
 from exporter.core.events import Progress
 from runtime.engine.llama_server import Server, ServerSpec
-from runtime.engine.local import LocalEngine, open_model
+from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import Asked
 from runtime.engine.openai_client import Delta, ask
+from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
 from runtime.process.run_dir import OWNER, PREFIX, RunFolder, sweep
 from tests.runtime.chat.test_chat import ANSWER, QUESTION, is_alive

@@ -15,8 +15,9 @@ from exporter.formats.export_request import ExportRequest
 from exporter.formats.gguf_lora import LoraRequest, export_lora
 from runtime.engine.adapters import Adapter
 from runtime.engine.chat_format import TOOL
-from runtime.engine.local import LocalEngine, open_model
+from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import Asked
+from runtime.engine.opened_model import open_model
 from runtime.engine.own_template import FIELD, handed_over_template
 from runtime.engine.selection import Choice
 from tests.runtime.gateway.conftest import Served, serving

@@ -11,8 +11,9 @@ from exporter.core.errors import UnsupportedError
 from exporter.core.ggml_types import GGMLType
 from exporter.core.gguf import GGUFFile, TensorInfo
 from runtime.cli.serve_command import example_of
-from runtime.engine.local import LocalEngine, Model
+from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import Asked
+from runtime.engine.opened_model import Model
 from runtime.engine.purpose import purpose_of
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.body import prepared

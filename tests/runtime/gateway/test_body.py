@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.engine.adapters import Adapter
-from runtime.engine.local import Model, open_model
+from runtime.engine.opened_model import Model, open_model
 from runtime.gateway.api_errors import ApiError, ClientGoneError
 from runtime.gateway.body import cost, dumped, parse, prepared
 from runtime.gateway.body_reader import Bodies

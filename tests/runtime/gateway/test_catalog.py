@@ -8,7 +8,7 @@ import pytest
 
 from exporter.core.errors import InputError
 from runtime.engine.adapters import Adapter
-from runtime.engine.local import Model, open_model
+from runtime.engine.opened_model import Model, open_model
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.catalog import Catalog, listing, stored_models
 from tests.support.raw import write_tiny_gguf

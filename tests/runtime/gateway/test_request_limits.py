@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from exporter.core.errors import InputError
-from runtime.engine.local import open_model
+from runtime.engine.opened_model import open_model
 from runtime.gateway import body_reader as bodies_module
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.body import refuse_media

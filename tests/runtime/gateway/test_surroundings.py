@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from exporter.core.events import Event
-from runtime.engine.local import open_model
+from runtime.engine.opened_model import open_model
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog

@@ -29,9 +29,10 @@ from exporter.core.gguf import read_gguf
 from exporter.demo.train import ASSISTANT, USER
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.llama_server import Server, ServerSpec, lora_vector
-from runtime.engine.local import LocalEngine, Model, open_model
+from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import LAYERS_KEPT, Asked, Need, fit, layer_count, spread_over
 from runtime.engine.openai_client import Delta, ask
+from runtime.engine.opened_model import Model, open_model
 from runtime.engine.selection import Choice
 from runtime.rpc import rpc_server
 from runtime.rpc import worker as worker_module

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from exporter.core.ggml_types import GGMLType
 from exporter.core.gguf import Array, GGUFFile, TensorInfo
-from runtime.engine.local import Model
+from runtime.engine.opened_model import Model
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway

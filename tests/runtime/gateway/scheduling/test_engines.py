@@ -18,7 +18,7 @@ import pytest
 
 from exporter.core.events import Event
 from runtime.engine.adapters import Adapter
-from runtime.engine.local import Model, open_model
+from runtime.engine.opened_model import Model, open_model
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway

@@ -17,7 +17,7 @@ import pytest
 from exporter.core.events import Event
 from exporter.core.paths import size_text
 from runtime.engine.adapters import Adapter
-from runtime.engine.local import open_model
+from runtime.engine.opened_model import open_model
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway

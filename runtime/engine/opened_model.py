@@ -1,0 +1,136 @@
+"""A GGUF with its adapters and its projector, opened by their headers; nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from exporter.core.errors import (
+    ModelError,
+    UnsupportedError,
+)
+from exporter.core.gguf import GGUFFile, read_gguf
+from exporter.store import StoredModel, refuse_adapter
+from runtime.encoder_decoder.model import is_encoder_decoder
+from runtime.engine.adapters import Adapter, check_adapter
+from runtime.engine.chat_format import AS_IT_IS, ChatFormat, chat_format, templates_of
+from runtime.engine.memory_fit import LAYERS_KEPT
+from runtime.engine.own_template import (
+    OwnTemplate,
+    first_own,
+    handed_over_template,
+    own_templates,
+)
+from runtime.engine.request_texts import Fronts, front_of
+
+ANY_TEMPLATE = "{{ messages[0].content }}"
+"""For an engine that is handed the template with each request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A GGUF and what is loaded with it."""
+
+    header: GGUFFile
+    adapters: tuple[Adapter, ...] = ()
+    projector: Path | None = None
+    chat_template: str | None = None
+    """A template in place of the files' own."""
+    own: tuple[OwnTemplate | None, ...] = ()
+    """The templates that adapters bring, by their places."""
+    is_handed_over: bool = False
+    """Whether its template comes with each request: its engine does not start with it."""
+
+    @property
+    def name(self) -> str:
+        return StoredModel(self.header.path).full_name
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        return is_encoder_decoder(self.header)
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether it has a template for conversations; one that was never taught any has none."""
+        return bool(self.chat_template or templates_of(self.header)[0]) or self.is_encoder_decoder
+
+    def asked_as(self, adapter: str, scales: Sequence[float]) -> Sequence[float]:
+        """The scales by which a template is chosen.
+
+        A base without one is asked in the adapter's whose name is used, at any scale.
+        """
+        if self.can_chat or not adapter:
+            return scales
+        return [float(one.name == adapter) for one in self.adapters]
+
+    def can_chat_with(self, scales: Sequence[float]) -> bool:
+        """Whether it or an adapter that is applied has a template."""
+        return self.can_chat or first_own(self.own, scales) is not None
+
+    @property
+    def chat(self) -> ChatFormat:
+        """How its conversations are rendered; takes a moment when it is first asked for."""
+        if self.is_encoder_decoder:
+            return AS_IT_IS
+        if self.is_handed_over:
+            shared = chat_format(self.header, self.chat_template, is_shared=True)
+            return replace(shared, template=ANY_TEMPLATE, variables=(), samples=())
+        return chat_format(self.header, self.chat_template, is_shared=any(self.own))
+
+    @property
+    def fronts(self) -> Fronts:
+        """How requests are made ready. Raises ModelError for a damaged normalizer."""
+        front = front_of(self.header, self.chat)
+        if self.is_handed_over:
+            own = handed_over_template(self.header.path, self.chat_template)
+            front = replace(front, own=own)
+        return Fronts(front, self.own)
+
+
+def open_model(
+    path: Path, adapters: tuple[Adapter, ...] = (), projector: Path | None = None
+) -> Model:
+    """Read headers and see that they belong together; no weight is loaded.
+
+    A projector beside the model, as decant and others name it, is found by itself. Raises
+    ModelError and UnsupportedError.
+    """
+    header = read_gguf(path, keep_items=LAYERS_KEPT)
+    refuse_adapter(header)
+    if header.architecture == "clip":
+        raise ModelError(
+            f"`{path}` is a projector: it lets a model see, and answers nothing",
+            hint="name the model, and this with --mmproj",
+        )
+    if not header.tensors:
+        raise ModelError(
+            f"`{path}` holds no tensor, so there is no model in it",
+            hint="export or download it again",
+        )
+    for adapter in adapters:
+        check_adapter(adapter, header)
+    model = Model(header, adapters, projector or find_projector(header))
+    if model.is_encoder_decoder and adapters:
+        raise UnsupportedError(
+            f"`{path}` is an encoder-decoder, whose engine takes no adapters",
+            hint="merge it into the model: decant export ADAPTER",
+        )
+    return replace(model, own=own_templates(adapters, path))
+
+
+def find_projector(model: GGUFFile) -> Path | None:
+    """The projector beside a model: by its name, or the only one there, if it fits."""
+    path = model.path
+    stored = StoredModel(path)
+    names = (f"mmproj-{stored.name}.gguf", f"mmproj-{stored.full_name}.gguf")
+    named = [path.with_name(name) for name in names if path.with_name(name).exists()]
+    beside = named[:1] or list(path.parent.glob("mmproj*.gguf"))
+    width = model.number(f"{model.architecture}.embedding_length")
+    if len(beside) != 1:
+        return None
+    try:
+        projector = read_gguf(beside[0])
+    except ModelError:
+        return None
+    return beside[0] if projector.number("clip.vision.projection_dim") == width else None
