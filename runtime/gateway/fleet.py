@@ -19,7 +19,7 @@ from exporter.core.events import Event, Note, Progress, Report, Step, Warn, sile
 from exporter.toolchain import Toolchain
 from runtime.child import DYING_S, Server
 from runtime.engine import Model
-from runtime.front import Fronts, said_of, unlike
+from runtime.front import Fronts, front_of, said_of, unlike
 from runtime.gateway.admission import Gate, Voice
 from runtime.gateway.catalog import Named
 from runtime.gateway.errors import ApiError, unavailable
@@ -198,7 +198,7 @@ class Fleet:
             self.report(Step(f"loading {child.name}"))
             server = Server(plan.spec, self.toolchain, report=heard)
             child.server = server
-            child.fronts = await loop.run_in_executor(None, lambda: child.model.fronts)
+            child.fronts = await loop.run_in_executor(None, fronts_of, child)
             await loop.run_in_executor(None, server.__enter__)
             await self.compare(child, server)
         child.address = address_of(server)
@@ -345,6 +345,12 @@ class Fleet:
         await asyncio.gather(*(self.stop(c) for c in self.children.values() if c.state == "loaded"))
         if self.tasks:  # those that load, watch, bury or break off
             await asyncio.wait(self.tasks, timeout=5)
+
+
+def fronts_of(child: Child) -> Fronts:
+    """How requests are made ready for a child; what holds no conversation has no template."""
+    is_asked = child.key.role not in ROLE_FLAGS
+    return child.model.fronts if is_asked else Fronts(front_of(child.model.header))
 
 
 def key_of(named: Named, role: Role) -> Key:
