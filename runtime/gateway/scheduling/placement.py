@@ -11,7 +11,7 @@ from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes, physical_cores
 from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import Toolchain
-from runtime.engine.chat_format import ChatFormat
+from runtime.engine.chat_format import AS_IT_IS, ChatFormat
 from runtime.engine.llama_server import ServerSpec
 from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
 from runtime.engine.opened_model import ANY_TEMPLATE, Model
@@ -27,7 +27,7 @@ POOLING_KEY = "pooling_type"  # in a GGUF that was made for embeddings
 CAUSAL_KEY = "attention.causal"
 POOLING_LAST, POOLING_RANK = 3, 4  # llama.h; the latter was made to rank documents
 UNUSED = ChatFormat(ANY_TEMPLATE)
-"""Of an engine that holds no conversation: a template that it may not start with is not read."""
+"""For an engine that holds no conversation and does not start with the model's template."""
 ROLE_FLAGS = {"embed": "--embeddings", "rerank": "--rerank"}
 
 
@@ -164,7 +164,8 @@ def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
     if role == "embed" and not has_pooling:
         extra += ["--pooling", "mean"]
     projector = found.projector if role == "embed" else None
-    return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=UNUSED)
+    chat = UNUSED if model.is_handed_over else AS_IT_IS
+    return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=chat)
 
 
 def may_be_cut(model: GGUFFile, role: Role) -> bool:

@@ -21,7 +21,7 @@ from exporter.core.events import Event, Note, Progress, Report, Step, Warn, sile
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.llama_server import DYING_S, Server
 from runtime.engine.own_template import template_refused
-from runtime.engine.request_texts import said_of, unlike
+from runtime.engine.request_texts import Fronts, front_of, said_of, unlike
 from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.catalog import Named
 from runtime.gateway.scheduling.adapter_watch import AdapterFiles
@@ -138,7 +138,7 @@ class Fleet:
         if server is None:
             return
         self.report(Step(f"loading {child.name}"))
-        child.fronts = await self.apart(lambda: child.model.fronts)
+        child.fronts = await self.apart(fronts_of, child)
         await self.apart(server.__enter__)
         await self.compare(child, server)
         child.address = address_of(server)
@@ -374,6 +374,12 @@ class Fleet:
         await asyncio.gather(*(self.stop(c) for c in self.children.values() if c.state == "loaded"))
         if self.tasks:  # those that load, watch, bury or break off
             await asyncio.wait(self.tasks, timeout=5)
+
+
+def fronts_of(child: Child) -> Fronts:
+    """How requests are made ready for a child; what holds no conversation has no template."""
+    is_asked = child.key.role not in ROLE_FLAGS
+    return child.model.fronts if is_asked else Fronts(front_of(child.model.header))
 
 
 def wait_for_end(server: Server) -> None:
