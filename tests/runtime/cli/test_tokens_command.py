@@ -35,8 +35,8 @@ from runtime.engine.gguf_tokenizer import (
 )
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.openai_client import ask_json
-from tests.exporter.cli.test_terminal_renderer import on_a_terminal, plain
 from tests.support.other_tokenizers import make_bpe
+from tests.support.terminal import on_a_terminal, plain
 from tests.support.tiny import CHAT_TEMPLATE
 
 pytestmark = [

@@ -28,7 +28,7 @@ from exporter.llamacpp.toolchain import scrubbed
 from runtime.encoder_decoder.model import Flag, Sampling, generate, loaded
 from runtime.engine.socket_connection import SocketConnection
 from runtime.process.run_dir import RunFolder
-from tests.runtime.chat.test_chat import wait_until
+from tests.support.processes import wait_until
 from tests.support.raw import edit_json, write_tiny_gguf
 from tests.support.terminal import chat, children_of
 from tests.support.tiny_t5 import adapt_t5, make_t5, teach_mt5

@@ -50,9 +50,9 @@ from runtime.rpc.relay import keep_alive
 from runtime.rpc.rpc_server import RpcServer, RpcSpec
 from runtime.rpc.worker import CONNECTIONS_MAX, Worker, WorkerSpec
 from tests.conftest import CHECKOUT
-from tests.runtime.chat.test_chat import is_alive, wait_until
 from tests.runtime.conftest import PROMPTS, sockets_of
-from tests.runtime.engine.test_memory_fit import llama
+from tests.support.gguf_headers import llama
+from tests.support.processes import descendants, is_alive, wait_until
 
 LOOPBACK = "127.0.0.1"
 VOICES = {"base": (0.0, 0.0), "pirate": (1.0, 0.0), "liar": (0.0, 1.0)}
@@ -100,13 +100,6 @@ def listening(answer):
         threading.Thread(target=serve, daemon=True).start()
         yield SimpleNamespace(port=listener.getsockname()[1])
         listener.shutdown(socket.SHUT_RDWR)
-
-
-def descendants(pid: int) -> list[int]:
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
-    return found
 
 
 @pytest.fixture(scope="module")
