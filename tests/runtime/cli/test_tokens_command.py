@@ -145,7 +145,7 @@ def cases(model: Path, folder: Path) -> Iterator[tuple[Path, str]]:
     content = model.read_bytes()
     for name, raw, named in (
         ("empty", b"", "not a whole GGUF"),
-        ("text", b"once upon a time, there was no GGUF", "does not begin with GGUF"),
+        ("text", b"once upon a time, there was no GGUF", "holds a line of text"),
         ("half", content[: len(content) // 2], "not a whole GGUF"),
         ("header", content[:3000], "in its header"),
     ):
