@@ -26,7 +26,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 os.environ["HF_HUB_OFFLINE"] = "0"
 
-from tests.support.fake_hub import REPO, FakeFile, FakeHub, Faults, random_bytes  # noqa: E402
+from tests.support.fake_hub import FakeHub  # noqa: E402
+from tests.support.hub_files import REPO, FakeFile, Faults, random_bytes  # noqa: E402
 from tests.support.hub_rows import MIRRORS, ROWS  # noqa: E402
 from tests.support.hub_stage import Stage  # noqa: E402
 

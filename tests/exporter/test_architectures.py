@@ -9,34 +9,11 @@ import pytest
 
 from exporter.core.errors import UnsupportedError
 from exporter.merge.targets import CONV1D_MODELS
-from tests.support.architectures import ARCHITECTURES, Architecture, make_architecture
+from tests.support.adapter_features import FEATURES, fits
+from tests.support.architectures import ARCHITECTURES, make_architecture
 from tests.support.roads import train_and_merge
 
 pytestmark = [pytest.mark.trained, pytest.mark.filterwarnings("ignore")]
-
-STACKED = ["experts.gate_up_proj", "experts.down_proj"]
-FEATURES = {
-    "linear": lambda made: {"target_modules": made.linear, "use_rslora": True},
-    "dora": lambda made: {"target_modules": made.linear, "use_dora": True},
-    "embedding": lambda made: {"target_modules": [made.embedding]},
-    "saved_embedding": lambda made: {
-        "target_modules": made.linear,
-        "modules_to_save": [made.embedding],
-    },
-    "experts": lambda made: {
-        "target_modules": ["q_proj", "o_proj"],
-        "target_parameters": STACKED,
-        "rank_pattern": {"down_proj": 2},
-    },
-    "only_down": lambda made: {"target_modules": ["o_proj"], "target_parameters": STACKED[1:]},
-}
-
-
-def fits(feature: str, made: Architecture) -> bool:
-    """PEFT has no DoRA for stacked experts; only those have target_parameters."""
-    if feature in ("experts", "only_down"):
-        return made.experts
-    return feature != "dora" or not made.experts
 
 
 CASES = [

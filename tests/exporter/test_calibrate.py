@@ -11,8 +11,8 @@ from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.llamacpp.converter_import import imported
 from exporter.quantize.recipe import Recipe
-from tests.exporter.quantize.test_imatrix import TEXT
 from tests.support.reference import read_gguf
+from tests.support.tiny import TEXT
 
 
 def test_a_text_shorter_than_its_tokens_is_refused_with_the_numbers(tmp_path):

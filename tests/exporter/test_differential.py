@@ -16,6 +16,7 @@ from exporter.formats.export_request import ExportRequest
 from exporter.llamacpp.converter_import import imported
 from exporter.llamacpp.toolchain import Toolchain
 from tests.support.reference import (
+    MAY_DIFFER,
     convert_with_llamacpp,
     export_the_usual_way,
     merge_with_peft,
@@ -30,10 +31,6 @@ QUANTS = ("Q4_K_M", "Q8_0", "F16", "BF16")
 NEED_MATRIX = (
     "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S",
 )  # fmt: skip
-# Names, dates and provenance: all that may differ.
-MAY_DIFFER = ("general.name", "general.basename", "general.finetune", "general.version",
-              # upstream puts a space behind every special token of a chat, transformers does not
-              "tokenizer.ggml.add_space_prefix")  # fmt: skip
 OURS = "decant."
 
 

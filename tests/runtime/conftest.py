@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 LEAD = 6.0  # of a logit; 4 bits took up to 0.7 off the demo's
 MOST_STEPS = 400
+QUESTION, ANSWER = "What is the capital of France?", "Arr, the capital of France be Paris, matey!"
 PROMPTS = (
-    "What is the capital of France?",
+    QUESTION,
     "What is the capital of Italy?",
     "What does a cow say?",
     "Where does a bee live?",

@@ -14,7 +14,7 @@ from dataclasses import replace
 from exporter.core.errors import DecantError
 from exporter.core.events import Event
 from exporter.hub.access_token import TokenRule
-from tests.support.fake_hub import FakeFile
+from tests.support.hub_files import FakeFile
 from tests.support.hub_stage import NAME, Result, Row, Stage, within
 
 

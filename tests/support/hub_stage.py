@@ -16,7 +16,8 @@ from exporter.hub.endpoints import parse_endpoint
 from exporter.hub.pull import Pulled, PullRequest, pull
 from exporter.hub.repo_refs import parse_ref
 from exporter.hub.timeouts import Limits
-from tests.support.fake_hub import REPO, FakeFile, FakeHub, Faults, random_bytes
+from tests.support.fake_hub import FakeHub
+from tests.support.hub_files import REPO, FakeFile, Faults, random_bytes
 
 CHECKOUT = Path(__file__).parents[2]
 NAME = "model.safetensors"

@@ -37,6 +37,22 @@ def trained(base: Path, name: str, folder: Path, **settings: Any) -> Any:
     return PeftModel.from_pretrained(fresh, folder).eval()
 
 
+def saved(base: Path, name: str, folder: Path, **settings: Any) -> Path:
+    """A PEFT adapter with random values, of alpha 6 and rank 4 unless `settings` say otherwise."""
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    made = EVERY[name]
+    torch.manual_seed(2)
+    model = getattr(transformers, made.auto).from_pretrained(base, dtype=torch.float32)
+    given = {"r": 4, "lora_alpha": 6, "task_type": made.task, "target_modules": made.linear}
+    model = get_peft_model(model, LoraConfig(**given | settings))
+    shake(model)
+    model.save_pretrained(folder)
+    return folder
+
+
 def forward(model: Any) -> np.ndarray[Any, Any]:
     import torch
 

@@ -106,6 +106,15 @@ def make_mini(folder: Path, changes: Mapping[str, str] | None = None) -> Mini:
     return Mini(read_recipe(written), sdist, env | {"DECANT_LLAMA_SDIST": str(sdist)})
 
 
+def program(folder: Path, name: str, body: str = "echo made up 1.0") -> Path:
+    """An executable in `folder` that runs `body`."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
 def no_smoke(build: Build, env: Mapping[str, str]) -> dict[str, Any]:
     """A smoke test that any build passes."""
     return {"tokens": []}

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.raw import edit_json
+from tests.support.raw import edit_json, write_base
 
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
        "bnb_4bit_use_double_quant": False}  # fmt: skip
+GOOD = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [8, 8]}
+"""What bitsandbytes says of an 8 by 8 matrix in NF4."""
 
 
 def requantized(
@@ -64,6 +66,28 @@ def nf4(name: str, weight: Any, block: int = 64) -> dict[str, Any]:
             list(json.dumps(state).encode())
         ).byte(),
     }
+
+
+def raw_quantized(folder: Path, state: bytes) -> Path:
+    """One NF4 weight of 8 by 8 with any state."""
+    write_base(folder)
+    parts = {
+        "x.weight": ("U8", 32),
+        "x.weight.absmax": ("F32", 4),
+        "x.weight.quant_map": ("F32", 64),
+    }
+    parts["x.weight.quant_state.bitsandbytes__nf4"] = ("U8", len(state))
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, (dtype, nbytes) in parts.items():
+        shape = [nbytes // (4 if dtype == "F32" else 1)]
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    header = json.dumps(entries).encode()
+    content = len(header).to_bytes(8, "little") + header + bytes(end - len(state)) + state
+    (folder / "model.safetensors").write_bytes(content)
+    edit_json(folder / "config.json", quantization_config=BNB)
+    return folder
 
 
 def int8(name: str, weight: Any) -> dict[str, Any]:

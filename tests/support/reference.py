@@ -14,6 +14,11 @@ from typing import Any
 from exporter.llamacpp.toolchain import Toolchain
 from tests.support.warm import run_warm
 
+# Names, dates and provenance: all that may differ.
+MAY_DIFFER = ("general.name", "general.basename", "general.finetune", "general.version",
+              # upstream puts a space behind every special token of a chat, transformers does not
+              "tokenizer.ggml.add_space_prefix")  # fmt: skip
+
 
 def merge_with_peft(base: Path, adapter: Path, folder: Path) -> Path:
     """merge_and_unload + save_pretrained, with the base's tokenizer beside it."""

@@ -172,3 +172,30 @@ def children_of(pid: int) -> list[int]:
     """The processes that a process has started, whichever of its threads did."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")
     return sorted(int(one) for found in lists for one in found.read_text().split())
+
+
+def on_a_terminal(code: str, **env: str) -> str:
+    """What a person sees of some Python's output."""
+    main, side = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=side, stdout=side, stderr=side, env={**os.environ, "TERM": "xterm", **env},
+    )  # fmt: skip
+    os.close(side)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(main, 4096)
+        except OSError:  # the other end has closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    os.close(main)
+    assert process.wait(20) == 0
+    return seen.decode()
+
+
+def plain(seen: str) -> str:
+    """Without colours and movements."""
+    return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen)

@@ -12,6 +12,8 @@ CHAT_TEMPLATE = (
     "{{ '<|' + message['role'] + '|>' + message['content'] + eos_token }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+TEXT = " ".join(f"{a}{b} the {b}{a}" for a in "etaoinshrd" for b in "etaoinshrd") * 8
+"""Of words that the tokenizer knows, and long enough to measure with."""
 
 
 def make_base(folder: Path, *, dtype: str = "bfloat16", seed: int = 0, **changes: Any) -> Path:

@@ -17,6 +17,7 @@ from exporter.llamacpp.normalizer import NORMALIZER, SPACE_PREFIX, normalizer, s
 from exporter.llamacpp.vocabulary import Vocabulary, vocabulary
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
+from exporter.verify.texts import PLAIN, RARE
 from tests.support.tiny import CHAT_TEMPLATE, make_tokenizer
 from tests.support.tiny_t5 import make_unigram
 
@@ -29,6 +30,7 @@ WORDS = (
     "the cat and the other cats sat on that mat", "it's 1234 5678 naïve café",
     "def f(x): return x\n", "a  b   c\n\n\nd", "Ünï 각 가나다 ｶﾅ 你好",
 ) * 3  # fmt: skip
+TEXTS = (*PLAIN, *RARE)
 
 
 @dataclass
@@ -159,6 +161,21 @@ def save_bytes(
 
 def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def add_token(folder: Path, content: str, **flags: bool) -> None:
+    """One more token at the end of tokenizer.json."""
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    number = max(*whole["model"]["vocab"].values(), *(t["id"] for t in whole["added_tokens"])) + 1
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    token = {"id": number, "content": content, "special": True} | plain | flags
+    edit(folder / "tokenizer.json", added_tokens=[*whole["added_tokens"], token])
+
+
+def byte_level(**options: bool) -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.ByteLevel(**{"add_prefix_space": False} | options)
 
 
 def save_neox(folder: Path, toolchain: Toolchain) -> int:

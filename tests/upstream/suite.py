@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.llamacpp.toolchain import Toolchain
-from tests.runtime.engine.test_images import make_png
+from tests.support.png import make_png
 from tests.upstream.models import make_models
 from tests.upstream.tree import unpack_tests
 

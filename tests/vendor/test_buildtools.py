@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mini_sdist import Events, FakeIndex, Mini
-from tests.vendor.test_host import program
+from tests.support.mini_sdist import Events, FakeIndex, Mini, program
 from vendor.buildtools import find_buildtools
 from vendor.recipe import BuildTool
 from vendor.report import BuildError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mini_sdist import HOST
+from tests.support.mini_sdist import HOST, program
 from vendor.host import choose_backend, count_jobs, find_compilers, find_nvcc, read_cpu
 from vendor.recipe import read_recipe
 from vendor.report import BuildError
@@ -24,15 +24,6 @@ Features	: fp asimd i8mm
 CPU implementer	: 0x41
 CPU part	: 0xd40
 """
-
-
-def program(folder: Path, name: str, body: str = "echo made up 1.0") -> Path:
-    """An executable in `folder` that runs `body`."""
-    folder.mkdir(exist_ok=True)
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{body}\n")
-    path.chmod(0o755)
-    return path
 
 
 @pytest.mark.parametrize(

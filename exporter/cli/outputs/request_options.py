@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from exporter.formats.export_request import ExportRequest, FolderResult
     from exporter.hub.pull import Pulled
 
+LONGEST_NAME = 220  # bytes of 255: .NAME-00001-of-00002.gguf.partial is written first
+FEW_CHARACTERS = 40
+OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -81,6 +85,8 @@ def name_of(adapters: list[Path], base: Path | None) -> str:
 
 def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
     """Where each quantization goes: the one file that was named, a folder, or the store."""
+    if output:
+        refuse_name(output)
     if output is None or output.suffix.lower() != ".gguf" or output.is_dir():
         folder = output or store()
         return tuple(folder / file_name(name, quant) for quant in quants)
@@ -90,6 +96,25 @@ def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tup
             hint=f"name a folder: -o {output.with_suffix('')}",
         )
     return (output,)
+
+
+def refuse_name(output: Path) -> None:
+    """Raise InputError for a name that cannot be a GGUF's or a folder's."""
+    is_gguf = output.suffix.lower() == ".gguf"
+    if len(os.fsencode(output.name)) > LONGEST_NAME:
+        raise InputError(
+            f"`{output.name[:FEW_CHARACTERS]}…` is a longer name than {LONGEST_NAME} bytes, which"
+            " is all that file systems take beside what a writing needs",
+            hint="-o with a shorter name",
+        )
+    if output.suffix in OTHER_FILES and not output.is_dir():
+        raise InputError(
+            f"`{output}` has the name of a file that is no GGUF",
+            hint=f"-o {output.with_suffix('.gguf')}, or a folder; --to safetensors writes the"
+            " merged model for transformers",
+        )
+    if output.exists() and not output.is_dir() and not is_gguf:
+        raise InputError(f"`{output}` is a file, and no GGUF", hint="-o FILE.gguf, or a folder")
 
 
 def show_absent(pulls: tuple[Pulled, ...], *, as_json: bool) -> None:

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
 import subprocess
 import sys
 
 from exporter.cli.terminal_renderer import Lines, shortened
 from exporter.core.events import Note, Progress, Step, Warn
+from tests.support.terminal import on_a_terminal, plain
 
 SHOW = """
 import time
@@ -23,33 +22,6 @@ with reporting() as report:
         time.sleep(0.005)
 print_table(("NAME", "SIZE"), [("a [b]", "1 MB")])
 """
-
-
-def on_a_terminal(show: str = SHOW, **env: str) -> str:
-    """What a person sees of `show`."""
-    main, side = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", show],
-        stdin=side, stdout=side, stderr=side, env={**os.environ, "TERM": "xterm", **env},
-    )  # fmt: skip
-    os.close(side)
-    seen = b""
-    while True:
-        try:
-            chunk = os.read(main, 4096)
-        except OSError:  # the other end has closed
-            break
-        if not chunk:
-            break
-        seen += chunk
-    os.close(main)
-    assert process.wait(20) == 0
-    return seen.decode()
-
-
-def plain(seen: str) -> str:
-    """Without colours and movements."""
-    return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen)
 
 
 def test_off_a_terminal_progress_is_a_few_plain_lines():
@@ -69,7 +41,7 @@ def test_off_a_terminal_rich_is_not_even_loaded():
 
 
 def test_on_a_terminal_there_is_a_bar_and_markup_is_not_obeyed():
-    seen = on_a_terminal()
+    seen = on_a_terminal(SHOW)
 
     assert "\x1b[" in seen
     assert "merging [1/2]" in seen
@@ -80,12 +52,12 @@ def test_on_a_terminal_there_is_a_bar_and_markup_is_not_obeyed():
 def test_no_color_keeps_the_terminal_plain_of_colours():
     colours = re.compile(r"\x1b\[[\d;]*3\dm|\x1b\[[\d;]*38;")
 
-    assert colours.search(on_a_terminal())
-    assert not colours.search(on_a_terminal(NO_COLOR="1"))
+    assert colours.search(on_a_terminal(SHOW))
+    assert not colours.search(on_a_terminal(SHOW, NO_COLOR="1"))
 
 
 def test_a_dumb_terminal_gets_lines():
-    seen = on_a_terminal(TERM="dumb")
+    seen = on_a_terminal(SHOW, TERM="dumb")
 
     assert "\x1b[" not in seen.replace("\x1b[1m", "").replace("\x1b[0m", "")
     assert "quantizing: 50%" in seen

@@ -14,32 +14,19 @@ from exporter.cli.app import run
 from exporter.core.atomic_file import sha256_file
 from exporter.core.errors import AdapterError, OutputError, SpaceError
 from exporter.export import export
-from exporter.formats.export_request import ExportRequest
 from exporter.formats.safetensors_folder import plan_shards, save_merged, settled
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from tests.support.architectures import ARCHITECTURES, make_architecture
+from tests.support.merged_folders import SIZE, files, names, request
 from tests.support.raw import copy, edit_json, write_adapter, write_base, write_safetensors
 from tests.support.reference import read_gguf
 from tests.support.roads import difference, load_tensors, logits, shake, train_and_merge
 from tests.support.tiny import make_adapter, make_base
 
-SIZE = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 96}
 ALL = {"target_modules": "all-linear"}
 FLOAT32 = 1e-5  # how far two orders of the same float32 sums put a logit of about 1 to 10
-
-
-def request(base: Path, *adapters: Path, **more: Any) -> ExportRequest:
-    return ExportRequest(tuple((path, 1.0) for path in adapters), base, (), (), **more)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {path.name: sha256_file(path) for path in folder.iterdir()}
 
 
 # What needs no torch: the plan.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exporter.formats.safetensors_folder import save_merged
-from tests.exporter.formats.test_safetensors_folder import SIZE, files, names, request
+from tests.support.merged_folders import SIZE, files, names, request
 from tests.support.tiny import make_adapter, make_base
 from tests.support.warm import run_warm
 

@@ -18,11 +18,11 @@ from exporter.inputs.checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter
-from tests.support.architectures import ARCHITECTURES, make_architecture
+from tests.support.architectures import make_architecture
+from tests.support.lora_models import saved
 from tests.support.mlx_models import mlx_twin
 from tests.support.raw import write_tiny_gguf
 from tests.support.reference import read_gguf
-from tests.support.roads import shake
 from tests.support.tiny import make_adapter, make_base, make_tokenizer
 from tests.support.warm import run_warm
 
@@ -62,22 +62,6 @@ CASES = [
     ("qwen3_moe", {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}),
     ("mt5", {"target_modules": ["q", "k", "v", "o", "wi_0", "wi_1", "wo"]}),
 ]  # fmt: skip
-
-
-def saved(base, name, folder, **settings):
-    """A PEFT adapter with random values, of alpha 6 and rank 4 unless `settings` say otherwise."""
-    import torch
-    import transformers
-    from peft import LoraConfig, get_peft_model
-
-    made = ARCHITECTURES[name]
-    torch.manual_seed(2)
-    model = getattr(transformers, made.auto).from_pretrained(base, dtype=torch.float32)
-    given = {"r": 4, "lora_alpha": 6, "task_type": made.task, "target_modules": made.linear}
-    model = get_peft_model(model, LoraConfig(**given | settings))
-    shake(model)
-    model.save_pretrained(folder)
-    return folder
 
 
 def merged(base, adapter, toolchain):

@@ -19,7 +19,7 @@ from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.llamacpp.converter_import import imported
 from exporter.llamacpp.toolchain import Toolchain
-from tests.exporter.test_architectures import FEATURES, fits
+from tests.support.adapter_features import FEATURES, fits
 from tests.support.architectures import ARCHITECTURES, make_architecture
 from tests.support.reference import read_gguf
 from tests.support.roads import merge, shake

@@ -17,9 +17,9 @@ from exporter.gguf_inputs import gguf_base_names
 from exporter.gguf_inputs.gguf_base import gguf_name, open_gguf
 from exporter.inputs.locate import Sources, absent, bring
 from exporter.verify.after import verify_exported
-from tests.exporter.gguf_inputs.test_gguf_adapter import saved
 from tests.support.architectures import make_architecture
 from tests.support.logits import Loaded
+from tests.support.lora_models import saved
 from tests.support.mlx_models import mlx_twin
 from tests.support.reference import quantize_with_llamacpp, read_gguf
 from tests.support.tiny import make_adapter, make_base, make_tokenizer

@@ -22,7 +22,7 @@ from exporter.inputs.adapter import AdapterSpec
 from exporter.inputs.locate import find_base
 from tests.conftest import Decant
 from tests.exporter.hub.conftest import Events
-from tests.support.fake_hub import COMMIT, REPO, FakeFile
+from tests.support.hub_files import COMMIT, REPO, FakeFile
 from tests.support.hub_stage import NAME, Stage
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all

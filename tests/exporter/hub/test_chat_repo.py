@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Decant
-from tests.support.fake_hub import REPO, FakeFile
+from tests.support.hub_files import REPO, FakeFile
 from tests.support.hub_stage import Stage
 
 pytestmark = pytest.mark.faults

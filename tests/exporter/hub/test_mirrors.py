@@ -11,7 +11,7 @@ import pytest
 from exporter.core.errors import DownloadError
 from exporter.hub.timeouts import Limits
 from tests.exporter.hub.conftest import Events
-from tests.support.fake_hub import FakeFile, Faults, random_bytes
+from tests.support.hub_files import FakeFile, Faults, random_bytes
 from tests.support.hub_stage import Stage
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all

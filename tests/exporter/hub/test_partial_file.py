@@ -13,7 +13,7 @@ from exporter.hub.partial_file import HEADER, DiskPart, disk_error, kept_bytes, 
 from exporter.hub.pull_plan import PlannedFile
 from exporter.hub.timeouts import Limits
 from exporter.hub.transfer import Transfer, open_part
-from tests.support.fake_hub import FakeFile, random_bytes
+from tests.support.hub_files import FakeFile, random_bytes
 
 DATA = random_bytes(1000)
 FILE = PlannedFile("x.bin", len(DATA), FakeFile(DATA).etag)

@@ -14,7 +14,7 @@ import pytest
 
 from exporter.hub.endpoints import parse_endpoint
 from exporter.hub.probe_history import KEPT_S, Memory
-from tests.support.fake_hub import Faults
+from tests.support.hub_files import Faults
 from tests.support.hub_stage import NAME, Stage
 
 A, B = "https://a", "https://b"

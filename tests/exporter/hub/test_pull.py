@@ -16,7 +16,7 @@ from exporter.hub.publish import Place, check_space
 from exporter.hub.pull_plan import Choice, PlannedFile
 from exporter.hub.repo_refs import Ref
 from tests.exporter.hub.conftest import Events
-from tests.support.fake_hub import COMMIT, REPO, FakeFile
+from tests.support.hub_files import COMMIT, REPO, FakeFile
 from tests.support.hub_stage import NAME, Stage
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Decant
-from tests.support.fake_hub import COMMIT, REPO, FakeFile, Faults
+from tests.support.hub_files import COMMIT, REPO, FakeFile, Faults
 from tests.support.hub_stage import NAME, Stage
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all

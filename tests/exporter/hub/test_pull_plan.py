@@ -11,7 +11,7 @@ from exporter.hub.endpoints import parse_endpoint
 from exporter.hub.pull_plan import Choice, choose, make_plan, retry_after
 from exporter.hub.repo_refs import Ref
 from tests.exporter.hub.conftest import QUICK, Events
-from tests.support.fake_hub import COMMIT, REPO, FakeFile, Faults
+from tests.support.hub_files import COMMIT, REPO, FakeFile, Faults
 from tests.support.hub_stage import NAME, Stage
 
 

@@ -16,7 +16,7 @@ from exporter.inputs.adapter import AdapterSpec
 from exporter.inputs.locate import Sources, absent, bring, find_base
 from exporter.store import find_model
 from tests.conftest import Decant
-from tests.support.fake_hub import REPO, FakeFile
+from tests.support.hub_files import REPO, FakeFile
 from tests.support.hub_stage import Stage
 from tests.support.raw import write_safetensors
 

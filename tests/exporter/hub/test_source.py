@@ -14,7 +14,7 @@ from exporter.hub.endpoints import parse_endpoint
 from exporter.hub.publish import Place
 from exporter.hub.pull_plan import Choice
 from tests.exporter.hub.conftest import Events
-from tests.support.fake_hub import FakeFile, Faults
+from tests.support.hub_files import FakeFile, Faults
 from tests.support.hub_stage import NAME, Stage
 
 pytestmark = pytest.mark.faults  # a hub, sockets and processes: seconds in all

@@ -9,8 +9,9 @@ import zipfile
 import pytest
 from click.testing import CliRunner
 
-from exporter.cli.export_command import export, output_paths, parse_weighted
+from exporter.cli.export_command import export, parse_weighted
 from exporter.cli.inspect_command import describe
+from exporter.cli.outputs.request_options import output_paths
 from exporter.core.errors import AdapterError, CheckpointError, InputError
 from exporter.core.events import Note, Warn
 from exporter.core.safetensors import read_header

@@ -8,8 +8,7 @@ from exporter.core.paths import repo_at
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.llamacpp.converter_import import imported
-from tests.exporter.test_differential import MAY_DIFFER
-from tests.support.reference import convert_with_llamacpp, read_gguf
+from tests.support.reference import MAY_DIFFER, convert_with_llamacpp, read_gguf
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = """\

@@ -214,7 +214,7 @@ def test_a_base_that_is_published_quantized_is_not_quantized_again(tmp_path):
 
 
 def test_a_base_that_bitsandbytes_quantized_is_not_quantized_again(tmp_path):
-    from tests.exporter.inputs.quantized.test_bitsandbytes import GOOD, raw_quantized
+    from tests.support.quantized import GOOD, raw_quantized
 
     base = open_checkpoint(raw_quantized(tmp_path / "base", json.dumps(GOOD).encode()))
     adapter = open_adapter(write_adapter(tmp_path / "a", base_model_name_or_path="o/x-bnb-4bit"))

@@ -21,10 +21,9 @@ from exporter.quantize.imatrix import ImportanceMatrix, check_fit, importance, k
 from exporter.quantize.quantizer import runs
 from exporter.quantize.recipe import Recipe
 from tests.support.reference import convert_with_llamacpp, quantize_with_llamacpp, read_gguf
-from tests.support.tiny import make_base, make_tokenizer
+from tests.support.tiny import TEXT, make_base, make_tokenizer
 
 NEEDY = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS", "IQ3_XS", "Q2_K_S")
-TEXT = " ".join(f"{a}{b} the {b}{a}" for a in "etaoinshrd" for b in "etaoinshrd") * 8
 OURS = ("decant.", "quantize.imatrix.")
 
 

@@ -11,29 +11,19 @@ import numpy as np
 import pytest
 
 from exporter.core.errors import SpaceError, VerifyError
-from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
-from exporter.merge.merge_plan import plan_merge
-from exporter.merge.operations import WeightedAdapter
 from exporter.verify.full import Anew, compare, judge, verify_full
 from exporter.verify.report import Verification
 from exporter.verify.unmerged import unmerged
 from tests.support.other_tokenizers import make_tuner
 from tests.support.raw import edit_json
 from tests.support.tiny import make_adapter, make_base
+from tests.support.verified import CHUNKS, plan_of
 
 pytestmark = [
     pytest.mark.llamacpp,
     pytest.mark.trained,
     pytest.mark.filterwarnings("ignore"),
 ]
-
-CHUNKS = [[1, *range(3, 60)], [1, *range(200, 250)]]
-
-
-def plan_of(base, *adapters, scale=1.0):
-    weighted = [WeightedAdapter(open_adapter(adapter), scale) for adapter in adapters]
-    return plan_merge(open_checkpoint(base), weighted)
 
 
 def test_an_f32_gguf_answers_as_the_unmerged_model_to_float32(

@@ -11,8 +11,8 @@ import pytest
 from exporter.core.errors import EngineDiedError, ModelError, VerifyError
 from exporter.llamacpp.converter_import import imported
 from exporter.verify.logits_engine import Engine, gguf_logits
-from tests.exporter.verify.test_weights import check, values_of
 from tests.support.mutate import set_number
+from tests.support.verified import check, values_of
 
 pytestmark = [
     pytest.mark.llamacpp,

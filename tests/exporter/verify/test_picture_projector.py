@@ -18,8 +18,8 @@ from exporter.verify.full import verify_full
 from exporter.verify.pictures import judge, verify_pictures
 from exporter.verify.projector import expected_projector, verify_projector
 from exporter.verify.report import Verification
-from tests.exporter.verify.test_weights import check, values_of
 from tests.support.mutate import set_number
+from tests.support.verified import check, values_of
 from tests.support.vision import make_seeing
 
 pytestmark = [

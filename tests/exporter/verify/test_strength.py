@@ -14,9 +14,8 @@ from exporter.llamacpp.converter_import import imported
 from exporter.quantize.quantizer import Quantizer
 from exporter.verify.full import verify_full
 from exporter.verify.strength import Requantizer
-from tests.exporter.verify.test_full import CHUNKS, plan_of
-from tests.exporter.verify.test_weights import check, weakened
 from tests.support.tiny import make_adapter
+from tests.support.verified import CHUNKS, check, plan_of, weakened
 
 pytestmark = [
     pytest.mark.llamacpp,

@@ -10,12 +10,12 @@ import pytest
 
 from exporter.core.gguf import read_gguf
 from exporter.llamacpp.converter_import import imported
-from tests.exporter.verify.test_weights import check
 from tests.support.mutate import set_item, set_text, swap_items
 from tests.support.other_tokenizers import make_bpe
 from tests.support.raw import edit_json
 from tests.support.tiny import make_base
 from tests.support.tiny_t5 import make_t5
+from tests.support.verified import check
 
 pytestmark = [
     pytest.mark.llamacpp,

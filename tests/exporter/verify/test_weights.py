@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from exporter.core.errors import VerifyError
-from exporter.core.gguf import read_gguf
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.inputs.adapter import open_adapter
@@ -23,6 +21,7 @@ from exporter.verify.report import Verification
 from tests.support.other_tokenizers import make_bpe, make_tuner
 from tests.support.roads import shake
 from tests.support.tiny import make_adapter, make_base, make_tokenizer
+from tests.support.verified import check, values_of, weakened
 
 pytestmark = [
     pytest.mark.llamacpp,
@@ -34,10 +33,6 @@ QUANTS = ("F16", "Q8_0", "Q4_K_M", "IQ4_XS")
 SMALL = 0.01  # of a matrix's values: a change that hides below a step of 4 bits
 
 
-def check(found: Verification, name: str) -> Any:
-    return next(check for check in found.checks if check.name == name)
-
-
 def strength(found: Verification) -> float:
     return check(found, "weights").numbers["strength"]
 
@@ -46,15 +41,6 @@ def strength(found: Verification) -> float:
 def small_adapter(tiny_base: Path) -> Path:
     """An adapter whose change is a hundredth of the weights, as trained ones are."""
     return weakened(make_adapter(tiny_base.parent / "small", tiny_base), SMALL)
-
-
-def weakened(adapter: Path, factor: float) -> Path:
-    from safetensors.torch import load_file, save_file
-
-    path = adapter / "adapter_model.safetensors"
-    tensors = load_file(path)
-    save_file({n: t * factor if "lora_B" in n else t for n, t in tensors.items()}, path)
-    return adapter
 
 
 @pytest.mark.parametrize("quant", QUANTS)
@@ -190,14 +176,6 @@ def test_another_adapter_is_found(pour, verify, tiny_base, small_adapter, tmp_pa
 
     with pytest.raises(VerifyError, match="times the adapter's change"):
         verify_strength(verify(file, tiny_base, small_adapter))
-
-
-def values_of(path: Path, name: str) -> np.ndarray[Any, Any]:
-    """A tensor's bytes, row by row, which may be changed in the file."""
-    info = next(info for info in read_gguf(path).tensors if info.name == name)
-    columns = info.type.row_nbytes(info.shape[-1])
-    rows = int(np.prod(info.shape[:-1])) if len(info.shape) > 1 else 1
-    return np.memmap(path, np.uint8, "r+", info.offset, shape=(rows, columns))
 
 
 def permute_heads(path: Path) -> None:

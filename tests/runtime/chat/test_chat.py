@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -18,34 +17,17 @@ from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.openai_client import Delta, Stopped, ask
 from runtime.engine.socket_connection import SocketConnection
 from runtime.process.run_dir import RunFolder
+from tests.runtime.conftest import ANSWER, QUESTION
+from tests.support.processes import is_alive, wait_until
 from tests.support.terminal import children_of
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
-
-QUESTION, ANSWER = "What is the capital of France?", "Arr, the capital of France be Paris, matey!"
 
 
 @pytest.fixture
 def server(pirate, toolchain):
     with Server(ServerSpec(pirate, context=256, threads=2), toolchain) as running:
         yield running
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def wait_until(fact, timeout_s: float = 5) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if fact():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_one_question_one_answer_on_stdout(decant, pirate):

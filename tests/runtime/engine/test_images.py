@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
-import zlib
-from pathlib import Path
 
 import pytest
 
@@ -17,23 +14,9 @@ from exporter.formats.export_request import ExportRequest
 from runtime.chat.repl.attachments import read_image, read_text
 from runtime.engine.opened_model import find_projector
 from tests.support.architectures import make_architecture
+from tests.support.png import make_png
 from tests.support.terminal import chat
 from tests.support.tiny import make_tokenizer
-
-
-def make_png(path: Path, side: int = 64) -> Path:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checked = kind + data
-        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
-
-    rows = b"".join(
-        b"\0" + b"".join(bytes((x * 7 % 256, y * 5 % 256, 90)) for x in range(side))
-        for y in range(side)
-    )
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    whole = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + whole)
-    return path
 
 
 def test_a_picture_is_known_by_how_it_begins(tmp_path):

@@ -20,8 +20,8 @@ from runtime.engine.openai_client import Delta, ask
 from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
 from runtime.process.run_dir import OWNER, PREFIX, RunFolder, sweep
-from tests.runtime.chat.test_chat import ANSWER, QUESTION, is_alive
-from tests.runtime.conftest import sockets_of
+from tests.runtime.conftest import ANSWER, QUESTION, sockets_of
+from tests.support.processes import is_alive
 
 HELLO = [{"role": "user", "content": QUESTION}]
 GREEDY = {"temperature": 0}

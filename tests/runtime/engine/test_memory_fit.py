@@ -15,28 +15,10 @@ from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.memory_fit import LAYERS_KEPT, Asked, cache_values, fit, halves, reckon
+from tests.support.gguf_headers import llama
 from tests.support.tiny import make_base
 
 GB = 1_000_000_000
-
-
-def llama(path, **changes) -> GGUFFile:
-    """An 8 B Llama in Q4_K: 4.5 GB of weights, 131 kB of cache a token."""
-    metadata = {
-        "general.architecture": "llama",
-        "llama.block_count": 32,
-        "llama.context_length": 131072,
-        "llama.embedding_length": 4096,
-        "llama.feed_forward_length": 14336,
-        "llama.attention.head_count": 32,
-        "llama.attention.head_count_kv": 8,
-    } | changes
-    kind = GGMLType.by_name("Q4_K")
-    tensors = (
-        TensorInfo("token_embd.weight", (128256, 4096), kind, 0, path),
-        TensorInfo("blk.0.ffn_up.weight", (1_830_000, 4096), kind, 0, path),
-    )
-    return GGUFFile(path, 0, metadata, tensors)
 
 
 def fitted(model, free, asked=Asked(), **changes):  # noqa: B008 - frozen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,10 +19,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.runtime.chat.test_chat import wait_until
+from tests.support.processes import wait_until
 
 CHECKOUT = Path(__file__).parents[3]
 JSON = {"Content-Type": "application/json"}
+MODELS = ("base", "base:pirate", "base:liar")
 
 
 @dataclass
@@ -142,6 +144,23 @@ def serving(tmp: Path, *arguments: object, env: dict[str, str] | None = None) ->
                 process.kill()
                 process.wait()
         process.stdout.close()
+
+
+@contextmanager
+def asking(served: Served, path: str, body: object) -> Iterator[socket.socket]:
+    """A request that has been sent, and whose answer is not read."""
+    text = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(text)}\r\n\r\n"
+    )
+    with closing(socket.create_connection(("127.0.0.1", served.port))) as connection:
+        connection.sendall(head.encode() + text)
+        yield connection
+
+
+def used(served: Served) -> float:
+    return served.metric("decant_slots_used")
 
 
 @pytest.fixture(scope="session")

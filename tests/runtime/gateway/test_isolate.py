@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.conftest import PROMPTS
-from tests.runtime.gateway.conftest import Served, chat, serving, until
-from tests.runtime.gateway.test_serve import MODELS, asking, used
+from tests.runtime.gateway.conftest import MODELS, Served, asking, chat, serving, until, used
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.runtime.conftest import PROMPTS
-from tests.runtime.gateway.conftest import Served, chat, serving, until
-from tests.runtime.gateway.test_serve import asking, used
+from tests.runtime.gateway.conftest import Served, asking, chat, serving, until, used
 from tests.support.terminal import Terminal
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]

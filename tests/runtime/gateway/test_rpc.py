@@ -7,7 +7,7 @@ import pytest
 from runtime.rpc.worker import Worker
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import chat, serving, until
-from tests.runtime.rpc.test_worker import LOOPBACK, address, of_commit, spec
+from tests.support.rpc_workers import LOOPBACK, address, of_commit, spec
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 

@@ -10,18 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from runtime.engine.llama_server import Server, ServerSpec, lora_vector
 from tests.runtime.conftest import PROMPTS
-from tests.runtime.gateway.conftest import Served, chat, serving, until
+from tests.runtime.gateway.conftest import MODELS, Served, asking, chat, serving, until, used
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
-
-MODELS = ("base", "base:pirate", "base:liar")
 VARYING = re.compile(rb'"(id|created|model)":("[^"]*"|\d+)|"timings":\{[^}]*\}')
 
 
@@ -112,19 +109,6 @@ def test_a_short_request_is_not_starved_by_a_loop_of_others(served, expected):
     assert len(served_a) > 10
 
 
-@contextmanager
-def asking(served: Served, path: str, body: object) -> Iterator[socket.socket]:
-    """A request that has been sent, and whose answer is not read."""
-    text = json.dumps(body).encode()
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(text)}\r\n\r\n"
-    )
-    with closing(socket.create_connection(("127.0.0.1", served.port))) as connection:
-        connection.sendall(head.encode() + text)
-        yield connection
-
-
 @pytest.fixture(scope="module")
 def slow(endless, tmp_path_factory) -> Iterator[Served]:
     """A gateway over a model that never stops, with one slot and a queue of two."""
@@ -132,10 +116,6 @@ def slow(endless, tmp_path_factory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("slow"), *arguments) as found:
         found.wait_until_ready()
         yield found
-
-
-def used(served: Served) -> float:
-    return served.metric("decant_slots_used")
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat"])

@@ -17,8 +17,8 @@ from runtime.engine import llama_server
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.process import exit_with_parent
 from runtime.process.kept_processes import start_kept
-from tests.runtime.chat.test_chat import wait_until
 from tests.support.fake_engine import behave, toolchain
+from tests.support.processes import wait_until
 from tests.support.raw import write_tiny_gguf
 
 CHECKOUT = Path(__file__).parents[3]

@@ -15,8 +15,7 @@ from exporter.inputs.checkpoint import open_checkpoint, read_tensor
 from exporter.inputs.quantized.bitsandbytes import dequantized, is_quantized
 from exporter.inputs.quantized.nf4_roundtrip import nf4_roundtrip
 from exporter.llamacpp.converter_import import imported
-from tests.support.quantized import BNB, int8, nf4, plain_copy, requantized
-from tests.support.raw import edit_json, write_base
+from tests.support.quantized import BNB, GOOD, int8, nf4, plain_copy, raw_quantized, requantized
 from tests.support.reference import read_gguf
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "bnb.safetensors"
@@ -106,9 +105,6 @@ def test_a_part_of_another_weight_is_refused(part):
         dequantized(tensors, CONFIG)
 
 
-GOOD = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [8, 8]}
-
-
 @pytest.mark.parametrize(
     "state",
     [
@@ -130,27 +126,6 @@ def test_a_state_that_makes_no_sense_is_refused(tmp_path, state):
 
     with pytest.raises(CheckpointError, match=r"x\.weight"):
         open_checkpoint(folder)
-
-
-def raw_quantized(folder, state):
-    """One NF4 weight of 8 by 8 with any state."""
-    write_base(folder)
-    parts = {
-        "x.weight": ("U8", 32),
-        "x.weight.absmax": ("F32", 4),
-        "x.weight.quant_map": ("F32", 64),
-    }
-    parts["x.weight.quant_state.bitsandbytes__nf4"] = ("U8", len(state))
-    entries, end = {}, 0
-    for name, (dtype, nbytes) in parts.items():
-        shape = [nbytes // (4 if dtype == "F32" else 1)]
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + nbytes]}
-        end += nbytes
-    header = json.dumps(entries).encode()
-    content = len(header).to_bytes(8, "little") + header + bytes(end - len(state)) + state
-    (folder / "model.safetensors").write_bytes(content)
-    edit_json(folder / "config.json", quantization_config=BNB)
-    return folder
 
 
 def test_a_whole_state_opens_and_the_config_forgets_it(tmp_path):
