@@ -55,6 +55,9 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({"status": "ok"})
 
     def do_POST(self) -> None:
+        if self.path == "/apply-template":  # asked when it is loaded, and no request
+            self.reply({"prompt": ""})
+            return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if path := self.how.get("asked"):
             with self.lock, Path(path).open("a") as file:
