@@ -6,16 +6,19 @@ PY := .venv/bin/python
 WORKERS ?= 2 # processes of pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast test programs families bench fmt docs release lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast test test-slow programs families bench fmt docs release lock wheel clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 demo: setup ## set up, then run the main job on a tiny model made on the spot
 	@$(PY) -m exporter demo
 
-test: setup lint type ## set up, then lint, types and every test but those of the next two
-	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not programs and not families"
+test: setup lint type ## set up, then lint, types and every test but those of the next three
+	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not programs and not families"
+
+test-slow: setup ## what is long by nature: kills, soaks, the wheel, llama.cpp's own server tests
+	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "slow"
 
 programs: setup ## the tests that need Chromium and HAProxy: the page, and a balancer
 	@$(PY) -m pytest -q -m programs tests/runtime/gateway
@@ -40,7 +43,7 @@ type: packages
 	@$(PY) -m mypy
 
 fast: packages
-	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults and not programs and not families"
+	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults and not slow and not programs and not families"
 
 bench: setup ## measure the export against the usual road
 	@$(PY) benchmarks/export.py

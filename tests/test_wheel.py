@@ -14,7 +14,7 @@ from tests.support.raw import write_tiny_gguf
 
 CHECKOUT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.llamacpp
+pytestmark = [pytest.mark.llamacpp, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

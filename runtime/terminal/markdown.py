@@ -88,7 +88,8 @@ class MarkdownStream:
         done, self.text = split_complete(self.text)
         if done.strip():
             self.print(done)
-            self.console.print()
+            with self.live._lock:  # noqa: SLF001 - likewise
+                self.console.print()
         if len(self.text) > BLOCK_MAX or self.is_late:
             self.live.stop()
             self.plain = Plain()
@@ -113,7 +114,8 @@ class MarkdownStream:
         from rich.markdown import Markdown
 
         began = self.busy()
-        self.console.print(Markdown(text))
+        with self.live._lock:  # noqa: SLF001 - else its thread may draw while this is printed
+            self.console.print(Markdown(text))
         self.spent_s += self.busy() - began
 
     def out(self, text: str) -> None:

@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.llamacpp,
     pytest.mark.trained,
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.slow,
 ]
 
 KILLS = 20

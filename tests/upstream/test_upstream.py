@@ -15,6 +15,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 FEW = 25
 """More that fail here bare are no doubt of single tests any more."""

@@ -24,7 +24,8 @@ dev = ["iniconfig"]
 packages = ["mini"]
 """
 
-pytestmark = pytest.mark.llamacpp  # it asks the package index, as setting up does
+# it asks the package index, as setting up does
+pytestmark = [pytest.mark.llamacpp, pytest.mark.slow]
 
 
 @pytest.fixture

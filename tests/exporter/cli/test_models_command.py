@@ -186,9 +186,8 @@ def test_what_a_stopped_export_left_is_said_and_deleted_by_name(store, capsys):
 @pytest.mark.parametrize("command", [("chat", "-p", "hi"), ("tokens", "hi"), ("serve",)])
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("lora.zip", "decant export"), ("adapter_model.safetensors", "decant export"),
-     ("notes.txt", "decant inspect"), ("./lora.zip", "decant export ")],
-)  # fmt: skip
+    [("adapter_model.safetensors", "decant export"), ("notes.txt", "decant inspect")],
+)
 def test_a_file_of_another_kind_is_told_with_what_to_do(
     command, name, told, capsys, tmp_path, monkeypatch
 ):
@@ -200,6 +199,18 @@ def test_a_file_of_another_kind_is_told_with_what_to_do(
     error = capsys.readouterr().err
     assert "is a file, but no GGUF" in error
     assert told in error
+
+
+@pytest.mark.parametrize("name", ["lora.zip", "./lora.zip"])
+def test_a_zip_is_unpacked_by_chat_and_serve_alone(name, capsys, tmp_path, monkeypatch):
+    (tmp_path / name).write_bytes(b"whatever")
+    monkeypatch.chdir(tmp_path)
+
+    assert run(["tokens", name, "hi"]) == 3
+    assert "decant export" in capsys.readouterr().err
+    for command in (["chat", name, "-p", "hi"], ["serve", name]):
+        assert run(command) == 3
+        assert "cannot be unpacked: File is not a zip file" in capsys.readouterr().err
 
 
 def test_a_name_of_the_hub_is_told_to_need_its_owner(capsys):

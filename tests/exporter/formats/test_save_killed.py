@@ -12,6 +12,8 @@ from tests.support.merged_folders import SIZE, files, names, request
 from tests.support.tiny import make_adapter, make_base
 from tests.support.warm import run_warm
 
+pytestmark = pytest.mark.slow
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

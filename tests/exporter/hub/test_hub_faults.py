@@ -11,6 +11,8 @@ from exporter.hub.timeouts import Limits
 from tests.support.hub_rows import ROWS, eight_connections
 from tests.support.hub_stage import Stage
 
+pytestmark = pytest.mark.slow
+
 IMPATIENT = replace(Limits(), stall_s=2, slow_s=2)
 
 

@@ -287,6 +287,7 @@ def test_doctor_names_the_types(decant):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 def test_every_planted_error_is_caught_when_a_library_is_loaded(ggml, tmp_path):
     source = recipe("native").source_text()
 
@@ -306,6 +307,7 @@ def test_every_planted_error_is_caught_when_a_library_is_loaded(ggml, tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [4, 16])
 def test_the_sanitizers_find_nothing(lanes, ggml, tmp_path):
     """16 lanes also where no processor has them: the compiler splits the vectors."""

@@ -47,7 +47,7 @@ def test_a_text_that_is_called_gguf(decant, tmp_path):
     done = decant("chat", tmp_path / "text.gguf", "-p", "hi")
 
     assert done.returncode == 3
-    assert "does not begin with GGUF" in said(done)
+    assert "holds a line of text: 'Once upon a time" in said(done)
 
 
 def test_at_the_terminal_too(tmp_path):

@@ -11,7 +11,7 @@ from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import serving, until
 from tests.support.soak_clients import Soak
 
-pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.faults]
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.faults, pytest.mark.slow]
 
 SECONDS, SLOTS = 15, 4
 MODELS = ("base", "base:pirate", "base:liar")
