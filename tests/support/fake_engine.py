@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -24,7 +25,8 @@ from typing import Any
 def toolchain(folder: Path) -> Any:
     """A build whose llama-server is this file."""
     tool = folder / "fake-llama-server"
-    tool.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {__file__} "$@"\n')
+    program = shlex.join([sys.executable, "-I", "-S", __file__])
+    tool.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
     tool.chmod(0o755)
     return SimpleNamespace(tool=lambda name: tool, info={"backend": "cpu"}, folder=folder)
 
