@@ -113,7 +113,10 @@ def test_a_traceback_only_when_asked_for(decant):
     assert "Traceback" in decant("inspect", "no-such-model", DECANT_DEBUG="1").stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "tokens", "inspect", "rm", "export"])
+@pytest.mark.parametrize(
+    "command",
+    ["serve", "tokens", "inspect", "rm", pytest.param("export", marks=pytest.mark.trained)],
+)
 def test_a_name_of_any_length_is_an_error_of_the_input(command, decant):
     done = decant(command, "x" * 100_000)
 

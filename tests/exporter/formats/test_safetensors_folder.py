@@ -75,6 +75,7 @@ def test_a_quantization_that_was_undone_is_not_in_the_config(tmp_path, is_undone
     assert said["model_type"] == "llama"
 
 
+@pytest.mark.trained
 @pytest.mark.parametrize("name", ["base", "lora", "base/merged"])
 def test_what_is_read_is_never_overwritten(tmp_path, name):
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "lora")
