@@ -62,9 +62,10 @@ def test_time_to_wait_is_of_the_connection_that_was_too_many(mirror: Stage, even
 def test_as_many_connections_are_used_as_are_allowed(
     mirror: Stage, events: Events, limit: dict[str, bool]
 ):
+    """More than one saves a part of half a second, of which a busy machine may take some."""
     del mirror.a.files["config.json"]
     seconds = seconds_of(mirror, events, most=3, **limit)
-    assert mirror.size / RATE / seconds > 1.4
+    assert mirror.size / RATE / seconds > 1.1
     assert len(mirror.a.refused) <= 4
 
 

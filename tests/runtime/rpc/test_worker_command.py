@@ -63,7 +63,7 @@ class TestCommand:
                 started = descendants(process.pid)
                 process.kill()
                 process.wait()
-                assert wait_until(lambda: not any(map(is_alive, started)), 2)
+                assert wait_until(lambda: not any(map(is_alive, started)), 5)
                 with pytest.raises(EngineDiedError):
                     said(server)
 
