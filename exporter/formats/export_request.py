@@ -14,8 +14,7 @@ from exporter.gguf_inputs.placed_adapter import on_base
 from exporter.inputs.adapter import AdapterSpec, open_adapter
 from exporter.inputs.checkpoint import Checkpoint, open_checkpoint
 from exporter.inputs.locate import find_base
-from exporter.inputs.quantized import awq, mxfp4
-from exporter.inputs.quantized.via_llamacpp import dequantized_by_llamacpp
+from exporter.inputs.quantized.plain_base import dequantized
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
 from exporter.merge.adapter_doubts import say_doubts
 from exporter.merge.merge_plan import plan_merge
@@ -97,9 +96,8 @@ def plan_request(
         say_double_loss(checkpoint, request, report=report)
         return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
-    checkpoint = awq.dequantized(mxfp4.dequantized(checkpoint, report=report))
-    if adapters and toolchain:  # without an adapter, llama.cpp's converter dequantizes for itself
-        checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
+    needed = toolchain if adapters else None  # without one the converter dequantizes for itself
+    checkpoint = dequantized(checkpoint, needed, report=report)
     merge = plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
     for note in merge.notes:
         report(Warn(note))

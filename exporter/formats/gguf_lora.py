@@ -37,8 +37,7 @@ from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.header_prompts import AdapterPrompts
 from exporter.inputs.locate import find_base
 from exporter.inputs.own_code import no_code_run
-from exporter.inputs.quantized import awq, mxfp4
-from exporter.inputs.quantized.via_llamacpp import dequantized_by_llamacpp
+from exporter.inputs.quantized.plain_base import dequantized
 from exporter.llamacpp.converter_import import imported, warnings_reported
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.merge.adapter_doubts import say_doubts
@@ -148,8 +147,7 @@ def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> 
         trust_remote_code=request.trust_remote_code,
     )
     adapter = on_base(adapter, checkpoint, toolchain, report=report)
-    checkpoint = awq.dequantized(mxfp4.dequantized(checkpoint))
-    checkpoint = dequantized_by_llamacpp(checkpoint, toolchain)
+    checkpoint = dequantized(checkpoint, toolchain)
     plan = plan_merge(checkpoint, [WeightedAdapter(adapter, request.scale)])
     say_doubts(adapter, checkpoint, report=report)
     plan = settle_tied(plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.core.atomic_file import gone, read_json_object
@@ -49,6 +49,12 @@ class Checkpoint:
     @property
     def name(self) -> str:
         return self.title or model_name(self.folder)
+
+    def with_plain(self, tensors: dict[str, Tensor]) -> Checkpoint:
+        """The same with `tensors`, of which none is quantized any more."""
+        quantization = "quantization_config"
+        config = {key: value for key, value in self.config.items() if key != quantization}
+        return replace(self, config=config, tensors=tensors)
 
     @property
     def architecture(self) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.convert.gguf_layout import Conversion
-from exporter.convert.to_gguf import convert
+from exporter.convert.to_gguf import Part, convert
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
@@ -75,6 +75,19 @@ def expected_of(
     trust_remote_code: bool = False,
 ) -> Iterator[Expected]:
     """Lay the plan's model out once, for all files that were made of it. Reads no weight."""
+    with laid_out(plan, toolchain, "text", trust_remote_code) as (conversion, folder):
+        loaded = conversion.loaded
+        tokenizer = loaded.tokenizer if loaded else slow_tokenizer(folder, trust_remote_code)
+        whole = loaded.written if loaded else {}
+        requantizer = Requantizer(Quantizer.load(toolchain))
+        yield Expected(plan, conversion, folder, tokenizer, rows, requantizer, whole)
+
+
+@contextmanager
+def laid_out(
+    plan: MergePlan, toolchain: Toolchain, part: Part, trust_remote_code: bool
+) -> Iterator[tuple[Conversion, Path]]:
+    """A part of the plan's model as the converter lays it out, and its folder. Reads no weight."""
     tensors = traceable(MergedTensors(plan))
     with (
         imported(toolchain),
@@ -82,14 +95,10 @@ def expected_of(
         one_thread(),
         result_folder(plan, trust_remote_code=trust_remote_code) as folder,
     ):
-        conversion = convert(
-            tensors, folder, toolchain, model_name="verify", trust_remote_code=trust_remote_code
-        )
-        loaded = conversion.loaded
-        tokenizer = loaded.tokenizer if loaded else slow_tokenizer(folder, trust_remote_code)
-        whole = loaded.written if loaded else {}
-        requantizer = Requantizer(Quantizer.load(toolchain))
-        yield Expected(plan, conversion, folder, tokenizer, rows, requantizer, whole)
+        yield convert(
+            tensors, folder, toolchain, model_name="verify", part=part,
+            trust_remote_code=trust_remote_code,
+        ), folder  # fmt: skip
 
 
 def slow_tokenizer(folder: Path, trust_remote_code: bool) -> Any:

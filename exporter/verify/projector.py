@@ -12,24 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.convert.to_gguf import convert
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.machine import available_nbytes
 from exporter.core.paths import size_text
-from exporter.core.silence import one_thread, quiet_libraries
-from exporter.llamacpp.converter_import import imported
-from exporter.merge.apply import MergedTensors
-from exporter.merge.result_files import result_folder
 from exporter.quantize.quantizer import Quantizer
-from exporter.verify.light import ROWS, WHOLE, Expected
+from exporter.verify.light import ROWS, WHOLE, Expected, laid_out
 from exporter.verify.loading import ROOM, not_loaded
 from exporter.verify.logits_engine import Engine
 from exporter.verify.metadata import check_metadata
 from exporter.verify.report import Check, Verification
 from exporter.verify.strength import Requantizer
-from exporter.verify.trace import traceable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,17 +69,7 @@ def expected_projector(
     trust_remote_code: bool = False,
 ) -> Iterator[Expected]:
     """Lay out the projector of a plan's model, as `expected_of` does the model. Reads no weight."""
-    tensors = traceable(MergedTensors(plan))
-    with (
-        imported(toolchain),
-        quiet_libraries(),
-        one_thread(),
-        result_folder(plan, trust_remote_code=trust_remote_code) as folder,
-    ):
-        conversion = convert(
-            tensors, folder, toolchain, model_name="verify", part="projector",
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+    with laid_out(plan, toolchain, "projector", trust_remote_code) as (conversion, folder):
         requantizer = Requantizer(Quantizer.load(toolchain))
         yield Expected(plan, conversion, folder, None, rows, requantizer)
 

@@ -7,7 +7,7 @@ scale and a zero belong to each output and each group of inputs. https://github.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.core.errors import CheckpointError
@@ -89,9 +89,7 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
             tensors[f"{module}.weight"] = linear(module, checkpoint)
         elif leaf not in PARTS:
             tensors[name] = tensor
-    quantization = "quantization_config"
-    config = {key: value for key, value in checkpoint.config.items() if key != quantization}
-    return replace(checkpoint, config=config, tensors=tensors)
+    return checkpoint.with_plain(tensors)
 
 
 def linear(module: str, checkpoint: Checkpoint) -> Linear:

@@ -7,7 +7,7 @@ Formats 1.0); both fit into bfloat16, so nothing is rounded. https://huggingface
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.core.errors import CheckpointError
@@ -81,9 +81,7 @@ def dequantized(checkpoint: Checkpoint, *, report: Report = silent) -> Checkpoin
         if name.endswith(SCALES) and f"{name.removesuffix(SCALES)}{BLOCKS}" in checkpoint.tensors:
             continue
         tensors[stem] = unpacked(stem, checkpoint) if stem != name else tensor
-    quantization = "quantization_config"
-    config = {key: value for key, value in checkpoint.config.items() if key != quantization}
-    return replace(checkpoint, config=config, tensors=tensors)
+    return checkpoint.with_plain(tensors)
 
 
 def unpacked(stem: str, checkpoint: Checkpoint) -> Experts:

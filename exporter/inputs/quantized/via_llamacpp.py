@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -102,8 +102,7 @@ def dequantized_by_llamacpp(checkpoint: Checkpoint, toolchain: Toolchain) -> Che
             " is found to be",
             hint=plain_release(checkpoint),
         )
-    plain = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    return replace(checkpoint, config=plain, tensors=tensors)
+    return checkpoint.with_plain(tensors)
 
 
 def plain_release(checkpoint: Checkpoint) -> str:

@@ -216,7 +216,7 @@ class Fleet:
 
         def compared() -> list[str]:
             found = [f"{child.name}: {said}" for said in unlike(server, server.spec.chat)]
-            for adapter, own in zip(child.model.adapters, child.model.own, strict=False):
+            for adapter, own in zip(child.model.adapters, child.model.own, strict=True):
                 found += [f"{child.name}:{adapter.name}: {said}" for said in said_of(server, own)]
             return found
 

@@ -41,7 +41,7 @@ def model(tmp_path) -> Callable[..., Model]:
     def make(name: str, **how: object) -> Model:
         path = behave(write_tiny_gguf(tmp_path / f"{name}.gguf"), **how)
         found = replace(open_model(path), chat_template="{{ messages[0].content }}")
-        return replace(found, adapters=(Adapter("a", path, 1.0),))
+        return replace(found, adapters=(Adapter("a", path, 1.0),), own=(None,))
 
     return make
 
@@ -376,7 +376,7 @@ def test_an_adapter_that_breaks_while_it_is_served_is_out_and_nothing_else(model
     base = model("m", asked=str(log))
     files = [write_adapter(tmp_path / f"{name}.lora.gguf") for name in ("x", "y", "z")]
     adapters = [Adapter(path.name[0], path, 1.0) for path in files]
-    base = replace(base, adapters=tuple(adapters))
+    base = replace(base, adapters=tuple(adapters), own=(None,) * len(adapters))
 
     async def test(fleet: Fleet, catalog: Catalog) -> None:
         gateway = Gateway(fleet.settings, catalog, fleet)
