@@ -13,7 +13,7 @@ from exporter.inputs.distcp import read_distcp
 from exporter.inputs.lazy_tensor import Tensor, read_tensor, torch_dtype
 from exporter.inputs.name_wrappers import unwrapped
 from exporter.inputs.no_checkpoint import not_a_model, refuse_unmerged
-from exporter.inputs.quantized import bitsandbytes, mlx_affine
+from exporter.inputs.quantized.plain_base import plain_tensors
 from exporter.inputs.sharded_checkpoint import (
     FSDP_WHOLE,
     fsdp_in,
@@ -43,6 +43,8 @@ class Checkpoint:
     """By hub name; shard by shard in name order, as llama.cpp's converter reads them."""
     title: str = ""
     """What a person calls it, where that is not its folder's name."""
+    quantized_as: str = ""
+    """The kind of quantization that its tensors undo as they are read, "" for plain weights."""
     roundtrip: str = ""
     """How its weights were quantized and dequantized again, when they were."""
 
@@ -105,15 +107,8 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     tensors = index_tensors(folder, shards)
     refuse_unmerged(tensors, folder, CheckpointError)
     tensors = unwrapped(tensors)
-    mlx_affine.refuse_changed(tensors, config)
-    if mlx_affine.is_quantized(config):
-        tensors = mlx_affine.dequantized(tensors, config)
-        of_mlx = (mlx_affine.SETTINGS, "quantization_config")
-        config = {key: value for key, value in config.items() if key not in of_mlx}
-    if bitsandbytes.is_quantized(config):
-        tensors = bitsandbytes.dequantized(tensors, config)
-        config = {key: value for key, value in config.items() if key != "quantization_config"}
-    return Checkpoint(folder, config, tensors)
+    tensors, config, kind = plain_tensors(tensors, config)
+    return Checkpoint(folder, config, tensors, quantized_as=kind)
 
 
 def refuse_own_code(folder: Path, config: dict[str, object]) -> None:

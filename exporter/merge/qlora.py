@@ -60,7 +60,7 @@ def as_trained_on(
     """
     if mode == "none" or (mode == "auto" and not adapters):
         return checkpoint
-    if is_quantized(checkpoint):
+    if checkpoint.quantized_as or checkpoint.config.get("quantization_config"):
         report(Note("the base is quantized already: merged onto what its weights stand for"))
         return checkpoint
     found = next((trained for spec in adapters if (trained := trained_on(spec))), None)
@@ -81,13 +81,6 @@ def as_trained_on(
     )
     made = roundtripped(checkpoint, weights, double_quant=nested)
     return replace(made, roundtrip="nf4 nested" if nested else "nf4")
-
-
-def is_quantized(checkpoint: Checkpoint) -> bool:
-    return bool(checkpoint.config.get("quantization_config")) or any(
-        isinstance(tensor, bitsandbytes.FourBit | bitsandbytes.EightBit)
-        for tensor in checkpoint.tensors.values()
-    )
 
 
 def trained_on(adapter: AdapterSpec) -> Trained | None:

@@ -16,8 +16,6 @@ from exporter.inputs.lazy_tensor import Tensor, nbytes_of, read_tensor
 if TYPE_CHECKING:
     import torch
 
-    from exporter.inputs.checkpoint import Checkpoint
-
 PARTS = ("qweight", "qzeros", "scales")
 BITS = 4
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # in its word, of each column: the inverse of the order above
@@ -75,30 +73,28 @@ def is_quantized(config: Mapping[str, object]) -> bool:
     )
 
 
-def dequantized(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with plain weights in place of AWQ's; any other stays as it is.
+def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> dict[str, Tensor]:  # noqa: ARG001 - as of every kind
+    """A checkpoint's tensors with plain ones in place of AWQ's, in the same order.
 
     Raises CheckpointError for a weight whose parts are missing or do not fit each other.
     """
-    if not is_quantized(checkpoint.config):
-        return checkpoint
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in checkpoint.tensors.items():
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf == PARTS[0]:
-            tensors[f"{module}.weight"] = linear(module, checkpoint)
+            plain[f"{module}.weight"] = linear(module, tensors)
         elif leaf not in PARTS:
-            tensors[name] = tensor
-    return checkpoint.with_plain(tensors)
+            plain[name] = tensor
+    return plain
 
 
-def linear(module: str, checkpoint: Checkpoint) -> Linear:
-    parts = [checkpoint.tensors.get(f"{module}.{part}") for part in PARTS]
+def linear(module: str, tensors: Mapping[str, Tensor]) -> Linear:
+    parts = [tensors.get(f"{module}.{part}") for part in PARTS]
     qweight, qzeros, scales = parts
     if qweight is None or qzeros is None or scales is None or not fit(qweight, qzeros, scales):
         shapes = [list(part.shape) if part else "missing" for part in parts]
         raise CheckpointError(
-            f"the quantized weight `{module}` of `{checkpoint.folder}` is no whole one of AWQ:"
+            f"the quantized weight `{module}` is no whole one of AWQ:"
             f" {', '.join(f'{part} {shape}' for part, shape in zip(PARTS, shapes, strict=True))}",
             hint="download or copy the folder again",
         )

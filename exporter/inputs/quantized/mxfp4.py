@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from exporter.core.errors import CheckpointError
-from exporter.core.events import Note, Report, silent
 from exporter.inputs.lazy_tensor import Tensor, nbytes_of, read_tensor
 
 if TYPE_CHECKING:
     import torch
 
-    from exporter.inputs.checkpoint import Checkpoint
-
+NOTE = "its experts are published in MXFP4: `-q MXFP4_MOE` keeps them as they are"
 BLOCKS, SCALES = "_blocks", "_scales"
 STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # E2M1; the fourth bit is the sign
 HALF = 16  # bytes of a block: 32 values, the first of each two in the low half of a byte
@@ -67,25 +65,22 @@ def is_quantized(config: Mapping[str, object]) -> bool:
     return isinstance(settings, dict) and settings.get("quant_method") == "mxfp4"
 
 
-def dequantized(checkpoint: Checkpoint, *, report: Report = silent) -> Checkpoint:
-    """The checkpoint with its experts in bfloat16; any other stays as it is.
+def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> dict[str, Tensor]:  # noqa: ARG001 - as of every kind
+    """A checkpoint's tensors with its experts in bfloat16, in the same order.
 
     Raises CheckpointError for blocks without their scales.
     """
-    if not is_quantized(checkpoint.config):
-        return checkpoint
-    report(Note("its experts are published in MXFP4: `-q MXFP4_MOE` keeps them as they are"))
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in checkpoint.tensors.items():
+    plain: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
         stem = name.removesuffix(BLOCKS)
-        if name.endswith(SCALES) and f"{name.removesuffix(SCALES)}{BLOCKS}" in checkpoint.tensors:
+        if name.endswith(SCALES) and f"{name.removesuffix(SCALES)}{BLOCKS}" in tensors:
             continue
-        tensors[stem] = unpacked(stem, checkpoint) if stem != name else tensor
-    return checkpoint.with_plain(tensors)
+        plain[stem] = unpacked(stem, tensors) if stem != name else tensor
+    return plain
 
 
-def unpacked(stem: str, checkpoint: Checkpoint) -> Experts:
-    blocks, scales = (checkpoint.tensors.get(f"{stem}{end}") for end in (BLOCKS, SCALES))
+def unpacked(stem: str, tensors: Mapping[str, Tensor]) -> Experts:
+    blocks, scales = (tensors.get(f"{stem}{end}") for end in (BLOCKS, SCALES))
     assert blocks is not None
     fits = (
         scales is not None
@@ -96,7 +91,7 @@ def unpacked(stem: str, checkpoint: Checkpoint) -> Experts:
     )
     if scales is None or not fits:
         raise CheckpointError(
-            f"`{stem}{BLOCKS}` {list(blocks.shape)} of `{checkpoint.folder}` has no fitting"
+            f"`{stem}{BLOCKS}` {list(blocks.shape)} has no fitting"
             f" `{stem}{SCALES}` ({list(scales.shape) if scales else 'missing'})",
             hint="download or copy the folder again",
         )

@@ -9,7 +9,6 @@ import pytest
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
-from exporter.inputs.quantized import awq
 from exporter.merge.merge_plan import plan_merge
 from exporter.verify.unmerged import load_base
 from tests.support.raw import copy, edit_json
@@ -64,12 +63,13 @@ def test_a_weight_is_its_codes_less_the_zeros_times_the_scales(tmp_path, weight)
     tensors, expected = weight
     bias = {f"{MODULE}.bias": torch.ones(N_OUT)}
 
-    plain = awq.dequantized(base_of(tmp_path / "base", tensors | bias))
+    plain = base_of(tmp_path / "base", tensors | bias)
 
     found = plain.tensors[f"{MODULE}.weight"]
     assert plain.tensors.keys() == {f"{MODULE}.weight", f"{MODULE}.bias"}
     assert found.shape == tuple(expected.shape) == (N_OUT, N_IN)
     assert torch.equal(read_tensor(found), expected)
+    assert plain.quantized_as == "AWQ"
     assert "quantization_config" not in plain.config
 
 
@@ -79,14 +79,15 @@ def test_a_part_that_is_missing_is_named(tmp_path, weight, lost):
     del tensors[f"{MODULE}.{lost}"]
 
     with pytest.raises(CheckpointError, match=f"no whole one of AWQ.*{lost} missing"):
-        awq.dequantized(base_of(tmp_path / "base", tensors))
+        base_of(tmp_path / "base", tensors)
 
 
 @pytest.mark.parametrize("settings", [{"version": "gemv"}, {"bits": 8}, {"quant_method": "hqq"}])
 def test_another_form_stays_as_it_is(tmp_path, weight, settings):
     checkpoint = base_of(tmp_path / "base", weight[0], **settings)
 
-    assert awq.dequantized(checkpoint) is checkpoint
+    assert checkpoint.quantized_as == ""
+    assert checkpoint.tensors.keys() == weight[0].keys()
 
 
 def test_logits_are_not_judged_where_transformers_cannot_load_the_base(tiny_base, tmp_path):

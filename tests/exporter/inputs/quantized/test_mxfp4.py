@@ -10,7 +10,7 @@ from exporter.core.errors import CheckpointError
 from exporter.core.events import Note
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
-from exporter.inputs.quantized import mxfp4
+from exporter.inputs.quantized.plain_base import dequantized
 
 NAME = "model.layers.0.mlp.experts.gate_up_proj"
 EXPERTS, N_OUT, N_IN = 3, 6, 64
@@ -46,9 +46,9 @@ def test_experts_are_what_transformers_makes_of_them(tmp_path, packed):
 
     bias = torch.ones(EXPERTS, N_OUT)
     said: list[object] = []
-    found = base_of(tmp_path / "base", packed | {f"{NAME}_bias": bias})
 
-    plain = mxfp4.dequantized(found, report=said.append)
+    plain = base_of(tmp_path / "base", packed | {f"{NAME}_bias": bias})
+    dequantized(plain, None, report=said.append)
 
     expected = convert_moe_packed_tensors(packed[f"{NAME}_blocks"], packed[f"{NAME}_scales"])
     assert plain.tensors.keys() == {NAME, f"{NAME}_bias"}
@@ -63,10 +63,12 @@ def test_blocks_without_their_scales_are_named(tmp_path, packed):
     del packed[f"{NAME}_scales"]
 
     with pytest.raises(CheckpointError, match=r"no fitting `.*gate_up_proj_scales` \(missing\)"):
-        mxfp4.dequantized(base_of(tmp_path / "base", packed))
+        base_of(tmp_path / "base", packed)
 
 
-def test_another_base_stays_as_it_is(tiny_base):
+def test_of_another_base_nothing_is_said(tiny_base):
+    said: list[object] = []
     checkpoint = open_checkpoint(tiny_base)
 
-    assert mxfp4.dequantized(checkpoint) is checkpoint
+    assert dequantized(checkpoint, None, report=said.append) is checkpoint
+    assert said == []

@@ -96,9 +96,9 @@ def test_a_merged_checkpoint_is_made_of_it_too(base, tiny_adapter, tmp_path):
 
 
 def test_a_kind_that_is_not_known_is_refused_by_name(toolchain, tiny_base, tmp_path):
-    folder = requantized(tiny_base, tmp_path / "x", {"quant_method": "awq"}, gptq)
+    folder = requantized(tiny_base, tmp_path / "x", {"quant_method": "hqq"}, gptq)
 
-    with pytest.raises(UnsupportedError, match="awq") as caught:
+    with pytest.raises(UnsupportedError, match="hqq") as caught:
         dequantized_by_llamacpp(open_checkpoint(folder), toolchain)
 
     assert "16-bit release" in caught.value.hint
