@@ -1,8 +1,8 @@
-"""Bases that mlx-lm converted: their affine quantization undone, tensor by tensor.
+"""Bases that mlx-lm converted: their quantization undone, tensor by tensor.
 
-A row is cut into groups; a value is its group's scale times a code plus its group's bias. The
-codes lie one after the other, lowest bits first, in 32-bit words. Worked out in float32, as
-MLX's kernels do when they multiply, and not rounded.
+Here the affine one, in mlx_float the others. A row is cut into groups; a value is its group's
+scale times a code plus its group's bias. The codes lie one after the other, lowest bits first, in
+32-bit words. Worked out in float32, as MLX's kernels do when they multiply, and not rounded.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.safetensors import LENGTH_NBYTES, StoredTensor
 from exporter.inputs.lazy_tensor import Tensor, nbytes_of, read_tensor
 from exporter.inputs.mlx_adapter import EXPERTS, MIXTRAL, OF_MIXTRAL
+from exporter.inputs.quantized.mlx_float import MODES, FloatWeight, slice_of
 
 if TYPE_CHECKING:
     import torch
 
 SETTINGS = "quantization"
-BITS = (2, 3, 4, 5, 6, 8)
+BITS = (1, 2, 3, 4, 5, 6, 8)
 PARTS = ("weight", "scales", "biases")
 WORD = 32  # bits
 CHUNK = 1 << 20  # codes worked out at a time
@@ -66,6 +67,17 @@ class Affine:
             out[some] = values.reshape(-1, columns)
         return out.reshape(self.shape)
 
+    def at(self, place: int, name: str) -> Affine:
+        """The weight of one expert."""
+        return replace(
+            self,
+            name=name,
+            shape=self.shape[1:],
+            packed=slice_of(self.packed, place),
+            scales=slice_of(self.scales, place),
+            biases=slice_of(self.biases, place),
+        )
+
 
 def unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """(rows, bytes) → (rows, codes), codes of `bits` bits that lie end to end, lowest bit first."""
@@ -91,52 +103,61 @@ def is_quantized(config: Mapping[str, object]) -> bool:
 def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> dict[str, Tensor]:
     """A checkpoint's tensors with plain ones where MLX's were, in the same order.
 
-    Raises UnsupportedError for another quantization than the affine one, CheckpointError where
-    the parts of a weight do not fit each other.
+    Raises UnsupportedError for a mode that is not known here, CheckpointError where the parts of
+    a weight do not fit each other.
     """
     plain: dict[str, Tensor] = {}
     for name, stored in tensors.items():
         stem, _, role = name.rpartition(".")
         if role in ("scales", "biases") and f"{stem}.weight" in tensors:
             continue
-        found = affine(stem, tensors, config) if f"{stem}.scales" in tensors else stored
+        found = weight_of(stem, tensors, config) if f"{stem}.scales" in tensors else stored
         for one in apart(found):
             plain[one.name] = one
     return plain
 
 
-def affine(stem: str, tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> Affine:
+def weight_of(
+    stem: str, tensors: Mapping[str, Tensor], config: Mapping[str, object]
+) -> Affine | FloatWeight:
     """A weight by its parts and by what the config says of it, or of all."""
     settings = config[SETTINGS]
     assert isinstance(settings, dict)
     own = settings.get(stem)
     said = {**settings, **(own if isinstance(own, dict) else {})}
-    group, bits, mode = said.get("group_size"), said.get("bits"), said.get("mode", "affine")
+    mode = str(said.get("mode", "affine"))
     packed, scales, biases = (tensors.get(f"{stem}.{role}") for role in PARTS)
-    if mode != "affine" or biases is None:
+    if mode != "affine" and mode not in MODES:
         raise UnsupportedError(
             f"`{stem}.weight` is quantized by MLX as {mode}, which decant does not undo",
             hint=ORIGINAL,
         )
-    if not (
-        isinstance(packed, StoredTensor)
-        and isinstance(scales, StoredTensor)
-        and isinstance(biases, StoredTensor)
-    ):
-        raise damaged(stem, "its weight, scales and biases do not lie in safetensors")
-    if type(group) is not int or bits not in BITS or group < 1:
+    if not (isinstance(packed, StoredTensor) and isinstance(scales, StoredTensor)):
+        raise damaged(stem, "its weight and scales do not lie in safetensors")
+    if mode in MODES:
+        shape = shape_of(stem, packed, scales, MODES[mode].group, MODES[mode].bits)
+        if scales.dtype != "U8" or biases is not None:
+            raise damaged(stem, f"its scales are {scales.dtype}, and {mode} has one byte for each")
+        return FloatWeight(f"{stem}.weight", shape, packed, scales, mode)
+    group, bits = said.get("group_size"), said.get("bits")
+    if type(group) is not int or type(bits) is not int or bits not in BITS or group < 1:
         raise damaged(stem, f"its config says {bits!r} bits in groups of {group!r}")
+    shape = shape_of(stem, packed, scales, group, bits)
+    if not isinstance(biases, StoredTensor) or biases.shape != scales.shape:
+        raise damaged(stem, f"it has no biases of {list(scales.shape)}")
+    return Affine(f"{stem}.weight", shape, packed, scales, biases, group, bits)
+
+
+def shape_of(
+    stem: str, packed: StoredTensor, scales: StoredTensor, group: int, bits: int
+) -> tuple[int, ...]:
+    """The shape of the plain weight, (…, n_in); raises CheckpointError if the parts differ."""
     shape = (*scales.shape[:-1], scales.shape[-1] * group)
-    words = shape[-1] * bits // WORD
-    if (
-        packed.dtype != "U32"
-        or packed.shape != (*shape[:-1], words)
-        or biases.shape != scales.shape
-    ):
+    if packed.dtype != "U32" or packed.shape != (*shape[:-1], shape[-1] * bits // WORD):
         raise damaged(
             stem, f"{packed.dtype} {list(packed.shape)} is no {list(shape)} of {bits} bits"
         )
-    return Affine(f"{stem}.weight", shape, packed, scales, biases, group, bits)
+    return shape
 
 
 def damaged(stem: str, why: str) -> CheckpointError:
@@ -156,29 +177,8 @@ def apart(tensor: Tensor) -> list[Tensor]:
     names = [f"{parent}.experts.{expert}.{part}.weight" for expert in range(tensor.shape[0])]
     if isinstance(tensor, StoredTensor):
         return [slice_of(tensor, place, name) for place, name in enumerate(names)]
-    assert isinstance(tensor, Affine)
-    return [
-        replace(
-            tensor,
-            name=name,
-            shape=tensor.shape[1:],
-            packed=slice_of(tensor.packed, place),
-            scales=slice_of(tensor.scales, place),
-            biases=slice_of(tensor.biases, place),
-        )
-        for place, name in enumerate(names)
-    ]
-
-
-def slice_of(tensor: StoredTensor, place: int, name: str = "") -> StoredTensor:
-    """tensor[place], which lies in one piece."""
-    step = tensor.nbytes // tensor.shape[0]
-    return replace(
-        tensor,
-        name=name or tensor.name,
-        shape=tensor.shape[1:],
-        offset=tensor.offset + place * step,
-    )
+    assert isinstance(tensor, Affine | FloatWeight)
+    return [tensor.at(place, name) for place, name in enumerate(names)]
 
 
 def refuse_changed(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> None:

@@ -16,6 +16,7 @@ from exporter.inputs.adapter import open_adapter
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
 from exporter.inputs.quantized import mlx_affine
+from exporter.inputs.quantized.mlx_float import MODES
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter
@@ -25,6 +26,7 @@ from tests.support.reference import read_gguf
 pytestmark = [pytest.mark.trained, pytest.mark.filterwarnings("ignore")]
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "mlx.safetensors"
+FLOATS = GOLDEN.with_name("mlx_float.safetensors")
 BITS = (2, 3, 4, 5, 6, 8)
 TYPES = ("float32", "float16", "bfloat16")
 # in 16 bits MLX rounds the product and the sum
@@ -57,10 +59,32 @@ def test_quantized_weights_are_dequantized_as_mlx_does(monkeypatch, chunk):
         assert (found - expected).abs().max() <= STEP[stem.partition(".")[2]], name
 
 
+@pytest.mark.parametrize("chunk", [300, 1 << 20])
+@pytest.mark.parametrize("stem", [*MODES, "affine1"])
+def test_floats_and_single_bits_are_dequantized_as_mlx_does(monkeypatch, stem, chunk):
+    monkeypatch.setattr("exporter.inputs.quantized.mlx_float.CHUNK", chunk)
+    held = read_header(FLOATS, error=CheckpointError)
+    stored = {name: tensor for name, tensor in held.items() if name.startswith(stem)}
+    kind = {"mode": stem} if stem in MODES else {"group_size": 32, "bits": 1}
+
+    plain = mlx_affine.dequantized(
+        stored, {"quantization": {"group_size": 16, "bits": 4, stem: kind}}
+    )
+
+    expected = read_tensor(held[f"expected.{stem}"])
+    assert plain.keys() == {f"{stem}.weight"}
+    assert plain[f"{stem}.weight"].shape == tuple(expected.shape)
+    assert expected.isfinite().all()
+    assert expected.std() > 0
+    assert read_tensor(plain[f"{stem}.weight"]).equal(expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
-        ({"mode": "mxfp4"}, UnsupportedError, "as mxfp4"),
+        ({"mode": "mxfp2"}, UnsupportedError, "as mxfp2"),
+        ({"mode": "mxfp4"}, CheckpointError, "its scales are F32"),
+        ({"mode": "nvfp4"}, CheckpointError, "of 4 bits"),
         ({"bits": 5}, CheckpointError, "of 5 bits"),
         ({"group_size": 48}, CheckpointError, "is no"),
         ({"group_size": "64"}, CheckpointError, "in groups of '64'"),
