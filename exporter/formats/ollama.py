@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import CheckpointError
 from exporter.core.events import Note, Report, silent
 from exporter.core.gguf import Array, GGUFFile
+from exporter.formats.ollama_template import go_template
 from exporter.inputs.chat_template import IrregularError
 from exporter.inputs.template_process import refuse_runaway
 from exporter.inputs.template_turns import DAY, Turns, find_turns
@@ -23,6 +25,7 @@ PARAMETERS = {
 }  # fmt: skip
 """Of generation_config.json, and what Ollama calls them."""
 UNSET_LENGTH = "20"  # transformers' default, which some configs spell out
+TAKEN = {"tools": "with tools", "think": "with and without thinking"}
 END_TOKENS = ("eos", "eot", "eom")
 SAYING_ENDS = ("config.json", "generation_config.json")
 MAX_TOKENS = 1 << 21  # a vocabulary is read whole
@@ -61,7 +64,7 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
         turns = find_turns(
             template, {key: text for key, text in tokens.items() if text}, adds_bos=adds_bos(gguf)
         )
-        refuse_unwritable(turns)
+        turns = writable(turns)
     except IrregularError as error:
         report(
             Note(
@@ -72,19 +75,25 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
         return None
     if turns.has_date:
         report(Note(f"the chat template tells the day: TEMPLATE says it is {DAY:%d %b %Y}"))
-    thinks = turns.closing_off is not None
-    beyond = [word for word in ("tools", "think") if word in template]
-    beyond = [word for word in beyond if word == "tools" or not thinks]
-    if beyond:
-        report(
-            Note(
-                f"the chat template also speaks of {', '.join(beyond)}: the Modelfile's TEMPLATE is"
-                f" for plain conversations{', with and without thinking' if thinks else ''}"
-            )
-        )
+    say_beyond(template, turns, report=report)
     if turns.system is None:
         report(Note("the chat template has no place for a system message: TEMPLATE has none"))
     return turns
+
+
+def say_beyond(template: str, turns: Turns, *, report: Report) -> None:
+    """Note what the chat template does and TEMPLATE does not."""
+    has = {"tools": turns.tools is not None, "think": turns.closing_off is not None}
+    if beyond := [word for word in has if word in template and not has[word]]:
+        also = [words for key, words in TAKEN.items() if has[key]]
+        report(
+            Note(
+                f"the chat template also speaks of {', '.join(beyond)}: the Modelfile's TEMPLATE is"
+                f" for plain conversations{''.join(f', {words}' for words in also)}"
+            )
+        )
+    if turns.tools:
+        report(Note("tools are in TEMPLATE; Ollama writes their JSON in its own order and spacing"))
 
 
 def token(gguf: GGUFFile, key: str) -> str:
@@ -95,49 +104,26 @@ def token(gguf: GGUFFile, key: str) -> str:
     return str(tokens.items[number])
 
 
+def writable(turns: Turns) -> Turns:
+    """The turns, without tools where only those cannot be written. Raises IrregularError."""
+    try:
+        refuse_unwritable(turns)
+    except IrregularError:
+        turns = replace(turns, tools=None)
+        refuse_unwritable(turns)
+    return turns
+
+
 def refuse_unwritable(turns: Turns) -> None:
     """Stop at texts that a Go template or a Modelfile would take for its own."""
     for text in (*turns.texts, turns.default_system):
-        if "{{" in text or '"""' in text or not all(c.isprintable() or c in "\n\t" for c in text):
+        if (
+            "{{" in text
+            or text.endswith("{")
+            or '"""' in text
+            or not all(c.isprintable() or c in "\n\t" for c in text)
+        ):
             raise IrregularError(f"{text!r} cannot stand in a Modelfile")
-
-
-def go_template(turns: Turns) -> str:
-    """The parts as a Go template over Ollama's .Messages, in which questions and answers alternate.
-
-    No white space is trimmed: what stands between the braces is what the model sees. An answer
-    that comes last is left open, so that the model goes on writing it.
-    """
-    opening, in_last = turns.opening, ""
-    closing, thoughts = turns.closing, ""
-    if turns.closing_off is not None:
-        before, after = turns.thoughts
-        closing = (
-            f"{{{{ if and $.IsThinkSet (not $.Think) }}}}{turns.closing_off}"
-            f"{{{{ else }}}}{turns.closing}{{{{ end }}}}"
-        )
-        thoughts = (
-            f"{{{{ if and $last .Thinking }}}}{before}{{{{ .Thinking }}}}{after}{{{{ end }}}}"
-        )
-    if turns.system and turns.system_is_last:
-        before, after = turns.system
-        in_last = f"{{{{ if and $last $.System }}}}{before}{{{{ $.System }}}}{after}{{{{ end }}}}"
-    elif turns.system:
-        before, after = turns.system
-        opening = (
-            f"{{{{ if .System }}}}{before}{{{{ .System }}}}{after}"
-            f"{{{{ else }}}}{turns.opening}{{{{ end }}}}"
-        )
-    return (
-        f"{opening}{{{{ range $i, $_ := .Messages }}}}"
-        "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
-        f'{{{{ if eq .Role "user" }}}}{in_last}{{{{ .Content }}}}'
-        f"{{{{ if $last }}}}{closing}{{{{ else }}}}{turns.to_answer}{{{{ end }}}}"
-        "{{ end }}"
-        f'{{{{ if eq .Role "assistant" }}}}{thoughts}{{{{ .Content }}}}'
-        f"{{{{ if not $last }}}}{turns.to_question}{{{{ end }}}}{{{{ end }}}}"
-        "{{ end }}"
-    )
 
 
 def quoted(text: str) -> str:

@@ -8,11 +8,13 @@ must give the same as the template for others; a template that does more is reco
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from exporter.inputs.chat_template import IrregularError, Messages, Template
+from exporter.inputs.template_tools import Tool, ToolTurns, cut, find_tools
 
 SYSTEM, USERS, ANSWERS = "\ue001s\ue002", ("\ue001u\ue002", "\ue001v\ue002", "\ue001w\ue002"), (
     "\ue001a\ue002", "\ue001b\ue002",
@@ -48,6 +50,8 @@ class Turns:
     unless it is asked for, which Ollama does by itself of every model that can think."""
     thoughts: tuple[str, str] = ("", "")
     """Around the thoughts of an answer that comes last, before its text; with `closing_off`."""
+    tools: ToolTurns | None = None
+    """What stands around tools, calls and results; None where that cannot be told in texts."""
     has_date: bool = False
     """Whether the texts hold a date that the template takes from the clock."""
 
@@ -75,7 +79,7 @@ class Turns:
     def texts(self) -> tuple[str, ...]:
         return (
             self.opening, self.to_answer, self.to_question, self.closing, self.closing_off or "",
-            *self.thoughts, *(self.system or ()),
+            *self.thoughts, *(self.system or ()), *(self.tools.texts if self.tools else ()),
         )  # fmt: skip
 
 
@@ -89,12 +93,18 @@ class Rendering:
     has_tools: bool
 
     def __call__(
-        self, talk: Messages, *, generation: bool = True, thinks: bool | None = None
+        self,
+        talk: Messages,
+        *,
+        generation: bool = True,
+        thinks: bool | None = None,
+        tools: Sequence[Tool] | None = None,
     ) -> str:
         text = self.template.render(
             talk,
             generation=generation,
-            has_tools=self.has_tools,
+            tools=tools,
+            has_tools=self.has_tools or tools is not None,
             variables={} if thinks is None else dict.fromkeys(THINKING, thinks),
         )
         return text.removeprefix(self.bos)
@@ -111,6 +121,8 @@ def find_turns(template: str, tokens: dict[str, str], *, adds_bos: bool) -> Turn
     check_turns(turns, render)
     with suppress(IrregularError):  # a plain conversation does not need it
         turns = with_thinking(turns, render)
+    with suppress(IrregularError):
+        turns = with_tools(turns, render)
     return replace(turns, has_date=has_date)
 
 
@@ -193,6 +205,19 @@ def with_thinking(turns: Turns, render: Rendering) -> Turns:
     return replace(turns, closing_off=off[-1], thoughts=around)
 
 
+def with_tools(turns: Turns, render: Rendering) -> Turns:
+    """Add what the template does with tools. Raises IrregularError where that cannot be told."""
+    if turns.system_is_last:
+        raise IrregularError("the system message stands before the last question")
+    found = find_tools(
+        render,
+        to_answer=turns.to_answer,
+        closing=turns.closing,
+        has_system=turns.system is not None,
+    )
+    return replace(turns, tools=found)
+
+
 def check_turns(turns: Turns, render: Rendering) -> None:
     """Compare both over conversations of several kinds. Raises IrregularError."""
     texts = ("Hi", "What is 2 + 2?\n\nAnswer in one word.", "<b>Ünï</b> {{ x }} ✓", "Bye")
@@ -213,17 +238,6 @@ def talk_of(system: str, *texts: str) -> list[dict[str, str]]:
         {"role": role, "content": text}
         for role, text in ([("system", system)] if system else []) + told
     ]
-
-
-def cut(text: str, *words: str) -> list[str]:
-    """What stands before, between and after `words`, each of which must be there once."""
-    parts = []
-    for word in words:
-        part, found, text = text.partition(word)
-        if not found or word in text:
-            raise IrregularError("it does not give every message once, in order")
-        parts.append(part)
-    return [*parts, text]
 
 
 def beginning_of_both(one: str, other: str) -> str:

@@ -76,6 +76,40 @@ REGULAR = {
     + "{{ '<' + m.role + '>' + m.content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
 }
+TOOLS = {
+    "tagged": "{% if tools %}{{ '<sys>' }}"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}"
+    "{{ 'You may call:' }}{% for tool in tools %}{{ '\n' + tool | tojson }}{% endfor %}"
+    "{{ '</sys>' }}"
+    "{% elif messages[0].role == 'system' %}"
+    "{{ '<sys>' + messages[0].content + '</sys>' }}{% endif %}"
+    + LOOP
+    + "{% if m.role == 'user' %}{{ '<user>' + m.content }}{% elif m.role == 'assistant' %}"
+    "{{ '<assistant>' + m.content }}{% for call in m.tool_calls %}"
+    "{% if loop.index > 1 or m.content %}{{ '\n' }}{% endif %}"
+    '{{ \'<call>{"name": "\' + call.function.name + \'", "arguments": \' }}'
+    "{{ call.function.arguments | tojson }}{{ '}</call>' }}{% endfor %}{{ '<end>' }}"
+    "{% elif m.role == 'tool' %}{% if loop.previtem.role != 'tool' %}{{ '<user>' }}{% endif %}"
+    "{{ '<result>' + m.content + '</result>' }}"
+    "{% if loop.last or loop.nextitem.role != 'tool' %}{{ '<done>' }}{% endif %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
+    "one_call": "{{ bos_token }}{% if messages[0].role == 'system' %}"
+    "{% set system = messages[0].content %}{% set messages = messages[1:] %}"
+    "{% else %}{% set system = '' %}{% endif %}{{ '<system>' + system }}"
+    "{% if tools %}{{ ' Functions: [' }}{% for tool in tools %}"
+    "{{ tool.function | tojson(indent=2) }}"
+    "{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ']' }}{% endif %}{{ '<eot>' }}"
+    + LOOP
+    + "{% if m.tool_calls %}{% if m.tool_calls | length > 1 %}"
+    "{{ raise_exception('one call at a time') }}{% endif %}"
+    "{% set call = m.tool_calls[0].function %}"
+    '{{ \'<assistant>{"name": "\' + call.name + \'", "parameters": \' }}'
+    "{{ call.arguments | tojson }}{{ '}<eot>' }}"
+    "{% elif m.role == 'tool' %}{{ '<ipython>' + m.content | tojson + '<eot>' }}"
+    "{% else %}{{ '<' + m.role + '>' + m.content + '<eot>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
+}
+"""Those that write tools and calls as JSON."""
 IRREGULAR = {
     "numbered": LOOP + "{{ loop.index ~ '. ' + m.content + '\n' }}{% endfor %}",
     "upper": LOOP + "{{ '<' + m.role + '>' + m.content | upper }}{% endfor %}",

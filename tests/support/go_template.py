@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,11 @@ def parse_modelfile(text: str) -> dict[str, list[str]]:
 
 
 def answer_prompt(
-    modelfile: str, messages: list[dict[str, str]], *, think: bool | None = None
+    modelfile: str,
+    messages: Sequence[dict[str, Any]],
+    *,
+    think: bool | None = None,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> str:
     """The text that Ollama would have the model continue, without the tokens it adds itself.
 
@@ -35,9 +40,9 @@ def answer_prompt(
     if "SYSTEM" in said and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": said["SYSTEM"][0]}, *messages]
     system = "\n\n".join(m["content"] for m in messages if m["role"] == "system")
-    collated: list[dict[str, str]] = []
+    collated: list[dict[str, Any]] = []
     for message in messages:
-        if collated and collated[-1]["role"] == message["role"]:
+        if collated and collated[-1]["role"] == message["role"] != "tool":
             collated[-1]["content"] += "\n\n" + message["content"]
         else:
             collated.append(dict(message))
@@ -48,11 +53,87 @@ def answer_prompt(
         "IsThinkSet": think is not None,
         "Think": bool(think),
         "Messages": [
-            {"Role": m["role"], "Content": m["content"], "Thinking": m.get("thinking", "")}
+            {
+                "Role": m["role"],
+                "Content": m["content"],
+                "Thinking": m.get("thinking", ""),
+                "ToolCalls": [of_go(call) for call in m.get("tool_calls", [])],
+            }
             for m in collated
         ],
+        "Tools": [Struct(of_go(tool), tool) for tool in tools],
     }
     return execute(said["TEMPLATE"][0], data)
+
+
+class Struct(dict[str, Any]):
+    """A value whose fields have Go's names, and which JSON has as it came."""
+
+    def __init__(self, fields: dict[str, Any], source: Any) -> None:
+        super().__init__(fields)
+        self.source = source
+
+
+def of_go(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool, or a call of one, with the names of Ollama's fields."""
+    function = tool["function"]
+    fields = {name.capitalize(): held for name, held in function.items()}
+    return {"Function": Struct(fields, function)}
+
+
+def as_json(held: Any) -> str:
+    """encoding/json's form: no spaces, and no character that HTML would take for its own."""
+    text = json.dumps(getattr(held, "source", held), ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def in_one_form(text: str) -> str:
+    """The text with its JSON objects as Go writes them, keys sorted: Ollama has its own order."""
+    start = text.find("{")
+    while start >= 0:
+        try:
+            held, end = json.JSONDecoder().raw_decode(text, start)
+        except ValueError:
+            start = text.find("{", start + 1)
+            continue
+        told = json.dumps(held, sort_keys=True, separators=(",", ":"))
+        text = text[:start] + told + text[end:]
+        start = text.find("{", start + len(told))
+    return text
+
+
+def call_tag(template: str) -> str:
+    """What Ollama takes for the beginning of a call: see its tools/template.go."""
+    parts = re.split(r"(\{\{.*?\}\})", template, flags=re.DOTALL)
+    tree, _ = parse(iter([part for part in parts if part]))
+    found = tool_call_node(tree)
+    text = first_text(found.inside) if found else None
+    return (text or "").partition("{")[0].strip() or "{"
+
+
+def tool_call_node(nodes: list[Any]) -> Block | None:
+    for node in nodes:
+        if not isinstance(node, Block):
+            continue
+        if node.words.startswith("if ") and re.search(r"(?<!\S)\.ToolCalls\b", node.words):
+            return node
+        if found := tool_call_node(node.inside) or tool_call_node(node.otherwise):
+            return found
+    return None
+
+
+def first_text(nodes: list[Any]) -> str | None:
+    for node in nodes:
+        if isinstance(node, str):
+            if node.strip():
+                return node
+        elif node.words.startswith(("if ", "range ")):
+            return first_text(node.inside) or first_text(node.otherwise)
+        else:
+            return None
+    return None
 
 
 @dataclass
@@ -97,9 +178,9 @@ def run(nodes: list[Any], dot: Any, names: dict[str, Any]) -> Iterator[str]:
         if isinstance(node, str):
             yield node
         elif node.words.startswith("range "):
-            found = re.fullmatch(r"range \$i, \$_ := (\S+)", node.words)
-            for i, item in enumerate(value(found[1], dot, names)):
-                yield from run(node.inside, item, names | {"$i": i, "$_": item})
+            found = re.fullmatch(r"range (\$\w+), \$_ := (\S+)", node.words)
+            for i, item in enumerate(value(found[2], dot, names)):
+                yield from run(node.inside, item, names | {found[1]: i, "$_": item})
         elif node.words.startswith("if "):
             chosen = node.inside if value(node.words[3:], dot, names) else node.otherwise
             yield from run(chosen, dot, names)
@@ -117,6 +198,8 @@ FUNCTIONS = {
     "not": lambda a: not a,
     "len": len,
     "slice": lambda a, n: a[n:],
+    "index": lambda a, n: a[n],
+    "json": as_json,
 }
 
 
@@ -148,7 +231,11 @@ def operand(tokens: list[str], dot: Any, names: dict[str, Any]) -> tuple[Any, li
         return first[1:-1], left
     if first.isdecimal():
         return int(first), left
+    if first == ".":
+        return dot, left
     if first.startswith("."):
-        return dot[first[1:]], left
+        for key in first[1:].split("."):
+            dot = dot[key]
+        return dot, left
     name, _, key = first.partition(".")
     return (names[name][key] if key else names[name]), left

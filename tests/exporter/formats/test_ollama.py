@@ -16,8 +16,8 @@ from exporter.formats.ollama import modelfile
 from exporter.inputs.chat_template import IrregularError, Template
 from exporter.inputs.template_turns import DAY
 from exporter.merge.result_files import TEMPLATES
-from tests.support.chat_templates import IRREGULAR, REGULAR
-from tests.support.go_template import answer_prompt, parse_modelfile
+from tests.support.chat_templates import IRREGULAR, REGULAR, TOOLS
+from tests.support.go_template import answer_prompt, call_tag, in_one_form, parse_modelfile
 from tests.support.tiny import CHAT_TEMPLATE
 
 TOKENS = ("<unk>", "<s>", "</s>", "<|eot|>")
@@ -63,6 +63,101 @@ def test_ollama_gives_the_model_what_the_chat_template_would(tmp_path, name, add
     for talk in conversations(system=name != "no_system"):
         expected = as_jinja_has_it(REGULAR[name], talk)
         assert answer_prompt(text, talk) == (expected.removeprefix("<s>") if adds_bos else expected)
+
+
+def tool(name: str) -> dict[str, Any]:
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "description": "Where?"}},
+        "required": ["city"],
+    }
+    function = {"name": name, "description": "Tells the weather.", "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def talks_with_tools(*, has_two: bool) -> list[list[dict[str, Any]]]:
+    """A question alone, one or two calls with their results, and the talk that goes on."""
+
+    def call(*cities: str, content: str = "") -> dict[str, Any]:
+        calls = [
+            {"id": "a23456789", "type": "function",
+             "function": {"name": "weather", "arguments": {"city": city, "days": 2}}}
+            for city in cities
+        ]  # fmt: skip
+        return {"role": "assistant", "content": content, "tool_calls": calls}
+
+    ask = {"role": "user", "content": "Is it warm in Rome?"}
+    warm = {
+        "role": "tool",
+        "name": "weather",
+        "tool_call_id": "a23456789",
+        "content": 'It is "warm".',
+    }
+    answer = {"role": "assistant", "content": "Yes, it is."}
+    again = {"role": "user", "content": "And in Oslo?"}
+    talks = [
+        [ask], [ask, call("Rome"), warm], [ask, call("Rome"), warm, call("Bari"), warm],
+        [ask, call("Rome", content="I look."), warm], [ask, call("Rome"), warm, answer, again],
+    ]  # fmt: skip
+    return [*talks, [ask, call("Rome", "Oslo"), warm, warm]] if has_two else talks
+
+
+def same_with_tools(template: str, text: str, *, has_two: bool) -> None:
+    """Compare a Modelfile's prompts with the chat template's, with one tool and with two."""
+    systems: list[list[dict[str, str]]] = [[], [{"role": "system", "content": "Be brief."}]]
+    talks = talks_with_tools(has_two=has_two)
+    default = parse_modelfile(text).get("SYSTEM")
+    for system, talk, count in itertools.product(
+        systems[1:] if default else systems, talks, (1, 2)
+    ):
+        tools = [tool("weather"), tool("time")][:count]
+        expected = Template(template, SPECIAL).render([*system, *talk], tools=tools)
+        found = answer_prompt(text, [*system, *talk], tools=tools)
+        assert in_one_form(found) == in_one_form(expected.removeprefix("<s>"))
+
+
+@pytest.mark.parametrize(
+    ("name", "has_two", "tag"), [("tagged", True, "<call>"), ("one_call", False, "{")]
+)
+def test_tools_are_offered_called_and_answered_as_the_chat_template_does(
+    tmp_path, name, has_two, tag
+):
+    said: list[Any] = []
+
+    text = modelfile(model(TOOLS[name]), tmp_path, report=said.append)
+
+    assert [event.message for event in said] == [
+        "tools are in TEMPLATE; Ollama writes their JSON in its own order and spacing"
+    ]
+    assert call_tag(parse_modelfile(text)["TEMPLATE"][0]) == tag
+    same_with_tools(TOOLS[name], text, has_two=has_two)
+    for talk in conversations(system=True):
+        expected = as_jinja_has_it(TOOLS[name], talk).removeprefix("<s>")
+        assert answer_prompt(text, talk) == expected
+
+
+@pytest.mark.families
+@pytest.mark.llamacpp
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen-Qwen2.5-7B-Instruct",
+        "Qwen-Qwen3-0.6B",
+        "Qwen-QwQ-32B",
+        "meta-llama-Llama-3.1-8B-Instruct",
+        "meta-llama-Llama-3.3-70B-Instruct",
+        "ibm-granite-granite-4.0",
+        "mistralai-Ministral-3-14B-Reasoning-2512",
+    ],
+)
+def test_tools_of_families_are_in_template(toolchain, tmp_path, name):
+    path = toolchain.source / "models" / "templates" / f"{name}.jinja"
+    template = path.read_text(encoding="utf-8")
+
+    text = modelfile(model(template), tmp_path)
+
+    assert call_tag(parse_modelfile(text)["TEMPLATE"][0]) in ("<tool_call>", "{", "[TOOL_CALLS]")
+    same_with_tools(template, text, has_two="single tool-calls" not in template)
 
 
 @pytest.mark.families

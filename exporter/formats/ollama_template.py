@@ -1,0 +1,115 @@
+"""A chat template's parts as the Go template of an Ollama Modelfile.
+
+No white space is trimmed: what stands between the braces is what the model sees. Ollama finds in
+it whether a model takes tools (`.Tools`), and what calls begin with: the first text inside the
+first `if .ToolCalls`. https://github.com/ollama/ollama, tools/template.go
+"""
+
+from __future__ import annotations
+
+from exporter.inputs.template_tools import SYSTEM, TOOLS, ToolTurns
+from exporter.inputs.template_turns import Turns
+
+NEXT = "{{ $next := index (slice $.Messages $i) 1 }}"
+
+
+def go_template(turns: Turns) -> str:
+    """The parts over Ollama's .Messages, in which questions and answers alternate.
+
+    An answer that comes last is left open, so that the model goes on writing it.
+    """
+    asked = turns.system if turns.system_is_last else None
+    in_last = if_("and $last $.System", around(asked, "$.System")) if asked else ""
+    question = f"{in_last}{{{{ .Content }}}}" + if_(
+        "$last", switched(turns.closing, turns.closing_off), turns.to_answer
+    )
+    thoughts = ""
+    if turns.closing_off is not None:
+        thoughts = if_("and $last .Thinking", around(turns.thoughts, ".Thinking"))
+    answer = thoughts + (
+        answer_with_calls(turns, turns.tools)
+        if turns.tools
+        else "{{ .Content }}" + if_("not $last", turns.to_question)
+    )
+    tool = if_('eq .Role "tool"', result(turns, turns.tools)) if turns.tools else ""
+    return (
+        f"{opening(turns)}{{{{ range $i, $_ := .Messages }}}}"
+        "{{ $last := eq (len (slice $.Messages $i)) 1 }}"
+        + if_('eq .Role "user"', question)
+        + if_('eq .Role "assistant"', answer)
+        + tool
+        + "{{ end }}"
+    )
+
+
+def opening(turns: Turns) -> str:
+    """The text up to the first question."""
+    plain = turns.opening
+    if turns.system and not turns.system_is_last:
+        plain = if_(".System", around(turns.system, ".System"), turns.opening)
+    if not turns.tools:
+        return plain
+    told = pieces(turns.tools.opening, turns.tools)
+    if turns.tools.opening_with_system:
+        told = if_(".System", pieces(turns.tools.opening_with_system, turns.tools), told)
+    return if_(".Tools", told, plain)
+
+
+def pieces(texts: tuple[str, ...], tools: ToolTurns) -> str:
+    """An opening that holds the tools, and perhaps the system message."""
+    each = "{{ json .Function }}" if tools.is_function_only else "{{ json . }}"
+    listed = "{{ range $j, $_ := .Tools }}" + if_("$j", tools.between_tools) + each + "{{ end }}"
+    return "".join({SYSTEM: "{{ .System }}", TOOLS: listed}.get(text, text) for text in texts)
+
+
+def answer_with_calls(turns: Turns, tools: ToolTurns) -> str:
+    """An answer's text, the calls it makes, and what stands before what follows.
+
+    The calls stand in a variable where Ollama must not find them first.
+    """
+    content = "{{ .Content }}"
+    if tools.after_content is None:
+        content = if_("not $calls", content)
+    elif tools.after_content:
+        content += if_("and .Content $calls", tools.after_content)
+    call = f"{{{{ .Function.Name }}}}{tools.to_arguments}{{{{ json .Function.Arguments }}}}"
+    if tools.between_calls is None:
+        call = if_("not $j", call)
+    else:
+        call = if_("$j", tools.between_calls) + call
+    calls = tools.call + "{{ range $j, $_ := .ToolCalls }}" + call + "{{ end }}"
+    after = NEXT + if_('eq $next.Role "tool"', tools.to_result, turns.to_question)
+    return (
+        "{{ $calls := .ToolCalls }}" + content + if_(".ToolCalls", calls) + if_("not $last", after)
+    )
+
+
+def result(turns: Turns, tools: ToolTurns) -> str:
+    """A tool's result and what follows it."""
+    off = tools.closing_off if turns.closing_off is not None else None
+    following = if_(
+        'eq $next.Role "tool"',
+        tools.between_results,
+        if_('eq $next.Role "user"', tools.to_question, tools.to_answer),
+    )
+    content = "{{ json .Content }}" if tools.result_is_json else "{{ .Content }}"
+    return content + if_("$last", switched(tools.closing, off), NEXT + following)
+
+
+def switched(closing: str, closing_off: str | None) -> str:
+    """What follows the last message, by Ollama's switch for thinking."""
+    if closing_off is None:
+        return closing
+    return if_("and $.IsThinkSet (not $.Think)", closing_off, closing)
+
+
+def around(texts: tuple[str, str], field: str) -> str:
+    return f"{texts[0]}{{{{ {field} }}}}{texts[1]}"
+
+
+def if_(condition: str, then: str, otherwise: str = "") -> str:
+    """An `if` action; nothing where it would hold nothing."""
+    if not then and not otherwise:
+        return ""
+    other = f"{{{{ else }}}}{otherwise}" if otherwise else ""
+    return f"{{{{ if {condition} }}}}{then}{other}{{{{ end }}}}"

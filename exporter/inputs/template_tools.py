@@ -1,0 +1,332 @@
+"""What a chat template does with tools, found as its turns are: by rendering words to look for.
+
+Found are templates that write tools and arguments as JSON and put all tools before the first
+question. https://github.com/ollama/ollama, template and tools, says what Ollama can write.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from exporter.inputs.chat_template import IrregularError, Messages
+
+Tool = Mapping[str, Any]
+
+SYSTEM, QUESTIONS = "\ue001s\ue002", ("\ue001u\ue002", "\ue001v\ue002")
+ANSWER, RESULTS = "\ue001a\ue002", ("\ue001r\ue002", "\ue001t\ue002")
+NAMES, VALUES, ID = (
+    ("\ue001f\ue002", "\ue001g\ue002"),
+    ("\ue001x\ue002", "\ue001y\ue002"),
+    "call00001",
+)
+QUOTE = '\ue001"\n\ue002'
+TOOLS = "\ue001tools\ue002"
+ARGUMENTS = tuple(f"\ue001arguments {value}" for value in VALUES)
+
+
+class Render(Protocol):
+    """A template, as find_turns renders it."""
+
+    def __call__(
+        self,
+        talk: Messages,
+        *,
+        generation: bool = True,
+        thinks: bool | None = None,
+        tools: Sequence[Tool] | None = None,
+    ) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ToolTurns:
+    """The texts around tools, calls of them and their results."""
+
+    opening: tuple[str, ...]
+    """Up to the first question without a system message; TOOLS stands for the tools."""
+    opening_with_system: tuple[str, ...] | None
+    """The same with one, for which SYSTEM stands; None where the template has no place for it."""
+    is_function_only: bool
+    """Whether a tool is written as its `function` alone."""
+    between_tools: str
+    call: str
+    """Where an answer begins, up to the name of what it calls."""
+    to_arguments: str
+    """Between the name and the arguments."""
+    between_calls: str | None
+    """Between the arguments and the name of the next call of the same answer; None where an
+    answer has one call."""
+    after_content: str | None
+    """Between an answer's text and `call`; None where a template leaves that text out."""
+    to_result: str
+    """Between the arguments and the result."""
+    between_results: str
+    to_answer: str
+    """Between a result and the answer."""
+    to_question: str
+    """Between a result and a question."""
+    closing: str
+    """After a result that comes last; the answer begins behind it."""
+    result_is_json: bool = False
+    """Whether a result is written as a JSON string."""
+    closing_off: str | None = None
+    """The same where thinking is turned off."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        told = (*self.opening, *(self.opening_with_system or ()))
+        return (
+            *(text for text in told if text not in (SYSTEM, TOOLS)), self.between_tools,
+            self.call, self.to_arguments, self.between_calls or "", self.after_content or "",
+            self.to_result, self.between_results, self.to_answer, self.to_question, self.closing,
+            self.closing_off or "",
+        )  # fmt: skip
+
+    def open(self, system: str, tools: Sequence[Tool]) -> str:
+        """The text up to the first question."""
+        pieces = self.opening_with_system if system and self.opening_with_system else self.opening
+        listed = [tool["function"] if self.is_function_only else tool for tool in tools]
+        told = self.between_tools.join(map(json.dumps, listed))
+        return "".join({SYSTEM: system, TOOLS: told}.get(piece, piece) for piece in pieces)
+
+
+def tool_of(name: str) -> dict[str, Any]:
+    """A function with one parameter, as OpenAI's API describes it."""
+    parameters = {
+        "type": "object",
+        "properties": {"x": {"type": "string", "description": "A word"}},
+        "required": ["x"],
+    }
+    function = {"name": name, "description": "Looks a word up.", "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def calling(*values: str, content: str = "") -> dict[str, Any]:
+    """An answer that calls one function for each value."""
+    calls = [
+        {"id": ID, "type": "function", "function": {"name": name, "arguments": {"x": value}}}
+        for name, value in zip(NAMES, values, strict=False)
+    ]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def result(content: str, name: str = NAMES[0]) -> dict[str, str]:
+    return {"role": "tool", "name": name, "tool_call_id": ID, "content": content}
+
+
+def asking(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def answering(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+ONE, TWO, RESULT = calling(VALUES[0]), calling(*VALUES), result(RESULTS[0])
+
+
+def find_tools(render: Render, *, to_answer: str, closing: str, has_system: bool) -> ToolTurns:
+    """The texts that a template puts around tools.
+
+    to_answer: what it puts between a question and an answer; closing: what follows the last
+    question. Raises IrregularError, saying why, where they are no such texts.
+    """
+    talk = [asking(QUESTIONS[0])]
+    opening, is_function_only, between = cut_opening(render, talk, closing)
+    with_system = None
+    if has_system:
+        told = [{"role": "system", "content": SYSTEM}, *talk]
+        with_system, *alike = cut_opening(render, told, closing)
+        if alike != [is_function_only, between]:
+            raise IrregularError("how tools are listed depends on the system message")
+    calls = Calls(render, to_answer)
+    call, to_arguments, to_result, end = calls.cut(ONE, RESULT)
+    *_, to_next, _, _ = calls.cut(ONE, RESULT, answering(ANSWER), asking(QUESTIONS[1]))
+    off = calls.text(ONE, RESULT, thinks=False).rpartition(RESULTS[0])[2]
+    found = ToolTurns(
+        opening, with_system, is_function_only, between, call, to_arguments,
+        calls.between(), calls.after_content(call), to_result,
+        calls.before_last(ONE, RESULT, result(RESULTS[1])) or to_result, to_next,
+        calls.before_last(ONE, RESULT, asking(QUESTIONS[1])) or to_next,
+        end, closing_off=off if off != end else None,
+    )  # fmt: skip
+    if quoted(QUOTE) in calls.text(ONE, result(QUOTE)):
+        found = with_quoted_results(found)
+    if ID in "".join(found.texts):
+        raise IrregularError("a call is known by an id, which Ollama does not hand to templates")
+    check_tools(found, render, to_answer=to_answer, closing=closing)
+    return found
+
+
+def with_quoted_results(found: ToolTurns) -> ToolTurns:
+    """The same where a result is a JSON string: its quotes are no part of what stands around it."""
+    off = found.closing_off
+    return replace(
+        found,
+        result_is_json=True,
+        to_result=found.to_result.removesuffix('"'),
+        between_results=found.between_results.removeprefix('"').removesuffix('"'),
+        to_answer=found.to_answer.removeprefix('"'),
+        to_question=found.to_question.removeprefix('"'),
+        closing=found.closing.removeprefix('"'),
+        closing_off=off.removeprefix('"') if off else off,
+    )
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Cuts what a template makes of calls and their results, after one question."""
+
+    render: Render
+    to_answer: str
+
+    def text(self, *messages: Mapping[str, Any], thinks: bool | None = None) -> str:
+        """What stands behind the question and `to_answer`, with words for the arguments."""
+        tools = [tool_of(name) for name in NAMES]
+        whole = self.render([asking(QUESTIONS[0]), *messages], tools=tools, thinks=thinks)
+        text = whole.partition(QUESTIONS[0])[2]
+        if not text.startswith(self.to_answer):
+            raise IrregularError("how a call begins depends on what stands around it")
+        text = text.removeprefix(self.to_answer)
+        for value, word in zip(VALUES, ARGUMENTS, strict=True):
+            found = [place for place in objects(text, inside=True) if place[2] == {"x": value}]
+            for start, stop, _ in found[:1]:
+                text = text[:start] + word + text[stop:]
+        return text
+
+    def cut(self, *messages: Mapping[str, Any]) -> list[str]:
+        """The texts before, between and after names, arguments and contents."""
+        words: list[str] = []
+        for message in messages:
+            for place, _ in enumerate(message.get("tool_calls", ())):
+                words += NAMES[place], ARGUMENTS[place]
+            words += filter(None, [message["content"]])
+        return cut(self.text(*messages), *words)
+
+    def before_last(self, *messages: Mapping[str, Any]) -> str | None:
+        """What stands before the last content; None where a template takes no such message."""
+        with suppress(IrregularError):
+            return self.cut(*messages)[-2]
+        return None
+
+    def between(self) -> str | None:
+        """What stands between two calls of one answer; None where a template takes one alone."""
+        with suppress(IrregularError):
+            return self.cut(TWO, *map(result, RESULTS))[2]
+        return None
+
+    def after_content(self, call: str) -> str | None:
+        """What stands between an answer's text and its calls; None where that text is left out."""
+        said = self.text(calling(VALUES[0], content=ANSWER), RESULT)
+        between, found, _ = said.partition(ANSWER)[2].partition(call)
+        return between if found else None
+
+
+def cut_opening(render: Render, talk: Messages, closing: str) -> tuple[tuple[str, ...], bool, str]:
+    """The pieces up to the first question, how a tool is written, and what is between tools."""
+    tools = [tool_of(name) for name in NAMES]
+    before, asked, after = render(talk, tools=tools).partition(QUESTIONS[0])
+    if not asked or after != closing:
+        raise IrregularError("tools are not listed before the first question")
+    forms = (tools, [tool["function"] for tool in tools])
+    for is_function_only, listed in enumerate(forms):
+        places = [place for place in objects(before) if place[2] in listed]
+        if [place[2] for place in places] == listed:
+            (first, first_end, _), (second, second_end, _) = places
+            pieces = [before[:first], TOOLS, before[second_end:]]
+            told = [split for piece in pieces for split in apart(piece)]
+            if any(name in piece for name in NAMES for piece in told):
+                raise IrregularError("tools are told in more than their JSON")
+            return tuple(filter(None, told)), bool(is_function_only), before[first_end:second]
+    raise IrregularError("tools are not listed as JSON")
+
+
+def apart(piece: str) -> Iterator[str]:
+    """The piece, cut at SYSTEM."""
+    before, found, after = piece.partition(SYSTEM)
+    yield from (before, found, after)
+
+
+def objects(text: str, *, inside: bool = False) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """(start, end, object) of the JSON objects in a text. inside: those within others, too."""
+    decoder, at = json.JSONDecoder(), 0
+    while (at := text.find("{", at)) >= 0:
+        try:
+            held, end = decoder.raw_decode(text, at)
+        except ValueError:
+            at += 1
+            continue
+        yield at, end, held
+        at = at + 1 if inside else end
+
+
+def normalized(text: str) -> str:
+    """The text with its JSON objects in one form, whatever their spacing and order."""
+    parts, last = [], 0
+    for start, end, held in objects(text):
+        parts += [text[last:start], json.dumps(held, sort_keys=True)]
+        last = end
+    return "".join([*parts, text[last:]])
+
+
+def check_tools(found: ToolTurns, render: Render, *, to_answer: str, closing: str) -> None:
+    """Compare both over conversations of several kinds. Raises IrregularError."""
+    ask = asking("What is\nthe weather?")
+    one, two, both = calling("Rome"), calling("Rome", "Oslo"), calling("Oslo", content="I look.")
+    sunny, rainy = result("sunny, 22 °C"), result('{"sky": "rain"}', NAMES[1])
+    talks: list[list[Mapping[str, Any]]] = [
+        [ask], [ask, one, sunny], [ask, one, sunny, one, rainy], [ask, both, sunny],
+    ]  # fmt: skip
+    if found.between_calls is not None:
+        talks.append([ask, two, sunny, rainy])
+    systems = ("", "Be brief.") if found.opening_with_system else ("",)
+    for system, talk, count in itertools.product(systems, talks, (1, 2)):
+        tools = [tool_of(name) for name in NAMES][:count]
+        told = [{"role": "system", "content": system}] if system else []
+        expected = render([*told, *talk], tools=tools)
+        text = found.open(system, tools) + around(found, talk, to_answer=to_answer, closing=closing)
+        if normalized(text) != normalized(expected):
+            raise IrregularError(f"tools in {len(talk)} messages do not fit their parts")
+
+
+def around(found: ToolTurns, talk: Messages, *, to_answer: str, closing: str) -> str:
+    """A conversation after its opening: one question, then calls and their results."""
+    text = ""
+    for place, message in enumerate(talk):
+        following = talk[place + 1]["role"] if place + 1 < len(talk) else ""
+        if message["role"] == "user":
+            text += message["content"] + (to_answer if following else closing)
+        elif message["role"] == "tool":
+            after = {"tool": found.between_results, "": found.closing}
+            told = quoted(message["content"]) if found.result_is_json else message["content"]
+            text += told + after.get(following, found.to_answer)
+        else:
+            if message["content"] and found.after_content is not None:
+                text += message["content"] + found.after_content
+            calls = [
+                call["function"]["name"]
+                + found.to_arguments
+                + json.dumps(call["function"]["arguments"])
+                for call in message["tool_calls"]
+            ]
+            text += found.call + (found.between_calls or "").join(calls) + found.to_result
+    return text
+
+
+def cut(text: str, *words: str) -> list[str]:
+    """What stands before, between and after `words`, each of which must be there once."""
+    parts = []
+    for word in words:
+        part, found, text = text.partition(word)
+        if not found or word in text:
+            raise IrregularError("it does not give every message once, in order")
+        parts.append(part)
+    return [*parts, text]
