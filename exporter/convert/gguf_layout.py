@@ -54,6 +54,8 @@ class Conversion:
     """The checkpoint's tensors that some slot is made of."""
     loaded: LoadedTokenizer | None = None
     """transformers' tokenizer, by which the tokens were settled; it takes much memory."""
+    ignored: tuple[str, ...] = ()
+    """What llama.cpp computes otherwise than transformers for this model's settings."""
 
     def headers(
         self,

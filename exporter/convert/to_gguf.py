@@ -105,10 +105,12 @@ def convert(
                     pack_settings(model.gguf_writer)
                 except UNUSABLE as error:
                     raise unusable(tensors.plan.checkpoint.folder, architecture, error) from error
-        if part == "text":
-            tell_limits(converted(model, source.slots), report=report)
+        ignored = limits(converted(model, source.slots)) if part == "text" else ()
+        for warning in ignored:
+            report(Warn(warning))
         used = source.used()
-    return Conversion(tuple(source.slots), model.gguf_writer, int(model.ftype), used, tokens.loaded)
+    ftype = int(model.ftype)
+    return Conversion(tuple(source.slots), model.gguf_writer, ftype, used, tokens.loaded, ignored)
 
 
 def recognized(
@@ -201,11 +203,10 @@ def prepare(model: Any, source: LazySource) -> None:
         writer.add_bool(OUTPUT_SCALED, val=True)
 
 
-def tell_limits(made: Converted, *, report: Report) -> None:
-    """Stop at what llama.cpp cannot load, and warn of what it ignores."""
+def limits(made: Converted) -> tuple[str, ...]:
+    """What llama.cpp ignores. Raises UnsupportedError for what it cannot load."""
     refuse_unloadable(made)
-    for warning in ignored_settings(made):
-        report(Warn(warning))
+    return tuple(ignored_settings(made))
 
 
 def converted(model: Any, slots: list[Slot]) -> Converted:

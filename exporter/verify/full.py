@@ -27,7 +27,7 @@ from exporter.llamacpp.toolchain import Toolchain
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import MergePlan
 from exporter.verify.logits_engine import gguf_logits
-from exporter.verify.remade import remake
+from exporter.verify.remade import ignored_by_llamacpp, remake
 from exporter.verify.report import Check
 from exporter.verify.unmerged import unmerged
 
@@ -139,7 +139,9 @@ def verify_full(
             else run.anew(tuned, False, report)
         )
     limited = found if most_kl is not None or anew.is_exact else first
-    check = judge(found, plain, anew, limited, anew.limit if most_kl is None else most_kl)
+    limit = anew.limit if most_kl is None else most_kl
+    ignored = ignored_by_llamacpp(plan, toolchain) if anew.other_graph(found) else ()
+    check = judge(found, plain, anew, limited, limit, ignored)
     seconds = {"seconds": time.monotonic() - started}
     is_judged = most_kl is not None or not anew.why
     return replace(check, numbers=check.numbers | seconds, judged=is_judged)
@@ -161,6 +163,20 @@ class Anew:
     of_base: bool = False
     merged: Distance | None = None
     """With the adapters, where the base alone, quantized alike, is nearer than the file."""
+
+    def other_graph(self, found: Distance) -> str:
+        """How far off llama.cpp is where nothing is quantized, "" where that is near enough.
+
+        found: the file's own distance, which counts where it is not quantized.
+        """
+        exact = found if self.is_exact else self.exact
+        if exact is None or exact.off <= EXACT_LOGITS[self.exact_type]:
+            return ""
+        return (
+            f"llama.cpp computes this model otherwise than transformers and peft do: in"
+            f" {self.exact_type}, where nothing is quantized, logits are {exact.off:.1%} off"
+            f" (KL {exact.kl:.2g})"
+        )
 
     @property
     def limit(self) -> float:
@@ -297,25 +313,32 @@ def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return result
 
 
-def judge(found: Distance, plain: Distance, anew: Anew, limited: Distance, limit: float) -> Check:
+def judge(
+    found: Distance,
+    plain: Distance,
+    anew: Anew,
+    limited: Distance,
+    limit: float,
+    ignored: Sequence[str] = (),
+) -> Check:
     """Put the numbers into words, and hold them against the limit.
 
-    found: the file over all tokens; limited: over those that the limit is for.
+    found: the file over all tokens; limited: over those that the limit is for; ignored: what
+    llama.cpp is known to compute otherwise, which makes no file wrong.
     """
     problems, notes, hint = [], [], HINT
-    if not limited.kl <= limit or not found.kl < math.inf:  # a NaN is no number to be content with
+    is_beyond = not limited.kl <= limit and not (ignored and anew.is_exact)
+    if is_beyond or not found.kl < math.inf:  # a NaN is no number to be content with
         problems.append(
             f"its predictions are {limited.kl:.3g} nats from the trained model's (mean KL"
             f" divergence over {limited.tokens} tokens); at most {limit:.3g} is right"
             + said_of(anew)
         )
-    exact = found if anew.is_exact else anew.exact
-    if exact and not exact.off <= EXACT_LOGITS[anew.exact_type]:
-        problems.append(
-            f"llama.cpp computes this model otherwise than transformers and peft do: in"
-            f" {anew.exact_type}, where nothing is quantized, logits are {exact.off:.1%} off"
-            f" (KL {exact.kl:.2g})"
-        )
+    said = anew.other_graph(found)
+    if said and ignored:
+        notes.append(f"{said}: {'; '.join(ignored)}; {OTHER_GRAPH}")
+    elif said:
+        problems.append(said)
         hint = OTHER_GRAPH
     if anew.why:
         notes.append(f"what quantizing costs cannot be judged: {anew.why}")

@@ -37,6 +37,12 @@ FLOAT32 = 4  # bytes
 SMALL = 2 << 30  # bytes of a model in float32 that is made so; larger ones in float16
 
 
+def ignored_by_llamacpp(plan: MergePlan, toolchain: Toolchain) -> tuple[str, ...]:
+    """What llama.cpp is known to compute otherwise for a model's settings; reads no weight."""
+    with imported(toolchain), quiet_libraries(), result_folder(plan) as settings:
+        return convert(MergedTensors(plan), settings, toolchain, model_name="verify").ignored
+
+
 @dataclass(frozen=True, slots=True)
 class Remade:
     """The two files."""

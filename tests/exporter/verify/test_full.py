@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -71,20 +72,31 @@ def test_what_quantizing_costs_is_the_limit_and_a_wrong_file_is_beyond_it(
         assert "as the same values quantized anew are" in problem
 
 
+@pytest.mark.parametrize("quant", ["Q8_0", "F32"])
+@pytest.mark.parametrize("is_known", [True, False])
 def test_a_model_that_llama_cpp_computes_otherwise_is_found_though_its_rows_are_right(
-    pour, toolchain, tmp_path
+    pour, toolchain, tmp_path, monkeypatch, quant, is_known
 ):
-    """A sliding window on Mistral, which llama.cpp ignores."""
+    """A sliding window on Mistral, which llama.cpp ignores: said, and wrong only if unforeseen."""
     base = make_base(tmp_path / "base", num_hidden_layers=1)
     edit_json(
         base / "config.json", model_type="mistral", architectures=["MistralForCausalLM"],
         sliding_window=4, head_dim=64,
     )  # fmt: skip
-    file = pour(base, None, tmp_path / "m.gguf", "Q8_0")
+    file = pour(base, None, tmp_path / "m.gguf", quant)
+    if not is_known:
+        monkeypatch.setattr("exporter.convert.ignored_settings.CHECKS", ())
 
     found = verify_full(file, plan_of(base), CHUNKS, toolchain)
 
-    with pytest.raises(VerifyError, match=r"computes this model otherwise .* nothing is quantized"):
+    otherwise = r"computes this model otherwise .* nothing is quantized"
+    if is_known:
+        assert found.problems == ()
+        assert re.search(f"{otherwise}.*window.*--to safetensors", found.notes[0])
+        wrong = pour(make_base(tmp_path / "other", seed=9), None, tmp_path / "w.gguf", "Q8_0")
+        assert verify_full(wrong, plan_of(base), CHUNKS, toolchain).problems
+        return
+    with pytest.raises(VerifyError, match=otherwise):
         Verification(file, (found,), 0).refuse()
 
 
