@@ -106,9 +106,8 @@ def stacked_parts(step: StackSum, shape: tuple[int, ...]) -> tuple[torch.Tensor,
     a, b = torch.zeros(experts, max(ranks), n_in), torch.zeros(experts, n_out, max(ranks))
     for part, first in zip(step.parts, places, strict=True):
         here = slice(first, first + part.pair.rank)
-        rows = slice(part.first_row, part.first_row + part.pair.b.shape[0])
         a[part.expert, here] = read_tensor(part.pair.a).float()
-        b[part.expert, rows, here] = read_tensor(part.pair.b).float() * part.scaling
+        b[part.expert, part.rows, here] = read_tensor(part.pair.b).float() * part.scaling
     return a, b
 
 

@@ -33,7 +33,6 @@ STACK = 3  # dimensions of the experts' B
 EMBEDDING = re.compile(r"(?!embed_out$)(.*embed.*|w[tp]e)")
 # the checkpoints that keep their experts apart call them so
 EXPERTS = re.compile(r"(?P<parent>.+)\.(switch_mlp|switch_glu|experts)\.(?P<part>\w+)")
-ONE_EXPERT = re.compile(r"(language_model\.|model\.)*(?P<parent>.+)\.experts\.\d+\.\w+")
 MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 OF_MIXTRAL = "block_sparse_moe"
 CHANGED = {
@@ -169,7 +168,7 @@ def of_experts(
     """
     found = EXPERTS.fullmatch(module)
     assert found is not None
-    parent, part = found["parent"], found["part"]
+    parent, part = found["parent"].removesuffix(".experts"), found["part"]  # Gemma 4's
     if parent.endswith(f".{OF_MIXTRAL}"):
         part = MIXTRAL.get(part, part)
     columns, count = tensor.shape[-1], math.prod(tensor.shape)
@@ -198,16 +197,3 @@ def check_base(adapter: AdapterSpec, checkpoint: Checkpoint) -> None:
             f" `{checkpoint.folder}`: {CHANGED[kind]}",
             hint=FUSE,
         )
-    stacks = {
-        name.rpartition(".experts.")[0]
-        for name, tensor in checkpoint.tensors.items()
-        if ".experts." in name and len(tensor.shape) == STACK
-    }
-    for pair in adapter.pairs:
-        found = ONE_EXPERT.fullmatch(pair.module)
-        if found and any(stack.endswith(found["parent"]) for stack in stacks):
-            raise UnsupportedError(
-                f"`{adapter.folder}` was trained by mlx-lm, which takes the stacked experts of"
-                f" `{checkpoint.folder}` apart (`{pair.module}`)",
-                hint=FUSE,
-            )

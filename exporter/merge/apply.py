@@ -235,7 +235,7 @@ def add_parts(step: StackSum, stack: torch.Tensor) -> None:
         a, b = (read_tensor(half).float() for half in (part.pair.a, part.pair.b))
         weight = stack[part.expert].T if step.transposed else stack[part.expert]
         update = (b @ a) * part.scaling  # (n_out of the part, n_in)
-        weight[part.first_row : part.first_row + len(b)] += update.to(stack.dtype)
+        weight[part.rows] += update.to(stack.dtype)
 
 
 def with_values(

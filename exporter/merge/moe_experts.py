@@ -31,6 +31,8 @@ OF_ONE = re.compile(
 )
 # models whose stacks are (experts, in, out) and not (experts, out, in)
 INPUT_FIRST = ("gpt_oss", "aria", "openai_privacy_filter")
+# models whose stacks hold a row of gate, then one of up, and so on
+IN_TURNS = ("gpt_oss",)
 FIRST_RIGHT_PEFT = (0, 19)
 
 
@@ -190,7 +192,10 @@ def add_pair_of_one(
     if straight and turned:
         turned = names.checkpoint.config.get("model_type") in INPUT_FIRST
     scaling = scaling_of(weighted.adapter, pair).value * weighted.scale
-    return name, StackSum((ExpertPart(pair, expert, position * n_out, scaling),), shape[1], turned)
+    in_turns = names.checkpoint.config.get("model_type") in IN_TURNS
+    first, stride = (position, count) if in_turns else (position * n_out, 1)
+    part_of_one = ExpertPart(pair, expert, first, scaling, stride)
+    return name, StackSum((part_of_one,), shape[1], turned)
 
 
 def stack_of(experts: str, part: str, names: Names) -> tuple[str, int, int] | None:

@@ -128,13 +128,23 @@ class ExpertSum:
 
 @dataclass(frozen=True, slots=True)
 class ExpertPart:
-    """A pair of one expert: scaling * B @ A is added to its rows from `first_row` on."""
+    """A pair of one expert: scaling * B @ A is added to its rows from `first_row` on.
+
+    stride: 2 for every other row, as gpt-oss keeps gate and up in turns.
+    """
 
     pair: LoraPair
     expert: int
     first_row: int
     """Of the expert's weight as (n_out, n_in)."""
     scaling: float
+    stride: int = 1
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the expert's weight that B's (n_out, rank) are added to."""
+        n_out = self.pair.b.shape[0]
+        return slice(self.first_row, self.first_row + n_out * self.stride, self.stride)
 
 
 @dataclass(frozen=True, slots=True)

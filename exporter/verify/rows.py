@@ -245,11 +245,11 @@ def add_parts(step: StackSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
         columns = slice(None)
         if step.transposed:  # the stack's rows are the pair's columns
             left, right = a.T, b.T
-            columns = slice(part.first_row, part.first_row + len(b))
+            columns = part.rows
         else:
             left, right = b, a
-            within = within - part.first_row
-            here &= (within >= 0) & (within < len(b))
+            within, between = np.divmod(within - part.first_row, part.stride)
+            here &= (within >= 0) & (within < len(b)) & (between == 0)
         if here.any():
             at = np.ix_(here, np.arange(weight.shape[1])[columns])
             summed, more = add(weight[at], left[within[here]], right, part.scaling)

@@ -301,32 +301,65 @@ def test_gpt_oss_pairs_of_single_experts_are_folded_into_the_stacks_transposed(t
         assert checked.before is not None
 
 
-def test_parts_of_single_experts_find_their_rows_in_a_stack(tmp_path):
+# gpt-oss has gate and up in turns, others one after the other
+ROWS = {
+    "other": {"gate_proj": slice(0, INNER), "up_proj": slice(INNER, 2 * INNER)},
+    "gpt_oss": {"gate_proj": slice(0, 2 * INNER, 2), "up_proj": slice(1, 2 * INNER, 2)},
+}
+
+
+@pytest.mark.parametrize("tool", ["peft", "mlx"])
+@pytest.mark.parametrize("kind", ROWS)
+def test_parts_of_single_experts_find_their_rows_in_a_stack(tmp_path, kind, tool):
     import torch
 
     from exporter.verify.rows import Reference
 
     torch.manual_seed(4)
-    base = write_stacks(tmp_path / "base", "other")
-    pairs = pairs_of(f"{MODULE}.1.up_proj", f"{MODULE}.1.gate_proj", f"{MODULE}.2.down_proj")
-    adapter = save_adapter(tmp_path / "lora", keys(pairs))
+    base = write_stacks(tmp_path / "base", kind)
+    modules = [
+        f"{MODULE}.{e}.{part}_proj" for part in ("up", "gate", "down") for e in range(EXPERTS)
+    ]
+    pairs = pairs_of(*modules)
+    save = save_adapter if tool == "peft" else save_mlx
+    adapter = save(tmp_path / "lora", keys(pairs))
 
     found, before = merged(base, adapter), stored(base)
 
     for module, (a, b) in pairs.items():
         parent, _, part = module.rpartition(".")
         expert, change = int(parent.rpartition(".")[2]), SCALE * b @ a
-        if part == "down_proj":
-            before[f"{MODULE}.down_proj"][expert] += change
-        else:
-            first = INNER if part == "up_proj" else 0
-            before[f"{MODULE}.gate_up_proj"][expert][first : first + INNER] += change
+        stack = before[f"{MODULE}.down_proj" if part == "down_proj" else f"{MODULE}.gate_up_proj"]
+        weight = stack[expert].T if kind == "gpt_oss" else stack[expert]
+        weight[ROWS[kind].get(part, slice(None))] += change
     for name, values in before.items():
         torch.testing.assert_close(found[name], values, atol=1e-5, rtol=0)
     plan = plan_merge(open_checkpoint(base), [WeightedAdapter(open_adapter(adapter))])
-    rows = found[f"{MODULE}.gate_up_proj"].reshape(-1, WIDTH)
-    checked = Reference(plan).rows(f"{MODULE}.gate_up_proj", np.arange(len(rows)))
-    assert np.abs(checked.after - rows.double().numpy()).max() < 1e-5
+    for name in (f"{MODULE}.gate_up_proj", f"{MODULE}.down_proj"):
+        rows = found[name].reshape(-1, found[name].shape[-1])
+        checked = Reference(plan).rows(name, np.arange(len(rows)))
+        assert np.abs(checked.after - rows.double().numpy()).max() < 1e-5
+
+
+def save_mlx(folder: Path, tensors) -> Path:
+    """The same pairs as mlx-lm stacks them: A (experts, rank, in), B (experts, out, rank)."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    stacks: dict[str, list[torch.Tensor]] = {}
+    for name, matrix in tensors.items():  # the experts come in order
+        experts, _, rest = name.rpartition(".experts.")
+        part, half = rest.split(".")[1:3]
+        stacks.setdefault(f"{experts}.experts.{part}.{half.lower()}", []).append(matrix)
+    save_file(
+        {name: torch.stack(parts) for name, parts in stacks.items()},
+        folder / "adapters.safetensors",
+    )
+    settings = {"rank": RANK, "scale": SCALE, "dropout": 0.0}
+    config = {"fine_tune_type": "lora", "lora_parameters": settings, "num_layers": 1}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
 
 
 def test_an_expert_that_the_stack_does_not_have_is_refused_with_both_shapes(tmp_path):
