@@ -57,18 +57,7 @@ SUBPROCESS = {
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
-STILL_LONG = {
-    "tests/runtime/gateway/scheduling/test_engines.py",
-    "tests/exporter/inputs/test_odd_folders.py",
-    "tests/runtime/chat/test_repl.py",
-    "tests/runtime/engine/test_prompt_ids.py",
-    "tests/runtime/gateway/ollama/test_ollama.py",
-    "tests/runtime/gateway/test_clients.py",
-}
-"""Files of tests that are still to be split."""
 TEST_FILE = re.compile(r"^tests\..*\btest_\w+$")
-STILL_IMPORTING = {"tests/runtime/chat/test_repl.py", "tests/runtime/gateway/test_clients.py"}
-"""What they import is in tests/support already."""
 LAYERS = {
     "exporter": (
         "core", "llamacpp", "hub", "store", "inputs", "merge", "convert", "gguf_inputs", "quantize",
@@ -153,13 +142,13 @@ def test_files_and_functions_stay_readable(path):
 def test_files_of_tests_stay_readable():
     long = {name(path) for path in TESTS if len(path.read_text("utf-8").splitlines()) > LINES}
 
-    assert long <= STILL_LONG
+    assert not long
 
 
 def test_no_test_file_imports_another():
     found = {name(path) for path in TESTS for module in imported(path) if TEST_FILE.search(module)}
 
-    assert found <= STILL_IMPORTING
+    assert not found
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

@@ -4,44 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import zipfile
 
 import pytest
-from click.testing import CliRunner
 
-from exporter.cli.export_command import export, parse_weighted
-from exporter.cli.inspect_command import describe
-from exporter.cli.outputs.request_options import output_paths
-from exporter.core.errors import AdapterError, CheckpointError, InputError
-from exporter.core.events import Note, Warn
+from exporter.core.errors import AdapterError, CheckpointError
+from exporter.core.events import Note
 from exporter.core.safetensors import read_header
 from exporter.inputs.adapter import open_adapter
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
 from exporter.inputs.locate import Sources, bring, named_base
 from exporter.inputs.peft_folder import peft_folder
-from exporter.merge.adapter_doubts import say_doubts
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter
-from tests.support.raw import write_adapter, write_base, write_safetensors, write_tiny_gguf
-
-STEM = "model.layers.0.self_attn.q_proj"
-PREFIX = "base_model.model."
-A, B = f"{PREFIX}{STEM}.lora_A.weight", f"{PREFIX}{STEM}.lora_B.weight"
-SHAPES = {A: (2, 8), B: (8, 2)}
-
-
-def adapter_of(folder, names, **config):
-    write_adapter(folder, **config)
-    shapes = dict(zip(names, SHAPES.values(), strict=True))
-    write_safetensors(folder / "adapter_model.safetensors", shapes)
-    return folder
-
-
-def changed(folder, name="adapter_config.json", **settings):
-    path = folder / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-    return folder
+from tests.support.odd_adapters import PREFIX, SHAPES, STEM, A, B, adapter_of, changed
+from tests.support.raw import write_adapter, write_base, write_safetensors
 
 
 @pytest.mark.parametrize(
@@ -301,117 +278,6 @@ def test_adapters_that_belong_to_a_published_model_stay_in_it(tmp_path, name):
     assert list(open_checkpoint(base).tensors) == [name]
 
 
-def doubts(adapter, base):
-    said: list[object] = []
-    say_doubts(open_adapter(adapter), open_checkpoint(base), report=said.append)
-    return [event.message for event in said if isinstance(event, Warn)]
-
-
-@pytest.mark.trained
-def test_an_adapter_that_was_never_trained_is_doubted(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    folder, base = write_adapter(tmp_path / "lora"), write_base(tmp_path / "base")
-    path = folder / "adapter_model.safetensors"
-
-    assert "all its matrices B (or A) are zero" in doubts(folder, base)[0]
-
-    save_file({name: values + 1 for name, values in load_file(path).items()}, path)
-    assert doubts(folder, base) == []
-    assert "lora_alpha is 0" in doubts(changed(folder, lora_alpha=0), base)[0]
-
-
-@pytest.mark.trained
-def test_settings_that_are_not_known_are_doubted_where_they_are_on(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    folder, base = write_adapter(tmp_path / "lora"), write_base(tmp_path / "base")
-    path = folder / "adapter_model.safetensors"
-    save_file({name: values + 1 for name, values in load_file(path).items()}, path)
-    changed(folder, use_new=False, new_config=None, other_config={}, peft_version="0.99")
-
-    assert doubts(folder, base) == []
-
-    (said,) = doubts(changed(folder, use_new=True), base)
-    assert "use_new=True (PEFT 0.99), which decant does not know" in said
-
-
-@pytest.mark.trained
-def test_the_settings_of_the_installed_peft_are_known():
-    from peft import LoraConfig
-
-    from exporter.merge.adapter_doubts import OF_LORA_CONFIG
-
-    assert LoraConfig().to_dict().keys() <= OF_LORA_CONFIG
-
-
-@pytest.mark.trained
-def test_layers_that_peft_would_have_adapted_are_doubted(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    folder, base = write_adapter(tmp_path / "lora"), write_base(tmp_path / "base")
-    path = folder / "adapter_model.safetensors"
-    save_file({name: values + 1 for name, values in load_file(path).items()}, path)
-    deeper = {f"model.layers.{n}.self_attn.q_proj.weight": (8, 8) for n in range(3)}
-    write_safetensors(base / "model.safetensors", deeper)
-
-    assert doubts(folder, changed(base, "config.json", num_hidden_layers=1)) == []
-    (said,) = doubts(folder, changed(base, "config.json", num_hidden_layers=3))
-    assert "layers 0 to 0" in said
-    assert "layers up to 2" in said
-    assert doubts(changed(folder, layers_to_transform=[0]), base) == []
-
-
-def test_a_head_that_is_nowhere_is_said(tmp_path):
-    base = write_base(tmp_path / "base")
-    shapes = {"model.embed_tokens.weight": (16, 8), f"{STEM}.weight": (8, 8)}
-    write_safetensors(base / "model.safetensors", shapes)
-
-    assert plan_merge(open_checkpoint(base)).notes == ()
-
-    changed(base, "config.json", tie_word_embeddings=False)
-    (said,) = plan_merge(open_checkpoint(base)).notes
-    assert said.startswith("`lm_head.weight` is in no file")
-
-    write_safetensors(base / "model.safetensors", shapes | {"lm_head.weight": (16, 8)})
-    assert plan_merge(open_checkpoint(base)).notes == ()
-
-
-def test_a_link_to_nothing_is_called_that(tmp_path):
-    folder, base = write_adapter(tmp_path / "lora"), write_base(tmp_path / "base")
-    for path in (folder / "adapter_model.safetensors", base / "model.safetensors"):
-        path.unlink()
-        path.symlink_to("../../blobs/4d7a")
-
-    with pytest.raises(AdapterError, match=r"is a link to `\.\./\.\./blobs/4d7a`, which is gone"):
-        open_adapter(folder)
-    with pytest.raises(CheckpointError, match=r"is a link to `\.\./\.\./blobs/4d7a`"):
-        open_checkpoint(base)
-    for path in (folder / "adapter_config.json", base / "config.json"):
-        path.unlink()
-        path.symlink_to("gone.json")
-    with pytest.raises(AdapterError, match=r"is a link to `gone\.json`"):
-        open_adapter(folder)
-    with pytest.raises(CheckpointError, match=r"is a link to `gone\.json`"):
-        open_checkpoint(base)
-
-
-@pytest.mark.parametrize("main", ["a" * 40, None])
-def test_a_repos_folder_in_the_hubs_cache_stands_for_its_snapshot(tmp_path, main):
-    snapshots = {}
-    for kind, write in (("lora", write_adapter), ("base", write_base)):
-        root = tmp_path / f"models--org--{kind}"
-        snapshots[kind] = write(root / "snapshots" / ("a" * 40))
-        if main:
-            (root / "snapshots" / ("b" * 40)).mkdir()
-            (root / "refs").mkdir()
-            (root / "refs" / "main").write_text(main)
-
-    named = [str(tmp_path / f"models--org--{kind}") for kind in ("lora", "base")]
-
-    assert bring(Sources((named[0],), named[1])) == ([snapshots["lora"]], snapshots["base"])
-
-
 def test_the_newest_step_of_mlx_stands_for_weights_that_were_not_saved(tmp_path):
     config = {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 2.0}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
@@ -428,61 +294,6 @@ def test_the_newest_step_of_mlx_stands_for_weights_that_were_not_saved(tmp_path)
     assert "`0000200_adapters.safetensors`" in said[0].message
 
 
-@pytest.mark.parametrize("name", ["run:2", "x:0.5", "plain"])
-def test_a_colon_in_a_name_that_is_here_is_no_scale(tmp_path, monkeypatch, name):
-    (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path)
-
-    assert parse_weighted(name) == (name, 1.0)
-    assert parse_weighted(f"{name}:0.25") == (name, 0.25)
-
-
-def test_a_folder_with_one_gguf_is_that_model(tmp_path):
-    write_tiny_gguf(tmp_path / "unsloth.Q4_K_M.gguf")
-    (tmp_path / "Modelfile").write_text("FROM ./unsloth.Q4_K_M.gguf")
-    (tmp_path / "broken.gguf").write_text("x")
-    adapter = write_adapter(tmp_path / "lora")
-    path = tmp_path / "unsloth.Q4_K_M.gguf"
-
-    assert bring(Sources((str(adapter),), str(tmp_path))) == ([adapter], path)
-
-    write_tiny_gguf(tmp_path / "other.gguf")
-    with pytest.raises(CheckpointError, match=r"2 GGUF models: other\.gguf, unsloth") as caught:
-        bring(Sources((str(adapter),), str(tmp_path)))
-    assert str(tmp_path / "other.gguf") in str(caught.value.hint)
-
-
-def test_inspect_shows_the_gguf_of_a_folder(tmp_path):
-    path = write_tiny_gguf(tmp_path / "model.gguf")
-
-    assert describe(str(tmp_path))["path"] == str(path)
-
-
-def test_a_zip_of_a_long_path_is_its_innermost_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("DECANT_CACHE", str(tmp_path / "cache"))
-    folder = write_adapter(tmp_path / "lora")
-    with zipfile.ZipFile(tmp_path / "kaggle.zip", "w") as archive:
-        for file in folder.iterdir():
-            archive.write(file, f"kaggle/working/checkpoint-500/{file.name}")
-
-    assert open_adapter(tmp_path / "kaggle.zip").folder.name == "checkpoint-500"
-
-
-@pytest.mark.parametrize("arguments", [("", "--base", "B"), ("A", "--base", "")])
-def test_an_empty_name_is_no_name(arguments):
-    done = CliRunner().invoke(export, arguments)
-
-    assert done.exit_code == 2
-    assert "is empty" in done.output
-
-
-def test_a_name_of_another_kind_of_file_is_no_folder(tmp_path):
-    with pytest.raises(InputError, match=r"model\.bin` has the name of a file that is no GGUF"):
-        output_paths(tmp_path / "model.bin", "name", ("Q4_K_M",))
-    assert output_paths(tmp_path / "M.GGUF", "name", ("Q4_K_M",)) == (tmp_path / "M.GGUF",)
-    assert output_paths(tmp_path / "v1.5", "name", ("F16",))[0].parent == tmp_path / "v1.5"
-
-
 @pytest.mark.parametrize("wrapper", [".modules_to_save", ".modules_to_save.default"])
 def test_whole_modules_that_kept_pefts_wrapper_in_their_names_are_read(tmp_path, wrapper):
     folder = write_adapter(tmp_path / "lora", modules_to_save=["lm_head"])
@@ -493,20 +304,3 @@ def test_whole_modules_that_kept_pefts_wrapper_in_their_names_are_read(tmp_path,
 
     assert list(adapter.values) == ["lm_head.weight"]
     assert not adapter.read_by_peft
-
-
-def test_a_name_that_file_systems_do_not_take_is_refused_or_cut(tmp_path):
-    with pytest.raises(InputError, match="is a longer name than 220 bytes"):
-        output_paths(tmp_path / f"{'z' * 251}.gguf", "name", ("Q4_K_M",))
-
-    (path,) = output_paths(tmp_path, "模" * 200, ("Q4_K_M",))
-
-    path.with_name(f".{path.stem}-00001-of-00002.gguf.partial").write_text("")
-    assert path.name.endswith("模-Q4_K_M.gguf")
-
-
-def test_a_file_that_is_no_gguf_is_no_folder_either(tmp_path):
-    (tmp_path / "notes").write_text("x")
-
-    with pytest.raises(InputError, match="is a file, and no GGUF"):
-        output_paths(tmp_path / "notes", "name", ("Q4_K_M",))

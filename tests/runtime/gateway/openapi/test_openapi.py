@@ -6,16 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schemathesis import GenerationMode
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 
 from runtime.gateway.openapi.openapi_routes import document
 from tests.runtime.gateway.conftest import Served, serving
@@ -26,15 +18,29 @@ SAID = (501, 503)
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
 TOKENS = 4
 EXAMPLES = 20
-CONFORMS = [content_type_conformance, response_schema_conformance, status_code_conformance]
-schema = schemathesis.openapi.from_dict(document(served_paths(), has_keys=False))
-OPERATIONS = {
-    found.ok().label: found.ok() for found in schema.exclude(path=ALIASES).get_all_operations()
-}
+DOCUMENT = document(served_paths(), has_keys=False)
+LABELS = [
+    f"{method.upper()} {path}"
+    for path, item in DOCUMENT["paths"].items()
+    for method in item
+    if path not in ALIASES
+]
+
+
+@pytest.fixture(scope="module")
+def operations() -> dict[str, Any]:
+    """The described operations by method and path. schemathesis is slow to import."""
+    import schemathesis
+
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    found = [operation.ok() for operation in schema.exclude(path=ALIASES).get_all_operations()]
+    return {operation.label: operation for operation in found}
 
 
 def cases(operation: Any) -> st.SearchStrategy[Any]:
     """Requests of the described form, and where there is a body, some that are not."""
+    from schemathesis import GenerationMode
+
     right = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
     if not operation.body:
         return right
@@ -51,9 +57,7 @@ def gateway(pirate, tmp_path_factory) -> Iterator[Served]:
 
 def test_every_route_is_described():
     described = {
-        (method.upper(), path)
-        for path, item in schema.raw_schema["paths"].items()
-        for method in item
+        (method.upper(), path) for path, item in DOCUMENT["paths"].items() for method in item
     }
     served = {
         (method, path.replace(":path}", "}"))
@@ -71,12 +75,24 @@ class TestServed:
         status, told = gateway.get("/openapi.json")
 
         assert status == 200
-        assert told["paths"].keys() == schema.raw_schema["paths"].keys()
+        assert told["paths"].keys() == DOCUMENT["paths"].keys()
+
+    def test_every_description_is_tried(self, operations):
+        assert list(operations) == LABELS
 
     @pytest.mark.faults
-    @pytest.mark.parametrize("label", OPERATIONS)
-    def test_what_is_asked_as_described_is_answered_as_described(self, label, gateway):
-        @given(case=cases(OPERATIONS[label]))
+    @pytest.mark.parametrize("label", LABELS)
+    def test_what_is_asked_as_described_is_answered_as_described(self, label, operations, gateway):
+        from schemathesis.checks import not_a_server_error
+        from schemathesis.specs.openapi import checks as conformance
+
+        conforms = [
+            conformance.content_type_conformance,
+            conformance.response_schema_conformance,
+            conformance.status_code_conformance,
+        ]
+
+        @given(case=cases(operations[label]))
         @settings(
             max_examples=EXAMPLES,
             deadline=None,
@@ -87,7 +103,7 @@ class TestServed:
         def asked(case):
             shorten(case.body, gateway.models)
             response = case.call(base_url=gateway.url, timeout=60)
-            checks = CONFORMS if response.status_code in SAID else [not_a_server_error, *CONFORMS]
+            checks = conforms if response.status_code in SAID else [not_a_server_error, *conforms]
             case.validate_response(response, checks=checks)
 
         before = gateway.children()

@@ -7,7 +7,6 @@ import json
 import os
 import struct
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
@@ -16,55 +15,18 @@ from typing import Any
 
 import pytest
 
-from exporter.core.events import Event
 from runtime.engine.adapters import Adapter
-from runtime.engine.opened_model import Model, open_model
 from runtime.gateway.api_errors import ApiError
-from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.request_limits import Limits
 from runtime.gateway.scheduling import placement
 from runtime.gateway.scheduling import pool as fleet_module
 from runtime.gateway.scheduling.pool import Fleet
-from runtime.gateway.scheduling.portions import Joined
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import children_of
-from tests.support.fake_engine import behave, toolchain
-from tests.support.raw import write_tiny_gguf
-
-Test = Callable[[Fleet, Catalog], Awaitable[None]]
-
-
-@pytest.fixture
-def model(tmp_path) -> Callable[..., Model]:
-    def make(name: str, **how: object) -> Model:
-        path = behave(write_tiny_gguf(tmp_path / f"{name}.gguf"), **how)
-        found = replace(open_model(path), chat_template="{{ messages[0].content }}")
-        return replace(found, adapters=(Adapter("a", path, 1.0),), own=(None,))
-
-    return make
-
-
-def running(test: Test, folder: Path, *models: Model, **settings: Any) -> Fleet:
-    """Run a test over a fleet of fake engines."""
-    told = folder / "told"
-    told.touch()
-
-    def report(event: Event) -> None:
-        with told.open("a") as file:
-            file.write(f"{event}\n")
-
-    fleet = Fleet(Settings(parallel=2, context=64, **settings), toolchain(folder), report)
-
-    async def run() -> None:
-        try:
-            await test(fleet, Catalog(models))
-        finally:
-            await fleet.close()
-
-    asyncio.run(run())
-    return fleet
+from tests.support.fake_engine import toolchain
+from tests.support.fake_fleet import asked, eventually, hold, running
 
 
 def is_engine(pid: int) -> bool:
@@ -72,45 +34,6 @@ def is_engine(pid: int) -> bool:
     with suppress(OSError):
         return b"fake_engine" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
-
-
-async def hold(fleet: Fleet, named: Any, role: Any = "generate", until: Any = None) -> None:
-    async with fleet.using(named, role):
-        if until is not None:
-            await until.wait()
-
-
-async def eventually(fact: Callable[[], object]) -> None:
-    async def wait() -> None:
-        while not fact():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.02)
-
-    await asyncio.wait_for(wait(), 10)
-
-
-async def asked(gateway: Gateway, route: str, body: object, *, patience_s: float = 60) -> Any:
-    """Ask the app; the client leaves after so long. The status and what was answered."""
-    app = build_app(gateway)
-    sent: list[dict[str, Any]] = []
-    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
-
-    async def receive() -> dict[str, Any]:
-        if messages:
-            return messages.pop()
-        await asyncio.sleep(patience_s)
-        return {"type": "http.disconnect"}
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": route, "headers": headers,
-             "client": ("127.0.0.1", 1), "query_string": b"", "root_path": ""}  # fmt: skip
-    await app(scope, receive, send)
-    text = b"".join(message.get("body", b"") for message in sent)
-    if not sent:
-        return None, None
-    return sent[0]["status"], text if b"data: " in text else json.loads(text)
 
 
 def test_scales_that_clients_choose_have_few_engines_and_the_rest_is_told(model, tmp_path):
@@ -271,71 +194,6 @@ def test_an_engine_that_is_deaf_is_started_again(model, tmp_path):
             await eventually(lambda: child.is_loaded)
 
     running(test, tmp_path, model("m", deaf=str(deaf)), health_s=0.4)
-
-
-@pytest.mark.parametrize(
-    ("route", "name", "entries", "more"),
-    [("/v1/embeddings", "input", "data", {}), ("/v1/completions", "prompt", "choices", {})],
-)
-def test_long_lists_are_handed_over_in_portions_and_answered_as_one(
-    route, name, entries, more, model, tmp_path
-):
-    log = tmp_path / "asked"
-    texts = ["x" * number for number in range(1, 8)]
-
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        gateway = Gateway(fleet.settings, catalog, fleet)
-        status, body = await asked(gateway, route, {name: texts, **more})
-        assert status == 200
-        assert [entry["index"] for entry in body[entries]] == list(range(7))
-        values = [entry.get("text", entry.get("embedding")) for entry in body[entries]]
-        begun = [f"<s>{text}" for text in texts]  # the model's file says so
-        assert values == (begun if name == "prompt" else [[float(n)] for n in range(1, 8)])
-        assert body["usage"]["total_tokens"] == 4  # of as many portions
-
-    running(test, tmp_path, model("m", asked=str(log)))
-    lists = [json.loads(line)[name] for line in log.read_text().splitlines()]
-    assert [len(one) if isinstance(one, list) else 1 for one in lists] == [2, 2, 2, 1]
-
-
-def test_a_stream_of_many_texts_is_one_stream(model, tmp_path):
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        gateway = Gateway(fleet.settings, catalog, fleet)
-        body = {"prompt": list("abcde"), "stream": True}
-        status, text = await asked(gateway, "/v1/completions", body)
-        assert status == 200
-        *events, done, end = text.split(b"\n\n")
-        assert (done, end) == (b"data: [DONE]", b"")
-        choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
-        assert choices == [{"index": n, "text": f"<s>{t}"} for n, t in enumerate("abcde")]
-
-    running(test, tmp_path, model("m"))
-
-
-def test_texts_that_are_ranked_in_portions_are_sorted_as_one_list():
-    joined = Joined()
-    for offset, scores in ((0, [3.0, 1.0]), (2, [2.0, 4.0])):
-        entries = [{"index": n, "relevance_score": score} for n, score in enumerate(scores)]
-        joined.add(json.dumps({"results": entries, "usage": {"total_tokens": 5}}).encode(), offset)
-
-    found = json.loads(joined.text(3))
-    assert [entry["index"] for entry in found["results"]] == [3, 0, 2]
-    assert found["usage"] == {"total_tokens": 10}
-
-
-def test_between_portions_it_is_others_turn(model, tmp_path):
-    log = tmp_path / "asked"
-
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        gateway = Gateway(fleet.settings, catalog, fleet)
-        await hold(fleet, catalog.find("m"))
-        long = asyncio.ensure_future(asked(gateway, "/v1/completions", {"prompt": ["x"] * 60}))
-        await eventually(log.exists)
-        await asked(gateway, "/v1/completions", {"prompt": "me"})
-        assert not long.done()
-        await long
-
-    running(test, tmp_path, model("m", asked=str(log), takes_s=0.02))
 
 
 def test_one_client_has_so_many_requests_whatever_models_they_are_for(model, tmp_path):

@@ -1,0 +1,80 @@
+"""A pool of fake engines, and a gateway over it that is asked without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from exporter.core.events import Event
+from runtime.engine.opened_model import Model
+from runtime.gateway.asgi_app import build_app
+from runtime.gateway.call import Gateway
+from runtime.gateway.catalog import Catalog
+from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.settings import Settings
+from tests.support.fake_engine import toolchain
+
+Test = Callable[[Fleet, Catalog], Awaitable[None]]
+
+
+def running(test: Test, folder: Path, *models: Model, **settings: Any) -> Fleet:
+    """Run a test over a fleet of fake engines."""
+    told = folder / "told"
+    told.touch()
+
+    def report(event: Event) -> None:
+        with told.open("a") as file:
+            file.write(f"{event}\n")
+
+    fleet = Fleet(Settings(parallel=2, context=64, **settings), toolchain(folder), report)
+
+    async def run() -> None:
+        try:
+            await test(fleet, Catalog(models))
+        finally:
+            await fleet.close()
+
+    asyncio.run(run())
+    return fleet
+
+
+async def hold(fleet: Fleet, named: Any, role: Any = "generate", until: Any = None) -> None:
+    async with fleet.using(named, role):
+        if until is not None:
+            await until.wait()
+
+
+async def eventually(fact: Callable[[], object]) -> None:
+    async def wait() -> None:
+        while not fact():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
+
+    await asyncio.wait_for(wait(), 10)
+
+
+async def asked(gateway: Gateway, route: str, body: object, *, patience_s: float = 60) -> Any:
+    """Ask the app; the client leaves after so long. The status and what was answered."""
+    app = build_app(gateway)
+    sent: list[dict[str, Any]] = []
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await asyncio.sleep(patience_s)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": route, "headers": headers,
+             "client": ("127.0.0.1", 1), "query_string": b"", "root_path": ""}  # fmt: skip
+    await app(scope, receive, send)
+    text = b"".join(message.get("body", b"") for message in sent)
+    if not sent:
+        return None, None
+    return sent[0]["status"], text if b"data: " in text else json.loads(text)
