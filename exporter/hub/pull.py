@@ -240,7 +240,7 @@ def fetch(crew: Crew, plan: Plan, missing: Sequence[PlannedFile], report: Report
         report(
             Warn(
                 f"stopped: {size_text(crew.kept)} of {size_text(total)} are kept;"
-                " the same command goes on from there"
+                " the same command resumes from there"
             )
         )
         raise

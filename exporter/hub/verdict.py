@@ -119,7 +119,7 @@ def judge(attempt: Attempt, error: Exception | None, now: float) -> Note | Warn 
             problem, limit = broke(attempt, failure)
     if limit:
         return Note(
-            f"{attempt.name} {problem} where one more connection is opened: going on with {limit}"
+            f"{attempt.name} {problem} where one more connection is opened: continuing with {limit}"
         )
     if len(attempt.transfer.sources) == 1:
         return Note(f"{attempt.name} {problem}") if health.waits else None

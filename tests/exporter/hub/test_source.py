@@ -94,7 +94,7 @@ def test_interrupt_says_what_is_kept(stage: Stage, events: Events):
 
     with pytest.raises(KeyboardInterrupt):
         stage.pull(stage.a, report=stop)
-    assert "of 2.1 MB are kept; the same command goes on from there" in events.text
+    assert "of 2.1 MB are kept; the same command resumes from there" in events.text
 
 
 def test_stalled_endpoint_is_left(stage: Stage, events: Events):
