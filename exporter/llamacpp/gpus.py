@@ -34,7 +34,7 @@ class Gpu:
     uuid: str = ""
 
 
-class Memory(ctypes.Structure):
+class NvmlMemory(ctypes.Structure):
     """The struct nvmlMemory_t of nvml.h."""
 
     _fields_ = (
@@ -67,7 +67,7 @@ def nvidia_gpus(env: Mapping[str, str], library: str = NVML) -> tuple[Gpu, ...] 
 
 
 def nvidia_gpu(nvml: ctypes.CDLL, number: int) -> Gpu:
-    handle, memory = ctypes.c_void_p(), Memory()
+    handle, memory = ctypes.c_void_p(), NvmlMemory()
     name, uuid = ctypes.create_string_buffer(NAME_MAX), ctypes.create_string_buffer(UUID_MAX)
     nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(number), ctypes.byref(handle))
     nvml.nvmlDeviceGetName(handle, name, ctypes.c_uint(NAME_MAX))
