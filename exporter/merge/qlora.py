@@ -16,7 +16,7 @@ from exporter.inputs.adapter import AdapterSpec
 from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.module_names import model_without_weights
 from exporter.inputs.quantized import bitsandbytes
-from exporter.inputs.quantized.nf4_roundtrip import roundtripped
+from exporter.inputs.quantized.nf4_fake_quant import fake_quantized
 
 BaseRoundtrip = Literal["auto", "none", "nf4"]
 
@@ -79,7 +79,7 @@ def as_trained_on(
             f"{len(weights)} weights of the base as NF4{scales} gave them in training, {why}{undo}"
         )
     )
-    made = roundtripped(checkpoint, weights, double_quant=nested)
+    made = fake_quantized(checkpoint, weights, double_quant=nested)
     return replace(made, roundtrip="nf4 nested" if nested else "nf4")
 
 

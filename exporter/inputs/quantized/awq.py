@@ -1,4 +1,4 @@
-"""Bases that AWQ quantized, as AutoAWQ saves them (version GEMM), dequantized when they are read.
+"""Bases that AWQ quantized, as AutoAWQ saves them (version GEMM), dequantized when read.
 
 Eight 4-bit codes lie in one 32-bit word, columns of the output in the order 0 2 4 6 1 3 5 7; a
 scale and a zero belong to each output and each group of inputs. https://github.com/casper-hansen
@@ -19,8 +19,17 @@ if TYPE_CHECKING:
     from exporter.inputs.checkpoint import Checkpoint
 
 PARTS = ("qweight", "qzeros", "scales")
-BITS = 4
-PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # in its word, of each column: the inverse of the order above
+BITS = 4  # of a code
+PLACES = (
+    0,
+    4,
+    1,
+    5,
+    2,
+    6,
+    3,
+    7,
+)  # position of each column in its word: the inverse of the order above
 COLUMNS = len(PLACES)
 
 
@@ -39,7 +48,7 @@ class Linear:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n_out, n_in), as transformers has a linear layer."""
+        """(n_out, n_in), as in transformers' linear layer."""
         return self.scales.shape[1], self.qweight.shape[0]
 
     @property
@@ -47,7 +56,7 @@ class Linear:
         return nbytes_of(self.dtype, self.shape)
 
     def read(self) -> torch.Tensor:
-        """The values, (n_out, n_in) in float32: a code less its zero, times its scale."""
+        """The values, (n_out, n_in) in float32: (code - zero) * scale."""
         scales = read_tensor(self.scales).float()  # (groups, n_out)
         zeros = codes(read_tensor(self.qzeros)).float()  # (groups, n_out)
         values = codes(read_tensor(self.qweight)).float()  # (n_in, n_out)
@@ -57,7 +66,7 @@ class Linear:
 
 
 def codes(words: torch.Tensor) -> torch.Tensor:
-    """The 4-bit numbers in words of 32 bits: (rows, columns / 8) → (rows, columns)."""
+    """The 4-bit codes in 32-bit words: (rows, columns / 8) → (rows, columns)."""
     import torch
 
     shifts = torch.tensor(PLACES, dtype=torch.int32) * BITS
@@ -65,7 +74,7 @@ def codes(words: torch.Tensor) -> torch.Tensor:
 
 
 def is_quantized(config: Mapping[str, object]) -> bool:
-    """Whether a config is of AWQ in the form that is read here."""
+    """Whether a config describes AWQ in the form that this module reads."""
     settings = config.get("quantization_config")
     return (
         isinstance(settings, dict)
@@ -76,9 +85,9 @@ def is_quantized(config: Mapping[str, object]) -> bool:
 
 
 def dequantized(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with plain weights in place of AWQ's; any other stays as it is.
+    """Replace AWQ's weights by plain ones; other checkpoints stay unchanged.
 
-    Raises CheckpointError for a weight whose parts are missing or do not fit each other.
+    Raises CheckpointError for a weight whose parts are missing or do not fit together.
     """
     if not is_quantized(checkpoint.config):
         return checkpoint
@@ -93,12 +102,13 @@ def dequantized(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def linear(module: str, checkpoint: Checkpoint) -> Linear:
+    """The weight of one module. Raises CheckpointError for parts that do not fit together."""
     parts = [checkpoint.tensors.get(f"{module}.{part}") for part in PARTS]
     qweight, qzeros, scales = parts
     if qweight is None or qzeros is None or scales is None or not fit(qweight, qzeros, scales):
         shapes = [list(part.shape) if part else "missing" for part in parts]
         raise CheckpointError(
-            f"the quantized weight `{module}` of `{checkpoint.folder}` is no whole one of AWQ:"
+            f"the quantized weight `{module}` of `{checkpoint.folder}` is no complete AWQ weight:"
             f" {', '.join(f'{part} {shape}' for part, shape in zip(PARTS, shapes, strict=True))}",
             hint="download or copy the folder again",
         )
@@ -106,7 +116,9 @@ def linear(module: str, checkpoint: Checkpoint) -> Linear:
 
 
 def fit(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> bool:
-    """Whether the parts are those of one matrix."""
+    """Whether qweight (n_in, n_out / 8), qzeros (groups, n_out / 8) and scales (groups,
+    n_out) fit.
+    """
     if not all(len(part.shape) == 2 for part in (qweight, qzeros, scales)):  # noqa: PLR2004
         return False
     (n_in, words), (groups, n_out) = qweight.shape, scales.shape

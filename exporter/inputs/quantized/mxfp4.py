@@ -1,4 +1,4 @@
-"""gpt-oss as it is published: experts in MXFP4, dequantized when they are read.
+"""gpt-oss as published: experts in MXFP4, dequantized when they are read.
 
 A value is one of 16 steps times a power of two that 32 values in a row share (OCP Microscaling
 Formats 1.0); both fit into bfloat16, so nothing is rounded. https://huggingface.co/openai
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BLOCKS, SCALES = "_blocks", "_scales"
 STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # E2M1; the fourth bit is the sign
-HALF = 16  # bytes of a block: 32 values, the first of each two in the low half of a byte
+HALF = 16  # bytes of a block: 32 values, the first of each pair in the low half of a byte
 BIAS = 127  # of the exponents in E8M0
 PACKED = 4  # dimensions
 
@@ -40,7 +40,7 @@ class Experts:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(experts, n_in, n_out), as transformers has it in memory."""
+        """(experts, n_in, n_out), as in transformers' memory."""
         experts, n_out, groups, _ = self.blocks.shape
         return experts, groups * 2 * HALF, n_out
 
@@ -68,13 +68,13 @@ def is_quantized(config: Mapping[str, object]) -> bool:
 
 
 def dequantized(checkpoint: Checkpoint, *, report: Report = silent) -> Checkpoint:
-    """The checkpoint with its experts in bfloat16; any other stays as it is.
+    """Replace MXFP4 experts by bfloat16 ones; other checkpoints stay unchanged.
 
     Raises CheckpointError for blocks without their scales.
     """
     if not is_quantized(checkpoint.config):
         return checkpoint
-    report(Note("its experts are published in MXFP4: `-q MXFP4_MOE` keeps them as they are"))
+    report(Note("its experts are published in MXFP4: `-q MXFP4_MOE` keeps them unchanged"))
     tensors: dict[str, Tensor] = {}
     for name, tensor in checkpoint.tensors.items():
         stem = name.removesuffix(BLOCKS)
@@ -85,6 +85,7 @@ def dequantized(checkpoint: Checkpoint, *, report: Report = silent) -> Checkpoin
 
 
 def unpacked(stem: str, checkpoint: Checkpoint) -> Experts:
+    """The experts made of `stem`'s blocks and scales. Raises CheckpointError if they do not fit."""
     blocks, scales = (checkpoint.tensors.get(f"{stem}{end}") for end in (BLOCKS, SCALES))
     assert blocks is not None
     fits = (

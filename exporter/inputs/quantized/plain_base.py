@@ -1,4 +1,4 @@
-"""The one door to bases that are stored quantized, once the checkpoint is open."""
+"""The one entry to bases that are stored quantized, once the checkpoint is open."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def dequantized(
     checkpoint: Checkpoint, toolchain: Toolchain | None, *, report: Report = silent
 ) -> Checkpoint:
-    """The checkpoint with plain weights where it has quantized ones; no weight is read.
+    """Replace quantized weights by plain ones; reads no weight.
 
-    toolchain: dequantizes what only llama.cpp's converter can; None leaves that as it is. Raises
-    CheckpointError for parts that do not fit each other, UnsupportedError for an unknown kind.
+    toolchain: dequantizes what only llama.cpp's converter can; None leaves such weights quantized.
+    Raises CheckpointError for parts that do not fit together, UnsupportedError for an unknown kind.
     """
     checkpoint = awq.dequantized(mxfp4.dequantized(checkpoint, report=report))
     return dequantized_by_llamacpp(checkpoint, toolchain) if toolchain else checkpoint
