@@ -44,7 +44,7 @@ from exporter.merge.adapter_doubts import say_doubts
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import MergePlan, Replace, WeightedAdapter
 from exporter.merge.provenance import provenance
-from exporter.merge.tied_embeddings import find_ends
+from exporter.merge.tied_embeddings import find_embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -179,7 +179,7 @@ def settle_tied(plan: MergePlan) -> MergePlan:
 
     Pairs that add nothing to an end are left out.
     """
-    ends = find_ends(plan.checkpoint)
+    ends = find_embeddings(plan.checkpoint)
     if not ends.tied:
         return plan
     changes = dict(plan.changes)

@@ -24,7 +24,7 @@ from exporter.inputs.lazy_tensor import read_tensor
 from exporter.inputs.own_code import no_code_run
 from exporter.llamacpp.converter_import import imported, warnings_reported
 from exporter.merge.targets import is_conv1d
-from exporter.merge.tied_embeddings import find_ends
+from exporter.merge.tied_embeddings import find_embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def named_on_hub(
     Raises AdapterError for an adapter of another base, UnsupportedError where the converter does
     to a weight what no pair can undo.
     """
-    if find_ends(checkpoint).tied and any(pair.module == EMBEDDING for pair in adapter.pairs):
+    if find_embeddings(checkpoint).tied and any(pair.module == EMBEDDING for pair in adapter.pairs):
         raise UnsupportedError(
             f"`{adapter.weights}` adapts `{EMBEDDING}`, and the base's embedding and head are tied:"
             " whether it acts on both, llama.cpp's versions do not agree",
