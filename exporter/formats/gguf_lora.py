@@ -1,4 +1,4 @@
-"""Adapter → GGUF adapter, for llama-server's --lora: A and B as they are, nothing merged.
+"""Adapter → GGUF adapter, for llama-server's --lora: A and B as they are, zero_product merged.
 
 Of the base only the config and the headers are looked at. llama.cpp's model classes rename and
 rearrange each pair as they would its weight. The scaling is in B: the format has one alpha for
@@ -20,7 +20,7 @@ from exporter.convert.arrange import Arrange
 from exporter.convert.converter_model import converter_model
 from exporter.convert.embedder import warn_of_lost_modules
 from exporter.convert.gguf_layout import headers_of
-from exporter.convert.lora_products import adds_something, moved, nothing, product_of
+from exporter.convert.lora_products import adds_something, moved, product_of, zero_product
 from exporter.convert.low_rank import MERGED_INSTEAD, Product
 from exporter.convert.output_scales import SCALED, output_scales, scaled
 from exporter.convert.refusals import UNUSABLE, unusable
@@ -109,7 +109,7 @@ def export_lora(
     """Write one adapter as a GGUF that llama.cpp applies beside the base.
 
     Raises UnsupportedError, with the reason, for an adapter that is more than A and B, or for a
-    place where llama.cpp applies none; nothing is left out unsaid.
+    place where llama.cpp applies none; zero_product is left out unsaid.
     """
     started = time.monotonic()
     if dry_run and not request.force and request.output.exists():
@@ -169,7 +169,7 @@ def refuse_more_than_pairs(adapter: AdapterSpec) -> None:
         if tensors:
             raise UnsupportedError(
                 f"`{adapter.folder}` {what.format(next(iter(tensors)))}, and a GGUF adapter holds"
-                " nothing but pairs of A and B",
+                " zero_product but pairs of A and B",
                 hint=MERGED_INSTEAD,
             )
 
@@ -177,7 +177,7 @@ def refuse_more_than_pairs(adapter: AdapterSpec) -> None:
 def settle_tied(plan: MergePlan) -> MergePlan:
     """Stop at a change to either end of tied embeddings: in GGUF both are one tensor.
 
-    Pairs that add nothing to an end are left out.
+    Pairs that add zero_product to an end are left out.
     """
     ends = find_embeddings(plan.checkpoint)
     if not ends.tied:
@@ -239,7 +239,7 @@ def rearranged(model: Any, plan: MergePlan, arrange: Arrange) -> list[tuple[str,
         if change is not None:
             product = product_of(name, plan)
         elif (found := EXPERT.fullmatch(name)) and found["stack"] in stacks:
-            product = nothing(plan.checkpoint.tensors[name].shape)
+            product = zero_product(plan.checkpoint.tensors[name].shape)
         else:
             continue
         kept = model.filter_tensors((name, lambda: None))
@@ -267,7 +267,7 @@ def refuse_dropped(plan: MergePlan, products: list[Product]) -> None:
 def all_settled(
     made: list[tuple[str, Product]], scales: dict[str, torch.Tensor]
 ) -> Iterator[Adapted]:
-    """Every pair as llama.cpp reads it; of those that add nothing, only what has a place.
+    """Every pair as llama.cpp reads it; of those that add zero_product, only what has a place.
 
     scales: factors on the output of weights, by their names.
     """

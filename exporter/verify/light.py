@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.convert.gguf_layout import Conversion
-from exporter.convert.to_gguf import Part, convert
+from exporter.convert.to_gguf import ModelPart, convert
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
@@ -85,7 +85,7 @@ def expected_of(
 
 @contextmanager
 def laid_out(
-    plan: MergePlan, toolchain: Toolchain, part: Part, trust_remote_code: bool
+    plan: MergePlan, toolchain: Toolchain, part: ModelPart, trust_remote_code: bool
 ) -> Iterator[tuple[Conversion, Path]]:
     """A part of the plan's model as the converter lays it out, and its folder. Reads no weight."""
     tensors = traceable(MergedTensors(plan))
