@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,15 @@ def plain_name(name: str) -> str:
     """The name with `-` for characters unsafe in a shell or a path, cut to LONGEST bytes."""
     plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
     return plain.encode()[:LONGEST].decode(errors="ignore")
+
+
+def projector_beside(path: Path, names: Sequence[str]) -> Path | None:
+    """The projector (mmproj) beside a model: that of one of `names`, else the only one there."""
+    named = (path.with_name(f"mmproj-{name}{SUFFIX}") for name in names)
+    if found := next((projector for projector in named if projector.exists()), None):
+        return found
+    others = list(path.parent.glob(f"mmproj*{SUFFIX}"))
+    return others[0] if len(others) == 1 else None
 
 
 def adapter_file_name(name: str) -> str:
