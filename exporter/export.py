@@ -9,7 +9,7 @@ from pathlib import Path
 
 from exporter.convert.config_prefetch import read_ahead
 from exporter.convert.gguf_layout import Conversion, lay_out
-from exporter.convert.to_gguf import Outtype, Part, convert, has_projector, refuse_dropped
+from exporter.convert.to_gguf import ModelPart, Outtype, convert, has_projector, refuse_dropped
 from exporter.core.atomic_file import refuse_existing
 from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, once, silent
@@ -195,7 +195,7 @@ def convert_all(
         quiet_libraries(),
     ):
 
-        def converted(outtype: Outtype, part: Part, report: Report = silent) -> Conversion:
+        def converted(outtype: Outtype, part: ModelPart, report: Report = silent) -> Conversion:
             made = convert(
                 tensors,
                 folder,

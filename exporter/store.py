@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from exporter.core.gguf import SHARD, SUFFIX, GGUFFile, read_gguf, shard_paths
 from exporter.core.resumable_file import Unfinished
 
 HUB_NAME = re.compile(r"[A-Z][\w.]*-[\w.-]+", re.ASCII)
-"""How models of the hub are called, and hardly a stored one: Qwen3-0.6B."""
+"""Pattern of hub model names, which stored models rarely have: Qwen3-0.6B."""
 QUANT_AT_END = re.compile(rf"-({'|'.join(sorted(FTYPES, key=len, reverse=True))})$", re.IGNORECASE)
 
 
@@ -24,9 +25,9 @@ class StoredModel:
     """A GGUF in the store."""
 
     path: Path
-    """Of a split model the first file's."""
+    """The first file of a split model."""
     is_finished: bool = True
-    """Whether it has its name, or is what a stopped export left."""
+    """Whether it has its final name, or is the remainder of a stopped export."""
 
     @property
     def full_name(self) -> str:
@@ -40,22 +41,31 @@ class StoredModel:
         return QUANT_AT_END.sub("", self.full_name)
 
 
-LONGEST = 180  # bytes of a name; file systems take 255 with all that is put to it
+LONGEST = 180  # bytes of a name; file systems allow 255, suffixes included
 
 
 def file_name(name: str, quant: str) -> str:
-    """The file a model is stored in."""
+    """The file name of a stored model."""
     return f"{plain_name(name)}-{quant}{SUFFIX}"
 
 
 def plain_name(name: str) -> str:
-    """The name with `-` for anything that a shell or a path could trip over, and not too long."""
+    """The name with `-` for characters unsafe in a shell or a path, cut to LONGEST bytes."""
     plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "model"
     return plain.encode()[:LONGEST].decode(errors="ignore")
 
 
+def projector_beside(path: Path, names: Sequence[str]) -> Path | None:
+    """The projector (mmproj) beside a model: that of one of `names`, else the only one there."""
+    named = (path.with_name(f"mmproj-{name}{SUFFIX}") for name in names)
+    if found := next((projector for projector in named if projector.exists()), None):
+        return found
+    others = list(path.parent.glob(f"mmproj*{SUFFIX}"))
+    return others[0] if len(others) == 1 else None
+
+
 def adapter_file_name(name: str) -> str:
-    """The file a GGUF adapter is stored in; no model is called so."""
+    """The file name of a stored GGUF adapter; models never have such a name."""
     return f"{plain_name(name)}.lora{SUFFIX}"
 
 
@@ -67,13 +77,13 @@ def list_models(store: Path) -> list[StoredModel]:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a model is known by this name: a split one only by its first file's."""
+    """Whether a path names a model: of a split one only the first file does."""
     shard = SHARD.fullmatch(path.name)
     return not path.name.startswith(".") and (not shard or int(shard["number"]) == 1)
 
 
 def list_unfinished(store: Path) -> list[StoredModel]:
-    """What stopped exports left; the same export goes on with it."""
+    """Remainders of stopped exports, which the same export resumes."""
     if not store.is_dir():
         return []
     partials = sorted(store.glob(f".*{SUFFIX}{PARTIAL}"))
@@ -82,7 +92,7 @@ def list_unfinished(store: Path) -> list[StoredModel]:
 
 
 def shards_of(model: StoredModel) -> tuple[Path, ...]:
-    """The model's file, or all that it is split into."""
+    """The file of a model, or all files of a split one."""
     shard = SHARD.fullmatch(model.path.name)
     if not shard:
         return (model.path,)
@@ -90,7 +100,7 @@ def shards_of(model: StoredModel) -> tuple[Path, ...]:
 
 
 def files_of(model: StoredModel) -> list[Path]:
-    """All that the model has in the store, with what a stopped export left of it."""
+    """All files of a model in the store, with the remainders of a stopped export."""
     items = [Unfinished(path, 0, {}) for path in shards_of(model)]
     paths = (path for item in items for path in (item.path, item.partial, item.journal))
     return [path for path in paths if path.exists()]
@@ -134,7 +144,7 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     path = Path(text)
     if path.suffix == SUFFIX and path.exists():
         return path
-    from exporter.hub.repo_refs import is_link  # a model that is here needs no downloader
+    from exporter.hub.repo_refs import is_link  # local models need no downloader
     from exporter.hub.resolve import is_repo, pull_gguf
 
     if is_link(text) or (not text.endswith(SUFFIX) and is_repo(text)):
@@ -156,10 +166,10 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
 
 
 def refuse_other_file(text: str) -> None:
-    """Raise ModelError for a file that is there, and is no GGUF."""
+    """Raise ModelError for an existing file that is not a GGUF."""
     path = Path(text)
     if path.suffix != SUFFIX and path.is_file():
-        raise ModelError(f"`{text}` is a file, but no GGUF", hint=other_file_hint(path))
+        raise ModelError(f"`{text}` is a file, but not a GGUF", hint=other_file_hint(path))
 
 
 def other_file_hint(path: Path) -> str:
@@ -169,18 +179,18 @@ def other_file_hint(path: Path) -> str:
 
 
 def refuse_adapter(header: GGUFFile) -> None:
-    """Raise ModelError for a GGUF that is an adapter: by itself it answers nothing."""
+    """Raise ModelError for a GGUF that is an adapter: it answers nothing without its base."""
     if header.is_adapter:
         base = header.text("decant.base") or "its base"
         raise ModelError(
-            f"`{header.path}` is a LoRA adapter for {base}, no model",
+            f"`{header.path}` is a LoRA adapter for {base}, not a model",
             hint="merge it into a model: decant export ADAPTER; or give it to llama-server:"
             f" -m BASE.gguf --lora {header.path.name}",
         )
 
 
 def size_of(path: Path) -> int:
-    """Bytes; of an unfinished file, which has holes, those on the disk."""
+    """Size in bytes; of an unfinished file, which has holes, the bytes on the disk."""
     return taken_bytes(path) if path.name.startswith(".") else path.stat().st_size
 
 
@@ -202,7 +212,7 @@ def remove_models(models: list[StoredModel]) -> int:
 
 
 def summary(model: StoredModel) -> dict[str, object]:
-    """What `decant list` says of one model; a damaged file is listed as such."""
+    """One model's row in `decant list`; a damaged file is listed with its error."""
     row: dict[str, object] = {
         "name": model.full_name,
         "nbytes": sum(path.stat().st_size for path in shards_of(model) if path.exists()),

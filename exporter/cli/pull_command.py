@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     help="Send the token to this host too; without it only to huggingface.co.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be downloaded, and stop.")
-@click.option("--offline", is_flag=True, help="Ask nobody; stop if something is missing.")
+@click.option("--offline", is_flag=True, help="Ask no_endpoint; stop if something is missing.")
 @json_option
 @quiet_option
 def pull(
@@ -76,10 +76,10 @@ def pull(
     from exporter.hub.access_token import TokenRule, find_token
     from exporter.hub.endpoints import endpoints_from
     from exporter.hub.lockfile import read_plan
-    from exporter.hub.probe_history import usual_memory
+    from exporter.hub.probe_history import usual_history
     from exporter.hub.pull import PullRequest
     from exporter.hub.pull import pull as run
-    from exporter.hub.pull_plan import Choice
+    from exporter.hub.pull_plan import FileFilter
     from exporter.hub.timeouts import Limits
 
     plan = read_plan(locked) if locked else None
@@ -88,13 +88,13 @@ def pull(
         ref=plan.ref if plan else wanted(repo, revision, repo_type, [e.url for e in hosts]),
         endpoints=hosts,
         cache=hub_cache(),
-        choice=Choice(files, include, exclude),
+        choice=FileFilter(files, include, exclude),
         local_dir=local_dir,
         locked=plan,
         rule=TokenRule(None if offline else find_token(token, os.environ), trusted),
         offline=offline or hub_is_offline(),
         limits=Limits(connections=connections),
-        memory=usual_memory(),
+        memory=usual_history(),
     )
     if plan and (repo or files or include or exclude or revision):
         raise click.UsageError("a lock file says all of what to pull; leave out the rest")

@@ -104,7 +104,7 @@ def verify(
     from exporter.formats.export_request import ExportRequest, plan_request, result_name
     from exporter.inputs.locate import Sources, bring
     from exporter.llamacpp.toolchain import find_toolchain
-    from exporter.verify.asked import Asked, verify_asked
+    from exporter.verify.verify_file import VerifyOptions, verify_file
 
     toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
@@ -116,11 +116,11 @@ def verify(
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         plan = plan_request(request, toolchain, report=report)
-        asked = Asked(
+        asked = VerifyOptions(
             path, projector, result_name(plan), light, rows, content, tokens, against_base,
             max_kl, trust_remote_code,
         )  # fmt: skip
-        found = verify_asked(asked, plan, toolchain, report=report)
+        found = verify_file(asked, plan, toolchain, report=report)
     show(found, as_json=as_json)
     found.refuse()
 

@@ -1,1 +1,1 @@
-"""Merged tensors laid out as GGUF by llama.cpp's converter, before a value is read."""
+"""Lays merged tensors out as GGUF with llama.cpp's converter, before any value is read."""

@@ -1,7 +1,7 @@
-"""Tensors in the form in which llama.cpp's converter expects them, where a checkpoint has another.
+"""Rearranges tensors into the form that llama.cpp's converter expects.
 
-The converter's class undoes or continues what this module does. The same works on the products
-of --to lora, because it only cuts, joins, transposes and scales.
+The converter's class undoes or continues these steps. They also work on the products of --to lora,
+because they only cut, join, transpose and scale.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from exporter.convert.upstream_fixes import head_size, rotated
 
 Arrange = Callable[[str, Any], Any]
-"""From a tensor's name and the tensor to what the converter is given."""
+"""(tensor name, tensor) -> the tensor that the converter gets."""
 SCALING_SWITCHES = {"t5": "scale_decoder_outputs", "umt5": "tie_word_embeddings"}
-"""By model type: the setting by which transformers scales with d_model ** -0.5."""
+"""Model type -> the setting by which transformers scales with d_model ** -0.5."""
 OUTPUT_SCALED = "decant.output_scaled"
-"""The key of a GGUF whose last norm holds that factor, which llama.cpp leaves out."""
+"""GGUF key: whether the last norm contains that factor, which llama.cpp leaves out."""
 EMBEDDING = "embed_tokens.weight"
 STACKED = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62, "gemma3_text": 62}
-"""Layers of the 27B model, whose queries llama.cpp divides otherwise (gemma2.cpp, gemma3.cpp)."""
+"""Layers of the 27B models, whose queries llama.cpp scales differently (gemma2.cpp, gemma3.cpp)."""
 FUSED = re.compile(r"\bh\.(?P<layer>\d+)\.attn\.c_attn\.")
-"""Queries, keys and values in one."""
+"""Queries, keys and values in one fused weight."""
 FUSED_KINDS = ("gpt2", "gpt_bigcode")
 BARE_TOWER = re.compile(
     r"(?P<tower>\bvision_tower\.)(?=(embeddings|encoder|head|post_layernorm|pre_layrnorm)\.)"
@@ -36,10 +36,10 @@ KIMI_DENSE = re.compile(r"\bblock_sparse_moe\.(?=(gate|up|down)_proj\.)")
 
 
 def published_name(name: str, hparams: Mapping[str, Any]) -> str:
-    """What the converter calls a tensor: its name in published checkpoints.
+    """The converter's name of a tensor: its name in published checkpoints.
 
-    transformers 5 saves some under others: CLIP's and SigLIP's encoders without `vision_model`,
-    Kimi-Linear's dense layers as if they had experts.
+    transformers 5 saves some under other names: CLIP's and SigLIP's encoders without
+    `vision_model`, Kimi-Linear's dense layers as if they had experts.
     """
     if hparams.get("model_type") == "kimi_linear":
         return KIMI_DENSE.sub("mlp.", name)
@@ -50,10 +50,10 @@ def published_name(name: str, hparams: Mapping[str, Any]) -> str:
 
 
 def breaking_embedding(name: str, hparams: Mapping[str, Any]) -> str | None:
-    """The name under which Pixtral's projector finds the embedding, of which it has one row.
+    """The name under which Pixtral's projector finds the embedding, of which it needs one row.
 
-    Between lines of a picture it puts the token [IMG_BREAK]. The converter's class takes that
-    row (llava.py, modify_tensors), but its parent drops all of the language model before.
+    It puts the token [IMG_BREAK] between lines of a picture. The converter's class takes that row
+    (llava.py, modify_tensors), but its parent drops the whole language model before.
     """
     vision = hparams.get("vision_config")
     is_pixtral = isinstance(vision, dict) and vision.get("model_type") == "pixtral"
@@ -61,7 +61,7 @@ def breaking_embedding(name: str, hparams: Mapping[str, Any]) -> str | None:
 
 
 def arranger(hparams: Mapping[str, Any]) -> Arrange:
-    """What is done to this model's tensors. hparams: of the whole model, mended."""
+    """The rearrangement of this model's tensors. hparams: of the whole model, patched."""
     text = hparams.get("text_config")
     part = dict(text) if isinstance(text, dict) else dict(hparams)
     kind = str(part.get("model_type"))
@@ -81,16 +81,16 @@ def arranger(hparams: Mapping[str, Any]) -> Arrange:
 
 
 def scales_output(hparams: Mapping[str, Any]) -> bool:
-    """Whether the decoder's output is scaled before a head that is the embedding, as T5's is."""
+    """Whether the decoder's output is scaled before a tied head, as in T5."""
     kind = str(hparams.get("model_type"))
     return bool(hparams.get(SCALING_SWITCHES.get(kind, "")))
 
 
 def experts_turned(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
-    """Stacked experts as Qwen3-VL's checkpoints are published: inputs first.
+    """Transpose stacked experts to Qwen3-VL's published layout: inputs first.
 
-    transformers 5 saves them outputs first, as it does for all other kinds: gate_up_proj as
-    (experts, 2 * width, hidden), down_proj as (experts, hidden, width).
+    transformers 5 saves them outputs first, like all other types: gate_up_proj as (experts, 2 *
+    width, hidden), down_proj as (experts, hidden, width).
     """
     if not name.removesuffix(".weight").endswith(STACKED):
         return tensor
@@ -101,17 +101,17 @@ def experts_turned(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
 
 
 def heads_halved(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
-    """Queries and keys of Bamba, of which only the first values of each head turn.
+    """Reorder Bamba's queries and keys, in which only the first values of each head rotate.
 
-    The converter interleaves the two halves of a whole head. It is given them in such an order
-    that the two halves of what turns come first and interleaved; the order of the rest is
-    free, for queries and keys have the same.
+    tensor: (heads * size, n_in). The converter interleaves the two halves of a whole head. The new
+    order puts the two halves of the rotated part first and interleaved; the order of the rest is
+    free, since queries and keys share it.
     """
     is_turned = name.endswith((".self_attn.q_proj.weight", ".self_attn.k_proj.weight"))
     size = head_size(part)
     if not is_turned or rotated(part) >= size:
         return tensor
-    turns = rotated(part) // 2  # pairs
+    turns = rotated(part) // 2  # rotated pairs
     rest = size // 2 - turns
     heads = tensor.reshape(-1, size, tensor.shape[-1])
     first, second, third, fourth = heads.split([turns, turns, rest, rest], 1)
@@ -119,10 +119,10 @@ def heads_halved(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
 
 
 def query_factor(part: Mapping[str, Any]) -> float:
-    """What a Gemma's queries are to be multiplied by.
+    """The factor for a Gemma's queries.
 
-    transformers divides them by the root of query_pre_attn_scalar, llama.cpp by that of the
-    head's size, but for the 27B model.
+    transformers divides them by the root of query_pre_attn_scalar, llama.cpp by the root of the
+    head's size, except for the 27B models.
     """
     heads = part["hidden_size"] // part["num_attention_heads"]
     is_largest = part["num_hidden_layers"] == LARGEST_GEMMA[str(part["model_type"])]
@@ -131,24 +131,24 @@ def query_factor(part: Mapping[str, Any]) -> float:
 
 
 def queries_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
-    """Gemma 2's projection of queries, (n_out, n_in)."""
+    """Scale Gemma 2's projection of queries, (n_out, n_in)."""
     if not name.endswith(".self_attn.q_proj.weight") or (factor := query_factor(part)) == 1.0:
         return tensor
     return tensor * factor
 
 
 def query_norms_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
-    """Gemma 3's norm of queries, (head size,), which multiplies by 1 more than its weight."""
+    """Scale Gemma 3's norm of queries, (head size,), which multiplies by 1 + weight."""
     if not name.endswith(".self_attn.q_norm.weight") or (factor := query_factor(part)) == 1.0:
         return tensor
     return (tensor.float() + 1) * factor - 1
 
 
 def fused_queries_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
-    """Queries multiplied by what transformers has beside 1 over the root of the head's size.
+    """Scale fused queries by transformers' factor beyond 1 / sqrt(head size), unknown to llama.cpp.
 
-    llama.cpp has nothing beside it. tensor: a weight or bias of queries, keys and values in one;
-    (n_in, n_out) in GPT-2, (n_out, n_in) in others.
+    tensor: a weight or bias of queries, keys and values in one; (n_in, n_out) in GPT-2, (n_out,
+    n_in) in others.
     """
     found = FUSED.search(name)
     factor = fused_factor(part, int(found["layer"])) if found else 1.0
@@ -161,7 +161,7 @@ def fused_queries_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any
 
 
 def fused_factor(part: Mapping[str, Any], layer: int) -> float:
-    """What the queries of a layer are to be multiplied by."""
+    """The factor for the queries of a layer."""
     size = width(part) / (part.get("n_head") or part["num_attention_heads"])
     factor = 1.0 if part.get("scale_attn_weights", True) else math.sqrt(size)
     by_layer = part["model_type"] == "gpt2" and part.get("scale_attn_by_inverse_layer_idx")
@@ -169,14 +169,15 @@ def fused_factor(part: Mapping[str, Any], layer: int) -> float:
 
 
 def width(part: Mapping[str, Any]) -> int:
-    """How many values a token has."""
+    """Values per token."""
     return int(part.get("n_embd") or part["hidden_size"])
 
 
 def embedding_reduced(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
-    """AfMoE's embedding divided by what llama.cpp multiplies it by, whether the model does or not.
+    """Divide AfMoE's embedding by the factor that llama.cpp always applies, where the model has
+    none.
 
-    One that is the head too cannot be divided.
+    An embedding that is also the head cannot be divided.
     """
     stays = part.get("mup_enabled") or part.get("tie_word_embeddings")
     if stays or name != "model.embed_tokens.weight":
@@ -185,9 +186,9 @@ def embedding_reduced(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
 
 
 def output_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
-    """The decoder's last norm with T5's factor for tied embeddings in it.
+    """Multiply T5's factor for tied embeddings into the decoder's last norm.
 
-    transformers multiplies what this norm gives by d_model ** -0.5; llama.cpp does not.
+    transformers multiplies this norm's output by d_model ** -0.5; llama.cpp does not.
     """
     if name != "decoder.final_layer_norm.weight":
         return tensor

@@ -1,8 +1,8 @@
-"""A model's config with transformers' defaults, read ahead by a process of its own.
+"""Reads a model's config with transformers' defaults in a child process, ahead of time.
 
-Before transformers 5 gives a config it imports torch's compiler and distributed tensors, which
-takes longer than all the rest of a plan. Where it finds no torch it does without them, and the
-config is the same; so it is asked for in a process that finds none, while this one imports torch.
+transformers 5 imports torch's compiler and distributed tensors before it returns a config, which
+takes longer than the rest of a plan. Without torch it skips them and returns the same config; so a
+child that hides torch reads it while this process imports torch.
 """
 
 from __future__ import annotations
@@ -19,39 +19,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from exporter.convert.upstream_fixes import mend
+from exporter.convert.upstream_fixes import patch_settings
 
-TIMEOUT = 60.0  # seconds; whatever comes late is read in this process
-ASK = """
-import ast, gc, importlib.util, json, sys
-gc.disable()
-sys.path[:] = json.loads(sys.argv[1])
-find = importlib.util.find_spec
-hidden = ("torch", "torchvision", "PIL")
-importlib.util.find_spec = lambda name, package=None: (
-    None if name.partition(".")[0] in hidden else find(name, package)
-)
-from transformers import AutoConfig
-found = AutoConfig.from_pretrained(sys.argv[2], trust_remote_code=False).to_dict()
-assert "torch" not in sys.modules and ast.literal_eval(repr(found)) == found
-print(ascii(found))
-"""
+TIMEOUT = 60.0  # seconds; after it this process reads the config itself
+CHILD = Path(__file__).with_name("config_child.py")
 
 
 class ReadConfig:
-    """The process, and what it finds."""
+    """A child process that reads one config."""
 
     def __init__(self, folder: Path) -> None:
-        """Start it."""
         self.folder = folder
-        argv = [sys.executable, "-I", "-c", ASK, json.dumps(sys.path), str(folder.absolute())]
+        argv = [sys.executable, "-I", str(CHILD), json.dumps(sys.path), str(folder.absolute())]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self.printed: bytes | None = None
 
     def wait(self) -> bytes:
-        """The config as a Python literal; nothing where it could not be read."""
+        """The config as a Python literal; empty if the child failed."""
         if self.printed is None:
             try:
                 self.printed, _ = self.process.communicate(timeout=TIMEOUT)
@@ -66,7 +52,7 @@ class ReadConfig:
 
 
 class AutoConfig:
-    """Stands in for transformers' in llama.cpp's converter: transformers is not imported for it."""
+    """Replaces transformers' class in llama.cpp's converter, without importing transformers."""
 
     @staticmethod
     def from_pretrained(folder: Path | str, **options: Any) -> Any:
@@ -79,27 +65,26 @@ class AutoConfig:
 
 
 class Config:
-    """What the converter asks of a config."""
+    """The part of a config object that the converter uses."""
 
     def __init__(self, printed: bytes) -> None:
-        """Keep its text."""
         self.printed = printed
 
     def to_dict(self) -> dict[str, Any]:
-        """New each time, for the converter changes it."""
+        """A new dictionary on each call, since the converter changes it."""
         found: dict[str, Any] = ast.literal_eval(self.printed.decode())
         return found
 
 
 AHEAD: dict[Path, ReadConfig] = {}
-"""By folder: configs that are being read."""
+"""Configs that are being read, by folder."""
 
 
 @contextmanager
 def read_ahead(folder: Path) -> Iterator[None]:
-    """Have the converter find the config of `folder` ready, inside the block."""
+    """Start reading the config of `folder`, which the converter then finds ready in the block."""
     if "transformers.configuration_utils" in sys.modules or folder in AHEAD:
-        yield  # it takes no time any more
+        yield  # transformers is imported already, so that reading is fast
         return
     AHEAD[folder] = ReadConfig(folder)
     try:
@@ -109,12 +94,12 @@ def read_ahead(folder: Path) -> Iterator[None]:
 
 
 def conversion() -> ModuleType:
-    """llama.cpp's package, when it is importable; importing it does not import transformers."""
+    """Import llama.cpp's package without importing transformers."""
     stand_in = ModuleType("transformers")
     is_first = sys.modules.setdefault("transformers", stand_in) is stand_in
     vars(stand_in)["AutoConfig"] = AutoConfig
     collects = gc.isenabled()
-    gc.disable()  # an import of torch makes a million objects and no garbage
+    gc.disable()  # importing torch creates a million objects and no garbage
     try:
         base = importlib.import_module("conversion.base")
     finally:
@@ -127,6 +112,6 @@ def conversion() -> ModuleType:
 
 
 def load_hparams(folder: Path) -> dict[str, Any]:
-    """The config in `folder` as llama.cpp's classes read it, mended."""
+    """The config in `folder` as llama.cpp's classes read it, with decant's patches."""
     found = conversion().ModelBase.load_hparams(folder, is_mistral_format=False)
-    return mend(found, folder)
+    return patch_settings(found, folder)

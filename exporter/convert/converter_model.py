@@ -1,4 +1,4 @@
-"""llama.cpp's model class for a base, for its names and rearrangements alone."""
+"""Provides llama.cpp's model class of a base, for its names and rearrangements only."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
-    """llama.cpp's class for the base, ready to rename and rearrange; it reads no weight.
+    """llama.cpp's class for the base, ready to rename and rearrange, and decant's rearrangement.
 
-    And what is done to a tensor before the class is given it.
+    No weight is read. The rearrangement is applied to a tensor before the class gets it.
     """
     folder = checkpoint.folder
     return model_of_config(checkpoint, folder, hparams_of(checkpoint, folder, checkpoint.tensors))
@@ -29,7 +29,7 @@ def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
 def model_of_config(
     checkpoint: Checkpoint, folder: Path, hparams: dict[str, Any]
 ) -> tuple[Any, Arrange]:
-    """The same for a config of the caller's; folder: where config.json and tokenizer lie."""
+    """The same for a given config; folder: place of config.json and the tokenizer."""
     import gguf
 
     model_class, architecture = find_class(hparams, "text", checkpoint.tensors)

@@ -1,7 +1,7 @@
-"""The tokenizer's side of a conversion: what the converter reads, and what it is to write.
+"""The tokenizer of a conversion: the files that the converter reads, the keys it writes.
 
-llama.cpp's converter is given a folder in which it finds the files that it looks for; what it
-then writes of tokens is settled by the tokenizer as transformers loads it.
+llama.cpp's converter gets a folder with the files that it expects; the token keys that it writes
+are then corrected by the tokenizer as transformers loads it.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 @dataclass(frozen=True, slots=True)
 class ConverterTokens:
-    """What a conversion needs to know of tokens."""
+    """The tokens of a conversion."""
 
     folder: Path
-    """Where the converter looks for them."""
+    """Folder in which the converter reads the tokenizer."""
     loaded: LoadedTokenizer | None
-    """None where transformers finds no tokenizer: the converter is left to itself."""
+    """transformers' tokenizer; None if it finds none, and the converter's result stays."""
     made_of_json: bool = False
-    """Whether there is no file of sentencepiece's but what was made of tokenizer.json."""
+    """Whether the only sentencepiece file is the one made of tokenizer.json."""
     hooks: tuple[Hook, ...] = ()
-    """What has the converter's class read this tokenizer."""
+    """Hooks that let the converter's class read this tokenizer."""
 
     def settle(self, model: Any, report: Report) -> None:
-        """Make what the converter's `model` wrote of tokens equal transformers' tokenizer."""
+        """Correct the token keys that the converter's `model` wrote to match transformers."""
         if self.loaded is not None:
             settle(model, self.loaded, self.folder, report)
             if self.made_of_json:
@@ -63,13 +63,13 @@ def converter_tokens(
     trust_remote_code: bool,
     report: Report,
 ) -> Iterator[ConverterTokens]:
-    """The tokenizer in `folder` in the form in which the converter's `model_class` reads it.
+    """The tokenizer in `folder` in the form that the converter's `model_class` reads.
 
-    Raises CheckpointError when the embedding lacks rows for tokens that are needed, and, while
-    the converter runs with the hooks, UnsupportedError for a pre-tokenizer that llama.cpp has not.
+    Raises CheckpointError if the embedding lacks rows for necessary tokens, and, while the
+    converter runs with the hooks, UnsupportedError for a pre-tokenizer unknown to llama.cpp.
     """
     if not hasattr(model_class, METHOD):
-        yield ConverterTokens(folder, None)  # a projector, which has no tokens
+        yield ConverterTokens(folder, None)  # a projector has no tokens
         return
     loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code)
     hooks = (pre_tokenizer_found(model_class, loaded), byte_level_taken(model_class, loaded))
@@ -78,14 +78,14 @@ def converter_tokens(
         if not files:
             yield ConverterTokens(folder, loaded, hooks=hooks)
             return
-        laid = Path(temporary) / folder.name  # a name is what the converter makes names of
+        laid = Path(temporary) / folder.name  # the converter derives names from the folder's name
         laid.mkdir()
         lay_over(laid, folder, dict(files))
         yield ConverterTokens(laid, loaded, not has_pieces(folder), hooks)
 
 
 def remember_pieces(model: Any) -> None:
-    """Have the converter's `model` read sentencepiece's pieces once: Gemma's does it twice."""
+    """Cache sentencepiece's pieces in the converter's `model`: Gemma's class reads them twice."""
     read = getattr(model, "_create_vocab_sentencepiece", None)
     if read is not None:
         found = cache(read)
@@ -95,7 +95,7 @@ def remember_pieces(model: Any) -> None:
 def files_for(
     loaded: LoadedTokenizer, folder: Path, rows: int | None, report: Report
 ) -> dict[str, bytes]:
-    """The files that the converter is to find beside or in place of those of `folder`."""
+    """The files that complement or replace those of `folder` for the converter."""
     templates = templates_of(loaded)
     files: dict[str, bytes] = {}
     if rows is not None:
@@ -118,7 +118,7 @@ def has_pieces(folder: Path) -> bool:
 
 
 def in_order(loaded: LoadedTokenizer, folder: Path) -> bool:
-    """Whether sentencepiece's scores of the pieces follow the merges, with no two alike."""
+    """Whether sentencepiece's scores of the pieces follow the merges strictly."""
     path = folder / PIECES[0]
     if not path.is_file() or loaded.kind != "BPE":
         return True
@@ -140,6 +140,6 @@ def is_plain(held: Any, number: int) -> bool:
 
 
 def may_be_pieces(loaded: LoadedTokenizer) -> bool:
-    """Whether the tokenizer does not work on bytes written as letters; quick to tell."""
+    """Whether the tokenizer is not byte-level; a quick check."""
     kinds = {step.get("type") for step in loaded.steps("pre_tokenizer")}
     return not kinds & {"ByteLevel", "BertPreTokenizer"}

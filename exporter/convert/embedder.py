@@ -1,8 +1,8 @@
-"""Embedders and rerankers: what a sentence-transformers folder adds to a transformer.
+"""Embedders and rerankers: the modules of a sentence-transformers folder.
 
 modules.json lists the steps from a text to its vector: the transformer, a pooling of its states,
-sometimes dense layers and a normalization. llama.cpp computes some of these chains; the others
-are refused here, before anything is written.
+sometimes dense layers and a normalization. llama.cpp computes some of these chains; this module
+refuses the others before anything is written.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from exporter.core.events import Note, Report, Warn, silent
 from exporter.inputs.embedder_files import CONFIG, LIMITS, MODULES, Module, read_modules
 
 PROMPTS = "decant.embedding.prompts"
-"""GGUF key: the texts that may be put before a text, by name, as a JSON object."""
+"""GGUF key: prompts for texts by name, as a JSON object."""
 DEFAULT_PROMPT = "decant.embedding.default_prompt"
-"""GGUF key: the name of the prompt that sentence-transformers takes where none is named."""
+"""GGUF key: the name of sentence-transformers' default prompt."""
 NORMALIZED = "decant.embedding.normalized"
-"""GGUF key: whether the model's vectors have length 1; absent where the folder does not say."""
+"""GGUF key: whether the model's vectors have length 1; absent if the folder does not say."""
 POOLINGS = {"mean": 1, "cls": 2, "lasttoken": 3}  # llama.h: llama_pooling_type
 OLD_POOLINGS = {
     "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max",
@@ -33,14 +33,14 @@ TRANSFORMER, POOLING, DENSE, NORMALIZE = "Transformer", "Pooling", "Dense", "Nor
 SCORE = "LogitScore"
 IDENTITY = "torch.nn.modules.linear.Identity"
 WITH_DENSE = ("EmbeddingGemma", "LFM2ColBertModel")
-"""llama.cpp's classes that take dense layers along."""
+"""llama.cpp's classes that convert dense layers."""
 DENSE_NAMES = ("dense_2", "dense_3")
-"""What it calls them, in order."""
+"""llama.cpp's names of the dense layers, in order."""
 TO_SAFETENSORS = "`--to safetensors` writes the whole folder for sentence-transformers"
 
 
 def pooling_modes(module: Module) -> tuple[str, ...]:
-    """How a Pooling module makes one vector of many; several are laid side by side."""
+    """The pooling modes of a Pooling module; several are concatenated."""
     named = module.settings.get("pooling_mode")
     if named is not None:
         return (named,) if isinstance(named, str) else tuple(map(str, named))
@@ -49,9 +49,10 @@ def pooling_modes(module: Module) -> tuple[str, ...]:
 
 
 def check_modules(folder: Path, *, report: Report = silent) -> tuple[Module, ...]:
-    """The folder's modules, all of which llama.cpp has.
+    """The folder's modules, all supported by llama.cpp.
 
-    Raises UnsupportedError for the first one that it does not have, with the reason.
+    Raises UnsupportedError for the first unsupported one, with the reason, and CheckpointError for
+    missing files.
     """
     modules = read_modules(folder)
     known = {TRANSFORMER, POOLING, DENSE, NORMALIZE, SCORE, "Dropout"}
@@ -70,6 +71,7 @@ def check_modules(folder: Path, *, report: Report = silent) -> tuple[Module, ...
 
 
 def check_pooling(module: Module, *, report: Report) -> None:
+    """Raise UnsupportedError for a pooling that llama.cpp lacks; warn of prompts in the pooling."""
     modes = pooling_modes(module)
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise refused(
@@ -85,7 +87,9 @@ def check_pooling(module: Module, *, report: Report) -> None:
 
 
 def check_dense(folder: Path, module: Module) -> None:
-    """Stop at a dense layer that is more than one matrix."""
+    """Raise UnsupportedError for a dense layer beyond one matrix, CheckpointError without its
+    file.
+    """
     activation = module.settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = f"its dense layer `{module.path}`"
     if activation != IDENTITY:
@@ -103,7 +107,7 @@ def check_dense(folder: Path, module: Module) -> None:
 
 
 def has_bias(path: Path) -> bool:
-    """Whether a dense layer adds more than zeros."""
+    """Whether a dense layer's bias has values other than zero."""
     from exporter.core.safetensors import read_header
     from exporter.inputs.lazy_tensor import read_tensor
 
@@ -119,7 +123,7 @@ def refused(what: str, why: str) -> UnsupportedError:
 
 
 def tell(folder: Path, modules: tuple[Module, ...], *, report: Report) -> None:
-    """Say what the served model does otherwise than sentence-transformers by default."""
+    """Report differences between the served model and sentence-transformers' defaults."""
     if not modules:
         return
     names = [name for name, text in prompts(folder).items() if text]
@@ -146,7 +150,7 @@ def tell(folder: Path, modules: tuple[Module, ...], *, report: Report) -> None:
 
 
 def warn_of_lost_modules(adapter: Path, base: Path, *, report: Report = silent) -> None:
-    """Say what an adapter's own GGUF leaves behind: how its run made vectors of the states."""
+    """Warn of pooling and dense layers that an adapter's GGUF cannot hold."""
     mine = read_modules(adapter)
     pooled = [pooling_modes(module) for module in mine if module.kind == POOLING]
     of_base = [pooling_modes(module) for module in read_modules(base) if module.kind == POOLING]
@@ -162,7 +166,7 @@ def warn_of_lost_modules(adapter: Path, base: Path, *, report: Report = silent) 
 
 
 def prompts(folder: Path) -> dict[str, str]:
-    """The texts that may be put before a text, by name."""
+    """The prompts by name."""
     found = settings_of(folder).get("prompts")
     if not isinstance(found, dict):
         return {}
@@ -170,7 +174,7 @@ def prompts(folder: Path) -> dict[str, str]:
 
 
 def default_prompt(folder: Path) -> str | None:
-    """The prompt of a request that names none, where it is one that is not empty."""
+    """The name of the default prompt, unless it is empty."""
     name = settings_of(folder).get("default_prompt_name")
     return name if isinstance(name, str) and prompts(folder).get(name) else None
 
@@ -191,7 +195,7 @@ def text_config(folder: Path) -> dict[str, object]:
 
 
 def longest_text(folder: Path) -> int | None:
-    """The tokens after which sentence-transformers cuts, where the model itself could more."""
+    """The length in tokens at which sentence-transformers truncates texts; None without a limit."""
     for name in LIMITS:
         if (folder / name).is_file():
             found = read_json_object(folder / name, error=CheckpointError, hint="copy it again")
@@ -201,7 +205,7 @@ def longest_text(folder: Path) -> int | None:
 
 
 def metadata(folder: Path, modules: tuple[Module, ...]) -> dict[str, str | bool]:
-    """What decant's own keys say of the folder."""
+    """decant's keys for the folder."""
     if not modules:
         return {}
     told: dict[str, str | bool] = {}
@@ -215,7 +219,7 @@ def metadata(folder: Path, modules: tuple[Module, ...]) -> dict[str, str | bool]
 
 
 def write_keys(writer: Any, folder: Path, modules: tuple[Module, ...]) -> None:
-    """Put into a GGUFWriter what the converter leaves out: the pooling of most architectures."""
+    """Add keys to a GGUFWriter that the converter leaves out: the pooling of most architectures."""
     pooled = next((module for module in modules if module.kind == POOLING), None)
     key = f"{writer.arch}.pooling_type"
     if pooled is not None and key not in writer.kv_data[0]:
@@ -228,11 +232,11 @@ def write_keys(writer: Any, folder: Path, modules: tuple[Module, ...]) -> None:
 
 
 def class_hooks(model_class: Any, modules: tuple[Module, ...], *, ranks: bool) -> tuple[Hook, ...]:
-    """Have llama.cpp's class take dense layers along, and see a reranker where `ranks`.
+    """Hooks that let llama.cpp's class convert dense layers, and a reranker if `ranks`.
 
-    Its lists of dense layers belong to the class and would grow with every model; it knows a
-    reranker by the folder's name, which a download or a merge does not keep. Raises
-    UnsupportedError for dense layers or a kind of reranker that it does not know.
+    The class's lists of dense layers would grow with every model; it recognizes a reranker by the
+    folder's name, which a download or a merge does not keep. Raises UnsupportedError for dense
+    layers or a kind of reranker that it does not know.
     """
     dense = [module for module in modules if module.kind == DENSE]
     if dense and model_class.__name__ not in WITH_DENSE:

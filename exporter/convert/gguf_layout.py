@@ -1,4 +1,4 @@
-"""A model laid out as GGUF, by names, shapes and settings: its values are read later."""
+"""A model laid out as GGUF by names, shapes and settings; its values are read later."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from exporter.core.gguf import DEFAULT_ALIGNMENT
 if TYPE_CHECKING:
     from exporter.inputs.tokenizer import LoadedTokenizer
 
-FLOAT32 = "float32"  # any but uint8, which gguf takes for quantized bytes
+FLOAT32 = "float32"  # any type except uint8, which gguf reads as quantized bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A tensor's place in the GGUF."""
+    """The place of a tensor in the GGUF."""
 
     name: str
     shape: tuple[int, ...]
-    """Rows first, as numpy has it; ggml's order is the reverse."""
+    """Shape with the rows first, as in numpy; ggml's order is the reverse."""
     type: GGMLType
-    """What the converter would store it as."""
+    """The type in which the converter would store it."""
     values: Node
-    """How its values are read, merged and rearranged: run by lazy_graph, as often as asked for."""
+    """Node whose evaluation reads, merges and rearranges the values; it can run again and again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything of one file before its data, padded."""
+    """All bytes of a file before its data, padded."""
 
     content: bytes
     tensors: tuple[str, ...]
-    """Those that follow, in order."""
+    """Names of the tensors that follow, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """All of a model but its values, before quantizing."""
+    """A converted model without its values, before quantization."""
 
     slots: tuple[Slot, ...]
     writer: Any  # gguf.GGUFWriter, untyped: holds the metadata
     ftype: int
-    """general.file_type of what the converter alone would write."""
+    """general.file_type that the converter would write."""
     used: frozenset[str] = frozenset()
-    """The checkpoint's tensors that some slot is made of."""
+    """The checkpoint's tensors that the slots are made of."""
     loaded: LoadedTokenizer | None = None
-    """transformers' tokenizer, by which the tokens were settled; it takes much memory."""
+    """transformers' tokenizer, which corrected the token keys; it uses much memory."""
     ignored: tuple[str, ...] = ()
-    """What llama.cpp computes otherwise than transformers for this model's settings."""
+    """Settings that llama.cpp ignores, as sentences; its answers differ from transformers'."""
 
     def headers(
         self,
@@ -66,9 +66,9 @@ class Conversion:
         vocabulary: bool = True,
         split_max: int = 0,
     ) -> list[Header]:
-        """Metadata with `ftype` and tensor infos in order, of one file or of each of several.
+        """Headers with metadata, `ftype` and tensor infos in order, one per file.
 
-        split_max: bytes of tensors in a file, but for one that is larger by itself; 0 for no limit.
+        split_max: bytes of tensors per file, except for a single larger one; 0 for no limit.
         """
         import gguf
 
@@ -93,9 +93,9 @@ class Conversion:
 
 
 def headers_of(writer: Any) -> list[Header]:
-    """What a GGUFWriter would write before the data of each of its files."""
+    """The bytes that a GGUFWriter writes before the data of each of its files."""
     if len(writer.tensors) == 1:
-        writer.split_max_size = 0  # it need not warn of that
+        writer.split_max_size = 0  # avoids its warning
     with tempfile.TemporaryDirectory(prefix="decant-") as folder:
         path = Path(folder) / "header.gguf"
         writer._pack_val = partial(pack_value, writer._pack_val)  # noqa: SLF001
@@ -113,15 +113,15 @@ def headers_of(writer: Any) -> list[Header]:
 def pack_value(
     pack: Callable[..., bytes], value: Any, kind: Any, add_vtype: bool, sub_type: Any = None
 ) -> bytes:
-    """What a GGUFWriter's own `_pack_val`, which is `pack`, makes of a value.
+    """Pack a value as GGUFWriter's `_pack_val` (`pack`) does, but arrays at once.
 
-    It packs an array item by item, which for a vocabulary takes up to a second.
+    It packs an array item by item, which takes up to a second for a vocabulary.
     """
     items = isinstance(value, list | tuple) and kind.name == "ARRAY" and sub_type is None
     packed = pack_items(value) if items else None
     if packed is None:
         return pack(value, kind, add_vtype, sub_type)
-    # one item tells the type of all: its bytes begin with the array's type, the items' and 1
+    # one item gives the types: its bytes begin with the array's type, the items' and a count
     head = pack(value[:1], kind, add_vtype)[: 8 if add_vtype else 4]
     return head + LENGTH.pack(len(value)) + packed
 
@@ -130,7 +130,7 @@ LENGTH = struct.Struct("<Q")
 
 
 def pack_items(values: Sequence[Any]) -> bytes | None:
-    """The items of a GGUF array, when all are texts, all whole numbers or all fractions."""
+    """The packed items of a GGUF array if all are strings, integers or floats; None otherwise."""
     kinds = set(map(type, values))
     if not kinds:
         return None
@@ -146,7 +146,7 @@ def pack_items(values: Sequence[Any]) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each tensor's data lies."""
+    """The offset of each tensor's data."""
 
     offsets: dict[str, int]
     """Bytes from the start of the file."""
@@ -157,7 +157,7 @@ class Layout:
 def lay_out(
     header_nbytes: int, types: dict[str, GGMLType], shapes: dict[str, tuple[int, ...]]
 ) -> Layout:
-    """Place the tensors of `types` in order, each aligned, behind an aligned header."""
+    """Place the tensors of `types` in order, each aligned, after an aligned header."""
     offsets, end = {}, header_nbytes
     for name, kind in types.items():
         offsets[name] = end

@@ -1,7 +1,7 @@
-"""Settings that llama.cpp does not know for an architecture: a warning at export for each.
+"""Warns at export of settings that llama.cpp ignores for an architecture.
 
-Its files under src/models/ build the graph, and fix there what only some models have otherwise.
-A GGUF of such a model is as right as one can be, and answers otherwise than transformers does.
+The files in src/models/ build its graphs, and some fix what only some models have. A GGUF of
+another such model is as right as possible, and its answers still differ from transformers'.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from exporter.convert.upstream_fixes import rope
 from exporter.convert.windows import RHYTHMS, WINDOWED
 
 DIFFER = "answers differ from transformers'"
-# src/models/NAME.cpp, where build_moe_ffn is called: norm_w
+# norm_w in the call of build_moe_ffn in src/models/NAME.cpp
 DIVIDES = {
     "hunyuan-moe": True, "kimi-linear": True, "lfm2moe": True, "mellum": True, "mimo2": True,
     "minimax-m2": True, "qwen35moe": True, "qwen3moe": True, "qwen3next": True,
     "qwen3vlmoe": True, "qwen4exp": True,
     "deepseek": False, "olmoe": False, "qwen2moe": False,
 }  # fmt: skip
-"""By architecture: whether the shares of the chosen experts are divided by their sum."""
-# … LLM_FFN_SILU there
+"""Architecture -> whether the weights of the chosen experts are divided by their sum."""
+# LLM_FFN_SILU in that call
 SILU = (
     "afmoe", "cohere2", "command-r", "deepseek2", "dots1", "ernie4_5", "exaone4", "glm4", "glm4moe",
     "granite", "granitemoe", "hunyuan-dense", "jamba", "lfm2", "llama", "mistral3", "olmo", "olmo2",
     "olmoe", "phi3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "seed_oss", "smollm3", "stablelm",
 )  # fmt: skip
-"""Architectures whose feed-forward layers know one activation."""
-# … LLM_FFN_GELU
+"""Architectures whose feed-forward layers have one activation."""
+# LLM_FFN_GELU in that call
 GELU = (
     "falcon", "gemma", "gemma2", "gemma3", "gptneox", "gpt2", "phi2", "starcoder", "starcoder2",
 )  # fmt: skip
 KINDS_OF_SILU = ("silu", "swish")
 KINDS_OF_GELU = ("gelu", "gelu_fast", "gelu_new", "gelu_python", "gelu_pytorch_tanh")
-"""They differ by less than ggml's table of it does."""
+"""They differ by less than the error of ggml's table."""
 ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 IN_LINE = {"afmoe": 4, "smollm3": 4, "llama4": 4}
-"""One of so many layers has no rotary positions (n_no_rope_layer_step)."""
+"""Architecture -> n, if every nth layer has no rotary positions (n_no_rope_layer_step)."""
 LLAMA4_CHUNK = 8192  # llama4.cpp: n_swa
 LLAMA4_TEMPERATURE = {"attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1}
 T5_DISTANCE = 128  # llama-graph.cpp: llama_relative_position_bucket
@@ -47,24 +47,24 @@ T5_DISTANCE = 128  # llama-graph.cpp: llama_relative_position_bucket
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What the converter made, and of what."""
+    """The converter's result and its inputs."""
 
     architecture: str
-    """llama.cpp's name."""
+    """The architecture, in llama.cpp's spelling."""
     settings: Mapping[str, Any]
-    """The text model's, as the converter saw them."""
+    """The text model's settings as the converter read them."""
     keys: Collection[str]
-    """The GGUF's, without the architecture's name before them."""
+    """The GGUF's keys, without the architecture prefix."""
     tensors: Collection[str]
 
     def number(self, name: str) -> int:
-        """A setting that is a number; 0 for one that is not there."""
+        """A numeric setting; 0 if it is missing."""
         value = self.settings.get(name)
         return int(value) if isinstance(value, int | float) else 0
 
 
 def ignored_settings(made: Converted) -> list[str]:
-    """What this model has and its graph in llama.cpp has not, each with what it means."""
+    """A warning for each setting that the model's graph in llama.cpp does not follow."""
     found = (check(made) for check in CHECKS)
     return [warning for warning in found if warning]
 
@@ -194,7 +194,7 @@ def distances(made: Converted) -> str:
 
 
 def scaled_embedding(made: Converted) -> str:
-    is_tied = made.settings.get("tie_word_embeddings")  # else arrange.py divides it before
+    is_tied = made.settings.get("tie_word_embeddings")  # otherwise arrange.py has divided it
     if made.architecture != "afmoe" or made.settings.get("mup_enabled") or not is_tied:
         return ""
     return (

@@ -1,9 +1,8 @@
-"""The converter's deferred tensors as a graph: what each is made of, and its values.
+"""The converter's deferred tensors as a graph: their sources and their values.
 
-A node is one of gguf-py's lazy tensors: a step that is not run yet, its arguments other nodes. A
-leaf asks for one of the merged tensors by name. gguf-py runs a node by keeping every step's
-result in it; here a node is run without being changed, so that it may be run again, on other
-values too.
+A node is one of gguf-py's lazy tensors: a step that has not run, with other nodes as arguments. A
+leaf requests a merged tensor by name. gguf-py runs a node by storing every step's result in it;
+this module evaluates a node without changing it, so that it can run again, also with other values.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import torch
 
 Read: TypeAlias = "Callable[[str], torch.Tensor]"
-"""Gives a merged tensor by its name in the checkpoint."""
+"""Returns a merged tensor by its name in the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A merged tensor as it is, where no converter stands between."""
+    """A merged tensor without any step of the converter."""
 
     name: str
 
@@ -32,9 +32,9 @@ Node: TypeAlias = Any  # gguf.LazyBase or Leaf; a plain array where the converte
 
 
 def sources(node: Node) -> tuple[str, ...]:
-    """The merged tensors that a node is made of, in the order in which it asks for them.
+    """The merged tensors that a node is made of, in the order of their requests.
 
-    Tensors whose values the converter has used already are not among them.
+    Tensors whose values the converter has already used are not included.
     """
     names: dict[str, None] = {}
 
@@ -46,12 +46,12 @@ def sources(node: Node) -> tuple[str, ...]:
 
 
 def evaluate(node: Node, read: Read) -> Any:
-    """A node's values, in its own shape and type. read: gives the leaves'."""
+    """Compute a node's values, in its shape and type. read: returns the leaves' values."""
     return walk(node, read, run=True)
 
 
 def split_stack(node: Node) -> list[Node]:
-    """The experts that are stacked to get a node, where that is its last step; else the node."""
+    """The experts that a node's last step stacks; otherwise the node itself."""
     import gguf
     import torch
 
@@ -64,7 +64,7 @@ def split_stack(node: Node) -> list[Node]:
 
 
 def to_float32(values: Any) -> np.ndarray[Any, Any]:
-    """The same values, of torch or numpy, as a contiguous float32 array of their shape."""
+    """Convert values (…) of torch or numpy to a contiguous float32 array of the same shape."""
     import numpy as np
     import torch
 
@@ -74,7 +74,7 @@ def to_float32(values: Any) -> np.ndarray[Any, Any]:
 
 
 def walk(node: Node, read: Callable[[str], Any], *, run: bool) -> Any:
-    """Go through a node's steps from its leaves on; `run` computes them."""
+    """Visit a node's steps from the leaves up; `run` computes them."""
     import gguf
 
     done: dict[int, Any] = {}
@@ -100,14 +100,14 @@ def walk(node: Node, read: Callable[[str], Any], *, run: bool) -> Any:
 
 
 class SharedReads:
-    """Values of nodes, where a tensor that several of them are made of is read once.
+    """Evaluates nodes and reads a tensor that several of them share only once.
 
-    It is held from the first part that needs it to the last, such as a fused weight from which
-    three tensors are cut.
+    A shared tensor, such as a fused weight from which three tensors are cut, is held from the first
+    part that needs it to the last.
     """
 
     def __init__(self, nodes: Iterable[Node], read: Read) -> None:
-        """nodes: all that will be asked for, in that order."""
+        """nodes: all nodes that will be evaluated, in this order."""
         self.read = read
         self.left = Counter(
             name for node in nodes for part in split_stack(node) for name in sources(part)
@@ -115,12 +115,15 @@ class SharedReads:
         self.held: dict[str, torch.Tensor] = {}
 
     def parts(self, node: Node) -> Iterator[np.ndarray[Any, Any]]:
-        """A node's values in float32: whole, or expert by expert where they are stacked."""
+        """A node's values in float32: its experts one by one if it stacks them, else one array."""
         for part in split_stack(node):
-            yield to_float32(evaluate(part, self.shared))
-            self.release(part)
+            read = set[str]()
+            yield to_float32(evaluate(part, partial(self.shared, read)))
+            self.release(read)
 
-    def shared(self, name: str) -> torch.Tensor:
+    def shared(self, read: set[str], name: str) -> torch.Tensor:
+        """The values of a leaf, (rows, columns) or any shape; `read` collects the names."""
+        read.add(name)
         if name in self.held:
             return self.held[name]
         values = self.read(name)
@@ -128,8 +131,9 @@ class SharedReads:
             self.held[name] = values
         return values
 
-    def release(self, part: Node) -> None:
-        for name in sources(part):
+    def release(self, names: set[str]) -> None:
+        """Count one use of each tensor, and drop those that no later part needs."""
+        for name in names:
             self.left[name] -= 1
             if not self.left[name]:
                 self.held.pop(name, None)

@@ -1,4 +1,4 @@
-"""What the converter is given in place of weights, and what is noted of what it makes of them.
+"""Gives the converter lazy tensors in place of weights, and collects its results as slots.
 
 Each name is a lazy tensor of the merge; each tensor that the converter would have rounded and
 written becomes a slot, whose values are read later.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class LazySource:
-    """Gives the converter lazy tensors, and takes what it makes of them."""
+    """Provides the converter's lazy tensors and collects the slots that it makes of them."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class LazySource:
         *,
         projector: bool = False,
     ) -> None:
-        """hparams, architecture: the model's, which say how its tensors are named and arranged.
+        """hparams, architecture: the model's, which decide names and rearrangements of its tensors.
 
         projector: whether the vision part is converted.
         """
@@ -43,7 +43,7 @@ class LazySource:
         self.read_already: set[str] = set()
 
     def converters_name(self, name: str) -> str:
-        """The name under which the converter is given a tensor."""
+        """The name under which the converter gets a tensor."""
         if self.projector and (embedding := breaking_embedding(name, self.hparams)):
             return embedding
         return published_name(converter_name(self.architecture, name), self.hparams)
@@ -56,17 +56,20 @@ class LazySource:
         return self.arrange(name, LazyTorchTensor(meta=meta, args=(name,), func=self.read))
 
     def read(self, name: str) -> Any:
-        """A tensor that the converter looks into while it plans."""
+        """Read a tensor whose values the converter needs while it plans."""
         self.read_already.add(name)
         return self.tensors.read(name)
 
     def used(self) -> frozenset[str]:
-        """The tensors that slots are made of, and those that the converter looked into."""
+        """The tensors that slots are made of, and those that the converter has read."""
         made = (name for slot in self.slots for name in sources(slot.values))
         return frozenset({*made, *self.read_already})
 
     def add(self, writer: Any, name: str, tensor: Any, **kwargs: Any) -> None:
-        """Stand in for GGUFWriter.add_tensor: note the slot, and keep the writer's count of it."""
+        """Replace GGUFWriter.add_tensor: record a slot, and let the writer count the tensor.
+
+        Raises UnsupportedError for a tensor that the converter has quantized.
+        """
         kind = kwargs.get("raw_dtype")
         if kind is None or not isinstance(tensor, Unquantized):
             raise UnsupportedError(
@@ -80,7 +83,7 @@ class LazySource:
 
 
 class Unquantized:
-    """What stands where the converter would have quantized: the node of the values in float32."""
+    """Replaces a quantized output of the converter: the node of the values in float32."""
 
     dtype = FLOAT32
 
@@ -89,13 +92,13 @@ class Unquantized:
 
 
 def merged_tensors_indexed(source: LazySource) -> Hook:
-    """Have the converter index our merged tensors instead of the folder's files."""
+    """Hook that lets the converter index the merged tensors instead of the folder's files."""
     from conversion import ModelBase
 
     def index_tensors(
         self: Any, remote_hf_model_id: str | None = None
     ) -> dict[str, Callable[[], Any]]:
-        del remote_hf_model_id  # never given
+        del remote_hf_model_id  # decant never passes it
         found = (
             self.filter_tensors((source.converters_name(name), partial(source.lazy, name)))
             for name in source.tensors.names
@@ -106,7 +109,7 @@ def merged_tensors_indexed(source: LazySource) -> Hook:
 
 
 def floats_left_unrounded() -> Hook:
-    """Have the converter's float outputs come as they are, instead of rounded."""
+    """Hook that leaves the converter's float outputs unrounded."""
     import gguf
 
     original = gguf.quants.quantize

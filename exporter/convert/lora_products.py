@@ -1,4 +1,4 @@
-"""What an adapter adds to a weight, as a product of two matrices that are not multiplied."""
+"""An adapter's update of a weight as a product of two matrices that are not multiplied."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def product_of(name: str, plan: MergePlan) -> Product | None:
-    """What an adapter adds to one tensor of the checkpoint, its scaling in b."""
+    """An adapter's update of one tensor of the checkpoint, with its scaling in b.
+
+    Raises UnsupportedError for a change that a GGUF adapter cannot express, AdapterError for NaN or
+    infinite values.
+    """
     change = plan.changes[name]
     steps = [step for step in change.steps if not is_unchanged(step, name, plan)]
     if not steps:
@@ -48,7 +52,7 @@ def product_of(name: str, plan: MergePlan) -> Product | None:
 
 
 def halves_of(step: Step, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """A as (…, rank, n_in) and B as (…, n_out, rank), scaled; None for a step that has none.
+    """A as (…, rank, n_in) and B as (…, n_out, rank), scaled; None for a step without a pair.
 
     shape: the weight's, (…, n_out, n_in).
     """
@@ -77,7 +81,7 @@ def halves_of(step: Step, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.T
 
 
 def parts_in_rows(step: PartSum, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs of parts of a tensor as one: A as (ranks, in), B as (rows, ranks), scaled."""
+    """Join pairs for parts of a tensor: A as (ranks, in), B as (rows, ranks), scaled."""
     import torch
 
     pairs = [part.pair for _, part in step.parts]
@@ -91,9 +95,9 @@ def parts_in_rows(step: PartSum, rows: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def stacked_parts(step: StackSum, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs of single experts as one stack: A as (experts, rank, in), B as (experts, out, rank).
+    """Join pairs of single experts: A as (experts, rank, in), B as (experts, out, rank).
 
-    shape: of the stack, (experts, n_out, n_in) or turned; the scaling is in B.
+    shape: of the stack, (experts, n_out, n_in) or transposed; B contains the scaling.
     """
     import torch
 
@@ -112,7 +116,10 @@ def stacked_parts(step: StackSum, shape: tuple[int, ...]) -> tuple[torch.Tensor,
 
 
 def is_unchanged(step: object, name: str, plan: MergePlan) -> bool:
-    """Whether a step only repeats the base's own embedding, which PEFT saves beside its LoRA."""
+    """Whether a step only repeats the base's embedding, which PEFT saves beside its LoRA.
+
+    Raises UnsupportedError for added tokens.
+    """
     if not isinstance(step, Replace):
         return False
     source = plan.changes[name].source
@@ -125,8 +132,8 @@ def is_unchanged(step: object, name: str, plan: MergePlan) -> bool:
     return True
 
 
-def nothing(shape: tuple[int, ...]) -> Product:
-    """An expert that was not trained, among those that were."""
+def zero_product(shape: tuple[int, ...]) -> Product:
+    """The zero update (…, n_out, n_in) of an untrained expert among trained ones."""
     import torch
 
     return Product(torch.zeros(1, shape[-1]), torch.zeros(*shape[:-1], 1), frozenset())
@@ -137,7 +144,7 @@ def adds_something(product: Product | None) -> bool:
 
 
 def moved(product: Product, rearrange: Rearrange) -> list[tuple[str, Product]]:
-    """What the class makes of one product, by GGUF name; nothing of one that adds nothing."""
+    """The class's rearrangement of one product, by GGUF name; empty for a zero update."""
     try:
         try:
             return list(rearrange(product))

@@ -1,7 +1,7 @@
-"""A low-rank matrix that llama.cpp's model classes can rearrange as if it were a whole one.
+"""A low-rank matrix that llama.cpp's model classes rearrange like a full one.
 
-The classes cut, permute and stack weights. Done to B @ A, each of these is something done to
-A or to B alone; what is not is refused by name, never guessed.
+The classes cut, permute and stack weights. Each such operation on B @ A is an operation on A or B
+alone; any other is refused by name, never approximated.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ MERGED_INSTEAD = "leave out `--to lora`: the merged model can hold it"
 
 
 class Product:
-    """b @ a, unmultiplied: a is (…, rank, n_in), b is (…, n_out, rank)."""
+    """The product b @ a, unmultiplied: a is (…, rank, n_in), b is (…, n_out, rank)."""
 
     def __init__(self, a: torch.Tensor, b: torch.Tensor, sources: frozenset[str]) -> None:
-        """Keep both; sources: the checkpoint's tensors that it changes."""
+        """sources: the checkpoint's tensors that the product changes; a and b as in the class."""
         assert a.dim() == b.dim(), (a.shape, b.shape)
         assert a.shape[-2] == b.shape[-1], (a.shape, b.shape)
         self.a, self.b, self.sources = a, b, sources
@@ -59,7 +59,7 @@ class Product:
         return Product(a, b, self.sources)
 
     def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both, each with all of the leading dimensions."""
+        """Both factors, expanded to all leading dimensions."""
         stack = self.shape[:-2]
         return self.a.expand(*stack, *self.a.shape[-2:]), self.b.expand(*stack, *self.b.shape[-2:])
 
@@ -68,7 +68,7 @@ class Product:
 
     @property
     def is_zero(self) -> bool:
-        """Whether it adds nothing, as a pair that was never trained."""
+        """Whether the product is zero, like an untrained pair."""
         return not (bool(self.a.any()) and bool(self.b.any()))
 
     def __getattr__(self, name: str) -> Any:
@@ -89,7 +89,7 @@ class Product:
         return self.like(self.a.float(), self.b.float())
 
     def __mul__(self, factor: Any) -> Product:
-        # a factor for each row goes to B; one for each column would be A's
+        # a factor per row goes to B; one per column would go to A
         if not isinstance(factor, (int, float)) and factor.dim() and factor.shape[-1] != 1:
             raise cannot("be multiplied column by column")
         return self.like(self.a, self.b * factor)
@@ -107,7 +107,7 @@ class Product:
             raise cannot(f"be indexed with {index}")
         *stack, rows, columns = index
         b = self.whole()[1]
-        # an A that all slices share stays one
+        # an A shared by all slices stays shared
         of_a = [
             part if n != 1 else 0 if isinstance(part, int) else slice(None)
             for part, n in zip(stack, self.a.shape[:-2], strict=True)
@@ -116,7 +116,7 @@ class Product:
         return self.like(self.a[at_a], b[at_b])
 
     def reshape(self, *shape: Any) -> Product:
-        """Rows and stacks may be regrouped; the columns must stay."""
+        """Regroup rows and stacks; the columns must stay."""
         wanted = [int(n) for n in (shape[0] if isinstance(shape[0], Sequence) else shape)]
         if -1 in wanted:
             rest = math.prod(n for n in wanted if n != -1)
@@ -125,7 +125,7 @@ class Product:
             return self
         if len(wanted) < MATRIX or wanted[-1] != self.shape[-1]:
             raise cannot(f"be reshaped from {list(self.shape)} to {wanted}")
-        if any(n != 1 for n in self.a.shape[:-2]):  # every slice of a stack has its own A
+        if any(n != 1 for n in self.a.shape[:-2]):  # each slice of a stack has its A
             raise cannot(f"be reshaped from {list(self.shape)} to {wanted}: it is a stack")
         a = self.a.reshape(*(1 for _ in wanted[:-2]), self.rank, wanted[-1])
         return self.like(a, self.b.reshape(*wanted[:-1], self.rank))
@@ -197,7 +197,7 @@ class Product:
 
 
 def stacked(parts: Sequence[Product], dim: int = 0) -> Product:
-    """Parts of one shape as the slices of a stack; ranks are filled up with zeros."""
+    """Stack parts of one shape along a new first dimension; ranks are padded with zeros."""
     import torch
 
     if dim != 0:
@@ -212,7 +212,7 @@ def stacked(parts: Sequence[Product], dim: int = 0) -> Product:
 
 
 def widened(part: Product, rank: int) -> Product:
-    """The same product with a larger rank, of zeros."""
+    """The same product with a larger rank, padded with zeros."""
     from torch.nn.functional import pad
 
     extra = rank - part.rank
@@ -220,7 +220,7 @@ def widened(part: Product, rank: int) -> Product:
 
 
 def joined(parts: Sequence[Product], dim: int = 0) -> Product:
-    """Parts end to end. Rows (or columns) that share no matrix get ranks of their own."""
+    """Concatenate parts. Rows or columns without a common matrix get separate ranks."""
     import torch
 
     dim %= parts[0].ndim
@@ -245,7 +245,7 @@ def joined(parts: Sequence[Product], dim: int = 0) -> Product:
 
 
 def block_diagonal(blocks: list[torch.Tensor]) -> torch.Tensor:
-    """Matrices (or stacks of them) along a diagonal, with zeros elsewhere."""
+    """Block-diagonal matrix of blocks (…, rows, columns), with zeros elsewhere."""
     height = sum(block.shape[-2] for block in blocks)
     width = sum(block.shape[-1] for block in blocks)
     result = blocks[0].new_zeros(*blocks[0].shape[:-2], height, width)
@@ -257,9 +257,9 @@ def block_diagonal(blocks: list[torch.Tensor]) -> torch.Tensor:
 
 
 class CannotFollowError(UnsupportedError, AttributeError):
-    """What is done to a weight cannot be done to A and B apart.
+    """The operation on a weight cannot be applied to A and B separately.
 
-    An AttributeError too, so that `hasattr` is false for what a Product has not.
+    It is an AttributeError too, so that `hasattr` is false for attributes that a Product lacks.
     """
 
 

@@ -1,7 +1,7 @@
-"""Layers for multi-token prediction, which follow a model's own and guess more than the next token.
+"""Layers for multi-token prediction (MTP), which follow a model's layers.
 
-Published checkpoints have them (DeepSeek, GLM, Qwen3-Next and 3.5, Nemotron-H …). transformers
-has no classes for them, so what a trainer saves lacks them, and its config counts them still.
+Published checkpoints have them (DeepSeek, GLM, Qwen3-Next and 3.5, Nemotron-H …). transformers has
+no classes for them, so a trainer's checkpoint lacks them while its config still counts them.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Iterable
 from typing import Any
 
 COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
-"""What a config calls their number."""
+"""Config entries with their number."""
 OWN_NAME = re.compile(r"(^|\.)mtp\.")
 LAYER = re.compile(r"(^|\.)layers\.(?P<number>\d+)\.")
 OWN_PARTS = (".eh_proj.", ".enorm.", ".hnorm.", ".shared_head.")
-"""Parts of such a layer that no other has."""
+"""Parts that only such a layer has."""
 
 
 def settle_prediction(hparams: dict[str, Any], names: Iterable[str]) -> str:
-    """Have the settings count the prediction layers that the checkpoint has; say what changed.
+    """Set the number of prediction layers to those in the checkpoint.
 
-    names: its tensors'. The result is a note for the user, or nothing.
+    names: its tensors' names. Returns a note for the user, or an empty text.
     """
     names = tuple(names)
     text = hparams.get("text_config")
@@ -43,12 +43,12 @@ def settle_prediction(hparams: dict[str, Any], names: Iterable[str]) -> str:
 
 
 def has_prediction(names: Iterable[str]) -> bool:
-    """Whether some tensors are of layers for multi-token prediction."""
+    """Whether some tensors belong to layers for multi-token prediction."""
     return any(OWN_NAME.search(name) or is_own_part(name) for name in names)
 
 
 def appended(names: Iterable[str]) -> set[str]:
-    """The numbers of such layers where they count on from the model's own."""
+    """The numbers of such layers if they continue the model's numbering."""
     return {
         found["number"]
         for name in names
@@ -61,9 +61,9 @@ def is_own_part(name: str) -> bool:
 
 
 def without_prediction(model_class: Any) -> Any:
-    """The converter's class as `--no-mtp` has it: it neither looks for such layers nor counts them.
+    """The converter's class with `--no-mtp`: it neither expects nor counts such layers.
 
-    A class of its own, for the converter keeps what it filters by on the class.
+    It is a subclass, since the converter stores its filters on the class.
     """
     own = {"no_mtp": True, "model_arch": model_class.model_arch}
     return type(model_class.__name__, (model_class,), own)

@@ -1,8 +1,8 @@
-"""Factors that llama.cpp puts on a weight's output before it adds an adapter's.
+"""Output scales of weights, which llama.cpp applies before it adds an adapter's output.
 
-Its graphs compute (W @ x) * s + B @ A @ x where the model has a tensor `NAME.scale` beside
-`NAME.weight` (build_lora_mm and build_lora_mm_id of llama-graph.cpp); in training the factor is on
-the sum. So s goes into B.
+Its graphs compute (W @ x) * s + B @ A @ x if the model has a tensor `NAME.scale` beside
+`NAME.weight` (build_lora_mm and build_lora_mm_id of llama-graph.cpp); in training the factor
+applies to the sum. So s is multiplied into B.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 SUFFIX, WEIGHT = ".scale", ".weight"
 SCALED = "decant.lora.scaled"
-"""A GGUF adapter's key that names the weights whose factor is in B already."""
+"""GGUF adapter key: names of the weights whose scale B already contains."""
 STACK = 3  # dimensions
 
 
 def output_scales(
     model: Any, checkpoint: Checkpoint, ignored: tuple[type[Exception], ...]
 ) -> dict[str, torch.Tensor]:
-    """The model's factors, one value or one for each expert, by the GGUF name of their weight.
+    """The model's scales, (1,) or (experts,), by the GGUF name of their weight.
 
-    ignored: what the class raises for tensors that it does not take one by one.
+    ignored: exceptions of the class for tensors that it does not accept one by one.
     """
     import torch
 
@@ -48,7 +48,7 @@ def output_scales(
 
 
 def renamed(model: Any, name: str, values: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """What the class makes of a small tensor, by GGUF name."""
+    """The class's outputs for a small tensor (n,), by GGUF name."""
     kept = model.filter_tensors((name, lambda: None))
     if kept is None:
         return []
@@ -57,16 +57,16 @@ def renamed(model: Any, name: str, values: torch.Tensor) -> list[tuple[str, torc
 
 
 def is_on_output(weight: tuple[int, ...], scale: tuple[int, ...]) -> bool:
-    """Whether a factor is on a weight's output: one for all of it, or one for each expert.
+    """Whether a scale applies to a weight's output: a single one, or one per expert.
 
-    Others are on its input, such as that of Gemma 4's router.
+    Others apply to its input, such as that of Gemma 4's router.
     """
     count = math.prod(scale)
     return count == 1 or (len(weight) == STACK and count == weight[0])
 
 
 def scaled(product: Product, scale: torch.Tensor | None) -> Product:
-    """The product, (…, n_out, n_in), times the factor that is on its output, if there is one."""
+    """The product (…, n_out, n_in) times its output scale (1,) or (experts,), if there is one."""
     if scale is None or not is_on_output(product.shape, tuple(scale.shape)):
         return product
     return product * scale.reshape(-1, *(1 for _ in product.shape[1:]))

@@ -1,8 +1,8 @@
-"""Which of llama.cpp's pre-tokenizers cuts texts into words as a tokenizer does.
+"""Finds llama.cpp's pre-tokenizer that splits texts as a tokenizer does.
 
-The converter knows it by the hash of the ids of one long text. A tokenizer to which words were
-added gives other ids where the text holds one, and one that was trained anew gives others
-throughout; both still cut by a pattern that may be known.
+The converter recognizes it by the hash of one long text's ids. A tokenizer with added words gives
+other ids where the text contains one, and a retrained one gives others throughout; both still split
+by a pattern that llama.cpp may know.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from exporter.convert.upstream_hooks import Hook
 from exporter.core.errors import UnsupportedError
 from exporter.inputs.tokenizer import LoadedTokenizer
 
-ANY = "default"  # what WordPiece and Unigram are given: llama.cpp does not look at it
-SHOWN = 200  # characters of a pattern that a message shows
-# (?i:'s|'t|'re|'ve|'m|'ll|'d), in the ways in which it is written
+ANY = "default"  # for WordPiece and Unigram, where llama.cpp ignores it
+SHOWN = 200  # characters of a pattern in a message
+# (?i:'s|'t|'re|'ve|'m|'ll|'d), in its various spellings
 SUFFIXES = re.compile(r"\(\?i:'s\|'t\|'re\|'ve\|'m\|'ll\|'d\)")
 
 
 METHOD = "get_vocab_base_pre"
 NEEDLESS = ("tokenizer.model", "add_bos_token")
-"""What some of the converter's classes ask of a folder, and a byte-level tokenizer needs not: the
-tokens around a text are settled later (tokenizer_keys.py)."""
+"""Parts of errors about files that a byte-level tokenizer does not need: the tokens around a text
+are set later (tokenizer_keys.py).
+"""
 
 
 def pre_tokenizer_found(model_class: Any, loaded: LoadedTokenizer | None) -> Hook:
-    """Have the converter find the pre-tokenizer of more tokenizers than it knows by hash.
+    """Hook that finds the pre-tokenizer of more tokenizers than the converter's hashes do.
 
-    model_class: of the converter's, for any text model.
+    model_class: the converter's class of any text model.
     """
     owner = next(base for base in reversed(model_class.__mro__) if METHOD in vars(base))
     original = vars(owner)[METHOD]
@@ -48,10 +49,10 @@ def pre_tokenizer_found(model_class: Any, loaded: LoadedTokenizer | None) -> Hoo
 
 
 def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Hook:
-    """Have the converter write a byte-level tokenizer where its class looks for tokenizer.model.
+    """Hook that writes a byte-level tokenizer if the class expects tokenizer.model.
 
-    Some classes do unless tokenizer_config.json names an older class of transformers' (Phi-4-mini),
-    or want a setting in it that transformers 5 no longer has (DeepSeek-V3.2).
+    Some classes expect it unless tokenizer_config.json names an older class of transformers
+    (Phi-4-mini), or read a setting that transformers 5 no longer writes (DeepSeek-V3.2).
     """
     if loaded is None or not is_byte_level(loaded):
         return Hook(model_class, {})
@@ -69,13 +70,13 @@ def byte_level_taken(model_class: Any, loaded: LoadedTokenizer | None) -> Hook:
 
 
 def is_byte_level(loaded: LoadedTokenizer) -> bool:
-    """Whether a tokenizer merges the letters that stand for bytes, as GPT-2's does."""
+    """Whether a tokenizer merges letters that stand for bytes, as GPT-2's does."""
     steps = loaded.steps("pre_tokenizer")
     return loaded.kind == "BPE" and any(step.get("type") == "ByteLevel" for step in steps)
 
 
 def by_hash(model: Any, original: Callable[[Any, Any], str], tokenizer: Any) -> str:
-    """The converter's own answer, without the page of warnings that it logs beside an error."""
+    """The converter's result, without the long warning that it logs beside an error."""
     logger = logging.getLogger("hf-to-gguf")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -92,13 +93,13 @@ def partial_hash(model: Any, original: Callable[[Any, Any], str]) -> Callable[[A
 def found_otherwise(
     hashed: Callable[[Any], str], tokenizer: Any, loaded: LoadedTokenizer | None
 ) -> str:
-    """The name without the added words, else by the pattern.
+    """The name found without the added words, else by the pattern.
 
-    Raises UnsupportedError, with the pattern, when llama.cpp has none like it.
+    Raises UnsupportedError, with the pattern, if llama.cpp has no equivalent.
     """
     if loaded is None:
         if not hasattr(tokenizer, "backend_tokenizer"):
-            raise unknown("code of its own")
+            raise unknown("custom Python code")
         loaded = LoadedTokenizer(tokenizer)
     kind = json.loads(loaded.backend.model.__getstate__()).get("type")
     if kind != "BPE":
@@ -112,7 +113,7 @@ def found_otherwise(
 
 
 def without_words(loaded: LoadedTokenizer) -> Iterator[Any]:
-    """Encoders like the tokenizer without its added words: all but spaces, then these too."""
+    """Encoders without the tokenizer's added words: first all but spaces, then spaces too."""
     from tokenizers import Tokenizer
 
     words = {number for number, token in loaded.added.items() if not token.special}
@@ -125,10 +126,9 @@ def without_words(loaded: LoadedTokenizer) -> Iterator[Any]:
 
 
 class Encoder:
-    """Gives ids, as the converter asks transformers' tokenizer for them."""
+    """An encoder with the interface that the converter uses of transformers' tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Keep a tokenizer of the tokenizers library."""
         self.tokenizer = tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -137,7 +137,7 @@ class Encoder:
 
 
 def by_pattern(loaded: LoadedTokenizer) -> str:
-    """llama.cpp's name for the pattern. Raises UnsupportedError when it has none."""
+    """llama.cpp's name for the pattern. Raises UnsupportedError without one."""
     model = json.loads(loaded.backend.model.__getstate__())
     cuts = cuts_of(loaded.steps("pre_tokenizer"))
     whole_words = bool(model.get("ignore_merges"))
@@ -155,7 +155,7 @@ def unknown(cut_by: str) -> UnsupportedError:
 
 
 def cuts_of(steps: Sequence[dict[str, Any]]) -> Cuts | None:
-    """What cuts a text, step by step; None for a step that llama.cpp has nothing like."""
+    """The patterns that split a text, in order; None for a step without a llama.cpp equivalent."""
     cuts: list[str] = []
     for place, step in enumerate(steps):
         found = cut_of(step)
@@ -167,7 +167,7 @@ def cuts_of(steps: Sequence[dict[str, Any]]) -> Cuts | None:
 
 
 def cut_of(step: dict[str, Any]) -> list[str] | None:
-    """The pattern of one step, in one spelling; none where it cuts nothing."""
+    """The pattern of one step in normalized spelling; empty if it splits nothing."""
     match step:
         case {"type": "ByteLevel"}:
             return [GPT2] if step.get("use_regex", True) else []
@@ -177,13 +177,13 @@ def cut_of(step: dict[str, Any]) -> list[str] | None:
             return [f"punctuation {behavior}"]
         case {"type": "Split", "pattern": {"Regex": str(pattern)}}:
             way = step.get("behavior"), bool(step.get("invert"))
-            # the second is the same for a pattern that leaves no letter out, as all of these
+            # equivalent for patterns that cover every letter, as all of these do
             return [spelled(pattern)] if way in {("Isolated", False), ("Removed", True)} else None
         case _:
             return None
 
 
 def spelled(pattern: str) -> str:
-    """A pattern with the suffixes after an apostrophe written in one way, and line ends too."""
+    """A pattern with normalized apostrophe suffixes and line ends."""
     pattern = pattern.replace("\r", "\\r").replace("\n", "\\n")
     return SUFFIXES.sub(SUFFIX, pattern)

@@ -1,8 +1,8 @@
-"""The patterns by which byte-level tokenizers cut texts, and llama.cpp's names of them.
+"""The patterns by which byte-level tokenizers split texts, with llama.cpp's names.
 
-As they stand in tokenizer.json and, as comments beside llama.cpp's own spelling of them, in its
-src/llama-vocab.cpp. Where two names are given, the second keeps whole words that the vocabulary
-holds ("ignore_merges").
+They come from tokenizer.json files and from the comments beside llama.cpp's spelling of them in
+src/llama-vocab.cpp. Of two names, the second is for tokenizers that keep whole words of the
+vocabulary ("ignore_merges").
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TypeAlias
 Cuts: TypeAlias = "tuple[str, ...]"
 
 SUFFIX = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-"""'s, 't, 're … after a word, in any case; `spelled` writes all patterns so."""
+"""'s, 't, 're … after a word, in any case; `spelled` normalizes all patterns to this form."""
 GPT2 = "GPT-2"
-"""ByteLevel's own pattern, which no tokenizer.json writes out."""
+"""ByteLevel's default pattern, which tokenizer.json never contains."""
 DIGIT = r"\p{N}"
 
 ENDS = r"\s+(?!\S)|\s+"
@@ -63,4 +63,4 @@ NAMES: dict[Cuts, tuple[str, ...]] = {
     (WORDS,): ("bloom",),
     (WORDS, DIGIT): ("viking",),
 }  # fmt: skip
-"""By what cuts a text, step by step."""
+"""Patterns in order -> llama.cpp's names."""

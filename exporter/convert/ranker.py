@@ -1,4 +1,4 @@
-"""Models that judge texts or pairs of them: which of their heads llama.cpp computes as they are."""
+"""Models that score texts or pairs: the heads that llama.cpp computes as transformers does."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ TYPES = "embeddings.token_type_embeddings.weight"
 WORDS = "embeddings.word_embeddings.weight"
 POOLER = "pooler.dense."
 INNER = "bert."
-"""What a classifier calls the encoder in it; a bare encoder's tensors go without."""
+"""A classifier's prefix for the encoder in it; a bare encoder has none."""
 SOME_WORDS = 2000
-"""Rows of the vocabulary whose mean length stands for a word's."""
+"""Rows of the vocabulary over which the mean length of a word's vector is taken."""
 QWEN3_RERANKER = re.compile(r"qwen3-(vl-)?reranker", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """What a model is for besides text: vectors of texts, or scores of pairs."""
+    """The purpose of a model besides text: vectors of texts, or scores of pairs."""
 
     folder: Path
-    """Its config, and the files of sentence-transformers."""
+    """Folder with its config and the files of sentence-transformers."""
     architecture: str
     modules: tuple[Module, ...] = ()
     ranks: bool = False
     """Whether it scores a pair by two words' logits."""
 
     def hooks(self, model_class: Any) -> tuple[Hook, ...]:
-        """What has llama.cpp's class make a model for that."""
+        """Hooks that let llama.cpp's class convert the model for that purpose."""
         return class_hooks(model_class, self.modules, ranks=self.ranks)
 
     def begin(self, model: Any) -> None:
-        """Settle the head of the converter's model before its tensors are laid out."""
+        """Configure the head of the converter's model before its tensors are laid out."""
         settle_head(model, self.architecture, self.modules)
 
     def finish(self, model: Any) -> None:
-        """Write what the converter leaves out of the metadata."""
+        """Add the metadata that the converter leaves out."""
         write_keys(model.gguf_writer, self.folder, self.modules)
 
 
 def find_purpose(
     folder: Path, architecture: str, tensors: MergedTensors, part: str, *, report: Report = silent
 ) -> Purpose:
-    """What the model in `folder` is for; its projector is for nothing else than pictures.
+    """The purpose of the model in `folder`; a projector serves pictures only.
 
-    Raises UnsupportedError where llama.cpp does not compute what follows the transformer.
+    Raises UnsupportedError if llama.cpp does not compute the steps after the transformer.
     """
     if part == "projector":
         return Purpose(folder, architecture)
@@ -69,14 +69,14 @@ def find_purpose(
 
 
 def check_head(architecture: str, tensors: MergedTensors, *, report: Report = silent) -> None:
-    """Say where llama.cpp computes a classifier's head otherwise than transformers.
+    """Warn if llama.cpp computes a classifier's head differently from transformers.
 
-    Raises UnsupportedError where that makes a reranker's order another one.
+    Raises UnsupportedError if that changes a reranker's order.
     """
     if architecture == BERT and (gap := type_gap(tensors)):
         report(
             Warn(
-                "pairs of texts are told apart by token types, which decant's llama.cpp knows and"
+                "the two texts of a pair differ by token types, which decant's llama.cpp knows and"
                 " others do not: there, scores of pairs are not this model's (the types differ by"
                 f" {gap:.2f} of a word's length)"
             )
@@ -94,7 +94,7 @@ def check_head(architecture: str, tensors: MergedTensors, *, report: Report = si
 
 
 def label_count(plan: MergePlan) -> int:
-    """How many scores the head gives; transformers' default is two."""
+    """Number of scores of the head; transformers' default is two."""
     config = plan.checkpoint.config | plan.config
     labels = config.get("id2label")
     if isinstance(labels, dict) and labels:
@@ -104,7 +104,7 @@ def label_count(plan: MergePlan) -> int:
 
 
 def type_gap(tensors: MergedTensors) -> float:
-    """How far a BERT's second token type lies from its first, in lengths of a word's vector."""
+    """Distance between a BERT's two token types, relative to the length of a word's vector."""
     names = {name.removeprefix(INNER): name for name in tensors.names}
     if TYPES not in names or WORDS not in names:
         return 0.0
@@ -119,10 +119,10 @@ def type_gap(tensors: MergedTensors) -> float:
 
 
 def converter_name(architecture: str, name: str) -> str:
-    """The name under which llama.cpp's converter is given a tensor.
+    """The name under which llama.cpp's converter gets a tensor.
 
-    It leaves out the pooler of every BERT, though a classifier's head stands on it: as the first
-    half of RoBERTa's head, which is computed alike, it takes it along.
+    It drops the pooler of every BERT, although a classifier's head uses it; under the name of the
+    first half of RoBERTa's head, which is computed the same way, it keeps it.
     """
     plain = name.removeprefix(INNER)
     if architecture == BERT and plain.startswith(POOLER):
@@ -131,9 +131,9 @@ def converter_name(architecture: str, name: str) -> str:
 
 
 def ranks_by_logits(plan: MergePlan, folder: Path, modules: tuple[Module, ...]) -> bool:
-    """Whether a causal model judges pairs by two words' logits, as Qwen3-Reranker does.
+    """Whether a causal model scores pairs by two words' logits, as Qwen3-Reranker does.
 
-    sentence-transformers says so by a module; elsewhere only the name tells.
+    sentence-transformers declares it by a module; otherwise only the name shows it.
     """
     if any(module.kind == SCORE for module in modules):
         return True
@@ -145,11 +145,11 @@ def ranks_by_logits(plan: MergePlan, folder: Path, modules: tuple[Module, ...]) 
 
 
 def settle_head(model: Any, architecture: str, modules: tuple[Module, ...]) -> None:
-    """Tell the converter's model what it takes from elsewhere, or from defaults.
+    """Set values on the converter's model that it reads elsewhere or defaults.
 
     Two labels without names are a classifier's, not transformers' placeholders; the words of a
-    score by logits are those that sentence-transformers' module names. Raises UnsupportedError
-    for a score that is not of two words.
+    score by logits come from sentence-transformers' module. Raises UnsupportedError for a score
+    that is not of two words.
     """
     labels = model.hparams.get("id2label")
     if architecture.endswith(HEADED) and hasattr(model, "cls_out_labels") and labels:

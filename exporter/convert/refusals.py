@@ -1,7 +1,7 @@
-"""Why llama.cpp's converter could not use a model, in words that say what it looked for.
+"""Explains why llama.cpp's converter could not use a model.
 
-Its classes assert, look things up and give names to tensors as their authors' models needed it;
-what they raise seldom says more than a key. The line of their code that raised it does.
+Its classes assert, look up and name tensors as their authors' models needed it; their exceptions
+rarely say more than a key. The line of code that raised one says more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from exporter.core.contents import foreign_contents
 from exporter.core.errors import CheckpointError, InputError, UnsupportedError
 
-# what the converter's classes raise when a folder lacks something or has it in another form
+# exceptions of the converter's classes for a folder that lacks a part or has another form
 UNUSABLE = (
     ValueError, KeyError, TypeError, FileNotFoundError, NotImplementedError, AssertionError,
     AttributeError, IndexError, ZeroDivisionError, RuntimeError, OverflowError,
@@ -21,7 +21,7 @@ UNUSABLE = (
 CONFIG = "config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model",
               "sentencepiece.bpe.model", "tekken.json", "*.tiktoken")  # fmt: skip
-"""Any of them is a tokenizer."""
+"""Files that hold a tokenizer; any one suffices."""
 READ_FROM = {
     "preprocessor_config": "preprocessor_config.json",
     "tokenizer_config": "tokenizer_config.json",
@@ -35,9 +35,9 @@ READ_FROM = {
     "hparam": CONFIG,
     "config": CONFIG,
 }
-"""What stands in a line of the converter's code, and where the line looks."""
+"""Part of a line of the converter's code -> the file that the line reads."""
 UNPLACED = re.compile(r"(Can not map tensor|Unprocessed \w+:) \[?'(?P<name>[^']+)'", re.IGNORECASE)
-"""How an error begins that names a tensor which no class of the converter places."""
+"""Start of an error about a tensor that no class of the converter places."""
 NONE_OF = "could not find any of: "
 LOOKUPS = ("find_hparam", "find_vparam", "find_aparam", "_find_param")
 OTHER_FORMAT = "`--to safetensors` writes the whole merged model for transformers"
@@ -52,9 +52,9 @@ def unknown_architecture(architecture: str) -> UnsupportedError:
 
 
 def unusable(folder: Path, architecture: str, error: Exception) -> InputError:
-    """The error that says why the converter stopped: at a file that is missing, or at the model.
+    """The error for a converter that stopped: a missing file, or an unsupported model.
 
-    folder: the base's; error: what a class of the converter raised.
+    folder: the base's; error: the exception of a class of the converter.
     """
     if damaged := damaged_tokenizer(folder):
         return damaged
@@ -75,7 +75,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def damaged_tokenizer(folder: Path) -> CheckpointError | None:
-    """The error for a tokenizer's file that is a git-lfs pointer, a web page or empty."""
+    """The error for a tokenizer file that is a git-lfs pointer, a web page or empty."""
     for path in sorted(path for pattern in TOKENIZERS for path in folder.glob(pattern)):
         if found := foreign_contents(path):
             return CheckpointError(f"`{path}` {found.what}", hint=found.hint)
@@ -83,7 +83,7 @@ def damaged_tokenizer(folder: Path) -> CheckpointError | None:
 
 
 def missing_file(folder: Path, error: Exception) -> str:
-    """The file that an error is about and the folder lacks, or nothing."""
+    """The file that an error concerns and the folder lacks; empty without one."""
     if isinstance(error, FileNotFoundError) and error.filename:
         name = Path(str(error.filename)).name
     else:
@@ -92,7 +92,7 @@ def missing_file(folder: Path, error: Exception) -> str:
 
 
 def looked_in(error: Exception) -> str:
-    """Where the line of the converter looks that did not find a key."""
+    """The file that the converter's line reads when it does not find a key."""
     if not isinstance(error, KeyError):
         return ""
     line, _ = raised_at(error)
@@ -100,7 +100,7 @@ def looked_in(error: Exception) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What the converter looked for and did not find."""
+    """Describe what the converter looked for and did not find."""
     line, place = raised_at(error)
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if found := UNPLACED.match(text):
@@ -116,14 +116,14 @@ def reason(error: Exception) -> str:
 
 
 def raised_at(error: Exception) -> tuple[str, str]:
-    """The text of the converter's line that raised an error, and its file and number."""
+    """The converter's line that raised an error, and its file and number."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).parent.name == "conversion" and frame.name not in LOOKUPS
     ]
     if not frames:
-        return "", "in its own code"
+        return "", "outside conversion/"
     frame = frames[-1]
     line = (frame.line or "").partition("  #")[0].strip()
     return line, f"conversion/{Path(frame.filename).name}:{frame.lineno}"

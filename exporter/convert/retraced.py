@@ -1,8 +1,8 @@
-"""Pairs of A and B whose weight llama.cpp's classes rearrange value by value.
+"""Rearranges pairs A and B as llama.cpp's classes rearrange a weight's values.
 
-Where an operation cannot be done to A and B apart (Product refuses it), the class is run on
-matrices that hold their own row and column numbers. If each row of what it makes is one row of
-the weight, and each column one column, the same is done to B and to A.
+If an operation cannot be applied to A and B separately (Product refuses it), the class runs on
+matrices that hold their row and column numbers. If each row of the result is one row of the weight,
+and each column one column, the same is done to B and A.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     import torch
 
 Rearrange = Callable[[Any], Iterable[tuple[str, Any]]]
-"""What a class makes of one weight: tensors by their GGUF names."""
-CLOSE = 1e-5
-EXACT = 1 << 24  # whole numbers that float32 holds
+"""A class's outputs for one weight: tensors by their GGUF names."""
+CLOSE = 1e-5  # relative tolerance of equal values
+EXACT = 1 << 24  # largest range of integers that float32 holds exactly
 MATRIX = 2  # dimensions
 
 
 def retraced(product: Product, rearrange: Rearrange) -> list[tuple[str, Product]]:
-    """What a class makes of a pair's product, by running it on numbered matrices.
+    """A class's outputs for a pair's product, found by running it on numbered matrices.
 
-    product: (n_out, n_in). Raises UnsupportedError when the class does more to a weight than to
-    move and scale its rows and columns, such as rounding it.
+    product: (n_out, n_in). Raises UnsupportedError if the class does more to a weight than to move
+    and scale its rows and columns, such as rounding it.
     """
     import torch
 
@@ -64,7 +64,12 @@ def retraced(product: Product, rearrange: Rearrange) -> list[tuple[str, Product]
 
 
 def places(numbers: torch.Tensor, dim: int, limit: int) -> torch.Tensor:
-    """Which row (dim 0) or column (dim 1) of the weight each of the result's comes from."""
+    """The source rows (dim 0) or columns (dim 1) of a result's lines.
+
+    numbers: (rows, columns) with the source number, from 1, in each value; limit: the largest.
+    Returns indices from 0, (rows,) or (columns,). Raises UnsupportedError if a line has several
+    sources.
+    """
     lines = numbers[:, 0] if dim == 0 else numbers[0]
     whole = lines.round()
     same = numbers - (whole[:, None] if dim == 0 else whole[None, :])
@@ -75,12 +80,13 @@ def places(numbers: torch.Tensor, dim: int, limit: int) -> torch.Tensor:
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors (rows, columns) are equal within CLOSE of the largest value."""
     reach = float(other.abs().max()) if other.numel() else 0.0
     return one.shape == other.shape and bool(((one - other).abs() <= CLOSE * reach).all())
 
 
 def eager(values: Any) -> Any:
-    """The values of a tensor that the class may have made one of its lazy ones of."""
+    """The values of a tensor that may be one of the class's lazy ones."""
     to_eager = getattr(type(values), "to_eager", None)
     return values if to_eager is None else to_eager(values)
 

@@ -1,7 +1,7 @@
-"""tokenizer.json → sentencepiece's tokenizer.model, which llama.cpp's converter reads.
+"""Converts tokenizer.json to sentencepiece's tokenizer.model, which the converter reads.
 
 A trainer saves tokenizer.json alone. The converter takes pieces and scores from tokenizer.model
-only; what it makes of tokenizer.json has one score for all tokens, and cuts texts otherwise.
+only; from tokenizer.json it makes equal scores for all tokens, which splits texts differently.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from exporter.llamacpp.normalizer import flat, is_space_escape
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 UNIGRAM = "Unigram"
-ALL_BYTES = 256
-ADDED_SCORE = -1000.0  # what the converter gives added tokens, which are found before any merge
+ALL_BYTES = 256  # byte tokens of a vocabulary that falls back to bytes
+ADDED_SCORE = -1000.0  # the converter's score of added tokens, which are matched before merges
 MERGES_SPACES = {"Regex": " {2,}"}
 NO_STEPS = {"type": "Sequence", "normalizers": ()}
 NO_CHARSMAP = (1024).to_bytes(4, "little") + bytes(1025)
-"""A table of 256 empty nodes, which changes nothing."""
+"""A charsmap of 256 empty nodes, which changes nothing."""
 
 
 def looks_like_pieces(written: Mapping[str, Any]) -> bool:
@@ -37,7 +37,7 @@ def marks_spaces(written: Mapping[str, Any]) -> bool:
 
 
 def pre_tokenizers(written: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    """The steps of a tokenizer.json's pre_tokenizer, one after the other."""
+    """The steps of a tokenizer.json's pre_tokenizer, in order."""
     whole = written.get("pre_tokenizer") or {}
     yield from whole.get("pretokenizers") or (() if not whole else (whole,))
 
@@ -45,7 +45,7 @@ def pre_tokenizers(written: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 def as_pieces(written: Mapping[str, Any], *, unknown: int | None, prefix: bool) -> bytes:
     """A tokenizer.model with the tokens of `written`, a tokenizer.json.
 
-    unknown: the id of the token for what has none; prefix: whether a space is put before a text.
+    unknown: id of the token for unknown text; prefix: whether a space is put before a text.
     """
     from sentencepiece import sentencepiece_model_pb2 as schema
 
@@ -86,10 +86,10 @@ def is_byte(text: str) -> bool:
 
 
 def merge_scores(model: Mapping[str, Any]) -> list[tuple[str, int, float]]:
-    """Each token with its id and a score by which sentencepiece merges in the order of `merges`.
+    """Each token with its id and a score that makes sentencepiece merge in the order of `merges`.
 
-    sentencepiece takes the pair that makes the token of the highest score: minus the rank of the
-    first merge that makes it. No pair makes a token of one letter; its score means nothing.
+    sentencepiece merges the pair whose token has the highest score: minus the rank of the first
+    merge that makes it. No pair makes a token of one letter; its score is never used.
     """
     vocabulary: Mapping[str, int] = model["vocab"]
     first: dict[str, int] = {}
@@ -107,7 +107,7 @@ def unigram_scores(model: Mapping[str, Any]) -> list[tuple[str, int, float]]:
 
 
 def describe_spaces(spec: Any, written: Mapping[str, Any], *, prefix: bool) -> None:
-    """What becomes of spaces, and the charsmap that says what becomes of other characters."""
+    """Set the treatment of spaces and the charsmap for other characters."""
     spec.add_dummy_prefix = prefix
     spec.remove_extra_whitespaces = merges_spaces(written)
     spec.precompiled_charsmap = charsmap(written)
@@ -115,14 +115,14 @@ def describe_spaces(spec: Any, written: Mapping[str, Any], *, prefix: bool) -> N
 
 
 def merges_spaces(written: Mapping[str, Any]) -> bool:
-    """Whether several spaces are as one, and those at the ends as none."""
+    """Whether several spaces count as one, and spaces at the ends as none."""
     steps = flat(written.get("normalizer") or NO_STEPS)
     splits = any(step.get("type") == "WhitespaceSplit" for step in pre_tokenizers(written))
     return splits or any(step.get("pattern") == MERGES_SPACES for step in steps)
 
 
 def charsmap(written: Mapping[str, Any]) -> bytes:
-    """sentencepiece's table of what becomes of characters; empty for none."""
+    """sentencepiece's table of character replacements; empty without one."""
     for step in flat(written.get("normalizer") or NO_STEPS):
         if step.get("type") == "Precompiled":
             return base64.b64decode(step.get("precompiled_charsmap") or "")
@@ -130,6 +130,6 @@ def charsmap(written: Mapping[str, Any]) -> bytes:
 
 
 def with_charsmap(written: Mapping[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json whose normalizer is a charsmap alone, as the converter wants XLM-R's."""
+    """A tokenizer.json whose normalizer is a charsmap alone, as the converter expects for XLM-R."""
     table = base64.b64encode(charsmap(written) or NO_CHARSMAP).decode()
     return {**written, "normalizer": {"type": "Precompiled", "precompiled_charsmap": table}}

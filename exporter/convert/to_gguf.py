@@ -1,6 +1,6 @@
-"""Merged tensors → GGUF names, shapes and metadata, through llama.cpp's own `conversion`.
+"""Merged tensors → GGUF names, shapes and metadata, through llama.cpp's `conversion`.
 
-It reads no weight: what it gives is a list of slots, each of which can be filled later.
+It reads no weight: the result is a list of slots whose values are evaluated later.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from exporter.merge.apply import MergedTensors
 
 Outtype = Literal["auto", "F16", "BF16", "F32"]
-"""The converter's own output type; auto is the 16-bit type that the checkpoint is stored in."""
-Part = Literal["text", "projector"]
+"""The converter's output type; auto is the 16-bit type in which the checkpoint is stored."""
+ModelPart = Literal["text", "projector"]
 
 MODULES = {"sentence_transformers_dense_modules": True}
-"""Has the converter's classes take the dense layers that follow a model that embeds."""
+"""Lets the converter's classes read the dense layers that follow an embedding model."""
 
 
 def convert(
@@ -60,15 +60,15 @@ def convert(
     *,
     outtype: Outtype = "auto",
     model_name: str,
-    part: Part = "text",
+    part: ModelPart = "text",
     trust_remote_code: bool = False,
     report: Report = silent,
 ) -> Conversion:
     """Lay the merged model out as llama.cpp's converter does.
 
     folder: its config and tokenizer; part: of a vision model, the text model or the projector.
-    Raises UnsupportedError for an architecture it does not know, CheckpointError for a folder it
-    cannot use (such as one without a tokenizer).
+    Raises UnsupportedError for an unknown architecture, CheckpointError for an unusable folder
+    (such as one without a tokenizer).
     """
     with (
         imported(toolchain),
@@ -114,11 +114,11 @@ def convert(
 
 
 def recognized(
-    tensors: MergedTensors, folder: Path, part: Part, *, report: Report
+    tensors: MergedTensors, folder: Path, part: ModelPart, *, report: Report
 ) -> tuple[dict[str, Any], Any, str]:
     """The settings in `folder`, llama.cpp's class for them, and its architecture's name.
 
-    Raises UnsupportedError or CheckpointError where there is none.
+    Raises UnsupportedError or CheckpointError without a class.
     """
     checkpoint = tensors.plan.checkpoint
     try:
@@ -133,10 +133,10 @@ def recognized(
 def hparams_of(
     checkpoint: Checkpoint, folder: Path, names: Iterable[str], *, report: Report = silent
 ) -> dict[str, Any]:
-    """The config in `folder` as llama.cpp's classes read it, mended.
+    """The config in `folder` as llama.cpp's classes read it, patched for them.
 
-    names: the tensors'. A quantization that is undone while the checkpoint is read is none of
-    theirs.
+    names: the tensors' names. It leaves out a quantization that is undone when the checkpoint is
+    read.
     """
     hparams = load_hparams(folder)
     if "quantization_config" not in checkpoint.config:
@@ -147,11 +147,12 @@ def hparams_of(
 
 
 def find_class(
-    hparams: dict[str, Any], part: Part, names: Iterable[str] | None = None
+    hparams: dict[str, Any], part: ModelPart, names: Iterable[str] | None = None
 ) -> tuple[Any, str]:
     """llama.cpp's class for a model, and the name of its architecture.
 
-    names: the tensors', where the class is to convert them.
+    names: the tensors' names, if the class will convert them. Raises UnsupportedError for an
+    unknown architecture.
     """
     from conversion import ModelType, get_model_architecture, get_model_class
 
@@ -166,7 +167,7 @@ def find_class(
 
 
 def delegate(model: Any) -> Any:
-    """The object that does a class's work: some hand it to another, which has its own writer."""
+    """The object that does a class's work: some delegate to another one with its writer."""
     from conversion import ModelBase
 
     inner = [value for value in vars(model).values() if isinstance(value, ModelBase)]
@@ -174,9 +175,9 @@ def delegate(model: Any) -> Any:
 
 
 def has_projector(folder: Path, toolchain: Toolchain, *, report: Report = silent) -> bool:
-    """Whether the folder's model sees or hears, in a way that llama.cpp knows.
+    """Whether the folder's model has a vision or audio part that llama.cpp supports.
 
-    Warns of one that does in a way that it does not know.
+    Warns if it has an unsupported one.
     """
     with imported(toolchain):
         hparams = load_hparams(folder)
@@ -191,7 +192,7 @@ def has_projector(folder: Path, toolchain: Toolchain, *, report: Report = silent
 
 
 def prepare(model: Any, source: LazySource) -> None:
-    """Have the converter's class lay out all tensors and settings, and correct the settings."""
+    """Let the converter's class lay out all tensors and settings, then correct the settings."""
     writer = model.gguf_writer
     writer.add_tensor = partial(source.add, writer)
     model.prepare_tensors()
@@ -204,13 +205,13 @@ def prepare(model: Any, source: LazySource) -> None:
 
 
 def limits(made: Converted) -> tuple[str, ...]:
-    """What llama.cpp ignores. Raises UnsupportedError for what it cannot load."""
+    """The ignored settings. Raises UnsupportedError for a model that llama.cpp cannot load."""
     refuse_unloadable(made)
     return tuple(ignored_settings(made))
 
 
 def converted(model: Any, slots: list[Slot]) -> Converted:
-    """What the converter made, for the warnings about what llama.cpp will not do with it."""
+    """The converter's result, for the warnings about what llama.cpp ignores."""
     writer = model.gguf_writer
     keys = frozenset(key.removeprefix(f"{writer.arch}.") for key in writer.kv_data[0])
     return Converted(str(writer.arch), model.hparams, keys, {slot.name for slot in slots})
@@ -222,9 +223,10 @@ def refuse_dropped(
     *,
     because: InputError | None = None,
 ) -> None:
-    """Stop when no part of the result has a place for a tensor that the adapter changed.
+    """Raise UnsupportedError if no part of the result holds a tensor that the adapter changed.
 
-    because: why another part, which would have had one, was not made.
+    because: the error for which another part, which would have held it, was not made; raised
+    instead.
     """
     used: set[str] = set().union(*(conversion.used for conversion in conversions))
     dropped = sorted(set(changed) - used)
@@ -239,9 +241,9 @@ def refuse_dropped(
 
 
 def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
-    """The converter's number; auto is what it would guess, by the first matrix of 16 bits.
+    """The converter's file type; auto is its own guess, by the first 16-bit matrix.
 
-    Guessing, it would read that matrix whole.
+    For its guess, the converter would read that whole matrix.
     """
     import gguf
     import torch

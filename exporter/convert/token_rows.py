@@ -1,4 +1,4 @@
-"""Tokens for which the embedding has no row: left out where nothing needs them, else refused."""
+"""Tokens without an embedding row: left out if nothing needs them, otherwise refused."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from exporter.core.events import Note, Report
 from exporter.inputs.tokenizer import LoadedTokenizer
 
 NEEDED = ("bos", "eos", "unk", "sep", "cls")
-"""Roles whose token a text may hold; of padding and masks there are none in what a model reads."""
+"""Roles whose token can occur in a text; padding and masks never do."""
 NAMING = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files that name tokens beside tokenizer.json."""
-FEW = 3  # tokens that a message names
+FEW = 3  # tokens named in a message
 HINT = "copy the base's files again"
 GONE = object()
 
 
 def rows_of(hparams: Mapping[str, Any]) -> int | None:
-    """How many rows a config's embedding has, also that of a vision model's text part."""
+    """Rows of a config's embedding, also that of a vision model's text part."""
     text = hparams.get("text_config")
     found = {**hparams, **(text if isinstance(text, dict) else {})}.get("vocab_size")
     return found if isinstance(found, int) else None
 
 
 def rowless(loaded: LoadedTokenizer, rows: int | None) -> dict[int, str]:
-    """The tokens that have no row, by id."""
+    """The tokens without a row, by id."""
     if rows is None:
         return {}
     return {number: text for text, number in loaded.vocabulary.items() if number >= rows}
@@ -38,10 +38,10 @@ def rowless(loaded: LoadedTokenizer, rows: int | None) -> dict[int, str]:
 def leave_out(
     loaded: LoadedTokenizer, folder: Path, rows: int, templates: str, report: Report
 ) -> dict[str, bytes]:
-    """The files of `folder` that name tokens, without those that have no row, and a note of it.
+    """The token files of `folder` without tokens that have no row, and a note about them.
 
-    templates: the chat templates' text. Raises CheckpointError with both numbers when a role, a
-    template or a text of a user needs one of those tokens.
+    templates: the chat templates' text. Raises CheckpointError, with both numbers, if a role, a
+    template or a user's text needs such a token.
     """
     without = rowless(loaded, rows)
     if not without:
@@ -70,6 +70,7 @@ def leave_out(
 def refuse_needed(
     loaded: LoadedTokenizer, without: Mapping[int, str], rows: int, templates: str
 ) -> None:
+    """Raise CheckpointError if a token without a row is needed by a role, a template or texts."""
     roles = {loaded.special(role): f"it is the {role} token" for role in NEEDED}
     for number, text in sorted(without.items()):
         why = roles.get(number)
@@ -91,7 +92,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def scrubbed(value: Any, texts: Collection[str]) -> Any:
-    """A JSON value without the entries that are, or name, one of those tokens."""
+    """A JSON value without the entries that are, or name, one of the texts."""
     if isinstance(value, str):
         return GONE if value in texts else value
     if isinstance(value, list):
@@ -106,7 +107,7 @@ def scrubbed(value: Any, texts: Collection[str]) -> Any:
 
 
 def shortened(written: dict[str, Any], rows: int) -> dict[str, Any]:
-    """A tokenizer.json with the tokens below `rows` alone."""
+    """A tokenizer.json with only the tokens below `rows`."""
     tokens = [token for token in written.get("added_tokens") or () if token["id"] < rows]
     model = dict(written.get("model") or {})
     vocabulary = model.get("vocab")
@@ -122,5 +123,5 @@ def shortened(written: dict[str, Any], rows: int) -> dict[str, Any]:
 
 
 def made_by(merge: str | list[str]) -> str:
-    """The token that a merge makes."""
+    """The token that a merge produces."""
     return "".join(merge.split(" ") if isinstance(merge, str) else merge)

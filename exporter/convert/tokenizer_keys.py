@@ -1,7 +1,7 @@
-"""A GGUF's tokenizer keys, settled by the tokenizer as transformers loads it.
+"""Corrects a GGUF's tokenizer keys to match the tokenizer as transformers loads it.
 
-llama.cpp's converter reads the files for itself; where it comes to something else than
-transformers does, the keys are set anew here.
+llama.cpp's converter reads the files by itself; where its result differs from transformers', this
+module sets the keys again.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ BASE_MODEL = (
     " to chat with it, pass --chat-template NAME to `decant chat` or `decant serve`"
 )
 PHI3, PHI3_KEEPS = ("phi-3", "phi3"), {"<unk>", "<s>", "<|endoftext|>"}
-"""In a model's name, and the tokens that leave spaces as they are in such a model."""
-LETTERS = frozenset(ascii_letters + digits)  # of which the name of a template is made in a GGUF
+"""Names of Phi-3 models, and the tokens that keep adjacent spaces in them."""
+LETTERS = frozenset(ascii_letters + digits)  # characters of a template's name in a GGUF
 
 
 def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) -> None:
-    """Set what the converter's `model` has written of tokens as transformers has it."""
+    """Correct the token keys that the converter's `model` wrote to match transformers."""
     writer = getattr(model, "impl", model).gguf_writer
     kind = value(writer, "model")
     if kind not in {SENTENCES, WORDPIECE, UNIGRAM, BYTES, GEMMA4}:
@@ -52,12 +52,12 @@ def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) ->
     settle_types(writer, loaded, model.does_token_look_special)
     settle_normalizer(writer, loaded, kind)
     settle_spaces(writer, loaded, kind, in_chats=bool(templates))
-    if kind == WORDPIECE:  # llama.cpp puts [CLS] and [SEP] around it in any case
+    if kind == WORDPIECE:  # llama.cpp always puts [CLS] and [SEP] around a text
         settle_case(writer, loaded)
     else:
         settle_first_and_last(writer, loaded)
         settle_fillers(writer, loaded)
-        settle_ends(writer, loaded, eos_ids(folder), report)
+        settle_end_tokens(writer, loaded, eos_ids(folder), report)
     settle_templates(writer, templates)
     settle_template_tokens(writer, loaded, "\n".join(templates.values()))
     settle_strips(writer, loaded, kind, report)
@@ -66,13 +66,13 @@ def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) ->
 
 
 def value(writer: Any, name: str) -> Any:
-    """What the converter wrote for tokenizer.ggml.NAME; None for nothing."""
+    """The value that the converter wrote for tokenizer.ggml.NAME; None without one."""
     found = writer.kv_data[0].get(KEY + name)
     return None if found is None else found.value
 
 
 def put(writer: Any, key: str, new: bool | int | str | bytes | None) -> None:
-    """Write a key in place of what it was; None removes it."""
+    """Replace the value of a key; None removes it."""
     writer.remove_key(key)
     match new:
         case bool():
@@ -88,7 +88,7 @@ def put(writer: Any, key: str, new: bool | int | str | bytes | None) -> None:
 
 
 def is_base_model(model: Any, writer: Any, kind: str) -> bool:
-    """Whether it writes texts, and has no template to answer in a chat."""
+    """Whether the model generates text and has no template for a chat."""
     names = model.hparams.get("architectures") or ()
     writes = any(str(name).endswith(("ForCausalLM", "LMHeadModel")) for name in names)
     gives_vectors = any(key.endswith(".pooling_type") for key in writer.kv_data[0])
@@ -99,7 +99,7 @@ def is_base_model(model: Any, writer: Any, kind: str) -> bool:
 def settle_types(
     writer: Any, loaded: LoadedTokenizer, looks_special: Callable[[str], bool]
 ) -> None:
-    """Give added tokens their texts and kinds where the converter did not find them."""
+    """Set texts and types of added tokens that the converter missed."""
     tokens, types = value(writer, "tokens"), value(writer, "token_type")
     for number, token in loaded.added.items():
         if number < len(tokens) and types[number] in (NORMAL, UNUSED):
@@ -115,7 +115,7 @@ def settle_normalizer(writer: Any, loaded: LoadedTokenizer, kind: str) -> None:
 
 
 def settle_spaces(writer: Any, loaded: LoadedTokenizer, kind: str, *, in_chats: bool) -> None:
-    """Say whether a space is put before texts, by llama.cpp or by who gives it texts."""
+    """Set who puts a space before texts: llama.cpp, or the caller that prepares them."""
     prefix, first = space_before(loaded, in_chats=in_chats)
     if kind == SENTENCES:
         put(writer, KEY + "add_space_prefix", prefix)
@@ -125,7 +125,7 @@ def settle_spaces(writer: Any, loaded: LoadedTokenizer, kind: str, *, in_chats: 
 
 
 def settle_unigram(model: Any, loaded: LoadedTokenizer) -> None:
-    """Set what the converter takes from sentencepiece's file, which it had to guess without one."""
+    """Set the keys that the converter reads from sentencepiece's file, or guesses without one."""
     writer = getattr(model, "impl", model).gguf_writer
     if value(writer, "model") != UNIGRAM:
         return
@@ -136,7 +136,7 @@ def settle_unigram(model: Any, loaded: LoadedTokenizer) -> None:
 
 
 def settle_case(writer: Any, loaded: LoadedTokenizer) -> None:
-    """Say whether letters are lowered and lose their accents; unsaid, llama.cpp does both."""
+    """Set whether letters are lowered and lose accents; without the keys, llama.cpp does both."""
     lowers = strips = False
     for step in loaded.steps("normalizer"):
         match step:
@@ -153,11 +153,11 @@ def settle_case(writer: Any, loaded: LoadedTokenizer) -> None:
 
 
 def settle_first_and_last(writer: Any, loaded: LoadedTokenizer) -> None:
-    """Say which token is put before and after a text, if it is one that llama.cpp can put."""
+    """Set the tokens before and after a text, if llama.cpp can add them."""
     size = len(value(writer, "tokens"))
     for name, ids in zip(("bos", "eos"), first_ids(loaded), strict=True):
         if len(ids) > 1 or any(number >= size for number in ids):
-            continue  # the converter may know a way
+            continue  # the converter may have a solution
         role = ids[0] if ids else loaded.special(name)
         if role is not None and role < size and (ids or name == "eos" or missing(writer, name)):
             put(writer, f"{KEY}{name}_token_id", role)
@@ -165,9 +165,10 @@ def settle_first_and_last(writer: Any, loaded: LoadedTokenizer) -> None:
 
 
 def settle_fillers(writer: Any, loaded: LoadedTokenizer) -> None:
-    """Name the tokenizer's own padding, separator and mask: a config may name other tokens."""
+    """Set the tokenizer's padding, separator and mask: a config may name other tokens."""
     size = len(value(writer, "tokens"))
-    for name, key in (("pad", "padding"), ("sep", "seperator"), ("mask", "mask")):  # sic
+    keys = {"pad": "padding", "sep": "seperator", "mask": "mask"}  # sic: the format's spelling
+    for name, key in keys.items():
         role = loaded.special(name)
         if role is not None and role < size:
             put(writer, f"{KEY}{key}_token_id", role)
@@ -177,10 +178,10 @@ def missing(writer: Any, name: str) -> bool:
     return value(writer, f"{name}_token_id") is None
 
 
-def settle_ends(
+def settle_end_tokens(
     writer: Any, loaded: LoadedTokenizer, others: Iterable[int], report: Report
 ) -> None:
-    """Name every token that ends an answer: llama.cpp knows three by key, and some by text."""
+    """Set every token that ends an answer: llama.cpp has three keys, and knows some texts."""
     tokens, types = value(writer, "tokens"), value(writer, "token_type")
     known = {value(writer, f"{name}_token_id") for name in ("eos", "eot", "eom")}
     own = loaded.special("eos")
@@ -199,7 +200,7 @@ def settle_ends(
 
 
 def eos_ids(folder: Path) -> Iterator[int]:
-    """The tokens that end an answer by generation_config.json and config.json."""
+    """The tokens that end an answer according to generation_config.json and config.json."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if not path.is_file():
@@ -213,12 +214,12 @@ def eos_ids(folder: Path) -> Iterator[int]:
 
 
 def settle_strips(writer: Any, loaded: LoadedTokenizer, kind: str, report: Report) -> None:
-    """See that tokens which take the spaces beside them do so in llama.cpp, else say it.
+    """Make tokens that absorb adjacent spaces do so in llama.cpp, else report it.
 
-    It knows no key for that, but does as Phi-3 does where the model's name has "phi-3" in it;
-    that a fine-tune is called so by chance must not change its tokens.
+    llama.cpp has no key for that, but imitates Phi-3 if the model's name contains "phi-3"; a
+    fine-tune whose name contains it by chance must not get other tokens.
     """
-    mask = loaded.special("mask")  # of which texts have none
+    mask = loaded.special("mask")  # never part of a text
     taking = {
         token.content: token.rstrip and not (token.lstrip or token.single_word)
         for number, token in loaded.added.items()
@@ -246,7 +247,7 @@ def settle_strips(writer: Any, loaded: LoadedTokenizer, kind: str, report: Repor
 
 
 def settle_template_tokens(writer: Any, loaded: LoadedTokenizer, templates: str) -> None:
-    """Write the special tokens that templates name, where the keys of ids tell others."""
+    """Write the special tokens that templates name, if the keys of ids give others."""
     tokens, written = value(writer, "tokens"), dict[str, str]()
     for name, key in TEMPLATE_TOKENS.items():
         number = value(writer, f"{key}_token_id")
@@ -260,7 +261,7 @@ def settle_template_tokens(writer: Any, loaded: LoadedTokenizer, templates: str)
 
 
 def settle_templates(writer: Any, templates: Mapping[str, str]) -> None:
-    """Write every chat template, in an order that is always the same."""
+    """Write every chat template, in a fixed order."""
     held = writer.kv_data[0].get(TEMPLATES)
     names = set(held.value if held else ())
     for name, text in templates.items():

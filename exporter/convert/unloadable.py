@@ -1,7 +1,7 @@
-"""Models that llama.cpp's converter writes and llama.cpp does not load: stopped before the work.
+"""Refuses models that llama.cpp's converter writes and llama.cpp cannot load.
 
-What its graphs take for granted of an architecture (src/models/*.cpp). Anything that is not here is
-found when the written file is loaded to verify it.
+The limits come from its graphs (src/models/*.cpp). Limits that are missing here show up when the
+written file is loaded to verify it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ COMMAND_R_LAYERS = 64  # command-r.cpp: if (n_layer >= 64) { layer.attn_q_norm =
 LAUREL_RANK = 64  # gemma3n.cpp
 EXPANSION = 2  # GGML_ASSERT(2 * n_embd == d_inner)
 INDEXED = ("deepseek32", "deepseek4", "dots3note", "glm-dsa")
-LEAST_INDEX = 64  # llama-kv-cache.cpp, build_input_k_rot: the smallest matrix that turns a head
+LEAST_INDEX = 64  # build_input_k_rot in llama-kv-cache.cpp: the smallest matrix that rotates a head
 EXPANDING = ("granitehybrid", "jamba", "mamba")
 
 
 def refuse_unloadable(made: Converted) -> None:
-    """Raise UnsupportedError for what llama.cpp would refuse, or end itself at, when loading."""
+    """Raise UnsupportedError for a model that llama.cpp refuses, or crashes on, when loading."""
     if what := limit(made):
         raise UnsupportedError(f"llama.cpp cannot load this model: {what}", hint=OTHER_FORMAT)
 
 
 def limit(made: Converted) -> str:
-    """What llama.cpp takes for granted and this model has otherwise."""
+    """The limit of llama.cpp's graph that this model exceeds; empty without one."""
     layers = made.number("num_hidden_layers")
     match made.architecture:
         case "command-r" if "blk.0.attn_q_norm.weight" in made.tensors:
@@ -36,7 +36,7 @@ def limit(made: Converted) -> str:
                 )
         case "starcoder" if made.settings.get("multi_query") is False:
             return (
-                "each of its heads has keys and values of its own (multi_query is false), and"
+                "each of its heads has separate keys and values (multi_query is false), and"
                 " llama.cpp's starcoder has one for all"
             )
         case "gemma3n" if made.number("laurel_rank") != LAUREL_RANK:
@@ -56,7 +56,7 @@ def limit(made: Converted) -> str:
 
 
 def limit_of_sizes(made: Converted) -> str:
-    """What the sizes of some layers must be."""
+    """The size of some layers that llama.cpp does not support; empty without one."""
     if made.architecture in INDEXED:
         size = made.number("index_head_dim")
         if 0 < size < LEAST_INDEX or size & (size - 1):
@@ -74,7 +74,7 @@ def limit_of_sizes(made: Converted) -> str:
 
 
 def expansion(made: Converted) -> float:
-    """How many times as wide as the model its state-space layers are."""
+    """Width of the state-space layers relative to the model's."""
     hidden = made.number("hidden_size")
     inner = made.number("intermediate_size") if made.architecture == "mamba" else 0
     for name in ("mamba_expand", "expand"):

@@ -1,8 +1,8 @@
-"""A model's settings: what the converter needs to see of them, and whether GGUF can hold them.
+"""Patches a model's settings for the converter, and checks whether GGUF can hold them.
 
-transformers 5 gives some settings other names than the published config.json of the same model,
-and leaves out those that its own code fixes. llama.cpp's converter reads the published names.
-tests/exporter/convert/test_upstream_fixes.py holds every name it reads against all configs of
+transformers 5 names some settings differently from the published config.json of the same model, and
+leaves out those that its code fixes. llama.cpp's converter reads the published names.
+tests/exporter/convert/test_upstream_fixes.py checks every name it reads against all configs of
 transformers.
 """
 
@@ -17,7 +17,7 @@ from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import CheckpointError
 
 Settings = dict[str, Any]
-"""One config as a dictionary: the whole of it, or a vision model's text part."""
+"""One config as a dictionary: the whole one, or a vision model's text part."""
 
 SIGMOID_ROUTERS = (
     "afmoe", "cohere2_moe", "deepseek_v3", "deepseek_v32", "dots1", "dots3_note_text",
@@ -25,23 +25,23 @@ SIGMOID_ROUTERS = (
     "hy_v3", "hy_v4", "kimi_linear", "lfm2_moe", "llama4_text", "mimo_v2_flash", "minimax_m2",
     "minimax_m3_vl_text", "nemotron_h", "solar_open", "step3p7_text",
 )  # fmt: skip
-"""Kinds whose experts are chosen by sigmoids in transformers' code, whatever the config says."""
+"""Model types whose experts transformers' code chooses by sigmoids, whatever the config says."""
 SCORES = ("score_function", "scoring_func", "score_func", "moe_router_activation",
           "moe_router_activation_func", "expert_selection_fn")  # fmt: skip
-"""The converter's names for how experts are chosen."""
+"""The converter's names of the method that chooses experts."""
 CONSTANTS: Mapping[str, Settings] = {
     "afmoe": {"route_norm": True},  # AfmoeTokenChoiceRouter always divides by the sum
-    "bloom": {"seq_length": 2048},  # ALiBi has no limit: BLOOM was trained with this length
+    "bloom": {"seq_length": 2048},  # ALiBi has no limit: BLOOM's training length
     "cohere2": {"rotary_pct": 1.0},
     "deepseek_v2": {"scoring_func": "softmax"},
     "glm5_next_text": {"mla_use_nope": True},
     "hy_v3": {"route_norm": True},
     "mimo_v2_flash": {"topk_method": "noaux_tc"},
-    "mt5": {"n_positions": 512},  # T5's distances have no limit: what the converter assumes
+    "mt5": {"n_positions": 512},  # T5's distances have no limit: the converter's assumption
     "t5": {"n_positions": 512},
     "umt5": {"n_positions": 512},
 }
-"""What transformers' code fixes for a kind and its config no longer says."""
+"""Settings that transformers' code fixes for a model type and its config no longer contains."""
 RENAMED: Mapping[str, Mapping[str, str]] = {
     "glm": {
         "seq_length": "max_position_embeddings",
@@ -52,7 +52,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "mimo_v2_flash": {"layernorm_epsilon": "rms_norm_eps"},
     "modernbert": {"layer_norm_eps": "norm_eps"},
 }
-"""By kind: the converter's name of a setting, and transformers'."""
+"""Model type -> {the converter's name of a setting: transformers' name}."""
 MROPE_SECTIONS = {
     "glm4v_moe_text": [8, 12, 12], "glm4v_text": [8, 12, 12], "glm_ocr_text": [8, 12, 12],
     "paddleocr_vl_text": [16, 24, 24], "qwen2_5_omni_text": [16, 24, 24],
@@ -60,19 +60,20 @@ MROPE_SECTIONS = {
     "qwen3_asr": [24, 20, 20], "qwen3_omni_moe_text": [24, 20, 20],
     "qwen3_vl_moe_text": [24, 20, 20], "qwen3_vl_text": [24, 20, 20],
 }  # fmt: skip
-"""By kind: how much of a head turns with the time, height and width of a picture, where the config
-does not say."""
+"""Model type -> the parts of a head that rotate with a picture's time, height and width, if the
+config does not say.
+"""
 FEED_FORWARD = {"falcon": "ffn_hidden_size", "gpt2": "n_inner", "gpt_bigcode": "n_inner"}
-"""By kind: the setting that says how wide the feed-forward layers are."""
+"""Model type -> the setting with the width of the feed-forward layers."""
 OLD_LAYER_TYPES = {"linear_attention": "mamba", "full_attention": "attention"}
 NEMOTRON_LAYERS = {"linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*",
                    "moe": "E", "mlp": "-"}  # fmt: skip
 
 
-def mend(hparams: Settings, folder: Path) -> Settings:
-    """What the converter looks for and transformers 5 no longer gives, added in place.
+def patch_settings(hparams: Settings, folder: Path) -> Settings:
+    """Add in place the settings that the converter reads and transformers 5 no longer writes.
 
-    folder: where the config is. A value that the config gives is never changed.
+    folder: the config's. A value in the config is never changed.
     """
     text = hparams.get("text_config")
     part = text if isinstance(text, dict) else hparams
@@ -90,44 +91,44 @@ def mend(hparams: Settings, folder: Path) -> Settings:
     leading_dense_layers(part)
     if kind == "falcon" and hparams.get("multi_query"):
         written = read_json_object(folder / "config.json", error=CheckpointError, hint="")
-        # all heads share one: the number that transformers fills in is of another layout
+        # all heads share one; transformers fills in the number of another layout
         if not hparams.get("new_decoder_architecture"):
             hparams["num_kv_heads"] = written.get("n_head_kv", 1)
     return hparams
 
 
 def give(part: Settings, **values: Any) -> None:
-    """Set what is not there, or stands there as nothing."""
+    """Set values that are missing or None."""
     for name, value in values.items():
         if part.get(name) is None and value is not None:
             part[name] = value
 
 
 def rope(part: Mapping[str, Any]) -> Settings:
-    """The parameters of rotary positions: one set, never one for each type of layer."""
+    """The parameters of rotary positions: a single set, never one per layer type."""
     found = part.get("rope_parameters")
     return found if isinstance(found, dict) else {}
 
 
 def head_size(part: Mapping[str, Any]) -> int:
-    """How wide one head is: as the config says, or all heads together divided."""
+    """Width of one head: from the config, or the model's width divided by the heads."""
     return int(part.get("head_dim") or part["hidden_size"] // part["num_attention_heads"])
 
 
 def rotated(part: Mapping[str, Any]) -> int:
-    """How many values of a head turn with the position."""
+    """Number of a head's values that rotate with the position."""
     return int(head_size(part) * rope(part).get("partial_rotary_factor", 1.0))
 
 
 def leading_dense_layers(part: Settings) -> None:
-    """Count the dense layers before the first with experts, where the config lists the layers."""
+    """Count the dense layers before the first one with experts, if the config lists the layers."""
     kinds = part.get("mlp_layer_types")
     if isinstance(kinds, list) and "sparse" in kinds:
         give(part, first_k_dense_replace=kinds.index("sparse"))
 
 
 def bamba(part: Settings) -> None:
-    """Half of a head turns, which transformers' class fixes for all."""
+    """Half of a head rotates, which transformers' class fixes."""
     part["attn_rotary_emb"] = rotated(part)
 
 
@@ -136,7 +137,7 @@ def dbrx(part: Settings) -> None:
 
 
 def deepseek_v4(part: Settings) -> None:
-    """Say the layers as the published config does: by how much each compresses."""
+    """List the layers' compression rates, as the published config does."""
     rates = part.get("compress_rates") or {}
     types = part.get("layer_types") or []
     hashed = [kind for kind in part.get("mlp_layer_types") or [] if kind == "hash_moe"]
@@ -148,9 +149,9 @@ def deepseek_v4(part: Settings) -> None:
 
 
 def eurobert(part: Settings) -> None:
-    """Leave out how a classifier pools: "late" is no pooling that the converter knows.
+    """Remove a classifier's pooling: the converter does not know "late".
 
-    Only a classification head reads it, and the converter has none for EuroBERT.
+    Only a classification head uses it, and the converter has none for EuroBERT.
     """
     if part.get("classifier_pooling") == "late":
         part.pop("classifier_pooling")
@@ -161,7 +162,7 @@ def falcon_h1(part: Settings) -> None:
 
 
 def gemma4_unified(part: Settings) -> None:
-    """Name a width of experts that are not there: the converter asks for it, whatever it is."""
+    """Name the width of absent experts: the converter reads it in any case."""
     part.setdefault("moe_intermediate_size", None)
 
 
@@ -175,19 +176,19 @@ def gpt_neox(part: Settings) -> None:
 
 
 def granite_hybrid(part: Settings) -> None:
-    """The layers' types under the names of before transformers 5."""
+    """The layer types under their names before transformers 5."""
     types = part.get("layer_types")
     if isinstance(types, list):
         part["layer_types"] = [OLD_LAYER_TYPES.get(kind, kind) for kind in types]
 
 
 def hrm_text(part: Settings) -> None:
-    """Every head has keys and values of its own: the config class has no other number."""
+    """Each head has separate keys and values: the config class has no other number."""
     part["num_key_value_heads"] = part["num_attention_heads"]
 
 
 def hunyuan_moe(part: Settings) -> None:
-    """One number for each layer, as the published config gives them."""
+    """One number per layer, as in the published config."""
     layers = part["num_hidden_layers"]
     give(part, moe_intermediate_size=part["intermediate_size"], num_shared_expert=1)
     for name in ("moe_intermediate_size", "num_shared_expert", "moe_topk"):
@@ -196,7 +197,7 @@ def hunyuan_moe(part: Settings) -> None:
 
 
 def linear_attention(part: Settings) -> None:
-    """Kimi's and GLM's linear attention, whose settings are published in a table of their own."""
+    """Kimi's and GLM's linear attention, whose published settings form a separate table."""
     types = part.get("layer_types") or []
     full = [number for number, kind in enumerate(types, 1) if kind != "linear_attention"]
     table = {
@@ -211,7 +212,7 @@ def linear_attention(part: Settings) -> None:
 
 
 def mimo_v2(part: Settings) -> None:
-    """The layers with a window: with twice the keys and values, which transformers fixes."""
+    """The layers with a window have twice the keys and values, which transformers fixes."""
     types = part.get("layer_types") or []
     give(
         part,
@@ -247,10 +248,9 @@ def minimax_m3(part: Settings) -> None:
 
 
 def nemotron_h(part: Settings) -> None:
-    """The layers as a pattern of letters; without experts no word of them.
+    """The layers as a pattern of letters; settings of experts are removed if there are none.
 
-    The converter takes a model for one with experts where it finds `num_experts_per_tok`, which
-    transformers writes for all.
+    The converter recognizes experts by `num_experts_per_tok`, which transformers writes for all.
     """
     types = part.get("layers_block_type") or part.get("layer_types")
     if isinstance(types, list) and all(kind in NEMOTRON_LAYERS for kind in types):
@@ -264,12 +264,12 @@ def nemotron_h(part: Settings) -> None:
 
 
 def whole_heads(part: Settings) -> None:
-    """All of a head turns: the converter takes half where the config does not say."""
+    """The whole head rotates: the converter assumes half by default."""
     part["rope_parameters"] = {"partial_rotary_factor": 1.0} | rope(part)
 
 
 def t5(part: Settings) -> None:
-    """The decoder begins with the padding token, as transformers has it where none is named."""
+    """The decoder begins with the padding token, transformers' default."""
     give(part, decoder_start_token_id=part.get("pad_token_id", 0))
 
 
@@ -283,13 +283,13 @@ DERIVED: Mapping[str, Callable[[Settings], None]] = {
     "mimo_v2_flash": mimo_v2, "minimax_m2": minimax_m2, "minimax_m3_vl_text": minimax_m3,
     "mt5": t5, "nemotron_h": nemotron_h, "solar_open": whole_heads, "t5": t5, "umt5": t5,
 }  # fmt: skip
-"""By kind: what is worked out of several settings."""
+"""Model type -> the function that derives settings from several others."""
 
 
 def write_positions(writer: Any, hparams: Mapping[str, Any]) -> None:
-    """Say of a Granite 4 whether it has rotary positions.
+    """Write whether a Granite 4 has rotary positions.
 
-    llama.cpp's graphs of Granite read that from a key about scaling; the converter derives it from
+    llama.cpp's graphs of Granite read it from a key about scaling; the converter derives it from
     whether the model is a hybrid. writer: the GGUFWriter; hparams: the text model's.
     """
     if hparams.get("model_type") == "granitemoehybrid":
@@ -298,7 +298,8 @@ def write_positions(writer: Any, hparams: Mapping[str, Any]) -> None:
 
 
 def write_feed_forward(writer: Any, hparams: Mapping[str, Any]) -> None:
-    """Say how wide the feed-forward layers are where the converter takes four times the model.
+    """Write the width of feed-forward layers for which the converter assumes four times the
+    model's.
 
     writer: the GGUFWriter; hparams: the text model's.
     """
@@ -309,10 +310,10 @@ def write_feed_forward(writer: Any, hparams: Mapping[str, Any]) -> None:
 
 
 def settle_pictures(model: Any, hparams: Mapping[str, Any]) -> None:
-    """Have a picture become as many tokens as the config says.
+    """Set the number of tokens per picture from the config.
 
-    Of a Gemma 3 the converter reads that from the processor's settings, and takes 256 where they
-    do not say. model: the converter's, of a projector or another; hparams: of the whole model.
+    For Gemma 3 the converter reads it from the processor's settings, and defaults to 256. model:
+    the converter's, of a projector or another; hparams: of the whole model.
     """
     tokens = hparams.get("mm_tokens_per_image")
     if tokens is not None and hasattr(model, "preprocessor_config"):
@@ -320,9 +321,10 @@ def settle_pictures(model: Any, hparams: Mapping[str, Any]) -> None:
 
 
 def pack_settings(writer: Any) -> None:
-    """Have every single setting put into bytes, as happens again when the header is written.
+    """Pack every single setting into bytes once, as writing the header does later.
 
-    The converter takes whatever stands in config.json; only its bytes show that it is no number.
+    The converter accepts any value of config.json; only packing shows that it is not a number.
+    Raises ValueError for one.
     """
     for key, value in writer.kv_data[0].items():
         if value.type.name != "ARRAY":

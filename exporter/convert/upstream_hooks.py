@@ -1,7 +1,7 @@
-"""What decant changes in llama.cpp's Python, and what it relies on there: all of it, in a table.
+"""A table of everything that decant changes or relies on in llama.cpp's Python.
 
 After an upgrade of llama.cpp `python -m exporter.convert.upstream_hooks FOLDER` names the rows
-whose line is no longer in that source tree (docs/upgrading.md).
+whose line is missing in that source tree (docs/upgrading.md).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import click
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A line of llama.cpp's Python that decant replaces or leans on."""
+    """A line of llama.cpp's Python that decant replaces or relies on."""
 
     file: str
-    """In llama.cpp's source tree."""
+    """Path in llama.cpp's source tree."""
     line: str
-    """Stands there, but for white space."""
+    """The line, compared without white space."""
     use: str
-    """What decant does there, and why."""
+    """Decant's use of the line, with the reason."""
     where: str
     """The module of this package that does it."""
 
@@ -59,12 +59,12 @@ TABLE = (
     ),
     Upstream(
         "conversion/base.py", "config = AutoConfig.from_pretrained(dir_model, trust_remote_code",
-        "replaced: the config is read ahead by a process of its own while torch is imported",
+        "replaced: the config is read ahead by a child process while torch is imported",
         "config_prefetch",
     ),
     Upstream(
         "conversion/base.py", "def load_hparams(dir_model: Path, is_mistral_format: bool)",
-        "called: what it gives is mended where transformers 5 saves other names", "config_prefetch",
+        "called: its result is patched where transformers 5 saves other names", "config_prefetch",
     ),
     Upstream(
         "conversion/base.py", "def get_vocab_base_pre(self, tokenizer) -> str:",
@@ -78,7 +78,7 @@ TABLE = (
     ),
     Upstream(
         "conversion/base.py", "no_mtp: bool = False",
-        "set on a class of our own: prediction layers that the weights lack are not counted", "mtp",
+        "set on a subclass: prediction layers that the weights lack are not counted", "mtp",
     ),
     Upstream(
         "conversion/gemma.py", "def _get_dense_prefix(module_path) -> str:",
@@ -104,7 +104,7 @@ TABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """Other attributes for an object of llama.cpp's Python."""
+    """Replacement attributes for an object of llama.cpp's Python."""
 
     owner: Any
     changes: Mapping[str, Any]
@@ -112,7 +112,7 @@ class Hook:
 
 @contextmanager
 def upstream_hooks(*hooks: Hook) -> Iterator[None]:
-    """Apply the hooks in order; after the block everything is as it was."""
+    """Apply the hooks in order; the block's end restores everything."""
     with ExitStack() as stack:
         for hook in hooks:
             stack.enter_context(applied(hook))
@@ -136,7 +136,7 @@ def applied(hook: Hook) -> Iterator[None]:
 
 
 def gone(source: Path) -> list[Upstream]:
-    """The rows whose line is not in this tree of llama.cpp's source."""
+    """The rows whose line is missing in this tree of llama.cpp's source."""
     texts = {row.file: text_of(source / row.file) for row in TABLE}
     return [row for row in TABLE if plain(row.line) not in texts[row.file]]
 
@@ -150,7 +150,7 @@ def plain(text: str) -> str:
 
 
 def show(source: Path) -> None:
-    """Print the rows that no longer apply; ends with 1 when there are any."""
+    """Print the rows that no longer apply; exits with 1 if there are any."""
     missing = gone(source)
     for row in missing:
         click.echo(f"{row.file}: {row.line}\n  {row.where}: {row.use}")

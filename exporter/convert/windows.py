@@ -1,7 +1,7 @@
-"""Layers that see only the last tokens, and how llama.cpp is told which those are.
+"""Sliding windows: which layers have one, and how the GGUF says so.
 
-llama.cpp assumes a rhythm (every fourth layer sees all) for the kinds below, unless the file lists
-the layers; its converter lists them for some kinds only.
+llama.cpp assumes a rhythm (every fourth layer sees all) for the architectures below unless the file
+lists the layers; its converter lists them for some architectures only.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ WINDOWED = ("sliding_attention", "chunked_attention")
 
 @dataclass(frozen=True, slots=True)
 class Rhythm:
-    """What src/models/*.cpp of llama.cpp has for one architecture (load_swa_pattern)."""
+    """The rhythm of one architecture in llama.cpp's src/models/*.cpp (load_swa_pattern)."""
 
     period: int
-    """One of so many layers sees all."""
+    """One of this many layers sees all tokens."""
     first: bool = False
     """Whether it is the first of them, not the last."""
     optional: bool = False
-    """Whether no layer may have a window: a file that names none."""
+    """Whether a file may have no layer with a window."""
 
     def layers(self, count: int) -> list[bool]:
         """For each layer, whether it has a window."""
@@ -54,10 +54,10 @@ RHYTHMS: Mapping[str, Rhythm] = {
 
 
 def settle_windows(writer: Any, hparams: Mapping[str, Any]) -> None:
-    """List the layers with a window where the rhythm is not llama.cpp's own.
+    """List the layers with a window if they differ from llama.cpp's rhythm.
 
-    writer: the GGUFWriter with all of the converter's settings; hparams: the text model's.
-    Raises UnsupportedError for a model without any such layer, where llama.cpp needs one.
+    writer: the GGUFWriter with all of the converter's settings; hparams: the text model's. Raises
+    UnsupportedError for a model without any such layer if llama.cpp needs one.
     """
     types, architecture = hparams.get("layer_types"), str(writer.arch)
     rhythm = RHYTHMS.get(architecture)
@@ -72,7 +72,7 @@ def settle_windows(writer: Any, hparams: Mapping[str, Any]) -> None:
             writer.add_sliding_window_pattern(layers)
     elif architecture == "llama4":
         if window not in written:
-            writer.add_sliding_window(0)  # llama4.cpp: no window at all
+            writer.add_sliding_window(0)  # llama4.cpp: 0 means no window
     elif rhythm.optional:
         for key in (window, listed):
             if key in written:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from exporter.core.contents import foreign_contents
 from exporter.core.errors import InputError, OutputError, SpaceError
 
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # bytes per read
 PARTIAL = ".partial"
 """Ends the hidden name of a file that is being written."""
 BLOCK = 512  # bytes, the unit of st_blocks
@@ -24,12 +24,12 @@ BLOCK = 512  # bytes, the unit of st_blocks
 
 @contextmanager
 def atomic_write(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
-    """Open a file beside `path` for writing and give it that name when all went well.
+    """Write `path` through a temporary file beside it, renamed when the block ends without error.
 
-    The file is `.NAME.partial`, locked while it is written, so that a second writer is told
-    and what a killed one left is overwritten. On any exception, Ctrl-C included, it is
-    removed and `path` is as before. Raises OutputError when `path` exists and `force` is
-    false: at the start, and again if it has appeared meanwhile.
+    The temporary file is `.NAME.partial`, locked while it is written: a second writer stops, and
+    the remains of a killed one are overwritten. An exception (Ctrl-C included) removes it and
+    leaves `path` as it was. Raises OutputError when `path` exists and `force` is false, both at the
+    start and before the rename.
     """
     refuse_existing(path, force=force)
     make_folder(path.parent)
@@ -46,7 +46,7 @@ def atomic_write(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_locked(partial: Path, path: Path, *, empty: bool = True) -> Iterator[BinaryIO]:
-    """Open `partial` locked, and `empty`; OutputError when another process holds it."""
+    """Open `partial` locked, and `empty`. Raises OutputError when another process holds it."""
     while True:
         file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         with file:
@@ -58,7 +58,7 @@ def open_locked(partial: Path, path: Path, *, empty: bool = True) -> Iterator[Bi
                     hint="wait until it is done, or name another file with -o",
                 ) from error
             if not is_same_file(file, partial):
-                continue  # its writer published it between our open and our lock
+                continue  # its writer renamed it between our open and our lock
             if is_same_file(file, path):
                 partial.unlink()  # its writer was killed between the two halves of a rename
                 continue
@@ -76,9 +76,9 @@ def is_same_file(file: BinaryIO, path: Path) -> bool:
 
 
 def publish(partial: Path, path: Path, *, force: bool) -> None:
-    """Give a complete file its final name, durably.
+    """Rename a complete file to its final name and sync the folder.
 
-    Without `force` an existing file is never replaced, even one that appeared a moment ago.
+    Without `force` an existing file is never replaced, even one created a moment ago.
     """
     if force:
         partial.replace(path)
@@ -88,7 +88,7 @@ def publish(partial: Path, path: Path, *, force: bool) -> None:
 
 
 def link_new(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`, failing when `path` exists."""
+    """Rename `partial` to `path`. Raises OutputError when `path` exists."""
     try:
         os.link(partial, path)  # unlike rename, it never replaces
     except OSError:  # it exists, or the file system has no hard links
@@ -99,6 +99,7 @@ def link_new(partial: Path, path: Path) -> None:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise OutputError when `path` is a folder, or exists and `force` is false."""
     if path.is_dir():
         raise OutputError(f"`{path}` is a folder", hint="name a file with -o")
     if not force and path.exists():
@@ -106,6 +107,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 
 def make_folder(folder: Path) -> None:
+    """Create the folder and its parents. Raises OutputError when the system does not allow it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,7 +119,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the system's errors while writing `path` into ours."""
+    """Turn the system's errors while writing `path` into SpaceError or OutputError."""
     try:
         yield
     except OSError as error:
@@ -156,13 +158,13 @@ def refuse_locked(partial: Path) -> None:
 
 
 def taken_bytes(path: Path) -> int:
-    """Bytes that a file takes of its disk; one with holes takes fewer than it has."""
+    """The disk space of a file in bytes; a sparse file takes less than its size."""
     stat = path.stat()
     return min(stat.st_size, stat.st_blocks * BLOCK)
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that a user may still write where `folder` lies, which need not exist yet."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -170,7 +172,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def is_there(path: Path) -> bool:
-    """Whether a path exists; one in a folder that may not be read does not."""
+    """Whether a path exists; False where its folder is not readable."""
     try:
         return path.exists()
     except OSError:
@@ -178,14 +180,14 @@ def is_there(path: Path) -> bool:
 
 
 def gone(path: Path) -> str:
-    """What a message says of a path that is a link to nothing; else that it is missing."""
+    """The message part that says why a path has no file: a dangling link, or nothing there."""
     if path.is_symlink() and not path.exists():
         return f"is a link to `{os.readlink(path)}`, which is gone"  # noqa: PTH115 - as it is
     return "is missing"
 
 
 def children(folder: Path) -> list[Path]:
-    """What lies in a folder, in order of names; nothing where it may not be read."""
+    """The contents of a folder sorted by name; empty where it is not readable."""
     try:
         return sorted(folder.iterdir())
     except OSError:
@@ -201,7 +203,7 @@ def sha256_file(path: Path) -> str:
 
 
 def read_json_object(path: Path, *, error: type[InputError], hint: str) -> dict[str, object]:
-    """The JSON object in `path`; anything else is raised as `error`, named."""
+    """Read the JSON object in `path`. Raises `error`, with the path, for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as missing:

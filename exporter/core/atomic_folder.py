@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all, and go on where a killed run stopped."""
+"""Folders that appear complete or not at all, and resume after a killed run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from exporter.core.errors import OutputError
 from exporter.core.events import Note, Report, silent
 
 PLAN = ".plan"
-"""In an unfinished folder: what identifies the work that fills it."""
+"""Name of a file in an unfinished folder: identifies the work that fills it."""
 
 
 @contextmanager
@@ -27,15 +27,14 @@ def atomic_folder(
     force: bool = False,
     report: Report = silent,
 ) -> Iterator[Path]:
-    """A folder beside `path` to fill; it gets that name when the block ends well.
+    """Fill a folder beside `path`, renamed to `path` when the block ends without error.
 
-    It is `.NAME.partial`, locked, so that a second process is told. What a killed or interrupted
-    run left in it is still there when that run had the same `plan`, else it is removed; any
-    other exception removes it. Every file in it must be synced by whoever writes it.
+    The folder is `.NAME.partial`, locked: a second process stops. After a kill or Ctrl-C it stays,
+    and a run with the same `plan` finds its files in it; a run with another plan starts empty. Any
+    other exception removes it. The caller syncs each file that it writes.
 
-    marks: names of files by which `force` knows a folder as one that it may replace; folders:
-    those that may lie in it.
-    Raises OutputError when `path` is taken, at the start and again at the end.
+    marks: file names that identify a folder which `force` may replace; folders: subfolders that may
+    lie in it. Raises OutputError when `path` is taken, at the start and before the rename.
     """
     refuse_taken(path, marks, force=force, folders=folders)
     make_folder(path.parent)
@@ -50,7 +49,7 @@ def atomic_folder(
             refuse_taken(path, marks, force=force, folders=folders)
             publish_folder(partial, path)
         except KeyboardInterrupt:
-            raise  # the same command goes on from here
+            raise  # the same command resumes here
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -61,7 +60,7 @@ def refuse_taken(
 ) -> None:
     """Raise OutputError unless `path` is free, empty, or may be replaced."""
     if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise OutputError(f"`{path}` is no folder", hint="name a new folder with -o")
+        raise OutputError(f"`{path}` is not a folder", hint="name a new folder with -o")
     if not path.exists() or not any(path.iterdir()):
         return
     if not force:
@@ -75,27 +74,27 @@ def refuse_taken(
 
 
 def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
-    """Raise OutputError when writing `path` would replace, or stand inside, what is read."""
+    """Raise OutputError when writing `path` would replace one of its inputs or lie inside one."""
     target = path.resolve()
     for folder in inputs:
         source = folder.resolve()
         if source == target or target in source.parents or source in target.parents:
             raise OutputError(
-                f"`{path}` would overwrite or stand in `{folder}`, from which it is made",
+                f"`{path}` would overwrite `{folder}`, from which it is made, or lie in it",
                 hint="name another folder with -o",
             )
 
 
 @contextmanager
 def locked_folder(partial: Path, path: Path) -> Iterator[None]:
-    """Make `partial` if need be and hold it; OutputError when another process does."""
+    """Create `partial` and hold its lock. Raises OutputError when another process holds it."""
     while True:
         make_folder(partial)
         fd = os.open(partial, os.O_RDONLY)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not is_same_folder(fd, partial):
-                continue  # its writer published it between our open and our lock
+                continue  # its writer renamed it between our open and our lock
             yield
         except BlockingIOError as error:
             raise OutputError(
@@ -116,26 +115,26 @@ def is_same_folder(fd: int, folder: Path) -> bool:
 
 
 def begin(partial: Path, plan: str, *, report: Report) -> None:
-    """Keep what an earlier run of the same plan left, and nothing else."""
+    """Keep the files of an earlier run of the same plan; delete those of any other."""
     left = list(partial.iterdir())
     before = partial / PLAN
     if before.is_file() and before.read_text(errors="replace") == plan:
-        report(Note("going on where an earlier run of the same export stopped"))
+        report(Note("resuming an earlier run of the same export"))
         return
     for child in left:
         shutil.rmtree(child) if child.is_dir() else child.unlink()
     if left:
-        report(Note("what an earlier run left belongs to another export: beginning afresh"))
+        report(Note("the remains of an earlier run belong to another export: starting over"))
     with atomic_write(before) as file:
         file.write(plan.encode())
 
 
 def publish_folder(partial: Path, path: Path) -> None:
-    """Give a complete folder its final name, durably; a folder there before goes last."""
+    """Rename a complete folder to its final name; the folder it replaces is deleted last."""
     replaced = path.with_name(f".{path.name}.replaced")
     if path.exists() and any(path.iterdir()):
         shutil.rmtree(replaced, ignore_errors=True)
         path.rename(replaced)
-    partial.rename(path)  # an empty folder gives way
+    partial.rename(path)  # rename replaces an empty folder
     sync_folder(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Large blocks of memory that are used again."""
+"""A pool of large memory blocks that are reused."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import mmap
 import threading
 import weakref
 
-IDLE_NBYTES = 192 << 20
-SMALL = 1 << 20  # bytes; what malloc keeps by itself
+IDLE_NBYTES = 192 << 20  # bytes that a pool keeps unused
+SMALL = 1 << 20  # bytes; malloc reuses smaller blocks by itself
 
 
 class Pool:
-    """Blocks that return when nothing refers to them any more.
+    """Blocks of memory, recycled when nothing refers to them any more.
 
-    To be given fresh pages by the system takes several times as long as to fill them.
+    Fresh pages from the system take several times as long as filling them does.
     """
 
     def __init__(self, idle_nbytes: int = IDLE_NBYTES) -> None:
-        """Keep at most so many bytes that nobody uses."""
+        """Pool that keeps at most `idle_nbytes` bytes of unused blocks."""
         self.idle_nbytes = idle_nbytes
         self.idle: list[mmap.mmap] = []
-        # A block may return while this thread holds the lock: whenever garbage is collected.
+        # Garbage collection may return a block while this thread holds the lock.
         self.lock = threading.RLock()
 
     def take(self, nbytes: int) -> ctypes.Array[ctypes.c_ubyte]:
-        """A buffer of that size, of any content, for whoever refers to it."""
+        """Uninitialized buffer of `nbytes` bytes, recycled when unreferenced."""
         if nbytes < SMALL:
             return (ctypes.c_ubyte * nbytes)()
         with self.lock:
@@ -39,7 +39,7 @@ class Pool:
         return buffer
 
     def give(self, block: mmap.mmap) -> None:
-        """Keep the block, in place of those that came earlier."""
+        """Keep a block for reuse; beyond the limit the oldest ones are freed."""
         with self.lock:
             self.idle.append(block)
             while sum(map(len, self.idle)) > self.idle_nbytes:

@@ -1,4 +1,4 @@
-"""What a file really holds when it is not what its name says: a git-lfs pointer, a web page …"""
+"""Recognizes a file that is not what its name says: a git-lfs pointer, a web page …"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-HEAD = 512  # bytes, enough to tell all of them
+HEAD = 512  # bytes, enough to recognize each kind
 LONGEST_ANSWER = 1024  # bytes of a server's plain answer, such as "Entry not found"
 SHOWN = 80  # characters of it in a message
 HEADER_LENGTH = 8  # bytes, then the JSON of safetensors
@@ -20,14 +20,14 @@ ZIP, PICKLE, GGUF = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x8
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Why a file is not what its name says, as the end of a sentence, and what helps."""
+    """A foreign file: a predicate for the message (`what`) and a hint."""
 
     what: str
     hint: str
 
 
 def foreign_contents(path: Path) -> Contents | None:
-    """What a file of weights or JSON holds in place of that; None where nothing tells."""
+    """Recognize foreign contents in a file of weights or JSON; None for anything else."""
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -45,7 +45,7 @@ def foreign_contents(path: Path) -> Contents | None:
 
 
 def in_its_place(path: Path, head: bytes) -> Contents | None:
-    """What git and servers put where a file should be."""
+    """Recognize a git-lfs pointer, a web page and a server's error."""
     if head.startswith(LFS):
         return Contents(
             "is a git-lfs pointer: the text that git keeps in place of the file itself",
@@ -61,7 +61,7 @@ def in_its_place(path: Path, head: bytes) -> Contents | None:
 
 
 def wrong_name(path: Path, head: bytes, size: int) -> Contents | None:
-    """Weights whose format is not that of the file's name."""
+    """Recognize weights in another format than the file's name says."""
     here = shlex.quote(str(path))
     if path.suffix == ".safetensors" and head.startswith((ZIP, *PICKLE)):
         return Contents(
@@ -74,12 +74,14 @@ def wrong_name(path: Path, head: bytes, size: int) -> Contents | None:
         right = shlex.quote(str(path.with_suffix(".safetensors")))
         return Contents("is safetensors under another name", f"`mv {here} {right}`")
     if path.suffix == ".safetensors" and not any(head):
-        return Contents("begins with zeros: its download was begun and not filled", AGAIN)
+        return Contents(
+            "begins with zeros: its download reserved the space and never filled it", AGAIN
+        )
     return None
 
 
 def other_encoding(path: Path, head: bytes) -> Contents | None:
-    """JSON in an encoding that editors and shells on Windows give it, and nothing else reads."""
+    """Recognize JSON in UTF-16 or with a byte order mark, which JSON readers refuse."""
     if path.suffix != ".json":
         return None
     here = shlex.quote(str(path))
@@ -90,8 +92,8 @@ def other_encoding(path: Path, head: bytes) -> Contents | None:
         )
     if head.startswith(BOM):
         return Contents(
-            "begins with a byte order mark, which JSON has not",
-            f"`sed -i '1s/^\\xef\\xbb\\xbf//' {here}` takes it away",
+            "begins with a byte order mark, which JSON does not allow",
+            f"`sed -i '1s/^\\xef\\xbb\\xbf//' {here}` removes it",
         )
     return None
 
@@ -102,7 +104,7 @@ def is_safetensors(head: bytes, size: int) -> bool:
 
 
 def plain_answer(head: bytes, size: int) -> Contents | None:
-    """A short line of text, as servers answer with where there is no file."""
+    """Recognize a short line of text, a server's answer where there is no file."""
     try:
         text = head.decode().strip()
     except ValueError:

@@ -1,15 +1,15 @@
 """Every error decant raises on purpose, and the exit code each family ends with.
 
     DecantError
-    ├── InputError        3  what was handed in cannot be used
+    ├── InputError        3  the input cannot be used
     │   ├── AdapterError
     │   ├── CheckpointError
     │   ├── ModelError
     │   └── UnsupportedError
     ├── ToolchainError    4  llama.cpp or a Python package is missing or did not build
     ├── SpaceError        5  not enough disk or memory
-    ├── DownloadError     6  the bytes did not arrive
-    ├── VerifyError       7  the result is not as good as promised
+    ├── DownloadError     6  the bytes did not arrive or have another hash
+    ├── VerifyError       7  the result differs too much from its reference
     ├── OutputError       8  the output exists, is in use or cannot be written
     └── EngineError       9  the model could not be loaded or stopped answering
         ├── EngineDiedError
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 EXIT_BUG = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 class DecantError(Exception):
@@ -39,7 +39,7 @@ class DecantError(Exception):
 
 
 class InputError(DecantError):
-    """What was handed in cannot be used."""
+    """The input cannot be used."""
 
     exit_code = 3
 
@@ -57,7 +57,7 @@ class ModelError(InputError):
 
 
 class AdapterRepoError(ModelError):
-    """A repo of the hub that was named as a model holds an adapter, and no GGUF."""
+    """A hub repo that was named as a model holds an adapter and no GGUF."""
 
 
 class UnsupportedError(InputError):
@@ -71,19 +71,19 @@ class ToolchainError(DecantError):
 
 
 class SpaceError(DecantError):
-    """Not enough disk or memory, known before the work began."""
+    """Not enough disk or memory; raised before the work begins."""
 
     exit_code = 5
 
 
 class DownloadError(DecantError):
-    """The bytes asked for did not arrive, or were not the ones promised."""
+    """The requested bytes did not arrive, or have another hash than announced."""
 
     exit_code = 6
 
 
 class VerifyError(DecantError):
-    """The result was compared with its reference and falls short."""
+    """The result differs from its reference by more than the limit."""
 
     exit_code = 7
 
@@ -101,7 +101,7 @@ class EngineError(DecantError):
 
 
 class EngineDiedError(EngineError):
-    """The process that answers has ended by itself; a new one may be started."""
+    """The engine's process ended by itself; a new one may be started."""
 
 
 class TemplateRefusedError(EngineDiedError):
@@ -109,7 +109,7 @@ class TemplateRefusedError(EngineDiedError):
 
 
 class WorkerError(EngineError):
-    """Another machine, which is to compute a part of the model, is not there or not fit for it."""
+    """Another machine that should compute a part of the model is absent or unfit."""
 
 
 class ContextFullError(EngineError):
@@ -120,4 +120,4 @@ class ContextFullError(EngineError):
         self.prompt = prompt
         """Tokens of the conversation."""
         self.context = context
-        """Tokens there is room for."""
+        """Tokens of the context."""

@@ -1,4 +1,4 @@
-"""What the library tells its caller while it works. It never prints.
+"""Events that the library sends to its caller while it works. It never prints.
 
 Every long verb takes `report: Report` as its last keyword and calls it from any thread.
 """
@@ -21,30 +21,30 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A fact the user should know, such as a choice made on their behalf."""
+    """A fact for the user, such as a choice that decant made."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Warn:
-    """A fact that may make the result other than the user expects."""
+    """A fact that may make the result differ from what the user expects."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one task is; sent often, so a renderer may skip any but the last."""
+    """Progress of one task; sent often, so a renderer may skip any but the last."""
 
     task: str
-    """What is counted, the same text in every event of one task."""
+    """The counted thing; the same text in every event of one task."""
     done: int
     total: int | None
     """None while the end is unknown."""
     unit: Unit
     detail: str = ""
-    """Said beside it, such as who serves the bytes."""
+    """Extra text, such as the endpoint that serves the bytes."""
 
 
 Event: TypeAlias = Step | Note | Warn | Progress
@@ -52,11 +52,11 @@ Report: TypeAlias = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """The report that nobody reads."""
+    """A report that drops every event."""
 
 
 def once(report: Report) -> Report:
-    """The report, to which each note and warning is given only once."""
+    """A report that forwards each note and warning only once."""
     said: set[Event] = set()
 
     def tell(event: Event) -> None:

@@ -1,6 +1,6 @@
 """The numbers GGUF files and llama.cpp share: tensor types and file types.
 
-Numbers and block sizes from ggml.h and llama.h; tests compare them with the built library.
+Numbers and block sizes come from ggml.h and llama.h; tests compare them with the built library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from exporter.core.errors import UnsupportedError
 
 @dataclass(frozen=True, slots=True)
 class GGMLType:
-    """How a tensor's values are stored: in blocks of `block` values, `nbytes_block` bytes each."""
+    """A storage type: blocks of `block` values, `block_nbytes` bytes each."""
 
     name: str
     number: int
@@ -34,7 +34,7 @@ class GGMLType:
         return n_per_row // self.block * self.block_nbytes
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
-        """Bytes of a tensor of `shape`, rows first."""
+        """Bytes of a tensor with this shape, (rows, columns) or any other with the rows first."""
         return math.prod(shape[:-1]) * self.row_nbytes(shape[-1]) if shape else self.block_nbytes
 
 
@@ -64,15 +64,15 @@ FTYPES = {
     "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4_MOE": 38,
     "Q1_0": 40, "Q2_0": 41,
 }  # fmt: skip
-"""The quantizations `decant export -q` makes, all of llama-quantize's, and their llama_ftype."""
+"""llama_ftype numbers (llama.h) of the quantizations that `decant export -q` makes."""
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's own
 FLOATS = ("F32", "F16", "BF16")
-"""Quantizations that the converter makes by itself, without llama-quantize."""
+"""Quantizations that the converter makes without llama-quantize."""
 
 
 def parse_quant(text: str) -> str:
-    """The quantization's proper name, from any case or alias."""
+    """Normalize the name of a quantization. Raises UnsupportedError for an unknown one."""
     name = text.upper()
     name = ALIASES.get(name, name)
     if name not in FTYPES:
@@ -83,11 +83,11 @@ def parse_quant(text: str) -> str:
 
 
 NO_TARGET = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")
-"""Types that ggml knows and quantizes nothing to."""
+"""ggml types that no tensor can be quantized to."""
 
 
 def parse_type(text: str) -> GGMLType:
-    """The type of a single tensor, in either case, such as q8_0."""
+    """The type of a single tensor, such as q8_0 in either case. Raises UnsupportedError."""
     name = text.upper()
     if name not in _BY_NAME or name in NO_TARGET:
         choices = ", ".join(kind.name for kind in GGML_TYPES if kind.name not in NO_TARGET)

@@ -23,7 +23,7 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32  # bytes, when general.alignment is absent
 MAX_STRING = 1 << 30  # bytes; llama.cpp's own limit
 MAX_ITEMS = 1 << 30  # array length; llama.cpp's own limit
-MAX_DIMS = 4
+MAX_DIMS = 4  # GGML_MAX_DIMS in ggml.h
 MAX_DEPTH = 4  # arrays of arrays; real files have one level
 
 Value: TypeAlias = "int | float | bool | str | Array"
@@ -36,14 +36,14 @@ SCALARS = {
 STRING, ARRAY = 8, 9
 LENGTH = struct.Struct("<Q")
 COUNTS = ("block_count", "decoder_block_count")
-"""How many layers there are, by the keys of an architecture."""
-FIXED = 8  # bytes of the magic and the version
-BLOCK = 1 << 20  # bytes read at once where only the ends of texts are looked for
+"""Keys of an architecture that count its layers."""
+FIXED = 8  # bytes of the magic number and the version
+BLOCK = 1 << 20  # bytes per read while texts are skipped
 
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A metadata array; only its first items are kept when it was skimmed."""
+    """A metadata array; `items` holds its first values only, when the rest was skipped."""
 
     length: int
     items: tuple[Value, ...]
@@ -55,12 +55,12 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]
-    """Rows first, as numpy has it; the file stores the reverse."""
+    """Rows first, as in numpy; the file stores the reverse order."""
     type: GGMLType
     offset: int
     """Bytes from the start of its file."""
     path: Path
-    """The file that holds it: a model may be split into several."""
+    """The file that holds it; a model may be split into several."""
 
     @property
     def nbytes(self) -> int:
@@ -69,14 +69,14 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """What the header of a GGUF says."""
+    """The header of a GGUF: metadata, and where each tensor lies."""
 
     path: Path
     nbytes: int
     metadata: dict[str, Value]
     tensors: tuple[TensorInfo, ...]
     shards: tuple[Path, ...] = ()
-    """All the files of a split model, of which `path` is the first."""
+    """All files of a split model; `path` is the first."""
 
     def text(self, key: str) -> str | None:
         value = self.metadata.get(key)
@@ -92,7 +92,7 @@ class GGUFFile:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it holds a LoRA, which needs its base beside it."""
+        """Whether it is a LoRA, which needs its base beside it."""
         return self.text("general.type") == "adapter"
 
     @property
@@ -107,7 +107,7 @@ class GGUFFile:
 
 
 def shard_paths(path: Path, count: int) -> tuple[Path, ...]:
-    """The names of a model's files when it is split into `count`, as llama.cpp has them."""
+    """File names of a model that is split into `count` files, as llama.cpp names them."""
     if count == 1:
         return (path,)
     stem = path.name.removesuffix(SUFFIX)
@@ -118,10 +118,10 @@ def shard_paths(path: Path, count: int) -> tuple[Path, ...]:
 
 
 def read_gguf(path: Path, *, keep_items: int = 8) -> GGUFFile:
-    """Read a header; of arrays only the first `keep_items` items are kept.
+    """Read a header; of each array only the first `keep_items` items are kept.
 
-    A split model is read whole, by the name of its first file. Raises ModelError, saying what
-    is wrong, for anything but a whole GGUF.
+    The first file's name stands for a split model. Raises ModelError, with the fault, for anything
+    but a whole GGUF.
     """
     found = read_files(path, keep_items)
     refuse_wrong_counts(found)
@@ -129,7 +129,7 @@ def read_gguf(path: Path, *, keep_items: int = 8) -> GGUFFile:
 
 
 def refuse_wrong_counts(model: GGUFFile) -> None:
-    """Raise ModelError for more layers than there are tensors: whoever counts them never ends."""
+    """Raise ModelError for more layers than tensors: a loop over such a count would not end."""
     for name in COUNTS:
         key = f"{model.architecture}.{name}"
         count = model.number(key) or 0
@@ -142,7 +142,7 @@ def refuse_wrong_counts(model: GGUFFile) -> None:
 
 
 def read_files(path: Path, keep_items: int) -> GGUFFile:
-    """The header of a model's one file, or of all of them."""
+    """The header of a single file, or of all files of a split model. Raises ModelError."""
     first = read_file(path, keep_items)
     count = first.number("split.count") or 1
     if count <= 1:
@@ -177,7 +177,7 @@ def read_files(path: Path, keep_items: int) -> GGUFFile:
 
 
 def read_file(path: Path, keep_items: int) -> GGUFFile:
-    """The header of one file."""
+    """The header of one file. Raises ModelError when it is damaged or not readable."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -191,7 +191,7 @@ def read_file(path: Path, keep_items: int) -> GGUFFile:
 
 
 def read_texts(path: Path, key: str, places: Iterable[int]) -> dict[int, str]:
-    """Texts at some places of an array of texts; the others are skipped, which is much faster.
+    """Texts at the given places of a text array; skipping the others is much faster.
 
     Empty where there is no such array. Raises ModelError for a damaged header.
     """
@@ -215,10 +215,9 @@ def read_texts(path: Path, key: str, places: Iterable[int]) -> dict[int, str]:
 
 
 class Cursor:
-    """Reads on through the file, never past its end."""
+    """Reads forward through the file, never past its end; a damaged header raises ModelError."""
 
     def __init__(self, file: BinaryIO, size: int, path: Path, keep_items: int) -> None:
-        """Stand at the start of `file`."""
         self.file, self.size, self.path, self.keep_items = file, size, path, keep_items
 
     def damaged(self, what: str) -> ModelError:
@@ -273,7 +272,7 @@ class Cursor:
         return Array(length, items)
 
     def items(self, kind: int, count: int, depth: int) -> tuple[Value, ...]:
-        """The first items of an array, at once where there may be hundreds of thousands."""
+        """The first items of an array; numbers are unpacked all at once."""
         if kind in SCALARS:
             code = f"<{count}{SCALARS[kind][1]}"
             return struct.unpack(code, self.take(struct.calcsize(code)))
@@ -282,7 +281,7 @@ class Cursor:
         return tuple(self.value(kind, depth + 1) for _ in range(count))
 
     def strings(self, count: int) -> Iterator[str]:
-        """Texts one after the other, read block by block."""
+        """The next texts, read block by block."""
         block, at, start = b"", 0, self.file.tell()
 
         def ensure(needed: int) -> None:
@@ -305,7 +304,7 @@ class Cursor:
         self.file.seek(start + at)
 
     def skip_strings(self, count: int) -> None:
-        """Hop over texts, of which a vocabulary has hundreds of thousands, block by block."""
+        """Skip the next texts, block by block; a vocabulary has hundreds of thousands."""
         block, at, start = b"", 0, self.file.tell()
         for _ in range(count):
             if at + 8 > len(block):
@@ -327,6 +326,7 @@ class Cursor:
 
 
 def parse(cursor: Cursor) -> GGUFFile:
+    """Parse the header of one file. Raises ModelError for a damaged one."""
     if cursor.size < 24 or cursor.take(4) != MAGIC:  # noqa: PLR2004 - the fixed part of a header
         if found := foreign_contents(cursor.path):
             what = f"`{cursor.path}` is not a whole GGUF: it {found.what}"

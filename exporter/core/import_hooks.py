@@ -1,4 +1,4 @@
-"""Something to be done to a module when it is imported, which may be never."""
+"""Runs a function on a module when it is imported, if it ever is."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Undo: TypeAlias = "Callable[[], None]"
 
 @contextmanager
 def when_imported(name: str, act: Callable[[ModuleType], Undo]) -> Iterator[None]:
-    """Have `act` change the module as soon as it is imported in the block, or now if it was.
+    """Call `act` on a module when the block imports it, or at once if it is imported already.
 
-    What `act` returns is called when the block ends.
+    The function that `act` returns is called when the block ends.
     """
     undo: list[Undo] = []
 
@@ -41,10 +41,9 @@ def when_imported(name: str, act: Callable[[ModuleType], Undo]) -> Iterator[None
 
 
 class Finder(MetaPathFinder):
-    """Finds one module as the others do, with a loader that acts when it has loaded."""
+    """Finds one module as the other finders do, with a loader that calls `act` after loading."""
 
     def __init__(self, name: str, act: Callable[[ModuleType], None]) -> None:
-        """Wait for `name`."""
         self.name, self.act = name, act
 
     def find_spec(
@@ -61,10 +60,9 @@ class Finder(MetaPathFinder):
 
 
 class ActingLoader(Loader):
-    """Loads as another loader does, and acts."""
+    """Loads a module with another loader, then calls `act`."""
 
     def __init__(self, loader: Loader, act: Callable[[ModuleType], None]) -> None:
-        """Keep both."""
         self.loader, self.act = loader, act
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:

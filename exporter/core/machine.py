@@ -1,4 +1,4 @@
-"""What this machine offers to this process."""
+"""The resources this machine gives to this process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def cores() -> int:
-    """The processors this process may use, which in a container are fewer than there are."""
+    """The processors this process may use, in a container fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def physical_cores() -> int:
-    """The cores this process may use: of hardware threads that share one, the first.
+    """The physical cores this process may use; hardware threads of one core count once.
 
     llama.cpp's products keep a core's units busy, so that a second thread on it only waits.
     """
@@ -42,7 +42,7 @@ def physical_cores() -> int:
 
 
 def quota() -> int:
-    """Whole processors that a container's limit comes to; all of them where there is none."""
+    """Whole processors that a container's limit allows; all of them without a limit."""
     try:
         limit, period = CPU_MAX.read_text().split()
         return max(1, int(limit) // int(period))
@@ -51,7 +51,7 @@ def quota() -> int:
 
 
 def sysctl(name: str) -> int:
-    """One of macOS's numbers about itself; 0 where it has none of that name."""
+    """A number that macOS's sysctl gives by name; 0 for an unknown name."""
     value, size = ctypes.c_int32(0), ctypes.c_size_t(4)
     found = ctypes.CDLL(None).sysctlbyname(
         name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0
@@ -60,9 +60,9 @@ def sysctl(name: str) -> int:
 
 
 def available_nbytes() -> int:
-    """Bytes of memory that can be had without swapping, within a container's limit.
+    """Bytes of memory free without swapping, within a container's limit.
 
-    Half the memory where the system does not say.
+    Half of all memory where the system gives no number.
     """
     try:
         lines = MEMINFO.read_text().splitlines()
@@ -74,7 +74,7 @@ def available_nbytes() -> int:
 
 
 def container_nbytes() -> int:
-    """What a container's limit leaves; more than any machine has where there is none."""
+    """Bytes that a container's memory limit leaves; sys.maxsize without a limit."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())
@@ -85,15 +85,16 @@ def container_nbytes() -> int:
 
 
 def memory_nbytes() -> int:
-    """Bytes of memory the machine has."""
+    """Bytes of memory in this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def give_back_large_blocks(large_nbytes: int = LARGE_BLOCK) -> None:
-    """Have glibc return blocks of so many bytes and more to the system as soon as they are freed.
+    """Make glibc return freed blocks of this size and more to the system at once.
 
-    By itself it begins, when the first of up to 32 MiB is freed, to keep all smaller ones, and a
-    process that handles matrices one by one grows by a few of them. Other systems are left alone.
+    By default glibc raises its threshold with the first freed block of up to 32 MiB and keeps all
+    smaller ones, so that a process which handles matrices in turn grows by several of them. Other
+    systems stay unchanged.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, large_nbytes)

@@ -1,4 +1,4 @@
-"""Where decant keeps things on this machine, and the words for sizes."""
+"""Folders where decant keeps things on this machine, and sizes as text."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FSDP = "pytorch_model_fsdp_0"
-"""What accelerate calls the folder of a model's shards in a checkpoint."""
+"""Name that accelerate gives the folder of a model's shards in a checkpoint."""
 
 
 def store_folder(env: Mapping[str, str]) -> Path:
-    """The exported models: DECANT_STORE, else in the user's data folder."""
+    """The folder of exported models: DECANT_STORE, else below the user's data folder."""
     if chosen := env.get("DECANT_STORE"):
         return Path(chosen)
     return data_folder(env) / "models"
@@ -24,10 +24,10 @@ def data_folder(env: Mapping[str, str]) -> Path:
 
 
 def model_name(folder: Path) -> str:
-    """What a person calls a model's folder: in the hub cache its repo, not its commit.
+    """The name of a model's folder for people: in the hub cache the repo, not the commit.
 
-    `checkpoint-50` alone says too little: it is called after its run. FSDP's shards are called
-    as the checkpoint that they lie in.
+    A folder such as `checkpoint-50` gets its run's name in front. A folder of FSDP shards takes the
+    name of its checkpoint.
     """
     folder = folder.resolve()
     if folder.name == FSDP:
@@ -40,13 +40,13 @@ def model_name(folder: Path) -> str:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is called as trainers call a checkpoint: checkpoint-50."""
+    """Whether a folder has a trainer's checkpoint name, such as checkpoint-50."""
     head, _, step = folder.name.partition("-")
     return head == "checkpoint" and step.isdecimal()
 
 
 def size_text(nbytes: float) -> str:
-    """A number of bytes for people: 583 MB, 1.17 GB."""
+    """A size for people: 583 MB, 1.17 GB."""
     for unit in ("bytes", "kB", "MB"):
         if nbytes < 1000:  # noqa: PLR2004 - SI units, as disks are sold
             return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.3g} {unit}"
@@ -55,9 +55,9 @@ def size_text(nbytes: float) -> str:
 
 
 def snapshot_of(folder: Path) -> Path:
-    """The files of a repo's own folder in the hub's cache (models--ORG--NAME), else `folder`.
+    """The snapshot inside a repo's folder in the hub's cache (models--ORG--NAME), else `folder`.
 
-    Those of the branch main where that was downloaded, else of the only commit that is there.
+    The snapshot of the branch main where it was downloaded, else the only one.
     """
     snapshots = folder / "snapshots"
     if not folder.resolve().name.startswith("models--") or not snapshots.is_dir():
@@ -73,7 +73,7 @@ def snapshot_of(folder: Path) -> Path:
 def repo_at(folder: Path) -> tuple[str, str]:
     """The repo and commit of a folder in the hub's cache, models--ORG--NAME/snapshots/COMMIT.
 
-    Also of a folder below one; empty for any other.
+    Works for folders below a snapshot, too; empty texts for any other folder.
     """
     absolute = folder.absolute()
     for place in (absolute, *absolute.parents):
@@ -84,5 +84,5 @@ def repo_at(folder: Path) -> tuple[str, str]:
 
 
 def last_part(name: str) -> str:
-    """The last part of a path, of any system, or of a repo's name."""
+    """The last part of a repo name or of a path, with either kind of slash."""
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -1,8 +1,8 @@
-"""Files written tensor by tensor that a stopped process left, gone on with by the next one.
+"""Files written tensor by tensor, which the next run resumes after a stop.
 
-Beside `.NAME.partial` lies `.NAME.journal`: a line that says what the file is made of, then one for
-every tensor whose bytes are on the disk, and at the end one that says the file is whole. It goes
-when all the files that were begun together have their names.
+Beside `.NAME.partial` lies `.NAME.journal`: a line that says what the file is made of, one line for
+each tensor whose bytes are on the disk, and a last line when the file is whole. It is deleted when
+all files of the same export have their names.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from exporter.core.atomic_file import (
 from exporter.core.errors import OutputError, SpaceError
 from exporter.core.events import Note, Report, silent
 
-SYNC_NBYTES = 256 << 20  # written before they are synced and recorded
-SYNC_SECONDS = 3.0
+SYNC_NBYTES = 256 << 20  # bytes between two syncs
+SYNC_SECONDS = 3.0  # between two syncs
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A file to be written, or gone on with."""
+    """A file to write, or to resume."""
 
     path: Path
     size: int
     """Bytes of the whole file."""
     facts: Mapping[str, str]
-    """What it is made of, by the names a person knows the parts by."""
+    """Parts it is made of, under the names a person knows them by, with their hashes."""
 
     @property
     def partial(self) -> Path:
@@ -59,25 +59,24 @@ def journal_path(path: Path) -> Path:
 
 @dataclass(slots=True)
 class Record:
-    """What a journal says."""
+    """The contents of a journal."""
 
     facts: Mapping[str, str] = field(default_factory=dict)
     tensors: set[str] = field(default_factory=set)
     whole_at: int | None = None
-    """The file's time of change, in ns, when it was whole."""
+    """The file's modification time in ns when it was whole."""
 
 
 class Journal:
-    """The locked partial file, and which of its tensors are whole on the disk."""
+    """The locked partial file, and the names of the tensors that are whole on the disk."""
 
     def __init__(self, item: Unfinished, file: BinaryIO, log: BinaryIO, done: set[str]) -> None:
-        """Go on behind what is done."""
         self.item, self.file, self.log, self.done = item, file, log, done
         self.pending: list[str] = []
         self.nbytes, self.synced = 0, time.monotonic()
 
     def wrote(self, nbytes: int, finished: str | None = None) -> None:
-        """Count bytes; `finished` names the tensor whose last ones they are."""
+        """Count written bytes; `finished` names the tensor that they complete."""
         self.nbytes += nbytes
         if finished is not None:
             self.pending.append(finished)
@@ -85,7 +84,7 @@ class Journal:
             self.sync()
 
     def sync(self) -> None:
-        """Record the finished tensors, once their bytes are on the disk."""
+        """Sync the file, then record the finished tensors."""
         if self.pending:
             os.fsync(self.file.fileno())
             self.note(*self.pending)
@@ -99,7 +98,7 @@ class Journal:
         os.fsync(self.log.fileno())
 
     def finish(self) -> None:
-        """Record that the file is whole; its bytes are on the disk."""
+        """Sync the file and record that it is whole. Raises OutputError for a wrong size."""
         self.file.flush()
         os.fsync(self.file.fileno())
         stat = os.fstat(self.file.fileno())
@@ -115,11 +114,11 @@ class Journal:
 def journalled(
     items: Sequence[Unfinished], *, force: bool = False, report: Report = silent
 ) -> Iterator[dict[Path, Journal]]:
-    """Open every file that is not there yet for writing; publish them all when all are whole.
+    """Open each missing file for writing; publish them all when all are whole.
 
-    A file that an earlier process of the same facts has published already is left out. On an
-    error nothing is published; what is finished stays when the same command may go on with it:
-    after Ctrl-C, a kill or on a full disk. Raises OutputError when another process writes one.
+    A file that an earlier run with the same facts has published is left out. After an error nothing
+    is published; finished tensors stay when the same command can resume: after Ctrl-C, a kill or on
+    a full disk. Raises OutputError when another process writes one of the files.
     """
     with ExitStack() as stack:
         opened: dict[Path, Journal] = {}
@@ -144,7 +143,7 @@ def journalled(
 
 @contextmanager
 def open_journal(item: Unfinished, *, force: bool, report: Report) -> Iterator[Journal | None]:
-    """Lock the file and find out what of it is there; None when it is published already."""
+    """Lock the file and find out which tensors it has; None when it is published already."""
     make_folder(item.path.parent)
     with open_locked(item.partial, item.path, empty=False) as file:
         before = read_journal(item.journal)
@@ -166,7 +165,7 @@ def open_journal(item: Unfinished, *, force: bool, report: Report) -> Iterator[J
 
 
 def is_published(item: Unfinished, before: Record) -> bool:
-    """Whether the file has its name, though the journal was not removed yet."""
+    """Whether the file has its final name and only its journal is left."""
     try:
         stat = item.path.stat()
     except OSError:
@@ -176,24 +175,24 @@ def is_published(item: Unfinished, before: Record) -> bool:
 
 
 def restore(item: Unfinished, before: Record, file: BinaryIO, *, report: Report) -> set[str]:
-    """The tensors an earlier process finished, when the file may be gone on with."""
+    """The tensors an earlier run finished; empty when that run had other facts."""
     if not before.tensors:
         return set()
     differing = [key for key in item.facts if before.facts.get(key) != item.facts[key]]
     if differing:
         names = " and ".join(differing)
-        report(Note(f"what is there of `{item.path.name}` differs in {names}: begun afresh"))
+        report(Note(f"the partial `{item.path.name}` differs in {names}: starting over"))
         return set()
     if os.fstat(file.fileno()).st_size != item.size:
-        report(Note(f"what is there of `{item.path.name}` is damaged: begun afresh"))
+        report(Note(f"the partial `{item.path.name}` is damaged: starting over"))
         return set()
     count = len(before.tensors)
-    report(Note(f"going on with `{item.path.name}`: {count} tensors of it are there already"))
+    report(Note(f"resuming `{item.path.name}`: {count} of its tensors are written already"))
     return before.tensors
 
 
 def read_journal(path: Path) -> Record:
-    """What a journal says; a last line that is torn does not count."""
+    """Read a journal; a torn last line is ignored."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
         facts, *rest = (json.loads(line) for line in lines)
@@ -207,9 +206,9 @@ def read_journal(path: Path) -> Record:
 
 
 def begin(item: Unfinished, file: BinaryIO, log: BinaryIO, done: set[str]) -> None:
-    """Stand behind the journal's last whole line; without any, write its first.
+    """Position the log after its last whole line; a new log gets its first line.
 
-    The old journal is gone from the disk before the bytes it speaks of are.
+    The old journal is removed from the disk before the bytes it records are.
     """
     if done:
         log.seek(item.journal.read_bytes().rfind(b"\n") + 1)
@@ -224,7 +223,10 @@ def begin(item: Unfinished, file: BinaryIO, log: BinaryIO, done: set[str]) -> No
 
 
 def leave(journals: list[Journal], error: BaseException, report: Report) -> None:
-    """Keep what the same command may go on with, and say so; else remove it."""
+    """Keep the files that the same command can resume; delete them otherwise.
+
+    Raises SpaceError when the disk is full and finished tensors are kept.
+    """
     is_full = isinstance(error, OSError) and error.errno in FULL
     may_go_on = is_full or isinstance(error, KeyboardInterrupt | OutputError)
     for journal in journals if may_go_on else ():
@@ -239,6 +241,6 @@ def leave(journals: list[Journal], error: BaseException, report: Report) -> None
     if is_full:
         raise SpaceError(
             f"the disk is full: {n_done} tensors are kept, no file has its name yet",
-            hint="free some space and run the same command again: it goes on from there",
+            hint="free some space and run the same command again: it resumes from there",
         ) from error
-    report(Note(f"{n_done} tensors are kept: the same command goes on from there"))
+    report(Note(f"{n_done} tensors are kept: the same command resumes from there"))

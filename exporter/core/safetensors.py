@@ -14,7 +14,7 @@ from pathlib import Path
 from exporter.core.contents import foreign_contents
 from exporter.core.errors import InputError
 
-LENGTH_NBYTES = 8
+LENGTH_NBYTES = 8  # of the header's length, before the JSON
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 
 ITEM_BYTES = {
@@ -26,7 +26,7 @@ ITEM_BYTES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where one tensor's bytes lie."""
+    """One tensor's entry in a header."""
 
     name: str
     dtype: str
@@ -42,7 +42,7 @@ class StoredTensor:
 
 
 def read_header(path: Path, *, error: type[InputError]) -> dict[str, StoredTensor]:
-    """The tensors of one file by name, in name order; every fault is raised as `error`."""
+    """The tensors of one file by name, in name order. Raises `error` for every fault."""
     hint = "download or copy the file again"
     try:
         with path.open("rb") as file:

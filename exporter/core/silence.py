@@ -1,4 +1,4 @@
-"""Keeps the training libraries quiet: on the terminal, and on cores that others need."""
+"""Keeps the training libraries quiet: no output, and one thread where cores are busy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.core.import_hooks import Undo, when_imported
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """No warnings, progress bars or log lines of transformers and peft inside the block."""
+    """Suppress warnings, progress bars and log lines of transformers and peft in the block."""
     with warnings.catch_warnings(), when_imported("transformers.utils.logging", quieten):
         warnings.simplefilter("ignore")
         yield
@@ -35,10 +35,10 @@ def quieten(logging: ModuleType) -> Undo:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """No search for garbage inside the block.
+    """Pause garbage collection inside the block.
 
-    While a vocabulary is read, its hundreds of thousands of texts are gone through again and
-    again, which takes longer than to read them; none of them is garbage.
+    Loading a vocabulary creates hundreds of thousands of live strings; scanning them again and
+    again takes longer than reading the file.
     """
     collects = gc.isenabled()
     gc.disable()
@@ -51,10 +51,10 @@ def no_collection() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread inside the block.
+    """Limit torch to one thread inside the block.
 
-    Its threads spin while they wait for one another. On cores that are busy with something
-    else, such as quantizing, that cost up to ten times the time that a second thread saves.
+    Its threads spin while they wait for each other. On cores that also quantize, the second thread
+    cost up to ten times what it saves.
     """
     import torch
 

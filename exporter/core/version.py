@@ -1,4 +1,4 @@
-"""The versions of decant and of the packages beside it."""
+"""Versions of decant and of its packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VERSION = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
 
 
 def version(package: str) -> str:
-    """A package's version; empty where it is not installed."""
+    """The version of a package; empty if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -20,7 +20,7 @@ def version(package: str) -> str:
 
 
 def own_version(project: Path = PROJECT) -> str:
-    """decant's version; of a checkout that is not installed, what its pyproject.toml says."""
+    """The version of decant, from pyproject.toml in a checkout that is not installed."""
     if installed := version(PACKAGE):
         return installed
     try:

@@ -1,4 +1,4 @@
-"""How an adapter's prompts are made, where its folder says so, written into its GGUF's metadata.
+"""Writes an adapter's prompts, as its folder defines them, into its GGUF's metadata.
 
 Ids are written beside texts, so that special tokens which a trainer has renamed (<|im_end|> for
 </s>) are found in a base's vocabulary.
@@ -32,15 +32,15 @@ from exporter.merge.result_files import (
 
 
 def prompt_files(folder: Path) -> Iterator[Path]:
-    """The files of an adapter's folder that say how its prompts are made."""
+    """The files of an adapter's folder that define its prompts."""
     names = (*TEMPLATES, *TOKENIZER_FILES, GENERATION)
     yield from (path for name in names if (path := folder / name).is_file())
     yield from sorted((folder / NAMED).glob("*.jinja"))
 
 
 def prompts_identity(adapter: AdapterSpec) -> str:
-    """Changes when one of those files does; empty without any."""
-    if adapter.origin == "gguf":  # what lies beside it need not be its own
+    """A text that changes with those files; empty without any."""
+    if adapter.origin == "gguf":  # files beside a GGUF may belong to another adapter
         return ""
     return "".join(f"{path.name}:{sha256_file(path)};" for path in prompt_files(adapter.folder))
 
@@ -48,12 +48,10 @@ def prompts_identity(adapter: AdapterSpec) -> str:
 def prompts_of(
     plan: MergePlan, *, trust_remote_code: bool = False, report: Report = silent
 ) -> AdapterPrompts:
-    """What the plan's first adapter brings, read as its merged model would be.
+    """The prompts of the plan's first adapter, read as for its merged model.
 
-    Only the templates where the tokenizer needs Python code from the folder and
-    trust_remote_code is off.
-
-    Raises AdapterError for damaged files, CheckpointError for a tokenizer that cannot be read.
+    It has only templates if the tokenizer needs Python code from the folder and trust_remote_code
+    is off. Raises AdapterError for damaged files, CheckpointError for an unreadable tokenizer.
     """
     adapter = plan.adapters[0].adapter
     if adapter.origin == "gguf":
@@ -71,7 +69,7 @@ def prompts_of(
             templates = templates_of(loaded) if own else {}
             return named(templates, loaded, [*eos_ids(folder)])
     except UnsupportedError as error:
-        report(Note(f"{error.message}: special tokens are taken for the base's"))
+        report(Note(f"{error.message}: its special tokens are read as the base's"))
         return AdapterPrompts(own)
 
 
@@ -89,7 +87,7 @@ def named(templates: Mapping[str, str], loaded: LoadedTokenizer, ends: list[int]
 
 
 def write_prompts(writer: Any, prompts: AdapterPrompts) -> None:
-    """Write them into a GGUF's metadata."""
+    """Write the prompts into a GGUF's metadata."""
     if prompts.is_empty:
         return
     settle_templates(writer, prompts.templates)

@@ -1,4 +1,4 @@
-"""What an export is asked for, whatever the format, and the merge that it comes to."""
+"""The options of an export in any format, and the merge plan that they lead to."""
 
 from __future__ import annotations
 
@@ -25,54 +25,54 @@ from exporter.quantize.recipe import PLAIN, Recipe
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What to export and how."""
+    """The options of one export."""
 
     adapters: tuple[tuple[Path, float], ...]
-    """Folders and what their own scaling is multiplied by; none converts the base as it is."""
+    """Folders with the user's factor on their scaling; empty for converting the base alone."""
     base: Path | None
-    """None takes the base that the adapter names."""
+    """The base; None for the one that the adapter names."""
     quants: tuple[str, ...]
-    """Proper names, as `parse_quant` gives them."""
+    """Names in the form that `parse_quant` returns."""
     outputs: tuple[Path, ...]
     """One file for each of `quants`."""
     merge_dtype: MergeDtype = "float32"
     recipe: Recipe = PLAIN
     combine: Combination | None = None
-    """How several adapters become one; None merges them one after the other."""
+    """How several adapters are combined; None merges them in turn."""
     trust_remote_code: bool = False
     base_roundtrip: BaseRoundtrip = "auto"
-    """Whether the base is merged onto as NF4 gave it in QLoRA training."""
+    """Whether the base gets NF4 fake-quantization, as in QLoRA training."""
     split_max: int = 0
-    """Bytes of tensors in one file, above which a model becomes several; 0 for no limit."""
+    """Bytes of tensors per file, above which a model is split; 0 for no limit."""
     force: bool = False
     verify: bool = False
-    """Whether the files are compared with base and adapters when they are written."""
+    """Whether to compare the files with base and adapters after writing."""
     threads: int = field(default_factory=cores)
 
 
 @dataclass(frozen=True, slots=True)
 class FolderResult:
-    """A folder that now exists, or would after a dry run."""
+    """A folder that an export has written, or would write after a dry run."""
 
     path: Path
     files: tuple[str, ...]
-    """Those that hold the weights."""
+    """Names of the weight files."""
     nbytes: int
-    """Theirs."""
+    """Total size of the weight files, in bytes."""
     base: Path
     adapters: tuple[Path, ...]
     tensors: int
     merged: int
-    """How many tensors the adapter changed."""
+    """Number of tensors that the adapter changes."""
     seconds: float
 
 
 def plan_request(
     request: ExportRequest, toolchain: Toolchain | None, *, report: Report = silent
 ) -> MergePlan:
-    """Open what is to be merged and plan it.
+    """Open the inputs of a merge and plan it.
 
-    toolchain: dequantizes what only llama.cpp can; without one such a base is refused.
+    toolchain: dequantizes what only llama.cpp can; None refuses such a base.
     """
     adapters = [
         WeightedAdapter(open_adapter(folder, report=report), scale)
@@ -96,7 +96,7 @@ def plan_request(
         say_double_loss(checkpoint, request, report=report)
         return plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
     checkpoint = as_trained_on(checkpoint, specs, mode=request.base_roundtrip, report=report)
-    needed = toolchain if adapters else None  # without one the converter dequantizes for itself
+    needed = toolchain if adapters else None  # without adapters the converter dequantizes by itself
     checkpoint = dequantized(checkpoint, needed, report=report)
     merge = plan_merge(checkpoint, adapters, dtype=request.merge_dtype, combine=request.combine)
     for note in merge.notes:
@@ -107,7 +107,7 @@ def plan_request(
 
 
 def say_double_loss(checkpoint: Checkpoint, request: ExportRequest, *, report: Report) -> None:
-    """Warn where a quantized GGUF is quantized again."""
+    """Warn if a quantized GGUF is quantized again."""
     kinds = [kind for kind in lossy_types(checkpoint) if kind not in FLOATS]
     if kinds and set(request.quants) - set(FLOATS):
         report(
@@ -119,7 +119,7 @@ def say_double_loss(checkpoint: Checkpoint, request: ExportRequest, *, report: R
 
 
 def result_name(merge: MergePlan) -> str:
-    """What a person would call the result."""
+    """The result's name for people."""
     names = [weighted.adapter.name for weighted in merge.adapters]
     return "-".join(names) or merge.checkpoint.name
 
@@ -127,7 +127,10 @@ def result_name(merge: MergePlan) -> str:
 def base_folder(
     request: ExportRequest, adapter: AdapterSpec | None, *, report: Report = silent
 ) -> Path:
-    """The base's folder: as asked for, else as the adapter names it."""
+    """The base's folder: the given one, else the one that the adapter names.
+
+    Raises InputError with neither an adapter nor a base.
+    """
     if request.base:
         return request.base
     if adapter is None:

@@ -1,4 +1,4 @@
-"""Plan → file: every offset is known before a weight is read, and the name comes last."""
+"""Writes a plan to files: every offset is known before a weight is read; the name comes last."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from exporter.quantize.imatrix import Importance
     from exporter.quantize.quantizer import Quantizer
 
-CHUNK_VALUES = 1 << 19  # values quantized and written at a time: 2 MiB of float32
-HEADROOM = 64 << 20  # bytes kept free on the disk beyond the files themselves
+CHUNK_VALUES = 1 << 19  # values quantized and written per step: 2 MiB of float32
+HEADROOM = 64 << 20  # bytes kept free on the disk besides the files
 
 
 @dataclass(frozen=True, slots=True)
 class GGUFPlan:
-    """One file to be written, known to the byte."""
+    """One file to write, known to the byte."""
 
     path: Path
     quant: str
@@ -46,14 +46,14 @@ class GGUFPlan:
     round_to: dict[str, GGMLType]
     """Tensors whose values are rounded to a 16-bit type before they are quantized."""
     importance: Mapping[str, Importance] = field(default_factory=dict)
-    """What the quantizing of a tensor pays heed to."""
+    """Importance matrix per tensor."""
     identity: Mapping[str, str] = field(default_factory=dict)
-    """What the values come from: an export that was stopped is gone on with when it is equal."""
+    """Fingerprint of the values' sources; a stopped export resumes if it is equal."""
     shard: int = 0
-    """Which one of its model's files it is, from 0 on."""
+    """Number of the file among its model's, from 0."""
 
     def unfinished(self) -> Unfinished:
-        """The file, with all that it is made of."""
+        """The file with the facts that identify its contents."""
         kinds = [
             [(name, kind.name) for name, kind in t.items()] for t in (self.types, self.round_to)
         ]
@@ -65,18 +65,18 @@ class GGUFPlan:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Files that are made of the same slots, in one pass."""
+    """Files that are made from the same slots, in one pass."""
 
     plans: list[GGUFPlan]
     slots: tuple[Slot, ...]
     read: Read
-    """Gives the merged tensors that the slots are made of."""
+    """Returns the merged tensors that the slots are made of."""
 
 
 def check_space(plans: list[GGUFPlan]) -> None:
-    """Stop before any weight is read when the files will not fit on their disk.
+    """Raise SpaceError, before any weight is read, if the files do not fit on their disk.
 
-    What a stopped export left of them is overwritten, so that it takes no place of its own.
+    The remains of a stopped export are overwritten, so their space counts as free.
     """
     folder = plans[0].path.parent
     needed = sum(plan.layout.size for plan in plans)
@@ -98,15 +98,19 @@ def write_files(
     threads: int,
     report: Report = silent,
 ) -> None:
-    """Fill every slot once and write it to its group's files; publish them when all are whole.
+    """Evaluate every slot once and write it to its group's files; publish all of them when
+    complete.
 
-    Rows are quantized and written by `threads` workers while the next slot is being filled.
-    What a stopped export finished of the same plans is not made again.
+    `threads` workers quantize and write rows while the next slot is evaluated. Finished tensors of
+    a stopped export with the same plans are skipped.
     """
     plans = [plan for group in groups for plan in group.plans]
     total = sum(plan.layout.size for plan in plans)
     items = [plan.unfinished() for plan in plans]
-    with journalled(items, force=force, report=report) as journals, Workers(threads) as workers:
+    with (
+        journalled(items, force=force, report=report) as journals,
+        QuantizerThreads(threads) as workers,
+    ):
         done = sum(plan.layout.size for plan in plans if plan.path not in journals)
         for group in groups:
             writers = [
@@ -115,7 +119,7 @@ def write_files(
                 if plan.path in journals
             ]
             done += sum(begin_file(writer, group.slots) for writer in writers)
-            for writer, nbytes, name in workers.run(jobs(group, writers)):
+            for writer, nbytes, name in workers.run(row_runs(group, writers)):
                 writer.journal.wrote(nbytes, name)
                 done += nbytes
                 report(Progress("quantizing", done, total, "bytes"))
@@ -123,7 +127,7 @@ def write_files(
 
 
 def begin_file(writer: FileWriter, slots: tuple[Slot, ...]) -> int:
-    """Write the header. Returns its bytes and those of the tensors that are there already."""
+    """Write the header. Returns its bytes and those of the tensors that are written already."""
     plan, journal = writer.plan, writer.journal
     journal.file.seek(0)
     journal.file.write(plan.header)
@@ -132,8 +136,8 @@ def begin_file(writer: FileWriter, slots: tuple[Slot, ...]) -> int:
     return len(plan.header) + sum(plan.types[slot.name].nbytes(slot.shape) for slot in there)
 
 
-def jobs(group: Group, writers: list[FileWriter]) -> Iterator[list[Job]]:
-    """One piece of a slot's work after the other; values live as long as the jobs that use them."""
+def row_runs(group: Group, writers: list[FileWriter]) -> Iterator[list[RowRun]]:
+    """The runs of rows of each slot in turn; values live as long as the row_runs that use them."""
     wanted = [slot for slot in group.slots if any(writer.lacks(slot.name) for writer in writers)]
     reads = SharedReads((slot.values for slot in wanted), group.read)
     for slot in wanted:
@@ -143,7 +147,7 @@ def jobs(group: Group, writers: list[FileWriter]) -> Iterator[list[Job]]:
             rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
             step = max(1, CHUNK_VALUES // rows.shape[1])
             yield [
-                Job(
+                RowRun(
                     writer,
                     slot.name,
                     rows[start : start + step],
@@ -165,21 +169,21 @@ class FileWriter:
     quantizer: Quantizer
 
     def lacks(self, name: str) -> bool:
-        """Whether the tensor belongs into this file and is not there yet."""
+        """Whether the tensor belongs into this file and is not written yet."""
         return name in self.plan.types and name not in self.journal.done
 
-    def write(self, job: Job) -> int:
-        """Quantize some rows and write them where they belong. Returns the bytes written."""
-        kind, name = self.plan.types[job.name], job.name
+    def write(self, run: RowRun) -> int:
+        """Quantize some rows and write them at their offset. Returns the bytes written."""
+        kind, name = self.plan.types[run.name], run.name
         rows = (
-            round_values(job.rows, self.plan.round_to[name])
+            round_values(run.rows, self.plan.round_to[name])
             if name in self.plan.round_to
-            else job.rows
+            else run.rows
         )
         packed = self.quantizer.quantize(
-            rows, kind, self.plan.importance.get(name), first_row=job.first_row
+            rows, kind, self.plan.importance.get(name), first_row=run.first_row
         )
-        offset = self.plan.layout.offsets[name] + job.first_row * packed.shape[1]
+        offset = self.plan.layout.offsets[name] + run.first_row * packed.shape[1]
         view = packed.reshape(-1).data
         while view:
             written = os.pwrite(self.journal.file.fileno(), view, offset)
@@ -188,7 +192,7 @@ class FileWriter:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RowRun:
     """A run of rows of one tensor, for one file."""
 
     writer: FileWriter
@@ -196,26 +200,25 @@ class Job:
     rows: np.ndarray[Any, Any]
     first_row: int
     is_last: bool
-    """Whether the tensor is whole with it and those before it."""
+    """Whether it completes the tensor."""
 
 
 Done: TypeAlias = "tuple[FileWriter, int, str | None]"
-"""Whose bytes, how many, and the tensor that is whole with them."""
+"""The writer, the bytes written, and the tensor that they complete."""
 
 
 def round_values(rows: np.ndarray[Any, Any], kind: GGMLType) -> np.ndarray[Any, Any]:
-    """Float32 rows as they would come back from a 16-bit file; to nearest, ties to even."""
+    """Round float32 rows (n, columns) to a 16-bit type and back; to nearest, ties to even."""
     import torch
 
     dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[kind.name]
     return torch.from_numpy(rows).to(dtype).to(torch.float32).numpy()
 
 
-class Workers:
-    """A few threads, fed no faster than they work: the slot at hand and the one before it."""
+class QuantizerThreads:
+    """Threads that process two slots at a time: the current one and the one before."""
 
     def __init__(self, threads: int) -> None:
-        """Start no thread yet."""
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
 
     def __enter__(self) -> Self:
@@ -224,17 +227,17 @@ class Workers:
     def __exit__(self, *exc: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def run(self, batches: Iterator[list[Job]]) -> Iterator[Done]:
-        """Give what each job wrote, in order. An error in any job is raised here."""
+    def run(self, batches: Iterator[list[RowRun]]) -> Iterator[Done]:
+        """Yield the result of each run, in order. An error in any run is raised here."""
         running: deque[tuple[FileWriter, Future[int], str | None]] = deque()
         for batch in batches:
             while running:  # the slot before this one
                 yield ended(*running.popleft())
-            for job in batch:
-                future = self.pool.submit(job.writer.write, job)
-                running.append((job.writer, future, job.name if job.is_last else None))
+            for run in batch:
+                future = self.pool.submit(run.writer.write, run)
+                running.append((run.writer, future, run.name if run.is_last else None))
             batch.clear()
-            del job
+            del run
         while running:
             yield ended(*running.popleft())
 

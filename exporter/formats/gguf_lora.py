@@ -1,8 +1,8 @@
-"""Adapter → GGUF adapter, for llama-server's --lora: A and B as they are, nothing merged.
+"""Adapter → GGUF adapter, for llama-server's --lora: A and B unchanged, nothing merged.
 
-Of the base only the config and the headers are looked at. llama.cpp's model classes rename and
-rearrange each pair as they would its weight. The scaling is in B: the format has one alpha for
-all modules, and no rsLoRA.
+Only the base's config and headers are read. llama.cpp's model classes rename and rearrange each
+pair like its weight. B contains the scaling: the format has one alpha for all modules, and no
+rsLoRA.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from exporter.convert.arrange import Arrange
 from exporter.convert.converter_model import converter_model
 from exporter.convert.embedder import warn_of_lost_modules
 from exporter.convert.gguf_layout import headers_of
-from exporter.convert.lora_products import adds_something, moved, nothing, product_of
+from exporter.convert.lora_products import adds_something, moved, product_of, zero_product
 from exporter.convert.low_rank import MERGED_INSTEAD, Product
 from exporter.convert.output_scales import SCALED, output_scales, scaled
 from exporter.convert.refusals import UNUSABLE, unusable
@@ -44,21 +44,22 @@ from exporter.merge.adapter_doubts import say_doubts
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import MergePlan, Replace, WeightedAdapter
 from exporter.merge.provenance import provenance
-from exporter.merge.tied_embeddings import find_ends
+from exporter.merge.tied_embeddings import find_embeddings
 
 if TYPE_CHECKING:
     import torch
 
-ALPHA = 0.0  # llama-adapter.h: without an alpha the scale is the user's alone, whatever the rank
+ALPHA = 0.0  # llama-adapter.h: without an alpha the scale is the user's, whatever the rank
 EMBEDDING = "token_embd.weight"
 EXPERT = re.compile(r"(?P<stack>.+\.experts)\.\d+\..+\.weight")
-# Their graphs (src/models/*.cpp) multiply with some weights without looking for adapters.
-DEAF = ("deepseek", "kimi", "glm-dsa", "glm5", "hy-v4", "hy_v4", "minicpm3", "plm", "bailingmoe3",
-        "dots3", "dflash", "gemma4-assistant", "graniteswitch", "mistral4", "rwkv",
-        "arwkv")  # fmt: skip
-# The other architectures do so with a few: tables beside the embedding, T5's distances, Gemma 3n's
-# and 4's inputs of each layer and AltUp, Nemotron's latent experts, a classifier's head.
-DEAF_TENSORS = re.compile(
+# architectures whose graphs (src/models/*.cpp) multiply by some weights without adapters
+IGNORES_LORA = (
+    "deepseek", "kimi", "glm-dsa", "glm5", "hy-v4", "hy_v4", "minicpm3", "plm", "bailingmoe3",
+    "dots3", "dflash", "gemma4-assistant", "graniteswitch", "mistral4", "rwkv", "arwkv",
+)  # fmt: skip
+# Tensors that the other graphs multiply by without adapters: tables beside the embedding, T5's
+# distances, Gemma 3n's and 4's inputs per layer and AltUp, Nemotron's latent experts, a head.
+TENSORS_WITHOUT_LORA = re.compile(
     r"embd|token_types|attn_rel_b|per_layer_model_proj|altup_(proj|router)|ffn_latent_|^cls\b"
 )
 ALIGNED = DEFAULT_ALIGNMENT
@@ -66,27 +67,27 @@ ALIGNED = DEFAULT_ALIGNMENT
 
 @dataclass(frozen=True, slots=True)
 class LoraRequest:
-    """Which adapter to write, and where."""
+    """The adapter to write, and where."""
 
     adapter: Path
     base: Path | None
-    """None takes the base that the adapter names."""
+    """The base; None for the one that the adapter names."""
     output: Path
     scale: float = 1.0
-    """What the adapter's own scaling is multiplied by."""
+    """The user's factor on the adapter's scaling."""
     trust_remote_code: bool = False
     force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A GGUF adapter that now exists, or would after a dry run."""
+    """A GGUF adapter that was written, or would be after a dry run."""
 
     path: Path
     nbytes: int
     architecture: str
     pairs: int
-    """How many tensors of the base it changes."""
+    """Number of the base's tensors that it changes."""
     base: Path
     adapter: Path
     seconds: float
@@ -100,7 +101,7 @@ class Adapted:
     a: torch.Tensor  # (…, rank, n_in); of the embedding (vocabulary, rank)
     b: torch.Tensor  # (…, n_out, rank)
     is_scaled: bool = False
-    """Whether the model has a factor on the weight's output, which is in b."""
+    """Whether the model has a scale on the weight's output, which b contains."""
 
 
 def export_lora(
@@ -108,8 +109,8 @@ def export_lora(
 ) -> LoraFile:
     """Write one adapter as a GGUF that llama.cpp applies beside the base.
 
-    Raises UnsupportedError, with the reason, for an adapter that is more than A and B, or for a
-    place where llama.cpp applies none; nothing is left out unsaid.
+    Raises UnsupportedError, with the reason, for an adapter beyond A and B, or for a tensor to
+    which llama.cpp applies no adapter; nothing is dropped silently.
     """
     started = time.monotonic()
     if dry_run and not request.force and request.output.exists():
@@ -139,7 +140,7 @@ def export_lora(
 
 
 def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> MergePlan:
-    """Where each pair belongs, as for a merge; what is no pair is refused."""
+    """Plan each pair as for a merge; anything else in the adapter is refused."""
     adapter = open_adapter(request.adapter, refuse=refuse_for_adapter_file, report=report)
     refuse_more_than_pairs(adapter)
     checkpoint = open_checkpoint(
@@ -157,7 +158,7 @@ def plan_lora(request: LoraRequest, toolchain: Toolchain, *, report: Report) -> 
 
 
 def refuse_more_than_pairs(adapter: AdapterSpec) -> None:
-    """Stop at whole tensors, rows and other things that the format has no place for."""
+    """Raise UnsupportedError for whole tensors, rows and other parts that the format lacks."""
     held = {
         "replaces `{}` as a whole (modules_to_save or bias)": adapter.values,
         "trains single tokens of `{}`": adapter.rows,
@@ -175,11 +176,11 @@ def refuse_more_than_pairs(adapter: AdapterSpec) -> None:
 
 
 def settle_tied(plan: MergePlan) -> MergePlan:
-    """Stop at a change to either end of tied embeddings: in GGUF both are one tensor.
+    """Raise UnsupportedError for a change of tied embeddings: a GGUF has one tensor for both.
 
-    Pairs that add nothing to an end are left out.
+    Pairs that add nothing are dropped.
     """
-    ends = find_ends(plan.checkpoint)
+    ends = find_embeddings(plan.checkpoint)
     if not ends.tied:
         return plan
     changes = dict(plan.changes)
@@ -200,7 +201,10 @@ def settle_tied(plan: MergePlan) -> MergePlan:
 def adapted_pairs(
     plan: MergePlan, toolchain: Toolchain, *, trust_remote_code: bool, report: Report
 ) -> tuple[str, tuple[Adapted, ...]]:
-    """The architecture's GGUF name, and every pair as llama.cpp's class for it lays it out."""
+    """The architecture's GGUF name, and every pair as llama.cpp's class lays it out.
+
+    Raises UnsupportedError for an architecture whose graph ignores adapters.
+    """
     folder = plan.checkpoint.folder
     with (
         quiet_libraries(),
@@ -220,7 +224,7 @@ def adapted_pairs(
             except UNUSABLE as error:
                 raise unusable(folder, plan.checkpoint.architecture, error) from error
             architecture = str(model.gguf_writer.arch)
-            if architecture.startswith(DEAF):
+            if architecture.startswith(IGNORES_LORA):
                 raise UnsupportedError(
                     f"llama.cpp's {architecture} multiplies with some of its weights without"
                     " looking for adapters",
@@ -231,7 +235,7 @@ def adapted_pairs(
 
 
 def rearranged(model: Any, plan: MergePlan, arrange: Arrange) -> list[tuple[str, Product]]:
-    """What the class makes of each pair, by GGUF name. Experts go with all of their layer."""
+    """The class's layout of each pair, by GGUF name; experts come with all of their layer."""
     made = []
     stacks = {found["stack"] for name in plan.changes if (found := EXPERT.fullmatch(name))}
     for name in plan.names:
@@ -239,7 +243,7 @@ def rearranged(model: Any, plan: MergePlan, arrange: Arrange) -> list[tuple[str,
         if change is not None:
             product = product_of(name, plan)
         elif (found := EXPERT.fullmatch(name)) and found["stack"] in stacks:
-            product = nothing(plan.checkpoint.tensors[name].shape)
+            product = zero_product(plan.checkpoint.tensors[name].shape)
         else:
             continue
         kept = model.filter_tensors((name, lambda: None))
@@ -252,7 +256,7 @@ def rearranged(model: Any, plan: MergePlan, arrange: Arrange) -> list[tuple[str,
 
 
 def refuse_dropped(plan: MergePlan, products: list[Product]) -> None:
-    """Stop when a pair found no place in llama.cpp's text model."""
+    """Raise UnsupportedError if llama.cpp's text model lacks the tensor of a pair."""
     used = frozenset().union(*(product.sources for product in products))
     changed = {name for name, change in plan.changes.items() if change.steps}
     unused = sorted(changed - used)
@@ -267,9 +271,9 @@ def refuse_dropped(plan: MergePlan, products: list[Product]) -> None:
 def all_settled(
     made: list[tuple[str, Product]], scales: dict[str, torch.Tensor]
 ) -> Iterator[Adapted]:
-    """Every pair as llama.cpp reads it; of those that add nothing, only what has a place.
+    """Every pair as llama.cpp reads it; zero pairs only if their tensor accepts adapters.
 
-    scales: factors on the output of weights, by their names.
+    scales: output scales of weights, (1,) or (experts,), by their names.
     """
     for name, product in made:
         scale = scales.get(name)
@@ -283,11 +287,14 @@ def all_settled(
 
 
 def settled(name: str, product: Product) -> Adapted:
-    """As llama.cpp reads it; it looks the embedding's update up by rows of A."""
+    """The pair as llama.cpp reads it; the embedding's update is looked up by rows of A.
+
+    Raises UnsupportedError for a tensor to which llama.cpp applies no adapter.
+    """
     a, b = (half.contiguous() for half in product.whole())
     if name == EMBEDDING:
         return Adapted(name, b, a.T.contiguous())
-    if not name.endswith(".weight") or DEAF_TENSORS.search(name):
+    if not name.endswith(".weight") or TENSORS_WITHOUT_LORA.search(name):
         raise UnsupportedError(
             f"llama.cpp applies no adapter to `{name}`, which this one changes"
             f" (`{min(product.sources)}`)",
@@ -299,7 +306,7 @@ def settled(name: str, product: Product) -> Adapted:
 def header_of(
     plan: MergePlan, architecture: str, pairs: tuple[Adapted, ...], prompts: AdapterPrompts
 ) -> bytes:
-    """Everything before the data, padded."""
+    """All bytes before the data, padded."""
     import gguf
 
     adapter = plan.adapters[0].adapter
@@ -335,17 +342,18 @@ def header_of(
 
 
 def invocation_tokens(adapter: AdapterSpec) -> list[int]:
-    """The tokens that switch an aLoRA on; AdapterError when they are no token ids."""
+    """The tokens that activate an aLoRA. Raises AdapterError if they are not token ids."""
     tokens = adapter.config.get("alora_invocation_tokens") or []
     if not isinstance(tokens, list) or not all(type(n) is int and 0 <= n < 1 << 31 for n in tokens):
         raise AdapterError(
-            f"`{adapter.folder}` has alora_invocation_tokens={tokens!r}, which are no token ids",
+            f"`{adapter.folder}` has alora_invocation_tokens={tokens!r}, which are not token ids",
             hint="restore the adapter_config.json that PEFT wrote",
         )
     return tokens
 
 
 def padded(values: torch.Tensor) -> int:
+    """Bytes of a float32 tensor (…) with its padding."""
     nbytes = values.numel() * 4
     return nbytes + -nbytes % ALIGNED
 

@@ -1,8 +1,8 @@
-"""GGUF adapters that are made once and kept, for those who need one to run and not to have.
+"""GGUF adapters that are made once and cached, for chat and serve.
 
-    python -m exporter.formats.gguf_lora_cache ADAPTER BASE CACHE
+  python -m exporter.formats.gguf_lora_cache ADAPTER BASE CACHE
 
-makes one in a process of its own, for a caller that must not load torch, and prints JSON.
+converts one in a child process, for a caller that must not load torch, and prints JSON.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from exporter.inputs.adapter_kinds import refuse_for_adapter_file
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.llamacpp.toolchain import find_toolchain
 
-FORMAT = "3"  # of what is written; an older one is made again
+FORMAT = "3"  # version of the written files; older ones are made again
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Where a converted adapter is kept, whether or not it is there yet."""
+class CachedAdapter:
+    """The place of a converted adapter in the cache, whether it exists or not."""
 
     adapter: Path
     base: Path
@@ -41,7 +41,7 @@ class Kept:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is there, byte for byte as it was written."""
+        """Whether it exists, byte for byte as it was written."""
         try:
             read_gguf(self.path)
             return self.digest.read_text() == sha256_file(self.path)
@@ -49,12 +49,13 @@ class Kept:
             return False
 
 
-def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = silent) -> Kept:
-    """The place in `cache` for an adapter over a base; no torch is loaded to find it.
+def kept_adapter(
+    folder: Path, base: Path, cache: Path, *, report: Report = silent
+) -> CachedAdapter:
+    """The place in `cache` for an adapter over a base; found without loading torch.
 
-    It is another one when the adapter, its tokenizer or template, the base's config, decant or
-    llama.cpp differ.
-    Raises AdapterError and CheckpointError for folders that are none.
+    It changes with the adapter, its tokenizer or template, the base's config, decant and llama.cpp.
+    Raises AdapterError and CheckpointError for unusable folders.
     """
     adapter = open_adapter(folder, refuse=refuse_for_adapter_file, report=report)
     parts = (
@@ -66,11 +67,11 @@ def kept_adapter(folder: Path, base: Path, cache: Path, *, report: Report = sile
         str(find_toolchain().folder.name),
     )
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    return Kept(adapter.place, base, cache / f"{key}.gguf")
+    return CachedAdapter(adapter.place, base, cache / f"{key}.gguf")
 
 
 def adapter_gguf(folder: Path, base: Path, *, cache: Path, report: Report = silent) -> Path:
-    """The adapter as a GGUF, made once and kept in `cache`. Raises what `export_lora` does."""
+    """The adapter as a GGUF, made once and cached. Raises the errors of `export_lora`."""
     from exporter.formats.gguf_lora import LoraRequest, export_lora
 
     kept = kept_adapter(folder, base, cache, report=report)

@@ -1,4 +1,4 @@
-"""A short README.md for a merged model: what it was made of, and whose licence it carries."""
+"""Writes a short README.md for a merged model: its inputs, and its licence."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from exporter.merge.provenance import base_name, provenance
 
 CARD = "README.md"
 CARRIED = ("license", "license_name", "license_link", "language", "pipeline_tag")
-"""What the base's card says of the result, too."""
+"""Entries of the base's card that also hold for the result."""
 
 
 def model_card(plan: MergePlan, name: str) -> str:
-    """The card of the model that `plan` makes, with the metadata that the hub reads."""
+    """The card of the plan's model, with the metadata that the hub reads."""
     from huggingface_hub import ModelCardData
 
     base = known_base(plan)
@@ -39,17 +39,17 @@ def model_card(plan: MergePlan, name: str) -> str:
 
 
 def known_base(plan: MergePlan) -> str:
-    """The base as people look for it: by its hub name where an adapter says it."""
+    """The base's hub name if an adapter has it, else its name."""
     named = [base_name(weighted.adapter.base) for weighted in plan.adapters]
     return next((name for name in named if name.count("/") == 1), plan.checkpoint.name)
 
 
 def base_card(folder: Path) -> dict[str, object]:
-    """The metadata of the base's own card; {} where there is none that can be read."""
+    """The metadata of the base's card; {} without a readable one."""
     from huggingface_hub import metadata_load
 
     card = folder / CARD
     try:
         return (metadata_load(card) or {}) if card.is_file() else {}
-    except (OSError, ValueError):  # somebody's text, which nothing depends on
+    except (OSError, ValueError):  # a foreign text, which nothing depends on
         return {}

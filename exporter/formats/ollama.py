@@ -1,4 +1,4 @@
-"""A folder for `ollama create`: the GGUF and a Modelfile made of its own metadata."""
+"""Writes a folder for `ollama create`: the GGUF and a Modelfile made from its metadata."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ PARAMETERS = {
     "repetition_penalty": "repeat_penalty", "max_length": "num_ctx",
     "max_new_tokens": "num_predict",
 }  # fmt: skip
-"""Of generation_config.json, and what Ollama calls them."""
+"""Entries of generation_config.json -> Ollama's names."""
 UNSET_LENGTH = "20"  # transformers' default, which some configs spell out
 TAKEN = {"tools": "with tools", "think": "with and without thinking"}
 END_TOKENS = ("eos", "eot", "eom")
 SAYING_ENDS = ("config.json", "generation_config.json")
-MAX_TOKENS = 1 << 21  # a vocabulary is read whole
+MAX_TOKENS = 1 << 21  # tokens; the whole vocabulary is read
 
 
 def modelfile(
     gguf: GGUFFile, base: Path, projectors: Sequence[str] = (), *, report: Report = silent
 ) -> str:
-    """The Modelfile for a GGUF, read whole.
+    """The Modelfile for a GGUF that was read with all items.
 
-    base: the folder with generation_config.json; projectors: files that let the model see.
+    base: the folder with generation_config.json; projectors: files for vision and audio.
     """
     turns = turns_of(gguf, report=report)
     lines = [f"FROM ./{name}" for name in (gguf.path.name, *projectors)]
@@ -50,7 +50,7 @@ def modelfile(
 
 
 def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
-    """The chat template's parts; None, with the reason said, where Ollama cannot have them."""
+    """The chat template's parts; None, with a note, if Ollama cannot express them."""
     template = gguf.text("tokenizer.chat_template")
     if not template:
         report(Note("the model has no chat template: the Modelfile has no TEMPLATE"))
@@ -69,7 +69,7 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
         report(
             Note(
                 f"the chat template cannot be written as Ollama's TEMPLATE ({error}): the Modelfile"
-                " has none, and Ollama takes one of its own when it knows the GGUF's"
+                " has none, and Ollama uses a built-in one if it recognizes the GGUF's"
             )
         )
         return None
@@ -97,7 +97,7 @@ def say_beyond(template: str, turns: Turns, *, report: Report) -> None:
 
 
 def token(gguf: GGUFFile, key: str) -> str:
-    """The text of the token whose id stands at `key`, or nothing."""
+    """The text of the token whose id is stored at `key`; empty without one."""
     tokens, number = gguf.metadata.get("tokenizer.ggml.tokens"), gguf.number(key)
     if number is None or not isinstance(tokens, Array) or number >= len(tokens.items):
         return ""
@@ -115,7 +115,7 @@ def writable(turns: Turns) -> Turns:
 
 
 def refuse_unwritable(turns: Turns) -> None:
-    """Stop at texts that a Go template or a Modelfile would take for its own."""
+    """Raise IrregularError for texts that a Go template or a Modelfile would interpret."""
     for text in (*turns.texts, turns.default_system):
         if (
             "{{" in text
@@ -131,7 +131,7 @@ def quoted(text: str) -> str:
 
 
 def stops(gguf: GGUFFile, turns: Turns | None, base: Path) -> list[str]:
-    """Where an answer ends: the tokens that say so, and what the template puts after answers."""
+    """The texts that end an answer: end tokens, and the template's text after answers."""
     found = [token(gguf, f"tokenizer.ggml.{name}_token_id") for name in END_TOKENS]
     ids = [id_ for name in SAYING_ENDS for id_ in ends(base / name)]
     texts = token_texts(gguf, ids)
@@ -142,7 +142,7 @@ def stops(gguf: GGUFFile, turns: Turns | None, base: Path) -> list[str]:
 
 
 def ends(path: Path) -> list[int]:
-    """The tokens that end an answer, as a config's eos_token_id names them."""
+    """The tokens that end an answer, from a config's eos_token_id."""
     if not path.is_file():
         return []
     said = read_json_object(path, error=CheckpointError, hint="copy the base again")
@@ -152,7 +152,7 @@ def ends(path: Path) -> list[int]:
 
 
 def parameters(base: Path) -> dict[str, str]:
-    """What generation_config.json sets, by Ollama's names."""
+    """The settings of generation_config.json, by Ollama's names."""
     path = base / "generation_config.json"
     if not path.is_file():
         return {}

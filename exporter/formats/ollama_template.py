@@ -1,8 +1,9 @@
-"""A chat template's parts as the Go template of an Ollama Modelfile.
+"""The parts of a chat template, written as the Go template of an Ollama Modelfile.
 
-No white space is trimmed: what stands between the braces is what the model sees. Ollama finds in
-it whether a model takes tools (`.Tools`), and what calls begin with: the first text inside the
-first `if .ToolCalls`. https://github.com/ollama/ollama, tools/template.go
+No white space is trimmed: the model sees exactly the text between the braces. Ollama reads two
+things from it: whether a model takes tools (`.Tools`), and the text that calls begin with, which
+is the first text inside the first `if .ToolCalls` (tools/template.go of
+https://github.com/ollama/ollama).
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ NEXT = "{{ $next := index (slice $.Messages $i) 1 }}"
 
 
 def go_template(turns: Turns) -> str:
-    """The parts over Ollama's .Messages, in which questions and answers alternate.
+    """The Go template over Ollama's .Messages, with alternating questions and answers.
 
-    An answer that comes last is left open, so that the model goes on writing it.
+    A final answer stays open, so that the model continues it.
     """
     asked = turns.system if turns.system_is_last else None
     in_last = if_("and $last $.System", around(asked, "$.System")) if asked else ""
@@ -49,10 +50,10 @@ def opening(turns: Turns) -> str:
         plain = if_(".System", around(turns.system, ".System"), turns.opening)
     if not turns.tools:
         return plain
-    told = pieces(turns.tools.opening, turns.tools)
+    offered = pieces(turns.tools.opening, turns.tools)
     if turns.tools.opening_with_system:
-        told = if_(".System", pieces(turns.tools.opening_with_system, turns.tools), told)
-    return if_(".Tools", told, plain)
+        offered = if_(".System", pieces(turns.tools.opening_with_system, turns.tools), offered)
+    return if_(".Tools", offered, plain)
 
 
 def pieces(texts: tuple[str, ...], tools: ToolTurns) -> str:
@@ -63,9 +64,9 @@ def pieces(texts: tuple[str, ...], tools: ToolTurns) -> str:
 
 
 def answer_with_calls(turns: Turns, tools: ToolTurns) -> str:
-    """An answer's text, the calls it makes, and what stands before what follows.
+    """An answer's text, its calls, and the text before the next message.
 
-    The calls stand in a variable where Ollama must not find them first.
+    A variable holds the calls where Ollama must not find them first.
     """
     content = "{{ .Content }}"
     if tools.after_content is None:
@@ -85,7 +86,7 @@ def answer_with_calls(turns: Turns, tools: ToolTurns) -> str:
 
 
 def result(turns: Turns, tools: ToolTurns) -> str:
-    """A tool's result and what follows it."""
+    """A tool's result and the text after it."""
     off = tools.closing_off if turns.closing_off is not None else None
     following = if_(
         'eq $next.Role "tool"',
@@ -97,7 +98,7 @@ def result(turns: Turns, tools: ToolTurns) -> str:
 
 
 def switched(closing: str, closing_off: str | None) -> str:
-    """What follows the last message, by Ollama's switch for thinking."""
+    """The text after the last message, by Ollama's switch for thinking."""
     if closing_off is None:
         return closing
     return if_("and $.IsThinkSet (not $.Think)", closing_off, closing)
@@ -108,7 +109,7 @@ def around(texts: tuple[str, str], field: str) -> str:
 
 
 def if_(condition: str, then: str, otherwise: str = "") -> str:
-    """An `if` action; nothing where it would hold nothing."""
+    """An `if` action; empty if both branches are."""
     if not then and not otherwise:
         return ""
     other = f"{{{{ else }}}}{otherwise}" if otherwise else ""

@@ -1,7 +1,7 @@
-"""Merged tensors → a checkpoint's folder that transformers loads: `--to safetensors`.
+"""Writes merged tensors as a checkpoint folder for transformers: `--to safetensors`.
 
-The tensors keep the base's names and types and are written one at a time, shard by shard.
-Layout of a file: https://huggingface.co/docs/safetensors
+The tensors keep the base's names and types and are written one at a time, shard by shard. Layout of
+a file: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain
 
 INDEX = "model.safetensors.index.json"
-MAX_SHARD = 5_000_000_000  # bytes
+MAX_SHARD = 5_000_000_000  # bytes of tensors per file
 MARKS = ("config.json",)
 LEFT_BEHIND = (*WEIGHTS, ".*", "adapter_*", "training_args*", "trainer_state.json")
-"""Files of the base that are its weights, or belong to its repository or its training."""
+"""Files of the base that are weights, or belong to its repository or training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class Shard:
 
     name: str
     tensors: tuple[Stored, ...]
-    """In the order of the file."""
+    """Tensors in the order of the file."""
 
     @property
     def header(self) -> bytes:
-        """Everything before the data, as the reference implementation writes it."""
+        """All bytes before the data, as the reference implementation writes them."""
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
         for tensor in self.tensors:
@@ -68,7 +68,7 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Of the whole file."""
+        """Size of the whole file in bytes."""
         return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
 
 
@@ -78,7 +78,7 @@ class Stored:
 
     name: str
     dtype: str
-    """As safetensors spells it: BF16, F32 …"""
+    """The type in safetensors' spelling: BF16, F32 …"""
     shape: tuple[int, ...]
     nbytes: int
 
@@ -94,10 +94,9 @@ def save_merged(
 ) -> FolderResult:
     """Write the merged checkpoint as the new folder `folder`.
 
-    toolchain: dequantizes what only llama.cpp can; without one such a base is refused.
-    Shards have at most `max_shard` bytes of tensors, but for a tensor that is larger by itself.
-    Raises OutputError when `folder` is taken, SpaceError before any weight is read, and what
-    planning and merging raise.
+    toolchain: dequantizes what only llama.cpp can; None refuses such a base. Shards have at most
+    `max_shard` bytes of tensors, except for a single larger tensor. Raises OutputError if `folder`
+    is taken, SpaceError before any weight is read, and the errors of planning and merging.
     """
     started = time.monotonic()
     refuse_taken(folder, MARKS, force=request.force, folders=(NAMED, *module_folders(folder)))
@@ -128,7 +127,7 @@ def inputs(plan: MergePlan) -> list[Path]:
 
 
 def plan_shards(merged: MergedTensors, max_shard: int) -> tuple[Shard, ...]:
-    """Which tensors go into which file, filled in the checkpoint's order."""
+    """The tensors of each file, filled in the checkpoint's order."""
     groups: list[list[Stored]] = [[]]
     room = max_shard
     for name in merged.names:
@@ -168,7 +167,7 @@ def write_folder(
     *,
     report: Report,
 ) -> None:
-    """Fill the folder: shards that an earlier run of this plan finished stay as they are."""
+    """Fill the folder; shards that an earlier run of this plan finished are kept."""
     key = fingerprint(merged.plan, shards)
     mine = (NAMED, *module_folders(folder))
     with atomic_folder(
@@ -192,11 +191,12 @@ def write_folder(
 
 
 def is_whole(path: Path, shard: Shard) -> bool:
-    """Whether a shard is there: it has its name only when it is complete."""
+    """Whether a shard exists: it gets its name only when it is complete."""
     return path.is_file() and path.stat().st_size == shard.nbytes
 
 
 def check_space(folder: Path, needed: int) -> None:
+    """Raise SpaceError if the merged model does not fit on the disk."""
     free = free_bytes(folder.absolute().parent)
     if needed + HEADROOM > free:
         raise SpaceError(
@@ -207,7 +207,7 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def write_shard(path: Path, shard: Shard, merged: MergedTensors) -> Iterator[int]:
-    """Write one file, tensor by tensor. Gives the bytes of each piece."""
+    """Write one file, tensor by tensor. Yields the bytes of each piece."""
     with atomic_write(path, force=True) as file:
         yield file.write(shard.header)
         for tensor in shard.tensors:
@@ -224,7 +224,7 @@ def torch_uint8() -> torch.dtype:
 
 
 def rounded(merged: MergedTensors, tensor: Stored) -> torch.Tensor:
-    """A merged tensor in its stored type, flat: an exact sum is rounded here, once."""
+    """A merged tensor flattened to (n,) in its stored type: an exact sum is rounded here, once."""
     values = merged.read(tensor.name)
     assert tuple(values.shape) == tensor.shape, tensor.name
     exact = merged.stored_dtype(tensor.name)
@@ -252,7 +252,7 @@ def companions(
 
 
 def settled(path: Path, plan: MergePlan) -> bytes:
-    """A file's content; a config no longer speaks of a quantization that was undone."""
+    """A file's content; a config loses the settings of a quantization that was undone."""
     content = path.read_bytes()
     if path.name == "config.json" and "quantization_config" not in plan.checkpoint.config:
         said = json.loads(content)
@@ -263,7 +263,7 @@ def settled(path: Path, plan: MergePlan) -> bytes:
 
 
 def index_of(shards: tuple[Shard, ...]) -> bytes:
-    """Which file has which tensor, as transformers writes it."""
+    """The index of tensors and files, as transformers writes it."""
     tensors = [tensor for shard in shards for tensor in shard.tensors]
     index = {
         "metadata": {
@@ -276,6 +276,6 @@ def index_of(shards: tuple[Shard, ...]) -> bytes:
 
 
 def fingerprint(plan: MergePlan, shards: tuple[Shard, ...]) -> str:
-    """Equal for two runs that would write the same shards."""
+    """A hash that is equal for two runs that write the same shards."""
     headers = [[shard.name, hashlib.sha256(shard.header).hexdigest()] for shard in shards]
     return hashlib.sha256(json.dumps([identity(plan), headers]).encode()).hexdigest()

@@ -1,10 +1,9 @@
-"""A folder for `vllm serve --enable-lora`: the adapters as vLLM loads them, and the command line.
+"""Writes a folder for `vllm serve --enable-lora`: adapters as vLLM loads them, and the command.
 
-Nothing is merged or quantized: vLLM applies adapters to the base as it was published. Most of its
-versions read the config's `r` and `lora_alpha` only, without a word about patterns, so an adapter
-of several ranks or scalings is written with one of each, which changes no product. What it refuses
-(vllm/lora/peft_helper.py, lora_model.py) or would load otherwise than it was trained is refused
-here.
+Nothing is merged or quantized: vLLM applies adapters to the base as published. Most of its versions
+read the config's `r` and `lora_alpha` only and ignore patterns, so an adapter of several ranks or
+scalings is written with one of each, which changes no product. Adapters that vLLM refuses
+(vllm/lora/peft_helper.py, lora_model.py) or would load differently from training are refused here.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ if TYPE_CHECKING:
     import torch
 
 SCRIPT, LIST, README, ADAPTERS = "serve.sh", "vllm.json", "README.md", "adapters"
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes: vllm/config/lora.py
-LORAS_MAX = 8  # of one batch; each takes memory of the GPU, and more are kept in the machine's
-MERGE = "merge it, and serve the result as a model of its own: --to safetensors"
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank: vllm/config/lora.py
+LORAS_MAX = 8  # in one batch; each takes GPU memory, and more are kept in host memory
+MERGE = "merge it, and serve the result as a separate model: --to safetensors"
 SETTINGS = {
     **IN_NO_ADAPTER_FILE,
     "use_dora": "vLLM has no DoRA",
@@ -57,7 +56,7 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class NamedAdapter:
-    """An adapter and what clients call it: BASE:NAME."""
+    """An adapter with its name for clients: BASE:NAME."""
 
     name: str
     folder: Path
@@ -66,29 +65,29 @@ class NamedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class VllmRequest:
-    """What goes into the folder."""
+    """The contents of the folder."""
 
     adapters: tuple[NamedAdapter, ...]
     output: Path
     base: str | None = None
-    """A folder or a repo; where it is not given, what the adapters say they were trained on."""
+    """A folder or a repo; None for the base that the adapters name."""
     revision: str | None = None
-    """Of the base's repo."""
+    """Revision of the base's repo."""
     name: str | None = None
-    """What clients call the base; by default as its folder or repo is called."""
+    """The base's name for clients; by default that of its folder or repo."""
     force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class VllmFolder:
-    """What was, or would be, written."""
+    """A folder that was, or would be, written."""
 
     path: Path
     base: str
     models: tuple[str, ...]
-    """As GET /v1/models will list them."""
+    """The models that GET /v1/models lists."""
     command: tuple[str, ...]
-    """To be run inside the folder."""
+    """The command to run inside the folder."""
     nbytes: int
     seconds: float
 
@@ -96,7 +95,7 @@ class VllmFolder:
 def export_for_vllm(
     request: VllmRequest, *, dry_run: bool = False, report: Report = silent
 ) -> VllmFolder:
-    """Write the folder. Raises OutputError when it is taken, and what refusing an adapter does."""
+    """Write the folder. Raises OutputError if it is taken, and the errors of refused adapters."""
     started = time.monotonic()
     refuse_taken(request.output, (LIST,), force=request.force, folders=(ADAPTERS,))
     report(Step("reading the adapters"))
@@ -127,7 +126,10 @@ def export_for_vllm(
 
 
 def opened_adapter(wanted: NamedAdapter, *, report: Report) -> AdapterSpec:
-    """The adapter. Raises UnsupportedError, with the reason, for what vLLM cannot serve."""
+    """Open the adapter. Raises UnsupportedError, with the reason, if vLLM cannot serve it.
+
+    Raises AdapterError if it holds no pairs.
+    """
     adapter = open_adapter(wanted.folder, refuse=refuse_settings, report=report)
     if adapter.origin == "gguf":
         raise UnsupportedError(
@@ -154,7 +156,7 @@ def opened_adapter(wanted: NamedAdapter, *, report: Report) -> AdapterSpec:
     if any(pair.nested or (pair.extras and adapter.is_plain) for pair in adapter.pairs):
         raise UnsupportedError(f"`{adapter.folder}`: {SETTINGS['target_parameters']}", hint=MERGE)
     for pair in adapter.pairs:
-        scaling_of(adapter, pair)  # whether config and matrices are of one training
+        scaling_of(adapter, pair)  # raises if config and matrices do not fit
     if any(is_end(pair) for pair in adapter.pairs):
         report(
             Note(
@@ -195,7 +197,11 @@ def refuse_settings(config: dict[str, object], folder: Path) -> None:
 
 
 def base_of(request: VllmRequest, adapters: Sequence[AdapterSpec]) -> tuple[str, str | None]:
-    """What `vllm serve` is given, a repo where it is one, and the repo's revision."""
+    """The base for `vllm serve`, as a repo if possible, and the repo's revision.
+
+    Raises AdapterError if the adapters name none or several bases, InputError for a folder without
+    a config.
+    """
     named = {adapter.base for adapter in adapters}
     if request.base is None and len(named) > 1:
         shown = " and ".join(sorted(str(name) for name in named))
@@ -211,7 +217,7 @@ def base_of(request: VllmRequest, adapters: Sequence[AdapterSpec]) -> tuple[str,
         )
     revision = request.revision
     if request.base is None and revision is None:
-        said = adapters[0].config.get("revision")  # peft's: the base's
+        said = adapters[0].config.get("revision")  # PEFT's setting, the base's revision
         revision = said if isinstance(said, str) else None
     for folder in (Path(text), adapters[0].folder / text):
         if (folder / "config.json").is_file():
@@ -231,9 +237,9 @@ def served_name(base: str) -> str:
 def serve_command(
     base: str, revision: str | None, name: str, adapters: Sequence[str], rank: int
 ) -> list[str]:
-    """The argv, with paths as they are inside the folder.
+    """The argv, with paths relative to the folder.
 
-    The JSON form of --lora-modules says whose adapter it is: `parent` in GET /v1/models.
+    The JSON form of --lora-modules names the adapter's base: `parent` in GET /v1/models.
     """
     modules = [
         json.dumps({"name": f"{name}:{one}", "path": f"{ADAPTERS}/{one}", "base_model_name": name})
@@ -257,14 +263,14 @@ def serve_command(
 
 
 def write_adapter(adapter: AdapterSpec, scale: float, folder: Path, *, report: Report) -> None:
-    """Config and weights, with one rank and one scaling for all modules."""
+    """Write config and weights, with one rank and one scaling for all modules."""
     from safetensors.torch import save
 
     report(Step(f"writing {folder.name}"))
     scalings = {pair.module: scaling_of(adapter, pair) for pair in adapter.pairs}
     rank = max(scaling.rank for scaling in scalings.values())
     values = {one.value for one in scalings.values()}
-    # equal ones stay in lora_alpha, so that no number is rounded
+    # equal scalings stay in lora_alpha, so that no number is rounded
     common = next(iter(values)) if len(values) == 1 else 1.0
     tensors: dict[str, torch.Tensor] = {}
     for pair in adapter.pairs:
@@ -288,9 +294,9 @@ def write_adapter(adapter: AdapterSpec, scale: float, folder: Path, *, report: R
 
 
 def common_rank(pair: LoraPair, rank: int, factor: float) -> Mapping[str, torch.Tensor]:
-    """A and B under the names that PEFT gives them, widened by zeros, B times `factor`.
+    """A (rank, n_in) and B (n_out, rank) under PEFT's names, padded by zeros, B times `factor`.
 
-    Where there is a factor, B is kept in float32: vLLM rounds it to its own type, once.
+    With a factor, B stays in float32: vLLM rounds it to its type, once.
     """
     from torch.nn.functional import pad
 
@@ -306,7 +312,7 @@ def common_rank(pair: LoraPair, rank: int, factor: float) -> Mapping[str, torch.
 
 
 def write_texts(folder: Path, models: Sequence[str], command: Sequence[str]) -> None:
-    """The script, the same for machines, and what a person should know."""
+    """Write the script, its machine-readable form, and a README."""
     lines = [" ".join(map(shlex.quote, line)) for line in grouped(command)]
     written(
         folder / SCRIPT,
@@ -322,7 +328,7 @@ def write_texts(folder: Path, models: Sequence[str], command: Sequence[str]) -> 
 
 
 def grouped(command: Sequence[str]) -> list[list[str]]:
-    """The argv, a list for each line: an option with its values."""
+    """The argv in lines: an option with its values per line."""
     lines = [list(command[:3])]
     for word in command[3:]:
         if word.startswith("--"):

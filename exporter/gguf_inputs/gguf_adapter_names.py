@@ -1,8 +1,8 @@
-"""A GGUF adapter under the base's own names, its rows and columns where they lie there.
+"""Renames a GGUF adapter's modules to the base's names, and reorders its rows and columns.
 
-llama.cpp's converter renames and rearranges weights, and a GGUF adapter fits the result. What
-became of each row and column is asked of the converter itself: it is given products whose values
-are their own places (low_rank.py), and what comes out says where each came from.
+llama.cpp's converter renames and rearranges weights, and a GGUF adapter fits the result. To find
+the origin of each row and column, the converter processes products whose values are their positions
+(low_rank.py); the outputs then hold the positions they came from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from exporter.inputs.lazy_tensor import read_tensor
 from exporter.inputs.own_code import no_code_run
 from exporter.llamacpp.converter_import import imported, warnings_reported
 from exporter.merge.targets import is_conv1d
-from exporter.merge.tied_embeddings import find_ends
+from exporter.merge.tied_embeddings import find_embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain
 
 STACK, MATRIX = 3, 2  # dimensions
-PLACES = 1 << 26  # more than a weight has rows
+PLACES = 1 << 26  # more than the rows of any weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A small tensor that is in memory."""
+class InMemory:
+    """A small tensor in memory."""
 
     name: str
     values: torch.Tensor
@@ -58,20 +58,20 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Origin:
-    """Where some rows of a GGUF tensor, and its columns, lie in a tensor of the checkpoint."""
+class RowOrigin:
+    """The origin of a GGUF tensor's rows and columns in one tensor of the checkpoint."""
 
     name: str
     here: torch.Tensor
-    """The rows of the GGUF tensor that are this checkpoint tensor's."""
+    """Row numbers of the GGUF tensor that come from this checkpoint tensor, (n,)."""
     rows: torch.Tensor
-    """Their places there."""
+    """Row numbers of the checkpoint tensor that they come from, (n,)."""
     columns: torch.Tensor
-    """The place there of every column."""
+    """The checkpoint tensor's column of every column, (n_in,)."""
     count: int
-    """How many rows the GGUF tensor has."""
+    """Number of rows of the GGUF tensor."""
     turned: bool
-    """Whether rows and columns are exchanged there."""
+    """Whether rows and columns are exchanged in the checkpoint."""
 
 
 def named_on_hub(
@@ -82,12 +82,12 @@ def named_on_hub(
     trust_remote_code: bool = False,
     report: Report = silent,
 ) -> AdapterSpec:
-    """A GGUF adapter under the checkpoint's names, its rows and columns where they lie there.
+    """A GGUF adapter under the checkpoint's names, with rows and columns in its order.
 
-    Raises AdapterError for an adapter of another base, UnsupportedError where the converter does
-    to a weight what no pair can undo.
+    Raises AdapterError for an adapter of another base, UnsupportedError if the converter's changes
+    to a weight cannot be undone on a pair.
     """
-    if find_ends(checkpoint).tied and any(pair.module == EMBEDDING for pair in adapter.pairs):
+    if find_embeddings(checkpoint).tied and any(pair.module == EMBEDDING for pair in adapter.pairs):
         raise UnsupportedError(
             f"`{adapter.weights}` adapts `{EMBEDDING}`, and the base's embedding and head are tied:"
             " whether it acts on both, llama.cpp's versions do not agree",
@@ -103,7 +103,9 @@ def named_on_hub(
 
         with torch.inference_mode(mode=False), torch.no_grad():
             try:
-                architecture, origins = asked(checkpoint, {pair.module for pair in adapter.pairs})
+                architecture, origins = find_origins(
+                    checkpoint, {pair.module for pair in adapter.pairs}
+                )
             except UNUSABLE as error:
                 raise unusable(checkpoint.folder, checkpoint.architecture, error) from error
             wanted = adapter.config.get(ARCHITECTURE)
@@ -123,7 +125,7 @@ def another_base(adapter: AdapterSpec, checkpoint: Checkpoint, why: str) -> Adap
 
 
 def without_place(adapter: AdapterSpec, checkpoint: Checkpoint, module: str) -> AdapterError:
-    """Why a module of the adapter has no tensor in the checkpoint."""
+    """The error for a module of the adapter without a tensor in the checkpoint."""
     stem = module.partition("#")[0]
     tensors = checkpoint.tensors.items()
     if stem != module and any(len(t.shape) == STACK for name, t in tensors if ".experts." in name):
@@ -139,11 +141,13 @@ def without_place(adapter: AdapterSpec, checkpoint: Checkpoint, module: str) -> 
     )
 
 
-def asked(checkpoint: Checkpoint, modules: set[str]) -> tuple[str, dict[str, list[Origin]]]:
-    """The base's GGUF architecture, and where the rows of each module's weight come from."""
+def find_origins(
+    checkpoint: Checkpoint, modules: set[str]
+) -> tuple[str, dict[str, list[RowOrigin]]]:
+    """The base's GGUF architecture, and the origins of the rows of each module's weight."""
     model, arrange = converter_model(checkpoint)
     names = list(checkpoint.tensors)
-    origins: dict[str, list[Origin]] = {}
+    origins: dict[str, list[RowOrigin]] = {}
     for number, name in enumerate(names):
         if len(checkpoint.tensors[name].shape) != MATRIX:
             continue
@@ -154,7 +158,7 @@ def asked(checkpoint: Checkpoint, modules: set[str]) -> tuple[str, dict[str, lis
         try:
             given = arrange(name, probe(checkpoint.tensors[name].shape, name, number))
             made = list(model.modify_tensors(given, kept[0], block))
-        except UnsupportedError:  # only a module that the adapter changes must be undone
+        except UnsupportedError:  # only modules that the adapter changes must be undone
             continue
         for gguf_name, product in made:
             stem = gguf_name.removesuffix(WEIGHT)
@@ -165,9 +169,9 @@ def asked(checkpoint: Checkpoint, modules: set[str]) -> tuple[str, dict[str, lis
 
 
 def probe(shape: tuple[int, ...], name: str, number: int) -> Product:
-    """A product of rank 1 whose halves are their places: b (n_out, 1) from 0, a (1, n_in) below 0.
+    """A product of rank 1 that holds positions: b (n_out, 1) from 0, a (1, n_in) below 0.
 
-    Of each tensor's rows the places begin elsewhere.
+    The positions of each tensor's rows begin at another number.
     """
     import torch
 
@@ -177,8 +181,8 @@ def probe(shape: tuple[int, ...], name: str, number: int) -> Product:
     return Product(a[None, :], b[:, None], frozenset({name}))
 
 
-def read_off(stem: str, product: Product, names: list[str]) -> dict[str, list[Origin]]:
-    """The origins of a GGUF tensor, or of each expert of a stack; none where they are unknown."""
+def read_off(stem: str, product: Product, names: list[str]) -> dict[str, list[RowOrigin]]:
+    """The origins of a GGUF tensor, or of each expert of a stack; empty if unknown."""
     a, b = product.whole()
     if product.rank != 1:
         return {}
@@ -191,8 +195,8 @@ def read_off(stem: str, product: Product, names: list[str]) -> dict[str, list[Or
     }
 
 
-def origins_of(a: torch.Tensor, b: torch.Tensor, names: list[str]) -> list[Origin]:
-    """a: (n_in,), b: (n_out,), as they came out."""
+def origins_of(a: torch.Tensor, b: torch.Tensor, names: list[str]) -> list[RowOrigin]:
+    """The origins encoded in the rearranged probe. a: (n_in,), b: (n_out,)."""
     turned = bool((b < 0).all())
     rows, columns = (a, -1 - b) if turned else (b, -1 - a)
     if not all(
@@ -203,15 +207,17 @@ def origins_of(a: torch.Tensor, b: torch.Tensor, names: list[str]) -> list[Origi
     found = []
     for number in sorted(set((rows // PLACES).tolist())):
         here = (rows // PLACES == number).nonzero()[:, 0]
-        found.append(Origin(names[number], here, rows[here] % PLACES, columns, len(rows), turned))
+        found.append(
+            RowOrigin(names[number], here, rows[here] % PLACES, columns, len(rows), turned)
+        )
     return found
 
 
 def placed(
-    adapter: AdapterSpec, checkpoint: Checkpoint, origins: dict[str, list[Origin]]
+    adapter: AdapterSpec, checkpoint: Checkpoint, origins: dict[str, list[RowOrigin]]
 ) -> AdapterSpec:
     """The adapter's pairs on the checkpoint's modules."""
-    pieces: dict[str, list[tuple[LoraPair, Origin, float]]] = {}
+    pieces: dict[str, list[tuple[LoraPair, RowOrigin, float]]] = {}
     for pair in adapter.pairs:
         if pair.module not in origins:
             raise without_place(adapter, checkpoint, pair.module)
@@ -237,9 +243,9 @@ def joined(
     adapter: AdapterSpec,
     checkpoint: Checkpoint,
     module: str,
-    found: list[tuple[LoraPair, Origin, float]],
+    found: list[tuple[LoraPair, RowOrigin, float]],
 ) -> tuple[Tensor, Tensor, float]:
-    """A (rank, n_in), B (n_out, rank) and the scaling of one module, of one pair or of several."""
+    """A (rank, n_in), B (n_out, rank) and the scaling of one module, from one pair or several."""
     import torch
 
     shape = checkpoint.tensors[f"{module}{WEIGHT}"].shape
@@ -260,11 +266,15 @@ def joined(
         halves_a.append(placed_a)
         halves_b.append(placed_b if len(found) == 1 else placed_b * scaling)
     one = found[0][2] if len(found) == 1 else 1.0
-    return Held(a_name, torch.cat(halves_a)), Held(b_name, torch.cat(halves_b, 1)), one
+    return InMemory(a_name, torch.cat(halves_a)), InMemory(b_name, torch.cat(halves_b, 1)), one
 
 
-def check_fit(adapter: AdapterSpec, checkpoint: Checkpoint, pair: LoraPair, origin: Origin) -> None:
-    """Stop at a pair that is larger or smaller than the weight it is for."""
+def check_fit(
+    adapter: AdapterSpec, checkpoint: Checkpoint, pair: LoraPair, origin: RowOrigin
+) -> None:
+    """Raise AdapterError for a pair of another size than its weight, UnsupportedError if
+    transposed.
+    """
     n_in, n_out = pair.a.shape[1], pair.b.shape[0]
     stem = pair.module.partition("#")[0]
     sizes = (n_out, n_in) if origin.turned else (n_in, n_out)

@@ -1,7 +1,7 @@
-"""A GGUF as the base: its tensors read back, its settings and tokenizer copied.
+"""A GGUF as the base: its tensors are read back, its settings and tokenizer copied.
 
-What lies in a few bits has lost once already; adapters are added to the values that are left, and
-what is written loses a second time where it is quantized.
+A quantized base has lost precision once; adapters are added to its dequantized values, and
+quantizing the result loses a second time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from exporter.merge.apply import MergedTensors
 
 ARCHITECTURE = "gguf_architecture"
-"""Of the config: what GGUF calls the model's architecture."""
+"""Key of the config: the model's architecture in GGUF's spelling."""
 NOT_COPIED = re.compile(
     r"GGUF\.|general\.(architecture|file_type|alignment)$|split\.|quantize\.imatrix\."
     r"|decant\.(?!tokenizer\.)"
@@ -35,12 +35,12 @@ QUANT = re.compile(
     + r")$", re.IGNORECASE,
 )  # fmt: skip
 HASHED = "sha256-"
-PLAIN_ARRAYS = ("STRING", "FLOAT32", "INT32")  # what a writer takes texts and numbers for
+PLAIN_ARRAYS = ("STRING", "FLOAT32", "INT32")  # array types that a writer infers
 WHOLE = "use a release of this model as safetensors, which --base takes as a folder or ORG/NAME"
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a file is a GGUF, whatever its name; Ollama calls its own by their hashes."""
+    """Whether a file is a GGUF, whatever its name; Ollama names its files by hash."""
     try:
         with path.open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -49,9 +49,9 @@ def is_gguf(path: Path) -> bool:
 
 
 def gguf_name(path: Path) -> str:
-    """What a person calls the model in a file: without the quantization at the end.
+    """The model's name for people: the file's, without the quantization at the end.
 
-    Ollama's files are called by their hashes; there the header's name goes before.
+    Ollama names its files by hash; for those it is the name in the header.
     """
     if path.name.startswith(HASHED) and is_gguf(path):
         return read_gguf(path).text("general.name") or path.name
@@ -60,9 +60,10 @@ def gguf_name(path: Path) -> str:
 
 
 def open_gguf(path: Path, toolchain: Toolchain) -> Checkpoint:
-    """The tensors of a GGUF by GGUF's names. Raises CheckpointError for what is no model.
+    """The tensors of a GGUF by GGUF's names, with quantized ones dequantized when read.
 
-    UnsupportedError for types that cannot be read back.
+    Raises CheckpointError for a file that is not a model, UnsupportedError for types that cannot be
+    read back.
     """
     try:
         file = read_gguf(path)
@@ -70,7 +71,7 @@ def open_gguf(path: Path, toolchain: Toolchain) -> Checkpoint:
         raise CheckpointError(error.message, hint=error.hint) from error
     if file.is_adapter:
         raise CheckpointError(
-            f"`{path}` is an adapter, no base", hint="name it as ADAPTER, and its base as --base"
+            f"`{path}` is an adapter, not a base", hint="name it as ADAPTER, and its base as --base"
         )
     if not file.tensors:
         raise CheckpointError(f"`{path}` holds no tensors", hint="is it a vocabulary alone?")
@@ -80,7 +81,7 @@ def open_gguf(path: Path, toolchain: Toolchain) -> Checkpoint:
 
 
 def refuse_unreadable(file: GGUFFile, toolchain: Toolchain) -> None:
-    """Stop at a type that llama.cpp's Python does not dequantize."""
+    """Raise UnsupportedError for a type that llama.cpp's Python cannot dequantize."""
     import numpy as np
 
     with imported(toolchain):
@@ -101,7 +102,7 @@ def refuse_unreadable(file: GGUFFile, toolchain: Toolchain) -> None:
 
 
 def refuse_gguf_base(base: Path | None, to: str) -> None:
-    """Raise UnsupportedError for an output that needs the base's config and tokenizer's files."""
+    """Raise UnsupportedError for an output that needs the base's config and tokenizer files."""
     if base is not None and is_gguf(base):
         raise UnsupportedError(
             f"`{base}` is a GGUF, and --to {to} needs the base's config.json and tokenizer",
@@ -110,7 +111,7 @@ def refuse_gguf_base(base: Path | None, to: str) -> None:
 
 
 def lossy_types(checkpoint: Checkpoint) -> list[str]:
-    """The quantized types of a GGUF base, by name; none where all is in 16 bits or more."""
+    """The quantized types of a GGUF base, by name; empty if all tensors have 16 bits or more."""
     kinds = {info.type.name for info in read_gguf(checkpoint.folder).tensors}
     return sorted(kinds - set(FLOATS))
 
@@ -118,7 +119,7 @@ def lossy_types(checkpoint: Checkpoint) -> list[str]:
 def gguf_conversion(
     tensors: MergedTensors, toolchain: Toolchain, *, outtype: Outtype, model_name: str
 ) -> Conversion:
-    """The merged model laid out as the GGUF that its base is: same names, shapes and settings."""
+    """The merged model laid out like its GGUF base: same names, shapes and settings."""
     path = tensors.plan.checkpoint.folder
     file = read_gguf(path)
     slots = tuple(
@@ -152,7 +153,9 @@ def copy_field(writer: Any, key: str, field: Any) -> None:
 
 
 def slot_type(stored: GGMLType, outtype: Outtype) -> GGMLType:
-    """What the converter would store it as: vectors and the like stay in float32."""
+    """The type in which the converter would store a tensor: vectors and the like stay in
+    float32.
+    """
     if stored.name == "F32" or outtype == "F32":
         return GGMLType.by_name("F32")
     if outtype != "auto":

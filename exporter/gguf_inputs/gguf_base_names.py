@@ -1,8 +1,8 @@
-"""Adapters under the names of a GGUF base, their rows and columns where they lie there.
+"""Moves adapters onto a GGUF base: its names, and its order of rows and columns.
 
-No config of the base is there to ask the converter about. So its class is found by the GGUF's
-architecture, given the sizes that the GGUF tells, and asked what it does to each weight that the
-adapter changes (gguf_adapter_names.py). An architecture that is not listed is refused, not guessed.
+There is no config of the base for the converter. So its class is found by the GGUF's architecture,
+gets the sizes from the GGUF, and processes a probe of each weight that the adapter changes
+(gguf_adapter_names.py). An architecture that is not listed is refused, not guessed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import silent
 from exporter.core.gguf import Array, GGUFFile, read_gguf
 from exporter.core.silence import quiet_libraries
-from exporter.gguf_inputs.gguf_adapter_names import Held, Origin, probe, read_off
+from exporter.gguf_inputs.gguf_adapter_names import InMemory, RowOrigin, probe, read_off
 from exporter.gguf_inputs.gguf_base import ARCHITECTURE, WHOLE
 from exporter.inputs.adapter import AdapterSpec, LoraPair, scaling_of
 from exporter.inputs.adapter_kinds import REPLAYED_INITS, VARIANTS, is_set
@@ -51,7 +51,7 @@ CLASSES = {
     "arcee": "ArceeForCausalLM", "lfm2": "Lfm2ForCausalLM", "falcon": "FalconForCausalLM",
     "gptneox": "GPTNeoXForCausalLM",
 }  # fmt: skip
-"""The converter's class for an architecture of GGUF's that has one in practice."""
+"""GGUF architecture -> the converter's class that is used for it in practice."""
 SIZES = {
     "hidden_size": "embedding_length", "num_hidden_layers": "block_count",
     "intermediate_size": "feed_forward_length", "num_attention_heads": "attention.head_count",
@@ -63,7 +63,7 @@ SIZES = {
 }  # fmt: skip
 A, B = "lora_A.weight", "lora_B.weight"
 MROPE = "rope.dimension_sections"
-"""Of a vision model's text part, whose weights some classes rearrange in another way."""
+"""Key of a vision model's text part, whose weights some classes rearrange differently."""
 MAGNITUDE = "lora_magnitude_vector"
 HEAD = "output.weight"
 
@@ -73,8 +73,8 @@ def named_in_gguf(
 ) -> AdapterSpec:
     """The adapter with its modules under the base's GGUF names.
 
-    Raises AdapterError for an adapter of another base, UnsupportedError for what only the base's
-    safetensors can take.
+    Raises AdapterError for an adapter of another base, UnsupportedError for an adapter that needs
+    the base's safetensors.
     """
     refuse_more(adapter)
     architecture = str(checkpoint.config[ARCHITECTURE])
@@ -86,7 +86,7 @@ def named_in_gguf(
         for pair in adapter.pairs:
             refuse_misfit(adapter, checkpoint, pair)
         return adapter
-    places = asked(adapter, checkpoint, architecture, toolchain)
+    places = find_places(adapter, checkpoint, architecture, toolchain)
     pairs, ranks, alphas = [], {}, {}
     for pair in adapter.pairs:
         stem, origin = places[pair.module]
@@ -113,7 +113,7 @@ def another(adapter: AdapterSpec, checkpoint: Checkpoint, why: str) -> AdapterEr
 
 
 def refuse_more(adapter: AdapterSpec) -> None:
-    """Stop at what is more than pairs of A and B, and DoRA's lengths."""
+    """Raise UnsupportedError for an adapter beyond pairs of A and B and DoRA's magnitudes."""
     held = [*adapter.values, *adapter.rows, *adapter.tuner]
     extras = [role for pair in adapter.pairs for role in pair.extras if role != MAGNITUDE]
     variants = [
@@ -130,7 +130,11 @@ def refuse_more(adapter: AdapterSpec) -> None:
 
 
 def refuse_misfit(adapter: AdapterSpec, checkpoint: Checkpoint, pair: LoraPair) -> None:
-    """Stop at a pair that the base has no weight for, or one of another size."""
+    """Raise an error for a pair that does not fit a weight of the base.
+
+    AdapterError if the weight is missing or has another size, UnsupportedError for tied embeddings
+    and experts.
+    """
     stem = pair.module.partition("#")[0]
     found = checkpoint.tensors.get(f"{stem}{WEIGHT}")
     if f"{stem}{WEIGHT}" in (f"{EMBEDDING}{WEIGHT}", HEAD) and HEAD not in checkpoint.tensors:
@@ -154,10 +158,13 @@ def refuse_misfit(adapter: AdapterSpec, checkpoint: Checkpoint, pair: LoraPair) 
         )
 
 
-def asked(
+def find_places(
     adapter: AdapterSpec, checkpoint: Checkpoint, architecture: str, toolchain: Toolchain
-) -> dict[str, tuple[str, Origin]]:
-    """For each module of the adapter, what GGUF calls it and where its rows lie there."""
+) -> dict[str, tuple[str, RowOrigin]]:
+    """For each module of the adapter, its GGUF name and the origin of its rows.
+
+    Raises UnsupportedError for an architecture without a known class.
+    """
     seen = f"{architecture}.{MROPE}" in read_gguf(checkpoint.folder).metadata
     if architecture not in CLASSES or seen:
         raise UnsupportedError(
@@ -165,7 +172,7 @@ def asked(
             f" `{checkpoint.folder}`, so it cannot merge an adapter into it",
             hint=WHOLE,
         )
-    # some classes look for a whole config.json, and warn that there is none
+    # some classes read a whole config.json, and warn that it is missing
     with quiet_libraries(), imported(toolchain), warnings_reported(silent), no_code_run():
         import torch
 
@@ -185,7 +192,7 @@ def asked(
 
 
 def converter_of(checkpoint: Checkpoint, architecture: str) -> Any:
-    """The converter's class, with the sizes that the GGUF tells."""
+    """The converter's class, configured with the sizes in the GGUF."""
     hparams = sizes_of(read_gguf(checkpoint.folder)) | {"architectures": [CLASSES[architecture]]}
     with tempfile.TemporaryDirectory(prefix="decant-") as folder:
         (Path(folder) / "config.json").write_text(json.dumps(hparams))
@@ -193,11 +200,11 @@ def converter_of(checkpoint: Checkpoint, architecture: str) -> Any:
 
 
 def sizes_of(file: GGUFFile) -> dict[str, Any]:
-    """What a config.json would say of the model's sizes."""
+    """The model's sizes under their names in config.json."""
     sizes: dict[str, Any] = {}
     for name, key in SIZES.items():
         value = file.metadata.get(f"{file.architecture}.{key}")
-        if isinstance(value, Array):  # by layer; the converter's classes take one
+        if isinstance(value, Array):  # per layer; the converter's classes take one value
             value = value.items[0] if len(set(value.items)) == 1 else None
         if isinstance(value, int):
             sizes[name] = value
@@ -208,8 +215,11 @@ def sizes_of(file: GGUFFile) -> dict[str, Any]:
 
 def place_of(
     adapter: AdapterSpec, checkpoint: Checkpoint, model: Any, pair: LoraPair
-) -> tuple[str, Origin]:
-    """Where the converter puts the weight that a pair changes."""
+) -> tuple[str, RowOrigin]:
+    """The GGUF name and the origin of the weight that a pair changes.
+
+    Raises AdapterError for an unknown name, UnsupportedError if a pair cannot follow the converter.
+    """
     name = f"{pair.module}{WEIGHT}"
     shape = (pair.b.shape[0], pair.a.shape[1])
     if pair.embedding:
@@ -239,13 +249,13 @@ def place_of(
     return stem.removesuffix(WEIGHT), origins[0]
 
 
-def in_place(pair: LoraPair, stem: str, origin: Origin) -> LoraPair:
-    """The pair with B's rows, A's columns and DoRA's lengths as the GGUF has them."""
+def in_place(pair: LoraPair, stem: str, origin: RowOrigin) -> LoraPair:
+    """The pair with B's rows, A's columns and DoRA's magnitudes in the GGUF's order."""
 
-    def held(role: str, tensor: Tensor) -> Held:
+    def held(role: str, tensor: Tensor) -> InMemory:
         values = read_tensor(tensor).float()
         values = values[:, origin.columns] if role == A else values[origin.rows]
-        return Held(f"{PREFIX}{stem}.{role}", values.contiguous())
+        return InMemory(f"{PREFIX}{stem}.{role}", values.contiguous())
 
     extras: dict[str, Tensor] = {role: held(role, tensor) for role, tensor in pair.extras.items()}
     a, b = held(A, pair.a), held(B, pair.b)

@@ -1,4 +1,4 @@
-"""Adapters of other formats than PEFT's, on the base that they are to be merged into."""
+"""Adapters of formats other than PEFT's, moved onto the base for the merge."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def on_base(
     trust_remote_code: bool = False,
     report: Report = silent,
 ) -> AdapterSpec:
-    """The adapter with its modules as the base has them; PEFT's stay as they are.
+    """The adapter with modules that match the base; PEFT's stay unchanged.
 
-    Raises UnsupportedError for a base that the other tool trains in another form, AdapterError
-    for one that a GGUF adapter does not fit.
+    Raises UnsupportedError for a base that the other tool trains in another form, AdapterError for
+    one that a GGUF adapter does not fit.
     """
     if ARCHITECTURE in checkpoint.config:
         return named_in_gguf(adapter, checkpoint, toolchain or find_toolchain())

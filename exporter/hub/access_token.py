@@ -1,4 +1,4 @@
-"""Who may see the access token: huggingface.co over https, and hosts the user named."""
+"""Decides who receives the access token: huggingface.co over https, and hosts the user trusts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class TokenRule:
-    """The token and the hosts that may have it."""
+    """The access token and the hosts that may receive it."""
 
     token: str | None = field(default=None, repr=False)
     trusted: tuple[str, ...] = ()
-    """HOST or HOST:PORT, as given with --trust-token."""
+    """Trusted HOST or HOST:PORT, from --trust-token."""
 
     def token_for(self, url: str) -> str | None:
-        """The token if `url` may see it: https only, except to this very machine."""
+        """The token if `url` may receive it: over https only, except on this machine."""
         parts = urlsplit(url)
         host = (parts.hostname or "").lower()
         if parts.scheme == "https" and host in HUB:
@@ -34,19 +34,19 @@ class TokenRule:
 
 
 def origin(url: str) -> Origin:
-    """Scheme, host and port: what a browser calls the same site."""
+    """Scheme, host and port of a URL, as in a browser's same-origin rule."""
     parts = urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or PORTS.get(parts.scheme, 0)
 
 
 def address(where: Origin) -> str:
-    """An origin as it is written."""
+    """An origin as text, such as https://huggingface.co:443."""
     scheme, host, port = where
     return f"{scheme}://{host}:{port}"
 
 
 def find_token(given: str | None, env: Mapping[str, str]) -> str | None:
-    """The token given, else HF_TOKEN's, else that of `hf auth login`."""
+    """The given token, else HF_TOKEN, else the token of `hf auth login`."""
     if given:
         return given.strip()
     if env.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "").upper() in ("1", "ON", "YES", "TRUE"):

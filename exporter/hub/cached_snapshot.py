@@ -1,8 +1,8 @@
-"""What the hub's cache holds of a revision, as far as that can be told without a network.
+"""Finds out without a network which files of a revision the hub's cache has.
 
-Which files a repo has is known from decant's own plan of the commit, or from the listing that
-huggingface_hub keeps. Without either there are the files that are here, those that their indexes
-name, and those that a link leads to.
+The file list comes from decant's saved plan of the commit, or from the listing that huggingface_hub
+keeps. Without either it is the files in the snapshot, the files that their indexes name, and the
+other parts of split files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LISTED, FOUND = ("the cache's list",), ("the cache",)
 
 
 def cached_plan(ref: Ref, cache: Path, place: Place) -> Plan | None:
-    """The files of a revision, some of which may not be here; None where it is unknown."""
+    """The files of a revision, some of which may be missing; None where the revision is unknown."""
     if not place.is_cache:
         return locked_plan(ref, place)
     commit = cached_commit(ref, place)
@@ -38,13 +38,13 @@ def cached_plan(ref: Ref, cache: Path, place: Place) -> Plan | None:
         return None
     own = place.own / f"{commit}.json"
     if own.is_file():
-        with suppress(InputError):  # damaged: as if it were not there
+        with suppress(InputError):  # damaged: treated as absent
             return replace(read_plan(own), ref=ref)
     return listed_plan(ref, cache, commit) or found_plan(ref, place, commit)
 
 
 def locked_plan(ref: Ref, place: Place) -> Plan | None:
-    """The plan that a folder of plain files was made by, where it is this revision's."""
+    """The plan in a plain folder's lock file, if it is the same repo and revision."""
     path = place.root / NAME
     try:
         plan = read_plan(path) if path.is_file() else None
@@ -57,7 +57,7 @@ def locked_plan(ref: Ref, place: Place) -> Plan | None:
 
 
 def cached_commit(ref: Ref, place: Place) -> str | None:
-    """The commit that a revision was when it was last asked for."""
+    """The commit that a revision pointed to when it was last resolved."""
     if COMMIT.fullmatch(ref.revision):
         return ref.revision
     try:
@@ -68,7 +68,7 @@ def cached_commit(ref: Ref, place: Place) -> str | None:
 
 
 def listed_plan(ref: Ref, cache: Path, commit: str) -> Plan | None:
-    """The repo as huggingface_hub listed it, if it did."""
+    """The plan from huggingface_hub's listing of the repo, if there is one."""
     from huggingface_hub import get_cached_repo_tree
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -88,7 +88,7 @@ def listed_plan(ref: Ref, cache: Path, commit: str) -> Plan | None:
 
 
 def found_plan(ref: Ref, place: Place, commit: str) -> Plan | None:
-    """The files of a snapshot that nobody listed, and those that they say belong to them."""
+    """The plan from a snapshot without a listing: its files and those that belong to them."""
     folder = place.folder(commit)
     paths = [path for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
     files = {file.path: file for file in (found_file(folder, path) for path in sorted(paths))}
@@ -98,7 +98,7 @@ def found_plan(ref: Ref, place: Place, commit: str) -> Plan | None:
 
 
 def found_file(folder: Path, path: Path) -> PlannedFile:
-    """A file of a snapshot; its hash is known where it is a link to a blob."""
+    """A file of a snapshot; its hash is known if it is a link to a blob."""
     blob = Path(os.readlink(path)).name if path.is_symlink() else ""  # noqa: PTH115 - as text
     size = path.stat().st_size if path.exists() else 0
     return PlannedFile(
@@ -107,7 +107,7 @@ def found_file(folder: Path, path: Path) -> PlannedFile:
 
 
 def is_here(place: Place, commit: str, file: PlannedFile, limits: Limits) -> bool:
-    """Whether a file is in its place, or lies in the snapshot itself, as copies of caches do."""
+    """Whether a file is complete: as a blob, or in the snapshot itself as in copied caches."""
     if file.etag and place.content(file).exists():
         return place.has(file, limits)
     path = place.folder(commit) / file.path
@@ -115,7 +115,7 @@ def is_here(place: Place, commit: str, file: PlannedFile, limits: Limits) -> boo
 
 
 def gap(place: Place, plan: Plan) -> str | None:
-    """What shows that a snapshot without a list of its files is only a part of the repo."""
+    """The sign that an unlisted snapshot is incomplete; None without one."""
     if plan.hashes_from != FOUND:
         return None
     names = [file.path for file in plan.files]
@@ -128,7 +128,7 @@ def gap(place: Place, plan: Plan) -> str | None:
 
 
 def shards_of(folder: Path, names: Iterable[str]) -> Iterator[str]:
-    """The files that belong to those that are here: an index's shards, a split file's parts."""
+    """The missing siblings of known files: shards of an index, parts of a split file."""
     for name in names:
         if match := SHARD.search(name):
             for number in range(1, int(match[2]) + 1):
@@ -139,7 +139,7 @@ def shards_of(folder: Path, names: Iterable[str]) -> Iterator[str]:
 
 
 def shards_in(index: Path) -> set[str]:
-    """The files that an index of weights names; none where it is no such index."""
+    """The shards that an index of weights names; empty for any other file."""
     try:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

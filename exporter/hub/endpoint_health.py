@@ -1,4 +1,4 @@
-"""How the endpoints of a pull do: which answer, how fast, and how many connections they allow."""
+"""State of a pull's endpoints: which answer, how fast, how many connections they allow."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from dataclasses import dataclass
 
 from exporter.hub.access_token import Origin, address, origin
 from exporter.hub.endpoints import Endpoint
-from exporter.hub.probe_history import Kind, Memory
+from exporter.hub.probe_history import Kind, ProbeHistory
 from exporter.hub.timeouts import Limits
 
 NOWHERE: Origin = ("", "", 0)
 
 
 class Allowance:
-    """How many connections at once an endpoint serves: more until it refuses one, then fewer.
+    """Estimates how many simultaneous connections an endpoint serves.
 
-    Starts with one, doubles while all of them are served, and after a refusal tries one more
-    now and then, ever more rarely. Its holder locks.
+    Starts with one and doubles while all are served; after a refusal it lowers the estimate, then
+    tries one more at growing intervals. The caller holds the lock.
     """
 
     def __init__(self, ceiling: int, limits: Limits, clock: Callable[[], float]) -> None:
-        """Expect `ceiling` connections to be allowed."""
+        """Allowance that expects `ceiling` connections, and at first opens a single one."""
         self.ceiling, self.limits, self.clock = ceiling, limits, clock
         self.most = ceiling
-        """Connections it is believed to allow."""
+        """Connections that it probably allows."""
         self.granted = 0
-        """Connections at once that brought what was asked for."""
+        """Most simultaneous connections that delivered what was requested."""
         self.proven = 0
-        """Connections at once over which bytes came for sure, not one after the other."""
+        """Most connections that certainly delivered bytes at the same time."""
         self.found: int | None = None
-        """`most`, where a refusal of one more has shown it."""
+        """`most`, if the refusal of one more has confirmed it."""
         self.lowered_at = -1.0
         self.is_over = False
-        """Whether the last refusal was of more than were ever served."""
+        """Whether the last refusal concerned more connections than were ever served."""
         self.more_at = 0.0
-        """One more than `most` is tried then."""
+        """Time from which one more than `most` is tried."""
         self.more_wait = limits.more_s
 
     @property
@@ -48,13 +48,13 @@ class Allowance:
         return min(self.most + more, 2 * self.granted)
 
     def remember(self, most: int | None) -> None:
-        """Begin with what an earlier pull found, if it did."""
+        """Start from an earlier pull's result, if there is one."""
         if most and most < self.ceiling:
             self.most = self.found = most
             self.more_at = self.clock() + self.more_wait
 
     def served(self, level: int, *, is_sure: bool = False) -> None:
-        """Bytes came while `level` connections were open, or were all bringing some."""
+        """Count a success with `level` connections open, or all delivering if `is_sure`."""
         self.granted = max(self.granted, level)
         if is_sure:
             self.proven = max(self.proven, level)
@@ -65,12 +65,13 @@ class Allowance:
             self.more_at = self.clock() + self.more_wait
 
     def refused(self, level: int, *, began: float, wait_s: float = 0.0) -> bool:
-        """Lower it, since a request begun at `began` as the `level`-th at once was refused.
+        """Lower the estimate after a refusal of the `level`-th simultaneous connection.
 
-        Returns whether that were more connections than are known to be served: then it is their
-        number that was refused. Else it may be anything, and the number is halved, once a moment.
+        began: start of the refused request. Returns whether `level` exceeds what is known to be
+        served: then the number was refused. Otherwise the cause is unknown, and the estimate is
+        halved, once per moment.
         """
-        is_same = began < self.lowered_at  # the moment of a refusal that was drawn on
+        is_same = began < self.lowered_at  # as a refusal that was counted before
         if is_same and level > self.most:
             return self.is_over
         self.is_over = is_over = level > self.proven
@@ -84,7 +85,7 @@ class Allowance:
         return is_over
 
     def postpone(self, wait_s: float = 0.0) -> None:
-        """Try one more later than next time, and not within `wait_s` seconds."""
+        """Delay the next attempt at one more connection, by `wait_s` seconds or longer."""
         now = self.lowered_at = self.clock()
         if now >= self.more_at:
             self.more_at = now + max(wait_s, self.more_wait)
@@ -93,46 +94,45 @@ class Allowance:
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """A connection over which bytes come."""
+    """A connection that delivers bytes."""
 
     path: str
-    """Of the file."""
+    """The file's path in the repo."""
     seen: float
-    """When some of them were last looked at."""
+    """Time at which its bytes were last counted."""
 
 
 class Site:
-    """A host that an endpoint's bytes come from: its own, or one that it redirects to."""
+    """A host that delivers an endpoint's bytes: its own, or one that it redirects to."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float]) -> None:
-        """Know nothing of what it allows."""
         self.limits = limits
         self.active = 0
-        """Connections that are open."""
+        """Open connections to the site."""
         self.flows: list[Flow] = []
         self.newest = 0.0
-        """When the newest of them began."""
+        """Start time of the newest flow."""
         self.in_all = Allowance(limits.in_all, limits, clock)
         self.per_file = Allowance(limits.connections, limits, clock)
         self.asked_at: float | None = None
-        """When it got its first request."""
+        """Time of its first request."""
 
     @property
     def allowances(self) -> dict[Kind, Allowance]:
         return {"in all": self.in_all, "of a file": self.per_file}
 
     def flow(self, path: str, now: float) -> Flow:
-        """Bytes of a file begin to come over one more connection."""
+        """Register a connection that starts to deliver bytes of a file."""
         self.newest = now
         self.flows.append(Flow(path, now))
         return self.flows[-1]
 
     def is_news(self, flow: Flow, now: float) -> bool:
-        """Whether bytes that come now tell how many connections are served at once."""
+        """Whether bytes that arrive now prove how many connections are served at once."""
         return flow.seen < self.newest + self.limits.proof_s <= now
 
     def look(self, flow: Flow, now: float) -> None:
-        """Count the connections that have brought bytes since the newest one began."""
+        """Count the connections that delivered bytes since the newest one began."""
         flow.seen = now
         since = self.newest + self.limits.proof_s
         paths = [other.path for other in self.flows if other.seen >= since]
@@ -145,7 +145,7 @@ class Site:
         return min(self.per_file.most, self.in_all.most)
 
     def full(self, of_file: int) -> list[Allowance]:
-        """What does not allow one connection more, for a file that has `of_file`."""
+        """The allowances that refuse one more connection for a file that has `of_file`."""
         counts = ((self.in_all, self.active), (self.per_file, of_file))
         return [which for which, count in counts if count >= which.room]
 
@@ -154,39 +154,39 @@ class Site:
 
 
 class Health:
-    """How one endpoint does in this pull. Its holder locks."""
+    """State of one endpoint in this pull. The caller holds the lock."""
 
     def __init__(
         self,
         endpoint: Endpoint,
         limits: Limits,
         clock: Callable[[], float],
-        memory: Memory | None = None,
+        memory: ProbeHistory | None = None,
     ) -> None:
-        """Know nothing bad yet but what `memory` says of its hosts."""
+        """Health of an endpoint about which only `memory` is known."""
         self.endpoint, self.limits, self.clock = endpoint, limits, clock
-        self.memory = memory or Memory()
+        self.memory = memory or ProbeHistory()
         self.active = 0
-        """Connections that are open."""
+        """Open connections to the endpoint."""
         self.sites: dict[Origin, Site] = {}
         self.home = origin(endpoint.url)
         self.store = NOWHERE
-        """Where it keeps large files, once it has been asked for one."""
+        """Host of its large files, known after the first request for one."""
         self.asked_at: float | None = None
-        """When it got its first request."""
+        """Time of its first request."""
         self.has_answered = False
-        """Whether it answered anything; before, it has one connection."""
+        """Whether it has answered anything; until then it gets one connection."""
         self.failures = 0
-        """In a row, without a byte between."""
+        """Failures in a row without a byte in between."""
         self.waits = 0
-        """How often it asked to wait, in a row, without a byte between."""
+        """Requests to wait, in a row without a byte in between."""
         self.failed_at = -1.0
         self.closed_until = 0.0
-        """It is not asked before."""
+        """Time before which it gets no request."""
         self.benched_until = 0.0
-        """Others go first until then."""
+        """Time until which other endpoints go first."""
         self.rate: float | None = None
-        """Bytes a second of one connection, as last measured."""
+        """Bytes per second of one connection, as last measured."""
         self.problem = ""
 
     def site(self, where: Origin) -> Site:
@@ -197,7 +197,7 @@ class Health:
         return self.sites[where]
 
     def learn(self) -> None:
-        """Have the next pull know what its hosts allow."""
+        """Save for the next pull how many connections its hosts allow."""
         for where, site in self.sites.items():
             for kind, which in site.allowances.items():
                 if which.granted:
@@ -209,7 +209,7 @@ class Health:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may be asked at all: one connection finds out, the others wait."""
+        """Whether it may get a request: while it is untested, one connection at a time."""
         most = self.limits.in_all if self.has_answered and not self.failures else 1
         return self.is_up and self.active < most
 
@@ -223,11 +223,11 @@ class Health:
 
     @property
     def is_promising(self) -> bool:
-        """Whether one connection more may be opened, now or soon."""
+        """Whether one more connection may be opened, now or soon."""
         return self.is_free or self.is_starting(self.site(self.store), 0)
 
     def is_starting(self, site: Site, of_file: int) -> bool:
-        """Whether it had no time yet to show how many connections it allows at one of its sites."""
+        """Whether it is too new to have shown how many connections one of its sites allows."""
         asked_at = site.asked_at or self.asked_at or self.clock()
         is_young = self.clock() - asked_at < self.limits.start_s
         grows = all(which.room < which.most for which in site.full(of_file))
@@ -238,20 +238,20 @@ class Health:
         return self.clock() < self.benched_until
 
     def doubt(self) -> None:
-        """It did not work in an earlier pull: others first, and then one connection."""
+        """Put an endpoint that failed in an earlier pull behind the others, with one connection."""
         self.failures = 1
         self.benched_until = self.clock() + self.limits.bench_s
 
     def sent(self, nbytes: int, seconds: float) -> None:
-        """Bytes arrived: whatever was wrong is over."""
+        """Count delivered bytes; earlier failures no longer matter."""
         self.failures = self.waits = 0
         if seconds > 0 and nbytes >= 64 << 10:
             self.rate = nbytes / seconds
 
     def failed(self, problem: str, *, began: float, got_bytes: bool, growth: int = 2) -> None:
-        """Count a failure; those of requests begun before the last one are the same failure.
+        """Count a failure; requests begun before the last one count as the same failure.
 
-        Each waits `growth` times as long as the one before.
+        Each wait is `growth` times the one before.
         """
         now, limits = self.clock(), self.limits
         self.problem = problem
@@ -264,7 +264,7 @@ class Health:
         self.closed_until = max(self.closed_until, now + wait)
 
     def asked_to_wait(self, seconds: float, problem: str, *, began: float) -> None:
-        """Leave it alone for so long; requests begun before it last asked count as one."""
+        """Pause it for `seconds`; requests begun before its last such answer count as one."""
         now, limits = self.clock(), self.limits
         self.problem = problem
         if began >= self.failed_at:
@@ -280,10 +280,10 @@ class Health:
 
 
 def is_slow(health: Health, rate: float, rates: Sequence[float], others: Iterable[Health]) -> bool:
-    """Whether a connection should be given up for one to another endpoint, or a fresh one.
+    """Whether to replace a connection by one to another endpoint, or by a new one.
 
-    Either it does less than a tenth of what the median connection does, or it is slow and
-    another endpoint is free that is not known to be as slow.
+    True if it delivers less than a tenth of the median connection, or if it is slow and another
+    endpoint is free that is not known to be as slow.
     """
     if len(rates) >= 3 and rate < sorted(rates)[len(rates) // 2] / 10:  # noqa: PLR2004
         return True
@@ -299,7 +299,7 @@ def is_slow(health: Health, rate: float, rates: Sequence[float], others: Iterabl
 def healths(
     endpoints: Sequence[Endpoint],
     limits: Limits,
-    memory: Memory | None = None,
+    memory: ProbeHistory | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[Endpoint, Health]:
     return {endpoint: Health(endpoint, limits, clock, memory) for endpoint in endpoints}

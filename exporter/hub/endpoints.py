@@ -1,4 +1,4 @@
-"""The places bytes can come from, in the user's order."""
+"""The endpoints that serve bytes, in the user's order."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Endpoint:
     """A hub, a mirror of it, or ModelScope."""
 
     url: str
-    """Without a slash at its end."""
+    """Address without a trailing slash."""
     kind: Literal["hub", "modelscope"] = "hub"
     repo: str | None = None
-    """The repo's name on ModelScope, where it is another."""
+    """The repo's name on ModelScope, if it differs."""
 
     @property
     def name(self) -> str:
@@ -32,13 +32,13 @@ class Endpoint:
 
     @property
     def is_reference(self) -> bool:
-        """Whether what it says of hashes is the hub's own word."""
+        """Whether it is the hub itself, whose hashes are authoritative."""
         parts = urlsplit(self.url)
         return parts.scheme == "https" and parts.hostname in HUB
 
 
 def settle_endpoints(env: MutableMapping[str, str]) -> None:
-    """Let HF_ENDPOINT be a list: huggingface_hub reads it too, and knows one address only."""
+    """Allow HF_ENDPOINT to be a list: huggingface_hub reads it as one address."""
     listed = env.get("HF_ENDPOINT", "")
     if "," in listed:
         env[LIST] = listed
@@ -47,7 +47,10 @@ def settle_endpoints(env: MutableMapping[str, str]) -> None:
 
 
 def endpoints_from(given: Sequence[str], env: Mapping[str, str]) -> tuple[Endpoint, ...]:
-    """The endpoints given, else those of HF_ENDPOINT, else the hub."""
+    """The given endpoints, else those of HF_ENDPOINT, else the hub.
+
+    Raises InputError for ModelScope alone, which has no list of a hub repo's files.
+    """
     listed = env.get(LIST) or env.get("HF_ENDPOINT") or DEFAULT
     texts = list(given) or [text for text in listed.split(",") if text.strip()]
     endpoints = tuple(dict.fromkeys(parse_endpoint(text.strip()) for text in texts))
@@ -60,7 +63,10 @@ def endpoints_from(given: Sequence[str], env: Mapping[str, str]) -> tuple[Endpoi
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """`https://HOST`, or `modelscope:[ORG/NAME]`, or `modelscope:URL[#ORG/NAME]`."""
+    """Parse `https://HOST`, `modelscope:[ORG/NAME]` or `modelscope:URL[#ORG/NAME]`.
+
+    Raises InputError for anything else.
+    """
     if text.startswith("modelscope:"):
         rest = text.removeprefix("modelscope:")
         url, _, repo = rest.partition("#") if "://" in rest else (MODELSCOPE, "", rest)
@@ -85,7 +91,7 @@ def parse_endpoint(text: str) -> Endpoint:
 
 
 def is_address(url: str) -> bool:
-    """Whether `url` is http or https, with a host, and a port that exists if any."""
+    """Whether `url` is http or https with a valid host and port."""
     try:
         parts = urlsplit(url)
         return (

@@ -1,4 +1,4 @@
-"""The lock file: exactly which bytes a folder holds, to make it again elsewhere."""
+"""The lock file: the exact contents of a folder, so that it can be reproduced elsewhere."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sha256_of(file: PlannedFile) -> str | None:
 
 
 def with_sha256(plan: Plan, place: Place) -> Plan:
-    """The plan with the sha256 of every file, as it lies there."""
+    """The plan with the sha256 of each file, computed from the folder where it is unknown."""
     return replace(
         plan,
         files=tuple(
@@ -56,7 +56,7 @@ def with_sha256(plan: Plan, place: Place) -> Plan:
 
 
 def check_sha256(plan: Plan, place: Place) -> None:
-    """VerifyError when a file's sha256 is not the lock's; git's own hash is only a sha1."""
+    """Raise VerifyError for a file whose sha256 differs from the lock; git's hash is only sha1."""
     for file in plan.files:
         if file.sha256 and sha256_file(place.content(file)) != file.sha256:
             raise VerifyError(
@@ -66,7 +66,7 @@ def check_sha256(plan: Plan, place: Place) -> None:
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a lock file; InputError when it is not one, or was tampered with."""
+    """Read the plan in a lock file. Raises InputError for a damaged or altered one."""
     hint = "a file that `decant pull REPO --local-dir DIR` wrote"
     value = read_json_object(path, error=InputError, hint=hint)
     try:

@@ -1,9 +1,9 @@
-"""A file that is not all there yet: its bytes, and a journal of which ones.
+"""A partly downloaded file: its bytes, and a journal of the ones that are written.
 
-The journal says for each cell of the file how many bytes of it are there, counted from the
-cell's start. It is written after the data, through a memory map, so that killing the process
-at any moment loses nothing that was counted. Parts are named by their hash: whoever comes
-next, with whatever endpoint, goes on with them.
+The journal counts, for each cell of the file, the bytes written from the cell's start. It is
+updated after the data, through a memory map, so that killing the process at any moment loses
+nothing that was counted. Parts are named by their hash: any later process can resume them from any
+endpoint.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from exporter.hub.timeouts import Limits
 
 MAGIC = b"decant part 1\n".ljust(16, b"\0")
 HEADER = struct.Struct("<16sQII")  # magic, bytes of the file, bytes of a cell, 0
-READ = 1 << 20
+READ = 1 << 20  # bytes per read
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: 4 GB on FAT, or a ulimit
 
 
 class Part:
-    """What there is of a file, in memory or on disk; writes may come from several threads."""
+    """A partly downloaded file, in memory or on disk; several threads may write to it."""
 
     def __init__(self, file: PlannedFile, cell: int, done: memoryview) -> None:
-        """`done` counts the bytes of each cell, and is the journal when there is one."""
+        """done: written bytes of each cell, shape (cells,); a view of the journal where one
+        exists.
+        """
         self.file, self.cell, self.done = file, cell, done
         self.hasher = file.hasher()
         self.hashed = 0
@@ -47,7 +49,7 @@ class Part:
         raise NotImplementedError
 
     def write(self, offset: int, chunks: Sequence[bytes], nbytes: int) -> None:
-        """Store the chunks, then count them; one writer at a time in a cell, without gaps."""
+        """Store the chunks, then count them; a cell has one writer at a time and no gaps."""
         self.store(offset, chunks, nbytes)
         end = offset + nbytes
         for cell in range(offset // self.cell, -(-end // self.cell)):
@@ -64,7 +66,7 @@ class Part:
         return sum(self.done)
 
     def hash_prefix(self) -> None:
-        """Hash on, as far as the file is there without a gap."""
+        """Update the hash up to the first gap."""
         buffer = memoryview(bytearray(min(READ, self.file.size)))
         while self.hashed < self.file.size:
             cell, inside = divmod(self.hashed, self.cell)
@@ -76,12 +78,12 @@ class Part:
             self.hashed += count
 
     def is_right(self) -> bool:
-        """Whether the whole file has the hash that it was promised to have."""
+        """Whether the file is complete and has the planned hash."""
         self.hash_prefix()
         return self.hashed == self.file.size and self.hasher.hexdigest() == self.file.etag
 
     def clear(self) -> None:
-        """Forget every byte."""
+        """Reset the part to no bytes at all."""
         for cell in range(len(self.done)):
             self.done[cell] = 0
         self.hasher, self.hashed = self.file.hasher(), 0
@@ -90,7 +92,7 @@ class Part:
         raise NotImplementedError
 
     def discard(self) -> None:
-        """Close, and leave nothing behind."""
+        """Close the part and delete its files."""
         self.close()
 
     def close(self) -> None:
@@ -101,7 +103,7 @@ class SmallPart(Part):
     """A small file, kept in memory until it is verified."""
 
     def __init__(self, file: PlannedFile, folder: Path) -> None:
-        """`folder` is where it is written on its way to its place."""
+        """folder: place of the temporary file that becomes the published one."""
         cells = memoryview(bytearray(4 if file.size else 0)).cast("I")
         super().__init__(file, max(file.size, 1), cells)
         self.data = bytearray(file.size)
@@ -122,10 +124,9 @@ class SmallPart(Part):
 
 
 class DiskPart(Part):
-    """A part on disk, locked while this process has it."""
+    """A part on disk, locked by this process."""
 
     def __init__(self, file: PlannedFile, folder: Path, limits: Limits, descriptor: int) -> None:
-        """`descriptor` is of the part, open and locked."""
         self.path, self.journal_path = part_paths(folder, file)
         self.descriptor, self.limits = descriptor, limits
         self.journal = self.open_journal(file)
@@ -136,7 +137,10 @@ class DiskPart(Part):
 
     @classmethod
     def open(cls, file: PlannedFile, folder: Path, limits: Limits) -> Self | None:
-        """The part, going on where it was left; None while another process has it."""
+        """Open the part and keep its bytes; None while another process holds it.
+
+        Raises OutputError or SpaceError when the disk does not allow it.
+        """
         path, _ = part_paths(folder, file)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -147,7 +151,7 @@ class DiskPart(Part):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return cls(file, folder, limits, descriptor)
         except (BlockingIOError, FileNotFoundError):
-            pass  # another process has it, or has just published it
+            pass  # another process holds it, or has just published it
         except OSError as error:
             os.close(descriptor)
             raise disk_error(error, path, 0) from error
@@ -155,7 +159,7 @@ class DiskPart(Part):
         return None
 
     def open_journal(self, file: PlannedFile) -> mmap.mmap:
-        """The journal of this part, or an empty one if there is none that fits."""
+        """The part's journal, replaced by an empty one if it does not fit."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         with os.fdopen(os.open(self.journal_path, flags, 0o666), "r+b") as journal:
             if not self.fits(journal.read(), file):
@@ -163,13 +167,13 @@ class DiskPart(Part):
                 journal.seek(0)
                 journal.truncate(0)
                 header = HEADER.pack(MAGIC, file.size, self.limits.cell, 0)
-                journal.write(header + bytes(4 * cells))  # written out: a map of holes could trap
+                journal.write(header + bytes(4 * cells))  # no holes: mapped ones could trap
                 journal.flush()
                 os.ftruncate(self.descriptor, 0)
             return mmap.mmap(journal.fileno(), 0)
 
     def fits(self, content: bytes, file: PlannedFile) -> bool:
-        """Whether a journal is this file's and claims no byte that the part does not have."""
+        """Whether a journal belongs to this file and counts no byte that the part lacks."""
         if len(content) < HEADER.size:
             return False
         magic, size, cell, _ = HEADER.unpack_from(content)
@@ -190,7 +194,7 @@ class DiskPart(Part):
     def store(self, offset: int, chunks: Sequence[bytes], nbytes: int) -> None:
         try:
             rest = memoryview(b"".join(chunks))
-            while rest:  # a disk that is nearly full takes less than it is given
+            while rest:  # a nearly full disk writes only a part
                 rest = rest[os.pwrite(self.descriptor, rest, offset + nbytes - len(rest)) :]
         except OSError as error:
             raise disk_error(error, self.path, self.nbytes) from error
@@ -200,7 +204,7 @@ class DiskPart(Part):
             self.sync()
 
     def sync(self) -> None:
-        """Data to the disk, and then the journal: a power cut must not invert them."""
+        """Sync the data, then the journal: a power cut must not leave them in the other order."""
         try:
             os.fsync(self.descriptor)
         except OSError as error:
@@ -208,7 +212,7 @@ class DiskPart(Part):
         self.journal.flush()
 
     def publish(self, target: Path) -> None:
-        """Move the part to its place, durably. It must be right."""
+        """Move the verified part to its place and sync the folder."""
         try:
             os.ftruncate(self.descriptor, self.file.size)
             os.fsync(self.descriptor)
@@ -225,14 +229,14 @@ class DiskPart(Part):
         self.close()
 
     def close(self) -> None:
-        """Let go of the lock. The journal's map goes with the last thread that writes to it."""
+        """Release the lock. The journal stays mapped until the last writing thread ends."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
 
 
 def put(target: Path, content: bytes | bytearray, folder: Path) -> None:
-    """Write a small file by way of `folder`; of several writers the last one wins."""
+    """Write a small file through a temporary one in `folder`; the last of several writers wins."""
     path = folder / f"{target.name[:100]}.{os.getpid()}.{threading.get_ident()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     try:
@@ -250,7 +254,7 @@ def part_paths(folder: Path, file: PlannedFile) -> tuple[Path, Path]:
 
 
 def kept_bytes(file: PlannedFile, folder: Path) -> int:
-    """What a part holds already, for the plan; it may be another process's."""
+    """Bytes that a part already has, even if another process is writing it."""
     _, path = part_paths(folder, file)
     try:
         content = path.read_bytes()
@@ -266,7 +270,7 @@ def cells_of(content: bytes, file: PlannedFile) -> Iterator[int]:
 
 
 def disk_error(error: OSError, path: Path, kept: int) -> OutputError | SpaceError:
-    """Ours for the system's, while writing to `path`."""
+    """Turn a system error while writing `path` into SpaceError or OutputError."""
     if error.errno in FULL:
         return SpaceError(
             f"the disk is full: `{path.parent}` takes no more",

@@ -1,9 +1,9 @@
-"""Which endpoints did not work lately, and how many connections the others allow.
+"""Remembers endpoints that failed lately, and how many connections the others allow.
 
-So the next pull need not wait for them, nor ask too much, again. Nobody is left out for it: an
-endpoint that did not answer is given less time for its first answer, one that sent no bytes
-starts behind the others, and either is forgotten when it works. Of a host that refused
-connections, more than it allowed are tried later.
+The next pull then neither waits for them nor opens too many connections again. No endpoint is
+excluded: one that did not answer gets less time for its first answer, one that sent no bytes starts
+behind the others, and a success clears the entry. A host that refused connections gets more than it
+allowed only later.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ Lack: TypeAlias = Literal["answers", "bytes"]
 LACKS: tuple[Lack, ...] = ("answers", "bytes")
 Kind: TypeAlias = Literal["in all", "of a file"]
 KINDS: tuple[Kind, ...] = ("in all", "of a file")
-MOST = 99  # connections; more are not believed
+MOST = 99  # connections; larger numbers in the file are ignored
 Failed: TypeAlias = dict[Lack, dict[str, float]]
 Allowed: TypeAlias = dict[Kind, dict[str, tuple[int, float]]]
 FORMAT = 1
-KEPT_S = 7 * 24 * 3600
+KEPT_S = 7 * 24 * 3600  # seconds an entry counts, a week
 
 
-class Memory:
-    """What earlier pulls learned, in a file that may be absent, damaged or not writable."""
+class ProbeHistory:
+    """Results of earlier pulls, in a file that may be absent, damaged or read-only."""
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
-        """Without `path` nothing outlives this object."""
+        """History read from `path`; without one it lasts as long as this object."""
         self.path, self.clock = path, clock
         self.failed, self.allowed = read(path, clock()) if path else nothing()
 
     def lacks(self, url: str, what: Lack) -> bool:
-        """Whether the endpoint gave none when it was last asked, within the last days."""
+        """Whether the endpoint failed to deliver `what` when last asked, within a week."""
         return url in self.failed[what]
 
     def learn(self, what: Lack, *, failed: Iterable[str], worked: Iterable[str]) -> None:
-        """Note who gave what was asked for and who did not; who sends bytes answers as well."""
+        """Record which endpoints delivered and which failed; sending bytes implies answering."""
         before = {lack: set(self.failed[lack]) for lack in LACKS}
         for url in failed:
             self.failed[what][url] = self.clock()
@@ -54,12 +54,12 @@ class Memory:
             self.write()
 
     def most(self, host: str, kind: Kind) -> int | None:
-        """Connections that a host allows; None where it has not refused one lately."""
+        """Connections that a host allows; None if it has refused none lately."""
         entry = self.allowed[kind].get(host)
         return entry[0] if entry else None
 
     def learn_most(self, host: str, kind: Kind, most: int | None) -> None:
-        """Note how many connections a host allows; None where it refuses none."""
+        """Record how many connections a host allows; None if it refuses none."""
         if most != self.most(host, kind):
             self.allowed[kind].pop(host, None)
             if most is not None:
@@ -68,20 +68,20 @@ class Memory:
 
     def write(self) -> None:
         if self.path:
-            with suppress(DecantError, OSError):  # it only saves time
+            with suppress(DecantError, OSError):  # the history only saves time
                 value = {"format": FORMAT, "failed": self.failed, "allowed": self.allowed}
                 write_json(self.path, value)
 
 
-def usual_memory() -> Memory:
-    """That of this user, in decant's cache."""
+def usual_history() -> ProbeHistory:
+    """The user's history, in decant's cache."""
     from exporter.llamacpp.toolchain import cache_folder
 
-    return Memory(cache_folder() / "endpoints.json")
+    return ProbeHistory(cache_folder() / "endpoints.json")
 
 
 def read(path: Path, now: float) -> tuple[Failed, Allowed]:
-    """What a file says that is not too old; nothing where it makes no sense."""
+    """Read the recent entries of a file; empty if it is damaged or of another format."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["format"] != FORMAT:

@@ -1,4 +1,4 @@
-"""Where files end up: the hub's cache, so that every library finds them, or a plain folder."""
+"""The final places of files: the hub's cache, shared by all libraries, or a plain folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from exporter.hub.pull_plan import Plan, PlannedFile
 from exporter.hub.repo_refs import COMMIT
 from exporter.hub.timeouts import Limits
 
-READ = 1 << 20
-OWN = ".decant"  # our folder among the files: parts, and plans for working offline
+READ = 1 << 20  # bytes per read
+OWN = ".decant"  # decant's folder among the files: parts, and plans for offline use
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +31,15 @@ class Place:
         return self.root / OWN
 
     def folder(self, commit: str) -> Path:
-        """The folder a user is told."""
+        """The folder that the user gets to see."""
         return self.root / "snapshots" / commit if self.is_cache else self.root
 
     def content(self, file: PlannedFile) -> Path:
-        """Where the bytes of a file lie."""
+        """The path that holds a file's bytes."""
         return self.root / "blobs" / file.etag if self.is_cache else self.root / file.path
 
     def has(self, file: PlannedFile, limits: Limits) -> bool:
-        """Whether a file is here. In the cache names are hashes; small ones are hashed anew."""
+        """Whether a file is complete. Cache names are hashes; small files are hashed again."""
         path = self.content(file)
         if not path.is_file() or path.stat().st_size != file.size:
             return False
@@ -57,7 +57,7 @@ def has_hash(path: Path, file: PlannedFile) -> bool:
 
 
 def check_place(place: Place, plan: Plan) -> None:
-    """Refuse to write through a symlink or over a folder; nothing is written before."""
+    """Raise OutputError before writing through a symlink or over a folder."""
     top = place.folder(plan.commit)
     for file in plan.files:
         path = top / file.path
@@ -94,12 +94,12 @@ def check_space(
     limits: Limits,
     free: Callable[[Path], int] = free_bytes,
 ) -> None:
-    """SpaceError, before the first byte, when the missing bytes do not fit."""
+    """Raise SpaceError, before the first byte, when the missing bytes do not fit."""
     needed = sum(file.size - kept_bytes(file, place.own) for file in missing)
     available = free(place.root)
     if missing and needed + limits.margin > available:
         raise SpaceError(
-            f"{size_text(needed)} are to be downloaded, and `{place.root}` has room for"
+            f"{size_text(needed)} must be downloaded, and `{place.root}` has room for"
             f" {size_text(max(0, available - limits.margin))}",
             hint="free some space, name another disk with HF_HOME, or fetch fewer files:"
             " decant pull REPO --include …",
@@ -113,7 +113,7 @@ def prepare(place: Place) -> None:
 
 
 def link_snapshot(place: Place, plan: Plan) -> None:
-    """Make the commit's folder of links, and the ref that leads to it. All blobs are there."""
+    """Create the commit's folder of links, and the ref that points to it. All blobs exist."""
     folder = place.folder(plan.commit)
     for file in plan.files:
         link = folder / file.path

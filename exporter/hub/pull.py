@@ -1,4 +1,4 @@
-"""The pull: plan, space, bytes, place, in this order."""
+"""Downloads a repo's files: plan, check the space, fetch, publish."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from exporter.hub.cached_snapshot import cached_plan, gap, is_here
 from exporter.hub.endpoint_health import healths
 from exporter.hub.endpoints import Endpoint
 from exporter.hub.lockfile import NAME, check_sha256, with_sha256, write_plan
-from exporter.hub.probe_history import LACKS, Memory
+from exporter.hub.probe_history import LACKS, ProbeHistory
 from exporter.hub.publish import Place, check_place, check_space, link_snapshot, prepare
-from exporter.hub.pull_plan import Choice, Plan, PlannedFile, UnansweredError, choose, make_plan
+from exporter.hub.pull_plan import FileFilter, Plan, PlannedFile, UnansweredError, choose, make_plan
 from exporter.hub.repo_refs import Ref
 from exporter.hub.source import Source, Wire, modelscope_files
 from exporter.hub.timeouts import Limits
 from exporter.hub.transfer import GATHER, Transfer
-from exporter.hub.workers import Crew
+from exporter.hub.workers import Workers
 
 ONLINE = "leave out --offline, and unset HF_HUB_OFFLINE"
 
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """What to bring, from where, to where."""
+    """A download: which files, from which endpoints, to which place."""
 
     ref: Ref
     endpoints: tuple[Endpoint, ...]
     cache: Path
-    """The hub cache."""
-    choice: Choice = field(default_factory=Choice)
+    """Folder of the hub cache."""
+    choice: FileFilter = field(default_factory=FileFilter)
     local_dir: Path | None = None
-    """Plain files go here instead of into the cache."""
+    """Folder for plain files, used instead of the cache."""
     locked: Plan | None = None
-    """Exactly this, whatever the hub says now."""
+    """Plan from a lock file: exactly these files, whatever the hub offers now."""
     known: Plan | None = None
-    """All that the repo holds, where it was asked before."""
+    """Plan of the whole repo, if it was already requested."""
     rule: TokenRule = field(default_factory=TokenRule)
     offline: bool = False
     limits: Limits = field(default_factory=Limits)
-    memory: Memory = field(default_factory=Memory)
-    """Which endpoints did not work lately."""
+    memory: ProbeHistory = field(default_factory=ProbeHistory)
+    """Results of earlier pulls."""
 
     @property
     def place(self) -> Place:
@@ -57,34 +57,35 @@ class PullRequest:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """What is here now, or would be after a dry run."""
+    """The outcome of a pull, or the expected one after a dry run."""
 
     plan: Plan
     folder: Path
-    """Holds the files under their names in the repo."""
+    """Folder with the files under their names in the repo."""
     missing: tuple[PlannedFile, ...]
-    """Those that were not here before."""
+    """Files that had to be downloaded."""
     received: int
-    """Bytes of files that came over the network."""
+    """File bytes received over the network."""
     seconds: float
     served: dict[str, int]
-    """Bytes of files that each endpoint sent."""
+    """File bytes received from each endpoint."""
 
 
 def pull(request: PullRequest, *, dry_run: bool = False, report: Report = silent) -> Pulled:
-    """Bring the wanted files here, verified. Killed at any moment, it goes on from there.
+    """Download and verify the wanted files. After a kill the same pull resumes.
 
-    Nothing is written before the plan stands and fits; a file appears under its name when its
-    hash is right, and the snapshot in the cache when all files are there.
+    Nothing is written before the plan is complete and fits on the disk; a file gets its name once
+    its hash is right, and the cache its snapshot once all files are there. Raises DownloadError,
+    OutputError or SpaceError.
     """
     started = time.monotonic()
     place = request.place
     whole = request.locked or request.known or plan_of(request, place, report)
     plan = whole if request.locked else choose(whole, request.choice)
     if request.offline or plan.unasked:
-        return take(request, plan, dry_run=dry_run, report=report)
+        return pull_offline(request, plan, dry_run=dry_run, report=report)
     missing = tuple(file for file in plan.files if not place.has(file, request.limits))
-    crew = None
+    workers = None
     if not dry_run:
         check_place(place, plan)
         check_space(place, missing, request.limits)
@@ -92,24 +93,24 @@ def pull(request: PullRequest, *, dry_run: bool = False, report: Report = silent
         if place.is_cache and not request.locked:
             remember(whole, place)
         if missing:
-            crew = hire(request, plan, missing, report)
-            fetch(crew, plan, missing, report)
-            learn(crew, request.memory)
+            workers = make_workers(request, plan, missing, report)
+            fetch(workers, plan, missing, report)
+            learn(workers, request.memory)
         finish(place, plan)
     return Pulled(
         plan,
         place.folder(plan.commit),
         missing,
-        crew.received if crew else 0,
+        workers.received if workers else 0,
         time.monotonic() - started,
-        dict(crew.served) if crew else {},
+        dict(workers.served) if workers else {},
     )
 
 
-def take(request: PullRequest, plan: Plan, *, dry_run: bool, report: Report) -> Pulled:
-    """What the cache holds, where nobody is asked or nobody answers.
+def pull_offline(request: PullRequest, plan: Plan, *, dry_run: bool, report: Report) -> Pulled:
+    """Serve a pull from the cache, when decant is offline or no endpoint answers.
 
-    Raises DownloadError where it is not all that is wanted.
+    Raises DownloadError if wanted files are missing.
     """
     started = time.monotonic()
     place, commit = request.place, plan.commit
@@ -133,7 +134,11 @@ def take(request: PullRequest, plan: Plan, *, dry_run: bool, report: Report) -> 
 
 
 def plan_of(request: PullRequest, place: Place, report: Report) -> Plan:
-    """All that the repo holds: the hub's word, or what the cache knows where nobody gives it."""
+    """The plan of the whole repo, from an endpoint, else from the cache where none answers.
+
+    Raises DownloadError when decant is offline and the cache has no plan, and UnansweredError when
+    no endpoint answers and the cache has none either.
+    """
     cached = cached_plan(request.ref, request.cache, place)
     if request.offline and cached:
         return cached
@@ -172,14 +177,14 @@ def plan_of(request: PullRequest, place: Place, report: Report) -> Plan:
 
 
 def remember(plan: Plan, place: Place) -> None:
-    """Keep what the commit holds, so that completeness can be told without a network."""
+    """Save the plan of the commit, so that offline runs know when it is complete."""
     path = place.own / f"{plan.commit}.json"
     if not path.exists():
         write_plan(plan, path, place)
 
 
 def refuse_parts(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile]) -> None:
-    """DownloadError where files are missing that nobody can be asked for."""
+    """Raise DownloadError if files are missing and no endpoint can be asked."""
     is_chosen = request.choice.files or plan.ref.file
     problem = None if is_chosen else gap(request.place, plan)
     if missing:
@@ -194,8 +199,10 @@ def refuse_parts(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile
         raise DownloadError(f"{problem}, and decant is offline", hint=ONLINE)
 
 
-def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], report: Report) -> Crew:
-    """The crew that will fetch the missing files from the request's endpoints."""
+def make_workers(
+    request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], report: Report
+) -> Workers:
+    """The workers that fetch the missing files from the request's endpoints."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # lazily exported
 
@@ -220,48 +227,48 @@ def hire(request: PullRequest, plan: Plan, missing: Sequence[PlannedFile], repor
     for endpoint in request.endpoints:
         if any(request.memory.lacks(endpoint.url, what) for what in LACKS):
             health[endpoint].doubt()
-    return Crew(transfers, health, request.place, request.limits, report)
+    return Workers(transfers, health, request.place, request.limits, report)
 
 
 def read_more_at_once() -> None:
-    """Have connections read GATHER bytes at a time, not 64 KiB: fewer rounds through Python."""
+    """Make connections read GATHER bytes at a time instead of 64 KiB: fewer rounds of Python."""
     import httpcore2
 
     httpcore2.HTTP11Connection.READ_NUM_BYTES = GATHER
 
 
-def fetch(crew: Crew, plan: Plan, missing: Sequence[PlannedFile], report: Report) -> None:
-    """Let the crew work; say what is kept when it is interrupted."""
+def fetch(workers: Workers, plan: Plan, missing: Sequence[PlannedFile], report: Report) -> None:
+    """Run the workers; report the kept bytes on Ctrl-C."""
     total = sum(file.size for file in missing)
     report(Step(f"downloading {len(missing)} files, {size_text(total)}, of {plan.ref.repo}"))
     try:
-        crew.run()
+        workers.run()
     except KeyboardInterrupt:
         report(
             Warn(
-                f"stopped: {size_text(crew.kept)} of {size_text(total)} are kept;"
-                " the same command goes on from there"
+                f"stopped: {size_text(workers.kept)} of {size_text(total)} are kept;"
+                " the same command resumes from there"
             )
         )
         raise
 
 
-def learn(crew: Crew, memory: Memory) -> None:
-    """Remember who sent bytes, who failed to, and over how many connections."""
-    for health in crew.healths.values():
+def learn(workers: Workers, memory: ProbeHistory) -> None:
+    """Record which endpoints sent bytes, which failed, and over how many connections."""
+    for health in workers.healths.values():
         health.learn()
-    worked = [end.url for end, health in crew.healths.items() if crew.served[end.name]]
+    worked = [end.url for end, health in workers.healths.items() if workers.served[end.name]]
     failed = [
         end.url
-        for end, health in crew.healths.items()
-        if health.failures and health.problem and not crew.served[end.name]
+        for end, health in workers.healths.items()
+        if health.failures and health.problem and not workers.served[end.name]
     ]
     if worked:
         memory.learn("bytes", failed=failed, worked=worked)
 
 
 def finish(place: Place, plan: Plan) -> None:
-    """Make the result visible: links in the cache, a lock file in a folder."""
+    """Publish the result: links in the cache, or a lock file in a plain folder."""
     check_sha256(plan, place)
     if place.is_cache:
         link_snapshot(place, plan)

@@ -1,4 +1,4 @@
-"""What a pull will bring: the commit and its files, with sizes and hashes."""
+"""The plan of a pull: the commit and its files, with sizes and hashes."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from exporter.core.errors import DownloadError, InputError
 from exporter.core.events import Note, Report, Step, silent
 from exporter.hub.access_token import TokenRule
 from exporter.hub.endpoints import Endpoint
-from exporter.hub.probe_history import Memory
+from exporter.hub.probe_history import ProbeHistory
 from exporter.hub.repo_refs import COMMIT, Ref, unsafe
 from exporter.hub.timeouts import Limits
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-ROUNDS = 4  # over all endpoints, for errors that pass
-SHA256, GIT = 64, 40  # hex digits
+ROUNDS = 4  # of requests to all endpoints, for passing errors
+SHA256, GIT = 64, 40  # hex digits of a hash
 ANOTHER = "another endpoint may: export HF_ENDPOINT=https://hf-mirror.com,https://huggingface.co"
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """One file, known by its content."""
+    """One file, identified by its content."""
 
     path: str
-    """In the repo, with slashes; checked to stay inside."""
+    """Path in the repo, with slashes; checked to stay inside its folder."""
     size: int
     etag: str
-    """sha256 of the content for LFS files, git's blob id for the others, in hex."""
+    """Hex sha256 of the content for LFS files, git's blob id for the others."""
     sha256: str | None = None
-    """Where a lock file gives it on top."""
+    """Additional sha256, if a lock file has one."""
 
     def hasher(self) -> hashlib._Hash:
-        """A fresh hash whose digest of the content is `etag`."""
+        """A new hash object whose digest of the content equals `etag`."""
         if len(self.etag) == SHA256:
             return hashlib.sha256()
-        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)  # git's own
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)  # git's blob id
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The files of one commit that are wanted."""
+    """The wanted files of one commit."""
 
     ref: Ref
     commit: str
     files: tuple[PlannedFile, ...]
     hashes_from: tuple[str, ...]
-    """The hosts that said so; of several each said the same."""
+    """The hosts that gave these hashes; all of them agree."""
     is_reference: bool
     """Whether one of them is the hub itself, not a mirror of it."""
     unasked: DownloadError | None = field(default=None, compare=False)
-    """Why it is what the cache knows: the endpoints did not say what there is now."""
+    """Why the plan comes from the cache: the error of the endpoints."""
 
     @property
     def nbytes(self) -> int:
@@ -65,12 +65,12 @@ class Plan:
 
 
 class UnansweredError(DownloadError):
-    """No endpoint says what a revision holds, and none says that there is no such revision."""
+    """No endpoint knows what a revision holds, and none denies that it exists."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Which files of a repo are wanted; all when empty."""
+class FileFilter:
+    """The wanted files of a repo, as names or patterns; all of them if empty."""
 
     files: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -83,18 +83,18 @@ def make_plan(
     rule: TokenRule,
     limits: Limits,
     *,
-    memory: Memory | None = None,
+    memory: ProbeHistory | None = None,
     is_cached: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     report: Report = silent,
 ) -> Plan:
-    """Ask the hub, else its mirrors in order, what `ref` holds; every file of it.
+    """Ask the hub, else its mirrors in order, for all files of `ref`.
 
-    The hub's word is enough; a mirror's is compared with that of every other mirror. Passing
-    errors are tried again, but silence only once where the revision `is_cached`. Raises
-    DownloadError with each endpoint's answer, which is UnansweredError where a cache may do.
+    The hub's answer suffices; a mirror's is compared with every other mirror's. Passing errors are
+    retried, silence only once if the revision `is_cached`. Raises DownloadError with each
+    endpoint's answer; it is UnansweredError where the cache may be used instead.
     """
-    memory = memory or Memory()
+    memory = memory or ProbeHistory()
     hubs = [endpoint for endpoint in endpoints if endpoint.kind == "hub"]
     hubs.sort(key=lambda endpoint: not endpoint.is_reference)
     answers: dict[Endpoint, Answer] = {}
@@ -124,37 +124,37 @@ def make_plan(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Why an endpoint gave no plan."""
+    """The reason why an endpoint gave no plan."""
 
     problem: str
     is_final: bool
-    """Whether asking it again is pointless."""
+    """Whether asking again is pointless."""
     wait_s: float = 0.0
     hint: str | None = None
     is_silence: bool = False
     """Whether it did not answer at all."""
     has_no_revision: bool = False
-    """Whether it has the repo, and not the revision."""
+    """Whether it has the repo but not the revision."""
 
     @property
     def wants_time(self) -> bool:
-        """Whether it answered, and may say more when asked again."""
+        """Whether it answered and may succeed when asked again."""
         return not self.is_final and not self.is_silence
 
 
 def compared(plan: Plan, others: Sequence[Endpoint], rule: TokenRule, limits: Limits) -> Plan:
-    """The plan with all who say the same; DownloadError where a mirror says otherwise."""
+    """The plan, confirmed by all mirrors that agree. Raises DownloadError if one differs."""
     if plan.is_reference:
         return plan
     for endpoint in others:
         second = ask(replace(plan.ref, revision=plan.commit), endpoint, rule, limits.probe_s)
         if isinstance(second, Answer) or second.commit != plan.commit:
-            continue  # it does not know this commit, so it says nothing against the plan
+            continue  # it does not know this commit, which does not contradict the plan
         if odd := set(plan.files) ^ set(second.files):
             path = min(file.path for file in odd)
             raise DownloadError(
                 f"{plan.hashes_from[0]} and {endpoint.name} disagree about `{path}` in commit"
-                f" {plan.commit[:12]} of {plan.ref.repo}: one of them is not to be trusted",
+                f" {plan.commit[:12]} of {plan.ref.repo}: one of them cannot be trusted",
                 hint="ask the hub itself, or name only the endpoint that you trust:"
                 " export HF_ENDPOINT=https://huggingface.co",
             )
@@ -163,7 +163,7 @@ def compared(plan: Plan, others: Sequence[Endpoint], rule: TokenRule, limits: Li
 
 
 def ask(ref: Ref, endpoint: Endpoint, rule: TokenRule, timeout_s: float) -> Plan | Answer:
-    """One request to one endpoint."""
+    """Send one request to one endpoint for the repo's files."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -214,7 +214,7 @@ def http_answer(ref: Ref, endpoint: Endpoint, error: HfHubHTTPError) -> Answer:
 
 
 def retry_after(value: str | None, *, default: float = 0.0) -> float:
-    """Seconds that a Retry-After header asks for, as a number or as a date."""
+    """Seconds that a Retry-After header asks for, as a number or a date."""
     if value is None:
         return default
     if value.strip().isdigit():
@@ -238,7 +238,7 @@ def refused(ref: Ref, answers: dict[Endpoint, Answer]) -> DownloadError:
 
 
 def read_info(ref: Ref, endpoint: Endpoint, info: Any) -> Plan:  # Any: three classes, no base
-    """The plan in a hub's answer; ValueError where it is not to be trusted with our disk."""
+    """Parse a hub's answer into a plan. Raises ValueError for malformed hashes or sizes."""
     if not COMMIT.fullmatch(info.sha or ""):
         raise ValueError(info.sha)
     files = []
@@ -252,11 +252,10 @@ def read_info(ref: Ref, endpoint: Endpoint, info: Any) -> Plan:  # Any: three cl
     return Plan(ref, info.sha, tuple(files), (endpoint.name,), endpoint.is_reference)
 
 
-def choose(plan: Plan, choice: Choice) -> Plan:
-    """The plan for the wanted files only.
+def choose(plan: Plan, choice: FileFilter) -> Plan:
+    """Reduce a plan to the wanted files.
 
-    Raises InputError for a file that is not there, DownloadError for a name that would be
-    written outside its folder.
+    Raises InputError for an unknown file, DownloadError for a path that would leave its folder.
     """
     names = [file.path for file in plan.files]
     wanted = tuple(choice.files) or ((plan.ref.file,) if plan.ref.file else ())
@@ -269,13 +268,13 @@ def choose(plan: Plan, choice: Choice) -> Plan:
     if not files:
         raise InputError(
             f"none of the {len(names)} files of {plan.ref.repo} is wanted",
-            hint=f"what it holds: decant pull {plan.ref.repo} --dry-run",
+            hint=f"to list them: decant pull {plan.ref.repo} --dry-run",
         )
     refuse_unsafe(files, " and ".join(plan.hashes_from))
     return replace(plan, files=files)
 
 
-def is_wanted(path: str, ref: Ref, wanted: tuple[str, ...], choice: Choice) -> bool:
+def is_wanted(path: str, ref: Ref, wanted: tuple[str, ...], choice: FileFilter) -> bool:
     if wanted:
         return path in wanted
     if ref.folder and not path.startswith(f"{ref.folder}/"):
@@ -286,11 +285,12 @@ def is_wanted(path: str, ref: Ref, wanted: tuple[str, ...], choice: Choice) -> b
 
 
 def fits(path: str, pattern: str) -> bool:
-    """As huggingface_hub matches: `*` crosses slashes, `folder/` means all in it."""
+    """Match a pattern as huggingface_hub does: `*` crosses slashes, `folder/` means all in it."""
     return fnmatch.fnmatchcase(path, f"{pattern}*" if pattern.endswith("/") else pattern)
 
 
 def refuse_unsafe(files: Sequence[PlannedFile], host: str) -> None:
+    """Raise DownloadError for a path that is unsafe to write, naming the host that sent it."""
     folders = {
         "/".join(file.path.split("/")[:depth])
         for file in files
@@ -301,7 +301,7 @@ def refuse_unsafe(files: Sequence[PlannedFile], host: str) -> None:
         if not problem and file.path in folders:
             problem = "is a file and a folder"
         if not problem and file.path.split("/")[0].lower() in (".decant", "decant.lock.json"):
-            problem = "is a name that decant keeps its own things under"
+            problem = "is a name that decant itself uses"
         if problem:
             raise DownloadError(
                 f"{host} names a file {file.path[:80]!r}, which {problem}",

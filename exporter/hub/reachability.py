@@ -1,4 +1,4 @@
-"""Whether an endpoint can be reached and is a hub, by one cheap request without a token."""
+"""Tests whether an endpoint is a reachable hub, by one cheap request without a token."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from exporter.hub.source import is_html, words
 if TYPE_CHECKING:
     import httpx2
 
-PROBED = "openai-community/gpt2"  # old, small, and on every mirror; an honest 404 will do as well
-TIMEOUT_S = 3.0
+PROBED = "openai-community/gpt2"  # old, small, on every mirror; a hub's 404 is fine, too
+TIMEOUT_S = 3.0  # for the one request
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How an endpoint answered."""
+    """The result of testing an endpoint."""
 
     endpoint: Endpoint
     seconds: float
     problem: str = ""
-    """Empty when it is a hub that works."""
+    """The fault found; empty for a working hub."""
 
 
 def reach(endpoint: Endpoint, timeout_s: float = TIMEOUT_S) -> Reach:
-    """Ask one endpoint for next to nothing."""
+    """Test one endpoint with a request for a model's description."""
     import httpx2
     from huggingface_hub import get_session
 
@@ -45,7 +45,7 @@ def reach(endpoint: Endpoint, timeout_s: float = TIMEOUT_S) -> Reach:
 
 
 def problem_of(response: httpx2.Response) -> str:
-    """What is wrong with an answer; a hub's are JSON, or have its own error code."""
+    """The fault in an answer; a hub sends JSON or its error code."""
     if response.status_code >= 500 or response.status_code == 429:  # noqa: PLR2004 - HTTP
         return f"answers {response.status_code}"
     if is_html(response):

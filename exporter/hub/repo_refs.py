@@ -1,4 +1,4 @@
-"""What a user may name: ORG/NAME[@REV], or a link from the browser's address bar."""
+"""Parses a user's reference to a repo: ORG/NAME[@REV], or a link from a browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHER_SITES = {
     "dropbox.com": DOWNLOAD,
     "civitai.com": "its models make pictures: they have no GGUF here",
 }
-"""Sites that people link to, whose files are not laid out as a hub's."""
+"""Sites that people link to and that are not hubs, with a hint for each."""
 MODELSCOPE_HOSTS = ("modelscope.cn", "www.modelscope.cn", "modelscope.ai", "www.modelscope.ai")
 FILE_VIEWS = ("blob", "resolve", "raw")
 # the hub's own rule for one part of a repo's name
@@ -36,7 +36,7 @@ MAX_NAME = 255  # bytes of one path component, on every common file system
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A repo, at a revision, perhaps only one file or folder of it."""
+    """A repo at a revision, or one file or folder of it."""
 
     repo: str
     repo_type: RepoType = "model"
@@ -46,7 +46,7 @@ class Ref:
 
     @property
     def cache_name(self) -> str:
-        """The repo's folder in the hub cache, such as models--org--name."""
+        """The repo's folder name in the hub cache, such as models--org--name."""
         return f"{self.repo_type}s--{self.repo.replace('/', '--')}"
 
 
@@ -57,15 +57,15 @@ def parse_ref(
     repo_type: RepoType | None = None,
     hosts: Iterable[str] = (),
 ) -> Ref:
-    """The repo that `text` means; `hosts` are further hosts whose links are understood.
+    """Parse a repo reference. hosts: further hosts whose links are accepted.
 
-    Raises InputError for anything else, and for datasets and spaces unless asked for.
+    Raises InputError for anything else, and for datasets and spaces without `repo_type`.
     """
     ref = parse_link(text, hosts) if is_link(text) else parse_name(text)
     if ref.repo_type not in ("model", repo_type or "model"):
         raise InputError(
             f"{text!r} is a {ref.repo_type}, not a model",
-            hint=f"if you want it all the same: decant pull {ref.repo} --repo-type {ref.repo_type}",
+            hint=f"to download it anyway: decant pull {ref.repo} --repo-type {ref.repo_type}",
         )
     if revision and ref.revision not in ("main", revision):
         raise InputError(
@@ -79,11 +79,12 @@ def parse_ref(
 
 
 def is_link(text: str) -> bool:
-    """Whether `text` comes from an address bar, with or without its https://."""
+    """Whether `text` is a URL, with or without https://."""
     return "://" in text or text.partition("/")[0] in (*HUB_HOSTS, *MIRROR_HOSTS)
 
 
 def parse_name(text: str) -> Ref:
+    """Parse [datasets/]ORG/NAME[@REV]. Raises InputError for anything else."""
     name, at, revision = text.partition("@")
     kind, _, rest = name.partition("/")
     if kind in FOLDERS and "/" in rest:
@@ -98,12 +99,15 @@ def is_of(host: str, site: str) -> bool:
 
 
 def parse_link(text: str, hosts: Iterable[str]) -> Ref:
-    """Understand …/ORG/NAME, …/tree/REV[/FOLDER], …/blob/REV/FILE and …/resolve/REV/FILE."""
+    """Parse …/ORG/NAME, …/tree/REV[/FOLDER], …/blob/REV/FILE and …/resolve/REV/FILE.
+
+    Raises InputError for other hosts and other pages.
+    """
     try:
         url = urlsplit(text if "://" in text else f"https://{text}")
         host = (url.hostname or "").lower()
-    except ValueError as error:  # brackets that do not close, and the like
-        raise InputError(f"`{text}` is no link: {error}", hint="ORG/NAME will do") from error
+    except ValueError as error:  # unbalanced brackets and the like
+        raise InputError(f"`{text}` is not a link: {error}", hint="use ORG/NAME") from error
     if host not in (*HUB_HOSTS, *MIRROR_HOSTS, *MODELSCOPE_HOSTS, *hosts):
         other = next((hint for name, hint in OTHER_SITES.items() if is_of(host, name)), None)
         raise InputError(
@@ -140,6 +144,7 @@ def repo_type_of(folder: str) -> RepoType:
 
 
 def repo_name(name: str, text: str) -> str:
+    """The name, checked to be NAME or ORG/NAME. Raises InputError."""
     parts = name.split("/")
     good = len(parts) in (1, 2) and all(NAME.fullmatch(part) for part in parts)
     if not good or "--" in name or ".." in name:
@@ -150,7 +155,7 @@ def repo_name(name: str, text: str) -> str:
 
 
 def unsafe(path: str) -> str | None:  # noqa: PLR0911 - one return a rule
-    """What is wrong with a path that a server names; None when it stays inside its folder."""
+    """Describe why a server's path is unsafe to write; None if it stays inside its folder."""
     if any(ord(char) < 32 or ord(char) == 127 for char in path):  # noqa: PLR2004 - C0 and DEL
         return "has a control character"
     if "\\" in path or re.match(r"[A-Za-z]:", path):

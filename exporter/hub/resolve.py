@@ -1,4 +1,4 @@
-"""Repos named where a path belongs: a base, an adapter or a GGUF, pulled when it is not here."""
+"""Resolves repo names where a path is expected: a base, adapter or GGUF, pulled if missing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from exporter.core.events import Report, silent
 from exporter.core.paths import snapshot_of
 from exporter.hub.access_token import TokenRule, find_token
 from exporter.hub.endpoints import Endpoint, endpoints_from
-from exporter.hub.probe_history import Memory, usual_memory
+from exporter.hub.probe_history import ProbeHistory, usual_history
 from exporter.hub.pull import PullRequest, plan_of, pull
-from exporter.hub.pull_plan import Choice, Plan
+from exporter.hub.pull_plan import FileFilter, Plan
 from exporter.hub.repo_refs import Ref, is_link, parse_ref, unsafe
 
-# what transformers, peft and llama.cpp's converter read; not other frameworks' copies
+# files that transformers, peft and llama.cpp's converter read; no other framework's copies
 CHECKPOINT = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")
 PICKLED = ("*.bin", "*.pt")
 OTHERS = ("original/*", "onnx/*", "openvino/*", "*.gguf", "*.onnx", "runs/*", "checkpoint-*/*")
@@ -30,27 +30,27 @@ SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """How the hub is reached from here."""
+    """The hub as this process reaches it."""
 
     endpoints: tuple[Endpoint, ...]
     cache: Path
     rule: TokenRule
     offline: bool
-    memory: Memory = field(default_factory=Memory)
+    memory: ProbeHistory = field(default_factory=ProbeHistory)
 
     def ref(self, text: str, revision: str | None = None) -> Ref:
-        """The repo that `text` means; links to the hub's own hosts are understood too."""
+        """Parse a repo reference; links to the configured endpoints are accepted, too."""
         hosts = [urlsplit(endpoint.url).hostname or "" for endpoint in self.endpoints]
         return parse_ref(text, revision=revision, hosts=hosts)
 
     def request(
-        self, ref: Ref, known: Plan | None = None, choice: Choice | None = None
+        self, ref: Ref, known: Plan | None = None, choice: FileFilter | None = None
     ) -> PullRequest:
         return PullRequest(
             ref,
             self.endpoints,
             self.cache,
-            choice=choice or Choice(),
+            choice=choice or FileFilter(),
             known=known,
             rule=self.rule,
             offline=self.offline,
@@ -59,18 +59,18 @@ class Hub:
 
 
 def hub_here() -> Hub:
-    """The hub as the environment says: HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HUB_OFFLINE."""
+    """The hub from the environment: HF_ENDPOINT, HF_TOKEN, HF_HUB_CACHE, HF_HUB_OFFLINE."""
     from huggingface_hub import is_offline_mode
     from huggingface_hub.constants import HF_HUB_CACHE
 
     offline = is_offline_mode()
     token = None if offline else find_token(None, os.environ)
     endpoints = endpoints_from((), os.environ)
-    return Hub(endpoints, Path(HF_HUB_CACHE), TokenRule(token), offline, usual_memory())
+    return Hub(endpoints, Path(HF_HUB_CACHE), TokenRule(token), offline, usual_history())
 
 
 def is_repo(text: str) -> bool:
-    """Whether `text` can name a repo: a link, or ORG/NAME that is no path here."""
+    """Whether `text` can name a repo: a link, or ORG/NAME that is not an existing path."""
     if is_link(text):
         return True
     if text.startswith((".", "/", "~")) or "/" not in text:
@@ -89,7 +89,10 @@ def folder_of(
     subfolder: str | None = None,
     report: Report = silent,
 ) -> Path:
-    """The folder that `text` means: one here, else that of a repo, pulled if absent."""
+    """The folder that `text` means: a local one, else a repo's, pulled if missing.
+
+    Raises InputError for a revision of a local folder.
+    """
     if is_repo(text):
         request = checkpoint_request(text, revision=revision, subfolder=subfolder, report=report)
         return pulled_folder(request, report=report)
@@ -104,13 +107,13 @@ def folder_of(
 def pull_checkpoint(
     text: str, *, revision: str | None = None, hub: Hub | None = None, report: Report = silent
 ) -> Path:
-    """The folder of the base or adapter that ORG/NAME[@REV] or a link names, pulled if absent."""
+    """The folder of a base or adapter named by ORG/NAME[@REV] or a link, pulled if missing."""
     request = checkpoint_request(text, revision=revision, hub=hub, report=report)
     return pulled_folder(request, report=report)
 
 
 def pulled_folder(request: PullRequest, *, report: Report = silent) -> Path:
-    """Where the wanted folder of a repo lies, after a pull of what is missing."""
+    """Pull the missing files and return the wanted folder of the repo."""
     return pull(request, report=report).folder / (request.ref.folder or "")
 
 
@@ -122,7 +125,10 @@ def checkpoint_request(
     hub: Hub | None = None,
     report: Report = silent,
 ) -> PullRequest:
-    """What a base or an adapter needs of a repo; the hub has been asked what there is."""
+    """The pull of a base or an adapter, after asking the hub for its files.
+
+    Raises InputError for a folder that the repo lacks, DownloadError when no endpoint answers.
+    """
     hub = hub or hub_here()
     ref = folder_ref(hub.ref(text, revision), text, subfolder)
     try:
@@ -141,11 +147,11 @@ def checkpoint_request(
         )
     pickled = () if any(name.endswith(".safetensors") for name in names) else PICKLED
     others = tuple(f"{inside}{pattern}" for pattern in OTHERS)
-    return hub.request(ref, plan, Choice(include=(*CHECKPOINT, *pickled), exclude=others))
+    return hub.request(ref, plan, FileFilter(include=(*CHECKPOINT, *pickled), exclude=others))
 
 
 def folder_ref(ref: Ref, text: str, subfolder: str | None) -> Ref:
-    """`ref` with the folder of it that is meant."""
+    """Add the subfolder to `ref`. Raises InputError if a link already names a file or folder."""
     if ref.file:
         raise InputError(
             f"`{text}` is a link to one file, and a whole folder is needed",
@@ -162,6 +168,7 @@ def folder_ref(ref: Ref, text: str, subfolder: str | None) -> Ref:
 
 
 def safe_folder(name: str) -> str:
+    """The subfolder without trailing slashes. Raises InputError for an unsafe path."""
     name = name.rstrip("/")
     if name and (problem := unsafe(name)):
         raise InputError(f"the subfolder {name!r} {problem}", hint="such as checkpoint-500")
@@ -169,14 +176,14 @@ def safe_folder(name: str) -> str:
 
 
 def folders_hint(plan: Plan) -> str:
-    """Which folders of a repo hold a model or an adapter."""
+    """A hint with the folders of a repo that hold a model or an adapter."""
     marks = ("/adapter_config.json", "/config.json")
     found = [file.path.rpartition("/")[0] for file in plan.files if file.path.endswith(marks)]
     return f"it has {', '.join(found[:8])}" if found else "it has no folders with a model"
 
 
 def pull_gguf(text: str, *, hub: Hub | None = None, report: Report = silent) -> Path:
-    """The GGUF that ORG/NAME-GGUF[:QUANT] or a link to one names; of a split one, the first."""
+    """The GGUF named by ORG/NAME-GGUF[:QUANT] or a link, pulled; the first file of a split one."""
     request, first = gguf_request(text, hub=hub, report=report)
     return pull(request, report=report).folder / first
 
@@ -189,7 +196,7 @@ def names_gguf(text: str) -> bool:
 def gguf_request(
     text: str, *, hub: Hub | None = None, report: Report = silent
 ) -> tuple[PullRequest, str]:
-    """What to pull for a GGUF, and its first file's name; the hub has been asked what there is."""
+    """The pull of a GGUF and its first file's name, after asking the hub for its files."""
     hub = hub or hub_here()
     name, quant = (text, "") if is_link(text) else split_quant(text)
     ref = hub.ref(name)
@@ -197,7 +204,7 @@ def gguf_request(
     inside = f"{ref.folder}/" if ref.folder else ""
     names = [file.path for file in plan.files if file.path.startswith(inside)]
     parts = parts_of(ref.file or choose_gguf(text, names, quant), plan)
-    return hub.request(ref, plan, Choice(files=parts)), parts[0]
+    return hub.request(ref, plan, FileFilter(files=parts)), parts[0]
 
 
 def split_quant(text: str) -> tuple[str, str]:
@@ -206,7 +213,10 @@ def split_quant(text: str) -> tuple[str, str]:
 
 
 def choose_gguf(text: str, names: Sequence[str], quant: str) -> str:
-    """The first file of the GGUF that is meant; ModelError, with the choices, when none is."""
+    """The first file of the wanted GGUF. Raises ModelError, with the choices, without one.
+
+    It is AdapterRepoError where the repo holds an adapter.
+    """
     models = {
         name: SPLIT.sub("", name.removesuffix(".gguf"))
         for name in sorted(names)
@@ -229,12 +239,12 @@ def choose_gguf(text: str, names: Sequence[str], quant: str) -> str:
 
 
 def quant_of(stem: str) -> str:
-    """The part of a GGUF's name that says its quantization, in lower case."""
+    """The quantization in a GGUF's name, in lower case."""
     return re.split(r"[-./]", stem.lower())[-1]
 
 
 def parts_of(name: str, plan: Plan) -> tuple[str, ...]:
-    """All files of the GGUF that `name` is, or is a part of; the first one first."""
+    """All files of the GGUF that `name` is a part of, in order."""
     stem = name.removesuffix(".gguf")
     match = SPLIT.search(stem)
     if not match:

@@ -1,4 +1,4 @@
-"""One file at one endpoint: a range of it, checked to be of the file that was planned."""
+"""Reads one file from one endpoint: a range, checked to belong to the planned file."""
 
 from __future__ import annotations
 
@@ -17,36 +17,35 @@ from exporter.hub.timeouts import Limits
 if TYPE_CHECKING:
     import httpx2
 
-HOPS = 6
+HOPS = 6  # redirects followed
 PORTAL = (b"<!doctype html", b"<html")
-NO_ADDRESS = "redirects to something that is no web address"
+NO_ADDRESS = "redirects to something that is not a web address"
 BUSY = (429, 503)
-GONE = (401, 403, 404, 410)  # what stores answer to a signed address whose time is over
+GONE = (401, 403, 404, 410)  # answers of file stores to a signed address that has expired
 
 
 class RefusedError(Exception):
-    """This endpoint does not have this file as planned: no use asking again."""
+    """This endpoint does not have the planned file; asking again is pointless."""
 
 
 class BusyError(Exception):
-    """It asks to come back later, or with fewer connections."""
+    """The endpoint asks to come back later, or with fewer connections."""
 
     def __init__(self, problem: str, response: httpx2.Response) -> None:
-        """`problem` says what the answer was."""
         super().__init__(problem)
         self.origin = origin(str(response.url))
         self.wait_s = retry_after(response.headers.get("Retry-After"))
-        """What it asks for; 0 where it does not say."""
+        """Seconds it asks for; 0 if it does not say."""
 
 
 class DeniedError(RefusedError):
-    """This endpoint does not let us have the file, or not over one connection more.
+    """The endpoint denies the file, or one more connection for it.
 
-    Its text is for an endpoint that has given nothing; of one that has, it means `busy`.
+    The message fits an endpoint that has sent nothing; from one that has, it means `busy`.
     """
 
     def __init__(self, message: str, busy: BusyError) -> None:
-        """Both readings of one answer."""
+        """Error with both readings of one answer: `message` (denied) and `busy`."""
         super().__init__(message)
         self.busy = busy
 
@@ -56,32 +55,31 @@ class CutError(Exception):
 
 
 class NoRangesError(Exception):
-    """It sends the file only as a whole."""
+    """The endpoint sends the file only as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """What every request of a pull shares."""
+    """Client, token rule and headers that all requests of a pull share."""
 
     client: httpx2.Client
     rule: TokenRule
     limits: Limits
     headers: Mapping[str, str]
-    """Those of huggingface_hub, without Authorization."""
+    """Headers of huggingface_hub, without Authorization."""
 
 
 class Source:
     """Opens ranges of one file at one endpoint. Threads may share it."""
 
     def __init__(self, plan: Plan, file: PlannedFile, endpoint: Endpoint, wire: Wire) -> None:
-        """Nothing is asked yet."""
         self.plan, self.file, self.endpoint, self.wire = plan, file, endpoint, wire
         self.revisions = [plan.commit, "main"]
-        """Where to ask; `main` will do if its hash is the planned one."""
+        """Revisions to ask for; `main` is fine if its hash is the planned one."""
         self.location: str | None = None
-        """Where the bytes really are, often signed and good for an hour."""
+        """Final address of the bytes, often signed and valid for an hour."""
         self.is_large = len(file.etag) == SHA256
-        """A hub keeps it apart from the small ones, often on another host."""
+        """Whether it is an LFS file, which hubs often keep on another host."""
         self.has_ranges = True
         self.lock = threading.Lock()
 
@@ -106,7 +104,7 @@ class Source:
 
     @contextmanager
     def opened(self, start: int, end: int) -> Iterator[httpx2.Response]:
-        """An answer whose body is bytes `start` to `end`, or the whole file where that is asked.
+        """Open bytes `start` to `end`, or the whole file if that is the range.
 
         Raises RefusedError (DeniedError), BusyError, CutError or NoRangesError, and the client's
         own errors.
@@ -114,7 +112,7 @@ class Source:
         found = self.location
         response = self.request(found, start, end) if found else self.resolve(start, end)
         if found and (response.status_code in GONE or response.is_redirect):
-            response.close()  # the address has expired: get a fresh one
+            response.close()  # the address has expired: resolve it again
             self.location = None
             response = self.resolve(start, end)
         try:
@@ -125,7 +123,10 @@ class Source:
             response.close()
 
     def resolve(self, start: int, end: int) -> httpx2.Response:
-        """Follow redirects by hand: the token must not come along, the hash must be right."""
+        """Follow redirects by hand: the token stays with its host, the hash must match.
+
+        Raises RefusedError for another file or endless redirects.
+        """
         home = url = self.url()
         is_matched, with_token = self.endpoint.kind == "modelscope", True
         for _ in range(HOPS):
@@ -151,7 +152,10 @@ class Source:
         raise RefusedError("redirects in a circle")
 
     def next_hop(self, response: httpx2.Response, url: str, home: str) -> str | None:
-        """Where to ask next; None when this is the answer."""
+        """The next address to request; None if this response is the answer.
+
+        Raises RefusedError when a mirror redirects to the hub.
+        """
         if response.status_code == 404:  # noqa: PLR2004 - HTTP
             return self.url() if self.next_revision(home) else None
         if not response.is_redirect:
@@ -178,26 +182,28 @@ class Source:
         timeout = httpx2.Timeout(limits.stall_s, connect=limits.connect_s, pool=None)
         try:
             request = self.wire.client.build_request("GET", url, headers=headers, timeout=timeout)
-        except httpx2.InvalidURL:  # its words have pieces of the address in them
+        except httpx2.InvalidURL:  # its message contains parts of the address
             raise RefusedError(NO_ADDRESS) from None
         return self.wire.client.send(request, stream=True, follow_redirects=False, auth=None)
 
     def next_revision(self, tried: str) -> bool:
-        """Go on to the next revision that may hold the same bytes, if there is one."""
+        """Switch to the next revision that may hold the same bytes, if there is one."""
         with self.lock:
             if self.url() != tried:
-                return True  # another thread went on
+                return True  # another thread switched
             if self.endpoint.kind == "modelscope" or len(self.revisions) == 1:
                 return False
             self.revisions = self.revisions[1:]
             return True
 
     def leads_to_hub(self, target: str) -> bool:
-        """Whether a mirror passes us on to the hub: it does not have the file itself."""
+        """Whether a mirror redirects to the hub, because it lacks the file."""
         return not self.endpoint.is_reference and urlsplit(target).hostname in HUB
 
     def matches(self, response: httpx2.Response, *, is_matched: bool) -> bool:
-        """Whether the hub's headers on an answer name the planned content; RefusedError if not."""
+        """Whether the hub's headers name the planned content. Raises RefusedError if they
+        differ.
+        """
         headers = response.headers
         if response.status_code >= 400:  # noqa: PLR2004 - HTTP
             return is_matched
@@ -219,7 +225,7 @@ class Source:
         return True
 
     def refuse_page(self, response: httpx2.Response) -> None:
-        """DeniedError for a web page where a file was asked for."""
+        """Raise DeniedError for a web page in place of a file."""
         if is_html(response) and not self.file.path.endswith((".html", ".htm")):
             raise DeniedError(
                 "sends an HTML page in its place: a login page or a portal?",
@@ -227,7 +233,10 @@ class Source:
             )
 
     def check_body(self, response: httpx2.Response, start: int, end: int) -> None:
-        """Let through only a body that is what was asked for."""
+        """Check that a body is the requested range.
+
+        Raises RefusedError for another one, NoRangesError for the whole file.
+        """
         headers, size = response.headers, self.file.size
         self.refuse_page(response)
         if headers.get("Content-Encoding", "identity") != "identity":
@@ -243,7 +252,7 @@ class Source:
 
 
 def address(here: str, location: str) -> str:
-    """Where a redirect leads; RefusedError, without a word of it, if nowhere."""
+    """The target of a redirect. Raises RefusedError, which never quotes a bad one."""
     try:
         target = urljoin(here, location)
         parts = urlsplit(target)
@@ -256,12 +265,16 @@ def address(here: str, location: str) -> str:
 
 
 def refuse_nameless(response: httpx2.Response) -> None:
+    """Raise RefusedError for a success whose headers name no version of the file."""
     if response.is_success:
         raise RefusedError("does not say which version of the file it has")
 
 
 def check_status(response: httpx2.Response) -> None:
-    """Let through only an answer with a body."""
+    """Check that an answer has a body.
+
+    Raises BusyError, CutError, DeniedError or RefusedError for other statuses.
+    """
     status = response.status_code
     if status in BUSY:
         raise BusyError(f"answers {status}", response)
@@ -283,15 +296,15 @@ def is_html(response: httpx2.Response) -> bool:
 
 
 def sniff(start: bytes, path: str) -> None:
-    """RefusedError for a file whose first bytes are of something else."""
+    """Raise RefusedError for a file whose first bytes are of another kind."""
     if path.endswith(".gguf") and len(start) >= 4 and start[:4] != b"GGUF":  # noqa: PLR2004
-        raise RefusedError("sends something that is no GGUF")
+        raise RefusedError("sends something that is not a GGUF")
     if start[:16].lstrip().lower().startswith(PORTAL) and not path.endswith((".html", ".htm")):
         raise RefusedError("sends an HTML page in its place: a login page or a portal?")
 
 
 def words(error: Exception) -> str:
-    """What happened to a connection; never its address, which may be signed."""
+    """Describe a connection's error, without its address, which may be signed."""
     import httpx2
 
     match error:
@@ -306,7 +319,7 @@ def words(error: Exception) -> str:
 
 
 def modelscope_files(endpoint: Endpoint, plan: Plan, wire: Wire) -> dict[str, tuple[int, str]]:
-    """Size and sha256 of each file that ModelScope has under the repo's name; empty if none."""
+    """Size and sha256 of each file that ModelScope has under the repo's name; empty without any."""
     import httpx2
 
     url = f"{endpoint.url}/api/v1/models/{endpoint.repo or plan.ref.repo}/repo/files"

@@ -1,4 +1,4 @@
-"""The times and sizes a download goes by; tests pass shorter ones."""
+"""Time and size limits of a download; tests use shorter ones."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How patient a download is, and how wide."""
+    """How long a download waits, and how many connections it opens."""
 
     connections: int = 4
-    """Ranges of one file at a time; over all files twice as many."""
+    """Simultaneous ranges of one file; twice as many over all files."""
     connect_s: float = 10.0
     probe_s: float = 3.0
-    """For an answer that can be done without, or from an endpoint that gave none last time."""
+    """Timeout of optional requests, and of endpoints that did not answer last time."""
     stall_s: float = 15.0
-    """Without a byte for so long, a connection is given up."""
+    """Time without a byte after which a connection is dropped."""
     slow_s: float = 10.0
-    """Over so long a connection's speed is judged."""
+    """Time over which a connection's speed is measured."""
     slow_rate: float = 100_000.0
-    """Bytes a second below which another endpoint is tried, if one is free."""
+    """Bytes per second below which another free endpoint is tried."""
     bench_s: float = 30.0
-    """For so long other endpoints go before one that failed."""
+    """Time for which other endpoints go before one that failed."""
     backoff_s: float = 0.5
-    """First wait for an endpoint that failed without sending a byte; it doubles."""
+    """First wait after a failure without a byte; it doubles each time."""
     backoff_max_s: float = 30.0
     retry_after_max_s: float = 300.0
     tries: int = 8
-    """Failures in a row without one new byte after which an endpoint is dead."""
+    """Failures in a row, without a new byte, after which an endpoint is dead."""
     waits: int = 20
-    """Times in a row that an endpoint may ask to wait, without one new byte, before it is dead."""
+    """Requests to wait in a row, without a new byte, after which an endpoint is dead."""
     start_s: float = 1.0
-    """For so long other endpoints wait for one that goes before them to show what it allows."""
+    """Time for which other endpoints wait while a preferred one shows what it allows."""
     proof_s: float = 0.05
-    """Two connections that both bring bytes so long after the second began are served at once."""
+    """Time after which two connections that both deliver count as served at once."""
     more_s: float = 20.0
-    """After a refusal, until one connection more is tried; four times as long after the next."""
+    """Wait after a refusal before one more connection is tried; it quadruples each time."""
     more_max_s: float = 960.0
     cell: int = 1 << 18
-    """Bytes of a file that one journal entry stands for."""
+    """Bytes of a file that one journal entry covers."""
     claim_max: int = 32 << 20
-    """Longest range of one request, where several connections are allowed."""
+    """Bytes of the longest range of one request, if several connections are allowed."""
     alone_s: float = 30.0
-    """Where one connection is allowed, a request may be for what comes in so long."""
+    """Length of a request in seconds of transfer, if one connection is allowed."""
     small: int = 1 << 20
-    """Files up to this size are kept in memory until they are verified."""
+    """Bytes up to which a file is kept in memory until it is verified."""
     margin: int = 64 << 20
-    """Bytes of disk to leave free."""
+    """Bytes of disk that stay free."""
     sync_every: int = 64 << 20
-    """Bytes between two syncs of a part, the most a power cut can take."""
+    """Bytes between two syncs of a part, the most a power cut can lose."""
     tick_s: float = 0.1
-    """Between two reports of progress."""
+    """Time between two progress reports."""
 
     @property
     def in_all(self) -> int:

@@ -1,4 +1,4 @@
-"""One file on its way: its part, who may serve it, and which ranges are being fetched."""
+"""One file in transfer: its part, the endpoints that may serve it, and the claimed ranges."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from exporter.hub.pull_plan import PlannedFile
 from exporter.hub.source import Source
 from exporter.hub.timeouts import Limits
 
-GATHER = 256 << 10  # bytes; as much a connection may lose to kill -9
-GATHER_S = 0.02
+GATHER = 256 << 10  # bytes written at once; kill -9 loses at most these per connection
+GATHER_S = 0.02  # between two writes of a slow connection
 CELLS_MAX = 4096  # journal entries of one file; larger files have larger cells
 
 
@@ -29,12 +29,12 @@ class Claim:
     start: int
     end: int
     at: int
-    """Bytes before it are there."""
+    """Position of the next byte; those before it are written."""
 
 
 @dataclass(slots=True)
-class Writer:
-    """Gathers what comes fast, so that the disk is not asked for every few bytes."""
+class ChunkWriter:
+    """Gathers small chunks into fewer writes to disk."""
 
     part: Part
     claim: Claim
@@ -50,7 +50,7 @@ class Writer:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was gathered; from now on it counts as there."""
+        """Write the gathered chunks and advance the claim."""
         if self.nbytes:
             self.part.write(self.claim.at, self.chunks, self.nbytes)
             self.claim.at += self.nbytes
@@ -60,7 +60,7 @@ class Writer:
 
 @dataclass(slots=True)
 class Meter:
-    """The speed of one connection, judged window by window."""
+    """Speed of one connection, measured window by window."""
 
     since: float
     nbytes: int = 0
@@ -69,29 +69,29 @@ class Meter:
 
 @dataclass(slots=True)
 class Transfer:
-    """One file on its way. All but the part's bytes is guarded by the crew's lock."""
+    """One file in transfer. The workers' lock guards all but the part's bytes."""
 
     file: PlannedFile
     sources: dict[Endpoint, Source]
     limits: Limits
     part: Part | None = None
     banned: dict[Endpoint, str] = field(default_factory=dict)
-    """Endpoints that cannot serve this file, and why."""
+    """Endpoints that cannot serve this file, with the reason."""
     contributors: set[Endpoint] = field(default_factory=set)
     serving: Counter[str] = field(default_factory=Counter)
     active: int = 0
-    """Claims being fetched."""
+    """Number of claims being fetched."""
     users: int = 0
-    """Threads that do anything with the part."""
+    """Number of threads that use the part."""
     claimed: bytearray = field(default_factory=bytearray)
     low: int = 0
-    """Every cell before it is full."""
+    """Index of the first cell that may be incomplete."""
     mismatches: int = 0
     is_checked: bool = False
-    """A thread verifies it, or has."""
+    """Whether a thread has verified it or is doing so."""
     hash_lock: threading.Lock = field(default_factory=threading.Lock)
     retry_at: float = 0.0
-    """Another process has the part; look again then."""
+    """Time to try again, while another process holds the part."""
 
     def adopt(self, part: Part) -> None:
         self.part = part
@@ -103,11 +103,11 @@ class Transfer:
 
     @property
     def inherited(self) -> int:
-        """Bytes that an earlier process brought, from who knows where."""
+        """Bytes that an earlier process downloaded, from an unknown endpoint."""
         return self.part.inherited if isinstance(self.part, DiskPart) else 0
 
     def usable(self, healths: dict[Endpoint, Health]) -> list[Health]:
-        """Endpoints that may serve this file, in order; after a wrong hash one at a time."""
+        """Endpoints that may serve this file, in order; after a wrong hash only one at a time."""
         alone = self.mismatches and self.contributors
         return [
             health
@@ -118,29 +118,29 @@ class Transfer:
         ]
 
     def is_whole(self, usable: list[Health]) -> bool:
-        """Whether there is no way but to read the file from its start in one go."""
+        """Whether every endpoint sends the file only as a whole."""
         return not any(self.sources[health.endpoint].has_ranges for health in usable)
 
     def site(self, health: Health) -> Site:
-        """The host that an endpoint will answer from, as far as is known."""
+        """The host that an endpoint will probably answer from."""
         source = self.sources[health.endpoint]
         if source.location:
             return health.site(origin(source.location))
         return health.site(health.store if source.is_large else health.home)
 
     def claim_for(self, health: Health, usable: list[Health]) -> Claim | None:
-        """The next range to fetch from an endpoint; None when all are there or being fetched."""
+        """The next range to fetch from an endpoint; None when all are written or claimed."""
         if self.is_whole(usable):
             return self.claim(width=1, most=self.file.size, whole=True)
         allowed = sum(self.site(other).width for other in usable)
         width = min(allowed, self.limits.connections)
         most = self.limits.claim_max
-        if width == 1:  # each request is a pause, and an endpoint may count them
+        if width == 1:  # each request costs a pause, and endpoints may count them
             most = max(most, int(self.limits.alone_s * (health.rate or 0)))
         return self.claim(width=width, most=most)
 
     def claim(self, *, width: int, most: int, whole: bool = False) -> Claim | None:
-        """A range of at most `most` bytes, such that `width` connections have work."""
+        """Claim a range of at most `most` bytes that leaves work for `width` connections."""
         part = self.part
         assert part is not None, "claims are made on open parts"
         if self.is_checked or (whole and self.active):
@@ -175,7 +175,7 @@ class Transfer:
         self.active -= 1
 
     def start_over(self) -> None:
-        """Forget the bytes; the hash was wrong."""
+        """Discard the bytes after a wrong hash."""
         assert self.part is not None, "there was something to hash"
         self.part.clear()
         if isinstance(self.part, DiskPart):
@@ -191,7 +191,7 @@ def all_dead(healths: dict[Endpoint, Health], endpoints: set[Endpoint]) -> bool:
 
 
 def open_part(file: PlannedFile, folder: Path, limits: Limits) -> Part | None:
-    """The file's part, as far as it got; None while another process has it."""
+    """The file's part with the bytes it has; None while another process holds it."""
     if file.size <= limits.small:
         return SmallPart(file, folder)
     cells = replace(limits, cell=max(limits.cell, round_up(file.size // CELLS_MAX, limits.cell)))

@@ -1,4 +1,4 @@
-"""What the end of a request says about its endpoint: wrong, busy, slow, or fewer connections."""
+"""Judges an endpoint by how a request ended: wrong, busy, slow, or too many connections."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 class SlowError(Exception):
-    """Another connection would do better."""
+    """Another connection would be faster."""
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One request for a claim of a file, from its start on."""
+    """One request for a claim of a file."""
 
     transfer: Transfer
     claim: Claim
     health: Health
     is_whole: bool
-    """The file can only be read from its start in one go."""
+    """Whether the file can only be read as a whole."""
     began: float
     site: Site = field(init=False)
-    """The host that answers, as far as is known."""
+    """The host that probably answers."""
     level: int = 1
-    """Connections that were open to the site, with this one."""
+    """Open connections to the site, this one included."""
     of_file: int = 1
-    """Those of the endpoint that were for this file, with this one."""
+    """The endpoint's connections for this file, this one included."""
     flow: Flow | None = None
-    """From the first byte on."""
+    """The flow of bytes, after the first one."""
 
     @property
     def name(self) -> str:
@@ -48,11 +48,11 @@ class Attempt:
 
     @property
     def at_once(self) -> int:
-        """Connections that the site had to serve, with this one, which brings nothing."""
+        """Connections that the site had to serve, including this one, which delivers nothing."""
         return max(self.level, self.site.active)
 
     def start(self) -> None:
-        """Count the connection. The crew's lock is held, here and below."""
+        """Count the connection. The caller holds the workers' lock, here and below."""
         self.site = self.transfer.site(self.health)
         self.site.asked_at = self.site.asked_at or self.began
         self.health.asked_at = self.health.asked_at or self.began
@@ -70,7 +70,7 @@ class Attempt:
         self.health.active -= 1
 
     def answered(self, where: Origin) -> None:
-        """Note which host answers; the one that redirects to it has done its part."""
+        """Record which host answers; a redirecting host has served its connection."""
         self.health.has_answered = True
         if self.transfer.sources[self.health.endpoint].is_large:
             self.health.store = where
@@ -82,7 +82,7 @@ class Attempt:
             self.site, self.level = site, site.active
 
     def begin(self, response: httpx2.Response, now: float) -> Flow:
-        """Note the first bytes."""
+        """Register the first bytes."""
         self.health.failures = self.health.waits = 0
         self.answered(origin(str(response.url)))
         self.transfer.contributors.add(self.health.endpoint)
@@ -90,13 +90,13 @@ class Attempt:
         return self.flow
 
     def complete(self) -> None:
-        """All came: as many connections as there are now are probably served at once."""
+        """Count a complete claim: the current connections are probably served at once."""
         self.site.in_all.served(min(self.level, self.site.active))
         self.site.per_file.served(min(self.of_file, self.transfer.serving[self.name]))
 
 
 def judge(attempt: Attempt, error: Exception | None, now: float) -> Note | Warn | None:
-    """Draw the consequences of how a request ended; returns what the user should know."""
+    """Update the endpoint's state after a request; returns news for the user."""
     health = attempt.health
     was_benched = health.is_benched
     if attempt.nbytes:
@@ -119,7 +119,7 @@ def judge(attempt: Attempt, error: Exception | None, now: float) -> Note | Warn 
             problem, limit = broke(attempt, failure)
     if limit:
         return Note(
-            f"{attempt.name} {problem} where one more connection is opened: going on with {limit}"
+            f"{attempt.name} {problem} where one more connection is opened: continuing with {limit}"
         )
     if len(attempt.transfer.sources) == 1:
         return Note(f"{attempt.name} {problem}") if health.waits else None
@@ -127,7 +127,7 @@ def judge(attempt: Attempt, error: Exception | None, now: float) -> Note | Warn 
 
 
 def meant(attempt: Attempt, error: Exception | None) -> Exception | None:
-    """How to understand an error: a site that serves others only has no room for this one."""
+    """Interpret an error: a denial from a site that serves others means it is busy."""
     if isinstance(error, DeniedError):
         attempt.answered(error.busy.origin)
         if attempt.at_once > 1 or attempt.site.in_all.granted:
@@ -138,14 +138,14 @@ def meant(attempt: Attempt, error: Exception | None) -> Exception | None:
 
 
 def refuse(attempt: Attempt, error: BusyError) -> tuple[str, int | None]:
-    """Open fewer connections; wait where it was the only one, or where fewer did not help.
+    """Open fewer connections; pause if it was the only one, or if fewer did not help.
 
-    Returns the problem, and the connections that a file may have where that is news.
+    Returns the problem, and the file's new limit of connections if it changed.
     """
     health, problem = attempt.health, str(error)
     is_over, limit = lower(attempt, error.wait_s)
     if is_over or (attempt.site.flows and not error.wait_s):
-        return problem, limit  # those that are served go on
+        return problem, limit  # the served connections continue
     if not error.wait_s:
         health.failed(problem, began=attempt.began, got_bytes=False, growth=4)
         return problem, None
@@ -156,30 +156,30 @@ def refuse(attempt: Attempt, error: BusyError) -> tuple[str, int | None]:
 
 
 def lower(attempt: Attempt, wait_s: float = 0.0) -> tuple[bool, int | None]:
-    """Expect fewer connections to be allowed, after a request that was not served.
+    """Lower the expected number of connections after a request without an answer.
 
-    Returns whether it was one more than are known to be served at once, and the connections that
-    a file may have where that is news.
+    Returns whether the number exceeded what is known to be served at once, and the file's new limit
+    of connections if it changed.
     """
     site, began, level = attempt.site, attempt.began, attempt.at_once
     in_all, per_file = site.in_all, site.per_file
     before = site.width
     if level == 1:
         return False, None
-    is_alone = level <= attempt.of_file  # of its file, all connections
+    is_alone = level <= attempt.of_file  # all connections belong to this file
     if attempt.of_file > per_file.proven and (is_alone or level <= in_all.proven):
         is_over = per_file.refused(attempt.of_file, began=began, wait_s=wait_s)
         if in_all.found:
-            in_all.postpone(wait_s)  # it may be as it was before: that costs one request, not two
+            in_all.postpone(wait_s)  # it may be unchanged: testing that costs one request
     else:
         is_over = in_all.refused(level, began=began, wait_s=wait_s)
     return is_over, site.width if is_over and site.width < before else None
 
 
 def broke(attempt: Attempt, error: Exception) -> tuple[str, int | None]:
-    """Count a failure; no byte while the site serves others is a refusal instead.
+    """Count a failure; no byte while the site serves others counts as a refusal.
 
-    Returns as `refuse` does.
+    Returns the same pair as `refuse`.
     """
     problem = str(error) if isinstance(error, CutError) else words(error)
     site = attempt.site
@@ -191,7 +191,7 @@ def broke(attempt: Attempt, error: Exception) -> tuple[str, int | None]:
 
 
 def ban(transfer: Transfer, health: Health, reason: str) -> Warn | None:
-    """Do not ask the endpoint for this file again."""
+    """Exclude an endpoint for one file."""
     is_news = health.endpoint not in transfer.banned
     transfer.banned[health.endpoint] = reason
     return Warn(f"{health.endpoint.name} {reason}: `{transfer.file.path}`") if is_news else None

@@ -1,4 +1,4 @@
-"""The threads that fetch: each takes a range of a file, an endpoint, and goes on to the next."""
+"""The download threads: each fetches a range from an endpoint, then takes the next."""
 
 from __future__ import annotations
 
@@ -17,26 +17,33 @@ from exporter.hub.publish import Place
 from exporter.hub.pull_plan import ANOTHER
 from exporter.hub.source import BusyError, CutError, NoRangesError, RefusedError, sniff
 from exporter.hub.timeouts import Limits
-from exporter.hub.transfer import Meter, Transfer, Writer, open_part
+from exporter.hub.transfer import ChunkWriter, Meter, Transfer, open_part
 from exporter.hub.verdict import Attempt, SlowError, ban, judge
 
 if TYPE_CHECKING:
     import httpx2
 
-LOOK_AGAIN_S = 0.2  # while another process downloads the same file
-ENDS = (RefusedError, NoRangesError, BusyError, SlowError, CutError)  # of a request, by its answer
+LOOK_AGAIN_S = 0.2  # interval while another process downloads the same file
+# errors that end a request without ending the download
+ENDS = (
+    RefusedError,
+    NoRangesError,
+    BusyError,
+    SlowError,
+    CutError,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What a thread does next: open a part, or fetch a claim of it from an endpoint."""
+class Task:
+    """The next task of a thread: open a part, or fetch a claim from an endpoint."""
 
     transfer: Transfer
     attempt: Attempt | None = None
 
 
-class Crew:
-    """Threads at work on a list of files, until all are published, one fails, or it is stopped."""
+class Workers:
+    """Threads that download files until all are published, one fails, or they are stopped."""
 
     def __init__(
         self,
@@ -46,14 +53,13 @@ class Crew:
         limits: Limits,
         report: Report,
     ) -> None:
-        """Each verified part is published to `place`."""
         self.pending = deque(transfers)
         self.held: list[Transfer] = []
         self.open: list[Transfer] = []
         self.left = len(transfers)
         self.total = sum(transfer.file.size for transfer in transfers)
         self.done = 0
-        """Bytes of files that are published."""
+        """Bytes of published files."""
         self.received = 0
         self.served: Counter[str] = Counter()
         self.healths, self.place = healths, place
@@ -64,7 +70,7 @@ class Crew:
         self.is_stopped = False
 
     def run(self) -> None:
-        """Fetch everything. Ctrl-C comes through at once: the threads are daemons."""
+        """Download everything. Ctrl-C works at once: the threads are daemons."""
         needed = sum(
             min(self.limits.connections, -(-transfer.file.size // self.limits.cell) or 1)
             for transfer in self.pending
@@ -87,7 +93,7 @@ class Crew:
             raise self.error
 
     def tell(self) -> None:
-        """Report how far everything is."""
+        """Report the progress of all files."""
         with self.changed:
             files = [(t, t.part.nbytes, ", ".join(+t.serving)) for t in self.open if t.part]
             done = self.done
@@ -107,9 +113,9 @@ class Crew:
         return self.done + sum(parts)
 
     def work(self) -> None:
-        """One thread's life."""
+        """Run tasks until none are left; an error stops all threads."""
         try:
-            while (job := self.next_job()) is not None:
+            while (job := self.next_task()) is not None:
                 try:
                     if job.attempt is None:
                         self.open_one(job.transfer)
@@ -124,47 +130,50 @@ class Crew:
                 self.changed.notify_all()
 
     def leave(self, transfer: Transfer) -> None:
-        """The last thread to leave a file after a stop lets go of its part, and so of its lock."""
+        """Count a thread out; after a stop the last one closes the part and frees its lock."""
         with self.changed:
             transfer.users -= 1
             if self.is_stopped and not transfer.users and transfer.part:
                 transfer.part.close()
 
-    def next_job(self) -> Job | None:
-        """Wait for something to do; None when there will be nothing more."""
+    def next_task(self) -> Task | None:
+        """Wait for a task; None when none will come."""
         with self.changed:
             while self.left and not self.is_stopped:
-                if job := self.find_job():
+                if job := self.find_task():
                     job.transfer.users += 1
                     return job
                 self.changed.wait(self.limits.tick_s)
             return None
 
-    def find_job(self) -> Job | None:
-        """A range of a file begun before, else the next file."""
+    def find_task(self) -> Task | None:
+        """A range of an open file, else the next file.
+
+        Raises DownloadError when a file has no usable endpoint left.
+        """
         for transfer in self.open:
             if transfer.active >= self.limits.connections or transfer.is_checked:
                 continue
             usable = transfer.usable(self.healths)
             if not usable:
-                raise nobody(transfer, self.healths)
+                raise no_endpoint(transfer, self.healths)
             health = self.pick(transfer, usable)
             if health and (claim := transfer.claim_for(health, usable)):
                 whole = transfer.is_whole(usable)
                 attempt = Attempt(transfer, claim, health, whole, self.clock())
                 attempt.start()
-                return Job(transfer, attempt)
+                return Task(transfer, attempt)
         now = self.clock()
         for transfer in self.held:
             if transfer.retry_at <= now:
                 self.held.remove(transfer)
-                return Job(transfer)
+                return Task(transfer)
         if self.pending and any(health.is_free for health in self.healths.values()):
-            return Job(self.pending.popleft())
+            return Task(self.pending.popleft())
         return None
 
     def pick(self, transfer: Transfer, usable: list[Health]) -> Health | None:
-        """The endpoint to ask for a file next; None when that is not to be asked now."""
+        """The endpoint to ask next for a file; None if it should not be asked now."""
         whole = transfer.is_whole(usable)
         for health in sorted(usable, key=lambda health: health.is_benched):
             if not whole and not transfer.sources[health.endpoint].has_ranges:
@@ -178,7 +187,7 @@ class Crew:
         return None
 
     def open_one(self, transfer: Transfer) -> None:
-        """Open a file's part, or come back when the process that has it is done."""
+        """Open a file's part, or try later while another process holds it."""
         part = open_part(transfer.file, self.place.own, self.limits)
         if part is None:
             if not transfer.retry_at:
@@ -200,7 +209,7 @@ class Crew:
             self.verify(transfer)
 
     def fetch(self, attempt: Attempt) -> None:
-        """Bring one claim, or as much of it as comes; judge the endpoint by it."""
+        """Fetch one claim, or a part of it, and judge the endpoint by the result."""
         news: Note | Warn | None = None
         try:
             ended = self.bring(attempt)
@@ -215,12 +224,12 @@ class Crew:
                 self.changed.notify_all()
         if news:
             self.report(news)
-        self.hash_on(attempt.transfer)
+        self.hash_more(attempt.transfer)
 
     def bring(self, attempt: Attempt) -> Exception | None:
-        """Ask for a claim and write what comes; returns what ended it early.
+        """Request a claim and write it; returns the error that ended it early, if any.
 
-        Raises the errors of our own disk.
+        Raises SpaceError or OutputError for the local disk.
         """
         import httpx2
 
@@ -236,11 +245,14 @@ class Crew:
         return None
 
     def receive(self, attempt: Attempt, response: httpx2.Response, position: int) -> None:
-        """Write the body, which starts at byte `position` of the file, as it comes."""
+        """Write the body, which starts at byte `position` of the file, as it arrives.
+
+        Raises CutError if it ends early.
+        """
         transfer, claim = attempt.transfer, attempt.claim
         assert transfer.part is not None, "claims are made on open parts"
         meter = Meter(self.clock())
-        writer = Writer(transfer.part, claim, self.clock)
+        writer = ChunkWriter(transfer.part, claim, self.clock)
         with self.changed:
             self.meters.append(meter)
         try:
@@ -265,7 +277,7 @@ class Crew:
             raise CutError("broke off")
 
     def note(self, attempt: Attempt, response: httpx2.Response) -> None:
-        """Bytes came: they may tell how many connections the endpoint allows."""
+        """Count arriving bytes, which may prove how many connections the endpoint allows."""
         now = self.clock()
         if attempt.flow and not attempt.site.is_news(attempt.flow, now):
             return
@@ -274,7 +286,7 @@ class Crew:
             self.changed.notify_all()
 
     def watch(self, meter: Meter, nbytes: int, transfer: Transfer, health: Health) -> None:
-        """Raise SlowError when another connection would do better."""
+        """Measure the speed. Raises SlowError when another connection would be faster."""
         meter.nbytes += nbytes
         now = self.clock()
         if now - meter.since < self.limits.slow_s:
@@ -287,8 +299,8 @@ class Crew:
             if is_slow(health, meter.rate, rates, transfer.usable(self.healths)):
                 raise SlowError
 
-    def hash_on(self, transfer: Transfer) -> None:
-        """Hash what has become contiguous; the last thread to leave a file verifies it."""
+    def hash_more(self, transfer: Transfer) -> None:
+        """Hash the contiguous bytes; the last thread of a complete file verifies it."""
         with self.changed:
             if transfer.is_checked or self.is_stopped or transfer.part is None:
                 return
@@ -303,7 +315,7 @@ class Crew:
                 transfer.hash_lock.release()
 
     def verify(self, transfer: Transfer) -> None:
-        """Publish a file whose hash is right; throw its bytes away if it is not."""
+        """Publish a file with the right hash; discard its bytes otherwise."""
         part = transfer.part
         assert part is not None, "only complete files are verified"
         with transfer.hash_lock:
@@ -317,7 +329,7 @@ class Crew:
             self.distrust(transfer)
 
     def finish(self, transfer: Transfer) -> None:
-        """A file is in its place."""
+        """Count a file as published."""
         size = transfer.file.size
         with self.changed:
             if transfer in self.open:
@@ -329,7 +341,10 @@ class Crew:
             self.report(Progress(transfer.file.path, size, size, "bytes"))
 
     def distrust(self, transfer: Transfer) -> None:
-        """Ban who sent wrong bytes alone; else fetch again, from one endpoint at a time."""
+        """Ban the sole sender of wrong bytes; otherwise fetch again from one endpoint at a time.
+
+        Raises DownloadError after too many wrong hashes.
+        """
         sole = transfer.contributors if not transfer.inherited else set()
         if len(sole) == 1:
             with self.changed:
@@ -343,11 +358,11 @@ class Crew:
         with self.changed:
             transfer.start_over()
             if transfer.mismatches > 2 * len(self.healths) + 1:
-                raise nobody(transfer, self.healths)
+                raise no_endpoint(transfer, self.healths)
 
 
-def nobody(transfer: Transfer, healths: dict[Endpoint, Health]) -> DownloadError:
-    """The error for a file that no endpoint gives."""
+def no_endpoint(transfer: Transfer, healths: dict[Endpoint, Health]) -> DownloadError:
+    """The error for a file that no endpoint serves."""
     said = []
     for endpoint, health in healths.items():
         problem = transfer.banned.get(endpoint) or health.problem
@@ -357,5 +372,5 @@ def nobody(transfer: Transfer, healths: dict[Endpoint, Health]) -> DownloadError
         f"no endpoint gives `{transfer.file.path}`: {'; '.join(said)}",
         hint="ask for access on its page, then log in: hf auth login"
         if is_private
-        else f"what has come is kept; {ANOTHER}",
+        else f"received bytes are kept; {ANOTHER}",
     )

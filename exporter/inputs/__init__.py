@@ -1,1 +1,1 @@
-"""What an export begins with: adapters and bases, found, opened and named; no value is read."""
+"""The inputs of an export: finds, opens and names adapters and bases; reads no values."""

@@ -1,4 +1,4 @@
-"""An adapter, as PEFT saves it or put so: what it was trained on and the tensors it holds."""
+"""An adapter in PEFT's form: the config of its training and the tensors it holds."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from exporter.inputs.lazy_tensor import Tensor
 __all__ = ["CONFIG", "WEIGHTS", "AdapterSpec", "LoraPair", "open_adapter"]
 
 Origin = Literal["peft", "mlx", "gguf"]
-"""Whose format an adapter lies in."""
+"""The format that an adapter is stored in."""
 MATRIX = 2  # dimensions
-DEFAULT_RANK = 8  # and alpha: LoraConfig's own
+DEFAULT_RANK = 8  # LoraConfig's default of both rank and alpha
 PREFIX = "base_model.model."
 
-# One tensor of one adapted module: its module, how deep PEFT nested its wrappers, its role.
+# A tensor of one adapted module: its module, how deep PEFT nested its wrappers, its role.
 LORA_KEY = re.compile(r"(?P<module>.+?)(?P<nested>(\.base_layer)*)\.(?P<role>lora_\w+(\..+)?)")
 ROWS_KEY = re.compile(r"(?P<module>.+?)(\.token_adapter)?\.trainable_tokens_delta")
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.(?=weight$)")
@@ -46,16 +46,16 @@ EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 
 @dataclass(frozen=True, slots=True)
 class LoraPair:
-    """The two matrices of one adapted module: its update is scale * B @ A."""
+    """The two matrices of one adapted module: its update is scale * B @ A, shape (n_out, n_in)."""
 
     module: str
-    """The module's name in the model that was trained, such as model.layers.0.mlp.up_proj."""
+    """The module's name in the trained model, such as model.layers.0.mlp.up_proj."""
     a: Tensor  # (rank, n_in); with experts (n_experts * rank, n_in)
     b: Tensor  # (n_out, rank); with experts (n_out, rank * n_experts)
     nested: int = 0
-    """How many other parameters' wrappers PEFT put around this one's; only experts have them."""
+    """Depth of PEFT's nested wrappers around this parameter; above 0 only for experts."""
     extras: dict[str, Tensor] = field(default_factory=dict)
-    """What a variant of LoRA holds beside A and B, by its name after the module's."""
+    """Further tensors of a LoRA variant, by their name after the module's."""
     embedding: bool = False
     """Whether the module is an embedding, whose update is scale * (B @ A) transposed."""
 
@@ -65,7 +65,7 @@ class LoraPair:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """By name after the module's, as the file has them."""
+        """The tensors by their name after the module's, as in the file."""
         a, b = EMBEDDING if self.embedding else LINEAR
         return {a: self.a, b: self.b, **self.extras}
 
@@ -77,24 +77,24 @@ class AdapterSpec:
     folder: Path
     config: dict[str, object]
     pairs: tuple[LoraPair, ...]
-    """A LoRA's matrices, module by module; empty for other tuners."""
+    """The matrices of a LoRA, one pair per module; empty for other tuners."""
     values: dict[str, Tensor] = field(default_factory=dict)
     """Whole tensors that replace the base's (modules_to_save, biases), by name in the model."""
     saved: dict[str, Tensor] = field(default_factory=dict)
-    """The base's own embeddings, saved beside what was trained on them."""
+    """The base's embeddings, saved beside what was trained on them."""
     rows: dict[str, Tensor] = field(default_factory=dict)
     """New values of some rows of an embedding (trainable tokens), by module."""
     tuner: dict[str, Tensor] = field(default_factory=dict)
-    """All other tensors of a tuner that is no LoRA, by name in the model."""
+    """All other tensors of a tuner that is not a LoRA, by name in the model."""
     weights: Path = Path()
     files: tuple[Path, ...] = ()
-    """All that hold its tensors, where `weights` is only the first."""
+    """All files with tensors; `weights` is only the first."""
     read_by_peft: bool = False
-    """Whether PEFT itself finds its tensors in its folder."""
+    """Whether PEFT itself can load the tensors from the folder."""
     origin: Origin = "peft"
-    """config and tensors are in PEFT's form, whatever the format they lie in."""
+    """The format on disk; config and tensors are always in PEFT's form."""
     renamed: bool = False
-    """Whether its modules have the names of a GGUF base, and its config is written for them."""
+    """Whether the modules have the names of a GGUF base, and the config matches them."""
 
     @property
     def kind(self) -> str:
@@ -102,12 +102,12 @@ class AdapterSpec:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every update is a scaled product, which can be added without PEFT's layers."""
+        """Whether every update is a scaled product, which needs no layer of PEFT's."""
         return self.kind == "LORA" and not needs_peft_layer(self.config)
 
     @property
     def name(self) -> str:
-        """What a person would call it."""
+        """The adapter's name for people."""
         if self.origin == "gguf":
             return self.weights.stem.removesuffix(".lora")
         if self.weights.name and self.weights.is_dir():
@@ -117,7 +117,7 @@ class AdapterSpec:
 
     @property
     def place(self) -> Path:
-        """What opens it again: its folder, or its file where that has no usual name."""
+        """The path that opens it again: its folder, or its file if that has an unusual name."""
         is_usual = self.weights.name in ("", *USUAL) or len(self.files) > 1
         return self.folder if is_usual else self.weights
 
@@ -129,13 +129,13 @@ class AdapterSpec:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All of them."""
+        """All tensors of the adapter."""
         paired = [tensor for pair in self.pairs for tensor in pair.tensors.values()]
         groups = (self.values, self.saved, self.rows, self.tuner)
         return paired + [tensor for group in groups for tensor in group.values()]
 
     def sha256(self) -> str:
-        """Identifies config and weights together."""
+        """Hash of config and weights together."""
         config = [] if self.origin == "gguf" else [self.folder / CONFIG]
         is_folder = self.weights.is_dir()
         held = sorted(self.weights.iterdir()) if is_folder else self.files or [self.weights]
@@ -146,14 +146,14 @@ class AdapterSpec:
 
 @cache
 def sha256_once(path: Path, changed_ns: int) -> str:
-    """The hash of a file as it was at one time: several parts of an export ask for it."""
+    """The hash of a file at one modification time; several steps of an export need it."""
     del changed_ns
     return sha256_file(path)
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What one module's update is multiplied by, as its adapter's config says."""
+    """The factor of one module's update, as the adapter's config gives it."""
 
     rank: int
     alpha: float
@@ -162,10 +162,10 @@ class Scaling:
 
 
 def scaling_of(adapter: AdapterSpec, pair: LoraPair, *, experts: int = 1) -> Scaling:
-    """PEFT's rule: a pattern that fits the end of the module's name goes before r and lora_alpha.
+    """The scaling of one module by PEFT's rule: patterns that match its name go first.
 
-    Raises AdapterError for a config that makes no sense, and for a rank that the matrices
-    do not have: PEFT would refuse such an adapter too.
+    Raises AdapterError for a malformed config, and for a rank that differs from the matrices': PEFT
+    refuses such an adapter, too.
     """
     config, stored = adapter.config, pair.rank // experts
     rank = by_pattern(adapter, "rank_pattern", pair.module, config.get("r", DEFAULT_RANK))
@@ -176,14 +176,17 @@ def scaling_of(adapter: AdapterSpec, pair: LoraPair, *, experts: int = 1) -> Sca
         raise AdapterError(
             f"the adapter's config says rank {rank:g} for `{pair.module}`,"
             f" its matrices have {pair.rank / experts:g}",
-            hint="its config and its weights are not of one training; copy both again",
+            hint="its config and its weights come from different trainings; copy both again",
         )
     divisor = math.sqrt(stored) if config.get("use_rslora") else stored
     return Scaling(stored, alpha, alpha / divisor)
 
 
 def by_pattern(adapter: AdapterSpec, setting: str, module: str, default: object) -> float:
-    """The number for a module: of the first pattern that fits, else `default`."""
+    """The number for a module: from the first pattern that matches, else `default`.
+
+    Raises AdapterError for a malformed pattern or number.
+    """
     patterns = adapter.config.get(setting) or {}
     try:
         assert isinstance(patterns, dict)
@@ -206,11 +209,11 @@ def open_adapter(
     refuse: Callable[[dict[str, object], Path], None] = refuse_unmergeable,
     report: Report = silent,
 ) -> AdapterSpec:
-    """Read an adapter's config and the header of its weights.
+    """Read an adapter's config and the headers of its weights.
 
-    place: its folder, one of its files, or what find_adapter finds it by. refuse: raises for a
-    config that the caller has no use for; if not given, for one that cannot be merged. Raises
-    AdapterError for a missing or damaged file, and what `refuse` does.
+    place: its folder, one of its files, or a path that find_adapter resolves. refuse: raises for a
+    config that the caller cannot use; by default for one that cannot be merged. Raises AdapterError
+    for a missing or damaged file, and what `refuse` raises.
     """
     found = find_adapter(place, report=report)
     folder = found.folder
@@ -242,7 +245,7 @@ def open_mlx(
     refuse: Callable[[dict[str, object], Path], None],
     report: Report,
 ) -> AdapterSpec:
-    """An adapter of mlx-lm's, in PEFT's form."""
+    """Open an adapter of mlx-lm's and put it into PEFT's form."""
     weights = found.weights or mlx_weights(found.folder, report=report)
     header = read_header(weights, error=AdapterError)
     config, tensors = mlx_adapter.as_peft(stored, header, found.folder, report=report)
@@ -253,7 +256,11 @@ def open_mlx(
 
 
 def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpec:
-    """Give every tensor its place; one that has none is refused by name."""
+    """Sort every tensor into its group of the spec.
+
+    tensors: by stored name, A (rank, n_in) and B (n_out, rank) among them. Raises AdapterError for
+    an empty adapter or an inconsistent pair, UnsupportedError for a tensor without a group.
+    """
     if not tensors:
         raise AdapterError(
             "the adapter holds no tensors", hint="was it saved from a trained model?"
@@ -286,10 +293,10 @@ def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpe
 
 
 def without_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out what PEFT's save_embedding_layers adds to modules_to_save of an embedding.
+    """Drop the copies that PEFT's save_embedding_layers adds to modules_to_save of an embedding.
 
-    The wrapper's own names, beside the trained values under their plain name; PEFT does not
-    read them either.
+    They are the wrapper's names, beside the trained values under their plain name, (rows, columns)
+    both; PEFT does not read them either.
     """
     return {
         name: tensor
@@ -299,7 +306,10 @@ def without_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def group_of(stored: str, kind: str) -> tuple[str, str]:
-    """Which of AdapterSpec's groups a tensor belongs to, and its name there."""
+    """The group of AdapterSpec that a tensor belongs to, and its name there.
+
+    Raises UnsupportedError for a name without a group.
+    """
     name = model_key(stored)
     if found := ROWS_KEY.fullmatch(name):
         return "rows", found["module"]
@@ -313,7 +323,7 @@ def group_of(stored: str, kind: str) -> tuple[str, str]:
 
 
 def model_key(stored: str) -> str:
-    """A tensor's name in the model that was trained."""
+    """A tensor's name in the trained model."""
     return stored.removeprefix(PREFIX).removeprefix("base_model.")
 
 
@@ -330,7 +340,10 @@ def stranger(name: str) -> UnsupportedError:
 
 
 def pair(module: str, nested: int, found: dict[str, Tensor]) -> LoraPair:
-    """One module's A and B and what else it has. Raises AdapterError for half a pair."""
+    """The pair of one module: A (rank, n_in), B (n_out, rank) and further tensors.
+
+    Raises AdapterError for half a pair, UnsupportedError for halves that are not matrices.
+    """
     halves = EMBEDDING if found.keys() & set(EMBEDDING) else LINEAR
     for half in halves:
         if half not in found:
@@ -339,7 +352,7 @@ def pair(module: str, nested: int, found: dict[str, Tensor]) -> LoraPair:
             )
         if len(found[half].shape) != MATRIX or 0 in found[half].shape:
             raise UnsupportedError(
-                f"`{found[half].name}` is {list(found[half].shape)}: no plain LoRA matrix",
+                f"`{found[half].name}` is {list(found[half].shape)}: not a plain LoRA matrix",
                 hint="adapters of convolutions cannot be merged: train without them as targets; an"
                 " empty one was saved by DeepSpeed ZeRO-3 without gathering its parts first",
             )
@@ -348,8 +361,8 @@ def pair(module: str, nested: int, found: dict[str, Tensor]) -> LoraPair:
 
 
 def refuse_oddities(one: LoraPair, adapter: AdapterSpec) -> None:
-    """Stop at halves of different rank, and at tensors that the config knows nothing of."""
-    # only blocks of A or B are kept by BD-LoRA
+    """Raise AdapterError for halves of different rank, and for tensors that the config excludes."""
+    # BD-LoRA stores only blocks of A or B
     if one.a.shape[0] != one.b.shape[1] and not is_set(adapter.config.get("use_bdlora")):
         raise AdapterError(
             f"the adapter's matrices for `{one.module}` do not fit each other:"
@@ -359,6 +372,6 @@ def refuse_oddities(one: LoraPair, adapter: AdapterSpec) -> None:
     if one.extras and adapter.is_plain:
         raise AdapterError(
             f"the adapter holds `{next(iter(one.extras.values())).name}`, which its config does"
-            " not speak of",
-            hint="its config and its weights are not of one training; copy both again",
+            " not mention",
+            hint="its config and its weights come from different trainings; copy both again",
         )

@@ -1,4 +1,4 @@
-"""Which files hold an adapter's weights, and what to say where none does."""
+"""Finds the files that hold an adapter's weights, with hints where none does."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ from exporter.inputs.torch_pickle import read_pickled
 PREFIX = "base_model.model."
 PEFT_NAMES = ("base_model.", "base_layer.")
 STEM = "adapter_model"
-"""Begins the names of an adapter's shards, as transformers writes them."""
+"""Start of the names of an adapter's shards, as transformers writes them."""
 UNFINISHED = (".crdownload", ".part", ".partial", ".incomplete", ".download", ".aria2", ".tmp")
-"""Ends the name of a file that a browser or a downloader has not finished."""
+"""Endings of files that a browser or a downloader has not finished."""
 COPY = re.compile(r"(?P<stem>.+?) ?(\(\d+\)|-?\d| copy)(?P<end>\.\w+)")
-"""A name that a browser or a file manager gave to the second file of one name."""
+"""A name that a browser or a file manager gives to a second file of the same name."""
 TRAINED = re.compile(r"[._]lora_(A|B|a|b|embedding|magnitude)|\.(hada|lokr|ia3|oft|vera)_")
 MLX_CONFIG = '{"lora_parameters": {"rank": 8, "scale": 20.0}}'
 OF_LORA = ("r", "target_modules")
-"""In every config of PEFT's LoRA, and in no other tool's."""
+"""Settings in every config of PEFT's LoRA, and in no other tool's."""
 DEPTHS = ("*/*/", "*/*/*/", "*/*/*/*/")
-"""How deep below a folder adapters are looked for, to name them."""
+"""Depths below a folder at which adapters are searched for hints."""
 PICTURES = re.compile(r"(^|\.)(lora_unet|lora_te|unet\.|transformer\.(single_)?transformer_blocks)")
-"""In the names of adapters of models that make pictures (Diffusers, kohya)."""
+"""Tensor names of adapters for image models (Diffusers, kohya)."""
 FUSED = re.compile(r"lora_(down|up)\.weight$")
 
 
 def weight_files(found: FoundAdapter, *, report: Report) -> tuple[Path, ...]:
-    """The file, the folder of FSDP's or the shards that hold an adapter's weights.
+    """The file, the FSDP folder or the shards that hold an adapter's weights.
 
-    Raises AdapterError where there are none, with what lies there in their place.
+    Raises AdapterError without any, with a hint about the files that exist.
     """
     folder = found.folder
     if found.weights is not None:
@@ -74,7 +74,7 @@ def weight_files(found: FoundAdapter, *, report: Report) -> tuple[Path, ...]:
 def read_config(folder: Path) -> dict[str, object]:
     """The adapter's config, with PEFT's spelling of its kind.
 
-    Raises AdapterError where it is missing or damaged, with what the folder holds instead.
+    Raises AdapterError if it is missing or damaged, with a hint about the folder's contents.
     """
     hint = "restore the file that PEFT's save_pretrained wrote"
     if (folder / CONFIG).is_symlink():
@@ -86,14 +86,14 @@ def read_config(folder: Path) -> dict[str, object]:
     if isinstance(kind, str):
         config["peft_type"] = kind.upper()
     elif not is_mlx(config) and all(name in config for name in OF_LORA):
-        config["peft_type"] = "LORA"  # other programs write no kind
+        config["peft_type"] = "LORA"  # other programs write no peft_type
     return config
 
 
 def mlx_weights(folder: Path, *, report: Report) -> Path:
-    """The weights of mlx-lm's training: the last, else those of its newest step.
+    """The weights of mlx-lm's training: the final ones, else those of its newest step.
 
-    Raises AdapterError where there are none.
+    Raises AdapterError without any.
     """
     weights = folder / MLX_WEIGHTS
     if is_there(weights):
@@ -107,7 +107,7 @@ def mlx_weights(folder: Path, *, report: Report) -> Path:
 
 
 def holds_lora(path: Path) -> bool:
-    """Whether a safetensors file has the tensors of an adapter of a language model."""
+    """Whether a safetensors file holds an adapter of a language model."""
     names = names_in(path)
     return any(map(TRAINED.search, names)) and not any(map(PICTURES.search, names))
 
@@ -120,18 +120,18 @@ def names_in(path: Path) -> Iterable[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class AdapterWeights:
     """The tensors of an adapter under PEFT's names."""
 
     files: tuple[Path, ...]
-    """All that hold them; a folder in the case of FSDP."""
+    """The files that hold them; a folder for FSDP."""
     tensors: dict[str, Tensor]
     read_by_peft: bool
-    """Whether PEFT itself finds them, by these names in a file of its own."""
+    """Whether PEFT itself can load them, by these names from its usual file."""
 
 
-def read_weights(found: FoundAdapter, *, report: Report) -> Weights:
-    """Read the headers of the files that hold the weights. AdapterError where none does."""
+def read_weights(found: FoundAdapter, *, report: Report) -> AdapterWeights:
+    """Read the headers of the files that hold the weights. Raises AdapterError without any."""
     files = weight_files(found, report=report)
     stored: dict[str, Tensor] = {}
     for path in files:
@@ -145,10 +145,13 @@ def read_weights(found: FoundAdapter, *, report: Report) -> Weights:
     tensors = {new: renamed(stored[name], new) for name, new in plain.items()}
     tensors = without_adapter_name(tensors, files[0])
     own = len(files) == 1 and files[0].name in (WEIGHTS, PICKLED)
-    return Weights(files, tensors, own and tensors.keys() <= stored.keys())
+    return AdapterWeights(files, tensors, own and tensors.keys() <= stored.keys())
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file by name, (rows, columns) or any shape; a folder holds FSDP's
+    shards.
+    """
     if path.is_dir():
         return read_distcp(path, error=AdapterError)
     if path.suffix == ".safetensors":
@@ -157,7 +160,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def hint_for_weights(folder: Path, several: list[Path]) -> str:
-    """What to do about a folder with a config and no weights under a usual name."""
+    """A hint for a folder with a config and no weights under a usual name."""
     if several:
         return f"name one of them: {listed(f'`{path}`' for path in several)}"
     for path in children(folder):
@@ -167,10 +170,10 @@ def hint_for_weights(folder: Path, several: list[Path]) -> str:
 
 
 def hint_for_config(folder: Path) -> str | None:
-    """What a folder without adapter_config.json holds, where its files tell."""
+    """A hint for a folder without adapter_config.json, if its files are recognized."""
     if (folder / "config.json").exists():
         return (
-            "this looks like a whole model; without --base it is exported as it is:"
+            "this looks like a whole model; without --base it is exported unchanged:"
             f" `decant export {shlex.quote(str(folder))}`"
         )
     return of_mlx(folder) or of_second_copy(folder) or of_weights(folder) or of_deeper(folder)
@@ -181,14 +184,14 @@ def of_mlx(folder: Path) -> str | None:
         return hint_for_npz(npz)
     if (folder / MLX_WEIGHTS).exists():
         return (
-            f"`{MLX_WEIGHTS}` is mlx-lm's, and its config did not come along; with the training's"
+            f"`{MLX_WEIGHTS}` is mlx-lm's, and its config is missing; with the training's"
             f" rank and scale it begins {MLX_CONFIG}"
         )
     return None
 
 
 def of_second_copy(folder: Path) -> str | None:
-    """The config under the name that a browser gives to a second file of one name."""
+    """A hint for a config with the name that a browser gives to a second file."""
     for path in children(folder):
         copy = COPY.fullmatch(path.name)
         if copy and f"{copy['stem']}{copy['end']}" == CONFIG:
@@ -198,7 +201,7 @@ def of_second_copy(folder: Path) -> str | None:
 
 
 def of_weights(folder: Path) -> str | None:
-    """Weights that say which program wrote them."""
+    """A hint for weights whose names identify the program that wrote them."""
     for path in children(folder):
         names = names_in(path) if path.suffix == ".safetensors" else ()
         if any(PICTURES.search(name) or FUSED.search(name) for name in names):
@@ -214,7 +217,7 @@ def of_weights(folder: Path) -> str | None:
 
 
 def of_deeper(folder: Path) -> str | None:
-    """The adapters some folders below."""
+    """A hint that names the adapters some folders below."""
     deeper = [path.parent for depth in DEPTHS for path in folder.glob(f"{depth}{CONFIG}")]
     if not deeper:
         return None

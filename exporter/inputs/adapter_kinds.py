@@ -1,4 +1,4 @@
-"""Which adapters can be merged, and why the others cannot."""
+"""The kinds of adapters that can be merged, and the reasons why others cannot."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ MERGED_BY_PEFT = {
     "SUPERTUNING": "supertuning_", "TINYLORA": "tinylora_", "VBLORA": "vblora_", "VERA": "vera_",
     "WAVEFT": "waveft_",
 }  # fmt: skip
-"""Tuners whose layers merge one module at a time, and what their tensors' names begin with."""
+"""Tuners whose layers merge one module at a time, and how their tensors' names begin."""
 BY_REPLACEMENT = ("TRAINABLE_TOKENS", "LN_TUNING")
-"""Tuners that only store new values for what the base has."""
+"""Tuners that only store new values of the base's tensors."""
 
 PROMPTS = "it adds to the prompt or to the attention's keys, not to the weights"
 REFUSED = {
     "PROMPT_TUNING": PROMPTS, "MULTITASK_PROMPT_TUNING": PROMPTS, "P_TUNING": PROMPTS,
     "PREFIX_TUNING": PROMPTS, "CPT": PROMPTS, "CARTRIDGE": PROMPTS,
     "ADAPTION_PROMPT": PROMPTS,
-    "XLORA": "it mixes several adapters anew for every token",
+    "XLORA": "it mixes several adapters differently for every token",
     "POLY": "it mixes several adapters by the task",
     "LILY": "it shares its matrices between layers in a way that no weight can hold",
     "SHADOW": "it runs a second, smaller model beside the base",
@@ -36,23 +36,23 @@ REFUSED = {
     "ADAMSS": "it clusters the base's weights with scikit-learn before it trains",
 }  # fmt: skip
 
-# LoRA settings that need PEFT's own layer for a merge, with how they look when off.
+# LoRA settings whose merge needs PEFT's layer
 VARIANTS = (
     "use_dora", "lora_bias", "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
 )  # fmt: skip
 UNMERGEABLE = {
-    "alora_invocation_tokens": "it acts only after certain tokens, which no weight can know;"
+    "alora_invocation_tokens": "it acts only after certain tokens, which a weight cannot express;"
     " `decant export --to lora` keeps that",
     "arrow_config": "it routes between adapters for every token",
     "use_qalora": "it belongs to a GPTQ base",
     "layer_replication": "it grows the base by repeating layers",
     "megatron_config": "its layers are split over several processes",
 }
-"""LoRA settings that cannot be merged."""
+"""LoRA settings that cannot be merged, with the reason."""
 
 PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 REPLAYED_INITS = ("pissa", "olora", "mica")
-"""Ways to start training that begin with the base, the same every time."""
+"""Initializations reproducible from the base (PiSSA, OLoRA, MiCA)."""
 CONVERT = "convert it first: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
 KEEP_BASE = (
     "where it was trained, save the base as LoftQ changed it (model.unload().save_pretrained(DIR)),"
@@ -66,7 +66,7 @@ LOST_INITS = {
 
 
 def refuse_unmergeable(config: dict[str, object], folder: Path) -> None:
-    """Raise UnsupportedError, with the reason, for an adapter that no merge can hold."""
+    """Raise UnsupportedError, with the reason, for an adapter that cannot be merged."""
     kind = config.get("peft_type")
     known = ("LORA", *BY_REPLACEMENT, *MERGED_BY_PEFT)
     if kind not in known:
@@ -98,9 +98,9 @@ IN_NO_ADAPTER_FILE = {
     "layer_replication": UNMERGEABLE["layer_replication"],
     "megatron_config": UNMERGEABLE["megatron_config"],
 }
-"""LoRA settings that a GGUF adapter cannot express, which holds A, B and a scale."""
+"""LoRA settings beyond a GGUF adapter, which holds A, B and a scale."""
 KEEPS_BASE = "mica"
-"""Of the inits that begin with the base, the one that leaves the base as it was."""
+"""The reproducible initialization that leaves the base unchanged."""
 
 
 def refuse_for_adapter_file(config: dict[str, object], folder: Path) -> None:
@@ -130,7 +130,9 @@ def refuse_for_adapter_file(config: dict[str, object], folder: Path) -> None:
 
 
 def refuse_lost_init(init: object, folder: Path) -> None:
-    """Stop at an adapter whose training began by changing the base in a way that is lost."""
+    """Raise UnsupportedError if training began with a change of the base that cannot be
+    repeated.
+    """
     if init in PLAIN_INITS or init in REPLAYED_INITS:
         return
     text = str(init)
@@ -153,7 +155,7 @@ def needs_peft_layer(config: dict[str, object]) -> bool:
 
 
 def changes_base(config: dict[str, object]) -> bool:
-    """Whether training began with another weight than the base's: a part is cut out of it."""
+    """Whether training changed the base's weight first, by cutting a part out of it."""
     init = config.get("init_lora_weights")
     return (init in REPLAYED_INITS and init != KEEPS_BASE) or is_set(config.get("kasa_config"))
 

@@ -1,4 +1,4 @@
-"""Which base an adapter may mean when it names a path of the machine it was trained on."""
+"""Suggests the base of an adapter whose config names a path on the training machine."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 BASE_MODEL = re.compile(r"^base_model:(?P<inline>.*)$(?P<items>(\n[ \t]*-[ \t].*)*)", re.MULTILINE)
 CACHED = "models--"
 DOT = "___"
-"""In ModelScope's cache, a dot of a repo's name: Qwen/Qwen2___5-7B."""
+"""ModelScope's cache writes a dot of a repo's name so: Qwen/Qwen2___5-7B."""
 NO_ORGS = {
     "base", "bases", "cache", "checkpoints", "ckpt", "data", "downloads", "hf", "home", "hub",
     "llm", "llms", "mnt", "model", "models", "output", "outputs", "pretrained", "root", "snapshots",
     "tmp", "weights", "work", "workspace",
 }  # fmt: skip
-"""Folders that stand above a model's, and are nobody's name on the hub."""
-LONGEST = 1 << 18  # characters of a card; its front matter stands first
-FEW = 3  # candidates that a hint shows
-PROBED = 4  # modules of the adapter that a base must have
+"""Parent folders of models that are not names of organizations on the hub."""
+LONGEST = 1 << 18  # characters read of a card; its front matter comes first
+FEW = 3  # candidates in a hint
+PROBED = 4  # modules of the adapter that are looked up in a base
 
 
 def base_of_card(folder: Path) -> str | None:
-    """ORG/NAME as the adapter's model card (README.md) names its base; None where it does not.
+    """The base that the adapter's model card (README.md) names as ORG/NAME, or None.
 
-    PEFT writes the path of the training machine into the card too, which is no name.
+    PEFT writes the path on the training machine into the card, too; such a path is ignored.
     """
     try:
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
@@ -53,9 +53,9 @@ def base_of_card(folder: Path) -> str | None:
 
 
 def hint_for_absent(adapter: AdapterSpec, cache: Path) -> str:
-    """What to pass as --base for a base that is not here.
+    """A hint with values of --base for a missing base.
 
-    cache: the hub's, where models of the same name or shape may lie.
+    cache: the hub cache, where models of the same name or shapes may lie.
     """
     candidates = list(dict.fromkeys(candidates_for(adapter, cache)))[:FEW]
     if candidates:
@@ -71,10 +71,10 @@ def hint_for_absent(adapter: AdapterSpec, cache: Path) -> str:
 
 
 def candidates_for(adapter: AdapterSpec, cache: Path) -> Iterator[str]:
-    """Bases that an adapter may mean, the likeliest first; folders as paths, repos as ORG/NAME."""
+    """Bases that an adapter may mean, the likeliest first: local paths or ORG/NAME."""
     named = (adapter.base or "").replace("\\", "/").rstrip("/").replace(DOT, ".")
     for part in named.split("/"):
-        if part.startswith(CACHED):  # a path into the hub's cache of that machine
+        if part.startswith(CACHED):  # a path into the hub cache of the training machine
             yield part.removeprefix(CACHED).replace("--", "/", 1)
     name = last_part(named)
     for place in (adapter.folder.resolve().parent, Path.cwd()):
@@ -96,7 +96,7 @@ def candidates_for(adapter: AdapterSpec, cache: Path) -> Iterator[str]:
 
 
 def fits(adapter: AdapterSpec, folder: Path) -> bool:
-    """Whether a model has the first modules that a LoRA adapts, in their shapes."""
+    """Whether a model has the first modules of a LoRA with matching shapes."""
     try:
         checkpoint = open_checkpoint(folder)
         names = Names(checkpoint)

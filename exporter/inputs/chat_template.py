@@ -1,4 +1,4 @@
-"""Chat templates, rendered as transformers renders them."""
+"""Renders chat templates the way transformers does."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Clock = Callable[[], datetime]
 
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 MISTAKES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What a template's own expressions can raise when they are evaluated."""
+"""Exceptions that a template's expressions can raise."""
 
 
 class IrregularError(ValueError):
-    """A template that cannot be read, refuses a conversation or does too much; says why."""
+    """A template that cannot be read, refuses a conversation or exceeds a limit."""
 
 
 class Template:
     """A compiled chat template, in transformers' settings and sandbox."""
 
     def __init__(self, text: str, tokens: dict[str, str], clock: Clock | None = None) -> None:
-        """Compile it. Raises IrregularError when it is no jinja."""
+        """Compile the chat template of a model. Raises IrregularError for invalid jinja."""
         import jinja2
 
         try:
@@ -42,11 +42,11 @@ class Template:
         variables: Mapping[str, Any] | None = None,
         has_tools: bool = True,
     ) -> str:
-        """What transformers' apply_chat_template makes of a conversation.
+        """Render a conversation as transformers' apply_chat_template does.
 
-        generation: whether the beginning of an answer comes last; variables: what else the
-        template knows, such as enable_thinking; has_tools: False leaves `tools` undefined, which
-        transformers never does. Raises IrregularError with the template's words.
+        generation: whether the beginning of an answer comes last; variables: further variables such
+        as enable_thinking; has_tools: False leaves `tools` undefined, which transformers never
+        does. Raises IrregularError with the template's message.
         """
         import jinja2
 
@@ -65,7 +65,7 @@ class Template:
 
 
 def as_transformers_has_it(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without fields that hold null, and with thoughts under all names for them."""
+    """A message without null fields, and with thoughts under all their names."""
     kept = {name: value for name, value in message.items() if value is not None}
     thoughts = next((kept[name] for name in THOUGHTS if name in kept), None)
     if thoughts is None:
@@ -74,16 +74,16 @@ def as_transformers_has_it(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment(clock: Clock | None = None) -> Any:  # jinja2's, imported where it is needed
-    """As transformers renders templates, but with a clock only where one is given.
+    """A jinja environment as transformers sets it up; a clock only where one is given.
 
-    A text that is to be fixed needs no date.
+    Texts that must be reproducible get no date.
     """
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks answers for training and prints what it holds."""
+        """`{% generation %}` marks answers for training and prints its contents."""
 
         tags = {"generation"}  # noqa: RUF012 - jinja2 asks for it so
 

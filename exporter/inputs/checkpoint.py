@@ -1,4 +1,4 @@
-"""A base model's folder, as Hugging Face lays it out: its config and where its tensors lie."""
+"""A base model's folder in Hugging Face's layout: its config and the places of its tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from exporter.inputs.torch_pickle import read_pickled
 __all__ = ["Checkpoint", "Tensor", "open_checkpoint", "read_tensor", "torch_dtype"]
 
 WHOLE = {"model.safetensors": False, "pytorch_model.bin": True, FSDP_WHOLE: True}
-"""A single file's name, and whether it is a pickle; the first that is there is taken."""
+"""File names of single-file models -> whether the file is a pickle; the first one wins."""
 
 
 FETCH = "the download is unfinished: fetch that file"
@@ -38,36 +38,38 @@ class Checkpoint:
 
     folder: Path
     config: dict[str, object]
-    """Of the tensors as they are read: without quantization_config where that is undone here."""
+    """The config of the tensors as read; without quantization_config if they are dequantized."""
     tensors: dict[str, Tensor]
     """By hub name; shard by shard in name order, as llama.cpp's converter reads them."""
     title: str = ""
-    """What a person calls it, where that is not its folder's name."""
+    """The name for people, if it is not the folder's."""
     quantized_as: str = ""
-    """The kind of quantization that its tensors undo as they are read, "" for plain weights."""
+    """The kind of quantization that reading its tensors undoes; empty for plain weights."""
     roundtrip: str = ""
-    """How its weights were quantized and dequantized again, when they were."""
+    """How its weights were quantized and dequantized (fake quantization); empty if not."""
 
     @property
     def name(self) -> str:
         return self.title or model_name(self.folder)
 
     def with_plain(self, tensors: dict[str, Tensor]) -> Checkpoint:
-        """The same with `tensors`, of which none is quantized any more."""
+        """The same with `tensors`, none of which is quantized any more."""
         quantization = "quantization_config"
         config = {key: value for key, value in self.config.items() if key != quantization}
         return replace(self, config=config, tensors=tensors)
 
     @property
     def architecture(self) -> str:
-        """The class named first in config.json, such as LlamaForCausalLM."""
+        """The first class in config.json, such as LlamaForCausalLM. Raises CheckpointError without
+        one.
+        """
         named = self.config.get("architectures")
         if isinstance(named, list) and named and isinstance(named[0], str):
             return named[0]
         raise self.nameless()
 
     def nameless(self) -> CheckpointError:
-        """The error for a config that does not say which class the model is of."""
+        """The error for a config without a class of model."""
         return CheckpointError(
             f"`{self.folder / 'config.json'}` names no architecture",
             hint='it needs a line such as "architectures": ["LlamaForCausalLM"]',
@@ -75,10 +77,10 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Read a folder's config and the headers of its safetensors, and check that all is there.
+    """Read a folder's config and tensor headers, and check that all files exist.
 
-    Raises CheckpointError for a missing, cut or inconsistent file, UnsupportedError for a
-    folder that needs its own Python code or has weights in another format.
+    Raises CheckpointError for a missing, cut or inconsistent file, UnsupportedError for a folder
+    that needs its custom Python code or has weights in another format.
     """
     shards = fsdp_in(folder) if folder.is_dir() else None
     if shards == folder:
@@ -112,9 +114,10 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
 
 
 def refuse_own_code(folder: Path, config: dict[str, object]) -> None:
-    """Stop at a folder whose model or tokenizer is Python code of its own.
+    """Raise UnsupportedError for a model or tokenizer that needs custom Python code.
 
-    A model that transformers has a class for is loaded without that code, as Phi-3 and DeepSeek-V3.
+    A model that transformers has a class for loads without that code, such as Phi-3 and
+    DeepSeek-V3.
     """
     tokenizer = folder / "tokenizer_config.json"
     configs = {"config.json": config}
@@ -125,14 +128,14 @@ def refuse_own_code(folder: Path, config: dict[str, object]) -> None:
     for name, content in configs.items():
         if "auto_map" in content and not (content is config and is_known(config)):
             raise UnsupportedError(
-                f"`{folder / name}` asks for Python code of its own (auto_map), which is not run",
+                f"`{folder / name}` needs custom Python code (auto_map), which decant does not run",
                 hint="many such models work without it: remove auto_map from a copy;"
                 " or read that code and pass --trust-remote-code",
             )
 
 
 def is_known(config: dict[str, object]) -> bool:
-    """Whether transformers has classes of its own for a config, and needs no code beside it."""
+    """Whether transformers itself has the classes of a config."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
@@ -144,7 +147,11 @@ def is_known(config: dict[str, object]) -> bool:
 
 
 def index_tensors(folder: Path, fsdp: Path | None = None) -> dict[str, Tensor]:
-    """A folder's tensors by name. fsdp: shards that hold them where nothing else does."""
+    """The tensors of a folder by name, each with its shape (rows, columns) or any other.
+
+    fsdp: shards to use if the folder has no other weights. Raises CheckpointError for a tensor that
+    is duplicated, missing or not in the index.
+    """
     if fsdp is not None and (fsdp.parent != folder or not has_weights(folder)):
         return read_distcp(fsdp, error=CheckpointError)
     pickled, shards = shard_names(folder)
@@ -173,9 +180,10 @@ def has_weights(folder: Path) -> bool:
 
 
 def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
-    """Whether they are pickles, and {tensor name: file name}.
+    """Whether the shards are pickles, and {tensor name: file name}.
 
-    Where no index names the tensors, the files stand under "", or "0/", "1/" … of several.
+    Without an index the keys are "" for a single file, or "0/", "1/" … for several. Raises
+    CheckpointError without weights.
     """
     for whole, pickled in WHOLE.items():
         if (folder / f"{whole}.index.json").exists():
@@ -198,7 +206,7 @@ def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
 
 
 def indexed_shards(folder: Path, whole: str) -> dict[str, str]:
-    """The weight_map of an index, all of whose files are there."""
+    """The weight_map of an index. Raises CheckpointError for a malformed one or a missing file."""
     name = f"{whole}.index.json"
     index = read_json_object(
         folder / name, error=CheckpointError, hint="download or copy the file again"

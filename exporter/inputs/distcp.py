@@ -1,8 +1,8 @@
 """Checkpoints of torch.distributed (FSDP): `.metadata` and shards that end in .distcp.
 
-`.metadata` is a pickle: torch's own reader runs any code that it names. Here only
-the record types that torch writes into it are ever made; the shards hold tensors as torch.save
-writes them, and are read with weights_only. So nothing in such a folder is executed.
+`.metadata` is a pickle, and torch's reader runs any code that it names. This reader makes only the
+record types that torch writes into it; the shards hold tensors as torch.save writes them and are
+read with weights_only. So no code in such a folder runs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RECORDS = {
     "pathlib": ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
     "pathlib._local": ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"),
 }  # fmt: skip
-"""What `.metadata` may name; torch's types of numbers besides."""
+"""Names that `.metadata` may contain, besides torch's dtypes."""
 NOT_THE_MODELS = ("optim", "optimizer", "optimizers", "optimizer_states", "scheduler", "dataloader")
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 DAMAGE = (
@@ -58,7 +58,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Sharded:
-    """A tensor in pieces, put together when it is read."""
+    """A tensor in pieces, assembled when it is read."""
 
     name: str
     dtype: str
@@ -71,7 +71,9 @@ class Sharded:
         return nbytes_of(self.dtype, self.shape)
 
     def read(self) -> torch.Tensor:
-        """The whole tensor. Raises `error` where a shard holds something else."""
+        """Read the whole tensor, of shape `shape`. Raises `error` if a shard holds something
+        else.
+        """
         import torch
 
         whole = torch.empty(self.shape, dtype=torch_dtype(self.dtype))
@@ -94,7 +96,7 @@ class Sharded:
 
 
 class Records(pickle.Unpickler):
-    """Reads a pickle of torch's records; whatever else it asks for ends it."""
+    """Unpickles torch's records; any other class ends it."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch
@@ -112,10 +114,10 @@ def is_distcp(folder: Path) -> bool:
 
 
 def read_distcp(folder: Path, *, error: type[InputError]) -> dict[str, Tensor]:
-    """The model's tensors of a checkpoint by name, unread; the optimizer's are left out.
+    """The model's tensors of a checkpoint by name, unread; optimizer states are left out.
 
-    Every fault is raised as `error`; UnsupportedError for compressed shards, ToolchainError
-    where torch is not installed.
+    Each has its full shape, (rows, columns) for a matrix. Raises `error` for every fault,
+    UnsupportedError for compressed shards, ToolchainError without torch.
     """
     try:
         import torch.distributed.checkpoint.metadata  # noqa: F401 - whether it is there
@@ -148,7 +150,7 @@ def read_distcp(folder: Path, *, error: type[InputError]) -> dict[str, Tensor]:
 
 
 def wanted(entries: Mapping[str, Any], names: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each tensor of the model: its key, and its name without what it was nested in."""
+    """The key of each model tensor, and its name without wrappers."""
     for key, entry in entries.items():
         path = names.get(key) or (key,)
         if not hasattr(entry, "chunks") or any(part in NOT_THE_MODELS for part in path[:-1]):
@@ -168,7 +170,11 @@ def sharded(
     folder: Path,
     error: type[InputError],
 ) -> Sharded:
-    """One tensor, all of whose pieces are there."""
+    """One tensor with all its pieces.
+
+    Raises `error` for a missing shard, UnsupportedError for compressed ones, ValueError for pieces
+    that do not fit.
+    """
     shape, dtype = tuple(map(int, entry.size)), dtype_name(entry.properties.dtype)
     if dtype is None:
         raise ValueError(f"`{name}` is of the type {entry.properties.dtype}")

@@ -1,4 +1,4 @@
-"""Files of a sentence-transformers folder: modules.json and what it names."""
+"""Files of a sentence-transformers folder: modules.json and the files it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODULES = "modules.json"
 CONFIG = "config_sentence_transformers.json"
 LIMITS = ("sentence_bert_config.json", "sentence_roberta_config.json")
 MODULE_FILES = (MODULES, CONFIG, *LIMITS)
-"""Files beside a model's config.json that say how it is used for vectors."""
+"""Files beside a model's config.json that say how to compute vectors with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +23,16 @@ class Module:
     """One step of modules.json."""
 
     kind: str
-    """Its class, without the package."""
+    """The class name without its package."""
     path: str
-    """Its folder inside the model's; empty for the model's own."""
+    """The folder inside the model's; empty for the model itself."""
     settings: dict[str, Any]
 
 
 def read_modules(folder: Path) -> tuple[Module, ...]:
-    """The steps that a folder's modules.json lists; none where there is no such file.
+    """The steps in a folder's modules.json; empty without such a file.
 
-    Raises CheckpointError when it, or a module's config.json, is damaged.
+    Raises CheckpointError if it, or a module's config.json, is damaged.
     """
     path = folder / MODULES
     if not path.is_file():
@@ -41,9 +41,11 @@ def read_modules(folder: Path) -> tuple[Module, ...]:
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"`{path}` is no JSON: {error}", hint=hint) from error
+        raise CheckpointError(f"`{path}` is not JSON: {error}", hint=hint) from error
     if not isinstance(listed, list) or not all(is_module(entry) for entry in listed):
-        raise CheckpointError(f"`{path}` is no list of modules, each with path and type", hint=hint)
+        raise CheckpointError(
+            f"`{path}` is not a list of modules, each with path and type", hint=hint
+        )
     modules = []
     for entry in listed:
         inside = entry["path"]
@@ -67,7 +69,7 @@ def is_module(entry: object) -> bool:
 
 
 def module_files(folder: Path) -> Iterator[str]:
-    """Every file of the modules that have a folder, named from `folder`."""
+    """All files of the modules with a folder, relative to `folder`."""
     for module in read_modules(folder):
         if module.path:
             root = folder / module.path
@@ -77,7 +79,7 @@ def module_files(folder: Path) -> Iterator[str]:
 
 
 def module_folders(folder: Path) -> tuple[str, ...]:
-    """The folders that the modules of a finished result lie in; none where it has no modules."""
+    """The module folders of a finished result; empty without modules."""
     try:
         modules = read_modules(folder)
     except CheckpointError:

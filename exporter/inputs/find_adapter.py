@@ -1,4 +1,4 @@
-"""Where the adapter lies in what a user named: a folder, a file of it, a training run, a zip."""
+"""Finds the adapter in the user's path: a folder, a file of it, a training run, a zip."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ USUAL = (
     "pytorch_model.bin",
     FSDP_WHOLE,
 )
-"""Names of an adapter's weights, the later ones by trainers that save a state_dict."""
+"""Names of an adapter's weights; the later ones come from trainers that save a state_dict."""
 FEW = 8  # names in a hint
 
 
 @dataclass(frozen=True, slots=True)
 class FoundAdapter:
-    """The folder of an adapter, and its weights where they have no usual name."""
+    """The folder of an adapter, and its weights if they have an unusual name."""
 
     folder: Path
     weights: Path | None = None
 
 
 def find_adapter(place: Path, *, report: Report) -> FoundAdapter:
-    """The adapter that `place` means; no file of it is read.
+    """The adapter that `place` means; reads none of its files.
 
-    A training run's folder stands for its newest checkpoint. Raises AdapterError for a place
-    that holds no adapter, or several of which none goes before the others.
+    A training run's folder stands for its newest checkpoint. Raises AdapterError for a path without
+    an adapter, or with several of equal rank.
     """
     if (archive := zip_above(place)) is not None:
         place = unpacked(archive, report=report) / place.relative_to(archive)
@@ -76,7 +76,10 @@ def of_fsdp(shards: Path, *, report: Report) -> FoundAdapter:
 
 
 def of_file(path: Path) -> FoundAdapter:
-    """The adapter that one of its own files stands for."""
+    """The adapter that one of its files stands for.
+
+    Raises AdapterError for an archive, for another kind of file, and without the config beside it.
+    """
     folder = path.parent
     if path.name == CONFIG:
         return FoundAdapter(folder)
@@ -89,7 +92,7 @@ def of_file(path: Path) -> FoundAdapter:
         )
     if path.suffix not in (".safetensors", ".bin", ".pt"):
         raise AdapterError(
-            f"`{path}` is no file of an adapter",
+            f"`{path}` is not a file of an adapter",
             hint="name the adapter's folder, which holds adapter_config.json",
         )
     if not (folder / CONFIG).exists():
@@ -113,7 +116,7 @@ def newest_checkpoint(folder: Path, *, report: Report) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has an adapter's config and its weights, too: some write it before."""
+    """Whether a folder has an adapter's config and its weights; some trainers write it early."""
     return is_there(folder / CONFIG) and any(is_there(folder / name) for name in USUAL)
 
 
@@ -125,7 +128,10 @@ def inside(folder: Path) -> list[Path]:
 
 
 def named_inside(folder: Path, *, report: Report) -> Path:
-    """`folder`, or the one adapter that PEFT saved under its name in it."""
+    """`folder`, or the one adapter that PEFT saved under its name in it.
+
+    Raises AdapterError for several.
+    """
     found = inside(folder)
     if not found or found == [folder]:
         return folder
@@ -140,7 +146,7 @@ def named_inside(folder: Path, *, report: Report) -> Path:
 
 
 def gguf_inside(folder: Path, *, report: Report) -> Path | None:
-    """The one GGUF adapter of a folder without PEFT's or mlx-lm's. AdapterError for several."""
+    """The one GGUF adapter of a folder without other adapters. Raises AdapterError for several."""
     found = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if is_gguf_adapter(path)]
     if len(found) > 1:
         raise AdapterError(
@@ -165,7 +171,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def hint_beside(place: Path) -> str:
-    """What is there in place of a folder that is not."""
+    """A hint about the neighbours of a missing folder."""
     near = place.parent
     names = [child.name for child in inside(near) if child != near] if near.is_dir() else []
     if names:

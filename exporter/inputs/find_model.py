@@ -1,4 +1,4 @@
-"""Where a whole model lies in what a user named: a folder, its newest checkpoint, FSDP's shards."""
+"""Finds the whole model in the user's path: a folder, its newest checkpoint, FSDP's shards."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", FSDP_WHOLE)
 
 
 def has_model(folder: Path) -> bool:
-    """Whether a folder has a model's config and weights of its own."""
+    """Whether a folder has a model's config and weights."""
     if not is_there(folder / CONFIG):
         return False
     return any(any(folder.glob(name)) for name in WEIGHTS) or fsdp_in(folder) is not None
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether an adapter was merged into a folder's model, and its config left there.
+    """Whether a folder holds a merged model with a left-over adapter config.
 
-    Its weights are looked at: trainers save an adapter under a model's names, too.
+    It reads the names of the weights: trainers save adapters under a model's file names, too.
     """
     weights = sorted(folder.glob("model*.safetensors"))
     if not (weights and is_there(folder / CONFIG) and is_there(folder / ADAPTER_CONFIG)):
@@ -59,10 +59,10 @@ def is_merged(folder: Path) -> bool:
 
 
 def find_model(place: Path, *, report: Report) -> Path:
-    """The folder that `place` means as a base; `place` where nothing tells.
+    """The folder that `place` means as a base; `place` itself if nothing better is found.
 
-    A training run's folder stands for its newest checkpoint, shards without a config for the
-    model that the config above them describes.
+    A training run's folder stands for its newest checkpoint, shards without a config for the model
+    whose config lies above them.
     """
     if place.is_file() and stands_for_folder(place):
         return place.parent
@@ -73,7 +73,7 @@ def find_model(place: Path, *, report: Report) -> Path:
         return checkpoint
     shards = fsdp_inside(place)
     if shards and config_above(shards, CONFIG):
-        report(Note(f"the model lies in FSDP's shards: `{shards}`"))
+        report(Note(f"the model is in FSDP's shards: `{shards}`"))
         return shards
     if not is_there(place / CONFIG) and (gguf := gguf_in(place)):
         report(Note(f"the model in `{place}` is a GGUF: `{gguf.name}`"))
@@ -82,13 +82,13 @@ def find_model(place: Path, *, report: Report) -> Path:
 
 
 def stands_for_folder(file: Path) -> bool:
-    """Whether a file is one of a model's folder."""
+    """Whether a file belongs to a model's folder."""
     is_config = file.name == CONFIG
     return is_config or ((file.parent / CONFIG).is_file() and file.suffix != ".gguf")
 
 
 def gguf_in(folder: Path) -> Path | None:
-    """The one model in GGUF of a folder, by its first file. CheckpointError for several."""
+    """The one GGUF model of a folder, by its first file. Raises CheckpointError for several."""
     found = [path for path in sorted(folder.glob("*.gguf")) if is_model(path)]
     if len(found) > 1:
         raise CheckpointError(
@@ -99,7 +99,7 @@ def gguf_in(folder: Path) -> Path | None:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a GGUF is a model: no adapter, no projector, no later part of a split one."""
+    """Whether a GGUF is a model: not an adapter, a projector or a later part of a split one."""
     if (part := LATER.search(path.stem)) and int(part[1]) > 1:
         return False
     try:
@@ -110,7 +110,7 @@ def is_model(path: Path) -> bool:
 
 
 def model_in_place_of_adapter(place: Path, *, report: Report) -> Path | None:
-    """The whole model that was named as an adapter; None where there is an adapter, or nothing."""
+    """The whole model that was named as an adapter; None if it is an adapter, or nothing."""
     if place.is_dir() and is_merged(place):
         report(Note(f"`{place}` is a whole model, whose {ADAPTER_CONFIG} is left from training"))
         return place
@@ -124,5 +124,5 @@ def model_in_place_of_adapter(place: Path, *, report: Report) -> Path | None:
     found = find_model(place, report=report)
     if not has_model(found) and not (shards and found == shards) and found.suffix != ".gguf":
         return None
-    report(Note(f"`{place}` is a whole model, no adapter: it is exported as it is"))
+    report(Note(f"`{place}` is a whole model, no adapter: it is exported unchanged"))
     return found

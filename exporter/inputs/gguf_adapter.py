@@ -1,4 +1,4 @@
-"""GGUF adapters as input: their config and tensors as PEFT's, under the names that GGUF has."""
+"""GGUF adapters as input: config and tensors in PEFT's form, under GGUF's names."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from exporter.inputs.lazy_tensor import Tensor
 
 PREFIX = "base_model.model."
-KEPT_ITEMS = 64  # of an array, such as an aLoRA's tokens
+KEPT_ITEMS = 64  # items of an array, such as an aLoRA's tokens
 A, B, WEIGHT = ".lora_a", ".lora_b", ".weight"
 EMBEDDING = "token_embd"
 ARCHITECTURE = "architecture"
-"""Of the config: the model's, as GGUF calls it."""
+"""Key of the config: the model's architecture in GGUF's spelling."""
 STACK = 3  # dimensions
 HUB = "https://huggingface.co/"
 MERGE_THE_SOURCE = "export the PEFT or MLX adapter that it was made of"
 
 
 def read_adapter(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """A GGUF adapter's config and tensors in PEFT's form, its modules under GGUF's names.
+    """A GGUF adapter's config and tensors in PEFT's form, with modules under GGUF's names.
 
-    Raises AdapterError for a file that is no LoRA, UnsupportedError for a tensor that is neither
-    half of a pair.
+    Pairs are A (rank, n_in) and B (n_out, rank). Raises AdapterError for a file that is not a LoRA,
+    UnsupportedError for a tensor that is not half of a pair.
     """
     file = read_gguf(path, keep_items=KEPT_ITEMS)
     if not file.is_adapter:
@@ -39,7 +39,7 @@ def read_adapter(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
         )
     if (kind := file.text("adapter.type")) != "lora":
         raise AdapterError(
-            f"`{path}` is an adapter of type {kind!r}; llama.cpp and decant know `lora` alone",
+            f"`{path}` is an adapter of type {kind!r}; llama.cpp and decant know only `lora`",
             hint=MERGE_THE_SOURCE,
         )
     tensors: dict[str, Tensor] = {}
@@ -53,7 +53,7 @@ def read_adapter(path: Path) -> tuple[dict[str, object], dict[str, Tensor]]:
 
 
 def config_of(file: GGUFFile, ranks: dict[str, int]) -> dict[str, object]:
-    """The settings as PEFT's. Without an alpha the pairs are added as they are."""
+    """The settings in PEFT's form. Without an alpha the pairs are added unscaled."""
     alpha = file.metadata.get("adapter.lora.alpha")
     tokens = file.metadata.get("adapter.alora.invocation_tokens")
     named = ("decant.base.repo", "decant.adapter.trained_on", "general.base_model.0.repo_url")
@@ -72,15 +72,18 @@ def config_of(file: GGUFFile, ranks: dict[str, int]) -> dict[str, object]:
 
 
 def named_halves(info: TensorInfo, path: Path) -> list[tuple[str, Tensor]]:
-    """A stored A or B under PEFT's name for it; of stacked experts one for each."""
+    """A stored A (rank, n_in) or B (n_out, rank) under PEFT's name; one per stacked expert.
+
+    Raises UnsupportedError for a tensor that is not half of a pair.
+    """
     stem, dot, half = info.name.rpartition(".")
     if f"{dot}{half}" not in (A, B) or not stem.endswith(WEIGHT):
         raise UnsupportedError(
-            f"`{path}` holds `{info.name}`, which is no half of a pair: it cannot be merged",
+            f"`{path}` holds `{info.name}`, which is not half of a pair: it cannot be merged",
             hint=MERGE_THE_SOURCE,
         )
     module, is_a = stem.removesuffix(WEIGHT), f"{dot}{half}" == A
-    if module == EMBEDDING:  # stored for a look-up by rows: the other way round
+    if module == EMBEDDING:  # stored for a look-up by rows, with A and B exchanged
         name = f"{PREFIX}{module}.{'lora_B' if is_a else 'lora_A'}.weight"
         stored = gguf_tensor(info, name)
         return [(name, stored if is_a else Turned(name, stored))]

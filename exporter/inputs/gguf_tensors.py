@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file as tensors that are known and not read; quantized ones as float32."""
+"""Tensors of a GGUF file that are not read yet; quantized ones read as float32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLOATS = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A quantized tensor, dequantized by the build's own gguf-py when it is read."""
+    """A quantized tensor, dequantized by the build's gguf-py when it is read."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ class Quantized:
         return nbytes_of(self.dtype, self.shape)
 
     def read(self) -> torch.Tensor:
-        """The values in float32. Raises UnsupportedError for a type that gguf-py cannot read."""
+        """The values in float32, of shape `shape`. Raises UnsupportedError as `dequantize` does."""
         import numpy as np
         import torch
 
@@ -41,7 +41,7 @@ class Quantized:
         return torch.from_numpy(values).reshape(self.shape)
 
     def rows(self, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Some rows of the last dimension, counted through all others, in float32."""
+        """Some rows (n, columns) in float32; numbers (n,) count through all leading dimensions."""
         import numpy as np
 
         stored = np.memmap(self.info.path, np.uint8, "r", self.info.offset, shape=self.packed)
@@ -49,12 +49,15 @@ class Quantized:
 
     @property
     def packed(self) -> tuple[int, int]:
-        """Rows, and the bytes of one."""
+        """Shape of the stored bytes: (rows, bytes of a row)."""
         columns = self.info.shape[-1]
         return math.prod(self.info.shape) // columns, self.info.type.row_nbytes(columns)
 
     def dequantize(self, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Rows of bytes (n, row_nbytes) as float32 (n, columns)."""
+        """Dequantize rows of bytes (n, row_nbytes) to float32 (n, columns).
+
+        Raises UnsupportedError for a type that gguf-py cannot read.
+        """
         from exporter.llamacpp.converter_import import imported
         from exporter.llamacpp.toolchain import find_toolchain
 
@@ -67,15 +70,15 @@ class Quantized:
                 )
             except NotImplementedError as error:
                 raise UnsupportedError(
-                    f"`{self.name}` in `{self.info.path}` is {self.info.type.name}, which nothing"
-                    " reads back",
+                    f"`{self.name}` in `{self.info.path}` is {self.info.type.name}, which gguf-py"
+                    " cannot read",
                     hint="use a file of another type, such as Q8_0 or F16",
                 ) from error
         return values
 
 
 def gguf_tensor(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-    """A tensor of a GGUF under a name of the caller's; shape: the same values in other rows."""
+    """A tensor of a GGUF under the name `name`; shape: the same values as (rows, columns)."""
     shape = shape or info.shape
     assert math.prod(shape) == math.prod(info.shape)
     if info.type.name in FLOATS:

@@ -1,8 +1,7 @@
-"""How an adapter's prompts are made, as the metadata of its GGUF says it.
+"""Reads how an adapter's prompts are made from its GGUF's metadata.
 
 A trainer saves tokenizer and chat template beside the adapter, and a base may have others, or no
-template at all. Templates have the keys that they have in a model's file; `adapter_prompts.py`
-writes them.
+template at all. Templates have the keys of a model's file; `adapter_prompts.py` writes them.
 """
 
 from __future__ import annotations
@@ -15,23 +14,24 @@ from exporter.llamacpp.header_tokens import SPECIAL
 
 TEMPLATE, DEFAULT = "tokenizer.chat_template", "default"
 ENDS, ADDED = "decant.tokenizer.ends", "decant.tokenizer.added"
-"""Keys of JSON: texts that end an answer, and the base's ids of the tokens that templates, ends and
-special tokens name."""
+"""Keys of JSON: texts that end an answer; the base's ids of the tokens in templates, ends and
+special tokens.
+"""
 KEYS = (SPECIAL, ENDS, ADDED)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterPrompts:
-    """What an adapter's folder says of prompts."""
+    """Templates, special tokens and ends of an adapter."""
 
     templates: dict[str, str] = field(default_factory=dict)
-    """By name; "default" is the one that is used where none is asked for."""
+    """Templates by name; "default" is used unless another is requested."""
     tokens: dict[str, str] = field(default_factory=dict)
-    """Special tokens by a template's names for them, such as bos_token."""
+    """Special tokens by their template names, such as bos_token."""
     ends: tuple[str, ...] = ()
     """Texts of the tokens that end an answer."""
     added: dict[str, int] = field(default_factory=dict)
-    """Ids of the added tokens that templates, `tokens` and `ends` name."""
+    """Ids of the added tokens in templates, `tokens` and `ends`."""
 
     @property
     def is_empty(self) -> bool:
@@ -39,7 +39,7 @@ class AdapterPrompts:
 
 
 def read_prompts(header: GGUFFile) -> AdapterPrompts:
-    """What a GGUF adapter says of prompts; nothing where it, or a value of it, is another's."""
+    """The prompts in a GGUF adapter's metadata; foreign or malformed values are ignored."""
     start = f"{TEMPLATE}."
     templates = {
         key.removeprefix(start) if key != TEMPLATE else DEFAULT: text

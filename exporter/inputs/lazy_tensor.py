@@ -1,4 +1,4 @@
-"""A tensor that is known but not read, wherever it lies, and the reading of it."""
+"""Tensors with a known name, shape and type that are read on demand, wherever they lie."""
 
 from __future__ import annotations
 
@@ -22,27 +22,30 @@ DTYPES = {
 
 
 class LazyTensor(Protocol):
-    """A tensor that is worked out when it is read, such as one that lies quantized on disk."""
+    """A tensor that is computed when it is read, such as a quantized one on disk."""
 
     @property
     def name(self) -> str: ...
     @property
     def dtype(self) -> str:
-        """Of what `read` gives, as safetensors spells it."""
+        """The type of the result of `read`, as safetensors spells it."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
     def nbytes(self) -> int: ...
     def read(self) -> torch.Tensor:
-        """The values, in a buffer of their own that may be changed in place."""
+        """The values, of shape `shape`, in a new buffer that may be changed in place."""
 
 
 Tensor = StoredTensor | LazyTensor
 
 
 def read_tensor(tensor: Tensor, pool: Pool | None = None) -> torch.Tensor:
-    """The tensor's values, in a buffer of its own, out of `pool`, that may be changed in place."""
+    """The values, of the tensor's `shape` (rows, columns), in a new buffer, from `pool` if given.
+
+    The buffer may be changed in place.
+    """
     return read_stored(tensor, pool) if isinstance(tensor, StoredTensor) else tensor.read()
 
 
@@ -66,13 +69,13 @@ class Turned:
         return self.stored.nbytes
 
     def read(self) -> torch.Tensor:
-        """(columns, rows) of the stored tensor, in a buffer of its own."""
+        """The transposed tensor, (columns, rows) of the stored one, in a new buffer."""
         return read_tensor(self.stored).T.contiguous()
 
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """A tensor under another name than the one that it is stored by."""
+    """A tensor under another name than the stored one."""
 
     name: str
     stored: LazyTensor
@@ -95,7 +98,7 @@ class Renamed:
 
 
 def renamed(tensor: Tensor, name: str) -> Tensor:
-    """The tensor under another name; some are read by the name that they are stored by."""
+    """The tensor under another name, its shape (rows, columns) unchanged."""
     if tensor.name == name:
         return tensor
     if isinstance(tensor, StoredTensor):
@@ -104,7 +107,11 @@ def renamed(tensor: Tensor, name: str) -> Tensor:
 
 
 def read_stored(tensor: StoredTensor, pool: Pool | None = None) -> torch.Tensor:
-    """Read, not mapped: pages of a mapped file would count as this process's memory."""
+    """Read a stored tensor, (rows, columns) or any shape, into a new buffer, from `pool` if given.
+
+    It is not mapped: pages of a mapped file would count as this process's memory. Raises
+    CheckpointError if the file has become shorter.
+    """
     import torch
 
     if pool is None or not tensor.nbytes:
@@ -127,7 +134,7 @@ def read_stored(tensor: StoredTensor, pool: Pool | None = None) -> torch.Tensor:
 
 
 def converted(values: torch.Tensor, dtype: torch.dtype, pool: Pool) -> torch.Tensor:
-    """The values as `dtype`; themselves where they are of it."""
+    """The values (…, columns) as `dtype`, from `pool`; unchanged if they have it already."""
     if values.dtype == dtype or not values.numel():
         return values.to(dtype)
     target = take_bytes(pool, values.numel() * dtype.itemsize).view(dtype)
@@ -135,6 +142,7 @@ def converted(values: torch.Tensor, dtype: torch.dtype, pool: Pool) -> torch.Ten
 
 
 def take_bytes(pool: Pool, nbytes: int) -> torch.Tensor:
+    """An uninitialized uint8 tensor (nbytes,) in a buffer of the pool."""
     import torch
 
     return torch.frombuffer(pool.take(nbytes), dtype=torch.uint8)
@@ -149,7 +157,7 @@ def torch_dtype(dtype: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str | None:
-    """As safetensors spells it; None for a type that it does not know."""
+    """The safetensors name of a torch type; None for an unknown one."""
     torch_name = str(dtype).removeprefix("torch.")
     return next((name for name, known in DTYPES.items() if known == torch_name), None)
 

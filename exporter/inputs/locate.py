@@ -1,4 +1,4 @@
-"""The adapter and the base of an export: folders here, or repos of the hub, pulled if absent."""
+"""Locates the adapter and base of an export: local folders, or hub repos pulled if missing."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from exporter.inputs.ollama_store import is_ollama, ollama_gguf
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """An export's inputs, as the user named them."""
+    """The inputs of an export as the user named them."""
 
     adapters: tuple[str, ...]
     base: str | None
     revision: str | None = None
-    """Of the first adapter's repo."""
+    """Revision of the first adapter's repo."""
     subfolder: str | None = None
-    """Of the first adapter's repo or folder."""
+    """Subfolder of the first adapter's repo or folder."""
     needs_base: bool = True
-    """Whether the base is to be here, too."""
+    """Whether the base must be present, too."""
 
     @property
     def placed(self) -> list[tuple[str, str | None, str | None]]:
@@ -47,10 +47,10 @@ class Sources:
 
 
 def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Path | None]:
-    """The places of the adapters, and of the base where it was named.
+    """The local paths of the adapters and the named base, pulled if missing.
 
-    A whole model in place of the only adapter is the base. Raises AdapterError for one that
-    stands beside a base or adapters.
+    A whole model in place of the only adapter becomes the base. Raises AdapterError for one beside
+    a base or other adapters.
     """
     adapters = [
         place_of(text, revision=revision, subfolder=subfolder, report=report)
@@ -72,7 +72,7 @@ def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Pat
 
 
 def refuse_mistaken(adapters: list[Path], base: Path) -> None:
-    """Raise AdapterError for a whole model among the adapters, CheckpointError for two adapters."""
+    """Raise AdapterError for a model among the adapters, CheckpointError for an adapter as base."""
     is_adapter = not (base / "config.json").exists() and (base / CONFIG).exists()
     for place in adapters:
         if model_in_place_of_adapter(place, report=silent) is None:
@@ -85,11 +85,10 @@ def refuse_mistaken(adapters: list[Path], base: Path) -> None:
                     f" {quoted(base)} --adapter {quoted(place)}` merges both into its base",
                 )
             continue
-        exported = f"`decant export {quoted(place)}` exports it as it is"
+        exported = f"`decant export {quoted(place)}` exports it unchanged"
         raise AdapterError(
             f"`{place}` is a whole model, no adapter",
-            hint=f"`decant export {quoted(base)} --base {quoted(place)}` has them the other way"
-            " round"
+            hint=f"`decant export {quoted(base)} --base {quoted(place)}` exchanges the two"
             if is_adapter
             else f"{exported}; `decant extract {quoted(place)} --base {quoted(base)}` makes a LoRA"
             " of what it changed",
@@ -107,7 +106,7 @@ def place_of(
     subfolder: str | None = None,
     report: Report = silent,
 ) -> Path:
-    """What `text` names: a place here, a model of Ollama's, a repo's folder or one of its GGUFs."""
+    """Resolve `text`: a local path, a model of Ollama's, a repo's folder or one of its GGUFs."""
     if is_ollama(text):
         return ollama_gguf(text)
     if names_gguf(text):
@@ -122,7 +121,7 @@ def request_for(
     subfolder: str | None = None,
     report: Report = silent,
 ) -> PullRequest | None:
-    """What to pull for `text`; None for what is on this machine."""
+    """The pull that `text` needs; None for a local path."""
     if is_ollama(text):
         return None
     if names_gguf(text):
@@ -133,9 +132,9 @@ def request_for(
 
 
 def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
-    """What an export of these would have to pull first; nothing is pulled.
+    """The pulls that an export of these sources needs; nothing is pulled.
 
-    The base is only known where it is named, or where the first adapter is here.
+    The base is known only if it is named, or if the first adapter is local.
     """
     requests = [
         request_for(text, revision=revision, subfolder=subfolder, report=report)
@@ -152,7 +151,7 @@ def absent(sources: Sources, *, report: Report = silent) -> tuple[Pulled, ...]:
 
 
 def base_of_first(sources: Sources, *, report: Report) -> PullRequest | None:
-    """What to pull for the base that the first adapter, which is here, names."""
+    """The pull of the base that the first, local adapter names."""
     text, revision, subfolder = sources.placed[0]
     first = place_of(text, revision=revision, subfolder=subfolder, report=report)
     if model_in_place_of_adapter(first, report=silent) is not None:
@@ -162,26 +161,30 @@ def base_of_first(sources: Sources, *, report: Report) -> PullRequest | None:
 
 
 def nothing(config: dict[str, object], folder: Path) -> None:
-    """Refuse no kind of adapter: all of them name a base."""
+    """A `refuse` that accepts every kind of adapter: all of them name a base."""
 
 
 def need_adapters(folders: list[Path], base: Path | None, what: str) -> None:
-    """Raise AdapterError where an output is made of adapters, and a whole model was named."""
+    """Raise AdapterError if an output needs adapters and a whole model was named."""
     if not folders:
         raise AdapterError(
             f"`{base}` is a whole model: {what} needs an adapter",
-            hint="leave out --to: the model is exported as it is",
+            hint="leave out --to: the model is exported unchanged",
         )
 
 
 def find_base(adapter: AdapterSpec, *, report: Report = silent) -> Path:
-    """The base's folder, as the adapter names it: here, beside the adapter, or on the hub."""
+    """The folder of the adapter's base: local, beside the adapter, or pulled from the hub."""
     found = named_base(adapter, report=report)
     return found if isinstance(found, Path) else pulled_folder(found, report=report)
 
 
 def named_base(adapter: AdapterSpec, *, report: Report = silent) -> Path | PullRequest:
-    """The folder here that an adapter means by its base, else what to pull."""
+    """The local folder of the adapter's base, else the pull that brings it.
+
+    Raises AdapterError for a base that is an adapter or is not named, DownloadError if no endpoint
+    answers.
+    """
     named = Path(adapter.base or "")
     for folder in (named, adapter.folder / named) if adapter.base else ():
         if (folder / "config.json").exists():
@@ -194,7 +197,7 @@ def named_base(adapter: AdapterSpec, *, report: Report = silent) -> Path | PullR
             )
     if adapter.base and is_repo(adapter.base):
         hub = hub_here()
-        revision = adapter.config.get("revision")  # peft's: the base's, not the adapter's
+        revision = adapter.config.get("revision")  # of the base, in PEFT's configs
         try:
             return checkpoint_request(
                 adapter.base,
@@ -206,16 +209,16 @@ def named_base(adapter: AdapterSpec, *, report: Report = silent) -> Path | PullR
             if not hub.offline:
                 raise DownloadError(
                     f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not"
-                    f" here and cannot be had: {error.message}",
+                    f" here and cannot be pulled: {error.message}",
                     hint=f"pass its folder as --base FOLDER; or: {error.hint}",
                 ) from error
     return base_elsewhere(adapter, report=report)
 
 
 def base_elsewhere(adapter: AdapterSpec, *, report: Report) -> Path | PullRequest:
-    """The base that the adapter's model card names, where its config has a path or nothing.
+    """The base in the adapter's model card, if its config has a path or nothing.
 
-    Raises AdapterError with what to pass as --base, where the card does not name it.
+    Raises AdapterError, with a suggestion for --base, if the card does not name it either.
     """
     what = (
         f"the base {adapter.base!r} that `{adapter.folder}` was trained on is not here"
@@ -231,5 +234,5 @@ def base_elsewhere(adapter: AdapterSpec, *, report: Report) -> Path | PullReques
         )
     if repo is None or repo == adapter.base:
         raise AdapterError(what, hint=hint_for_absent(adapter, hub_here().cache))
-    report(Note(f"{what}: its model card names {repo}, which is taken"))
+    report(Note(f"{what}: its model card names {repo}, which is used"))
     return checkpoint_request(repo, report=report)

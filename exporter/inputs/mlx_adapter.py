@@ -1,7 +1,7 @@
-"""Adapters that mlx-lm or mlx-vlm trained, put as PEFT would have saved the same training.
+"""Puts adapters that mlx-lm or mlx-vlm trained into PEFT's form.
 
-mlx-lm keeps A as (n_in, rank) and B as (rank, n_out), multiplies by `scale` whatever the rank,
-and has one pair for all experts of a layer: https://github.com/ml-explore/mlx-lm (mlx_lm/tuner).
+mlx-lm keeps A as (n_in, rank) and B as (rank, n_out), multiplies by `scale` whatever the rank, and
+has one pair for all experts of a layer: https://github.com/ml-explore/mlx-lm (mlx_lm/tuner).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 ROLES = {"lora_a": "lora_A", "lora_b": "lora_B", "A": "lora_A", "B": "lora_B"}
 OF_VLM = ("rank", "alpha")
-"""All that the config of mlx-vlm held until 2026, when its matrices were called A and B."""
+"""The whole config of mlx-vlm before 2026, when its matrices were called A and B."""
 MARKS = ("fine_tune_type", "lora_parameters", "lora_layers")
 STACK = 3  # dimensions of the experts' B
 EMBEDDING = re.compile(r"(?!embed_out$)(.*embed.*|w[tp]e)")
-# the checkpoints that keep their experts apart call them so
+# names in checkpoints that keep their experts apart
 EXPERTS = re.compile(r"(?P<parent>.+)\.(switch_mlp|switch_glu|experts)\.(?P<part>\w+)")
 MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 OF_MIXTRAL = "block_sparse_moe"
 CHANGED = {
     "falcon_h1": "it multiplies Falcon-H1's weights by the config's multipliers when it loads them",
 }
-"""Kinds of models whose weights mlx-lm changes, and how: its pairs fit the changed ones alone."""
+"""Model types whose weights mlx-lm changes, and how: its pairs fit only the changed ones."""
 FUSE = "fuse it with mlx-lm first: mlx_lm.fuse --dequantize"
 AGAIN = "restore the file that mlx-lm wrote"
 
@@ -56,12 +56,11 @@ def as_peft(
     *,
     report: Report,
 ) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """The config and the tensors as PEFT has them, under PEFT's names.
+    """Convert config and tensors to PEFT's form and names.
 
-    tensors: lora_a (n_in, rank), lora_b (rank, n_out), m (n_out,); of experts lora_a
-    (experts, rank, n_in), lora_b (experts, n_out, rank).
-    Raises AdapterError for a config without rank or scale, UnsupportedError for a tensor or a
-    kind of training that PEFT has no counterpart of.
+    tensors: lora_a (n_in, rank), lora_b (rank, n_out), m (n_out,); of experts lora_a (experts,
+    rank, n_in), lora_b (experts, n_out, rank). Raises AdapterError for a config without rank or
+    scale, UnsupportedError for a tensor or a kind of training without a counterpart in PEFT.
     """
     kind = config.get("fine_tune_type") or ("dora" if config.get("use_dora") else "lora")
     base = config.get("model")
@@ -90,7 +89,7 @@ def as_peft(
 
 
 def scaling(config: Mapping[str, object], folder: Path, *, report: Report) -> tuple[int, float]:
-    """The rank, and what the product of the matrices is multiplied by."""
+    """The rank and the factor of the matrices' product. Raises AdapterError without them."""
     parameters = config.get("lora_parameters")
     found = parameters if isinstance(parameters, dict) else {}
     is_vlm = parameters is None and all(name in config for name in OF_VLM)
@@ -112,7 +111,7 @@ def scaling(config: Mapping[str, object], folder: Path, *, report: Report) -> tu
         )
         return rank, scale
     if alpha is None or alpha == rank or "lora_layers" not in config:
-        return rank, scale  # later versions write alpha and use it for nothing
+        return rank, scale  # later versions write alpha without using it
     if "use_dora" not in config:  # before May 2024
         return rank, scale * (alpha / rank)
     report(
@@ -126,14 +125,14 @@ def scaling(config: Mapping[str, object], folder: Path, *, report: Report) -> tu
 
 
 def number(value: object) -> float | None:
-    """A setting as a finite number, None for anything else."""
+    """A setting as a finite number; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def peft_name(module: str, role: str, folder: Path) -> str:
-    """What PEFT calls a module's lora_a, lora_b or m."""
+    """PEFT's name of a module's lora_a, lora_b or m. Raises UnsupportedError for others."""
     is_embedding = EMBEDDING.fullmatch(module.rpartition(".")[2]) is not None
     if role in ROLES:
         named = ROLES[role].replace("_", "_embedding_") if is_embedding else f"{ROLES[role]}.weight"
@@ -152,7 +151,7 @@ def peft_name(module: str, role: str, folder: Path) -> str:
 
 
 def experts_of(module: str, tensors: Mapping[str, StoredTensor]) -> int:
-    """How many experts share a module's matrices; 0 for a plain module."""
+    """The number of experts that share a module's matrices; 0 for a plain module."""
     b = tensors.get(f"{module}.lora_b")
     stacked = b is not None and len(b.shape) == STACK and EXPERTS.fullmatch(module)
     return b.shape[0] if b is not None and stacked else 0
@@ -161,10 +160,10 @@ def experts_of(module: str, tensors: Mapping[str, StoredTensor]) -> int:
 def of_experts(
     module: str, role: str, tensor: StoredTensor, experts: int
 ) -> dict[str, StoredTensor]:
-    """One matrix for each expert, as a checkpoint names them; each lies in one piece.
+    """One matrix per expert under a checkpoint's names, each a slice of the file.
 
-    tensor: B (experts, n_out, rank); A (experts, rank, n_in), or (rank * experts, n_in) as it was
-    before October 2025.
+    tensor: B (experts, n_out, rank); A (experts, rank, n_in), or (rank * experts, n_in) before
+    October 2025. Raises AdapterError if its size does not divide by the experts.
     """
     found = EXPERTS.fullmatch(module)
     assert found is not None

@@ -1,4 +1,4 @@
-"""Where the modules that an adapter names lie in a checkpoint.
+"""Finds the modules that an adapter names in a checkpoint.
 
 The model in memory and the checkpoint on disk spell names differently: a base saved without its
 head lacks a prefix, vision-language models moved theirs between versions of transformers, and
@@ -15,45 +15,45 @@ from typing import Any, TypeVar
 from exporter.core.errors import AdapterError
 from exporter.inputs.checkpoint import Checkpoint
 
-# Words that stand before a decoder's own names, in some order, in one spelling or another.
+# words before a decoder's names, in any order and spelling
 ROOTS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "base_model",
          "bert", "roberta", "distilbert", "deberta", "electra", "rwkv", "backbone"}  # fmt: skip
 Found = TypeVar("Found")
 EXPERTS = ".experts."
-ROUTER_LAYER = ".router.linear"  # what trainers on 4 bits make of a router that is one weight
+ROUTER_LAYER = ".router.linear"  # 4-bit trainers wrap a router that is one weight so
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One of equally many rows of a tensor."""
+class RowRange:
+    """One of several equal row ranges of a tensor."""
 
     tensor: str
-    """The checkpoint's name of the whole."""
+    """The whole tensor's name in the checkpoint."""
     index: int
     count: int
-    """Of the parts."""
+    """The number of parts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Renamed:
-    """Names in transformers' memory → the checkpoint's."""
+class MemoryNames:
+    """Names in transformers' memory -> names in the checkpoint."""
 
     modules: dict[str, str]
     tensors: dict[str, str]
-    parts: dict[str, Part] = field(default_factory=dict)
-    """Those that are some rows of a tensor of the checkpoint: q_proj, of a fused qkv."""
+    parts: dict[str, RowRange] = field(default_factory=dict)
+    """Row ranges of a checkpoint tensor: q_proj of a fused qkv."""
 
 
 class Names:
-    """A checkpoint's modules, found by the names an adapter may have for them."""
+    """Looks up a checkpoint's modules by the names that adapters use."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Index the checkpoint's names; transformers is asked only when they do not suffice."""
+        """Index the checkpoint's names; transformers is consulted only if they do not suffice."""
         self.checkpoint = checkpoint
 
     @cached_property
     def modules(self) -> dict[str, str]:
-        """Every name that a tensor or another module hangs on, by itself."""
+        """Every name that a tensor or another module is nested in, mapped to itself."""
         found = {}
         for name in self.checkpoint.tensors:
             while name := name.rpartition(".")[0]:
@@ -61,18 +61,18 @@ class Names:
         return found
 
     def module(self, name: str) -> str | None:
-        """The checkpoint's name of a module; AdapterError when several fit equally well."""
+        """The checkpoint's name of a module. Raises AdapterError if several match equally well."""
         found = find(name, self.modules) or find(name, self.renamed.modules)
         if found is None and name.endswith(ROUTER_LAYER):
             return self.module(name.removesuffix(".linear"))
         return found
 
     def tensor(self, name: str) -> str | None:
-        """The checkpoint's name of a tensor, by its module's."""
+        """The checkpoint's name of a tensor, found through its module."""
         return self.plain_tensor(name) or self.leaf_of(self.module(name.rpartition(".")[0]), name)
 
     def plain_tensor(self, name: str) -> str | None:
-        """The same, by what is in the checkpoint alone: transformers is not asked."""
+        """The same from the checkpoint's names alone, without transformers."""
         if name in self.checkpoint.tensors:
             return name
         return self.leaf_of(find(name.rpartition(".")[0], self.modules), name)
@@ -82,23 +82,23 @@ class Names:
         return found if module and found in self.checkpoint.tensors else None
 
     def parameter(self, name: str) -> str | None:
-        """The checkpoint's tensor for a parameter that transformers may call otherwise.
+        """The checkpoint's tensor for a parameter that transformers may name differently.
 
         GraniteMoE's `experts.gate_up_proj` is `input_linear.weight` on disk.
         """
         return self.tensor(name) or find(name, self.renamed.tensors)
 
-    def part(self, name: str) -> Part | None:
-        """The rows of a larger tensor that a tensor of transformers' model is cut out of."""
+    def part(self, name: str) -> RowRange | None:
+        """The rows of a larger tensor that hold a tensor of transformers' model."""
         return find(name, self.renamed.parts)
 
     def parameters_of(self, module: str) -> tuple[str, ...]:
-        """The names of a module's own parameters, in the order in which its class has them."""
+        """The names of a module's direct parameters, in the order of its class."""
         return self.declared.get(module) or find(module, self.declared) or ()
 
     @cached_property
     def declared(self) -> dict[str, tuple[str, ...]]:
-        """The parameters of every module of transformers' model, by the module's name."""
+        """The direct parameters of every module of transformers' model, by module name."""
         modules = self.model.named_modules() if self.model is not None else ()
         return {
             name: tuple(leaf for leaf, _ in module.named_parameters(recurse=False))
@@ -107,12 +107,12 @@ class Names:
 
     @cached_property
     def model(self) -> Any:
-        """What transformers makes of the config, without weights; None where it knows none."""
+        """transformers' model for the config, without weights; None for an unknown class."""
         return model_without_weights(self.checkpoint)
 
     @cached_property
     def conversions(self) -> list[Any]:
-        """How transformers renames and stacks this kind of checkpoint when it loads one."""
+        """The renamings and conversions that transformers applies when it loads the checkpoint."""
         try:
             from transformers.conversion_mapping import get_checkpoint_conversion_mapping
         except ImportError:
@@ -124,19 +124,19 @@ class Names:
         return [conversion for mapping in found for conversion in mapping or ()]
 
     @cached_property
-    def renamed(self) -> Renamed:
-        """{the name in transformers' memory: the checkpoint's name}, where they differ."""
+    def renamed(self) -> MemoryNames:
+        """Names in transformers' memory that differ from the checkpoint's."""
         try:
             from transformers.core_model_loading import WeightConverter, rename_source_key
         except ImportError:
-            return Renamed({}, {})
+            return MemoryNames({}, {})
         model = self.model
         if model is None:
-            return Renamed({}, {})
+            return MemoryNames({}, {})
         mapping = conversions_of(model)
         converters = [c for c in mapping if isinstance(c, WeightConverter)]
         renamings = [c for c in mapping if not isinstance(c, WeightConverter)]
-        found, memory = Renamed({}, {}), model.state_dict()
+        found, memory = MemoryNames({}, {}), model.state_dict()
         for name in self.checkpoint.tensors:
             key, stacked = rename_source_key(
                 name, renamings, converters, model.base_model_prefix, memory
@@ -153,10 +153,10 @@ class Names:
         return found
 
     def stacked(self, module: str, parameter: str) -> tuple[tuple[str, ...], ...]:
-        """A stacked parameter of transformers 5 as the checkpoint keeps it, expert by expert.
+        """A stacked parameter of transformers 5 as separate tensors, expert by expert.
 
-        module: the name of an `experts` module; parameter: gate_up_proj or down_proj. Gives, for
-        each expert, the weights whose rows follow each other in the stack; () where none are.
+        module: the name of an `experts` module; parameter: gate_up_proj or down_proj. Returns for
+        each expert the weights whose rows follow each other in the stack; () without any.
         """
         parent = self.module(module)
         parts = self.parts_of(parameter)
@@ -184,17 +184,18 @@ class Names:
         )
 
 
-def chunks(key: str, name: str, pattern: str, converters: list[Any]) -> dict[str, Part]:
-    """The tensors in memory that transformers cuts one of the checkpoint into, row by row.
+def chunks(key: str, name: str, pattern: str, converters: list[Any]) -> dict[str, RowRange]:
+    """The tensors in memory that transformers cuts a checkpoint tensor into, by rows.
 
-    key: the first one's name; name: the checkpoint's; pattern: what of its name a converter knows.
+    key: the first one's name; name: the checkpoint's; pattern: the part of it that a converter
+    matches.
     """
     for converter in converters:
         targets = converter.target_patterns
         cuts = [type(op).__name__ for op in converter.operations] == ["Chunk"]
         if pattern in converter.source_patterns and cuts and converter.operations[0].dim == 0:
             return {
-                key.replace(targets[0], target, 1): Part(name, index, len(targets))
+                key.replace(targets[0], target, 1): RowRange(name, index, len(targets))
                 for index, target in enumerate(targets)
                 if targets[0] in key
             }
@@ -202,7 +203,7 @@ def chunks(key: str, name: str, pattern: str, converters: list[Any]) -> dict[str
 
 
 def find(name: str, names: dict[str, Found]) -> Found | None:
-    """What `names` has for the name as it is, else for another way to spell it."""
+    """The entry for a name, else for another spelling of it. Raises AdapterError for several."""
     if name in names:
         return names[name]
     hits = list(dict.fromkeys(names[spelled] for spelled in spellings(name) if spelled in names))
@@ -216,7 +217,7 @@ def find(name: str, names: dict[str, Found]) -> Found | None:
 
 
 def model_without_weights(checkpoint: Checkpoint) -> Any:
-    """What transformers makes of the checkpoint's config, or None when it knows no such model."""
+    """transformers' model for the checkpoint's config, without weights; None if unknown."""
     import torch
     import transformers
 
@@ -225,7 +226,7 @@ def model_without_weights(checkpoint: Checkpoint) -> Any:
         return None
     try:
         config = transformers.AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError):  # a model_type that it does not know
+    except (ValueError, KeyError, OSError):  # a model_type that transformers does not know
         return None
     with torch.device("meta"):
         return kind(config)
@@ -238,7 +239,7 @@ def conversions_of(model: Any) -> list[Any]:
 
 
 def spellings(name: str) -> Iterator[str]:
-    """The ways to write a module's name with other words of ROOTS, or none, in front."""
+    """The spellings of a module's name with other words of ROOTS, or none, in front."""
     words = name.split(".")
     while words and words[0] in ROOTS:
         words.pop(0)

@@ -1,4 +1,4 @@
-"""Names that wrappers around a model leave in its tensors: DDP, torch.compile, FSDP, TRL …"""
+"""Removes the names that wrappers leave in a model's tensors: DDP, torch.compile, FSDP, TRL …"""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 from exporter.inputs.lazy_tensor import Tensor, renamed
 
 INSIDE = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""torch.compile, FSDP and activation checkpointing put these before any module's name."""
+"""Prefixes of any module's name: torch.compile, FSDP and activation checkpointing."""
 AROUND = re.compile(r"^((module|_forward_module|pretrained_model)\.)+")
-"""DDP and DeepSpeed, Lightning, and TRL's models with a value head put these before all names."""
+"""Prefixes of all names: DDP and DeepSpeed, Lightning, and TRL's models with a value head."""
 PEFT = "base_model.model."
 VALUE_HEAD = ("v_head.", "value_head.")
-"""Begins the names of what PPO trains beside a model, to judge its texts."""
+"""Start of the names of PPO's value head, which scores texts."""
 
 
 def without_wrappers(name: str) -> str:
-    """A tensor's name as the model itself has it; PEFT's own prefix stays in front.
+    """A tensor's name in the model itself; PEFT's prefix stays in front.
 
     `module.base_model.model._orig_mod.model.norm.weight` → `base_model.model.model.norm.weight`.
     """
@@ -31,9 +31,10 @@ def is_value_head(name: str) -> bool:
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A whole model's tensors under its own names, where a wrapper stands before all of them.
+    """A whole model's tensors under its names, if all of them carry a wrapper's prefix.
 
-    A prefix of some only is no wrapper's: such a checkpoint stays as it is.
+    Shapes, (rows, columns) for a matrix, stay the same. A prefix of only some tensors is no
+    wrapper's: such a checkpoint stays unchanged.
     """
     names = [name for name in tensors if not is_value_head(name)]
     plain = {name: plain_name(name) for name in names}
@@ -52,7 +53,7 @@ def plain_name(name: str) -> str:
 
 
 def lightning(names: Iterable[str]) -> bool:
-    """Whether a module of Lightning's holds a language model as its attribute `model`."""
+    """Whether a Lightning module holds a language model as its attribute `model`."""
     found = list(names)
     return "model.lm_head.weight" in found and all(name.startswith("model.") for name in found)
 

@@ -1,4 +1,4 @@
-"""Why a folder is no base model, where its files tell: an adapter, another format …"""
+"""Recognizes a folder that is not a base model: an adapter, another format …"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exporter.core.errors import CheckpointError, InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
 ORIGINAL = ("params.json", "consolidated*")
-"""What Meta and Mistral publish beside the form for transformers."""
+"""The form that Meta and Mistral publish beside the one for transformers."""
 OTHERS = {
     "model_index.json": "is a model of Diffusers', which makes pictures",
     "lit_model.pth": "is in LitGPT's form",
@@ -20,12 +20,13 @@ OTHERS = {
     "weights.npz": "is in MLX's form",
 }
 UNMERGED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB])\.(default$|default\.|weight$)")
-"""PEFT's names; jina-embeddings-v3, Granite's switches and Phi-4 multimodal have adapters in their
-own names, which belong to the model."""
+"""PEFT's names; jina-embeddings-v3, Granite's switches and Phi-4 multimodal have adapters under
+other names, which belong to the model.
+"""
 
 
 def not_a_model(folder: Path) -> CheckpointError | None:
-    """The error for a folder without config.json that holds something known instead."""
+    """The error for a folder without config.json whose contents are recognized."""
     if is_there(folder / ADAPTER_CONFIG):
         return CheckpointError(
             f"`{folder}` is an adapter, no base model",
@@ -39,7 +40,7 @@ def not_a_model(folder: Path) -> CheckpointError | None:
             f"`{folder}` holds the model in its publisher's own form ({here[0].name},"  # type: ignore[union-attr]
             f" {here[1].name}), which decant does not read",  # type: ignore[union-attr]
             hint="take the files for transformers, config.json and model*.safetensors: the same"
-            " repo on the hub has them, and `decant pull ORG/NAME` brings them",
+            " repo on the hub has them, and `decant pull ORG/NAME` downloads them",
         )
     for name, what in OTHERS.items():
         if is_there(folder / name):

@@ -1,6 +1,6 @@
-"""Models that Ollama keeps on this machine: `ollama:NAME[:TAG]` is the GGUF behind a name.
+"""Reads Ollama's local store: `ollama:NAME[:TAG]` names the GGUF of a model in it.
 
-A manifest says which blobs a model is made of; the model's own is a GGUF, called by its hash.
+A manifest lists the blobs of a model; one of them is a GGUF, named by its hash.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from exporter.core.errors import CheckpointError
 PREFIX = "ollama:"
 MODEL = "application/vnd.ollama.image.model"
 REGISTRY, LIBRARY, TAG = "registry.ollama.ai", "library", "latest"
-SERVICE = Path("/usr/share/ollama/.ollama/models")  # where Linux's packages run it
-FEW = 8  # names in a hint
+SERVICE = Path("/usr/share/ollama/.ollama/models")  # used by Linux packages
+FEW = 8  # names shown in a hint
 
 
 def is_ollama(text: str) -> bool:
@@ -24,9 +24,9 @@ def is_ollama(text: str) -> bool:
 
 
 def ollama_gguf(text: str, env: Mapping[str, str] | None = None) -> Path:
-    """The GGUF of a model that Ollama has pulled or made.
+    """The GGUF of a model that Ollama has pulled or created.
 
-    Raises CheckpointError, with the names that are there, for one that is not.
+    Raises CheckpointError, with the known names, for any other.
     """
     name = text.removeprefix(PREFIX)
     homes = [home for home in model_homes(os.environ if env is None else env) if is_there(home)]
@@ -39,7 +39,7 @@ def ollama_gguf(text: str, env: Mapping[str, str] | None = None) -> Path:
         f"Ollama has no model {name!r} on this machine",
         hint=f"it has {', '.join(known[:FEW])}"
         if known
-        else "its models are looked for in OLLAMA_MODELS and in ~/.ollama/models",
+        else "decant looks for its models in OLLAMA_MODELS and in ~/.ollama/models",
     )
 
 
@@ -49,7 +49,7 @@ def model_homes(env: Mapping[str, str]) -> list[Path]:
 
 
 def place_in(name: str) -> Path:
-    """Where the manifest of NAME, USER/NAME or HOST/USER/NAME with its tag lies."""
+    """The path of a manifest for NAME, USER/NAME or HOST/USER/NAME with its tag."""
     path, _, tag = name.partition(":")
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     whole = [*[REGISTRY, LIBRARY][: 3 - len(parts)], *parts]
@@ -57,7 +57,7 @@ def place_in(name: str) -> Path:
 
 
 def blob_of(manifest: Path, home: Path) -> Path:
-    """The model's own blob, of the several that a manifest names."""
+    """The blob of the model itself. Raises CheckpointError without exactly one."""
     hint = "ollama pull it again"
     content = read_json_object(manifest, error=CheckpointError, hint=hint)
     layers = content.get("layers")
@@ -77,7 +77,7 @@ def blob_of(manifest: Path, home: Path) -> Path:
 
 
 def names_in(home: Path) -> list[str]:
-    """The models as Ollama lists them."""
+    """The names of the stored models, as Ollama lists them."""
     root = home / "manifests"
     found = []
     for manifest in sorted(root.glob("*/*/*/*")):

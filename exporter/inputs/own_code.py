@@ -1,4 +1,4 @@
-"""Python code in a model's folder, which is run for nobody who has not read it."""
+"""Blocks Python code in a model's folder unless the user trusts it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from exporter.core.import_hooks import Undo, when_imported
 
 @contextmanager
 def no_code_run() -> Iterator[None]:
-    """Keep transformers from running a folder's own code, which the converter asks it to do.
+    """Keep transformers from running a folder's code, which the converter asks it to do.
 
-    Every way to such code leads through the one function that fetches its file.
+    Every path to such code passes through the one function that fetches its file.
     """
     with when_imported("transformers.dynamic_module_utils", refuse_code):
         yield
@@ -24,8 +24,9 @@ def refuse_code(dynamic_module_utils: Any) -> Undo:
     original = dynamic_module_utils.get_cached_module_file
 
     def refuse(folder: object, name: object, *_: object, **__: object) -> str:
+        """Raise UnsupportedError for any code file."""
         raise UnsupportedError(
-            f"`{folder}` asks for Python code of its own (`{name}`), which is not run",
+            f"`{folder}` needs custom Python code (`{name}`), which decant does not run",
             hint="read that code, and pass --trust-remote-code if you trust it",
         )
 

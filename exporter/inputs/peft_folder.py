@@ -1,4 +1,4 @@
-"""An adapter as the folder that PEFT would have saved, whatever format it lies in."""
+"""Provides an adapter of any format as a folder that PEFT can load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PREFIX = "base_model.model."
 
 @contextmanager
 def peft_folder(adapter: AdapterSpec) -> Iterator[Path]:
-    """The adapter's own folder where PEFT saved it, else one that lasts as long as the block."""
+    """The adapter's folder if PEFT saved it, else a temporary one for the block."""
     if adapter.read_by_peft or not can_be_written(adapter):
         yield adapter.folder
         return
@@ -30,7 +30,7 @@ def peft_folder(adapter: AdapterSpec) -> Iterator[Path]:
 
 
 def can_be_written(adapter: AdapterSpec) -> bool:
-    """Whether `write_peft` writes all that the adapter holds: pairs and whole tensors."""
+    """Whether `write_peft` can write the whole adapter: pairs and whole tensors only."""
     others = (adapter.saved, adapter.rows, adapter.tuner)
     return not any(others) and not any(pair.nested for pair in adapter.pairs)
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed and FSDP leave in place of weights: found by its files, or told what to run."""
+"""Recognizes checkpoints of DeepSpeed and FSDP: finds FSDP's shards, names ZeRO's commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from exporter.core.paths import FSDP, is_checkpoint
 from exporter.inputs.distcp import is_distcp
 
 FSDP_WHOLE = "pytorch_model_fsdp.bin"
-"""What accelerate calls the file of a model that it gathered."""
+"""Name that accelerate gives to the file of a gathered model."""
 FSDP_LOCAL = "pytorch_model_fsdp*_rank*.bin"
 ZERO_STATES = ("*_optim_states.pt", "*_model_states.pt")
 ZERO_SCRIPT = "zero_to_fp32.py"
@@ -23,18 +23,18 @@ TRAINER = "`stage3_gather_16bit_weights_on_model_save: true` in DeepSpeed's sett
 
 
 def newest(folder: Path, holds: Callable[[Path], object]) -> Path | None:
-    """The last checkpoint-N of a training run that holds something."""
+    """The newest checkpoint-N of a training run for which `holds` is true."""
     found = [child for child in children(folder) if is_checkpoint(child) and holds(child)]
     return max(found, key=lambda child: int(child.name.partition("-")[2]), default=None)
 
 
 def fsdp_in(folder: Path) -> Path | None:
-    """The shards of FSDP's that a folder is, or holds."""
+    """FSDP's shards: the folder itself, or its subfolder for them."""
     return next((at for at in (folder, folder / FSDP) if is_distcp(at)), None)
 
 
 def fsdp_inside(folder: Path) -> Path | None:
-    """FSDP's shards in a folder or in its newest checkpoint that has any."""
+    """FSDP's shards in a folder or in its newest checkpoint with any."""
     if found := fsdp_in(folder):
         return found
     checkpoint = newest(folder, fsdp_in)
@@ -42,7 +42,7 @@ def fsdp_inside(folder: Path) -> Path | None:
 
 
 def zero_in(folder: Path) -> Path | None:
-    """The checkpoint of DeepSpeed ZeRO that a folder is, or whose global_stepN it is."""
+    """The DeepSpeed ZeRO checkpoint that a folder is, or whose global_stepN it is."""
     if any(any(folder.glob(f"global_step*/{states}")) for states in ZERO_STATES):
         return folder
     if any(any(folder.glob(states)) for states in ZERO_STATES):
@@ -51,29 +51,29 @@ def zero_in(folder: Path) -> Path | None:
 
 
 def zero_inside(folder: Path) -> Path | None:
-    """The same, or the newest checkpoint of a training run that has one."""
+    """The same, or the newest such checkpoint of a training run."""
     return zero_in(folder) or newest(folder, zero_in)
 
 
 def refuse_shards(folder: Path, error: type[InputError], *, is_adapter: bool) -> None:
-    """Raise `error` where a folder holds the shards of a training in place of weights."""
+    """Raise `error` if a folder holds training shards instead of weights."""
     if zero := zero_inside(folder):
         what = "the adapter" if is_adapter else "the model"
         raise error(
-            f"`{zero}` is a checkpoint of DeepSpeed ZeRO: {what} lies in the shards of its"
+            f"`{zero}` is a checkpoint of DeepSpeed ZeRO: {what} is in the shards of its"
             " processes, which only DeepSpeed puts together",
             hint=zero_hint(zero, is_adapter=is_adapter),
         )
     if local := next(iter(sorted(folder.glob(FSDP_LOCAL))), None):
         raise error(
-            f"`{local}` holds one process's part of an FSDP training, which nothing but that"
+            f"`{local}` holds one process's part of an FSDP training, which only that"
             " training can put together",
             hint="load it there, and save with fsdp_state_dict_type: FULL_STATE_DICT",
         )
 
 
 def zero_hint(checkpoint: Path, *, is_adapter: bool) -> str:
-    """The commands that make a folder of it which can be exported."""
+    """The commands that turn the checkpoint into a folder that can be exported."""
     whole = checkpoint.with_name(f"{checkpoint.resolve().name}-whole")
     script, here, target = (
         shlex.quote(str(path)) for path in (checkpoint / ZERO_SCRIPT, checkpoint, whole)
@@ -89,9 +89,9 @@ def zero_hint(checkpoint: Path, *, is_adapter: bool) -> str:
 
 
 def shards_by_name(folder: Path, stem: str, error: type[InputError]) -> list[Path]:
-    """The files STEM-00001-of-0000N of a folder without an index; none where there are none.
+    """The files STEM-00001-of-0000N of a folder without an index; empty without any.
 
-    Raises `error` where one of the N is missing, or where two sets lie there.
+    Raises `error` if one of the N is missing, or for two sets.
     """
     found = [
         (path, part)
@@ -101,7 +101,7 @@ def shards_by_name(folder: Path, stem: str, error: type[InputError]) -> list[Pat
     kinds = sorted({(part["ending"], int(part["of"])) for _, part in found}, reverse=True)
     if not kinds:
         return []
-    ending, total = kinds[0]  # safetensors before a pickle
+    ending, total = kinds[0]  # safetensors goes before a pickle
     if len({of for kind, of in kinds if kind == ending}) > 1:
         raise error(
             f"`{folder}` holds the shards of two models: {found[0][0].name}, {found[-1][0].name}",
@@ -118,7 +118,7 @@ def shards_by_name(folder: Path, stem: str, error: type[InputError]) -> list[Pat
 
 
 def refuse_empty(sizes: Iterable[int], path: Path) -> None:
-    """Raise AdapterError for weights that ZeRO-3 saved without gathering: names, and no values."""
+    """Raise AdapterError for weights that ZeRO-3 saved without gathering: names without values."""
     found = list(sizes)
     if found and all(found):
         return
@@ -137,18 +137,18 @@ def refuse_empty(sizes: Iterable[int], path: Path) -> None:
 
 
 def marks_of_zero(folder: Path) -> list[Path]:
-    """What DeepSpeed leaves beside its states, whether it is there or not."""
+    """Paths of the files that DeepSpeed leaves beside its states; they may not exist."""
     return [folder / ZERO_SCRIPT, *folder.glob("global_step*")]
 
 
 def config_above(shards: Path, name: str) -> Path | None:
-    """The nearest folder with a config: the shards' own, their checkpoint's or their run's."""
+    """The nearest folder with a config: the shards', their checkpoint's or their run's."""
     places = (shards, *list(shards.absolute().parents)[:2])
     return next((place for place in places if is_there(place / name)), None)
 
 
 def home_of_adapter(shards: Path) -> Path:
-    """The folder with the config of an adapter in shards. Raises AdapterError where none is."""
+    """The folder with the config of a sharded adapter. Raises AdapterError without one."""
     if home := config_above(shards, CONFIG):
         return home
     raise AdapterError(
@@ -160,7 +160,7 @@ def home_of_adapter(shards: Path) -> Path:
 
 
 def home_of_model(shards: Path) -> Path:
-    """The folder with the config of a model in shards. Raises CheckpointError where none is."""
+    """The folder with the config of a sharded model. Raises CheckpointError without one."""
     if home := config_above(shards, "config.json"):
         return home
     raise CheckpointError(

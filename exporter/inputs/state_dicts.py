@@ -1,7 +1,7 @@
-"""The state_dict of a model with PEFT's layers on it, put as PEFT saves an adapter.
+"""Renames the state_dict of a model with PEFT's layers into PEFT's saved names.
 
-Trainers that do not ask PEFT (torch.save, DeepSpeed's zero_to_fp32.py, FSDP) leave the adapter's
-name in the names of its tensors: …q_proj.lora_A.default.weight.
+Trainers that do not use PEFT's save (torch.save, DeepSpeed's zero_to_fp32.py, FSDP) leave the
+adapter's name in the names of its tensors: …q_proj.lora_A.default.weight.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ FROZEN = re.compile(r"\.original_module\.|\.base_layer\.(?!bias$)")
 
 
 def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors under PEFT's names; a file that PEFT saved stays as it is.
+    """The tensors under PEFT's names; a file that PEFT saved stays unchanged.
 
-    Left out are the weights under PEFT's layers, which are the base's own and stay frozen. What
-    else of the base is there replaces it by the same values, or by trained ones.
-    Raises AdapterError where the tensors of several adapters are in one file.
+    Shapes, (rows, columns) for a matrix, stay the same. The frozen base weights under PEFT's layers
+    are dropped; other tensors of the base replace it by equal or trained values. Raises
+    AdapterError for tensors of several adapters in one file.
     """
     found = {name: match for name in tensors if (match := NAMED.fullmatch(name))}
     names = sorted({match["name"] for match in found.values()})
@@ -53,9 +53,9 @@ def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str,
 
 
 def without_wrapper(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """modules_to_save under their modules' own names, where a trainer left PEFT's wrapper in them.
+    """Remove PEFT's wrapper from the names of modules_to_save, shapes (…) unchanged.
 
-    Those that stand there under both names are left to the reader.
+    A tensor that exists under both names keeps both.
     """
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Renders a chat template in a process of its own, with little time and memory.
+"""Renders a chat template in a separate process with limited time and memory.
 
 A template is a program that came with a model: it may loop for ever or fill the memory, which the
 sandbox of jinja2 does not prevent.
@@ -20,11 +20,11 @@ from exporter.core.errors import ModelError
 from exporter.inputs.chat_template import IrregularError, Template
 from exporter.llamacpp.toolchain import scrubbed
 
-CPU_S = 5
-WALL_S = 120  # on a machine that has no time for it; else it ends by CPU_S
+CPU_S = 5  # seconds
+WALL_S = 120  # seconds on a busy machine; otherwise CPU_S ends it
 MEMORY = 1 << 30  # bytes
 TEXT_MAX = 1 << 20  # characters of one prompt
-GROWTH = 8  # times what is said: a template may say it twice
+GROWTH = 8  # times the length of the messages: a template may repeat them
 TALK = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi there"},
@@ -34,35 +34,37 @@ TALK = (
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A conversation to render."""
+class RenderJob:
+    """A conversation to render, with its settings."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     has_tools: bool = True
-    """Whether `tools` is defined; transformers defines it always, as None where there are none."""
+    """Whether `tools` is defined; transformers always defines it, as None without tools."""
     generation: bool = True
     """Whether the beginning of an answer comes last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt, or why there is none."""
+    """A prompt, or the reason why there is none."""
 
     text: str | None
     refusal: str = ""
     is_too_much: bool = False
-    """Whether it was broken off, as it took more time or memory than any template needs."""
+    """Whether it exceeded a limit of time, memory or length."""
 
 
 TOO_MUCH = Rendered(None, f"it takes more than {CPU_S} s or {MEMORY >> 20} MiB", is_too_much=True)
 
 
-def render_all(template: str, tokens: Mapping[str, str], jobs: Sequence[Job]) -> list[Rendered]:
-    """What transformers makes of each conversation; a refusal where there is no prompt.
+def render_all(
+    template: str, tokens: Mapping[str, str], jobs: Sequence[RenderJob]
+) -> list[Rendered]:
+    """Render each conversation as transformers does; a refusal where the template raises.
 
-    tokens: the special tokens by the template's names, such as bos_token.
+    tokens: the special tokens by their template names, such as bos_token.
     """
     asked = {"template": template, "tokens": dict(tokens), "jobs": [asdict(job) for job in jobs]}
     env = scrubbed(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -77,7 +79,7 @@ def render_all(template: str, tokens: Mapping[str, str], jobs: Sequence[Job]) ->
         )
     except subprocess.TimeoutExpired:
         return [TOO_MUCH for _ in jobs]
-    if done.returncode < 0 or b"MemoryError" in done.stderr:  # its limits have ended it
+    if done.returncode < 0 or b"MemoryError" in done.stderr:  # it exceeded its limits
         return [TOO_MUCH for _ in jobs]
     try:
         answers = json.loads(done.stdout)
@@ -88,7 +90,7 @@ def render_all(template: str, tokens: Mapping[str, str], jobs: Sequence[Job]) ->
 
 
 def refuse_too_much(found: Sequence[Rendered], path: Path | None = None) -> None:
-    """Raise ModelError where a template was broken off; path: of its model, where it is known."""
+    """Raise ModelError for a template that exceeded a limit; path: its model's, if known."""
     for one in found:
         if one.is_too_much:
             of = f" of `{path}`" if path else ""
@@ -100,17 +102,17 @@ def refuse_too_much(found: Sequence[Rendered], path: Path | None = None) -> None
 
 
 def refuse_runaway(template: str, path: Path | None = None) -> None:
-    """Raise ModelError for a template that takes more than it may for a short conversation.
+    """Raise ModelError for a template that exceeds the limits on a short conversation.
 
-    It is for what renders a template where there are no limits.
+    Callers then render it without limits.
     """
-    refuse_too_much(render_all(template, {}, [Job(TALK), Job(TALK[1:])]), path)
+    refuse_too_much(render_all(template, {}, [RenderJob(TALK), RenderJob(TALK[1:])]), path)
 
 
 def main() -> None:
-    """The child: jobs on standard input, prompts on standard output."""
+    """Child process: reads jobs from standard input, writes prompts to standard output."""
     asked = json.loads(sys.stdin.buffer.read())
-    import jinja2  # before memory is limited: what it maps counts
+    import jinja2  # imported before memory is limited, since its mappings count
 
     del jinja2
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
@@ -121,7 +123,7 @@ def main() -> None:
 def rendered(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     from datetime import datetime
 
-    jobs = [Job(**job) for job in asked["jobs"]]
+    jobs = [RenderJob(**job) for job in asked["jobs"]]
     try:
         template = Template(asked["template"], asked["tokens"], datetime.now)
     except IrregularError as error:
@@ -129,7 +131,7 @@ def rendered(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [asdict(one(template, job)) for job in jobs]
 
 
-def one(template: Template, job: Job) -> Rendered:
+def one(template: Template, job: RenderJob) -> Rendered:
     try:
         text = template.render(
             job.messages,

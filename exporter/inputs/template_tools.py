@@ -1,7 +1,7 @@
-"""What a chat template does with tools, found as its turns are: by rendering words to look for.
+"""The texts that a chat template writes around tools, found by rendering marker words.
 
-Found are templates that write tools and arguments as JSON and put all tools before the first
-question. https://github.com/ollama/ollama, template and tools, says what Ollama can write.
+It covers templates that write tools and arguments as JSON and list all tools before the first
+question. Ollama's limits: https://github.com/ollama/ollama, folders template and tools.
 """
 
 from __future__ import annotations
@@ -47,40 +47,40 @@ class ToolTurns:
     """The texts around tools, calls of them and their results."""
 
     opening: tuple[str, ...]
-    """Up to the first question without a system message; TOOLS stands for the tools."""
+    """Text up to the first question without a system message; TOOLS marks the tools."""
     opening_with_system: tuple[str, ...] | None
-    """The same with one, for which SYSTEM stands; None where the template has no place for it."""
+    """The same with a system message, marked by SYSTEM; None if the template ignores one."""
     is_function_only: bool
     """Whether a tool is written as its `function` alone."""
     between_tools: str
     call: str
-    """Where an answer begins, up to the name of what it calls."""
+    """Text from the start of an answer to the name of the called function."""
     to_arguments: str
-    """Between the name and the arguments."""
+    """Text between the name and the arguments."""
     between_calls: str | None
-    """Between the arguments and the name of the next call of the same answer; None where an
-    answer has one call."""
+    """Text between the arguments and the name of the next call in one answer; None if a template
+    allows one call per answer."""
     after_content: str | None
-    """Between an answer's text and `call`; None where a template leaves that text out."""
+    """Text between an answer's content and `call`; None if the template drops the content."""
     to_result: str
-    """Between the arguments and the result."""
+    """Text between the arguments and the result."""
     between_results: str
     to_answer: str
-    """Between a result and the answer."""
+    """Text between a result and the answer."""
     to_question: str
-    """Between a result and a question."""
+    """Text between a result and a question."""
     closing: str
-    """After a result that comes last; the answer begins behind it."""
+    """Text after a final result, where the answer begins."""
     result_is_json: bool = False
     """Whether a result is written as a JSON string."""
     closing_off: str | None = None
-    """The same where thinking is turned off."""
+    """`closing` with thinking turned off."""
 
     @property
     def texts(self) -> tuple[str, ...]:
-        told = (*self.opening, *(self.opening_with_system or ()))
+        openings = (*self.opening, *(self.opening_with_system or ()))
         return (
-            *(text for text in told if text not in (SYSTEM, TOOLS)), self.between_tools,
+            *(text for text in openings if text not in (SYSTEM, TOOLS)), self.between_tools,
             self.call, self.to_arguments, self.between_calls or "", self.after_content or "",
             self.to_result, self.between_results, self.to_answer, self.to_question, self.closing,
             self.closing_off or "",
@@ -90,8 +90,8 @@ class ToolTurns:
         """The text up to the first question."""
         pieces = self.opening_with_system if system and self.opening_with_system else self.opening
         listed = [tool["function"] if self.is_function_only else tool for tool in tools]
-        told = self.between_tools.join(map(json.dumps, listed))
-        return "".join({SYSTEM: system, TOOLS: told}.get(piece, piece) for piece in pieces)
+        written = self.between_tools.join(map(json.dumps, listed))
+        return "".join({SYSTEM: system, TOOLS: written}.get(piece, piece) for piece in pieces)
 
 
 def tool_of(name: str) -> dict[str, Any]:
@@ -139,8 +139,9 @@ def find_tools(render: Render, *, to_answer: str, closing: str, has_system: bool
     opening, is_function_only, between = cut_opening(render, talk, closing)
     with_system = None
     if has_system:
-        told = [{"role": "system", "content": SYSTEM}, *talk]
-        with_system, *alike = cut_opening(render, told, closing)
+        with_system, *alike = cut_opening(
+            render, [{"role": "system", "content": SYSTEM}, *talk], closing
+        )
         if alike != [is_function_only, between]:
             raise IrregularError("how tools are listed depends on the system message")
     calls = Calls(render, to_answer)
@@ -163,7 +164,7 @@ def find_tools(render: Render, *, to_answer: str, closing: str, has_system: bool
 
 
 def with_quoted_results(found: ToolTurns) -> ToolTurns:
-    """The same where a result is a JSON string: its quotes are no part of what stands around it."""
+    """The same for results written as JSON strings: their quotes are not part of the texts."""
     off = found.closing_off
     return replace(
         found,
@@ -189,7 +190,7 @@ class Calls:
     to_answer: str
 
     def text(self, *messages: Mapping[str, Any], thinks: bool | None = None) -> str:
-        """What stands behind the question and `to_answer`, with words for the arguments."""
+        """The text after the question and `to_answer`, with marker words for the arguments."""
         tools = [tool_of(name) for name in NAMES]
         whole = self.render([asking(QUESTIONS[0]), *messages], tools=tools, thinks=thinks)
         text = whole.partition(QUESTIONS[0])[2]
@@ -212,26 +213,26 @@ class Calls:
         return cut(self.text(*messages), *words)
 
     def before_last(self, *messages: Mapping[str, Any]) -> str | None:
-        """What stands before the last content; None where a template takes no such message."""
+        """The text before the last content; None if a template refuses such a message."""
         with suppress(IrregularError):
             return self.cut(*messages)[-2]
         return None
 
     def between(self) -> str | None:
-        """What stands between two calls of one answer; None where a template takes one alone."""
+        """The text between two calls of one answer; None if a template allows one call."""
         with suppress(IrregularError):
             return self.cut(TWO, *map(result, RESULTS))[2]
         return None
 
     def after_content(self, call: str) -> str | None:
-        """What stands between an answer's text and its calls; None where that text is left out."""
+        """The text between an answer's content and its calls; None if the content is dropped."""
         said = self.text(calling(VALUES[0], content=ANSWER), RESULT)
         between, found, _ = said.partition(ANSWER)[2].partition(call)
         return between if found else None
 
 
 def cut_opening(render: Render, talk: Messages, closing: str) -> tuple[tuple[str, ...], bool, str]:
-    """The pieces up to the first question, how a tool is written, and what is between tools."""
+    """The pieces up to the first question, whether a tool is its function, and `between_tools`."""
     tools = [tool_of(name) for name in NAMES]
     before, asked, after = render(talk, tools=tools).partition(QUESTIONS[0])
     if not asked or after != closing:
@@ -242,10 +243,10 @@ def cut_opening(render: Render, talk: Messages, closing: str) -> tuple[tuple[str
         if [place[2] for place in places] == listed:
             (first, first_end, _), (second, second_end, _) = places
             pieces = [before[:first], TOOLS, before[second_end:]]
-            told = [split for piece in pieces for split in apart(piece)]
-            if any(name in piece for name in NAMES for piece in told):
-                raise IrregularError("tools are told in more than their JSON")
-            return tuple(filter(None, told)), bool(is_function_only), before[first_end:second]
+            parts = [split for piece in pieces for split in apart(piece)]
+            if any(name in piece for name in NAMES for piece in parts):
+                raise IrregularError("tools are described in more than their JSON")
+            return tuple(filter(None, parts)), bool(is_function_only), before[first_end:second]
     raise IrregularError("tools are not listed as JSON")
 
 
@@ -269,7 +270,7 @@ def objects(text: str, *, inside: bool = False) -> Iterator[tuple[int, int, dict
 
 
 def normalized(text: str) -> str:
-    """The text with its JSON objects in one form, whatever their spacing and order."""
+    """The text with its JSON objects in one spacing and order."""
     parts, last = [], 0
     for start, end, held in objects(text):
         parts += [text[last:start], json.dumps(held, sort_keys=True)]
@@ -278,7 +279,7 @@ def normalized(text: str) -> str:
 
 
 def check_tools(found: ToolTurns, render: Render, *, to_answer: str, closing: str) -> None:
-    """Compare both over conversations of several kinds. Raises IrregularError."""
+    """Compare parts and template on several kinds of conversation. Raises IrregularError."""
     ask = asking("What is\nthe weather?")
     one, two, both = calling("Rome"), calling("Rome", "Oslo"), calling("Oslo", content="I look.")
     sunny, rainy = result("sunny, 22 °C"), result('{"sky": "rain"}', NAMES[1])
@@ -290,8 +291,8 @@ def check_tools(found: ToolTurns, render: Render, *, to_answer: str, closing: st
     systems = ("", "Be brief.") if found.opening_with_system else ("",)
     for system, talk, count in itertools.product(systems, talks, (1, 2)):
         tools = [tool_of(name) for name in NAMES][:count]
-        told = [{"role": "system", "content": system}] if system else []
-        expected = render([*told, *talk], tools=tools)
+        first = [{"role": "system", "content": system}] if system else []
+        expected = render([*first, *talk], tools=tools)
         text = found.open(system, tools) + around(found, talk, to_answer=to_answer, closing=closing)
         if normalized(text) != normalized(expected):
             raise IrregularError(f"tools in {len(talk)} messages do not fit their parts")
@@ -306,8 +307,9 @@ def around(found: ToolTurns, talk: Messages, *, to_answer: str, closing: str) ->
             text += message["content"] + (to_answer if following else closing)
         elif message["role"] == "tool":
             after = {"tool": found.between_results, "": found.closing}
-            told = quoted(message["content"]) if found.result_is_json else message["content"]
-            text += told + after.get(following, found.to_answer)
+            content = message["content"]
+            text += quoted(content) if found.result_is_json else content
+            text += after.get(following, found.to_answer)
         else:
             if message["content"] and found.after_content is not None:
                 text += message["content"] + found.after_content
@@ -322,7 +324,7 @@ def around(found: ToolTurns, talk: Messages, *, to_answer: str, closing: str) ->
 
 
 def cut(text: str, *words: str) -> list[str]:
-    """What stands before, between and after `words`, each of which must be there once."""
+    """The texts before, between and after `words`. Raises IrregularError if one is missing."""
     parts = []
     for word in words:
         part, found, text = text.partition(word)

@@ -1,8 +1,8 @@
-"""What a chat template puts around each message, found by rendering it with words to look for.
+"""Finds the texts that a chat template puts around each message, by rendering marker words.
 
-A template is a program; most of them do no more than put texts before, between and after
-messages. Those are cut out of what the template makes of a few conversations, and then the parts
-must give the same as the template for others; a template that does more is recognized by that.
+A template is a program; most of them only put texts before, between and after messages. Those texts
+are cut out of a few rendered conversations, and the parts must then reproduce other conversations;
+a template that does more fails this comparison.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from exporter.inputs.template_tools import Tool, ToolTurns, cut, find_tools
 SYSTEM, USERS, ANSWERS = "\ue001s\ue002", ("\ue001u\ue002", "\ue001v\ue002", "\ue001w\ue002"), (
     "\ue001a\ue002", "\ue001b\ue002",
 )  # fmt: skip
-"""Words that no template holds, of Unicode's private use."""
-DAY = datetime(2024, 7, 26)  # noqa: DTZ001 - which Llama's templates have for want of a clock
+"""Marker words in Unicode's private use area, which no template contains."""
+DAY = datetime(2024, 7, 26)  # noqa: DTZ001 - as in Llama's templates without a clock
 CLOCK = "strftime_now"
 THINKING = ("enable_thinking", "thinking")
 
@@ -30,33 +30,34 @@ class Turns:
     """The texts around messages."""
 
     opening: str
-    """Before the first question, where there is no system message."""
+    """Text before the first question, without a system message."""
     to_answer: str
-    """Between a question and its answer."""
+    """Text between a question and its answer."""
     to_question: str
-    """Between an answer and the next question."""
+    """Text between an answer and the next question."""
     closing: str
-    """After the last question; the answer begins behind it."""
+    """Text after the last question, where the answer begins."""
     answer_end: str = ""
-    """What ends an answer: the beginning of `to_question`."""
+    """Text that ends an answer: the beginning of `to_question`."""
     system: tuple[str, str] | None = None
-    """Around a system message, up to the question; None where the template has no place for one."""
+    """Texts around a system message, up to the question; None if the template ignores one."""
     system_is_last: bool = False
-    """Whether it stands before the last question, and not in place of `opening`."""
+    """Whether it comes before the last question, and not in place of `opening`."""
     default_system: str = ""
-    """What the template says where no system message is given."""
+    """The template's default system message."""
     closing_off: str | None = None
-    """`closing` where thinking is turned off; None where there is no such switch, or it is off
-    unless it is asked for, which Ollama does by itself of every model that can think."""
+    """`closing` with thinking turned off; None without such a switch, or if it is off by default,
+    which Ollama does by itself for every model that can think.
+    """
     thoughts: tuple[str, str] = ("", "")
-    """Around the thoughts of an answer that comes last, before its text; with `closing_off`."""
+    """Texts around the thoughts of a final answer, before its text; with `closing_off`."""
     tools: ToolTurns | None = None
-    """What stands around tools, calls and results; None where that cannot be told in texts."""
+    """Texts around tools, calls and results; None if the template does more than that."""
     has_date: bool = False
-    """Whether the texts hold a date that the template takes from the clock."""
+    """Whether the texts contain a date from the clock."""
 
     def render(self, messages: Messages) -> str:
-        """A conversation that ends with a question, up to where the answer begins."""
+        """Render a conversation that ends with a question, up to the start of the answer."""
         system = messages[0]["content"] if messages[0]["role"] == "system" else ""
         told = [message["content"] for message in messages[1 if system else 0 :]]
         around = self.around(system)
@@ -70,7 +71,7 @@ class Turns:
         return text
 
     def around(self, system: str) -> str:
-        """The system message with what stands around it."""
+        """The system message with the texts around it."""
         if not system or self.system is None:
             return ""
         return self.system[0] + system + self.system[1]
@@ -85,11 +86,11 @@ class Turns:
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A template, and how it takes conversations without tools."""
+    """A template with the settings under which it renders conversations without tools."""
 
     template: Template
     bos: str
-    """What the engine puts there by itself."""
+    """BOS text that the engine adds by itself."""
     has_tools: bool
 
     def __call__(
@@ -113,13 +114,13 @@ class Rendering:
 def find_turns(template: str, tokens: dict[str, str], *, adds_bos: bool) -> Turns:
     """The texts that `template` puts around messages.
 
-    tokens: its special tokens, such as bos_token; adds_bos: whether the engine puts the first
-    one there by itself. Raises IrregularError, saying why, for a template that needs more.
+    tokens: its special tokens, such as bos_token; adds_bos: whether the engine adds BOS by itself.
+    Raises IrregularError, with the reason, for a template that needs more.
     """
     render, has_date = rendering(template, tokens, tokens.get("bos_token", "") if adds_bos else "")
     turns = with_system(cut_turns(render), render)
     check_turns(turns, render)
-    with suppress(IrregularError):  # a plain conversation does not need it
+    with suppress(IrregularError):  # a plain conversation works without it
         turns = with_thinking(turns, render)
     with suppress(IrregularError):
         turns = with_tools(turns, render)
@@ -127,10 +128,10 @@ def find_turns(template: str, tokens: dict[str, str], *, adds_bos: bool) -> Turn
 
 
 def rendering(template: str, tokens: dict[str, str], bos: str) -> tuple[Rendering, bool]:
-    """How a plain question is rendered without an error, and whether that takes a date.
+    """The settings that render a plain question without an error, and whether they use a date.
 
-    Without a clock first, so that a template's own default date is used; with `tools` defined
-    first, as transformers has it.
+    The first try has no clock, so that a template's default date is used, and has `tools` defined,
+    as in transformers. Raises IrregularError if none works.
     """
     question, first = talk_of("", USERS[0]), None
     clocks = (None, lambda: DAY) if CLOCK in template else (None,)
@@ -147,7 +148,7 @@ def rendering(template: str, tokens: dict[str, str], bos: str) -> tuple[Renderin
 
 
 def cut_turns(render: Rendering) -> Turns:
-    """Cut the texts out of conversations made of words to look for."""
+    """Cut the texts out of conversations made of marker words. Raises IrregularError."""
     words = [*itertools.chain(*zip(USERS, (*ANSWERS, ""), strict=True))][:-1]
     opening, *between, closing = cut(render(talk_of("", *words)), *words)
     same(between[0], between[2], "what follows a question")
@@ -161,7 +162,7 @@ def cut_turns(render: Rendering) -> Turns:
 
 
 def with_system(turns: Turns, render: Rendering) -> Turns:
-    """Add what the template does with a system message, and with none."""
+    """Add the texts around a system message, and the default one. Raises IrregularError."""
     question = USERS[0]
     try:
         text = render(talk_of(SYSTEM, question))
@@ -185,15 +186,15 @@ def with_system(turns: Turns, render: Rendering) -> Turns:
 
 
 def with_thinking(turns: Turns, render: Rendering) -> Turns:
-    """Add how thinking is turned off, where that only changes how an answer begins.
+    """Add the text that turns thinking off, if it only changes the beginning of an answer.
 
-    Raises IrregularError where it is not so.
+    Raises IrregularError otherwise.
     """
     talk = talk_of("", USERS[0], ANSWERS[0], USERS[1])
     words = [message["content"] for message in talk]
     plain, on, off = (cut(render(talk, thinks=thinks), *words) for thinks in (None, True, False))
     if not plain == on or off[:-1] != plain[:-1] or off[-1] == plain[-1]:
-        raise IrregularError("thinking is no switch that is on")
+        raise IrregularError("thinking is not a switch that is on by default")
     thought = {"role": "assistant", "content": ANSWERS[0], "reasoning_content": SYSTEM}
     text = render([talk[0], thought], generation=False)
     _, before, after, _ = cut(text, USERS[0], SYSTEM, ANSWERS[0])
@@ -206,9 +207,9 @@ def with_thinking(turns: Turns, render: Rendering) -> Turns:
 
 
 def with_tools(turns: Turns, render: Rendering) -> Turns:
-    """Add what the template does with tools. Raises IrregularError where that cannot be told."""
+    """Add the texts around tools. Raises IrregularError for a template that does more."""
     if turns.system_is_last:
-        raise IrregularError("the system message stands before the last question")
+        raise IrregularError("the system message comes before the last question")
     found = find_tools(
         render,
         to_answer=turns.to_answer,
@@ -219,7 +220,7 @@ def with_tools(turns: Turns, render: Rendering) -> Turns:
 
 
 def check_turns(turns: Turns, render: Rendering) -> None:
-    """Compare both over conversations of several kinds. Raises IrregularError."""
+    """Compare parts and template on several kinds of conversation. Raises IrregularError."""
     texts = ("Hi", "What is 2 + 2?\n\nAnswer in one word.", "<b>Ünï</b> {{ x }} ✓", "Bye")
     answers = ("Hello!", "Four.", "No idea, really.", "")
     for system, count in itertools.product(("", "Be brief.\nBe kind."), (1, 2, 4)):

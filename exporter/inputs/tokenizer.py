@@ -1,6 +1,6 @@
-"""A folder's tokenizer as transformers loads it, which may not be what its files say.
+"""Loads a folder's tokenizer as transformers does, which may differ from its files.
 
-Some classes of transformers build the tokenizer anew from the vocabulary alone: an old Llama's
+Some classes of transformers rebuild the tokenizer from the vocabulary alone: an old Llama's
 tokenizer.json puts a space before every text, and its class only before some.
 """
 
@@ -21,35 +21,37 @@ UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, IndexError,
     ZeroDivisionError, StrictDataclassError,
 )  # fmt: skip
-"""What transformers raises for a folder without a tokenizer, or a config, that it can use."""
+"""Exceptions of transformers for a folder without a usable tokenizer or config."""
 
 PIECES = "tokenizer.model"
 RUST_PANIC = "PanicException"
-"""Beside a bare Exception, what the tokenizers library raises for a file that it cannot read."""
+"""Name of the exception, besides a bare Exception, that tokenizers raises for an unreadable
+file.
+"""
 
 
 class LoadedTokenizer:
-    """transformers' tokenizer of a folder, and its parts as tokenizer.json would have them."""
+    """transformers' tokenizer of a folder, and its parts in the form of tokenizer.json."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Keep transformers' tokenizer, which must be one with a backend in Rust."""
+        """Wrap transformers' tokenizer, which must have a backend in Rust."""
         self.tokenizer = tokenizer
         self.backend = tokenizer.backend_tokenizer
 
     @cached_property
     def written(self) -> dict[str, Any]:
-        """The whole of it as tokenizer.json; seconds for a large vocabulary."""
+        """The whole tokenizer.json; takes seconds for a large vocabulary."""
         whole: dict[str, Any] = json.loads(self.backend.to_str())
         return whole
 
     @property
     def kind(self) -> str:
-        """BPE, Unigram or WordPiece."""
+        """The model type: BPE, Unigram or WordPiece."""
         return type(self.backend.model).__name__
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """All tokens with their ids, the added ones among them."""
+        """All tokens with their ids, added ones included."""
         return dict(self.tokenizer.get_vocab())
 
     @cached_property
@@ -58,7 +60,7 @@ class LoadedTokenizer:
         return dict(self.tokenizer.added_tokens_decoder)
 
     def steps(self, part: str) -> list[Step]:
-        """The steps of a part, "normalizer" or "pre_tokenizer", one after the other."""
+        """The single steps of a part, "normalizer" or "pre_tokenizer", in order."""
         found = self.part(part)
         if found is None:
             return []
@@ -67,18 +69,18 @@ class LoadedTokenizer:
         return list(found.get("pretokenizers") or [found])
 
     def part(self, name: str) -> Step | None:
-        """The JSON of one part; None where there is none."""
+        """The JSON of one part; None without it."""
         held = getattr(self.backend, name)
         return json.loads(held.__getstate__()) if held is not None else None
 
     def special(self, role: str) -> int | None:
-        """The id of bos, eos, unk, pad…; None where the tokenizer has none, or no number of it."""
+        """The id of bos, eos, unk, pad…; None where the tokenizer has no single id for it."""
         found = getattr(self.tokenizer, f"{role}_token_id", None)
         return found if isinstance(found, int) else None
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTokenizer | None:
-    """transformers' tokenizer of `folder`; None where it finds none, or one of Python alone.
+    """Load transformers' tokenizer of `folder`; None without one, or for one in Python only.
 
     Raises CheckpointError for a damaged tokenizer.json.
     """
@@ -90,13 +92,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTo
             folder, trust_remote_code=trust_remote_code, **({"config": config} if config else {})
         )
     except UNREADABLE:
-        return None  # the converter says why, or has a way of its own
+        return None  # the converter reports the reason, or reads the vocabulary itself
     except BaseException as error:
         if type(error) is not Exception and type(error).__name__ != RUST_PANIC:
             raise
         raise CheckpointError(
             f"the tokenizers library cannot read the tokenizer in `{folder}`: {error}",
-            hint="copy or download tokenizer.json again; it may also be of a newer transformers",
+            hint="copy or download tokenizer.json again; or a newer transformers wrote it",
         ) from error
     if not hasattr(found, "backend_tokenizer"):
         return None
@@ -104,11 +106,11 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTo
 
 
 def merged_by_score(tokenizer: Any, folder: Path) -> Any:
-    """transformers' tokenizer with the merges of its pieces in the order of their scores.
+    """transformers' tokenizer with its merges in the order of the pieces' scores.
 
-    Of a tokenizer.model alone, transformers 5 takes the ids for the order: it cuts the spaces
-    before code otherwise than sentencepiece, by which the model was trained, and than the
-    tokenizer.json that older versions make of the same file.
+    From a tokenizer.model alone, transformers 5 orders merges by id: it then splits the spaces
+    before code differently from sentencepiece, with which the model was trained, and from the
+    tokenizer.json that older versions write for the same file.
     """
     pieces, whole = folder / PIECES, folder / "tokenizer.json"
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -134,10 +136,10 @@ def merged_by_score(tokenizer: Any, folder: Path) -> Any:
 
 
 def kind_alone(folder: Path) -> Any:
-    """A config of which transformers chooses the tokenizer's class, the same as by the whole one.
+    """A minimal config that makes transformers choose the same tokenizer class as the whole one.
 
-    For a whole one it imports torch's compiler, which takes longer than all the rest of a plan.
-    None where tokenizer_config.json names no class: then it asks for the config's own.
+    A whole config imports torch's compiler, which takes longer than the rest of a plan. None if
+    tokenizer_config.json names no class: then transformers needs the config's class.
     """
     from transformers import PreTrainedConfig
 
@@ -152,7 +154,7 @@ def kind_alone(folder: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; nothing where there is none: whoever needs it says so."""
+    """The JSON object in a file; empty if it is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -161,10 +163,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def space_before(loaded: LoadedTokenizer, *, in_chats: bool) -> tuple[bool, str | None]:
-    """Whether llama.cpp is to put a space before texts, and the value of SPACE_PREFIX.
+    """Whether llama.cpp should put a space before texts, and the value of SPACE_PREFIX.
 
     llama.cpp puts it before a text and again after each special token, or nowhere. in_chats:
-    whether there is a chat template, so that what follows special tokens must be right.
+    whether there is a chat template, so that text after special tokens must be right.
     """
     for step in loaded.steps("normalizer"):
         if step["type"] == "Prepend" and step.get("prepend") == SPACE:
@@ -173,12 +175,12 @@ def space_before(loaded: LoadedTokenizer, *, in_chats: bool) -> tuple[bool, str 
         if step["type"] == "Metaspace":
             return of_scheme(step, in_chats=in_chats)
         if step["type"] == "ByteLevel" and step.get("add_prefix_space") and place == 0:
-            return False, FIRST  # llama.cpp puts none before what is cut into bytes
+            return False, FIRST  # llama.cpp puts none before byte-level text
     return False, None
 
 
 def of_scheme(metaspace: Mapping[str, Any], *, in_chats: bool) -> tuple[bool, str | None]:
-    """The same for a Metaspace: it puts no space before one."""
+    """The same for a Metaspace, which adds no second space."""
     match metaspace.get("prepend_scheme", "always"):
         case "always":
             return True, ONCE
@@ -200,7 +202,7 @@ def first_ids(loaded: LoadedTokenizer) -> tuple[list[int], list[int]]:
 
 
 def templates_of(loaded: LoadedTokenizer) -> dict[str, str]:
-    """Chat templates by name; "default" is the one that is used where none is asked for."""
+    """Chat templates by name; "default" is used unless another is requested."""
     found = loaded.tokenizer.chat_template
     if isinstance(found, str):
         return {"default": found}
@@ -208,7 +210,7 @@ def templates_of(loaded: LoadedTokenizer) -> dict[str, str]:
 
 
 def template_tokens(loaded: LoadedTokenizer) -> dict[str, str]:
-    """The special tokens that transformers hands a template, by its names for them."""
+    """The special tokens that transformers passes to a template, by their template names."""
     found = loaded.tokenizer.special_tokens_map
     return {str(name): text for name, text in found.items() if isinstance(text, str)}
 

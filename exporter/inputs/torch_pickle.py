@@ -1,7 +1,7 @@
-"""Weights in PyTorch's own format: pickles, of which only tensors are ever taken.
+"""Weights in PyTorch's pickle format; only tensors are loaded, no code runs.
 
-What `torch.save` wrote since 2020 is a zip archive whose records are the raw values: there a
-tensor is found without reading it. Before that it was one stream, which must be read whole.
+Files of `torch.save` since 2020 are zip archives whose records are raw values, so that a tensor is
+located without reading it. Older files are one stream, which is read whole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 LOCAL_HEADER = 30  # bytes, then the record's name and extra field; APPNOTE.TXT 4.3.7
-# what torch.load is seen to raise for bytes that are no checkpoint
+# exceptions of torch.load for bytes that are no checkpoint
 DAMAGE = (
     RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError,
     OverflowError, AssertionError, struct.error, zipfile.BadZipFile,
@@ -32,7 +32,7 @@ DAMAGE = (
 
 @dataclass(frozen=True, slots=True)
 class PickledTensor:
-    """A tensor that can be had only by loading its whole file."""
+    """A tensor that is only available by loading its whole file."""
 
     name: str
     dtype: str
@@ -52,10 +52,10 @@ class PickledTensor:
 
 
 def read_pickled(path: Path, *, error: type[InputError]) -> dict[str, Tensor]:
-    """The tensors of one file by name, in its own order; every fault is raised as `error`.
+    """The tensors of one file by name and shape (rows, columns), in the file's order.
 
-    ToolchainError where torch is not installed. Nothing in the file is executed: a pickle
-    that asks for more than tensors is refused.
+    Raises `error` for every fault, ToolchainError without torch. Nothing in the file is executed: a
+    pickle that asks for more than tensors is refused.
     """
     if found := foreign_contents(path):
         raise error(f"`{path}` {found.what}", hint=found.hint)
@@ -86,7 +86,11 @@ AGAIN = "download or copy the file again"
 
 
 def load(path: Path, device: str, *, error: type[InputError]) -> dict[str, torch.Tensor]:
-    """The file's tensors; on "meta" without their values, else mapped where that can be."""
+    """Load the file's tensors, of any shapes (…); on "meta" without values, else mapped if
+    possible.
+
+    Raises `error` for every fault, ToolchainError without torch.
+    """
     try:
         import torch
     except ImportError as missing:
@@ -114,13 +118,14 @@ def load(path: Path, device: str, *, error: type[InputError]) -> dict[str, torch
     )
     if strangers:
         raise error(
-            f"`{path}` holds {str(strangers[0])!r}, which is no named tensor",
+            f"`{path}` holds {str(strangers[0])!r}, which is not a named tensor",
             hint="a model's weights are a flat table of names and tensors",
         )
     return dict(entries)
 
 
 def whole_file(path: Path, error: type[InputError]) -> dict[str, torch.Tensor]:
+    """All tensors of a file, of any shapes (…), loaded whole. Raises `error` for every fault."""
     try:
         state = path.stat()
     except OSError as failed:
@@ -133,8 +138,8 @@ def whole_file(path: Path, error: type[InputError]) -> dict[str, torch.Tensor]:
 
 @lru_cache(maxsize=1)
 def last_loaded(path: Path, state: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """The one file that had to be loaded whole; its tensors are read one after the other."""
-    del state  # tells a file that has changed since
+    """Cache of the last file loaded whole, shapes (…): its tensors are read one after the other."""
+    del state  # part of the key: a changed file is loaded again
     return load(path, "cpu", error=InputError)
 
 
@@ -150,9 +155,9 @@ def is_plain(key: object, value: object) -> bool:
 
 
 def place(tensor: torch.Tensor, records: dict[int, int]) -> int | None:
-    """Where in the file a tensor's values begin; None if they lie in no one piece there.
+    """The offset of a tensor's values (…) in the file; None unless they are contiguous there.
 
-    Its storage must be a record of the archive, as the archive's own directory has it.
+    Its storage must be a record in the archive's directory.
     """
     offset: int | None = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if (
@@ -169,7 +174,7 @@ def place(tensor: torch.Tensor, records: dict[int, int]) -> int | None:
 
 
 def record_places(path: Path) -> dict[int, int]:
-    """{where a record's bytes begin: how many they are} for all that are stored as they are."""
+    """Offset -> size in bytes of all uncompressed records."""
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         return {
             data_start(file, info): info.file_size
@@ -186,7 +191,7 @@ def data_start(file: BinaryIO, info: zipfile.ZipInfo) -> int:
 
 
 def reason(refused: Exception) -> str:
-    """The line of torch's long advice that names what the pickle asked for."""
+    """The line of torch's long message that names the class in the pickle."""
     lines = [line.strip() for line in str(refused).splitlines() if line.strip()]
     telling = [line for line in lines if "WeightsUnpickler error" in line or "GLOBAL" in line]
     line = (telling or lines or ["no reason given"])[0]

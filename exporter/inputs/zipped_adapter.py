@@ -1,4 +1,4 @@
-"""A zip that holds an adapter, unpacked once into the cache."""
+"""Unpacks a zip that holds an adapter, once, into the cache."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from exporter.core.events import Report, Step
 from exporter.core.paths import size_text
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".tar.zst", ".7z", ".rar")
-"""Ends the names of archives that are named in a hint instead."""
+"""Endings of archives that decant does not unpack; a hint names them."""
 KEPT = (".json", ".safetensors", ".bin", ".pt", ".gguf", ".jinja", ".txt", ".model", ".yaml", ".md")
 LEFT_OUT = ("__MACOSX", ".")
-"""Begins the names of what macOS adds."""
+"""Start of the names that macOS adds."""
 DAMAGE = (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, RuntimeError)
 AGAIN = "download or copy it again, or unpack it yourself and name the folder"
 
 
 def zip_above(place: Path) -> Path | None:
-    """The zip file that `place` is, or lies in: run.zip, run.zip/checkpoint-50."""
+    """The zip file that `place` is or lies in: run.zip, run.zip/checkpoint-50."""
     return next(
         (at for at in (place, *place.parents) if at.suffix == ".zip" and at.is_file()), None
     )
 
 
 def unpacked(path: Path, *, report: Report) -> Path:
-    """The folder of an unpacked zip, made once and kept in the cache.
+    """The folder of an unpacked zip, created once and kept in the cache.
 
-    Raises AdapterError for a damaged or locked zip and for one whose names leave its folder,
-    SpaceError where it does not fit on the disk.
+    Raises AdapterError for a damaged or encrypted zip and for unsafe names in it, SpaceError if it
+    does not fit on the disk.
     """
     from exporter.llamacpp.toolchain import cache_folder
 
@@ -48,14 +48,14 @@ def unpacked(path: Path, *, report: Report) -> Path:
             unpack(path, folder)
         except DAMAGE as error:
             raise AdapterError(f"`{path}` cannot be unpacked: {error}", hint=AGAIN) from error
-    # zips are mostly of one folder, or of the whole path that it had
+    # most zips contain one folder, or the whole path of it
     while len(inside := list(folder.iterdir())) == 1 and inside[0].is_dir():
         folder = inside[0]
     return folder
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Fill `folder`, which appears complete or not at all."""
+    """Unpack into a temporary folder that is then renamed to `folder`. Raises SpaceError."""
     make_folder(folder.parent)
     with (
         zipfile.ZipFile(path) as archive,
@@ -87,7 +87,7 @@ def name_in(member: zipfile.ZipInfo) -> str:
 
 
 def is_wanted(member: zipfile.ZipInfo) -> bool:
-    """Whether it is a file that an adapter or its tokenizer may consist of."""
+    """Whether a member may belong to an adapter or its tokenizer."""
     parts = Path(name_in(member)).parts
     return (
         not name_in(member).endswith("/")
@@ -97,7 +97,7 @@ def is_wanted(member: zipfile.ZipInfo) -> bool:
 
 
 def refuse_unsafe(path: Path, member: zipfile.ZipInfo) -> None:
-    """Stop at links, and at names that would be written elsewhere."""
+    """Raise AdapterError for a link, and for a name that leaves the folder."""
     name = Path(name_in(member))
     is_link = stat.S_ISLNK(member.external_attr >> 16)
     if is_link or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:

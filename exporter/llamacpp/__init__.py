@@ -1,1 +1,1 @@
-"""The llama.cpp that decant built: its tools, its vocabularies, its converter's packages."""
+"""The build of llama.cpp: its tools, vocabularies and Python packages."""

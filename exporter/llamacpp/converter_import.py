@@ -1,4 +1,4 @@
-"""llama.cpp's own Python packages, `conversion` and `gguf`, from the build."""
+"""Imports llama.cpp's own Python packages, `conversion` and `gguf`, from the build."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ HARMLESS = (
     "Unknown separator token",
     "is not in MXFP4, performance may be degraded",
 )
-"""Parts of warnings that say nothing about the result: transformers 5 spells out the type of plain
-RoPE, classes write a key again that their parent wrote, tokens to fill in and between two texts
-have no handler, and merged experts are 16 bits before they are quantized."""
+"""Parts of warnings that do not concern the result: transformers 5 spells out the type of plain
+RoPE, a class writes a key again after its parent, padding and separator tokens have no handler, and
+merged experts have 16 bits before they are quantized.
+"""
 
 
 @contextmanager
 def imported(toolchain: Toolchain) -> Iterator[None]:
-    """Make llama.cpp's `conversion` and its matching `gguf` importable, from the build alone."""
+    """Make llama.cpp's `conversion` and the matching `gguf` importable, from the build alone."""
     for folder in (toolchain.source, toolchain.source / "gguf-py"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning is about our threads
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning concerns our threads
     yield
 
 
 @contextmanager
 def warnings_reported(report: Report) -> Iterator[None]:
-    """Turn what the converter logs as warnings into events; its chatter is dropped."""
+    """Turn the converter's logged warnings into events; other log lines are dropped."""
 
     class Reporting(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

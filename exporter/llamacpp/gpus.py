@@ -1,7 +1,7 @@
-"""The GPUs that llama.cpp may use here, and their memory.
+"""The GPUs that llama.cpp may use on this machine, and their memory.
 
-NVIDIA's management library (NVML, a part of the driver) tells what is free in milliseconds and
-without taking any of it; llama.cpp itself tells it for every backend, in half a second.
+NVIDIA's management library (NVML, a part of the driver) reports free memory in milliseconds and
+takes none of it; llama.cpp itself reports it for every backend, in half a second.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ WITH_GPU = ("cuda", "vulkan", "metal")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, as it is now."""
+    """One GPU with its memory at this moment."""
 
     name: str
     total: int
-    """Bytes of its memory."""
+    """Its memory in bytes."""
     free: int
     uuid: str = ""
 
 
-class Memory(ctypes.Structure):
-    """nvmlMemory_t."""
+class NvmlMemory(ctypes.Structure):
+    """The struct nvmlMemory_t of nvml.h."""
 
     _fields_ = (
         ("total", ctypes.c_ulonglong),
@@ -45,7 +45,7 @@ class Memory(ctypes.Structure):
 
 
 def free_nbytes(toolchain: Toolchain, env: Mapping[str, str] = os.environ) -> int | None:
-    """Bytes that are free on the GPUs that llama.cpp may use; None where it is not known."""
+    """Free bytes on the GPUs that llama.cpp may use; None where unknown."""
     if toolchain.info["backend"] != "cuda":
         return None
     found = nvidia_gpus(env)
@@ -53,7 +53,7 @@ def free_nbytes(toolchain: Toolchain, env: Mapping[str, str] = os.environ) -> in
 
 
 def nvidia_gpus(env: Mapping[str, str], library: str = NVML) -> tuple[Gpu, ...] | None:
-    """NVIDIA's GPUs, of those that CUDA_VISIBLE_DEVICES allows; None without NVML."""
+    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES allows; None without NVML."""
     try:
         nvml = ctypes.CDLL(library)
         if nvml.nvmlInit_v2():
@@ -67,7 +67,7 @@ def nvidia_gpus(env: Mapping[str, str], library: str = NVML) -> tuple[Gpu, ...] 
 
 
 def nvidia_gpu(nvml: ctypes.CDLL, number: int) -> Gpu:
-    handle, memory = ctypes.c_void_p(), Memory()
+    handle, memory = ctypes.c_void_p(), NvmlMemory()
     name, uuid = ctypes.create_string_buffer(NAME_MAX), ctypes.create_string_buffer(UUID_MAX)
     nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(number), ctypes.byref(handle))
     nvml.nvmlDeviceGetName(handle, name, ctypes.c_uint(NAME_MAX))
@@ -78,7 +78,7 @@ def nvidia_gpu(nvml: ctypes.CDLL, number: int) -> Gpu:
 
 
 def visible(gpus: tuple[Gpu, ...], allowed: str | None) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, up to the first that is not there, as in CUDA."""
+    """The GPUs that CUDA_VISIBLE_DEVICES names, up to the first unknown one, as CUDA reads it."""
     if allowed is None:
         return gpus
     found: list[Gpu] = []
@@ -95,7 +95,7 @@ def visible(gpus: tuple[Gpu, ...], allowed: str | None) -> tuple[Gpu, ...]:
 
 
 def listed_gpus(toolchain: Toolchain) -> tuple[Gpu, ...]:
-    """The GPUs as llama.cpp sees them; takes half a second. Raises ToolchainError."""
+    """The GPUs as llama.cpp lists them; takes half a second. Raises ToolchainError."""
     if toolchain.info["backend"] not in WITH_GPU:
         return ()
     printed = run_tool(toolchain, "llama-server", ["--list-devices"], gpu=True)
@@ -106,7 +106,7 @@ def listed_gpus(toolchain: Toolchain) -> tuple[Gpu, ...]:
 
 
 def driver_gpus(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The names of NVIDIA's GPUs that the driver shows, whatever llama.cpp is built for."""
+    """Names of the NVIDIA GPUs that the driver shows, independent of llama.cpp's backend."""
     with suppress(OSError):
         return tuple(gpu.name for gpu in nvidia_gpus(env) or ())
     return ()

@@ -1,4 +1,4 @@
-"""The special tokens that a GGUF's header names, and what llama.cpp adds to a text by itself."""
+"""Special tokens named in a GGUF's header, and those that llama.cpp adds by itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from exporter.core.gguf import Array, GGUFFile, read_gguf, read_texts
 
 TOKENS = "tokenizer.ggml.tokens"
 SPECIAL = "decant.tokenizer.special"
-"""JSON: special tokens by a template's names for them, where the keys of ids tell others."""
+"""JSON: special tokens by their template names, where the keys of ids name others."""
 MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
-# what transformers hands a template, and the GGUF's key of it; "seperator" is the format's spelling
+# template name -> key in the GGUF; "seperator" is the format's spelling
 TEMPLATE_TOKENS = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
     "cls": "cls", "mask": "mask",
@@ -23,7 +23,7 @@ BOS_BY_PRE = (
     "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
     "jina-v5-nano", "tekken", "chameleon",
 )  # fmt: skip
-"""Of llama-vocab.cpp: models and pre-tokenizers that begin texts with BOS unless the file says."""
+"""Models and pre-tokenizers whose texts begin with BOS by default (llama-vocab.cpp)."""
 
 ENDS_BY_TEXT = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
@@ -31,13 +31,13 @@ ENDS_BY_TEXT = frozenset((
     "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
     "<｜end▁of▁sentence｜>", "[e~[",
 ))  # fmt: skip
-"""Texts of tokens that llama.cpp takes for an end of generation wherever a vocabulary has them."""
+"""Token texts that llama.cpp treats as an end of generation in every vocabulary."""
 SPECIAL_KINDS = (3, 4)  # llama.h: control and user-defined tokens
-VOCABULARY_MAX = 1 << 21
+VOCABULARY_MAX = 1 << 21  # tokens; more than any vocabulary has
 
 
 def adds_bos(gguf: GGUFFile) -> bool:
-    """Whether llama.cpp puts the first token there by itself."""
+    """Whether llama.cpp puts BOS before a text by itself."""
     said = gguf.metadata.get("tokenizer.ggml.add_bos_token")
     if isinstance(said, bool):
         return said
@@ -45,12 +45,12 @@ def adds_bos(gguf: GGUFFile) -> bool:
 
 
 def adds_eos(gguf: GGUFFile) -> bool:
-    """Whether llama.cpp puts the last token there by itself."""
+    """Whether llama.cpp puts EOS after a text by itself."""
     return gguf.metadata.get("tokenizer.ggml.add_eos_token") is True
 
 
 def special_tokens(gguf: GGUFFile) -> dict[str, str]:
-    """The texts of the special tokens, by a template's names for them, such as bos_token."""
+    """Texts of the special tokens, by their template names such as bos_token."""
     try:
         said = json.loads(gguf.text(SPECIAL) or "null")
     except (ValueError, RecursionError):
@@ -61,7 +61,7 @@ def special_tokens(gguf: GGUFFile) -> dict[str, str]:
 
 
 def tokens_by_id(gguf: GGUFFile) -> dict[str, str]:
-    """The same by the keys of ids alone, as llama.cpp knows them."""
+    """The same from the keys of ids alone, as llama.cpp reads them."""
     ids = {
         f"{name}_token": gguf.number(f"tokenizer.ggml.{key}_token_id")
         for name, key in TEMPLATE_TOKENS.items()
@@ -71,7 +71,7 @@ def tokens_by_id(gguf: GGUFFile) -> dict[str, str]:
 
 
 def token_texts(gguf: GGUFFile, ids: Iterable[int]) -> dict[int, str]:
-    """The texts of tokens by their ids; ids that the vocabulary does not have are left out."""
+    """Token texts by id; ids outside the vocabulary are left out."""
     tokens = gguf.metadata.get(TOKENS)
     if not isinstance(tokens, Array):
         return {}
@@ -82,7 +82,7 @@ def token_texts(gguf: GGUFFile, ids: Iterable[int]) -> dict[int, str]:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """What changes when a file is replaced: its size, and when it was written."""
+    """A file's size and modification time, which change when it is replaced."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
 

@@ -13,10 +13,10 @@ from typing import Any
 from exporter.core.errors import ModelError
 
 NORMALIZER = "decant.tokenizer.normalizer"
-"""GGUF key: the missing steps as tokenizer.json's "normalizer", in JSON; absent where none is."""
+"""GGUF key: the missing steps in the form of tokenizer.json's "normalizer"; absent without any."""
 
 SPACE_PREFIX = "decant.tokenizer.space_prefix"
-"""GGUF key: what to do with the beginning of a raw text, see `spaced`; absent for nothing."""
+"""GGUF key: how to treat the beginning of a raw text, see `spaced`; absent for no change."""
 FIRST, ONCE = "first", "once"
 
 SPACE = "\u2581"  # what sentencepiece writes for a space
@@ -26,19 +26,19 @@ KNOWN = {
     "Precompiled", "Prepend", "Replace", "Strip", "StripAccents",
 }  # fmt: skip
 
-UNIGRAM = "t5"  # as tokenizer.ggml.model has it
+UNIGRAM = "t5"  # its name in tokenizer.ggml.model
 
 Step = dict[str, Any]
 
 ANY_SPACE_AS_SPACE: Step = {"type": "Replace", "pattern": {"Regex": r"\s"}, "content": " "}
-"""What a charsmap does besides; without one, llama.cpp knows only the space itself."""
+"""Replaces other whitespace by a space. A charsmap does so; without one, llama.cpp knows only " ".
+"""
 
 
 def normalizer(written: str | None) -> Callable[[str], str]:
-    """The function that prepares a text for llama.cpp; it changes nothing where `written` is None.
+    """The function that prepares a text for llama.cpp; the identity where `written` is None.
 
-    It is meant for the text between special tokens. Raises ModelError for steps that are damaged
-    or that this version does not know.
+    It applies to the text between special tokens. Raises ModelError for damaged or unknown steps.
     """
     if written is None:
         return str
@@ -54,11 +54,11 @@ def normalizer(written: str | None) -> Callable[[str], str]:
 
 
 def spaced(text: str, written: str | None) -> str:
-    """A normalized raw text that begins with no special token, with its first space as it must be.
+    """A normalized raw text whose first space is corrected for llama.cpp.
 
-    written: the value of SPACE_PREFIX. "first": the tokenizer puts a space before a text that
-    begins with none, and llama.cpp puts none. "once": llama.cpp puts a space before every text,
-    and the tokenizer only before one that begins with none.
+    The text begins with no special token. written: the value of SPACE_PREFIX. "first": the
+    tokenizer puts a space before a text that begins with none, and llama.cpp does not. "once":
+    llama.cpp puts a space before every text, the tokenizer only before one that begins with none.
     """
     begins_with_space = text.startswith((" ", SPACE))
     if written == FIRST and text and not begins_with_space:
@@ -69,7 +69,7 @@ def spaced(text: str, written: str | None) -> str:
 
 
 def read_steps(written: str) -> Step:
-    """The steps as JSON. Raises ModelError when they are none."""
+    """Parse the steps from JSON. Raises ModelError for anything else."""
     hint = "export the model again with this version of decant"
     try:
         found = json.loads(written)
@@ -84,7 +84,7 @@ def read_steps(written: str) -> Step:
 
 
 def missing_normalizer(tokenizer_json: Mapping[str, Any], model: str) -> str | None:
-    """The steps of a tokenizer.json's normalizer that llama.cpp leaves out; None for none.
+    """The steps of a tokenizer.json's normalizer that llama.cpp leaves out; None without any.
 
     model: the GGUF's tokenizer.ggml.model, which decides what llama.cpp does by itself.
     """
@@ -110,7 +110,7 @@ def has_charsmap(steps: Iterable[Step]) -> bool:
 
 
 def flat(step: Mapping[str, Any]) -> Iterable[Step]:
-    """The steps of a normalizer, one after the other."""
+    """The single steps of a normalizer, in order."""
     if step.get("type") != CHAIN:
         yield dict(step)
         return
@@ -119,12 +119,12 @@ def flat(step: Mapping[str, Any]) -> Iterable[Step]:
 
 
 def all_of(step: Step) -> Step | None:
-    """What BPE leaves out: everything but the writing of bytes as letters."""
+    """The step where BPE omits it: any but ByteLevel, which writes bytes as letters."""
     return None if step["type"] == "ByteLevel" else step
 
 
 def but_for_spaces(step: Step) -> Step | None:
-    """What is left where llama.cpp writes spaces as ▁, and puts one in front, by itself."""
+    """The step, unless llama.cpp does it by itself: spaces written as ▁, and one put in front."""
     if step["type"] == "Prepend" and step.get("prepend") == SPACE:
         return None
     return None if is_space_escape(step) else step
@@ -139,7 +139,7 @@ def is_space_escape(step: Step) -> bool:
 
 
 def but_for_charsmap(step: Step) -> Step | None:
-    """What UGM leaves out: it applies the charsmap, and merges and strips spaces."""
+    """The step, unless UGM does it: it applies the charsmap, and merges and strips spaces."""
     if step["type"] in ("Precompiled", "Strip"):
         return None
     merges = step["type"] == "Replace" and step.get("pattern") == {"Regex": " {2,}"}
@@ -147,10 +147,10 @@ def but_for_charsmap(step: Step) -> Step | None:
 
 
 def but_for_case(step: Step) -> Step | None:
-    """What WordPiece leaves out: Hangul and others that its own table does not decompose.
+    """The rest of a step after WordPiece, whose table lacks some decompositions (Hangul).
 
-    It lowers letters and drops accents as it is told; a decomposition that it finds done already
-    changes nothing else.
+    WordPiece lowers letters and drops accents according to the settings; text that is decomposed
+    beforehand gives it the same result otherwise.
     """
     if step["type"] == "BertNormalizer":
         strips = step.get("strip_accents")
@@ -170,4 +170,4 @@ DONE_BY_LLAMA_CPP: dict[str, Callable[[Step], Step | None]] = {
     "bert": but_for_case,
     "whitespace": but_for_lowercase,
 }
-"""By tokenizer.ggml.model: what remains of a step."""
+"""tokenizer.ggml.model -> the function that returns the rest of a step."""

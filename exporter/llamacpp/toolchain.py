@@ -1,4 +1,4 @@
-"""Finds the llama.cpp that decant built, runs its tools and names its libraries."""
+"""Finds the build of llama.cpp, runs its tools and names its libraries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 from exporter.core.errors import ToolchainError
 from exporter.core.events import Note, Progress, Report, Step, Unit, silent
 
-LAST_LINES = 20
+LAST_LINES = 20  # of a tool's output, in an error's message
 KEPT_VARIABLES = (
     "PATH", "HOME", "TMPDIR", "LANG", "LC_", "TZ", "LD_LIBRARY_PATH", "DYLD_",
     "CUDA_", "NVIDIA_", "VK_", "GGML_", "OMP_", "GOMP_",
@@ -25,8 +25,9 @@ KEPT_VARIABLES = (
 
 
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-"""For what computes nothing on a GPU, or must be exact: with CUDA's float32 products are TF32,
-and to look for a GPU takes a third of a second and half a gigabyte of its memory."""
+"""Environment of tools that compute nothing on a GPU, or must be exact: CUDA's float32 products are
+TF32, and looking for a GPU takes a third of a second and half a gigabyte of its memory.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,38 +42,40 @@ class Toolchain:
         return path
 
     def tool(self, name: str) -> Path:
-        """An executable, such as llama-quantize."""
+        """The path of an executable, such as llama-quantize."""
         path: Path = self.build.tool(name)
         return path
 
     def library(self, name: str) -> Path:
-        """A shared library, such as ggml-base."""
+        """The path of a shared library, such as ggml-base."""
         path: Path = self.build.library(name)
         return path
 
     @property
     def source(self) -> Path:
-        """The folder with llama.cpp's `conversion` and `gguf-py`."""
+        """The folder that holds llama.cpp's `conversion` and `gguf-py`."""
         path: Path = self.build.src
         return path
 
     @property
     def info(self) -> dict[str, Any]:
-        """What build.json says."""
+        """The contents of build.json."""
         info: dict[str, Any] = self.build.info
         return info
 
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What doctor says of the processor."""
+    """The processor, as `decant doctor` shows it."""
 
     model: str
     features: str
     host: Any  # vendor.host.Host
 
     def compiler(self) -> str:
-        """The C++ compiler's version; ToolchainError, with what to install, when there is none."""
+        """The C++ compiler's version. Raises ToolchainError, with a package to install, without
+        one.
+        """
         with translated():
             version: str = (
                 recipe("host").find_compilers(os.environ, system=self.host.system).version
@@ -81,7 +84,10 @@ class HostFacts:
 
 
 def recipe(module: str = "build") -> ModuleType:
-    """A module of the build's own code: in the wheel inside `exporter`, else in the checkout."""
+    """A module of the build's code, from the wheel (`exporter._vendor`) or the checkout.
+
+    Raises ToolchainError when neither has it.
+    """
     if importlib.util.find_spec("exporter._vendor"):
         return importlib.import_module(f"exporter._vendor.{module}")
     checkout = Path(__file__).parents[2]
@@ -95,7 +101,7 @@ def recipe(module: str = "build") -> ModuleType:
 
 
 def find_toolchain() -> Toolchain:
-    """The finished build for this machine; ToolchainError when there is none."""
+    """The finished build for this machine. Raises ToolchainError when there is none."""
     building = recipe()
     with translated():
         build = building.find(building.read_recipe(), env=os.environ)
@@ -108,7 +114,7 @@ def find_toolchain() -> Toolchain:
 
 
 def setup_time() -> str:
-    """How long a build takes on this machine, for people. Raises ToolchainError."""
+    """How long a build takes on this machine, as text. Raises ToolchainError."""
     host = recipe("host")
     with translated():
         facts = host.read_host(os.environ)
@@ -117,13 +123,13 @@ def setup_time() -> str:
 
 
 def build_toolchain(*, force: bool = False, report: Report = silent) -> Toolchain:
-    """The finished build for this machine, made if need be. Raises ToolchainError."""
+    """The finished build for this machine, built first if missing. Raises ToolchainError."""
     building = recipe()
-    told: set[str] = set()
+    seen: set[str] = set()
 
     def tell(event: Any) -> None:  # vendor.report.BuildEvent
-        if event.stage not in told:
-            told.add(event.stage)
+        if event.stage not in seen:
+            seen.add(event.stage)
             report(Step(event.message) if event.total else Note(event.message))
         elif not event.total:
             report(Note(event.message))
@@ -139,7 +145,7 @@ def build_toolchain(*, force: bool = False, report: Report = silent) -> Toolchai
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn the recipe's errors, which know nothing of ours, into ToolchainError."""
+    """Turn the recipe's BuildError into ToolchainError."""
     build_error = recipe("report").BuildError
     try:
         yield
@@ -148,7 +154,7 @@ def translated() -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Where builds and demo models are kept: things that can be made again."""
+    """The user's cache of builds and demo models, which can be made again."""
     folder: Path = recipe().cache_root(os.environ)
     return folder
 
@@ -168,10 +174,10 @@ def run_tool(
     good: Sequence[int] = (0,),
     gpu: bool = False,
 ) -> str:
-    """Run one of llama.cpp's tools to its end and return all it printed.
+    """Run one of llama.cpp's tools to its end and return its output.
 
-    gpu: whether it may look for GPUs. Raises ToolchainError with the command and its last lines
-    when it ends with none of `good`.
+    gpu: whether it may look for GPUs. good: exit codes that count as success. Raises ToolchainError
+    with the command and its last lines for any other.
     """
     argv = [str(toolchain.tool(name)), *arguments]
     done = subprocess.run(
@@ -188,7 +194,7 @@ def run_tool(
         tail = "\n".join(done.stdout.splitlines()[-LAST_LINES:])
         raise ToolchainError(
             f"`{' '.join(argv)}` ended with {done.returncode}:\n{tail}",
-            hint="if this goes on, rebuild llama.cpp with `decant setup --force`",
+            hint="if this happens again, rebuild llama.cpp with `decant setup --force`",
         )
     return done.stdout
 
@@ -196,9 +202,10 @@ def run_tool(
 def follow_tool(
     toolchain: Toolchain, name: str, arguments: Sequence[str], heard: Callable[[str], None]
 ) -> str:
-    """Run a tool, telling `heard` all it has printed whenever it prints.
+    """Run a tool and call `heard` with its whole output so far whenever it prints.
 
-    It may use the GPU. It is ended when this is left by an exception.
+    It may use the GPU. An exception kills it. Raises ToolchainError with its last lines when it
+    fails.
     """
     argv = [str(toolchain.tool(name)), *arguments]
     printed = ""
@@ -221,13 +228,13 @@ def follow_tool(
         tail = "\n".join(printed.splitlines()[-LAST_LINES:])
         raise ToolchainError(
             f"`{' '.join(argv)}` ended with {running.returncode}:\n{tail}",
-            hint="if this goes on, rebuild llama.cpp with `decant setup --force`",
+            hint="if this happens again, rebuild llama.cpp with `decant setup --force`",
         )
     return printed
 
 
 def scrubbed(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which llama.cpp's tools do only what their arguments say.
+    """An environment in which llama.cpp's tools follow only their arguments.
 
     Every flag of llama-server also has a variable: a stray LLAMA_ARG_TOOLS=all opens a shell.
     """
@@ -236,7 +243,7 @@ def scrubbed(env: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def without_gpus() -> Iterator[None]:
-    """Hide GPUs from the libraries that are loaded inside the block, for as long as they live."""
+    """Hide GPUs from the libraries that the block loads, for as long as they stay loaded."""
     before = {name: os.environ.get(name) for name in NO_GPU}
     os.environ.update(NO_GPU)
     try:

@@ -1,4 +1,4 @@
-"""A GGUF's vocabulary in llama.cpp's own code, through the bindings of the build."""
+"""Tokenizes with a GGUF's vocabulary, through llama.cpp's bindings from the build."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ from exporter.llamacpp.toolchain import without_gpus
 if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain
 
-LIBRARIES = "LLAMA_CPP_LIB_PATH"  # where the bindings look for them when they are imported
-ROOM = 64  # bytes of most pieces
-SHALLOW = 4096  # bytes of a text that any stack has room for
-DEPTH = 2048  # bytes of stack for each of a longer text; taken only where they are used
-DEEPEST = 4 << 30  # of all; a word of some 8 MB
+LIBRARIES = "LLAMA_CPP_LIB_PATH"  # the bindings read it when they are imported
+ROOM = 64  # bytes, enough for most pieces
+SHALLOW = 4096  # bytes of text that fit on any stack
+DEPTH = 2048  # bytes of stack per byte of a longer text; reserved, used only as needed
+DEEPEST = 4 << 30  # bytes of stack in all, for a word of some 8 MB
 
 
 def load_bindings(toolchain: Toolchain) -> Any:
-    """llama-cpp-python's ctypes layer over the build's own libraries, silent."""
+    """llama-cpp-python's ctypes layer over the build's own libraries, without logging.
+
+    Raises ToolchainError when they do not load.
+    """
     folder = str(toolchain.folder / "python")
     if folder not in sys.path:
         sys.path.append(folder)
@@ -57,13 +60,13 @@ def ignore(level: int, text: bytes, data: object) -> None:
     del level, text, data
 
 
-# kept for as long as the library may call it
+# referenced for as long as the library may call it
 SILENCE = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(ignore)
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A GGUF's vocabulary in llama.cpp."""
+    """A GGUF's vocabulary, loaded by llama.cpp."""
 
     bindings: Any  # llama_cpp
     handle: Any  # llama_vocab *
@@ -73,7 +76,7 @@ class Vocabulary:
         return int(self.bindings.llama_vocab_n_tokens(self.handle))
 
     def encode(self, text: str, *, special: bool = False, parse: bool = True) -> list[int]:
-        """Ids of a text; special adds what begins and ends one, parse knows special tokens."""
+        """Token ids of a text. special: add BOS and EOS; parse: recognize special tokens."""
         raw = text.encode()
         room = len(raw) + 16
         while True:
@@ -85,7 +88,7 @@ class Vocabulary:
             room = -count  # some tokenizers write one character as many: U+FDFA as 18
 
     def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for: of a byte token that byte, of ▁The " The"."""
+        """The bytes of a token: one byte for a byte token, " The" for ▁The."""
         room = ROOM
         while True:
             piece = ctypes.create_string_buffer(room)
@@ -95,7 +98,7 @@ class Vocabulary:
             room = -count
 
     def is_special(self, token: int) -> bool:
-        """Whether it is no text of its own: a control token, or the one for unknown text."""
+        """Whether a token has no text: a control token, or the one for unknown text."""
         kinds = self.bindings.LLAMA_TOKEN_ATTR_CONTROL | self.bindings.LLAMA_TOKEN_ATTR_UNKNOWN
         return bool(self.bindings.llama_vocab_get_attr(self.handle, token) & kinds)
 
@@ -103,20 +106,21 @@ class Vocabulary:
         return bool(self.bindings.llama_vocab_get_add_bos(self.handle))
 
     def text(self, token: int) -> str:
-        """A token as the vocabulary writes it; empty for -1, which is none."""
+        """A token as the vocabulary writes it; empty for -1, the id for no token."""
         found = self.bindings.llama_vocab_get_text(self.handle, token) if token >= 0 else b""
         return (found or b"").decode(errors="replace")
 
     def special(self, name: str) -> int:
-        """The id of bos, eos, eot, sep, pad, mask…; -1 when it has none."""
+        """The id of bos, eos, eot, sep, pad, mask…; -1 where the vocabulary has none."""
         return int(getattr(self.bindings, f"llama_vocab_{name}")(self.handle))
 
 
 def on_deep_stack(work: Callable[[], int], count: int) -> int:
-    """Call `work`, which may recurse `count` times, where there is room for it.
+    """Call `work`, which may recurse `count` times, on a stack large enough for it.
 
-    Many models' patterns go through std::regex, which recurses with each character of a word:
-    a thread's usual 8 MB end after some ten thousand of them, and with them the process.
+    Many models' patterns use std::regex, which recurses for each character of a word: a thread's
+    usual 8 MB overflow after some ten thousand characters and end the process. Raises SpaceError
+    when no such thread can be started.
     """
     if count < SHALLOW:
         return work()
@@ -134,11 +138,11 @@ def on_deep_stack(work: Callable[[], int], count: int) -> int:
 
 @contextmanager
 def vocabulary(path: Path, toolchain: Toolchain) -> Iterator[Vocabulary]:
-    """Load the vocabulary of a GGUF, and no weight. Raises ModelError when llama.cpp cannot."""
+    """Load the vocabulary of a GGUF without its weights. Raises ModelError when llama.cpp fails."""
     with without_gpus():
         bindings = load_bindings(toolchain)
         bindings.llama_backend_init()
-        bindings.llama_supports_gpu_offload()  # looks for GPUs, once for all of the process
+        bindings.llama_supports_gpu_offload()  # looks for GPUs, once per process
     settings = bindings.llama_model_default_params()
     settings.vocab_only = True
     model = bindings.llama_model_load_from_file(os.fsencode(path), settings)

@@ -1,1 +1,1 @@
-"""Adapters merged into a base: planned by names and shapes, carried out tensor by tensor."""
+"""Merges adapters into a base: planned by names and shapes, applied tensor by tensor."""

@@ -1,4 +1,4 @@
-"""What makes it doubtful that an adapter does what its owner expects: said, not refused."""
+"""Warns when an adapter probably does not do what its owner expects."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ OF_LORA_CONFIG = {
     "peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config",
     "target_modules", "target_parameters", "task_type", "trainable_token_indices", "use_bdlora",
     "use_dora", "use_qalora", "use_rslora", "velora_config",
-    # what trainers add for themselves: ms-swift, torchtune, Unsloth
+    # settings that trainers add: ms-swift, torchtune, Unsloth
     "lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "model_id_or_path", "virtual_tokens",
     "unsloth_fixed", "unsloth_version",
 }  # fmt: skip
-"""Settings of a LoRA that are acted on, refused, or known to change nothing in its sum."""
+"""LoRA settings that decant applies or refuses, or that never change the sum."""
 LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def say_doubts(adapter: AdapterSpec, checkpoint: Checkpoint, *, report: Report) -> None:
-    """Warn of settings that nobody here knows, of an untrained adapter and of untouched layers."""
+    """Warn of unknown settings, of an untrained adapter and of untouched layers."""
     if adapter.origin != "peft" or adapter.kind != "LORA":
         return
     for doubt in (*unknown_settings(adapter), *untrained(adapter), *untouched(adapter, checkpoint)):
@@ -40,7 +40,7 @@ def say_doubts(adapter: AdapterSpec, checkpoint: Checkpoint, *, report: Report) 
 
 
 def unknown_settings(adapter: AdapterSpec) -> Iterator[str]:
-    """Settings that are on, and that this version does not know."""
+    """A warning about active settings that decant does not know."""
     strange = {
         name: value
         for name, value in adapter.config.items()
@@ -57,14 +57,14 @@ def unknown_settings(adapter: AdapterSpec) -> Iterator[str]:
 
 
 def untrained(adapter: AdapterSpec) -> Iterator[str]:
-    """That all pairs add zeros, where nothing else is in the adapter."""
+    """A warning if all pairs add zeros and the adapter holds nothing else."""
     others = adapter.values or adapter.rows or not adapter.is_plain
     if others or not adapter.pairs:
         return
     if all(adds_nothing(pair) for pair in adapter.pairs):
         yield (
             f"`{adapter.name}` changes nothing: all its matrices B (or A) are zero, as before the"
-            " first step of training; was it saved too early, or another one meant?"
+            " first step of training; was it saved too early, or is it the wrong one?"
         )
     elif not any(scaling_of_one(adapter)):
         yield f"`{adapter.name}` changes nothing: its lora_alpha is 0"
@@ -79,7 +79,7 @@ def scaling_of_one(adapter: AdapterSpec) -> Iterator[float]:
 
 
 def untouched(adapter: AdapterSpec, checkpoint: Checkpoint) -> Iterator[str]:
-    """Layers that PEFT would have adapted, had the adapter been trained on this base."""
+    """A warning about layers that PEFT would have adapted in training on this base."""
     targets = adapter.config.get("target_modules")
     chosen = ("layers_to_transform", "exclude_modules", "target_parameters", "layer_replication")
     if not isinstance(targets, list) or any(is_set(adapter.config.get(key)) for key in chosen):
@@ -102,7 +102,7 @@ def untouched(adapter: AdapterSpec, checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def depth_of(checkpoint: Checkpoint) -> int:
-    """How many layers of the text model transformers loads; MTP's come after them."""
+    """The number of layers in the text model that transformers loads; MTP layers follow them."""
     text = checkpoint.config.get("text_config")
     for config in (text, checkpoint.config):
         depth = config.get("num_hidden_layers") if isinstance(config, dict) else None
@@ -112,7 +112,7 @@ def depth_of(checkpoint: Checkpoint) -> int:
 
 
 def by_leaf(modules: Iterator[str]) -> dict[str, set[int]]:
-    """{what follows the layer's number in a module's name: the numbers}."""
+    """Group modules by their name after the layer number -> the layer numbers."""
     found: dict[str, set[int]] = {}
     for module in modules:
         if number := LAYER.search(module):

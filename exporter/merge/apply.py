@@ -1,7 +1,7 @@
-"""A planned merge, carried out: the checkpoint's tensors, changed, one at a time.
+"""Applies a merge plan: reads and changes the checkpoint's tensors, one at a time.
 
-In float32 a plain LoRA is the exact sum. In the base's own type, and for everything that is more
-than a sum, PEFT's own layers do it, so that the rounding is PEFT's too.
+In float32 a plain LoRA is the exact sum. In the base's type, and for anything beyond a sum, PEFT's
+layers compute it, so that the rounding equals PEFT's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from exporter.merge.peft_layers import (
     merge_with_peft,
     residual_with_peft,
 )
-from exporter.merge.tied_embeddings import find_ends
+from exporter.merge.tied_embeddings import find_embeddings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,14 +44,13 @@ if TYPE_CHECKING:
 
     from exporter.inputs.lazy_tensor import Tensor
 
-ROUNDING = 1e-6  # of a tensor's largest value
+ROUNDING = 1e-6  # relative to a tensor's largest value
 
 
 class MergedTensors:
-    """The result's tensors by the checkpoint's names; each is read anew when it is asked for."""
+    """The result's tensors by the checkpoint's names; `read` computes a tensor on each call."""
 
     def __init__(self, plan: MergePlan) -> None:
-        """Read nothing yet."""
         self.plan = plan
         self.pool = Pool()
         self.tuners: dict[Path, Tuner] = {}
@@ -62,7 +61,7 @@ class MergedTensors:
         return self.plan.names
 
     def stored_dtype(self, name: str) -> torch.dtype:
-        """The type it has in the checkpoint; of what is added, the type of the changed weights."""
+        """The tensor's type in the checkpoint; for a new one, the type of the base's matrices."""
         return torch_dtype(self.stored_type(name))
 
     def stored_type(self, name: str) -> str:
@@ -72,12 +71,12 @@ class MergedTensors:
         return (self.plan.changes[name].source or self.neighbour()).dtype
 
     def neighbour(self) -> Tensor:
-        """Some matrix of the checkpoint, whose type a new one takes."""
+        """A matrix of the checkpoint, whose type a new tensor takes."""
         tensors = self.plan.checkpoint.tensors.values()
         return next((t for t in tensors if len(t.shape) > 1), next(iter(tensors)))
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type that `read` gives: the stored one, or float32 for an exact merge."""
+        """The type that `read` returns: the stored one, or float32 for an exact merge."""
         import torch
 
         exact = name in self.plan.changes and self.plan.dtype == "float32"
@@ -89,9 +88,9 @@ class MergedTensors:
         return self.plan.checkpoint.tensors[name].shape
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, with everything that the plan says about it done.
+        """One tensor of shape `shape(name)`, with all its planned steps applied.
 
-        Raises CheckpointError or AdapterError when a value is NaN or infinite.
+        Raises CheckpointError or AdapterError for NaN or infinite values.
         """
         change = self.plan.changes.get(name)
         if change is None:
@@ -106,13 +105,13 @@ class MergedTensors:
         return merged
 
     def changes_something(self, name: str) -> bool:
-        """Whether a tensor becomes another than the base's, beyond float32's rounding.
+        """Whether a tensor differs from the base's by more than float32's rounding.
 
-        A tied head is compared with what the embedding becomes, which would stand for it.
+        A tied head is compared with the new embedding, which would otherwise stand for it.
         """
         import torch
 
-        change, ends = self.plan.changes[name], find_ends(self.plan.checkpoint)
+        change, ends = self.plan.changes[name], find_embeddings(self.plan.checkpoint)
         if change.source is None or change.shape != change.source.shape:
             return True
         is_head = ends.tied and name == ends.head
@@ -124,7 +123,7 @@ class MergedTensors:
         )
 
     def merge(self, name: str, change: Change) -> torch.Tensor:
-        """The steps in order, on the tensor's own values in the type of the merge."""
+        """Apply the steps in order to the tensor's values, in the type of the merge."""
         import torch
 
         first = change.steps[0] if change.steps else None
@@ -133,11 +132,11 @@ class MergedTensors:
         weight = converted(read_tensor(source, self.pool), self.dtype(name), self.pool)
         with torch.no_grad():
             for step in change.steps[1:] if isinstance(first, Replace) else change.steps:
-                weight = self.take(step, weight)
+                weight = self.apply_step(step, weight)
         return weight
 
-    def take(self, step: Step, weight: torch.Tensor) -> torch.Tensor:
-        """One step; `weight` may be changed in place."""
+    def apply_step(self, step: Step, weight: torch.Tensor) -> torch.Tensor:
+        """Apply one step to `weight`, which may be changed in place."""
         match step:
             case LoraSum():
                 return self.add_lora(step, weight)
@@ -160,7 +159,7 @@ class MergedTensors:
         return weight
 
     def stacked_pair(self, step: ExpertSum) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pair that all experts of a layer share, kept until another one is asked for."""
+        """The pair that all experts of a layer share, cached until another one is requested."""
         if self.pair is None or self.pair[0].a != step.a:
             self.pair = None
             self.pair = (step, *split_experts(step))
@@ -181,7 +180,7 @@ class MergedTensors:
         return merge_with_peft(step, weight)
 
     def tune(self, step: Tuned, values: torch.Tensor) -> torch.Tensor:
-        """A module's weight, or its bias, from its tuner's layer, which needs both."""
+        """A module's weight or bias from its tuner's layer, which needs both."""
         tuner = self.tuner(step)
         if step.changes_bias:
             weight = read_tensor(step.weight).to(values.dtype)
@@ -190,7 +189,7 @@ class MergedTensors:
         return tuner.merge(step.module, values, bias)[0]
 
     def tuner(self, step: Tuned) -> Tuner:
-        """The adapter's own tuner over its modules, built when it is first needed."""
+        """The adapter's tuner over its modules, built on first use."""
         import torch
 
         folder = step.adapter.folder
@@ -207,7 +206,7 @@ class MergedTensors:
 
 
 def split_experts(step: ExpertSum) -> tuple[torch.Tensor, torch.Tensor]:
-    """A stacked pair, expert by expert: A as (experts, rank, in), B as (experts, out, rank)."""
+    """Split a stacked pair by expert: A as (experts, rank, in), B as (experts, out, rank)."""
     a = read_tensor(step.a).float().reshape(step.experts, -1, step.a.shape[1])
     b = read_tensor(step.b).float()
     if step.expert_major:
@@ -216,7 +215,11 @@ def split_experts(step: ExpertSum) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def add_experts(step: ExpertSum, weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add a stacked pair's update to one expert's rows, or expert by expert to the whole stack."""
+    """Add a stacked pair's update in place, to one expert's rows or to the whole stack.
+
+    weight: (n_out, n_in) or (experts, n_out, n_in), transposed if the step says so; a: (experts,
+    rank, n_in), b: (experts, n_out, rank).
+    """
     numbers = range(step.experts) if step.expert is None else [step.expert]
     for expert in numbers:
         target = weight if step.expert is not None else weight[expert]
@@ -227,9 +230,9 @@ def add_experts(step: ExpertSum, weight: torch.Tensor, a: torch.Tensor, b: torch
 
 
 def add_parts(step: StackSum, stack: torch.Tensor) -> None:
-    """Add each expert's own pairs to its slice of the stack, in place.
+    """Add each expert's pairs to its slice of the stack, in place.
 
-    stack: (experts, n_out, n_in), or (experts, n_in, n_out) when the step says transposed.
+    stack: (experts, n_out, n_in), or (experts, n_in, n_out) if the step says transposed.
     """
     for part in step.parts:
         a, b = (read_tensor(half).float() for half in (part.pair.a, part.pair.b))
@@ -241,7 +244,9 @@ def add_parts(step: StackSum, stack: torch.Tensor) -> None:
 def with_values(
     step: BiasSum | Replace | ReplaceRows | AddRows, weight: torch.Tensor
 ) -> torch.Tensor:
-    """A step that needs no matrices; `weight` may be changed in place."""
+    """Apply a step that needs no matrix product. weight: (rows, columns) or (rows,), changed in
+    place.
+    """
     match step:
         case BiasSum():
             weight += read_tensor(step.values).float() * step.scaling
@@ -255,7 +260,7 @@ def with_values(
 
 
 def with_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
-    """The weight, (n, width), with rows of its mean added until there are (rows, width)."""
+    """Append rows of the mean to an embedding (n, width) up to (rows, width)."""
     import torch
 
     mean = weight.float().mean(dim=0, keepdim=True).to(weight.dtype)  # (1, width)
@@ -263,7 +268,7 @@ def with_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is a number; the sum tells in one pass, unless it overflows."""
+    """Whether all values (…) are finite; their sum shows it in one pass, unless it overflows."""
     import torch
 
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1:
@@ -274,6 +279,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def refuse_non_finite(name: str, tensor: torch.Tensor, *, merged: bool) -> None:
+    """Raise AdapterError (merged) or CheckpointError (base) for NaN or infinite values (…)."""
     import torch
 
     if is_finite(tensor):

@@ -1,7 +1,7 @@
-"""Adapters that made a classifier of a base: what the result is called, and what it leaves out.
+"""Adapters that turn a base into a classifier: the result's class, config and dropped tensors.
 
-The base's config names a language model or a bare encoder; the adapter brings the head. The
-result must name transformers' class for both together, or the head is lost when it is loaded.
+The base's config names a language model or a bare encoder; the adapter adds the head. The result
+must name transformers' class for both together, or transformers loads it without its head.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ TASKS = {
     "TOKEN_CLS": "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
     "QUESTION_ANS": "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
 }
-"""PEFT's task_type, and transformers' table of the classes for it."""
+"""PEFT's task_type -> the name of transformers' table of classes for it."""
 OTHER_HEADS = ("lm_head", "embed_out", "cls", "decoder", "predictions", "generator_predictions",
                "vocab_transform", "vocab_layer_norm", "vocab_projector", "pooler", "head",
                "qa_outputs")  # fmt: skip
-"""Parts of a base that a classifier may have no place for."""
+"""Parts of a base that a classifier may lack."""
 FROM_TRAINING = ("problem_type", "pad_token_id")
 """Settings of a config beside the adapter that belong to the classifier."""
-COUNT = 7919  # labels of a model made to find the matrix that has one row for each
+COUNT = 7919  # labels of a model that is built to find the matrix with one row per label
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """What becomes of the base."""
+    """The changes that turn the base into a classifier."""
 
     config: dict[str, object]
-    """What the result's config.json says differently."""
+    """Entries that the result's config.json replaces."""
     dropped: frozenset[str]
-    """Tensors of the base that the classifier has no place for: a language model's head."""
+    """Tensors of the base that the classifier lacks: a language model's head."""
 
 
 def find_classifier(
     checkpoint: Checkpoint, adapters: Iterable[AdapterSpec], shapes: Mapping[str, tuple[int, ...]]
 ) -> Classifier | None:
-    """The classifier that `adapters` make of the base; None when they make none.
+    """The classifier that `adapters` turn the base into; None if they do not.
 
-    shapes: of the tensors that adapters add. Raises AdapterError when a part of the classifier
-    is nowhere saved, UnsupportedError when transformers has no such class.
+    shapes: shapes of the tensors that adapters add. Raises AdapterError if a part of the classifier
+    is saved nowhere, UnsupportedError if transformers has no such class.
     """
     trained = [adapter for adapter in adapters if str(adapter.config.get("task_type")) in TASKS]
     if not trained:
@@ -92,7 +92,7 @@ def part_of(name: str, inner: str) -> str:
 
 
 def class_name(checkpoint: Checkpoint, adapter: AdapterSpec) -> str:
-    """Transformers' class for the base's kind and the adapter's task."""
+    """transformers' class for the base's type and the adapter's task. Raises UnsupportedError."""
     from transformers.models.auto import modeling_auto
 
     task, kind = str(adapter.config["task_type"]), checkpoint.config.get("model_type")
@@ -107,7 +107,7 @@ def class_name(checkpoint: Checkpoint, adapter: AdapterSpec) -> str:
 
 
 def layout(checkpoint: Checkpoint, architecture: str) -> tuple[str, dict[str, tuple[int, ...]]]:
-    """What transformers' class calls the base inside it, and its tensors' shapes; none is made."""
+    """The class's name for the base inside it, and its tensors' shapes; allocates no values."""
     import torch
     import transformers
 
@@ -120,7 +120,7 @@ def layout(checkpoint: Checkpoint, architecture: str) -> tuple[str, dict[str, tu
 
 
 def labels(adapter: AdapterSpec, count: int) -> dict[str, object]:
-    """The labels' names: from a config saved beside the adapter, else LABEL_0 …"""
+    """The label names from a config saved beside the adapter, else LABEL_0 …, with its settings."""
     path = adapter.folder / "config.json"
     said = (
         read_json_object(path, error=AdapterError, hint="remove it, or save it again")

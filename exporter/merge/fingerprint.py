@@ -1,4 +1,4 @@
-"""What a merge's values depend on, to tell whether unfinished work may be gone on with."""
+"""Fingerprint of everything a merge depends on, deciding whether a partial export can resume."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PACKAGES = ("decant-llm", "torch", "transformers", "peft")
 
 
 def identity(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str, str]:
-    """Equal for two merges of the same, by the names a person knows the parts by.
+    """Facts that are equal for two identical merges, under names for people.
 
-    A file of the base counts as unchanged while its size and time stand; adapters are hashed.
+    A file of the base counts as unchanged while its size and time stay equal; adapters are hashed.
     """
     base = merge.checkpoint.folder
     found = (path for pattern in (*WEIGHTS, "config.json") for path in base.glob(pattern))

@@ -1,4 +1,4 @@
-"""Adapters onto a checkpoint: what happens to each of its tensors, known before any is read.
+"""Plans a merge: resolves adapters onto a checkpoint before any value is read.
 
 Every tensor of every adapter is used exactly once or refused by name.
 """
@@ -40,9 +40,9 @@ from exporter.merge.operations import (
     Tuned,
     WeightedAdapter,
 )
-from exporter.merge.settle_ends import settle_ends, was
+from exporter.merge.settle_embeddings import settle_embeddings, was
 from exporter.merge.targets import Problems, is_new_module, kind_of, lost_rows, trained_rows
-from exporter.merge.tied_embeddings import Ends, find_ends, lacks_head, same_values
+from exporter.merge.tied_embeddings import Embeddings, find_embeddings, lacks_head, same_values
 
 
 def plan_merge(
@@ -54,8 +54,8 @@ def plan_merge(
 ) -> MergePlan:
     """Resolve every tensor of every adapter onto the checkpoint.
 
-    Raises AdapterError, naming the first few, when a target is missing or has another shape,
-    UnsupportedError for a combination that no merge can hold.
+    Raises AdapterError, naming the first few, for a target that is missing or has another shape,
+    UnsupportedError for a combination that no merge can express.
     """
     if adapters:
         refuse_quantized(checkpoint)
@@ -66,24 +66,24 @@ def plan_merge(
     if combine:
         planner.combine(combine)
     planner.become_classifier([weighted.adapter for weighted in adapters])
-    settle_ends(planner, [weighted.adapter for weighted in adapters])
+    settled = settle_embeddings(planner, [weighted.adapter for weighted in adapters])
     changes = {
-        name: Change(planner.source(name), tuple(steps), planner.shape(name))
-        for name, steps in planner.steps.items()
+        name: Change(planner.source(name), steps, settled.shape(name, planner))
+        for name, steps in settled.steps.items()
     }
     return MergePlan(
         checkpoint,
         tuple(adapters),
         dtype,
         changes,
-        frozenset(planner.dropped),
-        planner.config,
-        tuple(planner.notes),
+        settled.dropped,
+        dict(settled.config),
+        settled.notes,
     )
 
 
 def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Stop at a base whose weights are not numbers that something can be added to."""
+    """Raise UnsupportedError for a base whose weights are quantized."""
     quantized = checkpoint.config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
@@ -94,48 +94,49 @@ def refuse_quantized(checkpoint: Checkpoint) -> None:
 
 
 class Planner:
-    """Collects what happens to each tensor while adapters are added one after the other."""
+    """Collects the steps of each tensor while adapters are added in turn."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Begin with nothing changed."""
         self.checkpoint = checkpoint
         self.names = Names(checkpoint)
-        self.ends: Ends = find_ends(checkpoint)
+        self.embeddings: Embeddings = find_embeddings(checkpoint)
         self.steps: dict[str, list[Step]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dropped: set[str] = set()
         self.config: dict[str, object] = {}
         self.notes: list[str] = []
         self.grown: set[str] = set()
-        """Ends that get new rows from an adapter which does not hold the grown matrix."""
+        """Embedding matrices that get rows from an adapter which does not hold the whole
+        grown one.
+        """
         self.adapter_steps: set[tuple[str, type]] = set()
 
     def look_at_base(self) -> None:
-        """Leave out what writes no text, and note what is missing."""
+        """Drop a value head, and note a head that is missing."""
         if heads := [name for name in self.checkpoint.tensors if is_value_head(name)]:
             self.dropped.update(heads)
             self.notes.append(f"`{heads[0]}` is left out: a value head judges texts, writes none")
-        if lacks_head(self.checkpoint, self.ends):
+        if lacks_head(self.checkpoint, self.embeddings):
             self.notes.append(
-                f"`{self.ends.head}` is in no file of `{self.checkpoint.folder}`, and its"
+                f"`{self.embeddings.head}` is in no file of `{self.checkpoint.folder}`, and its"
                 " config.json says that it is no copy of the embedding: the embedding is taken"
                 " for it, and may not be what was trained; is the folder complete?"
             )
 
     def source(self, name: str) -> Tensor | None:
-        """Where a tensor's own values lie; a tied head's are the embedding's."""
-        if self.ends.tied and name == self.ends.head:
-            name = self.ends.embedding
+        """The tensor that holds the base's values; for a tied head the embedding."""
+        if self.embeddings.tied and name == self.embeddings.head:
+            name = self.embeddings.embedding
         return self.checkpoint.tensors.get(name)
 
     def tensor(self, name: str) -> str | None:
-        """The result's name for a tensor of the model; a tied head counts as being there."""
-        if self.ends.tied and name == self.ends.head_in_memory:
-            return self.ends.head
+        """The result's name for a tensor of the model; a tied head counts as existing."""
+        if self.embeddings.tied and name == self.embeddings.head_in_memory:
+            return self.embeddings.head
         return self.names.tensor(name)
 
     def add(self, weighted: WeightedAdapter) -> None:
-        """Place every tensor of one adapter."""
+        """Plan every tensor of one adapter. Raises AdapterError for those that do not fit."""
         adapter, problems = weighted.adapter, Problems(weighted.adapter, self.checkpoint)
         self.adapter_steps.clear()
         for name, values in {**adapter.saved, **adapter.values}.items():
@@ -151,7 +152,9 @@ class Planner:
     def add_values(
         self, adapter: AdapterSpec, stored: str, values: Tensor, problems: Problems
     ) -> None:
-        """A whole tensor: it must be as large as the one it replaces, but for the vocabulary."""
+        """Plan a whole tensor, which must have the replaced one's shape, except for the
+        vocabulary.
+        """
         name = self.tensor(stored) or self.names.parameter(stored)
         if name is None and (parts := stack_parts(stored, values, self.names)):
             for part_name, part in parts.items():
@@ -168,9 +171,15 @@ class Planner:
     def replace(
         self, name: str, values: Tensor, problems: Problems, *, repeats: bool = False
     ) -> None:
-        """New values for a tensor. repeats: they are the base's own, saved beside a LoRA."""
+        """Plan new values for a tensor. repeats: they are the base's, saved beside a LoRA.
+
+        Raises AdapterError if two adapters replace the same tensor.
+        """
         base = self.shape(name)
-        grows = name in (self.ends.embedding, self.ends.head) and base[1:] == values.shape[1:]
+        grows = (
+            name in (self.embeddings.embedding, self.embeddings.head)
+            and base[1:] == values.shape[1:]
+        )
         if base != values.shape and not grows:
             problems.misfit(name, base, values.shape)
             return
@@ -188,13 +197,14 @@ class Planner:
     def add_rows(
         self, adapter: AdapterSpec, module: str, values: Tensor, problems: Problems
     ) -> None:
+        """Plan new rows of an embedding, which may extend it."""
         name = self.tensor(f"{module}.weight")
         if name is None:
             problems.missing.append(module)
             return
         rows, shape = trained_rows(adapter, module), self.grown_shape(name)
         needed = max(rows, default=-1) + 1
-        is_end = name in (self.ends.embedding, self.ends.head)
+        is_end = name in (self.embeddings.embedding, self.embeddings.head)
         if len(rows) != values.shape[0] or values.shape[1:] != shape[1:]:
             problems.misfit(f"rows {list(rows)[:8]} of {name}", shape, values.shape)
             return
@@ -207,6 +217,7 @@ class Planner:
         self.change(name, ReplaceRows(values, rows))
 
     def add_pair(self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems) -> None:
+        """Plan one pair: added to a weight, to experts, or to rows of a fused tensor."""
         adapter = weighted.adapter
         name = self.tensor(f"{pair.module}.weight")
         if name is None or len(self.shape(name)) == STACK:
@@ -215,10 +226,10 @@ class Planner:
         kind = kind_of(pair, name, self.checkpoint)
         n_out, n_in = pair.b.shape[0], pair.a.shape[1]
         fits = (n_out, n_in) if kind == "linear" else (n_in, n_out)
-        # blocks of a matrix do not show its size; PEFT's layer will refuse what does not fit
+        # blocks do not show the matrix's size; PEFT's layer refuses a misfit
         base = self.grown_shape(name)
         if not is_set(adapter.config.get("use_bdlora")) and base != fits:
-            if name in (self.ends.embedding, self.ends.head) and base[1:] == fits[1:]:
+            if name in (self.embeddings.embedding, self.embeddings.head) and base[1:] == fits[1:]:
                 raise lost_rows(name, fits[0], was(self, name) or 0)
             problems.misfit(name, base, fits)
             return
@@ -231,6 +242,7 @@ class Planner:
             self.add_bias(name, BiasSum(bias, scaling.value * weighted.scale), problems)
 
     def add_bias(self, weight: str, step: BiasSum, problems: Problems) -> None:
+        """Plan a LoRA's bias. Raises UnsupportedError if the base's layer has none."""
         name = f"{weight.removesuffix('.weight')}.bias"
         if name not in self.checkpoint.tensors:
             raise UnsupportedError(
@@ -244,6 +256,7 @@ class Planner:
             self.change(name, step)
 
     def add_experts(self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems) -> None:
+        """Plan a pair of experts, stacked or single, else of a fused tensor."""
         found = plan_experts(weighted.adapter, pair, self.names, scale=weighted.scale)
         one = add_pair_of_one(weighted, pair, self.names) if not found else None
         if isinstance(found, str) or isinstance(one, str):
@@ -259,7 +272,9 @@ class Planner:
     def add_rows_of_fused(
         self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems
     ) -> None:
-        """A module that is some rows of a tensor of the checkpoint, such as q of a fused qkv."""
+        """Plan a module that is some rows of a tensor of the checkpoint, such as q of a fused
+        qkv.
+        """
         part = self.names.part(f"{pair.module}.weight")
         if part is None or pair.extras.get("lora_B.bias"):
             problems.lack(pair)
@@ -273,7 +288,7 @@ class Planner:
         self.join(part.tensor, PartSum(((part.index * fits[0], step),)))
 
     def join(self, name: str, step: StackSum | PartSum) -> None:
-        """One part of a step; those of the same adapter become one step of the tensor."""
+        """Add one part of a step; parts of the same adapter form one step of the tensor."""
         last = next(iter(self.steps.get(name, ())[-1:]), None)
         if (name, type(step)) not in self.adapter_steps:
             self.change(name, step)
@@ -283,7 +298,10 @@ class Planner:
             self.steps[name][-1] = PartSum(last.parts + step.parts)
 
     def add_tuner(self, weighted: WeightedAdapter, problems: Problems) -> None:
-        """Another tuner: its modules are those whose weights the checkpoint has."""
+        """Plan another tuner: its modules are those whose weights the checkpoint has.
+
+        Raises UnsupportedError for a scale, which such tuners do not have.
+        """
         adapter = weighted.adapter
         if weighted.scale != 1:
             raise UnsupportedError(
@@ -303,7 +321,9 @@ class Planner:
             problems.missing.append(next(iter(adapter.tuner)))
 
     def combine(self, how: Combination) -> None:
-        """Make one step of the LoRAs that meet on a tensor."""
+        """Combine the LoRAs of each tensor into one step. Raises UnsupportedError for other
+        steps.
+        """
         for name, steps in self.steps.items():
             sums = tuple(step for step in steps if isinstance(step, LoraSum))
             if len(sums) != len(steps) or not all(s.adapter.is_plain for s in sums):
@@ -315,15 +335,15 @@ class Planner:
             self.steps[name] = [CombinedSum(sums, how)]
 
     def become_classifier(self, adapters: list[AdapterSpec]) -> None:
-        """Where an adapter brings a classifier's head, the language model's own goes."""
+        """Replace the language model's head if an adapter brings a classifier's."""
         added = {n: s for n, s in self.shapes.items() if n not in self.checkpoint.tensors}
         if made := find_classifier(self.checkpoint, adapters, added):
             self.config |= made.config
             self.dropped |= made.dropped
-            self.ends = replace(self.ends, head="", tied=False)
+            self.embeddings = replace(self.embeddings, head="", tied=False)
 
     def change(self, name: str, step: Step) -> None:
-        """Note a step. One adapter cannot have two of a kind for a tensor."""
+        """Add a step. Raises AdapterError for two of a kind from one adapter on one tensor."""
         if (name, type(step)) in self.adapter_steps:
             raise AdapterError(
                 f"two of the adapter's modules land on `{name}`",
@@ -333,23 +353,24 @@ class Planner:
         self.steps.setdefault(name, []).append(step)
 
     def grown_shape(self, name: str) -> tuple[int, ...]:
-        """The shape; of tied ends, that of the end which has grown."""
-        ends = (self.ends.embedding, self.ends.head)
-        if self.ends.tied and name in ends:
+        """The shape of a tensor; for tied embeddings, of the end that has grown."""
+        ends = (self.embeddings.embedding, self.embeddings.head)
+        if self.embeddings.tied and name in ends:
             return max(self.shape(end) for end in ends)
         return self.shape(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """As it is after the changes so far."""
-        if name in self.shapes:
-            return self.shapes[name]
+        """The shape after the steps so far."""
+        return self.shapes[name] if name in self.shapes else self.base_shape(name)
+
+    def base_shape(self, name: str) -> tuple[int, ...]:
         source = self.source(name)
         assert source is not None, name
         return source.shape
 
 
 def tuned_modules(adapter: AdapterSpec, planner: Planner) -> list[str]:
-    """The modules that another tuner changes, as the adapter calls them."""
+    """The modules that another tuner changes, under the adapter's names."""
     found: dict[str, None] = {}
     for name in adapter.tuner:
         module = name

@@ -1,9 +1,9 @@
-"""Adapters of stacked experts, onto a checkpoint that keeps its experts apart, or stacked too.
+"""Adapters of experts, stacked or separate, onto a checkpoint with either layout.
 
 transformers 5 holds the experts of a layer as one parameter of three dimensions, and PEFT trains
-one pair of matrices for all of them; most checkpoints have a weight for each expert. So each
-expert's own rows are cut out of the pair, and the stack is never built. Other trainers have a
-linear layer for each expert where the checkpoint has a stack.
+one pair of matrices for all of them; most checkpoints have a weight per expert. Each expert's rows
+are then cut out of the pair, and the stack is never built. Other trainers have a linear layer per
+expert where the checkpoint has a stack.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from exporter.merge.operations import ExpertPart, ExpertSum, StackSum, WeightedA
 if TYPE_CHECKING:
     import torch
 
-# in the order in which models declare them, which is the order in which PEFT nests its wrappers
+# in the order of declaration, in which PEFT nests its wrappers
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")
 STACK = 3  # dimensions
-# one expert's own module: experts.3.gate_proj, or experts.gate_up_projs.3
+# a single expert's module: experts.3.gate_proj, or experts.gate_up_projs.3
 OF_ONE = re.compile(
     r"(?P<experts>.+\.experts)\.((?P<number>\d+)\.(?P<part>\w+)|(?P<stack>\w+)s\.(?P<place>\d+))"
 )
-# models whose stacks are (experts, in, out) and not (experts, out, in)
+# models with stacks of (experts, in, out) instead of (experts, out, in)
 INPUT_FIRST = ("gpt_oss", "aria", "openai_privacy_filter")
 # models whose stacks hold a row of gate, then one of up, and so on
 IN_TURNS = ("gpt_oss",)
@@ -39,9 +39,9 @@ FIRST_RIGHT_PEFT = (0, 19)
 def plan_experts(
     adapter: AdapterSpec, pair: LoraPair, names: Names, *, scale: float
 ) -> dict[str, ExpertSum] | str:
-    """One step for each weight that a stacked pair changes, by its name in the checkpoint.
+    """The step of each weight that a stacked pair changes, by its name in the checkpoint.
 
-    Empty when the module has no experts; a sentence when their shapes are others.
+    Empty if the module has no experts; a sentence if the shapes do not fit.
     """
     parameter = parameter_of(adapter, pair, names)
     if parameter is None:
@@ -69,9 +69,9 @@ def plan_experts(
 def plan_whole(
     adapter: AdapterSpec, pair: LoraPair, name: str, names: Names, *, parameter: str, scale: float
 ) -> dict[str, ExpertSum] | str:
-    """The checkpoint has the parameter as one tensor, too: a stack of experts, or a matrix.
+    """The steps for a parameter that is one tensor in the checkpoint: a stack, or a matrix.
 
-    name: the tensor's in the checkpoint, which may be another than the parameter's.
+    name: the tensor's name in the checkpoint, which may differ from the parameter's.
     """
     shape = names.checkpoint.tensors[name].shape
     if len(shape) == STACK - 1:
@@ -93,20 +93,20 @@ def plan_single(
 
 
 def parameter_of(adapter: AdapterSpec, pair: LoraPair, names: Names) -> str | None:
-    """Which parameter of the module a pair is for, by how deep PEFT nested its wrapper."""
+    """The parameter of the module that a pair belongs to, by the depth of PEFT's wrapper."""
     targets = adapter.config.get("target_parameters")
     if not isinstance(targets, list):
         return None
     leaves = {str(target).rpartition(".")[2] for target in targets}
     known = PARAMETERS if leaves <= set(PARAMETERS) else names.parameters_of(pair.module)
-    if not known and len(leaves) == 1:  # a model that transformers does not know
+    if not known and len(leaves) == 1:  # a model unknown to transformers
         known = tuple(leaves)
     mine = [name for name in known if is_targeted(adapter, f"{pair.module}.{name}")]
     return mine[-1 - pair.nested] if pair.nested < len(mine) else None
 
 
 def is_targeted(adapter: AdapterSpec, parameter: str) -> bool:
-    """Whether the adapter was told to train this parameter itself and not a module."""
+    """Whether the adapter's config targets this parameter itself and not a module."""
     targets = adapter.config.get("target_parameters")
     return isinstance(targets, list) and any(
         f".{parameter}".endswith(f".{target}") for target in targets
@@ -122,7 +122,7 @@ def fit(
     parameter: str,
     scale: float,
 ) -> ExpertSum | str:
-    """A step for all experts of a stack of `shape`, or why the pair does not fit it."""
+    """The step for all experts of a stack of `shape`, or the reason why the pair does not fit."""
     experts, first, last = shape
     n_out, n_in = pair.b.shape[0], pair.a.shape[1]
     straight, turned = (n_out, n_in) == (first, last), (n_in, n_out) == (first, last)
@@ -139,7 +139,7 @@ def fit(
 
 
 def unlike(pair: LoraPair, parameter: str, shape: tuple[int, ...]) -> str:
-    """The words for a pair that does not fit a parameter of `shape`."""
+    """The message for a pair that does not fit a parameter of `shape`."""
     return (
         f"`{pair.module}.{parameter}` is {list(shape)} in the base, and the adapter's"
         f" matrices are {list(pair.a.shape)} and {list(pair.b.shape)}"
@@ -147,7 +147,10 @@ def unlike(pair: LoraPair, parameter: str, shape: tuple[int, ...]) -> str:
 
 
 def stores_inputs_first(adapter: AdapterSpec, names: Names) -> bool:
-    """For square experts, where the shapes do not tell: by the model, and by PEFT's version."""
+    """Whether square experts are stored (in, out): decided by the model and PEFT's version.
+
+    Raises AdapterError if the adapter records no version.
+    """
     if names.checkpoint.config.get("model_type") in INPUT_FIRST:
         return True
     version = str(adapter.config.get("peft_version") or "")
@@ -155,23 +158,23 @@ def stores_inputs_first(adapter: AdapterSpec, names: Names) -> bool:
     if len(numbers) != len(FIRST_RIGHT_PEFT):
         raise AdapterError(
             f"`{adapter.folder}` adapts square experts and does not say by which version of PEFT"
-            " it was trained, which decides how to read it",
-            hint='write "peft_version": "0.19.0" (or what it was) into its adapter_config.json',
+            " it was trained, which decides its layout",
+            hint='write "peft_version": "0.19.0" (or the right one) into its adapter_config.json',
         )
     return tuple(numbers) < FIRST_RIGHT_PEFT
 
 
 def expert_major(adapter: AdapterSpec) -> bool:
-    """Whether the adapter says that its B is ordered by expert first."""
+    """Whether the adapter's config says that its B is ordered by expert first."""
     return str(adapter.config.get("lora_B_layout") or "").replace("-", "_") == "expert_major"
 
 
 def add_pair_of_one(
     weighted: WeightedAdapter, pair: LoraPair, names: Names
 ) -> tuple[str, StackSum] | str | None:
-    """A pair of one expert, where the checkpoint has a stack: the stack's name and the step.
+    """The stack and step for a pair of one expert, where the checkpoint has a stack.
 
-    None when the module is no expert's; a sentence when it does not fit.
+    None if the module is no expert's; a sentence if it does not fit.
     """
     found = OF_ONE.fullmatch(pair.module)
     if found is None or not weighted.adapter.is_plain:
@@ -199,7 +202,9 @@ def add_pair_of_one(
 
 
 def stack_of(experts: str, part: str, names: Names) -> tuple[str, int, int] | None:
-    """The checkpoint's stack that holds a part of each expert; where in it, and of how many."""
+    """The checkpoint's stack that holds a part of each expert, the part's position and their
+    number.
+    """
     for parameter in dict.fromkeys((part, *PARAMETERS)):
         parts = (parameter,) if parameter == part else names.parts_of(parameter)
         stack = names.parameter(f"{experts}.{parameter}") if part in parts else None
@@ -209,10 +214,10 @@ def stack_of(experts: str, part: str, names: Names) -> tuple[str, int, int] | No
 
 
 def stack_parts(stored: str, values: Tensor, names: Names) -> dict[str, Tensor]:
-    """A whole stack of new values, as the checkpoint keeps it: expert by expert.
+    """Split a whole stack of new values into the checkpoint's tensors, expert by expert.
 
     stored: a name such as model.layers.0.mlp.experts.down_proj; values: (experts, n_out, n_in).
-    Empty when the checkpoint has no such experts, or others.
+    Empty if the checkpoint has no such experts, or other shapes.
     """
     module, _, parameter = stored.rpartition(".")
     stacked = names.stacked(module, parameter) if len(values.shape) == STACK else ()

@@ -1,4 +1,4 @@
-"""The steps of a merge: what can happen to one tensor, and the plan for all of them."""
+"""The steps of a merge: the operations on one tensor, and the plan for all of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from exporter.inputs.lazy_tensor import Tensor
 
 MergeDtype = Literal["float32", "base"]
 Kind = Literal["linear", "conv1d", "embedding"]
-"""How a module stores its weight: (out, in), (in, out) or (vocabulary, width)."""
+"""Layout of a module's weight: (out, in), (in, out) or (vocabulary, width)."""
 Combination = Literal[
     "linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune"
 ]  # fmt: skip
-"""PEFT's ways to make one LoRA of several."""
+"""PEFT's methods to combine several LoRAs into one."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedAdapter:
-    """An adapter and what its own scaling is multiplied by."""
+    """An adapter with the user's factor on its scaling."""
 
     adapter: AdapterSpec
     scale: float = 1.0
@@ -28,24 +28,24 @@ class WeightedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class LoraSum:
-    """One module's update: W += scaling * (B @ A), or what PEFT's layer for a variant does."""
+    """One module's update: W += scaling * (B @ A), or the merge of PEFT's layer for a variant."""
 
     adapter: AdapterSpec
     pair: LoraPair
     kind: Kind
     scaling: float
-    """The adapter's own."""
+    """The adapter's scaling factor."""
     scale: float
-    """What the user multiplies it by."""
+    """The user's factor."""
     replays_init: bool = True
-    """Whether an initialization that changes the base, such as PiSSA's, is to be repeated."""
+    """Whether to repeat an initialization that changes the base, such as PiSSA's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """What the initialization of a LoRA that changes the base leaves of the weight.
+    """The weight that remains after a LoRA's initialization took its part out of the base.
 
-    Of tied embeddings PEFT changes the one tensor that both ends share.
+    With tied embeddings PEFT changes the one tensor that both share.
     """
 
     of: LoraSum
@@ -53,7 +53,7 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class BiasSum:
-    """A LoRA's own bias, added to the module's: scaling * values."""
+    """A LoRA's bias, added to the module's: scaling * values."""
 
     values: Tensor
     scaling: float
@@ -79,26 +79,26 @@ class AddRows:
     """New rows at the end of an embedding, each the mean of the base's rows."""
 
     rows: int
-    """How many rows the result has."""
+    """Number of rows in the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """Whatever the layer of another tuner does to a module's weight (or bias)."""
+    """The change that the layer of another tuner makes to a module's weight or bias."""
 
     adapter: AdapterSpec
     module: str
-    """As the adapter calls it."""
+    """The module's name in the adapter."""
     weight: Tensor
     bias: Tensor | None
-    """The module's own: a tuner may need both to change either."""
+    """The module's bias: a tuner may need both to change either."""
     changes_bias: bool = False
-    """Whether this step is the bias's."""
+    """Whether this step changes the bias."""
 
 
 @dataclass(frozen=True, slots=True)
 class CombinedSum:
-    """Several LoRAs of one module made into one by PEFT's `add_weighted_adapter`."""
+    """Several LoRAs of one module, combined by PEFT's `add_weighted_adapter`."""
 
     sums: tuple[LoraSum, ...]
     how: Combination
@@ -106,24 +106,24 @@ class CombinedSum:
 
 @dataclass(frozen=True, slots=True)
 class ExpertSum:
-    """What a stacked pair adds to one expert's weight, or to the whole stack.
+    """A stacked pair's update of one expert's weight, or of the whole stack.
 
-    The update of expert e is B[:, :, e] @ A[e], with A as (experts, rank, n_in) and B as
-    (n_out, rank, experts).
+    The update of expert e is B[:, :, e] @ A[e], with A as (experts, rank, n_in) and B as (n_out,
+    rank, experts).
     """
 
     a: Tensor  # (experts * rank, n_in)
     b: Tensor  # (n_out, rank * experts)
     experts: int
     expert: int | None
-    """Which one; None for all of a stack."""
+    """The expert's number; None for the whole stack."""
     first_row: int
-    """Of the update's rows, where this weight's begin."""
+    """Row of the update at which this weight begins."""
     scaling: float
     transposed: bool
     """Whether the weight is (n_in, n_out)."""
     expert_major: bool
-    """Whether B is (n_out, experts, rank), as Unsloth wrote it for a while."""
+    """Whether B is (n_out, experts, rank), as some versions of Unsloth wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class ExpertPart:
     pair: LoraPair
     expert: int
     first_row: int
-    """Of the expert's weight as (n_out, n_in)."""
+    """First changed row of the expert's weight as (n_out, n_in)."""
     scaling: float
     stride: int = 1
 
@@ -149,21 +149,21 @@ class ExpertPart:
 
 @dataclass(frozen=True, slots=True)
 class StackSum:
-    """Pairs that were trained expert by expert, added to a stack of all experts."""
+    """Pairs trained expert by expert, added to a stack of all experts."""
 
     parts: tuple[ExpertPart, ...]
     height: int
-    """Rows that each expert has in the stack."""
+    """Rows of each expert in the stack."""
     transposed: bool
     """Whether the stack is (experts, n_in, n_out)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartSum:
-    """LoRAs of modules that are one tensor in the checkpoint, each on some of its rows."""
+    """LoRAs of modules that form one tensor in the checkpoint, each on some of its rows."""
 
     parts: tuple[tuple[int, LoraSum], ...]
-    """The first row of each, and what is added from there on."""
+    """The first row of each, and its update."""
 
 
 Step = (
@@ -174,35 +174,35 @@ Step = (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happens to one tensor, in order."""
+    """The steps of one tensor, in order."""
 
     source: Tensor | None
-    """Where its values come from; None for a tensor that only the adapter has."""
+    """The tensor with the base's values; None if only the adapter has it."""
     steps: tuple[Step, ...]
     shape: tuple[int, ...]
-    """Of the result: a vocabulary may grow."""
+    """Shape of the result: a vocabulary may grow."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergePlan:
-    """Which tensors adapters change, and how; made before any weight is read."""
+    """The tensors that adapters change, and how; made before any weight is read."""
 
     checkpoint: Checkpoint
     adapters: tuple[WeightedAdapter, ...] = ()
     dtype: MergeDtype = "float32"
     """float32 keeps the exact sums; base rounds them to the stored type, as PEFT does."""
     changes: dict[str, Change] = field(default_factory=dict)
-    """By the checkpoint's name; those it does not have are added to it."""
+    """Changes by the checkpoint's name; unknown names are added to the result."""
     dropped: frozenset[str] = frozenset()
     """Tensors that the result leaves out: the second copy of tied embeddings."""
     config: dict[str, object] = field(default_factory=dict)
-    """What the result's config.json says differently."""
+    """Entries that the result's config.json replaces."""
     notes: tuple[str, ...] = ()
-    """What a person is to know of how the adapters were read."""
+    """Notes for the user about how the adapters were read."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The result's tensors, in the checkpoint's order; what is added takes its place there."""
+        """The result's tensors in the checkpoint's order; new ones are inserted by name."""
         names = [name for name in self.checkpoint.tensors if name not in self.dropped]
         for name in self.changes:
             if name not in self.checkpoint.tensors:
@@ -230,7 +230,7 @@ def describe(plan: MergePlan) -> str:
 
 
 def kind_text(adapter: AdapterSpec) -> str:
-    """What people call the adapter's kind."""
+    """The adapter's kind under its usual name."""
     if adapter.kind != "LORA":
         return adapter.kind
     if not adapter.pairs and adapter.origin == "mlx":

@@ -1,8 +1,8 @@
-"""PEFT's own layers, used one module at a time.
+"""Runs PEFT's layers one module at a time.
 
-PEFT merges whole models in memory. Here it is given a skeleton instead: a model that has only the
-modules an adapter touches, under the names the adapter gives them, so that PEFT finds its targets,
-patterns and tensors as it would in the real one. transformers has no part in it.
+PEFT merges whole models in memory. This module gives it a skeleton instead: a model with only the
+modules that an adapter touches, under the adapter's names, so that PEFT finds its targets, patterns
+and tensors as in the real one, without transformers.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from exporter.inputs.lazy_tensor import Tensor
     from exporter.merge.operations import CombinedSum, Kind, LoraSum, Tuned
 
-NAME = "default"  # of the adapter, inside PEFT
-NEVER_SAVED = (f".ranknum.{NAME}",)  # AdaLoRA's, which is its config's r
+NAME = "default"  # name of the adapter inside PEFT
+NEVER_SAVED = (f".ranknum.{NAME}",)  # AdaLoRA's; its value is the config's r
 NUMBERED = ("TINYLORA",)  # tuners whose random numbers depend on the order of the modules
 
 
 def merge_as_peft(
     weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scaling: float
 ) -> torch.Tensor:
-    """Let PEFT's own linear layer merge a plain pair into `weight`, in place, with its rounding.
+    """Merge a plain pair into `weight` in place with PEFT's linear layer and its rounding.
 
-    weight: (n_out, n_in) in its stored type; a: (rank, n_in), b: (n_out, rank) in float32,
-    which is what PEFT trains and merges in whatever the file holds.
+    weight: (n_out, n_in) in its stored type; a: (rank, n_in), b: (n_out, rank) in float32, the type
+    in which PEFT trains and merges, whatever the file holds.
     """
     import torch
     from peft.tuners.lora import LoraConfig
@@ -63,54 +63,60 @@ def merge_as_peft(
 
 
 def merge_with_peft(step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
-    """Merge one module of any kind of LoRA, with PEFT's loader, initialization and merge."""
+    """Merge one module of any kind of LoRA with PEFT's loader, initialization and merge.
+
+    weight: (n_out, n_in) or as its kind stores it; the result has the same shape.
+    """
     module = step.pair.module
-    # a LoRA's own bias needs a bias to be added to; the plan adds it to the real one
+    # PEFT adds a LoRA's bias to a module's bias; the plan adds it to the real one
     bias = weight.new_zeros(weight.shape[0]) if "lora_B.bias" in step.pair.extras else None
-    skeleton = Skeleton({module: leaf(step.kind, weight, bias)})
+    skeleton = Skeleton({module: make_module(step.kind, weight, bias)})
     with peft_errors(step.adapter, module):
         config = config_for(step.adapter, [module])
-        if not step.replays_init:  # the weight is what the initialization left of the base
+        if not step.replays_init:  # the weight already is the rest that the initialization left
             config.init_lora_weights = True
         inject(skeleton.model, config, step.pair.tensors.values(), step.adapter)
         layer = skeleton.layer(module)
         layer.scaling[NAME] *= step.scale
         layer.merge()
         merged = layer_weight(layer)
-        let_go(skeleton.model)
+        drop_weights(skeleton.model)
         return merged
 
 
 def residual_with_peft(step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
-    """What a LoRA's initialization leaves of a base's weight, with nothing merged.
+    """The rest of a base's weight after a LoRA's initialization, with nothing merged.
 
     weight: (n_out, n_in), as the module stores it.
     """
     module = step.pair.module
-    skeleton = Skeleton({module: leaf(step.kind, weight)})
+    skeleton = Skeleton({module: make_module(step.kind, weight)})
     with peft_errors(step.adapter, module):
         config = config_for(step.adapter, [module])
         inject(skeleton.model, config, step.pair.tensors.values(), step.adapter)
         residual = layer_weight(skeleton.layer(module))
-        let_go(skeleton.model)
+        drop_weights(skeleton.model)
         return residual
 
 
-def let_go(model: torch.nn.Module) -> None:
-    """Take every weight out: PEFT's layers refer to one another, and go only when collected."""
+def drop_weights(model: torch.nn.Module) -> None:
+    """Remove all weights: PEFT's layers form reference cycles, freed only by the collector."""
     for module in model.modules():
         for name, _ in list(module.named_parameters(recurse=False)):
             setattr(module, name, None)
 
 
 def combine_with_peft(step: CombinedSum, weight: torch.Tensor) -> torch.Tensor:
-    """Merge what `add_weighted_adapter` makes of several LoRAs of one module."""
+    """Merge the LoRA that `add_weighted_adapter` makes of several ones of a module.
+
+    weight: (n_out, n_in) or as its kind stores it; the result has the same shape.
+    """
     import torch
     from peft.tuners.lora import LoraModel
     from peft.utils import set_peft_model_state_dict
 
     module = step.sums[0].pair.module
-    skeleton = Skeleton({module: leaf(step.sums[0].kind, weight)})
+    skeleton = Skeleton({module: make_module(step.sums[0].kind, weight)})
     names = [f"adapter{number}" for number in range(len(step.sums))]
     with peft_errors(step.sums[0].adapter, module):
         model: Any = None
@@ -139,7 +145,7 @@ def combine_with_peft(step: CombinedSum, weight: torch.Tensor) -> torch.Tensor:
 
 
 SEED = 0
-DENSITY = 0.5  # of the values that ties, dare and magnitude_prune keep
+DENSITY = 0.5  # share of values that ties, dare and magnitude_prune keep
 
 
 class Tuner:
@@ -155,23 +161,23 @@ class Tuner:
     ) -> None:
         """Load the adapter into PEFT's layers.
 
-        steps: by the module's name in the adapter; dtype: of the weights to come, None for each
-        its own.
+        steps: by the module's name in the adapter; dtype: of the weights that `merge` gets, None
+        for their stored types.
         """
         from exporter.merge.targets import is_conv1d
 
         self.adapter = adapter
-        leaves = {}
+        modules = {}
         if adapter.kind in NUMBERED:
             order = modules_in_memory(checkpoint)
             place = {name: number for number, name in enumerate(order)}
             steps = dict(sorted(steps.items(), key=lambda item: place.get(item[0], 0)))
         for module, step in steps.items():
             kind: Kind = "conv1d" if is_conv1d(module, checkpoint) else "linear"
-            weight = hollow(step.weight.shape, dtype or torch_dtype(step.weight.dtype))
-            bias = hollow(step.bias.shape, weight.dtype) if step.bias else None
-            leaves[module] = leaf(kind, weight, bias)
-        self.skeleton = Skeleton(leaves)
+            weight = zeros_like_shape(step.weight.shape, dtype or torch_dtype(step.weight.dtype))
+            bias = zeros_like_shape(step.bias.shape, weight.dtype) if step.bias else None
+            modules[module] = make_module(kind, weight, bias)
+        self.skeleton = Skeleton(modules)
         with peft_errors(adapter, next(iter(steps))):
             config = config_for(adapter, list(steps))
             inject(self.skeleton.model, config, adapter.tuner.values(), adapter)
@@ -201,20 +207,19 @@ class Tuner:
 
 
 def modules_in_memory(checkpoint: Checkpoint) -> list[str]:
-    """The modules of the model that transformers builds, in its order."""
+    """The modules of transformers' model, in its order."""
     model = model_without_weights(checkpoint)
     return [name for name, _ in model.named_modules()] if model else []
 
 
 class Skeleton:
-    """A model of only some modules, under their own names."""
+    """A model of only some modules, under their names."""
 
-    def __init__(self, leaves: Mapping[str, torch.nn.Module]) -> None:
-        """Nest the leaves as their names say."""
+    def __init__(self, modules: Mapping[str, torch.nn.Module]) -> None:
         import torch
 
         self.model: Any = torch.nn.Module()
-        for name, module in leaves.items():
+        for name, module in modules.items():
             parent: Any = self.model
             *path, last = name.split(".")
             for part in path:
@@ -227,8 +232,10 @@ class Skeleton:
         return self.model.get_submodule(name)
 
 
-def leaf(kind: Kind, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.nn.Module:
-    """A module of the right class around a weight."""
+def make_module(
+    kind: Kind, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.nn.Module:
+    """A module of the right class around a weight (rows, columns)."""
     import torch
 
     rows, columns = weight.shape
@@ -248,20 +255,22 @@ def leaf(kind: Kind, weight: torch.Tensor, bias: torch.Tensor | None = None) -> 
     return module
 
 
-def hollow(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of a shape that takes no memory."""
+def zeros_like_shape(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of a shape (rows, columns) that stores a single zero."""
     import torch
 
     return torch.zeros(1, dtype=dtype).expand(shape)
 
 
 def parameter(values: torch.Tensor) -> torch.nn.Parameter:
+    """A parameter without gradient around values (…)."""
     import torch
 
     return torch.nn.Parameter(values, requires_grad=False)
 
 
 def layer_weight(layer: Any) -> torch.Tensor:
+    """The base weight (rows, columns) inside a PEFT layer."""
     import torch
 
     merged = layer.get_base_layer().weight.data
@@ -270,7 +279,7 @@ def layer_weight(layer: Any) -> torch.Tensor:
 
 
 def config_for(adapter: AdapterSpec, modules: list[str]) -> Any:
-    """The adapter's own config, for a skeleton that has these modules and nothing else."""
+    """The adapter's config, reduced to a skeleton with these modules."""
     from peft import LoraConfig, PeftConfig
 
     config = (
@@ -291,7 +300,10 @@ def config_for(adapter: AdapterSpec, modules: list[str]) -> Any:
 
 
 def inject(model: Any, config: Any, tensors: Iterable[Tensor], adapter: AdapterSpec) -> None:
-    """Have PEFT wrap the skeleton's modules and load the adapter's tensors, all of them."""
+    """Wrap the skeleton's modules with PEFT and load all tensors of the adapter, of any shape (…).
+
+    Raises UnsupportedError for a tensor that PEFT does not know, AdapterError for a missing one.
+    """
     from peft import PeftModel
     from peft.utils import set_peft_model_state_dict
 
@@ -307,7 +319,7 @@ def inject(model: Any, config: Any, tensors: Iterable[Tensor], adapter: AdapterS
 
 
 def refuse_lacking(wrapped: Any, missing: set[str], adapter: AdapterSpec) -> None:
-    """Stop when PEFT would go on with the value that a training begins with.
+    """Raise AdapterError if PEFT would keep the initial value of a trained parameter.
 
     A parameter that several modules share is saved under one of its names.
     """
@@ -324,13 +336,13 @@ def refuse_lacking(wrapped: Any, missing: set[str], adapter: AdapterSpec) -> Non
 
 
 def to_float(values: torch.Tensor) -> torch.Tensor:
-    """PEFT computes in float32 whatever half precision the file holds."""
+    """Values (…) in float32, in which PEFT computes whatever half precision the file holds."""
     return values.float() if values.dtype.is_floating_point else values
 
 
 @contextmanager
 def peft_errors(adapter: AdapterSpec, module: str) -> Iterator[None]:
-    """Say which module failed when PEFT cannot use an adapter; its warnings are about loading."""
+    """Turn PEFT's errors into AdapterError with the module's name; drop its loading warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""What a file tells of its own making: names, hashes and versions, no paths."""
+"""Provenance metadata of a result: names, hashes and versions, no paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str, str | int]:
-    """The keys `decant inspect` reads: base, adapters, and what made the file of them."""
+    """The keys that `decant inspect` reads: base, adapters and versions of the tools."""
     repo, commit = repo_at(merge.checkpoint.folder)
     told: dict[str, str | int] = {
         "decant.version": own_version(),
@@ -42,7 +42,7 @@ def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str
 
 
 def base_name(named: str | None) -> str:
-    """A hub name as it is, of a path only the last part: where it lay is nobody's business."""
+    """A hub name unchanged, or the last part of a path, without the machine's folders."""
     if not named:
         return ""
     is_path = named.startswith((".", "/", "~")) or named.count("/") > 1

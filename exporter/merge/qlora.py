@@ -1,4 +1,4 @@
-"""Whether an adapter was trained on a base in NF4, by what lies beside it, and that base."""
+"""Recognizes adapters trained on an NF4 base (QLoRA), and provides that base."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from exporter.inputs.adapter import AdapterSpec
 from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.module_names import model_without_weights
 from exporter.inputs.quantized import bitsandbytes
-from exporter.inputs.quantized.nf4_roundtrip import roundtripped
+from exporter.inputs.quantized.nf4_fake_quant import fake_quantized
 
 BaseRoundtrip = Literal["auto", "none", "nf4"]
 
 # What trainers leave: PEFT's and axolotl's model cards, LLaMA-Factory's settings. A trainer's
-# training_args.bin is a pickle of its classes, and never read.
+# training_args.bin is a pickle of its classes and is never read.
 NOTES = ("README.md", "training_args.yaml", "llamaboard_config.yaml", "axolotl_config.yaml")
-NOTE_MAX = 1 << 18  # characters; a card's settings stand before its results
+NOTE_MAX = 1 << 18  # characters; a card's settings come before its results
 FOUR_BITS = re.compile(
     r"^[\s\-*]*load_in_4bit:\s*true\s*$|quantization_bit:\s*['\"]?4\b", re.MULTILINE | re.IGNORECASE
 )
@@ -36,14 +36,14 @@ SUFFIX = "-bnb-4bit"
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """How the base was quantized while an adapter was trained on it."""
+    """The base's quantization during an adapter's training."""
 
     kind: str
-    """nf4 or fp4."""
+    """The 4-bit type, nf4 or fp4."""
     double_quant: bool
     because: str
     skipped: tuple[str, ...] | None = None
-    """Modules that were left in 16 bits, where that was chosen by hand."""
+    """Modules kept in 16 bits, if the user chose them."""
 
 
 def as_trained_on(
@@ -53,15 +53,15 @@ def as_trained_on(
     mode: BaseRoundtrip = "auto",
     report: Report = silent,
 ) -> Checkpoint:
-    """The base as the adapters saw it in training, as far as that can be told.
+    """The base as the adapters saw it in training, if that is known.
 
-    auto goes by what the adapters' folders record, nf4 takes it as given. A base that is
+    auto follows the records in the adapters' folders, nf4 applies it always. A base that is
     quantized already, by bitsandbytes or otherwise, is what training saw.
     """
     if mode == "none" or (mode == "auto" and not adapters):
         return checkpoint
     if checkpoint.quantized_as or checkpoint.config.get("quantization_config"):
-        report(Note("the base is quantized already: merged onto what its weights stand for"))
+        report(Note("the base is quantized already: merged onto its dequantized weights"))
         return checkpoint
     found = next((trained for spec in adapters if (trained := trained_on(spec))), None)
     if mode == "auto" and found is None:
@@ -79,12 +79,12 @@ def as_trained_on(
             f"{len(weights)} weights of the base as NF4{scales} gave them in training, {why}{undo}"
         )
     )
-    made = roundtripped(checkpoint, weights, double_quant=nested)
+    made = fake_quantized(checkpoint, weights, double_quant=nested)
     return replace(made, roundtrip="nf4 nested" if nested else "nf4")
 
 
 def trained_on(adapter: AdapterSpec) -> Trained | None:
-    """What is recorded about the base in training; None if nothing says it was in 4 bits."""
+    """The recorded quantization of the base in training; None without a record of 4 bits."""
     named = adapter.base or ""
     for folder in (Path(named), adapter.folder / named) if named else ():
         if (folder / "config.json").is_file() and (found := trained_on_folder(folder)):
@@ -127,11 +127,11 @@ def trained_by_note(path: Path) -> Trained | None:
         with path.open(encoding="utf-8", errors="replace") as file:
             text = file.read(NOTE_MAX)
     except OSError:
-        return None  # a note that cannot be read says nothing
+        return None  # an unreadable note records nothing
     if not FOUR_BITS.search(text):
         return None
     kind, nested = KIND.search(text), NESTED.search(text)
-    # without a word about it: axolotl and LLaMA-Factory quantize the scales too
+    # by default axolotl and LLaMA-Factory quantize the scales, too
     return Trained(
         kind[1].lower() if kind else "nf4",
         double_quant=nested is None or nested[1].lower() == "true",
@@ -140,10 +140,10 @@ def trained_by_note(path: Path) -> Trained | None:
 
 
 def linear_weights(checkpoint: Checkpoint, skipped: tuple[str, ...] | None) -> dict[str, bool]:
-    """The weights that transformers has bitsandbytes quantize; whether they are turned first.
+    """The weights that bitsandbytes quantizes in transformers -> whether it transposes them.
 
-    Those of plain linear layers, without the output layer and what is tied to it. What
-    transformers keeps as one stack (experts) is not quantized, so neither are its slices here.
+    They are plain linear layers, without the output layer and tensors tied to it. Stacks of experts
+    are not quantized, so their slices are not either. Raises UnsupportedError without any.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -181,7 +181,7 @@ def linear_weights(checkpoint: Checkpoint, skipped: tuple[str, ...] | None) -> d
 
 
 def without_prefix(name: str) -> str:
-    """A tensor's name without the wrappers that a head or a vision tower puts around a model."""
+    """A tensor's name without the prefixes of heads and vision towers."""
     parts = name.split(".")
     while parts[0] in ("model", "language_model", "transformer", "base_model"):
         parts = parts[1:]

@@ -1,7 +1,7 @@
-"""The result's folder without its weights: the base's files, and what the adapter says instead.
+"""The result's folder without its weights: the base's files, replaced by the adapter's.
 
-A trainer saves the tokenizer and chat template beside the adapter, because training may add
-tokens or another template; those go before the base's.
+A trainer saves tokenizer and chat template beside the adapter, because training may add tokens or
+another template; those take precedence over the base's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporter.inputs.header_prompts import read_prompts
 from exporter.merge.operations import MergePlan
 
 TEMPLATE, NAMED, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"
-OLD_TEMPLATE = "chat_template.json"  # as processors of vision models once had it
+OLD_TEMPLATE = "chat_template.json"  # name in older processors of vision models
 TEMPLATES = (TEMPLATE, OLD_TEMPLATE)
 SETTINGS = "tokenizer_config.json"
 GENERATION = "generation_config.json"
@@ -39,10 +39,10 @@ WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "*.pt", "*.pth", "*.gguf", 
 
 @contextmanager
 def result_folder(plan: MergePlan, *, trust_remote_code: bool = False) -> Iterator[Path]:
-    """A folder with the result's config and tokenizer, for as long as the block runs.
+    """A folder with the result's config and tokenizer, for the duration of the block.
 
-    The base's own where nothing differs. Raises UnsupportedError when the adapter's tokenizer
-    asks for Python code of its own, AdapterError when one of its files is damaged.
+    It is the base's folder if nothing differs. Raises UnsupportedError if the adapter's tokenizer
+    needs custom Python code, AdapterError for a damaged file.
     """
     changed = changed_files(plan)
     if not changed:
@@ -57,13 +57,13 @@ def result_folder(plan: MergePlan, *, trust_remote_code: bool = False) -> Iterat
 
 
 def lay_over(folder: Path, base: Path, changed: dict[str, bytes | None]) -> None:
-    """Fill `folder` with links to the base's files, except its weights and what has changed."""
+    """Fill `folder` with links to the base's files, except its weights and changed files."""
     weights = {path.name for pattern in WEIGHTS for path in base.glob(pattern)}
     within = {Path(name).parts[0] for name in changed}
     for path in base.iterdir():
         if path.name not in weights and path.name not in within:
             (folder / path.name).symlink_to(path.resolve())
-        elif path.is_dir():  # a link to the base's own would be written through
+        elif path.is_dir():  # a link to the folder would write into the base's
             for inner in path.rglob("*"):
                 name = inner.relative_to(base).as_posix()
                 if inner.is_file() and name not in changed:
@@ -74,17 +74,17 @@ def lay_over(folder: Path, base: Path, changed: dict[str, bytes | None]) -> None
 
 
 def with_parents(path: Path) -> Path:
-    """The path, with the folders above it made."""
+    """The path, after creating its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def changed_files(plan: MergePlan) -> dict[str, bytes | None]:
-    """The files of the result that are not the base's; None for one that it does not have."""
+    """The files of the result that differ from the base's; None for a removed one."""
     changed: dict[str, bytes | None] = {}
     base = plan.checkpoint.folder
     for weighted in plan.adapters:
-        if weighted.adapter.origin == "gguf":  # what lies beside it need not be its own
+        if weighted.adapter.origin == "gguf":  # files beside a GGUF may belong to another adapter
             continue
         changed |= tokenizer_files(weighted.adapter, base)
         changed |= embedder_files(weighted.adapter.folder)
@@ -116,7 +116,7 @@ def changed_config(plan: MergePlan) -> dict[str, object]:
 
 
 def tokenizer_files(adapter: AdapterSpec, base: Path) -> dict[str, bytes | None]:
-    """What an adapter's folder has to say about tokens: all of it, or nothing."""
+    """The adapter's tokenizer files: all of them, or none without a vocabulary."""
     here = {name: adapter.folder / name for name in TOKENIZER_FILES}
     own = {name: path.read_bytes() for name, path in here.items() if path.is_file()}
     if not has_vocabulary(adapter.folder):
@@ -134,7 +134,7 @@ def tokenizer_files(adapter: AdapterSpec, base: Path) -> dict[str, bytes | None]
 
 
 def embedder_files(folder: Path) -> dict[str, bytes | None]:
-    """What a sentence-transformers run has saved beside its adapter: the steps after the model."""
+    """The files of a sentence-transformers run beside its adapter: the steps after the model."""
     if not (folder / MODULES).is_file():
         return {}
     names = [name for name in MODULE_FILES if (folder / name).is_file()]
@@ -146,10 +146,10 @@ def has_vocabulary(folder: Path) -> bool:
 
 
 def template_files(plan: MergePlan, changed: Mapping[str, bytes | None]) -> dict[str, bytes | None]:
-    """The chat templates of the result, where an adapter brings any; else its base's stay.
+    """The chat templates of the result, if an adapter has any; otherwise the base's stay.
 
-    A tokenizer that was saved whole brings all of its templates; files alone go before those of
-    the same name. All of them become files, which transformers reads before tokenizer_config.json.
+    An adapter with a whole tokenizer replaces all templates; otherwise its files replace those of
+    the same name. All become files, which transformers reads before tokenizer_config.json.
     """
     base = plan.checkpoint.folder
     templates = before = templates_in(base)
@@ -172,19 +172,19 @@ def template_files(plan: MergePlan, changed: Mapping[str, bytes | None]) -> dict
 
 
 def templates_of(adapter: AdapterSpec) -> dict[str, str]:
-    """An adapter's own chat templates by name."""
+    """An adapter's chat templates by name."""
     if adapter.origin == "gguf":
         return dict(read_prompts(read_gguf(adapter.weights)).templates)
     return templates_in(adapter.folder)
 
 
 def is_whole(adapter: AdapterSpec) -> bool:
-    """Whether a tokenizer was saved with it."""
+    """Whether a tokenizer was saved with the adapter."""
     return adapter.origin != "gguf" and has_vocabulary(adapter.folder)
 
 
 def without_template(base: Path, said: bytes | None) -> dict[str, bytes | None]:
-    """tokenizer_config.json without a template, which llama.cpp's converter reads before files."""
+    """tokenizer_config.json without its template, which the converter reads before files."""
     if said is None and (base / SETTINGS).is_file():
         said = (base / SETTINGS).read_bytes()
     settings = json_object(SETTINGS, said)
@@ -194,7 +194,7 @@ def without_template(base: Path, said: bytes | None) -> dict[str, bytes | None]:
 
 
 def templates_in(folder: Path) -> dict[str, str]:
-    """A folder's chat templates by name, read as transformers reads them."""
+    """A folder's chat templates by name, with transformers' precedence."""
     files = {path.stem: path for path in sorted((folder / NAMED).glob("*.jinja"))}
     if (folder / TEMPLATE).is_file():
         files[DEFAULT] = folder / TEMPLATE
@@ -209,9 +209,9 @@ def templates_in(folder: Path) -> dict[str, str]:
 
 
 def said_in(name: str, content: bytes) -> dict[str, str]:
-    """The templates that a JSON file holds: one, or named ones as a list or an object.
+    """The templates in a JSON file: one, or named ones as a list or an object.
 
-    An empty one is none.
+    An empty template is ignored.
     """
     found = json_object(name, content).get("chat_template")
     if isinstance(found, str):
@@ -226,23 +226,23 @@ def said_in(name: str, content: bytes) -> dict[str, str]:
 
 
 def json_object(name: str, content: bytes | None) -> dict[str, Any]:
-    """Raises AdapterError for what is no JSON object."""
+    """Parse a JSON object. Raises AdapterError for anything else."""
     if content is None:
         return {}
     try:
         found = json.loads(content)
     except ValueError as error:
-        raise AdapterError(f"`{name}` is no JSON: {error}", hint=HINT) from error
+        raise AdapterError(f"`{name}` is not JSON: {error}", hint=HINT) from error
     if not isinstance(found, dict):
         raise AdapterError(f"`{name}` holds no JSON object", hint=HINT)
     return found
 
 
 def name_added_tokens(own: dict[str, bytes], adapter: AdapterSpec) -> dict[str, bytes | None]:
-    """A newer transformers saves a sentencepiece tokenizer as tokenizer.json alone.
+    """The settings that a newer transformers leaves out beside a sentencepiece tokenizer.
 
-    The pieces' scores are only in the base's tokenizer.model, which llama.cpp's converter reads;
-    what was added to them it looks for in tokenizer_config.json.
+    It saves tokenizer.json alone. The pieces' scores are only in the base's tokenizer.model, which
+    the converter reads; it looks for added tokens in tokenizer_config.json.
     """
     folder = adapter.folder
     if "tokenizer.json" not in own:

@@ -1,4 +1,4 @@
-"""What an adapter's modules are in a checkpoint, and the words for those that are not there."""
+"""Finds the kind of an adapter's modules in a checkpoint, and reports those that do not fit."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
 from exporter.merge.operations import Kind
 
-# Models whose linear layers are GPT-2's Conv1D, but for their heads.
+# models whose linear layers are GPT-2's Conv1D, except their heads
 CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
-FEW = 3  # misfits that a message shows
+FEW = 3  # misfits shown in a message
 
 
 @dataclass(slots=True)
 class Problems:
-    """What of an adapter found no place; told all at once."""
+    """The adapter's parts without a place in the base, reported together."""
 
     adapter: AdapterSpec
     checkpoint: Checkpoint
     missing: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
     untrained: list[str] = field(default_factory=list)
-    """Modules that are missing too, but which the adapter does not change: its B is zero."""
+    """Modules that are missing as well, but add nothing: their B is zero."""
 
     def misfit(self, name: str, base: tuple[int, ...], trained: tuple[int, ...]) -> None:
         self.misfits.append(
@@ -34,12 +34,12 @@ class Problems:
         )
 
     def lack(self, pair: LoraPair) -> None:
-        """The base has no such module, which only matters if the pair adds something."""
+        """Record a module that the base lacks; it matters only if the pair adds something."""
         is_zero = self.adapter.is_plain and adds_nothing(pair)
         (self.untrained if is_zero else self.missing).append(pair.module)
 
     def refuse(self, *, some_fit: bool) -> None:
-        """Raise AdapterError if there was any.
+        """Raise AdapterError for the recorded problems, if any.
 
         some_fit: other parts of the adapter have a place.
         """
@@ -64,12 +64,12 @@ class Problems:
 
 
 def adds_nothing(pair: LoraPair) -> bool:
-    """Whether a plain pair adds only zeros, as one that was never trained."""
+    """Whether a plain pair adds only zeros, as an untrained one does."""
     return not (bool(read_tensor(pair.b).any()) and bool(read_tensor(pair.a).any()))
 
 
 def lost_rows(name: str, adapter: int, base: int) -> AdapterError:
-    """Tokens were added before training, and their first values are in no file."""
+    """The error for tokens that were added before training and whose initial values are lost."""
     return AdapterError(
         f"the adapter was trained with {adapter} tokens in `{name}`, and the base has {base}: what"
         " the new tokens began with was random, and the adapter does not hold it",
@@ -80,7 +80,7 @@ def lost_rows(name: str, adapter: int, base: int) -> AdapterError:
 
 
 def other_base(adapter: AdapterSpec, checkpoint: Checkpoint) -> str:
-    """What to try when a base does not fit: never the base that was given."""
+    """A hint for a base that does not fit; never the given one."""
     if adapter.base is None:
         return "pass the base it was trained on as --base"
     if is_named_base(adapter, checkpoint):
@@ -98,7 +98,7 @@ def other_base(adapter: AdapterSpec, checkpoint: Checkpoint) -> str:
 
 
 def is_named_base(adapter: AdapterSpec, checkpoint: Checkpoint) -> bool:
-    """Whether the base that was given is the one that the adapter names."""
+    """Whether the given base is the one that the adapter names."""
     if adapter.base is None:
         return False
     repo, _ = repo_at(checkpoint.folder)
@@ -106,21 +106,24 @@ def is_named_base(adapter: AdapterSpec, checkpoint: Checkpoint) -> bool:
 
 
 def kind_of(pair: LoraPair, name: str, checkpoint: Checkpoint) -> Kind:
-    """How the module's weight is stored."""
+    """The layout of the module's weight."""
     if pair.embedding:
         return "embedding"
     return "conv1d" if is_conv1d(name.rpartition(".")[0], checkpoint) else "linear"
 
 
 def is_conv1d(module: str, checkpoint: Checkpoint) -> bool:
-    """Whether it is GPT-2's kind of linear layer, which stores its weight as (in, out)."""
+    """Whether the module is GPT-2's Conv1D, which stores its weight as (in, out)."""
     leaf = module.rpartition(".")[2]
     is_head = leaf.endswith("head") or leaf in ("score", "summary", "classifier")
     return checkpoint.config.get("model_type") in CONV1D_MODELS and not is_head
 
 
 def trained_rows(adapter: AdapterSpec, module: str) -> tuple[int, ...]:
-    """The token ids whose rows were trained: one list, or one for each module."""
+    """The token ids whose rows were trained: one list, or one per module.
+
+    Raises AdapterError if the config has neither.
+    """
     setting = "token_indices" if adapter.kind == "TRAINABLE_TOKENS" else "trainable_token_indices"
     ids = adapter.config.get(setting)
     if isinstance(ids, dict):
@@ -137,7 +140,7 @@ def trained_rows(adapter: AdapterSpec, module: str) -> tuple[int, ...]:
 def is_new_module(name: str, adapter: AdapterSpec) -> bool:
     """Whether a tensor belongs to a head that training added, which no base has.
 
-    PEFT saves every module whose name ends so: `classifier` is also DistilBERT's `pre_classifier`.
+    PEFT matches module names by their end: `classifier` is also DistilBERT's `pre_classifier`.
     """
     saved = adapter.config.get("modules_to_save")
     heads = (

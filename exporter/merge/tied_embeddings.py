@@ -1,4 +1,4 @@
-"""The two ends of a language model: its embedding and its head, often one tensor for both."""
+"""Finds the input embedding and the head of a language model, often one tied tensor."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MATRIX = 2  # dimensions
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
-    """Where the embedding and the head lie, or would lie."""
+class Embeddings:
+    """The tensors of the embedding and the head, in the checkpoint or by convention."""
 
     embedding: str
-    """The embedding's tensor; empty when there is none."""
+    """The embedding's tensor; empty without one."""
     head: str
-    """The head's tensor, whether the checkpoint has it or ties it to the embedding."""
+    """The head's tensor, stored in the checkpoint or tied to the embedding."""
     head_in_memory: str
     """The head's name in the running model."""
     tied: bool
@@ -32,8 +32,8 @@ class Ends:
     """Whether encoder and decoder share the embedding too, as in T5."""
 
 
-def find_ends(checkpoint: Checkpoint) -> Ends:
-    """Look for both by the names that models give them."""
+def find_embeddings(checkpoint: Checkpoint) -> Embeddings:
+    """Find both by their usual names."""
     embedding = find_matrix(checkpoint, EMBEDDINGS)
     found = find_matrix(checkpoint, HEADS)
     leaf = embedding.split(".")[-2] if embedding else ""
@@ -43,11 +43,11 @@ def find_ends(checkpoint: Checkpoint) -> Ends:
     prefix = "language_model." if embedding.startswith("language_model.model.") else ""
     head = found or f"{prefix}{plain}.weight"
     tied = bool(embedding) and has_head(checkpoint) and (not found or says_tied(checkpoint))
-    return Ends(embedding, head, f"{plain}.weight", tied, leaf == "shared")
+    return Embeddings(embedding, head, f"{plain}.weight", tied, leaf == "shared")
 
 
 def find_matrix(checkpoint: Checkpoint, leaves: tuple[str, ...]) -> str:
-    """The first matrix of the text model that has one of these names."""
+    """The first matrix of the text model with one of these names."""
     for leaf in leaves:
         for name, tensor in checkpoint.tensors.items():
             is_it = name == f"{leaf}.weight" or name.endswith(f".{leaf}.weight")
@@ -57,28 +57,28 @@ def find_matrix(checkpoint: Checkpoint, leaves: tuple[str, ...]) -> str:
 
 
 def has_head(checkpoint: Checkpoint) -> bool:
-    """Whether the model predicts tokens at all."""
+    """Whether the model's class predicts tokens."""
     named = checkpoint.config.get("architectures")
     kind = str(named[0]) if isinstance(named, list) and named else ""
     return kind.endswith(("LMHeadModel", "ForCausalLM", "ForConditionalGeneration", "MaskedLM"))
 
 
 def says_tied(checkpoint: Checkpoint) -> bool:
-    """Whether the config ties a head that the checkpoint has all the same."""
+    """Whether the config ties a head that the checkpoint stores anyway."""
     text = checkpoint.config.get("text_config")
     nested = text.get(TIE) if isinstance(text, dict) else None
     return checkpoint.config.get(TIE, nested) is True
 
 
-def lacks_head(checkpoint: Checkpoint, ends: Ends) -> bool:
-    """Whether the head is in no file, and the config says that it is no copy of the embedding."""
+def lacks_head(checkpoint: Checkpoint, ends: Embeddings) -> bool:
+    """Whether the head is in no file although the config says it is not tied."""
     text = checkpoint.config.get("text_config")
     said = [part.get(TIE) for part in (checkpoint.config, text) if isinstance(part, dict)]
     return ends.tied and ends.head not in checkpoint.tensors and False in said and True not in said
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same values."""
+    """Whether two tensors (…) have the same type, shape and values."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     return bool((read_tensor(one) == read_tensor(other)).all())

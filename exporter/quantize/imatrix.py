@@ -1,4 +1,4 @@
-"""Importance matrices: how much each input of a tensor matters, as llama-imatrix measures it."""
+"""Importance matrices: how much each input of a tensor matters, measured by llama-imatrix."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ SUMS, COUNTS = ".in_sum2", ".counts"
 KEYS = ("imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size")
 MAX_NAME = 1 << 10  # bytes of a tensor's name in a .dat
 MAX_TEXT = 127  # bytes of a text that llama-quantize writes into a key
-NAMED = 3  # tensors that an error names
+NAMED = 3  # tensors named in an error
 
-# llama-quant.cpp, tensor_requires_imatrix: rubbish without, except in these tensors
+# llama-quant.cpp, tensor_requires_imatrix: unusable without, except in these tensors
 TABLES = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
 NEEDY = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
-# ggml_quantize_requires_imatrix: ggml ends the process without one, whatever the tensor
+# ggml_quantize_requires_imatrix: without one ggml aborts, whatever the tensor
 UNABLE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 HINT = "--imatrix FILE names one, --calibrate TEXT.txt makes one"
 
 
 @dataclass(frozen=True, slots=True)
 class ImportanceMatrix:
-    """One file's vectors, as llama-quantize uses them."""
+    """The vectors of one file, as llama-quantize uses them."""
 
     path: Path
     sha256: str
     datasets: tuple[str, ...]
-    """The texts it was measured on."""
+    """The texts on which it was measured."""
     chunks: int
     entries: Mapping[str, np.ndarray[Any, Any]] = field(repr=False)
-    """By tensor: float32, one value per input, the experts' one after the other."""
+    """Tensor name -> (experts * inputs,) in float32, expert by expert."""
 
 
 def read_imatrix(path: Path) -> ImportanceMatrix:
-    """Read a GGUF imatrix, or the .dat that llama-imatrix wrote before.
+    """Read a GGUF imatrix, or the older .dat of llama-imatrix.
 
-    Raises ModelError, saying what is wrong, for anything else.
+    Raises ModelError, with the fault, for anything else.
     """
     try:
         with path.open("rb") as file:
@@ -68,7 +68,7 @@ Contents = tuple[tuple[str, ...], int, dict[str, "np.ndarray[Any, Any]"]]
 
 
 def read_new(path: Path, file: BinaryIO) -> Contents:
-    """Sums of squares and how often each was added to, which llama-quantize divides."""
+    """Read a GGUF: sums of squares and their counts, which llama-quantize divides."""
     header = read_gguf(path)
     if any(key not in header.metadata for key in KEYS):
         raise damaged(path, "it is a GGUF without the keys of one: a model?")
@@ -90,7 +90,10 @@ def read_new(path: Path, file: BinaryIO) -> Contents:
 def mean(
     path: Path, name: str, sums: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
-    """Each expert's sums by its count; all ones for an expert that no token reached."""
+    """Each expert's sums (experts * inputs,) divided by its count (experts,).
+
+    An expert that no token reached gets ones. Raises ModelError for sizes that do not fit.
+    """
     import numpy as np
 
     if not counts.size or sums.size % counts.size:
@@ -103,6 +106,7 @@ def mean(
 
 
 def values_of(path: Path, file: BinaryIO, tensor: TensorInfo) -> np.ndarray[Any, Any]:
+    """The values (n,) of a float32 tensor in the file. Raises ModelError for another type."""
     import numpy as np
 
     if tensor.type.name != "F32":
@@ -117,7 +121,7 @@ def datasets_of(header: GGUFFile) -> tuple[str, ...]:
 
 
 def read_old(path: Path, file: BinaryIO) -> Contents:
-    """The .dat: a count, then name, calls and values of each; then, perhaps, chunks and text."""
+    """Read a .dat: a count, then name, calls and values of each; perhaps chunks and text."""
     import numpy as np
 
     def number() -> int:
@@ -149,6 +153,7 @@ def read_old(path: Path, file: BinaryIO) -> Contents:
 
 
 def check_finite(path: Path, entries: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Raise ModelError for values (n,) that are not finite."""
     import numpy as np
 
     bad = [name for name, values in entries.items() if not np.isfinite(values).all()]
@@ -163,7 +168,7 @@ def damaged(path: Path, what: str) -> ModelError:
 
 
 def check_fit(matrix: ImportanceMatrix, slots: Iterable[Slot]) -> None:
-    """Raise InputError, with names and sizes, when `matrix` was measured on another model."""
+    """Raise InputError, with names and sizes, if `matrix` was measured on another model."""
     shapes = {slot.name: slot.shape for slot in slots}
     strange = [name for name in matrix.entries if name not in shapes]
     if strange:
@@ -173,7 +178,7 @@ def check_fit(matrix: ImportanceMatrix, slots: Iterable[Slot]) -> None:
             hint="use one that was made for this base",
         )
     wrong = [
-        f"`{name}` with {values.size} values where {inputs(shapes[name])} are"
+        f"`{name}` with {values.size} values instead of {inputs(shapes[name])}"
         for name, values in matrix.entries.items()
         if values.size != inputs(shapes[name]) and name not in TABLES
     ]
@@ -187,7 +192,7 @@ def check_fit(matrix: ImportanceMatrix, slots: Iterable[Slot]) -> None:
 
 
 def inputs(shape: tuple[int, ...]) -> int:
-    """How many values a tensor's entry has: its inputs, for every expert."""
+    """The number of values in a tensor's entry: its inputs, for every expert."""
     return shape[-1] * (shape[0] if len(shape) > 2 else 1)  # noqa: PLR2004 - (expert, out, in)
 
 
@@ -202,7 +207,7 @@ def check_covered(
     quant: str,
     matrix: ImportanceMatrix | None,
 ) -> None:
-    """Raise UnsupportedError when a tensor cannot become its type without an importance matrix."""
+    """Raise UnsupportedError if a tensor cannot have its type without an importance matrix."""
     shapes = {slot.name: slot.shape for slot in slots}
     has = {
         name: values.size == inputs(shapes[name])
@@ -214,11 +219,11 @@ def check_covered(
     if matrix is None:
         raise UnsupportedError(
             f"{quant} needs an importance matrix for this model: without one"
-            f" {types[bare[0]].name} makes rubbish of {listed(bare)}",
+            f" {types[bare[0]].name} destroys {listed(bare)}",
             hint=HINT,
         )
     raise UnsupportedError(
-        f"`{matrix.path}` has nothing for {listed(bare)}, which cannot become"
+        f"`{matrix.path}` has no values for {listed(bare)}, which cannot become"
         f" {types[bare[0]].name} without",
         hint="measure it on more text, or choose another -q, or type with --tensor-type",
     )
@@ -233,16 +238,16 @@ def needs(name: str, kind: GGMLType, quant: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """What one tensor's inputs matter."""
+    """Importance matrix of one tensor."""
 
     vectors: np.ndarray[Any, Any]
-    """(expert, input), float32."""
+    """(experts, inputs) in float32."""
     rows_each: int
-    """Rows of one expert; all of them share a vector."""
+    """Rows of one expert, which share a vector."""
 
 
 def importance(matrix: ImportanceMatrix | None, slots: Iterable[Slot]) -> dict[str, Importance]:
-    """By tensor, of those that `matrix` has something for."""
+    """The importance of each tensor that `matrix` covers."""
     import numpy as np
 
     found = {}
@@ -256,7 +261,7 @@ def importance(matrix: ImportanceMatrix | None, slots: Iterable[Slot]) -> dict[s
 
 
 def keys(matrix: ImportanceMatrix) -> dict[str, str | int]:
-    """What llama-quantize writes of it; of files their names, not where they lay."""
+    """The keys that llama-quantize writes about it, with file names instead of paths."""
     told: dict[str, str | int] = {"quantize.imatrix.file": cut(matrix.path.name)}
     if matrix.datasets:
         name = matrix.datasets[0].replace("\\", "/").rstrip("/").rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""decant's own quantizing of K-quants and IQ4: used where proven to give ggml's very bytes."""
+"""decant's quantization of K-quants and IQ4, used where it is proven to give ggml's bytes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0")
 TYPES = tuple(map(GGMLType.by_name, NAMES))
 SEARCHED = frozenset(NAMES) - {"Q4_0"}
-"""Those that are searched for without an imatrix too; the rest is left to ggml, which is fast."""
+"""Types that are searched without an imatrix, too; the others are left to ggml, which is fast."""
 SETTING = "DECANT_KQUANTS"
-SHAPES = ((40, 256), (24, 768), (8, 2048))  # of the rows of each kind that prove a library
-LESS = 96  # values by which rows are shorter where blocks are of 32: no whole super-blocks
-SEED = 258
+SHAPES = ((40, 256), (24, 768), (8, 2048))  # of the rows of each kind that test a library
+LESS = 96  # values removed from rows of types with blocks of 32: no whole super-blocks
+SEED = 258  # of the test rows
 CHUNK_ARGUMENTS = (
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,  # type, source, target
     ctypes.c_int64, ctypes.c_int64, ctypes.c_int64,  # first value, rows, values per row
@@ -38,21 +38,21 @@ CHUNK_ARGUMENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """What quantizes in ggml's place, and what does not."""
+    """The library that quantizes in ggml's place, and the types it may quantize."""
 
     chunk: Any
-    """The library's function, which takes ggml's own before the same arguments; or None."""
+    """The library's function, which takes ggml's function before the same arguments; or None."""
     variant: str
-    """The instructions it uses."""
+    """The instruction set it uses."""
     types: frozenset[str]
-    """Those whose bytes were found to be ggml's."""
+    """Types whose bytes equal ggml's."""
     refused: tuple[str, ...] = ()
-    """Those whose bytes were not."""
+    """Types whose bytes differ."""
     reason: str = ""
-    """Why ggml quantizes everything itself; empty when it does not."""
+    """Why ggml quantizes everything; empty if it does not."""
 
     def told(self) -> str:
-        """One line for people."""
+        """A line about the kernels for people."""
         if self.chunk is None:
             return f"by ggml itself, several times slower: {self.reason}"
         same = ", ".join(map(labelled, sorted(self.types))) or "none"
@@ -63,7 +63,7 @@ class Kernels:
 
 
 def labelled(name: str) -> str:
-    """The type as people are told of it."""
+    """The type's name for people."""
     return name if name in SEARCHED else f"{name} with an imatrix"
 
 
@@ -73,9 +73,10 @@ NONE = Kernels(None, "", frozenset(), reason="not asked for")
 def load_kernels(
     toolchain: Toolchain, ggml: Any, *, env: Mapping[str, str], report: Report = silent
 ) -> Kernels:
-    """The kernels for this machine, compiled and proven if they have not been.
+    """The kernels for this machine, compiled and tested on first use.
 
-    ggml: the build's ggml_quantize_chunk. What cannot be had is said in a note, and ggml does it.
+    ggml: the build's ggml_quantize_chunk. If they are not available, a note says so and ggml
+    quantizes. Raises InputError for an unknown value of DECANT_KQUANTS.
     """
     asked = env.get(SETTING, "") or "auto"
     if asked not in ("auto", "ggml"):
@@ -93,7 +94,7 @@ def load_kernels(
 
 
 def proven(toolchain: Toolchain, ggml: Any, env: Mapping[str, str], report: Report) -> Kernels:
-    """The compiled library with its verdict, which is remembered beside the build's build.json."""
+    """Load the compiled library with its verdict, which is stored beside build.json."""
     told = {"compile": lambda message: report(Step(message))}
     with translated():
         native = recipe("native").build_native(
@@ -120,7 +121,7 @@ def proven(toolchain: Toolchain, ggml: Any, env: Mapping[str, str], report: Repo
 
 
 def remembered(path: Path) -> dict[str, bool] | None:
-    """The verdict by type, or None where there is none about all of them."""
+    """The stored verdict by type; None unless it covers all types."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -131,7 +132,7 @@ def remembered(path: Path) -> dict[str, bool] | None:
 
 
 def remember(path: Path, same: Mapping[str, bool]) -> None:
-    """Keep a verdict, if the build's folder takes it; where it does not, it is found again."""
+    """Store a verdict if the build's folder is writable; otherwise the next run tests again."""
     try:
         with atomic_write(path, force=True) as file:
             file.write(json.dumps(same, indent=2).encode())
@@ -159,7 +160,7 @@ def equals(chunk: Any, ggml: Any, kind: GGMLType) -> bool:
 
 
 def ways(kind: GGMLType, vectors: Sequence[Rows]) -> Iterator[Rows | None]:
-    """The importance vectors, and before them None where `kind` is searched for without."""
+    """The importance vectors (n_per_row,), preceded by None if the type is searched without."""
     if kind.name in SEARCHED:
         yield None
     yield from vectors
@@ -168,7 +169,10 @@ def ways(kind: GGMLType, vectors: Sequence[Rows]) -> Iterator[Rows | None]:
 def quantized(
     chunk: Any, kind: GGMLType, rows: np.ndarray[Any, Any], weights: np.ndarray[Any, Any] | None
 ) -> np.ndarray[Any, Any]:
-    """Contiguous float32 rows (n, n_per_row) as bytes (n, row_nbytes) of `kind`."""
+    """Quantize contiguous float32 rows (n, n_per_row) to bytes (n, row_nbytes) of `kind`.
+
+    weights: (n_per_row,) or None. Raises ToolchainError for an unexpected number of bytes.
+    """
     import numpy as np
 
     count, n_per_row = rows.shape

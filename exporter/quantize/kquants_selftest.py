@@ -1,4 +1,4 @@
-"""Values on which two ways of quantizing would differ first: each kind a generator of rows."""
+"""Generators of rows on which two quantizers would differ first."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     Generator: TypeAlias = np.random.Generator
     Kind: TypeAlias = Callable[[Generator, int, int], Rows]
 
-EXPONENT = 0x7F800000  # all of its bits are set in what is not finite
-# Between the levels of IQ4, and the range of where its search puts the largest value of 32.
+EXPONENT = 0x7F800000  # all of its bits are set in values that are not finite
+# midpoints of IQ4's levels, and the positions that its search tries for the largest of 32
 HALF_WAYS = (-115.5, -93.5, -74, -57, -42, -28.5, -16, -4.5, 7, 19, 31.5, 45.5, 61, 79, 101)
 PLACES = (-134, -119)
-FIRST_PLACE = 127
+FIRST_PLACE = 127  # the first position that the search tries
 
 
 def kinds() -> dict[str, Kind]:
-    """Every kind by name: (generator, rows, values per row) → rows, infinite here and there."""
+    """Every generator by name: (generator, rows, values per row) → rows, some of them infinite."""
     return {**ties(), **spreads(), **patterns()}
 
 
 def rows_of(kind: Kind, generator: Generator, count: int, n_per_row: int) -> Rows:
-    """Contiguous, finite float32 rows of a kind."""
+    """Contiguous, finite float32 rows (count, n_per_row) of a kind."""
     import numpy as np
 
     with np.errstate(all="ignore"):
@@ -35,17 +35,19 @@ def rows_of(kind: Kind, generator: Generator, count: int, n_per_row: int) -> Row
 
 
 def importances(generator: Generator, n_per_row: int) -> list[Rows]:
-    """Vectors as an importance matrix has them, and worse: finite float32, none negative."""
+    """Vectors (n_per_row,) of an importance matrix and harder ones: finite float32, not
+    negative.
+    """
     squares = normal(generator, 1, n_per_row)[0] ** 2
     decades = 10.0 ** generator.uniform(-20, 20, n_per_row)
-    # A value that outweighs all others leaves the search with nothing but rounding errors.
+    # a value that outweighs all others leaves only rounding errors to the search
     spikes = generator.choice([1e8, 1e12]) ** chance(generator, n_per_row, 0.03)
     vectors = (squares, decades * ~chance(generator, n_per_row, 0.3), squares * spikes)
     return [vector.astype("float32") for vector in vectors]
 
 
 def spreads() -> dict[str, Kind]:
-    """What weights look like, and worse."""
+    """Distributions of weights, and more extreme ones."""
     import numpy as np
 
     def outliers(g: Generator, n: int, k: int) -> Rows:
@@ -114,7 +116,7 @@ def patterns() -> dict[str, Kind]:
 
 
 def ties() -> dict[str, Kind]:
-    """Values that lie half-way between two levels, or equal one another."""
+    """Values that lie half-way between two levels, or equal each other."""
     import numpy as np
 
     def rounded(g: Generator, n: int, k: int) -> Rows:
@@ -152,10 +154,10 @@ def normal(g: Generator, n: int, k: int) -> Rows:
 
 
 def blockwise(g: Generator, n: int, k: int, size: int) -> Rows:
-    """One value for every `size` of a row."""
+    """One value for each `size` values of a row: (n, k)."""
     return normal(g, n, -(-k // size)).repeat(size, axis=1)[:, :k]
 
 
 def chance(g: Generator, shape: int | tuple[int, ...], share: float) -> Rows:
-    """True in about `share` of the places."""
+    """True in about `share` of the positions."""
     return g.random(shape) < share

@@ -1,4 +1,4 @@
-"""Which type each tensor gets, and the quantizing of its rows: both llama.cpp's own."""
+"""Chooses the type of each tensor and quantizes its rows, with llama.cpp's code."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     from exporter.convert.gguf_layout import Conversion
     from exporter.llamacpp.toolchain import Toolchain
 
-# A line of `llama-quantize --dry-run`; the second type is there when the type changes.
+# a line of `llama-quantize --dry-run`; the second type is present if the type changes
 DRY_RUN_LINE = re.compile(
     r"^\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[.*\], type = +(?P<old>\w+), "
     r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<new>\w+)\))?"
 )
-# std::regex_error's texts, which differ between C++ libraries
+# texts of std::regex_error, which differ between C++ libraries
 BAD_PATTERN = re.compile(r"failed to quantize:.*(regex|regular expression)", re.IGNORECASE)
 
 
 def choose_types(
     conversion: Conversion, quant: str, toolchain: Toolchain, recipe: Recipe = PLAIN
 ) -> dict[str, GGMLType]:
-    """The type of every tensor by name, in the order the finished file holds them.
+    """The type of every tensor by name, in the finished file's order.
 
-    The converter decides for F32, F16 and BF16; for every other quantization llama.cpp is
-    asked, by a dry run over a file that has all the names and shapes and no data.
-    Raises UnsupportedError when it needs an importance matrix, InputError when the recipe is
-    for another model.
+    The converter decides for F32, F16 and BF16; for other quantizations llama.cpp decides, in a dry
+    run over a file with all names and shapes and no data. Raises UnsupportedError if it needs an
+    importance matrix, InputError if the recipe is for another model, ToolchainError for an
+    unexpected output.
     """
     stored = {slot.name: slot.type for slot in conversion.slots}
     if quant in FLOATS:
@@ -67,7 +67,7 @@ def choose_types(
 
 
 def dry_run(skeleton: Path, quant: str, toolchain: Toolchain, recipe: Recipe) -> str:
-    """What llama-quantize would do. Raises InputError for patterns that it cannot read."""
+    """Run llama-quantize without output. Raises InputError for patterns that it cannot parse."""
     arguments = ["--dry-run", *recipe.arguments(), str(skeleton), quant]
     try:
         return run_tool(toolchain, "llama-quantize", arguments)
@@ -82,7 +82,7 @@ def dry_run(skeleton: Path, quant: str, toolchain: Toolchain, recipe: Recipe) ->
 
 
 def write_skeleton(path: Path, conversion: Conversion, stored: dict[str, GGMLType]) -> None:
-    """A sparse file: a header without the vocabulary, and a hole where the data would be."""
+    """Write a sparse file: a header without the vocabulary, and a hole in place of the data."""
     (header,) = conversion.headers(stored, ftype=conversion.ftype, vocabulary=False)
     slots = {slot.name: slot.shape for slot in conversion.slots}
     with path.open("wb") as file:
@@ -100,9 +100,9 @@ def parse_dry_run(printed: str) -> dict[str, GGMLType]:
 
 @dataclass(frozen=True, slots=True)
 class Quantizer:
-    """ggml's own row quantization, called in the built library; it releases the GIL.
+    """ggml's row quantization, called in the built library; it releases the GIL.
 
-    Types for which decant's kernels are proven equal to it are quantized by them.
+    Types for which decant's kernels are proven equal are quantized by those.
     """
 
     library: ctypes.CDLL
@@ -110,6 +110,7 @@ class Quantizer:
 
     @staticmethod
     def load(toolchain: Toolchain, *, report: Report = silent) -> Quantizer:
+        """Load the library and decant's kernels. Raises ToolchainError if it does not load."""
         path = toolchain.library("ggml-base")
         try:
             library = ctypes.CDLL(str(path))
@@ -130,9 +131,10 @@ class Quantizer:
         *,
         first_row: int = 0,
     ) -> np.ndarray[Any, Any]:
-        """Contiguous float32 rows (n, n_per_row) as bytes (n, row_nbytes) of `kind`.
+        """Quantize contiguous float32 rows (n, n_per_row) to bytes (n, row_nbytes) of `kind`.
 
-        first_row: the place of the first in its tensor, which says whose importance it has.
+        first_row: the position of the first row in its tensor, which decides the expert's
+        importance.
         """
         import numpy as np
 
@@ -148,11 +150,11 @@ class Quantizer:
         return packed
 
     def chunk(self, kind: GGMLType) -> Callable[..., int]:
-        """What quantizes rows to `kind`, called as ggml_quantize_chunk is."""
+        """The function that quantizes rows to `kind`, with ggml_quantize_chunk's signature."""
         ggml: Callable[..., int] = self.library.ggml_quantize_chunk
         if kind.name not in self.kernels.types:
             return ggml
-        # It turns to ggml for blocks that are not finite.
+        # it leaves blocks that are not finite to ggml
         return partial(
             self.kernels.chunk, ctypes.cast(self.library.ggml_quantize_chunk, ctypes.c_void_p)
         )
@@ -161,7 +163,7 @@ class Quantizer:
 def runs(
     importance: Importance | None, first_row: int, count: int
 ) -> Iterator[tuple[int, int, np.ndarray[Any, Any] | None]]:
-    """The rows (from, to) that share an importance vector, and that vector."""
+    """Runs of rows (from, to) with a common importance vector (inputs,), and that vector."""
     if importance is None:
         yield 0, count, None
         return

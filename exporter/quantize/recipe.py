@@ -1,4 +1,4 @@
-"""How types are chosen beyond the quantization's own mixture, as llama-quantize is told it."""
+"""llama-quantize's options for types beyond a quantization's default mixture."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ EXAMPLE = "write it as PATTERN=TYPE, such as ffn_down=q6_k"
 
 @dataclass(frozen=True, slots=True)
 class TypeRule:
-    """Tensors by a part of their name, and the type they are to have."""
+    """A type for all tensors whose name matches a pattern."""
 
     pattern: str
-    """A regular expression, searched for in the name; the first rule that is found counts."""
+    """A regular expression that is searched in the name; the first matching rule applies."""
     type: GGMLType
 
     def __str__(self) -> str:
@@ -32,16 +32,16 @@ class TypeRule:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """llama-quantize's options, under its own names."""
+    """llama-quantize's options, under its names."""
 
     imatrix: ImportanceMatrix | None = None
     calibrate: Path | None = None
-    """A text to make the importance matrix from."""
+    """A text from which to make the importance matrix."""
     tensor_types: tuple[TypeRule, ...] = ()
     output_type: GGMLType | None = None
-    """Of output.weight."""
+    """Type of output.weight alone."""
     embedding_type: GGMLType | None = None
-    """Of the token embeddings."""
+    """Type of the token embeddings."""
     pure: bool = False
     """One type for all tensors, without the mixture."""
 
@@ -55,12 +55,12 @@ class Recipe:
         ]
 
     def arguments(self) -> list[str]:
-        """What goes before llama-quantize's files."""
+        """The arguments before llama-quantize's files."""
         matrix = ["--imatrix", str(self.imatrix.path.absolute())] if self.imatrix else []
         return [*matrix, *self.overrides()]
 
     def keys(self, quant: str) -> dict[str, str | int]:
-        """What a file tells of how it was quantized."""
+        """The metadata about a file's quantization."""
         if quant in FLOATS:
             return {"decant.quant": quant}
         told = keys(self.imatrix) if self.imatrix else {}
@@ -71,22 +71,22 @@ PLAIN = Recipe()
 
 
 def parse_rule(text: str) -> TypeRule:
-    """PATTERN=TYPE. Raises InputError when it is not that, UnsupportedError for a wrong type."""
-    pattern, equals, kind = text.partition("=")  # as llama-quantize does, capitals too
+    """Parse PATTERN=TYPE. Raises InputError for another form, UnsupportedError for a wrong type."""
+    pattern, equals, kind = text.partition("=")  # llama-quantize lowers the pattern, too
     pattern = pattern.lower()
     if not (pattern and equals and kind):
-        raise InputError(f"{text!r} is no rule for tensors' types", hint=EXAMPLE)
+        raise InputError(f"{text!r} is not a rule for tensors' types", hint=EXAMPLE)
     try:
         re.compile(pattern)
     except re.error as error:
         raise InputError(
-            f"the pattern {pattern!r} is no regular expression: {error}", hint=EXAMPLE
+            f"the pattern {pattern!r} is not a regular expression: {error}", hint=EXAMPLE
         ) from error
     return TypeRule(pattern, parse_type(kind))
 
 
 def check_recipe(recipe: Recipe, quants: Sequence[str]) -> None:
-    """Raise UnsupportedError when a quantization would take no notice of what is asked for."""
+    """Raise UnsupportedError if a quantization would ignore the given options."""
     floats = [quant for quant in quants if quant in FLOATS]
     if floats and recipe.overrides():
         raise UnsupportedError(
@@ -102,9 +102,9 @@ def check_recipe(recipe: Recipe, quants: Sequence[str]) -> None:
 
 
 def check_rules(recipe: Recipe, types: dict[str, GGMLType], slots: Iterable[Slot]) -> None:
-    """Raise InputError when a rule named no tensor, or none that could have its type.
+    """Raise InputError if a rule matches no tensor, or none that can have its type.
 
-    types: what llama-quantize chose, told of the rules.
+    types: llama-quantize's choice with the rules applied.
     """
     shapes = {slot.name: slot.shape for slot in slots}
     for rule in recipe.tensor_types:
@@ -118,7 +118,7 @@ def check_rules(recipe: Recipe, types: dict[str, GGMLType], slots: Iterable[Slot
             raise InputError(
                 f"`--tensor-type {rule}` has no effect: {matching[0]}"
                 f" {list(shapes[matching[0]])} stays {types[matching[0]].name}",
-                hint=f"an earlier rule may name it, or its rows are no multiple of"
+                hint=f"an earlier rule may name it, or its rows are not a multiple of"
                 f" {rule.type.block}, or llama.cpp never quantizes it",
             )
     named = {"output.weight": recipe.output_type, "token_embd.weight": recipe.embedding_type}
@@ -131,6 +131,6 @@ def check_rules(recipe: Recipe, types: dict[str, GGMLType], slots: Iterable[Slot
         if kind and name in types and shapes[name][-1] % kind.block:
             raise InputError(
                 f"`{name}` cannot be {kind.name}: its rows have {shapes[name][-1]} values,"
-                f" no multiple of {kind.block}",
+                f" not a multiple of {kind.block}",
                 hint="choose another type for it",
             )

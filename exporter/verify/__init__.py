@@ -1,1 +1,1 @@
-"""A GGUF against the base and the adapters it was made from."""
+"""Verifies a GGUF against the base and the adapters it was made from."""

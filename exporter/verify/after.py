@@ -1,4 +1,4 @@
-"""The light verification after an export: a file that fails it loses its name."""
+"""The light verification after an export: a file that fails it is renamed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def verify_exported(
     trust_remote_code: bool = False,
     report: Report = silent,
 ) -> tuple[Verification, ...]:
-    """Verify files that were just written from a plan, and the projector beside the first.
+    """Verify files just written from a plan, and the projector beside the first.
 
-    Raises VerifyError when one fails; it is then called NAME.rejected.
+    Raises VerifyError if one fails; that file is then called NAME.rejected.
     """
     from exporter.verify.light import expected_of, verify_light
     from exporter.verify.projector import expected_projector, verify_projector
@@ -60,7 +60,7 @@ def verify_exported(
 
 
 def kept_or_rejected(result: Verification, report: Report) -> Verification:
-    """Take a wrong file's name away. Gives back what was found."""
+    """Rename a wrong file. Returns the verification."""
     if not result.ok:
         for shard in read_gguf(result.path).shards or (result.path,):
             shard.rename(shard.with_name(shard.name + REJECTED))

@@ -1,7 +1,7 @@
-"""How far a stored value may be from the one that was to be stored, by the type it is stored in.
+"""Largest error of a stored value, by the type it is stored in.
 
-The bound of a value follows from the values of its own block: they decide the block's scale.
-Nothing of it is taken from the file, where a damaged scale would excuse its own damage.
+The bound of a value follows from the expected values of its block, which decide the block's scale.
+Nothing is taken from the file, where a damaged scale would excuse its damage.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 HALF_ULP = {"F32": 2.0**-24, "BF16": 2.0**-8, "F16": 2.0**-11}  # of the value, to nearest
 SUBNORMAL = {"F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-25}
-SCALE_ULP = 2.0**-25  # half a step of the smallest float16, in which blocks hold their scales
-IMPORTANCE = 4.0  # an importance matrix lets unimportant values go further: 3.3 times, measured
+SCALE_ULP = 2.0**-25  # half a step of the smallest float16, the type of block scales
+IMPORTANCE = 4.0  # an importance matrix lets unimportant values deviate more: 3.3 times, measured
 ROUNDED = 2.0**-7  # --merge-dtype base: half an ulp of bfloat16 in the sum, and at most one before
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Largest error: a part of the sub-block's largest value, and of the whole block's."""
+    """Largest error, relative to the sub-block's and the whole block's largest value."""
 
     sub: int
     """Values that share a scale."""
     of_sub: float
     of_block: float = 0.0
     likeness: float = 0.9
-    """The least cosine between what was to be stored and what is; of strangers it is about 0."""
+    """Least cosine between expected and stored values; of unrelated ones it is about 0."""
     steps: int = 256
-    """The largest number that the float16 scale of a block is multiplied by, at most."""
+    """Upper limit of the number that multiplies a block's float16 scale."""
 
 
 # With a scale d for each block and values that are rounded to its nearest multiple:
@@ -70,10 +70,9 @@ def allowed_error(
     rounded: bool = False,
     by_importance: bool = False,
 ) -> np.ndarray[Any, Any]:
-    """For each of the rows' values, how far the stored one may be.
+    """The largest error of each value (rows, columns).
 
-    rounded: the merge rounded to 16 bits first; by_importance: quantized with an importance
-    matrix.
+    rounded: the merge rounded to 16 bits first; by_importance: quantized with an importance matrix.
     """
     import numpy as np
 
@@ -91,7 +90,7 @@ def allowed_error(
 
 
 def largest(size: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
-    """Beside each value the largest of its block."""
+    """The largest value of each value's block, repeated: (rows, columns) of the same shape."""
     import numpy as np
 
     tops = size.reshape(size.shape[0], -1, block).max(axis=2)
@@ -99,7 +98,7 @@ def largest(size: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
 
 
 def likeness(stored: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """The cosine between both; 1 for nothing but zeros."""
+    """The cosine between two arrays (rows, columns); 1 if both are zero."""
     import math
 
     lengths = float((stored * stored).sum()) * float((expected * expected).sum())
@@ -107,5 +106,5 @@ def likeness(stored: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> fl
 
 
 def least_likeness(kind: GGMLType) -> float:
-    """What `likeness` must be at least."""
+    """The least acceptable `likeness` of a type."""
     return -1.0 if kind.name in HALF_ULP else BOUNDS.get(kind.name, UNKNOWN).likeness

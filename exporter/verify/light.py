@@ -1,4 +1,4 @@
-"""The light verification: seconds, and never more of the base in memory than the export itself."""
+"""The light verification: takes seconds, and never more memory for the base than the export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.convert.gguf_layout import Conversion
-from exporter.convert.to_gguf import Part, convert
+from exporter.convert.to_gguf import ModelPart, convert
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
@@ -23,7 +23,7 @@ from exporter.merge.operations import MergePlan
 from exporter.merge.result_files import result_folder
 from exporter.quantize.quantizer import Quantizer
 from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
-from exporter.verify.logits_engine import Engine
+from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.metadata import check_metadata, check_special, check_template
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
@@ -31,20 +31,20 @@ from exporter.verify.strength import Requantizer
 from exporter.verify.token_list import compare_vocabulary
 from exporter.verify.tokenization import check_tokens
 from exporter.verify.trace import traceable
-from exporter.verify.weights import Weights
+from exporter.verify.weights import ExpectedWeights
 
 ROWS = 16
-"""Rows of each tensor that are computed anew, unless asked for more."""
-WHOLE = sys.maxsize  # items of a metadata array that are read
+"""Rows of each tensor that are computed again, by default."""
+WHOLE = sys.maxsize  # items to read of a metadata array
 EMBEDDING = "token_embd.weight"
 MERGE_DTYPE = "decant.merge_dtype"
 MERGED_EXACTLY = "float32"
-IMATRIX = "quantize.imatrix."  # llama-quantize's own keys begin so
+IMATRIX = "quantize.imatrix."  # prefix of llama-quantize's keys
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a plan makes: its layout, its rows on demand, its folder and tokenizer."""
+    """The expected result of a plan: its layout, rows on demand, folder and tokenizer."""
 
     plan: MergePlan
     conversion: Conversion
@@ -53,10 +53,10 @@ class Expected:
     rows: int
     requantizer: Requantizer
     whole: Mapping[str, Any] = field(default_factory=dict)
-    """What tokenizer.json says, as transformers has loaded it; nothing for one of Python alone."""
+    """tokenizer.json as transformers has loaded it; empty for a tokenizer in Python only."""
 
-    def weights(self, file: GGUFFile) -> Weights:
-        return Weights(
+    def weights(self, file: GGUFFile) -> ExpectedWeights:
+        return ExpectedWeights(
             self.conversion,
             Reference(self.plan),
             self.rows,
@@ -74,7 +74,7 @@ def expected_of(
     rows: int = ROWS,
     trust_remote_code: bool = False,
 ) -> Iterator[Expected]:
-    """Lay the plan's model out once, for all files that were made of it. Reads no weight."""
+    """Lay the plan's model out once, for all files made from it. Reads no weight."""
     with laid_out(plan, toolchain, "text", trust_remote_code) as (conversion, folder):
         loaded = conversion.loaded
         tokenizer = loaded.tokenizer if loaded else slow_tokenizer(folder, trust_remote_code)
@@ -85,9 +85,12 @@ def expected_of(
 
 @contextmanager
 def laid_out(
-    plan: MergePlan, toolchain: Toolchain, part: Part, trust_remote_code: bool
+    plan: MergePlan, toolchain: Toolchain, part: ModelPart, trust_remote_code: bool
 ) -> Iterator[tuple[Conversion, Path]]:
-    """A part of the plan's model as the converter lays it out, and its folder. Reads no weight."""
+    """Lay a part of the plan's model out with the converter; yields it with its folder.
+
+    Reads no weight.
+    """
     tensors = traceable(MergedTensors(plan))
     with (
         imported(toolchain),
@@ -102,7 +105,7 @@ def laid_out(
 
 
 def slow_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    """A tokenizer of Python alone."""
+    """A tokenizer in Python only."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -111,14 +114,16 @@ def slow_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 def verify_light(
     path: Path, expected: Expected, toolchain: Toolchain, *, report: Report = silent
 ) -> Verification:
-    """Weights, tokenizer, template and settings of one file, which llama.cpp also loads once.
+    """Check one file's weights, tokenizer, template and settings, and load it once in llama.cpp.
 
-    Raises ModelError for no GGUF.
+    Raises ModelError for a file that is not a GGUF.
     """
     started = time.monotonic()
     too_large = shortage(read_gguf(path))
-    with no_collection(), Engine(toolchain) as engine:
-        engine.begin_load(path, vocab_only=bool(too_large))  # meanwhile, what needs no llama.cpp:
+    with no_collection(), LogitsEngine(toolchain) as engine:
+        engine.begin_load(
+            path, vocab_only=bool(too_large)
+        )  # the rest needs no llama.cpp meanwhile:
         file = read_gguf(path, keep_items=WHOLE)
         for warning in strangers(file, expected.plan):
             report(Warn(warning))
@@ -145,13 +150,13 @@ def verify_light(
 
 
 def rows_of(expected: Expected) -> int:
-    """Of the model's embedding."""
+    """Rows of the model's embedding."""
     slots = expected.conversion.slots
     return next((slot.shape[0] for slot in slots if slot.name == EMBEDDING), sys.maxsize)
 
 
 def strangers(file: GGUFFile, plan: MergePlan) -> list[str]:
-    """Where the file names another base or other adapters than it is compared with."""
+    """Warnings if the file names another base or other adapters than it is compared with."""
     told = []
     base = file.text("decant.base")
     if base is not None and base != plan.checkpoint.name:

@@ -1,4 +1,4 @@
-"""Whether llama.cpp loads a file and computes with it: a few tokens, in a child process."""
+"""Tests whether llama.cpp loads a file and computes a few tokens, in a child process."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from exporter.core.errors import DecantError, EngineError
 from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes
 from exporter.core.paths import size_text
-from exporter.verify.logits_engine import Engine
+from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.report import Check
 
 NAME = "loading"
 ROOM = 256 << 20  # bytes for a small context, the logits and llama.cpp itself
 HINT = (
     "llama.cpp cannot run this model: `--to safetensors` writes it for transformers,"
-    " and `--no-verify` keeps the GGUF all the same"
+    " and `--no-verify` keeps the GGUF anyway"
 )
 
 TOO_LARGE = (
@@ -23,9 +23,9 @@ TOO_LARGE = (
 
 
 def shortage(file: GGUFFile) -> str:
-    """Why a file is not loaded: its weights do not fit in memory. Empty where they do.
+    """The reason not to load a file: its weights do not fit in memory. Empty if they do.
 
-    They are mapped, so that what does not fit would be read from the disk again and again.
+    They are mapped, so that missing memory means reading them from the disk again and again.
     """
     needed, free = file.nbytes + ROOM, available_nbytes()
     if needed <= free:
@@ -45,8 +45,8 @@ def not_loaded(why: str) -> Check:
     )  # fmt: skip
 
 
-def check_loading(engine: Engine, file: GGUFFile) -> Check:
-    """Have a loaded model compute a few tokens."""
+def check_loading(engine: LogitsEngine, file: GGUFFile) -> Check:
+    """Compute a few tokens with a loaded model."""
     try:
         found = engine.ask("probe", embeds=gives_embeddings(file))
     except EngineError as error:

@@ -1,4 +1,4 @@
-"""The build's own llama.cpp over one GGUF, in a child process: an abort ends only that."""
+"""Runs the build's llama.cpp over one GGUF in a child process, which an abort may end."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ if TYPE_CHECKING:
 
     from exporter.llamacpp.toolchain import Toolchain
 
-LAST_LINES = 4  # of what the child said; more are addresses
-# ggml prints a stack of addresses before it aborts, by a debugger where it finds one
+LAST_LINES = 4  # shown of the child's messages; further ones are addresses
+# ggml prints a stack trace before it aborts, with a debugger if it finds one
 QUIET = {"GGML_NO_BACKTRACE": "1", "PYTHONFAULTHANDLER": "", **NO_GPU}
 
 
-class Engine:
-    """The child process."""
+class LogitsEngine:
+    """A child process with llama.cpp; used as a context manager."""
 
     def __init__(self, toolchain: Toolchain) -> None:
-        """Start it; it has no model yet."""
         argv = [
             sys.executable, "-m", "exporter.verify.logits_engine_child",
             str(toolchain.folder), str(toolchain.library("llama")), str(cores()),
@@ -66,24 +65,27 @@ class Engine:
         self.said.close()
 
     def ask(self, verb: str, **arguments: object) -> Any:
-        """Have the child do something.
+        """Let the child do something and return its answer.
 
-        Raises EngineDiedError, with its last words, when it dies of it, SpaceError when it is
-        killed, ModelError or EngineError for what llama.cpp refuses.
+        Raises EngineDiedError, with its last words, if it dies, SpaceError if it is killed,
+        ModelError or EngineError if llama.cpp refuses.
         """
         self.begin(verb, **arguments)
         return self.answer(verb)
 
     def begin(self, verb: str, **arguments: object) -> None:
-        """Have the child begin with something; `answer` must follow."""
+        """Start a request; `answer` must follow."""
         line = json.dumps({"verb": verb, "with": arguments}).encode() + b"\n"
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # `answer` tells how it died
+        with contextlib.suppress(BrokenPipeError):  # `answer` reports how it died
             self.process.stdin.write(line)
             self.process.stdin.flush()
 
     def answer(self, verb: str) -> Any:
-        """Wait for what was begun. Raises what `ask` raises."""
+        """Wait for the answer to a request.
+
+        Raises EngineDiedError, SpaceError, ModelError or EngineError as `ask` does.
+        """
         assert self.process.stdout is not None
         answer = self.process.stdout.readline()
         if not answer.endswith(b"\n"):
@@ -103,7 +105,7 @@ class Engine:
         return found["answer"]
 
     def last_words(self) -> str:
-        """What llama.cpp said last, to be put behind a sentence."""
+        """llama.cpp's last messages, as the end of a sentence."""
         self.said.seek(0)
         lines = [line.strip() for line in self.said.read().decode(errors="replace").splitlines()]
         said = list(dict.fromkeys(line for line in lines if line))[-LAST_LINES:]
@@ -112,18 +114,18 @@ class Engine:
     def load(self, path: Path, *, vocab_only: bool = False) -> None:
         """Load a GGUF, or its vocabulary alone.
 
-        Raises ModelError when llama.cpp refuses it, EngineDiedError when it dies of it.
+        Raises ModelError if llama.cpp refuses it, EngineDiedError if it dies.
         """
         self.begin_load(path, vocab_only=vocab_only)
         self.finish_load()
 
     def begin_load(self, path: Path, *, vocab_only: bool = False) -> None:
-        """Begin to load; `finish_load` must follow."""
+        """Start to load; `finish_load` must follow."""
         self.path = path
         self.begin("load", path=str(path.absolute()), vocab_only=vocab_only)
 
     def finish_load(self) -> None:
-        """Wait until it is loaded. Raises what `load` raises."""
+        """Wait until the file is loaded. Raises the errors of `load`."""
         self.answer("load")
 
     def facts(self) -> VocabularyFacts:
@@ -133,7 +135,7 @@ class Engine:
     def encode(
         self, texts: Sequence[str], *, special: bool = False, parse: bool = True
     ) -> list[list[int]]:
-        """Ids of each text; special adds what begins and ends one, parse knows special tokens."""
+        """Token ids of each text. special: add BOS and EOS; parse: recognize special tokens."""
         found: list[list[int]] = self.ask("encode", texts=list(texts), special=special, parse=parse)
         return found
 
@@ -146,12 +148,12 @@ DOING = {
     "logits": "while it computed with",
     "project": "while it encoded a picture or a sound beside",
 }
-"""What it was doing when it died, before the file's name."""
+"""The child's work when it died, before the file's name in a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class VocabularyFacts:
-    """What llama.cpp makes of a GGUF's special tokens."""
+    """llama.cpp's view of a GGUF's special tokens."""
 
     special: dict[str, int]
     """Ids by name: bos, eos, eot, sep, pad, mask; -1 for none."""
@@ -161,7 +163,7 @@ class VocabularyFacts:
 
 
 def ending(status: int) -> str:
-    """How a process ended, after "llama.cpp"."""
+    """How a process ended, as the predicate of "llama.cpp"."""
     if status >= 0:
         return f"ended with {status}"
     try:
@@ -175,13 +177,13 @@ def gguf_logits(
 ) -> Iterator[np.ndarray[Any, Any]]:
     """The logits after every token of each chunk, (tokens, vocabulary) in float32.
 
-    Each chunk begins anew. Raises ModelError for a file that llama.cpp cannot load, EngineError
-    when it cannot compute.
+    Each chunk starts with an empty cache. Raises ModelError if llama.cpp cannot load the file,
+    EngineError if it cannot compute.
     """
     import numpy as np
 
     longest = max(map(len, chunks))
-    with Engine(toolchain) as engine, tempfile.TemporaryDirectory(prefix="decant-") as folder:
+    with LogitsEngine(toolchain) as engine, tempfile.TemporaryDirectory(prefix="decant-") as folder:
         written = Path(folder) / "logits"
         engine.load(path)
         for chunk in chunks:

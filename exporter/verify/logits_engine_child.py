@@ -1,7 +1,7 @@
-"""The child of logits_engine.py: the build's llama.cpp over one GGUF, asked in lines of JSON.
+"""The child of logits_engine.py: the build's llama.cpp over one GGUF, with requests as JSON lines.
 
-Whatever llama.cpp does to its process (ggml aborts it where it is at a loss) it does to this one.
-Answers go to standard output; what llama.cpp says against a model goes to standard error.
+If llama.cpp aborts, it ends this process only. Answers go to standard output, llama.cpp's error
+messages to standard error.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from exporter.verify.projector_child import Projector
 
 PROBE = "The quick brown fox jumps over the lazy dog."
 PROBE_CONTEXT = 64  # tokens
-PROBE_TOKENS = 8
-F32 = 0  # ggml's number: the cache is kept exact, so that what differs is the file
+PROBE_TOKENS = 8  # computed by a probe
+F32 = 0  # ggml's type number; an exact cache leaves only the file's differences
 FLASH_OFF = 0  # llama_flash_attn_type
 ERROR, CONTINUED = 4, 5  # ggml_log_level
 NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
 NO_POOLING = 0  # LLAMA_POOLING_TYPE_NONE
-SECONDS = 2.0  # of a sound
+SECONDS = 2.0  # length of a test sound
 RANK = 4  # LLAMA_POOLING_TYPE_RANK
 
 
-class Model:
-    """One GGUF, loaded on the processor alone."""
+class LoadedModel:
+    """One GGUF, loaded on the CPU only."""
 
     def __init__(self, folder: Path, library: Path, threads: int) -> None:
         build = SimpleNamespace(dir=folder, library=lambda _: library)
@@ -54,11 +54,11 @@ class Model:
         return Vocabulary(self.lib, self.lib.llama_model_get_vocab(self.model))
 
     def load(self, path: str, vocab_only: bool) -> dict[str, Any]:
-        """Load a file. Raises ModelError when llama.cpp cannot."""
+        """Load a file. Raises ModelError if llama.cpp cannot."""
         settings = self.lib.llama_model_default_params()
         settings.vocab_only = vocab_only
         settings.n_gpu_layers = 0
-        settings.use_extra_bufts = False  # repacked weights would be a copy of them
+        settings.use_extra_bufts = False  # repacking would copy the weights
         no_device = (ctypes.c_void_p * 1)(None)
         settings.devices = ctypes.addressof(no_device)
         self.model = self.lib.llama_model_load_from_file(os.fsencode(path), settings)
@@ -71,7 +71,7 @@ class Model:
         return [vocabulary.encode(text, special=special, parse=parse) for text in texts]
 
     def facts(self) -> dict[str, Any]:
-        """What the vocabulary says of itself."""
+        """Special tokens and end tokens of the vocabulary."""
         vocabulary = self.vocabulary
         names = ("bos", "eos", "eot", "sep", "pad", "mask")
         ends = [
@@ -84,9 +84,9 @@ class Model:
         return {"special": special, "texts": texts, "ends": ends}
 
     def probe(self, embeds: bool) -> dict[str, Any]:
-        """Compute a few tokens: how many numbers came out, and whether all are finite.
+        """Compute a few tokens; returns their number and whether all outputs are finite.
 
-        embeds: whether the model gives embeddings or a ranking, and no logits.
+        embeds: whether the model outputs embeddings or a ranking instead of logits.
         """
         ids = self.probe_tokens()
         has_decoder = self.lib.llama_model_has_decoder(self.model)
@@ -102,7 +102,7 @@ class Model:
             return tally(len(ids) + 1, [self.logits_row()])
         self.run(self.lib.llama_decode, ids)
         rows = [self.logits_row()]
-        if self.lib.llama_get_memory(self.context):  # one token alone takes other ways
+        if self.lib.llama_get_memory(self.context):  # a single token takes other code paths
             self.run(self.lib.llama_decode, ids[-1:])
             rows.append(self.logits_row())
         return tally(len(ids) + len(rows) - 1, rows)
@@ -115,7 +115,10 @@ class Model:
         return ids or list(range(min(PROBE_TOKENS, vocabulary.size)))
 
     def embedding(self, count: int) -> Any:
-        """The pooled embedding, a ranking's scores, or the last token's embedding."""
+        """The pooled embedding, a ranking's scores, or the last token's embedding, (width,).
+
+        Raises EngineError without one.
+        """
         lib, kind = self.lib, self.lib.llama_pooling_type(self.context)
         if kind == NO_POOLING:
             found, width = lib.llama_get_embeddings_ith(self.context, count - 1), None
@@ -127,13 +130,14 @@ class Model:
         return floats(found, width or lib.llama_model_n_embd_out(self.model))
 
     def logits_row(self) -> Any:
+        """The logits of the last token, (vocabulary,). Raises EngineError without them."""
         found = self.lib.llama_get_logits_ith(self.context, -1)
         if not found:
             raise EngineError("llama.cpp gives no logits")
         return floats(found, self.vocabulary.size)
 
     def open(self, length: int, *, embeddings: bool = False, exact: bool = False) -> None:
-        """A context of `length` tokens. Raises EngineError when llama.cpp cannot give one."""
+        """Open a context of `length` tokens. Raises EngineError if llama.cpp cannot."""
         if self.context:
             self.lib.llama_free(self.context)
         settings = self.lib.llama_context_default_params()
@@ -153,11 +157,14 @@ class Model:
         self.finish(step(self.context, self.lib.llama_batch_get_one(tokens, len(ids))), len(ids))
 
     def finish(self, status: int, count: int) -> None:
+        """Raise EngineError for a failed step."""
         if status:
             raise EngineError(f"llama.cpp ended with {status} on {count} tokens")
 
     def logits(self, chunk: list[int], path: str, length: int) -> dict[str, int]:
-        """Write the logits after every token of a chunk to a file, float32, row after row."""
+        """Write the logits after every token of a chunk to a file, (tokens, vocabulary) in
+        float32.
+        """
         if length > self.length:
             self.open(length, exact=True)
         lib = self.lib
@@ -181,11 +188,11 @@ class Model:
     def project(
         self, path: str, picture: str, size: tuple[int, int], written: str, most: int | None
     ) -> dict[str, Any]:
-        """Encode a picture with a projector, or a tone where it only hears.
+        """Encode a picture with a projector, or a tone if it only hears.
 
-        picture: a file of its pixels; size: width and height; written: where the embeddings go,
-        float32, row after row; most: parts of the picture that are encoded. Raises ModelError
-        when llama.cpp cannot load the projector beside the model.
+        picture: a file with its pixels; size: width and height; written: file for the embeddings,
+        (tokens, width) in float32; most: number of parts of the picture to encode. Raises
+        ModelError if llama.cpp cannot load the projector beside the model.
         """
         projector = Projector(path, self.model, self.libraries, self.log)
         bitmap = (
@@ -200,7 +207,7 @@ class Model:
 
 
 class Log:
-    """Passes on to standard error what llama.cpp says as an error."""
+    """Writes llama.cpp's error messages to standard error."""
 
     def __init__(self) -> None:
         self.level = 0
@@ -214,7 +221,7 @@ class Log:
 
 
 def floats(pointer: Any, count: int) -> Any:
-    """A ctypes array of `count` floats that lies where llama.cpp has it."""
+    """A ctypes array (count,) over llama.cpp's memory."""
     return (ctypes.c_float * count).from_address(ctypes.cast(pointer, ctypes.c_void_p).value or 0)
 
 
@@ -223,7 +230,7 @@ def tally(tokens: int, rows: list[Any]) -> dict[str, Any]:
 
 
 def listen(asked: list[bytes], news: threading.Condition) -> None:
-    """Collect questions; when the parent has gone, end at once, whatever is being computed."""
+    """Collect requests; end the process at once when the parent is gone."""
     begun = b""
     while block := os.read(0, 1 << 16):
         *lines, begun = (begun + block).split(b"\n")
@@ -234,14 +241,14 @@ def listen(asked: list[bytes], news: threading.Condition) -> None:
 
 
 def main() -> None:
-    """Answer questions until standard input ends."""
+    """Answer requests until standard input ends."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever prints shall not be taken for an answer
+    os.dup2(2, 1)  # no other output may be mistaken for an answer
     asked: list[bytes] = []
     news = threading.Condition()
     threading.Thread(target=listen, args=(asked, news), daemon=True).start()
-    model = Model(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    model = LoadedModel(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
     while True:
         with news:
             news.wait_for(lambda: asked)

@@ -1,4 +1,4 @@
-"""What a GGUF says of itself, against the folder it was made from."""
+"""Compares a GGUF's metadata with the folder it was made from."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from exporter.verify.report import Check
 from exporter.verify.texts import CONVERSATIONS
 
 ERROR = "an error: "
-SHORT = 60  # characters of a value that are shown
-TOLERANCE = 1e-6  # relative: float32 in the file
+SHORT = 60  # characters shown of a value
+TOLERANCE = 1e-6  # relative: the file stores float32
 TEMPLATE = "tokenizer.chat_template"
-SCORES = "tokenizer.ggml.scores"  # only their order matters: it is compared with the merges'
+SCORES = "tokenizer.ggml.scores"  # only their order matters, compared with the merges'
 ROPE = "rope.freq_base"
 CONTEXT = "context_length"
 THETA = "rope_theta"
 CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx")
 SPECIAL = ("bos", "pad")
 NONE = {"bos": (), "pad": (-1,)}  # llama.cpp needs no pad token
-# RoPE whose base stays what the config says; the others (dynamic, xdrope…) are recomputed
+# types that use RoPE's base unchanged; the others (dynamic, xdrope…) recompute it
 PLAIN_ROPE = ("default", "linear", "yarn", "llama3", "longrope", "su", "proportional", "mrope")
-OFFSET = 8  # positions that RoBERTa and others count from
-END_SLOTS = ("eos", "eot", "eom")  # of a GGUF's ids that end a generation
+OFFSET = 8  # first position of RoBERTa and others
+END_SLOTS = ("eos", "eot", "eom")  # a GGUF's keys for ids that end a generation
 GENERATION = "generation_config.json"
 HINT = "export it again: the base's config, tokenizer or template is not what it was made with"
 
 
 def check_metadata(file: GGUFFile, conversion: Conversion, folder: Path) -> Check:
-    """Every setting as the converter derives it from this folder, and some as config.json has them.
+    """Compare all settings with the converter's for this folder, and some with config.json.
 
     `file` must hold whole arrays.
     """
     wanted = conversion.writer.kv_data[0]
-    by_order = file.text("tokenizer.ggml.model") == "llama"  # in others, scores are summed up
+    by_order = file.text("tokenizer.ggml.model") == "llama"  # other models add scores
     problems, compared = [], 0
     for key, held in wanted.items():
         if not key.startswith((f"{file.architecture}.", "tokenizer.")) or key == TEMPLATE:
             continue
         if key.startswith("tokenizer.") and key.endswith("_token_id") and key not in file.metadata:
-            continue  # what llama.cpp then makes of its special tokens is a check of its own
+            continue  # check_special compares what llama.cpp makes of it
         compared += 1
         value = held.value
         if isinstance(value, bytes) and held.type.name == "ARRAY":  # such as a charsmap
@@ -68,7 +68,7 @@ def check_metadata(file: GGUFFile, conversion: Conversion, folder: Path) -> Chec
 
 
 def unlike(key: str, actual: Any, expected: Any) -> str:
-    """How a value differs; of a long array, where it first does."""
+    """Describe the difference of a value; for a long array, the first one."""
     if isinstance(actual, tuple) and isinstance(expected, tuple):
         if len(actual) != len(expected):
             return f"{key} has {len(actual)} items and should have {len(expected)}"
@@ -80,7 +80,7 @@ def unlike(key: str, actual: Any, expected: Any) -> str:
 
 
 def alike(one: tuple[Any, ...], other: Any) -> bool:
-    """Whether two lists of scores put the tokens in the same order."""
+    """Whether two lists of scores order the tokens the same way."""
     if len(one) != len(other):
         return False
     import numpy as np
@@ -92,10 +92,10 @@ def alike(one: tuple[Any, ...], other: Any) -> bool:
 
 
 def check_config(file: GGUFFile, config: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Problems and notes: RoPE's base and the context as config.json itself has them.
+    """Problems and notes: RoPE's base and the context compared with config.json.
 
-    The converter may have read them from elsewhere, or not at all. Layers and widths need no such
-    check: with wrong ones the tensors do not fit, and llama.cpp does not load the file.
+    The converter may read them elsewhere, or not at all. Layers and widths need no such check: with
+    wrong ones the tensors do not fit, and llama.cpp does not load the file.
     """
     problems: list[str] = []
     notes: list[str] = []
@@ -121,7 +121,7 @@ def number_of(value: object) -> float | None:
 
 
 def has_plain_rope(config: dict[str, Any]) -> bool:
-    """Whether the base of RoPE is used as it is written."""
+    """Whether RoPE uses its base unchanged."""
     for name in ("rope_parameters", "rope_scaling"):
         rope = config.get(name)
         if not isinstance(rope, dict):
@@ -133,7 +133,7 @@ def has_plain_rope(config: dict[str, Any]) -> bool:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """config.json, with the settings of its text part and of RoPE on top."""
+    """config.json, merged with the settings of its text part and of RoPE."""
     config = read_json_object(
         folder / "config.json", error=CheckpointError, hint="copy the base again"
     )
@@ -146,7 +146,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def check_special(facts: VocabularyFacts, file: GGUFFile, tokenizer: Any, folder: Path) -> Check:
-    """Which tokens begin and fill a text, and which end a generation."""
+    """Check the tokens that begin and pad a text, and those that end a generation."""
     problems, notes = [], []
     for name in SPECIAL:
         expected, actual = getattr(tokenizer, f"{name}_token_id"), facts.special[name]
@@ -161,7 +161,7 @@ def check_special(facts: VocabularyFacts, file: GGUFFile, tokenizer: Any, folder
             continue
         told = f"{named(token, tokenizer)} ends a generation, and llama.cpp does not stop there"
         if gives_embeddings(file):
-            continue  # it generates nothing
+            continue  # it generates no text
         if token == tokenizer.eos_token_id or len(held) < len(END_SLOTS):
             problems.append(
                 f"its eos token is {facts.special['eos']} {facts.texts['eos']!r} and should be"
@@ -182,7 +182,7 @@ def named(token: int, tokenizer: Any) -> str:
 def ends_of(folder: Path, tokenizer: Any) -> list[int]:
     """Tokens that end a generation: the tokenizer's, the config's, generation_config's.
 
-    Of the configs only special tokens: transformers fills in a number that may be any token's.
+    The configs count only for special tokens: transformers fills in an arbitrary number.
     """
     told = [config_of(folder).get("eos_token_id")]
     if (folder / GENERATION).is_file():
@@ -195,9 +195,9 @@ def ends_of(folder: Path, tokenizer: Any) -> list[int]:
 
 
 def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Check:
-    """Conversations rendered by the GGUF's template with its own tokens, and by transformers'.
+    """Render conversations with the GGUF's template and tokens, and with transformers'.
 
-    Both by jinja2 as transformers sets it up: a server that renders would have to load the model.
+    Both use jinja2 with transformers' settings: rendering by a server would have to load the model.
     Raises ModelError for a template that does not end.
     """
     from jinja2 import TemplateError
@@ -218,7 +218,7 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
                 try:
                     answers.append(render(tokenizer, messages, template, prompt, extra))
                 except (TemplateError, ValueError, TypeError, KeyError) as error:
-                    answers.append(f"{ERROR}{error}")  # both must refuse alike
+                    answers.append(f"{ERROR}{error}")  # both must refuse in the same way
             rendered += 1
             if answers[1].startswith(ERROR):
                 refused.append(answers[1].removeprefix(ERROR))
@@ -227,7 +227,7 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
     detail = f"{rendered} conversations rendered alike"
     notes: tuple[str, ...] = ()
     if len(refused) == rendered:
-        notes = (f"no conversation can be written with it, by transformers neither: {refused[0]}",)
+        notes = (f"it renders no conversation, in transformers neither: {refused[0]}",)
     return Check("chat template", problems, detail, notes, hint=HINT)
 
 
@@ -246,7 +246,7 @@ def render(
 
 
 def parting(one: str, other: str) -> str:
-    """Both texts from where they part."""
+    """Both texts from their first difference on."""
     at = next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
     begin = max(0, at - 10)
     return f"{one[begin : at + SHORT]!r} and {other[begin : at + SHORT]!r}"
@@ -275,7 +275,7 @@ def same(actual: Any, expected: Any) -> bool:
 
 
 def near(actual: tuple[Any, ...], expected: tuple[Any, ...]) -> bool:
-    """Whether many numbers are all alike; quick where they are."""
+    """Whether two tuples of numbers are equal within TOLERANCE; a quick test."""
     import numpy as np
 
     if not set(map(type, actual)) | set(map(type, expected)) <= {float, int}:

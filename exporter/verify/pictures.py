@@ -1,4 +1,4 @@
-"""What a projector makes of a picture in llama.cpp, beside what transformers' vision tower does."""
+"""Compares a projector's output for a picture in llama.cpp with transformers' vision tower."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.core.errors import EngineError, ModelError, UnsupportedError
 from exporter.core.events import Report, Step, silent
 from exporter.core.gguf import Array, GGUFFile, read_gguf
-from exporter.verify.logits_engine import Engine
+from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.projector import (
     HINT,
     encoded,
@@ -36,25 +36,27 @@ if TYPE_CHECKING:
 
 NAME = "pictures"
 OF_ONE_SIZE = ("gemma3", "mlp")  # clip.projector_type
-FRAMES = 2  # a picture is two equal frames of a film
+FRAMES = 2  # a picture becomes two equal frames of a film
 PATCHED = ("glm4v", "qwen2.5vl_merger", "qwen2vl_merger", "qwen3vl_merger")
 PIXTRAL = "pixtral"
 OTHER_TOWER = (
-    "llama.cpp does not see as this model does: `--to safetensors` writes it for transformers"
+    "llama.cpp computes pictures differently from this model: `--to safetensors` writes it for"
+    " transformers"
 )
-NEARLY_ALL = 0.9  # of the tokens
+NEARLY_ALL = 0.9  # share of the tokens
 LIMITS = {"F32": 0.02, "F16": 0.03, "BF16": 0.06}
-"""How far off nearly all of a picture's embeddings may be, as a part of their size, by the weights'
-type: ggml rounds the activations to that type as well, and convolves in float16."""
+"""Largest deviation of nearly all of a picture's embeddings relative to their length, by the
+weights' type: ggml rounds the activations to that type, too, and convolves in float16.
+"""
 
 
 def verify_pictures(
     path: Path, model: Path, plan: MergePlan, toolchain: Toolchain, *, report: Report = silent
 ) -> Check:
-    """Compare one picture's embeddings.
+    """Compare the embeddings of one picture.
 
-    path: of the projector. Raises what `unmerged` raises, and UnsupportedError for a projector
-    whose input is not known here.
+    path: the projector's. Raises the errors of `unmerged`, and UnsupportedError for a projector
+    whose input format is unknown.
     """
     started = time.monotonic()
     file = read_gguf(path)
@@ -66,7 +68,7 @@ def verify_pictures(
             trained.adapt()
         theirs = tokens_of(trained.image_features(given))
     try:
-        with Engine(toolchain) as engine:
+        with LogitsEngine(toolchain) as engine:
             _, ours = encoded(engine, file, read_gguf(model), pixels)
     except (EngineError, ModelError) as error:
         return Check(NAME, (error.message,), "llama.cpp cannot run it", hint=HINT)
@@ -77,9 +79,9 @@ def verify_pictures(
 
 
 def inputs(file: GGUFFile, pixels: Floats) -> dict[str, torch.Tensor]:
-    """A picture, (side, side, 3), as transformers' processor of this model would give it.
+    """A picture (side, side, 3) in the form of transformers' processor for this model.
 
-    Raises UnsupportedError for a model whose processor does something else.
+    Raises UnsupportedError for a model with another processor.
     """
     import torch
 
@@ -105,9 +107,9 @@ def inputs(file: GGUFFile, pixels: Floats) -> dict[str, torch.Tensor]:
 
 
 def patches(values: torch.Tensor, patch: int, merged: int) -> torch.Tensor:
-    """A picture, (3, h, w), cut into patches: (count, 3 * FRAMES * patch * patch).
+    """Cut a picture (3, h, w) into patches (count, 3 * FRAMES * patch * patch).
 
-    Those that become one token follow each other.
+    Patches that form one token follow each other.
     """
     import torch
 
@@ -120,12 +122,12 @@ def patches(values: torch.Tensor, patch: int, merged: int) -> torch.Tensor:
 
 def numbers(file: GGUFFile, key: str) -> tuple[float, ...]:
     value = file.metadata.get(key)
-    assert isinstance(value, Array), key  # the settings were checked before
+    assert isinstance(value, Array), key  # the settings are checked before
     return tuple(float(item) for item in value.items if isinstance(item, int | float))
 
 
 def tokens_of(found: Any) -> Floats:
-    """transformers' output as (tokens, width), with what it gives to deeper layers behind it."""
+    """transformers' output as (tokens, width), with the features for deeper layers appended."""
     import torch
 
     def joined(values: Any) -> torch.Tensor:
@@ -140,9 +142,10 @@ def tokens_of(found: Any) -> Floats:
 
 
 def without_breaks(embeddings: Floats, columns: int) -> Floats:
-    """Pixtral's, (tokens, width), without the one of [IMG_BREAK] that llama.cpp puts behind a row.
+    """Pixtral's embeddings (tokens, width) without [IMG_BREAK], which llama.cpp puts after each
+    row.
 
-    transformers takes that one from the language model.
+    transformers takes that embedding from the language model.
     """
     import numpy as np
 
@@ -152,22 +155,22 @@ def without_breaks(embeddings: Floats, columns: int) -> Floats:
 
 
 def judge(ours: Floats, theirs: Floats, types: Collection[str]) -> Check:
-    """Hold llama.cpp's embeddings, (tokens, width), against transformers'. types: the weights'."""
+    """Compare llama.cpp's embeddings (tokens, width) with transformers'. types: the weights'
+    types.
+    """
     import numpy as np
 
     if ours.shape != theirs.shape:
         unlike = f"llama.cpp makes {ours.shape} numbers of a picture, transformers {theirs.shape}"
         return Check(NAME, (unlike,), unlike, hint=OTHER_TOWER)
     sizes = np.linalg.norm(theirs, axis=1)
-    sizes = np.where(sizes > 0, sizes, 1.0)  # a projector that was never trained may give nothing
+    sizes = np.where(sizes > 0, sizes, 1.0)  # an untrained projector may output zeros
     off = float(np.quantile(np.linalg.norm(ours - theirs, axis=1) / sizes, NEARLY_ALL))
     limit = max((LIMITS.get(name, math.inf) for name in types), default=math.inf)
     detail = f"{len(ours)} embeddings of a picture, {off:.2g} off transformers' (limit {limit:.2g})"
     found = {"embeddings": len(ours), "embeddings_off": off}
     if limit == math.inf:
-        told = (
-            f"what quantizing a projector costs is not known: its embeddings are {off:.1%} off",
-        )
+        told = (f"the loss by quantizing a projector is unknown: its embeddings are {off:.1%} off",)
         return Check(NAME, (), detail, told, found, judged=False)
     wrong = () if off <= limit else (f"a picture's embeddings are {off:.1%} off transformers'",)
     return Check(NAME, wrong, detail, numbers=found, hint=OTHER_TOWER)

@@ -1,6 +1,6 @@
-"""A projector (mmproj) beside its model: weights, settings, and one picture or sound in llama.cpp.
+"""Verifies a projector (mmproj): weights, settings, and one picture or sound in llama.cpp.
 
-What a projector makes of a picture is compared with transformers' in picture_size.py.
+pictures.py compares its embeddings of a picture with transformers'.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from exporter.core.paths import size_text
 from exporter.quantize.quantizer import Quantizer
 from exporter.verify.light import ROWS, WHOLE, Expected, laid_out
 from exporter.verify.loading import ROOM, not_loaded
-from exporter.verify.logits_engine import Engine
+from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.metadata import check_metadata
 from exporter.verify.report import Check, Verification
 from exporter.verify.strength import Requantizer
@@ -38,26 +38,17 @@ ANY_SIZE = {
     "dots_ocr": 2, "glm4v": 2, "kimivl": 2, "ling3vl": 2, "mimovl": 2, "pixtral": 1,
     "qwen2.5vl_merger": 2, "qwen2vl_merger": 2, "qwen3vl_merger": 2,
 }  # fmt: skip
-"""Projectors that take pictures of any size, and how many patches' sides become one token's.
+"""Projectors for pictures of any size -> sides of patches that form one token's side.
 
-That is llama.cpp's default (clip.cpp: n_merge), where the file says nothing.
+The values are llama.cpp's defaults (clip.cpp: n_merge), for files without the key.
 """
-TOKENS = 8  # along a side of a picture of any size
+TOKENS = 8  # tokens along a side of a picture of any size
 LARGEST = 1024  # pixels of a side
 NAME = "loading"
 HINT = (
-    "llama.cpp cannot run this projector: the model's own GGUF takes text all the same, and"
+    "llama.cpp cannot run this projector: the model's GGUF works for text without it, and"
     " `--to safetensors` writes the whole model for transformers"
 )
-
-
-def projector_beside(path: Path, name: str) -> Path | None:
-    """The projector that an export called `name` wrote beside `path`, or the only one there."""
-    named = path.with_name(f"mmproj-{name}.gguf")
-    if named.exists():
-        return named
-    found = list(path.parent.glob("mmproj*.gguf"))
-    return found[0] if len(found) == 1 else None
 
 
 @contextmanager
@@ -77,15 +68,15 @@ def expected_projector(
 def verify_projector(
     path: Path, model: Path, expected: Expected, toolchain: Toolchain, *, report: Report = silent
 ) -> Verification:
-    """Weights and settings of a projector, which llama.cpp also loads beside its model once.
+    """Check a projector's weights and settings, and load it once beside its model in llama.cpp.
 
-    Raises ModelError for what is no GGUF of a projector.
+    Raises ModelError for a file that is not a projector's GGUF.
     """
     started = time.monotonic()
     file = read_gguf(path, keep_items=WHOLE)
     if file.architecture != PROJECTOR:
         raise ModelError(
-            f"`{path}` is a GGUF of the architecture {file.architecture!r}, and no projector",
+            f"`{path}` is a GGUF of the architecture {file.architecture!r}, not of a projector",
             hint="a projector's name begins with mmproj",
         )
     checks = (
@@ -97,14 +88,14 @@ def verify_projector(
 
 
 def check_loading(file: GGUFFile, model: GGUFFile, toolchain: Toolchain) -> Check:
-    """Have llama.cpp load the model and its projector, and encode a part of a picture."""
+    """Load the model and its projector in llama.cpp, and encode a part of a picture."""
     needed, free = file.nbytes + model.nbytes + ROOM, available_nbytes()
     if needed > free:
         return not_loaded(
             f"it needs {size_text(needed)} of memory with its model, and {size_text(free)} are free"
         )
     try:
-        with Engine(toolchain) as engine:
+        with LogitsEngine(toolchain) as engine:
             found, _ = encoded(engine, file, model, picture(side(file)), most=1)
     except (EngineError, ModelError) as error:
         return Check(NAME, (error.message,), "llama.cpp does not load it", hint=HINT)
@@ -118,11 +109,16 @@ def check_loading(file: GGUFFile, model: GGUFFile, toolchain: Toolchain) -> Chec
 
 
 def encoded(
-    engine: Engine, file: GGUFFile, model: GGUFFile, pixels: Pixels, *, most: int | None = None
+    engine: LogitsEngine,
+    file: GGUFFile,
+    model: GGUFFile,
+    pixels: Pixels,
+    *,
+    most: int | None = None,
 ) -> tuple[dict[str, Any], Pixels]:
-    """What llama.cpp makes of a picture, (height, width, 3): facts, and (tokens, width) floats.
+    """llama.cpp's encoding of a picture (height, width, 3): facts, and (tokens, width) in float32.
 
-    most: parts of the picture that are encoded. Raises what `Engine.load` and `ask` raise.
+    most: parts of the picture to encode. Raises the errors of `LogitsEngine.load` and `ask`.
     """
     import numpy as np
 
@@ -139,7 +135,7 @@ def encoded(
 
 
 def kind_of(file: GGUFFile) -> str:
-    """A projector's type, as llama.cpp names it."""
+    """A projector's type, in llama.cpp's spelling."""
     return file.text("clip.projector_type") or file.text("clip.vision.projector_type") or ""
 
 
@@ -149,20 +145,20 @@ def patch_of(file: GGUFFile) -> int:
 
 
 def merged_of(file: GGUFFile) -> int:
-    """How many patches' sides become one token's; 1 for what takes pictures of one size."""
+    """Sides of patches that form one token's side; 1 for pictures of a fixed size."""
     default = ANY_SIZE.get(kind_of(file), 1)
     return file.number("clip.vision.spatial_merge_size") or default
 
 
 def side(file: GGUFFile) -> int:
-    """How wide a picture is to be, in pixels, so that it is taken as it is."""
+    """Width of a picture in pixels that needs no resizing."""
     if kind_of(file) in ANY_SIZE:
         return patch_of(file) * merged_of(file) * TOKENS
     return min(file.number("clip.vision.image_size") or LARGEST, LARGEST)
 
 
 def picture(size: int) -> Pixels:
-    """A picture of `size` by `size` pixels, (size, size, 3): smooth, and the same from no side."""
+    """A picture of `size` by `size` pixels, (size, size, 3): smooth and without symmetry."""
     import numpy as np
 
     y, x = np.mgrid[0:size, 0:size] / size

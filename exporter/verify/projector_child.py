@@ -1,4 +1,4 @@
-"""A projector in the child of engine.py: the build's libmtmd beside a model that is loaded."""
+"""A projector in the child of logits_engine.py: the build's libmtmd beside a loaded model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from exporter.core.errors import EngineError, ModelError
 LIBRARY = "MTMD_CPP_LIB"  # the folder in which the bindings look for it
 TEXT = 0  # MTMD_INPUT_CHUNK_TYPE_TEXT
 FLASH_OFF = 0  # llama_flash_attn_type: flash attention sums in 16 bits
-PITCH, LOUDNESS = 440.0, 0.3  # of the tone, in Hz and as a part of the loudest
+PITCH, LOUDNESS = 440.0, 0.3  # of the test tone, in Hz and relative to full scale
 
 
 class Projector:
-    """What makes pictures or sounds into embeddings for a model."""
+    """Turns pictures or sounds into embeddings for a model."""
 
     def __init__(self, path: str, model: Any, folder: Path, log: Any) -> None:
-        """Load it on the processor alone. Raises ModelError when llama.cpp cannot.
+        """Load the projector on the CPU only. Raises ModelError if llama.cpp cannot.
 
         model: a llama_model *, loaded whole; folder: of the build's libraries; log: the callback.
         """
@@ -42,21 +42,21 @@ class Projector:
         return bool(self.lib.mtmd_support_vision(self.context))
 
     def picture(self, pixels: bytes, width: int, height: int) -> Any:
-        """pixels: red, green and blue of each, row by row. Gives a mtmd_bitmap *."""
+        """A mtmd_bitmap * of pixels: red, green and blue of each, row by row."""
         values = (ctypes.c_uint8 * len(pixels)).from_buffer_copy(pixels)
         return self.lib.mtmd_bitmap_init(width, height, values)
 
     def tone(self, seconds: float) -> Any:
-        """A sound that is made here. Gives a mtmd_bitmap *."""
+        """A mtmd_bitmap * of a generated sound."""
         rate = self.lib.mtmd_get_audio_sample_rate(self.context)
         turn, count = 2 * math.pi * PITCH / rate, int(rate * seconds)
         values = (ctypes.c_float * count)(*(LOUDNESS * math.sin(turn * i) for i in range(count)))
         return self.lib.mtmd_bitmap_init_from_audio(count, values)
 
     def encode(self, bitmap: Any, most: int | None) -> list[Any]:
-        """What a bitmap becomes: of each part an array of (tokens, width) floats.
+        """Embeddings of a bitmap: for each part an array of (tokens, width) floats.
 
-        most: parts that are encoded; None for all. Raises EngineError when llama.cpp cannot.
+        most: number of parts to encode; None for all. Raises EngineError if llama.cpp cannot.
         """
         lib, chunks = self.lib, self.lib.mtmd_input_chunks_init()
         marker = lib.mtmd_default_marker()
@@ -73,7 +73,7 @@ class Projector:
         return [self.embed(chunk) for chunk in parts[:most]]
 
     def embed(self, chunk: Any) -> Any:
-        """The floats of one part, (tokens, width), copied."""
+        """The embeddings of one part, (tokens, width), copied. Raises EngineError if it fails."""
         status = self.lib.mtmd_encode_chunk(self.context, chunk)
         found = self.lib.mtmd_get_output_embd(self.context)
         count = self.lib.mtmd_input_chunk_get_n_tokens(chunk)

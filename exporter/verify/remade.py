@@ -1,6 +1,6 @@
-"""A model made anew for comparison: quantized as a file is, and once not quantized at all.
+"""Remakes a model for comparison: quantized like a file, and not quantized at all.
 
-The first says what its types cost, whatever llama.cpp makes of the model; the second whether
+The first shows the loss by its types, whatever llama.cpp makes of the model; the second whether
 llama.cpp computes the model as transformers does.
 """
 
@@ -34,24 +34,24 @@ if TYPE_CHECKING:
     from exporter.merge.operations import MergePlan
 
 FLOAT32 = 4  # bytes
-SMALL = 2 << 30  # bytes of a model in float32 that is made so; larger ones in float16
+SMALL = 2 << 30  # bytes of a float32 model; larger ones are made in float16
 
 
 def ignored_by_llamacpp(plan: MergePlan, toolchain: Toolchain) -> tuple[str, ...]:
-    """What llama.cpp is known to compute otherwise for a model's settings; reads no weight."""
+    """Settings of a model that llama.cpp ignores, as sentences; reads no weight."""
     with imported(toolchain), quiet_libraries(), result_folder(plan) as settings:
         return convert(MergedTensors(plan), settings, toolchain, model_name="verify").ignored
 
 
 @dataclass(frozen=True, slots=True)
 class Remade:
-    """The two files."""
+    """The two files made for comparison."""
 
     alike: Path
-    """In the types of the file that is verified."""
+    """The file in the types of the verified one."""
     exact: Path
     exact_type: str
-    """F32, or F16 where that would be too large."""
+    """F32, or F16 for a large model."""
 
 
 def remake(
@@ -64,8 +64,8 @@ def remake(
 ) -> Remade:
     """Export a plan to `folder` in both ways, in one pass.
 
-    Raises SpaceError where the disk has no room for them, UnsupportedError for a type that
-    cannot be quantized to here.
+    Raises SpaceError if the disk has no room, UnsupportedError for a type that cannot be quantized
+    to.
     """
     stored = {info.name: info.type for info in file.tensors}
     with (
@@ -86,18 +86,20 @@ def remake(
             planned(made.exact, plain, conversion),
         ]
         check_space(plans)
-        report(Step("making the model anew, quantized alike and not at all"))
+        report(Step("making the model again, quantized alike and unquantized"))
         group = Group(plans, conversion.slots, tensors.read)
         write_files([group], Quantizer.load(toolchain), threads=cores(), report=report)
     return made
 
 
 def planned(path: Path, types: Mapping[str, GGMLType], conversion: Conversion) -> GGUFPlan:
-    """A file whose tensors have these types."""
+    """The plan of a file whose tensors have these types. Raises UnsupportedError for unknown
+    ones.
+    """
     unknown = [name for name, kind in types.items() if kind.name not in (*KNOWN, "F32")]
     if unknown:
         raise UnsupportedError(
-            f"`{unknown[0]}` is {types[unknown[0]].name}, to which decant cannot quantize anew",
+            f"`{unknown[0]}` is {types[unknown[0]].name}, to which decant cannot quantize",
             hint="`decant verify --light` checks its rows",
         )
     shapes = {slot.name: slot.shape for slot in conversion.slots}
@@ -108,7 +110,7 @@ def planned(path: Path, types: Mapping[str, GGMLType], conversion: Conversion) -
 
 
 def alike(shape: tuple[int, ...]) -> Importance:
-    """All inputs of a tensor matter alike: ggml takes no less for the smallest types."""
+    """Equal importance of all inputs (1, inputs): ggml requires one for the smallest types."""
     import numpy as np
 
     return Importance(np.ones((1, shape[-1]), np.float32), math.prod(shape[:-1]))

@@ -1,4 +1,4 @@
-"""The converter's deferred steps run again, on other values than the model's own."""
+"""Runs the converter's deferred steps on values other than the model's."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 
 
 def sources(slot: Slot) -> tuple[str, ...]:
-    """The checkpoint's tensors a slot is made of, in the order the converter asks for them."""
+    """The checkpoint's tensors of a slot, in the order of the converter's requests."""
     return lazy_graph.sources(slot.values)
 
 
 def replay(slot: Slot, read: lazy_graph.Read) -> np.ndarray[Any, Any]:
-    """What the converter would make of other values: `read` gives each tensor, in its shape."""
+    """The slot's values, of its shape (rows, columns), computed from other values.
+
+    read: returns each source tensor, in its shape.
+    """
     import numpy as np
 
     return np.asarray(lazy_graph.evaluate(slot.values, read))

@@ -1,4 +1,4 @@
-"""What a verification says: what is wrong, what llama.cpp cannot do, what cannot be judged."""
+"""The result of a verification: problems, llama.cpp's limits, and checks that could not run."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 from exporter.core.errors import VerifyError
 
 MAIN = ("weights", "tokenizer")
-FEW = 5  # problems that a message shows
+FEW = 5  # problems shown in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     problems: tuple[str, ...]
-    """Sentences about what is wrong; none when all is well."""
+    """Sentences about problems; empty if all is well."""
     detail: str
-    """What was looked at and how it came out, for people."""
+    """The scope of the check and its result, for people."""
     notes: tuple[str, ...] = ()
-    """What a person should know though the file is right: what llama.cpp cannot do, or what
-    could not be judged."""
+    """Facts about a file that is right: limits of llama.cpp, and parts that could not be judged.
+    """
     numbers: dict[str, float] = field(default_factory=dict)
     judged: bool = True
-    """Whether there was a way to tell right from wrong; the notes say why not."""
+    """Whether the check could tell right from wrong; if not, the notes say why."""
     hint: str = ""
-    """What to do about the problems."""
+    """Advice about the problems."""
 
     @property
     def ok(self) -> bool:
@@ -43,7 +43,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """All that was found about one file."""
+    """All results about one file."""
 
     path: Path
     checks: tuple[Check, ...]
@@ -55,7 +55,7 @@ class Verification:
 
     @property
     def summary(self) -> str:
-        """Weights and tokens in a few words, and what could not be judged."""
+        """Weights and tokens in a few words, and the checks that could not run."""
         told = [check.detail for check in self.checks if check.name in MAIN]
         told += [f"{check.name} not judged" for check in self.checks if not check.judged]
         return "; ".join(told)
@@ -66,7 +66,7 @@ class Verification:
         return [f"{check.name}: {note}" for check in self.checks for note in check.notes]
 
     def refuse(self) -> None:
-        """Raise VerifyError, naming the first few problems, if there are any."""
+        """Raise VerifyError with the first problems, if there are any."""
         failed = [check for check in self.checks if check.problems]
         problems = [problem for check in failed for problem in check.problems]
         if not problems:

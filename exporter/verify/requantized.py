@@ -1,5 +1,7 @@
-"""A GGUF that was made of another one: its values against that one's and the adapters', rows of
-each tensor; its settings and tokens against the copy that they are.
+"""Verifies a GGUF that was made from another GGUF.
+
+Rows of each tensor are compared with the source's values and the adapters', settings and tokens
+with the source's.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from exporter.llamacpp.converter_import import imported
 from exporter.merge.operations import MergePlan
 from exporter.verify.bounds import allowed_error, least_likeness, likeness
 from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
-from exporter.verify.logits_engine import Engine
+from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
 
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
     from exporter.llamacpp.toolchain import Toolchain
 
-ROWS = 16
-SEED = 20
-KEPT_ITEMS = 1 << 20  # all of a vocabulary
+ROWS = 16  # of each tensor, by default
+SEED = 20  # of the choice of rows
+KEPT_ITEMS = 1 << 20  # items of an array, enough for every vocabulary
 MERGE_DTYPE, MERGED_EXACTLY = "decant.merge_dtype", "float32"
 IMATRIX = "quantize.imatrix."
 NAMED_ANEW = ("general.name", "general.quantization_version")
@@ -42,9 +44,10 @@ def is_of_gguf(plan: MergePlan) -> bool:
 def verify_requantized(
     path: Path, plan: MergePlan, toolchain: Toolchain, *, rows: int = ROWS
 ) -> Verification:
-    """Weights and settings of one file; rows: of each tensor, 0 for all.
+    """Check one file's weights and settings; rows: of each tensor, 0 for all.
 
-    Logits are not compared: transformers has no model of a GGUF. Raises ModelError for no GGUF.
+    Logits are not compared: transformers has no model of a GGUF. Raises ModelError for a file that
+    is not a GGUF.
     """
     started = time.monotonic()
     file, source = (read_gguf(one, keep_items=KEPT_ITEMS) for one in (path, plan.checkpoint.folder))
@@ -58,10 +61,10 @@ def verify_requantized(
 
 
 def loaded(file: GGUFFile, toolchain: Toolchain) -> Check:
-    """Whether llama.cpp loads the file and decodes a few tokens, in a process of its own."""
+    """Load the file in llama.cpp and compute a few tokens, in a child process."""
     if too_large := shortage(file):
         return not_loaded(too_large)
-    with Engine(toolchain) as engine:
+    with LogitsEngine(toolchain) as engine:
         try:
             engine.load(file.path)
             return check_loading(engine, file)
@@ -72,7 +75,7 @@ def loaded(file: GGUFFile, toolchain: Toolchain) -> Check:
 
 
 def check_weights(file: GGUFFile, plan: MergePlan, rows: int) -> Check:
-    """Some rows of every tensor, and how far they are from the base's and adapters' values."""
+    """Compare some rows of every tensor with the base's and adapters' values."""
     import numpy as np
 
     from exporter.verify.weights import read_rows
@@ -106,7 +109,7 @@ def check_weights(file: GGUFFile, plan: MergePlan, rows: int) -> Check:
         "weights",
         tuple(problems),
         f"{merged_count} merged and {len(plan.names) - merged_count} other tensors;"
-        f" quantizing lost {share:.2%} of the values that the base's file held",
+        f" quantizing lost {share:.2%} of the base file's values",
         numbers={"merged": merged_count, "loss": share},
     )
 
@@ -117,11 +120,11 @@ def problem_of(
     expected: np.ndarray[Any, Any],
     allowed: np.ndarray[Any, Any],
 ) -> list[str]:
-    """What is wrong with a tensor's rows, in a sentence."""
+    """Describe the error in a tensor's rows (n, columns); empty if all are within `allowed`."""
     import numpy as np
 
     if not np.isfinite(stored).all():
-        return [f"`{info.name}` ({info.type.name}) holds values that are no numbers"]
+        return [f"`{info.name}` ({info.type.name}) holds values that are not finite"]
     if (near := likeness(stored, expected)) < least_likeness(info.type):
         return [f"`{info.name}` is like another tensor (cosine {near:.2f})"]
     over = np.abs(stored - expected) > allowed
@@ -133,7 +136,7 @@ def problem_of(
 
 
 def check_copied(file: GGUFFile, source: GGUFFile) -> Check:
-    """Every setting of the source, the tokenizer's among them, is in the file."""
+    """Check that the file has every setting of the source, the tokenizer's included."""
     copied = {
         key: value
         for key, value in source.metadata.items()

@@ -1,8 +1,8 @@
-"""Rows of the merged model computed anew, in float64, from the base's and the adapters' files.
+"""Rows of the merged model, computed in float64 from the base's and the adapters' files.
 
-Nothing here is shared with the merge that it checks: it reads single rows by itself, and adds a
-plain LoRA, DoRA, an expert's slice or new values with numpy. Only what needs PEFT's own layers
-(other tuners, LoRA's rarer variants) comes from the merge, in float32.
+It shares nothing with the merge that it checks: it reads single rows by itself, and adds a plain
+LoRA, DoRA, an expert's slice or new values with numpy. Only steps that need PEFT's layers (other
+tuners, rare variants of LoRA) come from the merge, in float32.
 """
 
 from __future__ import annotations
@@ -40,37 +40,36 @@ if TYPE_CHECKING:
     Rows = np.ndarray[Any, Any]
 
 DIRECT = {"F32": "float32", "F16": "float16", "F64": "float64"}
-EPSILON = 2.0**-24  # of float32 arithmetic
-PEFT_EPSILON = 2.0**-18  # of a longer computation in float32, by the row's largest value
+EPSILON = 2.0**-24  # relative error of float32 arithmetic
+PEFT_EPSILON = 2.0**-18  # of a longer computation in float32, relative to the row's largest value
 MAGNITUDE = "lora_magnitude_vector"
 OWN_VARIANTS = ("use_dora", "lora_bias")
-"""LoRA's variants that are computed here: a bias does not change the weight."""
+"""Variants of LoRA that this module computes; a bias does not change the weight."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergedRows:
-    """Some rows of one tensor, in float64."""
+    """Some rows of one tensor, (rows, columns) in float64."""
 
     after: Rows
     before: Rows | None
-    """The base's; None when it has no such rows, or nothing changes them."""
+    """The base's rows; None if it lacks them, or nothing changes them."""
     slack: Rows
-    """How far the float32 arithmetic of a right merge may be from `after`."""
+    """Largest deviation of a correct float32 merge from `after`."""
     parts: tuple[tuple[Path, Rows], ...] = ()
-    """Of several adapters: each one's folder, and what it adds."""
+    """Each adapter's folder and its change, for several adapters."""
 
 
 class Reference:
-    """The model that a plan describes, row by row."""
+    """The model of a plan, computed row by row."""
 
     def __init__(self, plan: MergePlan) -> None:
-        """Read nothing yet."""
         self.plan = plan
         self.exact = MergedTensors(replace(plan, dtype="float32"))
         self.last: tuple[str, Rows] = ("", None)  # type: ignore[assignment]
 
     def rows(self, name: str, numbers: Rows) -> MergedRows:
-        """numbers: of the rows of the last dimension, counted through all others."""
+        """The merged rows. numbers: (n,), row numbers counted through all leading dimensions."""
         import numpy as np
 
         change = self.plan.changes.get(name)
@@ -87,7 +86,7 @@ class Reference:
         parts = []
         for step in change.steps:
             was = after
-            after, added = take(step, after, numbers)
+            after, added = apply_step(step, after, numbers)
             slack = slack + added
             folder = adapter_of(step) if len(self.plan.adapters) > 1 else None
             if folder and was is not None:
@@ -96,7 +95,7 @@ class Reference:
         return MergedRows(after, before, np.broadcast_to(slack, after.shape), tuple(parts))
 
     def from_peft(self, name: str) -> Rows:
-        """A whole tensor from PEFT's layers, kept until another is asked for."""
+        """A whole tensor (rows, columns) from PEFT's layers, cached until another is requested."""
         if self.last[0] != name:
             merged = self.exact.read(name).double().numpy()
             self.last = name, merged.reshape(-1, merged.shape[-1])
@@ -104,7 +103,7 @@ class Reference:
 
 
 def adapter_of(step: Step) -> Path | None:
-    """The folder of the adapter that a sum is from; None where a step does not say it."""
+    """The folder of the adapter that a sum comes from; None if the step does not show it."""
     match step:
         case LoraSum():
             return step.adapter.folder
@@ -120,7 +119,7 @@ def adapter_of(step: Step) -> Path | None:
 
 
 def needs_peft(step: Step) -> bool:
-    """Whether a step is more than this file computes."""
+    """Whether a step needs PEFT's layers."""
     if isinstance(step, (Tuned, CombinedSum, Residual, AddRows)):
         return True
     if isinstance(step, PartSum):
@@ -134,7 +133,7 @@ def needs_peft(step: Step) -> bool:
 
 
 def base_rows(change: Change, numbers: Rows) -> Rows | None:
-    """The base's own values, when it has all of these rows."""
+    """The base's values of the rows, (n, columns), if it has all of them."""
     source = change.source
     if source is None or source.shape[1:] != change.shape[1:]:
         return None
@@ -142,8 +141,8 @@ def base_rows(change: Change, numbers: Rows) -> Rows | None:
     return stored_rows(source, numbers) if numbers.max(initial=0) < count else None
 
 
-def take(step: Step, weight: Rows | None, numbers: Rows) -> tuple[Rows, Rows]:
-    """One step on some rows: their new values, and how far float32 may be from them."""
+def apply_step(step: Step, weight: Rows | None, numbers: Rows) -> tuple[Rows, Rows]:
+    """Apply one step to rows (n, columns): their new values, and the slack of float32."""
     import numpy as np
 
     none = np.zeros(1)
@@ -169,7 +168,7 @@ def take(step: Step, weight: Rows | None, numbers: Rows) -> tuple[Rows, Rows]:
 
 
 def add_pairs(step: Step, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
-    """LoRAs of a whole weight, of parts of it, or of single experts."""
+    """Apply LoRAs of a whole weight, of parts of it, or of single experts to rows (n, columns)."""
     match step:
         case LoraSum():
             return add_lora(step, weight, numbers)
@@ -182,7 +181,7 @@ def add_pairs(step: Step, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
 
 
 def add_lora(step: LoraSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
-    """A plain pair, or a linear layer's DoRA."""
+    """Apply a plain pair, or a linear layer's DoRA, to rows (n, columns)."""
     import numpy as np
 
     a, b = whole(step.pair.a), whole(step.pair.b)
@@ -199,7 +198,7 @@ def add_lora(step: LoraSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
 
 
 def add(weight: Rows, left: Rows, right: Rows, scaling: float) -> tuple[Rows, Rows]:
-    """weight + scaling * left @ right, and the bound of a float32 sum of as many products."""
+    """weight + scaling * left @ right, (n, columns), and the bound of such a sum in float32."""
     import numpy as np
 
     terms = np.abs(weight) + abs(scaling) * (np.abs(left) @ np.abs(right))
@@ -207,7 +206,7 @@ def add(weight: Rows, left: Rows, right: Rows, scaling: float) -> tuple[Rows, Ro
 
 
 def expert_halves(step: ExpertSum, numbers: Rows, columns: int) -> tuple[Rows, Rows]:
-    """B and A of an expert's rows; of a stack, all rows must be of one expert."""
+    """B (n, rank) and A (rank, columns) for an expert's rows, or for rows of a stack."""
     import numpy as np
 
     a, b = whole(step.a), whole(step.b)
@@ -219,7 +218,7 @@ def expert_halves(step: ExpertSum, numbers: Rows, columns: int) -> tuple[Rows, R
     height = a.shape[2] if step.transposed else b.shape[1]
     experts = numbers // height if step.expert is None else np.full_like(numbers, step.expert)
     within = numbers % height if step.expert is None else numbers + step.first_row
-    # block by block: an expert's rows meet only its own matrices
+    # block by block: an expert's rows meet only its matrices
     rank = a.shape[1]
     used = np.unique(experts)
     left = np.zeros((len(numbers), rank * len(used)))
@@ -233,7 +232,7 @@ def expert_halves(step: ExpertSum, numbers: Rows, columns: int) -> tuple[Rows, R
 
 
 def add_parts(step: StackSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
-    """Pairs of single experts, onto some rows of their stack: (rows, width)."""
+    """Apply pairs of single experts to rows (n, columns) of their stack."""
     import numpy as np
 
     slack = np.zeros_like(weight)
@@ -260,7 +259,7 @@ def add_parts(step: StackSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
 
 
 def add_to_rows(step: PartSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]:
-    """LoRAs of parts of a tensor, onto some of its rows: (rows, width)."""
+    """Apply LoRAs of parts of a tensor to rows (n, columns) of it."""
     import numpy as np
 
     weight, slack = weight.copy(), np.zeros_like(weight)
@@ -273,13 +272,13 @@ def add_to_rows(step: PartSum, weight: Rows, numbers: Rows) -> tuple[Rows, Rows]
 
 
 def whole(tensor: Tensor) -> Rows:
-    """A small tensor, in float64."""
+    """A small tensor in float64, of its shape (rows, columns)."""
     values: Rows = read_tensor(tensor).double().numpy()
     return values
 
 
 def stored_rows(tensor: Tensor, numbers: Rows) -> Rows:
-    """Rows of a stored tensor, in float64; of plain floats nothing else is read."""
+    """Rows (n, columns) of a stored tensor in float64; of plain floats only these are read."""
     import numpy as np
 
     columns = tensor.shape[-1] if tensor.shape else 1

@@ -1,9 +1,9 @@
-"""How much of the adapters' change a file holds, beside how much its types can hold.
+"""Measures the share of the adapters' change that a file holds, and that its types can hold.
 
-A type of few bits may round a small change away, above all where the base already lies on such a
-type's grid (trained for 4 bits, or dequantized from them). That is the type's doing and no proof
-of a wrong file: so the right values are quantized here as ggml does it, with the change and
-without, and the file is held against both.
+A type of few bits may round a small change away, above all if the base already lies on such a
+type's grid (trained for 4 bits, or dequantized from them). That is the type's loss and no proof of
+a wrong file: so the exact values are quantized as ggml does it, with the change and without, and
+the file is compared with both.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
 
     Rows = np.ndarray[Any, Any]
 
-OFF_ALONE, OFF_TOGETHER = 0.3, 0.05  # of the adapter's change: of one tensor's, of all
-OFF_EACH, SURE_OF_EACH = 0.03, 4.0  # the same of one adapter's change, where there are several
+OFF_ALONE, OFF_TOGETHER = 0.3, 0.05  # relative to the adapter's change: of one tensor, of all
+OFF_EACH, SURE_OF_EACH = 0.03, 4.0  # the same for one of several adapters
 SURE = 6.0  # standard errors
-BLIND = 0.15  # standard error of the strength from which on it says nothing
-LOW = 0.9  # of the change survives: less is worth a note
-LOW_ALONE = 0.7  # of one tensor's, where all together hold more than LOW
-SLOW_ROWS = 4  # of a tensor whose type takes long to quantize to
+BLIND = 0.15  # standard error of the strength from which on it proves nothing
+LOW = 0.9  # share of the change that survives; less is noted
+LOW_ALONE = 0.7  # the same for one tensor, if all together hold more than LOW
+SLOW_ROWS = 4  # of a tensor whose type takes long to quantize
 SLOW = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 KNOWN = (
     "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
     "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0", *SLOW,
 )  # fmt: skip
 STEPS = {"Q1_0": (-1, 1), "Q2_0": (-1, 0, 1, 2)}
-"""By type: what a value may be, in scales of its block (ggml-quants.c)."""
-BETTER = ("Q6_K", "Q8_0")  # what may hold a change that others do not
-FEW = 3  # tensors that a note names
+"""Type -> the steps of a value, in scales of its block (ggml-quants.c)."""
+BETTER = ("Q6_K", "Q8_0")  # types that may hold a change which others lose
+FEW = 3  # tensors named in a note
 
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """A part of the adapter's change: 1 is all of it."""
+    """A share of the adapter's change: 1 is all of it."""
 
     value: float
     error: float
-    """Standard error."""
+    """The standard error of the value."""
 
 
 @dataclass(slots=True)
 class Along:
-    """Sums over values: of some difference times the change, of the change squared, of both."""
+    """Sums over values: difference * change, change squared, and both squared."""
 
     product: float = 0.0
     change: float = 0.0
     noise: float = 0.0
 
     def add(self, difference: Rows, change: Rows) -> None:
-        """Both are (rows, columns)."""
+        """Add differences and changes, both (rows, columns)."""
         self.product += float((difference * change).sum())
         self.change += float((change * change).sum())
         self.noise += float((difference * difference * change * change).sum())
@@ -70,7 +70,7 @@ class Along:
         self.noise += other.noise
 
     def share(self) -> Strength | None:
-        """How much of the change the difference is; None where there is no change."""
+        """The share of the change in the difference; None without a change."""
         if self.change <= 0:
             return None
         return Strength(self.product / self.change, math.sqrt(self.noise) / self.change)
@@ -78,14 +78,14 @@ class Along:
 
 @dataclass(slots=True)
 class Sums:
-    """What was measured of one tensor, or of all."""
+    """The measurements of one tensor, or of all."""
 
     lost: Along = field(default_factory=Along)
-    """The file's values less the exact ones."""
+    """The file's values minus the exact ones."""
     astray: Along = field(default_factory=Along)
-    """The file's values less what ggml makes of the exact ones."""
+    """The file's values minus the requantized exact ones."""
     held: Along = field(default_factory=Along)
-    """What ggml makes of the exact values less what it makes of the base's."""
+    """The requantized exact values minus the requantized base's."""
 
     def join(self, other: Sums) -> None:
         self.lost.join(other.lost)
@@ -93,15 +93,15 @@ class Sums:
         self.held.join(other.held)
 
     def survives(self) -> Strength | None:
-        """How much of the change is in the file."""
+        """The share of the change in the file."""
         lost = self.lost.share()
         return Strength(1 + lost.value, lost.error) if lost else None
 
     def off(self, tolerance: float, *, loose: bool) -> float | None:
-        """How many times the file holds what its type can hold of the change, if that is wrong.
+        """The share of the change in the file relative to what its type can hold, if it is wrong.
 
-        Without what ggml makes of the values, how many times it holds the change itself.
-        loose: the file was quantized with an importance matrix, which ours were not.
+        Without requantized values, the share of the change itself. loose: the file was quantized
+        with an importance matrix, the comparison without.
         """
         astray, held = self.astray.share(), self.held.share()
         if astray is None or held is None:
@@ -127,19 +127,19 @@ class Swallowed:
 
 @dataclass(slots=True)
 class Strengths:
-    """What all tensors have shown so far."""
+    """The measurements of all tensors so far."""
 
     together: Sums = field(default_factory=Sums)
     each: dict[Path, Along] = field(default_factory=dict)
-    """Of several adapters, by folder: the file's values less what ggml makes of the exact ones."""
+    """For several adapters, by folder: the file's values minus the requantized exact ones."""
     swallowed: list[Swallowed] = field(default_factory=list)
     better: dict[str, Along] = field(default_factory=dict)
-    """What other types would lose of the change in those tensors, by type."""
+    """Type -> the loss of the change in those tensors if they had that type."""
 
     def missing(self) -> list[str]:
-        """Of several adapters those that are not there in full, in sentences.
+        """Sentences about adapters, of several, that are not fully in the file.
 
-        Beside a strong one, a weak one's absence is small.
+        Beside a strong adapter, a missing weak one changes little.
         """
         found = ((folder, along.share()) for folder, along in self.each.items())
         return [
@@ -149,7 +149,7 @@ class Strengths:
         ]
 
     def note(self) -> str:
-        """Where the types hold too little of the change; empty where they do."""
+        """A note if the types hold too little of the change; empty otherwise."""
         whole = self.together.survives()
         worst = sorted(self.swallowed, key=lambda found: found.share)[:FEW]
         if not whole or not worst:
@@ -178,14 +178,14 @@ class Changed:
     stored: Rows
     expected: Rows
     change: Rows
-    """What the adapters add."""
+    """The adapters' change."""
     parts: Mapping[Path, Rows] = field(default_factory=dict)
-    """What each of several adapters adds, by its folder."""
+    """The change of each of several adapters, by folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requantizer:
-    """Quantizes rows as ggml does, and gives back what they then are."""
+    """Quantizes rows as ggml does and returns the dequantized values."""
 
     quantizer: Quantizer
 
@@ -193,9 +193,9 @@ class Requantizer:
         return kind.name in KNOWN and columns % kind.block == 0
 
     def make(self, rows: Rows, kind: GGMLType, rounded: GGMLType | None) -> Rows:
-        """Exact rows (n, columns) as they are when stored as `kind`, in float64.
+        """Rows (n, columns) after storing them as `kind`, in float64.
 
-        rounded: the 16-bit type that a merge rounded to before.
+        rounded: the 16-bit type to which the merge rounded before.
         """
         import numpy as np
 
@@ -208,7 +208,7 @@ class Requantizer:
         return dequantized(packed, kind)
 
     def importance(self, kind: GGMLType, shape: tuple[int, ...]) -> Any:
-        """All inputs alike, for types that ggml does not quantize to without an importance."""
+        """Equal importance of all inputs, for types that ggml quantizes only with one."""
         import numpy as np
 
         from exporter.quantize.imatrix import UNABLE, Importance
@@ -219,22 +219,22 @@ class Requantizer:
 
 
 def dequantized(packed: Rows, kind: GGMLType) -> Rows:
-    """Packed rows (n, bytes) as llama.cpp's own Python reads them, in float64."""
+    """Dequantize packed rows (n, bytes) with llama.cpp's Python to (n, columns) in float64."""
     import gguf
     import numpy as np
 
     if kind.name in STEPS:
         return unpacked(packed, kind, STEPS[kind.name])
-    with np.errstate(all="ignore"):  # damaged scales are told as damage
+    with np.errstate(all="ignore"):  # damaged scales show up in the comparison
         values = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType(kind.number))
     found: Rows = values.astype(np.float64).reshape(len(packed), -1)
     return found
 
 
 def unpacked(packed: Rows, kind: GGMLType, steps: tuple[int, ...]) -> Rows:
-    """Packed rows (n, bytes) of what llama.cpp's Python does not read, in float64.
+    """Dequantize packed rows (n, bytes) of types that llama.cpp's Python lacks, in float64.
 
-    A block is a scale in float16, then the numbers of its values' steps, the lowest bits first.
+    A block is a scale in float16, then the step numbers of its values, lowest bits first.
     """
     import numpy as np
 
@@ -248,9 +248,9 @@ def unpacked(packed: Rows, kind: GGMLType, steps: tuple[int, ...]) -> Rows:
 
 
 def aside(change: Rows, expected: Rows) -> Rows:
-    """The part of a change that is not along the values themselves.
+    """The part of a change (n, columns) that is orthogonal to the values.
 
-    A quantizer that shrinks all values a little shall not look like a weaker adapter.
+    A quantizer that shrinks all values a little must not look like a weaker adapter.
     """
     length = float((expected * expected).sum())
     if length <= 0:
@@ -261,10 +261,10 @@ def aside(change: Rows, expected: Rows) -> Rows:
 def measure(
     rows: Changed, kind: GGMLType, requantizer: Requantizer, rounded: GGMLType | None
 ) -> tuple[Sums, dict[str, Along], dict[Path, Along]]:
-    """Hold a tensor's rows against the exact ones.
+    """Compare a tensor's rows with the exact ones.
 
-    rounded: the 16-bit type that a merge rounded to before, if it did. Also gives what other
-    types would lose, where this one loses much, and the error along each adapter's change.
+    rounded: the 16-bit type to which the merge rounded before, if it did. Also returns the loss
+    with other types if this one loses much, and the error along each adapter's change.
     """
     stored, expected, change = rows.stored, rows.expected, rows.change
     found, each = Sums(), {folder: Along() for folder in rows.parts}
@@ -291,5 +291,5 @@ def measure(
 
 
 def is_low(survives: Strength) -> bool:
-    """Whether it is sure that much of a change is not there."""
+    """Whether much of a change is surely missing."""
     return survives.value + SURE * survives.error < LOW

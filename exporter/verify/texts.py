@@ -1,4 +1,4 @@
-"""What a tokenizer is tried on: languages, code, and whatever tokenizers stumble on."""
+"""Test texts for tokenizers: languages, code, and known difficulties."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAIN = (
     "naïve café, coöperation, œuvre, straße, ¿qué?, ¡señor!",
     "3.14 -7 +8 1e10 0x1F 1/2",
 )
-"""What llama.cpp must cut as transformers does: text and code in Latin letters."""
+"""Texts that llama.cpp must split as transformers does: text and code in Latin letters."""
 
 RARE = (
     "naïve café, coöperation, Ångström, œuvre, straße, ¿qué?, ¡señor!",
@@ -55,15 +55,16 @@ RARE = (
     "3.14 -7 +8 1e10 0x1F 1/2 ٣٤٥ १२३ Ⅷ",
     "\x00\x01\x1f\x7f",
 )
-"""Other scripts, rare characters and spaces, over which llama.cpp's own way to cut parts from the
-original's in some models, though the vocabulary is right."""
+"""Other scripts, rare characters and spaces, which llama.cpp splits differently in some models,
+even with the right vocabulary.
+"""
 
 SPECIAL_LOOKALIKES = (
     "<s> </s> <unk> <pad> <bos> <eos> [INST] [/INST] <<SYS>>",
     "<|im_start|>user\nhi<|im_end|><|endoftext|><|eot_id|><|begin_of_text|>",
     "<start_of_turn>user<end_of_turn> [CLS] [SEP] [MASK] <mask> <0x0A> ▁x Ġx",
 )
-"""What many tokenizers hold special; a text of a user may contain it all the same."""
+"""Texts that many tokenizers treat as special; a user's text may contain them."""
 
 CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
     ({"role": "user", "content": "Hello!"},),
@@ -104,4 +105,4 @@ so add(2, 3) is 5. If you call it with two texts it puts one after the other, an
 "cd") is "abcd". A function that behaves so differently for different kinds of input can \
 surprise the reader, which is why good names and a line of explanation are worth their space.
 """
-"""What the full verification reads when it is given no text."""
+"""The default text of the full verification."""

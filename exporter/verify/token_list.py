@@ -1,7 +1,6 @@
-"""The tokens of a GGUF, one by one, against transformers' tokenizer.
+"""Compares the tokens of a GGUF, one by one, with transformers' tokenizer.
 
-What llama.cpp makes of them is another question (see tokenization.py): this one an export could
-have made right.
+tokenization.py compares what llama.cpp makes of them; errors here are the export's.
 """
 
 from __future__ import annotations
@@ -14,35 +13,37 @@ from exporter.core.gguf import Array, GGUFFile
 from exporter.verify.loading import gives_embeddings
 
 KEY = "tokenizer.ggml."
-SPACE = "\u2581"  # as sentencepiece writes it
+SPACE = "\u2581"  # sentencepiece's space
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # token types
-PARSED = (UNKNOWN, CONTROL, USER_DEFINED)  # found whole in a text
-MODELS = ("gpt2", "llama", "bert", "t5", "gemma4")  # whose way to write a token is known
-NEAR = 1e-5  # relative: scores are float32 in the file
-MOST_UNLIKE = 0.01  # of the tokens may be written in a way that is not known here
-FEW = 3  # tokens that are named
+PARSED = (UNKNOWN, CONTROL, USER_DEFINED)  # types that are matched as a whole in a text
+MODELS = ("gpt2", "llama", "bert", "t5", "gemma4")  # models with a known way of writing tokens
+NEAR = 1e-5  # relative: the file stores scores as float32
+MOST_UNLIKE = 0.01  # share of tokens that may be written in an unknown way
+FEW = 3  # tokens named in a message
 TOKEN_SHOWN = 40  # characters
 
 
 @dataclass(slots=True)
-class Findings:
-    """What is wrong in the vocabulary, and what llama.cpp cannot hold of it."""
+class VocabularyFindings:
+    """Errors in the vocabulary, and limits of GGUF for it."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unordered: str = ""
-    """How the scores part from the order of the merges: wrong where texts are cut otherwise."""
+    """Where the scores contradict the order of the merges: an error if texts are split
+    differently.
+    """
 
 
 def compare_vocabulary(
     file: GGUFFile, tokenizer: Any, whole: Mapping[str, Any], rows: int
-) -> Findings:
-    """Tokens, their types, merges and scores. `file` must hold whole arrays.
+) -> VocabularyFindings:
+    """Compare tokens, their types, merges and scores. `file` must hold whole arrays.
 
-    whole: what tokenizer.json says, empty for a tokenizer without one; rows: of the embedding: a
-    token beyond them has no meaning to the model.
+    whole: the contents of tokenizer.json, empty without one; rows: of the embedding: a token beyond
+    them has no meaning for the model.
     """
-    found = Findings()
+    found = VocabularyFindings()
     model = file.text(f"{KEY}model")
     tokens, types = array(file, "tokens"), array(file, "token_type")
     if model not in MODELS:
@@ -73,14 +74,18 @@ def compare_vocabulary(
 
 
 def is_idle(number: int, file: GGUFFile, tokenizer: Any) -> bool:
-    """Whether a token is for training alone: the mask of a model that gives embeddings."""
+    """Whether a token serves training only: the mask of an embedding model."""
     return gives_embeddings(file) and number == tokenizer.mask_token_id
 
 
 def compare_tokens(
-    tokens: Sequence[Any], theirs: Mapping[int, str], model: str, tokenizer: Any, found: Findings
+    tokens: Sequence[Any],
+    theirs: Mapping[int, str],
+    model: str,
+    tokenizer: Any,
+    found: VocabularyFindings,
 ) -> None:
-    """Each token's text, by its id."""
+    """Compare each token's text, by id."""
     added = tokenizer.added_tokens_decoder
 
     def can_be(number: int, text: str) -> bool:
@@ -97,7 +102,7 @@ def compare_tokens(
         for number in sorted(unlike)[:FEW]
     )
     texts = set(theirs.values())
-    swapped = any(tokens[number] in texts for number in unlike)  # what is there is another's
+    swapped = any(tokens[number] in texts for number in unlike)  # the text belongs to another token
     if swapped or len(unlike) > MOST_UNLIKE * len(theirs):
         found.problems.append(f"{len(unlike)} of {len(theirs)} tokens are others: {named}")
     elif unlike:
@@ -111,7 +116,7 @@ def compare_tokens(
 
 
 def written(number: int, text: str, model: str, tokenizer: Any | None) -> Iterator[str]:
-    """How else the converter writes a token; tokenizer: for one that was added to it."""
+    """Other spellings of a token in the converter; tokenizer: for an added token."""
     if model == "bert":
         yield text.removeprefix("##") if text.startswith("##") else SPACE + text
     if tokenizer is not None:
@@ -130,8 +135,8 @@ def doubles(tokens: Sequence[Any], theirs: Mapping[int, str]) -> list[tuple[int,
     return pairs
 
 
-def compare_merges(file: GGUFFile, model: Mapping[str, Any], found: Findings) -> None:
-    """The merges in their order, where the GGUF has any."""
+def compare_merges(file: GGUFFile, model: Mapping[str, Any], found: VocabularyFindings) -> None:
+    """Compare the merges in their order, if the GGUF has any."""
     key = f"{KEY}merges"
     if model.get("type") != "BPE" or key not in file.metadata:
         return
@@ -150,7 +155,7 @@ def compare_merges(file: GGUFFile, model: Mapping[str, Any], found: Findings) ->
 
 
 def written_merge(merge: Any) -> str:
-    """A merge as GGUF writes it: a space within a part is Ġ, as byte-level BPE has it."""
+    """A merge in GGUF's spelling: a space within a part is Ġ, as in byte-level BPE."""
     if isinstance(merge, str):
         return merge
     left, right = merge
@@ -164,9 +169,9 @@ def compare_scores(
     model: Mapping[str, Any],
     tokens: Sequence[Any],
     types: Sequence[Any],
-    found: Findings,
+    found: VocabularyFindings,
 ) -> None:
-    """The scores that choose between ways to cut a text."""
+    """Compare the scores that choose between ways to split a text."""
     scores = array(file, "scores")
     if len(scores) != len(tokens):
         return
@@ -196,7 +201,7 @@ def disorder(
 ) -> str:
     """The first place where a token that is merged earlier has the lower score.
 
-    llama.cpp merges by the scores of what comes out, BPE by the ranks of the merges.
+    llama.cpp merges by the scores of the results, BPE by the ranks of the merges.
     """
     import numpy as np
 

@@ -1,8 +1,8 @@
-"""The GGUF's tokenizer in llama.cpp against transformers' one: token by token, and on texts.
+"""Compares the GGUF's tokenizer in llama.cpp with transformers': single tokens, and texts.
 
-What an export could have made right is a problem: the vocabulary, what begins and ends a text,
-and how plain text is cut. Where the vocabulary is right and rarer texts are cut otherwise all the
-same, llama.cpp's own way to cut is the reason, which is noted with an example.
+Errors of the export are problems: the vocabulary, the tokens around a text, and the splitting of
+plain text. If the vocabulary is right and only rare texts are split differently, the cause is
+llama.cpp's way of splitting, which is noted with an example.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from exporter.llamacpp.normalizer import (
     normalizer,
     spaced,
 )
-from exporter.verify.logits_engine import Engine, VocabularyFacts
+from exporter.verify.logits_engine import LogitsEngine, VocabularyFacts
 from exporter.verify.report import Check
 from exporter.verify.texts import PLAIN, RARE, SPECIAL_LOOKALIKES
-from exporter.verify.token_list import KEY, NORMAL, SPACE, Findings, array, is_idle
+from exporter.verify.token_list import KEY, NORMAL, SPACE, VocabularyFindings, array, is_idle
 
 if TYPE_CHECKING:
     from exporter.verify.light import Expected
 
-FEW = 3  # differences that are shown
-MOST_RARE = 0.25  # of the rarer texts may be cut otherwise: of a wrong tokenizer, most are
+FEW = 3  # differences shown
+MOST_RARE = 0.25  # share of rare texts; a wrong tokenizer splits most of them differently
 UNIGRAM = "t5"  # tokenizer.ggml.model
 MADE_UP, WORDS, PARTS, SEED = 16, 8, 3, 20  # texts, words of each, tokens of each word
-SPACES = f"{SPACE}\u0120#"  # how vocabularies mark the beginning of a word, or its middle
-ADDED = 64  # added tokens that are looked for in a text
+SPACES = f"{SPACE}\u0120#"  # marks of a word's beginning or middle in vocabularies
+ADDED = 64  # added tokens that are searched in a text
 HINT = "export it again, with the tokenizer that was saved with the adapter, or else the base's"
 
 Ids = list[int]
@@ -42,22 +42,22 @@ Ids = list[int]
 
 @dataclass(slots=True)
 class Cuts:
-    """Texts that were cut, and those that were cut otherwise by llama.cpp."""
+    """Texts that were split, and those that llama.cpp splits differently."""
 
     tokenizer: Any
     file: GGUFFile
     ready: Callable[[str], str] = str
-    """What makes a text ready for llama.cpp."""
+    """The function that prepares a text for llama.cpp."""
     tried: int = 0
     plain: list[str] = field(default_factory=list)
     rare: list[str] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
-    """Texts whose spaces and line ends llama.cpp merges before it cuts them."""
+    """Texts whose spaces and line ends llama.cpp merges before it splits them."""
     made_up: list[str] = field(default_factory=list)
-    """Texts of words that were put together from the vocabulary."""
+    """Texts of words that were made up from the vocabulary."""
     special: list[str] = field(default_factory=list)
     spaces: list[str] = field(default_factory=list)
-    """Those that differ only in sentencepiece's space before a text that begins with one."""
+    """Texts that differ only in sentencepiece's space before an initial space."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -84,15 +84,15 @@ class Cuts:
 
 
 def check_tokens(
-    engine: Engine,
+    engine: LogitsEngine,
     facts: VocabularyFacts,
     file: GGUFFile,
     expected: Expected,
-    vocabulary: Findings,
+    vocabulary: VocabularyFindings,
 ) -> Check:
     """Compare texts of many kinds. `file` must hold whole arrays.
 
-    vocabulary: what the comparison token by token has found.
+    vocabulary: the findings of the comparison token by token.
     """
     tokenizer, whole = expected.tokenizer, expected.whole
     cuts = Cuts(tokenizer, file)
@@ -127,9 +127,9 @@ def check_tokens(
 def given_to_llama_cpp(
     wanted: str | None, file: GGUFFile, special: tuple[str, ...]
 ) -> Callable[[str], str]:
-    """What decant makes of a text before llama.cpp sees it: its letters, and its first space.
+    """The function by which decant prepares a text for llama.cpp: letters, and the first space.
 
-    special: the tokens that a text may begin with, which is then given no space.
+    special: tokens before which no space is put.
     """
     normalize, first = normalizer(wanted), file.text(SPACE_PREFIX)
 
@@ -141,7 +141,7 @@ def given_to_llama_cpp(
 
 
 def limits(cuts: Cuts) -> list[str]:
-    """What llama.cpp itself does otherwise, with an example of each kind."""
+    """Deviations of llama.cpp itself, with an example of each kind."""
     kinds = {
         "llama.cpp cuts {} texts with rare characters otherwise": cuts.rare,
         "llama.cpp cuts {} texts with unusual spaces or line ends otherwise": cuts.odd,
@@ -157,7 +157,7 @@ def limits(cuts: Cuts) -> list[str]:
 
 
 def compare_normalizer(written: str | None, wanted: str | None, cuts: Cuts) -> None:
-    """What the file says decant shall do to a text, against what the tokenizer does."""
+    """Compare the file's normalization steps with the tokenizer's."""
     if written is None and wanted is not None:
         cuts.notes.append(
             f"the file does not say how its tokenizer normalizes text ({NORMALIZER}), so that"
@@ -176,9 +176,9 @@ def json_of(text: str) -> object:
 
 
 def compare_texts(
-    engine: Engine, texts: Sequence[str], normalize: Callable[[str], str], cuts: Cuts
+    engine: LogitsEngine, texts: Sequence[str], normalize: Callable[[str], str], cuts: Cuts
 ) -> list[tuple[Ids, Ids]]:
-    """Every text without what begins and ends one: its ids in llama.cpp and in transformers."""
+    """The ids of every text without BOS and EOS, in llama.cpp and in transformers."""
     ready = [normalize(text) for text in texts]
     expected = [ids_of(cuts.tokenizer, text) for text in texts]
     actual = engine.encode(ready)
@@ -198,14 +198,14 @@ def compare_texts(
 
 
 def compare_ends(
-    engine: Engine,
+    engine: LogitsEngine,
     facts: VocabularyFacts,
     texts: Sequence[str],
     normalize: Callable[[str], str],
     bare: Sequence[tuple[Ids, Ids]],
     cuts: Cuts,
 ) -> None:
-    """The texts again, with what begins and ends one."""
+    """Compare the texts again, with BOS and EOS."""
     tokenizer = cuts.tokenizer
     actual = engine.encode([normalize(text) for text in texts], special=True)
     expected = [ids_of(tokenizer, text, special=True) for text in texts]
@@ -228,7 +228,7 @@ def compare_ends(
 
 
 def around(whole: Ids, part: Ids) -> tuple[Ids, Ids] | None:
-    """What lies before and behind a part; None where it is not there as it is."""
+    """The ids before and after a part; None if it is not contained."""
     for at in range(len(whole) - len(part) + 1):
         if whole[at : at + len(part)] == part:
             return whole[:at], whole[at + len(part) :]
@@ -241,8 +241,10 @@ def named(ends: tuple[Ids, Ids] | None, tokenizer: Any) -> str:
     return " and ".join(str(tokens_of(ids, tokenizer)) for ids in ends)
 
 
-def compare_split_specials(engine: Engine, normalize: Callable[[str], str], cuts: Cuts) -> None:
-    """Texts of a user that look like special tokens, cut as the plain text they are."""
+def compare_split_specials(
+    engine: LogitsEngine, normalize: Callable[[str], str], cuts: Cuts
+) -> None:
+    """Compare users' texts that look like special tokens, split as plain text."""
     ready = [normalize(text) for text in SPECIAL_LOOKALIKES]
     for text, ours in zip(SPECIAL_LOOKALIKES, engine.encode(ready, parse=False), strict=True):
         theirs = ids_of(cuts.tokenizer, text, split_special_tokens=True)
@@ -251,8 +253,8 @@ def compare_split_specials(engine: Engine, normalize: Callable[[str], str], cuts
             cuts.special.append(f"as plain text, {difference(text, ours, theirs, cuts.tokenizer)}")
 
 
-def compare_added(engine: Engine, cuts: Cuts) -> None:
-    """Tokens that were added to the tokenizer, each within a text."""
+def compare_added(engine: LogitsEngine, cuts: Cuts) -> None:
+    """Compare tokens that were added to the tokenizer, each within a text."""
     size = len(array(cuts.file, "tokens"))
     added = [
         (number, str(token.content))
@@ -270,7 +272,7 @@ def compare_added(engine: Engine, cuts: Cuts) -> None:
         cuts.tried += 1
         if ours == theirs:
             continue
-        # llama.cpp writes its own pieces with ▁ for a space, and knows no other ▁ in a text
+        # llama.cpp writes ▁ for a space, and knows no other ▁ in a text
         is_lost = number in theirs and number not in ours and SPACE not in content
         if is_lost and not is_idle(number, cuts.file, cuts.tokenizer):
             lost.append(f"token {number} {content!r}")
@@ -282,8 +284,8 @@ def compare_added(engine: Engine, cuts: Cuts) -> None:
         )
 
 
-def compare_made_up(engine: Engine, normalize: Callable[[str], str], cuts: Cuts) -> None:
-    """Words put together from the vocabulary's tokens, which may be merged in many ways."""
+def compare_made_up(engine: LogitsEngine, normalize: Callable[[str], str], cuts: Cuts) -> None:
+    """Compare made-up words of the vocabulary's tokens, which can be merged in many ways."""
     texts = made_up(array(cuts.file, "tokens"), array(cuts.file, "token_type"))
     actual = engine.encode([normalize(text) for text in texts])
     for text, ours in zip(texts, actual, strict=True):
@@ -294,7 +296,7 @@ def compare_made_up(engine: Engine, normalize: Callable[[str], str], cuts: Cuts)
 
 
 def made_up(tokens: Sequence[Any], types: Sequence[Any]) -> list[str]:
-    """Texts of words in Latin letters; the same ones for the same vocabulary."""
+    """Texts of words in Latin letters; always the same for a vocabulary."""
     parts = [
         part
         for token, kind in zip(tokens, types, strict=False)
@@ -317,7 +319,7 @@ def ids_of(tokenizer: Any, text: str, *, special: bool = False, **options: bool)
 def is_one_more_space(actual: Ids, expected: Ids, tokenizer: Any) -> bool:
     """Whether the ids differ only in the space that sentencepiece puts before every text.
 
-    transformers leaves it out where there is one already; llama.cpp does as sentencepiece.
+    transformers omits it before an initial space; llama.cpp does as sentencepiece.
     """
     pairs = enumerate(zip(actual, expected, strict=False))
     at = next((place for place, (a, b) in pairs if a != b), 0)
@@ -326,7 +328,7 @@ def is_one_more_space(actual: Ids, expected: Ids, tokenizer: Any) -> bool:
 
 
 def difference(text: str, actual: Ids, expected: Ids, tokenizer: Any) -> str:
-    """Where two lists of ids part."""
+    """Describe the first difference of two lists of ids."""
     at = next(
         (n for n, (a, b) in enumerate(zip(actual, expected, strict=False)) if a != b),
         min(len(actual), len(expected)),

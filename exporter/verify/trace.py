@@ -1,8 +1,8 @@
-"""Where each value of a GGUF tensor comes from, asked of the converter itself.
+"""Finds the origin of each value of a GGUF tensor by running the converter on probes.
 
-Its rearrangements (head permutation, stacking, splitting, transposing, shifted norms) are run on
-tensors that hold their own positions instead of weights. These take no memory: they are one
-row or one column, repeated.
+Its rearrangements (head permutation, stacking, splitting, transposing, shifted norms) run on
+tensors that hold their positions instead of weights. These take no memory: they are one row or one
+column, expanded.
 """
 
 from __future__ import annotations
@@ -21,83 +21,123 @@ if TYPE_CHECKING:
     from exporter.merge.apply import MergedTensors
 
 Shapes = Callable[[str], tuple[int, ...]]
-NEAR = 0.01  # how far a position may be from a whole number after float32 arithmetic
+NEAR = 0.01  # tolerance of a position after float32 arithmetic
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Of some rows of a slot: each value is factor * source[tensor][row, column] + offset.
+class ValueOrigin:
+    """The origin of some rows of a slot: factor * source[tensor][row, column] + offset.
 
-    All are (rows, columns). A tensor's rows are those of its last dimension, counted through all
-    others; a vector is one row.
+    All fields are (rows, columns). Row numbers count through all leading dimensions of a tensor; a
+    vector is one row.
     """
 
     tensor: np.ndarray[Any, Any]
-    """Which of the slot's sources."""
+    """Index of the slot's source."""
     row: np.ndarray[Any, Any]
     column: np.ndarray[Any, Any]
     factor: np.ndarray[Any, Any]
     offset: np.ndarray[Any, Any]
 
-    def take(self, rows: np.ndarray[Any, Any]) -> Origin:
-        """Only some of the rows."""
-        return Origin(
+    def take(self, rows: np.ndarray[Any, Any]) -> ValueOrigin:
+        """The origins of some of the rows."""
+        return ValueOrigin(
             self.tensor[rows], self.row[rows], self.column[rows],
             self.factor[rows], self.offset[rows],
         )  # fmt: skip
 
 
-def trace(slot: Slot, rows: np.ndarray[Any, Any], shapes: Shapes) -> Origin | None:
-    """Where rows of a slot come from; None when the converter computes more than it moves."""
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Some rows of a slot computed from known tensors, all (rows, columns) in float64."""
+
+    zeros: np.ndarray[Any, Any]
+    """From tensors of zeros: the offset of each value."""
+    ones: np.ndarray[Any, Any]
+    twos: np.ndarray[Any, Any]
+    codes: np.ndarray[Any, Any]
+    """From tensors that hold the code of their name."""
+    rows: np.ndarray[Any, Any]
+    """From tensors that hold their row numbers."""
+    columns: np.ndarray[Any, Any]
+    """From tensors that hold their column numbers."""
+
+    @property
+    def factor(self) -> np.ndarray[Any, Any]:
+        factor: np.ndarray[Any, Any] = self.ones - self.zeros
+        return factor
+
+    def is_affine(self) -> bool:
+        """Whether twice the input changes each value twice as much."""
+        import numpy as np
+
+        return bool(np.allclose(self.twos - self.ones, self.factor, atol=1e-6))
+
+    def undone(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        """The inputs of (rows, columns) values as whole numbers; None if one is not whole."""
+        import numpy as np
+
+        inputs = (values - self.zeros) / np.where(self.factor == 0, 1, self.factor)
+        whole: np.ndarray[Any, Any] = np.rint(inputs)
+        return whole if np.abs(inputs - whole).max(initial=0) < NEAR else None
+
+
+def trace(slot: Slot, rows: np.ndarray[Any, Any], shapes: Shapes) -> ValueOrigin | None:
+    """The origin of rows (n,) of a slot; None if the converter does more than move and scale."""
     import numpy as np
 
     names = sources(slot)
-    codes = {name: float((number + 1) ** 2) for number, name in enumerate(names)}
+    try:
+        probes = probe(slot, rows, shapes)
+    except RuntimeError:  # torch does not write into an expanded row
+        return None
+    code, row, column = map(probes.undone, (probes.codes, probes.rows, probes.columns))
+    if code is None or row is None or column is None or not probes.is_affine():
+        return None
+    number = np.rint(np.sqrt(code.clip(0))) - 1
+    if not ((probes.factor == 0) | (code_of(number) == code)).all():
+        return None
+    last = len(names) - 1
+    number, row, column = (values.astype(np.int64).clip(0) for values in (number, row, column))
+    return ValueOrigin(number.clip(0, last), row, column, probes.factor, probes.zeros)
 
-    def probe(make: Callable[[str], torch.Tensor]) -> np.ndarray[Any, Any]:
+
+def code_of(number: Any) -> Any:
+    """The code of a source: a square, so that sums and means of codes are seldom codes."""
+    return (number + 1) ** 2
+
+
+def probe(slot: Slot, rows: np.ndarray[Any, Any], shapes: Shapes) -> Probes:
+    """Run the converter's steps for rows (n,) of a slot on each kind of known tensor."""
+    import numpy as np
+
+    codes = {name: float(code_of(number)) for number, name in enumerate(sources(slot))}
+
+    def run(make: Callable[[str], torch.Tensor]) -> np.ndarray[Any, Any]:
         made = replay(slot, lambda name: make(name).expand(shapes(name)))
         return pick(made, rows).astype(np.float64)
 
-    try:
-        offset, one, two, tensor, row, column = (
-            probe(make)
-            for make in (
-                lambda name: filled(0.0, shapes(name)),
-                lambda name: filled(1.0, shapes(name)),
-                lambda name: filled(2.0, shapes(name)),
-                lambda name: filled(codes[name], shapes(name)),
-                lambda name: row_numbers(shapes(name)),
-                lambda name: column_numbers(shapes(name)),
-            )
-        )
-    except RuntimeError:  # torch will not write into a repeated row
-        return None
-    factor = one - offset
-    divisor = np.where(factor == 0, 1, factor)
-    places = [(values - offset) / divisor for values in (tensor, row, column)]
-    whole = [np.rint(values) for values in places]
-    moved = all(np.abs(a - b).max(initial=0) < NEAR for a, b in zip(places, whole, strict=True))
-    number = np.rint(np.sqrt(whole[0].clip(0))) - 1
-    known = (factor == 0) | ((number + 1) ** 2 == whole[0])
-    if not moved or not known.all() or not np.allclose(two - one, factor, atol=1e-6):
-        return None
-    number, row, column = (
-        values.astype(np.int64).clip(0) for values in (number, whole[1], whole[2])
+    return Probes(
+        zeros=run(lambda name: filled(0.0, shapes(name))),
+        ones=run(lambda name: filled(1.0, shapes(name))),
+        twos=run(lambda name: filled(2.0, shapes(name))),
+        codes=run(lambda name: filled(codes[name], shapes(name))),
+        rows=run(lambda name: row_numbers(shapes(name))),
+        columns=run(lambda name: column_numbers(shapes(name))),
     )
-    return Origin(number.clip(0, len(names) - 1), row, column, factor, offset)
 
 
 def compute(
     slot: Slot, rows: np.ndarray[Any, Any], read: Callable[[str], torch.Tensor]
 ) -> np.ndarray[Any, Any]:
-    """The rows as the converter makes them of whole tensors: the way for what `trace` cannot."""
+    """Rows (n,) of a slot computed from whole tensors, (n, columns), if `trace` gives None."""
     import numpy as np
 
     return np.asarray(pick(replay(slot, read), rows), np.float64)
 
 
 def pick(values: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Some rows, without a copy of what is only repeated."""
+    """Rows (n,) of values (…, columns) as (n, columns), without copying repeated ones."""
     import numpy as np
 
     if values.ndim < 2:  # noqa: PLR2004 - a vector is one row
@@ -106,12 +146,14 @@ def pick(values: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> np.ndarray
 
 
 def filled(value: float, shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of one value that expands to `shape`: (1, …) with as many dimensions."""
     import torch
 
     return torch.full([1] * len(shape), value)
 
 
 def row_numbers(shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of row numbers that expands to `shape`: (…, 1), counted through all dimensions."""
     import math
 
     import torch
@@ -122,13 +164,14 @@ def row_numbers(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def column_numbers(shape: tuple[int, ...]) -> torch.Tensor:
+    """A tensor of column numbers that expands to `shape`: (columns,)."""
     import torch
 
     return torch.arange(shape[-1], dtype=torch.float32) if shape else filled(0.0, shape)
 
 
 def traceable(tensors: MergedTensors) -> MergedTensors:
-    """The same tensors, all floats in float32, so that the converter copies none to cast it."""
+    """The same tensors with all floats in float32, so that the converter copies none to cast it."""
     from exporter.merge.apply import MergedTensors
 
     class InFloat32(MergedTensors):

@@ -1,4 +1,4 @@
-"""The model as it was trained: transformers' base with PEFT's adapters on it, not merged."""
+"""The trained model: transformers' base with PEFT's adapters on it, not merged."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from exporter.merge.operations import MergePlan, WeightedAdapter
 if TYPE_CHECKING:
     import numpy as np
 
-SHARE = 0.7  # of the free memory that a model may take
+SHARE = 0.7  # of the free memory that a model may use
 FLOAT32 = 4  # bytes
-MISSING = "Found missing adapter keys while loading the checkpoint:"  # peft's warning
-SHOWN = 160  # characters of the names
+MISSING = "Found missing adapter keys while loading the checkpoint:"  # PEFT's warning
+SHOWN = 160  # characters shown of the names
 DECODERS = ("ForCausalLM", "LMHeadModel")
 CONDITIONAL = "ForConditionalGeneration"
 
@@ -34,10 +34,10 @@ CONDITIONAL = "ForConditionalGeneration"
 def unmerged(
     plan: MergePlan, *, memory: int | None = None, report: Report = silent
 ) -> Iterator[Unmerged]:
-    """Load the base in float32: whole where it fits, else layer by layer from disk.
+    """Load the base in float32: whole if it fits, else layer by layer from disk.
 
-    memory: bytes it may take; None measures what is free. Raises UnsupportedError for a model
-    that is no decoder.
+    memory: bytes it may use; None measures the free memory. Raises UnsupportedError for a model
+    that is not a decoder.
     """
     checkpoint = plan.checkpoint
     if not checkpoint.architecture.endswith(DECODERS) and not sees(checkpoint):
@@ -69,6 +69,11 @@ def sees(checkpoint: Checkpoint) -> bool:
 
 
 def load_base(checkpoint: Checkpoint, plan: MergePlan, placed: dict[str, Any]) -> Any:
+    """Load transformers' model of the base.
+
+    Raises UnsupportedError if transformers lacks a package or a tensor, CheckpointError if it
+    cannot load the folder.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -81,7 +86,7 @@ def load_base(checkpoint: Checkpoint, plan: MergePlan, placed: dict[str, Any]) -
             output_loading_info=True,
             **placed,
         )
-    except ImportError as error:  # of what dequantizes AWQ's, GPTQ's … weights
+    except ImportError as error:  # a package that dequantizes AWQ's, GPTQ's … weights
         raise UnsupportedError(
             f"transformers cannot load `{checkpoint.folder}` here: {str(error).splitlines()[0]}",
             hint="`decant verify --light` checks without transformers' loading",
@@ -103,14 +108,13 @@ def load_base(checkpoint: Checkpoint, plan: MergePlan, placed: dict[str, Any]) -
 
 
 class Unmerged:
-    """A loaded base that adapters can be put on."""
+    """A loaded base to which adapters can be added."""
 
     def __init__(self, plan: MergePlan, model: Any, placed: dict[str, Any]) -> None:
-        """Begin without adapters."""
         self.plan, self.model, self.placed = plan, model, placed
 
     def logits(self, chunks: Sequence[Sequence[int]]) -> Iterator[np.ndarray[Any, Any]]:
-        """After every token of each chunk, (tokens, vocabulary) in float32."""
+        """Yield the logits after every token of each chunk, (tokens, vocabulary) in float32."""
         import torch
 
         for chunk in chunks:
@@ -120,13 +124,13 @@ class Unmerged:
             yield logits[0].float().numpy()
 
     def image_features(self, given: Mapping[str, Any]) -> Any:
-        """What the vision tower makes of a picture. given: as transformers' processor gives it."""
+        """The vision tower's output for a picture. given: the processor's output."""
         with self.computing():
             return self.model.get_image_features(**given)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Without gradients. Raises SpaceError for a weight that lies on the disk and is needed."""
+        """Compute without gradients. Raises SpaceError if a needed weight is only on disk."""
         import torch
 
         told = absent_weights_told() if self.placed else nullcontext()
@@ -142,7 +146,7 @@ class Unmerged:
             ) from error
 
     def adapt(self) -> None:
-        """Put the adapters on; all but the last are merged, as only one can stay unmerged."""
+        """Add the adapters; all but the last are merged, since only one can stay unmerged."""
         *others, last = self.plan.adapters
         for weighted in others:
             self.put_on(weighted)
@@ -150,6 +154,7 @@ class Unmerged:
         self.put_on(last)
 
     def put_on(self, weighted: WeightedAdapter) -> None:
+        """Add one adapter with its scale. Raises AdapterError if PEFT cannot."""
         from peft import PeftModel
 
         folder = weighted.adapter.folder
@@ -159,12 +164,12 @@ class Unmerged:
                 adapters_stay() if self.placed else nullcontext(),
                 nothing_lost(saved),
             ):
-                # or PEFT hands the model out to disk anew, adapter included
+                # otherwise PEFT distributes the model again, adapter included
                 vars(self.model).pop("hf_device_map", None)
                 self.model = PeftModel.from_pretrained(
                     self.model,
                     str(saved),
-                    torch_device="cpu",  # where the base is; PEFT would choose a GPU if it saw one
+                    torch_device="cpu",  # the base's device; PEFT would choose a GPU
                     low_cpu_mem_usage=bool(self.placed),
                 ).eval()
         except (ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -174,7 +179,7 @@ class Unmerged:
             ) from error
         for values in self.model.parameters() if self.placed else ():
             if not values.is_meta and values.is_floating_point():
-                values.data = values.data.float()  # loaded so, it has the file's type
+                values.data = values.data.float()  # loaded this way, it has the file's type
         for module in self.model.modules():
             if weighted.scale != 1 and hasattr(module, "scale_layer"):
                 module.scale_layer(weighted.scale)
@@ -182,9 +187,9 @@ class Unmerged:
 
 @contextmanager
 def nothing_lost(folder: Path) -> Iterator[None]:
-    """UnsupportedError when PEFT warns inside the block that an adapter's tensors were not found.
+    """Raise UnsupportedError if PEFT warns in the block that an adapter's tensors are missing.
 
-    It goes on with what it begins training with, which is no model to compare with.
+    PEFT then continues with untrained values, which are no reference.
     """
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -201,7 +206,7 @@ def nothing_lost(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def adapters_stay() -> Iterator[None]:
-    """Keep PEFT from moving a loaded adapter to where its layer's weight is: on disk, nowhere."""
+    """Keep PEFT from moving a loaded adapter to its layer's device, which may be the disk."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     name = "_move_adapter_to_device_of_base_layer"
@@ -214,9 +219,9 @@ def adapters_stay() -> Iterator[None]:
 
 
 def absent_weights_told() -> Any:
-    """RuntimeError inside the block for an operation on a weight that is not in memory.
+    """A mode that raises RuntimeError for an operation on a weight that is not in memory.
 
-    Torch may take one for whatever lies in the memory of its result.
+    Torch may otherwise read whatever is in the memory of its result.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -1,9 +1,9 @@
-"""Every merged tensor of a GGUF, and some of the others, against rows computed anew.
+"""Compares every merged tensor of a GGUF, and some others, with rows that are computed again.
 
-Two questions are asked of them. Is each value as near as its type can come to it? That finds what
-is permuted, damaged or from elsewhere. And is the adapter's change there, in full? A few bits may
-hide a change that is smaller than their step from the first question, but not from the second:
-the error's part along the change is measured over thousands of values.
+It tests two things. Is each value as near as its type allows? That finds permuted, damaged and
+foreign values. And is the adapter's whole change there? A few bits may hide a change that is
+smaller than their step from the first test, but not from the second: the error's part along the
+change is measured over thousands of values.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from exporter.verify.strength import (
     is_low,
     measure,
 )
-from exporter.verify.trace import Origin, compute, trace
+from exporter.verify.trace import ValueOrigin, compute, trace
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-SEED = 20
-POOL = 64  # rows of a kind of tensor whose origins are known, to choose from
-UNCHANGED = 48  # tensors that no adapter changes, of which rows are checked too
+SEED = 20  # of the choice of rows
+POOL = 64  # rows of a group of slots whose origins are known
+UNCHANGED = 48  # tensors without a change whose rows are checked, too
 HALF_ENDS = 65_504  # the largest float16
 NO_ROOM = "cannot hold"
 OTHER_BASE = "is it of this base, adapter and scale? if so, export it again"
@@ -52,22 +52,22 @@ DIGITS = re.compile(r"\d+")
 
 
 @dataclass(slots=True)
-class Findings:
-    """What the tensors have shown so far."""
+class WeightFindings:
+    """The results of the tensors so far."""
 
     problems: list[str] = field(default_factory=list)
     merged: int = 0
     others: int = 0
     values: int = 0
     worst: float = 0.0
-    """The largest error, as a part of what its type allows."""
+    """The largest error relative to what its type allows."""
     weaker: list[str] = field(default_factory=list)
     strengths: Strengths = field(default_factory=Strengths)
 
 
 @dataclass(slots=True)
-class Weights:
-    """A model's tensors as they should be; asked of each file that was made of them."""
+class ExpectedWeights:
+    """The expected tensors of a model; checked against each file made from it."""
 
     conversion: Conversion
     reference: Reference
@@ -78,11 +78,13 @@ class Weights:
     """Whether the merge rounded to the base's type, as --merge-dtype base does."""
     by_importance: bool = False
     """Whether the files were quantized with an importance matrix."""
-    kinds: dict[object, tuple[np.ndarray[Any, Any], Origin | None]] = field(default_factory=dict)
-    """Rows and their origins, by what slots of a kind have in common."""
+    kinds: dict[object, tuple[np.ndarray[Any, Any], ValueOrigin | None]] = field(
+        default_factory=dict
+    )
+    """Rows and their origins, by the common properties of a group of slots."""
 
     def check(self, file: GGUFFile, *, report: Report = silent) -> Check:
-        found = Findings()
+        found = WeightFindings()
         infos = {info.name: info for info in file.tensors}
         found.problems += differing_layout(self.conversion.slots, infos)
         chosen = self.choose()
@@ -107,14 +109,14 @@ class Weights:
     def changes(self, slot: Slot) -> bool:
         return any(name in self.reference.plan.changes for name in sources(slot))
 
-    def check_slot(self, slot: Slot, info: TensorInfo, found: Findings) -> None:
+    def check_slot(self, slot: Slot, info: TensorInfo, found: WeightFindings) -> None:
         import numpy as np
 
         rows, origin = self.origin(slot)
         stored = read_rows(info, rows)
         expected, change, slack, parts = self.expect(slot, rows, origin)
         if origin is not None and self.judge(info, stored, expected, slack)[0] > 1:
-            # slots of a kind may differ after all: ask for this one alone
+            # slots of a group may differ after all: trace this one alone
             origin = trace(slot, rows, self.shape)
             expected, change, slack, parts = self.expect(slot, rows, origin)
         ratio, text = self.judge(info, stored, expected, slack)
@@ -133,10 +135,7 @@ class Weights:
                 found.weaker.append(text)
 
     def measure(self, slot: Slot, info: TensorInfo, rows: Changed, found: Strengths) -> str:
-        """Note how much of the change some rows hold. A sentence where it is not what it should be.
-
-        rows: (n, columns).
-        """
+        """Add the share of the change in some rows (n, columns); a sentence if it is wrong."""
         is_rounded = self.rounded and slot.type.name != "F32"
         rounded = slot.type if is_rounded else None
         sums, better, each = measure(rows, info.type, self.requantizer, rounded)
@@ -160,7 +159,10 @@ class Weights:
         expected: np.ndarray[Any, Any],
         slack: np.ndarray[Any, Any],
     ) -> tuple[float, str]:
-        """The largest error as a part of what is allowed, and a sentence about where it is."""
+        """The largest error relative to the allowed one, and a sentence about its place.
+
+        stored, expected, slack: (n, columns).
+        """
         import numpy as np
 
         if not np.isfinite(stored).all():
@@ -178,8 +180,8 @@ class Weights:
             f" the type allows an error of {allowed[at]:.2g}"
         )
 
-    def origin(self, slot: Slot) -> tuple[np.ndarray[Any, Any], Origin | None]:
-        """Some of the slot's rows, and where they come from."""
+    def origin(self, slot: Slot) -> tuple[np.ndarray[Any, Any], ValueOrigin | None]:
+        """Some of the slot's rows, (n,), and their origins."""
         import numpy as np
 
         random = np.random.default_rng([SEED, *slot.name.encode()])
@@ -200,16 +202,17 @@ class Weights:
         return self.reference.exact.shape(name)
 
     def expect(
-        self, slot: Slot, rows: np.ndarray[Any, Any], origin: Origin | None
+        self, slot: Slot, rows: np.ndarray[Any, Any], origin: ValueOrigin | None
     ) -> tuple[
         np.ndarray[Any, Any],
         np.ndarray[Any, Any] | None,
         np.ndarray[Any, Any],
         dict[Path, np.ndarray[Any, Any]],
     ]:
-        """What the rows should hold, what the adapters changed in it, and float32's allowance.
+        """The expected values of rows, the adapters' change, float32's slack, and each adapter's
+        change.
 
-        And what each of several adapters changed.
+        All are (n, columns); the change is None where the base has no such rows.
         """
         import numpy as np
 
@@ -241,7 +244,7 @@ class Weights:
         return expected * origin.factor + origin.offset, change, slack * factor, parts
 
     def read_whole(self, name: str) -> torch.Tensor:
-        """A whole tensor, computed here row by row."""
+        """A whole tensor of its shape (rows, columns), computed row by row."""
         import numpy as np
         import torch
 
@@ -251,21 +254,21 @@ class Weights:
 
 
 def what_is_no_number(stored: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> str:
-    """About rows, (n, columns), with values that are not finite where others should be."""
+    """Describe rows (n, columns) with values that are not finite."""
     import numpy as np
 
     lost = ~np.isfinite(stored)
     largest = float(np.abs(expected[lost]).max())
     if HALF_ENDS < largest < math.inf:
         return (
-            f"{NO_ROOM} {largest:.4g}, which base and adapter give: what is stored with scales or"
+            f"{NO_ROOM} {largest:.4g}, which base and adapter give: numbers with scales or"
             f" values in F16 ends at {HALF_ENDS:,} or some hundred times that"
         )
-    return "holds values that are no numbers"
+    return "holds values that are not finite"
 
 
 def differing_layout(slots: tuple[Slot, ...], infos: dict[str, TensorInfo]) -> list[str]:
-    """Tensors that only one side has, or that have another shape."""
+    """Tensors that only one side has, or that differ in shape."""
     wanted = {slot.name: slot.shape for slot in slots}
     problems = [f"`{name}` is missing" for name in wanted if name not in infos]
     problems += [f"`{name}` does not belong to this model" for name in infos if name not in wanted]
@@ -278,7 +281,7 @@ def differing_layout(slots: tuple[Slot, ...], infos: dict[str, TensorInfo]) -> l
 
 
 def read_rows(info: TensorInfo, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Some rows of a tensor, dequantized by llama.cpp's own Python, in float64."""
+    """Rows (n,) of a tensor, dequantized by llama.cpp's Python to (n, columns) in float64."""
     import numpy as np
 
     columns = info.shape[-1] if info.shape else 1
@@ -289,8 +292,8 @@ def read_rows(info: TensorInfo, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     return dequantized(np.ascontiguousarray(data[rows]), info.type)
 
 
-def conclude(found: Findings, *, loose: bool = False) -> Check:
-    """The check that was made. loose: the file was quantized with an importance matrix."""
+def conclude(found: WeightFindings, *, loose: bool = False) -> Check:
+    """The result of the check. loose: the file was quantized with an importance matrix."""
     together = found.strengths.together
     problems = [*found.problems, *found.weaker]
     times = together.off(OFF_TOGETHER, loose=loose)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.core.gguf import GGUFFile
-from exporter.inputs.template_process import Job, Rendered, refuse_too_much, render_all
+from exporter.inputs.template_process import Rendered, RenderJob, refuse_too_much, render_all
 from exporter.llamacpp.header_tokens import (
     adds_bos,
     adds_eos,
@@ -63,13 +63,13 @@ TOOL: dict[str, Any] = {
     },
 }
 SAMPLES = {
-    "a question": Job(QUESTION),
-    "a system message": Job((*SYSTEM, *QUESTION)),
-    "several turns": Job((*QUESTION, *ANSWER)),
-    "tools": Job(QUESTION, tools=(TOOL,)),
+    "a question": RenderJob(QUESTION),
+    "a system message": RenderJob((*SYSTEM, *QUESTION)),
+    "several turns": RenderJob((*QUESTION, *ANSWER)),
+    "tools": RenderJob(QUESTION, tools=(TOOL,)),
 }
 """Conversations whose prompts are compared when a model is loaded."""
-ENDED = Job((*QUESTION, ANSWER[0]), generation=False)
+ENDED = RenderJob((*QUESTION, ANSWER[0]), generation=False)
 """What stands behind an answer."""
 MARK = re.compile(r"\s*(<[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\])")
 WITH_TOOLS = list(SAMPLES).index("tools")
@@ -93,7 +93,7 @@ class ChatFormat:
     """What a text that is no conversation must begin with, since the engine adds no BOS."""
     added_bos: str = ""
     """What the engine's prompts leave out at the beginning, since its tokenizer adds it."""
-    samples: tuple[tuple[str, Job, Rendered], ...] = ()
+    samples: tuple[tuple[str, RenderJob, Rendered], ...] = ()
     """Conversations, and what transformers makes of them."""
     own: str = ""
     """The template of the model's file, which the engine takes where it is given none."""
@@ -237,11 +237,11 @@ def end_of(answered: Rendered) -> str:
     return mark[1] if mark else ""
 
 
-def trials() -> Iterator[Job]:
+def trials() -> Iterator[RenderJob]:
     """A question without `tools`, and with thinking on and off."""
-    yield Job(QUESTION, has_tools=False)
+    yield RenderJob(QUESTION, has_tools=False)
     for is_on in (True, False):
-        yield Job(QUESTION, variables=dict.fromkeys(THINKING, is_on))
+        yield RenderJob(QUESTION, variables=dict.fromkeys(THINKING, is_on))
 
 
 def other_tokens(facts: Facts) -> dict[str, str | None]:
@@ -290,7 +290,7 @@ def is_off(first: Rendered, on: Rendered, off: Rendered) -> bool:
 
 
 def differences(
-    samples: Sequence[tuple[str, Job, Rendered]], prompts: Sequence[str | None], left_out: str
+    samples: Sequence[tuple[str, RenderJob, Rendered]], prompts: Sequence[str | None], left_out: str
 ) -> Iterator[str]:
     """What is said of each sample whose prompt is not transformers'.
 

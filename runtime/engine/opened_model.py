@@ -11,7 +11,7 @@ from exporter.core.errors import (
     UnsupportedError,
 )
 from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.store import StoredModel, refuse_adapter
+from exporter.store import StoredModel, projector_beside, refuse_adapter
 from runtime.encoder_decoder.model import is_encoder_decoder
 from runtime.engine.adapters import Adapter, check_adapter
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat, chat_format, templates_of
@@ -120,17 +120,12 @@ def open_model(
 
 
 def find_projector(model: GGUFFile) -> Path | None:
-    """The projector beside a model: by its name, or the only one there, if it fits."""
-    path = model.path
-    stored = StoredModel(path)
-    names = (f"mmproj-{stored.name}.gguf", f"mmproj-{stored.full_name}.gguf")
-    named = [path.with_name(name) for name in names if path.with_name(name).exists()]
-    beside = named[:1] or list(path.parent.glob("mmproj*.gguf"))
+    """The projector beside a model, if its embeddings have the model's width."""
+    stored = StoredModel(model.path)
+    path = projector_beside(model.path, (stored.name, stored.full_name))
     width = model.number(f"{model.architecture}.embedding_length")
-    if len(beside) != 1:
-        return None
     try:
-        projector = read_gguf(beside[0])
+        projector = read_gguf(path) if path else None
     except ModelError:
         return None
-    return beside[0] if projector.number("clip.vision.projection_dim") == width else None
+    return path if projector and projector.number("clip.vision.projection_dim") == width else None

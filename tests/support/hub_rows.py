@@ -206,7 +206,7 @@ def interrupted(stage: Stage) -> Result:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
     seconds = time.monotonic() - began
-    told = "are kept; the same command goes on from there" in stderr
+    told = "are kept; the same command resumes from there" in stderr
     good = seconds < 1 and process.returncode == 130 and told
     return Result("< 1 s, says what is kept", f"{seconds:.2f} s, exit {process.returncode}", good)
 

@@ -1,1 +1,1 @@
-"""Bases that are stored quantized, dequantized when they are read."""
+"""Bases that are stored quantized and dequantized when they are read."""

@@ -1,4 +1,4 @@
-"""Bases that AWQ quantized, as AutoAWQ saves them (version GEMM), dequantized when they are read.
+"""Bases that AWQ quantized, as AutoAWQ saves them (version GEMM), dequantized when read.
 
 Eight 4-bit codes lie in one 32-bit word, columns of the output in the order 0 2 4 6 1 3 5 7; a
 scale and a zero belong to each output and each group of inputs. https://github.com/casper-hansen
@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     import torch
 
 PARTS = ("qweight", "qzeros", "scales")
-BITS = 4
-PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # in its word, of each column: the inverse of the order above
+BITS = 4  # of a code
+PLACES = (
+    0,
+    4,
+    1,
+    5,
+    2,
+    6,
+    3,
+    7,
+)  # position of each column in its word: the inverse of the order above
 COLUMNS = len(PLACES)
 
 
@@ -37,7 +46,7 @@ class Linear:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(n_out, n_in), as transformers has a linear layer."""
+        """(n_out, n_in), as in transformers' linear layer."""
         return self.scales.shape[1], self.qweight.shape[0]
 
     @property
@@ -45,7 +54,7 @@ class Linear:
         return nbytes_of(self.dtype, self.shape)
 
     def read(self) -> torch.Tensor:
-        """The values, (n_out, n_in) in float32: a code less its zero, times its scale."""
+        """The values, (n_out, n_in) in float32: (code - zero) * scale."""
         scales = read_tensor(self.scales).float()  # (groups, n_out)
         zeros = codes(read_tensor(self.qzeros)).float()  # (groups, n_out)
         values = codes(read_tensor(self.qweight)).float()  # (n_in, n_out)
@@ -55,7 +64,7 @@ class Linear:
 
 
 def codes(words: torch.Tensor) -> torch.Tensor:
-    """The 4-bit numbers in words of 32 bits: (rows, columns / 8) → (rows, columns)."""
+    """The 4-bit codes in 32-bit words: (rows, columns / 8) → (rows, columns)."""
     import torch
 
     shifts = torch.tensor(PLACES, dtype=torch.int32) * BITS
@@ -63,7 +72,7 @@ def codes(words: torch.Tensor) -> torch.Tensor:
 
 
 def is_quantized(config: Mapping[str, object]) -> bool:
-    """Whether a config is of AWQ in the form that is read here."""
+    """Whether a config describes AWQ in the form that this module reads."""
     settings = config.get("quantization_config")
     return (
         isinstance(settings, dict)
@@ -74,9 +83,9 @@ def is_quantized(config: Mapping[str, object]) -> bool:
 
 
 def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> dict[str, Tensor]:  # noqa: ARG001 - as of every kind
-    """A checkpoint's tensors with plain ones in place of AWQ's, in the same order.
+    """Replace AWQ's weights by plain ones (n_out, n_in), in the same order.
 
-    Raises CheckpointError for a weight whose parts are missing or do not fit each other.
+    Raises CheckpointError for a weight whose parts are missing or do not fit together.
     """
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -89,12 +98,13 @@ def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> 
 
 
 def linear(module: str, tensors: Mapping[str, Tensor]) -> Linear:
+    """The weight (n_out, n_in) of one module. Raises CheckpointError for unfit parts."""
     parts = [tensors.get(f"{module}.{part}") for part in PARTS]
     qweight, qzeros, scales = parts
     if qweight is None or qzeros is None or scales is None or not fit(qweight, qzeros, scales):
         shapes = [list(part.shape) if part else "missing" for part in parts]
         raise CheckpointError(
-            f"the quantized weight `{module}` is no whole one of AWQ:"
+            f"the quantized weight `{module}` is no complete AWQ weight:"
             f" {', '.join(f'{part} {shape}' for part, shape in zip(PARTS, shapes, strict=True))}",
             hint="download or copy the folder again",
         )
@@ -102,7 +112,9 @@ def linear(module: str, tensors: Mapping[str, Tensor]) -> Linear:
 
 
 def fit(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> bool:
-    """Whether the parts are those of one matrix."""
+    """Whether qweight (n_in, n_out / 8), qzeros (groups, n_out / 8) and scales (groups,
+    n_out) fit.
+    """
     if not all(len(part.shape) == 2 for part in (qweight, qzeros, scales)):  # noqa: PLR2004
         return False
     (n_in, words), (groups, n_out) = qweight.shape, scales.shape

@@ -1,7 +1,8 @@
 """Bases that bitsandbytes quantized (NF4, FP4, LLM.int8), dequantized tensor by tensor.
 
-Each value is worked out in float32, a code times the scale of its block, and rounded once to
-the type the model had before; so does bitsandbytes, which this equals bit for bit.
+Each value is computed in float32, a code times the scale of its block, and rounded once to the
+model's type, bit for bit as bitsandbytes does. (bitsandbytes itself needs its compiled library;
+this module reads the files without it.)
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ FLOATS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 STATE = ".quant_state.bitsandbytes__"
 STATE_MAX = 1 << 16  # bytes of JSON; it holds a dozen short fields
-BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # those bitsandbytes has
-CHUNK = 1 << 20  # values worked out at a time: a multiple of every block
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # block sizes of bitsandbytes
+CHUNK = 1 << 20  # values per step: a multiple of every block
 INT8_STEP = 7.874015718698502e-3  # 1 / 127, as bitsandbytes writes it
 AGAIN = "download or copy the folder again"
-# their modules keep a weight as (n_in, n_out), which bitsandbytes turns before it quantizes
+# modules that keep a weight as (n_in, n_out), which bitsandbytes transposes first
 TURNED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """How the scales of the blocks are quantized themselves."""
+    """Quantization of the block scales themselves."""
 
     absmax: Tensor
     table: Tensor
@@ -55,7 +56,7 @@ class Nested:
 
 @dataclass(frozen=True, slots=True)
 class FourBit:
-    """A weight in 4-bit codes, two in a byte, the first in the high half."""
+    """A weight in 4-bit codes, two per byte, the first in the high half."""
 
     name: str
     dtype: str
@@ -66,7 +67,7 @@ class FourBit:
     absmax: Tensor
     nested: Nested | None
     turned: bool
-    """Whether it is quantized the other way round than it is stored in a plain checkpoint."""
+    """Whether it is quantized as the transpose of its shape in a plain checkpoint."""
 
     @property
     def nbytes(self) -> int:
@@ -90,7 +91,7 @@ class FourBit:
 
 @dataclass(frozen=True, slots=True)
 class EightBit:
-    """A weight of LLM.int8: each row in whole steps of 1/127 of its largest value."""
+    """A LLM.int8 weight: each row in whole steps of 1/127 of its largest value."""
 
     name: str
     dtype: str
@@ -115,7 +116,10 @@ class EightBit:
 
 
 def unpack(packed: torch.Tensor, absmax: torch.Tensor, weight: FourBit) -> torch.Tensor:
-    """The flat values of a weight, in its own type; a few MB beside them at a time."""
+    """The flat values (n,) of a weight in its type; uses a few MB besides.
+
+    packed: (ceil(n / 2),) bytes; absmax: (blocks,) in float32.
+    """
     import torch
 
     table = torch.tensor(TABLES[weight.kind], dtype=torch.float32)
@@ -132,7 +136,10 @@ def unpack(packed: torch.Tensor, absmax: torch.Tensor, weight: FourBit) -> torch
 
 
 def scale_blocks(values: torch.Tensor, absmax: torch.Tensor, block: int) -> None:
-    """Multiply each run of `block` values, the last perhaps shorter, by its scale, in place."""
+    """Multiply each run of `block` values by its scale, in place.
+
+    values: (n,), the last run may be shorter; absmax: (ceil(n / block),).
+    """
     full = len(values) // block
     values[: full * block].view(-1, block).mul_(absmax[:full, None])
     if full * block < len(values):
@@ -150,9 +157,10 @@ def is_quantized(config: Mapping[str, object]) -> bool:
 
 
 def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> dict[str, Tensor]:
-    """A checkpoint's tensors with plain ones where bitsandbytes' were, in the same order.
+    """Replace bitsandbytes' weights by plain ones of their shape (n_out, n_in), in the same order.
 
-    Reads the small states, no weight. Raises CheckpointError where one does not fit its weight.
+    Reads the small states, no weight. Raises CheckpointError for a state that does not fit its
+    weight.
     """
     plain: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -182,6 +190,7 @@ def damaged(name: str, why: str) -> CheckpointError:
 
 
 def four_bit(name: str, tensors: Mapping[str, Tensor], state_name: str, *, turned: bool) -> FourBit:
+    """The 4-bit weight of a name, with its plain shape (n_out, n_in), checked against its state."""
     state = read_state(tensors[state_name])
     kind = state_name.rpartition("__")[2]
     shape, block, dtype = state.get("shape"), state.get("blocksize"), state.get("dtype")
@@ -209,6 +218,7 @@ def four_bit(name: str, tensors: Mapping[str, Tensor], state_name: str, *, turne
 def nested_scales(
     name: str, state: Mapping[str, object], tensors: Mapping[str, Tensor], blocks: int
 ) -> Nested:
+    """The nested scales of a weight: absmax (blocks / block,) and a table (256,), both float32."""
     block, offset = state.get("nested_blocksize"), state.get("nested_offset")
     if type(block) is not int or block <= 0 or state.get("nested_dtype") != "float32":
         raise damaged(name, f"its state is {json.dumps(state)[:200]}")
@@ -222,7 +232,7 @@ def nested_scales(
 
 
 def part(name: str, suffix: str, count: int, tensors: Mapping[str, Tensor]) -> Tensor:
-    """A helper tensor of a weight, which must have so many values."""
+    """A helper tensor of a weight, checked to have the shape (count,)."""
     found = tensors.get(f"{name}.{suffix}")
     if found is None:
         raise damaged(name, f"`{name}.{suffix}` is missing")
@@ -234,6 +244,10 @@ def part(name: str, suffix: str, count: int, tensors: Mapping[str, Tensor]) -> T
 def eight_bit(
     name: str, tensors: Mapping[str, Tensor], scales_name: str, dtype: str, *, turned: bool
 ) -> EightBit:
+    """The LLM.int8 weight of a name, (n_out, n_in), checked against its scales (n_out,).
+
+    Raises UnsupportedError for the layout of an old GPU.
+    """
     codes, scales, layout = tensors[name], tensors[scales_name], tensors.get(f"{name}_format")
     if codes.dtype != "I8" or len(codes.shape) != 2:  # noqa: PLR2004 - rows and columns
         raise damaged(name, f"it is {codes.dtype} {list(codes.shape)}")
@@ -249,17 +263,18 @@ def eight_bit(
 
 
 def model_dtype(config: Mapping[str, object]) -> str:
-    """The type a model is computed in, as its config says; LLM.int8 keeps none by weight."""
+    """The type in the config that a model computes in; LLM.int8 stores none per weight."""
     inner = config.get("text_config")
     for place in (config, inner if isinstance(inner, dict) else {}):
         for key in ("dtype", "torch_dtype"):
             for name, spelled in FLOATS.items():
                 if str(place.get(key)).removeprefix("torch.") == spelled:
                     return name
-    return "F16"  # what LLM.int8 was made for
+    return "F16"  # the type that LLM.int8 was made for
 
 
 def read_state(tensor: Tensor) -> dict[str, object]:
+    """The JSON state in a tensor of bytes (n,). Raises CheckpointError if it is damaged."""
     try:
         state = json.loads(small_bytes(tensor))
     except (ValueError, RecursionError) as broken:
@@ -270,7 +285,10 @@ def read_state(tensor: Tensor) -> dict[str, object]:
 
 
 def small_bytes(tensor: Tensor) -> bytes:
-    """A few bytes, read without torch where they lie plainly in a file."""
+    """The bytes of a small tensor (n,), read without torch if it lies in a file.
+
+    Raises CheckpointError for one of more than STATE_MAX bytes.
+    """
     if tensor.nbytes > STATE_MAX:
         raise CheckpointError(f"`{tensor.name}` has {tensor.nbytes} bytes", hint=AGAIN)
     if not isinstance(tensor, StoredTensor):

@@ -1,8 +1,8 @@
-"""Bases that mlx-lm converted: their quantization undone, tensor by tensor.
+"""Bases that mlx-lm quantized: the affine method here, the floating-point ones in mlx_float.
 
-Here the affine one, in mlx_float the others. A row is cut into groups; a value is its group's
-scale times a code plus its group's bias. The codes lie one after the other, lowest bits first, in
-32-bit words. Worked out in float32, as MLX's kernels do when they multiply, and not rounded.
+A row is divided into groups; a value is its group's scale times a code plus its group's bias. The
+codes are packed end to end, lowest bits first, in 32-bit words. Values are computed in float32, as
+in MLX's kernels, and not rounded.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SETTINGS = "quantization"
 BITS = (1, 2, 3, 4, 5, 6, 8)
 PARTS = ("weight", "scales", "biases")
 WORD = 32  # bits
-CHUNK = 1 << 20  # codes worked out at a time
+CHUNK = 1 << 20  # codes dequantized per step
 CHANGED = ("falcon_h1", "qwen3_next", "qwen3_5", "qwen3_5_moe", "gpt2", "mamba", "mamba2")
-"""Kinds of models whose values mlx-lm changes under the hub's names: norms, factors, transposes."""
+"""Model types whose values mlx-lm changes under the hub's names: norms, factors, transposes."""
 ORIGINAL = "use the original release of this base, from which it was converted for MLX"
 AGAIN = "download or copy the folder again"
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """A weight in codes of a few bits, with a scale and a bias for each group of a row."""
+    """A weight in codes of a few bits, with a scale and a bias per group of a row."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Affine:
         return nbytes_of(self.dtype, self.shape)
 
     def read(self) -> torch.Tensor:
-        """(…, n_in) in float32."""
+        """The values, (…, n_in) in float32."""
         import torch
 
         columns = self.shape[-1]
@@ -80,7 +80,7 @@ class Affine:
 
 
 def unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """(rows, bytes) → (rows, codes), codes of `bits` bits that lie end to end, lowest bit first."""
+    """(rows, bytes) → (rows, codes): codes of `bits` bits packed end to end, lowest bit first."""
     import torch
 
     if bits == 8:  # noqa: PLR2004 - a byte
@@ -95,16 +95,15 @@ def unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def is_quantized(config: Mapping[str, object]) -> bool:
-    """Whether mlx-lm quantized the model: its settings have a key of their own."""
+    """Whether mlx-lm quantized the model; its settings have their separate key."""
     settings = config.get(SETTINGS)
     return isinstance(settings, dict) and "bits" in settings and "group_size" in settings
 
 
 def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> dict[str, Tensor]:
-    """A checkpoint's tensors with plain ones where MLX's were, in the same order.
+    """Replace MLX's weights by plain ones of shape (…, n_out, n_in), in the same order.
 
-    Raises UnsupportedError for a mode that is not known here, CheckpointError where the parts of
-    a weight do not fit each other.
+    Raises UnsupportedError for an unknown mode, CheckpointError for parts that do not fit together.
     """
     plain: dict[str, Tensor] = {}
     for name, stored in tensors.items():
@@ -120,7 +119,11 @@ def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> 
 def weight_of(
     stem: str, tensors: Mapping[str, Tensor], config: Mapping[str, object]
 ) -> Affine | FloatWeight:
-    """A weight by its parts and by what the config says of it, or of all."""
+    """The weight (…, n_out, n_in) made of packed (…, words), scales and biases (…, groups).
+
+    The config has settings for all weights or for a single one. Raises UnsupportedError for an
+    unknown mode, CheckpointError for parts that do not fit together.
+    """
     settings = config[SETTINGS]
     assert isinstance(settings, dict)
     own = settings.get(stem)
@@ -167,7 +170,10 @@ def damaged(stem: str, why: str) -> CheckpointError:
 
 
 def apart(tensor: Tensor) -> list[Tensor]:
-    """The experts that MLX keeps in one tensor, each by its name on the hub; else the tensor."""
+    """Split a stack (experts, n_out, n_in) into tensors under the hub's names.
+
+    Any other tensor is returned unchanged.
+    """
     found = EXPERTS.fullmatch(tensor.name.removesuffix(".weight"))
     if found is None or len(tensor.shape) != 3:  # noqa: PLR2004 - (experts, n_out, n_in)
         return [tensor]
@@ -182,7 +188,10 @@ def apart(tensor: Tensor) -> list[Tensor]:
 
 
 def refuse_changed(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> None:
-    """Raise UnsupportedError for a base of mlx-lm's whose values are others than the hub's."""
+    """Raise UnsupportedError for a base whose values mlx-lm has changed.
+
+    It checks the model type, and convolutions by their more than two dimensions, (out, k, in).
+    """
     kind = str(config.get("model_type"))
     convolutions = [name for name, one in tensors.items() if "conv" in name and len(one.shape) > 2]  # noqa: PLR2004
     if kind not in CHANGED and not convolutions:
@@ -196,7 +205,7 @@ def refuse_changed(tensors: Mapping[str, Tensor], config: Mapping[str, object]) 
 
 
 def format_of(path: Path) -> str:
-    """What the metadata of a safetensors file say that it was written by: pt, mlx, …"""
+    """The writer named in a safetensors file's metadata: pt, mlx, …"""
     if path.suffix != ".safetensors":
         return ""
     with path.open("rb") as file:

@@ -75,7 +75,7 @@ class FloatWeight:
 
 
 def slice_of(tensor: StoredTensor, place: int, name: str = "") -> StoredTensor:
-    """tensor[place], which lies in one piece."""
+    """The slice tensor[place], which is contiguous in the file."""
     step = tensor.nbytes // tensor.shape[0]
     return replace(
         tensor,

@@ -1,4 +1,4 @@
-"""gpt-oss as it is published: experts in MXFP4, dequantized when they are read.
+"""gpt-oss as published: experts in MXFP4, dequantized when they are read.
 
 A value is one of 16 steps times a power of two that 32 values in a row share (OCP Microscaling
 Formats 1.0); both fit into bfloat16, so nothing is rounded. https://huggingface.co/openai
@@ -16,10 +16,10 @@ from exporter.inputs.lazy_tensor import Tensor, nbytes_of, read_tensor
 if TYPE_CHECKING:
     import torch
 
-NOTE = "its experts are published in MXFP4: `-q MXFP4_MOE` keeps them as they are"
+NOTE = "its experts are published in MXFP4: `-q MXFP4_MOE` keeps them unchanged"
 BLOCKS, SCALES = "_blocks", "_scales"
 STEPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # E2M1; the fourth bit is the sign
-HALF = 16  # bytes of a block: 32 values, the first of each two in the low half of a byte
+HALF = 16  # bytes of a block: 32 values, the first of each pair in the low half of a byte
 BIAS = 127  # of the exponents in E8M0
 PACKED = 4  # dimensions
 
@@ -38,7 +38,7 @@ class Experts:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(experts, n_in, n_out), as transformers has it in memory."""
+        """(experts, n_in, n_out), as in transformers' memory."""
         experts, n_out, groups, _ = self.blocks.shape
         return experts, groups * 2 * HALF, n_out
 
@@ -66,7 +66,7 @@ def is_quantized(config: Mapping[str, object]) -> bool:
 
 
 def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> dict[str, Tensor]:  # noqa: ARG001 - as of every kind
-    """A checkpoint's tensors with its experts in bfloat16, in the same order.
+    """Replace MXFP4 experts by bfloat16 ones (experts, n_in, n_out), in the same order.
 
     Raises CheckpointError for blocks without their scales.
     """
@@ -80,6 +80,7 @@ def dequantized(tensors: Mapping[str, Tensor], config: Mapping[str, object]) -> 
 
 
 def unpacked(stem: str, tensors: Mapping[str, Tensor]) -> Experts:
+    """The experts (experts, n_in, n_out) of `stem`. Raises CheckpointError for unfit parts."""
     blocks, scales = (tensors.get(f"{stem}{end}") for end in (BLOCKS, SCALES))
     assert blocks is not None
     fits = (

@@ -1,7 +1,7 @@
-"""The one door to bases that are stored quantized.
+"""The one entry to bases that are stored quantized.
 
-A kind is a module with `is_quantized(config)` and `dequantized(tensors, config)`; a new one is
-such a file and a line in KINDS. What none of them knows is left to llama.cpp's converter.
+A kind is a module with `is_quantized(config)` and `dequantized(tensors, config)`; a new kind is
+such a file and a line in KINDS. llama.cpp's converter dequantizes the kinds that are not there.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def kind_of(config: Mapping[str, object]) -> str:
 def plain_tensors(
     tensors: dict[str, Tensor], config: dict[str, object]
 ) -> tuple[dict[str, Tensor], dict[str, object], str]:
-    """The tensors and the config of the plain model, and the kind; no weight is read.
+    """The plain tensors (…, n_out, n_in), their config, and the kind; reads no weight.
 
-    Raises CheckpointError for parts that do not fit each other, UnsupportedError for a form of
-    the kind that is not read here.
+    Raises CheckpointError for parts that do not fit together, UnsupportedError for an unknown
+    form of a kind.
     """
     mlx_affine.refuse_changed(tensors, config)
     kind = kind_of(config)
@@ -47,10 +47,10 @@ def plain_tensors(
 def dequantized(
     checkpoint: Checkpoint, toolchain: Toolchain | None, *, report: Report = silent
 ) -> Checkpoint:
-    """The checkpoint with plain weights also where only llama.cpp's converter knows the kind.
+    """Replace the weights that only llama.cpp's converter can dequantize; reads no weight.
 
-    toolchain: does that dequantizing; None leaves such a base as it is. Raises CheckpointError
-    for parts that do not fit each other, UnsupportedError for a kind that nothing here knows.
+    toolchain: its build; None leaves such weights quantized. Raises CheckpointError for parts
+    that do not fit together, UnsupportedError for an unknown kind.
     """
     from exporter.inputs.quantized.via_llamacpp import dequantized_by_llamacpp
 

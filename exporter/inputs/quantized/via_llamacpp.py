@@ -1,7 +1,7 @@
-"""Bases that are published quantized (fp8, GPTQ, compressed-tensors): plain ones in their place.
+"""Bases published quantized (fp8, GPTQ, compressed-tensors), dequantized by llama.cpp.
 
-An adapter can be added to a weight only once it is a plain one. The dequantizing is llama.cpp's
-own, as its converter does it to a base without an adapter; here it is asked for one tensor.
+An adapter can be added only to a plain weight. The dequantization is that of llama.cpp's converter,
+applied to one tensor at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from exporter.llamacpp.toolchain import Toolchain
 
-# what the converter is seen to raise for settings and weights that do not fit each other
+# exceptions of the converter for settings and weights that do not fit together
 DAMAGE = (
     KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError, ZeroDivisionError,
 )  # fmt: skip
@@ -41,7 +41,7 @@ QUANTIZED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Dequantized:
-    """A weight that llama.cpp's converter works out of several stored tensors."""
+    """A weight that llama.cpp's converter computes from several stored tensors."""
 
     name: str
     dtype: str
@@ -55,17 +55,17 @@ class Dequantized:
     def read(self) -> torch.Tensor:
         import torch
 
-        lazy = self.make()  # a new one each time: it keeps what it has worked out
+        lazy = self.make()  # a new one each time: it caches its result
         with torch.inference_mode(mode=False), torch.no_grad():
             values: torch.Tensor = type(lazy).to_eager(lazy)
         return values.contiguous()
 
 
 def dequantized_by_llamacpp(checkpoint: Checkpoint, toolchain: Toolchain) -> Checkpoint:
-    """The checkpoint with plain float32 weights where it has quantized ones; no weight is read.
+    """Replace quantized weights by plain float32 ones; reads no weight.
 
     Raises UnsupportedError for a kind that llama.cpp's converter does not dequantize,
-    CheckpointError where a weight's parts are missing or do not fit each other.
+    CheckpointError for parts that are missing or do not fit together.
     """
     settings = checkpoint.config.get("quantization_config")
     if not settings:
@@ -87,7 +87,7 @@ def dequantized_by_llamacpp(checkpoint: Checkpoint, toolchain: Toolchain) -> Che
         except (NotImplementedError, AssertionError) as error:
             raise UnsupportedError(
                 f"`{checkpoint.folder}` is quantized in a way that llama.cpp's converter does not"
-                f" dequantize ({method(settings)}): {error or 'its settings are others'}",
+                f" dequantize ({method(settings)}): {error or 'unknown settings'}",
                 hint=plain_release(checkpoint),
             ) from error
         except DAMAGE as error:
@@ -99,14 +99,14 @@ def dequantized_by_llamacpp(checkpoint: Checkpoint, toolchain: Toolchain) -> Che
     if tensors == checkpoint.tensors:
         raise UnsupportedError(
             f"`{checkpoint.folder}` is quantized ({method(settings)}), but none of its weights"
-            " is found to be",
+            " is recognized as quantized",
             hint=plain_release(checkpoint),
         )
     return checkpoint.with_plain(tensors)
 
 
 def plain_release(checkpoint: Checkpoint) -> str:
-    """What to take in place of a quantized base; by its name where that tells."""
+    """A hint to use the 16-bit release, derived from the name of the quantized one."""
     repo, _ = repo_at(checkpoint.folder)
     name = repo or checkpoint.name
     plain = QUANTIZED.sub("", name)
@@ -121,6 +121,7 @@ def method(settings: object) -> object:
 
 
 def lazy(tensor: Tensor) -> Any:
+    """llama.cpp's deferred tensor for one of ours, of the same shape (rows, columns) or other."""
     from conversion.base import LazyTorchTensor
 
     meta = LazyTorchTensor.meta_with_dtype_and_shape(torch_dtype(tensor.dtype), tensor.shape)

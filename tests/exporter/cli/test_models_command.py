@@ -197,7 +197,7 @@ def test_a_file_of_another_kind_is_told_with_what_to_do(
 
     assert run([verb, name, *rest]) == 3
     error = capsys.readouterr().err
-    assert "is a file, but no GGUF" in error
+    assert "is a file, but not a GGUF" in error
     assert told in error
 
 

@@ -31,7 +31,7 @@ import json, sys
 code, path, *folders = json.load(sys.stdin)
 for folder in folders:
     sys.argv[1:] = path, folder
-    exec(code, {})
+    exec(code, {"__name__": "__main__"})
 """
 
 
@@ -43,7 +43,7 @@ def read_without_torch(tmp_path_factory) -> dict[str, tuple[Path, bytes]]:
     """
     folder = tmp_path_factory.mktemp("architectures")
     models = [make_architecture(name, folder / name) for name in ARCHITECTURES]
-    asked = [config_prefetch.ASK, json.dumps(sys.path), *map(str, models)]
+    asked = [config_prefetch.CHILD.read_text(), json.dumps(sys.path), *map(str, models)]
     done = subprocess.run(
         [sys.executable, "-I", "-c", ASK_FOR_EACH],
         input=json.dumps(asked).encode(),
@@ -101,10 +101,16 @@ def test_what_was_read_ahead_is_what_the_converter_gets(toolchain, tmp_path, fre
     assert ahead.process.returncode is not None
 
 
+def script(folder: Path, code: str) -> Path:
+    path = folder / "child.py"
+    path.write_text(code)
+    return path
+
+
 @pytest.mark.llamacpp
 def test_when_it_cannot_be_read_ahead_it_is_read_as_ever(toolchain, tmp_path, fresh, monkeypatch):
     base = make_base(tmp_path / "base")
-    monkeypatch.setattr(config_prefetch, "ASK", "raise SystemExit(1)")
+    monkeypatch.setattr(config_prefetch, "CHILD", script(tmp_path, "raise SystemExit(1)"))
     with imported(toolchain):
         expected = load_hparams(base)
         with read_ahead(base):
@@ -114,7 +120,8 @@ def test_when_it_cannot_be_read_ahead_it_is_read_as_ever(toolchain, tmp_path, fr
 @pytest.mark.llamacpp
 def test_one_that_does_not_come_is_not_waited_for(toolchain, tmp_path, fresh, monkeypatch):
     base = make_base(tmp_path / "base")
-    monkeypatch.setattr(config_prefetch, "ASK", "import time; time.sleep(60)")
+    child = script(tmp_path, "import time; time.sleep(60)")
+    monkeypatch.setattr(config_prefetch, "CHILD", child)
     monkeypatch.setattr(config_prefetch, "TIMEOUT", 0.1)
     with imported(toolchain):
         expected = load_hparams(base)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from exporter.convert.to_gguf import delegate, find_class
-from exporter.convert.upstream_fixes import mend
+from exporter.convert.upstream_fixes import patch_settings
 from exporter.core.errors import UnsupportedError
 from exporter.llamacpp.converter_import import imported
 from exporter.llamacpp.toolchain import Toolchain
@@ -218,7 +218,7 @@ def read_by_the_converter(kind: str, architecture: str, folder: Path) -> str:
     if "thinker_config" in hparams:  # as the converter's load_hparams does
         hparams["text_config"] = hparams["thinker_config"]["text_config"]
     try:
-        kept, _ = find_class(mend(hparams, folder), "text", ())
+        kept, _ = find_class(patch_settings(hparams, folder), "text", ())
         ftype = gguf.LlamaFileType.ALL_F32
         model = kept(folder, ftype, folder / "x.gguf", model_name="x", hparams=hparams)
         delegate(model).set_gguf_parameters()

@@ -69,7 +69,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
     fill(tmp_path / "out", said=said)
 
     assert names(tmp_path / "out") == ["config.json", "shard"]
-    assert said == ["going on where an earlier run of the same export stopped"]
+    assert said == ["resuming an earlier run of the same export"]
 
 
 def test_a_killed_run_leaves_nothing_under_the_name_and_goes_on(tmp_path):
@@ -89,7 +89,7 @@ def test_what_another_plan_left_is_removed_and_said(tmp_path):
     fill(tmp_path / "out", said=said)
 
     assert names(tmp_path / "out") == ["config.json"]
-    assert said == ["what an earlier run left belongs to another export: beginning afresh"]
+    assert said == ["the remains of an earlier run belong to another export: starting over"]
 
 
 def test_a_second_process_is_told(tmp_path):
@@ -149,5 +149,5 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path):
 def test_a_file_of_that_name_is_no_place(tmp_path):
     (tmp_path / "out").write_text("")
 
-    with pytest.raises(OutputError, match="is no folder"):
+    with pytest.raises(OutputError, match="is not a folder"):
         fill(tmp_path / "out", force=True)

@@ -68,7 +68,7 @@ def test_another_plan_begins_afresh_and_says_what_differs(tmp_path, changed):
     stop(tmp_path / "m", KeyboardInterrupt(), **{changed: "c"})
 
     assert go_on(tmp_path / "m", events) == set()
-    assert f"differs in {changed}: begun afresh" in notes(events)
+    assert f"differs in {changed}: starting over" in notes(events)
 
 
 def test_what_is_begun_afresh_has_no_bytes_of_before(tmp_path):
@@ -102,7 +102,7 @@ def test_a_partial_file_of_another_size_begins_afresh(tmp_path):
     os.truncate(tmp_path / ".m.partial", 7)
 
     assert go_on(tmp_path / "m", events) == set()
-    assert "damaged: begun afresh" in notes(events)
+    assert "damaged: starting over" in notes(events)
 
 
 def test_a_second_writer_is_told_and_takes_nothing_from_the_first(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.formats.gguf_lora import DEAF, DEAF_TENSORS
+from exporter.formats.gguf_lora import IGNORES_LORA, TENSORS_WITHOUT_LORA
 from exporter.llamacpp.toolchain import cache_folder, recipe
 
 pytestmark = pytest.mark.llamacpp
@@ -83,7 +83,7 @@ def test_every_graph_that_multiplies_without_adapters_is_known(source):
     missed = {
         (architecture, member)
         for architecture, member in found
-        if not architecture.startswith(DEAF) and not DEAF_TENSORS.search(member)
+        if not architecture.startswith(IGNORES_LORA) and not TENSORS_WITHOUT_LORA.search(member)
     }
     assert missed == set()
     assert ("mistral4", "wq_a") in found, "the source is written otherwise: read it anew"

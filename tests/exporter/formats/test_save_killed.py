@@ -77,4 +77,4 @@ def test_a_run_with_another_base_begins_afresh(tmp_path):
 
     save_merged(request(base, adapter), tmp_path / "undisturbed", max_shard=50_000)
     assert files(output) == files(tmp_path / "undisturbed")
-    assert any("beginning afresh" in getattr(event, "message", "") for event in said)
+    assert any("starting over" in getattr(event, "message", "") for event in said)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from exporter.convert.upstream_fixes import mend
+from exporter.convert.upstream_fixes import patch_settings
 from exporter.core.errors import UnsupportedError
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
@@ -97,7 +97,7 @@ def convert_merged(converter: Any, folder: Path, output: Path) -> Path:
 
     get_class, model_base, model_type = converter
     # transformers 5 leaves out what the converter needs for three of them
-    hparams = mend(model_base.load_hparams(folder, is_mistral_format=False), folder)
+    hparams = patch_settings(model_base.load_hparams(folder, is_mistral_format=False), folder)
     with torch.inference_mode():
         kind = get_class(get_model_architecture(hparams, model_type.TEXT))
         kind(

@@ -299,7 +299,7 @@ def test_types_that_cannot_be_read_back_are_refused(ggufs, toolchain, tmp_path):
 def test_what_is_no_model_is_named(ggufs, tiny_base, tiny_adapter, toolchain, tmp_path):
     path = tmp_path / "lora.gguf"
     export_lora(LoraRequest(tiny_adapter, tiny_base, path), toolchain)
-    with pytest.raises(CheckpointError, match="is an adapter, no base"):
+    with pytest.raises(CheckpointError, match="is an adapter, not a base"):
         open_gguf(path, toolchain)
 
     cut = tmp_path / "cut.gguf"

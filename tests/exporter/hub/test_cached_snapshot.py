@@ -15,7 +15,7 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 from exporter.core.errors import DownloadError
 from exporter.hub.access_token import TokenRule
 from exporter.hub.endpoints import parse_endpoint
-from exporter.hub.pull_plan import Choice
+from exporter.hub.pull_plan import FileFilter
 from exporter.hub.repo_refs import Ref
 from exporter.hub.resolve import Hub, pull_checkpoint, pull_gguf
 from exporter.inputs.adapter import AdapterSpec
@@ -206,7 +206,11 @@ def test_dry_run_says_what_is_here(down: Stage):
     from exporter.hub.pull import PullRequest, pull
 
     request = PullRequest(
-        Ref(REPO), (parse_endpoint(down.a.url),), down.cache, limits=down.limits, choice=Choice()
+        Ref(REPO),
+        (parse_endpoint(down.a.url),),
+        down.cache,
+        limits=down.limits,
+        choice=FileFilter(),
     )
     assert [file.path for file in pull(request, dry_run=True).missing] == [NAME]
 

@@ -49,7 +49,7 @@ def test_mirror_that_allows_one_connection_is_as_fast_as_one(
 
 def test_what_a_mirror_allows_is_said(mirror: Stage, events: Events):
     seconds_of(mirror, events, most=1, refusal=403)
-    said = "answers 403 where one more connection is opened: going on with 1"
+    said = "answers 403 where one more connection is opened: continuing with 1"
     assert f"{mirror.a.name} {said}" in events.text
 
 

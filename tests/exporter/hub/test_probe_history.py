@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from exporter.hub.endpoints import parse_endpoint
-from exporter.hub.probe_history import KEPT_S, Memory
+from exporter.hub.probe_history import KEPT_S, ProbeHistory
 from tests.support.hub_files import Faults
 from tests.support.hub_stage import NAME, Stage
 
@@ -22,22 +22,22 @@ A, B = "https://a", "https://b"
 
 def test_failure_is_remembered_for_a_week(tmp_path: Path):
     path = tmp_path / "new" / "endpoints.json"
-    Memory(path, clock=lambda: 1000).learn("answers", failed=[A], worked=[B])
-    assert Memory(path, clock=lambda: 1000 + KEPT_S - 1).lacks(A, "answers")
-    assert not Memory(path, clock=lambda: 1000 + KEPT_S).lacks(A, "answers")
-    assert not Memory(path, clock=lambda: 999).lacks(A, "answers")  # the clock was set back
-    assert not Memory(path, clock=lambda: 1000).lacks(B, "answers")
+    ProbeHistory(path, clock=lambda: 1000).learn("answers", failed=[A], worked=[B])
+    assert ProbeHistory(path, clock=lambda: 1000 + KEPT_S - 1).lacks(A, "answers")
+    assert not ProbeHistory(path, clock=lambda: 1000 + KEPT_S).lacks(A, "answers")
+    assert not ProbeHistory(path, clock=lambda: 999).lacks(A, "answers")  # the clock was set back
+    assert not ProbeHistory(path, clock=lambda: 1000).lacks(B, "answers")
 
 
 def test_endpoint_that_works_is_forgotten(tmp_path: Path):
     path = tmp_path / "endpoints.json"
-    Memory(path).learn("bytes", failed=[A], worked=[])
-    Memory(path).learn("answers", failed=[A], worked=[])
-    Memory(path).learn("answers", failed=[], worked=[A])
-    assert Memory(path).lacks(A, "bytes")
-    assert not Memory(path).lacks(A, "answers")
-    Memory(path).learn("bytes", failed=[], worked=[A])
-    assert not Memory(path).lacks(A, "bytes")
+    ProbeHistory(path).learn("bytes", failed=[A], worked=[])
+    ProbeHistory(path).learn("answers", failed=[A], worked=[])
+    ProbeHistory(path).learn("answers", failed=[], worked=[A])
+    assert ProbeHistory(path).lacks(A, "bytes")
+    assert not ProbeHistory(path).lacks(A, "answers")
+    ProbeHistory(path).learn("bytes", failed=[], worked=[A])
+    assert not ProbeHistory(path).lacks(A, "bytes")
 
 
 @pytest.mark.parametrize(
@@ -52,21 +52,21 @@ def test_endpoint_that_works_is_forgotten(tmp_path: Path):
 def test_damaged_memory_is_no_memory(tmp_path: Path, content: bytes):
     path = tmp_path / "endpoints.json"
     path.write_bytes(content)
-    memory = Memory(path, clock=lambda: 10)
+    memory = ProbeHistory(path, clock=lambda: 10)
     assert not memory.lacks(A, "bytes")
     memory.learn("bytes", failed=[A], worked=[])
-    assert Memory(path, clock=lambda: 10).lacks(A, "bytes")
+    assert ProbeHistory(path, clock=lambda: 10).lacks(A, "bytes")
 
 
 def test_memory_that_cannot_be_written_is_done_without(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    memory = Memory(tmp_path / "file" / "endpoints.json")
+    memory = ProbeHistory(tmp_path / "file" / "endpoints.json")
     memory.learn("bytes", failed=[A], worked=[])
     assert memory.lacks(A, "bytes")
 
 
 def test_nothing_new_is_not_written(tmp_path: Path):
-    Memory(tmp_path / "endpoints.json").learn("bytes", failed=[], worked=[A])
+    ProbeHistory(tmp_path / "endpoints.json").learn("bytes", failed=[], worked=[A])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,7 +84,7 @@ def test_endpoint_that_did_not_answer_is_waited_for_less(stage: Stage, black_hol
     seconds = []
     for _ in range(2):
         began = time.monotonic()
-        stage.pull(endpoints=endpoints, memory=Memory(stage.folder / "memory.json"))
+        stage.pull(endpoints=endpoints, memory=ProbeHistory(stage.folder / "memory.json"))
         seconds.append(time.monotonic() - began)
         shutil.rmtree(stage.cache)
     assert seconds[0] > 1 > seconds[1]
@@ -94,28 +94,28 @@ def test_endpoint_that_did_not_answer_is_waited_for_less(stage: Stage, black_hol
 def test_endpoint_that_sent_nothing_goes_behind_the_others(stage: Stage):
     stage.fail(stall_after=0)
     path = stage.folder / "memory.json"
-    stage.pull(memory=Memory(path))
-    assert Memory(path).lacks(stage.a.url, "bytes")
+    stage.pull(memory=ProbeHistory(path))
+    assert ProbeHistory(path).lacks(stage.a.url, "bytes")
     shutil.rmtree(stage.cache)
     asked = len(stage.a.gets())
-    stage.pull(memory=Memory(path))
+    stage.pull(memory=ProbeHistory(path))
     assert len(stage.a.gets()) == asked
 
 
 @pytest.mark.faults
 def test_endpoint_that_works_again_is_returned_to(stage: Stage):
     path = stage.folder / "memory.json"
-    Memory(path).learn("bytes", failed=[stage.a.url], worked=[])
+    ProbeHistory(path).learn("bytes", failed=[stage.a.url], worked=[])
     stage.limits = replace(stage.limits, bench_s=0.05)
     stage.b.faults = Faults(rate=1 << 19)
-    assert stage.pull(memory=Memory(path)).served[stage.a.name] > 0
-    assert not Memory(path).lacks(stage.a.url, "bytes")
+    assert stage.pull(memory=ProbeHistory(path)).served[stage.a.name] > 0
+    assert not ProbeHistory(path).lacks(stage.a.url, "bytes")
 
 
 @pytest.mark.faults
 def test_first_byte_of_an_endpoint_in_doubt_lets_the_others_in(stage: Stage):
     path = stage.folder / "memory.json"
-    Memory(path).learn("bytes", failed=[stage.a.url], worked=[])
+    ProbeHistory(path).learn("bytes", failed=[stage.a.url], worked=[])
     stage.fail(rate=400_000)
     seen = []
 
@@ -125,13 +125,13 @@ def test_first_byte_of_an_endpoint_in_doubt_lets_the_others_in(stage: Stage):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stage.pull(stage.a, memory=Memory(path), report=report)
+        stage.pull(stage.a, memory=ProbeHistory(path), report=report)
     assert seen[0] > 1
 
 
 def test_file_says_nothing_but_addresses_numbers_and_times(tmp_path: Path):
     path = tmp_path / "endpoints.json"
-    memory = Memory(path, clock=lambda: 7)
+    memory = ProbeHistory(path, clock=lambda: 7)
     memory.learn("bytes", failed=[A], worked=[B])
     memory.learn_most(B, "in all", 2)
     assert json.loads(path.read_text()) == {
@@ -142,13 +142,13 @@ def test_file_says_nothing_but_addresses_numbers_and_times(tmp_path: Path):
 
 def test_allowed_connections_are_remembered_for_a_week(tmp_path: Path):
     path = tmp_path / "endpoints.json"
-    Memory(path, clock=lambda: 1000).learn_most(A, "of a file", 1)
-    Memory(path, clock=lambda: 5000).learn_most(A, "of a file", 1)  # no news: it grows old
-    assert Memory(path, clock=lambda: 1000 + KEPT_S - 1).most(A, "of a file") == 1
-    assert Memory(path, clock=lambda: 1000 + KEPT_S).most(A, "of a file") is None
-    memory = Memory(path, clock=lambda: 6000)
+    ProbeHistory(path, clock=lambda: 1000).learn_most(A, "of a file", 1)
+    ProbeHistory(path, clock=lambda: 5000).learn_most(A, "of a file", 1)  # no news: it grows old
+    assert ProbeHistory(path, clock=lambda: 1000 + KEPT_S - 1).most(A, "of a file") == 1
+    assert ProbeHistory(path, clock=lambda: 1000 + KEPT_S).most(A, "of a file") is None
+    memory = ProbeHistory(path, clock=lambda: 6000)
     memory.learn_most(A, "of a file", None)
-    assert Memory(path, clock=lambda: 6000).most(A, "of a file") is None
+    assert ProbeHistory(path, clock=lambda: 6000).most(A, "of a file") is None
 
 
 @pytest.mark.parametrize("entry", [[0, 5], ["1", 5], [True, 5], [1], 1, [1, None], [10**9, 5]])
@@ -156,7 +156,7 @@ def test_nonsense_about_connections_is_not_believed(tmp_path: Path, entry: objec
     path = tmp_path / "endpoints.json"
     value = {"format": 1, "failed": {}, "allowed": {"in all": {A: entry}}}
     path.write_text(json.dumps(value))
-    assert Memory(path, clock=lambda: 10).most(A, "in all") is None
+    assert ProbeHistory(path, clock=lambda: 10).most(A, "in all") is None
 
 
 @pytest.mark.faults
@@ -164,9 +164,9 @@ def test_next_pull_asks_for_no_more_connections_than_were_allowed(stage: Stage):
     path = stage.folder / "memory.json"
     del stage.a.files["config.json"]
     stage.fail(rate=4 << 20, most=1, refusal=403)
-    stage.pull(stage.a, memory=Memory(path))
+    stage.pull(stage.a, memory=ProbeHistory(path))
     assert stage.a.refused
     stage.a.refused.clear()
     shutil.rmtree(stage.cache)
-    stage.pull(stage.a, memory=Memory(path))
+    stage.pull(stage.a, memory=ProbeHistory(path))
     assert stage.a.refused == []

@@ -13,7 +13,7 @@ from exporter.core.errors import DownloadError, OutputError, SpaceError
 from exporter.hub.endpoints import parse_endpoint
 from exporter.hub.lockfile import read_plan
 from exporter.hub.publish import Place, check_space
-from exporter.hub.pull_plan import Choice, PlannedFile
+from exporter.hub.pull_plan import FileFilter, PlannedFile
 from exporter.hub.repo_refs import Ref
 from tests.exporter.hub.conftest import Events
 from tests.support.hub_files import COMMIT, REPO, FakeFile
@@ -65,11 +65,13 @@ def test_offline_without_our_plan_trusts_huggingface_hub(stage: Stage):
 
 
 def test_offline_with_a_hole_is_refused_without_a_request(stage: Stage):
-    stage.pull(stage.a, choice=Choice(files=("config.json",)))
+    stage.pull(stage.a, choice=FileFilter(files=("config.json",)))
     before = len(stage.a.requests)
     with pytest.raises(DownloadError, match="1 files are not here, such as `model"):
         stage.pull(stage.a, offline=True)
-    assert stage.pull(stage.a, offline=True, choice=Choice(files=("config.json",))).missing == ()
+    assert (
+        stage.pull(stage.a, offline=True, choice=FileFilter(files=("config.json",))).missing == ()
+    )
     assert len(stage.a.requests) == before
 
 
@@ -87,7 +89,7 @@ def test_hashes_that_mirrors_agree_on_are_said_to_be(stage: Stage, events: Event
 
 
 def test_offline_a_link_to_a_file_means_that_file(stage: Stage):
-    stage.pull(stage.a, choice=Choice(files=("config.json",)))
+    stage.pull(stage.a, choice=FileFilter(files=("config.json",)))
     pulled = stage.pull(stage.a, ref=Ref(REPO, file="config.json"), offline=True)
     assert [file.path for file in pulled.plan.files] == ["config.json"]
 
@@ -99,7 +101,7 @@ def test_hashes_from_a_mirror_are_said_to_be(stage: Stage, events: Events):
 
 def test_disk_that_is_too_small_is_an_error(tmp_path: Path, stage: Stage):
     place, file = Place(tmp_path, is_cache=True), PlannedFile("x", 1 << 30, "a" * 64)
-    with pytest.raises(SpaceError, match=r"1.07 GB are to be downloaded"):
+    with pytest.raises(SpaceError, match=r"1.07 GB must be downloaded"):
         check_space(place, [file], stage.limits, free=lambda folder: 1 << 30)
     check_space(place, [file], stage.limits, free=lambda folder: 2 << 30)
 

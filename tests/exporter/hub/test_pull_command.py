@@ -119,9 +119,9 @@ def test_secret_is_not_in_what_is_printed(stage: Stage, cache: Path, decant: Dec
 @pytest.mark.parametrize(
     ("where", "faults", "words"),
     [
-        ("http://[::1", {}, "redirects to something that is no web address"),
-        ("https://host:99999999", {}, "redirects to something that is no web address"),
-        ("http://a\x7fb", {}, "redirects to something that is no web address"),
+        ("http://[::1", {}, "redirects to something that is not a web address"),
+        ("https://host:99999999", {}, "redirects to something that is not a web address"),
+        ("http://a\x7fb", {}, "redirects to something that is not a web address"),
         ("", {"signed_uses": 0}, "does not let us have it (403)"),
         ("", {"flip": True}, "sends bytes with the wrong hash"),
     ],

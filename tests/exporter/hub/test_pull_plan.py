@@ -8,7 +8,7 @@ import pytest
 from exporter.core.errors import DownloadError, InputError
 from exporter.hub.access_token import TokenRule
 from exporter.hub.endpoints import parse_endpoint
-from exporter.hub.pull_plan import Choice, choose, make_plan, retry_after
+from exporter.hub.pull_plan import FileFilter, choose, make_plan, retry_after
 from exporter.hub.repo_refs import Ref
 from tests.exporter.hub.conftest import QUICK, Events
 from tests.support.hub_files import COMMIT, REPO, FakeFile, Faults
@@ -119,32 +119,32 @@ def test_hash_that_is_none_is_not_believed(stage: Stage):
 @pytest.mark.parametrize(
     ("choice", "names"),
     [
-        (Choice(), {NAME, "config.json"}),
-        (Choice(files=("config.json",)), {"config.json"}),
-        (Choice(include=("*.safetensors",)), {NAME}),
-        (Choice(exclude=("*.safetensors",)), {"config.json"}),
-        (Choice(include=("*.json", "*.safetensors"), exclude=("model*",)), {"config.json"}),
+        (FileFilter(), {NAME, "config.json"}),
+        (FileFilter(files=("config.json",)), {"config.json"}),
+        (FileFilter(include=("*.safetensors",)), {NAME}),
+        (FileFilter(exclude=("*.safetensors",)), {"config.json"}),
+        (FileFilter(include=("*.json", "*.safetensors"), exclude=("model*",)), {"config.json"}),
     ],
 )
-def test_choice_takes_files_and_globs(stage: Stage, choice: Choice, names: set[str]):
+def test_choice_takes_files_and_globs(stage: Stage, choice: FileFilter, names: set[str]):
     assert {file.path for file in choose(plan_from(stage), choice).files} == names
 
 
 def test_file_that_is_not_there_is_named_with_those_that_are(stage: Stage):
     with pytest.raises(InputError, match=r"has no file 'nope'") as caught:
-        choose(plan_from(stage), Choice(files=("nope",)))
+        choose(plan_from(stage), FileFilter(files=("nope",)))
     assert caught.value.hint == f"it has {NAME}, config.json"
 
 
 def test_choice_of_nothing_is_refused(stage: Stage):
     with pytest.raises(InputError, match="none of the 2 files"):
-        choose(plan_from(stage), Choice(include=("*.gguf",)))
+        choose(plan_from(stage), FileFilter(include=("*.gguf",)))
 
 
 def test_folder_of_a_link_is_all_in_it(stage: Stage):
     stage.a.files = {name: FakeFile(b"x") for name in ("a/x", "a/b/y", "ab/z", "x")}
     plan = plan_from(stage, ref=Ref(REPO, folder="a"), both=False)
-    assert {file.path for file in choose(plan, Choice()).files} == {"a/x", "a/b/y"}
+    assert {file.path for file in choose(plan, FileFilter()).files} == {"a/x", "a/b/y"}
 
 
 @pytest.mark.parametrize(
@@ -153,13 +153,13 @@ def test_folder_of_a_link_is_all_in_it(stage: Stage):
 def test_name_that_leaves_its_folder_is_refused(stage: Stage, name: str):
     stage.a.files = {name: FakeFile(b"x")}
     with pytest.raises(DownloadError, match="names a file"):
-        choose(plan_from(stage, both=False), Choice())
+        choose(plan_from(stage, both=False), FileFilter())
 
 
 def test_file_that_is_also_a_folder_is_refused(stage: Stage):
     stage.a.files = {"a": FakeFile(b"x"), "a/b": FakeFile(b"x")}
     with pytest.raises(DownloadError, match="is a file and a folder"):
-        choose(plan_from(stage, both=False), Choice())
+        choose(plan_from(stage, both=False), FileFilter())
 
 
 def test_retry_after_is_a_number_or_a_date():

@@ -41,9 +41,7 @@ def test_name_or_link_means_a_repo(text: str, ref: Ref):
 def test_dataset_is_refused_unless_asked_for(text: str):
     with pytest.raises(InputError, match="is a dataset, not a model") as caught:
         parse_ref(text)
-    assert caught.value.hint == (
-        "if you want it all the same: decant pull org/name --repo-type dataset"
-    )
+    assert caught.value.hint == ("to download it anyway: decant pull org/name --repo-type dataset")
     assert parse_ref(text, repo_type="dataset") == Ref("org/name", "dataset")
 
 

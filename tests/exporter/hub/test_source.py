@@ -12,7 +12,7 @@ from exporter.core.events import Event, Progress, Report
 from exporter.hub.access_token import TokenRule
 from exporter.hub.endpoints import parse_endpoint
 from exporter.hub.publish import Place
-from exporter.hub.pull_plan import Choice
+from exporter.hub.pull_plan import FileFilter
 from tests.exporter.hub.conftest import Events
 from tests.support.hub_files import FakeFile, Faults
 from tests.support.hub_stage import NAME, Stage
@@ -94,7 +94,7 @@ def test_interrupt_says_what_is_kept(stage: Stage, events: Events):
 
     with pytest.raises(KeyboardInterrupt):
         stage.pull(stage.a, report=stop)
-    assert "of 2.1 MB are kept; the same command goes on from there" in events.text
+    assert "of 2.1 MB are kept; the same command resumes from there" in events.text
 
 
 def test_stalled_endpoint_is_left(stage: Stage, events: Events):
@@ -183,7 +183,7 @@ def test_login_page_is_named_before_anything_is_kept(stage: Stage):
 
 def test_gguf_that_is_none_is_stopped_early(stage: Stage):
     stage.a.files = {"x.gguf": FakeFile(b"<xml>" * 100_000)}
-    with pytest.raises(DownloadError, match="sends something that is no GGUF"):
+    with pytest.raises(DownloadError, match="sends something that is not a GGUF"):
         stage.pull(stage.a)
 
 
@@ -193,7 +193,7 @@ def test_modelscope_serves_where_its_sha256_is_the_plans(stage: Stage):
         stage.pull(stage.a)
     scope = parse_endpoint(f"modelscope:{stage.b.url}#Other/Name")
     pulled = stage.pull(
-        endpoints=(parse_endpoint(stage.a.url), scope), choice=Choice(files=(NAME,))
+        endpoints=(parse_endpoint(stage.a.url), scope), choice=FileFilter(files=(NAME,))
     )
     assert (pulled.folder / NAME).read_bytes() == stage.a.files[NAME].data
     assert any("/api/v1/models/Other/Name/repo?" in seen.path for seen in stage.b.requests)
@@ -205,7 +205,7 @@ def test_modelscope_with_other_bytes_is_not_asked_for_them(stage: Stage):
     stage.b.files = {NAME: FakeFile(b"other")}
     scope = parse_endpoint(f"modelscope:{stage.b.url}")
     with pytest.raises(DownloadError, match="does not have it with the planned sha256"):
-        stage.pull(endpoints=(parse_endpoint(stage.a.url), scope), choice=Choice(files=(NAME,)))
+        stage.pull(endpoints=(parse_endpoint(stage.a.url), scope), choice=FileFilter(files=(NAME,)))
     assert stage.b.sent == 0
 
 

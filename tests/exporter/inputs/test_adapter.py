@@ -143,7 +143,7 @@ def test_plain_lora_is_accepted_in_all_its_spellings(tmp_path, setting):
             AdapterError,
             "do not fit",
         ),
-        ({f"{STEM}.lora_A.weight": (2, 8, 1)}, UnsupportedError, "no plain LoRA matrix"),
+        ({f"{STEM}.lora_A.weight": (2, 8, 1)}, UnsupportedError, "not a plain LoRA matrix"),
         ({f"{STEM}.lora_magnitude_vector": (8,)}, AdapterError, "lora_A.weight` is missing"),
         (
             {
@@ -152,7 +152,7 @@ def test_plain_lora_is_accepted_in_all_its_spellings(tmp_path, setting):
                 f"{STEM}.lora_magnitude_vector": (8,),
             },
             AdapterError,
-            "lora_magnitude_vector`, which its config does not speak of",
+            "lora_magnitude_vector`, which its config does not mention",
         ),
         ({"base_model.model.embed.lora_embedding_A": (2, 8)}, AdapterError, "lora_embedding_B"),
         ({"q_proj.lora_A.weight": (2, 8)}, AdapterError, "q_proj.lora_B.weight` is missing"),

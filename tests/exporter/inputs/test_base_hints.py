@@ -85,7 +85,7 @@ def test_the_base_that_the_card_names_is_taken_with_a_word(cache, tmp_path, name
     found = find_base(open_adapter(folder), report=said.append)
 
     assert found == snapshot
-    assert "its model card names org/right, which is taken" in said[0].message
+    assert "its model card names org/right, which is used" in said[0].message
 
 
 def test_a_base_that_only_the_card_names_is_asked_of_the_hub(cache, tmp_path):

@@ -57,7 +57,7 @@ def test_weights_without_a_config_are_told_what_they_lack(tmp_path):
 def test_a_file_of_no_adapter_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
 
-    with pytest.raises(AdapterError, match=r"notes\.txt` is no file of an adapter"):
+    with pytest.raises(AdapterError, match=r"notes\.txt` is not a file of an adapter"):
         open_adapter(tmp_path / "notes.txt")
 
 

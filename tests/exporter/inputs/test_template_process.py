@@ -11,7 +11,7 @@ from exporter.core.events import silent
 from exporter.core.gguf import GGUFFile
 from exporter.formats.ollama import turns_of
 from exporter.inputs import template_process
-from exporter.inputs.template_process import Job, render_all
+from exporter.inputs.template_process import RenderJob, render_all
 from exporter.verify.metadata import check_template
 
 TALK = ({"role": "user", "content": "Hi"},)
@@ -24,16 +24,20 @@ def test_each_conversation_gives_its_prompt_or_why_there_is_none():
         "{% if loud is defined %}{{ messages[0].content | upper }}{% endif %}"
         "{% if tools is undefined %}{{ raise_exception('no tools') }}{% endif %}"
     )
-    jobs = [Job(TALK), Job(TALK, tools=TOOLS), Job(TALK, variables={"loud": True})]
+    jobs = [
+        RenderJob(TALK),
+        RenderJob(TALK, tools=TOOLS),
+        RenderJob(TALK, variables={"loud": True}),
+    ]
 
-    found = render_all(template, {"bos_token": "<s>"}, [*jobs, Job(TALK, has_tools=False)])
+    found = render_all(template, {"bos_token": "<s>"}, [*jobs, RenderJob(TALK, has_tools=False)])
 
     assert [one.text for one in found] == ["<s>", "1 tools<s>", "<s>HI", None]
     assert "no tools" in found[3].refusal
 
 
 def test_a_template_that_is_no_jinja_is_refused():
-    (found,) = render_all("{% for", {}, [Job(TALK)])
+    (found,) = render_all("{% for", {}, [RenderJob(TALK)])
 
     assert (found.text, "cannot be read" in found.refusal) == (None, True)
 
@@ -49,14 +53,14 @@ GROWING = (
 def test_neither_time_nor_memory_is_without_an_end(monkeypatch, template):
     monkeypatch.setattr(template_process, "WALL_S", 3)
 
-    first, second = render_all(template, {}, [Job(TALK), Job(TALK)])
+    first, second = render_all(template, {}, [RenderJob(TALK), RenderJob(TALK)])
 
     assert first == second
     assert (first.text, "it takes more than" in first.refusal) == (None, True)
 
 
 def test_a_prompt_out_of_all_proportion_is_refused():
-    (found,) = render_all("{{ 'a' * 2000000 }}", {}, [Job(TALK)])
+    (found,) = render_all("{{ 'a' * 2000000 }}", {}, [RenderJob(TALK)])
 
     assert (found.text, "2000000 characters" in found.refusal) == (None, True)
 
@@ -80,7 +84,7 @@ def test_a_template_that_does_not_end_is_refused_before_it_is_rendered_without_l
 
 def test_a_long_conversation_may_have_a_long_prompt():
     talk = [{"role": "user", "content": "a" * 1_500_000}]
-    (found,) = render_all("{{ messages[0].content }}", {}, [Job(talk)])
+    (found,) = render_all("{{ messages[0].content }}", {}, [RenderJob(talk)])
 
     assert found.text == talk[0]["content"]
 
@@ -90,7 +94,7 @@ def test_a_child_that_cannot_run_is_no_fault_of_the_template(monkeypatch, tmp_pa
     broken.write_text("#!/bin/sh\ncat > /dev/null\necho no module named jinja2 >&2\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setattr(template_process.sys, "executable", str(broken))
-    (found,) = render_all("{{ messages }}", {}, [Job(TALK)])
+    (found,) = render_all("{{ messages }}", {}, [RenderJob(TALK)])
 
     assert found.text is None
     assert not found.is_too_much

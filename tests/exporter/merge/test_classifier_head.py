@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from exporter.convert.upstream_fixes import mend
+from exporter.convert.upstream_fixes import patch_settings
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Warn
 from exporter.core.gguf import read_gguf as read_header
@@ -253,7 +253,9 @@ def converter(toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch) -> Any:
         def convert(folder: Path, output: Path) -> Path:
             import gguf
 
-            hparams = mend(ModelBase.load_hparams(folder, is_mistral_format=False), folder)
+            hparams = patch_settings(
+                ModelBase.load_hparams(folder, is_mistral_format=False), folder
+            )
             made = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
             ftype = gguf.LlamaFileType.MOSTLY_F16
             with torch.inference_mode():

@@ -9,7 +9,7 @@ import pytest
 from exporter.core.events import Note, Warn
 from exporter.inputs.adapter import open_adapter
 from exporter.inputs.checkpoint import open_checkpoint, read_tensor
-from exporter.inputs.quantized.nf4_roundtrip import nf4_roundtrip
+from exporter.inputs.quantized.nf4_fake_quant import nf4_fake_quantize
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter
@@ -164,9 +164,9 @@ def test_gpt2s_weights_are_turned_first(tmp_path):
 
     name = "transformer.h.0.mlp.c_fc.weight"
     weight = read_tensor(plain.tensors[name])
-    expected = nf4_roundtrip(weight.T.contiguous(), double_quant=True).T
+    expected = nf4_fake_quantize(weight.T.contiguous(), double_quant=True).T
     assert torch.equal(read_tensor(made.tensors[name]), expected)
-    assert not torch.equal(expected, nf4_roundtrip(weight, double_quant=True))
+    assert not torch.equal(expected, nf4_fake_quantize(weight, double_quant=True))
     changed = [n for n, t in made.tensors.items() if t is not plain.tensors[n]]
     assert len(changed) == 4
 

@@ -136,7 +136,7 @@ def test_a_damaged_template_file_is_an_error_with_a_hint(base, tmp_path):
     adapter = write_adapter(tmp_path / "lora")
     (adapter / "tokenizer_config.json").write_text("{")
 
-    with pytest.raises(AdapterError, match=r"tokenizer_config\.json` is no JSON"):
+    with pytest.raises(AdapterError, match=r"tokenizer_config\.json` is not JSON"):
         files(planned(base, adapter))
 
 

@@ -184,9 +184,9 @@ def test_a_matrix_of_another_model_is_refused_by_name_and_sizes():
     slots = [slot("a.weight", 8, 32), slot("e.weight", 4, 8, 32), slot("token_embd.weight", 9, 32)]
 
     check_fit(matrix_of(a__weight=32, e__weight=128, token_embd__weight=5), slots)
-    with pytest.raises(InputError, match=r"`a.weight` with 64 values where 32 are"):
+    with pytest.raises(InputError, match=r"`a.weight` with 64 values instead of 32"):
         check_fit(matrix_of(a__weight=64), slots)
-    with pytest.raises(InputError, match=r"`e.weight` with 32 values where 128 are"):
+    with pytest.raises(InputError, match=r"`e.weight` with 32 values instead of 128"):
         check_fit(matrix_of(e__weight=32), slots)
     with pytest.raises(InputError, match=r"1 of its 2 entries name no tensor.*`b.weight`"):
         check_fit(matrix_of(a__weight=32, b__weight=32), slots)

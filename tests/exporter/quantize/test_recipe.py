@@ -105,20 +105,20 @@ def test_a_tables_type_must_divide_its_rows(toolchain, tmp_path):
     recipe = recipe_of("--token-embedding-type", "q6_k")
     request = ExportRequest((), base, ("Q8_0",), (tmp_path / "x.gguf",), recipe=recipe)
 
-    with pytest.raises(InputError, match="rows have 96 values, no multiple of 256"):
+    with pytest.raises(InputError, match="rows have 96 values, not a multiple of 256"):
         export(request, toolchain)
 
 
 @pytest.mark.parametrize("text", ["ffn_down", "=q8_0", "ffn_down=", "("])
 def test_what_is_no_rule_is_refused_with_an_example(text):
-    with pytest.raises(InputError, match="no rule") as caught:
+    with pytest.raises(InputError, match="not a rule") as caught:
         parse_rule(text)
 
     assert "ffn_down=q6_k" in caught.value.hint
 
 
 def test_a_wrong_pattern_and_a_wrong_type_are_named():
-    with pytest.raises(InputError, match=r"'a\(' is no regular expression"):
+    with pytest.raises(InputError, match=r"'a\(' is not a regular expression"):
         parse_rule("a(=q8_0")
     with pytest.raises(UnsupportedError, match="unknown tensor type 'q4_k_m'") as caught:
         parse_rule("a=q4_k_m")

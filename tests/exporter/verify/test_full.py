@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from exporter.core.errors import SpaceError, VerifyError
-from exporter.verify.full import Anew, compare, judge, verify_full
+from exporter.verify.distances import compare
+from exporter.verify.full import RemadeDistances, judge, verify_full
 from exporter.verify.report import Verification
 from exporter.verify.unmerged import unmerged
 from tests.support.other_tokenizers import make_tuner
@@ -69,7 +70,7 @@ def test_what_quantizing_costs_is_the_limit_and_a_wrong_file_is_beyond_it(
     for name, adapter, scale in (("without", None, 1.0), ("twice", tiny_adapter, 2.0)):
         wrong = pour(tiny_base, adapter, tmp_path / f"{name}.gguf", "Q2_K", scale)
         (problem,) = verify_full(wrong, plan, CHUNKS, toolchain).problems
-        assert "as the same values quantized anew are" in problem
+        assert "as the same values requantized are" in problem
 
 
 @pytest.mark.parametrize("quant", ["Q8_0", "F32"])
@@ -89,7 +90,7 @@ def test_a_model_that_llama_cpp_computes_otherwise_is_found_though_its_rows_are_
 
     found = verify_full(file, plan_of(base), CHUNKS, toolchain)
 
-    otherwise = r"computes this model otherwise .* nothing is quantized"
+    otherwise = r"computes this model differently .* nothing is quantized"
     if is_known:
         assert found.problems == ()
         assert re.search(f"{otherwise}.*window.*--to safetensors", found.notes[0])
@@ -129,7 +130,7 @@ def test_tokens_at_which_experts_are_nearly_tied_may_be_off_and_most_may_not():
 
     def problems(other) -> tuple[str, ...]:
         found = compare([logits], [other], chunks)
-        return judge(found, found, Anew(is_exact=True), found, math.inf).problems
+        return judge(found, found, RemadeDistances(is_exact=True), found, math.inf).problems
 
     assert problems(near) == ()
     assert "logits are 2.1% off" in problems(far)[0] or "2.0% off" in problems(far)[0]

@@ -10,7 +10,7 @@ import pytest
 
 from exporter.core.errors import EngineDiedError, ModelError, VerifyError
 from exporter.llamacpp.converter_import import imported
-from exporter.verify.logits_engine import Engine, gguf_logits
+from exporter.verify.logits_engine import LogitsEngine, gguf_logits
 from tests.support.mutate import set_number
 from tests.support.verified import check, values_of
 
@@ -86,7 +86,7 @@ def test_what_does_not_fit_in_memory_is_not_judged(
 def test_a_child_that_was_killed_says_nothing_of_the_file(
     verify, file, tiny_base, tiny_adapter, monkeypatch
 ):
-    asked = Engine.ask
+    asked = LogitsEngine.ask
 
     def kill(self, verb, **arguments):
         if verb == "probe":
@@ -94,7 +94,7 @@ def test_a_child_that_was_killed_says_nothing_of_the_file(
             self.process.wait()
         return asked(self, verb, **arguments)
 
-    monkeypatch.setattr(Engine, "ask", kill)
+    monkeypatch.setattr(LogitsEngine, "ask", kill)
     found = verify(file, tiny_base, tiny_adapter)
 
     found.refuse()
@@ -103,7 +103,7 @@ def test_a_child_that_was_killed_says_nothing_of_the_file(
 
 def test_a_file_that_is_none_is_refused_and_the_child_goes(toolchain, tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(60))
-    with Engine(toolchain) as engine:
+    with LogitsEngine(toolchain) as engine:
         with pytest.raises(ModelError, match=r"cannot load"):
             engine.load(tmp_path / "m.gguf")
     assert engine.process.returncode is not None

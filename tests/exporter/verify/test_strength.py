@@ -87,9 +87,9 @@ def test_against_such_a_base_which_loses_nothing_a_right_file_is_right_and_a_wro
     other = verify_full(wrong, plan, CHUNKS, toolchain, against_base=True)
 
     assert found.problems == ()
-    assert "on the grid on which the base lies" in found.notes[0]
+    assert "on the base's grid" in found.notes[0]
     assert found.numbers["kl_of_base"] < 0.5 * found.numbers["kl"]
-    assert "as the same values quantized anew are" in other.problems[0]
+    assert "as the same values requantized are" in other.problems[0]
 
 
 @pytest.mark.parametrize(

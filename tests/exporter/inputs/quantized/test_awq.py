@@ -78,7 +78,7 @@ def test_a_part_that_is_missing_is_named(tmp_path, weight, lost):
     tensors, _ = weight
     del tensors[f"{MODULE}.{lost}"]
 
-    with pytest.raises(CheckpointError, match=f"no whole one of AWQ.*{lost} missing"):
+    with pytest.raises(CheckpointError, match=f"no complete AWQ weight.*{lost} missing"):
         base_of(tmp_path / "base", tensors)
 
 

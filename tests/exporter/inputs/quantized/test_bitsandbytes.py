@@ -13,7 +13,7 @@ from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.inputs.checkpoint import open_checkpoint, read_tensor
 from exporter.inputs.quantized.bitsandbytes import dequantized, is_quantized
-from exporter.inputs.quantized.nf4_roundtrip import nf4_roundtrip
+from exporter.inputs.quantized.nf4_fake_quant import nf4_fake_quantize
 from exporter.llamacpp.converter_import import imported
 from tests.support.quantized import BNB, GOOD, int8, nf4, plain_copy, raw_quantized, requantized
 from tests.support.reference import read_gguf
@@ -58,11 +58,11 @@ def test_every_kind_is_dequantized_as_bitsandbytes_does():
 def test_the_roundtrip_is_bitsandbytes_own(monkeypatch, dtype, double_quant, chunk):
     import torch
 
-    monkeypatch.setattr("exporter.inputs.quantized.nf4_roundtrip.CHUNK", chunk)
+    monkeypatch.setattr("exporter.inputs.quantized.nf4_fake_quant.CHUNK", chunk)
     weight = read_tensor(golden()[f"roundtrip.{dtype}"])
     before = weight.clone()
 
-    actual = nf4_roundtrip(weight, double_quant=double_quant)
+    actual = nf4_fake_quantize(weight, double_quant=double_quant)
 
     expected = read_tensor(golden()[f"expected.roundtrip-{int(double_quant)}.{dtype}"])
     if double_quant and dtype == "f32":  # torch sums the scales' mean in the processor's order

@@ -1,4 +1,4 @@
-"""What `decant verify` does: the light checks, then the full ones where they found nothing."""
+"""The checks of `decant verify`: the light ones, then the full ones if the light ones pass."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Report, Step
 from exporter.core.gguf import read_gguf
+from exporter.store import projector_beside
 from exporter.verify.full import split_text, verify_full
 from exporter.verify.light import Expected, expected_of, verify_light
 from exporter.verify.pictures import verify_pictures
 from exporter.verify.projector import (
     PROJECTOR,
     expected_projector,
-    projector_beside,
     verify_projector,
 )
 from exporter.verify.report import Check, Verification
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What the command line asks for."""
+class VerifyOptions:
+    """The options of one `decant verify`."""
 
     path: Path
     projector: Path | None
-    """None looks beside `path`."""
+    """The projector's file; None looks beside `path`."""
     name: str
-    """What an export calls the result: part of the projector's name."""
+    """The export's name of the result: part of the projector's file name."""
     light: bool
     rows: int
     text: str
@@ -55,62 +55,68 @@ class Asked:
     trust_remote_code: bool
 
 
-def verify_asked(
-    asked: Asked, plan: MergePlan, toolchain: Toolchain, *, report: Report
+def verify_file(
+    options: VerifyOptions, plan: MergePlan, toolchain: Toolchain, *, report: Report
 ) -> Verification:
-    """All checks of one file and its projector.
+    """Run all checks of one file and its projector.
 
-    Raises ModelError for what is no model's GGUF, InputError for a text that is too short.
+    Raises ModelError for a file that is not a model's GGUF, InputError for a text that is too
+    short.
     """
     started = time.monotonic()
-    file = read_gguf(asked.path)
+    file = read_gguf(options.path)
     if file.architecture == PROJECTOR:
         raise ModelError(
-            f"`{asked.path}` is a projector, which is verified beside its model",
-            hint=f"decant verify MODEL.gguf --mmproj {asked.path}",
+            f"`{options.path}` is a projector, which is verified beside its model",
+            hint=f"decant verify MODEL.gguf --mmproj {options.path}",
         )
     if is_of_gguf(plan):
-        return verify_requantized(asked.path, plan, toolchain, rows=asked.rows)
+        return verify_requantized(options.path, plan, toolchain, rows=options.rows)
     report(Step("checking weights, tokenizer and settings"))
-    trust = asked.trust_remote_code
-    with expected_of(plan, toolchain, rows=asked.rows, trust_remote_code=trust) as expected:
-        found = verify_light(asked.path, expected, toolchain, report=report)
-        projector, more = check_projector(asked, expected, toolchain, report=report)
+    trust = options.trust_remote_code
+    with expected_of(plan, toolchain, rows=options.rows, trust_remote_code=trust) as expected:
+        found = verify_light(options.path, expected, toolchain, report=report)
+        projector, more = check_projector(options, expected, toolchain, report=report)
         checks = [*found.checks, *more]
-        if not asked.light and all(check.ok for check in checks):
-            context = file.number(f"{file.architecture}.context_length") or asked.tokens
-            chunks = split_text(asked.text, expected.tokenizer, context=context, most=asked.tokens)
-            checks += compare_answers(asked, plan, chunks, projector, toolchain, report=report)
-    return Verification(asked.path, tuple(checks), time.monotonic() - started)
+        if not options.light and all(check.ok for check in checks):
+            context = file.number(f"{file.architecture}.context_length") or options.tokens
+            chunks = split_text(
+                options.text, expected.tokenizer, context=context, most=options.tokens
+            )
+            checks += compare_answers(options, plan, chunks, projector, toolchain, report=report)
+    return Verification(options.path, tuple(checks), time.monotonic() - started)
 
 
 def check_projector(
-    asked: Asked, expected: Expected, toolchain: Toolchain, *, report: Report
+    options: VerifyOptions, expected: Expected, toolchain: Toolchain, *, report: Report
 ) -> tuple[Path | None, list[Check]]:
-    """Where the projector lies, and what was found in it; nothing for a model that has none."""
+    """The projector's path and its checks; empty for a model without one.
+
+    Raises InputError if one is given for a model that has none.
+    """
     plan = expected.plan
     if not has_projector(expected.folder, toolchain):
-        if asked.projector:
+        if options.projector:
             raise InputError(
                 f"{plan.checkpoint.name} has no projector that llama.cpp knows",
                 hint="leave --mmproj out",
             )
         return None, []
-    path = asked.projector or projector_beside(asked.path, asked.name)
+    path = options.projector or projector_beside(options.path, (options.name,))
     if path is None:
         note = (
-            f"no mmproj-{asked.name}.gguf lies beside the file, without which it takes text alone"
+            f"no mmproj-{options.name}.gguf lies beside the file, without which it takes text alone"
         )
         return None, [Check("projector", (), "none", (note,), judged=False)]
     with expected_projector(
-        plan, toolchain, rows=asked.rows, trust_remote_code=asked.trust_remote_code
+        plan, toolchain, rows=options.rows, trust_remote_code=options.trust_remote_code
     ) as wanted:
-        found = verify_projector(path, asked.path, wanted, toolchain, report=report)
+        found = verify_projector(path, options.path, wanted, toolchain, report=report)
     return path, [replace(check, name=f"projector {check.name}") for check in found.checks]
 
 
 def compare_answers(
-    asked: Asked,
+    options: VerifyOptions,
     plan: MergePlan,
     chunks: Sequence[Sequence[int]],
     projector: Path | None,
@@ -118,20 +124,20 @@ def compare_answers(
     *,
     report: Report,
 ) -> list[Check]:
-    """What the model makes of a text, and of a picture, beside the trained one."""
+    """Compare the model's answers to a text, and to a picture, with the trained model's."""
     logits = partial(
-        verify_full, asked.path, plan, chunks, toolchain, against_base=asked.against_base,
-        most_kl=asked.max_kl, report=report,
+        verify_full, options.path, plan, chunks, toolchain, against_base=options.against_base,
+        most_kl=options.max_kl, report=report,
     )  # fmt: skip
     checks = [judged_or_noted("logits", logits)]
     if projector and checks[0].ok:
-        pictures = partial(verify_pictures, projector, asked.path, plan, toolchain, report=report)
+        pictures = partial(verify_pictures, projector, options.path, plan, toolchain, report=report)
         checks.append(judged_or_noted("pictures", pictures))
     return checks
 
 
 def judged_or_noted(name: str, compare: Callable[[], Check]) -> Check:
-    """A full check; one that there is no way to make is a note."""
+    """Run a full check; if it cannot run, return a note."""
     try:
         return compare()
     except (UnsupportedError, AdapterError, CheckpointError, SpaceError) as error:

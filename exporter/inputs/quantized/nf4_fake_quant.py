@@ -1,4 +1,4 @@
-"""The base as an adapter trained with QLoRA saw it: quantized to NF4 and back.
+"""NF4 fake-quantization: the base's weights as a QLoRA training saw them.
 
 Such an adapter learns the difference to these weights, not to the 16-bit ones they came from.
 """
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
     from exporter.inputs.checkpoint import Checkpoint
 
-BLOCK = 64  # values that share a scale: what QLoRA uses
-NESTED_BLOCK = 256  # scales that share a scale of their own
+BLOCK = 64  # values per scale in QLoRA
+NESTED_BLOCK = 256  # scales per second-level scale
 SMALLEST = 1e-38  # bitsandbytes' stand-in for the scale of a block of zeros
 
 
 @dataclass(frozen=True, slots=True)
-class Roundtripped:
-    """A weight that is quantized to NF4 and back when it is read."""
+class FakeQuantized:
+    """A weight that is quantized to NF4 and dequantized when it is read."""
 
     plain: Tensor
     double_quant: bool
     turned: bool
-    """Whether its module keeps it as (n_in, n_out), which bitsandbytes turns first."""
+    """Whether its module keeps it as (n_in, n_out), which bitsandbytes transposes first."""
 
     @property
     def name(self) -> str:
@@ -49,39 +49,42 @@ class Roundtripped:
     def read(self) -> torch.Tensor:
         weight = read_tensor(self.plain)
         if self.turned:
-            turned = nf4_roundtrip(weight.T.contiguous(), double_quant=self.double_quant)
+            turned = nf4_fake_quantize(weight.T.contiguous(), double_quant=self.double_quant)
             return turned.T.contiguous()
-        return nf4_roundtrip(weight, double_quant=self.double_quant)
+        return nf4_fake_quantize(weight, double_quant=self.double_quant)
 
 
-def roundtripped(
+def fake_quantized(
     checkpoint: Checkpoint, linear: dict[str, bool], *, double_quant: bool
 ) -> Checkpoint:
-    """The checkpoint with the weights in `linear` as NF4 gives them; see `linear_weights`."""
+    """The checkpoint with NF4 fake-quantization of the weights in `linear`; see
+    `linear_weights`.
+    """
     tensors = {
-        name: Roundtripped(tensor, double_quant, linear[name]) if name in linear else tensor
+        name: FakeQuantized(tensor, double_quant, linear[name]) if name in linear else tensor
         for name, tensor in checkpoint.tensors.items()
     }
     return replace(checkpoint, tensors=tensors)
 
 
-def nf4_roundtrip(
+def nf4_fake_quantize(
     weight: torch.Tensor,
     *,
     double_quant: bool,
     block: int = BLOCK,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Quantize to NF4 and back as bitsandbytes does, bit for bit; a few MB beside the result.
+    """Quantize to NF4 and dequantize as bitsandbytes does, bit for bit.
 
-    weight: of any shape, in 16 or 32 bits; the result is in `dtype`, else in the weight's own.
-    With `double_quant` the scales are quantized too, to the nearest code as on a GPU.
+    weight: any shape (…, columns), 16 or 32 bits; the result has the same shape, in `dtype` or the
+    weight's type. With `double_quant` the scales are quantized too, to the nearest code as on a
+    GPU. Uses a few MB besides the result.
     """
     import torch
 
     flat = weight.reshape(-1)
     absmax = block_maxima(flat, block)
-    scales = nested_roundtrip(absmax) if double_quant else absmax
+    scales = fake_quantize_scales(absmax) if double_quant else absmax
     table = torch.tensor(NF4, dtype=torch.float32)
     bounds = (table[:-1] + table[1:]) / 2
     out = torch.empty(flat.shape, dtype=dtype or weight.dtype)
@@ -96,7 +99,7 @@ def nf4_roundtrip(
 
 
 def block_maxima(flat: torch.Tensor, block: int) -> torch.Tensor:
-    """The largest magnitude in each run of `block` values, the last perhaps shorter."""
+    """The largest magnitude in each run of `block` values: (n,) → (ceil(n / block),) in float32."""
     import torch
 
     maxima = torch.empty(-(-len(flat) // block), dtype=torch.float32)
@@ -111,7 +114,7 @@ def block_maxima(flat: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def normalize(values: torch.Tensor, absmax: torch.Tensor, block: int) -> None:
-    """Bring each run of `block` values to [-1, 1], in place."""
+    """Scale each run of `block` values to [-1, 1] in place. values: (n,), absmax: (blocks,)."""
     full = len(values) // block
     inverse = 1.0 / absmax[:full, None].clamp(min=SMALLEST)
     values[: full * block].view(-1, block).mul_(inverse)
@@ -120,8 +123,8 @@ def normalize(values: torch.Tensor, absmax: torch.Tensor, block: int) -> None:
     values.clamp_(-1, 1)
 
 
-def nested_roundtrip(absmax: torch.Tensor) -> torch.Tensor:
-    """The scales as they come back from 8 bits: their distance to the mean, in blocks."""
+def fake_quantize_scales(absmax: torch.Tensor) -> torch.Tensor:
+    """Quantize scales (blocks,) to 8 bits and back: their distance to the mean, in blocks."""
     import torch
 
     table = dynamic_table()
@@ -136,7 +139,7 @@ def nested_roundtrip(absmax: torch.Tensor) -> torch.Tensor:
 
 
 def dynamic_table() -> torch.Tensor:
-    """bitsandbytes' signed 8-bit type: seven decades, with more steps the larger they are.
+    """bitsandbytes' signed 8-bit type as a table (256,): seven decades, finer for large values.
 
     8-Bit Approximations for Parallelism in Deep Learning, arXiv:1511.04561
     """

@@ -1,0 +1,224 @@
+"""The words the code keeps: plain sentences, with shapes, errors and sources where they matter."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from exporter.core import errors
+
+CHECKOUT = Path(__file__).parents[1]
+DONE = (
+    "exporter/core", "exporter/llamacpp", "exporter/hub", "exporter/store.py", "exporter/inputs",
+    "exporter/merge", "exporter/convert", "exporter/gguf_inputs", "exporter/quantize",
+    "exporter/formats", "exporter/verify",
+)  # fmt: skip
+"""The packages and files whose words are held to this; the others are still to be rewritten."""
+PAGES = ()
+
+PHRASES = (
+    r"whoever", r"told", r"(gone|going|goes|go) on with", r"of (its|their|his|our|your) own",
+    r"(theirs|likewise|down)\.$", r"heed", r"known (for )?dead", r"those who\b", r"nothing yet",
+    r"need be", r"to be had", r"(no|any|every)body", r"afresh|anew", r"(has|have) not[.,;:]",
+    r"and its kin", r"(to|from|by|with) whom", r"in its stead", r"this goes for", r"what there is",
+    r"take it for granted", r"as good as", r"is (there )?all the same", r"betrays?",
+    r"mend(s|ed|ing)", r"hollow", r"without (any)?one's", r"may be gone", r"be let",
+    r"begin (it )?over", r"lets? .{1,30} be known", r"who(se)? way",
+)  # fmt: skip
+"""Turns of phrase that a reader stumbles over; a plain verb says each of them."""
+DENIED = re.compile(rf"\b(?:{'|'.join(PHRASES)})", re.IGNORECASE | re.MULTILINE)
+RELATIVE = re.compile(r"(What|Those|That which) ")
+"""A docstring begins with the noun or the verb, not with "What is …"."""
+WORDS = 3
+LEAST_OF_A_CONSTRUCTOR = 8
+
+ARRAYS = re.compile(
+    r"\b(?:torch\.Tensor|np\.ndarray|NDArray|LazyTensor|Tensor|Floats|Integers|Pixels)\b(?!Info)"
+)
+"""Types of values with a shape."""
+SIZE = r"(?:…|\.\.\.|[\w.]+(?: ?[*+/-] ?[\w.]+)*)"
+SHAPE = re.compile(rf"\({SIZE},(?: {SIZE},?)*\)|\(…\)|\(\)")
+"""Such as (rows, columns), (n,) or (…, columns)."""
+OURS = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+NUMBER = ast.Constant | ast.BinOp | ast.UnaryOp
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+FILES = sorted(
+    path
+    for part in DONE
+    for path in (
+        (CHECKOUT / part).rglob("*.py") if (CHECKOUT / part).is_dir() else (CHECKOUT / part,)
+    )
+)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(CHECKOUT))
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Each docstring of a file with its line: of modules, classes, functions, fields, constants."""
+    for node in ast.walk(tree(path)):
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield node.lineno, value.value
+
+
+def forced(path: Path) -> Iterator[str]:
+    """Constructors whose docstring says nothing that the parameters' names do not."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, Function) and node.name == "__init__":
+            text = ast.get_docstring(node)
+            if text and len(words(text)) <= LEAST_OF_A_CONSTRUCTOR:
+                yield f"{node.lineno}: {text}"
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """Each comment and string of a Python file, or line of a page, with its line number."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        yield from enumerate(text.splitlines(), 1)
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, re.sub(r"(?<=\S)\n *(?=\S)", " ", node.value)
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w[\w'.-]*", text)
+
+
+def annotations(function: Function) -> str:
+    arguments = function.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    types = [argument.annotation for argument in every] + [function.returns]
+    return " ".join(ast.unparse(kind) for kind in types if kind)
+
+
+def raised(function: Function) -> set[str]:
+    """Our errors that a function's body raises by name, nested functions left out."""
+    found: set[str] = set()
+    todo: list[ast.AST] = list(function.body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, Function):
+            continue
+        if isinstance(node, ast.Raise) and node.exc:
+            kind = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            found |= {ast.unparse(kind).rpartition(".")[2]} & OURS
+        todo += ast.iter_child_nodes(node)
+    return found
+
+
+def is_bare_number(value: ast.expr | None) -> bool:
+    """Whether a value is numbers and operators only, beyond 0, 1 and 2."""
+    if value is None or not isinstance(value, NUMBER):
+        return False
+    leaves = [node for node in ast.walk(value) if isinstance(node, ast.expr)]
+    numbers = [node.value for node in leaves if isinstance(node, ast.Constant)]
+    return (
+        all(isinstance(node, NUMBER) for node in leaves)
+        and all(type(number) in (int, float) for number in numbers)
+        and any(number not in (0, 1, 2) for number in numbers)
+    )
+
+
+def unexplained(path: Path) -> Iterator[str]:
+    """Numbers among a module's constants without a comment or a docstring."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    body = tree(path).body
+    for node, after in pairwise([*body, None]):
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or not is_bare_number(node.value):
+            continue
+        is_explained = (
+            isinstance(after, ast.Expr)
+            or "#" in lines[node.end_lineno - 1]
+            or lines[node.lineno - 2].startswith("#")
+        )
+        if not is_explained:
+            yield f"{name(path)}:{node.lineno} {lines[node.lineno - 1]}"
+
+
+@pytest.mark.parametrize("path", [*FILES, *(CHECKOUT / page for page in PAGES)], ids=name)
+def test_no_phrase_is_one_that_readers_stumble_over(path):
+    found = [f"{line}: {hit[0]}" for line, text in prose(path) for hit in DENIED.finditer(text)]
+
+    assert not found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_docstrings_are_sentences(path):
+    short = [f"{line}: {text}" for line, text in docstrings(path) if len(words(text)) < WORDS]
+    relative = [f"{line}: {text}" for line, text in docstrings(path) if RELATIVE.match(text)]
+
+    assert not short
+    assert not relative
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_constructors_have_no_docstring_for_its_sake(path):
+    assert not list(forced(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_functions_over_tensors_give_shapes(path):
+    missing = [
+        node.name
+        for node in tree(path).body
+        if isinstance(node, Function)
+        and ARRAYS.search(annotations(node))
+        and not SHAPE.search(ast.get_docstring(node) or "")
+    ]
+
+    assert not missing
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_public_functions_name_the_errors_that_they_raise(path):
+    missing = [
+        f"{node.lineno} {node.name}: {', '.join(sorted(unnamed))}"
+        for node in ast.walk(tree(path))
+        if isinstance(node, Function) and not node.name.startswith("_")
+        if (unnamed := {e for e in raised(node) if e not in (ast.get_docstring(node) or "")})
+    ]
+
+    assert not missing
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_numbers_say_their_unit_or_their_source(path):
+    assert not list(unexplained(path))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["the adapter is told", "A number of its own.", "Likewise.", "Nothing yet", "JSON has not."],
+)
+def test_the_phrases_are_recognized(text):
+    assert DENIED.search(text)
+
+
+@pytest.mark.parametrize("text", ["(rows, columns)", "(n,)", "(…, n_in)", "(rows, 2 * columns)"])
+def test_shapes_are_recognized(text):
+    assert SHAPE.search(f"Values: {text}, float32.")
+
+
+@pytest.mark.parametrize("text", ["(rows)", "(see PEFT)", "no shape"])
+def test_other_brackets_are_no_shapes(text):
+    assert not SHAPE.search(f"Values: {text}.")
