@@ -219,7 +219,7 @@ async def serve(
         limited = partial(loop.create_server, ssl_handshake_timeout=gateway.settings.head_s)
         loop.create_server = limited  # type: ignore[method-assign]
     for number in SIGNALS:
-        loop.add_signal_handler(number, ending.asked, number)
+        loop.add_signal_handler(number, ending.on_signal, number)
     chore = asyncio.ensure_future(beside()) if beside else None
     try:
         await server.serve([listener])
@@ -241,7 +241,7 @@ class Ending:
         self.code = 0
         self.draining: asyncio.Task[None] | None = None
 
-    def asked(self, number: int) -> None:
+    def on_signal(self, number: int) -> None:
         if self.draining is None:
             self.gateway.is_leaving = True
             linger_s = self.gateway.settings.linger_s if number == signal.SIGTERM else 0
