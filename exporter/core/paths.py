@@ -1,4 +1,8 @@
-"""Where decant keeps things on this machine, and the words for sizes."""
+"""Where decant keeps things on this machine, and the words for sizes.
+
+Without platformdirs: `vendor/store.py` finds the cache before any package is installed, and three
+lines for the data folder beside it are not worth another dependency.
+"""
 
 from __future__ import annotations
 

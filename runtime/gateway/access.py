@@ -37,7 +37,7 @@ class Guard:
         self.check_page(method, path, head)
 
     def check_request(self, method: str, path: str, head: Head) -> None:
-        """Raise ApiError for a request without a key (401), or with a body that is not JSON (415)."""
+        """Raise ApiError for one without a key (401), or with a body that is not JSON (415)."""
         self.check_key(path, head)
         if method in ("POST", "PUT", "PATCH"):
             check_type(head)

@@ -93,7 +93,7 @@ def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no
 
 
 def path_of(gateway: Gateway, route: Route) -> Path:
-    return Path(route.path, Endpoint(gateway, route.handler), methods=[route.method])
+    return Path(route.path, HandlerApp(gateway, route.handler), methods=[route.method])
 
 
 async def answer_unrouted(request: Request, error: Exception) -> Response:
@@ -196,7 +196,7 @@ class Front:
         self.log(record.line(took_s))
 
 
-class Endpoint:
+class HandlerApp:
     """An ASGI app that gives a handler its Call, and its errors the right form."""
 
     def __init__(self, gateway: Gateway, handler: Handler) -> None:

@@ -1,4 +1,8 @@
-"""What is counted, for Prometheus."""
+"""What is counted, for Prometheus.
+
+`relabelled` and not prometheus_client.parser: that has every counter's name end in _total, and two
+of llama-server's (n_tokens_max, n_busy_slots_per_decode) would get names that nobody looks for.
+"""
 
 from __future__ import annotations
 
