@@ -129,10 +129,11 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket bound to an address. Raises EngineError when it is taken, InputError for none."""
     bare = host.strip("[]")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family, kind)
+        # asyncio turns Nagle's algorithm off only for sockets that are said to be TCP
+        found = socket.socket(family, kind, protocol)
     except OSError as error:
         raise InputError(
             f"{host!r} is no address: {error.strerror}", hint="such as --host 127.0.0.1"
