@@ -89,7 +89,7 @@ class Server(ModelServer):
         self.folder: RunFolder | None = None
         self.port: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.asked = 0
+        self.in_flight = 0
         self.changed = threading.Condition()
 
     @property
@@ -314,12 +314,12 @@ class Server(ModelServer):
     def counted(self) -> Iterator[None]:
         """Have `stop` know of a request in flight."""
         with self.changed:
-            self.asked += 1
+            self.in_flight += 1
         try:
             yield
         finally:
             with self.changed:
-                self.asked -= 1
+                self.in_flight -= 1
                 self.changed.notify_all()
 
     def stop(self, *, grace_s: float = 0) -> None:
@@ -330,7 +330,7 @@ class Server(ModelServer):
         process, self.process = self.process, None
         if process is not None:
             with self.changed:
-                self.changed.wait_for(lambda: not self.asked, grace_s)
+                self.changed.wait_for(lambda: not self.in_flight, grace_s)
             assert process.stdin is not None
             # A router's child waits for its end also after a SIGTERM; with it, it leaves at once.
             process.stdin.close()

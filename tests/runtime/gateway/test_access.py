@@ -129,10 +129,14 @@ def test_only_an_allowed_page_may_read_what_comes_back(client):
 
 
 def preflight(client, origin, method="POST", asked="content-type, x-api-key", host="localhost"):
-    headers = {"Origin": origin, "Host": host, "Access-Control-Request-Method": method}
-    return client.options(
-        "/v1/messages", headers={**headers, "Access-Control-Request-Headers": asked}
-    )
+    headers = {
+        "Origin": origin,
+        "Host": host,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": asked,
+        "Access-Control-Request-Private-Network": "true",
+    }
+    return client.options("/v1/messages", headers=headers)
 
 
 def test_an_allowed_page_is_told_before_it_asks_that_it_may(client):
@@ -143,6 +147,7 @@ def test_an_allowed_page_is_told_before_it_asks_that_it_may(client):
     assert "POST" in answer.headers["access-control-allow-methods"]
     assert "x-api-key" in answer.headers["access-control-allow-headers"].lower()
     assert answer.headers["x-request-id"]
+    assert answer.headers["access-control-allow-private-network"] == "true"
     assert preflight(client, FRIEND, asked="x-other").status_code == 400
     assert preflight(client, FRIEND, method="PATCH").status_code == 400
 

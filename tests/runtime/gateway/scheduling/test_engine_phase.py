@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from exporter.core.errors import EngineDiedError, SpaceError
+from runtime.engine.opened_model import open_model
+from runtime.gateway.catalog import Catalog
 from runtime.gateway.scheduling.engine_entry import Child
 from runtime.gateway.scheduling.engine_phase import Failed, Loading, Unloaded
 from runtime.gateway.scheduling.placement import Key
+from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.scheduling.request_queue import Gate
 from runtime.gateway.settings import Settings
+from tests.support.fake_engine import behave, toolchain
+from tests.support.raw import write_tiny_gguf
 
 DIED = EngineDiedError("it died", hint="")
 
@@ -59,3 +66,23 @@ def test_memory_is_reserved_from_the_plan_on_until_the_engine_is_up(child):
     assert child.reserved == 7
     child.phase = Failed(DIED, 0)
     assert child.reserved == 0
+
+
+def test_a_death_that_many_notice_at_once_is_one(tmp_path):
+    model = open_model(behave(write_tiny_gguf(tmp_path / "m.gguf")))
+    catalog = Catalog([model])
+
+    async def run() -> None:
+        fleet = Fleet(Settings(parallel=2, context=64), toolchain(tmp_path))
+        async with fleet.using(catalog.find("m")) as child:
+            first = child.server
+            first.process.kill()
+            await asyncio.gather(*(fleet.wait_for_exit(child) for _ in range(5)))
+            assert (child.state, child.restarts, child.crashes) == ("failed", 1, 1)
+            await fleet.restart(child)
+            assert child.is_loaded
+            assert child.server is not first
+            assert (child.restarts, child.crashes) == (1, 1)
+        await fleet.close()
+
+    asyncio.run(run())
