@@ -1,7 +1,7 @@
 """What is counted, for Prometheus.
 
-`relabelled` and not prometheus_client.parser: that has every counter's name end in _total, and two
-of llama-server's (n_tokens_max, n_busy_slots_per_decode) would get names that nobody looks for.
+`relabelled` and not prometheus_client.parser: that has every counter's name end in _total, so that
+llama-server's n_tokens_max would get a name that nobody looks for, and takes as many lines.
 """
 
 from __future__ import annotations
