@@ -58,6 +58,7 @@ SUBPROCESS = {
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
 TEST_FILE = re.compile(r"^tests\..*\btest_\w+$")
+PARTICIPLE = re.compile(r"(?!embed$|feed$|need$).*ed|gone|left|said|sent|taken|told|written")
 LAYERS = {
     "exporter": (
         "core", "llamacpp", "hub", "store", "inputs", "merge", "convert", "gguf_inputs", "quantize",
@@ -240,6 +241,19 @@ def test_exceptions_are_caught_broadly_in_one_place():
     ]
 
     assert broad == ["exporter/cli/app.py"]
+
+
+def test_coroutines_are_named_by_verbs():
+    """A participle is the name of a value, and says nothing of what is waited for."""
+    found = [
+        f"{name(path)}: {node.name}"
+        for path in FILES
+        for node in nodes(path)
+        if isinstance(node, ast.AsyncFunctionDef)
+        and PARTICIPLE.fullmatch(node.name.strip("_").partition("_")[0])
+    ]
+
+    assert not found
 
 
 def test_there_is_no_import_cycle():

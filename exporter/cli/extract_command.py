@@ -65,7 +65,6 @@ def extract(
     in `decant serve`.
     """
     require_packages()
-    from exporter.core.silence import quiet_libraries
     from exporter.extract import ExtractRequest, as_gguf
     from exporter.extract import extract as run
     from exporter.hub.resolve import folder_of
@@ -76,12 +75,11 @@ def extract(
         is_gguf = to == "lora"
         place = Path(temporary) / name if is_gguf else output or Path(f"{name}-lora")
         named = base if not Path(base).is_dir() else str(folder.resolve())
-        with quiet_libraries():
-            request = ExtractRequest(tuned, folder, place, rank, named, is_gguf, force)
-            found = run(request, report=report)
-            path = found.folder
-            if is_gguf:
-                path = as_gguf(found, folder, output_path(output, name), force=force, report=report)
+        request = ExtractRequest(tuned, folder, place, rank, named, is_gguf, force)
+        found = run(request, report=report)
+        path = found.folder
+        if is_gguf:
+            path = as_gguf(found, folder, output_path(output, name), force=force, report=report)
     show(found, path, as_json=as_json)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from typing import BinaryIO
 
 from exporter.core.contents import foreign_contents
 from exporter.core.errors import InputError, OutputError, SpaceError
+from exporter.core.file_lock import try_lock
 
 CHUNK = 1 << 20  # bytes per read
 PARTIAL = ".partial"
@@ -50,13 +50,11 @@ def open_locked(partial: Path, path: Path, *, empty: bool = True) -> Iterator[Bi
     while True:
         file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not try_lock(file):
                 raise OutputError(
                     f"another process is writing `{path}`",
                     hint="wait until it is done, or name another file with -o",
-                ) from error
+                )
             if not is_same_file(file, partial):
                 continue  # its writer renamed it between our open and our lock
             if is_same_file(file, path):
@@ -149,12 +147,10 @@ def sync_folder(folder: Path) -> None:
 def refuse_locked(partial: Path) -> None:
     """Raise OutputError when another process is writing the file."""
     with partial.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(file):
             raise OutputError(
                 f"another process is writing `{partial}`", hint="wait until it is done, or stop it"
-            ) from error
+            )
 
 
 def taken_bytes(path: Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from exporter.core.atomic_file import atomic_write, explained, make_folder, sync_folder
 from exporter.core.errors import OutputError
 from exporter.core.events import Note, Report, silent
+from exporter.core.file_lock import try_lock
 
 PLAN = ".plan"
 """Name of a file in an unfinished folder: identifies the work that fills it."""
@@ -92,19 +92,17 @@ def locked_folder(partial: Path, path: Path) -> Iterator[None]:
         make_folder(partial)
         fd = os.open(partial, os.O_RDONLY)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not try_lock(fd):
+                raise OutputError(
+                    f"another process is writing `{path}`",
+                    hint="wait until it is done, or name another folder with -o",
+                )
             if not is_same_folder(fd, partial):
                 continue  # its writer renamed it between our open and our lock
             yield
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another process is writing `{path}`",
-                hint="wait until it is done, or name another folder with -o",
-            ) from error
-        else:
-            return
         finally:
             os.close(fd)
+        return
 
 
 def is_same_folder(fd: int, folder: Path) -> bool:

@@ -1,4 +1,8 @@
-"""Folders where decant keeps things on this machine, and sizes as text."""
+"""Folders where decant keeps things on this machine, and sizes as text.
+
+Without platformdirs: `vendor/store.py` finds the cache before any package is installed, and three
+lines for the data folder beside it do not justify another dependency.
+"""
 
 from __future__ import annotations
 

@@ -6,31 +6,25 @@ import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
-
-from exporter.core.import_hooks import Undo, when_imported
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Suppress warnings, progress bars and log lines of transformers and peft in the block."""
-    with warnings.catch_warnings(), when_imported("transformers.utils.logging", quieten):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        from transformers.utils import logging
 
-
-def quieten(logging: ModuleType) -> Undo:
-    before = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-    def undo() -> None:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
-
-    return undo
+        before = logging.get_verbosity()
+        bars = logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(before)
+            if bars:
+                logging.enable_progress_bar()
 
 
 @contextmanager

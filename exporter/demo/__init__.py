@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from exporter.core.atomic_file import make_folder
 from exporter.core.errors import ToolchainError
 from exporter.core.events import Note, Report, silent
+from exporter.core.file_lock import lock
 from exporter.core.silence import quiet_libraries
 from exporter.demo.corpus import DEMO_QUESTIONS
 from exporter.demo.train import recipe, train_adapter, train_base
@@ -40,8 +40,8 @@ def make_demo_models(folder: Path, *, report: Report = silent) -> DemoModels:
     home = folder / content_hash()
     if not home.exists():
         make_folder(folder)
-        with home.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with home.with_suffix(".lock").open("w") as held:
+            lock(held)
             if not home.exists():
                 train_both(home, report)
     report(Note(f"demo models in `{home}`"))

@@ -9,7 +9,6 @@ endpoint.
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import struct
@@ -21,6 +20,7 @@ from typing_extensions import Self
 
 from exporter.core.atomic_file import sync_folder
 from exporter.core.errors import OutputError, SpaceError
+from exporter.core.file_lock import try_lock
 from exporter.core.paths import size_text
 from exporter.hub.pull_plan import PlannedFile
 from exporter.hub.timeouts import Limits
@@ -147,11 +147,11 @@ class DiskPart(Part):
         except OSError as error:
             raise disk_error(error, path, 0) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
+            # another process has it, or has just published it
+            if try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), path.stat()):
                 return cls(file, folder, limits, descriptor)
-        except (BlockingIOError, FileNotFoundError):
-            pass  # another process holds it, or has just published it
+        except FileNotFoundError:
+            pass
         except OSError as error:
             os.close(descriptor)
             raise disk_error(error, path, 0) from error

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from exporter.core.errors import UnsupportedError
-from exporter.core.import_hooks import Undo, when_imported
 
 
 @contextmanager
@@ -15,12 +13,10 @@ def no_code_run() -> Iterator[None]:
     """Keep transformers from running a folder's code, which the converter asks it to do.
 
     Every path to such code passes through the one function that fetches its file.
+    Raises UnsupportedError inside the block when it is called.
     """
-    with when_imported("transformers.dynamic_module_utils", refuse_code):
-        yield
+    from transformers import dynamic_module_utils
 
-
-def refuse_code(dynamic_module_utils: Any) -> Undo:
     original = dynamic_module_utils.get_cached_module_file
 
     def refuse(folder: object, name: object, *_: object, **__: object) -> str:
@@ -30,8 +26,8 @@ def refuse_code(dynamic_module_utils: Any) -> Undo:
             hint="read that code, and pass --trust-remote-code if you trust it",
         )
 
-    def undo() -> None:
-        dynamic_module_utils.get_cached_module_file = original
-
     dynamic_module_utils.get_cached_module_file = refuse
-    return undo
+    try:
+        yield
+    finally:
+        dynamic_module_utils.get_cached_module_file = original

@@ -2,6 +2,9 @@
 
 It is the sum of its events, so that a file to which each is appended as it happens holds
 everything up to the last one, whatever became of the process.
+
+`from_json` checks fields by the dataclasses' own annotations, in 25 lines: pydantic would have
+`decant chat` start 30 to 90 ms later, and msgspec is one dependency more.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from typing_extensions import Self
 
 from exporter.core.atomic_file import explained, make_folder
 from exporter.core.errors import DecantError, InputError, OutputError
+from exporter.core.file_lock import try_lock
 from runtime.chat.session import (
     Asked,
     Conversation,
@@ -123,14 +123,12 @@ def private(path: str, flags: int) -> int:
 
 def locked(file: BinaryIO, path: Path) -> BinaryIO:
     """The file, which nobody else goes on with while it is open."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not try_lock(file):
         file.close()
         raise OutputError(
             f"the session `{path.stem}` is open in another window",
             hint="go on with it there, or close it first",
-        ) from error
+        )
     return file
 
 

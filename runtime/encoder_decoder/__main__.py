@@ -16,7 +16,7 @@ from threading import Thread
 from exporter.core.errors import DecantError, EngineError, ToolchainError
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain, recipe
 from runtime.encoder_decoder.http import Listener, work
-from runtime.encoder_decoder.model import loaded
+from runtime.encoder_decoder.model import open_encoder_decoder
 
 KEY = "LLAMA_API_KEY"
 
@@ -63,7 +63,7 @@ def serve(arguments: argparse.Namespace) -> None:
     for target in (leave_with_parent, listener.serve_forever):
         Thread(target=target, daemon=True).start()
     toolchain = toolchain_in(arguments.build) if arguments.build else find_toolchain()
-    with loaded(
+    with open_encoder_decoder(
         arguments.model, toolchain, context=arguments.ctx_size, threads=arguments.threads or 1
     ) as model:
         listener.model = model

@@ -58,7 +58,7 @@ class Failed:
 Event: TypeAlias = Piece | Ended | Failed
 
 
-def answered(model: EncoderDecoder, task: Task, stop: Flag) -> Iterator[Event]:
+def answer(model: EncoderDecoder, task: Task, stop: Flag) -> Iterator[Event]:
     """Answer a task until it ends or `stop` is set. Raises EngineError."""
     text = Text(task.stops, strips_space=model.adds_space)
     began = first = time.monotonic()

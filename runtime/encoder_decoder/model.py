@@ -128,10 +128,10 @@ class EncoderDecoder:
 
 
 @contextmanager
-def loaded(
+def open_encoder_decoder(
     path: Path, toolchain: Toolchain, *, context: int, threads: int
 ) -> Iterator[EncoderDecoder]:
-    """Load a model; a context of 0 tokens is the one it was trained with.
+    """Load a model inside the block; a context of 0 tokens is the one it was trained with.
 
     Raises UnsupportedError for other kinds of models, ModelError and EngineError when llama.cpp
     cannot load or run it; what it says against it goes to standard error.

@@ -1,4 +1,8 @@
-"""OpenAI's requests for an encoder-decoder model, checked, and the answers in its words."""
+"""OpenAI's requests for an encoder-decoder model, checked, and the answers in its words.
+
+`Fields` and not pydantic, which the engine would load for 55 lines: in 90 ms and 8 MB. null is a
+setting's default to OpenAI's clients, and every refusal names the field, its value and its range.
+"""
 
 from __future__ import annotations
 

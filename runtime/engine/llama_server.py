@@ -12,12 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 from typing_extensions import Self
 
@@ -26,6 +26,7 @@ from exporter.core.events import Progress, Report, Step, silent
 from exporter.inputs.template_process import refuse_runaway
 from exporter.llamacpp.toolchain import LAST_LINES, Toolchain, scrubbed
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
+from runtime.engine.model_server import ModelServer
 from runtime.engine.socket_connection import SocketConnection
 from runtime.process.kept_processes import deepen_stacks, start_kept
 from runtime.process.run_dir import RunFolder, has_sockets
@@ -35,6 +36,7 @@ TRIAL_S = 2  # after which a template is suspected
 READY_S = 600  # a large model on a slow disk
 POLL_S = 0.01
 DYING_S = 0.5
+GET_S = 5
 STOP_S = (1.0, 2.0)  # waits after the first and the second SIGTERM; upstream may sit out one
 PING_S = 5  # between signs of life while a prompt is computed; upstream notices a SIGTERM by them
 STATE = re.compile(r"^cmd_child_to_router:state:(\{.*\})$", re.MULTILINE)
@@ -73,19 +75,7 @@ class ServerSpec:
     """A Unix socket where there are any; else a port on the loopback, and a random key."""
 
 
-class Endpoint(Protocol):
-    """Something that answers OpenAI's routes."""
-
-    def posted(
-        self, route: str, body: Mapping[str, object]
-    ) -> Any: ...  # a context manager of an HTTPResponse; Protocol and contextmanager don't mix
-
-    def got(self, route: str) -> Any: ...  # likewise
-
-    def raise_if_dead(self, when: str, *, wait_s: float = 0) -> None: ...
-
-
-class Server:
+class Server(ModelServer):
     """An engine that is up inside the `with` block and is gone after it.
 
     It listens in a folder only this user can enter, sees none of the caller's environment, and
@@ -99,7 +89,7 @@ class Server:
         self.folder: RunFolder | None = None
         self.port: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.asked = 0
+        self.in_flight = 0
         self.changed = threading.Condition()
 
     @property
@@ -236,12 +226,14 @@ class Server:
             refuse_runaway(template, self.spec.model)
 
     def is_healthy(self) -> bool:
+        connection = self.connect("GET")
         try:
-            with self.got("/health") as response:
-                healthy: bool = response.status == HTTPStatus.OK
-                return healthy
+            connection.request("GET", "/health", headers=self.headers())
+            return connection.getresponse().status == HTTPStatus.OK
         except (OSError, http.client.HTTPException):
             return False  # not listening yet
+        finally:
+            connection.close()
 
     def tell_progress(self, told: float) -> float:
         """Report how much of the model is loaded, where the engine's log says more than `told`."""
@@ -298,53 +290,36 @@ class Server:
         told = [line for line in lines if line and not STATE.match(line)][-LAST_LINES:]
         return "; its last lines:\n" + "\n".join(f"  {line}" for line in told) if told else ""
 
-    def connect(self, *, timeout_s: float | None = 5) -> http.client.HTTPConnection:
+    def connect(self, method: str) -> http.client.HTTPConnection:
+        timeout_s = None if method == "POST" else GET_S
         if self.port is not None:
             return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         return SocketConnection(self.run_folder.socket, timeout_s)
 
-    @contextmanager
-    def got(self, route: str) -> Iterator[http.client.HTTPResponse]:
-        """The response to a GET."""
-        connection = self.connect()
-        try:
-            connection.request("GET", route, headers={"Authorization": f"Bearer {self.key}"})
-            yield connection.getresponse()
-        finally:
-            connection.close()
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def unreachable(self, error: Exception) -> EngineError:
+        self.raise_if_dead("while answering with", wait_s=DYING_S)
+        return EngineError(f"{self.spec.engine} does not answer: {error}", hint="try again")
 
     @contextmanager
-    def posted(self, route: str, body: Mapping[str, object]) -> Iterator[http.client.HTTPResponse]:
-        """The response to a POST, once its head is there; leaving the block breaks it off.
-
-        Raises EngineError when there is none, EngineDiedError when the engine is why.
-        """
-        connection = self.connect(timeout_s=None)
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
-        with self.counted():
-            try:
-                try:
-                    connection.request("POST", route, json.dumps(body).encode(), headers)
-                    response = connection.getresponse()
-                except (OSError, http.client.HTTPException) as error:
-                    self.raise_if_dead("while answering with", wait_s=DYING_S)
-                    raise EngineError(
-                        f"{self.spec.engine} does not answer: {error}", hint="try again"
-                    ) from error
-                yield response
-            finally:
-                connection.close()
+    def request(
+        self, method: str, route: str, body: bytes | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        with self.counted(), super().request(method, route, body) as response:
+            yield response
 
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Have `stop` know of a request in flight."""
         with self.changed:
-            self.asked += 1
+            self.in_flight += 1
         try:
             yield
         finally:
             with self.changed:
-                self.asked -= 1
+                self.in_flight -= 1
                 self.changed.notify_all()
 
     def stop(self, *, grace_s: float = 0) -> None:
@@ -355,7 +330,7 @@ class Server:
         process, self.process = self.process, None
         if process is not None:
             with self.changed:
-                self.changed.wait_for(lambda: not self.asked, grace_s)
+                self.changed.wait_for(lambda: not self.in_flight, grace_s)
             assert process.stdin is not None
             # A router's child waits for its end also after a SIGTERM; with it, it leaves at once.
             process.stdin.close()

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 from exporter.core.errors import ContextFullError, EngineError
 from exporter.core.terminal_text import without_controls
-from runtime.engine.llama_server import DYING_S, Endpoint
+from runtime.engine.llama_server import DYING_S
+from runtime.engine.model_server import ModelServer
 
 BODY_MAX = 16 << 20  # bytes
 MESSAGE_MAX = 300  # characters of a refusal that is not in OpenAI's form
@@ -54,7 +55,7 @@ Piece: TypeAlias = Delta | Thought | Stopped
 
 
 def ask(
-    endpoint: Endpoint, messages: Sequence[Message], settings: Mapping[str, object]
+    server: ModelServer, messages: Sequence[Message], settings: Mapping[str, object]
 ) -> Generator[Piece, None, None]:
     """Stream the assistant's answer to `messages`; `settings` are OpenAI's chat parameters.
 
@@ -62,32 +63,32 @@ def ask(
     longer than the context, EngineDiedError when the engine dies, EngineError when it refuses
     or breaks off.
     """
-    return streamed(endpoint, "/v1/chat/completions", {"messages": list(messages), **settings})
+    return streamed(server, "/v1/chat/completions", {"messages": list(messages), **settings})
 
 
 def complete(
-    endpoint: Endpoint, prompt: str, settings: Mapping[str, object]
+    server: ModelServer, prompt: str, settings: Mapping[str, object]
 ) -> Generator[Piece, None, None]:
     """Stream what a model writes after a text. Raises what `ask` does."""
-    return streamed(endpoint, "/v1/completions", {"prompt": prompt, **settings})
+    return streamed(server, "/v1/completions", {"prompt": prompt, **settings})
 
 
 def streamed(
-    endpoint: Endpoint, route: str, asked: Mapping[str, object]
+    server: ModelServer, route: str, asked: Mapping[str, object]
 ) -> Generator[Piece, None, None]:
     body = {"stream": True, "stream_options": {"include_usage": True}, **asked}
     began = time.monotonic()
-    with endpoint.posted(route, body) as response:
+    with server.post(route, body) as response:
         if response.status != HTTPStatus.OK:
             raise refused(response)
-        yield from read_answer(endpoint, response, began)
+        yield from read_answer(server, response, began)
 
 
-def read_answer(endpoint: Endpoint, response: HTTPResponse, began: float) -> Iterator[Piece]:
+def read_answer(server: ModelServer, response: HTTPResponse, began: float) -> Iterator[Piece]:
     reason, first = None, 0.0
     usage: dict[str, Any] = {}
     timings: dict[str, Any] = {}
-    for chunk in read_chunks(endpoint, response):
+    for chunk in read_chunks(server, response):
         for choice in listed(chunk.get("choices")):
             # the whole message, where a server does not stream
             delta = mapped(choice.get("delta") or choice.get("message") or written(choice))
@@ -138,15 +139,15 @@ def number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def read_chunks(endpoint: Endpoint, response: HTTPResponse) -> Iterator[dict[str, Any]]:
+def read_chunks(server: ModelServer, response: HTTPResponse) -> Iterator[dict[str, Any]]:
     """The objects of an answer: of its event stream, or the one of a server that streams none."""
     if "json" in (response.getheader("Content-Type") or ""):
         yield read_object(response)
     else:
-        yield from read_events(endpoint, response)
+        yield from read_events(server, response)
 
 
-def read_events(endpoint: Endpoint, response: HTTPResponse) -> Iterator[dict[str, Any]]:
+def read_events(server: ModelServer, response: HTTPResponse) -> Iterator[dict[str, Any]]:
     """The JSON objects of a server-sent event stream, up to [DONE]."""
     try:
         while raw := response.readline(BODY_MAX):
@@ -159,9 +160,9 @@ def read_events(endpoint: Endpoint, response: HTTPResponse) -> Iterator[dict[str
             if field == "data":
                 yield read_event(data)
     except (OSError, HTTPException, ValueError, RecursionError) as error:
-        endpoint.raise_if_dead("while answering with", wait_s=DYING_S)
+        server.raise_if_dead("while answering with", wait_s=DYING_S)
         raise EngineError(f"the answer broke off: {error}", hint="try again") from error
-    endpoint.raise_if_dead("while answering with", wait_s=DYING_S)  # it ended without [DONE]
+    server.raise_if_dead("while answering with", wait_s=DYING_S)  # it ended without [DONE]
 
 
 def read_event(data: str) -> dict[str, Any]:
@@ -223,16 +224,16 @@ def message_of(text: str) -> str:
         return without_controls(text[:MESSAGE_MAX]).replace("\n", " ")
 
 
-def ask_json(endpoint: Endpoint, route: str, body: Mapping[str, object]) -> dict[str, Any]:
+def ask_json(server: ModelServer, route: str, body: Mapping[str, object]) -> dict[str, Any]:
     """The object that a route answers with. Raises EngineError when it is refused."""
-    with endpoint.posted(route, body) as response:
+    with server.post(route, body) as response:
         if response.status != HTTPStatus.OK:
             raise refused(response)
         return read_object(response)
 
 
-def get_json(endpoint: Endpoint, route: str) -> dict[str, Any]:
-    with endpoint.got(route) as response:
+def get_json(server: ModelServer, route: str) -> dict[str, Any]:
+    with server.get(route) as response:
         if response.status != HTTPStatus.OK:
             raise refused(response)
         return read_object(response)

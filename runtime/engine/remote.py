@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from exporter.core.errors import EngineError, InputError
+from runtime.engine.model_server import ModelServer
 
 # a name of labels, or an IPv6 address
 HOST = re.compile(
@@ -26,7 +24,7 @@ OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class Remote(ModelServer):
     """A server at `http://HOST:PORT/PREFIX`; its key goes to that host only, never elsewhere."""
 
     scheme: str
@@ -41,45 +39,25 @@ class Remote:
         """Whether a key and a conversation would cross a network unencrypted."""
         return self.scheme == "http" and self.host not in LOOPBACK
 
-    def connect(self) -> http.client.HTTPConnection:
+    def connect(self, method: str) -> http.client.HTTPConnection:
+        del method  # a server elsewhere may be slow to answer any
         kind = http.client.HTTPSConnection if self.scheme == "https" else http.client.HTTPConnection
-        return kind(self.host, self.port, timeout=CONNECT_S)
+        connection = kind(self.host, self.port, timeout=CONNECT_S)
+        connection.connect()
+        connection.sock.settimeout(SILENCE_S)
+        return connection
 
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
-    @contextmanager
-    def got(self, route: str) -> Iterator[http.client.HTTPResponse]:
-        """The response to a GET. Raises EngineError when there is none."""
-        with self.asked("GET", route, None) as response:
-            yield response
+    def path_of(self, route: str) -> str:
+        return self.prefix + route
 
-    @contextmanager
-    def posted(self, route: str, body: Mapping[str, object]) -> Iterator[http.client.HTTPResponse]:
-        """The response to a POST; leaving the block breaks it off. Raises EngineError."""
-        with self.asked("POST", route, json.dumps(body).encode()) as response:
-            yield response
-
-    @contextmanager
-    def asked(
-        self, method: str, route: str, body: bytes | None
-    ) -> Iterator[http.client.HTTPResponse]:
-        connection = self.connect()
-        headers = self.headers() | ({"Content-Type": "application/json"} if body else {})
-        try:
-            try:
-                connection.connect()
-                connection.sock.settimeout(SILENCE_S)
-                connection.request(method, self.prefix + route, body, headers)
-                response = connection.getresponse()
-            except (OSError, http.client.HTTPException) as error:
-                raise EngineError(
-                    f"{self} does not answer: {error or type(error).__name__}",
-                    hint="is the server running, and the address right?",
-                ) from error
-            yield response
-        finally:
-            connection.close()
+    def unreachable(self, error: Exception) -> EngineError:
+        return EngineError(
+            f"{self} does not answer: {error or type(error).__name__}",
+            hint="is the server running, and the address right?",
+        )
 
     def raise_if_dead(self, when: str, *, wait_s: float = 0) -> None:
         """Nothing is known of a process elsewhere."""

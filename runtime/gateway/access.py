@@ -17,13 +17,6 @@ OPEN = ("/livez", "/readyz", "/health", "/v1/health", "/")
 """Paths that need no key: they tell nothing, or are the page itself."""
 PAGE = "/page/"
 JSON_TYPE = b"application/json"
-ALLOWED_METHODS = b"GET, POST, HEAD, DELETE, OPTIONS"
-ALLOWED_HEADERS = (
-    b"authorization, content-type, x-api-key, anthropic-version, anthropic-beta,"
-    b" anthropic-dangerous-direct-browser-access, x-stainless-arch, x-stainless-lang,"
-    b" x-stainless-os, x-stainless-package-version, x-stainless-retry-count,"
-    b" x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout"
-)
 CLOSE = ((b"connection", b"close"),)
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]*)(:\d*)?")
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,251}[a-z0-9])?|[0-9a-f:.]{2,45}")
@@ -38,12 +31,13 @@ class Guard:
 
     settings: Settings
 
-    def check(self, method: str, path: str, head: Head) -> None:
-        """Raise ApiError for a request that must not get in."""
+    def check_sender(self, method: str, path: str, head: Head) -> None:
+        """Raise ApiError (403) for another server's name, and for a page that may not ask."""
         self.check_host(head.get(b"host", b""))
         self.check_page(method, path, head)
-        if method == "OPTIONS":
-            return
+
+    def check_request(self, method: str, path: str, head: Head) -> None:
+        """Raise ApiError for one without a key (401), or with a body that is not JSON (415)."""
         self.check_key(path, head)
         if method in ("POST", "PUT", "PATCH"):
             check_type(head)
@@ -108,26 +102,6 @@ class Guard:
         given = bearer.strip() if scheme.lower() == b"bearer" else head.get(b"x-api-key", b"")
         equal = [hmac.compare_digest(key.encode(), given) for key in self.settings.keys]
         return equal.index(True) if any(equal) else None
-
-    def cors(self, head: Head) -> tuple[tuple[bytes, bytes], ...]:
-        """What lets an allowed page read the response."""
-        origin = head.get(b"origin")
-        if origin is None or not self.is_allowed(origin):
-            return ()
-        exposed = b"retry-after, x-decant-model, x-request-id"
-        return (
-            (b"access-control-allow-origin", origin),
-            (b"access-control-expose-headers", exposed),
-            (b"vary", b"origin"),
-        )
-
-
-def preflight() -> list[tuple[bytes, bytes]]:
-    return [
-        (b"access-control-allow-methods", ALLOWED_METHODS),
-        (b"access-control-allow-headers", ALLOWED_HEADERS),
-        (b"access-control-max-age", b"600"),
-    ]
 
 
 def host_name(value: bytes) -> str:

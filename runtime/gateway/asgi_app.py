@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -19,16 +20,30 @@ from starlette.routing import Route as Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.gateway import routes_llama, routes_status
-from runtime.gateway.access import Guard, preflight
+from runtime.gateway.access import Guard
 from runtime.gateway.api_errors import ApiError, ClientGoneError, form_of, unavailable
 from runtime.gateway.body_reader import Taken
 from runtime.gateway.call import Call, Gateway, Handler, Route
 from runtime.gateway.metrics import FleetCollector
 from runtime.gateway.ollama import ollama_routes
 from runtime.gateway.openapi import openapi_routes
+from runtime.gateway.request_record import Record, address_of
 
 Log = Callable[[Mapping[str, Any]], None]
 """Is told of every request, when it is over."""
+for_allowed_pages = partial(
+    CORSMiddleware,
+    allow_methods=("GET", "POST", "HEAD", "DELETE"),
+    allow_headers=(
+        "Authorization", "X-Api-Key", "Anthropic-Version", "Anthropic-Beta",
+        "Anthropic-Dangerous-Direct-Browser-Access", "X-Stainless-Arch", "X-Stainless-Lang",
+        "X-Stainless-OS", "X-Stainless-Package-Version", "X-Stainless-Retry-Count",
+        "X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Timeout",
+    ),
+    expose_headers=("Retry-After", "X-Decant-Model", "X-Request-Id"),
+    allow_private_network=True,  # of a page in the internet that may ask a server at home
+)  # fmt: skip
+"""Lets pages of allowed origins send and read what the APIs' own clients do."""
 STREAMS = (b"text/event-stream", b"application/x-ndjson")
 STALL_CHECK_S = 1
 WITH_BODY = ("POST", "PUT", "PATCH")
@@ -68,17 +83,20 @@ def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no
     app = Starlette(
         routes=[*paths, ollama_routes.UPLOADS, *more],
         lifespan=lifespan,
-        exception_handlers={HTTPException: unrouted, HTTPStatus.INTERNAL_SERVER_ERROR: crashed},
+        exception_handlers={
+            HTTPException: answer_unrouted,
+            HTTPStatus.INTERNAL_SERVER_ERROR: answer_fault,
+        },
     )
     app.router.redirect_slashes = False
     return Front(app, gateway, log)
 
 
 def path_of(gateway: Gateway, route: Route) -> Path:
-    return Path(route.path, Endpoint(gateway, route.handler), methods=[route.method])
+    return Path(route.path, HandlerApp(gateway, route.handler), methods=[route.method])
 
 
-async def unrouted(request: Request, error: Exception) -> Response:
+async def answer_unrouted(request: Request, error: Exception) -> Response:
     """404 and 405, in the form of the API that was meant."""
     assert isinstance(error, HTTPException)
     told = {
@@ -88,7 +106,7 @@ async def unrouted(request: Request, error: Exception) -> Response:
     return refusal(ApiError(error.status_code, told), request.url.path, error.headers)
 
 
-async def crashed(request: Request, error: Exception) -> Response:
+async def answer_fault(request: Request, error: Exception) -> Response:
     """A fault of ours; what it was stands in the server's own log."""
     del error
     failure = ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "the server has failed; its log says why")
@@ -109,56 +127,62 @@ class Front:
         """Stand in front of `app`."""
         self.app, self.gateway, self.log = app, gateway, log
         self.guard = Guard(gateway.settings)
+        self.entrance: ASGIApp = self.enter
+        if origins := gateway.settings.origins:
+            self.entrance = for_allowed_pages(self.enter, allow_origins=tuple(origins))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         head = dict(scope["headers"])
-        record = Record(scope)
-        added = [
-            (b"x-request-id", record.id.encode()),
-            (b"x-content-type-options", b"nosniff"),
-            *self.guard.cors(head),
-        ]
+        record = Record(scope, self.client_of(scope, head))
+        record.keep_in(scope)
+        added = [(b"x-request-id", record.id.encode()), (b"x-content-type-options", b"nosniff")]
 
-        async def sending(message: Message) -> None:
+        async def send_recorded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), *added]}
                 record.status = message["status"]
             await send(message)
 
-        scope["record"] = record
-        scope["client_id"] = self.client_of(scope, head)
         try:
-            await self.answer(scope, receive, sending, head)
+            await self.answer(scope, receive, send_recorded, head)
         finally:
             self.write_down(record, scope)
 
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, head: Mapping[bytes, bytes]
     ) -> None:
+        """Answer a request whose sender may ask, a page's preflight too; refuse all others."""
+        try:
+            self.guard.check_sender(scope["method"], scope["path"], head)
+        except ApiError as error:
+            await self.refuse(error, scope, receive, send)
+        else:
+            await self.entrance(scope, receive, send)
+
+    async def enter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in. An allowed page can read whatever is said from here on."""
         method, path = scope["method"], scope["path"]
         try:
-            self.guard.check(method, path, head)
+            self.guard.check_request(method, path, dict(scope["headers"]))
             if self.gateway.is_draining and path not in ALWAYS:
                 raise unavailable("the server is shutting down", retry_after=5)
         except ApiError as error:
-            self.gateway.metrics.refused.labels(error.status).inc()
-            await refusal(error, path)(scope, receive, send)
-            return
-        if method == "OPTIONS":
-            response = Response(status_code=HTTPStatus.NO_CONTENT)
-            response.raw_headers = preflight()
-            await response(scope, receive, send)
+            await self.refuse(error, scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    async def refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+        self.gateway.metrics.refused.labels(error.status).inc()
+        await refusal(error, scope["path"])(scope, receive, send)
 
     def client_of(self, scope: Scope, head: Mapping[bytes, bytes]) -> str:
         """Who asks: a key where there are several, else an address."""
         if len(self.gateway.settings.keys) > 1:
             return f"key {self.guard.client_key(head)}"
-        return str(scope["client"][0]) if scope.get("client") else ""
+        return address_of(scope)
 
     def write_down(self, record: Record, scope: Scope) -> None:
         route = scope["route"].path if "route" in scope else "none"
@@ -169,36 +193,10 @@ class Front:
             metrics.first.labels(record.label).observe(record.first_s)
             metrics.streamed.labels(record.label).inc(record.nbytes)
         metrics.duration.labels(route, record.label).observe(took_s)
-        self.log(record.said(took_s))
+        self.log(record.line(took_s))
 
 
-class Record:
-    """What is known of a request for the log: never what was asked or answered."""
-
-    def __init__(self, scope: Scope) -> None:
-        """A request that begins now."""
-        self.id = secrets.token_hex(8)
-        self.began = time.monotonic()
-        self.method, self.path = scope["method"], scope["path"]
-        self.client = scope["client"][0] if scope.get("client") else ""
-        self.status = 0
-        self.model = self.label = ""
-        self.first_s: float | None = None
-        self.waited_s = 0.0
-        self.nbytes = 0
-        self.is_stream = False
-        self.ending = "complete"
-
-    def said(self, took_s: float) -> dict[str, Any]:
-        found = {
-            "id": self.id, "client": self.client, "method": self.method, "path": self.path,
-            "status": self.status, "model": self.model, "ending": self.ending,
-            "seconds": round(took_s, 4), "queued": round(self.waited_s, 4), "bytes": self.nbytes,
-        }  # fmt: skip
-        return found | ({"first": round(self.first_s, 4)} if self.first_s is not None else {})
-
-
-class Endpoint:
+class HandlerApp:
     """An ASGI app that gives a handler its Call, and its errors the right form."""
 
     def __init__(self, gateway: Gateway, handler: Handler) -> None:
@@ -206,18 +204,18 @@ class Endpoint:
         self.gateway, self.handler = gateway, handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record: Record = scope["record"]
+        record = Record.of(scope)
         form = form_of(scope["path"])
         outgoing = Outgoing(send, record)
         try:
             async with AsyncExitStack() as stack:
                 taken = Taken({}, 0)
                 if scope["method"] in WITH_BODY:
-                    taking = self.gateway.bodies.taken(scope, receive)
+                    taking = self.gateway.bodies.take(scope, receive, record.client_id)
                     taken = await stack.enter_async_context(taking)
-                    stack.enter_context(self.gateway.clients.place(scope["client_id"]))
-                request, client = Request(scope, never), scope["client_id"]
-                call = Call(self.gateway, request, taken.body, client, outgoing, record)
+                    stack.enter_context(self.gateway.clients.place(record.client_id))
+                request = Request(scope, never)
+                call = Call(self.gateway, request, taken.body, outgoing, record)
                 call.nbytes = taken.nbytes
                 await self.work(call, receive)
         except ClientGoneError:
@@ -235,7 +233,7 @@ class Endpoint:
     async def work(self, call: Call, receive: Receive) -> None:
         """Run the handler until it is done, its client is gone, or the server ends."""
         work = asyncio.ensure_future(self.handle(call))
-        gone = asyncio.ensure_future(left(receive))
+        gone = asyncio.ensure_future(wait_for_disconnect(receive))
         self.gateway.calls[call] = work
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -284,7 +282,7 @@ class Outgoing:
         await self({"type": "http.response.body", "body": last, "more_body": False})
 
 
-async def left(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Return when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

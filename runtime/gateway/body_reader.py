@@ -48,19 +48,18 @@ class Bodies:
         self.threads = ThreadPoolExecutor(AT_ONCE, "bodies")
 
     @asynccontextmanager
-    async def taken(self, scope: Scope, receive: Receive) -> AsyncIterator[Taken]:
-        """What a body holds; it counts as held inside the block.
+    async def take(self, scope: Scope, receive: Receive, client: str) -> AsyncIterator[Taken]:
+        """What a body holds; it counts as the client's inside the block.
 
         Raises ApiError for a body that is too large, too slow, no object, or holds too much of
         something; ClientGoneError.
         """
         self.refuse_announced(scope)
-        client = str(scope.get("client_id", ""))
         parts: list[bytes] = []
         try:
             await self.read(receive, parts, client)
             nbytes = sum(map(len, parts))
-            found = await self.beside(nbytes, lambda: self.understood(b"".join(parts)))
+            found = await self.beside(nbytes, lambda: self.parse_within(b"".join(parts)))
             yield Taken(found, nbytes)
         finally:
             self.held[client] -= sum(map(len, parts))
@@ -74,7 +73,7 @@ class Bodies:
 
     async def read(self, receive: Receive, parts: list[bytes], client: str) -> None:
         try:
-            await asyncio.wait_for(self.gathered(receive, parts, client), self.settings.body_s)
+            await asyncio.wait_for(self.gather(receive, parts, client), self.settings.body_s)
         except asyncio.TimeoutError:
             raise ApiError(
                 HTTPStatus.REQUEST_TIMEOUT,
@@ -82,7 +81,7 @@ class Bodies:
                 headers=((b"connection", b"close"),),
             ) from None
 
-    async def gathered(self, receive: Receive, parts: list[bytes], client: str) -> None:
+    async def gather(self, receive: Receive, parts: list[bytes], client: str) -> None:
         nbytes, more = 0, True
         while more:
             message = await receive()
@@ -106,7 +105,7 @@ class Bodies:
             headers=((b"connection", b"close"),),
         )
 
-    def understood(self, body: bytes) -> dict[str, Any]:
+    def parse_within(self, body: bytes) -> dict[str, Any]:
         """The object in a body. Raises ApiError; a body of too many values is not even parsed."""
         limits = self.settings.limits
         values = sum(map(body.count, MARKS))

@@ -19,6 +19,7 @@ from runtime.gateway.body import applied, cost, dumped, prepared
 from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import Catalog, Named
 from runtime.gateway.metrics import Metrics
+from runtime.gateway.request_record import Record
 from runtime.gateway.scheduling.engine_entry import Child
 from runtime.gateway.scheduling.placement import Role
 from runtime.gateway.scheduling.pool import Fleet
@@ -94,15 +95,6 @@ class Outgoing(Protocol):
     async def __call__(self, message: Message) -> None: ...
 
 
-class Record(Protocol):
-    """What will be written down of a call."""
-
-    model: str
-    label: str
-    waited_s: float
-    nbytes: int
-
-
 @dataclass(eq=False)
 class Call:
     """One request of a client, its body read and parsed."""
@@ -110,8 +102,6 @@ class Call:
     gateway: Gateway
     request: Request
     body: dict[str, Any]
-    client: str
-    """Who asks, for what each may have: a key's number, or an address."""
     outgoing: Outgoing
     record: Record
     state: str = "reading"
@@ -121,11 +111,11 @@ class Call:
     """Of the body: a large one is worked on beside the event loop."""
 
     @asynccontextmanager
-    async def answered(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[Reply]:
-        """The child's answer to a body, whose `model` says which child.
+    async def forward(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[Reply]:
+        """Forward a body to the child of its `model`; yields the child's reply, its head read.
 
-        It is loaded if need be, waited for in the queue, told the adapters. Leaving the block
-        breaks the answer off. Raises ApiError when there is none.
+        Loads the model, waits for a slot, sets the LoRA scales. Leaving the block breaks the
+        answer off. Raises ApiError when there is none.
         """
         gateway = self.gateway
         named = gateway.catalog.find(body.get("model"))
@@ -138,17 +128,20 @@ class Call:
         self.state = "loading"
         async with gateway.fleet.using(named, role) as child:
             self.state = "waiting"
-            async with self.asked(child, route, named, ready) as reply:
+            async with self.send_in_turn(child, route, named, ready) as reply:
                 yield reply
 
     @asynccontextmanager
-    async def asked(
+    async def send_in_turn(
         self, child: Child, route: str, named: Named, body: Mapping[str, Any]
     ) -> AsyncIterator[Reply]:
-        """The reply, when it is this call's turn; leaving the block breaks off the rest."""
+        """Send the body when it is this call's turn; yields the reply, its head read.
+
+        Leaving the block breaks off the rest. Raises ApiError.
+        """
         if why := child.missing(named.voice):
             raise unavailable(why, retry_after=60)
-        give_back = await self.turn(child, route, named, body)
+        give_back = await self.wait_for_turn(child, route, named, body)
         reply = None
         try:
             self.state = "answering"
@@ -162,21 +155,21 @@ class Call:
                 )
             except ModelError as error:
                 raise unavailable(f"{named.id!r}: {error.message}", retry_after=60) from error
-            reply = await self.posted(child, route, payload)
+            reply = await self.post_once(child, route, payload)
             await reply.read_head()
             yield reply
         except EngineGoneError:
-            await self.gateway.fleet.mourned(child)
+            await self.gateway.fleet.wait_for_exit(child)
             raise
         finally:
             if reply is not None and not reply.is_finished:
-                self.gateway.fleet.spawn(self.broken_off(reply, child, give_back))
+                self.gateway.fleet.spawn(self.break_off(reply, child, give_back))
             else:
                 give_back()
                 if reply is not None:
                     reply.close()
 
-    async def turn(
+    async def wait_for_turn(
         self, child: Child, route: str, named: Named, body: Mapping[str, Any]
     ) -> Callable[[], None]:
         """Wait for a place at the child; what gives it back. Raises ApiError."""
@@ -188,7 +181,7 @@ class Call:
         self.gateway.metrics.waited(named.label, ticket.waited_s)
         return lambda: child.gate.release(ticket)
 
-    async def broken_off(self, reply: Reply, child: Child, give_back: Callable[[], None]) -> None:
+    async def break_off(self, reply: Reply, child: Child, give_back: Callable[[], None]) -> None:
         """Give a place back when the child has let go of a reply that nobody waits for.
 
         One that does not is started again: it computes for nobody, and others wait for it.
@@ -196,19 +189,19 @@ class Call:
         gateway, server = self.gateway, child.server
         limit_s = gateway.settings.release_s
         try:
-            with gateway.clients.held(self.client):
+            with gateway.clients.held(self.record.client_id):
                 if not await reply.leave(limit_s or NEVER_S) and limit_s:
                     why = f"it computes still, {limit_s:g} s after its client has left"
                     await gateway.fleet.renew(child, server, why)
         finally:
             give_back()
 
-    async def posted(self, child: Child, route: str, payload: bytes) -> Reply:
-        """The request, sent once: again only where nobody was there to hear it."""
+    async def post_once(self, child: Child, route: str, payload: bytes) -> Reply:
+        """Post the request once; again only where nobody was there to hear it."""
         if child.address is not None:
             with suppress(NotThereError):
                 return await post(child.address, route, payload)
-        await self.gateway.fleet.revived(child)
+        await self.gateway.fleet.restart(child)
         if child.address is None:
             raise NotThereError
         return await post(child.address, route, payload)

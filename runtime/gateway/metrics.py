@@ -1,4 +1,8 @@
-"""What is counted, for Prometheus."""
+"""What is counted, for Prometheus.
+
+`relabelled` and not prometheus_client.parser: that has every counter's name end in _total, so that
+llama-server's n_tokens_max would get a name that nobody looks for, and takes as many lines.
+"""
 
 from __future__ import annotations
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from hashlib import sha256
+import os
 from http import HTTPStatus
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 FOLDER = Path(__file__).with_name("page")
 INDEX = "index.html"
@@ -20,6 +21,7 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+"""By the end of a file's name. The system's own table may call a script plain text."""
 POLICY = (
     "default-src 'none'",
     "script-src 'self'",
@@ -42,48 +44,32 @@ HEADERS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class PageFile:
-    """An ASGI app that answers with one file, read once: the page is small."""
+class PageFiles(StaticFiles):
+    """The files of `page/`, each under the policy."""
 
-    content: bytes
-    headers: dict[str, str]
+    async def index(self, request: Request) -> Response:
+        return await self.get_response(INDEX, request.scope)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.answer(Request(scope))(scope, receive, send)
+    def file_response(
+        self,
+        full_path: str | os.PathLike[str],
+        stat_result: os.stat_result,
+        scope: Scope,
+        status_code: int = HTTPStatus.OK,
+    ) -> Response:
+        """The file, or 304 where the browser has it already.
 
-    def answer(self, request: Request) -> Response:
-        """The file, its head alone, or that the browser has it already."""
-        if is_known(request.headers.get("if-none-match", ""), self.headers["ETag"]):
-            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=self.headers)
-        length = {"Content-Length": str(len(self.content))}
-        body = b"" if request.method == "HEAD" else self.content
-        return Response(body, headers=self.headers | length)
-
-
-def page_routes() -> list[Route]:
-    """`/` and `/page/NAME` for each file; whatever else is asked for under `/page/` is unknown."""
-    files = {path.name: page_file(path) for path in sorted(FOLDER.iterdir()) if is_served(path)}
-    named = [route(f"/page/{name}", file) for name, file in files.items()]
-    return [route("/", files[INDEX]), *named]
-
-
-def is_served(path: Path) -> bool:
-    """Whether it is the page's: editors and systems leave files of their own."""
-    return path.is_file() and path.suffix in TYPES and not path.name.startswith(".")
+        Raises HTTPException (404) for files that editors and systems leave there.
+        """
+        path = Path(full_path)
+        if path.suffix not in TYPES or path.name.startswith("."):
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers.update({**HEADERS, "Content-Type": TYPES[path.suffix]})
+        return response
 
 
-def page_file(path: Path) -> PageFile:
-    content = path.read_bytes()
-    tag = sha256(content).hexdigest()[:32]
-    return PageFile(content, HEADERS | {"Content-Type": TYPES[path.suffix], "ETag": f'"{tag}"'})
-
-
-def route(path: str, file: PageFile) -> Route:
-    return Route(path, file, methods=["GET", "HEAD"])
-
-
-def is_known(tags: str, own: str) -> bool:
-    """RFC 9110, 13.1.2: a list of tags, weak ones too, or `*`."""
-    listed = {tag.strip().removeprefix("W/") for tag in tags.split(",")}
-    return own in listed or "*" in listed
+def page_routes() -> list[BaseRoute]:
+    """`/`, and `/page/NAME` for each file."""
+    files = PageFiles(directory=FOLDER)
+    return [Route("/", files.index), Mount("/page", files)]

@@ -66,11 +66,12 @@ def passing(route: str) -> Handler:
             slots = await slots_for(call, route)
             if len(call.body[name]) > slots:
                 portions = cut(call.body[name], slots)
-                way = streamed if route in COMPLETED and call.body.get("stream") else joined
+                is_stream = route in COMPLETED and call.body.get("stream")
+                way = stream_portions if is_stream else join_portions
                 return await way(call, route, [{**call.body, name: part} for part in portions])
-        async with call.answered(route, call.body) as reply:
+        async with call.forward(route, call.body) as reply:
             if is_to_be_put_otherwise(reply.status, call):
-                raise await translated(reply)
+                raise await read_refusal(reply)
             size = size_of(call.body) if route in VECTORS else None
             if size is not None and reply.status == HTTPStatus.OK:
                 return await cut_vectors(reply, size, call)
@@ -91,12 +92,14 @@ async def slots_for(call: Call, route: str) -> int:
         return child.gate.capacity
 
 
-async def joined(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> Response:
-    """The answer to all portions of a request, in the form of one."""
+async def join_portions(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> Response:
+    """Answer all portions of a request, in the form of one."""
     size = size_of(call.body) if route in VECTORS else None
     found, offset = Joined(size, as_it_is=keeps_length(call.body)), 0
     beside = call.gateway.bodies.beside
-    async with in_order([partial(whole, call, route, portion) for portion in portions]) as texts:
+    async with in_order(
+        [partial(answer_portion, call, route, portion) for portion in portions]
+    ) as texts:
         for portion in portions:
             text = await texts.__anext__()
             await beside(len(text), partial(found.add, text, offset))
@@ -106,21 +109,21 @@ async def joined(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) 
     return Response(text, media_type="application/json", headers=headers)
 
 
-async def whole(call: Call, route: str, portion: Mapping[str, Any]) -> bytes:
-    """The answer to one portion. Raises ApiError."""
-    async with call.answered(route, portion) as reply:
+async def answer_portion(call: Call, route: str, portion: Mapping[str, Any]) -> bytes:
+    """Answer one portion: the child's body. Raises ApiError."""
+    async with call.forward(route, portion) as reply:
         if reply.status != HTTPStatus.OK:
-            raise await translated(reply)
+            raise await read_refusal(reply)
         return await reply.read()
 
 
-async def streamed(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> None:
-    """The same, while it is written."""
+async def stream_portions(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> None:
+    """Stream the answers to all portions of a request, in the form of one."""
     offset, has_begun = 0, False
     for portion in portions:
-        async with call.answered(route, portion) as reply:
+        async with call.forward(route, portion) as reply:
             if reply.status != HTTPStatus.OK:
-                raise await translated(reply)
+                raise await read_refusal(reply)
             if not has_begun:
                 has_begun = True
                 await begin(call, reply)
@@ -196,8 +199,8 @@ def is_to_be_put_otherwise(status: int, call: Call) -> bool:
     return status >= (HTTPStatus.INTERNAL_SERVER_ERROR if is_openai else HTTPStatus.BAD_REQUEST)
 
 
-async def translated(reply: Reply) -> ApiError:
-    """A child's 5xx: mostly a request that it could not read."""
+async def read_refusal(reply: Reply) -> ApiError:
+    """Read a child's error, mostly 5xx for a request that it could not read, as one of ours."""
     text = (await reply.read()).decode("utf-8", errors="replace")
     try:
         error = json.loads(text)["error"]

@@ -129,10 +129,11 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket bound to an address. Raises EngineError when it is taken, InputError for none."""
     bare = host.strip("[]")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family, kind)
+        # asyncio turns Nagle's algorithm off only for sockets that are said to be TCP
+        found = socket.socket(family, kind, protocol)
     except OSError as error:
         raise InputError(
             f"{host!r} is no address: {error.strerror}", hint="such as --host 127.0.0.1"
@@ -219,7 +220,7 @@ async def serve(
         limited = partial(loop.create_server, ssl_handshake_timeout=gateway.settings.head_s)
         loop.create_server = limited  # type: ignore[method-assign]
     for number in SIGNALS:
-        loop.add_signal_handler(number, ending.asked, number)
+        loop.add_signal_handler(number, ending.on_signal, number)
     chore = asyncio.ensure_future(beside()) if beside else None
     try:
         await server.serve([listener])
@@ -241,7 +242,7 @@ class Ending:
         self.code = 0
         self.draining: asyncio.Task[None] | None = None
 
-    def asked(self, number: int) -> None:
+    def on_signal(self, number: int) -> None:
         if self.draining is None:
             self.gateway.is_leaving = True
             linger_s = self.gateway.settings.linger_s if number == signal.SIGTERM else 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+
+from exporter.core.file_lock import lock, try_lock
 
 PREFIX = "decant-"
 OWNER = "owner"
@@ -27,7 +28,7 @@ class RunFolder:
             self.path.rmdir()
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
         self.owner = (self.path / "owning").open("w")
-        fcntl.flock(self.owner, fcntl.LOCK_EX)
+        lock(self.owner)
         (self.path / "owning").rename(self.path / OWNER)  # locked before anyone looks for it
         sweep(self.path.parent)
 
@@ -48,8 +49,7 @@ def sweep(parent: Path) -> None:
     """Remove folders that a killed process of this user has left."""
     for owner in parent.glob(f"{PREFIX}*/{OWNER}"):
         with suppress(OSError), owner.open("r+") as file:  # OSError: another's, in use, or gone
-            if owner.stat().st_uid == os.getuid():
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if owner.stat().st_uid == os.getuid() and try_lock(file):
                 shutil.rmtree(owner.parent, ignore_errors=True)
 
 

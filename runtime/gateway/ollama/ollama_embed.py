@@ -15,7 +15,7 @@ from runtime.gateway.api_errors import ApiError, bad_request, unavailable
 from runtime.gateway.body import dumped
 from runtime.gateway.call import Call
 from runtime.gateway.catalog import Named
-from runtime.gateway.ollama.ollama_engine import asked, find, load
+from runtime.gateway.ollama.ollama_engine import ask, find, load
 from runtime.gateway.ollama.ollama_request import Question, embed_question, text
 from runtime.gateway.ollama.ollama_response import NS, read_object
 from runtime.gateway.scheduling.engine_entry import Child
@@ -41,7 +41,7 @@ async def embed(call: Call) -> Response:
     if call.body.get("truncate") is not False:
         texts = await cut_to_fit(call, named, texts)
     question.body.update({"input": texts, PROMPT_NAME: ""})  # it stands before them already
-    vectors, prompt_tokens = await embedded(call, question, named)
+    vectors, prompt_tokens = await embed_texts(call, question, named)
     loaded = max(call.gateway.fleet.child(named, "embed").began - began, 0)
     numbers = {
         "total_duration": int((time.monotonic() - began) * NS),
@@ -58,7 +58,7 @@ async def embeddings(call: Call) -> Response:
     if not prompt:
         await load(call, named, "embed")
         return JSONResponse({"embedding": []})
-    vectors, _ = await embedded(call, embed_question({"input": prompt}), named)
+    vectors, _ = await embed_texts(call, embed_question({"input": prompt}), named)
     return JSONResponse({"embedding": vectors[0]})
 
 
@@ -76,13 +76,15 @@ def find_embedder(call: Call) -> Named:
     return named
 
 
-async def embedded(call: Call, question: Question, named: Named) -> tuple[list[list[float]], int]:
+async def embed_texts(
+    call: Call, question: Question, named: Named
+) -> tuple[list[list[float]], int]:
     """The vectors in the order of their texts, and how many tokens these have."""
     vectors: list[list[float]] = []
     prompt_tokens = 0
     async with call.gateway.fleet.using(named, "embed") as child:
         portions = cut(question.body["input"], child.gate.capacity)
-        works = [partial(whole, call, question, named, portion) for portion in portions]
+        works = [partial(embed_portion, call, question, named, portion) for portion in portions]
         async with in_order(works) as texts:
             async for text in texts:
                 found = await call.gateway.bodies.beside(len(text), partial(read_object, text))
@@ -92,9 +94,11 @@ async def embedded(call: Call, question: Question, named: Named) -> tuple[list[l
     return vectors, prompt_tokens
 
 
-async def whole(call: Call, question: Question, named: Named, texts: Sequence[object]) -> bytes:
+async def embed_portion(
+    call: Call, question: Question, named: Named, texts: Sequence[object]
+) -> bytes:
     part = replace(question, body={**question.body, "input": texts})
-    async with asked(call, part, named) as reply:
+    async with ask(call, part, named) as reply:
         return await reply.read()
 
 

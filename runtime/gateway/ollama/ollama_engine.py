@@ -11,7 +11,7 @@ from runtime.gateway.call import CHAT, Call
 from runtime.gateway.catalog import Named
 from runtime.gateway.ollama.ollama_request import Question
 from runtime.gateway.ollama.ollama_response import failure
-from runtime.gateway.routes_llama import translated
+from runtime.gateway.routes_llama import read_refusal
 from runtime.gateway.scheduling.placement import Role
 from runtime.gateway.scheduling.upstream import Reply
 
@@ -33,12 +33,12 @@ def find(call: Call) -> Named:
 
 
 @asynccontextmanager
-async def asked(call: Call, question: Question, named: Named) -> AsyncIterator[Reply]:
-    """An engine's response. Raises ApiError when it refuses."""
+async def ask(call: Call, question: Question, named: Named) -> AsyncIterator[Reply]:
+    """Ask an engine; yields its response. Raises ApiError when it refuses."""
     body = {**question.body, "model": named.id}
-    async with call.answered(question.route, body) as reply:
+    async with call.forward(question.route, body) as reply:
         if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            raise await translated(reply)
+            raise await read_refusal(reply)
         if reply.status != HTTPStatus.OK:
             raise failure(await reply.read(), reply.status)
         yield reply

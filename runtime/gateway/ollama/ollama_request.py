@@ -1,4 +1,9 @@
-"""What an Ollama client asks for, in the words of the routes that an engine has."""
+"""What an Ollama client asks for, in the words of the routes that an engine has.
+
+Without pydantic, which costs the gateway 8 MB of its 37 and 90 ms of its start: most of this is
+translation. The checks are `text`, `objects` and `option`, and say what Ollama's server says, whose
+clients show it.
+"""
 
 from __future__ import annotations
 

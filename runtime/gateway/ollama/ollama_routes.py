@@ -23,7 +23,7 @@ from runtime.gateway.api_errors import ApiError, bad_request, encoded
 from runtime.gateway.call import Call, Gateway, Handler, Route
 from runtime.gateway.catalog import Named
 from runtime.gateway.ollama.ollama_embed import embed, embeddings
-from runtime.gateway.ollama.ollama_engine import asked, find, load, unload
+from runtime.gateway.ollama.ollama_engine import ask, find, load, unload
 from runtime.gateway.ollama.ollama_listing import capabilities, context, details, digest, shown, tag
 from runtime.gateway.ollama.ollama_request import (
     Ability,
@@ -51,7 +51,7 @@ NO_CHANGE = "models are neither copied nor deleted by requests: `decant rm` dele
 NO_UPLOAD = "the server takes no uploads"
 
 
-async def told_version(call: Call) -> Response:
+async def version(call: Call) -> Response:
     del call
     return JSONResponse({"version": API_VERSION, "decant": own_version()})
 
@@ -97,15 +97,15 @@ def process(gateway: Gateway, named: Named, children: Sequence[Child]) -> Json:
 
 
 async def chat(call: Call) -> Response | None:
-    return await conversed(call, "chat")
+    return await converse(call, "chat")
 
 
 async def generate(call: Call) -> Response | None:
-    return await conversed(call, "generate")
+    return await converse(call, "generate")
 
 
-async def conversed(call: Call, form: Literal["chat", "generate"]) -> Response | None:
-    """An answer, or what asking nothing means: to load the model, or to unload it."""
+async def converse(call: Call, form: Literal["chat", "generate"]) -> Response | None:
+    """Answer, or do what asking nothing means: load the model, or unload it."""
     began = time.monotonic()
     named = find(call)
     able = capabilities(named)
@@ -122,7 +122,7 @@ async def conversed(call: Call, form: Literal["chat", "generate"]) -> Response |
     ability = Ability(voice.model, context(named.model.header), thinks, chats)
     question = (chat_question if form == "chat" else generate_question)(call.body, ability)
     voice = replace(voice, has_top=question.has_top)
-    async with asked(call, question, named) as reply:
+    async with ask(call, question, named) as reply:
         said = lines(reply.chunks(), Answer(voice, began, time.monotonic()))
         if not is_stream:
             whole = joined(voice, [line async for line in said])
@@ -174,7 +174,7 @@ async def read_past(request: Request) -> None:
 
 
 ROUTES = (
-    Route("GET", "/api/version", told_version),
+    Route("GET", "/api/version", version),
     Route("GET", "/api/tags", tags),
     Route("GET", "/api/ps", running),
     Route("POST", "/api/show", show),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route as Path
 
 from exporter.core.version import own_version
 from runtime.gateway import routes_llama
@@ -99,6 +100,7 @@ async def openapi(call: Call) -> Response:
     served = [
         (method, route.path)
         for route in call.request.app.routes
+        if isinstance(route, Path)  # the page's files are none of the API's
         for method in sorted(route.methods or ())
     ]
     return JSONResponse(document(served, has_keys=bool(call.gateway.settings.keys)))

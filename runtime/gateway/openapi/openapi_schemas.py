@@ -1,6 +1,8 @@
 """What bodies look like, in JSON Schema: as far as the gateway and its engines agree on them.
 
-What else an engine takes may stand beside what is named here.
+What else an engine takes may stand beside what is named here. So these are written out, and not
+made from models (pydantic, msgspec) that would check requests: the gateway hands on what it does
+not know, and the engine, whose fields change with llama.cpp, is the one to refuse it.
 """
 
 from __future__ import annotations

@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from exporter.core.errors import DecantError, EngineError, SpaceError
 from runtime.engine.llama_server import Server
 from runtime.engine.opened_model import Model
 from runtime.engine.request_texts import Fronts
 from runtime.gateway.catalog import Named
+from runtime.gateway.scheduling.engine_phase import (
+    BACKOFF_S,
+    Failed,
+    Loaded,
+    Loading,
+    Phase,
+    PhaseName,
+    Unloaded,
+)
 from runtime.gateway.scheduling.placement import Key, Role
 from runtime.gateway.scheduling.request_queue import Gate, Voice
 from runtime.gateway.scheduling.upstream import Address
 
 ASIDE = 2  # requests that a child answers beside its slots; more would keep it from its health
-State = Literal["unloaded", "loading", "loaded", "failed"]
 
 
 @dataclass(eq=False)
@@ -27,14 +35,11 @@ class Child:
     key: Key
     model: Model
     gate: Gate
-    state: State = "unloaded"
-    server: Server | None = None
-    address: Address | None = None
+    phase: Phase = field(default_factory=Unloaded)
     fronts: Fronts = field(default_factory=Fronts)
     """How requests are made ready for it, by the adapters that answer."""
     starting: asyncio.Task[None] | None = None
-    progress: float = 0
-    """The part of the file that is loaded."""
+    """Waits until it may be started, then loads it."""
     beside: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ASIDE))
     """For requests that need no slot."""
     users: int = 0
@@ -51,8 +56,6 @@ class Child:
     restarts: int = 0
     crashes: int = 0
     """In a row."""
-    retry_at: float = 0
-    error: DecantError | None = None
     out: dict[int, str] = field(default_factory=dict)
     """Adapters without which it was loaded, by their places, and why."""
 
@@ -62,8 +65,37 @@ class Child:
         return self.key.base if role == "generate" else f"{self.key.name} ({role})"
 
     @property
+    def state(self) -> PhaseName:
+        """The phase's name, as clients are told."""
+        return self.phase.name
+
+    @property
+    def server(self) -> Server | None:
+        """The process that loads or answers."""
+        return self.phase.server if isinstance(self.phase, Loading | Loaded) else None
+
+    @property
+    def address(self) -> Address | None:
+        """Where it answers; None in every phase but Loaded."""
+        return self.phase.address if isinstance(self.phase, Loaded) else None
+
+    @property
+    def progress(self) -> float:
+        """The part of the file that is loaded, from 0 to 1."""
+        return self.phase.progress if isinstance(self.phase, Loading) else float(self.is_loaded)
+
+    @property
     def is_loaded(self) -> bool:
-        return self.state == "loaded"
+        return isinstance(self.phase, Loaded)
+
+    def fail(self, error: DecantError, now: float) -> Failed:
+        """Enter Failed; each failure in a row has the next start wait for longer."""
+        wait_s = BACKOFF_S[min(self.crashes, len(BACKOFF_S) - 1)]
+        self.crashes += 1
+        if isinstance(error, SpaceError):  # nothing was started, so nothing is wrong with it
+            self.crashes, wait_s = 0, 0
+        failed = self.phase = Failed(error, now + wait_s)
+        return failed
 
     @property
     def is_idle(self) -> bool:
@@ -110,7 +142,8 @@ class Child:
     @property
     def reserved(self) -> int:
         """Bytes that it is about to take."""
-        return self.nbytes if self.state == "loading" and self.server is not None else 0
+        is_planned = isinstance(self.phase, Loading) and self.phase.server is not None
+        return self.nbytes if is_planned else 0
 
 
 class CrowdedError(SpaceError):

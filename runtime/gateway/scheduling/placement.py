@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -55,77 +56,84 @@ class Key:
     """What the child calls itself in its answers."""
 
 
-def planned(
-    key: Key,
-    model: Model,
-    settings: Settings,
-    toolchain: Toolchain,
-    workers: Sequence[WorkerFacts] = (),
-    reserved: int = 0,
-) -> Plan:
-    """How a child is run, here and with those workers. Raises SpaceError when it does not fit.
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What an engine is planned for: this machine as it is now, and its workers."""
 
-    reserved: bytes of the free memory that others are about to take.
-    """
-    open_slots = (1,) if model.is_encoder_decoder else SLOTS
-    slots = (settings.parallel,) if settings.parallel else open_slots
-    if is_cut_wrongly(model.header, key.role):
-        slots = (1,)
-    error: SpaceError | None = None
-    found: tuple[int, Fit] | None = None
-    short = True
-    for parallel in slots:
-        try:
-            fitted = fitting(key.role, model, parallel, settings, toolchain, workers, reserved)
-        except SpaceError as caught:
-            error = caught
-            continue
-        found = parallel, fitted
-        if not (short := is_short(fitted, settings)):
-            break
-    if found is None:
-        assert error is not None
-        raise error
-    here = spec(key, model, *found)
-    here = replace(here, extra=(*here.extra, *settings.extra))
-    if settings.isolate and key.role == "fixed":
-        # copies of the weights in the order that kernels like best could not be shared
-        here = replace(here, extra=(*here.extra, "--no-repack"))
+    toolchain: Toolchain
+    workers: Sequence[WorkerFacts] = ()
+    """Machines that compute layers."""
+    reserved: int = 0
+    """Bytes of the free memory that other engines are about to take."""
+
+
+def plan_engine(key: Key, model: Model, settings: Settings, room: Room) -> Plan:
+    """How an engine is run. Raises SpaceError when it does not fit."""
+    parallel, fitted = choose_slots(key.role, model, settings, room)
+    server = server_spec(key, model, parallel, fitted)
+    server = replace(server, extra=(*server.extra, *flags_of(settings, key.role)))
+    if settings.rpc is not None and not model.is_encoder_decoder:
+        backend = room.toolchain.info["backend"]
+        spread = spread_over(settings.rpc, room.workers, model.header, fitted.need, backend)
+        # earlier prompts would be fetched from the workers, and sent back
+        server = replace(server, rpc=spread, prompt_cache=0)
     # llama-server keeps a token's room free where it computes a text in pieces
-    text_max = here.context - may_be_cut(model.header, key.role)
-    if settings.rpc is None or model.is_encoder_decoder:
-        return Plan(here, found[1], short, text_max)
-    backend = toolchain.info["backend"]
-    rpc = spread_over(settings.rpc, workers, model.header, found[1].need, backend)
-    # earlier prompts would be fetched from the workers, and sent back
-    return Plan(replace(here, rpc=rpc, prompt_cache=0), found[1], short, text_max)
+    text_max = server.context - may_be_cut(model.header, key.role)
+    return Plan(server, fitted, is_short(fitted, settings), text_max)
 
 
-def fitting(
-    role: Role,
-    model: Model,
-    parallel: int,
-    settings: Settings,
-    toolchain: Toolchain,
-    workers: Sequence[WorkerFacts],
-    reserved: int,
-) -> Fit:
-    beside = [adapter.path for adapter in model.adapters]
+def choose_slots(role: Role, model: Model, settings: Settings, room: Room) -> tuple[int, Fit]:
+    """The number of slots, and how the model fits with them.
+
+    As many as leave it its whole context, else the fewest. Raises SpaceError where these do not
+    fit either.
+    """
+    *more, fewest = slots_to_try(role, model, settings)
+    for parallel in more:
+        with suppress(SpaceError):
+            fitted = fit_slots(role, model, parallel, settings, room)
+            if not is_short(fitted, settings):
+                return parallel, fitted
+    return fewest, fit_slots(role, model, fewest, settings, room)
+
+
+def slots_to_try(role: Role, model: Model, settings: Settings) -> tuple[int, ...]:
+    """Numbers of slots, the most first."""
+    if is_cut_wrongly(model.header, role):
+        return (1,)
+    if settings.parallel:
+        return (settings.parallel,)
+    return (1,) if model.is_encoder_decoder else SLOTS
+
+
+def fit_slots(role: Role, model: Model, parallel: int, settings: Settings, room: Room) -> Fit:
+    """How the model fits with so many slots. Raises SpaceError when it does not."""
+    is_whole = role in ROLE_FLAGS and not may_be_cut(model.header, role)
+    files = [adapter.path for adapter in model.adapters]
+    lent = sum(sum(worker.free) for worker in room.workers)
     return fit(
         model.header,
-        beside + ([model.projector] if model.projector else []),
+        files + ([model.projector] if model.projector else []),
         Asked(
             settings.context,
             settings.threads,
             parallel,
-            whole_texts=role in ROLE_FLAGS and not may_be_cut(model.header, role),
+            whole_texts=is_whole,
             exact=role in ROLE_FLAGS,
         ),
-        free=max(0, available_nbytes() - reserved) + sum(sum(worker.free) for worker in workers),
+        free=max(0, available_nbytes() - room.reserved) + lent,
         cores=physical_cores(),
-        backend=toolchain.info["backend"],
-        gpu=free_nbytes(toolchain),
+        backend=room.toolchain.info["backend"],
+        gpu=free_nbytes(room.toolchain),
     )
+
+
+def flags_of(settings: Settings, role: Role) -> tuple[str, ...]:
+    """The user's flags of llama-server, and those that follow from the settings."""
+    if settings.isolate and role == "fixed":
+        # copies of the weights in the order that kernels like best could not be shared
+        return (*settings.extra, "--no-repack")
+    return settings.extra
 
 
 def is_short(fitted: Fit, settings: Settings) -> bool:
@@ -134,7 +142,8 @@ def is_short(fitted: Fit, settings: Settings) -> bool:
     return fitted.context < least or fitted.cache_type != "f16" or fitted.is_split
 
 
-def spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
+def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
+    """The engine's process: its files, slots and flags, by what it is for."""
     role, voice, name = key.role, key.voice, key.name or key.base
     alias = ("-a", name.replace(",", "-"))  # llama-server cuts it at commas
     found = ServerSpec(

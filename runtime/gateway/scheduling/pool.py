@@ -26,14 +26,14 @@ from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.catalog import Named
 from runtime.gateway.scheduling.adapter_watch import AdapterFiles
 from runtime.gateway.scheduling.engine_entry import Child, CrowdedError, as_reason, key_of
-from runtime.gateway.scheduling.placement import ROLE_FLAGS, Key, Plan, Role, planned
+from runtime.gateway.scheduling.engine_phase import Failed, Loaded, Loading, Unloaded
+from runtime.gateway.scheduling.placement import ROLE_FLAGS, Key, Plan, Role, Room, plan_engine
 from runtime.gateway.scheduling.request_queue import Gate
 from runtime.gateway.scheduling.upstream import address_of, is_well
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts, preflight
 
 WATCH_S = 0.1  # between looks at whether a child lives
-BACKOFF_S = (0.2, 1, 2, 5, 10, 30)
 HEALTHY_S = 10  # a child that lived so long is not in a loop of crashes
 PATIENCE_S = 5  # a request waits so long for a restart, else it is told to come again
 STARTS_MAX = 64  # threads, each of which waits for one child to be up
@@ -73,35 +73,35 @@ class Fleet:
         child = self.child(named, role)
         child.users += 1
         try:
-            await self.loaded(child)
+            await self.ensure_loaded(child)
             yield child
         finally:
             child.users -= 1
             child.last_used = self.clock()
 
-    async def loaded(self, child: Child) -> None:
-        """Return when the child is up; it is loaded once, however many wait."""
+    async def ensure_loaded(self, child: Child) -> None:
+        """Return when the child is up; it is loaded once, however many wait. Raises ApiError."""
         while not child.is_loaded:
             if self.is_closed:
                 raise unavailable("the server is shutting down", retry_after=5)
-            if self.backoff(child) > PATIENCE_S:
-                raise self.failure(child)
+            failed = child.phase
+            if isinstance(failed, Failed) and failed.wait_s(self.clock()) > PATIENCE_S:
+                raise self.failure(child, failed)
             if child.starting is None:
                 child.starting = self.spawn(self.start(child))
             await asyncio.wait({child.starting})
-            if child.state == "failed":
-                raise self.failure(child)
+            if isinstance(failed := child.phase, Failed):
+                raise self.failure(child, failed)
 
-    def backoff(self, child: Child) -> float:
-        """Seconds until it may be started again."""
-        return max(0.0, child.retry_at - self.clock())
-
-    def failure(self, child: Child) -> ApiError:
-        why = child.error.message.splitlines()[0] if child.error else "it was unloaded"
-        wait_s = int(self.backoff(child)) + 1
+    def failure(self, child: Child, failed: Failed) -> ApiError:
+        """What those are told who wait for a child that cannot be loaded."""
+        why = failed.error.message.splitlines()[0]
         path = str(child.model.header.path)
         told = why.replace(f"`{path}`", child.name).replace(path, child.name)
-        return unavailable(f"{child.name!r} cannot be loaded: {told}", retry_after=wait_s)
+        return unavailable(
+            f"{child.name!r} cannot be loaded: {told}",
+            retry_after=int(failed.wait_s(self.clock())) + 1,
+        )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run it beside everything else, and hold on to it."""
@@ -111,39 +111,43 @@ class Fleet:
         return task
 
     async def start(self, child: Child) -> None:
-        """Load the child when it is time; what fails is kept in it."""
-        await asyncio.sleep(self.backoff(child))
-        child.state, child.progress, child.error = "loading", 0, None
-        loading = self.spawn(self.load(child))
-        await asyncio.wait({loading})
-        if isinstance(error := loading.exception(), TemplateRefusedError):
+        """Load the child when its wait is over. Whatever loading raises is kept in its phase."""
+        if isinstance(failed := child.phase, Failed):
+            await asyncio.sleep(failed.wait_s(self.clock()))
+        error = await self.try_load(child)
+        if isinstance(error, TemplateRefusedError):
             self.report(Warn(template_refused(child.name, error)))
             child.model = replace(child.model, is_handed_over=True)
-            loading = self.spawn(self.load(child))
-            await asyncio.wait({loading})
+            error = await self.try_load(child)
         child.starting = None
-        if (error := loading.exception()) is not None:
-            self.fail(child, as_reason(error))
-        elif child.state == "loading":  # nobody waits for it any more
-            child.state = "unloaded"
+        if error is not None:
+            child.gate.refuse_all(self.failure(child, self.fail(child, as_reason(error))))
+        elif isinstance(child.phase, Loading):  # nobody waits for it any more
+            child.phase = Unloaded()
 
-    async def load(self, child: Child) -> None:
+    async def try_load(self, child: Child) -> BaseException | None:
+        """What loading a child fails by, which may be anything; None where it does not fail."""
+        loading = child.phase = Loading()
+        attempt = self.spawn(self.load(child, loading))
+        await asyncio.wait({attempt})
+        return attempt.exception()
+
+    async def load(self, child: Child, loading: Loading) -> None:
         """Load the child, unless all who wanted it have left. Raises whatever it fails by."""
         began = self.clock()
-        await self.apart(getattr, child.model, "chat")  # which may take a moment
-        child.out = await self.apart(self.adapter_files.checked, child.model)
+        await self.in_thread(getattr, child.model, "chat")  # which may take a moment
+        child.out = await self.in_thread(self.adapter_files.checked, child.model)
         if why := child.missing(child.key.voice):
             raise ModelError(why, hint="put its file right: it is checked again")
-        server = await self.server_for(child)
+        server = await self.server_for(child, loading)
         if server is None:
             return
         self.report(Step(f"loading {child.name}"))
-        child.fronts = await self.apart(fronts_of, child)
-        await self.apart(server.__enter__)
+        child.fronts = await self.in_thread(fronts_of, child)
+        await self.in_thread(server.__enter__)
         await self.compare(child, server)
-        child.address = address_of(server)
         child.gate.capacity = server.spec.parallel
-        child.state, child.progress = "loaded", 1
+        child.phase = Loaded(server, address_of(server))
         child.began = child.last_used = self.clock()
         child.load_s = child.began - began
         if self.is_closed:
@@ -153,43 +157,43 @@ class Fleet:
         self.spawn(self.watch(child, server))
         child.gate.open()
 
-    async def server_for(self, child: Child) -> Server | None:
+    async def server_for(self, child: Child, loading: Loading) -> Server | None:
         """The child's server, with memory set apart for it; None where nobody waits for it.
 
         Memory is shared out to one at a time; what is starting has its own set apart.
         """
 
-        def heard(event: Event) -> None:
+        def note_progress(event: Event) -> None:
             if isinstance(event, Progress) and event.total:
-                child.progress = event.done / event.total
+                loading.progress = event.done / event.total
 
         while True:
             async with self.planning:
                 if self.is_closed or not child.users:
                     return None
-                await self.limit_voiced(child)
+                await self.limit_chosen_scales(child)
                 plan = await self.room_for(child)
                 if plan is not None:
                     child.nbytes, child.context = plan.fit.need.total, plan.spec.context
                     child.text_max = plan.text_max
                     for said in plan.fit.warnings():
                         self.report(Warn(f"{child.name}: {said}"))
-                    child.server = Server(plan.spec, self.toolchain, report=heard)
-                    return child.server
-            await self.one_has_started()
+                    loading.server = Server(plan.spec, self.toolchain, report=note_progress)
+                    return loading.server
+            await self.wait_for_a_start()
 
-    async def one_has_started(self) -> None:
+    async def wait_for_a_start(self) -> None:
         """Wait until one of those that are starting has its memory, or has given it back."""
         starts = {one.starting for one in self.children.values() if one.reserved and one.starting}
         if starts:
             await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
 
-    async def apart(self, work: Callable[..., Result], *arguments: object) -> Result:
+    async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         """What `work` gives, done in a thread that may take its time."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, work, *arguments)
 
-    async def limit_voiced(self, child: Child) -> None:
+    async def limit_chosen_scales(self, child: Child) -> None:
         """Have room for one more child of scales that clients chose, if it is one.
 
         The longest unused are forgotten. Raises CrowdedError when all are in use.
@@ -220,7 +224,7 @@ class Fleet:
                 found += [f"{child.name}:{adapter.name}: {said}" for said in said_of(server, own)]
             return found
 
-        for said in await self.apart(compared):
+        for said in await self.in_thread(compared):
             self.report(Note(said))
 
     async def room_for(self, child: Child) -> Plan | None:
@@ -233,10 +237,10 @@ class Fleet:
             reserved = sum(one.reserved for one in self.children.values())
             others = [one for one in self.children.values() if one.is_idle and one is not child]
             oldest = min(others, key=lambda one: one.last_used, default=None)
-            what = child.engine_key, child.engine_model
-            arguments = (*what, self.settings, self.toolchain, workers, reserved)
+            room = Room(self.toolchain, workers, reserved)
+            engine = child.engine_key, child.engine_model
             try:
-                plan = await self.apart(planned, *arguments)
+                plan = await self.in_thread(plan_engine, *engine, self.settings, room)
             except SpaceError:
                 if oldest is None and reserved:
                     return None
@@ -255,42 +259,34 @@ class Fleet:
         rpc = self.settings.rpc
         if rpc is None or child.model.is_encoder_decoder:
             return ()
-        return await self.apart(preflight, rpc, self.toolchain)
+        return await self.in_thread(preflight, rpc, self.toolchain)
 
-    def fail(self, child: Child, error: DecantError) -> None:
-        """Remember why it cannot be loaded, and tell all who wait for it."""
-        self.note_end(child, error)
-        child.gate.refuse_all(self.failure(child))
-
-    def note_end(self, child: Child, error: DecantError) -> None:
-        """Remember why it is gone, and when it may be tried again."""
-        child.state, child.error, child.server, child.address = "failed", error, None, None
-        child.retry_at = self.clock() + BACKOFF_S[min(child.crashes, len(BACKOFF_S) - 1)]
-        child.crashes += 1
-        if isinstance(error, SpaceError):  # it is not to blame, and has not even begun
-            child.crashes, child.retry_at = 0, 0
+    def fail(self, child: Child, error: DecantError) -> Failed:
+        """Note why a child has failed, and when it may be tried again."""
         self.report(Warn(f"{child.name}: {error.message}"))
+        return child.fail(error, self.clock())
 
     async def watch(self, child: Child, server: Server) -> None:
         """Notice when a child dies or falls silent, and start it again if it was in use."""
-        listening = self.spawn(self.listen(child, server))
+        watching_health = self.spawn(self.watch_health(child, server))
         try:
-            await self.until_gone(child, server)
+            await self.watch_process(child, server)
         finally:
-            listening.cancel()
+            watching_health.cancel()
 
-    async def until_gone(self, child: Child, server: Server) -> None:
-        while child.server is server and child.state == "loaded":
+    async def watch_process(self, child: Child, server: Server) -> None:
+        """Return when the process has died, or is no longer the child's."""
+        while child.is_loaded and child.server is server:
             try:
                 server.raise_if_gone()
             except EngineDiedError as error:
-                await self.bury(child, server, error)
+                await self.handle_death(child, server, error)
                 return
             except DecantError:
                 return
             await asyncio.sleep(WATCH_S)
 
-    async def listen(self, child: Child, server: Server) -> None:
+    async def watch_health(self, child: Child, server: Server) -> None:
         """Have a child started again that lives, but says nothing any more."""
         limit_s = self.settings.health_s
         while limit_s and child.server is server and child.address is not None:
@@ -302,34 +298,36 @@ class Fleet:
 
     async def renew(self, child: Child, server: Server | None, why: str) -> None:
         """Start a child again that is of no use any more, unless that has happened already."""
-        if server is not None and child.server is server:
-            await self.bury(child, server, EngineDiedError(why, hint="it is started again"))
+        if server is not None:
+            error = EngineDiedError(why, hint="it is started again")
+            await self.handle_death(child, server, error)
 
-    async def revived(self, child: Child) -> None:
+    async def restart(self, child: Child) -> None:
         """Return when a child that could not be reached is up again. Raises ApiError."""
-        await self.mourned(child)
-        await self.loaded(child)
+        await self.wait_for_exit(child)
+        await self.ensure_loaded(child)
 
-    async def mourned(self, child: Child) -> None:
-        """Let a child that broke off be known for dead, before anybody is sent there again."""
+    async def wait_for_exit(self, child: Child) -> None:
+        """Wait for the process's exit, so that nobody is sent to a child that has broken off."""
         server = child.server
         if server is not None:
             loop = asyncio.get_running_loop()
             try:
                 await loop.run_in_executor(None, wait_for_end, server)
             except EngineDiedError as error:
-                await self.bury(child, server, error)
+                await self.handle_death(child, server, error)
 
-    async def bury(self, child: Child, server: Server, error: EngineDiedError) -> None:
+    async def handle_death(self, child: Child, server: Server, error: EngineDiedError) -> None:
+        """Note that the process has ended, and start another if the child is in use."""
         if child.server is not server:  # somebody else has seen it, too
             return
         if self.clock() - child.began > HEALTHY_S:
             child.crashes = 0
         child.gate.close()
         was_wanted = bool(child.users)
-        self.note_end(child, error)
-        if self.backoff(child) > PATIENCE_S:  # else those who wait go on doing so
-            child.gate.refuse_all(self.failure(child))
+        failed = self.fail(child, error)
+        if failed.wait_s(self.clock()) > PATIENCE_S:  # else those who wait go on doing so
+            child.gate.refuse_all(self.failure(child, failed))
         await asyncio.get_running_loop().run_in_executor(None, server.stop)
         child.restarts += 1
         if was_wanted and not self.is_closed and child.starting is None:
@@ -337,8 +335,8 @@ class Fleet:
 
     async def stop(self, child: Child) -> None:
         """Unload; whoever asks for it loads it again."""
-        server, child.server = child.server, None
-        child.state, child.address, child.progress = "unloaded", None, 0
+        server = child.server
+        child.phase = Unloaded()
         child.gate.close()
         if server is not None:
             await asyncio.get_running_loop().run_in_executor(None, server.stop)
@@ -365,13 +363,13 @@ class Fleet:
         """Stop all children, also those that are just being loaded."""
         self.is_closed = True
         for child in self.children.values():
-            if child.state != "loading":
-                if child.starting is not None:  # it waits for its time
-                    child.starting.cancel()
-            elif child.server and child.server.process:
-                with suppress(ProcessLookupError):
-                    child.server.process.terminate()
-        await asyncio.gather(*(self.stop(c) for c in self.children.values() if c.state == "loaded"))
+            if isinstance(child.phase, Loading):
+                if child.server is not None and child.server.process is not None:
+                    with suppress(ProcessLookupError):
+                        child.server.process.terminate()
+            elif child.starting is not None:  # it waits for its time
+                child.starting.cancel()
+        await asyncio.gather(*(self.stop(c) for c in self.children.values() if c.is_loaded))
         if self.tasks:  # those that load, watch, bury or break off
             await asyncio.wait(self.tasks, timeout=5)
 

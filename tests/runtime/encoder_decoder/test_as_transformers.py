@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from runtime.encoder_decoder.model import Flag, Sampling, generate, loaded
+from runtime.encoder_decoder.model import Flag, Sampling, generate, open_encoder_decoder
 from tests.support.encoder_decoders import ANSWERS, COMPLETIONS, GREEDY, Served, serving
 
 pytestmark = [
@@ -95,7 +95,7 @@ def test_greedy_answers_are_those_of_transformers_and_the_adapters_doing(
     import torch
 
     model = references[kind]
-    with loaded(made[kind].gguf, toolchain, context=64, threads=1) as ours:
+    with open_encoder_decoder(made[kind].gguf, toolchain, context=64, threads=1) as ours:
         for prompt, expected in model.expected.items():
             ids = ours.vocabulary.encode(prompt, special=True)
             with closing(generate(ours, ids, Sampling(temperature=0), Flag())) as answer:

@@ -135,7 +135,7 @@ def prompt(server: Server, messages: list[Json], more: Json) -> str | None:
     if switches:
         body["chat_template_kwargs"] = switches
     front = front_of(read_gguf(server.spec.model), server.spec.chat)
-    with server.posted("/apply-template", front.ready("/apply-template", body)) as response:
+    with server.post("/apply-template", front.ready("/apply-template", body)) as response:
         found = json.loads(response.read())
     return found["prompt"] if response.status == 200 else None
 
@@ -153,7 +153,7 @@ def said(server: Server) -> str | None:
     """The answer of a model that keeps to no format; None where it is lost."""
     settings = {"max_tokens": 8, "seed": 1, "temperature": 0, "logit_bias": [[2, False]]}
     told: list[Json] = [user("Hi there")]
-    with server.posted("/v1/chat/completions", {"messages": told, **settings}) as response:
+    with server.post("/v1/chat/completions", {"messages": told, **settings}) as response:
         found = json.loads(response.read())
     if response.status != 200:
         return None

@@ -53,7 +53,7 @@ def test_an_answer_that_keeps_to_no_format_is_given_as_it_was_written(channels, 
 @pytest.mark.parametrize("stream", [False, True])
 def test_such_an_answer_says_that_it_keeps_to_no_format(channels, route, stream):
     body = {"messages": TALKS[0], "input": "the cat", "stream": stream, **LOOSE}
-    with channels.posted(route, body) as response:
+    with channels.post(route, body) as response:
         header, text = response.getheader("X-Decant-Unparsed"), response.read().decode()
 
     assert header == (None if stream else "1")
@@ -115,6 +115,6 @@ def test_an_answer_that_keeps_to_its_format_says_nothing(models, toolchain):
     chat = chat_format(read_gguf(models["letters"]))
     spec = ServerSpec(models["letters"], CONTEXT, threads=1, chat=chat)
     body = {"messages": TALKS[0], **LOOSE}
-    with Server(spec, toolchain) as server, server.posted("/v1/messages", body) as response:
+    with Server(spec, toolchain) as server, server.post("/v1/messages", body) as response:
         assert response.getheader("X-Decant-Unparsed") is None
         assert "unparsed" not in response.read().decode()

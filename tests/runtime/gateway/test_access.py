@@ -5,11 +5,17 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from starlette.testclient import TestClient
 
 from runtime.gateway.access import Guard, host_name
 from runtime.gateway.api_errors import ApiError
+from runtime.gateway.asgi_app import build_app
+from runtime.gateway.call import Gateway
+from runtime.gateway.catalog import Catalog
+from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.settings import Settings
 
+FRIEND = "https://friend.example"
 HOSTS = {
     "localhost:8080": True, "127.0.0.1:8080": True, "[::1]:8080": True, "LOCALHOST": True,
     "evil.example": False, "localhost.evil.example": False, "": False, "192.0.2.7": False,
@@ -21,7 +27,7 @@ TYPES = {"application/json": True, "application/json; charset=utf-8": True, "tex
          "application/x-www-form-urlencoded": False, "multipart/form-data; boundary=x": False,
          "": False, "application/json; charset=utf-7": False}  # fmt: skip
 SITES = {None: True, "same-origin": True, "none": True, "cross-site": False, "same-site": False}
-GUARD = Guard(Settings(hosts=frozenset({"my.name"}), origins=frozenset({"https://friend.example"})))
+GUARD = Guard(Settings(hosts=frozenset({"my.name"}), origins=frozenset({FRIEND})))
 
 
 def head(host=None, origin=None, kind=None, site=None, **more) -> dict[bytes, bytes]:
@@ -31,7 +37,8 @@ def head(host=None, origin=None, kind=None, site=None, **more) -> dict[bytes, by
 
 def lets_in(guard: Guard, method: str, path: str, given: dict[bytes, bytes]) -> int:
     try:
-        guard.check(method, path, given)
+        guard.check_sender(method, path, given)
+        guard.check_request(method, path, given)
     except ApiError as error:
         return error.status
     return 200
@@ -99,9 +106,65 @@ def test_keys_are_told_apart_for_their_shares():
     assert guard.client_key(head("localhost", authorization="Bearer two")) == 1
 
 
-def test_only_an_allowed_page_may_read_what_comes_back():
-    friend = dict(GUARD.cors(head("localhost", "https://friend.example")))
+@pytest.fixture
+def client():
+    """A server with a key and without models, which pages of one origin may ask."""
+    settings = Settings(origins=frozenset({FRIEND}), keys=("secret",))
+    gateway = Gateway(settings, Catalog([]), Fleet(settings, None))
+    return TestClient(build_app(gateway), base_url="http://localhost")
 
-    assert friend[b"access-control-allow-origin"] == b"https://friend.example"
-    assert GUARD.cors(head("localhost", "http://evil.example")) == ()
-    assert GUARD.cors(head("localhost")) == ()
+
+def test_only_an_allowed_page_may_read_what_comes_back(client):
+    for headers, status in (({}, 401), ({"Authorization": "Bearer secret"}, 200)):
+        friend = client.get("/v1/models", headers={"Origin": FRIEND, **headers})
+        evil = client.get("/v1/models", headers={"Origin": "http://evil.example", **headers})
+        bare = client.get("/v1/models", headers=headers)
+
+        assert friend.headers["access-control-allow-origin"] == FRIEND
+        assert "x-decant-model" in friend.headers["access-control-expose-headers"].lower()
+        assert "Origin" in friend.headers["vary"]
+        assert [friend.status_code, evil.status_code, bare.status_code] == [status, 403, status]
+        for other in (evil, bare):
+            assert "access-control-allow-origin" not in other.headers
+
+
+def preflight(client, origin, method="POST", asked="content-type, x-api-key", host="localhost"):
+    headers = {
+        "Origin": origin,
+        "Host": host,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": asked,
+        "Access-Control-Request-Private-Network": "true",
+    }
+    return client.options("/v1/messages", headers=headers)
+
+
+def test_an_allowed_page_is_told_before_it_asks_that_it_may(client):
+    answer = preflight(client, FRIEND)
+
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == FRIEND
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert "x-api-key" in answer.headers["access-control-allow-headers"].lower()
+    assert answer.headers["x-request-id"]
+    assert answer.headers["access-control-allow-private-network"] == "true"
+    assert preflight(client, FRIEND, asked="x-other").status_code == 400
+    assert preflight(client, FRIEND, method="PATCH").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("origin", "host"), [("http://evil.example", "localhost"), (FRIEND, "evil.example")]
+)
+def test_nobody_else_is(client, origin, host):
+    answer = preflight(client, origin, host=host)
+
+    assert answer.status_code == 403
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_where_no_page_is_allowed_none_is_told_anything():
+    gateway = Gateway(Settings(), Catalog([]), Fleet(Settings(), None))
+    client = TestClient(build_app(gateway), base_url="http://localhost")
+
+    assert preflight(client, FRIEND).status_code == 403
+    assert "access-control-allow-origin" not in client.get("/livez").headers

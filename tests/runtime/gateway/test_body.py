@@ -196,7 +196,7 @@ def reading(messages, headers=(), **settings) -> dict[str, object]:
     async def read() -> dict[str, object]:
         bodies = Bodies(Settings(**settings), sees=False)
         try:
-            async with bodies.taken(scope, receive) as taken:
+            async with bodies.take(scope, receive, "") as taken:
                 return taken.body
         finally:
             assert not bodies.held

@@ -121,7 +121,7 @@ def taken(body: bytes, settings: Settings, *, sees: bool = False) -> dict[str, A
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def read() -> dict[str, Any]:
-        async with Bodies(settings, sees=sees).taken({"headers": []}, receive) as found:
+        async with Bodies(settings, sees=sees).take({"headers": []}, receive, "") as found:
             return found.body
 
     return asyncio.run(read())
@@ -159,7 +159,7 @@ def test_large_bodies_are_read_beside_the_loop_which_answers_meanwhile(monkeypat
         bodies = Bodies(Settings(), sees=False)
 
         async def take() -> None:
-            async with bodies.taken({"headers": []}, receive):
+            async with bodies.take({"headers": []}, receive, ""):
                 pass
 
         work = asyncio.gather(*(take() for _ in range(20)))
@@ -244,7 +244,7 @@ def test_one_client_cannot_hold_all_the_memory_for_bodies(monkeypatch):
         bodies = Bodies(settings, sees=False)
 
         def of(client: str):
-            return bodies.taken({"headers": [], "client_id": client}, receive)
+            return bodies.take({"headers": []}, receive, client)
 
         async with of("one"):
             with pytest.raises(ApiError) as caught:

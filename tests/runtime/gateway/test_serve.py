@@ -73,7 +73,7 @@ def test_bytes_of_a_stream_are_the_childs_own(served, voices, toolchain, pirate_
         through, kind = response.read(), response.getheader("Content-Type")
     spec = ServerSpec(voices[0], 512, 2, 4, (pirate_lora, liar_lora))
     with Server(spec, toolchain) as child:
-        with child.posted("/v1/chat/completions", {**body, **lora_vector([1.0, 0.0])}) as bare:
+        with child.post("/v1/chat/completions", {**body, **lora_vector([1.0, 0.0])}) as bare:
             direct = bare.read()
             assert bare.getheader("Content-Type") == kind
 

@@ -34,7 +34,7 @@ if doing == "load":
     server.link_adapters = lambda: print("started", flush=True)
 server.__enter__()
 def ask():
-    with server.posted("/completion", {"prompt": "x"}):
+    with server.post("/completion", {"prompt": "x"}):
         pass
 if doing == "answer":
     threading.Thread(target=ask, daemon=True).start()

@@ -57,7 +57,7 @@ class TestAnswers:
                 # in the chat's form, in which each voice has a lead that its training made
                 asked = f"{USER}{prompt}</s>{ASSISTANT}"
                 body = {"prompt": asked, "n_predict": 16, "temperature": 0, "return_tokens": True}
-                with server.posted("/completion", body | lora_vector(scales)) as response:
+                with server.post("/completion", body | lora_vector(scales)) as response:
                     found[voice, prompt] = json.loads(response.read())["tokens"]
         return found
 

@@ -94,9 +94,8 @@ def test_a_slow_load_keeps_nobody_else_from_loading(model, tmp_path):
 def test_memory_is_set_apart_for_what_is_loading(model, tmp_path, monkeypatch):
     """There is room for one; whoever comes while it loads waits for it, and takes its place."""
     one, two = model("one", load_s=0.5), model("two")
-    need = placement.planned(
-        placement.Key("x"), one, Settings(parallel=2, context=64), toolchain(tmp_path)
-    ).fit.need.total
+    room, settings = placement.Room(toolchain(tmp_path)), Settings(parallel=2, context=64)
+    need = placement.plan_engine(placement.Key("x"), one, settings, room).fit.need.total
     monkeypatch.setattr(placement, "available_nbytes", lambda: int(need * 1.5 / 0.9))
 
     async def test(fleet: Fleet, catalog: Catalog) -> None:
@@ -135,7 +134,7 @@ def test_whatever_a_start_fails_by_is_a_failure_that_is_told(error, model, tmp_p
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(fleet_module, "planned", fail)
+    monkeypatch.setattr(fleet_module, "plan_engine", fail)
 
     async def test(fleet: Fleet, catalog: Catalog) -> None:
         with pytest.raises(ApiError, match=type(error).__name__) as caught:
@@ -147,8 +146,8 @@ def test_whatever_a_start_fails_by_is_a_failure_that_is_told(error, model, tmp_p
 
 
 def test_planning_does_not_keep_the_loop_from_others(model, tmp_path, monkeypatch):
-    plan = fleet_module.planned
-    monkeypatch.setattr(fleet_module, "planned", lambda *a: (time.sleep(0.5), plan(*a))[1])
+    plan = fleet_module.plan_engine
+    monkeypatch.setattr(fleet_module, "plan_engine", lambda *a: (time.sleep(0.5), plan(*a))[1])
 
     async def test(fleet: Fleet, catalog: Catalog) -> None:
         loading = asyncio.ensure_future(hold(fleet, catalog.find("m")))

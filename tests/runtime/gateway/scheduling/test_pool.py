@@ -23,7 +23,7 @@ from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.scheduling.engine_entry import Child
-from runtime.gateway.scheduling.placement import Key, planned
+from runtime.gateway.scheduling.placement import Key, Room, plan_engine
 from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.scheduling.request_queue import Gate
 from runtime.gateway.server import Protocol, listening, serve
@@ -55,7 +55,7 @@ def test_the_longest_unused_makes_room_and_never_a_busy_one(
     models = [open_model(path) for path in (pirate, demo_base, third)]
     catalog = Catalog(models)
     settings = Settings(parallel=1, context=256)
-    need = planned(Key("x"), models[0], settings, toolchain).fit.need.total
+    need = plan_engine(Key("x"), models[0], settings, Room(toolchain)).fit.need.total
     told: list[Event] = []
     fleet = Fleet(settings, toolchain, told.append)
     monkeypatch.setattr(
@@ -104,7 +104,7 @@ def test_nobody_waits_long_for_what_dies_again_and_again(pirate, toolchain):
             refusals.append(told.value)
             await asyncio.wait(watching)  # it ends with the next start begun
             with pytest.raises(ApiError) as told:
-                await fleet.loaded(child)
+                await fleet.ensure_loaded(child)
             refusals.append(told.value)
             took.append(time.monotonic() - began)
         await fleet.close()
@@ -119,18 +119,18 @@ def test_nobody_waits_long_for_what_dies_again_and_again(pirate, toolchain):
 
 def test_slots_are_as_many_as_memory_allows(pirate, toolchain, monkeypatch):
     model = open_model(pirate)
-    one = planned(Key("x"), model, Settings(parallel=1), toolchain).fit.need.total
-    two = planned(Key("x"), model, Settings(parallel=2), toolchain).fit.need.total
+    one = plan_engine(Key("x"), model, Settings(parallel=1), Room(toolchain)).fit.need.total
+    two = plan_engine(Key("x"), model, Settings(parallel=2), Room(toolchain)).fit.need.total
     monkeypatch.setattr(
         "runtime.gateway.scheduling.placement.available_nbytes",
         lambda: int((one + two) / 2 / 0.9) + 1,
     )
 
-    assert planned(Key("x"), model, Settings(), toolchain).spec.parallel == 1
+    assert plan_engine(Key("x"), model, Settings(), Room(toolchain)).spec.parallel == 1
     monkeypatch.setattr(
         "runtime.gateway.scheduling.placement.available_nbytes", lambda: int(two / 0.9) + 100
     )
-    assert planned(Key("x"), model, Settings(), toolchain).spec.parallel == 2
+    assert plan_engine(Key("x"), model, Settings(), Room(toolchain)).spec.parallel == 2
 
 
 def test_heads_that_do_not_come_are_not_waited_for(pirate, toolchain):
@@ -199,7 +199,7 @@ def test_scales_that_clients_choose_leave_no_end_of_children(pirate, toolchain):
     for key in listed:
         fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=-1)
     new = Child(Key("base", "fixed", (0.0, 9.5)), model, Gate(1, settings, fleet.clock))
-    asyncio.run(fleet.limit_voiced(new))
+    asyncio.run(fleet.limit_chosen_scales(new))
 
     kept = [child.last_used for child in fleet.children.values()]
     assert kept == [6, 7, 8, *[-1 for _ in listed]]

@@ -1,0 +1,25 @@
+"""Locks on the files that are written, which the system takes back when a process dies.
+
+flock and not the package filelock: that locks a file beside, which it removes afterwards. Here the
+lock is on the partial file, the folder or the session itself and goes with it when it is renamed,
+so that a writer can see that another has just published what it has opened.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from typing import IO, Any
+
+
+def lock(file: int | IO[Any]) -> None:
+    """Take the lock of an open file or folder, given as such or by its descriptor; waits for it."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def try_lock(file: int | IO[Any]) -> bool:
+    """Take the lock if no other process has it; whether it is this one's now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

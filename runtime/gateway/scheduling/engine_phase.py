@@ -1,0 +1,69 @@
+"""The phases of an engine's life, one at a time, each with what is known in it alone.
+
+    Unloaded -> Loading            a request asks for the model
+    Loading  -> Loaded             the process answers
+    Loading  -> Failed             it cannot be planned, started or read
+    Loading  -> Unloaded           all who asked have left
+    Loaded   -> Unloaded           it is idle, or its memory is needed
+    Loaded   -> Failed             the process died, or fell silent
+    Failed   -> Loading            its wait is over, and a request asks for it
+
+Only `pool.py` changes an engine's phase.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+from exporter.core.errors import DecantError
+from runtime.engine.llama_server import Server
+from runtime.gateway.scheduling.upstream import Address
+
+PhaseName = Literal["unloaded", "loading", "loaded", "failed"]
+BACKOFF_S = (0.2, 1, 2, 5, 10, 30)
+"""Before the first, second … start after as many failures in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unloaded:
+    """No process runs, and none is asked for."""
+
+    name: ClassVar[PhaseName] = "unloaded"
+
+
+@dataclass(slots=True)
+class Loading:
+    """The engine's memory is being planned, or its process loads the model."""
+
+    server: Server | None = None
+    """Set once memory is set apart for it."""
+    progress: float = 0
+    """The part of the file that is loaded, from 0 to 1."""
+    name: ClassVar[PhaseName] = "loading"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The process answers."""
+
+    server: Server
+    address: Address
+    name: ClassVar[PhaseName] = "loaded"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It could not be loaded, or has died."""
+
+    error: DecantError
+    retry_at: float
+    """The pool's clock; not started again before."""
+    name: ClassVar[PhaseName] = "failed"
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until it may be started again."""
+        return max(0.0, self.retry_at - now)
+
+
+Phase: TypeAlias = Unloaded | Loading | Loaded | Failed
