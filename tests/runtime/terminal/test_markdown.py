@@ -31,13 +31,13 @@ def terminal(monkeypatch) -> None:
 @pytest.mark.parametrize("size", [64, MILLION], ids=["in pieces", "at once"])
 def test_a_million_characters_take_no_long(name, size, capsys):
     text = HOSTILE[name]
-    began = time.monotonic()
+    began = time.process_time()
     with MarkdownStream() as stream:
         for at in range(0, len(text), size):
             stream.write(text[at : at + size])
-    took = time.monotonic() - began
+    took = time.process_time() - began
 
-    assert took < 10  # it was minutes
+    assert took < 20  # s of one core; it was minutes
     assert len(capsys.readouterr().out) > BLOCK_MAX
 
 
