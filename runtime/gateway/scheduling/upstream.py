@@ -1,4 +1,8 @@
-"""Asks a child over its socket, and hands on what comes, as it comes."""
+"""Asks a child over its socket, and hands on what comes, as it comes.
+
+With h11 and no HTTP client: that a client has left is told to the child by closing our half of the
+connection, and its slot counts as taken until the child closes the other (`Reply.leave`).
+"""
 
 from __future__ import annotations
 
