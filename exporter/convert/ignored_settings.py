@@ -118,6 +118,15 @@ def expert_shares(made: Converted) -> str:
     )
 
 
+def sparse_mixer(made: Converted) -> str:
+    if made.architecture != "phimoe":
+        return ""
+    return (
+        "llama.cpp's phimoe divides the shares of the two chosen experts by their sum, and this"
+        f" model weighs each by itself (sparsemixer): {DIFFER}"
+    )
+
+
 def expert_groups(made: Converted) -> str:
     if made.settings.get("topk_method") != "group_limited_greedy" or made.number("n_group") <= 1:
         return ""
@@ -232,6 +241,6 @@ def rope_bases(made: Converted) -> str:
 
 
 CHECKS: tuple[Callable[[Converted], str], ...] = (
-    window, chunks, temperature, expert_shares, expert_groups, activation, rope_scaling,
-    rope_factors, rotated_layers, distances, scaled_embedding, gated_norm, rope_bases,
+    window, chunks, temperature, expert_shares, sparse_mixer, expert_groups, activation,
+    rope_scaling, rope_factors, rotated_layers, distances, scaled_embedding, gated_norm, rope_bases,
 )  # fmt: skip

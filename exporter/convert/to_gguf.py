@@ -154,16 +154,29 @@ def find_class(
     names: the tensors' names, if the class will convert them. Raises UnsupportedError for an
     unknown architecture.
     """
-    from conversion import ModelType, get_model_architecture, get_model_class
+    from conversion import (
+        MMPROJ_MODEL_MAP,
+        TEXT_MODEL_MAP,
+        ModelType,
+        get_model_architecture,
+        get_model_class,
+    )
 
     kind = ModelType.TEXT if part == "text" else ModelType.MMPROJ
-    architecture = get_model_architecture(hparams, kind)
+    known = TEXT_MODEL_MAP if part == "text" else MMPROJ_MODEL_MAP
+    architecture = spelled(get_model_architecture(hparams, kind), known)
     try:
         found = get_model_class(architecture, mmproj=part == "projector")
     except (NotImplementedError, KeyError) as error:
         raise unknown_architecture(architecture) from error
     plain = part == "text" and names is not None and not has_prediction(names)
     return without_prediction(found) if plain else found, architecture
+
+
+def spelled(architecture: str, known: Iterable[str]) -> str:
+    """The converter's spelling of a class, such as MPTForCausalLM for MptForCausalLM."""
+    lower = {name.lower(): name for name in known}
+    return architecture if architecture in known else lower.get(architecture.lower(), architecture)
 
 
 def delegate(model: Any) -> Any:

@@ -263,6 +263,13 @@ def nemotron_h(part: Settings) -> None:
                 part.pop(name, None)
 
 
+def phimoe(part: Settings) -> None:
+    """The context of the training, if the rotary positions are not stretched."""
+    part["rope_parameters"] = {
+        "original_max_position_embeddings": part["max_position_embeddings"]
+    } | rope(part)
+
+
 def whole_heads(part: Settings) -> None:
     """The whole head rotates: the converter assumes half by default."""
     part["rope_parameters"] = {"partial_rotary_factor": 1.0} | rope(part)
@@ -281,7 +288,8 @@ DERIVED: Mapping[str, Callable[[Settings], None]] = {
     "glm5_next_text": linear_attention, "gpt_neox": gpt_neox, "granitemoehybrid": granite_hybrid,
     "hrm_text": hrm_text, "hunyuan_v1_moe": hunyuan_moe, "kimi_linear": linear_attention,
     "mimo_v2_flash": mimo_v2, "minimax_m2": minimax_m2, "minimax_m3_vl_text": minimax_m3,
-    "mt5": t5, "nemotron_h": nemotron_h, "solar_open": whole_heads, "t5": t5, "umt5": t5,
+    "mt5": t5, "nemotron_h": nemotron_h, "phimoe": phimoe, "solar_open": whole_heads, "t5": t5,
+    "umt5": t5,
 }  # fmt: skip
 """Model type -> the function that derives settings from several others."""
 

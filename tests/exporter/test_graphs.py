@@ -83,6 +83,9 @@ RIGHT: dict[str, Config] = {
         **SIZE, head_dim=16, num_local_experts=4, num_experts_per_tok=2, rotary_dim=8
     ),
     "ministral3": lambda t: t.Ministral3Config(**SIZE, head_dim=16, rope_parameters=YARN),
+    "mpt": lambda t: t.MptConfig(
+        vocab_size=SIZE["vocab_size"], d_model=64, n_layers=2, n_heads=4, max_seq_len=128
+    ),
     "nemotron_h without experts": lambda t: t.NemotronHConfig(
         **SIZE, head_dim=16, hybrid_override_pattern="M*-", mamba_num_heads=8, mamba_head_dim=16,
         ssm_state_size=16, n_groups=1, chunk_size=8,

@@ -65,6 +65,17 @@ ARCHITECTURES: dict[str, Architecture] = {
         lambda t: t.BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4),
         embedding="word_embeddings",
     ),
+    "mpt": Architecture(
+        lambda t: t.MptConfig(
+            vocab_size=VOCABULARY, d_model=64, n_layers=2, n_heads=4, max_seq_len=128
+        ),
+        embedding="wte",
+    ),
+    "phimoe": Architecture(
+        lambda t: t.PhimoeConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2),
+        experts=True,
+        linear=["q_proj", "v_proj", "o_proj"],  # peft cannot run its router
+    ),
     "gpt_neox": Architecture(lambda t: t.GPTNeoXConfig(**NO_KV), embedding="embed_in"),
     "falcon": Architecture(
         lambda t: t.FalconConfig(

@@ -35,6 +35,7 @@ WARNED = [
     ("llama4", {"attn_temperature_tuning": False}, (), "in long conversations"),
     ("qwen2moe", {"norm_topk_prob": True}, (), "does not divide the shares"),
     ("qwen3moe", {"norm_topk_prob": False}, (), "norm_topk_prob is false"),
+    ("phimoe", {}, (), "weighs each by itself"),
     ("deepseek2", {"topk_method": "group_limited_greedy", "n_group": 8}, (), "groups of experts"),
     ("llama", {"hidden_act": "gelu"}, (), "computes SiLU"),
     ("gpt2", {"activation_function": "relu"}, (), "computes GELU"),
