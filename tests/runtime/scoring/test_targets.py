@@ -12,6 +12,7 @@ from exporter.core.errors import InputError
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.scoring.scorer import Scorer
+from tests.runtime.gateway.conftest import serving
 from tests.support.tiny_t5 import adapt_t5, make_t5
 
 pytestmark = [
@@ -20,6 +21,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
 ]
 
+ROUTE = "/v1/completions"
+WHOLE = {"add_special": True}
 CLOSE = 1e-4  # nats a token
 SOURCES = ("on qj go th", "the vk e a eat o", "be vk")
 TARGETS = ("go th", "a zx on u at vk", "e")
@@ -60,3 +63,30 @@ def test_a_text_without_a_source_is_refused(t5, toolchain):
     with Scorer(t5[0], threads=1, toolchain=toolchain) as scorer:
         with pytest.raises(InputError, match="no source"):
             scorer.score([[5, 6]])
+
+
+def test_the_server_scores_targets_too(t5, tmp_path):
+    gguf, unmerged = t5
+    sources, targets = list(SOURCES), list(TARGETS)
+    asked = {"echo": True, "prompt": sources, "target": targets, "logprobs": 1}
+    with serving(tmp_path, gguf, "--threads", "1") as served:
+        served.wait_until_ready()
+        status, answer = served.ask(ROUTE, asked)
+        refusals = [
+            served.ask(ROUTE, {**asked, **changes})
+            for changes in ({"target": None}, {"target": "e"}, {"max_tokens": 1})
+        ]
+        ids = [
+            [served.ask("/tokenize", {"content": one, **WHOLE})[1]["tokens"] for one in some]
+            for some in (sources, targets)
+        ]
+
+    assert status == 200, answer
+    assert [choice["text"] for choice in answer["choices"]] == targets
+    for choice, source, target in zip(answer["choices"], *ids, strict=True):
+        said = choice["logprobs"]
+        values = expected(unmerged.eval(), source, target)
+        np.testing.assert_allclose(said["token_logprobs"], values, rtol=0, atol=CLOSE)
+        assert len(said["tokens"]) == len(said["top_logprobs"]) == len(target)
+    assert [status for status, _ in refusals] == [400] * 3
+    assert all("target" in answer["error"]["message"] for _, answer in refusals)
