@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from exporter.llamacpp.vocabulary import Vocabulary
 
 F32, F16, FLASH_AUTO = 0, 1, -1  # ggml_type, llama_flash_attn_type
-BATCH = 512  # tokens of one step, llama.cpp's default --ubatch-size
+BATCH = 256  # tokens of one step: of more, each would look at more that comes after it
 LOGITS_NBYTES = 256 << 20  # of one step
 SEQUENCES, STATES = 64, 4  # at once: of keys and values; of recurrent states, which are larger
 LEAST_CELLS = 512  # tokens of the first cache; it grows by doubling
@@ -73,7 +73,7 @@ class Forward:
 
     def __post_init__(self) -> None:
         most = LOGITS_NBYTES // (4 * self.vocabulary.size)
-        size = next((n for n in (BATCH, 256, 128) if n <= most), 64)
+        size = next((n for n in (BATCH, 128) if n <= most), 64)
         self.batch = Batch(self.bindings, size)
 
     @property

@@ -122,17 +122,23 @@ class Scorer:
         return whole[: len(before)], whole[len(before) :]
 
     def score(
-        self, texts: Sequence[Tokens], *, scales: Sequence[float] = (), top: int = 0
+        self,
+        texts: Sequence[Tokens],
+        *,
+        scales: Sequence[float] = (),
+        top: int = 0,
+        start: int = 1,
     ) -> list[Scores]:
         """Every token's log-probability in each text, and the `top` likeliest at each place.
 
-        scales: how much of each adapter is applied; none without it. Raises InputError for a text
+        scales: how much of each adapter is applied; none without it. start: the first place that is
+        asked for, which spares the work for those before it. Raises InputError for a text
         that is too long or empty, or has tokens that the model does not know.
         """
         engine = self.causal("score")
         refuse_unknown(texts, engine)
         check_scales(scales, self.adapters)
-        return engine.scores(Asked(texts, [1] * len(texts), top), scales)
+        return engine.scores(Asked(texts, [max(1, start)] * len(texts), top), scales)
 
     def likelihoods(
         self, pairs: Sequence[tuple[Tokens, Tokens]], *, scales: Sequence[float] = ()

@@ -106,13 +106,23 @@ def test_a_continuations_likelihood_is_the_sum_over_its_tokens(scored, scorer):
 
 def test_a_shared_beginning_is_computed_once(scorer):
     engine = scorer.causal("test")
-    context, *ends = drawn(13, 500, 4, 4, 4, 4)
+    context, *ends = drawn(13, 200, 4, 4, 4, 4)
     pairs = [(context, end) for end in ends]
     before = engine.steps
 
     scorer.likelihoods(pairs)
 
     assert engine.steps - before == 2  # the context, then all the ends
+
+
+def test_places_before_the_start_are_left_out(scorer):
+    texts = families(17)
+
+    whole, part = scorer.score(texts), scorer.score(texts, start=100)
+
+    for text, one, other in zip(texts, whole, part, strict=True):
+        np.testing.assert_allclose(other.logprobs[100:], one.logprobs[100:], rtol=0, atol=1e-5)
+        assert np.isnan(other.logprobs[: min(60, len(text))]).all()
 
 
 def test_more_texts_than_the_cache_holds_are_scored_in_turns(scored, scorer):
