@@ -6,7 +6,7 @@ PY := .venv/bin/python
 WORKERS ?= 2 # processes of pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast test test-slow programs families bench fmt docs release lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast test test-slow programs families lm-eval bench fmt docs release lock wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -15,7 +15,7 @@ demo: setup ## set up, then run the main job on a tiny model made on the spot
 	@$(PY) -m exporter demo
 
 test: setup lint type ## set up, then lint, types and every test but those of the next three
-	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not programs and not families"
+	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not programs and not families and not lm_eval"
 
 test-slow: setup ## what is long by nature: kills, soaks, the wheel, llama.cpp's own server tests
 	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "slow"
@@ -25,6 +25,10 @@ programs: setup ## the tests that need Chromium and HAProxy: the page, and a bal
 
 families: setup ## popular families with their real tokenizers (npm, pip): docs/families.md
 	@$(PY) -m pytest -q -n $(WORKERS) -m families tests/families tests/exporter tests/runtime
+
+lm-eval: setup ## lm-evaluation-harness (pip) over decant serve, against its own hf model
+	@$(PY) -m pip install -q -c constraints.txt 'lm_eval[api]>=0.4.9'
+	@$(PY) -m pytest -q -m lm_eval tests/runtime/harness
 
 check: packages lint type fast ## lint, types and the fast tests: no build, no training
 
@@ -43,7 +47,7 @@ type: packages
 	@$(PY) -m mypy
 
 fast: packages
-	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults and not slow and not programs and not families"
+	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval"
 
 bench: setup ## measure the export against the usual road
 	@$(PY) benchmarks/export.py

@@ -66,7 +66,8 @@ LAYERS = {
         "demo", "cli", "__main__",
     ),
     "runtime": (
-        "process", "terminal", "rpc", "encoder_decoder", "engine", ("chat", "gateway"), "cli",
+        "process", "terminal", "rpc", "encoder_decoder", "engine", "scoring",
+        ("chat", "gateway"), "cli",
     ),
 }  # fmt: skip
 """What each package is made of, the lowest first: a part imports itself and those before it. Parts

@@ -102,6 +102,10 @@ class Vocabulary:
         kinds = self.bindings.LLAMA_TOKEN_ATTR_CONTROL | self.bindings.LLAMA_TOKEN_ATTR_UNKNOWN
         return bool(self.bindings.llama_vocab_get_attr(self.handle, token) & kinds)
 
+    def is_end(self, token: int) -> bool:
+        """Whether a generation ends with it."""
+        return bool(self.bindings.llama_vocab_is_eog(self.handle, token))
+
     def adds_bos(self) -> bool:
         return bool(self.bindings.llama_vocab_get_add_bos(self.handle))
 

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from socketserver import ThreadingMixIn, UnixStreamServer
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from exporter.core.errors import EngineError
 from runtime.encoder_decoder.answer import Ended, Event, Failed, Piece, Task, answer
@@ -55,6 +55,9 @@ POLL_S = 0.1  # how soon it is seen that a client has gone
 TIMEOUT_S = 600  # as llama-server is started with
 
 
+Route: TypeAlias = Callable[[Any], None]  # Any: the handler it is a method of
+
+
 class Job:
     """A task in the queue, and what comes of it."""
 
@@ -70,6 +73,8 @@ class Listener(ThreadingMixIn, UnixStreamServer):
 
     daemon_threads = True
     request_queue_size = 128
+    handler: ClassVar[type[BaseHTTPRequestHandler]]
+    """What answers a connection."""
 
     def __init__(self, path: Path, key: str) -> None:
         """Bind the socket. Raises EngineError."""
@@ -77,7 +82,7 @@ class Listener(ThreadingMixIn, UnixStreamServer):
         self.model: EncoderDecoder | None = None
         self.jobs: SimpleQueue[Job] = SimpleQueue()
         try:
-            super().__init__(str(path), Handler)
+            super().__init__(str(path), self.handler)
         except OSError as error:
             raise EngineError(
                 f"cannot listen on `{path}`: {error}", hint="name a path that does not exist"
@@ -103,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "decant", ""
     timeout = TIMEOUT_S
+    routes: ClassVar[dict[str, tuple[str, Route]]]
+    """What there is: the method and what answers, by the path."""
     path = ""  # until a request's first line was understood
 
     def handle(self) -> None:
@@ -134,20 +141,24 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path != "/health" and not self.has_key():
             raise RefusedError(HTTPStatus.UNAUTHORIZED, "the API key is missing or wrong")
-        if path not in ROUTES:
+        if path not in self.routes:
             raise RefusedError(HTTPStatus.NOT_FOUND, f"there is no {path[:100]} here")
-        method, route = ROUTES[path]
+        method, route = self.routes[path]
         if self.command != method:
             raise RefusedError(
                 HTTPStatus.METHOD_NOT_ALLOWED, f"{path} takes {method}, not {self.command}"
             )
-        if self.server.model is None:
+        if self.is_loading:
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "the model is being loaded")
         return route
 
     def has_key(self) -> bool:
         given = self.headers.get("Authorization") or self.headers.get("X-Api-Key") or ""
         return hmac.compare_digest(given.removeprefix("Bearer ").encode(), self.server.key)
+
+    @property
+    def is_loading(self) -> bool:
+        return self.server.model is None
 
     @property
     def model(self) -> EncoderDecoder:
@@ -223,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json(HTTPStatus.OK, {"tokens": tokens})
 
     def detokenize(self) -> None:
-        ids = token_ids(self.fields().body.get("tokens", []), "tokens", self.model)
+        ids = token_ids(self.fields().body.get("tokens", []), "tokens", self.model.vocabulary)
         text = b"".join(self.model.piece(token, special=True) for token in ids)
         self.send_json(HTTPStatus.OK, {"content": text.decode(errors="replace")})
 
@@ -327,7 +338,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header("Content-Length", str(len(data)))
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
-            self.send_header("Allow", ROUTES.get(self.path.partition("?")[0], ("GET, POST",))[0])
+            self.send_header(
+                "Allow", self.routes.get(self.path.partition("?")[0], ("GET, POST",))[0]
+            )
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
@@ -360,8 +373,8 @@ def as_text(piece: bytes) -> str | list[int]:
         return list(piece)
 
 
-Route: TypeAlias = Callable[[Handler], None]
-ROUTES: dict[str, tuple[str, Route]] = {
+Listener.handler = Handler
+Handler.routes = {
     "/health": ("GET", Handler.health),
     "/props": ("GET", Handler.props),
     "/v1/models": ("GET", Handler.models),

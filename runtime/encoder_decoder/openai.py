@@ -12,10 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from runtime.encoder_decoder.answer import Ended, Task
 from runtime.encoder_decoder.model import RANDOM_SEED, EncoderDecoder, Sampling
+
+if TYPE_CHECKING:
+    from exporter.llamacpp.vocabulary import Vocabulary
 
 TEMPLATE = "tokenizer.chat_template"
 INT32 = 2**31 - 1
@@ -153,13 +156,13 @@ def prompt_ids(prompt: object, model: EncoderDecoder) -> list[int]:
     if isinstance(prompt, str):
         return model.vocabulary.encode(prompt, special=True)
     if isinstance(prompt, list) and prompt:
-        return token_ids(prompt, "prompt", model)
+        return token_ids(prompt, "prompt", model.vocabulary)
     raise wrong(f"`prompt` must be a text or a list of token ids, not {shown(prompt)}")
 
 
-def token_ids(value: object, name: str, model: EncoderDecoder) -> list[int]:
+def token_ids(value: object, name: str, vocabulary: Vocabulary) -> list[int]:
     """Ids that the vocabulary has."""
-    size = model.vocabulary.size
+    size = vocabulary.size
     if not isinstance(value, list) or not all(type(item) is int for item in value):
         raise wrong(f"`{name}` must be a list of token ids, not {shown(value)}")
     if unknown := [item for item in value if not 0 <= item < size]:

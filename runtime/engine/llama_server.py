@@ -42,7 +42,8 @@ PING_S = 5  # between signs of life while a prompt is computed; upstream notices
 STATE = re.compile(r"^cmd_child_to_router:state:(\{.*\})$", re.MULTILINE)
 TEMPLATE_REFUSED = re.compile(r"chat template (?:parsing error|is not supported)")
 LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
-Engine = Literal["llama-server", "seq2seq"]
+Engine = Literal["llama-server", "seq2seq", "scoring"]
+"""`scoring` computes log-likelihoods of texts that are given: `runtime.scoring`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,10 @@ class Server(ModelServer):
 
     def argv(self, *, on_port: bool) -> list[str]:
         if self.spec.engine == "seq2seq":
-            return self.seq2seq_argv()
+            return self.own_argv("runtime.encoder_decoder")
+        if self.spec.engine == "scoring":
+            adapters = [part for path in self.spec.adapters for part in ("--lora", str(path))]
+            return [*self.own_argv("runtime.scoring"), *adapters, *self.spec.extra]
         spec = self.spec
         # fitting layers into a GPU loads the model twice; without one there is nothing to fit
         fit = "off" if self.toolchain.info["backend"] == "cpu" or spec.rpc else "on"
@@ -172,10 +176,11 @@ class Server(ModelServer):
         rpc = rpc_flags(spec.rpc) if spec.rpc else []
         return [*argv, *spec.chat.flags, *rpc, *spec.extra]
 
-    def seq2seq_argv(self) -> list[str]:
+    def own_argv(self, module: str) -> list[str]:
+        """What starts an engine of ours."""
         spec = self.spec
         return [
-            sys.executable, "-m", "runtime.encoder_decoder",
+            sys.executable, "-m", module,
             "--socket", str(self.run_folder.socket),
             "-m", str(spec.model.absolute()),
             "-c", str(spec.context),
@@ -190,7 +195,7 @@ class Server(ModelServer):
             "LLAMA_CACHE": str(self.run_folder.path),
             "LLAMA_SERVER_ROUTER_PORT": "1",
         }
-        if self.spec.engine == "seq2seq":  # it finds our packages where we did
+        if self.spec.engine != "llama-server":  # it finds our packages where we did
             env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         return env
 

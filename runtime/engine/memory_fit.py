@@ -21,7 +21,11 @@ LEAST_CONTEXT = 512  # tokens; below this one question fills it
 MARGIN = 0.9  # of what is free; the rest is for whatever else runs
 GPU_MARGIN = 1 << 30  # bytes that llama.cpp leaves free on a GPU: its --fit-target
 BATCH = 512  # tokens computed at once: llama.cpp's default --ubatch-size
-CACHE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}  # per value; q8_0 has 32 values and a scale in 34
+CACHE_BYTES = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "q8_0": 34 / 32,
+}  # per value; q8_0 has 32 values and a scale in 34
 Q8_BLOCK = 32  # values
 PROMPT_CACHE_MAX = 1 << 30  # bytes of earlier prompts kept in memory
 PROMPT_CACHE_SHARE = 0.25  # of what is left over
@@ -75,6 +79,12 @@ class Asked:
     exact: bool = False
     """Whether attention is summed in 32 bits where memory allows: flash attention sums in 16, and
     a text's vector then depends on the texts computed beside it."""
+    wide_cache: bool = False
+    """Whether keys and values are kept in 32 bits where memory allows."""
+
+    @property
+    def best_type(self) -> str:
+        return "f32" if self.wide_cache else "f16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ class Fit:
     """Tokens of context that the model was trained with; 0 where its header is silent."""
     threads: int
     cache_type: str
-    """f16, or q8_0 where only that fits."""
+    """f16, or q8_0 where only that fits; f32 where that was asked for."""
     prompt_cache: int
     """Bytes that earlier prompts may take."""
     need: Need
@@ -108,6 +118,13 @@ class Fit:
     """What would have all layers on the GPU, where not all are."""
     name: str = ""
     """The file's."""
+    best_type: str = "f16"
+    """What the cache would be kept in if memory allowed."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the cache has fewer bits than it should."""
+        return self.cache_type != self.best_type
 
     @property
     def is_split(self) -> bool:
@@ -138,7 +155,7 @@ class Fit:
                 f" {size_text(GPU_MARGIN)}; about {self.gpu_layers} of {self.layers} layers are"
                 f" computed there and the others by the processor, which is slower{less}"
             )
-        if self.cache_type != "f16":
+        if self.is_narrow:
             found.append(f"memory is short: the context is kept in {self.cache_type}")
         return found
 
@@ -188,7 +205,7 @@ def fit(
         batch = context if asked.whole_texts else min(BATCH, context)
         need = reckon(model, context * asked.parallel, cache_type, extra, batch)
         scores = score_nbytes(model, context * asked.parallel, batch)
-        is_exact = asked.exact and cache_type == "f16" and backend == "cpu"
+        is_exact = asked.exact and cache_type in ("f32", "f16") and backend == "cpu"
         if is_exact := is_exact and need.total + scores <= budget:
             need = replace(need, work=need.work + scores)
         left = int(max(0, budget - max(need.total, room)) * PROMPT_CACHE_SHARE)
@@ -196,7 +213,7 @@ def fit(
         threads = asked.threads or cores
         fitted = Fit(
             context, trained, threads, cache_type, kept, need, free, backend, batch, is_exact,
-            layers=layer_count(model) + 1, name=model.path.name,
+            layers=layer_count(model) + 1, name=model.path.name, best_type=asked.best_type,
         )  # fmt: skip
         if not on_gpu or gpu is None:
             return fitted
@@ -204,12 +221,12 @@ def fit(
         less = smaller(model, wanted, room, extra, parallel=asked.parallel)
         return replace(fitted, smaller=less if fitted.is_split else "")
 
-    first = found(wanted, "f16")
+    first = found(wanted, asked.best_type)
     if (on_gpu and gpu is None) or asked.force or first.need.total <= budget:
         return first
     small_cache = ["q8_0"] if cache_may_be_quantized(model) else []
     for context in [wanted] if asked.context else halves(wanted):
-        for cache_type in ["f16", *small_cache]:
+        for cache_type in [*dict.fromkeys((asked.best_type, "f16")), *small_cache]:
             if (fitting := found(context, cache_type)).need.total <= budget:
                 return fitting
     raise SpaceError(

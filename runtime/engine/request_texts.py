@@ -28,7 +28,7 @@ CHATS = frozenset(
 )  # fmt: skip
 """Routes whose texts go through the template."""
 PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query", "documents",
-           "texts")  # fmt: skip
+           "texts", "target")  # fmt: skip
 """Where other routes have their texts."""
 TEXTS_WRITTEN = ("/v1/completions", "/completion", "/infill")
 """Routes that go on with a text."""

@@ -19,6 +19,7 @@ from runtime.gateway.picture_size import pixels_of
 from runtime.gateway.settings import Settings
 from runtime.gateway.vectors import ROUTES as VECTORS
 from runtime.gateway.vectors import ready_for_vectors
+from runtime.scoring.score_route import SCORE
 
 WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt", "backend_sampling")
 """Fields that reach into what other requests depend on: with `backend_sampling` and a `top_k` above
@@ -120,7 +121,7 @@ def prepared(
 def refuse_without_answers(route: str, named: Named) -> None:
     """Raise ApiError, with the route to ask, for an answer that the model cannot give."""
     purpose = purpose_of(named.model.header)
-    if purpose != "answers" and (route in CHATS or route in LIMIT_OF):
+    if purpose != "answers" and (route in CHATS or route in LIMIT_OF or route == SCORE):
         raise bad_request(f"{named.id!r} {WHAT[purpose]}: ask {ROUTE[purpose]}", code="no_answers")
     if route in CHATS and not named.can_chat:
         raise bad_request(
@@ -161,9 +162,7 @@ def limited(body: Mapping[str, Any], route: str, most: int) -> dict[str, int]:
 
 def refuse_silent_failures(body: Mapping[str, Any]) -> None:
     if body.get("echo") and body.get("logprobs"):
-        raise bad_request(
-            "`echo` with `logprobs` is not supported: llama.cpp gives none for the prompt"
-        )
+        raise bad_request("`echo` with `logprobs` goes with /v1/completions alone")
     if "messages" in body and not isinstance(body["messages"], list):
         raise bad_request("`messages` must be a list")
     if "prompt" in body and not isinstance(body["prompt"], str | list | dict):

@@ -21,15 +21,16 @@ from runtime.gateway.catalog import Catalog, Named
 from runtime.gateway.metrics import Metrics
 from runtime.gateway.request_record import Record
 from runtime.gateway.scheduling.engine_entry import Child
-from runtime.gateway.scheduling.placement import Role
+from runtime.gateway.scheduling.placement import SAYING, Role
 from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.scheduling.request_queue import Clients
 from runtime.gateway.scheduling.upstream import Reply, post
 from runtime.gateway.settings import Settings
+from runtime.scoring.score_route import SCORE
 
 CHAT = "/v1/chat/completions"
 ROLES: dict[str, Role] = {
-    "/v1/embeddings": "embed", "/embedding": "embed", "/v1/rerank": "rerank",
+    "/v1/embeddings": "embed", "/embedding": "embed", "/v1/rerank": "rerank", SCORE: "score",
 }  # fmt: skip
 DEAF = frozenset(("/v1/messages",))
 """Routes on which a child does not hear of adapters, and would mix up their caches."""
@@ -121,7 +122,7 @@ class Call:
         named = gateway.catalog.find(body.get("model"))
         self.record.model, self.record.label = named.id, named.label
         role = gateway.role_of(route, named)
-        settings, can_say = gateway.settings, role == "generate"
+        settings, can_say = gateway.settings, role in SAYING
         ready = await gateway.bodies.beside(
             self.nbytes, lambda: prepared(body, route, named, settings, can_say=can_say)
         )
@@ -176,7 +177,7 @@ class Call:
         if route in UNQUEUED:
             await child.beside.acquire()
             return child.beside.release
-        ticket = await child.gate.admit(named.voice, cost(body))
+        ticket = await child.gate.admit(named.voice, 1 if route == SCORE else cost(body))
         self.record.waited_s += ticket.waited_s
         self.gateway.metrics.waited(named.label, ticket.waited_s)
         return lambda: child.gate.release(ticket)

@@ -50,6 +50,8 @@ class Limits:
     """Of one image, when it is decoded."""
     items: int = 1024
     """In any other list."""
+    logprobs: int = 1 << 18
+    """Log-probabilities in one answer with `echo`: each token's, and those of the likeliest."""
     scales: int = 4
     """Engines for scales that clients choose, where each needs one of its own."""
 
@@ -85,10 +87,12 @@ def refuse_too_many(body: Body, limits: Limits) -> None:
 
 
 def prompts(body: Body) -> int:
-    """Texts and lists of tokens in `prompt`; a list of tokens is one."""
+    """Texts and lists of tokens in `prompt` or `target`; a list of tokens is one."""
     value = body.get("prompt")
     if isinstance(value, list):
-        return sum(1 for one in value if type(one) is not int)
+        others = body.get("target")
+        lists = (value, others if isinstance(others, list) else [])
+        return max(sum(1 for one in some if type(one) is not int) for some in lists)
     media = value.get("multimodal_data") if isinstance(value, dict) else None
     return length(media)
 
@@ -181,7 +185,18 @@ COUNTED: tuple[tuple[str, str, Count], ...] = (
 )
 """Each limit with what it is called and how it is counted."""
 COUNTED_LISTS = frozenset(
-    ("prompt", "input", "content", "documents", "texts", "messages", "tools", "tokens", "images")
+    (
+        "prompt",
+        "target",
+        "input",
+        "content",
+        "documents",
+        "texts",
+        "messages",
+        "tools",
+        "tokens",
+        "images",
+    )
 )
 """Lists that have a limit of their own, or that hold one text's tokens."""
 

@@ -65,7 +65,9 @@ async def metrics(call: Call) -> Response:
 
 
 def is_llama_server(child: Child) -> bool:
-    return child.is_loaded and not child.model.is_encoder_decoder
+    return (
+        child.server is not None and child.server.spec.engine == "llama-server" and child.is_loaded
+    )
 
 
 async def child_metrics(child: Child) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from runtime.scoring.score_route import TOP_MAX
+
 Schema = dict[str, Any]  # Any: JSON
 TEXT: Schema = {"type": "string"}
 NAME: Schema = {"type": "string", "minLength": 1}
@@ -97,6 +99,9 @@ OPENAI: dict[str, Schema] = {
         stop=STOP,
         frequency_penalty=PENALTY,
         presence_penalty=PENALTY,
+        echo=FLAG,
+        logprobs={"type": "integer", "minimum": 0, "maximum": TOP_MAX},
+        target={**PROMPT, "description": "With echo, of an encoder-decoder: what is scored."},
         **SAMPLING,
     ),
     "Completion": fields(

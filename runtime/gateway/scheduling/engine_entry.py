@@ -21,7 +21,7 @@ from runtime.gateway.scheduling.engine_phase import (
     PhaseName,
     Unloaded,
 )
-from runtime.gateway.scheduling.placement import Key, Role
+from runtime.gateway.scheduling.placement import SAYING, Key, Role
 from runtime.gateway.scheduling.request_queue import Gate, Voice
 from runtime.gateway.scheduling.upstream import Address
 
@@ -62,7 +62,7 @@ class Child:
     @property
     def name(self) -> str:
         role = self.key.role
-        return self.key.base if role == "generate" else f"{self.key.name} ({role})"
+        return self.key.base if role == "generate" else f"{self.key.name or self.key.base} ({role})"
 
     @property
     def state(self) -> PhaseName:
@@ -160,7 +160,7 @@ def as_reason(error: BaseException) -> DecantError:
 
 def key_of(named: Named, role: Role) -> Key:
     """Which child answers for a model: one for all scales, where requests can say them."""
-    if role == "generate":
+    if role in SAYING:
         return Key(named.base, role)
     return Key(named.base, role, named.voice, named.id)
 

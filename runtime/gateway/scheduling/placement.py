@@ -20,8 +20,10 @@ from runtime.gateway.scheduling.request_queue import Voice
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts
 
-Role = Literal["generate", "fixed", "embed", "rerank"]
+Role = Literal["generate", "fixed", "embed", "rerank", "score"]
 """`fixed` generates, too, with adapters that are settled when it starts."""
+SAYING = ("generate", "score")
+"""Roles whose requests say which adapters apply."""
 SLOTS = (4, 2, 1)
 """Tried in this order where the user leaves it open."""
 POOLING_KEY = "pooling_type"  # in a GGUF that was made for embeddings
@@ -29,7 +31,10 @@ CAUSAL_KEY = "attention.causal"
 POOLING_LAST, POOLING_RANK = 3, 4  # llama.h; the latter was made to rank documents
 UNUSED = ChatFormat(ANY_TEMPLATE)
 """For an engine that holds no conversation and does not start with the model's template."""
+SCORES = 2  # requests for log-likelihoods at once: one is computed while the next is read
 ROLE_FLAGS = {"embed": "--embeddings", "rerank": "--rerank"}
+TALKLESS = frozenset((*ROLE_FLAGS, "score"))
+"""Roles that hold no conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,8 @@ class Room:
 def plan_engine(key: Key, model: Model, settings: Settings, room: Room) -> Plan:
     """How an engine is run. Raises SpaceError when it does not fit."""
     parallel, fitted = choose_slots(key.role, model, settings, room)
+    if key.role == "score":
+        return Plan(score_spec(model, fitted), fitted, is_short(fitted, settings))
     server = server_spec(key, model, parallel, fitted)
     server = replace(server, extra=(*server.extra, *flags_of(settings, key.role)))
     if settings.rpc is not None and not model.is_encoder_decoder:
@@ -99,7 +106,7 @@ def choose_slots(role: Role, model: Model, settings: Settings, room: Room) -> tu
 
 def slots_to_try(role: Role, model: Model, settings: Settings) -> tuple[int, ...]:
     """Numbers of slots, the most first."""
-    if is_cut_wrongly(model.header, role):
+    if is_cut_wrongly(model.header, role) or role == "score":
         return (1,)
     if settings.parallel:
         return (settings.parallel,)
@@ -119,7 +126,8 @@ def fit_slots(role: Role, model: Model, parallel: int, settings: Settings, room:
             settings.threads,
             parallel,
             whole_texts=is_whole,
-            exact=role in ROLE_FLAGS,
+            exact=role in TALKLESS,
+            wide_cache=role == "score",
         ),
         free=max(0, available_nbytes() - room.reserved) + lent,
         cores=physical_cores(),
@@ -139,7 +147,7 @@ def flags_of(settings: Settings, role: Role) -> tuple[str, ...]:
 def is_short(fitted: Fit, settings: Settings) -> bool:
     wanted = settings.context or min(fitted.trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     least = min(wanted, fitted.trained) if fitted.trained else wanted
-    return fitted.context < least or fitted.cache_type != "f16" or fitted.is_split
+    return fitted.context < least or fitted.is_narrow or fitted.is_split
 
 
 def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
@@ -175,6 +183,21 @@ def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpe
     projector = found.projector if role == "embed" else None
     chat = UNUSED if model.is_handed_over else AS_IT_IS
     return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=chat)
+
+
+def score_spec(model: Model, fitted: Fit) -> ServerSpec:
+    """The engine of log-likelihoods; where memory is short its sums are less exact."""
+    flash = () if fitted.is_exact else ("--flash",)
+    layers = () if fitted.gpu_layers is None else ("--gpu-layers", str(fitted.gpu_layers))
+    return ServerSpec(
+        model.header.path,
+        fitted.context,
+        fitted.threads,
+        SCORES,
+        tuple(adapter.path for adapter in model.adapters),
+        engine="scoring",
+        extra=("--cache-type", fitted.cache_type, *flash, *layers),
+    )
 
 
 def may_be_cut(model: GGUFFile, role: Role) -> bool:

@@ -27,7 +27,7 @@ from runtime.gateway.catalog import Named
 from runtime.gateway.scheduling.adapter_watch import AdapterFiles
 from runtime.gateway.scheduling.engine_entry import Child, CrowdedError, as_reason, key_of
 from runtime.gateway.scheduling.engine_phase import Failed, Loaded, Loading, Unloaded
-from runtime.gateway.scheduling.placement import ROLE_FLAGS, Key, Plan, Role, Room, plan_engine
+from runtime.gateway.scheduling.placement import TALKLESS, Key, Plan, Role, Room, plan_engine
 from runtime.gateway.scheduling.request_queue import Gate
 from runtime.gateway.scheduling.upstream import address_of, is_well
 from runtime.gateway.settings import Settings
@@ -215,7 +215,7 @@ class Fleet:
 
     async def compare(self, child: Child, server: Server) -> None:
         """Say, at the first load, which conversations it renders otherwise than transformers."""
-        if child.load_s or child.key.role in ROLE_FLAGS:
+        if child.load_s or child.key.role in TALKLESS:
             return
 
         def compared() -> list[str]:
@@ -257,7 +257,7 @@ class Fleet:
     async def workers_for(self, child: Child) -> Sequence[WorkerFacts]:
         """What the workers say of themselves now; none computes for an encoder-decoder."""
         rpc = self.settings.rpc
-        if rpc is None or child.model.is_encoder_decoder:
+        if rpc is None or child.model.is_encoder_decoder or child.key.role == "score":
             return ()
         return await self.in_thread(preflight, rpc, self.toolchain)
 
@@ -376,7 +376,7 @@ class Fleet:
 
 def fronts_of(child: Child) -> Fronts:
     """How requests are made ready for a child; what holds no conversation has no template."""
-    is_asked = child.key.role not in ROLE_FLAGS
+    is_asked = child.key.role not in TALKLESS
     return child.model.fronts if is_asked else Fronts(front_of(child.model.header))
 
 

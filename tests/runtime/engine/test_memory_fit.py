@@ -110,6 +110,18 @@ def test_sums_are_exact_where_there_is_room_for_all_scores(tmp_path):
     assert not fitted(model, 40 * GB, Asked(exact=True), backend="cuda").is_exact
 
 
+def test_a_wide_cache_has_32_bits_where_there_is_room_and_16_before_the_context_is_cut(tmp_path):
+    model = llama(tmp_path / "m.gguf")
+    whole = reckon(model, 8192, "f32", 0).total
+    roomy = fitted(model, 40 * GB, Asked(wide_cache=True))
+    tight = fitted(model, int(whole / 0.9) - 10**8, Asked(wide_cache=True))
+
+    assert (roomy.cache_type, roomy.is_narrow, roomy.warnings()) == ("f32", False, [])
+    assert roomy.need.cache == 2 * fitted(model, 40 * GB).need.cache
+    assert (tight.context, tight.cache_type, tight.is_narrow) == (8192, "f16", True)
+    assert "f16" in tight.warnings()[0]
+
+
 def test_an_encoder_keeps_nothing_of_what_it_has_read(tmp_path):
     settings = {"general.architecture": "bert", "bert.block_count": 12, "bert.context_length": 512,
                 "bert.embedding_length": 384, "bert.attention.head_count": 12}  # fmt: skip

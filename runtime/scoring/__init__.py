@@ -1,0 +1,1 @@
+"""Log-likelihoods of texts that are given, which llama-server does not compute."""

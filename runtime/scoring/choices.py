@@ -1,0 +1,185 @@
+"""The answer to a request for log-likelihoods, in the form of OpenAI's completions."""
+
+from __future__ import annotations
+
+import codecs
+import math
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from runtime.encoder_decoder.model import EncoderDecoder, Flag
+from runtime.encoder_decoder.openai import Json
+from runtime.scoring.score_request import Engine, ScoreRequest, Text, Written
+from runtime.scoring.scores import Asked, Scores, empty_scores
+from runtime.scoring.targets import target_scores
+
+if TYPE_CHECKING:
+    from exporter.llamacpp.vocabulary import Vocabulary
+
+LEAST = -9999.0
+"""What OpenAI says for a token that cannot be."""
+
+
+def answered(engine: Engine, request: ScoreRequest, name: str, stop: Flag) -> Json:
+    """The answer. Raises StoppedError, EngineError and UnsupportedError."""
+    texts = [
+        (text, one)
+        for text, written in zip(request.targets or request.prompts, request.written, strict=True)
+        for one in written
+    ]
+    scores = computed(engine, request, [[*text.ids, *one.ids] for text, one in texts], stop)
+    if request.wants_next:
+        texts = [
+            (text, next_token(found, engine.vocabulary))
+            for (text, _), found in zip(texts, scores, strict=True)
+        ]
+    choices = [
+        {
+            "index": index,
+            "text": shown_text(engine.vocabulary, text) + one.text,
+            "logprobs": None
+            if request.top is None
+            else logprobs(engine, request.top, text, one, found),
+            "finish_reason": one.reason,
+        }
+        for index, ((text, one), found) in enumerate(zip(texts, scores, strict=True))
+    ]
+    return {
+        "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion",
+        "created": int(time.time()), "model": name, "choices": choices,
+        "usage": usage(request, [one for _, one in texts]),
+    }  # fmt: skip
+
+
+def computed(
+    engine: Engine, request: ScoreRequest, texts: Sequence[list[int]], stop: Flag
+) -> list[Scores]:
+    """The scores of the texts; of equal ones, such as those of `n`, computed once."""
+    if request.top is None and not request.wants_next:
+        return [empty_scores(len(text), 0) for text in texts]
+    top = max(request.top or 0, int(request.wants_next))
+    if request.targets is not None:
+        assert isinstance(engine, EncoderDecoder)
+        sources = [
+            prompt.ids
+            for prompt, written in zip(request.prompts, request.written, strict=True)
+            for _ in written
+        ]
+        return target_scores(engine, list(zip(sources, texts, strict=True)), top, stop)
+    assert not isinstance(engine, EncoderDecoder)
+    first = [1 if request.top is not None else len(text) for text in texts]
+    return engine.scores(
+        Asked(texts, first, top, wants_next=request.wants_next), request.scales, stop
+    )
+
+
+def next_token(scores: Scores, vocabulary: Vocabulary) -> Written:
+    """The likeliest token after a prompt."""
+    token = int(scores.top_ids[-1, 0])
+    if vocabulary.is_end(token):
+        return Written([token], "", "stop")
+    text = b"" if vocabulary.is_special(token) else vocabulary.piece(token)
+    return Written([token], text.decode(errors="replace"), "length")
+
+
+def logprobs(engine: Engine, top: int, text: Text, written: Written, scores: Scores) -> Json:
+    """OpenAI's `logprobs`: of the prompt's tokens, then of those written after it.
+
+    The first token of a text has none; of a target it has, for it follows the source.
+    """
+    vocabulary = engine.vocabulary
+    ids = [*text.ids, *spoken(written, vocabulary)]
+    names = [name_of(vocabulary.piece(token)) for token in ids]
+    values: list[float | None] = [finite(value) for value in scores.logprobs[: len(ids)]]
+    if len(values) < len(ids):  # the token that was written here
+        values.append(finite(scores.top_logprobs[-1, 0]))
+    tops: list[Json | None] = [
+        likeliest(vocabulary, scores, place, top, (names[place], values[place]))
+        for place in range(len(ids))
+    ]
+    if not isinstance(engine, EncoderDecoder):
+        values[0] = tops[0] = None
+    return {
+        "tokens": names,
+        "token_logprobs": values,
+        "top_logprobs": tops if top else None,
+        "text_offset": list(offsets(vocabulary, text, ids)),
+    }
+
+
+def likeliest(
+    vocabulary: Vocabulary, scores: Scores, place: int, top: int, own: tuple[str, float | None]
+) -> Json:
+    """The likeliest tokens at a place, and the one that is there."""
+    found: Json = {}
+    for token, value in zip(
+        scores.top_ids[place, :top], scores.top_logprobs[place, :top], strict=True
+    ):
+        if token >= 0:
+            found.setdefault(name_of(vocabulary.piece(int(token))), finite(value))
+    found.setdefault(*own)
+    return found
+
+
+def finite(value: float) -> float:
+    return max(float(value), LEAST) if not math.isnan(value) else LEAST
+
+
+def spoken(written: Written, vocabulary: Vocabulary) -> list[int]:
+    """The tokens of what was written, without those of a stop text that it came to."""
+    left = len(written.text.encode())
+    found = []
+    for token in written.ids:
+        if left <= 0 and not vocabulary.is_end(token):
+            break
+        found.append(token)
+        left -= len(vocabulary.piece(token))
+    return found
+
+
+def name_of(piece: bytes) -> str:
+    """A token's text, or its bytes in OpenAI's form where they are no text."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def pieces(vocabulary: Vocabulary, text: Text, ids: Sequence[int]) -> Iterator[bytes]:
+    """What each token adds to the text: nothing, where the tokenizer has added it."""
+    before, after = text.hidden
+    end = len(text.ids) - after
+    for place, token in enumerate(ids):
+        piece = vocabulary.piece(token)
+        if place < before or end <= place < len(text.ids):
+            yield b""
+        elif place == before and text.drops_space:
+            yield piece[1:]
+        else:
+            yield piece
+
+
+def shown_text(vocabulary: Vocabulary, text: Text) -> str:
+    if text.shown is not None:
+        return text.shown
+    return b"".join(pieces(vocabulary, text, text.ids)).decode(errors="replace")
+
+
+def offsets(vocabulary: Vocabulary, text: Text, ids: Sequence[int]) -> Iterator[int]:
+    """Where each token begins, in characters of the text."""
+    decoder, count = codecs.getincrementaldecoder("utf-8")("replace"), 0
+    for piece in pieces(vocabulary, text, ids):
+        yield count
+        count += len(decoder.decode(piece))
+
+
+def usage(request: ScoreRequest, written: Sequence[Written]) -> Json:
+    prompt = sum(len(one.ids) for one in request.prompts)
+    completion = sum(len(one.ids) for one in written)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }

@@ -1,0 +1,95 @@
+"""The scoring engine's routes over a Unix socket; another thread computes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from exporter.core.errors import DecantError, UnsupportedError
+from runtime.encoder_decoder.http import POLL_S, Handler, Listener
+from runtime.encoder_decoder.model import Flag
+from runtime.encoder_decoder.openai import Json, RefusedError, wrong
+from runtime.scoring.choices import answered
+from runtime.scoring.forward import StoppedError
+from runtime.scoring.score_request import Engine, ScoreRequest, read_request
+from runtime.scoring.score_route import SCORE
+
+
+@dataclass(eq=False)
+class ScoreJob:
+    """A request in the queue, and what comes of it."""
+
+    request: ScoreRequest
+    name: str
+    """The model's, in the answer."""
+    stop: Flag
+    answers: SimpleQueue[Json | RefusedError]
+
+
+class ScoreListener(Listener):
+    """Answers from the moment it is made: that it is loading, until `engine` is there."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        """Bind the socket. Raises EngineError."""
+        super().__init__(path, key)
+        self.engine: Engine | None = None
+        self.scores: SimpleQueue[ScoreJob] = SimpleQueue()
+
+
+class ScoreHandler(Handler):
+    """One connection."""
+
+    server: ScoreListener
+
+    @property
+    def is_loading(self) -> bool:
+        return self.server.engine is None
+
+    def score(self) -> None:
+        fields = self.fields()
+        assert self.server.engine is not None
+        request = read_request(fields, self.server.engine)
+        name = str(fields.body.get("model") or "")
+        job = ScoreJob(request, name, Flag(), SimpleQueue())
+        self.server.scores.put(job)
+        try:
+            answer = self.answer_to(job)
+        finally:
+            job.stop.set()
+        if isinstance(answer, RefusedError):
+            raise answer
+        self.send_json(HTTPStatus.OK, answer)
+
+    def answer_to(self, job: ScoreJob) -> Json | RefusedError:
+        """What comes of a job. Raises ConnectionAbortedError once the client has gone."""
+        while True:
+            if self.is_alone():
+                raise ConnectionAbortedError("the client has gone")
+            try:
+                return job.answers.get(timeout=POLL_S)
+            except Empty:
+                continue
+
+
+def work(engine: Engine, jobs: SimpleQueue[ScoreJob]) -> None:
+    """Do the jobs in the order they came, one at a time; never returns."""
+    while True:
+        job = jobs.get()
+        if job.stop.is_set:
+            continue
+        try:
+            job.answers.put(answered(engine, job.request, job.name, job.stop))
+        except StoppedError:
+            pass
+        except UnsupportedError as error:
+            job.answers.put(wrong(error.message))
+        except DecantError as error:
+            sys.stderr.write(f"error: {error.message}\n")
+            job.answers.put(RefusedError(HTTPStatus.INTERNAL_SERVER_ERROR, error.message))
+
+
+ScoreListener.handler = ScoreHandler
+ScoreHandler.routes = {"/health": ("GET", Handler.health), SCORE: ("POST", ScoreHandler.score)}

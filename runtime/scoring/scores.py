@@ -1,0 +1,62 @@
+"""What is asked of some texts, and what a model says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from runtime.scoring.prefix_tree import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a model says of one text."""
+
+    logprobs: np.ndarray[Any, Any]
+    """(tokens,) float64: each token's log-probability after those before it; nan where it was not
+    asked for, and for the first, before which there is nothing."""
+    top_ids: np.ndarray[Any, Any]
+    """(tokens + 1, top) int32: the likeliest tokens at each place, -1 where not asked for. The last
+    row is of what would come next."""
+    top_logprobs: np.ndarray[Any, Any]
+    """(tokens + 1, top) float64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be computed of some texts."""
+
+    texts: Sequence[Tokens]
+    first: Sequence[int]
+    """Where the tokens begin whose log-probabilities are wanted, for each text; at least 1."""
+    top: int = 0
+    """How many of the likeliest tokens are wanted at each place."""
+    wants_next: bool = False
+    """Whether the place after the last token is wanted, too."""
+
+    @property
+    def computed(self) -> list[Tokens]:
+        """What goes through the model: the last token only where something follows it."""
+        return [text if self.wants_next else text[:-1] for text in self.texts]
+
+
+def empty_scores(length: int, top: int) -> Scores:
+    import numpy as np
+
+    return Scores(
+        np.full(length, np.nan),
+        np.full((length + 1, top), -1, np.int32),
+        np.full((length + 1, top), np.nan),
+    )
+
+
+def as_array(pointer: Any, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """llama.cpp's floats where they lie; they change with the next step."""
+    import numpy as np
+
+    found: np.ndarray[Any, Any] = np.ctypeslib.as_array(pointer, shape)
+    return found

@@ -1,0 +1,1 @@
+"""lm-evaluation-harness against `decant serve`, beside its own `hf` model."""

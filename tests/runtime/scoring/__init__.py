@@ -1,0 +1,1 @@
+"""Log-likelihoods against transformers and peft."""
