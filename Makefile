@@ -3,10 +3,14 @@
 
 PYTHON ?= python3
 PY := .venv/bin/python
-WORKERS ?= 2 # processes of pytest
+WORKERS ?= 2# processes of pytest
+PYTEST_OPTIONS ?=# such as --randomly-seed=1
+PYTEST = $(PY) -m pytest -q $(PYTEST_OPTIONS)
+PARALLEL = -n $(WORKERS) --dist loadfile
+FAST = not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast test test-slow programs families lm-eval bench fmt docs release lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast coverage test test-slow programs families lm-eval bench fmt docs release lock wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -15,20 +19,20 @@ demo: setup ## set up, then run the main job on a tiny model made on the spot
 	@$(PY) -m exporter demo
 
 test: setup lint type ## set up, then lint, types and every test but those of the next three
-	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not programs and not families and not lm_eval"
+	@$(PYTEST) $(PARALLEL) -m "not slow and not programs and not families and not lm_eval"
 
 test-slow: setup ## what is long by nature: kills, soaks, the wheel, llama.cpp's own server tests
-	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "slow"
+	@$(PYTEST) $(PARALLEL) -m slow
 
 programs: setup ## the tests that need Chromium and HAProxy: the page, and a balancer
-	@$(PY) -m pytest -q -m programs tests/runtime/gateway
+	@$(PYTEST) -m programs tests/runtime/gateway
 
 families: setup ## popular families with their real tokenizers (npm, pip): docs/families.md
-	@$(PY) -m pytest -q -n $(WORKERS) -m families tests/families tests/exporter tests/runtime
+	@$(PYTEST) -n $(WORKERS) -m families tests/families tests/exporter tests/runtime
 
 lm-eval: setup ## lm-evaluation-harness (pip) over decant serve, against its own hf model
 	@$(PY) -m pip install -q -c constraints.txt 'lm_eval[api]>=0.4.9'
-	@$(PY) -m pytest -q -m lm_eval tests/runtime/harness
+	@$(PYTEST) -m lm_eval tests/runtime/harness
 
 check: packages lint type fast ## lint, types and the fast tests: no build, no training
 
@@ -47,7 +51,12 @@ type: packages
 	@$(PY) -m mypy
 
 fast: packages
-	@$(PY) -m pytest -q -m "not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval"
+	@$(PYTEST) $(PARALLEL) -m "$(FAST)"
+
+coverage: packages ## the fast tests, and which lines and branches of the code they run
+	@rm -f .coverage*
+	@$(PYTEST) $(PARALLEL) -m "$(FAST)" --cov --cov-report=
+	@$(PY) .ci/coverage.py
 
 bench: setup ## measure the export against the usual road
 	@$(PY) benchmarks/export.py
@@ -68,4 +77,4 @@ wheel: packages ## build the wheel into dist/
 	@$(PY) -m pip wheel -q --no-deps -w dist .
 
 clean: ## remove .venv and what tools left; the llama.cpp build stays in the cache
-	rm -rf .venv .venv-setup.* .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-setup.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* dist

@@ -27,6 +27,7 @@ with contextlib.suppress(ImportError):
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+pytest_plugins = ("tests.support.suite",)
 CHECKOUT = Path(__file__).parents[1]
 SCRUBBED = ("DECANT_", "HF_", "LLAMA_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
 KEPT = ("DECANT_CACHE", "DECANT_BACKEND", "DECANT_LLAMA_SDIST")

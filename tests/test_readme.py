@@ -54,6 +54,7 @@ def test_every_decant_command_in_the_documents_exists():
         assert set(re.findall(r"`decant ([a-z]+)", text)) <= COMMANDS.keys(), document
 
 
+@pytest.mark.slow
 @pytest.mark.llamacpp
 @pytest.mark.trained
 def test_every_decant_line_runs_in_order(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import lru_cache
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -71,9 +72,14 @@ class Case:
         return is_decoder and bool(self.tokenizer().chat_template)
 
     def tokenizer(self) -> Any:  # transformers'
-        from transformers import AutoTokenizer
+        return tokenizer_of(self.adapter)
 
-        return AutoTokenizer.from_pretrained(self.adapter)
+
+@lru_cache(maxsize=1)  # of the family that is being tried: to load one takes up to a second
+def tokenizer_of(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def refused(case: Case, done: CompletedProcess[str]) -> str:

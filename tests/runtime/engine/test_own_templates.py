@@ -352,7 +352,7 @@ def test_a_base_without_a_template_answers_by_the_adapters(folders, adapters, to
     assert found == wanted(folders["chatml"], folders["base"], TALKS[0])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def store(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("store")
 

@@ -27,15 +27,17 @@ def states(served: Served) -> dict[str, str]:
     return {model["id"]: model["status"]["value"] for model in listed["data"]}
 
 
-def test_the_base_has_a_process_and_adapters_have_theirs_when_they_are_asked_for(isolated):
-    assert states(isolated) == {
-        "base": "loaded", "base:pirate": "unloaded", "base:liar": "unloaded"
-    }  # fmt: skip
-    assert len(isolated.children()) == 1
-    isolated.says("base:pirate", PROMPTS[0], max_tokens=1)
+def test_the_base_has_a_process_and_adapters_have_theirs_when_they_are_asked_for(voices, tmp_path):
+    with serving(tmp_path, *voices, "--isolate", "--parallel", 1) as fresh:
+        fresh.wait_until_ready()
+        assert states(fresh) == {
+            "base": "loaded", "base:pirate": "unloaded", "base:liar": "unloaded"
+        }  # fmt: skip
+        assert len(fresh.children()) == 1
+        fresh.says("base:pirate", PROMPTS[0], max_tokens=1)
 
-    assert states(isolated)["base:pirate"] == "loaded"
-    assert len(isolated.children()) == 2
+        assert states(fresh)["base:pirate"] == "loaded"
+        assert len(fresh.children()) == 2
 
 
 def test_answers_are_those_of_a_shared_process(isolated, served):

@@ -1,0 +1,62 @@
+"""A pytest plugin: the seed of the random order, and the time that one test may take.
+
+Loaded by tests/conftest.py. A test that takes long is made faster or marked `slow`, so that
+`make test` stays short.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+WARNED_S = 5.0
+EXEMPT = {"slow", "families", "programs"}
+"""Marks of tests that may take longer: they run under targets of their own."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--budget", type=float, metavar="SECONDS",
+        help="fail the run if a test that is not marked slow takes longer",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # of several processes, the one that gets all reports
+        config.pluginmanager.register(Durations(config.getoption("--budget")), "durations")
+
+
+class Durations:
+    """How long tests took, without their fixtures, which others share."""
+
+    def __init__(self, budget_s: float | None) -> None:
+        """Keep the tests that took longer than WARNED_S or budget_s."""
+        self.budget_s = budget_s
+        self.long: list[tuple[float, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        limit_s = WARNED_S if self.budget_s is None else min(WARNED_S, self.budget_s)
+        is_exempt = not EXEMPT.isdisjoint(report.keywords)
+        if report.when == "call" and not is_exempt and report.duration > limit_s:
+            self.long.append((report.duration, report.nodeid))
+
+    def over(self) -> list[str]:
+        """The tests that break the budget; none without one."""
+        return [name for took, name in self.long if self.budget_s and took > self.budget_s]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.over() and not session.exitstatus:
+            session.exitstatus = 1
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        config, line = terminalreporter.config, terminalreporter.write_line
+        if (seed := getattr(config.option, "randomly_seed", None)) is not None:
+            line(f"random order: --randomly-seed={seed}")
+        over = self.over()
+        for took, name in sorted(self.long, reverse=True):
+            is_over = name in over
+            line(f"{'FAILED' if is_over else 'long:'} {name}: {took:.1f} s", red=is_over)
+        if over:
+            line(f"a test has {self.budget_s:g} s: make it faster, or mark it slow")

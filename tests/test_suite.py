@@ -1,0 +1,59 @@
+"""The plugin of this suite: long tests are named, and over the budget fail; the seed is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+TESTS = """
+import time, pytest
+
+def test_quick():
+    pass
+
+def test_lame():
+    time.sleep(0.3)
+
+@pytest.mark.slow
+def test_long_by_nature():
+    time.sleep(0.3)
+
+@pytest.fixture
+def shared():
+    time.sleep(0.3)
+
+def test_with_a_fixture_that_others_use(shared):
+    pass
+"""
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (folder / "test_it.py").write_text(TESTS)
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = slow: long by nature\n")
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.suite", *arguments]
+    argv += ["-c", str(folder / "pytest.ini"), str(folder / "test_it.py")]
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_test_over_the_budget_fails_the_run_by_its_name(tmp_path, processes):
+    done = run(tmp_path, "--budget", "0.2", *(["-p", "xdist", "-n", "1"] if processes else []))
+
+    assert done.returncode == 1, done.stdout
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert len(failed) == 1, done.stdout
+    assert "test_it.py::test_lame: 0.3 s" in failed[0]
+    assert "a test has 0.2 s" in done.stdout
+
+
+def test_within_the_budget_the_run_passes_and_tells_its_seed(tmp_path):
+    done = run(tmp_path, "--budget", "4", "-p", "randomly")
+
+    assert done.returncode == 0, done.stdout
+    assert "random order: --randomly-seed=" in done.stdout
