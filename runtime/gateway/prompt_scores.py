@@ -48,18 +48,18 @@ class Echo:
     """Whether what is to be written is the likeliest token: the scoring engine knows it."""
 
 
-async def echoed(call: Call, refusal: Refusal) -> Response:
+async def answer_echo(call: Call, refusal: Refusal) -> Response:
     """The answer, prompts and all. refusal: makes an error of an engine's reply."""
     asked = read_echo(call)
     if asked.limit == 0 or asked.is_likeliest:
         written = None
     else:
-        written = await written_after(call, asked, refusal)
+        written = await write_after(call, asked, refusal)
     bodies = [*score_bodies(call, asked, written)]
     if len(bodies) == 1:
-        answer = await scored(call, bodies[0], refusal)
+        answer = await score_portion(call, bodies[0], refusal)
     else:
-        answer = await joined(call, bodies, asked.count, refusal)
+        answer = await join_scores(call, bodies, asked.count, refusal)
     headers = {"X-Decant-Model": call.record.model.encode("ascii", "replace").decode()}
     if not call.body.get("stream"):
         return Response(answer, media_type="application/json", headers=headers)
@@ -121,7 +121,7 @@ def limit_of(call: Call, *, has_target: bool) -> int:
     return limit
 
 
-async def written_after(call: Call, asked: Echo, refusal: Refusal) -> list[list[Json]]:
+async def write_after(call: Call, asked: Echo, refusal: Refusal) -> list[list[Json]]:
     """What the usual engine writes after each prompt, `count` times."""
     kept = {name: value for name, value in call.body.items() if name not in OURS}
     bodies = []
@@ -131,13 +131,13 @@ async def written_after(call: Call, asked: Echo, refusal: Refusal) -> list[list[
             if type(seed := body.get("seed")) is int and seed >= 0:
                 body["seed"] = seed + number  # or all would be equal
             bodies.append(body)
-    works = [partial(answer_to, call, "/completion", body, refusal) for body in bodies]
+    works = [partial(ask_engine, call, "/completion", body, refusal) for body in bodies]
     async with in_order(works) as texts:
-        found = [spoken(json.loads(text)) async for text in texts]
+        found = [as_written(json.loads(text)) async for text in texts]
     return [found[at : at + asked.count] for at in range(0, len(found), asked.count)]
 
 
-def spoken(answer: Json) -> Json:
+def as_written(answer: Json) -> Json:
     """An answer of llama-server's own form, as the scoring engine takes it."""
     reason = "length" if answer.get("stop_type") == "limit" else "stop"
     return {"tokens": answer["tokens"], "text": answer["content"], "finish_reason": reason}
@@ -167,11 +167,11 @@ def score_bodies(
     return found
 
 
-async def joined(call: Call, bodies: Sequence[Json], count: int, refusal: Refusal) -> bytes:
+async def join_scores(call: Call, bodies: Sequence[Json], count: int, refusal: Refusal) -> bytes:
     """The answers to all portions, as one."""
     found, offset = Joined(), 0
     beside = call.gateway.bodies.beside
-    async with in_order([partial(scored, call, body, refusal) for body in bodies]) as texts:
+    async with in_order([partial(score_portion, call, body, refusal) for body in bodies]) as texts:
         for body in bodies:
             text = await texts.__anext__()
             await beside(len(text), partial(found.add, text, offset))
@@ -179,13 +179,13 @@ async def joined(call: Call, bodies: Sequence[Json], count: int, refusal: Refusa
     return await beside(call.nbytes, partial(found.text, None))
 
 
-async def scored(call: Call, body: Mapping[str, Any], refusal: Refusal) -> bytes:
-    return await answer_to(call, SCORE, body, refusal)
+async def score_portion(call: Call, body: Mapping[str, Any], refusal: Refusal) -> bytes:
+    return await ask_engine(call, SCORE, body, refusal)
 
 
-async def answer_to(call: Call, route: str, body: Mapping[str, Any], refusal: Refusal) -> bytes:
+async def ask_engine(call: Call, route: str, body: Mapping[str, Any], refusal: Refusal) -> bytes:
     """An engine's whole answer. Raises ApiError."""
-    async with call.answered(route, body) as reply:
+    async with call.forward(route, body) as reply:
         if reply.status == HTTPStatus.OK:
             return await reply.read()
         if route == SCORE:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from runtime.gateway.api_errors import ApiError, bad_request, form_of
 from runtime.gateway.call import Call, Handler, Route
-from runtime.gateway.prompt_scores import echoed
+from runtime.gateway.prompt_scores import answer_echo
 from runtime.gateway.scheduling.placement import POOLING_KEY, POOLING_RANK
 from runtime.gateway.scheduling.portions import (
     Joined,
@@ -64,7 +64,7 @@ def passing(route: str) -> Handler:
     async def handler(call: Call) -> Response | None:
         check(route, call)
         if route == "/v1/completions" and call.body.get("echo"):
-            return await echoed(call, translated)
+            return await answer_echo(call, read_refusal)
         if name := list_of(route, call.body):
             slots = await slots_for(call, route)
             if len(call.body[name]) > slots:

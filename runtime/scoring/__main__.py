@@ -18,8 +18,8 @@ from exporter.core.errors import DecantError, EngineError
 from exporter.core.gguf import read_gguf
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
 from runtime.encoder_decoder.__main__ import KEY, count, leave_with_parent, toolchain_in
-from runtime.encoder_decoder.model import FLASH_OFF, is_encoder_decoder, loaded
-from runtime.scoring.forward import F16, F32, FLASH_AUTO, ForwardSpec, loaded_forward
+from runtime.encoder_decoder.model import FLASH_OFF, is_encoder_decoder, open_encoder_decoder
+from runtime.scoring.forward import F16, F32, FLASH_AUTO, ForwardSpec, open_forward
 from runtime.scoring.score_request import Engine
 from runtime.scoring.score_server import ScoreListener, work
 
@@ -75,7 +75,9 @@ def engine_of(arguments: argparse.Namespace, toolchain: Toolchain) -> Iterator[E
     """The loaded model. Raises ModelError."""
     context, threads = arguments.ctx_size, arguments.threads or 1
     if is_encoder_decoder(read_gguf(arguments.model)):
-        with loaded(arguments.model, toolchain, context=context, threads=threads) as model:
+        with open_encoder_decoder(
+            arguments.model, toolchain, context=context, threads=threads
+        ) as model:
             yield model
         return
     spec = ForwardSpec(
@@ -87,7 +89,7 @@ def engine_of(arguments: argparse.Namespace, toolchain: Toolchain) -> Iterator[E
         CACHE_TYPES[arguments.cache_type],
         FLASH_AUTO if arguments.flash else FLASH_OFF,
     )
-    with loaded_forward(spec, toolchain) as forward:
+    with open_forward(spec, toolchain) as forward:
         yield forward
 
 

@@ -23,13 +23,18 @@ from exporter.core.errors import InputError
 from exporter.core.gguf import read_gguf
 from exporter.core.machine import physical_cores
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
-from runtime.encoder_decoder.model import EncoderDecoder, Flag, is_encoder_decoder, loaded
+from runtime.encoder_decoder.model import (
+    EncoderDecoder,
+    Flag,
+    is_encoder_decoder,
+    open_encoder_decoder,
+)
 from runtime.engine.adapters import Adapter
 from runtime.engine.memory_fit import DEFAULT_CONTEXT, LAYERS_KEPT
 from runtime.engine.opened_model import open_model
 from runtime.engine.purpose import refuse_without_answers
 from runtime.engine.request_texts import Front, front_of
-from runtime.scoring.forward import Forward, ForwardSpec, loaded_forward
+from runtime.scoring.forward import Forward, ForwardSpec, open_forward
 from runtime.scoring.scores import Asked, Scores
 from runtime.scoring.targets import target_scores
 
@@ -83,11 +88,11 @@ class Scorer:
         threads = self.threads or physical_cores()
         self.front = front_of(header)
         if is_encoder_decoder(header):
-            made = loaded(path, toolchain, context=length, threads=threads)
+            made = open_encoder_decoder(path, toolchain, context=length, threads=threads)
             self.engine = self.stack.enter_context(made)
         else:
             spec = ForwardSpec(path, tuple(one.path for one in adapters), length, threads)
-            self.engine = self.stack.enter_context(loaded_forward(spec, toolchain))
+            self.engine = self.stack.enter_context(open_forward(spec, toolchain))
         return self
 
     def __exit__(
