@@ -131,13 +131,13 @@ async def write_after(call: Call, asked: Echo, refusal: Refusal) -> list[list[Js
             if type(seed := body.get("seed")) is int and seed >= 0:
                 body["seed"] = seed + number  # or all would be equal
             bodies.append(body)
-    works = [partial(answer_to, call, "/completion", body, refusal) for body in bodies]
+    works = [partial(ask_engine, call, "/completion", body, refusal) for body in bodies]
     async with in_order(works) as texts:
-        found = [spoken(json.loads(text)) async for text in texts]
+        found = [as_written(json.loads(text)) async for text in texts]
     return [found[at : at + asked.count] for at in range(0, len(found), asked.count)]
 
 
-def spoken(answer: Json) -> Json:
+def as_written(answer: Json) -> Json:
     """An answer of llama-server's own form, as the scoring engine takes it."""
     reason = "length" if answer.get("stop_type") == "limit" else "stop"
     return {"tokens": answer["tokens"], "text": answer["content"], "finish_reason": reason}
@@ -180,10 +180,10 @@ async def join_scores(call: Call, bodies: Sequence[Json], count: int, refusal: R
 
 
 async def score_portion(call: Call, body: Mapping[str, Any], refusal: Refusal) -> bytes:
-    return await answer_to(call, SCORE, body, refusal)
+    return await ask_engine(call, SCORE, body, refusal)
 
 
-async def answer_to(call: Call, route: str, body: Mapping[str, Any], refusal: Refusal) -> bytes:
+async def ask_engine(call: Call, route: str, body: Mapping[str, Any], refusal: Refusal) -> bytes:
     """An engine's whole answer. Raises ApiError."""
     async with call.forward(route, body) as reply:
         if reply.status == HTTPStatus.OK:

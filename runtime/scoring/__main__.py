@@ -19,7 +19,7 @@ from exporter.core.gguf import read_gguf
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
 from runtime.encoder_decoder.__main__ import KEY, count, leave_with_parent, toolchain_in
 from runtime.encoder_decoder.model import FLASH_OFF, is_encoder_decoder, open_encoder_decoder
-from runtime.scoring.forward import F16, F32, FLASH_AUTO, ForwardSpec, loaded_forward
+from runtime.scoring.forward import F16, F32, FLASH_AUTO, ForwardSpec, open_forward
 from runtime.scoring.score_request import Engine
 from runtime.scoring.score_server import ScoreListener, work
 
@@ -89,7 +89,7 @@ def engine_of(arguments: argparse.Namespace, toolchain: Toolchain) -> Iterator[E
         CACHE_TYPES[arguments.cache_type],
         FLASH_AUTO if arguments.flash else FLASH_OFF,
     )
-    with loaded_forward(spec, toolchain) as forward:
+    with open_forward(spec, toolchain) as forward:
         yield forward
 
 

@@ -22,14 +22,14 @@ LEAST = -9999.0
 """What OpenAI says for a token that cannot be."""
 
 
-def answered(engine: Engine, request: ScoreRequest, name: str, stop: Flag) -> Json:
+def answer_request(engine: Engine, request: ScoreRequest, name: str, stop: Flag) -> Json:
     """The answer. Raises StoppedError, EngineError and UnsupportedError."""
     texts = [
         (text, one)
         for text, written in zip(request.targets or request.prompts, request.written, strict=True)
         for one in written
     ]
-    scores = computed(engine, request, [[*text.ids, *one.ids] for text, one in texts], stop)
+    scores = compute_scores(engine, request, [[*text.ids, *one.ids] for text, one in texts], stop)
     if request.wants_next:
         texts = [
             (text, next_token(found, engine.vocabulary))
@@ -53,7 +53,7 @@ def answered(engine: Engine, request: ScoreRequest, name: str, stop: Flag) -> Js
     }  # fmt: skip
 
 
-def computed(
+def compute_scores(
     engine: Engine, request: ScoreRequest, texts: Sequence[list[int]], stop: Flag
 ) -> list[Scores]:
     """The scores of the texts; of equal ones, such as those of `n`, computed once."""
@@ -90,7 +90,7 @@ def logprobs(engine: Engine, top: int, text: Text, written: Written, scores: Sco
     The first token of a text has none; of a target it has, for it follows the source.
     """
     vocabulary = engine.vocabulary
-    ids = [*text.ids, *spoken(written, vocabulary)]
+    ids = [*text.ids, *without_stop_text(written, vocabulary)]
     names = [name_of(vocabulary.piece(token)) for token in ids]
     values: list[float | None] = [finite(value) for value in scores.logprobs[: len(ids)]]
     if len(values) < len(ids):  # the token that was written here
@@ -127,7 +127,7 @@ def finite(value: float) -> float:
     return max(float(value), LEAST) if not math.isnan(value) else LEAST
 
 
-def spoken(written: Written, vocabulary: Vocabulary) -> list[int]:
+def without_stop_text(written: Written, vocabulary: Vocabulary) -> list[int]:
     """The tokens of what was written, without those of a stop text that it came to."""
     left = len(written.text.encode())
     found = []

@@ -212,7 +212,7 @@ class Forward:
 
 
 @contextmanager
-def loaded_forward(spec: ForwardSpec, toolchain: Toolchain) -> Iterator[Forward]:
+def open_forward(spec: ForwardSpec, toolchain: Toolchain) -> Iterator[Forward]:
     """Load a model and its adapters.
 
     Raises ModelError when llama.cpp cannot load one of them; what it says against it goes to

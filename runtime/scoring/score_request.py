@@ -120,13 +120,13 @@ def shown_as(fields: Fields, found: list[Text]) -> list[Text]:
 def texts(value: object, name: str, engine: Engine) -> list[Text]:
     """A text, its token ids, or a list of those."""
     if isinstance(value, str):
-        return [cut(value, engine.vocabulary)]
+        return [tokenize(value, engine.vocabulary)]
     if isinstance(value, list) and value:
         if all(type(one) is int for one in value):
             return [Text(token_ids(value, name, engine.vocabulary))]
         if all(isinstance(one, str) or (isinstance(one, list) and one) for one in value):
             return [
-                cut(one, engine.vocabulary)
+                tokenize(one, engine.vocabulary)
                 if isinstance(one, str)
                 else Text(token_ids(one, name, engine.vocabulary))
                 for one in value
@@ -134,7 +134,7 @@ def texts(value: object, name: str, engine: Engine) -> list[Text]:
     raise wrong(f"`{name}` must be a text, its token ids, or a list of those, not {shown(value)}")
 
 
-def cut(text: str, vocabulary: Vocabulary) -> Text:
+def tokenize(text: str, vocabulary: Vocabulary) -> Text:
     """A text in tokens, as engines cut a prompt. Raises RefusedError for none at all."""
     ids, bare = (vocabulary.encode(text, special=special) for special in (True, False))
     if not ids:

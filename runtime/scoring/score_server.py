@@ -12,7 +12,7 @@ from exporter.core.errors import DecantError, UnsupportedError
 from runtime.encoder_decoder.http import POLL_S, Handler, Listener
 from runtime.encoder_decoder.model import Flag
 from runtime.encoder_decoder.openai import Json, RefusedError, wrong
-from runtime.scoring.choices import answered
+from runtime.scoring.choices import answer_request
 from runtime.scoring.forward import StoppedError
 from runtime.scoring.score_request import Engine, ScoreRequest, read_request
 from runtime.scoring.score_route import SCORE
@@ -81,7 +81,7 @@ def work(engine: Engine, jobs: SimpleQueue[ScoreJob]) -> None:
         if job.stop.is_set:
             continue
         try:
-            job.answers.put(answered(engine, job.request, job.name, job.stop))
+            job.answers.put(answer_request(engine, job.request, job.name, job.stop))
         except StoppedError:
             pass
         except UnsupportedError as error:

@@ -34,7 +34,7 @@ from runtime.engine.memory_fit import DEFAULT_CONTEXT, LAYERS_KEPT
 from runtime.engine.opened_model import open_model
 from runtime.engine.purpose import refuse_without_answers
 from runtime.engine.request_texts import Front, front_of
-from runtime.scoring.forward import Forward, ForwardSpec, loaded_forward
+from runtime.scoring.forward import Forward, ForwardSpec, open_forward
 from runtime.scoring.scores import Asked, Scores
 from runtime.scoring.targets import target_scores
 
@@ -92,7 +92,7 @@ class Scorer:
             self.engine = self.stack.enter_context(made)
         else:
             spec = ForwardSpec(path, tuple(one.path for one in adapters), length, threads)
-            self.engine = self.stack.enter_context(loaded_forward(spec, toolchain))
+            self.engine = self.stack.enter_context(open_forward(spec, toolchain))
         return self
 
     def __exit__(
