@@ -16,12 +16,8 @@ import pytest
 from exporter.core import errors
 
 CHECKOUT = Path(__file__).parents[1]
-DONE = (
-    "exporter/core", "exporter/llamacpp", "exporter/hub", "exporter/store.py", "exporter/inputs",
-    "exporter/merge", "exporter/convert", "exporter/gguf_inputs", "exporter/quantize",
-    "exporter/formats", "exporter/verify",
-)  # fmt: skip
-"""The packages and files whose words are held to this; the others are still to be rewritten."""
+DONE = ("exporter",)
+"""The packages whose words are held to this; the others are still to be rewritten."""
 PAGES = ()
 
 PHRASES = (
@@ -30,7 +26,7 @@ PHRASES = (
     r"need be", r"to be had", r"(no|any|every)body", r"afresh|anew", r"(has|have) not[.,;:]",
     r"and its kin", r"(to|from|by|with) whom", r"in its stead", r"this goes for", r"what there is",
     r"take it for granted", r"as good as", r"is (there )?all the same", r"betrays?",
-    r"mend(s|ed|ing)", r"hollow", r"without (any)?one's", r"may be gone", r"be let",
+    r"mend(ed|ing)", r"hollow", r"without (any)?one's", r"may be gone", r"be let",
     r"begin (it )?over", r"lets? .{1,30} be known", r"who(se)? way",
 )  # fmt: skip
 """Turns of phrase that a reader stumbles over; a plain verb says each of them."""
@@ -112,7 +108,12 @@ def annotations(function: Function) -> str:
 
 
 def raised(function: Function) -> set[str]:
-    """Our errors that a function's body raises by name, nested functions left out."""
+    """Our errors that a function's body raises by name, nested functions left out.
+
+    A command's docstring is its --help, which names no exceptions.
+    """
+    if any("command" in ast.dump(decorator) for decorator in function.decorator_list):
+        return set()
     found: set[str] = set()
     todo: list[ast.AST] = list(function.body)
     while todo:

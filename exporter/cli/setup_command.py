@@ -1,4 +1,4 @@
-"""`decant setup`."""
+"""The command `decant setup`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from exporter.quantize.quantizer import Quantizer
 def setup(force: bool, as_json: bool, quiet: bool) -> None:
     """Build the pinned llama.cpp, once, or find it built.
 
-    This takes 5 to 10 minutes on 2 to 4 cores, and with CUDA about 20 on 4; the first lines say
-    how long it takes here.
+    This takes 5 to 10 minutes on 2 to 4 cores, and with CUDA about 20 on 4; the first lines say how
+    long it takes on this machine.
     """
     with reporting(quiet=quiet) as report:
         toolchain = build_toolchain(force=force, report=report)
