@@ -16,9 +16,9 @@ import pytest
 from exporter.core import errors
 
 CHECKOUT = Path(__file__).parents[1]
-DONE = ("exporter",)
+DONE = ("exporter", "vendor")
 """The packages whose words are held to this; the others are still to be rewritten."""
-PAGES = ()
+PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/gpu.md", "docs/scale.md", "docs/serve.md", "docs/upgrading.md", "docs/families.md")
 
 PHRASES = (
     r"whoever", r"told", r"(gone|going|goes|go) on with", r"of (its|their|his|our|your) own",
@@ -43,7 +43,7 @@ ARRAYS = re.compile(
 SIZE = r"(?:…|\.\.\.|[\w.]+(?: ?[*+/-] ?[\w.]+)*)"
 SHAPE = re.compile(rf"\({SIZE},(?: {SIZE},?)*\)|\(…\)|\(\)")
 """Such as (rows, columns), (n,) or (…, columns)."""
-OURS = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+OURS = {n for n, kind in vars(errors).items() if isinstance(kind, type)} | {"BuildError"}
 NUMBER = ast.Constant | ast.BinOp | ast.UnaryOp
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
