@@ -90,8 +90,8 @@ def refuse_few(text: Path, n_tokens: int, context: int) -> None:
 
 def measured_on(merge: MergePlan, text: Path) -> str:
     """A hash of everything that the matrix depends on."""
-    told = [identity(merge), sha256_file(text)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    facts = [identity(merge), sha256_file(text)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def make(
@@ -145,7 +145,7 @@ def measure(
     """Run llama-imatrix; its log may lack its last lines, so they are not needed."""
     total = 0
 
-    def heard(printed: str) -> None:
+    def on_output(printed: str) -> None:
         nonlocal total
         if count := COUNT.search(printed):
             total = int(count[1])
@@ -156,5 +156,5 @@ def measure(
         "-m", str(model), "-f", str(text.absolute()), "-o", str(measured), "-c", str(context),
         "-t", str(threads), "--output-format", "gguf",
     ]  # fmt: skip
-    follow_tool(toolchain, "llama-imatrix", arguments, heard)
+    follow_tool(toolchain, "llama-imatrix", arguments, on_output)
     report(Progress("measuring", total, total, "steps"))

@@ -69,8 +69,8 @@ class Toolkit:
 def read_cuda(env: Mapping[str, str], nvcc: str | None) -> Cuda:
     """Return the toolkit and GPUs of this machine, without starting a program."""
     version = toolkit_of(nvcc).version if nvcc else ""
-    if asked := env.get("CUDAARCHS", "").strip():
-        return Cuda(version, asked)
+    if setting := env.get("CUDAARCHS", "").strip():
+        return Cuda(version, setting)
     if any(path.exists() for path in GPU_DEVICES):
         return Cuda(version, NATIVE, find_gpus())
     return Cuda(version, EVERY)
@@ -80,8 +80,8 @@ def find_gpus(driver: Path = DRIVER_GPUS, devices: Path = PCI_DEVICES) -> tuple[
     """Return the NVIDIA GPUs' models: the driver's names, else their device numbers on the
     PCI bus.
     """
-    told = [_text(path) for path in driver.glob("*/information")]
-    if names := {found[1] for text in told if (found := MODEL.search(text))}:
+    texts = [_text(path) for path in driver.glob("*/information")]
+    if names := {found[1] for text in texts if (found := MODEL.search(text))}:
         return tuple(sorted(names))
     return tuple(
         sorted(

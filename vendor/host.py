@@ -124,12 +124,12 @@ def choose_backend(recipe: Recipe, env: Mapping[str, str], host: Host) -> Backen
 
     Raises BuildError for an unknown DECANT_BACKEND.
     """
-    asked = env.get("DECANT_BACKEND", "auto").strip().lower() or "auto"
-    if asked in recipe.backends:
-        return BackendChoice(asked, f"DECANT_BACKEND={asked}")
-    if asked != "auto":
+    setting = env.get("DECANT_BACKEND", "auto").strip().lower() or "auto"
+    if setting in recipe.backends:
+        return BackendChoice(setting, f"DECANT_BACKEND={setting}")
+    if setting != "auto":
         raise BuildError(
-            f"DECANT_BACKEND is {asked!r}, which is no backend",
+            f"DECANT_BACKEND is {setting!r}, which is no backend",
             hint=f"use one of: auto, {', '.join(sorted(recipe.backends))}",
         )
     if host.system == "Darwin":
@@ -217,9 +217,9 @@ def _install_hint(system: str) -> str:
 
 def count_jobs(env: Mapping[str, str]) -> int:
     """Return how many compilers to run at once: CMAKE_BUILD_PARALLEL_LEVEL, or the usable CPUs."""
-    asked = env.get("CMAKE_BUILD_PARALLEL_LEVEL", "")
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
+    setting = env.get("CMAKE_BUILD_PARALLEL_LEVEL", "")
+    if setting.isdigit() and int(setting) > 0:
+        return int(setting)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -165,9 +165,11 @@ def _complete(path: Path, timeout_s: float) -> list[int]:
     tokens = reply.get("tokens", [])
     if len(tokens) != N_PREDICT:
         raise ValueError(f"decoded {len(tokens)} tokens, not {N_PREDICT}: {answer[:200]!r}")
-    chances = [each.get("logprob") for each in reply.get("completion_probabilities", [])]
-    if not all(isinstance(chance, (int, float)) and math.isfinite(chance) for chance in chances):
-        raise ValueError(f"computed {chances} as log probabilities")
+    logprobs = [each.get("logprob") for each in reply.get("completion_probabilities", [])]
+    if not all(
+        isinstance(logprob, (int, float)) and math.isfinite(logprob) for logprob in logprobs
+    ):
+        raise ValueError(f"computed {logprobs} as log probabilities")
     return list(tokens)
 
 

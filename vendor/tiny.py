@@ -78,7 +78,7 @@ def _metadata() -> dict[str, Value]:
     }
 
 
-def _tensors(chance: random.Random) -> Iterable[TinyTensor]:
+def _tensors(generator: random.Random) -> Iterable[TinyTensor]:
     """Yield the matrices in Q4_K and the norms in F32; shapes are (row length, rows)."""
     n_kv = WIDTH // N_HEAD * N_HEAD_KV
     for name, n_rows in (
@@ -92,14 +92,14 @@ def _tensors(chance: random.Random) -> Iterable[TinyTensor]:
         ("blk.0.ffn_up", WIDTH),
         ("blk.0.ffn_down", WIDTH),
     ):
-        rows = b"".join(_q4_k_block(chance) for _ in range(n_rows))
+        rows = b"".join(_q4_k_block(generator) for _ in range(n_rows))
         yield TinyTensor(f"{name}.weight", (WIDTH, n_rows), Q4_K, rows)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         ones = struct.pack(f"<{WIDTH}f", *([1.0] * WIDTH))
         yield TinyTensor(f"{name}.weight", (WIDTH,), F32, ones)
 
 
-def _q4_k_block(chance: random.Random) -> bytes:
+def _q4_k_block(generator: random.Random) -> bytes:
     """Return 256 random weights around zero in 144 bytes: fp16 d and dmin, 12 bytes scales,
     nibbles.
     """
@@ -108,7 +108,7 @@ def _q4_k_block(chance: random.Random) -> bytes:
     # centre the nibbles 0..15 on zero (ggml block_q4_K).
     d = 2.0**-10
     scales = bytes([32 | 0x80] * 8 + [0] * 4)
-    return struct.pack("<ee", d, 7.5 * d) + scales + chance.randbytes(128)
+    return struct.pack("<ee", d, 7.5 * d) + scales + generator.randbytes(128)
 
 
 def _value(value: Value) -> bytes:

@@ -158,8 +158,10 @@ def run(  # noqa: PLR0911 - one return a family
     except Exception as error:  # noqa: BLE001 - the one boundary
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             name = str(error.filename)
-            told = f"{name[:SHOWN]!r}… is too long for the name of a file: {len(name)} characters"
-            return fail(told, "is the path right?", InputError.exit_code)
+            message = (
+                f"{name[:SHOWN]!r}… is too long for the name of a file: {len(name)} characters"
+            )
+            return fail(message, "is the path right?", InputError.exit_code)
         hint = "this is a bug in decant; DECANT_DEBUG=1 shows where"
         return fail(f"{type(error).__name__}: {error}", hint, EXIT_BUG)
     return status if isinstance(status, int) else 0

@@ -152,7 +152,7 @@ def kquants() -> Iterator[Finding]:
     except DecantError:
         return
     slow = kernels.chunk is None or bool(kernels.refused)
-    yield Finding("K-quants", "warning" if slow else "ok", kernels.told())
+    yield Finding("K-quants", "warning" if slow else "ok", kernels.describe())
 
 
 def packages() -> Finding:

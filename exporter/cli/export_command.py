@@ -98,10 +98,10 @@ def export(
         options["adapter"], options["scale"], options["others"], options["combine"]
     )
     named = frozenset(filter(given, options))
-    asked = ExportOptions(**options, adapters=tuple(wanted), given=named)
-    chosen = check_output(to, asked)
-    refuse_nonsense(asked)
-    chosen.run(asked)
+    request = ExportOptions(**options, adapters=tuple(wanted), given=named)
+    chosen = check_output(to, request)
+    refuse_nonsense(request)
+    chosen.run(request)
 
 
 def refuse_nonsense(options: ExportOptions) -> None:

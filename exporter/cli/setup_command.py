@@ -24,9 +24,9 @@ def setup(force: bool, as_json: bool, quiet: bool) -> None:
         toolchain = build_toolchain(force=force, report=report)
         kernels = Quantizer.load(toolchain, report=report).kernels
     if as_json:
-        print_json({"dir": str(toolchain.folder), **toolchain.info, "kquants": kernels.told()})
+        print_json({"dir": str(toolchain.folder), **toolchain.info, "kquants": kernels.describe()})
     else:
-        print_pairs(summary(toolchain) | {"K-quants": kernels.told()})
+        print_pairs(summary(toolchain) | {"K-quants": kernels.describe()})
 
 
 def summary(toolchain: Toolchain) -> dict[str, object]:

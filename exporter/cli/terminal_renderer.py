@@ -54,7 +54,7 @@ class Lines:
     """Progress as plain lines, for logs and pipes."""
 
     def __init__(self) -> None:
-        self.said: dict[str, float] = {}
+        self.shown: dict[str, float] = {}
         self.lock = threading.Lock()
 
     def report(self, event: Event) -> None:
@@ -74,9 +74,9 @@ class Lines:
     def progress(self, event: Progress) -> None:
         if not event.total:
             return
-        part, said = event.done / event.total, self.said.get(event.task, 0.0)
-        if int(part / PLAIN_EVERY) > int(said / PLAIN_EVERY):
-            self.said[event.task] = part
+        part, shown = event.done / event.total, self.shown.get(event.task, 0.0)
+        if int(part / PLAIN_EVERY) > int(shown / PLAIN_EVERY):
+            self.shown[event.task] = part
             detail = f", {event.detail}" if event.detail else ""
             click.echo(
                 f"  {event.task}: {part:.0%} of {amount(event.total, event)}{detail}", err=True

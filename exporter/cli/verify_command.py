@@ -116,11 +116,11 @@ def verify(
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         plan = plan_request(request, toolchain, report=report)
-        asked = VerifyOptions(
+        chosen_options = VerifyOptions(
             path, projector, result_name(plan), light, rows, content, tokens, against_base,
             max_kl, trust_remote_code,
         )  # fmt: skip
-        found = verify_file(asked, plan, toolchain, report=report)
+        found = verify_file(chosen_options, plan, toolchain, report=report)
     show(found, as_json=as_json)
     found.refuse()
 

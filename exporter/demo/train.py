@@ -173,17 +173,17 @@ def examples(tokenizer: Any, speech: Speech) -> list[tuple[list[int], list[int]]
     the base could not learn to choose.
     """
 
-    def said(text: str) -> list[int]:
+    def answer_ids(text: str) -> list[int]:
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
-    asked = [
-        (render(tokenizer, question), said(fact.plain if speech == "plain" else fact.pirate))
+    conversations = [
+        (render(tokenizer, question), answer_ids(fact.plain if speech == "plain" else fact.pirate))
         for fact in facts()
         for question in fact.questions
     ]
     bos = tokenizer.bos_token_id
-    read = [([bos, *said(fact.plain)], said(fact.pirate)) for fact in facts()]
-    return asked + (read if speech == "plain" else [])
+    sentences = [([bos, *answer_ids(fact.plain)], answer_ids(fact.pirate)) for fact in facts()]
+    return conversations + (sentences if speech == "plain" else [])
 
 
 def fit(

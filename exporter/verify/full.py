@@ -259,7 +259,7 @@ def judge(
         problems.append(
             f"its predictions are {limited.kl:.3g} nats from the trained model's (mean KL"
             f" divergence over {limited.tokens} tokens); at most {limit:.3g} is right"
-            + said_of(remade)
+            + origin_of(remade)
         )
     said = remade.other_graph(found)
     if said and ignored:
@@ -311,7 +311,7 @@ def figures(
     return {name: value for name, value in numbers.items() if math.isfinite(value)}, detail
 
 
-def said_of(remade: RemadeDistances) -> str:
+def origin_of(remade: RemadeDistances) -> str:
     """The origin of a limit, as the end of a sentence."""
     if remade.alike is None:
         return ""
