@@ -82,7 +82,7 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
 
 
 def say_beyond(template: str, turns: Turns, *, report: Report) -> None:
-    """Note what the chat template does and TEMPLATE does not."""
+    """Report the features of the chat template that TEMPLATE lacks."""
     has = {"tools": turns.tools is not None, "think": turns.closing_off is not None}
     if beyond := [word for word in has if word in template and not has[word]]:
         also = [words for key, words in TAKEN.items() if has[key]]

@@ -145,9 +145,9 @@ class RemadeDistances:
     """Distance of the merged model, if the base alone is nearer than the file."""
 
     def other_graph(self, found: Distance) -> str:
-        """How far off llama.cpp is where nothing is quantized, "" where that is near enough.
+        """Describe llama.cpp's deviation for the unquantized model; empty within the limits.
 
-        found: the file's own distance, which counts where it is not quantized.
+        found: the file's distance, which applies if the file itself is not quantized.
         """
         exact = found if self.is_exact else self.exact
         if exact is None or exact.off <= EXACT_LOGITS[self.exact_type]:
@@ -261,11 +261,11 @@ def judge(
             f" divergence over {limited.tokens} tokens); at most {limit:.3g} is right"
             + origin_of(remade)
         )
-    said = remade.other_graph(found)
-    if said and ignored:
-        notes.append(f"{said}: {'; '.join(ignored)}; {OTHER_GRAPH}")
-    elif said:
-        problems.append(said)
+    deviation = remade.other_graph(found)
+    if deviation and ignored:
+        notes.append(f"{deviation}: {'; '.join(ignored)}; {OTHER_GRAPH}")
+    elif deviation:
+        problems.append(deviation)
         hint = OTHER_GRAPH
     if remade.why:
         notes.append(f"what quantizing costs cannot be judged: {remade.why}")
