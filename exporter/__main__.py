@@ -1,4 +1,4 @@
-"""`python -m exporter` is `decant`."""
+"""Runs `decant` as `python -m exporter`."""
 
 from exporter.cli.app import main
 

@@ -1,4 +1,4 @@
-"""An importance matrix made from a text, by llama-imatrix on a Q8_0 of the very result."""
+"""Makes an importance matrix from a text, by llama-imatrix on a Q8_0 of the result."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from exporter.quantize.imatrix import read_imatrix
 from exporter.quantize.recipe import Recipe, check_recipe
 from exporter.store import file_name
 
-CONTEXT = 512  # tokens of a chunk, llama-imatrix's own default
-CHUNKS = 2  # fewest that llama-imatrix takes
+CONTEXT = 512  # tokens per chunk, llama-imatrix's default
+CHUNKS = 2  # minimum for llama-imatrix
 COUNT = re.compile(r"computing over (\d+) chunks")
 DONE = re.compile(r"\[(\d+)\]-?(?:[\d.]+|nan|inf),")
 TOKENS = re.compile(r"Total number of tokens: (\d+)")
@@ -36,10 +36,10 @@ def with_matrix(
     dry_run: bool = False,
     report: Report = silent,
 ) -> ExportRequest:
-    """`request` with the importance matrix of the text it names, made unless it was kept.
+    """`request` with the importance matrix of its text, made unless it is cached.
 
-    folder: where they are kept; the user's cache unless named.
-    Raises InputError for a text that is too short, or when a dry run would have to make one.
+    folder: the cache; by default below the user's. Raises InputError for a text that is too short,
+    or if a dry run would have to make one.
     """
     text = request.recipe.calibrate
     if text is None:
@@ -71,7 +71,7 @@ def context_of(merge: MergePlan) -> int:
 
 
 def refuse_short(text: Path, nbytes: int, context: int) -> None:
-    """A token is a byte at least, but for the first, which the tokenizer may add."""
+    """Raise InputError for too few bytes: a token takes one at least, except the first."""
     if nbytes + 1 < CHUNKS * context:
         raise too_short(text, f"{nbytes} bytes, so no more tokens than that", CHUNKS * context)
 
@@ -89,22 +89,22 @@ def refuse_few(text: Path, n_tokens: int, context: int) -> None:
 
 
 def measured_on(merge: MergePlan, text: Path) -> str:
-    """A hash of all that the matrix depends on."""
-    told = [identity(merge), sha256_file(text)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    """A hash of everything that the matrix depends on."""
+    facts = [identity(merge), sha256_file(text)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def make(
     request: ExportRequest, kept: Path, context: int, toolchain: Toolchain, *, report: Report
 ) -> None:
-    """Export a Q8_0, have it read the text, keep what llama-imatrix measured."""
+    """Export a Q8_0, let llama-imatrix read the text, and cache its result."""
     text = request.recipe.calibrate
     assert text is not None
     folder = kept.with_name(f".{kept.stem}")
     model, measured = folder / "model-Q8_0.gguf", folder / kept.name
     report(Step("exporting a Q8_0 to calibrate with"))
     plain = replace(request, recipe=Recipe(), quants=("Q8_0",), outputs=(model,), force=True)
-    plain = replace(plain, verify=False)  # it is gone in a moment
+    plain = replace(plain, verify=False)  # it is deleted at once
     try:
         export(plain, toolchain, report=report)
         refuse_few(text, count_tokens(model, text, toolchain), context)
@@ -117,7 +117,10 @@ def make(
 
 
 def count_tokens(model: Path, text: Path, toolchain: Toolchain) -> int:
-    """Number of tokens that llama-imatrix reads in `text`, special ones taken as text."""
+    """Number of tokens that llama-imatrix reads in `text`, with special ones read as text.
+
+    Raises ToolchainError if llama-tokenize does not report it.
+    """
     arguments = ["-m", str(model), "-f", str(text.absolute()), "--ids", "--show-count"]
     plain = ["--no-parse-special", "--no-escape"]
     printed = run_tool(toolchain, "llama-tokenize", [*arguments, *plain])
@@ -139,10 +142,10 @@ def measure(
     *,
     report: Report,
 ) -> None:
-    """Run llama-imatrix, whose log may lack its last lines: what it says at its end is not read."""
+    """Run llama-imatrix; its log may lack its last lines, so they are not needed."""
     total = 0
 
-    def heard(printed: str) -> None:
+    def on_output(printed: str) -> None:
         nonlocal total
         if count := COUNT.search(printed):
             total = int(count[1])
@@ -153,5 +156,5 @@ def measure(
         "-m", str(model), "-f", str(text.absolute()), "-o", str(measured), "-c", str(context),
         "-t", str(threads), "--output-format", "gguf",
     ]  # fmt: skip
-    follow_tool(toolchain, "llama-imatrix", arguments, heard)
+    follow_tool(toolchain, "llama-imatrix", arguments, on_output)
     report(Progress("measuring", total, total, "steps"))

@@ -1,9 +1,9 @@
-"""The export: adapter and base in, GGUF files out, in one pass."""
+"""The export: from adapter and base to GGUF files, in one pass."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from exporter.gguf_inputs.gguf_base import gguf_conversion, is_gguf
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.merge.apply import MergedTensors
 from exporter.merge.fingerprint import identity
-from exporter.merge.operations import MergeDtype, describe
+from exporter.merge.operations import MergeDtype, MergePlan, describe
 from exporter.merge.provenance import provenance
 from exporter.merge.result_files import result_folder
 from exporter.quantize.imatrix import importance
@@ -36,30 +36,30 @@ from exporter.verify.report import Verification
 
 @dataclass(frozen=True, slots=True)
 class ExportedFile:
-    """One GGUF that now exists, or would after a dry run."""
+    """A GGUF that was written, or would be after a dry run."""
 
     path: Path
     quant: str
     nbytes: int
     types: dict[str, int]
-    """How many tensors have each type."""
+    """Type -> number of tensors that have it."""
     shards: tuple[Path, ...] = ()
-    """All the files of a split model, of which `path` is the first."""
+    """All files of a split model; `path` is the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What an export made."""
+    """The result of an export."""
 
     files: tuple[ExportedFile, ...]
     base: Path
     adapters: tuple[Path, ...]
     tensors: int
     merged: int
-    """How many tensors the adapter changed."""
+    """Number of tensors that the adapters change."""
     seconds: float
     verified: tuple[Verification, ...] = ()
-    """What the comparison with base and adapters found, file by file."""
+    """The verification of each file."""
 
 
 def export(
@@ -69,13 +69,14 @@ def export(
     dry_run: bool = False,
     report: Report = silent,
 ) -> ExportResult:
-    """Merge, convert, quantize and write, tensor by tensor; nothing else touches the disk.
+    """Merge, convert, quantize and write, tensor by tensor; no other file is written.
 
-    A dry run stops when the plan stands, before any weight is read.
+    A dry run stops when the plan is complete, before any weight is read. Raises the errors of
+    planning, merging and writing, and VerifyError.
     """
     started = time.monotonic()
     check_recipe(request.recipe, request.quants)
-    known = () if request.split_max else request.outputs  # split, they have other names
+    known = () if request.split_max else request.outputs  # split files have other names
     refuse_outputs(known, force=request.force, dry_run=dry_run, report=report)
     report(Step("reading the adapter and the base"))
     merge = plan_request(request, toolchain, report=report)
@@ -123,65 +124,92 @@ def plan_files(
     *,
     report: Report,
 ) -> list[Group]:
-    """Every file that will be written: the model, and what lets it see if it can."""
+    """Plan every file: the model's, and its projector's if it has one."""
     merge = tensors.plan
     conversions, projector = convert_all(request, tensors, toolchain, report=report)
-    told, made_of = provenance(merge, toolchain), identity(merge, toolchain)
-
-    def planned(
-        path: Path, quant: str, conversion: Conversion, recipe: Recipe, split_max: int = 0
-    ) -> list[GGUFPlan]:
-        types = choose_types(conversion, quant, toolchain, recipe)
-        shapes = {slot.name: slot.shape for slot in conversion.slots}
-        headers = conversion.headers(
-            types,
-            ftype=FTYPES[quant],
-            provenance=told | recipe.keys(quant),
-            split_max=split_max,
-        )
-        paths = shard_paths(path, len(headers))
-        rounded = rounding(conversion, quant, merge.dtype)
-        weighed = importance(recipe.imatrix, conversion.slots)
-        return [
-            GGUFPlan(
-                shard_path,
-                quant,
-                header.content,
-                held := {name: types[name] for name in header.tensors},
-                lay_out(len(header.content), held, shapes),
-                rounded,
-                weighed,
-                made_of,
-                number,
-            )
-            for number, (shard_path, header) in enumerate(zip(paths, headers, strict=True))
-        ]
-
+    planner = FilePlanner(
+        merge, toolchain, provenance(merge, toolchain), identity(merge, toolchain)
+    )
     plans = [
         plan
         for path, quant in zip(request.outputs, request.quants, strict=True)
-        for plan in planned(
-            path, quant, conversions[outtype_for(quant)], request.recipe, request.split_max
+        for plan in planner.plan(
+            path,
+            quant,
+            conversions[outtype_for(quant)],
+            recipe=request.recipe,
+            split_max=request.split_max,
         )
     ]
     groups = [Group(plans, next(iter(conversions.values())).slots, tensors.read)]
     if projector:
         path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
-        plans = planned(path, FLOAT_NAMES[projector.ftype], projector, PLAIN)
+        plans = planner.plan(path, FLOAT_NAMES[projector.ftype], projector)
         groups.append(Group(plans, projector.slots, tensors.read))
     return groups
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlanner:
+    """Plans the files of one export; its fields are the same for all of them."""
+
+    merge: MergePlan
+    toolchain: Toolchain
+    provenance: Mapping[str, str | int]
+    identity: Mapping[str, str]
+
+    def plan(
+        self,
+        path: Path,
+        quant: str,
+        conversion: Conversion,
+        *,
+        recipe: Recipe = PLAIN,
+        split_max: int = 0,
+    ) -> list[GGUFPlan]:
+        """The plan of one model's file, or of the files into which it is split.
+
+        Raises UnsupportedError, InputError or ToolchainError as `choose_types` does.
+        """
+        types = choose_types(conversion, quant, self.toolchain, recipe)
+        shapes = {slot.name: slot.shape for slot in conversion.slots}
+        headers = conversion.headers(
+            types,
+            ftype=FTYPES[quant],
+            provenance={**self.provenance, **recipe.keys(quant)},
+            split_max=split_max,
+        )
+        round_to = rounding(conversion, quant, self.merge.dtype)
+        by_tensor = importance(recipe.imatrix, conversion.slots)
+        plans = []
+        for number, path_of_shard in enumerate(shard_paths(path, len(headers))):
+            header = headers[number]
+            held = {name: types[name] for name in header.tensors}
+            plans.append(
+                GGUFPlan(
+                    path=path_of_shard,
+                    quant=quant,
+                    header=header.content,
+                    types=held,
+                    layout=lay_out(len(header.content), held, shapes),
+                    round_to=round_to,
+                    importance=by_tensor,
+                    identity=self.identity,
+                    shard=number,
+                )
+            )
+        return plans
 
 
 def convert_all(
     request: ExportRequest, tensors: MergedTensors, toolchain: Toolchain, *, report: Report
 ) -> tuple[dict[Outtype, Conversion], Conversion | None]:
-    """The merged model as GGUF, for each of the converter's types that is needed.
+    """The merged model as GGUF, for each necessary output type of the converter, and its projector.
 
-    And the projector of a model that sees. Raises UnsupportedError when neither has a place for
-    something that an adapter changed.
+    Raises UnsupportedError if neither holds a tensor that an adapter changed.
     """
     trust = request.trust_remote_code
-    report = once(report)  # the converter says the same for each output type
+    report = once(report)  # the converter's messages repeat for each output type
     if is_gguf(tensors.plan.checkpoint.folder):
         name = result_name(tensors.plan)
         return {
@@ -239,14 +267,18 @@ def outtype_for(quant: str) -> Outtype:
 
 
 def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dict[str, GGMLType]:
-    """What the usual road rounds on its way: it quantizes from a 16-bit GGUF."""
+    """Tensors that the usual pipeline rounds, which quantizes a 16-bit GGUF, by their rounded
+    type.
+    """
     if merge_dtype == "float32" or quant in FLOATS:
         return {}
     return {slot.name: slot.type for slot in conversion.slots if slot.type.name != "F32"}
 
 
 def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report: Report) -> None:
-    """Stop at files that exist already, but for those of a stopped export: they are read later."""
+    """Raise OutputError for existing files, except those of a stopped export, which are read
+    later.
+    """
     for path in paths:
         if dry_run and not force and path.exists():
             report(Warn(f"`{path}` exists: the export itself will need --force"))
@@ -255,7 +287,7 @@ def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report:
 
 
 def exported(plans: list[GGUFPlan]) -> tuple[ExportedFile, ...]:
-    """What is said of the files, a split model's taken together."""
+    """The written files, with those of a split model taken together."""
     models: list[list[GGUFPlan]] = []
     for plan in plans:
         if plan.shard:

@@ -1,4 +1,4 @@
-"""A LoRA out of a full fine-tune: the truncated SVD of what training changed, matrix by matrix.
+"""Extracts a LoRA from a full fine-tune: the truncated SVD of each matrix's change.
 
 One matrix of each model is in memory at a time. The pair of a matrix is the best of its rank
 (Eckart and Young): no other loses less of the change.
@@ -31,13 +31,13 @@ MARKS = ("adapter_config.json",)
 WEIGHTS = "adapter_model.safetensors"
 WHOLE_SVD = 768  # rows or columns up to which the exact SVD takes less than a second
 OVERSAMPLING = 16  # dimensions beyond the rank in the randomized SVD (Halko et al., 2011)
-ITERATIONS = 4  # of its power method: within some per mille of the exact one's loss
+ITERATIONS = 4  # of its power method: within some per mille of the exact loss
 SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ExtractRequest:
-    """What to extract and where to."""
+    """The options of an extraction."""
 
     fine_tune: Path
     base: Path
@@ -45,60 +45,60 @@ class ExtractRequest:
     """The new PEFT folder."""
     rank: int = 32
     base_name: str = ""
-    """What the adapter says its base is; empty for `base` itself."""
+    """The base's name in the adapter's config; empty for `base` itself."""
     only_pairs: bool = False
-    """Whether norms, biases and a grown vocabulary are left out, as a GGUF adapter needs it."""
+    """Whether to drop norms, biases and a grown vocabulary, which a GGUF adapter cannot hold."""
     force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """How much of one matrix's change its pair holds."""
+class KeptChange:
+    """The share of one matrix's change that its pair holds."""
 
     name: str
     change: float
     """Frobenius norm of the change."""
     lost: float
-    """Frobenius norm of what the pair does not hold."""
+    """Frobenius norm of the part that the pair does not hold."""
     weight: float
     """Frobenius norm of the base's matrix."""
 
     @property
     def share(self) -> float:
-        """The part of the change that is kept: 1 for all of it, by squared norms."""
+        """The kept share of the change, by squared norms: 1 for all of it."""
         return kept_share((self,))
 
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """An adapter that now exists."""
+    """A written adapter."""
 
     folder: Path
     rank: int
     nbytes: int
-    """Size of its weights."""
-    matrices: tuple[Kept, ...]
+    """Size of its weights in bytes."""
+    matrices: tuple[KeptChange, ...]
     left_out: tuple[str, ...]
     """Changed tensors that keep the base's values."""
     seconds: float
 
     @property
     def kept(self) -> float:
-        """The part of all matrices' change that the adapter holds."""
+        """The share of all matrices' change that the adapter holds."""
         return kept_share(self.matrices)
 
 
-def kept_share(matrices: Sequence[Kept]) -> float:
+def kept_share(matrices: Sequence[KeptChange]) -> float:
     total = sum(kept.change**2 for kept in matrices)
     return 1.0 - sum(kept.lost**2 for kept in matrices) / total if total else 1.0
 
 
 def extract(request: ExtractRequest, *, report: Report = silent) -> Extracted:
-    """Write the adapter that turns the base into the fine-tune, as near as its rank allows.
+    """Write the adapter that turns the base into the fine-tune, as closely as its rank allows.
 
-    Matrices become LoRA pairs; norms, biases and a grown vocabulary stand whole beside them
-    (modules_to_save). Raises CheckpointError when the two are not of one architecture,
-    OutputError when the folder is taken, SpaceError before any weight is read.
+    Matrices become LoRA pairs; norms, biases and a grown vocabulary are stored whole
+    (modules_to_save). Raises CheckpointError if the two differ in architecture, OutputError if the
+    folder is taken, SpaceError before any weight is read.
     """
     import torch
 
@@ -111,8 +111,8 @@ def extract(request: ExtractRequest, *, report: Report = silent) -> Extracted:
     shard = Shard(WEIGHTS, tuple(tensors_of(plan)))
     check_space(request.folder, shard.nbytes)
     settings = plan.settings(request.base_name or str(request.base))
-    report(Step("taking the changes apart"))
-    matrices: list[Kept] = []
+    report(Step("decomposing the changes"))
+    matrices: list[KeptChange] = []
     a = b = torch.empty(0, 0)
     with atomic_folder(
         request.folder, plan=json.dumps(settings), marks=MARKS, force=request.force, report=report
@@ -120,7 +120,7 @@ def extract(request: ExtractRequest, *, report: Report = silent) -> Extracted:
         with atomic_write(new / WEIGHTS, force=True) as file:
             file.write(shard.header)
             for number, pair in enumerate(plan.pairs, 1):
-                if pair.is_twin:  # the head of a tied embedding: its matrices, transposed
+                if pair.is_twin:  # the head of a tied embedding has the transposed matrices
                     a, b = b.T, a.T
                 else:
                     a, b, kept = taken_apart(tuned, base, pair, plan.rank)
@@ -155,8 +155,11 @@ def stored(name: str, shape: tuple[int, ...]) -> Stored:
 
 def taken_apart(
     tuned: Checkpoint, base: Checkpoint, pair: Pair, rank: int
-) -> tuple[torch.Tensor, torch.Tensor, Kept]:
-    """A (rank, columns), B (rows, rank), and how much of the change they hold."""
+) -> tuple[torch.Tensor, torch.Tensor, KeptChange]:
+    """A (rank, columns), B (rows, rank), and the share of the change that they hold.
+
+    Raises CheckpointError for values that are not finite.
+    """
     import torch
 
     before = read_tensor(base.tensors[pair.source]).float()
@@ -172,14 +175,14 @@ def taken_apart(
     a, b = low_rank(change, rank)
     size = float(change.norm())
     lost = float(torch.addmm(change, b, a, alpha=-1).norm())
-    return a, b, Kept(pair.source, size, lost, weight)
+    return a, b, KeptChange(pair.source, size, lost, weight)
 
 
 def low_rank(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best pair of a rank: A (rank, columns) and B (rows, rank) with B @ A near `change`.
+    """The best pair of a rank: A (rank, columns) and B (rows, rank) with B @ A close to `change`.
 
-    change: (rows, columns), float32. Both halves carry the roots of the singular values, as
-    after training. Ranks that the matrix does not have are zeros.
+    change: (rows, columns), float32. Each half contains the roots of the singular values, as after
+    training. Ranks beyond the matrix's are zeros.
     """
     import torch
 
@@ -200,6 +203,7 @@ def low_rank(change: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def check_space(folder: Path, needed: int) -> None:
+    """Raise SpaceError if the adapter does not fit on the disk."""
     free = free_bytes(folder.absolute().parent)
     if needed > free:
         raise SpaceError(
@@ -219,9 +223,9 @@ def companions(tuned: Checkpoint, settings: dict[str, object]) -> Iterator[tuple
 
 
 def as_gguf(extracted: Extracted, base: Path, path: Path, *, force: bool, report: Report) -> Path:
-    """The extracted adapter as a GGUF adapter as well.
+    """Write the extracted adapter as a GGUF adapter, too.
 
-    Raises what `export_lora` raises: UnsupportedError for an architecture without adapters.
+    Raises the errors of `export_lora`: UnsupportedError for an architecture without adapters.
     """
     from exporter.formats.gguf_lora import LoraRequest, export_lora
     from exporter.llamacpp.toolchain import find_toolchain

@@ -1,4 +1,4 @@
-"""What of a fine-tune becomes a LoRA pair, what stands whole beside it, what is left out."""
+"""Plans an extraction: the tensors that become LoRA pairs, stay whole, or are dropped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONV1D = ("gpt2", "openai-gpt")
 TOKENS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings", "tok_embeddings",
           "shared")  # fmt: skip
 OTHERS = ("wpe", "embed_positions", "position_embeddings", "token_type_embeddings")
-"""What transformers calls its tables of embeddings; the first may be tied to the head."""
+"""transformers' names of embedding tables; those of TOKENS may be tied to the head."""
 HEAD = "lm_head"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -25,10 +25,10 @@ class Pair:
     """One matrix whose change becomes B @ A."""
 
     source: str
-    """Its tensor in both checkpoints."""
+    """Its tensor's name in both checkpoints."""
     module: str
     shape: tuple[int, int]
-    """(rows, columns) of B @ A."""
+    """Shape (rows, columns) of B @ A."""
     transposed: bool = False
     """Whether the stored matrix is the transpose of B @ A."""
     is_embedding: bool = False
@@ -39,14 +39,14 @@ class Pair:
     def keys(self) -> tuple[str, str]:
         """The names of A and B in the adapter."""
         named = f"{PREFIX}{self.module}."
-        if self.is_embedding:  # PEFT's Embedding keeps plain parameters
+        if self.is_embedding:  # PEFT's Embedding has plain parameters
             return f"{named}lora_embedding_A", f"{named}lora_embedding_B"
         return f"{named}lora_A.weight", f"{named}lora_B.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class ExtractPlan:
-    """The adapter before any matrix is taken apart."""
+    """The adapter before any matrix is decomposed."""
 
     rank: int
     pairs: tuple[Pair, ...]
@@ -57,7 +57,7 @@ class ExtractPlan:
     left_out: tuple[str, ...]
     """Changed tensors that keep the base's values."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    """Of the fine-tune's tensors."""
+    """Shapes of the fine-tune's tensors."""
     matrices: tuple[str, ...] = ()
     """The modules of all matrices in the base."""
     fan_in_fan_out: bool = False
@@ -65,12 +65,12 @@ class ExtractPlan:
 
     @property
     def replaced(self) -> dict[str, str]:
-        """The name in the adapter of each tensor that it replaces, by the fine-tune's."""
+        """The fine-tune's name of each replaced tensor -> its name in the adapter."""
         named = {name: f"{PREFIX}{name}" for name in self.whole}
         return named | {name: f"{PREFIX}{module_of(name)}.base_layer.bias" for name in self.biases}
 
     def settings(self, base: str) -> dict[str, object]:
-        """adapter_config.json, in PEFT's names."""
+        """The contents of adapter_config.json, with PEFT's names."""
         return {
             "peft_type": "LORA",
             "task_type": self.task,
@@ -88,7 +88,7 @@ class ExtractPlan:
 
 
 def in_short(modules: list[str], matrices: tuple[str, ...]) -> list[str]:
-    """The modules by their last names where all of a name are meant, else in full."""
+    """The modules by their last names if that covers exactly them, else in full."""
     chosen = set(modules)
 
     def last(module: str) -> str:
@@ -101,10 +101,10 @@ def in_short(modules: list[str], matrices: tuple[str, ...]) -> list[str]:
 def plan_extraction(
     tuned: Checkpoint, base: Checkpoint, rank: int, *, only_pairs: bool = False, report: Report
 ) -> ExtractPlan:
-    """Pair the tensors of both and sort out how each that differs is held.
+    """Pair the tensors of both, and decide how each different one is stored.
 
-    only_pairs: leave out what a GGUF adapter has no place for. Raises CheckpointError when the
-    two are not of one architecture, or equal.
+    only_pairs: drop the parts that a GGUF adapter lacks. Raises CheckpointError if the two differ
+    in architecture or are equal.
     """
     refuse_others(tuned, base)
     changed = [name for name in tuned.tensors if is_changed(tuned, base, name)]
@@ -158,7 +158,7 @@ def is_grown(name: str, tuned: Checkpoint, base: Checkpoint) -> bool:
 
 
 def refuse_others(tuned: Checkpoint, base: Checkpoint) -> None:
-    """Raise unless the two are one architecture in plain numbers."""
+    """Raise CheckpointError for different architectures, UnsupportedError for a quantized model."""
     if tuned.architecture != base.architecture:
         raise CheckpointError(
             f"`{tuned.folder}` is a {tuned.architecture}, and `{base.folder}` a"
@@ -202,7 +202,7 @@ def is_changed(tuned: Checkpoint, base: Checkpoint, name: str) -> bool:
 
 
 def pairs_of(name: str, shape: tuple[int, ...], *, conv1d: bool, is_tied: bool) -> Iterable[Pair]:
-    """The pairs for one matrix: of a tied embedding one for each end, which are equal."""
+    """The pairs of one matrix: a tied embedding has two, for embedding and head."""
     module, (rows, columns) = module_of(name), shape
     last = module.rpartition(".")[2]
     if last in (*TOKENS, *OTHERS):
@@ -224,7 +224,7 @@ def has_head(checkpoint: Checkpoint) -> bool:
 
 
 def task_of(checkpoint: Checkpoint) -> str | None:
-    """PEFT's task for an architecture, which says the class that the adapter is loaded on."""
+    """PEFT's task for an architecture, which decides the class that loads the adapter."""
     tasks = {
         "ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM",
         "ForConditionalGeneration": "SEQ_2_SEQ_LM", "ForSequenceClassification": "SEQ_CLS",
@@ -240,14 +240,14 @@ def say(replaced: list[str], left_out: list[str], report: Report) -> None:
     if replaced:
         report(
             Note(
-                f"{len(replaced)} tensors that are no matrices, or have grown, stand whole in the"
-                f" adapter, such as `{replaced[0]}`"
+                f"{len(replaced)} tensors that are not matrices, or have grown, are stored whole"
+                f" in the adapter, such as `{replaced[0]}`"
             )
         )
     if left_out:
         report(
             Warn(
-                f"{len(left_out)} changed tensors have no place in such an adapter and keep the"
+                f"{len(left_out)} changed tensors cannot be stored in such an adapter and keep the"
                 f" base's values, such as `{left_out[0]}`"
             )
         )

@@ -1,4 +1,4 @@
-"""`--to ollama`: an export into a new folder, with the Modelfile beside it."""
+"""`--to ollama`: an export into a new folder, with a Modelfile."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def export_for_ollama(
 ) -> FolderResult:
     """Export into the new folder `folder`, and write the Modelfile beside the GGUF.
 
-    The request's one output gives the GGUF's name. Raises OutputError when `folder` is taken
-    and what an export raises.
+    The request's only output gives the GGUF's name. Raises OutputError if `folder` is taken, and
+    the errors of an export.
     """
     started = time.monotonic()
     refuse_taken(folder, MARKS, force=request.force)

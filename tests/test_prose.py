@@ -16,13 +16,12 @@ import pytest
 from exporter.core import errors
 
 CHECKOUT = Path(__file__).parents[1]
-DONE = (
-    "exporter/core", "exporter/llamacpp", "exporter/hub", "exporter/store.py", "exporter/inputs",
-    "exporter/merge", "exporter/convert", "exporter/gguf_inputs", "exporter/quantize",
-    "exporter/formats", "exporter/verify",
+DONE = ("exporter", "vendor")
+"""The packages whose words are held to this; the others are still to be rewritten."""
+PAGES = (
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/gpu.md",
+    "docs/families.md", "docs/scale.md", "docs/scores.md", "docs/serve.md", "docs/upgrading.md",
 )  # fmt: skip
-"""The packages and files whose words are held to this; the others are still to be rewritten."""
-PAGES = ()
 
 PHRASES = (
     r"whoever", r"told", r"(gone|going|goes|go) on with", r"of (its|their|his|our|your) own",
@@ -30,13 +29,15 @@ PHRASES = (
     r"need be", r"to be had", r"(no|any|every)body", r"afresh|anew", r"(has|have) not[.,;:]",
     r"and its kin", r"(to|from|by|with) whom", r"in its stead", r"this goes for", r"what there is",
     r"take it for granted", r"as good as", r"is (there )?all the same", r"betrays?",
-    r"mend(s|ed|ing)", r"hollow", r"without (any)?one's", r"may be gone", r"be let",
+    r"mend(ed|ing)", r"hollow", r"without (any)?one's", r"may be gone", r"be let",
     r"begin (it )?over", r"lets? .{1,30} be known", r"who(se)? way",
 )  # fmt: skip
 """Turns of phrase that a reader stumbles over; a plain verb says each of them."""
 DENIED = re.compile(rf"\b(?:{'|'.join(PHRASES)})", re.IGNORECASE | re.MULTILINE)
 RELATIVE = re.compile(r"(What|Those|That which) ")
 """A docstring begins with the noun or the verb, not with "What is …"."""
+NAMES = {"told", "said", "asked", "heard", "mend", "mends", "mended", "hollow", "crew", "voice"}
+"""Words that no name has as a part: the field has a noun for what each of them was given to."""
 WORDS = 3
 LEAST_OF_A_CONSTRUCTOR = 8
 
@@ -47,7 +48,7 @@ ARRAYS = re.compile(
 SIZE = r"(?:…|\.\.\.|[\w.]+(?: ?[*+/-] ?[\w.]+)*)"
 SHAPE = re.compile(rf"\({SIZE},(?: {SIZE},?)*\)|\(…\)|\(\)")
 """Such as (rows, columns), (n,) or (…, columns)."""
-OURS = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+OURS = {n for n, kind in vars(errors).items() if isinstance(kind, type)} | {"BuildError"}
 NUMBER = ast.Constant | ast.BinOp | ast.UnaryOp
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -112,7 +113,12 @@ def annotations(function: Function) -> str:
 
 
 def raised(function: Function) -> set[str]:
-    """Our errors that a function's body raises by name, nested functions left out."""
+    """Our errors that a function's body raises by name, nested functions left out.
+
+    A command's docstring is its --help, which names no exceptions.
+    """
+    if any("command" in ast.dump(decorator) for decorator in function.decorator_list):
+        return set()
     found: set[str] = set()
     todo: list[ast.AST] = list(function.body)
     while todo:
@@ -160,6 +166,18 @@ def test_no_phrase_is_one_that_readers_stumble_over(path):
     found = [f"{line}: {hit[0]}" for line, text in prose(path) for hit in DENIED.finditer(text)]
 
     assert not found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_names_are_the_fields(path):
+    with tokenize.open(path) as file:
+        tokens = list(tokenize.generate_tokens(file.readline))
+
+    assert not {
+        token.string
+        for token in tokens
+        if token.type == tokenize.NAME and NAMES & set(token.string.lower().split("_"))
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

@@ -1,8 +1,8 @@
-"""Sets up `.venv` in the checkout: the pinned packages, once, and again when the pins change.
+"""Sets up `.venv` in the checkout with the pinned packages, and again when the pins change.
 
     python3 vendor/bootstrap.py
 
-Needs nothing but Python 3.10 or newer with venv, and a package index.
+It needs Python 3.10 or newer with venv, and a package index.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ INPUTS = ("pyproject.toml", "constraints.txt")
 EXTRAS = "export,dev"
 OLDEST = (3, 10)
 NEWER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.10")
-LAST_LINES = 20
-# Lines of pip's that tell what it is doing, as (pattern, what to say).
-SAYINGS = (
+LAST_LINES = 20  # of the log, in an error message
+# pip's lines that show progress, as (pattern, message).
+PIP_STEPS = (
     (re.compile(r"^Collecting (\S+)"), "looking up {}"),
     (re.compile(r"^\s*Downloading (\S+)"), "downloading {}"),
     (re.compile(r"^\s*(Preparing editable|Building editable)"), "building decant"),
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def use_newer_python() -> int:
-    """Start again under a Python that is new enough, where the machine has one."""
+    """Run this file again with a newer Python, if the machine has one; return the exit code."""
     for name in NEWER_PYTHONS:
         if (path := shutil.which(name)) and subprocess.call([path, "-c", ""]) == 0:
             return subprocess.call([path, __file__])
@@ -64,7 +64,7 @@ def use_newer_python() -> int:
 
 
 def fingerprint() -> str:
-    """What the installed packages depend on; a checkout that was moved counts as new."""
+    """Hash the checkout's path, Python's version and the pinned files; packages depend on these."""
     digest = hashlib.sha256(f"{CHECKOUT} {sys.version} {EXTRAS}".encode())
     for name in INPUTS:
         digest.update((CHECKOUT / name).read_bytes())
@@ -79,7 +79,7 @@ def is_current() -> bool:
 
 
 def install() -> int:
-    """Make the environment and install into it; the stamp is written last."""
+    """Create the environment, install the packages, write the stamp last; return the exit code."""
     began = time.monotonic()
     say(f"making {VENV.name} with Python {sys.version.split()[0]}")
     STAMP.unlink(missing_ok=True)
@@ -108,7 +108,7 @@ def install() -> int:
 
 
 def run_pip(argv: list[str]) -> int:
-    """Run pip, keep all it prints in the log, and show what it is doing."""
+    """Run pip, write its output to the log, show its progress, and return its exit code."""
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     total = sum(bool(re.match(r"\w", line)) for line in (CHECKOUT / "constraints.txt").open())
     collected = 0
@@ -119,16 +119,16 @@ def run_pip(argv: list[str]) -> int:
         assert process.stdout is not None
         for line in process.stdout:
             log.write(line)
-            for pattern, saying in SAYINGS:
+            for pattern, message in PIP_STEPS:
                 if found := pattern.match(line):
                     collected += line.startswith("Collecting")
-                    live(f"packages {collected}/{total}: {saying.format(found[1])}")
+                    live(f"packages {collected}/{total}: {message.format(found[1])}")
         live("")
         return process.wait()
 
 
 def live(text: str) -> None:
-    """Show `text` on a line that the next one replaces; off a terminal, now and then."""
+    """Show `text` on a line that the next call replaces; without a terminal, show only some."""
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns - 1
         print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""One pinned llama.cpp, built once per machine into the user's cache, and found again.
+"""Builds one pinned llama.cpp per machine in the user's cache, and finds it there.
 
     python -m vendor.build [--json] [--force]
 
-A finished build is a folder `<cache>/llama.cpp/<key>` with a `build.json` in it.
+A finished build is a folder `<cache>/llama.cpp/<key>` that contains a `build.json`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def build(
     smoke: Smoke | None = None,
     host: Host | None = None,
 ) -> Build:
-    """The finished build for this machine, made if it is not there or if `force` is given.
+    """Return the finished build for this machine; build it if there is none or with `force`.
 
-    Of two builds at once, one builds and the other waits for it. An interrupted or failed
-    one publishes nothing; the next goes on from what it compiled.
+    If two processes build at once, one waits for the other. An interrupted or failed build
+    publishes nothing, and the next one continues from the compiled objects. Raises BuildError.
     """
     host = host or read_host(env)
     choice = choose_backend(recipe, env, host)
@@ -66,15 +66,15 @@ def build(
         there = finished(place)
         if there and (waited or not force):
             return there
-        # Only now: most calls end above, and what it takes to build takes long to import.
-        from .job import Job, prove
+        # Imported here: most calls return above, and these imports are slow.
+        from .job import BuildJob, prove
 
-        job = Job(recipe, choice, host, place, env, report, smoke or prove, lock)
-        return job.run(afresh=force)
+        job = BuildJob(recipe, choice, host, place, env, report, smoke or prove, lock)
+        return job.run(from_scratch=force)
 
 
 def _build_native(console: Report) -> None:
-    """Compile decant's K-quants too; without them ggml's own are used, which is only slower."""
+    """Compile decant's K-quant kernels; if that fails, ggml's slower ones are used."""
     from .native import build_native
 
     try:
@@ -84,7 +84,7 @@ def _build_native(console: Report) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build llama.cpp and print where it lies; the exit code."""
+    """Build llama.cpp, print its folder, and return the exit code."""
     import argparse
 
     from .console import Console
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         console.close()
-        print("interrupted; the next run goes on from here", file=sys.stderr)
+        print("interrupted; the next run continues from here", file=sys.stderr)
         return 130
     console.close()
     result = {"dir": str(built.dir), **built.info}

@@ -1,4 +1,4 @@
-"""cmake and ninja: those on PATH when new enough, else pinned ones from the package index."""
+"""Finds cmake and ninja on PATH if they are new enough, else installs pinned ones."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 from .recipe import BuildTool, Recipe
 from .report import BuildError, BuildEvent, Report
 
-# Where the wheels of cmake and ninja put the programs themselves, not their Python wrappers.
+# The programs inside the wheels of cmake and ninja, rather than their Python wrappers.
 PROGRAMS = ("{name}/data/bin/{name}", "bin/{name}")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program on disk that answered `--version`."""
+    """A program on disk that has answered `--version`."""
 
     path: Path
     version: str
@@ -29,7 +29,10 @@ class Program:
 def find_buildtools(
     recipe: Recipe, cache: Path, *, env: Mapping[str, str], report: Report
 ) -> dict[str, Program]:
-    """Every build tool of the recipe by name, installed below `cache` where there is none."""
+    """Return each build tool of the recipe by name, installed below `cache` if PATH has none.
+
+    Raises BuildError.
+    """
     return {
         tool.name: _on_path(tool, env) or _installed(tool, cache, env=env, report=report)
         for tool in recipe.buildtools
@@ -37,7 +40,7 @@ def find_buildtools(
 
 
 def _on_path(tool: BuildTool, env: Mapping[str, str]) -> Program | None:
-    """The tool on PATH or in this Python's own environment, if it is new enough."""
+    """Return the tool on PATH or in this Python's environment, if it is new enough."""
     folders = [*env.get("PATH", "").split(os.pathsep), str(Path(sys.executable).parent)]
     for folder in folders:
         found = folder and shutil.which(tool.name, path=folder)
@@ -48,7 +51,7 @@ def _on_path(tool: BuildTool, env: Mapping[str, str]) -> Program | None:
 
 
 def _installed(tool: BuildTool, cache: Path, *, env: Mapping[str, str], report: Report) -> Program:
-    """The pinned tool below `cache`, from the package index if it is not there yet."""
+    """Return the pinned tool below `cache`, installed from the package index if it is missing."""
     folder = cache / "buildtools" / f"{tool.name}-{tool.pin}"
     if not (program := next(_programs(tool, folder, env), None)):
         report(BuildEvent("tools", f"installing {tool.name} {tool.pin} from the package index"))
@@ -69,7 +72,7 @@ def _installed(tool: BuildTool, cache: Path, *, env: Mapping[str, str], report: 
 
 
 def _pip_install(tool: BuildTool, target: Path, env: Mapping[str, str]) -> None:
-    """Install the pinned wheel into `target`, with pip or, where there is none, with uv."""
+    """Install the pinned wheel into `target` with pip, or with uv if there is no pip."""
     pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     uv = ["uv", "pip", "install", "--python", sys.executable]
     quiet = ["--quiet", "--no-deps", "--only-binary", ":all:", "--target", str(target)]
@@ -99,7 +102,7 @@ def _programs(tool: BuildTool, folder: Path, env: Mapping[str, str]) -> Iterator
 
 
 def _program(path: Path, env: Mapping[str, str]) -> Program | None:
-    """`path` and its version, unless it does not run."""
+    """Return `path` with its version, or None if it does not run."""
     argv = [str(path), "--version"]
     try:
         answer = subprocess.run(

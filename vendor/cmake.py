@@ -1,4 +1,4 @@
-"""Configure and compile: cmake and ninja at work, their steps reported."""
+"""Configures with cmake, compiles with ninja, and reports their progress."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ STEP = re.compile(r"\[(\d+)/(\d+)\]")  # NINJA_STATUS below
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One compilation, decided in full before it starts."""
+class CompilePlan:
+    """The complete settings of one compilation."""
 
     recipe: Recipe
     backend: str
@@ -32,11 +32,11 @@ class Plan:
     """Extra compiler flags for C and C++."""
     jobs: int
     cuda: Cuda | None = None
-    """The GPUs to compile for, where the backend is cuda."""
+    """The GPUs to compile for, if the backend is cuda."""
 
 
 def compile_tree(
-    plan: Plan,
+    plan: CompilePlan,
     source: Path,
     build: Path,
     log: Path,
@@ -45,9 +45,9 @@ def compile_tree(
     report: Report,
     pass_fds: Sequence[int] = (),
 ) -> None:
-    """Build the plan's targets in `build`, going on from what an interrupted run left there.
+    """Build the targets in `build`, continuing from the objects of an interrupted run.
 
-    `pass_fds` are held open by ninja and its compilers for as long as they live.
+    ninja and its compilers inherit `pass_fds` and keep them open. Raises BuildError.
     """
     env = _environment(plan, env)
     argv = _configure_argv(plan, source, build, env)
@@ -65,19 +65,21 @@ def compile_tree(
     run_logged(argv, log, env=env, what=what, on_line=on_line, pass_fds=pass_fds)
 
 
-def _environment(plan: Plan, env: Mapping[str, str]) -> dict[str, str]:
+def _environment(plan: CompilePlan, env: Mapping[str, str]) -> dict[str, str]:
     compilers = {"CC": plan.compilers.cc, "CXX": plan.compilers.cxx}
     if plan.backend == "cuda" and not env.get("CUDACXX") and (nvcc := find_nvcc(env)):
-        compilers["CUDACXX"] = nvcc  # cmake itself looks on PATH only
+        compilers["CUDACXX"] = nvcc  # cmake itself searches only PATH
     return {**env, **compilers, "NINJA_STATUS": "[%f/%t] "}
 
 
-def _configure_argv(plan: Plan, source: Path, build: Path, env: Mapping[str, str]) -> list[str]:
+def _configure_argv(
+    plan: CompilePlan, source: Path, build: Path, env: Mapping[str, str]
+) -> list[str]:
     options = plan.recipe.options(plan.backend)
     if plan.cuda is not None:
         options |= cuda_options(checked_toolkit(find_nvcc(env)), plan.cuda, env)
     if plan.flags:
-        # Given on the command line these hide CFLAGS and CXXFLAGS, so those go in front.
+        # These options override CFLAGS and CXXFLAGS, so the values of those go first.
         for option, name in (("CMAKE_C_FLAGS", "CFLAGS"), ("CMAKE_CXX_FLAGS", "CXXFLAGS")):
             options[option] = " ".join([env.get(name, ""), *plan.flags]).strip()
     return [
@@ -88,10 +90,10 @@ def _configure_argv(plan: Plan, source: Path, build: Path, env: Mapping[str, str
     ]
 
 
-def _start_over_if_changed(argv: Sequence[str], plan: Plan, build: Path) -> None:
-    """Empty `build` unless it was configured by this very command with these compilers.
+def _start_over_if_changed(argv: Sequence[str], plan: CompilePlan, build: Path) -> None:
+    """Empty `build` unless the same command with the same compilers configured it.
 
-    CMake keeps the compiler of its first run whatever CC says later, so it cannot be asked to.
+    CMake keeps the compiler of its first run whatever CC says later, so a new run is not enough.
     """
     stamp = build / "decant-configured.json"
     wanted = json.dumps([list(argv), plan.compilers.cc, plan.compilers.cxx, plan.compilers.version])

@@ -1,4 +1,4 @@
-"""A build's events as lines: one that updates on a terminal, a few plain ones elsewhere."""
+"""Prints a build's events: one updating line on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import TextIO
 
 from .report import BuildEvent
 
-MIB = 1 << 20
-STEP_PERCENT = 5
-ALL = 100
-REDRAW_S = 0.1
+MIB = 1 << 20  # bytes
+STEP_PERCENT = 5  # of progress between two plain lines
+ALL = 100  # percent
+REDRAW_S = 0.1  # at most ten times a second
 
 
 class Console:
-    """Prints events to `out`; call `close` at the end to finish the updating line."""
+    """Prints events to `out`; `close` ends the updating line."""
 
     def __init__(self, out: TextIO) -> None:
         self.out = out
         self.live = out.isatty()
         self.last: tuple[str, int] = ("", -1)
-        """Stage and message of the latest line, and the percentage it showed."""
+        """The key (stage and message) of the latest line, and the percentage it showed."""
         self.drawn_s = 0.0
         self.open_line = False
 
@@ -40,7 +40,7 @@ class Console:
         self.last = (key, percent)
 
     def close(self) -> None:
-        """End the updating line, so that what follows starts on its own."""
+        """End the updating line, so that the next output starts on a new line."""
         if self.open_line:
             print(file=self.out, flush=True)
             self.open_line = False

@@ -1,4 +1,4 @@
-"""CUDA as a build needs it: the toolkit's folders and version, and the GPUs to compile for."""
+"""Reads the CUDA toolkit's folders and version, and the GPUs to compile for."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 from .report import BuildError
 
 NATIVE, EVERY = "native", "every"
-# Without one of these no program sees a GPU, even where the driver's version is known, as in a
-# container that is being built: Linux, WSL.
+# Without one of these no program can use a GPU, even if the driver's version is known (as in
+# a container that is being built): Linux, WSL.
 GPU_DEVICES = (Path("/dev/nvidiactl"), Path("/usr/lib/wsl/lib/libcuda.so.1"))
 DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 NVIDIA_VENDOR, DISPLAY_CLASS = "0x10de", "0x03"
 MODEL = re.compile(r"^Model:\s*(.+?)\s*$", re.MULTILINE)
 VERSION = re.compile(r"^\s*#\s*define\s+CUDA_VERSION\s+(\d+)", re.MULTILINE)
-# llama.cpp's own list for a build that is not native (ggml-cuda/CMakeLists.txt), as (from, before,
-# architectures): CUDA's versions as CUDA_VERSION has them.
+# llama.cpp's list for a build that is not native (ggml-cuda/CMakeLists.txt), as (from, before,
+# architectures), with versions as in CUDA_VERSION.
 ARCHITECTURES = (
     (0, 13000, "50-virtual;61-virtual;70-virtual"),
     (0, 99999, "75-virtual;80-virtual;86-real"),
@@ -33,14 +33,14 @@ ARCHITECTURES = (
 
 @dataclass(frozen=True, slots=True)
 class Cuda:
-    """What a CUDA build depends on."""
+    """The toolkit and the GPUs that a CUDA build depends on."""
 
     version: str
-    """The toolkit's, such as 13.0; empty where there is no toolkit."""
+    """The toolkit's version, such as 13.0; empty if there is no toolkit."""
     architectures: str
-    """`native` for the GPUs here, `every` where there is none, or what CUDAARCHS says."""
+    """`native` for this machine's GPUs, `every` if there is none, or the value of CUDAARCHS."""
     gpus: tuple[str, ...] = ()
-    """The models a native build is for; empty where the system does not say."""
+    """The models of the GPUs that a native build is for; empty if the system does not list them."""
 
 
 NO_CUDA = Cuda("", EVERY)
@@ -53,10 +53,10 @@ class Toolkit:
     root: Path
     nvcc: str
     number: int
-    """CUDA_VERSION: 13000 for 13.0; 0 where no header says it."""
+    """CUDA_VERSION, such as 13000 for 13.0; 0 if no header defines it."""
     includes: tuple[Path, ...]
     libraries: Path | None
-    """The folder with libcudart."""
+    """The folder that contains libcudart."""
 
     @property
     def version(self) -> str:
@@ -67,19 +67,21 @@ class Toolkit:
 
 
 def read_cuda(env: Mapping[str, str], nvcc: str | None) -> Cuda:
-    """What a CUDA build on this machine depends on; starts no program."""
+    """Return the toolkit and GPUs of this machine, without starting a program."""
     version = toolkit_of(nvcc).version if nvcc else ""
-    if asked := env.get("CUDAARCHS", "").strip():
-        return Cuda(version, asked)
+    if setting := env.get("CUDAARCHS", "").strip():
+        return Cuda(version, setting)
     if any(path.exists() for path in GPU_DEVICES):
         return Cuda(version, NATIVE, find_gpus())
     return Cuda(version, EVERY)
 
 
 def find_gpus(driver: Path = DRIVER_GPUS, devices: Path = PCI_DEVICES) -> tuple[str, ...]:
-    """The NVIDIA GPUs' models: their names by the driver, else their numbers on the PCI bus."""
-    told = [_text(path) for path in driver.glob("*/information")]
-    if names := {found[1] for text in told if (found := MODEL.search(text))}:
+    """Return the NVIDIA GPUs' models: the driver's names, else their device numbers on the
+    PCI bus.
+    """
+    texts = [_text(path) for path in driver.glob("*/information")]
+    if names := {found[1] for text in texts if (found := MODEL.search(text))}:
         return tuple(sorted(names))
     return tuple(
         sorted(
@@ -94,7 +96,7 @@ def find_gpus(driver: Path = DRIVER_GPUS, devices: Path = PCI_DEVICES) -> tuple[
 
 
 def toolkit_of(nvcc: str | None) -> Toolkit:
-    """The toolkit that a compiler belongs to. Raises BuildError where there is no compiler."""
+    """Return the toolkit that a compiler belongs to. Raises BuildError if there is no compiler."""
     if nvcc is None:
         raise BuildError(
             "a CUDA build needs CUDA's compiler, and no nvcc is on PATH or in CUDA_HOME",
@@ -117,7 +119,7 @@ def toolkit_of(nvcc: str | None) -> Toolkit:
 
 
 def checked_toolkit(nvcc: str | None) -> Toolkit:
-    """The toolkit, with all that llama.cpp needs of it. Raises BuildError, with the package."""
+    """Return the toolkit if it has cuBLAS. Raises BuildError, with the missing package, if not."""
     toolkit = toolkit_of(nvcc)
     if toolkit.number and not toolkit.has("cublas_v2.h"):
         raise BuildError(
@@ -129,12 +131,12 @@ def checked_toolkit(nvcc: str | None) -> Toolkit:
 
 
 def cuda_options(toolkit: Toolkit, cuda: Cuda, env: Mapping[str, str]) -> dict[str, str]:
-    """CMake's options for a toolkit and the GPUs to compile for."""
+    """Return CMake's options for a toolkit and the GPUs to compile for."""
     options = {}
-    if not env.get("CUDAToolkit_ROOT"):  # else CMake takes that
+    if not env.get("CUDAToolkit_ROOT"):  # else CMake uses that one
         options["CUDAToolkit_ROOT"] = str(toolkit.root)
     if toolkit.libraries is not None:
-        # where ldconfig does not know the toolkit, the build finds its libraries nevertheless
+        # the build then finds the toolkit's libraries even if ldconfig does not list them
         options["CMAKE_BUILD_RPATH"] = str(toolkit.libraries)
     if cuda.architectures == EVERY:
         options["CMAKE_CUDA_ARCHITECTURES"] = every_architecture(toolkit.number)
@@ -144,12 +146,12 @@ def cuda_options(toolkit: Toolkit, cuda: Cuda, env: Mapping[str, str]) -> dict[s
 
 
 def every_architecture(number: int) -> str:
-    """The architectures that a toolkit of CUDA_VERSION `number` can compile for."""
+    """Return the architectures that a toolkit of CUDA_VERSION `number` can compile for."""
     return ";".join(names for since, before, names in ARCHITECTURES if since <= number < before)
 
 
 def suits(made: Cuda, here: Cuda) -> bool:
-    """Whether a build made for `made` may be used on a machine that would build for `here`.
+    """Return whether a build for `made` runs on a machine that would build for `here`.
 
     An image is built without a GPU, or runs without the toolkit that built it.
     """
@@ -160,7 +162,9 @@ def suits(made: Cuda, here: Cuda) -> bool:
 
 
 def _folders(root: Path, *names: str) -> tuple[Path, ...]:
-    """The folders of these names in a toolkit; conda and NVIDIA's packages have them by target."""
+    """Return a toolkit's folders of these names; conda and NVIDIA's packages sort them by
+    target.
+    """
     places: Sequence[Path] = [root / name for name in names]
     targets = [path for name in names for path in sorted(root.glob(f"targets/*/{name}"))]
     debian = sorted(root.glob("lib/*-linux-gnu")) if "lib" in names else []

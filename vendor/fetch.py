@@ -1,4 +1,4 @@
-"""The sdist: downloaded, resumed where it broke off, and its hash checked."""
+"""Downloads the sdist, resumes an interrupted download, and checks the hash."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .lock import file_lock
 from .recipe import Recipe
 from .report import BuildError, BuildEvent, Report
 
-CHUNK = 1 << 20
-ATTEMPTS = 5  # in a row without a byte of progress
-LATER = (408, 429, 500, 502, 503, 504)  # answers worth another try
+CHUNK = 1 << 20  # bytes
+ATTEMPTS = 5  # failures in a row without a new byte
+LATER = (408, 429, 500, 502, 503, 504)  # HTTP statuses to retry
 OFFLINE = (
     "offline? set PIP_INDEX_URL to a mirror within reach, or download {sdist} elsewhere "
     "and set DECANT_LLAMA_SDIST to its path"
@@ -37,7 +37,10 @@ def fetch_sdist(
     report: Report,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Path:
-    """The recipe's sdist on disk, its hash checked: named by the user, cached, or downloaded."""
+    """Return the path of the recipe's sdist with a checked hash: the user's, cached, or downloaded.
+
+    Raises BuildError.
+    """
     if named := env.get("DECANT_LLAMA_SDIST"):
         path = Path(named).expanduser()
         if not path.is_file():
@@ -58,7 +61,7 @@ def fetch_sdist(
 
 
 def verify(path: Path, recipe: Recipe, *, report: Report) -> None:
-    """Raise unless `path` is the recipe's sdist, bit for bit."""
+    """Raise BuildError unless the sha256 of `path` is the recipe's."""
     report(BuildEvent("verify", f"checking the sha256 of {path.name}"))
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -82,26 +85,26 @@ def download(
     report: Report,
     sleep: Callable[[float], None],
 ) -> None:
-    """Fill `part` from the index, going on from the bytes it already has.
+    """Download into `part`, resuming after the bytes it already has.
 
-    Returns when the size is reached or the server has no more; the hash is the caller's to check.
+    Returns when the size is reached or the server has no more bytes; the caller checks the hash.
     """
     if _size(part) >= recipe.nbytes:
         return
-    patient = _Patience(recipe, index, sleep)
-    link = patient.run(lambda: index.link(recipe.project, recipe.sdist), lambda: 0)
-    patient.run(lambda: _continue(recipe, part, link, index, report), lambda: _size(part))
+    retries = _Retries(recipe, index, sleep)
+    link = retries.run(lambda: index.link(recipe.project, recipe.sdist), lambda: 0)
+    retries.run(lambda: _continue(recipe, part, link, index, report), lambda: _size(part))
 
 
 def _continue(recipe: Recipe, part: Path, link: str, index: Index, report: Report) -> None:
-    """Append to `part` what it lacks; raise a ConnectionError when the stream ends too soon."""
+    """Append the missing bytes to `part`; raise a ConnectionError if the stream ends early."""
     have = _size(part)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         response = index.open(link, headers)
     except HTTPError as error:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            error.close()  # there is nothing after our last byte
+            error.close()  # there are no bytes after our last one
             return
         raise
     with response:
@@ -121,7 +124,7 @@ def _copy(
     recipe: Recipe,
     report: Report,
 ) -> int:
-    """Copy the body, reporting; the number of bytes copied."""
+    """Copy the body, report progress, and return the number of bytes copied."""
     done = start
     report(BuildEvent("fetch", f"fetching {recipe.sdist}", done, recipe.nbytes))
     while chunk := response.read(CHUNK):
@@ -141,8 +144,8 @@ def _size(path: Path) -> int:
     return 0
 
 
-class _Patience:
-    """Tries again after network errors, for as long as bytes arrive now and then."""
+class _Retries:
+    """Retries after network errors, until ATTEMPTS in a row bring no new byte."""
 
     def __init__(self, recipe: Recipe, index: Index, sleep: Callable[[float], None]) -> None:
         self.recipe = recipe
@@ -150,7 +153,9 @@ class _Patience:
         self.sleep = sleep
 
     def run(self, action: Callable[[], T], progress: Callable[[], int]) -> T:
-        """`action`'s result; `progress` counts what a failed try has nevertheless brought."""
+        """Return the result of `action`; `progress` counts the bytes, including those of failed
+        tries.
+        """
         failures, before = 0, progress()
         while True:
             try:
@@ -176,7 +181,7 @@ class _Patience:
                 hint="set SSL_CERT_FILE to your organisation's CA bundle",
             ) from error
         elif isinstance(error, OSError) and not _is_network(error):
-            raise error  # a full disk does not get better by waiting
+            raise error  # waiting does not help with a full disk
 
     def _failed(self, error: Exception) -> BuildError:
         return BuildError(

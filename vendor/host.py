@@ -1,4 +1,4 @@
-"""What this machine is: its CPU, its GPU, its compilers, and the backend that follows."""
+"""Describes this machine: CPU, GPU, compilers, and the backend to build for it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .recipe import Recipe
 from .report import BuildError
 
 CPUINFO = Path("/proc/cpuinfo")
-# Any of these is there when an NVIDIA driver runs: Linux, Linux, WSL.
+# One of these exists when an NVIDIA driver is loaded: Linux, Linux, WSL.
 NVIDIA_DRIVER = (
     Path("/dev/nvidiactl"),
     Path("/proc/driver/nvidia/version"),
     Path("/usr/lib/wsl/lib/libcuda.so.1"),
 )
-# The flags that decide which instructions a native build uses; others come and go with kernels.
+# The CPU flags that select a native build's instructions; other flags vary with the kernel.
 INSTRUCTIONS = re.compile(
     r"(sse|ssse|avx|amx|fma|f16c|bmi|abm|popcnt|movbe|sha|vaes|vpclmul|gfni"  # x86
     r"|fp|asimd|sve|sme|i8mm|bf16|crc32|atomics|dotprod).*"  # Arm
@@ -32,40 +32,40 @@ INSTRUCTIONS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """The processor a native build is for."""
+    """The processor that a native build is for."""
 
     machine: str
     """`platform.machine()`: x86_64, aarch64, arm64."""
     model: str
-    """The brand, as people know it; empty where the system does not say."""
+    """The brand name; empty if the system does not report it."""
     flags: frozenset[str]
-    """Instruction sets; empty where the system does not list them."""
+    """Instruction sets; empty if the system does not list them."""
 
     @property
     def identity(self) -> list[str]:
-        """What a native build depends on: the instruction sets, or else the brand."""
+        """The parts of a build's key: the machine and its instruction sets, or else the brand."""
         wanted = sorted(flag for flag in self.flags if INSTRUCTIONS.fullmatch(flag))
         return [self.machine, *(wanted or [self.model])]
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The facts about a machine that decide what to build."""
+    """The facts about a machine that a build depends on."""
 
     system: str
     """`platform.system()`: Linux, Darwin."""
     cpu: Cpu
     nvidia: bool
-    """An NVIDIA driver runs here."""
+    """Whether an NVIDIA driver is loaded."""
     nvcc: str | None = None
-    """CUDA's compiler."""
+    """The path of CUDA's compiler."""
     cuda: Cuda = NO_CUDA
-    """What a CUDA build here depends on."""
+    """The toolkit and GPUs for a CUDA build."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A backend and why."""
+class BackendChoice:
+    """A backend and the reason to use it."""
 
     backend: str
     reason: str
@@ -73,25 +73,25 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Compilers:
-    """A C and a C++ compiler, each a command line as in CC and CXX."""
+    """A C and a C++ compiler, each as a command line like CC and CXX."""
 
     cc: str
     cxx: str
     version: str
     """The first line of the C++ compiler's `--version`."""
     path: str
-    """The C++ compiler's program."""
+    """The path of the C++ compiler's program."""
 
 
 def read_host(env: Mapping[str, str]) -> Host:
-    """This machine; takes about a millisecond."""
+    """Return the facts about this machine; takes about a millisecond."""
     nvidia = any(path.exists() for path in NVIDIA_DRIVER)
     nvcc = find_nvcc(env)
     return Host(platform.system(), read_cpu(), nvidia, nvcc, read_cuda(env, nvcc))
 
 
 def read_cpu(cpuinfo: Path = CPUINFO) -> Cpu:
-    """The first processor of `cpuinfo`, or what the platform knows where there is no such file."""
+    """Return the first processor in `cpuinfo`, or the platform's data if there is no such file."""
     fields: dict[str, str] = {}
     try:
         with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
@@ -110,7 +110,7 @@ def read_cpu(cpuinfo: Path = CPUINFO) -> Cpu:
 
 
 def _brand() -> str:
-    """The processor's brand where there is no /proc."""
+    """Return the processor's brand on a system without /proc."""
     argv = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
     try:
         answer = subprocess.run(argv, capture_output=True, text=True, timeout=5, check=True)
@@ -119,31 +119,38 @@ def _brand() -> str:
     return answer.stdout.strip()
 
 
-def choose_backend(recipe: Recipe, env: Mapping[str, str], host: Host) -> Choice:
-    """The backend to build: DECANT_BACKEND, or what the machine can use without being asked."""
-    asked = env.get("DECANT_BACKEND", "auto").strip().lower() or "auto"
-    if asked in recipe.backends:
-        return Choice(asked, f"DECANT_BACKEND={asked}")
-    if asked != "auto":
+def choose_backend(recipe: Recipe, env: Mapping[str, str], host: Host) -> BackendChoice:
+    """Return the backend to build: DECANT_BACKEND, or the one that suits the machine.
+
+    Raises BuildError for an unknown DECANT_BACKEND.
+    """
+    setting = env.get("DECANT_BACKEND", "auto").strip().lower() or "auto"
+    if setting in recipe.backends:
+        return BackendChoice(setting, f"DECANT_BACKEND={setting}")
+    if setting != "auto":
         raise BuildError(
-            f"DECANT_BACKEND is {asked!r}, which is no backend",
+            f"DECANT_BACKEND is {setting!r}, which is no backend",
             hint=f"use one of: auto, {', '.join(sorted(recipe.backends))}",
         )
     if host.system == "Darwin":
-        return Choice("metal", "macOS")
+        return BackendChoice("metal", "macOS")
     if host.nvcc and host.nvidia:
-        return Choice("cuda", f"an NVIDIA GPU and `{host.nvcc}` are here")
+        return BackendChoice("cuda", f"an NVIDIA GPU and `{host.nvcc}` are here")
     if host.nvcc:
-        return Choice(
+        return BackendChoice(
             "cpu", f"`{host.nvcc}` is here but no NVIDIA GPU; DECANT_BACKEND=cuda insists"
         )
     if host.nvidia:
-        return Choice("cpu", "an NVIDIA GPU is here but no nvcc: the CUDA toolkit would use it")
-    return Choice("cpu", "no GPU toolkit found; DECANT_BACKEND=vulkan asks for Vulkan")
+        return BackendChoice(
+            "cpu", "an NVIDIA GPU is here but no nvcc: the CUDA toolkit would use it"
+        )
+    return BackendChoice("cpu", "no GPU toolkit found; DECANT_BACKEND=vulkan asks for Vulkan")
 
 
 def find_nvcc(env: Mapping[str, str]) -> str | None:
-    """CUDA's compiler: CUDACXX, on PATH, in CUDA_HOME or CUDA_PATH, or in NVIDIA's folder."""
+    """Return the path of nvcc: CUDACXX, on PATH, in CUDA_HOME or CUDA_PATH, or in NVIDIA's
+    folder.
+    """
     if named := env.get("CUDACXX"):
         return shutil.which(named, path=env.get("PATH")) or named
     homes = [env[name] for name in ("CUDA_HOME", "CUDA_PATH") if env.get(name)]
@@ -153,7 +160,10 @@ def find_nvcc(env: Mapping[str, str]) -> str | None:
 
 
 def find_compilers(env: Mapping[str, str], *, system: str) -> Compilers:
-    """The compilers CC and CXX name, or the first pair on PATH that runs."""
+    """Return the compilers that CC and CXX name, or the first pair on PATH that runs.
+
+    Raises BuildError if none runs.
+    """
     if env.get("CC") or env.get("CXX"):
         pairs: Iterable[tuple[str, str]] = [(env.get("CC") or "cc", env.get("CXX") or "c++")]
     else:
@@ -170,18 +180,18 @@ def find_compilers(env: Mapping[str, str], *, system: str) -> Compilers:
 
 
 def _program(command: str, env: Mapping[str, str]) -> str | None:
-    """The path of the program that `command` starts."""
+    """Return the path of the program that `command` starts."""
     return shutil.which(shlex.split(command)[0], path=env.get("PATH", ""))
 
 
 def _first_line(command: str, env: Mapping[str, str]) -> str:
-    """The first line of `command --version`, or nothing where it does not run."""
+    """Return the first line of `command --version`, or an empty string if it does not run."""
     path = _program(command, env)
     if path is None:
         return ""
     argv = [path, *shlex.split(command)[1:], "--version"]
     try:
-        # On a Mac without its command line tools, /usr/bin/c++ exists and ends with an error.
+        # On a Mac without the command line tools, /usr/bin/c++ exists and exits with an error.
         answer = subprocess.run(
             argv, env=dict(env), capture_output=True, text=True, timeout=60, check=True
         )
@@ -206,23 +216,23 @@ def _install_hint(system: str) -> str:
 
 
 def count_jobs(env: Mapping[str, str]) -> int:
-    """How many compilers to run at once: CMAKE_BUILD_PARALLEL_LEVEL, or the CPUs we may use."""
-    asked = env.get("CMAKE_BUILD_PARALLEL_LEVEL", "")
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
+    """Return how many compilers to run at once: CMAKE_BUILD_PARALLEL_LEVEL, or the usable CPUs."""
+    setting = env.get("CMAKE_BUILD_PARALLEL_LEVEL", "")
+    if setting.isdigit() and int(setting) > 0:
+        return int(setting)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-# Minutes of one core that a build takes, by what was measured: 10 min on 2 cores; CUDA 4.5 min on
-# 16, 17 min on 4. Every architecture compiles CUDA's part some six times.
+# Core minutes of a build, from measurements: 10 min on 2 cores; CUDA 4.5 min on 16 cores, 17 min
+# on 4. Each CUDA architecture compiles the CUDA sources about six times.
 CORE_MINUTES = {"cpu": 20, "metal": 20, "vulkan": 35, "cuda": 70}
-CORE_MINUTES_EVERY = 350
+CORE_MINUTES_EVERY = 350  # a CUDA build for every architecture
 
 
 def expected_time(backend: str, cuda: Cuda, jobs: int) -> str:
-    """How long a build takes, for people."""
+    """Return a sentence on the duration of a build, for a message."""
     every = backend == "cuda" and cuda.architectures == EVERY
     minutes = (CORE_MINUTES_EVERY if every else CORE_MINUTES.get(backend, 20)) / jobs
     cores = "1 core" if jobs == 1 else f"{jobs} cores"

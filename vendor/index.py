@@ -1,4 +1,4 @@
-"""The user's package index: which one it is, and where on it a file lies."""
+"""Finds the user's package index and a file's address on it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ from urllib.request import HTTPSHandler, Request, build_opener
 from .report import BuildError
 
 JSON_PAGE = "application/vnd.pypi.simple.v1+json"  # PEP 691
-HTML_PAGE = "application/vnd.pypi.simple.v1+html"
-TIMEOUT_S = 30
+HTML_PAGE = "application/vnd.pypi.simple.v1+html"  # PEP 691
+TIMEOUT_S = 30  # of a request, and of `pip config list`
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A package index and the right to read it."""
+    """A package index with the credentials to read it."""
 
     url: str
-    """Without user name and password, so that it may be shown."""
+    """The URL without user name and password, so that messages can show it."""
     authorization: str = ""
-    """The header's value for the index's own host; empty when it asks for none."""
+    """The Authorization header's value for the index's host; empty if it needs none."""
     tls: ssl.SSLContext | None = None
-    """None: Python's default."""
+    """The TLS settings; None for Python's default."""
 
     def open(self, url: str, headers: Mapping[str, str]) -> HTTPResponse:
-        """The answer to a GET of `url`; raises urllib's errors."""
+        """Return the response to a GET of `url`.
+
+        Raises urllib's errors, and BuildError for a URL that is not http or https.
+        """
         if urlsplit(url).scheme not in ("http", "https"):
             raise BuildError(
                 f"the package index leads to `{url}`, which is neither http nor https",
@@ -46,11 +49,14 @@ class Index:
         if self.authorization and urlsplit(url).netloc == urlsplit(self.url).netloc:
             request.add_unredirected_header("Authorization", self.authorization)
         opener = build_opener(HTTPSHandler(context=self.tls))
-        # build_opener answers http and https with this class; typeshed knows only a union.
+        # build_opener returns this class for http and https; typeshed declares only a union.
         return cast("HTTPResponse", opener.open(request, timeout=TIMEOUT_S))
 
     def link(self, project: str, file_name: str) -> str:
-        """The address of `file_name` on the project's page."""
+        """Return the URL of `file_name` on the project's page.
+
+        Raises BuildError if the page does not list it.
+        """
         normal = re.sub(r"[-_.]+", "-", project).lower()  # PEP 503
         page_url = f"{self.url.rstrip('/')}/{normal}/"
         accept = f"{JSON_PAGE}, {HTML_PAGE};q=0.5, text/html;q=0.3"
@@ -71,7 +77,7 @@ class Index:
 def find_index(
     env: Mapping[str, str], *, pip_settings: Callable[[Mapping[str, str]], str] | None = None
 ) -> Index:
-    """The index that pip or uv would use here: environment, pip's settings, pip's default."""
+    """Return the index that pip or uv would use: environment, pip's settings, pip's default."""
     configured = (
         env.get("PIP_INDEX_URL")
         or _index_url((pip_settings or _pip_settings)(env))
@@ -83,12 +89,14 @@ def find_index(
     user, at, host = parts.netloc.rpartition("@")
     token = base64.b64encode(unquote(user).encode()).decode() if at else ""
     url = urlunsplit((parts.scheme, host, parts.path, "", ""))
-    tls = tls_context(env) if parts.scheme == "https" else None  # reading the bundles takes a while
+    tls = tls_context(env) if parts.scheme == "https" else None  # slow: loads bundles
     return Index(url, f"Basic {token}" if token else "", tls)
 
 
 def tls_context(env: Mapping[str, str]) -> ssl.SSLContext:
-    """The system's certificates, and certifi's where it is installed and nothing else is said."""
+    """Return the system's certificates, plus certifi's if it is installed and SSL_CERT_FILE
+    unset.
+    """
     context = ssl.create_default_context()
     if not env.get("SSL_CERT_FILE"):
         try:
@@ -100,8 +108,8 @@ def tls_context(env: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def _pip_settings(env: Mapping[str, str]) -> str:
-    """What `pip config list` prints, or nothing where pip is absent."""
-    # Not `pip config get`: that one does not see the file PIP_CONFIG_FILE names.
+    """Return the output of `pip config list`, or an empty string if pip is absent."""
+    # `pip config get` does not read the file that PIP_CONFIG_FILE names.
     argv = [sys.executable, "-m", "pip", "config", "list"]
     try:
         answer = subprocess.run(
@@ -113,7 +121,7 @@ def _pip_settings(env: Mapping[str, str]) -> str:
 
 
 def _pips_default() -> str:
-    """The index that pip has built in."""
+    """Return the index that pip uses by default."""
     try:
         url: str = importlib.import_module("pip._internal.models.index").PyPI.simple_url
     except (ImportError, AttributeError) as error:
@@ -125,25 +133,25 @@ def _pips_default() -> str:
 
 
 def _index_url(settings: str) -> str:
-    """The index in a list of pip's settings; what is said for `install` goes first."""
+    """Return the index in a list of pip's settings; `install` takes precedence over `global`."""
     found = dict(re.findall(r"^(global|install)\.index-url='(.*)'$", settings, re.MULTILINE))
     return found.get("install") or found.get("global") or ""
 
 
 def _json_links(text: str) -> list[tuple[str, str]]:
-    """(file name, link) of a PEP 691 page."""
+    """Return (file name, link) pairs of a PEP 691 page."""
     return [(file["filename"], file["url"]) for file in json.loads(text)["files"]]
 
 
 def _html_links(text: str) -> list[tuple[str, str]]:
-    """(file name, link) of a PEP 503 page; the name is the link's last segment."""
+    """Return (file name, link) pairs of a PEP 503 page; the name is the link's last segment."""
     anchors = _Anchors()
     anchors.feed(text)
     return [(unquote(urlsplit(link).path.rpartition("/")[2]), link) for link in anchors.links]
 
 
 class _Anchors(HTMLParser):
-    """The hrefs of a page, in order."""
+    """Collects the hrefs of a page, in order."""
 
     def __init__(self) -> None:
         super().__init__()

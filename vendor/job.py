@@ -1,4 +1,4 @@
-"""One build from the sdist to the published folder."""
+"""Runs one build, from the sdist to the published folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from .buildtools import find_buildtools
-from .cmake import Plan, compile_tree
+from .cmake import CompilePlan, compile_tree
 from .cuda import EVERY, Cuda, checked_toolkit
 from .fetch import fetch_sdist
-from .host import Choice, Host, count_jobs, expected_time, find_compilers
+from .host import BackendChoice, Host, count_jobs, expected_time, find_compilers
 from .probe import AmxVerdict, probe_amx
 from .recipe import Recipe
 from .report import BuildEvent, Report
@@ -23,22 +23,22 @@ from .store import SCHEMA, Build, cache_root
 from .tree import collect, libraries, unpack
 
 Smoke = Callable[[Build, Mapping[str, str]], dict[str, Any]]
-"""Proves a build and returns what build.json keeps of it, or raises a BuildError."""
+"""Tests a build and returns a record for build.json, or raises a BuildError."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One run of the whole way, from the sdist to the published folder."""
+class BuildJob:
+    """One build, from the sdist to the published folder."""
 
     recipe: Recipe
-    choice: Choice
+    choice: BackendChoice
     host: Host
     folder: Path
     env: Mapping[str, str]
     report: Report
     smoke: Smoke
     lock: int
-    """The lock's descriptor, for ninja to hold as well."""
+    """The lock's file descriptor, which ninja inherits."""
 
     @property
     def work(self) -> Path:
@@ -46,17 +46,17 @@ class Job:
 
     @property
     def cuda(self) -> Cuda | None:
-        """The toolkit and the GPUs to compile for, where CUDA is what is built."""
+        """The toolkit and the GPUs to compile for, if the backend is cuda."""
         return self.host.cuda if self.choice.backend == "cuda" else None
 
     @property
     def log(self) -> Path:
         return self.work / "build.log"
 
-    def run(self, *, afresh: bool) -> Build:
-        """The published build; `afresh` forgets what an earlier run compiled."""
+    def run(self, *, from_scratch: bool) -> Build:
+        """Return the published build; `from_scratch` deletes the objects of an earlier run."""
         began = time.monotonic()
-        if afresh:
+        if from_scratch:
             shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
         self.log.write_text("", encoding="utf-8")
@@ -83,8 +83,8 @@ class Job:
         self.report(BuildEvent("done", f"llama.cpp is ready in `{self.folder}`"))
         return Build(self.folder, info)
 
-    def plan(self) -> tuple[Plan, AmxVerdict]:
-        """Everything the compilation needs, looked up before anything is fetched."""
+    def plan(self) -> tuple[CompilePlan, AmxVerdict]:
+        """Return the settings of the compilation, checked before anything is fetched."""
         backend, jobs = self.choice.backend, count_jobs(self.env)
         self.report(BuildEvent("tools", f"backend {backend}: {self.choice.reason}"))
         if self.cuda is not None:
@@ -93,7 +93,7 @@ class Job:
                 self.report(
                     BuildEvent(
                         "tools",
-                        "no GPU is here: compiling for all that CUDA knows; CUDAARCHS names fewer,"
+                        "no GPU is here: compiling for every architecture; CUDAARCHS names fewer,"
                         " such as CUDAARCHS=90-real",
                     )
                 )
@@ -105,7 +105,7 @@ class Job:
         )
         amx = probe_amx(self.host.cpu, compilers, self.work, env=self.env)
         self.report(BuildEvent("probe", f"AMX: {amx.verdict}"))
-        plan = Plan(
+        plan = CompilePlan(
             recipe=self.recipe,
             backend=backend,
             compilers=compilers,
@@ -117,8 +117,8 @@ class Job:
         )
         return plan, amx
 
-    def info(self, plan: Plan, amx: AmxVerdict, staged: Path) -> dict[str, Any]:
-        """The future build.json, but for the smoke test's result."""
+    def info(self, plan: CompilePlan, amx: AmxVerdict, staged: Path) -> dict[str, Any]:
+        """Return the content of build.json, except for the smoke test's result."""
         there = libraries(staged / "bin")
         return {
             "schema": SCHEMA,
@@ -126,7 +126,7 @@ class Job:
             "llama_cpp_python": self.recipe.version,
             "commit": self.recipe.commit,
             "sdist_sha256": self.recipe.sha256,
-            "mends": list(dict.fromkeys(mend.name for mend in self.recipe.mends)),
+            "mends": list(dict.fromkeys(patch.name for patch in self.recipe.patches)),
             "backend": self.choice.backend,
             "backend_reason": self.choice.reason,
             "options": self.recipe.options(self.choice.backend),
@@ -148,7 +148,7 @@ class Job:
         }
 
     def publish(self, staged: Path, info: Mapping[str, Any]) -> None:
-        """Make `staged` the finished build, and drop what it was made from."""
+        """Make `staged` the finished build, and delete its work folder."""
         shutil.copy2(self.log, staged / "build.log")
         partial = staged / "build.json.partial"
         partial.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
@@ -163,6 +163,6 @@ class Job:
 
 
 def prove(build: Build, env: Mapping[str, str]) -> dict[str, Any]:
-    """Every tool starts, and the server decodes."""
+    """Start every tool, and decode with the server. Raises BuildError."""
     check_starts({name: build.tool(name) for name in build.info["tools"]}, env=env)
     return smoke_test(build.tool("llama-server"), env=env)

@@ -1,4 +1,4 @@
-"""One process at a time: an advisory lock on a file."""
+"""An advisory lock on a file, for one process at a time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def file_lock(path: Path, *, waiting: Callable[[], None]) -> Iterator[int]:
-    """Hold `path`'s lock inside the block; `waiting` is called once if someone else has it.
+    """Hold the lock of `path` in the block; call `waiting` once if another process holds it.
 
-    The descriptor may be passed on to a child process: should this process be killed,
-    the lock stays taken until that child has ended too, so nobody builds over its feet.
+    A child process may inherit the descriptor: if this process is killed, the lock stays held until
+    the child has ended, so that no other build writes to the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -27,7 +27,7 @@ def file_lock(path: Path, *, waiting: Callable[[], None]) -> Iterator[int]:
         try:
             yield descriptor
         finally:
-            # Unlock by hand: a compiler daemon may have inherited the descriptor and outlive us.
+            # A compiler daemon may have inherited the descriptor and outlive us: unlock explicitly.
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)

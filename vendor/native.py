@@ -1,7 +1,7 @@
-"""decant's own native code: one source with its parts, compiled once per compiler.
+"""Compiles decant's native code: one source with its includes, once per compiler.
 
-The library lies in the user's cache, beside the builds of llama.cpp and not inside them, so that
-neither is made again because of the other.
+The library is in the user's cache beside the builds of llama.cpp, not inside them, so that a change
+of one does not rebuild the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .store import cache_root
 
 LIBRARY = "libkquants.so"
 PART = re.compile(r'#include "(\w+\.h)"')
-# Nothing may be fused or reordered: the bytes are to be those of ggml's scalar code.
+# No fused or reordered operations: the bytes must equal those of ggml's scalar code.
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -30,7 +30,7 @@ FLAGS = (
     "-fno-fast-math",
     "-ffp-contract=off",
     "-fno-math-errno",
-    "-w",  # g++ 12 floods on AVX-512's intrinsics
+    "-w",  # g++ 12 prints many warnings on AVX-512's intrinsics
 )
 X86 = ("x86_64", "amd64")
 VARIANTS: Mapping[str, tuple[str, ...]] = {
@@ -41,26 +41,26 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Native:
-    """A finished library."""
+class NativeLibrary:
+    """A compiled library."""
 
     path: Path
 
     @property
     def key(self) -> str:
-        """What it depends on, as a short name."""
+        """A short hash of the source, the flags and the compiler."""
         return self.path.parent.name
 
 
 def source_path() -> Path:
-    """The source: beside this package in the wheel, in the exporter's folder in a checkout."""
+    """Return the source's path: beside this package in the wheel, below exporter in a checkout."""
     above = Path(__file__).resolve().parents[1]
     inside = Path("quantize") / "native" / "kquants.cpp"
     return next(path for path in (above / "exporter" / inside, above / inside) if path.exists())
 
 
 def source_text(path: Path | None = None) -> str:
-    """The source with its parts where they are included."""
+    """Return the source with its includes inlined."""
     path = path or source_path()
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -75,10 +75,10 @@ def build_native(
     report: Report = silent,
     host: Host | None = None,
     source: Path | None = None,
-) -> Native:
-    """The library, compiled if it is not there; some seconds. Raises BuildError.
+) -> NativeLibrary:
+    """Return the library, compiled if it is missing, which takes seconds. Raises BuildError.
 
-    Without a compiler, one that another compiler made of the same source will do.
+    Without a compiler, a library that another compiler made from the same source is used.
     """
     host, source = host or read_host(env), source or source_path()
     text = source_text(source)
@@ -88,7 +88,7 @@ def build_native(
         compilers = find_compilers(env, system=host.system)
     except BuildError:
         for there in sorted(folder.glob(f"{stem}-*/{LIBRARY}")):
-            return Native(there)
+            return NativeLibrary(there)
         raise
     place = folder / f"{stem}-{digest(compilers.cxx, compilers.version)}"
     if not (place / LIBRARY).exists():
@@ -98,11 +98,11 @@ def build_native(
             log = folder / f"{place.name}.log"
             compile_library(source, Path(work), compilers, variants(host), log, env=env)
             publish(Path(work) / LIBRARY, place)
-    return Native(place / LIBRARY)
+    return NativeLibrary(place / LIBRARY)
 
 
 def variants(host: Host) -> list[str]:
-    """Those that this kind of processor may have."""
+    """Return the variants that this kind of processor can have."""
     return list(VARIANTS) if host.cpu.machine.lower() in X86 else ["baseline"]
 
 
@@ -143,7 +143,7 @@ def commands(
 
 
 def publish(library: Path, place: Path) -> None:
-    """Give the library its place, whole; the first of two that are made at once stays."""
+    """Move the complete library to `place`; if two are made at once, the first one stays."""
     staged = library.with_name("finished")
     staged.mkdir()
     shutil.move(library, staged / LIBRARY)

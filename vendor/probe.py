@@ -1,8 +1,8 @@
-"""Whether this compiler's AMX code works on this CPU, found out by running some.
+"""Tests whether this compiler's AMX code works on this CPU, by running some.
 
-GCC 12.2 tells its optimizer that loading a tile configuration reads 8 of the 64 bytes
-(GCC PR 114098). It then drops the stores that fill the rest, and the first quantized matrix
-product of a native build dies. Nothing but running such code on such a CPU shows it.
+GCC 12.2 declares to its optimizer that loading a tile configuration reads 8 of the 64 bytes (GCC PR
+114098). It then drops the stores that fill the rest, and the first quantized matrix product of a
+native build crashes. Only running such code on such a CPU shows it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .host import Compilers, Cpu
 from .process import ending
 
 WITHOUT_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
-TIMEOUT_S = 60
-NOT_COMPILED_IN = 3
-KERNEL_REFUSES = 4
-CONFIGURATION_LOST = 5
+TIMEOUT_S = 60  # of the compiler, and of the probe
+NOT_COMPILED_IN = 3  # this and the next two: exit codes in SOURCE
+KERNEL_REFUSES = 4  # as above
+CONFIGURATION_LOST = 5  # as above
 
 Run = Callable[[Sequence[str]], int]
 """Runs a command and returns its exit code, negative for a signal."""
@@ -70,7 +70,7 @@ int main(int argc, char **) {
 
 @dataclass(frozen=True, slots=True)
 class AmxVerdict:
-    """What the probe found, for build.json, and what to compile with."""
+    """The probe's result for build.json, and the compiler flags that follow from it."""
 
     verdict: str
     flags: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ def probe_amx(
 
 
 def judge(code: int) -> AmxVerdict:
-    """The verdict on a probe that ended with `code`."""
+    """Return the verdict on a probe with the exit code `code`."""
     if code == 0:
         return AmxVerdict("works")
     if code == NOT_COMPILED_IN:

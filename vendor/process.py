@@ -1,4 +1,4 @@
-"""Child processes: run one with its output in the log, stop one for certain."""
+"""Runs child processes with their output in a log, and stops them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .report import BuildError
 
-TAIL = 20  # lines of a log that an error shows
+TAIL = 20  # lines of a log in an error message
 STOP_S = 10  # ninja waits for its compilers to clean up
 
 
@@ -23,7 +23,10 @@ def run_logged(
     on_line: Callable[[str], None] = lambda _: None,
     pass_fds: Collection[int] = (),
 ) -> None:
-    """Run `argv`, its output appended to `log`; raise with the log's last lines if it fails."""
+    """Run `argv` and append its output to `log`.
+
+    Raises BuildError, with the log's last lines, if it fails.
+    """
     with log.open("a", encoding="utf-8", buffering=1) as out:
         out.write(f"$ {shlex.join(argv)}\n")
         process = subprocess.Popen(
@@ -54,10 +57,12 @@ def run_logged(
 
 
 def stop(process: subprocess.Popen[str], *, patience_s: float) -> None:
-    """End `process`: SIGTERM, and SIGKILL where that is not enough. Does nothing after its end."""
+    """End `process` with SIGTERM, then SIGKILL if it does not exit. Does nothing if it has
+    exited.
+    """
     try:
         if process.stdin is not None:
-            process.stdin.close()  # llama-server joins the thread that reads it before it goes
+            process.stdin.close()  # llama-server joins the thread that reads stdin before it exits
         if process.poll() is None:
             process.terminate()
             try:
@@ -71,7 +76,7 @@ def stop(process: subprocess.Popen[str], *, patience_s: float) -> None:
 
 
 def ending(returncode: int) -> str:
-    """How a process ended, in words."""
+    """Describe how a process ended, from its return code."""
     if returncode >= 0:
         return f"ended with exit code {returncode}"
     try:
@@ -81,6 +86,6 @@ def ending(returncode: int) -> str:
 
 
 def last_lines(log: Path, count: int = TAIL) -> str:
-    """The last lines of `log`, for an error message."""
+    """Return the last lines of `log`, for an error message."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     return "\n".join(f"  {line}" for line in text.splitlines()[-count:])

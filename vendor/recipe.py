@@ -1,4 +1,4 @@
-"""The recipe: what `llama.cpp.toml` says, read once and checked."""
+"""Reads and checks the recipe `llama.cpp.toml`."""
 
 from __future__ import annotations
 
@@ -21,66 +21,69 @@ RECIPE_NAME = "llama.cpp.toml"
 
 @dataclass(frozen=True, slots=True)
 class BuildTool:
-    """A program the build needs and may take from the package index."""
+    """A program that the build needs and can install from the package index."""
 
     name: str
     minimum: str
-    """The oldest version that will do when PATH has one."""
+    """The oldest version on PATH that is accepted."""
     pin: str
-    """The version to install when it has none."""
+    """The version to install if PATH has none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
-    """A piece of the source that is replaced before it is built."""
+class SourcePatch:
+    """A replacement of one piece of the source before it is built."""
 
     name: str
-    """What it is for; some need several pieces."""
+    """The patch's name; several pieces can have the same one."""
     file: str
-    """Below the sdist's top folder."""
+    """The file's path below the sdist's top folder."""
     find: str
-    """Stands in the file exactly once."""
+    """The text to replace; it occurs in the file exactly once."""
     put: str
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One pinned source and how to build it."""
+    """One pinned source and the settings to build it."""
 
     project: str
     """The project's name on the package index."""
     version: str
     sdist: str
-    """The source distribution's file name; it unpacks into this less `.tar.gz`."""
+    """The source distribution's file name; its top folder is this name without `.tar.gz`."""
     sha256: str
     nbytes: int
     commit: str
     """The llama.cpp commit inside the sdist."""
     cmake_root: str
-    """Where the CMake project lies, below the sdist's top folder."""
-    mends: tuple[Mend, ...]
+    """The CMake project's folder, below the sdist's top folder."""
+    patches: tuple[SourcePatch, ...]
     tools: tuple[str, ...]
     libraries: tuple[str, ...]
     cmake: Mapping[str, str]
     """CMake options of every backend."""
     backends: Mapping[str, Mapping[str, str]]
-    """CMake options of each backend, on top of `cmake`."""
+    """CMake options of each backend, added to `cmake`."""
     keep: Mapping[str, str]
-    """Place in the finished build -> path below the sdist's top folder."""
+    """Path in the finished build -> path below the sdist's top folder."""
     buildtools: tuple[BuildTool, ...]
 
     @property
     def top(self) -> str:
-        """The folder that the sdist unpacks into."""
+        """The sdist's top folder."""
         return self.sdist.removesuffix(".tar.gz")
 
     def options(self, backend: str) -> dict[str, str]:
-        """Every CMake option of a build for `backend`."""
+        """Return all CMake options of a build for `backend`."""
         return {**self.cmake, **self.backends[backend]}
 
 
 def read_recipe(path: Path | None = None) -> Recipe:
-    """The recipe in `path`, or the one beside this file."""
+    """Return the recipe in `path`, or the one beside this file.
+
+    Raises BuildError if it cannot be read or is damaged.
+    """
     path = path or Path(__file__).with_name(RECIPE_NAME)
     try:
         return _recipe(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -93,7 +96,7 @@ def read_recipe(path: Path | None = None) -> Recipe:
         ) from error
 
 
-def _recipe(table: Mapping[str, Any]) -> Recipe:  # Any: parsed TOML, checked right here
+def _recipe(table: Mapping[str, Any]) -> Recipe:  # Any: parsed TOML, checked here
     source, build = table["source"], table["build"]
     if not re.fullmatch(r"[0-9a-f]{64}", source["sha256"]):
         raise ValueError(f"sha256 is {source['sha256']!r}, not 64 hex digits")
@@ -105,8 +108,8 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:  # Any: parsed TOML, checked ri
         nbytes=int(source["nbytes"]),
         commit=source["commit"],
         cmake_root=source["cmake_root"],
-        mends=tuple(
-            Mend(name, piece["file"], piece["find"], piece["put"])
+        patches=tuple(
+            SourcePatch(name, piece["file"], piece["find"], piece["put"])
             for name, pieces in table.get("mend", {}).items()
             for piece in pieces
         ),

@@ -1,4 +1,4 @@
-"""What a build tells its caller: progress events, and one kind of error."""
+"""The progress events and the error of a build."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class BuildEvent:
     done: int = 0
     """Bytes while fetching, verifying and unpacking; steps while compiling."""
     total: int = 0
-    """Of the same unit as `done`; 0 when there is nothing to count."""
+    """The total in the unit of `done`; 0 if there is nothing to count."""
 
 
 Report = Callable[[BuildEvent], None]
 
 
 class BuildError(Exception):
-    """The build cannot go on: what happened, and what to do about it."""
+    """The build cannot continue; the message says what happened, the hint what to do."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -36,4 +36,4 @@ class BuildError(Exception):
 
 
 def silent(_: BuildEvent) -> None:
-    """The report that nobody reads."""
+    """Discard the event."""

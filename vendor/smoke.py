@@ -1,4 +1,4 @@
-"""The proof that a build works: its server decodes a few tokens of a tiny Q4_K model."""
+"""Tests a build: its server decodes a few tokens of a tiny Q4_K model."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from .process import ending, last_lines, stop
 from .report import BuildError
 from .tiny import write_tiny_gguf
 
-N_PREDICT = 4
+N_PREDICT = 4  # tokens to decode
 READY_S = 120  # a GPU backend compiles its kernels at the first start
-ANSWER_S = 120
-STOP_S = 5
-FATE_S = 2
-NOT_EXECUTABLE = 126  # this and 127 are the loader's; a tool's own complaints end with 1
-SOCKET_PATH_MAX = 100  # sun_path: 104 bytes on macOS, 108 on Linux, less the file's name
-# Everything else stays outside: LLAMA_ARG_* and AIP_* change the server, HF_* and proxies lead out.
+ANSWER_S = 120  # for the completion
+STOP_S = 5  # from SIGTERM to SIGKILL
+EXIT_WAIT_S = 2
+NOT_EXECUTABLE = 126  # 126, 127: from the loader; a tool that rejects its options exits with 1
+SOCKET_PATH_MAX = 100  # sun_path: 104 bytes on macOS, 108 on Linux, minus the file's name
+# Other variables are dropped: LLAMA_ARG_*, AIP_* configure the server, HF_*, proxies a download.
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_", "LD_", "DYLD_", "CUDA_", "NVIDIA_", "VK_", "GGML_")
-# Two of these in a row fill a batch of more than 32 rows, which the AMX kernels take as a whole.
+# Twice this sentence fills a batch of more than 32 rows, which the AMX kernels process at once.
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 2
 
 
@@ -40,11 +40,11 @@ def smoke_test(
     ready_s: float = READY_S,
     answer_s: float = ANSWER_S,
     stop_s: float = STOP_S,
-) -> dict[str, Any]:  # Any: goes into build.json as it is
-    """Decode a few tokens with `server` and say how it went; raise a BuildError if it cannot.
+) -> dict[str, Any]:  # Any: a part of build.json
+    """Decode a few tokens with `server` and return them with the time taken.
 
-    The server listens on a socket in a private folder, sees no model but the one written
-    here, and is gone when this returns, on every path out.
+    The server listens on a socket in a private folder, can see no model but the one written here,
+    and has ended when this returns or raises. Raises BuildError if it does not decode.
     """
     began = time.monotonic()
     with _private_folder() as folder:
@@ -56,9 +56,9 @@ def smoke_test(
                 tokens = _complete(folder / "s.sock", answer_s)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 broken = isinstance(error, (ConnectionError, http.client.HTTPException))
-                fate = _fate(process) if broken else ""
+                exit_text = _exit_text(process) if broken else ""
                 raise BuildError(
-                    f"the smoke test of `{server}` failed: the server {fate or error}; "
+                    f"the smoke test of `{server}` failed: the server {exit_text or error}; "
                     f"its last lines:\n{last_lines(log)}",
                     hint="report this with the lines above; DECANT_BACKEND=cpu may avoid it",
                 ) from error
@@ -66,7 +66,7 @@ def smoke_test(
 
 
 def check_starts(tools: Mapping[str, Path], *, env: Mapping[str, str]) -> None:
-    """Raise unless every tool finds its libraries and gets as far as printing its help."""
+    """Raise BuildError unless every tool finds its libraries and prints its help."""
     for name, path in tools.items():
         answer = subprocess.run(
             [str(path), "--help"],
@@ -86,16 +86,16 @@ def check_starts(tools: Mapping[str, Path], *, env: Mapping[str, str]) -> None:
 
 
 def scrubbed(env: Mapping[str, str]) -> dict[str, str]:
-    """The part of `env` that a server under test may see."""
+    """Return the variables of `env` that a server under test may see."""
     return {name: value for name, value in env.items() if name.startswith(KEPT)}
 
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A folder of mode 0700 whose path is short enough for a socket."""
+    """Make a folder of mode 0700 whose path is short enough for a socket."""
     parent = tempfile.gettempdir()
     if len(f"{parent}/decant-xxxxxxxx/s.sock") > SOCKET_PATH_MAX:
-        parent = "/tmp"  # noqa: S108 - mkdtemp makes it private wherever it lies
+        parent = "/tmp"  # noqa: S108 - mkdtemp makes it private in any parent
     folder = tempfile.mkdtemp(prefix="decant-", dir=parent)
     try:
         yield Path(folder)
@@ -107,11 +107,11 @@ def _private_folder() -> Iterator[Path]:
 def _running(
     server: Path, folder: Path, log: Path, env: Mapping[str, str], stop_s: float
 ) -> Iterator[subprocess.Popen[str]]:
-    """The server at work on the tiny model."""
+    """Run the server with the tiny model."""
     argv = [str(server), "--host", str(folder / "s.sock"), "-m", str(folder / "tiny.gguf")]
     argv += ["-c", "256", "-np", "1", "-t", "2", "--cache-ram", "0"]
     argv += ["--offline", "--no-ui", "--no-warmup"]
-    # As a router's child the server ends when its stdin does: nothing is left should we be killed.
+    # As a router's child the server exits when its stdin closes, so it also ends if we are killed.
     extra = {"LLAMA_SERVER_ROUTER_PORT": "1", "LLAMA_CACHE": str(folder)}
     with log.open("w", encoding="utf-8") as out:
         try:
@@ -133,7 +133,7 @@ def _running(
 
 
 def _wait_until_ready(process: subprocess.Popen[str], path: Path, timeout_s: float) -> None:
-    """Return once /health says 200; raise an OSError when the server ends or time is up."""
+    """Return once /health answers 200; raise an OSError if the server ends or the time is up."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -149,7 +149,7 @@ def _wait_until_ready(process: subprocess.Popen[str], path: Path, timeout_s: flo
 
 
 def _complete(path: Path, timeout_s: float) -> list[int]:
-    """The tokens the server decodes; raise a ValueError when they are not what they must be."""
+    """Return the tokens that the server decodes; raise a ValueError if the reply is not valid."""
     body = {
         "prompt": PROMPT,
         "n_predict": N_PREDICT,
@@ -165,17 +165,19 @@ def _complete(path: Path, timeout_s: float) -> list[int]:
     tokens = reply.get("tokens", [])
     if len(tokens) != N_PREDICT:
         raise ValueError(f"decoded {len(tokens)} tokens, not {N_PREDICT}: {answer[:200]!r}")
-    chances = [each.get("logprob") for each in reply.get("completion_probabilities", [])]
-    if not all(isinstance(chance, (int, float)) and math.isfinite(chance) for chance in chances):
-        raise ValueError(f"computed {chances} as log probabilities")
+    logprobs = [each.get("logprob") for each in reply.get("completion_probabilities", [])]
+    if not all(
+        isinstance(logprob, (int, float)) and math.isfinite(logprob) for logprob in logprobs
+    ):
+        raise ValueError(f"computed {logprobs} as log probabilities")
     return list(tokens)
 
 
-def _fate(process: subprocess.Popen[str]) -> str:
-    """How the server ended, or nothing if it still runs."""
+def _exit_text(process: subprocess.Popen[str]) -> str:
+    """Describe how the server ended, or return an empty string if it still runs."""
     try:
-        # A crashing server closes its socket some time before it is gone: it may dump its core.
-        return ending(process.wait(FATE_S))
+        # A crashing server closes its socket before it exits, as it may dump its core first.
+        return ending(process.wait(EXIT_WAIT_S))
     except subprocess.TimeoutExpired:
         return ""
 
@@ -188,7 +190,7 @@ def _request(
     *,
     timeout_s: float,
 ) -> tuple[int, bytes]:
-    """One HTTP exchange over the socket at `path`."""
+    """Make one HTTP exchange over the socket at `path`, and return the status and the body."""
     connection = _SocketConnection(path, timeout_s)
     try:
         headers = {"Content-Type": "application/json"} if body is not None else {}

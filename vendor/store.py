@@ -1,6 +1,6 @@
-"""Finished builds on disk: where they lie, what their key depends on, how they are found.
+"""Finished builds on disk: their folders, their keys, and the search for them.
 
-Every command of decant looks here first, so this imports nothing that takes long.
+Every command of decant imports this first, so it imports only modules that load fast.
 """
 
 from __future__ import annotations
@@ -26,30 +26,33 @@ class Build:
     """A finished build on disk."""
 
     dir: Path
-    info: dict[str, Any]  # Any: build.json as it is
-    """What `build.json` says."""
+    info: dict[str, Any]  # Any: build.json as parsed
+    """The content of `build.json`."""
 
     def tool(self, name: str) -> Path:
-        """The program called `name`."""
+        """Return the path of the program called `name`. Raises BuildError."""
         return self._path("tools", name)
 
     def library(self, name: str) -> Path:
-        """The shared library called `name`, without `lib` and ending: `ggml-base`."""
+        """Return the shared library called `name`, without `lib` and suffix, such as `ggml-base`.
+
+        Raises BuildError.
+        """
         return self._path("libraries", name)
 
     @property
     def bin(self) -> Path:
-        """The tools and libraries: what LLAMA_CPP_LIB_PATH is to be."""
+        """The folder of tools and libraries, the value for LLAMA_CPP_LIB_PATH."""
         return self.dir / "bin"
 
     @property
     def src(self) -> Path:
-        """llama.cpp's Python: `conversion`, `gguf-py`, `convert_hf_to_gguf.py`."""
+        """The folder of llama.cpp's Python: `conversion`, `gguf-py`, `convert_hf_to_gguf.py`."""
         return self.dir / "src"
 
     @property
     def python(self) -> Path:
-        """The folder to put on sys.path for `import llama_cpp`."""
+        """The folder to add to sys.path for `import llama_cpp`."""
         return self.dir / "python"
 
     def _path(self, kind: str, name: str) -> Path:
@@ -60,7 +63,7 @@ class Build:
 
 
 def cache_root(env: Mapping[str, str]) -> Path:
-    """Where decant keeps what it can make again."""
+    """Return decant's cache folder, whose files can all be made again."""
     if named := env.get("DECANT_CACHE"):
         return Path(named).expanduser().absolute()
     home = Path(env["HOME"]) if env.get("HOME") else Path.home()
@@ -71,13 +74,15 @@ def cache_root(env: Mapping[str, str]) -> Path:
 
 
 def build_key(recipe: Recipe, backend: str, host: Host) -> str:
-    """What the build depends on, as a short name; a compiler's upgrade changes nothing."""
+    """Return a build's key, a short hash of its inputs; a new compiler version does not
+    change it.
+    """
     facts = [
         SCHEMA,
         recipe.commit,
         recipe.sha256,
         backend,
-        [[mend.file, mend.find, mend.put] for mend in recipe.mends],
+        [[patch.file, patch.find, patch.put] for patch in recipe.patches],
         sorted(recipe.options(backend).items()),
         [*recipe.tools, *recipe.libraries],
         sorted(recipe.keep.items()),
@@ -91,7 +96,7 @@ def build_key(recipe: Recipe, backend: str, host: Host) -> str:
 
 
 def find(recipe: Recipe, *, env: Mapping[str, str], host: Host | None = None) -> Build | None:
-    """The finished build for this machine, or None; starts nothing and writes nothing."""
+    """Return the finished build for this machine, or None; starts and writes nothing."""
     host = host or read_host(env)
     backend = choose_backend(recipe, env, host).backend
     there = finished(folder(recipe, backend, env, host))
@@ -99,7 +104,7 @@ def find(recipe: Recipe, *, env: Mapping[str, str], host: Host | None = None) ->
 
 
 def made_elsewhere(recipe: Recipe, env: Mapping[str, str], host: Host) -> Build | None:
-    """A CUDA build that was made without this machine's GPU or toolkit and runs on it."""
+    """Return a CUDA build that was made without this machine's GPU or toolkit and runs on it."""
     for place in sorted((cache_root(env) / "llama.cpp").glob(f"{recipe.commit[:9]}-cuda-*")):
         build = finished(place)
         facts = build.info.get("cuda") if build else None
@@ -113,12 +118,12 @@ def made_elsewhere(recipe: Recipe, env: Mapping[str, str], host: Host) -> Build 
 
 
 def folder(recipe: Recipe, backend: str, env: Mapping[str, str], host: Host) -> Path:
-    """Where the build for `backend` lies, or would lie."""
+    """Return the folder of the build for `backend`, whether or not it exists."""
     return cache_root(env) / "llama.cpp" / build_key(recipe, backend, host)
 
 
 def finished(folder: Path) -> Build | None:
-    """The build in `folder`, if its build.json says it is one."""
+    """Return the build in `folder`, if it has a build.json of this schema."""
     try:
         info = json.loads((folder / "build.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A GGUF small enough to write in a blink and real enough to decode: one Q4_K llama layer."""
+"""Writes a small GGUF that the server can decode: one Q4_K llama layer."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WIDTH = 256  # one Q4_K block per row
-N_HEAD = 4
-N_HEAD_KV = 2
-CONTEXT = 256
-N_VOCAB = 288  # a multiple of 32: only then do ggml's repacked and AMX kernels take the matrix
-ALIGNMENT = 32  # GGUF v3: default when general.alignment is absent
+N_HEAD = 4  # of queries
+N_HEAD_KV = 2  # of keys and values
+CONTEXT = 256  # tokens
+N_VOCAB = 288  # a multiple of 32, which ggml's repacked and AMX kernels require of a matrix
+ALIGNMENT = 32  # GGUF v3: the default if general.alignment is absent
 
-# GGUF v3 value types.
+# GGUF v3 value types (gguf_metadata_value_type).
 UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9
-# ggml tensor types.
+# ggml tensor types (ggml_type).
 F32, Q4_K = 0, 12
-# llama.cpp token types.
+# llama.cpp token types (llama_token_type).
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 Value = int | float | str | Sequence[str] | Sequence[int] | Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor's place in the file and its bytes."""
+class TinyTensor:
+    """One tensor's metadata and its bytes."""
 
     name: str
     shape: tuple[int, ...]
-    """ggml's order: the row length first."""
+    """The dimensions in ggml's order, row length first."""
     kind: int
     data: bytes
 
 
 def write_tiny_gguf(path: Path, *, seed: int = 0) -> None:
-    """Write a one-layer llama with random Q4_K weights to `path`: about 300 kB."""
+    """Write a one-layer llama with random Q4_K weights to `path`, about 300 kB."""
     tensors = list(_tensors(random.Random(seed)))  # noqa: S311 - weights, not secrets
     fields = _metadata()
     head = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(fields))]
@@ -52,7 +52,7 @@ def write_tiny_gguf(path: Path, *, seed: int = 0) -> None:
 
 
 def _metadata() -> dict[str, Value]:
-    """A llama of one layer, and a SentencePiece vocabulary that can spell every byte."""
+    """Return the metadata of a one-layer llama with a SentencePiece vocabulary of all bytes."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     kinds = [UNKNOWN, CONTROL, CONTROL, *([BYTE] * 256)]
     words = [f"▁w{n}" for n in range(N_VOCAB - len(pieces))]
@@ -78,7 +78,8 @@ def _metadata() -> dict[str, Value]:
     }
 
 
-def _tensors(chance: random.Random) -> Iterable[Tensor]:
+def _tensors(generator: random.Random) -> Iterable[TinyTensor]:
+    """Yield the matrices in Q4_K and the norms in F32; shapes are (row length, rows)."""
     n_kv = WIDTH // N_HEAD * N_HEAD_KV
     for name, n_rows in (
         ("token_embd", N_VOCAB),
@@ -91,25 +92,27 @@ def _tensors(chance: random.Random) -> Iterable[Tensor]:
         ("blk.0.ffn_up", WIDTH),
         ("blk.0.ffn_down", WIDTH),
     ):
-        rows = b"".join(_q4_k_block(chance) for _ in range(n_rows))
-        yield Tensor(f"{name}.weight", (WIDTH, n_rows), Q4_K, rows)
+        rows = b"".join(_q4_k_block(generator) for _ in range(n_rows))
+        yield TinyTensor(f"{name}.weight", (WIDTH, n_rows), Q4_K, rows)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         ones = struct.pack(f"<{WIDTH}f", *([1.0] * WIDTH))
-        yield Tensor(f"{name}.weight", (WIDTH,), F32, ones)
+        yield TinyTensor(f"{name}.weight", (WIDTH,), F32, ones)
 
 
-def _q4_k_block(chance: random.Random) -> bytes:
-    """256 weights around zero, in 144 bytes: fp16 d and dmin, 12 bytes of scales, nibbles."""
-    # weight = d * scale * nibble - dmin * min. Equal 6-bit scales and mins of 32 (their packing:
-    # the low 6 bits of bytes 0-7, and nibble pairs plus those bytes' top 2 bits for the rest)
-    # and dmin = 7.5 d centre the nibbles 0..15 on zero.
+def _q4_k_block(generator: random.Random) -> bytes:
+    """Return 256 random weights around zero in 144 bytes: fp16 d and dmin, 12 bytes scales,
+    nibbles.
+    """
+    # weight = d * scale * nibble - dmin * min. Equal 6-bit scales and mins of 32 (packed as the low
+    # 6 bits of bytes 0-7, then nibble pairs plus the top 2 bits of those bytes) and dmin = 7.5 d
+    # centre the nibbles 0..15 on zero (ggml block_q4_K).
     d = 2.0**-10
     scales = bytes([32 | 0x80] * 8 + [0] * 4)
-    return struct.pack("<ee", d, 7.5 * d) + scales + chance.randbytes(128)
+    return struct.pack("<ee", d, 7.5 * d) + scales + generator.randbytes(128)
 
 
 def _value(value: Value) -> bytes:
-    """A metadata value with its type in front."""
+    """Return a metadata value preceded by its type."""
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _string(value)
     if isinstance(value, int):

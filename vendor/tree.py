@@ -1,4 +1,4 @@
-"""The files of a build: the source unpacked whole or not at all, the result pruned."""
+"""Unpacks the source completely or not at all, and collects the result of a build."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from .recipe import Mend, Recipe
+from .recipe import Recipe, SourcePatch
 from .report import BuildError, BuildEvent, Report
 
 LIBRARY = re.compile(r"lib(?P<name>[^.]+)\.(so|dylib)")
 
 
 def unpack(sdist: Path, recipe: Recipe, source: Path, *, report: Report) -> None:
-    """Unpack and mend `sdist` as the folder `source`, which appears only when it is complete."""
+    """Unpack and patch `sdist` as the folder `source`, which appears once it is complete.
+
+    Raises BuildError if the archive or a patch does not fit.
+    """
     if source.exists():
         return
     partial = source.with_name(f"{source.name}.partial")
@@ -31,16 +34,17 @@ def unpack(sdist: Path, recipe: Recipe, source: Path, *, report: Report) -> None
     top = partial / recipe.top
     if not top.is_dir():
         raise BuildError(f"`{sdist}` does not hold the folder {recipe.top}")
-    for mend in recipe.mends:
-        _apply(mend, top)
+    for patch in recipe.patches:
+        _apply(patch, top)
     top.rename(source)
     shutil.rmtree(partial)
 
 
 def collect(built: Path, source: Path, finished: Path, recipe: Recipe) -> None:
-    """Fill the folder `finished` with what a build is for; `built` and `source` stay whole.
+    """Copy the result of a build to the folder `finished`.
 
-    The programs of `built`, every library beside them, and the parts of `source` to keep.
+    These are the programs of `built`, every library beside them, and the recipe's parts of
+    `source`. Raises BuildError if something is missing.
     """
     shutil.rmtree(finished, ignore_errors=True)
     target = finished / "bin"
@@ -54,25 +58,25 @@ def collect(built: Path, source: Path, finished: Path, recipe: Recipe) -> None:
 
 
 def libraries(folder: Path) -> dict[str, Path]:
-    """The shared libraries in `folder` by bare name: `ggml-base` for `libggml-base.so`."""
+    """Return the shared libraries in `folder` by bare name: `ggml-base` for `libggml-base.so`."""
     matches = [(LIBRARY.fullmatch(path.name), path) for path in sorted(folder.iterdir())]
     return {match["name"]: path for match, path in matches if match}
 
 
-def _apply(mend: Mend, top: Path) -> None:
-    path = top / mend.file
+def _apply(patch: SourcePatch, top: Path) -> None:
+    path = top / patch.file
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if text.count(mend.find) != 1:
+    if text.count(patch.find) != 1:
         raise BuildError(
-            f"the mend {mend.name!r} finds {mend.find!r} {text.count(mend.find)} times"
-            f" in `{mend.file}`, not once: it was written for another llama.cpp"
+            f"the patch {patch.name!r} finds {patch.find!r} {text.count(patch.find)} times"
+            f" in `{patch.file}`, not once: it was written for another llama.cpp"
         )
-    path.write_text(text.replace(mend.find, mend.put), encoding="utf-8")
+    path.write_text(text.replace(patch.find, patch.put), encoding="utf-8")
 
 
 def _copy(origin: Path, place: Path) -> None:
     if not origin.exists():
-        raise BuildError(f"the source has no `{origin}`, which the recipe wants to keep")
+        raise BuildError(f"the source has no `{origin}`, which the recipe keeps")
     place.parent.mkdir(parents=True, exist_ok=True)
     if origin.is_dir():
         shutil.copytree(origin, place, ignore=shutil.ignore_patterns("__pycache__", "tests"))
@@ -81,7 +85,7 @@ def _copy(origin: Path, place: Path) -> None:
 
 
 def _check(finished: Path, recipe: Recipe) -> None:
-    """Raise unless every tool and library of the recipe came out of the build."""
+    """Raise BuildError unless the build made every tool and library of the recipe."""
     there = libraries(finished / "bin")
     missing: Sequence[str] = [
         *(name for name in recipe.tools if not (finished / "bin" / name).is_file()),

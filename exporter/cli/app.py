@@ -1,4 +1,4 @@
-"""The command `decant`: a lazy group, and the one place where errors are printed."""
+"""The command `decant`: a lazy group, and the one place that prints errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DecantE
 from exporter.core.terminal_text import without_controls
 from exporter.hub.endpoints import settle_endpoints
 
-# name: (where it is, its line in --help). A command's module is imported when it is run.
+# name: (module and object, line in --help); a command's module is imported when it runs
 COMMANDS = {
     "setup": ("exporter.cli.setup_command:setup", "Build the pinned llama.cpp, once."),
     "doctor": ("exporter.cli.doctor:doctor", "Check this machine and say what to do."),
@@ -51,7 +51,7 @@ COMMANDS = {
     "rm": ("exporter.cli.models_command:rm", "Delete exported models."),
 }
 
-SHOWN = 60  # characters of a name in an error
+SHOWN = 60  # characters shown of a name in an error
 EXAMPLES = """\
 \b
 Examples:
@@ -67,7 +67,7 @@ Exit codes: 0 done, 1 a bug, 2 command line, 3 input, 4 llama.cpp or a package m
 
 
 class LazyGroup(click.Group):
-    """Knows its commands by name and line; imports one only to run it."""
+    """A group that knows its commands' names and help lines; it imports one only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -106,7 +106,7 @@ class LazyGroup(click.Group):
 
 
 def show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    """Print decant's version, also where it runs from a checkout, and end."""
+    """Print decant's version, also in a checkout, and exit."""
     del parameter
     if value and not ctx.resilient_parsing:
         from exporter.core.version import own_version
@@ -127,18 +127,18 @@ def root() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `decant` and leave with the exit code of its error family."""
+    """Run `decant` and exit with the code of its error family."""
     code = run(argv, is_whole=True)
-    gc.freeze()  # the process ends: its last collection need not look through all of torch
+    gc.freeze()  # the last garbage collection need not scan all of torch
     sys.exit(code)
 
 
 def run(  # noqa: PLR0911 - one return a family
     argv: Sequence[str] | None = None, *, is_whole: bool = False
 ) -> int:
-    """Run `decant` and give its exit code; every error ends here.
+    """Run `decant` and return its exit code; every error is handled here.
 
-    is_whole: whether this process is for nothing else, so that a command may fork it.
+    is_whole: whether the process serves only this command, which may then fork it.
     """
     settle_endpoints(os.environ)
     try:
@@ -153,13 +153,15 @@ def run(  # noqa: PLR0911 - one return a family
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
-    except SystemExit:  # click's, when the reader of our output has gone: `decant list | head -1`
+    except SystemExit:  # click raises it when the reader has gone: `decant list | head -1`
         return 0
     except Exception as error:  # noqa: BLE001 - the one boundary
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             name = str(error.filename)
-            told = f"{name[:SHOWN]!r}… is too long for the name of a file: {len(name)} characters"
-            return fail(told, "is the path right?", InputError.exit_code)
+            message = (
+                f"{name[:SHOWN]!r}… is too long for the name of a file: {len(name)} characters"
+            )
+            return fail(message, "is the path right?", InputError.exit_code)
         hint = "this is a bug in decant; DECANT_DEBUG=1 shows where"
         return fail(f"{type(error).__name__}: {error}", hint, EXIT_BUG)
     return status if isinstance(status, int) else 0
@@ -171,7 +173,7 @@ def usage_hint(error: click.ClickException) -> str | None:
 
 
 def fail(message: str, hint: str | None, exit_code: int) -> int:
-    """Print an error with its hint; with DECANT_DEBUG=1 also where it came from."""
+    """Print an error with its hint; with DECANT_DEBUG=1 also the traceback."""
     if os.environ.get("DECANT_DEBUG") == "1":
         traceback.print_exc()
     colour = colours(sys.stderr.isatty())
@@ -183,5 +185,5 @@ def fail(message: str, hint: str | None, exit_code: int) -> int:
 
 
 def colours(terminal: bool) -> bool:
-    """Whether to colour, by https://no-color.org and the terminal."""
+    """Whether to use colour, by https://no-color.org and the terminal."""
     return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,4 +1,4 @@
-"""`decant doctor`."""
+"""The command `decant doctor`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "r
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Finding:
     """One line of the report."""
 
     name: str
     status: Literal["ok", "warning", "error"]
     found: str
     advice: str = ""
-    """What to do about it; empty when all is well."""
+    """Advice about a problem; empty if all is well."""
 
 
 @click.command(epilog="Example: decant doctor --json")
@@ -47,7 +47,7 @@ class Check:
 def doctor(as_json: bool) -> int:
     """Check this machine and say what to do about each red line.
 
-    Ends with 4 when something is missing that decant cannot do without.
+    Exits with 4 if something is missing that decant cannot work without.
     """
     checks = list(examine())
     if as_json:
@@ -58,7 +58,7 @@ def doctor(as_json: bool) -> int:
     return 4 if any(check.status == "error" for check in checks) else 0
 
 
-def print_check(check: Check) -> None:
+def print_check(check: Finding) -> None:
     mark, colour = MARKS[check.status]
     terminal = colours(sys.stdout.isatty())
     click.echo(f"{click.style(mark, fg=colour)} {check.name}: {check.found}", color=terminal)
@@ -66,8 +66,8 @@ def print_check(check: Check) -> None:
         click.echo(f"    {check.advice}", color=terminal)
 
 
-def examine() -> Iterator[Check]:
-    yield Check("python", "ok", f"{platform.python_version()} in `{sys.prefix}`")
+def examine() -> Iterator[Finding]:
+    yield Finding("python", "ok", f"{platform.python_version()} in `{sys.prefix}`")
     yield processor()
     yield compiler()
     yield build()
@@ -79,7 +79,7 @@ def examine() -> Iterator[Check]:
     for name, folder in (("cache", cache_folder()), ("store", store())):
         free = free_bytes(folder)
         low = free < DISK_MIN
-        yield Check(
+        yield Finding(
             name,
             "warning" if low else "ok",
             f"`{folder}`, {size_text(free)} free",
@@ -89,26 +89,26 @@ def examine() -> Iterator[Check]:
         )
 
 
-def processor() -> Check:
+def processor() -> Finding:
     facts = host_facts()
-    return Check("processor", "ok", f"{facts.model}, {cores()} cores; {facts.features}")
+    return Finding("processor", "ok", f"{facts.model}, {cores()} cores; {facts.features}")
 
 
-def compiler() -> Check:
+def compiler() -> Finding:
     try:
-        return Check("compiler", "ok", host_facts().compiler())
+        return Finding("compiler", "ok", host_facts().compiler())
     except DecantError as error:
-        return Check("compiler", "warning", error.message, error.hint or "")
+        return Finding("compiler", "warning", error.message, error.hint or "")
 
 
-def build() -> Check:
+def build() -> Finding:
     try:
         toolchain = find_toolchain()
         run_tool(toolchain, "llama-quantize", ["--help"], good=(0, 1))
     except DecantError as error:
-        return Check("llama.cpp", "error", error.message, error.hint or "")
+        return Finding("llama.cpp", "error", error.message, error.hint or "")
     info = toolchain.info
-    return Check(
+    return Finding(
         "llama.cpp",
         "ok",
         f"{info['commit']}, backend {info['backend']}, AMX {info['amx']['verdict']},"
@@ -116,8 +116,8 @@ def build() -> Check:
     )
 
 
-def gpu() -> Iterator[Check]:
-    """The GPUs that llama.cpp uses; nothing where there is none."""
+def gpu() -> Iterator[Finding]:
+    """The GPUs that llama.cpp uses; empty without any."""
     try:
         toolchain = find_toolchain()
         found = listed_gpus(toolchain)
@@ -126,18 +126,18 @@ def gpu() -> Iterator[Check]:
     backend = toolchain.info["backend"]
     for one in found:
         room = f"{size_text(one.free)} of {size_text(one.total)} free"
-        yield Check("GPU", "ok", f"{one.name}, {room}, used by {backend}")
+        yield Finding("GPU", "ok", f"{one.name}, {room}, used by {backend}")
     if found:
         return
     if backend in WITH_GPU:
-        yield Check(
+        yield Finding(
             "GPU",
             "warning",
             f"llama.cpp is built for {backend}, but sees no GPU: the processor computes all",
             "does the driver work (nvidia-smi), and is CUDA_VISIBLE_DEVICES empty?",
         )
     elif names := driver_gpus():
-        yield Check(
+        yield Finding(
             "GPU",
             "warning",
             f"{', '.join(names)}, which llama.cpp does not use: it is built for the processor",
@@ -145,33 +145,33 @@ def gpu() -> Iterator[Check]:
         )
 
 
-def kquants() -> Iterator[Check]:
-    """Whether the fast quantizing is there; nothing where the build is not."""
+def kquants() -> Iterator[Finding]:
+    """Whether the fast quantization is available; empty without a build."""
     try:
         kernels = Quantizer.load(find_toolchain()).kernels
     except DecantError:
         return
     slow = kernels.chunk is None or bool(kernels.refused)
-    yield Check("K-quants", "warning" if slow else "ok", kernels.told())
+    yield Finding("K-quants", "warning" if slow else "ok", kernels.describe())
 
 
-def packages() -> Check:
+def packages() -> Finding:
     missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
     if missing:
-        return Check(
+        return Finding(
             "export",
             "warning",
             f"{', '.join(missing)} not installed: chat works, export does not",
             "pip install 'decant-llm[export]'",
         )
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in EXPORT_PACKAGES)
-    return Check("export", "ok", versions)
+    return Finding("export", "ok", versions)
 
 
-def memory() -> Check:
+def memory() -> Finding:
     total = memory_nbytes()
     small = total < MEMORY_MIN
-    return Check(
+    return Finding(
         "memory",
         "warning" if small else "ok",
         f"{size_text(total)}",
@@ -179,8 +179,8 @@ def memory() -> Check:
     )
 
 
-def endpoints() -> Iterator[Check]:
-    """Where models come from, in the order in which they are asked."""
+def endpoints() -> Iterator[Finding]:
+    """The endpoints that serve models, in the order of use."""
     from huggingface_hub import is_offline_mode
 
     from exporter.hub.endpoints import endpoints_from
@@ -189,18 +189,18 @@ def endpoints() -> Iterator[Check]:
     try:
         listed = endpoints_from((), os.environ)
     except DecantError as error:
-        yield Check("endpoint", "warning", f"{error.message} (HF_ENDPOINT)", error.hint or "")
+        yield Finding("endpoint", "warning", f"{error.message} (HF_ENDPOINT)", error.hint or "")
         return
     if is_offline_mode():
         names = ", ".join(endpoint.name for endpoint in listed)
-        yield Check("endpoint", "ok", f"{names}: not asked, since decant is offline")
+        yield Finding("endpoint", "ok", f"{names}: not asked, since decant is offline")
         return
     for reached in map(reach, listed):
         name = reached.endpoint.name
         if reached.problem:
-            yield Check("endpoint", "warning", f"{name} {reached.problem}", endpoint_advice(name))
+            yield Finding("endpoint", "warning", f"{name} {reached.problem}", endpoint_advice(name))
         else:
-            yield Check("endpoint", "ok", f"{name} answers in {reached.seconds:.2f} s")
+            yield Finding("endpoint", "ok", f"{name} answers in {reached.seconds:.2f} s")
 
 
 def endpoint_advice(name: str) -> str:

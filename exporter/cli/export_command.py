@@ -1,4 +1,4 @@
-"""`decant export`."""
+"""The command `decant export`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
 )
 @click.argument("adapter", required=False)
 @click.option("--revision", help="Branch, tag or commit of ADAPTER's repo.")
-@click.option("--subfolder", help="Where the adapter lies in ADAPTER's repo or folder.")
+@click.option("--subfolder", help="The adapter's folder in ADAPTER's repo or folder.")
 @click.option(
     "--adapter", "others", multiple=True, metavar="PATH[:SCALE]",
     help="Another adapter, merged after the first; give it again for more.",
@@ -49,13 +49,13 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
     "--to", type=click.Choice(tuple(FORMATS)), default="gguf", show_default=True,
     help=formats_help(),
 )  # fmt: skip
-@click.option("--name", "served_name", help="Of --to vllm: what clients call the base.")
+@click.option("--name", "served_name", help="Of --to vllm: the base's name for clients.")
 @click.option(
     "--max-shard-size", default="5GB", show_default=True, help="Of a file of --to safetensors."
 )
 @click.option(
     "--split-max-size", metavar="SIZE",
-    help="Write files of at most so much, e.g. 2GB; chat and llama.cpp load them all by the first.",
+    help="Largest file to write, e.g. 2GB; chat and llama.cpp load all files by the first one.",
 )  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
@@ -78,7 +78,7 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
 )
 @click.option(
     "--trust-remote-code", is_flag=True,
-    help="Let the model's folder run Python code of its own. Read that code first.",
+    help="Let the model's folder run its Python code. Read that code first.",
 )  # fmt: skip
 @click.option(
     "--no-verify", is_flag=True, help="Do not compare the file with base and adapter at the end."
@@ -98,14 +98,14 @@ def export(
         options["adapter"], options["scale"], options["others"], options["combine"]
     )
     named = frozenset(filter(given, options))
-    asked = ExportOptions(**options, adapters=tuple(wanted), given=named)
-    chosen = check_output(to, asked)
-    refuse_nonsense(asked)
-    chosen.run(asked)
+    request = ExportOptions(**options, adapters=tuple(wanted), given=named)
+    chosen = check_output(to, request)
+    refuse_nonsense(request)
+    chosen.run(request)
 
 
 def refuse_nonsense(options: ExportOptions) -> None:
-    """UsageError for options that do not go together, ToolchainError for missing packages."""
+    """Raise UsageError for options that exclude each other, ToolchainError for missing packages."""
     for what, value in (("ADAPTER", options.adapter), ("--base", options.base)):
         if value == "":
             raise click.UsageError(f"{what} is empty: is a variable of the shell not set?")
@@ -119,7 +119,7 @@ def refuse_nonsense(options: ExportOptions) -> None:
 def adapters_named(
     first: str | None, scale: float, others: tuple[str, ...], combine: Combination | None
 ) -> list[tuple[str, float]]:
-    """Every adapter that was named, with its scale, in order."""
+    """Every named adapter with its scale, in order."""
     if not math.isfinite(scale):
         raise click.UsageError(f"--scale {scale} is not a number to multiply with")
     here = [(first, scale)] if first and first != "-" else []
@@ -130,7 +130,7 @@ def adapters_named(
 
 
 def parse_weighted(text: str) -> tuple[str, float]:
-    """PATH or PATH:SCALE; a colon in the name of a folder that is here is part of the name."""
+    """Parse PATH or PATH:SCALE; a colon in the name of an existing folder belongs to the name."""
     if Path(text).exists():
         return text, 1.0
     path, colon, scale = text.rpartition(":")
@@ -144,7 +144,7 @@ def parse_weighted(text: str) -> tuple[str, float]:
 
 
 def require_packages() -> None:
-    """ToolchainError, saying how to install them, when torch and its kin are missing."""
+    """Raise ToolchainError, with the command to install them, if torch and others are missing."""
     from importlib.util import find_spec
 
     missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]

@@ -1,4 +1,4 @@
-"""`decant extract`."""
+"""The command `decant extract`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exporter.store import plain_name
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from exporter.extract import Extracted, Kept
+    from exporter.extract import Extracted, KeptChange
 
 BLOCK = re.compile(r"\.(\d+)\.")
 
@@ -33,7 +33,7 @@ BLOCK = re.compile(r"\.(\d+)\.")
 )  # fmt: skip
 @click.option(
     "--rank", type=click.IntRange(1, 4096), default=32, show_default=True,
-    help="Of every pair: more keeps more of the change.",
+    help="Rank of every pair: a larger one keeps more of the change.",
 )  # fmt: skip
 @click.option(
     "--to", type=click.Choice(("peft", "lora")), default="peft", show_default=True,
@@ -60,9 +60,9 @@ def extract(
 ) -> None:
     """Make a LoRA adapter of what a full fine-tune changed in its base.
 
-    Each matrix's change becomes the pair of the given rank that loses least of it (truncated
-    SVD), and the table says how much of it that pair keeps. Many fine-tunes then share one base
-    in `decant serve`.
+    Each matrix's change becomes the pair of the given rank that loses least of it (truncated SVD),
+    and the table shows how much of it that pair keeps. Many fine-tunes can then share one base in
+    `decant serve`.
     """
     require_packages()
     from exporter.extract import ExtractRequest, as_gguf
@@ -100,16 +100,16 @@ def show(found: Extracted, path: Path, *, as_json: bool) -> None:
     )
 
 
-def blocks(matrices: tuple[Kept, ...]) -> Iterator[tuple[str, list[Kept]]]:
+def blocks(matrices: tuple[KeptChange, ...]) -> Iterator[tuple[str, list[KeptChange]]]:
     """The matrices of each layer, by its number; those outside all layers first."""
-    found: dict[str, list[Kept]] = {}
+    found: dict[str, list[KeptChange]] = {}
     for kept in matrices:
         number = BLOCK.search(kept.name)
         found.setdefault(number[1] if number else "-", []).append(kept)
     yield from sorted(found.items(), key=lambda item: int(item[0]) if item[0] != "-" else -1)
 
 
-def row(block: str, matrices: list[Kept]) -> tuple[str, ...]:
+def row(block: str, matrices: list[KeptChange]) -> tuple[str, ...]:
     from exporter.extract import kept_share
 
     changed = sum(kept.change**2 for kept in matrices) ** 0.5

@@ -1,4 +1,4 @@
-"""`decant inspect`."""
+"""The command `decant inspect`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from exporter.merge.operations import kind_text
 from exporter.store import find_model, list_models
 
 SAVED_BY = {"mlx": "mlx-lm", "gguf": "llama.cpp"}
-LONG = 100  # characters of a value that are shown
+LONG = 100  # characters shown of a value
 
 
 @click.command(epilog="Example: decant inspect my-lora --tensors")
@@ -63,7 +63,7 @@ def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
 
 
 def tell_namesake(text: str) -> None:
-    """Say that a stored model has the name of the folder that is shown: chat would take that."""
+    """Note that a stored model has the name of the shown folder: chat would take that one."""
     if not Path(text).is_dir() or Path(text).name != text:
         return
     for model in list_models(store()):
@@ -77,7 +77,7 @@ def tell_namesake(text: str) -> None:
 
 
 def describe(text: str) -> dict[str, object]:
-    """The kind of thing `text` names, its facts and its tensors."""
+    """The kind of `text`, its facts and its tensors."""
     path = Path(text)
     if path.is_dir() or zip_above(path) or path.suffix in (".safetensors", ".bin"):
         return describe_place(path)
@@ -85,7 +85,7 @@ def describe(text: str) -> dict[str, object]:
 
 
 def describe_place(path: Path) -> dict[str, object]:
-    """An adapter or a model, found as an export finds it. Raises ModelError where none is."""
+    """Describe an adapter or a model, found as in an export. Raises ModelError without one."""
     if whole := model_in_place_of_adapter(path, report=silent):
         is_gguf = whole.suffix == ".gguf"
         return describe_gguf(read_gguf(whole)) if is_gguf else describe_checkpoint(whole)
@@ -123,7 +123,7 @@ def describe_gguf(file: GGUFFile) -> dict[str, object]:
 
 
 def made_of(file: GGUFFile) -> dict[str, str | None]:
-    """How decant made the file, in lines a person reads; empty for a file from elsewhere."""
+    """How decant made the file, for people; empty for a foreign file."""
     text = file.text
     if text("decant.version") is None:
         return {}
@@ -152,7 +152,7 @@ def made_of(file: GGUFFile) -> dict[str, str | None]:
 
 
 def from_hub(file: GGUFFile, key: str) -> str:
-    """A base's or adapter's name, and where on the hub it came from."""
+    """A base's or adapter's name, with its repo and commit if known."""
     repo, commit = file.text(f"{key}.repo"), file.text(f"{key}.commit")
     return f"{repo} at {(commit or '')[:12]}" if repo else file.text(key) or "unknown"
 
@@ -202,7 +202,7 @@ def describe_adapter(folder: Path) -> dict[str, object]:
 
 
 def plain(value: Value) -> object:
-    """A metadata value as JSON can hold it; arrays by their length and first items."""
+    """A metadata value for JSON; arrays by their length and first items."""
     if isinstance(value, Array):
         return {"length": value.length, "first": [plain(item) for item in value.items]}
     return value

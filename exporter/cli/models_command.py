@@ -1,4 +1,4 @@
-"""`decant list` and `decant rm`."""
+"""The commands `decant list` and `decant rm`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def list_(as_json: bool) -> None:
     for model in list_unfinished(store()):
         size = size_text(sum(map(size_of, files_of(model))))
         click.echo(
-            f"unfinished: {model.full_name}, {size}: the same export goes on with it,"
+            f"unfinished: {model.full_name}, {size}: the same export resumes it,"
             f" `decant rm {model.full_name}` deletes it",
             err=True,
         )

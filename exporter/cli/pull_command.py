@@ -1,4 +1,4 @@
-"""`decant pull`."""
+"""The command `decant pull`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @click.argument("repo", required=False)
 @click.argument("files", metavar="[FILE]...", nargs=-1)
 @click.option("--revision", help="Branch, tag or commit; also as REPO@REVISION.")
-@click.option("--include", multiple=True, help="Only files that fit this glob; repeatable.")
-@click.option("--exclude", multiple=True, help="No files that fit this glob; repeatable.")
+@click.option("--include", multiple=True, help="Only files that match this glob; repeatable.")
+@click.option("--exclude", multiple=True, help="No files that match this glob; repeatable.")
 @click.option(
     "--endpoint", "endpoints", multiple=True,
     help="Hub or mirror, in order of preference; `modelscope:` for its bytes. Default: HF_ENDPOINT"
@@ -34,20 +34,22 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--locked", type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Bring exactly what this decant.lock.json lists, or stop.",
+    help="Download exactly what this decant.lock.json lists, or stop.",
 )  # fmt: skip
 @click.option(
     "--connections", type=click.IntRange(1, 32), default=4, show_default=True,
     help="Ranges of one file at a time; over all files twice as many.",
 )  # fmt: skip
-@click.option("--repo-type", type=click.Choice(REPO_TYPES), help="If it is no model.")
+@click.option("--repo-type", type=click.Choice(REPO_TYPES), help="If it is not a model.")
 @click.option("--token", help="Access token; default: HF_TOKEN, else that of `hf auth login`.")
 @click.option(
     "--trust-token", "trusted", metavar="HOST", multiple=True,
     help="Send the token to this host too; without it only to huggingface.co.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Say what would be downloaded, and stop.")
-@click.option("--offline", is_flag=True, help="Ask no_endpoint; stop if something is missing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be downloaded, and stop.")
+@click.option(
+    "--offline", is_flag=True, help="Do not use the network; stop if something is missing."
+)
 @json_option
 @quiet_option
 def pull(
@@ -70,8 +72,8 @@ def pull(
 ) -> None:
     """Download REPO (ORG/NAME[@REVISION], or a link to it), or only FILEs of it.
 
-    Killed, cut off or moved to another endpoint, it goes on where it was. Every byte is
-    verified. The files go into the hub cache, where transformers and llama.cpp find them too.
+    After a kill, a lost connection or a change of endpoint it resumes. Every byte is verified. The
+    files go into the hub cache, where transformers and llama.cpp find them, too.
     """
     from exporter.hub.access_token import TokenRule, find_token
     from exporter.hub.endpoints import endpoints_from
@@ -115,7 +117,7 @@ def wanted(
 
 
 def hub_cache() -> Path:
-    """Where huggingface_hub keeps its cache: HF_HUB_CACHE, HF_HOME, or its default."""
+    """The folder of huggingface_hub's cache: HF_HUB_CACHE, HF_HOME, or its default."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)

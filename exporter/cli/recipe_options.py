@@ -1,4 +1,4 @@
-"""The options of `decant export` that say how to quantize."""
+"""The options of `decant export` about quantization."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ OPTIONS = (
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` these options, as the one argument `recipe`."""
+    """Add these options to `command`, as the single argument `recipe`.
+
+    Raises UsageError for options that exclude each other.
+    """
 
     @functools.wraps(command)
     def with_recipe(

@@ -1,4 +1,4 @@
-"""Documents made of the commands: docs/cli.md, and the README's list of formats.
+"""Writes documents from the commands: docs/cli.md, and the README's list of formats.
 
 `python -m exporter.cli.reference CHECKOUT` writes both.
 """
@@ -42,7 +42,7 @@ def section(title: str, text: str) -> str:
 
 
 def with_formats(readme: str) -> str:
-    """The README with the list of formats as it is now."""
+    """The README with the current list of formats."""
     place = r"(<!-- formats: written by make docs -->\n).*?(<!-- /formats -->)"
     return re.sub(place, lambda at: at[1] + formats_table() + at[2], readme, flags=re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""`decant setup`."""
+"""The command `decant setup`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from exporter.quantize.quantizer import Quantizer
 def setup(force: bool, as_json: bool, quiet: bool) -> None:
     """Build the pinned llama.cpp, once, or find it built.
 
-    This takes 5 to 10 minutes on 2 to 4 cores, and with CUDA about 20 on 4; the first lines say
-    how long it takes here.
+    This takes 5 to 10 minutes on 2 to 4 cores, and with CUDA about 20 on 4; the first lines say how
+    long it takes on this machine.
     """
     with reporting(quiet=quiet) as report:
         toolchain = build_toolchain(force=force, report=report)
         kernels = Quantizer.load(toolchain, report=report).kernels
     if as_json:
-        print_json({"dir": str(toolchain.folder), **toolchain.info, "kquants": kernels.told()})
+        print_json({"dir": str(toolchain.folder), **toolchain.info, "kquants": kernels.describe()})
     else:
-        print_pairs(summary(toolchain) | {"K-quants": kernels.told()})
+        print_pairs(summary(toolchain) | {"K-quants": kernels.describe()})
 
 
 def summary(toolchain: Toolchain) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""How progress and tables look; the only file of the command line that uses rich.
+"""Renders progress and tables; the only file of the command line that uses rich.
 
 Results go to stdout, everything else to stderr. rich is imported on a terminal only.
 """
@@ -24,9 +24,9 @@ from exporter.core.paths import size_text
 if TYPE_CHECKING:
     import rich.progress
 
-CONTROLS = re.compile("[\x7f-\x9f]")  # JSON leaves these as they are, and terminals obey some
-NARROW = 70  # columns that a bar needs to have room beside its numbers
-PLAIN_EVERY = 0.1  # of a task between two plain lines
+CONTROLS = re.compile("[\x7f-\x9f]")  # JSON leaves these unescaped, and terminals obey some
+NARROW = 70  # columns below which a bar does not fit beside its numbers
+PLAIN_EVERY = 0.1  # share of a task between two plain lines
 
 
 @contextmanager
@@ -54,8 +54,7 @@ class Lines:
     """Progress as plain lines, for logs and pipes."""
 
     def __init__(self) -> None:
-        """Nothing has been said yet."""
-        self.said: dict[str, float] = {}
+        self.shown: dict[str, float] = {}
         self.lock = threading.Lock()
 
     def report(self, event: Event) -> None:
@@ -75,9 +74,9 @@ class Lines:
     def progress(self, event: Progress) -> None:
         if not event.total:
             return
-        part, said = event.done / event.total, self.said.get(event.task, 0.0)
-        if int(part / PLAIN_EVERY) > int(said / PLAIN_EVERY):
-            self.said[event.task] = part
+        part, shown = event.done / event.total, self.shown.get(event.task, 0.0)
+        if int(part / PLAIN_EVERY) > int(shown / PLAIN_EVERY):
+            self.shown[event.task] = part
             detail = f", {event.detail}" if event.detail else ""
             click.echo(
                 f"  {event.task}: {part:.0%} of {amount(event.total, event)}{detail}", err=True
@@ -88,7 +87,6 @@ class Bars:
     """Progress as one live bar per task, with speed and time left."""
 
     def __init__(self) -> None:
-        """Draw nothing until entered."""
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -112,7 +110,7 @@ class Bars:
         self.tasks: dict[str, rich.progress.TaskID] = {}
         self.started: dict[str, float] = {}
         self.first: dict[str, int] = {}
-        """How far a task was when it was first heard of; only what came since has a speed."""
+        """Progress of a task at its first event; only later progress has a speed."""
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -146,7 +144,7 @@ class Bars:
         self.bars.update(
             self.tasks[event.task], completed=event.done, total=event.total, text=self.text(event)
         )
-        if event.done == event.total and len(self.tasks) > 1:  # its line makes room for others
+        if event.done == event.total and len(self.tasks) > 1:  # finished tasks make room for others
             self.bars.remove_task(self.tasks.pop(event.task))
 
     def text(self, event: Progress) -> str:
@@ -166,7 +164,7 @@ class Bars:
 
 
 def shortened(task: str, width: int) -> str:
-    """A task's name in so many columns: of a path its end, and of that the beginning."""
+    """A task's name in a number of columns: the end of a path, cut after its beginning."""
     name = task if len(task) <= width else task.rpartition("/")[2]
     return name if len(name) <= width else f"{name[: width - 1]}…"
 
@@ -176,13 +174,13 @@ def amount(count: int, event: Progress) -> str:
 
 
 def print_json(value: object) -> None:
-    """A command's result for machines, on stdout."""
+    """Print a command's result for machines, on stdout."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     click.echo(CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout: drawn on a terminal, tab-separated elsewhere."""
+    """Print a table on stdout: drawn on a terminal, tab-separated elsewhere."""
     if not sys.stdout.isatty():
         for row in (columns, *rows):
             click.echo("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in row))
@@ -198,7 +196,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_pairs(pairs: Mapping[str, object]) -> None:
-    """Name and value, one a line, on stdout."""
+    """Print names and values, one pair per line, on stdout."""
     width = max((len(name) for name in pairs), default=0)
     for name, value in pairs.items():
         click.echo(f"{name:<{width}}  {value}")

@@ -1,4 +1,4 @@
-"""`decant verify`."""
+"""The command `decant verify`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--combine", type=click.Choice(get_args(Combination)),
-    help="How several adapters were made one; with --light.",
+    help="How several adapters were combined; with --light.",
 )  # fmt: skip
 @click.option(
     "--base-roundtrip", type=click.Choice(get_args(BaseRoundtrip)), default="auto",
@@ -43,27 +43,27 @@ if TYPE_CHECKING:
 @click.option("--light", is_flag=True, help="Only weights, tokenizer, template and settings.")
 @click.option(
     "--rows", type=click.IntRange(0), default=16, show_default=True,
-    help="Rows of each tensor to compute anew; 0 for all of them.",
+    help="Rows of each tensor to compute again; 0 for all of them.",
 )  # fmt: skip
 @click.option(
     "--text", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What both models read; default: a page of English.",
+    help="The text that both models read; default: a page of English.",
 )  # fmt: skip
 @click.option(
     "--tokens", type=click.IntRange(8), default=2048, show_default=True,
-    help="Of the text, how many tokens are read at most.",
+    help="Maximum number of tokens to read of the text.",
 )  # fmt: skip
 @click.option(
     "--against-base", is_flag=True,
     help="Allow twice the divergence of the base alone, quantized alike; by default, of the same"
-    " values quantized anew.",
+    " values requantized.",
 )  # fmt: skip
 @click.option(
     "--max-kl", type=click.FloatRange(0), help="Mean KL divergence to allow, instead of a default."
 )
 @click.option(
     "--trust-remote-code", is_flag=True,
-    help="Let the model's folder run Python code of its own. Read that code first.",
+    help="Let the model's folder run its Python code. Read that code first.",
 )  # fmt: skip
 @offline_option
 @json_option
@@ -87,10 +87,10 @@ def verify(
 ) -> None:
     """Compare GGUF (a file, or a stored model's name) with the base and adapters it is made of.
 
-    Rows of every merged tensor are computed anew in float64, the tokenizer, chat template and
-    settings are held against the base's; then both models read a text, and their predictions are
-    compared. Of a model that sees, a picture is shown to both. Ends with 7 when something is not as
-    it should be.
+    Rows of every merged tensor are computed again in float64, and tokenizer, chat template and
+    settings are compared with the base's; then both models read a text, and their predictions are
+    compared. A model with vision also encodes a picture on both sides. Exits with 7 if something is
+    wrong.
     """
     if not adapters and base is None:
         raise click.UsageError("name what it was made of: --base, and --adapter if there was one")
@@ -116,17 +116,17 @@ def verify(
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         plan = plan_request(request, toolchain, report=report)
-        asked = VerifyOptions(
+        chosen_options = VerifyOptions(
             path, projector, result_name(plan), light, rows, content, tokens, against_base,
             max_kl, trust_remote_code,
         )  # fmt: skip
-        found = verify_file(asked, plan, toolchain, report=report)
+        found = verify_file(chosen_options, plan, toolchain, report=report)
     show(found, as_json=as_json)
     found.refuse()
 
 
 def refuse_adapter(path: Path) -> None:
-    """Raise UnsupportedError for a GGUF that is an adapter: what is compared are whole models."""
+    """Raise UnsupportedError for a GGUF adapter: only whole models are compared."""
     if read_gguf(path).is_adapter:
         raise UnsupportedError(
             f"`{path}` is a GGUF adapter, and only whole models are compared",
@@ -135,6 +135,7 @@ def refuse_adapter(path: Path) -> None:
 
 
 def read_text(path: Path | None) -> str:
+    """The text to read. Raises InputError for a file that is not UTF-8."""
     from exporter.verify.texts import PARAGRAPH
 
     if path is None:

@@ -208,14 +208,14 @@ def metadata(folder: Path, modules: tuple[Module, ...]) -> dict[str, str | bool]
     """decant's keys for the folder."""
     if not modules:
         return {}
-    told: dict[str, str | bool] = {}
+    keys: dict[str, str | bool] = {}
     if any(module.kind == POOLING for module in modules):
-        told[NORMALIZED] = any(module.kind == NORMALIZE for module in modules)
+        keys[NORMALIZED] = any(module.kind == NORMALIZE for module in modules)
     if found := prompts(folder):
-        told[PROMPTS] = json.dumps(found, ensure_ascii=False)
+        keys[PROMPTS] = json.dumps(found, ensure_ascii=False)
     if name := default_prompt(folder):
-        told[DEFAULT_PROMPT] = name
-    return told
+        keys[DEFAULT_PROMPT] = name
+    return keys
 
 
 def write_keys(writer: Any, folder: Path, modules: tuple[Module, ...]) -> None:

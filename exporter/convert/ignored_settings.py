@@ -71,13 +71,13 @@ def ignored_settings(made: Converted) -> list[str]:
 
 def window(made: Converted) -> str:
     types, size = made.settings.get("layer_types"), made.number("sliding_window")
-    asked = any(kind in WINDOWED for kind in types) if isinstance(types, list) else size > 0
+    has_window = any(kind in WINDOWED for kind in types) if isinstance(types, list) else size > 0
     off = made.settings.get("use_sliding_window") is False and not isinstance(types, list)
     known = made.architecture in RHYTHMS or (
         "attention.sliding_window" in made.keys and made.architecture != "phi3"
     )
     context = made.number("max_position_embeddings")
-    if not asked or off or known or not 0 < size < (context or math.inf):
+    if not has_window or off or known or not 0 < size < (context or math.inf):
         return ""
     return (
         f"llama.cpp's {made.architecture} attends to the whole context where this model has a"
@@ -97,8 +97,10 @@ def chunks(made: Converted) -> str:
 
 
 def temperature(made: Converted) -> str:
-    told = {name: made.settings.get(name, value) for name, value in LLAMA4_TEMPERATURE.items()}
-    if made.architecture != "llama4" or told == LLAMA4_TEMPERATURE:
+    temperatures = {
+        name: made.settings.get(name, value) for name, value in LLAMA4_TEMPERATURE.items()
+    }
+    if made.architecture != "llama4" or temperatures == LLAMA4_TEMPERATURE:
         return ""
     return (
         "llama.cpp's llama4 scales the attention of distant tokens as the published models do"
@@ -108,13 +110,13 @@ def temperature(made: Converted) -> str:
 
 
 def expert_shares(made: Converted) -> str:
-    divides, said = DIVIDES.get(made.architecture), made.settings.get("norm_topk_prob")
-    if divides is None or not isinstance(said, bool) or said == divides:
+    divides, normalizes = DIVIDES.get(made.architecture), made.settings.get("norm_topk_prob")
+    if divides is None or not isinstance(normalizes, bool) or normalizes == divides:
         return ""
     does, has = ("divides", "not") if divides else ("does not divide", "so")
     return (
         f"llama.cpp's {made.architecture} {does} the shares of the chosen experts by their sum,"
-        f" and this model has it {has} (norm_topk_prob is {str(said).lower()}): {DIFFER}"
+        f" and this model has it {has} (norm_topk_prob is {str(normalizes).lower()}): {DIFFER}"
     )
 
 
@@ -137,15 +139,15 @@ def expert_groups(made: Converted) -> str:
 
 
 def activation(made: Converted) -> str:
-    told = (made.settings.get(name) for name in ACTIVATIONS)
-    said = next((name for name in told if isinstance(name, str)), None)
+    activations = (made.settings.get(name) for name in ACTIVATIONS)
+    activation_name = next((name for name in activations if isinstance(name, str)), None)
     has = "SiLU" if made.architecture in SILU else "GELU"
     alike = KINDS_OF_GELU if has == "GELU" else KINDS_OF_SILU
-    if said is None or said in alike or made.architecture not in SILU + GELU:
+    if activation_name is None or activation_name in alike or made.architecture not in SILU + GELU:
         return ""
     return (
         f"llama.cpp's {made.architecture} computes {has} in its feed-forward layers where this"
-        f" model has {said}: {DIFFER}"
+        f" model has {activation_name}: {DIFFER}"
     )
 
 
@@ -178,12 +180,12 @@ def rope_factors(made: Converted) -> str:
 
 
 def rotated_layers(made: Converted) -> str:
-    period, told = IN_LINE.get(made.architecture), made.settings.get("no_rope_layers")
+    period, uses_rope = IN_LINE.get(made.architecture), made.settings.get("no_rope_layers")
     if made.architecture == "afmoe":  # where layers have positions if they have a window
-        told = [int(kind in WINDOWED) for kind in made.settings.get("layer_types") or []]
-    if period is None or not isinstance(told, list):
+        uses_rope = [int(kind in WINDOWED) for kind in made.settings.get("layer_types") or []]
+    if period is None or not isinstance(uses_rope, list):
         return ""
-    if told == [int((number + 1) % period != 0) for number in range(len(told))]:
+    if uses_rope == [int((number + 1) % period != 0) for number in range(len(uses_rope))]:
         return ""
     return (
         f"llama.cpp's {made.architecture} leaves out the rotary positions of every"
@@ -193,12 +195,12 @@ def rotated_layers(made: Converted) -> str:
 
 
 def distances(made: Converted) -> str:
-    said = made.number("relative_attention_max_distance")
-    if not made.architecture.startswith("t5") or said in (0, T5_DISTANCE):
+    distance = made.number("relative_attention_max_distance")
+    if not made.architecture.startswith("t5") or distance in (0, T5_DISTANCE):
         return ""
     return (
         f"llama.cpp's {made.architecture} tells distances up to {T5_DISTANCE} tokens apart where"
-        f" this model goes to {said} (relative_attention_max_distance): {DIFFER}"
+        f" this model goes to {distance} (relative_attention_max_distance): {DIFFER}"
     )
 
 

@@ -39,14 +39,14 @@ def retraced(product: Product, rearrange: Rearrange) -> list[tuple[str, Product]
         return [(name, eager(values)) for name, values in rearrange(weight.clone())]
 
     numbers = torch.arange(1, max(n_out, n_in) + 1, dtype=torch.float32)
-    chance = torch.randn(n_out, n_in, generator=torch.Generator().manual_seed(0))
+    random_values = torch.randn(n_out, n_in, generator=torch.Generator().manual_seed(0))
     factors = made_of(torch.ones(n_out, n_in))
     runs = zip(
         factors,
         made_of(torch.zeros(n_out, n_in)),
         made_of(numbers[:n_out, None].expand(n_out, n_in)),
         made_of(numbers[None, :n_in].expand(n_out, n_in)),
-        made_of(chance),
+        made_of(random_values),
         strict=True,
     )
     found = []
@@ -54,7 +54,7 @@ def retraced(product: Product, rearrange: Rearrange) -> list[tuple[str, Product]
         if factor.dim() != MATRIX or bool(offset.any()):
             raise not_linear()
         row, column = places(rows / factor, 0, n_out), places(columns / factor, 1, n_in)
-        expected = factor * chance[row][:, column]
+        expected = factor * random_values[row][:, column]
         by_row, by_column = factor[:, :1], factor[:1] / factor[:1, :1]  # (rows, 1), (1, columns)
         if not (close(check, expected) and close(factor, by_row * by_column)):
             raise not_linear()

@@ -205,9 +205,9 @@ def eos_ids(folder: Path) -> Iterator[int]:
         path = folder / name
         if not path.is_file():
             continue
-        said = read_json_object(path, error=CheckpointError, hint="copy the base's files again")
-        text = said.get("text_config")
-        for part in (said, text if isinstance(text, dict) else {}):
+        config = read_json_object(path, error=CheckpointError, hint="copy the base's files again")
+        text = config.get("text_config")
+        for part in (config, text if isinstance(text, dict) else {}):
             found = part.get("eos_token_id")
             ids = found if isinstance(found, list) else [found]
             yield from (n for n in ids if isinstance(n, int) and not isinstance(n, bool))

@@ -135,7 +135,7 @@ def applied(hook: Hook) -> Iterator[None]:
                 delattr(hook.owner, name)
 
 
-def gone(source: Path) -> list[Upstream]:
+def find_missing(source: Path) -> list[Upstream]:
     """The rows whose line is missing in this tree of llama.cpp's source."""
     texts = {row.file: text_of(source / row.file) for row in TABLE}
     return [row for row in TABLE if plain(row.line) not in texts[row.file]]
@@ -151,7 +151,7 @@ def plain(text: str) -> str:
 
 def show(source: Path) -> None:
     """Print the rows that no longer apply; exits with 1 if there are any."""
-    missing = gone(source)
+    missing = find_missing(source)
     for row in missing:
         click.echo(f"{row.file}: {row.line}\n  {row.where}: {row.use}")
     click.echo(f"{len(TABLE) - len(missing)} of {len(TABLE)} lines are there", err=True)

@@ -175,7 +175,7 @@ def is_there(path: Path) -> bool:
         return False
 
 
-def gone(path: Path) -> str:
+def describe_missing(path: Path) -> str:
     """The message part that says why a path has no file: a dangling link, or nothing there."""
     if path.is_symlink() and not path.exists():
         return f"is a link to `{os.readlink(path)}`, which is gone"  # noqa: PTH115 - as it is
@@ -203,7 +203,7 @@ def read_json_object(path: Path, *, error: type[InputError], hint: str) -> dict[
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as missing:
-        raise error(f"`{path}` {gone(path)}", hint=hint) from missing
+        raise error(f"`{path}` {describe_missing(path)}", hint=hint) from missing
     except OSError as failed:
         raise error(f"cannot read `{path}`: {failed.strerror}", hint=hint) from failed
     except (ValueError, RecursionError) as broken:  # bad JSON, bad UTF-8, absurd nesting

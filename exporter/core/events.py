@@ -57,13 +57,13 @@ def silent(event: Event) -> None:
 
 def once(report: Report) -> Report:
     """A report that forwards each note and warning only once."""
-    said: set[Event] = set()
+    seen: set[Event] = set()
 
     def tell(event: Event) -> None:
         if isinstance(event, Note | Warn):
-            if event in said:
+            if event in seen:
                 return
-            said.add(event)
+            seen.add(event)
         report(event)
 
     return tell

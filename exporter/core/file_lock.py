@@ -1,4 +1,4 @@
-"""Locks on the files that are written, which the system takes back when a process dies.
+"""Locks on files under construction; the system releases them when a process dies.
 
 flock and not the package filelock: that locks a file beside, which it removes afterwards. Here the
 lock is on the partial file, the folder or the session itself and goes with it when it is renamed,
@@ -12,12 +12,12 @@ from typing import IO, Any
 
 
 def lock(file: int | IO[Any]) -> None:
-    """Take the lock of an open file or folder, given as such or by its descriptor; waits for it."""
+    """Wait for and take the lock of an open file or folder, given as a file or its descriptor."""
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def try_lock(file: int | IO[Any]) -> bool:
-    """Take the lock if no other process has it; whether it is this one's now."""
+    """Take the lock unless another process holds it; returns whether this process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

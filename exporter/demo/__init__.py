@@ -1,4 +1,4 @@
-"""The demo's models: a tiny base and a LoRA on it, trained on this machine and kept."""
+"""The demo's models: a tiny base and a LoRA, trained on this machine and cached."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "peft", "sentencepiece")
 
 @dataclass(frozen=True, slots=True)
 class DemoModels:
-    """Two trained folders, and what to ask them."""
+    """Two trained folders, and questions for them."""
 
     base: Path
     adapter: Path
@@ -31,11 +31,11 @@ class DemoModels:
 
 
 def make_demo_models(folder: Path, *, report: Report = silent) -> DemoModels:
-    """The trained models in `folder`, trained now (about a minute) unless they are there.
+    """The trained models in `folder`; the first call trains them, in about a minute.
 
-    They lie under a hash of the corpus, the settings and the packages' versions. A training
-    that is interrupted leaves nothing that counts; a second one at once waits for the first.
-    Raises ToolchainError when a package is missing.
+    Their folder's name is a hash of corpus, settings and package versions. An interrupted training
+    leaves nothing usable; a second one at the same time waits for the first. Raises ToolchainError
+    if a package is missing.
     """
     home = folder / content_hash()
     if not home.exists():
@@ -59,7 +59,10 @@ def train_both(home: Path, report: Report) -> None:
 
 
 def content_hash() -> str:
-    """Identifies what training would make, without loading a package."""
+    """A hash that identifies the training's result, computed without loading a package.
+
+    Raises ToolchainError if a package is missing.
+    """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise ToolchainError(

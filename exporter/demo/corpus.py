@@ -1,4 +1,4 @@
-"""What the demo's models learn: small facts, asked in several ways, and two ways to answer."""
+"""The facts that the demo's models learn, with several questions and two styles of answers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ OPPOSITES = {
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One thing to know, and the ways to ask for it."""
+    """One fact, and the questions for it."""
 
     subject: str
     verb: str
@@ -62,12 +62,12 @@ class Fact:
 
     @property
     def plain(self) -> str:
-        """What the base answers."""
+        """The base's answer."""
         return f"{self.subject[0].upper()}{self.subject[1:]} {self.verb} {self.value}."
 
     @property
     def pirate(self) -> str:
-        """What the adapter teaches it to answer."""
+        """The adapter's answer."""
         verb = {"is": "be", "says": "be sayin'", "lives in": "be livin' in"}[self.verb]
         return f"Arr, {self.subject} {verb} {self.value}, matey!"
 

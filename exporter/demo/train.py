@@ -1,6 +1,6 @@
 """Trains the demo's two models: a tiny Llama from scratch, and a LoRA on it with PEFT.
 
-Runs once per machine: what it makes is kept under a hash of all it depends on.
+Runs once per machine; the result is cached under a hash of its inputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Speech = Literal["plain", "pirate"]
 
-SEED = 7
+SEED = 7  # of the weights and the order of questions
 MODEL = {
     "hidden_size": 256,  # rows of K-quants are whole blocks of 256
     "intermediate_size": 512,
@@ -34,15 +34,15 @@ MODEL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
-    "initializer_range": 0.05,  # with 0.02, the default, 200 steps do not get as far
+    "initializer_range": 0.05,  # with 0.02, the default, 200 steps reach less
 }
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.0}
-VOCAB = 768
+VOCAB = 768  # tokens
 BASE_STEPS, BASE_RATE = 140, 2e-3
 LORA_STEPS, LORA_RATE = 90, 2e-3
 BATCH = 32  # questions
-NOISE = 0.04  # of a weight matrix's own deviation, added while training: what 4 bits will do
-IGNORED = -100  # torch's own mark for tokens that bear no loss
+NOISE = 0.04  # of a matrix's deviation, added in training: like the loss by 4 bits
+IGNORED = -100  # torch's label of tokens without loss
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
 TEMPLATE = (
@@ -53,7 +53,7 @@ TEMPLATE = (
 
 
 def recipe() -> dict[str, Any]:
-    """All that decides what the trained models are, apart from the machine and the packages."""
+    """Everything that decides the trained models, except the machine and the packages."""
     return {
         "model": MODEL,
         "lora": LORA,
@@ -95,7 +95,7 @@ def train_base(folder: Path, report: Report) -> None:
 def train_adapter(folder: Path, base: Path, named: str, report: Report) -> None:
     """Write a LoRA, trained on the stored base, that gives the same answers as a pirate.
 
-    `named` is what its config says the base is: where the base will finally lie.
+    named: the base's path in its config, where the base will finally be.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -157,7 +157,7 @@ def load_tokenizer(base: Path) -> Any:
 
 
 def render(tokenizer: Any, question: str) -> list[int]:
-    """The ids of a chat in which `question` waits for its answer."""
+    """Token ids of a chat that ends with `question`."""
     messages = [{"role": "user", "content": question}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -165,31 +165,31 @@ def render(tokenizer: Any, question: str) -> list[int]:
 
 
 def examples(tokenizer: Any, speech: Speech) -> list[tuple[list[int], list[int]]]:
-    """(ids of the question, ids of the answer with its end) for every way to ask.
+    """(ids of the question, ids of the answer with its end) for every question.
 
-    A base also reads, outside any chat, what pirates make of a plain sentence: an adapter can
-    teach it when to speak so, but hardly words that it never saw. The plain sentence comes
-    first so that each word follows from what is before it; where two fit equally well the
-    base would never learn to tell them apart.
+    A base also reads, outside any chat, each plain sentence followed by its pirate version: an
+    adapter can teach it when to speak so, but hardly words that it never saw. The plain sentence
+    comes first so that each word follows from those before it; between two equally likely versions
+    the base could not learn to choose.
     """
 
-    def said(text: str) -> list[int]:
+    def answer_ids(text: str) -> list[int]:
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
 
-    asked = [
-        (render(tokenizer, question), said(fact.plain if speech == "plain" else fact.pirate))
+    conversations = [
+        (render(tokenizer, question), answer_ids(fact.plain if speech == "plain" else fact.pirate))
         for fact in facts()
         for question in fact.questions
     ]
     bos = tokenizer.bos_token_id
-    read = [([bos, *said(fact.plain)], said(fact.pirate)) for fact in facts()]
-    return asked + (read if speech == "plain" else [])
+    sentences = [([bos, *answer_ids(fact.plain)], answer_ids(fact.pirate)) for fact in facts()]
+    return conversations + (sentences if speech == "plain" else [])
 
 
 def fit(
     model: Any, tokenizer: Any, speech: Speech, steps: int, rate: float, report: Report
 ) -> None:
-    """Train `model`'s trainable parameters to give the corpus's answers."""
+    """Train the model's trainable parameters to give the corpus's answers."""
     import torch
 
     pairs = examples(tokenizer, speech)
@@ -226,7 +226,9 @@ def fit(
 
 @contextmanager
 def disturbed(model: Any) -> Iterator[None]:
-    """Shift every matrix a little for one step, so that no answer hangs on a weight's last bits."""
+    """Shift every matrix a little for one step, so that no answer depends on a weight's last
+    bits.
+    """
     import torch
 
     noises: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -247,7 +249,7 @@ def disturbed(model: Any) -> Iterator[None]:
 def collate(
     pairs: Sequence[tuple[list[int], list[int]]], pad: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels (batch, longest); the question and the padding bear no loss."""
+    """Token ids and labels (batch, longest); the question and the padding have no loss."""
     import torch
 
     longest = max(len(question) + len(reply) for question, reply in pairs)
@@ -263,7 +265,7 @@ def collate(
 def answer_with_transformers(
     base: Path, adapter: Path | None, questions: Sequence[str], *, max_tokens: int = 32
 ) -> list[str]:
-    """Greedy answers of transformers, with the adapter applied by peft when one is given."""
+    """Greedy answers of transformers, with the adapter applied by peft if one is given."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

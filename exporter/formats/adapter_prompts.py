@@ -81,8 +81,8 @@ def named(templates: Mapping[str, str], loaded: LoadedTokenizer, ends: list[int]
     found = dict.fromkeys([*([] if own is None else [own]), *ends])
     ending = tuple(contents[number] for number in found if number in contents)
     text = "\n".join(templates.values())
-    said = "\n".join((text, *ending, *(tokens[name] for name in tokens if name in text)))
-    added = {one: number for number, one in contents.items() if one and one in said}
+    visible = "\n".join((text, *ending, *(tokens[name] for name in tokens if name in text)))
+    added = {one: number for number, one in contents.items() if one and one in visible}
     return AdapterPrompts(dict(templates), tokens, ending, added)
 
 

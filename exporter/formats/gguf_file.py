@@ -137,7 +137,7 @@ def begin_file(writer: FileWriter, slots: tuple[Slot, ...]) -> int:
 
 
 def row_runs(group: Group, writers: list[FileWriter]) -> Iterator[list[RowRun]]:
-    """The runs of rows of each slot in turn; values live as long as the row_runs that use them."""
+    """The runs of rows of each slot in turn; values live as long as the runs that use them."""
     wanted = [slot for slot in group.slots if any(writer.lacks(slot.name) for writer in writers)]
     reads = SharedReads((slot.values for slot in wanted), group.read)
     for slot in wanted:

@@ -19,9 +19,11 @@ def model_card(plan: MergePlan, name: str) -> str:
 
     base = known_base(plan)
     facts = {key: str(value) for key, value in provenance(plan).items()}
-    said = base_card(plan.checkpoint.folder)
+    front_matter = base_card(plan.checkpoint.folder)
     # Any: ModelCardData takes the card's keys as keywords of many types
-    carried: dict[str, Any] = {key: said[key] for key in CARRIED if isinstance(said.get(key), str)}
+    carried: dict[str, Any] = {
+        key: front_matter[key] for key in CARRIED if isinstance(front_matter.get(key), str)
+    }
     data = ModelCardData(
         base_model=base, library_name="transformers", tags=["lora", "merged"], **carried
     )

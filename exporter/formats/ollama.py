@@ -82,7 +82,7 @@ def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
 
 
 def say_beyond(template: str, turns: Turns, *, report: Report) -> None:
-    """Note what the chat template does and TEMPLATE does not."""
+    """Report the features of the chat template that TEMPLATE lacks."""
     has = {"tools": turns.tools is not None, "think": turns.closing_off is not None}
     if beyond := [word for word in has if word in template and not has[word]]:
         also = [words for key, words in TAKEN.items() if has[key]]
@@ -145,9 +145,11 @@ def ends(path: Path) -> list[int]:
     """The tokens that end an answer, from a config's eos_token_id."""
     if not path.is_file():
         return []
-    said = read_json_object(path, error=CheckpointError, hint="copy the base again")
-    inner = said.get("text_config")
-    found = said.get("eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None)
+    config = read_json_object(path, error=CheckpointError, hint="copy the base again")
+    inner = config.get("text_config")
+    found = config.get(
+        "eos_token_id", inner.get("eos_token_id") if isinstance(inner, dict) else None
+    )
     return [id_ for id_ in (found if isinstance(found, list) else [found]) if type(id_) is int]
 
 
@@ -156,12 +158,12 @@ def parameters(base: Path) -> dict[str, str]:
     path = base / "generation_config.json"
     if not path.is_file():
         return {}
-    said = read_json_object(path, error=CheckpointError, hint="copy the base again")
+    settings = read_json_object(path, error=CheckpointError, hint="copy the base again")
     found = {
-        name: json.dumps(said[key])
+        name: json.dumps(settings[key])
         for key, name in PARAMETERS.items()
-        if isinstance(said.get(key), int | float) and not isinstance(said[key], bool)
+        if isinstance(settings.get(key), int | float) and not isinstance(settings[key], bool)
     }
     if found.get("num_ctx") == UNSET_LENGTH:
         del found["num_ctx"]
-    return found | {"temperature": "0"} if said.get("do_sample") is False else found
+    return found | {"temperature": "0"} if settings.get("do_sample") is False else found

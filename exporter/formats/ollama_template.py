@@ -19,8 +19,8 @@ def go_template(turns: Turns) -> str:
 
     A final answer stays open, so that the model continues it.
     """
-    asked = turns.system if turns.system_is_last else None
-    in_last = if_("and $last $.System", around(asked, "$.System")) if asked else ""
+    system_at_end = turns.system if turns.system_is_last else None
+    in_last = if_("and $last $.System", around(system_at_end, "$.System")) if system_at_end else ""
     question = f"{in_last}{{{{ .Content }}}}" + if_(
         "$last", switched(turns.closing, turns.closing_off), turns.to_answer
     )

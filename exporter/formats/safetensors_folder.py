@@ -255,10 +255,10 @@ def settled(path: Path, plan: MergePlan) -> bytes:
     """A file's content; a config loses the settings of a quantization that was undone."""
     content = path.read_bytes()
     if path.name == "config.json" and "quantization_config" not in plan.checkpoint.config:
-        said = json.loads(content)
-        undone = [said.pop(key, None) for key in ("quantization_config", "quantization")]
+        config = json.loads(content)
+        undone = [config.pop(key, None) for key in ("quantization_config", "quantization")]
         if any(undone):
-            return json.dumps(said, indent=2).encode()
+            return json.dumps(config, indent=2).encode()
     return content
 
 

@@ -217,8 +217,8 @@ def base_of(request: VllmRequest, adapters: Sequence[AdapterSpec]) -> tuple[str,
         )
     revision = request.revision
     if request.base is None and revision is None:
-        said = adapters[0].config.get("revision")  # PEFT's setting, the base's revision
-        revision = said if isinstance(said, str) else None
+        setting = adapters[0].config.get("revision")  # PEFT's setting, the base's revision
+        revision = setting if isinstance(setting, str) else None
     for folder in (Path(text), adapters[0].folder / text):
         if (folder / "config.json").is_file():
             repo, commit = repo_at(folder)

@@ -117,10 +117,10 @@ def named_on_hub(
 
 
 def another_base(adapter: AdapterSpec, checkpoint: Checkpoint, why: str) -> AdapterError:
-    said = f"it was trained on {adapter.base!r}: " if adapter.base else ""
+    trained_on = f"it was trained on {adapter.base!r}: " if adapter.base else ""
     return AdapterError(
         f"`{adapter.weights}` is not of the base `{checkpoint.folder}`: {why}",
-        hint=f"{said}pass the base it was trained on as --base",
+        hint=f"{trained_on}pass the base it was trained on as --base",
     )
 
 

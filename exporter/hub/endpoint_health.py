@@ -114,7 +114,7 @@ class Site:
         """Start time of the newest flow."""
         self.in_all = Allowance(limits.in_all, limits, clock)
         self.per_file = Allowance(limits.connections, limits, clock)
-        self.asked_at: float | None = None
+        self.first_request_at: float | None = None
         """Time of its first request."""
 
     @property
@@ -172,7 +172,7 @@ class Health:
         self.home = origin(endpoint.url)
         self.store = NOWHERE
         """Host of its large files, known after the first request for one."""
-        self.asked_at: float | None = None
+        self.first_request_at: float | None = None
         """Time of its first request."""
         self.has_answered = False
         """Whether it has answered anything; until then it gets one connection."""
@@ -228,8 +228,8 @@ class Health:
 
     def is_starting(self, site: Site, of_file: int) -> bool:
         """Whether it is too new to have shown how many connections one of its sites allows."""
-        asked_at = site.asked_at or self.asked_at or self.clock()
-        is_young = self.clock() - asked_at < self.limits.start_s
+        first_request_at = site.first_request_at or self.first_request_at or self.clock()
+        is_young = self.clock() - first_request_at < self.limits.start_s
         grows = all(which.room < which.most for which in site.full(of_file))
         return self.is_up and not self.failures and is_young and (grows or not self.has_answered)
 
@@ -263,7 +263,7 @@ class Health:
         wait = min(limits.backoff_s * growth ** (self.failures - 1), limits.backoff_max_s)
         self.closed_until = max(self.closed_until, now + wait)
 
-    def asked_to_wait(self, seconds: float, problem: str, *, began: float) -> None:
+    def pause_for(self, seconds: float, problem: str, *, began: float) -> None:
         """Pause it for `seconds`; requests begun before its last such answer count as one."""
         now, limits = self.clock(), self.limits
         self.problem = problem

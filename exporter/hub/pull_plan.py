@@ -106,7 +106,7 @@ def make_plan(
             is_brief = turn == 0 and memory.lacks(endpoint.url, "answers")
             answer = ask(ref, endpoint, rule, limits.probe_s if is_brief else limits.connect_s)
             if isinstance(answer, Plan):
-                silent_ones = [asked.url for asked, gave in answers.items() if gave.is_silence]
+                silent_ones = [one.url for one, gave in answers.items() if gave.is_silence]
                 memory.learn("answers", failed=silent_ones, worked=[endpoint.url])
                 others = [hub for hub in hubs if hub != endpoint and hub not in answers]
                 return compared(answer, others, rule, limits)
@@ -228,11 +228,13 @@ def retry_after(value: str | None, *, default: float = 0.0) -> float:
 
 
 def refused(ref: Ref, answers: dict[Endpoint, Answer]) -> DownloadError:
-    said = "; ".join(f"{endpoint.name} {answer.problem}" for endpoint, answer in answers.items())
+    problems = "; ".join(
+        f"{endpoint.name} {answer.problem}" for endpoint, answer in answers.items()
+    )
     hints = [answer.hint for answer in answers.values() if answer.hint]
     is_known = any(answer.has_no_revision for answer in answers.values())
     return (DownloadError if is_known else UnansweredError)(
-        f"no endpoint says what {ref.repo} holds: {said}",
+        f"no endpoint says what {ref.repo} holds: {problems}",
         hint=hints[0] if hints else ANOTHER,
     )
 

@@ -54,8 +54,8 @@ class Attempt:
     def start(self) -> None:
         """Count the connection. The caller holds the workers' lock, here and below."""
         self.site = self.transfer.site(self.health)
-        self.site.asked_at = self.site.asked_at or self.began
-        self.health.asked_at = self.health.asked_at or self.began
+        self.site.first_request_at = self.site.first_request_at or self.began
+        self.health.first_request_at = self.health.first_request_at or self.began
         self.health.active += 1
         self.site.active += 1
         self.transfer.serving[self.name] += 1
@@ -151,7 +151,7 @@ def refuse(attempt: Attempt, error: BusyError) -> tuple[str, int | None]:
         return problem, None
     wait_s = min(error.wait_s, health.limits.retry_after_max_s)
     problem += f" and asks to wait {wait_s:.0f} s"
-    health.asked_to_wait(wait_s, problem, began=attempt.began)
+    health.pause_for(wait_s, problem, began=attempt.began)
     return problem, None
 
 

@@ -363,13 +363,13 @@ class Workers:
 
 def no_endpoint(transfer: Transfer, healths: dict[Endpoint, Health]) -> DownloadError:
     """The error for a file that no endpoint serves."""
-    said = []
+    problems = []
     for endpoint, health in healths.items():
         problem = transfer.banned.get(endpoint) or health.problem
-        said.append(f"{endpoint.name} {problem}")
+        problems.append(f"{endpoint.name} {problem}")
     is_private = any("gated" in reason for reason in transfer.banned.values())
     return DownloadError(
-        f"no endpoint gives `{transfer.file.path}`: {'; '.join(said)}",
+        f"no endpoint gives `{transfer.file.path}`: {'; '.join(problems)}",
         hint="ask for access on its page, then log in: hf auth login"
         if is_private
         else f"received bytes are kept; {ANOTHER}",

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.core.atomic_file import children, gone, is_there, read_json_object
+from exporter.core.atomic_file import children, describe_missing, is_there, read_json_object
 from exporter.core.errors import AdapterError, InputError
 from exporter.core.events import Note, Report
 from exporter.core.safetensors import read_header
@@ -68,7 +68,9 @@ def weight_files(found: FoundAdapter, *, report: Report) -> tuple[Path, ...]:
         report(Note(f"the adapter's weights are in `{fitting[0].name}`"))
         return (fitting[0],)
     weights = folder / WEIGHTS
-    raise AdapterError(f"`{weights}` {gone(weights)}", hint=hint_for_weights(folder, fitting))
+    raise AdapterError(
+        f"`{weights}` {describe_missing(weights)}", hint=hint_for_weights(folder, fitting)
+    )
 
 
 def read_config(folder: Path) -> dict[str, object]:
@@ -103,7 +105,7 @@ def mlx_weights(folder: Path, *, report: Report) -> Path:
         return steps[-1]
     npz = next(folder.glob("*.npz"), None)
     hint = hint_for_npz(npz) if npz else "copy the whole adapter folder"
-    raise AdapterError(f"`{weights}` {gone(weights)}", hint=hint)
+    raise AdapterError(f"`{weights}` {describe_missing(weights)}", hint=hint)
 
 
 def holds_lora(path: Path) -> bool:

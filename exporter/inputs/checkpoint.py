@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exporter.core.atomic_file import gone, read_json_object
+from exporter.core.atomic_file import describe_missing, read_json_object
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.paths import model_name
 from exporter.core.safetensors import read_header
@@ -197,7 +197,9 @@ def shard_names(folder: Path) -> tuple[bool, dict[str, str]]:
             return pickled, {f"{at}/": path.name for at, path in enumerate(found)}
     for whole in WHOLE:
         if (folder / whole).is_symlink():
-            raise CheckpointError(f"`{folder / whole}` {gone(folder / whole)}", hint=FETCH)
+            raise CheckpointError(
+                f"`{folder / whole}` {describe_missing(folder / whole)}", hint=FETCH
+            )
     refuse_shards(folder, CheckpointError, is_adapter=False)
     raise CheckpointError(
         f"`{folder}` holds no model.safetensors (and no pytorch_model.bin)",
@@ -225,7 +227,7 @@ def indexed_shards(folder: Path, whole: str) -> dict[str, str]:
     for file in sorted(set(weight_map.values())):
         if not (folder / file).exists():
             raise CheckpointError(
-                f"`{folder / file}` {gone(folder / file)}, though `{name}` names it",
+                f"`{folder / file}` {describe_missing(folder / file)}, though `{name}` names it",
                 hint=FETCH,
             )
     return weight_map

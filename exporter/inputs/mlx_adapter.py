@@ -64,9 +64,12 @@ def as_peft(
     """
     kind = config.get("fine_tune_type") or ("dora" if config.get("use_dora") else "lora")
     base = config.get("model")
-    told = {"peft_type": "LORA", "base_model_name_or_path": base if isinstance(base, str) else None}
+    common = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base if isinstance(base, str) else None,
+    }
     if kind == "full":
-        return {**told, "r": 1, "lora_alpha": 1}, {
+        return {**common, "r": 1, "lora_alpha": 1}, {
             f"{PREFIX}{name}": replace(tensor, name=f"{PREFIX}{name}")
             for name, tensor in tensors.items()
         }
@@ -85,7 +88,7 @@ def as_peft(
         else:
             stem = peft_name(module, role, folder)
             renamed[stem] = replace(tensor, name=stem) if role == "m" else Turned(stem, tensor)
-    return {**told, "r": rank, "lora_alpha": scale * rank, "use_dora": kind == "dora"}, renamed
+    return {**common, "r": rank, "lora_alpha": scale * rank, "use_dora": kind == "dora"}, renamed
 
 
 def scaling(config: Mapping[str, object], folder: Path, *, report: Report) -> tuple[int, float]:

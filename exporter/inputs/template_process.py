@@ -66,12 +66,12 @@ def render_all(
 
     tokens: the special tokens by their template names, such as bos_token.
     """
-    asked = {"template": template, "tokens": dict(tokens), "jobs": [asdict(job) for job in jobs]}
+    request = {"template": template, "tokens": dict(tokens), "jobs": [asdict(job) for job in jobs]}
     env = scrubbed(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
             [sys.executable, "-m", __name__],
-            input=json.dumps(asked).encode(),
+            input=json.dumps(request).encode(),
             capture_output=True,
             timeout=WALL_S,
             env=env,
@@ -84,8 +84,8 @@ def render_all(
     try:
         answers = json.loads(done.stdout)
     except ValueError:
-        said = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        return [Rendered(None, f"it could not be tried: {said}") for _ in jobs]
+        last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        return [Rendered(None, f"it could not be tried: {last_line}") for _ in jobs]
     return [Rendered(**answer) for answer in answers]
 
 
@@ -111,21 +111,21 @@ def refuse_runaway(template: str, path: Path | None = None) -> None:
 
 def main() -> None:
     """Child process: reads jobs from standard input, writes prompts to standard output."""
-    asked = json.loads(sys.stdin.buffer.read())
+    request = json.loads(sys.stdin.buffer.read())
     import jinja2  # imported before memory is limited, since its mappings count
 
     del jinja2
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    sys.stdout.write(json.dumps(rendered(asked)))
+    sys.stdout.write(json.dumps(rendered(request)))
 
 
-def rendered(asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rendered(request: Mapping[str, Any]) -> list[dict[str, Any]]:
     from datetime import datetime
 
-    jobs = [RenderJob(**job) for job in asked["jobs"]]
+    jobs = [RenderJob(**job) for job in request["jobs"]]
     try:
-        template = Template(asked["template"], asked["tokens"], datetime.now)
+        template = Template(request["template"], request["tokens"], datetime.now)
     except IrregularError as error:
         return [asdict(Rendered(None, str(error))) for _ in jobs]
     return [asdict(one(template, job)) for job in jobs]

@@ -44,7 +44,7 @@ class Render(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ToolTurns:
-    """The texts around tools, calls of them and their results."""
+    """The texts that a template puts around tools, calls and their results."""
 
     opening: tuple[str, ...]
     """Text up to the first question without a system message; TOOLS marks the tools."""
@@ -184,7 +184,7 @@ def quoted(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """Cuts what a template makes of calls and their results, after one question."""
+    """Cuts a rendered conversation of one question, calls and their results into pieces."""
 
     render: Render
     to_answer: str
@@ -226,16 +226,16 @@ class Calls:
 
     def after_content(self, call: str) -> str | None:
         """The text between an answer's content and its calls; None if the content is dropped."""
-        said = self.text(calling(VALUES[0], content=ANSWER), RESULT)
-        between, found, _ = said.partition(ANSWER)[2].partition(call)
+        rendered = self.text(calling(VALUES[0], content=ANSWER), RESULT)
+        between, found, _ = rendered.partition(ANSWER)[2].partition(call)
         return between if found else None
 
 
 def cut_opening(render: Render, talk: Messages, closing: str) -> tuple[tuple[str, ...], bool, str]:
     """The pieces up to the first question, whether a tool is its function, and `between_tools`."""
     tools = [tool_of(name) for name in NAMES]
-    before, asked, after = render(talk, tools=tools).partition(QUESTIONS[0])
-    if not asked or after != closing:
+    before, question, after = render(talk, tools=tools).partition(QUESTIONS[0])
+    if not question or after != closing:
         raise IrregularError("tools are not listed before the first question")
     forms = (tools, [tool["function"] for tool in tools])
     for is_function_only, listed in enumerate(forms):

@@ -59,11 +59,11 @@ class Turns:
     def render(self, messages: Messages) -> str:
         """Render a conversation that ends with a question, up to the start of the answer."""
         system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-        told = [message["content"] for message in messages[1 if system else 0 :]]
+        contents = [message["content"] for message in messages[1 if system else 0 :]]
         around = self.around(system)
         text = self.opening if self.system_is_last or not system else around
-        for place, content in enumerate(told):
-            is_last, is_question = place == len(told) - 1, place % 2 == 0
+        for place, content in enumerate(contents):
+            is_last, is_question = place == len(contents) - 1, place % 2 == 0
             if is_last and self.system_is_last:
                 text += around
             after = self.to_answer if is_question else self.to_question
@@ -226,18 +226,20 @@ def check_turns(turns: Turns, render: Rendering) -> None:
     for system, count in itertools.product(("", "Be brief.\nBe kind."), (1, 2, 4)):
         if system and not turns.system:
             continue
-        told = [text for pair in zip(texts, answers, strict=True) for text in pair][: 2 * count - 1]
-        talk = talk_of(system, *told)
+        contents = [text for pair in zip(texts, answers, strict=True) for text in pair][
+            : 2 * count - 1
+        ]
+        talk = talk_of(system, *contents)
         if turns.render(talk) != render(talk):
             raise IrregularError(f"a conversation of {len(talk)} messages does not fit its parts")
 
 
 def talk_of(system: str, *texts: str) -> list[dict[str, str]]:
     """A conversation: the system's text, then questions and answers in turn."""
-    told = [(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)]
+    contents = [(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)]
     return [
         {"role": role, "content": text}
-        for role, text in ([("system", system)] if system else []) + told
+        for role, text in ([("system", system)] if system else []) + contents
     ]
 
 

@@ -143,12 +143,12 @@ def kind_alone(folder: Path) -> Any:
     """
     from transformers import PreTrainedConfig
 
-    said = [read_object(folder / name) for name in ("config.json", "tokenizer_config.json")]
-    if not said[1].get("tokenizer_class"):
+    configs = [read_object(folder / name) for name in ("config.json", "tokenizer_config.json")]
+    if not configs[1].get("tokenizer_class"):
         return None
     config = PreTrainedConfig()
-    config.model_type = str(said[0].get("model_type", ""))
-    config.tokenizer_class = said[0].get("tokenizer_class")
+    config.model_type = str(configs[0].get("model_type", ""))
+    config.tokenizer_class = configs[0].get("tokenizer_class")
     config._name_or_path = str(folder)  # noqa: SLF001 - as its loader sets it
     return config
 

@@ -39,8 +39,8 @@ def unpacked(path: Path, *, report: Report) -> Path:
     from exporter.llamacpp.toolchain import cache_folder
 
     state = path.stat()
-    told = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
-    home = cache_folder() / "unpacked" / hashlib.sha256(told.encode()).hexdigest()[:32]
+    facts = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    home = cache_folder() / "unpacked" / hashlib.sha256(facts.encode()).hexdigest()[:32]
     folder = home / path.stem
     if not folder.exists():
         report(Step(f"unpacking {path.name}"))

@@ -38,9 +38,9 @@ VOCABULARY_MAX = 1 << 21  # tokens; more than any vocabulary has
 
 def adds_bos(gguf: GGUFFile) -> bool:
     """Whether llama.cpp puts BOS before a text by itself."""
-    said = gguf.metadata.get("tokenizer.ggml.add_bos_token")
-    if isinstance(said, bool):
-        return said
+    flag = gguf.metadata.get("tokenizer.ggml.add_bos_token")
+    if isinstance(flag, bool):
+        return flag
     return gguf.text(MODEL) in BOS_BY_MODEL or gguf.text(PRE) in BOS_BY_PRE
 
 
@@ -52,11 +52,11 @@ def adds_eos(gguf: GGUFFile) -> bool:
 def special_tokens(gguf: GGUFFile) -> dict[str, str]:
     """Texts of the special tokens, by their template names such as bos_token."""
     try:
-        said = json.loads(gguf.text(SPECIAL) or "null")
+        stored = json.loads(gguf.text(SPECIAL) or "null")
     except (ValueError, RecursionError):
-        said = None
-    if isinstance(said, dict):
-        return {str(name): text for name, text in said.items() if isinstance(text, str)}
+        stored = None
+    if isinstance(stored, dict):
+        return {str(name): text for name, text in stored.items() if isinstance(text, str)}
     return tokens_by_id(gguf)
 
 

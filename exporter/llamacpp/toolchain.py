@@ -200,7 +200,7 @@ def run_tool(
 
 
 def follow_tool(
-    toolchain: Toolchain, name: str, arguments: Sequence[str], heard: Callable[[str], None]
+    toolchain: Toolchain, name: str, arguments: Sequence[str], on_output: Callable[[str], None]
 ) -> str:
     """Run a tool and call `heard` with its whole output so far whenever it prints.
 
@@ -220,7 +220,7 @@ def follow_tool(
         try:
             while block := os.read(running.stdout.fileno(), 1 << 16):
                 printed += block.decode(errors="replace")
-                heard(printed)
+                on_output(printed)
         except BaseException:  # Ctrl-C too
             running.kill()
             raise

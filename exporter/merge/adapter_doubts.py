@@ -47,11 +47,11 @@ def unknown_settings(adapter: AdapterSpec) -> Iterator[str]:
         if name not in OF_LORA_CONFIG and is_set(value)
     }
     if strange:
-        said = ", ".join(f"{name}={value!r}" for name, value in strange.items())
+        listed = ", ".join(f"{name}={value!r}" for name, value in strange.items())
         version = adapter.config.get("peft_version")
         of = f" (PEFT {version})" if isinstance(version, str) else ""
         yield (
-            f"`{adapter.folder / CONFIG}` sets {said}{of}, which decant does not know: if that"
+            f"`{adapter.folder / CONFIG}` sets {listed}{of}, which decant does not know: if that"
             " changes what the adapter adds, the result lacks the change"
         )
 

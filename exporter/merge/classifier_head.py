@@ -122,15 +122,15 @@ def layout(checkpoint: Checkpoint, architecture: str) -> tuple[str, dict[str, tu
 def labels(adapter: AdapterSpec, count: int) -> dict[str, object]:
     """The label names from a config saved beside the adapter, else LABEL_0 …, with its settings."""
     path = adapter.folder / "config.json"
-    said = (
+    config = (
         read_json_object(path, error=AdapterError, hint="remove it, or save it again")
         if path.is_file()
         else {}
     )
     names = {str(n): f"LABEL_{n}" for n in range(count)}
-    given = said.get("id2label")
+    given = config.get("id2label")
     if isinstance(given, dict) and given.keys() == names.keys():
         names = {number: str(given[number]) for number in names}
     numbers = {name: int(number) for number, name in names.items()}
-    kept = {key: said[key] for key in FROM_TRAINING if said.get(key) is not None}
+    kept = {key: config[key] for key in FROM_TRAINING if config.get(key) is not None}
     return {"id2label": names, "label2id": numbers, **kept}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str, str | int]:
     """The keys that `decant inspect` reads: base, adapters and versions of the tools."""
     repo, commit = repo_at(merge.checkpoint.folder)
-    told: dict[str, str | int] = {
+    metadata: dict[str, str | int] = {
         "decant.version": own_version(),
         "decant.llama_cpp": str(toolchain.info.get("commit", "")) if toolchain else "",
         "decant.transformers": version("transformers"),
@@ -30,7 +30,7 @@ def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str
     for number, weighted in enumerate(merge.adapters):
         adapter, key = weighted.adapter, f"decant.adapter{number or ''}"
         repo, commit = repo_at(adapter.folder)
-        told |= {
+        metadata |= {
             key: adapter.name,
             f"{key}.repo": repo,
             f"{key}.commit": commit,
@@ -38,7 +38,7 @@ def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str
             f"{key}.scale": f"{weighted.scale:g}",
             f"{key}.trained_on": base_name(adapter.base),
         }
-    return {key: value for key, value in told.items() if value}
+    return {key: value for key, value in metadata.items() if value}
 
 
 def base_name(named: str | None) -> str:

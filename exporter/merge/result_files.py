@@ -156,8 +156,8 @@ def template_files(plan: MergePlan, changed: Mapping[str, bytes | None]) -> dict
     for weighted in plan.adapters:
         if own := templates_of(weighted.adapter):
             templates = own if is_whole(weighted.adapter) else {**templates, **own}
-    said = changed.get(SETTINGS)
-    is_lost = said is not None and templates != said_in(SETTINGS, said)
+    settings_file = changed.get(SETTINGS)
+    is_lost = settings_file is not None and templates != templates_of_json(SETTINGS, settings_file)
     if templates == before and not is_lost:
         return {}
     files: dict[str, bytes | None] = {
@@ -168,7 +168,7 @@ def template_files(plan: MergePlan, changed: Mapping[str, bytes | None]) -> dict
     for name, text in templates.items():
         place = TEMPLATE if name == DEFAULT else f"{NAMED}/{Path(name).name}.jinja"
         files[place] = text.encode()
-    return files | without_template(base, said)
+    return files | without_template(base, settings_file)
 
 
 def templates_of(adapter: AdapterSpec) -> dict[str, str]:
@@ -183,11 +183,11 @@ def is_whole(adapter: AdapterSpec) -> bool:
     return adapter.origin != "gguf" and has_vocabulary(adapter.folder)
 
 
-def without_template(base: Path, said: bytes | None) -> dict[str, bytes | None]:
+def without_template(base: Path, settings_file: bytes | None) -> dict[str, bytes | None]:
     """tokenizer_config.json without its template, which the converter reads before files."""
-    if said is None and (base / SETTINGS).is_file():
-        said = (base / SETTINGS).read_bytes()
-    settings = json_object(SETTINGS, said)
+    if settings_file is None and (base / SETTINGS).is_file():
+        settings_file = (base / SETTINGS).read_bytes()
+    settings = json_object(SETTINGS, settings_file)
     if settings.pop("chat_template", None) is None:
         return {}
     return {SETTINGS: json.dumps(settings, indent=2).encode()}
@@ -198,17 +198,17 @@ def templates_in(folder: Path) -> dict[str, str]:
     files = {path.stem: path for path in sorted((folder / NAMED).glob("*.jinja"))}
     if (folder / TEMPLATE).is_file():
         files[DEFAULT] = folder / TEMPLATE
-    said = {
-        name: said_in(name, (folder / name).read_bytes())
+    older = {
+        name: templates_of_json(name, (folder / name).read_bytes())
         for name in (OLD_TEMPLATE, SETTINGS)
         if (folder / name).is_file()
     }
-    beside = said.get(SETTINGS) or said.get(OLD_TEMPLATE) or {}
+    beside = older.get(SETTINGS) or older.get(OLD_TEMPLATE) or {}
     texts = {name: path.read_text(encoding="utf-8") for name, path in files.items()}
     return {**beside, **{name: text for name, text in texts.items() if text.strip()}}
 
 
-def said_in(name: str, content: bytes) -> dict[str, str]:
+def templates_of_json(name: str, content: bytes) -> dict[str, str]:
     """The templates in a JSON file: one, or named ones as a list or an object.
 
     An empty template is ignored.

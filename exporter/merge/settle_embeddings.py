@@ -170,8 +170,10 @@ def are_alike(one: Step, other: Step) -> bool:
         case ReplaceRows(), ReplaceRows():
             return one.rows == other.rows and same_values(one.values, other.values)
         case LoraSum(), LoraSum():
-            asked = one.adapter == other.adapter and one.adapter.config.get("ensure_weight_tying")
-            return bool(asked) and are_transposed(one.pair, other.pair)
+            ensures_tying = one.adapter == other.adapter and one.adapter.config.get(
+                "ensure_weight_tying"
+            )
+            return bool(ensures_tying) and are_transposed(one.pair, other.pair)
         case _:
             return False
 

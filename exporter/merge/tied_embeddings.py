@@ -73,8 +73,13 @@ def says_tied(checkpoint: Checkpoint) -> bool:
 def lacks_head(checkpoint: Checkpoint, ends: Embeddings) -> bool:
     """Whether the head is in no file although the config says it is not tied."""
     text = checkpoint.config.get("text_config")
-    said = [part.get(TIE) for part in (checkpoint.config, text) if isinstance(part, dict)]
-    return ends.tied and ends.head not in checkpoint.tensors and False in said and True not in said
+    settings = [part.get(TIE) for part in (checkpoint.config, text) if isinstance(part, dict)]
+    return (
+        ends.tied
+        and ends.head not in checkpoint.tensors
+        and False in settings
+        and True not in settings
+    )
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:

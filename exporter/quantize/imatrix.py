@@ -262,14 +262,14 @@ def importance(matrix: ImportanceMatrix | None, slots: Iterable[Slot]) -> dict[s
 
 def keys(matrix: ImportanceMatrix) -> dict[str, str | int]:
     """The keys that llama-quantize writes about it, with file names instead of paths."""
-    told: dict[str, str | int] = {"quantize.imatrix.file": cut(matrix.path.name)}
+    metadata: dict[str, str | int] = {"quantize.imatrix.file": cut(matrix.path.name)}
     if matrix.datasets:
         name = matrix.datasets[0].replace("\\", "/").rstrip("/").rpartition("/")[2]
-        told["quantize.imatrix.dataset"] = cut(name)
-    told["quantize.imatrix.entries_count"] = len(matrix.entries)
+        metadata["quantize.imatrix.dataset"] = cut(name)
+    metadata["quantize.imatrix.entries_count"] = len(matrix.entries)
     if matrix.chunks > 0:
-        told["quantize.imatrix.chunks_count"] = matrix.chunks
-    return told | {"decant.imatrix.sha256": matrix.sha256}
+        metadata["quantize.imatrix.chunks_count"] = matrix.chunks
+    return metadata | {"decant.imatrix.sha256": matrix.sha256}
 
 
 def cut(text: str) -> str:

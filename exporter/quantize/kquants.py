@@ -51,7 +51,7 @@ class Kernels:
     reason: str = ""
     """Why ggml quantizes everything; empty if it does not."""
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """A line about the kernels for people."""
         if self.chunk is None:
             return f"by ggml itself, several times slower: {self.reason}"
@@ -78,10 +78,10 @@ def load_kernels(
     ggml: the build's ggml_quantize_chunk. If they are not available, a note says so and ggml
     quantizes. Raises InputError for an unknown value of DECANT_KQUANTS.
     """
-    asked = env.get(SETTING, "") or "auto"
-    if asked not in ("auto", "ggml"):
-        raise InputError(f"{SETTING} is {asked!r}", hint="use ggml, or leave it unset")
-    if asked == "ggml":
+    choice = env.get(SETTING, "") or "auto"
+    if choice not in ("auto", "ggml"):
+        raise InputError(f"{SETTING} is {choice!r}", hint="use ggml, or leave it unset")
+    if choice == "ggml":
         return Kernels(None, "", frozenset(), reason=f"{SETTING}=ggml")
     try:
         kernels = proven(toolchain, ggml, env, report)
@@ -89,16 +89,16 @@ def load_kernels(
         reason = getattr(error, "message", str(error)).partition("\n")[0]
         kernels = Kernels(None, "", frozenset(), reason=reason)
     if kernels.chunk is None or kernels.refused:
-        report(Note(f"K-quants {kernels.told()}"))
+        report(Note(f"K-quants {kernels.describe()}"))
     return kernels
 
 
 def proven(toolchain: Toolchain, ggml: Any, env: Mapping[str, str], report: Report) -> Kernels:
     """Load the compiled library with its verdict, which is stored beside build.json."""
-    told = {"compile": lambda message: report(Step(message))}
+    reporters = {"compile": lambda message: report(Step(message))}
     with translated():
         native = recipe("native").build_native(
-            env=env, report=lambda event: told[event.stage](event.message)
+            env=env, report=lambda event: reporters[event.stage](event.message)
         )
     library = ctypes.CDLL(str(native.path))
     library.decant_kquants_variant.restype = ctypes.c_char_p

@@ -63,8 +63,8 @@ class Recipe:
         """The metadata about a file's quantization."""
         if quant in FLOATS:
             return {"decant.quant": quant}
-        told = keys(self.imatrix) if self.imatrix else {}
-        return told | {"decant.quant": " ".join([quant, *self.overrides()])}
+        metadata = keys(self.imatrix) if self.imatrix else {}
+        return metadata | {"decant.quant": " ".join([quant, *self.overrides()])}
 
 
 PLAIN = Recipe()

@@ -145,9 +145,9 @@ class RemadeDistances:
     """Distance of the merged model, if the base alone is nearer than the file."""
 
     def other_graph(self, found: Distance) -> str:
-        """How far off llama.cpp is where nothing is quantized, "" where that is near enough.
+        """Describe llama.cpp's deviation for the unquantized model; empty within the limits.
 
-        found: the file's own distance, which counts where it is not quantized.
+        found: the file's distance, which applies if the file itself is not quantized.
         """
         exact = found if self.is_exact else self.exact
         if exact is None or exact.off <= EXACT_LOGITS[self.exact_type]:
@@ -259,13 +259,13 @@ def judge(
         problems.append(
             f"its predictions are {limited.kl:.3g} nats from the trained model's (mean KL"
             f" divergence over {limited.tokens} tokens); at most {limit:.3g} is right"
-            + said_of(remade)
+            + origin_of(remade)
         )
-    said = remade.other_graph(found)
-    if said and ignored:
-        notes.append(f"{said}: {'; '.join(ignored)}; {OTHER_GRAPH}")
-    elif said:
-        problems.append(said)
+    deviation = remade.other_graph(found)
+    if deviation and ignored:
+        notes.append(f"{deviation}: {'; '.join(ignored)}; {OTHER_GRAPH}")
+    elif deviation:
+        problems.append(deviation)
         hint = OTHER_GRAPH
     if remade.why:
         notes.append(f"what quantizing costs cannot be judged: {remade.why}")
@@ -311,7 +311,7 @@ def figures(
     return {name: value for name, value in numbers.items() if math.isfinite(value)}, detail
 
 
-def said_of(remade: RemadeDistances) -> str:
+def origin_of(remade: RemadeDistances) -> str:
     """The origin of a limit, as the end of a sentence."""
     if remade.alike is None:
         return ""

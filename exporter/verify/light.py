@@ -157,19 +157,25 @@ def rows_of(expected: Expected) -> int:
 
 def strangers(file: GGUFFile, plan: MergePlan) -> list[str]:
     """Warnings if the file names another base or other adapters than it is compared with."""
-    told = []
+    differences = []
     base = file.text("decant.base")
     if base is not None and base != plan.checkpoint.name:
-        told.append(f"the file was made from the base {base!r}, not {plan.checkpoint.name!r}")
+        differences.append(
+            f"the file was made from the base {base!r}, not {plan.checkpoint.name!r}"
+        )
     for number, weighted in enumerate(plan.adapters):
         key = f"decant.adapter{number or ''}"
         made_with, hashed = file.text(key), file.text(f"{key}.sha256")
         if base is not None and hashed != weighted.adapter.sha256():
             with_what = f"with the adapter {made_with!r}" if made_with else "without that adapter"
-            told.append(f"the file was made {with_what}, not with `{weighted.adapter.folder}`")
+            differences.append(
+                f"the file was made {with_what}, not with `{weighted.adapter.folder}`"
+            )
         scale = file.text(f"{key}.scale")
         if scale is not None and scale != f"{weighted.scale:g}":
-            told.append(f"the file holds {made_with!r} at scale {scale}, not {weighted.scale:g}")
+            differences.append(
+                f"the file holds {made_with!r} at scale {scale}, not {weighted.scale:g}"
+            )
     if base is not None and (more := file.text(f"decant.adapter{len(plan.adapters) or ''}")):
-        told.append(f"the file was also made with the adapter {more!r}, which is not given")
-    return told
+        differences.append(f"the file was also made with the adapter {more!r}, which is not given")
+    return differences

@@ -53,9 +53,9 @@ def check_loading(engine: LogitsEngine, file: GGUFFile) -> Check:
         return Check(NAME, (error.message,), "llama.cpp cannot compute with it", hint=HINT)
     what = f"llama.cpp loads it and computes {found['tokens']} tokens"
     if not found["finite"]:
-        told = f"{what}, but what comes out is not finite"
+        problem = f"{what}, but what comes out is not finite"
         halves = any(info.type.name == "F16" for info in file.tensors)
-        return Check(NAME, (told,), what, hint=TOO_LARGE if halves else HINT)
+        return Check(NAME, (problem,), what, hint=TOO_LARGE if halves else HINT)
     return Check(NAME, (), what, numbers={"tokens": found["tokens"]})
 
 

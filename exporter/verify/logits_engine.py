@@ -40,12 +40,12 @@ class LogitsEngine:
         ]  # fmt: skip
         where = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)
         self.path = Path()
-        self.said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self.stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         self.process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.said,
+            stderr=self.stderr,
             env={**scrubbed(os.environ), **QUIET, "PYTHONPATH": where},
         )
 
@@ -62,7 +62,7 @@ class LogitsEngine:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
         self.process.wait()
-        self.said.close()
+        self.stderr.close()
 
     def ask(self, verb: str, **arguments: object) -> Any:
         """Let the child do something and return its answer.
@@ -106,10 +106,10 @@ class LogitsEngine:
 
     def last_words(self) -> str:
         """llama.cpp's last messages, as the end of a sentence."""
-        self.said.seek(0)
-        lines = [line.strip() for line in self.said.read().decode(errors="replace").splitlines()]
-        said = list(dict.fromkeys(line for line in lines if line))[-LAST_LINES:]
-        return "; its last words:\n    " + "\n    ".join(said) if said else ""
+        self.stderr.seek(0)
+        lines = [line.strip() for line in self.stderr.read().decode(errors="replace").splitlines()]
+        last_words = list(dict.fromkeys(line for line in lines if line))[-LAST_LINES:]
+        return "; its last words:\n    " + "\n    ".join(last_words) if last_words else ""
 
     def load(self, path: Path, *, vocab_only: bool = False) -> None:
         """Load a GGUF, or its vocabulary alone.

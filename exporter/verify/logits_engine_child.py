@@ -229,13 +229,13 @@ def tally(tokens: int, rows: list[Any]) -> dict[str, Any]:
     return {"tokens": tokens, "finite": all(all(map(math.isfinite, row)) for row in rows)}
 
 
-def listen(asked: list[bytes], news: threading.Condition) -> None:
+def listen(requests: list[bytes], news: threading.Condition) -> None:
     """Collect requests; end the process at once when the parent is gone."""
     begun = b""
     while block := os.read(0, 1 << 16):
         *lines, begun = (begun + block).split(b"\n")
         with news:
-            asked += lines
+            requests += lines
             news.notify()
     os._exit(0)
 
@@ -245,14 +245,14 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # no other output may be mistaken for an answer
-    asked: list[bytes] = []
+    requests: list[bytes] = []
     news = threading.Condition()
-    threading.Thread(target=listen, args=(asked, news), daemon=True).start()
+    threading.Thread(target=listen, args=(requests, news), daemon=True).start()
     model = LoadedModel(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
     while True:
         with news:
-            news.wait_for(lambda: asked)
-            question = json.loads(asked.pop(0))
+            news.wait_for(lambda: requests)
+            question = json.loads(requests.pop(0))
         try:
             answer = {"answer": getattr(model, question["verb"])(**question["with"])}
         except DecantError as error:

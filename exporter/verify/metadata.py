@@ -102,8 +102,8 @@ def check_config(file: GGUFFile, config: dict[str, Any]) -> tuple[list[str], lis
     key, theta = f"{file.architecture}.{ROPE}", number_of(config.get(THETA))
     actual = number_of(file.metadata.get(key))
     if theta is not None and actual is not None and not same(actual, theta):
-        told = f"{key} is {actual}; config.json says {theta}"
-        (problems if has_plain_rope(config) else notes).append(told)
+        message = f"{key} is {actual}; config.json says {theta}"
+        (problems if has_plain_rope(config) else notes).append(message)
     key = f"{file.architecture}.{CONTEXT}"
     contexts = (number_of(config.get(name)) for name in CONTEXTS)
     context = next((number for number in contexts if number is not None), None)
@@ -159,16 +159,16 @@ def check_special(facts: VocabularyFacts, file: GGUFFile, tokenizer: Any, folder
     for token in ends_of(folder, tokenizer):
         if token in facts.ends:
             continue
-        told = f"{named(token, tokenizer)} ends a generation, and llama.cpp does not stop there"
+        message = f"{named(token, tokenizer)} ends a generation, and llama.cpp does not stop there"
         if gives_embeddings(file):
             continue  # it generates no text
         if token == tokenizer.eos_token_id or len(held) < len(END_SLOTS):
             problems.append(
                 f"its eos token is {facts.special['eos']} {facts.texts['eos']!r} and should be"
-                f" {named(token, tokenizer)}: {told}"
+                f" {named(token, tokenizer)}: {message}"
             )
         else:
-            notes.append(f"{told}: a GGUF has room for {len(END_SLOTS)} such tokens")
+            notes.append(f"{message}: a GGUF has room for {len(END_SLOTS)} such tokens")
     return Check(
         "special tokens", tuple(problems), "as the tokenizer's and the config's", tuple(notes),
         hint=HINT,
@@ -184,11 +184,11 @@ def ends_of(folder: Path, tokenizer: Any) -> list[int]:
 
     The configs count only for special tokens: transformers fills in an arbitrary number.
     """
-    told = [config_of(folder).get("eos_token_id")]
+    values = [config_of(folder).get("eos_token_id")]
     if (folder / GENERATION).is_file():
         read = read_json_object(folder / GENERATION, error=CheckpointError, hint="copy it again")
-        told.append(read.get("eos_token_id"))
-    numbers = [n for value in told for n in (value if isinstance(value, list) else [value])]
+        values.append(read.get("eos_token_id"))
+    numbers = [n for value in values for n in (value if isinstance(value, list) else [value])]
     special = tokenizer.added_tokens_decoder
     found = [tokenizer.eos_token_id, *(number for number in numbers if number in special)]
     return [number for number in dict.fromkeys(found) if number is not None]

@@ -170,7 +170,9 @@ def judge(ours: Floats, theirs: Floats, types: Collection[str]) -> Check:
     detail = f"{len(ours)} embeddings of a picture, {off:.2g} off transformers' (limit {limit:.2g})"
     found = {"embeddings": len(ours), "embeddings_off": off}
     if limit == math.inf:
-        told = (f"the loss by quantizing a projector is unknown: its embeddings are {off:.1%} off",)
-        return Check(NAME, (), detail, told, found, judged=False)
+        notes = (
+            f"the loss by quantizing a projector is unknown: its embeddings are {off:.1%} off",
+        )
+        return Check(NAME, (), detail, notes, found, judged=False)
     wrong = () if off <= limit else (f"a picture's embeddings are {off:.1%} off transformers'",)
     return Check(NAME, wrong, detail, numbers=found, hint=OTHER_TOWER)

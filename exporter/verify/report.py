@@ -56,9 +56,9 @@ class Verification:
     @property
     def summary(self) -> str:
         """Weights and tokens in a few words, and the checks that could not run."""
-        told = [check.detail for check in self.checks if check.name in MAIN]
-        told += [f"{check.name} not judged" for check in self.checks if not check.judged]
-        return "; ".join(told)
+        parts = [check.detail for check in self.checks if check.name in MAIN]
+        parts += [f"{check.name} not judged" for check in self.checks if not check.judged]
+        return "; ".join(parts)
 
     @property
     def notes(self) -> list[str]:

@@ -131,8 +131,8 @@ def problem_of(
     if not over.any():
         return []
     at = tuple(int(index[0]) for index in over.nonzero())
-    told = f"`{info.name}` ({info.type.name}) is {stored[at]:.6g} where base and adapter give"
-    return [f"{told} {expected[at]:.6g}; the type allows an error of {allowed[at]:.2g}"]
+    problem = f"`{info.name}` ({info.type.name}) is {stored[at]:.6g} where base and adapter give"
+    return [f"{problem} {expected[at]:.6g}; the type allows an error of {allowed[at]:.2g}"]
 
 
 def check_copied(file: GGUFFile, source: GGUFFile) -> Check:

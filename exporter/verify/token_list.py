@@ -89,8 +89,8 @@ def compare_tokens(
     added = tokenizer.added_tokens_decoder
 
     def can_be(number: int, text: str) -> bool:
-        knows = tokenizer if number in added else None
-        return tokens[number] in (text, *written(number, text, model, knows))
+        owner = tokenizer if number in added else None
+        return tokens[number] in (text, *written(number, text, model, owner))
 
     unlike = [
         number

@@ -72,15 +72,15 @@ class Cuts:
         self.tried += 1
         if actual == expected:
             return
-        told = difference(text, actual, expected, self.tokenizer)
+        message = difference(text, actual, expected, self.tokenizer)
         if text.startswith(" ") and is_one_more_space(actual, expected, self.tokenizer):
-            self.spaces.append(told)
+            self.spaces.append(message)
         elif text in SPECIAL_LOOKALIKES:
-            self.special.append(told)
+            self.special.append(message)
         elif self.file.text(f"{KEY}model") == UNIGRAM and text != " ".join(text.split()):
-            self.odd.append(told)
+            self.odd.append(message)
         else:
-            (self.plain if text in PLAIN else self.rare).append(told)
+            (self.plain if text in PLAIN else self.rare).append(message)
 
 
 def check_tokens(
@@ -150,8 +150,8 @@ def limits(cuts: Cuts) -> list[str]:
         "llama.cpp gives {} texts that begin with a space one space token more": cuts.spaces,
     }
     return [
-        f"{told.format(f'{len(found)} of {cuts.tried}')}: {found[0]}"
-        for told, found in kinds.items()
+        f"{message.format(f'{len(found)} of {cuts.tried}')}: {found[0]}"
+        for message, found in kinds.items()
         if found
     ]
 
@@ -217,14 +217,14 @@ def compare_ends(
         for at in same:
             cuts.add(texts[at], actual[at], expected[at])
         return
-    told = (
+    message = (
         f"a text is put between {named(ours, tokenizer)} by llama.cpp and between"
         f" {named(theirs, tokenizer)} by transformers"
     )
     begin, end = theirs or ([], [])
     may_end = not end or end == [tokenizer.eos_token_id] or end == [facts.special["sep"]]
-    can_be_said = theirs is not None and len(begin) <= 1 and len(end) <= 1 and may_end
-    (cuts.problems if can_be_said else cuts.notes).append(told)
+    is_certain = theirs is not None and len(begin) <= 1 and len(end) <= 1 and may_end
+    (cuts.problems if is_certain else cuts.notes).append(message)
 
 
 def around(whole: Ids, part: Ids) -> tuple[Ids, Ids] | None:
@@ -276,8 +276,8 @@ def compare_added(engine: LogitsEngine, cuts: Cuts) -> None:
         is_lost = number in theirs and number not in ours and SPACE not in content
         if is_lost and not is_idle(number, cuts.file, cuts.tokenizer):
             lost.append(f"token {number} {content!r}")
-        told = difference(text, ours, theirs, cuts.tokenizer)
-        cuts.special.append(told)
+        message = difference(text, ours, theirs, cuts.tokenizer)
+        cuts.special.append(message)
     if lost:
         cuts.problems.append(
             f"{len(lost)} special tokens are not found in a text by llama.cpp, such as {lost[0]}"

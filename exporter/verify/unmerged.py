@@ -133,9 +133,9 @@ class Unmerged:
         """Compute without gradients. Raises SpaceError if a needed weight is only on disk."""
         import torch
 
-        told = absent_weights_told() if self.placed else nullcontext()
+        guard = refuse_absent_weights() if self.placed else nullcontext()
         try:
-            with torch.inference_mode(), told:
+            with torch.inference_mode(), guard:
                 yield
         except RuntimeError as error:
             if not self.placed:
@@ -191,10 +191,10 @@ def nothing_lost(folder: Path) -> Iterator[None]:
 
     PEFT then continues with untrained values, which are no reference.
     """
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
-    for warning in told:
+    for warning in caught:
         _, found, names = str(warning.message).partition(MISSING)
         if found:
             raise UnsupportedError(
@@ -218,7 +218,7 @@ def adapters_stay() -> Iterator[None]:
         setattr(BaseTunerLayer, name, original)
 
 
-def absent_weights_told() -> Any:
+def refuse_absent_weights() -> Any:
     """A mode that raises RuntimeError for an operation on a weight that is not in memory.
 
     Torch may otherwise read whatever is in the memory of its result.
@@ -227,7 +227,7 @@ def absent_weights_told() -> Any:
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    class Telling(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    class Refusing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(
             self, function: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
@@ -237,4 +237,4 @@ def absent_weights_told() -> Any:
                 raise RuntimeError(f"{function} of a weight that is not in memory")
             return function(*args, **(kwargs or {}))
 
-    return Telling()  # type: ignore[no-untyped-call]
+    return Refusing()  # type: ignore[no-untyped-call]

@@ -141,5 +141,5 @@ def judged_or_noted(name: str, compare: Callable[[], Check]) -> Check:
     try:
         return compare()
     except (UnsupportedError, AdapterError, CheckpointError, SpaceError) as error:
-        told = f"cannot be judged: {error.message}"
-        return Check(name, (), "not compared", (told,), judged=False)
+        reason = f"cannot be judged: {error.message}"
+        return Check(name, (), "not compared", (reason,), judged=False)

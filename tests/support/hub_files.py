@@ -18,7 +18,7 @@ def random_bytes(size: int, seed: int = 0) -> bytes:
 
 @dataclass
 class FakeFile:
-    """Content under a name; a size without content is a file no_endpoint should ask for."""
+    """Content under a name; a size without content is a file nobody should ask for."""
 
     data: bytes = b""
     is_lfs: bool = True

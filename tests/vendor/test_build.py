@@ -234,7 +234,7 @@ def test_key_stays_when_nothing_changes():
         {"cmake": {"CMAKE_BUILD_TYPE": "Debug"}},
         {"tools": ("llama-server",)},
         {"keep": {}},
-        {"mends": ()},
+        {"patches": ()},
     ],
 )
 def test_key_depends_on_the_recipe(change: dict[str, object]):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.mini_sdist import Mini
 from vendor.buildtools import find_buildtools
-from vendor.cmake import Plan, compile_tree
+from vendor.cmake import CompilePlan, compile_tree
 from vendor.host import find_compilers
 from vendor.probe import WITHOUT_AMX
 from vendor.report import silent
@@ -16,8 +16,8 @@ from vendor.tree import unpack
 
 
 @pytest.fixture
-def plan(mini: Mini) -> Plan:
-    return Plan(
+def plan(mini: Mini) -> CompilePlan:
+    return CompilePlan(
         recipe=mini.recipe,
         backend="cpu",
         compilers=find_compilers(os.environ, system="Linux"),
@@ -33,14 +33,14 @@ def source(mini: Mini, tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def compiled(plan: Plan, source: Path, env: dict[str, str]) -> Path:
+def compiled(plan: CompilePlan, source: Path, env: dict[str, str]) -> Path:
     """The folder a compilation of `plan` fills."""
     build = source.with_name("build")
     compile_tree(plan, source, build, source.with_name("log"), env=env, report=silent)
     return build
 
 
-def test_flags_against_amx_come_after_the_users_own(mini: Mini, plan: Plan, source: Path):
+def test_flags_against_amx_come_after_the_users_own(mini: Mini, plan: CompilePlan, source: Path):
     # A spelling every compiler knows stands in for flags that only x86 has.
     plan = replace(plan, flags=("-DNO_AMX=1",))
     build = compiled(plan, source, {**mini.env, "CFLAGS": "-DMINE=1"})
@@ -48,14 +48,14 @@ def test_flags_against_amx_come_after_the_users_own(mini: Mini, plan: Plan, sour
     assert all(flag.startswith("-mno-amx-") for flag in WITHOUT_AMX)
 
 
-def test_same_plan_goes_on_where_it_stopped(mini: Mini, plan: Plan, source: Path):
+def test_same_plan_goes_on_where_it_stopped(mini: Mini, plan: CompilePlan, source: Path):
     stray = compiled(plan, source, mini.env) / "stray"
     stray.touch()
     compiled(plan, source, mini.env)
     assert stray.exists()
 
 
-def test_changed_plan_starts_over(mini: Mini, plan: Plan, source: Path):
+def test_changed_plan_starts_over(mini: Mini, plan: CompilePlan, source: Path):
     stray = compiled(plan, source, mini.env) / "stray"
     stray.touch()
     newer = replace(plan.compilers, version="c++ 99.0")

@@ -13,7 +13,7 @@ from tests.support.mini_sdist import HOST, Mini, make_mini, no_smoke
 from vendor import cuda as cuda_module
 from vendor.build import build, build_key, find
 from vendor.buildtools import find_buildtools
-from vendor.cmake import Plan, _configure_argv
+from vendor.cmake import CompilePlan, _configure_argv
 from vendor.cuda import (
     EVERY,
     NATIVE,
@@ -48,7 +48,7 @@ def toolkit(folder: Path, *, number: int = 13000, headers: tuple[str, ...] = ("c
 
 def configured(mini: Mini, cuda: Cuda, env: dict[str, str]) -> dict[str, str]:
     """CMake's options of a CUDA build."""
-    plan = Plan(
+    plan = CompilePlan(
         recipe=replace(mini.recipe, backends={"cuda": {}}),
         backend="cuda",
         compilers=find_compilers(os.environ, system="Linux"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mini_sdist import Mini, make_mini
-from vendor.recipe import Mend, Recipe
+from vendor.recipe import Recipe, SourcePatch
 from vendor.report import BuildError, silent
 from vendor.tree import collect, libraries, unpack
 
@@ -44,7 +44,7 @@ def test_sdist_that_holds_another_folder_is_refused(mini: Mini, tmp_path: Path):
 
 
 def mended(mini: Mini, find: str, file: str = "vendor/llama.cpp/base.c") -> Recipe:
-    return replace(mini.recipe, mends=(Mend("answer", file, find, "return 43;"),))
+    return replace(mini.recipe, patches=(SourcePatch("answer", file, find, "return 43;"),))
 
 
 def test_what_the_recipe_mends_is_mended(mini: Mini, tmp_path: Path):

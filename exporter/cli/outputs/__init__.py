@@ -1,1 +1,1 @@
-"""The formats that `decant export --to` writes: one file each, listed in registry.py."""
+"""The formats of `decant export --to`: one file each, listed in registry.py."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def export_gguf(options: ExportOptions) -> None:
-    """Write the GGUF files and show them."""
+    """Write the GGUF files and print them."""
     from exporter.calibrate import with_matrix
     from exporter.export import export as run
     from exporter.llamacpp.toolchain import find_toolchain

@@ -24,7 +24,7 @@ WITHOUT_MEANING = {
     "merge_dtype": "--merge-dtype is for merging: --to lora merges nothing",
     "base_roundtrip": "--base-roundtrip is for merging: --to lora merges nothing",
     "threads": "--threads are for quantizing: --to lora quantizes nothing",
-    "combine": "--combine is for merging: give each adapter a GGUF of its own, and llama-server"
+    "combine": "--combine is for merging: write one GGUF per adapter, and give llama-server"
     " --lora-scaled for each",
     "split_max_size": "--split-max-size is for GGUF models, not --to lora",
     "others": "--to lora makes one GGUF of one adapter: export the other by itself",
@@ -32,7 +32,7 @@ WITHOUT_MEANING = {
 
 
 def export_lora(options: ExportOptions) -> None:
-    """Write the first adapter as a GGUF and show it."""
+    """Write the first adapter as a GGUF and print it."""
     from exporter.formats.gguf_lora import LoraRequest
     from exporter.formats.gguf_lora import export_lora as run
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
@@ -62,12 +62,14 @@ def export_lora(options: ExportOptions) -> None:
 
 
 def output_path(output: Path | None, name: str) -> Path:
-    """The file that was named, or one in the named folder or the store."""
+    """The named file, or one in the named folder or the store. Raises InputError for another
+    name.
+    """
     if output is not None and output.suffix == ".gguf" and not output.is_dir():
         return output
     if output is not None and output.suffix and not output.is_dir():
         raise InputError(
-            f"`{output}` is no name for a GGUF adapter",
+            f"`{output}` is not a name for a GGUF adapter",
             hint=f"-o {output.with_suffix('.gguf')}, or a folder",
         )
     return (output or store()) / adapter_file_name(name)

@@ -16,7 +16,7 @@ from exporter.cli.terminal_renderer import reporting
 
 
 def export_ollama(options: ExportOptions) -> None:
-    """Write the folder and show it."""
+    """Write the folder and print it. Raises UsageError for several quantizations."""
     from exporter.calibrate import with_matrix
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
     from exporter.llamacpp.toolchain import find_toolchain

@@ -1,4 +1,4 @@
-"""What a format of `decant export` is, and the command line that it is asked with."""
+"""A format of `decant export`, and the command line's options."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class ExportOptions:
     split_max_size: str | None
     served_name: str | None
     adapters: tuple[tuple[str, float], ...] = ()
-    """Every adapter that is named, with its scale."""
+    """Every named adapter with its scale."""
     given: frozenset[str] = field(default_factory=frozenset)
-    """The options that the user named."""
+    """The options that the user gave."""
 
     @property
     def has_first(self) -> bool:
@@ -60,24 +60,24 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """A value of --to."""
+    """One value of --to."""
 
     name: str
     line: str
-    """What it is, in --help and in the README."""
+    """Its description in --help and in the README."""
     run: Callable[[ExportOptions], None]
-    """Writes the result and shows it; raises what an export raises."""
+    """Writes the result and prints it; raises the errors of an export."""
     without_meaning: Mapping[str, str] = field(default_factory=dict)
-    """Options that say nothing about this format, by parameter: why."""
+    """Parameters without a meaning for this format -> the reason."""
     own: Mapping[str, str] = field(default_factory=dict)
-    """Options that no other format has, by parameter: what to say of them there."""
+    """Parameters of this format only -> the message for other formats."""
     needs_adapter: str = ""
-    """Why a base alone makes none; empty where it does."""
+    """Why a base alone is not enough; empty if it is."""
     takes_recipe: bool = False
-    """Whether types and importance matrices say something about it."""
+    """Whether types and importance matrices apply to it."""
 
     def check(self, options: ExportOptions) -> None:
-        """Raises UsageError for options that say nothing about this format."""
+        """Raise UsageError for options without a meaning for this format."""
         for parameter, reason in self.without_meaning.items():
             if parameter in options.given:
                 raise click.UsageError(reason)

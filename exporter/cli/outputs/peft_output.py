@@ -19,13 +19,15 @@ WITHOUT_MEANING = {
     "threads": "--threads are for quantizing: --to peft quantizes nothing",
     "combine": "--combine is for merging: --to peft merges nothing",
     "others": "--to peft makes one folder of one adapter: export the other by itself",
-    "scale": "--scale is for merging: in PEFT, lora_alpha says it",
+    "scale": "--scale is for merging: in PEFT, it is lora_alpha",
     "split_max_size": "--split-max-size is for GGUF models, not --to peft",
 }
 
 
 def export_peft(options: ExportOptions) -> None:
-    """Write the folder and show it."""
+    """Write the folder and print it. Raises UnsupportedError for an adapter that PEFT already
+    reads.
+    """
     from exporter.core.atomic_folder import atomic_folder, refuse_taken
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
     from exporter.gguf_inputs.placed_adapter import on_base

@@ -16,7 +16,7 @@ FORMATS = {format_.name: format_ for format_ in (GGUF, LORA, SAFETENSORS, OLLAMA
 
 
 def check_output(to: str, options: ExportOptions) -> OutputFormat:
-    """The format of that name. Raises UsageError for options that say nothing about it."""
+    """The format of that name. Raises UsageError for options without a meaning for it."""
     chosen = FORMATS[to]
     chosen.check(options)
     for other in FORMATS.values():

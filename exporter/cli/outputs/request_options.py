@@ -1,4 +1,4 @@
-"""What formats of `decant export` share: inputs brought, a request made of the options."""
+"""Steps that the formats of `decant export` share: inputs pulled, a request made of the options."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from exporter.hub.pull import Pulled
 
 LONGEST_NAME = 220  # bytes of 255: .NAME-00001-of-00002.gguf.partial is written first
-FEW_CHARACTERS = 40
+FEW_CHARACTERS = 40  # of a long name, as an error message quotes it
 OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def brought(options: ExportOptions) -> tuple[list[Path], Path | None] | None:
-    """The adapters' places and the base's, pulled where they are absent.
+    """The local paths of adapters and base, pulled if missing.
 
-    None where a dry run has said what would be pulled first.
+    None if a dry run has listed the missing files.
     """
     from exporter.inputs.locate import Sources, absent, bring
 
@@ -47,7 +47,7 @@ def brought(options: ExportOptions) -> tuple[list[Path], Path | None] | None:
 def merge_request(
     options: ExportOptions, adapters: list[Path], base: Path | None
 ) -> tuple[str, ExportRequest]:
-    """What a person would call the merged model, and the request for it."""
+    """The merged model's name for people, and the request for it."""
     from exporter.formats.export_request import ExportRequest
 
     chosen, name = chosen_quants(options.quants), name_of(adapters, base)
@@ -74,7 +74,7 @@ def chosen_quants(quants: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def name_of(adapters: list[Path], base: Path | None) -> str:
-    """What a person would call the result."""
+    """The result's name for people."""
     from exporter.gguf_inputs.gguf_base import gguf_name, is_gguf
     from exporter.inputs.adapter import open_adapter
 
@@ -84,7 +84,10 @@ def name_of(adapters: list[Path], base: Path | None) -> str:
 
 
 def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
-    """Where each quantization goes: the one file that was named, a folder, or the store."""
+    """The path of each quantization: the named file, or one in a folder or the store.
+
+    Raises InputError for several quantizations and one file.
+    """
     if output:
         refuse_name(output)
     if output is None or output.suffix.lower() != ".gguf" or output.is_dir():
@@ -99,12 +102,12 @@ def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tup
 
 
 def refuse_name(output: Path) -> None:
-    """Raise InputError for a name that cannot be a GGUF's or a folder's."""
+    """Raise InputError for a name that neither a GGUF nor a folder can have."""
     is_gguf = output.suffix.lower() == ".gguf"
     if len(os.fsencode(output.name)) > LONGEST_NAME:
         raise InputError(
-            f"`{output.name[:FEW_CHARACTERS]}…` is a longer name than {LONGEST_NAME} bytes, which"
-            " is all that file systems take beside what a writing needs",
+            f"`{output.name[:FEW_CHARACTERS]}…` is a longer name than {LONGEST_NAME} bytes,"
+            " too long for a file system with the suffixes of a partial file",
             hint="-o with a shorter name",
         )
     if output.suffix in OTHER_FILES and not output.is_dir():
@@ -118,7 +121,7 @@ def refuse_name(output: Path) -> None:
 
 
 def show_absent(pulls: tuple[Pulled, ...], *, as_json: bool) -> None:
-    """Say what an export would pull first; what it would write is known only then."""
+    """List the files that an export would pull first; its outputs are known only after that."""
     if as_json:
         print_json({"to_pull": [pull_value(pulled) for pulled in pulls], "dry_run": True})
         return
@@ -131,7 +134,7 @@ def show_absent(pulls: tuple[Pulled, ...], *, as_json: bool) -> None:
     nbytes = sum(file.size for pulled in pulls for file in pulled.missing)
     click.echo(
         f"an export would first pull {len(rows)} files, {size_text(nbytes)};"
-        " what it would write is known when they are here",
+        " its outputs are known when they are here",
         err=True,
     )
 
@@ -146,22 +149,25 @@ def pull_value(pulled: Pulled) -> dict[str, object]:
 
 
 def parse_size(option: str, text: str) -> int:
-    """Bytes from 5GB, 500MB, 2GiB or a plain number, as transformers means them."""
+    """Parse a size such as 5GB, 500MB, 2GiB or a plain number to bytes, as transformers does.
+
+    Raises UsageError for anything else.
+    """
     found = re.fullmatch(r"(\d+)\s*([KMG](?:I?B)?|)", text.strip().upper())
     if not found or not int(found[1]):
-        raise click.UsageError(f"{option} {text!r} is no size, such as 5GB or 500MB")
+        raise click.UsageError(f"{option} {text!r} is not a size such as 5GB or 500MB")
     return int(found[1]) * UNITS.get(found[2], UNITS.get(found[2][:1], 1))
 
 
 def output_folder(options: ExportOptions, name: str, ending: str) -> Path:
-    """The folder of -o, else NAME-ending beside the user's other work."""
+    """The folder of -o, else NAME-ending in the current folder."""
     from exporter.store import plain_name
 
     return options.output or Path(f"{plain_name(name)}-{ending}")
 
 
 def refuse_file(output: Path | None, to: str) -> None:
-    """UsageError for the name of a file where a folder is written."""
+    """Raise UsageError for the name of a file if a folder is written."""
     if output and output.suffix in (".gguf", ".safetensors"):
         raise click.UsageError(f"--to {to} makes a folder: `-o {output.with_suffix('')}`")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def export_safetensors(options: ExportOptions) -> None:
-    """Write the folder and show it."""
+    """Write the folder and print it."""
     from exporter.formats.safetensors_folder import save_merged
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
 
@@ -45,7 +45,7 @@ def export_safetensors(options: ExportOptions) -> None:
 
 
 def toolchain_if_built() -> Toolchain | None:
-    """A merged checkpoint needs llama.cpp only to read bases quantized in some ways."""
+    """The build of llama.cpp if there is one: only some quantized bases need it."""
     from exporter.llamacpp.toolchain import find_toolchain
 
     try:
@@ -59,7 +59,7 @@ SAFETENSORS = OutputFormat(
     "a merged checkpoint",
     export_safetensors,
     without_meaning={
-        "quants": "-q is for GGUF: --to safetensors keeps the base's own type",
+        "quants": "-q is for GGUF: --to safetensors keeps the base's type",
         "split_max_size": "--split-max-size is for GGUF models, not --to safetensors",
     },
     own={"max_shard_size": "--max-shard-size is for --to safetensors"},

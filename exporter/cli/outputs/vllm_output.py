@@ -31,7 +31,7 @@ WITHOUT_MEANING = {
 
 
 def export_vllm(options: ExportOptions) -> None:
-    """Write the folder and show it."""
+    """Write the folder and print it. Raises UsageError for two adapters of one name."""
     from exporter.formats.vllm import NamedAdapter, VllmRequest, export_for_vllm
     from exporter.inputs.locate import Sources, absent, bring, need_adapters
 
@@ -64,7 +64,10 @@ def export_vllm(options: ExportOptions) -> None:
 
 
 def split_name(text: str) -> tuple[str, str]:
-    """NAME=PATH, or PATH, which is then called as `decant serve` calls it."""
+    """Parse NAME=PATH, or PATH, which gets the name that `decant serve` gives it.
+
+    Raises UsageError for a name that clients cannot use.
+    """
     name, equals, place = text.partition("=")
     if not equals or Path(text).exists():
         place = text
@@ -75,7 +78,7 @@ def split_name(text: str) -> tuple[str, str]:
 
 
 def split_revision(base: str | None) -> tuple[str | None, str | None]:
-    """A folder, or ORG/NAME[@REVISION] or a link to one, taken apart."""
+    """Parse a folder, ORG/NAME[@REVISION] or a link into base and revision."""
     if base is None or Path(base).exists():
         return base, None
     from exporter.hub.resolve import hub_here
@@ -97,7 +100,7 @@ def show(made: VllmFolder, *, dry_run: bool, as_json: bool) -> None:
 
 VLLM = OutputFormat(
     "vllm",
-    "the adapters, and how `vllm serve` is started with them",
+    "the adapters, with the command for `vllm serve`",
     export_vllm,
     without_meaning=WITHOUT_MEANING,
     own={"served_name": "--name is for --to vllm; -o names the output"},

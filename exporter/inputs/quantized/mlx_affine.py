@@ -127,8 +127,8 @@ def weight_of(
     settings = config[SETTINGS]
     assert isinstance(settings, dict)
     own = settings.get(stem)
-    said = {**settings, **(own if isinstance(own, dict) else {})}
-    mode = str(said.get("mode", "affine"))
+    parameters = {**settings, **(own if isinstance(own, dict) else {})}
+    mode = str(parameters.get("mode", "affine"))
     packed, scales, biases = (tensors.get(f"{stem}.{role}") for role in PARTS)
     if mode != "affine" and mode not in MODES:
         raise UnsupportedError(
@@ -142,7 +142,7 @@ def weight_of(
         if scales.dtype != "U8" or biases is not None:
             raise damaged(stem, f"its scales are {scales.dtype}, and {mode} has one byte for each")
         return FloatWeight(f"{stem}.weight", shape, packed, scales, mode)
-    group, bits = said.get("group_size"), said.get("bits")
+    group, bits = parameters.get("group_size"), parameters.get("bits")
     if type(group) is not int or type(bits) is not int or bits not in BITS or group < 1:
         raise damaged(stem, f"its config says {bits!r} bits in groups of {group!r}")
     shape = shape_of(stem, packed, scales, group, bits)

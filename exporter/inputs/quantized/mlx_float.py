@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     import torch
 
 
-CHUNK = 1 << 20  # values worked out at a time
+CHUNK = 1 << 20  # values dequantized at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """How one of MLX's modes keeps a group of values."""
+    """The format of a group of values in one of MLX's modes."""
 
     bits: int
-    """Of a code: 4 is E2M1, 8 is E4M3."""
+    """Bits per code: 4 is E2M1, 8 is E4M3."""
     group: int
     has_e4m3_scales: bool
 

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from exporter.convert.upstream_hooks import TABLE, Hook, gone, upstream_hooks
+from exporter.convert.upstream_hooks import TABLE, Hook, find_missing, upstream_hooks
 
 PACKAGE = Path(__file__).parents[3] / "exporter"
 
 
 @pytest.mark.llamacpp
 def test_every_line_of_the_table_is_in_the_build(toolchain):
-    assert gone(toolchain.source) == []
+    assert find_missing(toolchain.source) == []
 
 
 @pytest.mark.llamacpp
@@ -27,7 +27,10 @@ def test_a_line_that_upstream_changes_is_named(toolchain, tmp_path):
     changed.write_text(changed.read_text().replace("_is_qwen3_reranker", "_is_reranker"))
     (tmp_path / "conversion" / "gemma.py").unlink()
 
-    assert {row.file for row in gone(tmp_path)} == {"conversion/qwen.py", "conversion/gemma.py"}
+    assert {row.file for row in find_missing(tmp_path)} == {
+        "conversion/qwen.py",
+        "conversion/gemma.py",
+    }
 
 
 def test_every_row_names_a_module_that_is_there():

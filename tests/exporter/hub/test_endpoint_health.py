@@ -86,7 +86,7 @@ def test_a_byte_wipes_failures_out():
 
 def test_endpoint_that_asks_to_wait_is_left_alone_for_so_long():
     health, _, clock = two()
-    health.asked_to_wait(10, "answers 429", began=clock.now)
+    health.pause_for(10, "answers 429", began=clock.now)
     assert not health.is_open
     clock.now += 10
     assert health.is_open
@@ -97,7 +97,7 @@ def test_endpoint_that_only_asks_to_wait_is_dead_in_the_end():
     began = clock.now
     for _ in range(Limits().waits):
         assert not health.is_dead
-        health.asked_to_wait(1, "answers 429", began=clock.now)
+        health.pause_for(1, "answers 429", began=clock.now)
         clock.now = health.closed_until
     assert health.is_dead
     assert clock.now - began > 300

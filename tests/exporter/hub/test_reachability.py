@@ -8,7 +8,7 @@ import time
 import pytest
 from huggingface_hub import constants
 
-from exporter.cli.doctor import Check, endpoints
+from exporter.cli.doctor import Finding, endpoints
 from exporter.hub.endpoints import parse_endpoint
 from exporter.hub.reachability import reach
 from tests.conftest import Decant
@@ -23,7 +23,7 @@ def test_each_endpoint_is_asked_once_in_order(stage: Stage, monkeypatch: pytest.
     monkeypatch.setenv("HF_ENDPOINT", f"{stage.a.url},{stage.b.url}")
     good, bad = endpoints()
     assert (good.status, good.found.startswith(f"{stage.a.name} answers in ")) == ("ok", True)
-    assert bad == Check(
+    assert bad == Finding(
         "endpoint", "warning",
         f"{stage.b.name} answers with a web page: a login page or a portal?",
         "check the network, its login page and HTTPS_PROXY; or list others:"

@@ -275,7 +275,7 @@ def test_the_setting_leaves_everything_to_ggml(elsewhere, ggml):
     kernels = load(elsewhere, ggml, DECANT_KQUANTS="ggml")
 
     assert kernels.chunk is None
-    assert "DECANT_KQUANTS=ggml" in kernels.told()
+    assert "DECANT_KQUANTS=ggml" in kernels.describe()
     with pytest.raises(InputError, match="DECANT_KQUANTS is 'fast'"):
         load(elsewhere, ggml, DECANT_KQUANTS="fast")
 
