@@ -35,6 +35,8 @@ class Served:
     models: list[str]
     log: Path
     headers: dict[str, str] = field(default_factory=dict)
+    source: str = ""
+    """The address that requests come from; any where this is empty."""
 
     @property
     def port(self) -> int:
@@ -43,7 +45,15 @@ class Served:
         return port
 
     def connect(self, timeout_s: float = 60) -> HTTPConnection:
-        return HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        return HTTPConnection("127.0.0.1", self.port, timeout_s, self.here)
+
+    def open(self, timeout_s: float = 60) -> socket.socket:
+        """A connection on which nothing has been said."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout_s, self.here)
+
+    @property
+    def here(self) -> tuple[str, int] | None:
+        return (self.source, 0) if self.source else None
 
     @contextmanager
     def send(
