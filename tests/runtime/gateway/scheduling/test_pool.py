@@ -24,6 +24,7 @@ from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.scheduling.engine_entry import Child
+from runtime.gateway.scheduling.engine_phase import Loading
 from runtime.gateway.scheduling.placement import Key, Room, plan_engine
 from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.scheduling.request_queue import Gate
