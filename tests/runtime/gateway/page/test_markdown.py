@@ -183,8 +183,7 @@ def test_no_text_takes_long(visit):
 def test_a_million_characters_take_a_second_at_most(visit):
     """On processors that others do not need meanwhile: of three tries one is enough."""
     took = {
-        name: min(visit.page.evaluate(TOOK, text) for _ in range(3))
-        for name, text in LARGE.items()
+        name: min(visit.page.evaluate(TOOK, text) for _ in range(3)) for name, text in LARGE.items()
     }
 
     assert {name: ms for name, ms in took.items() if ms > 1_000} == {}
