@@ -104,14 +104,15 @@ def test_the_thread_that_starts_an_engine_may_end(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
 @pytest.mark.parametrize("by_kernel", [True, False])
 def test_one_that_hears_nothing_is_killed_with_its_guard(by_kernel, tmp_path, monkeypatch):
+    """As when the server is asked twice to end: it is killed before its input is closed."""
     monkeypatch.setattr(llama_server, "start_kept", partial(start_kept, by_kernel=by_kernel))
-    monkeypatch.setattr(llama_server, "STOP_S", (0.1, 0.1))
     model = behave(write_tiny_gguf(tmp_path / "m.gguf"), stays=True)
     server = Server(ServerSpec(model, 64, 1), toolchain(tmp_path))
     server.__enter__()
     (engine,) = engines_of(tmp_path)
     os.kill(engine, signal.SIGSTOP)
 
+    server.process.kill()
     server.stop()
 
     assert wait_until(lambda: not engines_of(tmp_path), 5)
