@@ -120,7 +120,7 @@ def beside_attacks(
         for part in (0.5, 0.99)
     }
     ratio = percentile(beside, 0.99) / percentile(quiet, 0.99)
-    restarts = soak.served.metric("decant_restarts_total")
+    restarts = soak.served.metric("decant_child_restarts_total")
     found = {
         "attacks": len(phases.attacks),
         "hostile": dict(sorted(hostile.done.items())),

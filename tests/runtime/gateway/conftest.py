@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -85,6 +86,8 @@ class Served:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels."""
         _, text = self.get("/metrics")
+        # a misspelt one would be 0 for ever
+        assert re.search(rf"^(# TYPE )?{name}[ {{]", text, re.MULTILINE), name
         total = 0.0
         for line in text.splitlines():
             is_it = line.startswith((f"{name}{{", f"{name} "))

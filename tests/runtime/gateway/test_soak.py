@@ -58,7 +58,7 @@ def test_one_hostile_client_costs_the_others_little_time_and_no_answer(voices, t
         phases, hostile = Phases(), Hostile(served.port)
         phases.run(soak, hostile, 14, phase_s=7)
 
-        assert served.metric("decant_restarts_total") == 0
+        assert served.metric("decant_child_restarts_total") == 0
     quiet, beside = phases.quiet(soak.took), phases.beside(soak.took)
     assert soak.wrong == []
     assert hostile.faults == []
