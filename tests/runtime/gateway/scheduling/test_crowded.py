@@ -20,10 +20,9 @@ from runtime.gateway.scheduling import placement
 from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import Served, chat, serving, until
-from tests.runtime.gateway.scheduling.test_engines import hold, model, running
+from tests.support.fake_fleet import hold, running
 from tests.support.fake_engine import toolchain
 
-__all__ = ["model"]  # a fixture
 MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="no other process has its limits set")
 
@@ -31,9 +30,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="no other process has
 def test_five_models_that_share_the_room_of_two_are_all_answered(model, tmp_path, monkeypatch):
     """Whoever finds none waits for those that load and takes the place of those that are idle."""
     models = [model(f"m{number}", load_s=0.05) for number in range(5)]
-    need = placement.planned(
-        placement.Key("x"), models[0], Settings(parallel=2, context=64), toolchain(tmp_path)
-    ).fit.need.total
+    settings, room = Settings(parallel=2, context=64), placement.Room(toolchain(tmp_path))
+    need = placement.plan_engine(placement.Key("x"), models[0], settings, room).fit.need.total
     most, answered = [0], []
 
     async def test(fleet: Fleet, catalog: Catalog) -> None:
