@@ -139,7 +139,7 @@ def find_models(text: str, store: Path, *, unfinished: bool = False) -> list[Sto
 def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     """The one GGUF that MODEL means: a path, a name in the store, or a repo, which is pulled.
 
-    A stored model goes before a folder of its name, which is told. Raises ModelError when there is
+    A stored model goes before a folder of its name, with a note. Raises ModelError when there is
     none, or when a name alone means several.
     """
     path = Path(text)

@@ -61,6 +61,7 @@ WALL_CLOCK = {
     "runtime/chat/session_files.py",  # when a conversation began
     "runtime/encoder_decoder/http.py",  # OpenAI's `created`
     "runtime/encoder_decoder/openai.py",
+    "runtime/scoring/choices.py",
     "runtime/gateway/ollama/ollama_response.py",  # Ollama's `created_at`
     "runtime/gateway/ollama/ollama_routes.py",  # and `expires_at`
 }

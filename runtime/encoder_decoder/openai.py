@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from exporter.inputs.template_process import Job, render_all
+from exporter.inputs.template_process import RenderJob, render_all
 from runtime.encoder_decoder.answer import Ended, Task
 from runtime.encoder_decoder.model import RANDOM_SEED, EncoderDecoder, Sampling
 
@@ -220,7 +220,7 @@ def rendered(
     names = {name: model.vocabulary.special(name) for name in ("bos", "eos", "pad")}
     tokens = {f"{name}_token": model.vocabulary.text(token) for name, token in names.items()}
     talk = [{"role": name, "content": text} for name, text in messages]
-    (made,) = render_all(template, tokens, [Job(talk)])
+    (made,) = render_all(template, tokens, [RenderJob(talk)])
     if made.text is None:
         raise wrong(f"the model's chat template does not take these messages: {made.refusal}")
     ids = model.vocabulary.encode(made.text, special=True)

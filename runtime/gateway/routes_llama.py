@@ -105,9 +105,11 @@ async def join_portions(call: Call, route: str, portions: Sequence[Mapping[str, 
     ) as texts:
         for portion in portions:
             text = await texts.__anext__()
-            await beside(len(text), partial(found.add, text, offset), call.client)
+            await beside(len(text), partial(found.add, text, offset), call.record.client_id)
             offset += texts_of(route, portion)
-    text = await beside(call.nbytes, partial(found.text, call.body.get("top_n")), call.client)
+    text = await beside(
+        call.nbytes, partial(found.text, call.body.get("top_n")), call.record.client_id
+    )
     headers = {"X-Decant-Model": model_of(call).decode()}
     return Response(text, media_type="application/json", headers=headers)
 
@@ -156,7 +158,7 @@ async def cut_vectors(reply: Reply, size: int, call: Call) -> Response:
     """The answer with shorter vectors, which llama-server does not know to make."""
     text = await reply.read()
     beside = call.gateway.bodies.beside
-    found = await beside(len(text), partial(json.loads, text), call.client)
+    found = await beside(len(text), partial(json.loads, text), call.record.client_id)
     if not isinstance(found, dict):
         raise bad_request("`dimensions` goes with /v1/embeddings")
     return JSONResponse(

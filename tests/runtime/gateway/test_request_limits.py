@@ -243,15 +243,15 @@ def test_large_bodies_of_one_client_leave_a_thread_to_the_others():
         return {"type": "http.request", "body": body, "more_body": False}
 
     class Slow(Bodies):
-        def understood(self, text: bytes) -> dict[str, Any]:
+        def parse_within(self, text: bytes) -> dict[str, Any]:
             time.sleep(0.05)
-            return super().understood(text)
+            return super().parse_within(text)
 
     async def run() -> None:
         bodies = Slow(Settings(), sees=False)
 
         async def take(client: str) -> None:
-            async with bodies.taken({"headers": [], "client_id": client}, receive):
+            async with bodies.take({"headers": []}, receive, client):
                 order.append(client)
 
         await asyncio.gather(*(take("many") for _ in range(9)), take("one"))

@@ -20,8 +20,8 @@ from runtime.gateway.scheduling import placement
 from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import Served, chat, serving, until
-from tests.support.fake_fleet import hold, running
 from tests.support.fake_engine import toolchain
+from tests.support.fake_fleet import hold, running
 
 MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="no other process has its limits set")
