@@ -1,12 +1,14 @@
-"""`decant serve` under eight clients that behave badly, for half an hour: nothing may leak.
+"""`decant serve` under clients that behave badly: nothing may leak, and nobody pays for another.
 
-    python benchmarks/soak.py [--minutes 30] [--hostile] [--write]
+    python benchmarks/soak.py [--minutes 30] [--write]
+    python benchmarks/soak.py --hostile [--minutes 30] [--phase-s 60] [--only KIND] [--write]
 
-With --hostile, seven clients, and one more that sends what once took the server from all others:
-their p99 may be three times that of a minute without. No engine is killed then.
+Eight clients: random disconnects, bad requests, three voices over one base, and an engine killed
+now and then. An answer counts as lost only if no kill can explain it.
 
-Random disconnects, bad requests, three voices over one base, and an engine killed now and then.
-An answer counts as lost only if no kill can explain it.
+With --hostile, seven clients, no kills, and in every other phase one client more, which sends what
+once took the server from all others (`tests/support/hostile_client.py`). None of the seven may
+lose an answer or get a wrong one, and their p99 beside it may be three times that without.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import json
 import platform
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -29,12 +30,16 @@ from exporter.formats.gguf_lora import LoraRequest, export_lora  # noqa: E402
 from exporter.llamacpp.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
 from tests.runtime.conftest import PROMPTS, train_liar  # noqa: E402
 from tests.runtime.gateway.conftest import serving  # noqa: E402
+from tests.support.hostile_client import Hostile  # noqa: E402
 from tests.support.soak_clients import Soak  # noqa: E402
+from tests.support.soak_phases import Phases, percentile  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "soak.json"
+HOSTILE = CHECKOUT / "benchmarks" / "soak_hostile.json"
 MODELS = ("base", "base:pirate", "base:liar")
 KILL_EVERY_S = 20
 MIB = 1 << 20
+RATIO_MAX = 3  # of the p99 beside an attack to that without
 SCALES = 5  # engines for adapters' scales, and one for vectors
 
 
@@ -52,56 +57,87 @@ def make(folder: Path) -> tuple[object, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--write", action="store_true", help="keep the result in benchmarks/")
     parser.add_argument("--hostile", action="store_true", help="beside one client that attacks")
+    parser.add_argument("--phase-s", type=float, default=60, help="seconds with, and without it")
+    parser.add_argument("--only", default="", metavar="KIND", help="the one thing that it sends")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with serving(folder, *make(folder), "--parallel", 4) as served:
             expected = {(m, p): served.says(m, p) for m in MODELS for p in PROMPTS}
-            soak = Soak(served, expected, clients=7 if asked.hostile else 8)
+            soak = Soak(served, expected, 7 if asked.hostile else 8, are_apart=asked.hostile)
             soak.run(20, kill_every_s=9)  # what is allocated once is
-            quiet_s = quiet(soak) if asked.hostile else 0.0
-            soak.answers.clear()
-            soak.took.clear()
-            soak.is_hostile = asked.hostile
-            began = time.monotonic()
-            every_s = asked.minutes * 60 if asked.hostile else KILL_EVERY_S
-            soak.run(asked.minutes * 60, kill_every_s=every_s)
-            took = time.monotonic() - began
+            soak.forget()
+            seconds = asked.minutes * 60
+            if asked.hostile:
+                found, is_bad = beside_attacks(soak, seconds, asked.phase_s, asked.only)
+            else:
+                found, is_bad = with_kills(soak, seconds)
     results = {
         "machine": f"{host_facts().model}, {platform.system()}",
-        "minutes": round(took / 60, 1),
+        "minutes": asked.minutes,
         "clients": soak.clients,
-        "kills": soak.kills,
         "answers": dict(soak.answers),
         "wrong_or_lost": len(soak.wrong),
-        "p99_s": round(soak.slowest(), 3),
-        "p99_quiet_s": round(quiet_s, 3),
         "before": soak.first,
         "after": soak.last,
-        "most": {key: max(s[key] for s in (soak.last, *soak.samples)) for key in soak.first},
-        "rss_at_kills": [sample["rss"] for sample in soak.samples],
+        **found,
     }
     print(json.dumps(results, indent=2))
     for one in soak.wrong[:20]:
         print(one, file=sys.stderr)
     if asked.write:
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    engines = 2 if not asked.hostile else 2 + SCALES
-    leaks = soak.last["fds"] > soak.first["fds"] + 8 * engines or soak.last["children"] > engines
-    grown = soak.last["rss"] > soak.first["rss"] + (150 if asked.hostile else 4) * MIB
-    slow = asked.hostile and soak.slowest() > 3 * quiet_s
-    sys.exit(bool(soak.wrong or leaks or grown or slow))
+        (HOSTILE if asked.hostile else RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+    sys.exit(bool(soak.wrong or is_bad))
 
 
-def quiet(soak: Soak) -> float:
-    """The p99 of a minute without an attack."""
-    soak.took.clear()
-    soak.run(60, kill_every_s=60)
-    return soak.slowest()
+def with_kills(soak: Soak, seconds: float) -> tuple[dict[str, object], bool]:
+    """What there is to say of a soak in which engines are killed, and whether anything leaks."""
+    soak.run(seconds, kill_every_s=KILL_EVERY_S)
+    found = {
+        "kills": soak.kills,
+        "most": {key: max(s[key] for s in (soak.last, *soak.samples)) for key in soak.first},
+        "rss_at_kills": [sample["rss"] for sample in soak.samples],
+    }
+    return found, leaks(soak, engines=2, grown=4 * MIB)
+
+
+def beside_attacks(
+    soak: Soak, seconds: float, phase_s: float, only: str
+) -> tuple[dict[str, object], bool]:
+    """The same of one in phases, and whether anybody waited for the hostile client."""
+    hostile, phases = Hostile(soak.served.port, only), Phases()
+    phases.run(soak, hostile, seconds, phase_s)
+    quiet, beside = phases.quiet(soak.took), phases.beside(soak.took)
+    times = {
+        f"p{100 * part:g}_s": {
+            "without": round(percentile(quiet, part), 3),
+            "beside": round(percentile(beside, part), 3),
+        }
+        for part in (0.5, 0.99)
+    }
+    ratio = percentile(beside, 0.99) / percentile(quiet, 0.99)
+    restarts = soak.served.metric("decant_child_restarts_total")
+    found = {
+        "attacks": len(phases.attacks),
+        "hostile": dict(sorted(hostile.done.items())),
+        "told": dict(sorted(hostile.statuses.items())),
+        "restarts": restarts,
+        **times,
+        "p99_ratio": round(ratio, 2),
+    }
+    is_bad = ratio > RATIO_MAX or bool(hostile.faults)
+    return found, is_bad or leaks(soak, engines=2 + SCALES, grown=150 * MIB)
+
+
+def leaks(soak: Soak, *, engines: int, grown: int) -> bool:
+    """Whether files, engines or bytes are left; grown: bytes that may be."""
+    files = soak.last["fds"] > soak.first["fds"] + 8 * engines
+    is_larger = soak.last["rss"] > soak.first["rss"] + grown
+    return files or is_larger or soak.last["children"] > engines
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from exporter.convert.config_prefetch import read_ahead
 from exporter.convert.gguf_layout import Conversion, lay_out
 from exporter.convert.to_gguf import ModelPart, Outtype, convert, has_projector, refuse_dropped
-from exporter.core.atomic_file import refuse_existing
+from exporter.core.atomic_file import partial_path, refuse_existing, refuse_locked
 from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, once, silent
 from exporter.core.ggml_types import FLOATS, FTYPES, GGMLType
@@ -284,6 +284,9 @@ def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report:
             report(Warn(f"`{path}` exists: the export itself will need --force"))
         elif not journal_path(path).exists():
             refuse_existing(path, force=force)
+        partial = partial_path(path)
+        if not dry_run and partial.exists():
+            refuse_locked(partial)
 
 
 def exported(plans: list[GGUFPlan]) -> tuple[ExportedFile, ...]:

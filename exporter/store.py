@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exporter.core.atomic_file import PARTIAL, explained, refuse_locked, taken_bytes
 from exporter.core.errors import ModelError
-from exporter.core.events import Report, silent
+from exporter.core.events import Note, Report, silent
 from exporter.core.ggml_types import FTYPES, parse_quant
 from exporter.core.gguf import SHARD, SUFFIX, GGUFFile, read_gguf, shard_paths
 from exporter.core.resumable_file import Unfinished
@@ -139,7 +139,8 @@ def find_models(text: str, store: Path, *, unfinished: bool = False) -> list[Sto
 def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     """The one GGUF that MODEL means: a path, a name in the store, or a repo, which is pulled.
 
-    Raises ModelError when there is none, or when a name alone means several.
+    A stored model goes before a folder of its name, with a note. Raises ModelError when there is
+    none, or when a name alone means several.
     """
     path = Path(text)
     if path.suffix == SUFFIX and path.exists():
@@ -160,9 +161,19 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     if len(found) > 1:
         raise ModelError(
             f"{text!r} is stored in {len(found)} quantizations",
-            hint=f"name one: {', '.join(model.full_name for model in found)}",
+            hint=f"name one: {', '.join(model.full_name for model in found)}"
+            + (f"; the folder of that name is ./{text}" if path.is_dir() else ""),
         )
+    if path.is_dir():
+        report(Note(f"{text!r} is the stored model here; the folder beside it is `./{text}`"))
     return found[0].path
+
+
+def is_stored(text: str, store: Path) -> bool:
+    """Whether a stored model has this name: it goes before a folder that is called so, too."""
+    return "/" not in text and text in {
+        name for model in list_models(store) for name in (model.name, model.full_name)
+    }
 
 
 def refuse_other_file(text: str) -> None:

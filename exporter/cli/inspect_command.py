@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 
 from exporter.cli.common_options import json_option, store
-from exporter.cli.terminal_renderer import print_json, print_pairs, print_table
+from exporter.cli.terminal_renderer import print_json, print_pairs, print_table, reporting
 from exporter.core.errors import ModelError
-from exporter.core.events import silent
+from exporter.core.events import Report, silent
 from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
 from exporter.core.paths import size_text
 from exporter.inputs.adapter import CONFIG, open_adapter
@@ -21,7 +21,7 @@ from exporter.inputs.find_adapter import find_adapter
 from exporter.inputs.find_model import model_in_place_of_adapter
 from exporter.inputs.zipped_adapter import zip_above
 from exporter.merge.operations import kind_text
-from exporter.store import find_model, list_models
+from exporter.store import find_model, is_stored
 
 SAVED_BY = {"mlx": "mlx-lm", "gguf": "llama.cpp"}
 LONG = 100  # characters shown of a value
@@ -32,9 +32,12 @@ LONG = 100  # characters shown of a value
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor too.")
 @json_option
 def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
-    """Show what PATH holds: a GGUF (or a stored model's name), a model or an adapter folder."""
-    found = describe(path)
-    tell_namesake(path)
+    """Show what PATH holds: a GGUF (or a stored model's name), a model or an adapter folder.
+
+    A stored model goes before a folder of its name, as everywhere: that is ./NAME.
+    """
+    with reporting() as report:
+        found = describe(path, report)
     if as_json:
         print_json(found)
         return
@@ -62,26 +65,14 @@ def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
         )
 
 
-def tell_namesake(text: str) -> None:
-    """Note that a stored model has the name of the shown folder: chat would take that one."""
-    if not Path(text).is_dir() or Path(text).name != text:
-        return
-    for model in list_models(store()):
-        if text in (model.name, model.full_name):
-            click.echo(
-                f"note: this is the folder `{text}`; `decant chat {text}` takes the stored model"
-                f" of that name, which `decant inspect {model.path}` shows",
-                err=True,
-            )
-            return
-
-
-def describe(text: str) -> dict[str, object]:
+def describe(text: str, report: Report) -> dict[str, object]:
     """The kind of `text`, its facts and its tensors."""
     path = Path(text)
-    if path.is_dir() or zip_above(path) or path.suffix in (".safetensors", ".bin"):
+    is_place = path.is_dir() or zip_above(path) or path.suffix in (".safetensors", ".bin")
+    if is_place and not (path.is_dir() and is_stored(text, store())):
         return describe_place(path)
-    return describe_gguf(read_gguf(path if path.is_file() else find_model(text, store())))
+    found = path if path.is_file() else find_model(text, store(), report=report)
+    return describe_gguf(read_gguf(found))
 
 
 def describe_place(path: Path) -> dict[str, object]:

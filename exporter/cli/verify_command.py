@@ -98,7 +98,8 @@ def verify(
         raise click.UsageError("combined adapters can be compared with --light only")
     wanted = adapters_named(None, 1.0, adapters, combine)
     require_packages()
-    path = Path(gguf) if Path(gguf).is_file() else find_model(gguf, store())
+    with reporting(quiet=quiet) as report:
+        path = Path(gguf) if Path(gguf).is_file() else find_model(gguf, store(), report=report)
     refuse_adapter(path)
     content = read_text(text)
     from exporter.formats.export_request import ExportRequest, plan_request, result_name

@@ -33,7 +33,7 @@ def atomic_write(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """
     refuse_existing(path, force=force)
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}{PARTIAL}")
+    partial = partial_path(path)
     with explained(path), open_locked(partial, path) as file:
         try:
             yield file
@@ -42,6 +42,11 @@ def atomic_write(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
             publish(partial, path, force=force)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file lies while it is written."""
+    return path.with_name(f".{path.name}{PARTIAL}")
 
 
 @contextmanager
@@ -161,10 +166,15 @@ def taken_bytes(path: Path) -> int:
 
 def free_bytes(folder: Path) -> int:
     """Free bytes on the disk of `folder`, which need not exist yet."""
+    return shutil.disk_usage(existing_part(folder)).free
+
+
+def existing_part(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 def is_there(path: Path) -> bool:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from exporter.core.atomic_file import (
-    PARTIAL,
     explained,
     make_folder,
     open_locked,
+    partial_path,
     publish,
     refuse_existing,
     sync_folder,
@@ -46,7 +46,7 @@ class Unfinished:
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(f".{self.path.name}{PARTIAL}")
+        return partial_path(self.path)
 
     @property
     def journal(self) -> Path:

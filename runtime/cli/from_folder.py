@@ -21,7 +21,7 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Note, Report, Step, silent
 from exporter.core.gguf import SUFFIX, GGUFFile, read_gguf
-from exporter.store import file_name, find_model, list_models, plain_name
+from exporter.store import file_name, find_model, is_stored, list_models, plain_name
 from runtime.engine.adapters import BASE, Adapter, Wanted, gguf_of
 
 QUANT = "Q4_K_M"
@@ -44,9 +44,7 @@ def is_folder(text: str, store: Path) -> bool:
     path = Path(text)
     if not (path.is_dir() or (path.suffix == ZIP and path.is_file())):
         return False
-    return "/" in text or text not in {
-        name for model in list_models(store) for name in (model.name, model.full_name)
-    }
+    return not is_stored(text, store)
 
 
 def model_of(text: str, base: str | None, store: Path, *, report: Report = silent) -> FromFolder:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
+from exporter.inputs.template_process import RenderJob, render_all
 from runtime.encoder_decoder.answer import Ended, Task
 from runtime.encoder_decoder.model import RANDOM_SEED, EncoderDecoder, Sampling
 
@@ -212,18 +213,17 @@ def content(message: Json) -> str:
 def rendered(
     template: str, messages: Sequence[tuple[str, str]], model: EncoderDecoder
 ) -> list[int]:
-    from datetime import datetime
+    """The prompt of a conversation, made in a child: the template is a program of the model's.
 
-    from exporter.inputs.chat_template import IrregularError, Template
-
+    Raises RefusedError where there is none.
+    """
     names = {name: model.vocabulary.special(name) for name in ("bos", "eos", "pad")}
     tokens = {f"{name}_token": model.vocabulary.text(token) for name, token in names.items()}
     talk = [{"role": name, "content": text} for name, text in messages]
-    try:
-        text = Template(template, tokens, datetime.now).render(talk)
-    except IrregularError as error:
-        raise wrong(f"the model's chat template does not take these messages: {error}") from error
-    ids = model.vocabulary.encode(text, special=True)
+    (made,) = render_all(template, tokens, [RenderJob(talk)])
+    if made.text is None:
+        raise wrong(f"the model's chat template does not take these messages: {made.refusal}")
+    ids = model.vocabulary.encode(made.text, special=True)
     # the tokenizer ends every input; a template may have done so already
     return ids[:-1] if ids[-2:] == [names["eos"]] * 2 else ids
 

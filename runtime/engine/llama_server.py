@@ -72,6 +72,8 @@ class ServerSpec:
     """How conversations are rendered."""
     extra: tuple[str, ...] = ()
     """More of llama-server's flags."""
+    niceness: int = 0
+    """How far behind others it stands for the processor, as `nice` has it."""
     use_socket: bool = True
     """A Unix socket where there are any; else a port on the loopback, and a random key."""
 
@@ -119,6 +121,8 @@ class Server(ModelServer):
                     env=scrubbed(os.environ) | self.own_env(),
                     start_new_session=True,  # Ctrl-C in the terminal is ours to handle
                 )
+            with suppress(OSError):  # it has ended already
+                os.setpriority(os.PRIO_PROCESS, self.process.pid, self.own_niceness())
             self.wait_until_ready(on_port=on_port)
         except BaseException:
             self.stop()
@@ -127,6 +131,9 @@ class Server(ModelServer):
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+    def own_niceness(self) -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0) + self.spec.niceness
 
     def link_adapters(self) -> None:
         """Give adapters names without the `,` and `:` at which llama-server cuts its list."""

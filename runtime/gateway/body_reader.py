@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from starlette.types import Receive, Scope
 
@@ -20,7 +21,7 @@ from runtime.gateway.scheduling.request_queue import too_many
 from runtime.gateway.settings import Settings
 
 SMALL = 64 << 10  # bytes; parsed in a millisecond
-AT_ONCE = 2  # large ones that are worked on
+AT_ONCE = 2  # large ones that are worked on; of one client, one
 HELD_MAX = 512 << 20  # bytes of all bodies together
 CLIENT_MAX = 64 << 20  # bytes of all bodies of one client
 MARKS = (b",", b"[", b"{")
@@ -45,6 +46,8 @@ class Bodies:
         self.most = settings.limits.media_body if sees else settings.limits.body
         self.held: Counter[str] = Counter()
         """Bytes by client."""
+        self.turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Whose large body is worked on, by client."""
         self.threads = ThreadPoolExecutor(AT_ONCE, "bodies")
 
     @asynccontextmanager
@@ -59,7 +62,7 @@ class Bodies:
         try:
             await self.read(receive, parts, client)
             nbytes = sum(map(len, parts))
-            found = await self.beside(nbytes, lambda: self.parse_within(b"".join(parts)))
+            found = await self.beside(nbytes, lambda: self.parse_within(b"".join(parts)), client)
             yield Taken(found, nbytes)
         finally:
             self.held[client] -= sum(map(len, parts))
@@ -118,8 +121,12 @@ class Bodies:
         refuse_too_many(found, limits)
         return found
 
-    async def beside(self, nbytes: int, work: Callable[[], Result]) -> Result:
-        """What `work` gives; of a large body it is done in a thread, so that others are heard."""
+    async def beside(self, nbytes: int, work: Callable[[], Result], client: str) -> Result:
+        """What `work` gives; of a large body it is done in a thread, so that others are heard.
+
+        One client's are worked on one after the other, so that there is a thread for the next.
+        """
         if nbytes <= SMALL:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
+        async with self.turns.setdefault(client, asyncio.Lock()):
+            return await asyncio.get_running_loop().run_in_executor(self.threads, work)

@@ -124,7 +124,9 @@ class Call:
         role = gateway.role_of(route, named)
         settings, can_say = gateway.settings, role in SAYING
         ready = await gateway.bodies.beside(
-            self.nbytes, lambda: prepared(body, route, named, settings, can_say=can_say)
+            self.nbytes,
+            lambda: prepared(body, route, named, settings, can_say=can_say),
+            self.record.client_id,
         )
         self.state = "loading"
         async with gateway.fleet.using(named, role) as child:
@@ -153,6 +155,7 @@ class Call:
                     lambda: dumped(
                         {**front.ready(route, child.for_engine(body)), "model": named.id}
                     ),
+                    self.record.client_id,
                 )
             except ModelError as error:
                 raise unavailable(f"{named.id!r}: {error.message}", retry_after=60) from error
@@ -175,9 +178,10 @@ class Call:
     ) -> Callable[[], None]:
         """Wait for a place at the child; what gives it back. Raises ApiError."""
         if route in UNQUEUED:
-            await child.beside.acquire()
-            return child.beside.release
-        ticket = await child.gate.admit(named.voice, 1 if route == SCORE else cost(body))
+            aside = await child.beside.admit((), client=self.record.client_id)
+            return lambda: child.beside.release(aside)
+        slots = 1 if route == SCORE else cost(body)
+        ticket = await child.gate.admit(named.voice, slots, self.record.client_id)
         self.record.waited_s += ticket.waited_s
         self.gateway.metrics.waited(named.label, ticket.waited_s)
         return lambda: child.gate.release(ticket)

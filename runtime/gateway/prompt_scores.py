@@ -174,9 +174,9 @@ async def join_scores(call: Call, bodies: Sequence[Json], count: int, refusal: R
     async with in_order([partial(score_portion, call, body, refusal) for body in bodies]) as texts:
         for body in bodies:
             text = await texts.__anext__()
-            await beside(len(text), partial(found.add, text, offset))
+            await beside(len(text), partial(found.add, text, offset), call.record.client_id)
             offset += len(body["prompt"]) * count
-    return await beside(call.nbytes, partial(found.text, None))
+    return await beside(call.nbytes, partial(found.text, None), call.record.client_id)
 
 
 async def score_portion(call: Call, body: Mapping[str, Any], refusal: Refusal) -> bytes:

@@ -44,6 +44,8 @@ class Limits:
     grammar_bytes: int = 64 << 10
     schema_nodes: int = 16384
     """Values in all schemas of a request: those of its tools, too."""
+    schema_depth: int = 64
+    """Of values within each other in a schema: each is a rule that every token is tried with."""
     properties: int = 256
     """Of one object in a schema: an engine's time grows with the third power of the optional."""
     pixels: int = 1 << 26
@@ -159,14 +161,21 @@ def schema_nodes(body: Body) -> int:
 
 def nodes(value: Any) -> Iterator[Any]:
     """All values inside one, itself as well."""
-    todo = [value]
+    return (one for _, one in leveled_nodes(value))
+
+
+def leveled_nodes(value: Any) -> Iterator[tuple[int, Any]]:
+    """All values inside one, each with its level; the value itself has level 1."""
+    todo = [(1, value)]
     while todo:
-        one = todo.pop()
-        yield one
-        if isinstance(one, dict):
-            todo.extend(one.values())
-        elif isinstance(one, list):
-            todo.extend(one)
+        level, one = todo.pop()
+        yield level, one
+        inside = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        todo.extend((level + 1, inner) for inner in inside)
+
+
+def schema_depth(body: Body) -> int:
+    return max((level for schema in schemas(body) for level, _ in leveled_nodes(schema)), default=0)
 
 
 Count = Callable[[Body], int]
@@ -182,6 +191,7 @@ COUNTED: tuple[tuple[str, str, Count], ...] = (
     ("breakers", "breakers of DRY", lambda body: length(body.get("dry_sequence_breakers"))),
     ("grammar_bytes", "bytes of grammar", grammar),
     ("schema_nodes", "values in schemas", schema_nodes),
+    ("schema_depth", "levels in a schema", schema_depth),
 )
 """Each limit with what it is called and how it is counted."""
 COUNTED_LISTS = frozenset(

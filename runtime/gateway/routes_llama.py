@@ -68,7 +68,7 @@ def passing(route: str) -> Handler:
         if name := list_of(route, call.body):
             slots = await slots_for(call, route)
             if len(call.body[name]) > slots:
-                portions = cut(call.body[name], slots)
+                portions = cut(call.body[name], (slots + 1) // 2)  # two of them fill the slots
                 is_stream = route in COMPLETED and call.body.get("stream")
                 way = stream_portions if is_stream else join_portions
                 return await way(call, route, [{**call.body, name: part} for part in portions])
@@ -105,9 +105,11 @@ async def join_portions(call: Call, route: str, portions: Sequence[Mapping[str, 
     ) as texts:
         for portion in portions:
             text = await texts.__anext__()
-            await beside(len(text), partial(found.add, text, offset))
+            await beside(len(text), partial(found.add, text, offset), call.record.client_id)
             offset += texts_of(route, portion)
-    text = await beside(call.nbytes, partial(found.text, call.body.get("top_n")))
+    text = await beside(
+        call.nbytes, partial(found.text, call.body.get("top_n")), call.record.client_id
+    )
     headers = {"X-Decant-Model": model_of(call).decode()}
     return Response(text, media_type="application/json", headers=headers)
 
@@ -155,7 +157,8 @@ async def send(call: Call, body: bytes, *, more: bool = True) -> None:
 async def cut_vectors(reply: Reply, size: int, call: Call) -> Response:
     """The answer with shorter vectors, which llama-server does not know to make."""
     text = await reply.read()
-    found = await call.gateway.bodies.beside(len(text), partial(json.loads, text))
+    beside = call.gateway.bodies.beside
+    found = await beside(len(text), partial(json.loads, text), call.record.client_id)
     if not isinstance(found, dict):
         raise bad_request("`dimensions` goes with /v1/embeddings")
     return JSONResponse(

@@ -9,6 +9,7 @@ import logging
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ CUT_S = 2  # for answers that were cut to be said so
 TICK_S = 0.02
 CLOSE_S = 1  # for connections that only wait
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SWITCH_S = 0.0005
+"""How long a thread that parses a large body keeps the interpreter from the loop; Python's own 5 ms
+would be waited for after each of a request's reads and writes."""
 READ_BLOCK = 128 << 10  # bytes
 """asyncio reads into 256 KiB and shrinks that to what came. On the heap every answer that is kept
 for a moment then splits the place of such a block: some 200 bytes lost a request."""
@@ -192,6 +196,7 @@ async def serve(
     """
     ways = ways or Ways()
     tls = ways.tls
+    sys.setswitchinterval(SWITCH_S)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
     most = connections_max() if ways.connections is None else ways.connections
     config = uvicorn.Config(

@@ -62,6 +62,8 @@ class Settings:
     """A child that holds on for so long to what its client has left is started again; 0: never."""
     health_s: float = 20
     """One that does not say for so long that it is well, too; 0: never."""
+    chosen_s: float = 20
+    """For so long an engine for scales that a client chose stays, whoever wants others."""
     allow_fields: frozenset[str] = frozenset()
     """Fields of llama-server's own that clients may set: see `requests.WITHHELD`."""
     media_hosts: frozenset[str] = frozenset()

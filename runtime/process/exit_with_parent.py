@@ -1,9 +1,9 @@
 """Runs a program that ends when whoever started it does, however that ends and whatever it does.
 
 `python -I -S exit_with_parent.py --parent PID PROGRAM ARGUMENT…` becomes the program, which Linux
-kills when the thread that started it ends. Elsewhere the guard stays beside it, as in the other
-form: `python -I -S exit_with_parent.py PROGRAM ARGUMENT…`, with a pipe as standard input whose
-other end the starter holds. The starter may end in any way, SIGKILL too: the pipe closes, the
+kills when the thread that started it ends. Where no kernel does that, the guard stays beside it:
+`python -I -S exit_with_parent.py PROGRAM ARGUMENT…`, with a pipe as standard input whose other
+end the starter holds. The starter may end in any way, SIGKILL too: the pipe closes, the
 program is killed.
 The guard ends with the program's own status, or 128 + the signal that killed it.
 """
@@ -19,6 +19,7 @@ import threading
 from types import FrameType
 
 PARENT = "--parent"
+INPUT = 0  # standard input
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 NOT_FOUND = 127  # a shell's status for a program that cannot be started
 
@@ -31,7 +32,7 @@ def run_guarded(argv: list[str]) -> int:
     child = subprocess.Popen(argv, stdin=subprocess.PIPE)
 
     def watch() -> None:
-        while sys.stdin.buffer.read(1 << 10):
+        while os.read(INPUT, 1 << 10):  # sys.stdin's lock would abort this process at its end
             pass
         child.kill()
 
@@ -65,8 +66,7 @@ def become(argv: list[str], parent: int) -> int:
 def main(arguments: list[str]) -> int:
     if arguments[0] != PARENT:
         return run_guarded(arguments)
-    argv = arguments[2:]
-    return become(argv, int(arguments[1])) if sys.platform == "linux" else run_guarded(argv)
+    return become(arguments[2:], int(arguments[1]))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -18,20 +19,30 @@ from runtime.process import exit_with_parent
 STACK = 256 << 20  # bytes; std::regex recurses with each character of a word: see WORD_MAX
 
 
-def start_kept(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+class Guarded(subprocess.Popen[bytes]):
+    """A guard and its program in a session of their own.
+
+    They are killed together: a guard that is killed alone can end nothing any more.
+    """
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+def start_kept(
+    argv: Sequence[str], *, by_kernel: bool = sys.platform == "linux", **options: Any
+) -> subprocess.Popen[bytes]:
     """Start a program that ends when this process does; options are Popen's.
 
-    Linux kills it when the thread that started it ends: that thread waits for its end here.
+    Linux kills it (`by_kernel`) when the thread that started it ends: that thread waits for its
+    end here. Elsewhere a guard does; then `stdin` is PIPE, and `start_new_session` is set.
     """
-    guarded = [
-        sys.executable,
-        "-I",
-        "-S",
-        exit_with_parent.__file__,
-        exit_with_parent.PARENT,
-        str(os.getpid()),
-        *argv,
-    ]
+    guard = [sys.executable, "-I", "-S", exit_with_parent.__file__]
+    if not by_kernel:
+        return Guarded([*guard, *argv], **options)
+    guarded = [*guard, exit_with_parent.PARENT, str(os.getpid()), *argv]
     started: Future[subprocess.Popen[bytes]] = Future()
 
     def keep() -> None:
@@ -41,9 +52,8 @@ def start_kept(argv: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
             started.set_exception(error)
             return
         started.set_result(process)
-        if sys.platform == "linux":
-            with suppress(ChildProcessError):  # somebody else has waited for it
-                os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        with suppress(ChildProcessError):  # somebody else has waited for it
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
     threading.Thread(target=keep, name=f"keeper of {Path(argv[0]).name}", daemon=True).start()
     return started.result()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from exporter.core.errors import WorkerError
 from exporter.llamacpp.toolchain import LAST_LINES, Toolchain, scrubbed
-from runtime.process import exit_with_parent
+from runtime.process.kept_processes import start_kept
 from runtime.process.run_dir import RunFolder
 
 LOOPBACK = "127.0.0.1"
@@ -46,7 +45,6 @@ class RpcServer:
         self.port = free_port()
         self.clients = 0
         argv = [
-            sys.executable, "-I", "-S", exit_with_parent.__file__,
             str(toolchain.tool("ggml-rpc-server")),
             "-H", LOOPBACK, "-p", str(self.port), "-t", str(spec.threads),
             *(["-c"] if spec.cache else []),
@@ -54,8 +52,9 @@ class RpcServer:
         env = scrubbed(os.environ) | {"LLAMA_CACHE": str(spec.cache or self.folder.path)}
         try:
             with self.folder.log.open("wb") as log:
-                self.process = subprocess.Popen(
+                self.process = start_kept(
                     argv,
+                    by_kernel=False,  # the guard notices that `stop` closes its input
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,

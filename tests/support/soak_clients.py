@@ -6,13 +6,12 @@ import json
 import os
 import random
 import signal
-import socket
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from pathlib import Path
 
@@ -23,22 +22,6 @@ BAD = (
     b'{"model": "base", "messages": [{"role": "user"}], "max_tokens": "x"}',
     b'{"a":' * 5000, b'{"model": "base:pirate", "prompt": "' + b"x " * 20_000 + b'"}',
 )  # fmt: skip
-MANY = {f"p{n}": {"type": "object", "properties": {"a": {}, "b": {}}} for n in range(4000)}
-HOSTILE: tuple[tuple[str, dict[str, object]], ...] = (
-    ("/v1/completions", {"prompt": [""] * 350_000}),
-    ("/v1/completions", {"prompt": ["tell me"] * 250, "max_tokens": 40}),
-    ("/v1/completions", {"prompt": [1] * 400_000}),
-    ("/v1/embeddings", {"input": ["a"] * 250_000}),
-    ("/api/embed", {"input": ["a"] * 250_000}),
-    ("/v1/completions", {"prompt": "a", "dry_sequence_breakers": ["w"] * 50_000}),
-    ("/v1/completions", {"prompt": "a", "grammar": "root ::= " + '"a" | ' * 100_000 + '"b"'}),
-    ("/completion", {"prompt": "a", "json_schema": {"type": "object", "properties": MANY}}),
-    ("/tokenize", {"content": "word " * 300_000}),
-    ("/v1/messages", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}),
-)
-"""What took all memory, or all time, from everybody else."""
-ELSEWHERE = ("127.0.0.2", 0)
-"""Where the one who sends them is."""
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/tokenize")
 UNAVAILABLE = 503
 DYING_S = 0.5
@@ -52,6 +35,8 @@ class Soak:
     served: Served
     expected: dict[tuple[str, str], str]
     clients: int = 8
+    are_apart: bool = False
+    """Whether each client has an address of its own, which only Linux gives away."""
     answers: Counter[str] = field(default_factory=Counter)
     wrong: list[object] = field(default_factory=list)
     """Answers of another voice, or none without a kill to blame."""
@@ -60,36 +45,37 @@ class Soak:
     first: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, float]] = field(default_factory=list)
-    is_hostile: bool = False
-    """Whether one client more sends HOSTILE."""
-    took: list[float] = field(default_factory=list)
-    """Seconds until each right answer."""
+    took: list[tuple[float, float]] = field(default_factory=list)
+    """When each right answer was asked for, and when it was there, in seconds."""
 
-    def run(self, seconds: float, *, kill_every_s: float, seed: int = 7) -> None:
+    def run(self, seconds: float, *, kill_every_s: float | None = None, seed: int = 7) -> None:
         """Let the clients loose; kill an engine now and then; measure at quiet moments."""
         self.settle()
         self.first = self.measure()
         end = time.monotonic() + seconds
         with ThreadPoolExecutor(self.clients) as pool:
             works = [
-                pool.submit(self.client, random.Random(seed + n), end) for n in range(self.clients)
+                pool.submit(self.client, self.seen_from(n), random.Random(seed + n), end)
+                for n in range(self.clients)
             ]
-            if self.is_hostile:
-                attacker = threading.Thread(target=self.attack, args=(random.Random(seed), end))
-                attacker.start()
-            self.killer(random.Random(seed), end, kill_every_s)
+            if kill_every_s is not None:
+                self.killer(random.Random(seed), end, kill_every_s)
             for work in works:
                 work.result()
         self.settle()
         self.last = self.measure()
 
-    def client(self, dice: random.Random, end: float) -> None:
+    def seen_from(self, number: int) -> Served:
+        """The server as client `number` asks it."""
+        return replace(self.served, source=f"127.0.0.{10 + number}" if self.are_apart else "")
+
+    def client(self, served: Served, dice: random.Random, end: float) -> None:
         acts = (self.proper, self.proper, self.proper, self.streaming, self.leaving, self.bad)
         while time.monotonic() < end:
             act = dice.choice(acts)
             began = time.monotonic()
             try:
-                act(dice)
+                act(served, dice)
             except (OSError, HTTPException, ValueError, KeyError) as error:
                 self.lost(act.__name__, began, repr(error), is_told=False)
 
@@ -101,23 +87,23 @@ class Soak:
         else:
             self.wrong.append((what, why))
 
-    def proper(self, dice: random.Random) -> None:
+    def proper(self, served: Served, dice: random.Random) -> None:
         (model, prompt), answer = dice.choice(list(self.expected.items()))
         began = time.monotonic()
-        status, body = self.served.ask("/v1/chat/completions", chat(model, prompt))
+        status, body = served.ask("/v1/chat/completions", chat(model, prompt))
         if status == 200 and body["choices"][0]["message"]["content"] == answer:
             self.answers["right"] += 1
-            self.took.append(time.monotonic() - began)
+            self.took.append((began, time.monotonic()))
         elif status == 200:
             self.wrong.append((model, prompt, body["choices"][0]["message"]["content"]))
         else:
             self.lost(model, began, (status, body), is_told=status == UNAVAILABLE)
 
-    def streaming(self, dice: random.Random) -> None:
+    def streaming(self, served: Served, dice: random.Random) -> None:
         (model, prompt), answer = dice.choice(list(self.expected.items()))
         began = time.monotonic()
         body = chat(model, prompt, stream=True)
-        with self.served.send("POST", "/v1/chat/completions", body) as response:
+        with served.send("POST", "/v1/chat/completions", body) as response:
             text = response.read().decode()
         events = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
         if response.status != 200 or events[-1] != "[DONE]":
@@ -131,7 +117,7 @@ class Soak:
         else:
             self.wrong.append((model, prompt, said))
 
-    def leaving(self, dice: random.Random) -> None:
+    def leaving(self, served: Served, dice: random.Random) -> None:
         """Ask for much, and go before it is there, or while the question is still being sent."""
         body = json.dumps(chat("base:liar", "tell", max_tokens=400, stream=dice.random() < 0.5))
         head = (
@@ -139,15 +125,15 @@ class Soak:
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         data = (head + body).encode()
-        with closing(socket.create_connection(("127.0.0.1", self.served.port))) as connection:
+        with closing(served.open()) as connection:
             cut = len(data) if dice.random() < 0.7 else dice.randrange(len(data))
             connection.sendall(data[:cut])
             time.sleep(dice.random() * 0.3)
         self.answers["left"] += 1
 
-    def bad(self, dice: random.Random) -> None:
+    def bad(self, served: Served, dice: random.Random) -> None:
         began = time.monotonic()
-        with self.served.send("POST", dice.choice(ROUTES), dice.choice(BAD)) as response:
+        with served.send("POST", dice.choice(ROUTES), dice.choice(BAD)) as response:
             response.read()
         if response.status < 500:  # llama-server overlooks what it does not know
             self.answers["refused"] += 1
@@ -155,29 +141,12 @@ class Soak:
             is_told = response.status == UNAVAILABLE
             self.lost("a bad request", began, response.status, is_told=is_told)
 
-    def attack(self, dice: random.Random, end: float) -> None:
-        """Send what hurts, and leave soon."""
-        while time.monotonic() < end:
-            route, body = dice.choice(HOSTILE)
-            model = f"base:pirate@{dice.random():.6f}" if route == "/v1/messages" else "base"
-            data = json.dumps({"model": model, **body}).encode()
-            head = (
-                f"POST {route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(data)}\r\n\r\n"
-            )
-            place = ("127.0.0.1", self.served.port)
-            with (
-                suppress(OSError),
-                closing(socket.create_connection(place, 2, ELSEWHERE)) as connection,
-            ):
-                connection.sendall(head.encode() + data)
-                connection.settimeout(dice.random())
-                connection.recv(1)
-            self.answers["hostile"] += 1
-
-    def slowest(self, part: float = 0.99) -> float:
-        """The time in which so many of the right answers were there."""
-        return sorted(self.took)[int(part * (len(self.took) - 1))]
+    def forget(self) -> None:
+        """Begin anew: what was until now was for warming up."""
+        self.answers.clear()
+        self.took.clear()
+        self.samples.clear()
+        self.kills, self.killed_at = 0, 0.0
 
     def killer(self, dice: random.Random, end: float, every_s: float) -> None:
         stop = threading.Event()

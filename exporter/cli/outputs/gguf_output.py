@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
-from exporter.cli.outputs.request_options import brought, merge_request
+from exporter.cli.outputs.request_options import brought, chosen_quants, merge_request
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.paths import size_text
 
@@ -22,7 +22,7 @@ def export_gguf(options: ExportOptions) -> None:
     from exporter.export import export as run
     from exporter.llamacpp.toolchain import find_toolchain
 
-    if (found := brought(options)) is None:
+    if (found := brought(options, chosen_quants(options.quants))) is None:
         return
     _, request = merge_request(options, *found)
     toolchain = find_toolchain()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from exporter.cli.common_options import store
 from exporter.cli.outputs.output_format import ExportOptions
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.errors import InputError
+from exporter.core.events import silent
 from exporter.core.ggml_types import parse_quant
 from exporter.core.paths import model_name, size_text
 from exporter.store import file_name
@@ -28,19 +30,27 @@ OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def brought(options: ExportOptions) -> tuple[list[Path], Path | None] | None:
+def brought(
+    options: ExportOptions, quants: Sequence[str] = ()
+) -> tuple[list[Path], Path | None] | None:
     """The local paths of adapters and base, pulled if missing.
 
-    None if a dry run has listed the missing files.
+    None if a dry run has listed the missing files. quants: the types of the GGUFs to be written;
+    raises SpaceError, before anything is pulled, if the disk has no room for them.
     """
+    from exporter.cli.outputs.room_ahead import check_room
     from exporter.inputs.locate import Sources, absent, bring
 
     named = tuple(text for text, _ in options.adapters)
     sources = Sources(named, options.base, options.revision, options.subfolder)
     with reporting(quiet=options.quiet) as report:
-        if options.dry_run and (pulls := absent(sources, report=report)):
+        forward = report if options.dry_run else silent  # a pull says it all again
+        pulls = absent(sources, report=forward) if options.dry_run or quants else ()
+        if pulls and options.dry_run:
             show_absent(pulls, as_json=options.as_json)
             return None
+        if pulls and quants:
+            check_room(pulls, options.output or store(), quants, report)
         return bring(sources, report=report)
 
 

@@ -87,7 +87,8 @@ async def embed_texts(
         works = [partial(embed_portion, call, question, named, portion) for portion in portions]
         async with in_order(works) as texts:
             async for text in texts:
-                found = await call.gateway.bodies.beside(len(text), partial(read_object, text))
+                read = partial(read_object, text)
+                found = await call.gateway.bodies.beside(len(text), read, call.record.client_id)
                 data = sorted(listed(found.get("data")), key=lambda one: number(one.get("index")))
                 vectors += [one["embedding"] for one in data]
                 prompt_tokens += int(number(mapped(found.get("usage")).get("prompt_tokens")))

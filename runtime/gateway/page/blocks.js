@@ -56,7 +56,8 @@ function isBlank(line) {
 
 /** Whether a line ends the paragraph before it. */
 function interrupts(lines, at) {
-  const { text } = lines[at];
+  const { text, goesOn } = lines[at];
+  if (goesOn) return false;
   const marker = MARKER.exec(text);
   const isItem = marker?.[3] !== undefined && (!/\d/.test(marker[2]) || /^1[.)]$/.test(marker[2]));
   return isItem || isFence(text) || HEADING.test(text) || RULE.test(text) || QUOTE.test(text) || isTable(lines, at);
@@ -142,14 +143,18 @@ function itemAt(lines, at, marker) {
   const inside = [{ ...lines[at], text: lines[at].text.slice(marker[0].length) }];
   let after = at + 1;
   for (; after < lines.length; after += 1) {
-    const { text } = lines[after];
-    if (isBlank(text)) {
+    const { text, goesOn } = lines[after];
+    let isLazy = goesOn;
+    if (goesOn) {
+      if (!isParagraph(lines[after - 1].text)) break;
+    } else if (isBlank(text)) {
       const following = nextFilled(lines, after);
       if (following === null || !belongs(following, indent, width)) break;
     } else if (!belongs(text, indent, width)) {
       if (MARKER.test(text) || interrupts(lines, after) || !isParagraph(lines[after - 1].text)) break;
+      isLazy = !/^[ \t]|\|/.test(text); // whatever is below it: further inside it is not asked again
     }
-    inside.push({ ...lines[after], text: dedented(text, width) });
+    inside.push(goesOn ? lines[after] : { ...lines[after], text: dedented(text, width), goesOn: isLazy });
   }
   return { inside, after };
 }

@@ -4,12 +4,24 @@ import { blocksOf } from "./blocks.js";
 import { copyButton, el } from "./dom.js";
 import { inlineOf } from "./inline.js";
 
+const MOST = 100_000; // characters that are read as markdown; what follows is shown as it is written
 const LOWEST = 6;
 const BELOW = 2; // an answer's headings stand under the page's own
 
 /** The elements of a whole text. */
 export function rendered(text) {
-  return blocksOf(text).map(blockNode);
+  const end = endOf(text);
+  return [...blocksOf(text.slice(0, end)).map(blockNode), ...restOf(text, end)];
+}
+
+/** Where what is read as markdown ends: a text that long would keep the page from everything else. */
+function endOf(text) {
+  if (text.length <= MOST) return text.length;
+  return text.lastIndexOf("\n", MOST - 1) + 1 || MOST;
+}
+
+function restOf(text, end) {
+  return end < text.length ? [el("p", { class: "rest" }, text.slice(end))] : [];
 }
 
 /**
@@ -30,8 +42,14 @@ export class LiveMarkdown {
       this.nodes = 0;
     }
     const from = this.settled.length;
-    const blocks = blocksOf(text.slice(from));
-    patch(this.root, blocks.map(blockNode), this.nodes);
+    const end = endOf(text);
+    const blocks = blocksOf(text.slice(from, end));
+    patch(this.root, [...blocks.map(blockNode), ...restOf(text, end)], this.nodes);
+    if (end < text.length) {
+      this.settled = text.slice(0, end);
+      this.nodes += blocks.length;
+      return;
+    }
     // the line that is being written may yet become something else
     const line = text.lastIndexOf("\n") + 1 - from;
     const settled = blocks.findLastIndex((block) => block.start < line);

@@ -26,6 +26,7 @@ from runtime.gateway.scheduling.request_queue import Gate, Voice
 from runtime.gateway.scheduling.upstream import Address
 
 ASIDE = 2  # requests that a child answers beside its slots; more would keep it from its health
+CHOSEN_NICENESS = 5  # a third of a processor that others want, too
 
 
 @dataclass(eq=False)
@@ -40,7 +41,7 @@ class Child:
     """How requests are made ready for it, by the adapters that answer."""
     starting: asyncio.Task[None] | None = None
     """Waits until it may be started, then loads it."""
-    beside: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ASIDE))
+    beside: Gate = field(init=False)
     """For requests that need no slot."""
     users: int = 0
     """Requests that are answered or wait here."""
@@ -58,6 +59,9 @@ class Child:
     """In a row."""
     out: dict[int, str] = field(default_factory=dict)
     """Adapters without which it was loaded, by their places, and why."""
+
+    def __post_init__(self) -> None:
+        self.beside = Gate(ASIDE, self.gate.settings, self.gate.clock)
 
     @property
     def name(self) -> str:
@@ -138,6 +142,11 @@ class Child:
     def is_chosen(self) -> bool:
         """Whether a client has asked for scales that are not listed: there is no end of those."""
         return is_chosen(self.key.voice, self.model)
+
+    @property
+    def niceness(self) -> int:
+        """One of those leaves the processor to the engines that everybody asks."""
+        return CHOSEN_NICENESS if self.is_chosen else 0
 
     @property
     def reserved(self) -> int:

@@ -171,16 +171,17 @@ class Fleet:
             async with self.planning:
                 if self.is_closed or not child.users:
                     return None
-                await self.limit_chosen_scales(child)
-                plan = await self.room_for(child)
+                wait_s = await self.limit_chosen_scales(child)
+                plan = await self.room_for(child) if not wait_s else None
                 if plan is not None:
                     child.nbytes, child.context = plan.fit.need.total, plan.spec.context
                     child.text_max = plan.text_max
                     for said in plan.fit.warnings():
                         self.report(Warn(f"{child.name}: {said}"))
-                    loading.server = Server(plan.spec, self.toolchain, report=note_progress)
+                    spec = replace(plan.spec, niceness=child.niceness)
+                    loading.server = Server(spec, self.toolchain, report=note_progress)
                     return loading.server
-            await self.wait_for_a_start()
+            await (asyncio.sleep(wait_s) if wait_s else self.wait_for_a_start())
 
     async def wait_for_a_start(self) -> None:
         """Wait until one of those that are starting has its memory, or has given it back."""
@@ -193,30 +194,37 @@ class Fleet:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, work, *arguments)
 
-    async def limit_chosen_scales(self, child: Child) -> None:
+    async def limit_chosen_scales(self, child: Child) -> float:
         """Have room for one more child of scales that clients chose, if it is one.
 
-        The longest unused are forgotten. Raises CrowdedError when all are in use.
+        The longest unused are forgotten, but for those that have only just been loaded: a start
+        takes the processor from everybody. Returns the seconds after which to try again; 0 when
+        there is room. Raises CrowdedError when all are in use.
         """
         if not child.is_chosen:
-            return
+            return 0.0
         others = [one for one in self.children.values() if one.is_chosen and one is not child]
         unused = [one for one in others if not one.users and one.starting is None]
-        most = self.settings.limits.scales - 1
-        for one in sorted(unused, key=lambda one: one.last_used)[: max(0, len(others) - most)]:
+        most, since = self.settings.limits.scales - 1, self.clock() - self.settings.chosen_s
+        young = [one for one in unused if one.server and one.began > since]
+        old = sorted((one for one in unused if one not in young), key=lambda one: one.last_used)
+        for one in old[: max(0, len(others) - most)]:
             others.remove(one)
             del self.children[one.key]
             await self.stop(one)
-        if sum(one.server is not None for one in others) > most:
-            raise CrowdedError(
-                f"{most + 1} engines for scales of adapters are in use already",
-                hint="--limit scales=N lets there be more",
-            )
+        if sum(one.server is not None for one in others) <= most:
+            return 0.0
+        if young:
+            return min(one.began for one in young) - since + WATCH_S
+        raise CrowdedError(
+            f"{most + 1} engines for scales of adapters are in use already",
+            hint="--limit scales=N lets there be more",
+        )
 
     async def compare(self, child: Child, server: Server) -> None:
         """Say, at the first load, which conversations it renders otherwise than transformers."""
-        if child.load_s or child.key.role in TALKLESS:
-            return
+        if child.load_s or child.key.role in TALKLESS or child.is_chosen:
+            return  # other scales change no prompt
 
         def compared() -> list[str]:
             found = [f"{child.name}: {said}" for said in unlike(server, server.spec.chat)]

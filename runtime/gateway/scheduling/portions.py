@@ -1,4 +1,4 @@
-"""Long lists of texts, handed to a child in portions of its slots.
+"""Long lists of texts, handed to a child in portions of half its slots.
 
 A child takes all texts of a request at once, and whoever comes next waits for the last of them.
 Between portions it is others' turn.
@@ -24,7 +24,7 @@ FIELDS = {
     "/v1/completions": ("prompt",), "/completion": ("prompt",),
 }  # fmt: skip
 """Where a route has its list, the first that is there."""
-AHEAD = 2  # portions that are asked for at once: a child need not wait for the next
+AHEAD = 3  # portions that are asked for at once: a child need not wait for the next
 Result = TypeVar("Result")
 RESULTS = ("data", "results", "choices")
 """Where an answer has one entry for each text, with its `index`."""

@@ -2,7 +2,10 @@
 
 llama-server batches only requests with equal adapters, and lets those that run go on for ever
 while others wait. Here the ones that run have an epoch: for so long, others of their kind may
-join them. Then, if anybody else waits, they finish and the longest waiting comes next.
+join them. Then, if anybody else waits, they finish and another begins the next.
+
+Clients take turns: the one with the fewest slots comes first, then the one that has had the
+fewest slot-seconds since it came. Among one client's requests the longest waiting is next.
 """
 
 from __future__ import annotations
@@ -57,7 +60,19 @@ class Ticket:
     """Slots."""
     since: float
     granted: asyncio.Future[None]
+    client: str = ""
     waited_s: float = 0
+
+
+@dataclass(eq=False, slots=True)
+class Share:
+    """What one client has of a child, as long as it waits or is answered there."""
+
+    slot_s: float
+    """Seconds, times slots, that it has had; it began with as many as the one with the fewest."""
+    slots: int = 0
+    tickets: int = 0
+    """Of those that wait or are answered."""
 
 
 @dataclass(eq=False)
@@ -75,20 +90,22 @@ class Gate:
     used: int = 0
     """Slots of those admitted."""
     waiting: deque[Ticket] = field(default_factory=deque)
+    shares: dict[str, Share] = field(default_factory=dict)
+    """By client."""
 
-    async def admit(self, voice: Voice, cost: int = 1) -> Ticket:
+    async def admit(self, voice: Voice, cost: int = 1, client: str = "") -> Ticket:
         """Wait for a turn. Raises ApiError when there is no room, or when it takes too long."""
         self.refuse_too_many()
         future = asyncio.get_running_loop().create_future()
-        ticket = Ticket(voice, min(cost, self.capacity), self.clock(), future)
+        ticket = Ticket(voice, min(cost, self.capacity), self.clock(), future, client)
         self.waiting.append(ticket)
+        self.share_of(client).tickets += 1
         self.schedule()
         try:
             await self.turn(future)
         except BaseException:  # the client has gone, too
             self.withdraw(ticket)
             raise
-        ticket.waited_s = self.clock() - ticket.since
         return ticket
 
     async def turn(self, future: asyncio.Future[None]) -> None:
@@ -107,6 +124,7 @@ class Gate:
         """Give up a place in the queue, or at the child if it was granted in the meantime."""
         if ticket in self.waiting:
             self.waiting.remove(ticket)
+            self.forget(ticket)
             self.schedule()
         elif ticket.granted.exception() is None:
             self.release(ticket)
@@ -116,7 +134,24 @@ class Gate:
         if ticket is None:
             return
         self.used -= ticket.cost
+        share = self.shares[ticket.client]
+        share.slots -= ticket.cost
+        share.slot_s += ticket.cost * (self.clock() - ticket.since - ticket.waited_s)
+        self.forget(ticket)
         self.schedule()
+
+    def share_of(self, client: str) -> Share:
+        if client not in self.shares:
+            least = min((share.slot_s for share in self.shares.values()), default=0)
+            self.shares[client] = Share(least)
+        return self.shares[client]
+
+    def forget(self, ticket: Ticket) -> None:
+        """A ticket is done with, and its client, too, when it has no other."""
+        share = self.shares[ticket.client]
+        share.tickets -= 1
+        if not share.tickets:
+            del self.shares[ticket.client]
 
     def schedule(self) -> None:
         """Admit whoever may come in now."""
@@ -128,15 +163,23 @@ class Gate:
                 self.begin(ticket.voice)
             self.waiting.remove(ticket)
             self.used += ticket.cost
+            self.shares[ticket.client].slots += ticket.cost
+            ticket.waited_s = self.clock() - ticket.since
             ticket.granted.set_result(None)
 
     def next_one(self) -> Ticket | None:
         if not self.used:
-            return self.waiting[0]
+            return min(self.waiting, key=self.order)
         over = self.clock() - self.began >= self.settings.epoch_s
         if over and any(ticket.voice != self.voice for ticket in self.waiting):
             return None
-        return next((ticket for ticket in self.waiting if ticket.voice == self.voice), None)
+        equals = (ticket for ticket in self.waiting if ticket.voice == self.voice)
+        return min(equals, key=self.order, default=None)
+
+    def order(self, ticket: Ticket) -> tuple[int, float, float]:
+        """What comes first, least first; `min` keeps to the queue's order among equals."""
+        share = self.shares[ticket.client]
+        return share.slots, share.slot_s, ticket.since
 
     def begin(self, voice: Voice) -> None:
         if self.voice is not None and voice != self.voice:
@@ -155,6 +198,7 @@ class Gate:
         """Tell all who wait that it is in vain."""
         while self.waiting:
             ticket = self.waiting.popleft()
+            self.forget(ticket)
             if not ticket.granted.done():
                 ticket.granted.set_exception(error)
 

@@ -9,6 +9,7 @@ import pytest
 
 from exporter.cli.app import run
 from exporter.core.errors import ModelError
+from exporter.core.events import Note
 from exporter.store import StoredModel, file_name, find_model, list_models
 from tests.support.raw import write_adapter, write_tiny_gguf
 
@@ -220,16 +221,27 @@ def test_a_name_of_the_hub_is_told_to_need_its_owner(capsys):
     assert "ORG/" not in capsys.readouterr().err
 
 
-def test_a_folder_with_the_name_of_a_stored_model_is_told_to_be_the_folder(
-    capsys, tmp_path, monkeypatch
+def test_a_stored_model_goes_before_a_folder_of_its_name_and_it_is_told(
+    store, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.chdir(tmp_path)
-    write_adapter(tmp_path / "pirate")
-    stored = write_tiny_gguf(Path(os.environ["DECANT_STORE"]) / "pirate-Q4_K_M.gguf")
+    """For `inspect` as for `chat`, `tokens` and `verify`, which find models as this does."""
+    (tmp_path / "here" / "dog").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    told: list[object] = []
 
-    assert run(["inspect", "pirate"]) == 0
+    assert find_model("dog", store, report=told.append) == store / "dog-F16.gguf"
+    assert told == [Note("'dog' is the stored model here; the folder beside it is `./dog`")]
+    assert run(["inspect", "dog", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["path"] == str(store / "dog-F16.gguf")
+    assert "the folder beside it is `./dog`" in shown.err
+
+    (tmp_path / "here" / "dog").rmdir()
+    write_adapter(tmp_path / "here" / "dog")
+    assert run(["inspect", "./dog"]) == 0
     shown = capsys.readouterr()
     assert "rank" in shown.out
-    assert f"`decant inspect {stored}` shows" in shown.err
-    assert run(["inspect", "./pirate"]) == 0
-    assert capsys.readouterr().err == ""
+    assert shown.err == ""
+    (tmp_path / "here" / "cat").mkdir()
+    assert run(["inspect", "cat"]) != 0
+    assert "the folder of that name is ./cat" in capsys.readouterr().err

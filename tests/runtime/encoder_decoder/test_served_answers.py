@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,35 @@ def test_a_models_own_chat_template_is_used(made, toolchain, tmp_path):
         assert answer["choices"][0]["message"]["content"] == ANSWERS["on the in"]
         assert answer["usage"] == plain["usage"]
         assert (status, "no tools" in refused["error"]["message"]) == (400, True)
+
+
+def test_a_template_that_does_not_end_is_broken_off_and_others_are_answered(
+    made, toolchain, tmp_path
+):
+    trained = made["MT5"]
+    base = shutil.copytree(trained.base, tmp_path / "base")
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    large = "{{ 'a' * 5000000000 }}"
+    template = (
+        f"{{% for m in messages %}}{{% if m.content == 'loop' %}}{endless}{{% endif %}}"
+        f"{{% if m.content == 'fill' %}}{large}{{% endif %}}{{{{ m.content }}}} {{% endfor %}}"
+    )
+    edit_json(base / "tokenizer_config.json", chat_template=template)
+    gguf = tmp_path / "x.gguf"
+    export(ExportRequest(((trained.lora, 1.0),), base, ("F32",), (gguf,)), toolchain)
+    with serving(gguf, toolchain.folder) as served, ThreadPoolExecutor(2) as threads:
+        talks = ([{"role": "user", "content": text}] for text in ("loop", "fill"))
+        asked = [threads.submit(served.call, "POST", CHAT, {"messages": talk}) for talk in talks]
+        began = time.monotonic()
+        plain = served.post(COMPLETIONS, {"prompt": "on the in", **GREEDY})
+        took_s = time.monotonic() - began
+        answers = [one.result(120) for one in asked]
+
+    assert plain["choices"][0]["text"].strip() == ANSWERS["on the in"]
+    assert took_s < 4
+    assert [status for status, _ in answers] == [400, 400]
+    for _, body in answers:
+        assert "it takes more than 5 s or 1024 MiB" in body["error"]["message"]
 
 
 def test_what_is_loaded_can_be_asked(taught):

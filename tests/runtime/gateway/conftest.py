@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -35,6 +36,8 @@ class Served:
     models: list[str]
     log: Path
     headers: dict[str, str] = field(default_factory=dict)
+    source: str = ""
+    """The address that requests come from; any where this is empty."""
 
     @property
     def port(self) -> int:
@@ -43,7 +46,15 @@ class Served:
         return port
 
     def connect(self, timeout_s: float = 60) -> HTTPConnection:
-        return HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+        return HTTPConnection("127.0.0.1", self.port, timeout_s, self.here)
+
+    def open(self, timeout_s: float = 60) -> socket.socket:
+        """A connection on which nothing has been said."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout_s, self.here)
+
+    @property
+    def here(self) -> tuple[str, int] | None:
+        return (self.source, 0) if self.source else None
 
     @contextmanager
     def send(
@@ -75,6 +86,8 @@ class Served:
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels."""
         _, text = self.get("/metrics")
+        # a misspelt one would be 0 for ever
+        assert re.search(rf"^(# TYPE )?{name}[ {{]", text, re.MULTILINE), name
         total = 0.0
         for line in text.splitlines():
             is_it = line.startswith((f"{name}{{", f"{name} "))

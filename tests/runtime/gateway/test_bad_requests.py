@@ -195,4 +195,4 @@ def test_after_all_that_it_still_answers(gateway):
         gateway.ask(path, body)
 
     assert gateway.says(gateway.models[0], "What does a cow say?")
-    assert gateway.metric("decant_restarts_total") == 0
+    assert gateway.metric("decant_child_restarts_total") == 0

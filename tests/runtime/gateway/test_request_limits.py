@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import struct
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from tests.support.raw import write_tiny_gguf
 DOCUMENT = Path(__file__).parents[3] / "docs" / "serve.md"
 SMALL = Limits(
     prompts=2, inputs=2, messages=2, parts=2, tools=2, n=2, stops=2, biases=2, breakers=2,
-    grammar_bytes=2, schema_nodes=20, properties=2, items=2,
+    grammar_bytes=2, schema_nodes=20, schema_depth=8, properties=2, items=2,
 )  # fmt: skip
 HI = {"role": "user", "content": "hi"}
 PART = {"type": "text", "text": "hi"}
 WIDE = {"properties": {"a": {}, "b": {}, "c": {}}}
+HIGH = {"properties": {"a": {"items": {"items": {"items": {"anyOf": [{"not": {}}]}}}}}}
 DEEP = {"anyOf": [{"enum": list(range(20))}]}
 TOO_MUCH: dict[str, list[dict[str, Any]]] = {
     "prompts": [
@@ -63,6 +65,7 @@ TOO_MUCH: dict[str, list[dict[str, Any]]] = {
         {"tools": [{"input_schema": WIDE}]}, {"text": {"format": {"schema": WIDE}}},
     ],
     "schema_nodes": [{"json_schema": DEEP}, {"tools": [{"function": {"parameters": DEEP}}]}],
+    "schema_depth": [{"json_schema": HIGH}, {"tools": [{"function": {"parameters": HIGH}}]}],
     "items": [{name: [1, 2, 3]} for name in ("samplers", "response_fields", "preserved_tokens")],
 }  # fmt: skip
 
@@ -70,7 +73,7 @@ TOO_MUCH: dict[str, list[dict[str, Any]]] = {
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_a_request_that_holds_too_much_is_refused_with_both_numbers(name):
     for body in TOO_MUCH[name]:
-        with pytest.raises(ApiError, match="this server takes 2") as caught:
+        with pytest.raises(ApiError, match=f"this server takes {getattr(SMALL, name)}") as caught:
             refuse_too_many(body, SMALL)
         assert caught.value.status == 400
         refuse_too_many(body, Limits())
@@ -230,6 +233,32 @@ def test_what_is_no_whole_picture_is_the_engines_to_refuse(raw):
 @pytest.mark.parametrize("text", ["", "é", "=", "A", "AAAA=AAAA", "A" * 5])
 def test_what_is_no_base64_is_the_engines_to_refuse(text):
     assert not pixels_of(text)
+
+
+def test_large_bodies_of_one_client_leave_a_thread_to_the_others():
+    body = b'{"a": "' + b"0" * 100_000 + b'"}'
+    order: list[str] = []
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    class Slow(Bodies):
+        def parse_within(self, text: bytes) -> dict[str, Any]:
+            time.sleep(0.05)
+            return super().parse_within(text)
+
+    async def run() -> None:
+        bodies = Slow(Settings(), sees=False)
+
+        async def take(client: str) -> None:
+            async with bodies.take({"headers": []}, receive, client):
+                order.append(client)
+
+        await asyncio.gather(*(take("many") for _ in range(9)), take("one"))
+        assert not bodies.turns
+
+    asyncio.run(run())
+    assert order.index("one") < 3
 
 
 def test_one_client_cannot_hold_all_the_memory_for_bodies(monkeypatch):

@@ -9,7 +9,9 @@ import pytest
 
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import serving, until
+from tests.support.hostile_client import Hostile
 from tests.support.soak_clients import Soak
+from tests.support.soak_phases import Phases, percentile
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.faults, pytest.mark.slow]
 
@@ -52,16 +54,27 @@ def test_nothing_is_lost_or_left_behind(voices, tmp_path):
 def test_one_hostile_client_costs_the_others_little_time_and_no_answer(voices, tmp_path):
     with serving(tmp_path, *voices, "--parallel", SLOTS) as served:
         expected = {(m, p): served.says(m, p) for m in MODELS for p in PROMPTS}
-        quiet = Soak(served, expected, clients=7)
-        quiet.run(4, kill_every_s=99)
-        loud = Soak(served, expected, clients=7, is_hostile=True)
-        loud.run(8, kill_every_s=99)
+        soak = Soak(served, expected, clients=7, are_apart=True)
+        phases, hostile = Phases(), Hostile(served.port)
+        phases.run(soak, hostile, 14, phase_s=7)
 
-        assert served.metric("decant_restarts_total") == 0
-    assert loud.wrong == []
-    assert loud.answers["hostile"] > 10
-    assert loud.slowest() <= 3 * quiet.slowest() + 0.5  # a moment that somebody else had the cores
-    assert loud.last["rss"] <= quiet.first["rss"] + 150 * MIB
+        assert served.metric("decant_child_restarts_total") == 0
+    quiet, beside = phases.quiet(soak.took), phases.beside(soak.took)
+    assert soak.wrong == []
+    assert hostile.faults == []
+    assert hostile.done.total() > 10
+    # and a moment that somebody else had the cores
+    assert percentile(beside, 0.99) <= 3 * percentile(quiet, 0.99) + 0.5
+    assert soak.last["rss"] <= soak.first["rss"] + 150 * MIB
+
+
+def test_what_is_beside_an_attack_is_told_from_what_is_not():
+    phases = Phases(attacks=[(10.0, 20.0)])
+    took = [(1.0, 2.0), (9.0, 9.5), (9.0, 10.5), (12.0, 13.0), (19.0, 40.0), (24.0, 25.0), (26, 30)]
+
+    assert phases.quiet(took) == [0.5, 1.0, 4]
+    assert phases.beside(took) == [1.0, 1.0, 1.5, 21.0]
+    assert percentile([1.0, 2.0, 3.0], 0.5) == 2.0
 
 
 def test_what_is_read_into_is_no_part_of_the_heap(voices, tmp_path):

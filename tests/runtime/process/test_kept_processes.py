@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,15 @@ from tests.support.raw import write_tiny_gguf
 CHECKOUT = Path(__file__).parents[3]
 STARTER = """
 import sys, threading
+from functools import partial
 from pathlib import Path
+from runtime.engine import llama_server
 from runtime.engine.llama_server import Server, ServerSpec
+from runtime.process.kept_processes import start_kept
 from tests.support.fake_engine import toolchain
 
-model, folder, doing = sys.argv[1:]
+model, folder, doing, by = sys.argv[1:]
+llama_server.start_kept = partial(start_kept, by_kernel=by == "kernel")
 server = Server(ServerSpec(Path(model), 64, 1), toolchain(Path(folder)))
 if doing == "load":
     server.link_adapters = lambda: print("started", flush=True)
@@ -51,7 +56,7 @@ def engines_of(folder: Path) -> list[int]:
             words = line.read_bytes().split(b"\0")
         except OSError:
             continue
-        if exit_with_parent.PARENT.encode() in words:
+        if os.fsencode(exit_with_parent.__file__) in words:
             continue
         if b"-m" in words and os.fsencode(folder) in words[words.index(b"-m") + 1]:
             found.append(int(line.parent.name))
@@ -59,12 +64,14 @@ def engines_of(folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize("by", ["kernel", "guard"])
 @pytest.mark.parametrize("doing", ["load", "answer", "stopped"])
-def test_killed_it_leaves_no_engine_whatever_that_is_doing(doing, tmp_path):
+def test_killed_it_leaves_no_engine_whatever_that_is_doing(doing, by, tmp_path):
+    """By the kernel, as on Linux, and by the guard, as on macOS."""
     how = {"stays": True, "stubborn": True, "load_s": 60 if doing == "load" else 0}
     model = behave(write_tiny_gguf(tmp_path / "m.gguf"), **how)
     starter = subprocess.Popen(
-        [sys.executable, "-c", STARTER, str(model), str(tmp_path), doing],
+        [sys.executable, "-c", STARTER, str(model), str(tmp_path), doing, by],
         cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
@@ -92,6 +99,36 @@ def test_the_thread_that_starts_an_engine_may_end(tmp_path):
         assert server.is_healthy()
     finally:
         server.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_one_that_hears_nothing_is_killed_with_its_guard(by_kernel, tmp_path, monkeypatch):
+    """As when the server is asked twice to end: it is killed before its input is closed."""
+    monkeypatch.setattr(llama_server, "start_kept", partial(start_kept, by_kernel=by_kernel))
+    model = behave(write_tiny_gguf(tmp_path / "m.gguf"), stays=True)
+    server = Server(ServerSpec(model, 64, 1), toolchain(tmp_path))
+    server.__enter__()
+    (engine,) = engines_of(tmp_path)
+    os.kill(engine, signal.SIGSTOP)
+
+    server.process.kill()
+    server.stop()
+
+    assert wait_until(lambda: not engines_of(tmp_path), 5)
+
+
+def test_a_guard_ends_with_its_programs_status_and_hands_on_what_asks_it_to_end():
+    options = {"stdin": subprocess.PIPE, "start_new_session": True, "by_kernel": False}
+    with start_kept(["/bin/sh", "-c", "exit 3"], stderr=subprocess.PIPE, **options) as done:
+        assert done.wait(10) == 3
+        assert done.stderr.read() == b""
+
+    asking = "trap 'exit 4' TERM; echo up; read x"
+    with start_kept(["/bin/sh", "-c", asking], stdout=subprocess.PIPE, **options) as asked:
+        assert asked.stdout.readline() == b"up\n"
+        asked.terminate()
+        assert asked.wait(10) in (4, 128 + signal.SIGTERM)
 
 
 def test_a_program_that_is_not_there_is_an_end_with_a_word(tmp_path):

@@ -122,6 +122,16 @@ LARGE = {
     "spans of spaces": "` a`" * (MILLION // 4),
     "a span of words": "` " + " a" * (MILLION // 2) + "`",
     "rules that are none": "* * x\n" * (MILLION // 6),
+    "items": "- a\n" * (MILLION // 4),
+    "lines below deep items": "- " * 11 + "a\n" + "b\n" * (MILLION // 2),
+    "quotes in items": "- > - > - > - > - > - > a\n" * (MILLION // 26),
+    "fences": "```\n" * (MILLION // 4), "fences in items": "- ```\n" * (MILLION // 6),
+    "emphasis": "*_" * (MILLION // 2), "closed emphasis": "*a*" * (MILLION // 3),
+    "brackets": "[" * MILLION, "nested links": "[" * (MILLION // 4) + "](b)" * (MILLION // 5),
+    "pictures": "![a](b)" * (MILLION // 7), "quotes and lines": "> a\nb\n" * (MILLION // 6),
+    "tables": "|a|\n|-|\n" * (MILLION // 8), "rows": "|a|b|\n|-|-|\n" + "|a|b|\n" * (MILLION // 6),
+    "backticks": "\n".join("`" * (n % 1000) for n in range(MILLION // 500)),
+    "addresses": "http://a) " * (MILLION // 10), "backslashes": "\\*" * (MILLION // 2),
 }  # fmt: skip
 """A million characters each."""
 PARTS = (
@@ -170,11 +180,24 @@ def test_no_text_takes_long(visit):
     assert {name: ms for name, ms in took.items() if ms > 10_000} == {}
 
 
-def test_a_million_characters_take_no_long_either(visit):
-    """A step for each pair of them would take hours."""
-    took = {name: visit.page.evaluate(TOOK, text) for name, text in LARGE.items()}
+def test_a_million_characters_take_a_second_at_most(visit):
+    """On processors that others do not need meanwhile: of three tries one is enough."""
+    took = {
+        name: min(visit.page.evaluate(TOOK, text) for _ in range(3)) for name, text in LARGE.items()
+    }
 
-    assert {name: ms for name, ms in took.items() if ms > 5_000} == {}
+    assert {name: ms for name, ms in took.items() if ms > 1_000} == {}
+
+
+def test_what_is_beyond_a_hundred_thousand_characters_is_shown_as_it_is_written(visit):
+    lines = "- *a*\n" * 30_000
+    markup = visit.page.evaluate(RENDER, lines)
+
+    assert markup.startswith("<ul><li><em>a</em></li>")
+    assert markup.count("<em>") == 100_000 // 6
+    assert markup.endswith('<p class="rest">' + "- *a*\n" * (30_000 - 100_000 // 6) + "</p>")
+    cuts = [50_000, 99_999, 100_001, 150_000, len(lines)]
+    assert visit.page.evaluate(LIVE, [lines, cuts]) is None
 
 
 def test_a_table_has_few_columns_and_a_line_of_more_is_text(visit):

@@ -22,6 +22,7 @@ from runtime.gateway.catalog import Catalog
 from runtime.gateway.request_limits import Limits
 from runtime.gateway.scheduling import placement
 from runtime.gateway.scheduling import pool as fleet_module
+from runtime.gateway.scheduling.engine_entry import CHOSEN_NICENESS
 from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import children_of
@@ -52,13 +53,24 @@ def test_scales_that_clients_choose_have_few_engines_and_the_rest_is_told(model,
         assert "3 engines for scales" in refused[0].message
         done.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with fleet.using(catalog.find("m:a@7"), "fixed") as child:  # an idle one goes
+        async with fleet.using(catalog.find("m:a@26"), "fixed") as child:  # an idle one goes
             assert child.is_loaded
         assert sum(child.is_loaded for child in fleet.children.values()) == 3
 
-    fleet = running(test, tmp_path, model("m"), limits=Limits(scales=3))
+    fleet = running(test, tmp_path, model("m"), limits=Limits(scales=3), chosen_s=0)
     assert max(most) <= 3
     assert len(fleet.children) <= 4
+
+
+def test_engines_for_scales_that_clients_choose_leave_the_processor_to_others(model, tmp_path):
+    async def test(fleet: Fleet, catalog: Catalog) -> None:
+        mine = os.getpriority(os.PRIO_PROCESS, 0)
+        for name, more in (("m:a", 0), ("m:a@1", 0), ("m:a@0.5", CHOSEN_NICENESS)):
+            async with fleet.using(catalog.find(name), "fixed") as child:
+                found = os.getpriority(os.PRIO_PROCESS, child.server.process.pid)
+            assert found == min(19, mine + more), name
+
+    running(test, tmp_path, model("m"))
 
 
 def test_a_load_that_nobody_awaits_any_more_is_dropped(model, tmp_path):

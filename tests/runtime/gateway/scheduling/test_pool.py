@@ -17,12 +17,14 @@ import pytest
 from exporter.core.events import Event
 from exporter.core.paths import size_text
 from runtime.engine.adapters import Adapter
+from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.opened_model import open_model
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.scheduling.engine_entry import Child
+from runtime.gateway.scheduling.engine_phase import Loading
 from runtime.gateway.scheduling.placement import Key, Room, plan_engine
 from runtime.gateway.scheduling.pool import Fleet
 from runtime.gateway.scheduling.request_queue import Gate
@@ -203,3 +205,31 @@ def test_scales_that_clients_choose_leave_no_end_of_children(pirate, toolchain):
 
     kept = [child.last_used for child in fleet.children.values()]
     assert kept == [6, 7, 8, *[-1 for _ in listed]]
+
+
+def test_engines_for_scales_that_clients_choose_are_not_started_one_after_the_other(
+    pirate, toolchain
+):
+    """A start takes the processor from everybody else."""
+    now = 100.0
+    settings = Settings(chosen_s=20)
+    fleet = Fleet(settings, toolchain, clock=lambda: now)
+    model = replace(open_model(pirate), adapters=(Adapter("some", pirate, 0.8),))
+
+    def chosen(scale: float, began: float) -> Child:
+        key = Key("base", "fixed", (scale,))
+        return Child(key, model, Gate(1, settings, fleet.clock), began=began, last_used=began)
+
+    for number in range(settings.limits.scales):
+        child = chosen((number + 1) / 10, 90.0 + number)
+        child.phase = Loading(Server(ServerSpec(pirate, 256, 1, 1), toolchain))
+        fleet.children[child.key] = child
+    new = chosen(9.5, 0)
+
+    wait_s = asyncio.run(fleet.limit_chosen_scales(new))
+    assert len(fleet.children) == settings.limits.scales
+    assert wait_s == pytest.approx(10, abs=0.5)
+
+    now += wait_s
+    assert asyncio.run(fleet.limit_chosen_scales(new)) == 0
+    assert [child.began for child in fleet.children.values()] == [91, 92, 93]

@@ -31,8 +31,8 @@ def running(test: Callable[[Gate, Clock], Coroutine[Any, Any, None]], capacity=2
     asyncio.run(run())
 
 
-def asking(gate: Gate, voice, cost=1) -> asyncio.Task[Any]:
-    return asyncio.ensure_future(gate.admit(voice, cost))
+def asking(gate: Gate, voice, cost=1, client="") -> asyncio.Task[Any]:
+    return asyncio.ensure_future(gate.admit(voice, cost, client))
 
 
 async def settled() -> None:
@@ -224,3 +224,64 @@ def test_a_request_of_many_answers_takes_many_slots_but_never_more_than_there_ar
         assert gate.used == 0
 
     running(test, capacity=3)
+
+
+def test_a_client_with_many_requests_gets_no_more_slots_than_one_with_few():
+    async def test(gate, clock):
+        many = [asking(gate, A, client="many") for _ in range(9)]
+        await settled()
+        few = [asking(gate, A, client="few") for _ in range(2)]
+        await settled()
+        assert [task.done() for task in many[:3]] == [True, True, False]
+
+        gate.release(many[0].result())
+        await settled()
+        assert few[0].done()  # before the seven that have waited for longer
+        gate.release(many[1].result())
+        await settled()
+        assert many[2].done()  # each has a slot, and so it stays
+        assert not few[1].done()
+
+        gate.release(few[0].result())
+        await settled()
+        assert few[1].done()
+
+    running(test)
+
+
+def test_a_client_of_long_answers_waits_for_those_of_short_ones():
+    async def test(gate, clock):
+        long = [asking(gate, A, client="long") for _ in range(3)]
+        short = [asking(gate, A, client="short") for _ in range(3)]
+        await settled()
+        clock.now = 10.0
+        gate.release(long[0].result())
+        for task in short[:2]:
+            await settled()
+            assert task.done()
+            clock.now += 1
+            gate.release(task.result())
+        await settled()
+        assert short[2].done()
+        assert not long[1].done()
+
+    running(test, capacity=1)
+
+
+def test_nothing_is_kept_of_clients_that_have_left():
+    async def test(gate, clock):
+        tasks = [asking(gate, A, client=str(number)) for number in range(5)]
+        await settled()
+        tasks[4].cancel()
+        gate.release(tasks[0].result())
+        await settled()
+        gate.close()
+        for task in tasks[1:3]:
+            gate.release(task.result())
+        gate.refuse_all(unavailable("dead"))
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+        assert gate.shares == {}
+        assert gate.used == 0
+
+    running(test)
