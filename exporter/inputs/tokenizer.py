@@ -94,7 +94,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTo
     except UNREADABLE:
         return None  # the converter reports the reason, or reads the vocabulary itself
     except BaseException as error:
-        if type(error) is not Exception and type(error).__name__ != RUST_PANIC:
+        is_its_own = type(error) is Exception or type(error).__name__ == RUST_PANIC
+        if not is_its_own and not isinstance(error, RecursionError):  # nested too deeply
             raise
         raise CheckpointError(
             f"the tokenizers library cannot read the tokenizer in `{folder}`: {error}",
@@ -157,7 +158,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if it is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
