@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pytest
 
 WARNED_S = 5.0
-EXEMPT = {"slow", "families", "programs"}
+EXEMPT = {"slow", "families", "programs", "lm_eval"}
 """Marks of tests that may take longer: they run under targets of their own."""
 
 
