@@ -16,7 +16,7 @@ import pytest
 from exporter.core import errors
 
 CHECKOUT = Path(__file__).parents[1]
-DONE = ("exporter", "vendor", "runtime/gateway/scheduling")
+DONE = ("exporter", "vendor", "runtime/gateway")
 """The packages whose words are held to this; the others are still to be rewritten."""
 PAGES = (
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/gpu.md",

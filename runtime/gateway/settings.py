@@ -39,7 +39,7 @@ class Settings:
     linger_s: float = 0
     """The time after SIGTERM in which requests are still taken, while /readyz answers 503."""
     grace_s: float = 30
-    """The time that running requests have to finish when the server shuts down."""
+    """The time that running requests have to finish when the server ends."""
     epoch_s: float = 0.5
     """The batch window: requests with the running LoRA scales may overtake others."""
     max_queue: int = 128

@@ -47,7 +47,7 @@ def test_a_file_gives_models_adapters_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [("prot = 1", "did you mean port"), ("port = [1]", "single value"),
-     ('allow-host = "a"', "a list"), ("x = ", "no TOML"), ("[[model]]\nname = 1", "no 'name'"),
+     ('allow-host = "a"', "a list"), ("x = ", "not TOML"), ("[[model]]\nname = 1", "no 'name'"),
      ("[[model]]", "needs a path"), ("model = 3", "is not a table"),
      ('[[model]]\npath = "a"\nadapters = ["x"]', "NAME = PATH")],
 )  # fmt: skip
