@@ -1,1 +1,1 @@
-"""The HTTP server: who may ask, which child answers, and when it is whose turn."""
+"""The HTTP server: access, the choice of the engine, the queue, and the routes."""

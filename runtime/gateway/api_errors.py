@@ -1,4 +1,4 @@
-"""What a client is told when it gets no answer, in the form of the API it speaks."""
+"""Errors that clients receive, in the form of the API that they use."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class ApiError(Exception):
     code: str | None = None
     """OpenAI's: model_not_found, context_length_exceeded …"""
     retry_after: int | None = None
-    """Seconds."""
+    """Seconds to wait before another try."""
     headers: tuple[tuple[bytes, bytes], ...] = field(default=())
 
     def body(self, form: Form) -> bytes:
-        """JSON as clients of that API expect it."""
+        """The error as JSON, in the form of an API."""
         openai, anthropic = TYPES.get(self.status, ("server_error", "api_error"))
         if form == "ollama":
             return encoded({"error": self.message})
@@ -48,14 +48,14 @@ class ApiError(Exception):
         return encoded({"error": error})
 
     def head(self) -> list[tuple[bytes, bytes]]:
-        """The response's headers but for its length."""
+        """The response's headers, except Content-Length."""
         found = [(b"content-type", b"application/json"), *self.headers]
         if self.retry_after is not None:
             found.append((b"retry-after", str(self.retry_after).encode()))
         return found
 
     def event(self, form: Form) -> bytes:
-        """What ends a stream that has begun."""
+        """The error as the last event of a stream."""
         body = self.body(form)
         if form == "ollama":
             return body + b"\n"
@@ -64,27 +64,25 @@ class ApiError(Exception):
 
 
 class EngineGoneError(ApiError):
-    """The child went away before its answer was complete."""
+    """The engine ended before its answer was complete."""
 
     def __init__(self, message: str = "the engine ended while it answered; try again") -> None:
-        """Ask to try again."""
         super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, message, "unavailable", 1)
 
 
 class NotThereError(EngineGoneError):
-    """No child took the request; nothing of it was sent."""
+    """The engine could not be reached; no part of the request was sent."""
 
     def __init__(self) -> None:
-        """Ask to try again."""
-        super().__init__("the engine is not there; try again")
+        super().__init__("the engine cannot be reached; try again")
 
 
 class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected; the answer is not needed any more."""
 
 
 def form_of(path: str) -> Form:
-    """Whose API a path belongs to."""
+    """The API that a path belongs to."""
     if path.startswith(OLLAMA) or path == OLLAMA.rstrip("/"):
         return "ollama"
     return "anthropic" if path.startswith(ANTHROPIC) else "openai"

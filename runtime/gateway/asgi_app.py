@@ -1,4 +1,4 @@
-"""The ASGI app: what is refused at the door, what is answered, and what is written down of it."""
+"""The ASGI app: checks each request's head, routes it, counts it and logs it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from runtime.gateway.openapi import openapi_routes
 from runtime.gateway.request_record import Record, address_of
 
 Log = Callable[[Mapping[str, Any]], None]
-"""Is told of every request, when it is over."""
+"""Receives the record of each finished request."""
 for_allowed_pages = partial(
     CORSMiddleware,
     allow_methods=("GET", "POST", "HEAD", "DELETE"),
@@ -41,22 +41,22 @@ for_allowed_pages = partial(
         "X-Stainless-Runtime", "X-Stainless-Runtime-Version", "X-Stainless-Timeout",
     ),
     expose_headers=("Retry-After", "X-Decant-Model", "X-Request-Id"),
-    allow_private_network=True,  # of a page in the internet that may ask a server at home
+    allow_private_network=True,  # a page on the internet may call a server in a home network
 )  # fmt: skip
-"""Lets pages of allowed origins send and read what the APIs' own clients do."""
+"""Allows pages of listed origins the methods and headers that the APIs' clients use."""
 STREAMS = (b"text/event-stream", b"application/x-ndjson")
-STALL_CHECK_S = 1
+STALL_CHECK_S = 1  # seconds between two checks
 WITH_BODY = ("POST", "PUT", "PATCH")
 ALWAYS = ("/livez", "/readyz", "/health", "/v1/health", "/metrics")
-"""Answered also while the server ends."""
+"""Paths that are answered while the server shuts down, too."""
 
 
 def no_log(record: Mapping[str, Any]) -> None:
-    """The log that nobody reads."""
+    """Discard the record: the default log."""
 
 
 def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no_log) -> ASGIApp:
-    """The whole server over a gateway. `more` are plain routes, such as the page's."""
+    """The server's ASGI app. `more` are plain routes, such as those of the page."""
     gateway.metrics.registry.register(FleetCollector(gateway.fleet.children))
 
     @asynccontextmanager
@@ -78,7 +78,7 @@ def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no
         *routes_status.ROUTES,
         *openapi_routes.ROUTES,
         *ollama_routes.ROUTES,
-    )  # as often as asked for
+    )
     paths = [path_of(gateway, route) for route in ours]
     app = Starlette(
         routes=[*paths, ollama_routes.UPLOADS, *more],
@@ -97,7 +97,7 @@ def path_of(gateway: Gateway, route: Route) -> Path:
 
 
 async def answer_unrouted(request: Request, error: Exception) -> Response:
-    """404 and 405, in the form of the API that was meant."""
+    """Answer 404 and 405 in the form of the path's API."""
     assert isinstance(error, HTTPException)
     told = {
         HTTPStatus.NOT_FOUND: f"there is no {request.url.path!r} here",
@@ -107,7 +107,7 @@ async def answer_unrouted(request: Request, error: Exception) -> Response:
 
 
 async def answer_fault(request: Request, error: Exception) -> Response:
-    """A fault of ours; what it was stands in the server's own log."""
+    """Answer 500 for a fault of the server; the log has the traceback."""
     del error
     failure = ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "the server has failed; its log says why")
     return refusal(failure, request.url.path)
@@ -121,10 +121,9 @@ def refusal(error: ApiError, path: str, headers: Mapping[str, str] | None = None
 
 
 class Front:
-    """Checks heads, and sees to it that every request is counted and written down."""
+    """The outermost ASGI app: checks heads, counts requests and logs them."""
 
     def __init__(self, app: ASGIApp, gateway: Gateway, log: Log) -> None:
-        """Stand in front of `app`."""
         self.app, self.gateway, self.log = app, gateway, log
         self.guard = Guard(gateway.settings)
         self.entrance: ASGIApp = self.enter
@@ -154,7 +153,7 @@ class Front:
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, head: Mapping[bytes, bytes]
     ) -> None:
-        """Answer a request whose sender may ask, a page's preflight too; refuse all others."""
+        """Answer allowed senders, and preflights of allowed pages; refuse all others."""
         try:
             self.guard.check_sender(scope["method"], scope["path"], head)
         except ApiError as error:
@@ -163,7 +162,7 @@ class Front:
             await self.entrance(scope, receive, send)
 
     async def enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in. An allowed page can read whatever is said from here on."""
+        """Check the key and the content type. An allowed page can read all answers from here on."""
         method, path = scope["method"], scope["path"]
         try:
             self.guard.check_request(method, path, dict(scope["headers"]))
@@ -179,12 +178,13 @@ class Front:
         await refusal(error, scope["path"])(scope, receive, send)
 
     def client_of(self, scope: Scope, head: Mapping[bytes, bytes]) -> str:
-        """Who asks: a key where there are several, else an address."""
+        """The client's identity: its key where there are several keys, else its address."""
         if len(self.gateway.settings.keys) > 1:
             return f"key {self.guard.client_key(head)}"
         return address_of(scope)
 
     def write_down(self, record: Record, scope: Scope) -> None:
+        """Add a finished request to the metrics and the log."""
         route = scope["route"].path if "route" in scope else "none"
         metrics = self.gateway.metrics
         metrics.requests.labels(route, record.label, record.status).inc()
@@ -197,10 +197,9 @@ class Front:
 
 
 class HandlerApp:
-    """An ASGI app that gives a handler its Call, and its errors the right form."""
+    """The ASGI app of one route: makes the Call, runs the handler, answers its errors."""
 
     def __init__(self, gateway: Gateway, handler: Handler) -> None:
-        """Answer nothing yet."""
         self.gateway, self.handler = gateway, handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -228,10 +227,13 @@ class HandlerApp:
             elif record.is_stream:
                 await outgoing.finish(error.event(form))
             else:
-                raise  # its length was promised: only a broken connection tells
+                raise  # its length is announced: only a closed connection says that it failed
 
     async def work(self, call: Call, receive: Receive) -> None:
-        """Run the handler until it is done, its client is gone, or the server ends."""
+        """Run the handler until it ends, its client leaves, or the server cancels it.
+
+        Raises ClientGoneError when the client left, ApiError when the server cancelled it.
+        """
         work = asyncio.ensure_future(self.handle(call))
         gone = asyncio.ensure_future(wait_for_disconnect(receive))
         self.gateway.calls[call] = work
@@ -257,10 +259,9 @@ class HandlerApp:
 
 
 class Outgoing:
-    """The way to the client: knows what went out, and since when it is stuck."""
+    """Sends messages to the client; records what was sent, and since when it is stuck."""
 
     def __init__(self, send: Send, record: Record) -> None:
-        """Nothing has gone out yet."""
         self.send, self.record = send, record
         self.has_begun = False
         self.stuck_since: float | None = None
@@ -283,19 +284,19 @@ class Outgoing:
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Return when the client has gone."""
+    """Return when the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def never() -> Message:
-    """Wait for more of a request that is here already."""
+    """Wait for ever: the request's body has been read already."""
     await asyncio.Event().wait()
     raise AssertionError
 
 
 async def cut_stalled(gateway: Gateway) -> None:
-    """Break off answers that their clients do not read; runs until cancelled."""
+    """Cancel answers that their clients do not read; runs until cancelled."""
     while True:
         await asyncio.sleep(STALL_CHECK_S)
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""A request's body: read within limits, understood once, and made ready for a child."""
+"""Parses a request's body, checks it, and prepares it for an engine."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from runtime.gateway.vectors import ready_for_vectors
 from runtime.scoring.score_route import SCORE
 
 WITHHELD = ("lora", "id_slot", "n_discard", "cache_prompt", "backend_sampling")
-"""Fields that reach into what other requests depend on: with `backend_sampling` and a `top_k` above
-the vocabulary the engine aborts."""
+"""Fields that affect other requests: with `backend_sampling` and a `top_k` above the vocabulary the
+engine aborts."""
 LOOKING_BACK = ("repeat_last_n", "dry_penalty_last_n")
-"""How many tokens a penalty looks back at. The child makes room for them all at once: one request
-for as many as a number can say would take all memory."""
-LOOK_BACK_MAX = 1 << 20  # tokens, where the model does not say its context
+"""Numbers of tokens that a penalty looks back at. The engine allocates memory for all of them: a
+huge number in one request would take all memory."""
+LOOK_BACK_MAX = 1 << 20  # tokens, for models that do not state their context
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
 LIMIT_OF = {
     "/v1/chat/completions": "max_tokens", "/v1/completions": "max_tokens",
     "/completion": "n_predict", "/infill": "n_predict", "/v1/messages": "max_tokens",
     "/v1/responses": "max_output_tokens",
 }  # fmt: skip
-"""What limits the answer where the client sets none of LIMITS."""
+"""The field that limits the answer when the client sets none of LIMITS."""
 IMAGES = ("image_url", "input_image", "image", "video_url", "input_video", "audio_url")
 LISTED = ("prompt", "input", "content", "documents", "texts")
-"""Fields with a text, or with several that are answered each for itself."""
+"""Fields with one text, or with a list of texts that are answered separately."""
 WORD_MAX = 100_000  # characters
 LONG_WORD = re.compile(rf"\S{{{WORD_MAX}}}")
 CHILD_INT = (-(1 << 63), (1 << 64) - 1)
@@ -46,8 +46,7 @@ CHILD_INT = (-(1 << 63), (1 << 64) - 1)
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object in a body. Raises ApiError for anything else.
 
-    Stricter than Python's parser where a child's is: no NaN, no numbers beyond its own, no
-    halves of surrogate pairs.
+    As strict as the engine's parser: no NaN, and no numbers beyond its range.
     """
     try:
         found = json.loads(
@@ -61,14 +60,14 @@ def parse(body: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise bad_request("the body is nested too deeply") from error
     except ValueError as error:
-        raise bad_request(f"the body is no JSON: {error}") from error
+        raise bad_request(f"the body is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise bad_request("the body must be a JSON object")
     return found
 
 
 def refuse_number(text: str) -> float:
-    raise ValueError(f"{text[:40]} is no number in JSON")
+    raise ValueError(f"{text[:40]} is not a number in JSON")
 
 
 def finite(text: str) -> float:
@@ -77,7 +76,7 @@ def finite(text: str) -> float:
 
 
 def fitting(text: str) -> float:
-    # llama-server reads larger ones as floats and refuses them with a 500
+    # llama-server reads larger numbers as floats, and answers them with 500
     least, most = CHILD_INT
     number = int(text) if len(text) <= 20 else most + 1  # noqa: PLR2004 - digits of 2**64
     return number if least <= number <= most else refuse_number(text)
@@ -95,10 +94,10 @@ def dumped(body: Mapping[str, Any]) -> bytes:
 def prepared(
     body: Mapping[str, Any], route: str, named: Named, settings: Settings, *, can_say: bool
 ) -> dict[str, Any]:
-    """What the child is sent: nothing that reaches into others, limits, and, where the child
-    `can_say` which adapters apply, every one's scale.
+    """The body for the engine: without withheld fields, with limits and LoRA scales.
 
-    Raises ApiError for what would be answered wrongly.
+    can_say: whether requests to the engine set the scales. Raises ApiError for a request that
+    the engine would answer wrongly.
     """
     refuse_without_answers(route, named)
     refuse_silent_failures(body)
@@ -119,7 +118,7 @@ def prepared(
 
 
 def refuse_without_answers(route: str, named: Named) -> None:
-    """Raise ApiError, with the route to ask, for an answer that the model cannot give."""
+    """Raise ApiError, naming the right route, for an answer that the model cannot give."""
     purpose = purpose_of(named.model.header)
     if purpose != "answers" and (route in CHATS or route in LIMIT_OF or route == SCORE):
         raise bad_request(f"{named.id!r} {WHAT[purpose]}: ask {ROUTE[purpose]}", code="no_answers")
@@ -132,7 +131,7 @@ def refuse_without_answers(route: str, named: Named) -> None:
 
 
 def applied(body: Mapping[str, Any], named: Named) -> Sequence[float]:
-    """The scales by which a template is chosen: the name's, or those that a client may set."""
+    """The scales that choose the template: those of `lora` in the body, else the name's."""
     said = body.get("lora")
     if not isinstance(said, list) or said == lora_vector(named.voice)["lora"]:
         return named.asked
@@ -170,10 +169,10 @@ def refuse_silent_failures(body: Mapping[str, Any]) -> None:
 
 
 def refuse_long_words(body: Mapping[str, Any], named: Named) -> None:
-    """Raise ApiError for a word that would end the child.
+    """Raise ApiError for a word that would crash the engine.
 
-    Many models' patterns go through std::regex, which recurses with each character of a word;
-    `runtime.process.kept_processes.STACK` is deep enough for so many.
+    Many pre-tokenizers use std::regex, which recurses for each character of a word;
+    `runtime.process.kept_processes.STACK` is large enough for words of WORD_MAX characters.
     """
     if named.model.header.text("tokenizer.ggml.model") != "gpt2":
         return
@@ -183,7 +182,7 @@ def refuse_long_words(body: Mapping[str, Any], named: Named) -> None:
 
 
 def texts(body: Mapping[str, Any]) -> Iterator[str]:
-    """Every text in a body that could be tokenized."""
+    """All texts in a body that could be tokenized."""
     todo: list[object] = [body]
     while todo:
         one = todo.pop()
@@ -197,7 +196,7 @@ def texts(body: Mapping[str, Any]) -> Iterator[str]:
 
 
 def refuse_media(body: Mapping[str, Any], named: Named, settings: Settings) -> None:
-    """Raise ApiError for images that the engine would fetch, or cannot see."""
+    """Raise ApiError for images that the engine would download or cannot read."""
     for address in media(body.get("messages")):
         check_media(address, named, settings)
     for address in media(body.get("input")):
@@ -207,7 +206,7 @@ def refuse_media(body: Mapping[str, Any], named: Named, settings: Settings) -> N
 
 
 def media(value: object) -> Iterator[object]:
-    """Every address of an image or the like in a list of messages, OpenAI's or Anthropic's."""
+    """All addresses of images, video and audio in OpenAI's or Anthropic's messages."""
     todo = [value]
     while todo:
         one = todo.pop()
@@ -245,7 +244,7 @@ def check_media(address: object, named: Named, settings: Settings) -> None:
 
 
 def packed_media(value: object) -> Iterator[str]:
-    """Pictures in prompts of llama.cpp's own kind, in base64."""
+    """The pictures in llama.cpp's own form of prompts, in base64."""
     for one in value if isinstance(value, list) else [value]:
         held = one.get("multimodal_data") if isinstance(one, dict) else None
         if isinstance(held, list):
@@ -253,7 +252,7 @@ def packed_media(value: object) -> Iterator[str]:
 
 
 def check_size(packed: str, settings: Settings) -> None:
-    """Raise ApiError for a picture that would fill the memory, however small it is packed."""
+    """Raise ApiError for a picture too large when decoded, even if its file is small."""
     most = settings.limits.pixels
     if (found := pixels_of(packed) or 0) > most:
         raise bad_request(
@@ -270,14 +269,14 @@ def urlsplit_host(address: str) -> str | None:
 
 
 def cost(body: Mapping[str, Any]) -> int:
-    """How many of a child's slots a request takes: one for each answer to each text."""
+    """The number of slots that a request takes: one for each answer to each text."""
     answers = body.get("n", body.get("n_cmpl", 1))
     number = answers if isinstance(answers, int) and answers > 0 else 1
     return int(number) * max(1, *(texts_in(body.get(name)) for name in LISTED))
 
 
 def texts_in(value: object) -> int:
-    """How many texts a field holds; a list of tokens, with texts between them or not, is one."""
+    """The number of texts in a field; a list with token ids in it is one text."""
     if isinstance(value, list) and value and not any(isinstance(one, int) for one in value):
         return len(value)
     return 1

@@ -1,4 +1,4 @@
-"""Bodies of requests: read within limits, and the large ones parsed beside the event loop."""
+"""Reads requests' bodies within limits, and parses large ones in threads."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from runtime.gateway.scheduling.request_queue import too_many
 from runtime.gateway.settings import Settings
 
 SMALL = 64 << 10  # bytes; parsed in a millisecond
-AT_ONCE = 2  # large ones that are worked on; of one client, one
-HELD_MAX = 512 << 20  # bytes of all bodies together
-CLIENT_MAX = 64 << 20  # bytes of all bodies of one client
+AT_ONCE = 2  # large bodies that are processed; one of each client
+HELD_MAX = 512 << 20  # bytes of all bodies in memory
+CLIENT_MAX = 64 << 20  # bytes of one client's bodies in memory
 MARKS = (b",", b"[", b"{")
-"""One of them goes before every value but a few."""
+"""Nearly every value in JSON follows one of these."""
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A body, read and understood."""
+    """A parsed body, with its size in bytes."""
 
     body: dict[str, Any]
     nbytes: int
 
 
 class Bodies:
-    """All bodies that are here at present."""
+    """All bodies that are in memory."""
 
     def __init__(self, settings: Settings, *, sees: bool) -> None:
-        """Hold none yet. sees: whether a body may hold images."""
+        """Begin empty. sees: whether a model takes images, which allows larger bodies."""
         self.settings = settings
         self.most = settings.limits.media_body if sees else settings.limits.body
         self.held: Counter[str] = Counter()
-        """Bytes by client."""
+        """Bytes in memory, by client."""
         self.turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Whose large body is worked on, by client."""
+        """The locks by client: one large body of a client is processed at a time."""
         self.threads = ThreadPoolExecutor(AT_ONCE, "bodies")
 
     @asynccontextmanager
     async def take(self, scope: Scope, receive: Receive, client: str) -> AsyncIterator[Taken]:
-        """What a body holds; it counts as the client's inside the block.
+        """Read and parse a body, which counts as the client's inside the block.
 
-        Raises ApiError for a body that is too large, too slow, no object, or holds too much of
-        something; ClientGoneError.
+        Raises ApiError for a body that is too large, too slow, not a JSON object, or above a
+        limit, and ClientGoneError.
         """
         self.refuse_announced(scope)
         parts: list[bytes] = []
@@ -75,6 +75,7 @@ class Bodies:
             raise self.too_large()
 
     async def read(self, receive: Receive, parts: list[bytes], client: str) -> None:
+        """Gather the body within the time limit. Raises ApiError and ClientGoneError."""
         try:
             await asyncio.wait_for(self.gather(receive, parts, client), self.settings.body_s)
         except asyncio.TimeoutError:
@@ -85,6 +86,7 @@ class Bodies:
             ) from None
 
     async def gather(self, receive: Receive, parts: list[bytes], client: str) -> None:
+        """Append the body's bytes to `parts`. Raises ApiError and ClientGoneError."""
         nbytes, more = 0, True
         while more:
             message = await receive()
@@ -96,9 +98,9 @@ class Bodies:
             if nbytes > self.most:
                 raise self.too_large()
             if self.held[client] > max(CLIENT_MAX, self.most):
-                raise too_many(f"this client has bodies of {self.held[client]} bytes here already")
+                raise too_many(f"this client's requests already hold {self.held[client]} bytes")
             if self.held.total() > HELD_MAX:
-                raise unavailable("the server holds as many bodies as it has room for")
+                raise unavailable("the server has no memory for more request bodies")
             more = message.get("more_body", False)
 
     def too_large(self) -> ApiError:
@@ -109,7 +111,7 @@ class Bodies:
         )
 
     def parse_within(self, body: bytes) -> dict[str, Any]:
-        """The object in a body. Raises ApiError; a body of too many values is not even parsed."""
+        """The JSON object in a body. Raises ApiError, before parsing for too many values."""
         limits = self.settings.limits
         values = sum(map(body.count, MARKS))
         if values > limits.values:
@@ -122,9 +124,9 @@ class Bodies:
         return found
 
     async def beside(self, nbytes: int, work: Callable[[], Result], client: str) -> Result:
-        """What `work` gives; of a large body it is done in a thread, so that others are heard.
+        """The result of `work`; for a large body it runs in a thread, not on the event loop.
 
-        One client's are worked on one after the other, so that there is a thread for the next.
+        One client's large bodies take one thread, so that another is free for other clients.
         """
         if nbytes <= SMALL:
             return work()

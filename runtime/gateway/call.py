@@ -1,4 +1,4 @@
-"""One request's way: from a client, past the queue, to a child and back."""
+"""The way of a request: from the client, through the queue, to an engine and back."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ ROLES: dict[str, Role] = {
     "/v1/embeddings": "embed", "/embedding": "embed", "/v1/rerank": "rerank", SCORE: "score",
 }  # fmt: skip
 DEAF = frozenset(("/v1/messages",))
-"""Routes on which a child does not hear of adapters, and would mix up their caches."""
+"""Routes on which llama-server ignores `lora`, and would reuse another adapter's cache."""
 UNQUEUED = frozenset(
     ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens",
      "/v1/chat/completions/input_tokens", "/v1/responses/input_tokens")
 )  # fmt: skip
-"""What a child answers beside its slots."""
-NEVER_S = 600  # a child has a time limit of its own
+"""Routes that an engine answers without a slot."""
+NEVER_S = 600  # the wait where `release_s` is 0: the engine's own time limit ends requests
 
 
 @dataclass(eq=False)
 class Gateway:
-    """What all requests share."""
+    """The state that all requests share."""
 
     settings: Settings
     catalog: Catalog
@@ -53,11 +53,11 @@ class Gateway:
     calls: dict[Call, asyncio.Task[None]] = field(default_factory=dict)
     """Requests in flight."""
     is_leaving: bool = False
-    """Whether balancers are to send no more requests."""
+    """Whether /readyz tells balancers to send no more requests."""
     is_draining: bool = False
-    """Whether requests are turned away."""
+    """Whether new requests are refused."""
     is_loading: bool = False
-    """Until what is loaded at the start is."""
+    """Whether the first model is still being loaded at the start."""
     clients: Clients = field(init=False)
     bodies: Bodies = field(init=False)
 
@@ -68,13 +68,13 @@ class Gateway:
         self.fleet.adapter_files.note(self.catalog.models.values())
 
     def role_of(self, route: str, named: Named) -> Role:
-        """Which kind of child answers on a route."""
+        """The role of the engine that answers a route."""
         role = ROLES.get(route, "generate")
         is_apart = route in DEAF or self.settings.isolate
         return "fixed" if role == "generate" and named.voice and is_apart else role
 
     async def preload(self) -> None:
-        """Load the first model, so that the first request need not wait."""
+        """Load the first model, so that the first request does not wait for it."""
         self.is_loading = True
         try:
             first = next(iter(self.catalog))
@@ -82,23 +82,23 @@ class Gateway:
             async with self.fleet.using(first, self.role_of(route, first)):
                 pass
         except ApiError:
-            pass  # the journal has it; the first request will be told
+            pass  # the log has it, and the first request gets the error
         finally:
             self.is_loading = False
 
 
 class Outgoing(Protocol):
-    """The way to the client."""
+    """Sends ASGI messages to the client."""
 
     stuck_since: float | None
-    """When it stopped to take what is sent."""
+    """The time since when the client takes nothing; None while it reads."""
 
     async def __call__(self, message: Message) -> None: ...
 
 
 @dataclass(eq=False)
 class Call:
-    """One request of a client, its body read and parsed."""
+    """One request of a client, with its parsed body."""
 
     gateway: Gateway
     request: Request
@@ -107,16 +107,16 @@ class Call:
     record: Record
     state: str = "reading"
     was_cut: str = ""
-    """Why it was broken off from here."""
+    """The reason why the server cancelled it; empty when it did not."""
     nbytes: int = 0
-    """Of the body: a large one is worked on beside the event loop."""
+    """The body's size in bytes; a large body is processed in a thread."""
 
     @asynccontextmanager
     async def forward(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[Reply]:
-        """Forward a body to the child of its `model`; yields the child's reply, its head read.
+        """Forward a body to the engine of its `model`; yields the reply, its head read.
 
-        Loads the model, waits for a slot, sets the LoRA scales. Leaving the block breaks the
-        answer off. Raises ApiError when there is none.
+        Loads the model, waits for a slot, sets the LoRA scales. Leaving the block cancels the
+        rest of the answer. Raises ApiError when the request cannot be answered.
         """
         gateway = self.gateway
         named = gateway.catalog.find(body.get("model"))
@@ -138,9 +138,9 @@ class Call:
     async def send_in_turn(
         self, child: Child, route: str, named: Named, body: Mapping[str, Any]
     ) -> AsyncIterator[Reply]:
-        """Send the body when it is this call's turn; yields the reply, its head read.
+        """Wait for a slot and send the body; yields the reply, its head read.
 
-        Leaving the block breaks off the rest. Raises ApiError.
+        Leaving the block cancels the rest of the answer. Raises ApiError.
         """
         if why := child.missing(named.voice):
             raise unavailable(why, retry_after=60)
@@ -176,7 +176,7 @@ class Call:
     async def wait_for_turn(
         self, child: Child, route: str, named: Named, body: Mapping[str, Any]
     ) -> Callable[[], None]:
-        """Wait for a place at the child; what gives it back. Raises ApiError."""
+        """Wait for a slot; returns the function that frees it. Raises ApiError."""
         if route in UNQUEUED:
             aside = await child.beside.admit((), client=self.record.client_id)
             return lambda: child.beside.release(aside)
@@ -187,22 +187,25 @@ class Call:
         return lambda: child.gate.release(ticket)
 
     async def break_off(self, reply: Reply, child: Child, give_back: Callable[[], None]) -> None:
-        """Give a place back when the child has let go of a reply that nobody waits for.
+        """Cancel a reply whose client has left, and free its slot once the engine stops.
 
-        One that does not is started again: it computes for nobody, and others wait for it.
+        An engine that computes on is restarted, because other requests wait for its slot.
         """
         gateway, server = self.gateway, child.server
         limit_s = gateway.settings.release_s
         try:
             with gateway.clients.held(self.record.client_id):
                 if not await reply.leave(limit_s or NEVER_S) and limit_s:
-                    why = f"it computes still, {limit_s:g} s after its client has left"
+                    why = f"it still computes {limit_s:g} s after its client left"
                     await gateway.fleet.renew(child, server, why)
         finally:
             give_back()
 
     async def post_once(self, child: Child, route: str, payload: bytes) -> Reply:
-        """Post the request once; again only where nobody was there to hear it."""
+        """Send the request; send it again only when no engine received it.
+
+        Raises NotThereError when no engine runs after a restart.
+        """
         if child.address is not None:
             with suppress(NotThereError):
                 return await post(child.address, route, payload)
@@ -213,12 +216,12 @@ class Call:
 
 
 Handler = Callable[[Call], Awaitable[Response | None]]
-"""Answers a call: with a response, or None when it has sent one itself."""
+"""Answers a call: returns a response, or None after sending one itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A path whose handler is given a Call."""
+    """A method and path, with the handler of its calls."""
 
     method: str
     path: str

@@ -22,7 +22,7 @@ from runtime.engine.own_template import first_own
 from runtime.gateway.api_errors import ApiError, bad_request
 from runtime.gateway.scheduling.request_queue import Voice
 
-LATEST = ":latest"  # which Ollama's clients append
+LATEST = ":latest"  # appended by Ollama's clients
 OWNER = "decant"
 NAME_MAX = 512  # characters
 SHOWN = 200  # characters of a name in an error
@@ -31,29 +31,29 @@ SCALE = re.compile(r"[+-]?(\d{1,3}(\.\d{0,8})?|\.\d{1,8})(e-?\d{1,2})?", re.ASCI
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a request's `model` means."""
+    """The model and the LoRA scales that a request's `model` names."""
 
     id: str
-    """As it is listed; with a scale only where the client gave one."""
+    """The listed name; with a scale only if the client gave one."""
     base: str
-    """The id of the model whose child answers."""
+    """The id of the base, whose engine answers."""
     model: Model
     adapter: Adapter | None
     voice: Voice
 
     @property
     def can_chat(self) -> bool:
-        """Whether there is a template for what answers by this name."""
+        """Whether this name has a chat template."""
         return self.model.can_chat_with(self.asked)
 
     @property
     def asked(self) -> Sequence[float]:
-        """The scales by which a template is chosen."""
+        """The scales that choose the template."""
         return self.model.asked_as(self.adapter.name if self.adapter else "", self.voice)
 
     @property
     def template(self) -> str:
-        """The chat template of what answers by this name; empty for none."""
+        """The chat template of this name; empty for none."""
         own = first_own(self.model.own, self.asked)
         if own is not None:
             return own.facts.plain
@@ -61,18 +61,18 @@ class Named:
 
     @property
     def label(self) -> str:
-        """The id without a scale: clients choose those, and may choose many."""
+        """The id without a scale, for metrics: clients may choose any number of scales."""
         return self.id.partition("@")[0] if self.adapter else self.id
 
 
 class Catalog:
-    """The models by their ids. Reads headers only."""
+    """The served models by their ids. Reads only headers."""
 
     def __init__(self, models: Sequence[Model]) -> None:
-        """Name them as briefly as they can be told apart. Raises InputError for equal names."""
+        """Give each model its shortest distinct name. Raises InputError for equal names."""
         self.models: dict[str, Model] = {}
         self.others: dict[str, str] = {}
-        """Longer names, and the ids they mean."""
+        """The ids by their longer names."""
         short = [StoredModel(model.header.path).name for model in models]
         for model, name in zip(models, short, strict=True):
             id_ = name if short.count(name) == 1 else model.name
@@ -83,7 +83,7 @@ class Catalog:
             self.others[model.name] = id_
 
     def find(self, name: object) -> Named:
-        """What a name means. Raises ApiError when it means nothing here."""
+        """The model that a name means. Raises ApiError when the server has no such model."""
         if name is None and len(self.models) == 1:
             name = next(iter(self.models))
         if not isinstance(name, str) or not name:
@@ -117,7 +117,7 @@ class Catalog:
     def unknown(self, name: str) -> ApiError:
         shown = name[:SHOWN]
         near = difflib.get_close_matches(shown, self.ids(), n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]!r}?" if near else "GET /v1/models lists what there is"
+        advice = f"did you mean {near[0]!r}?" if near else "GET /v1/models lists the models"
         return ApiError(
             HTTPStatus.NOT_FOUND, f"there is no model {shown!r}; {advice}", "model_not_found"
         )
@@ -133,17 +133,17 @@ class Catalog:
 
 
 def scale_of(text: str) -> float:
-    """The number after a name's `@`, as it stands in the id. Raises ApiError.
+    """The scale after a name's `@`. Raises ApiError.
 
-    Rounded as it is written there: what has the same id is answered alike.
+    Rounded to the digits that the id shows, so that equal ids have equal scales.
     """
     if not SCALE.fullmatch(text) or abs(scale := float(f"{float(text):g}")) > SCALE_MAX:
-        raise bad_request(f"{text[:SHOWN]!r} is no scale: a number such as 0.5, at most 100")
+        raise bad_request(f"{text[:SHOWN]!r} is not a scale: use a number such as 0.5, at most 100")
     return scale + 0.0  # -0 is 0
 
 
 def refuse_unspeakable(id_: str, path: Path) -> None:
-    """Raise InputError for a name that no header and no line of a log can hold."""
+    """Raise InputError for a name that headers and log lines cannot hold."""
     if len(id_) > NAME_MAX or not id_.isprintable():
         raise InputError(
             f"`{path}` gives a name that no request can say: {id_[:SHOWN]!r}",
@@ -152,7 +152,7 @@ def refuse_unspeakable(id_: str, path: Path) -> None:
 
 
 def splits(name: str) -> Iterator[tuple[str, str]]:
-    """A name as it is, then cut at each of its colons."""
+    """The whole name, then the name split at each colon."""
     yield name, ""
     for place, letter in enumerate(name):
         if letter == ":" and place + 1 < len(name):
@@ -160,7 +160,7 @@ def splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 def listing(named: Named) -> dict[str, Any]:
-    """What GET /v1/models says of a model."""
+    """A model's entry in GET /v1/models."""
     path = named.adapter.path if named.adapter else named.model.header.path
     scale = {"scale": named.adapter.scale} if named.adapter else {}
     return {
@@ -175,9 +175,9 @@ def listing(named: Named) -> dict[str, Any]:
 
 
 def stored_models(store: Path, *, report: Report = silent) -> list[Model]:
-    """All models of the store; adapters that lie there beside the base they were trained on.
+    """All models of the store, each base with the store's adapters that were trained on it.
 
-    What cannot be read is left out, with a warning.
+    Unreadable files are skipped with a warning.
     """
     models, adapters = [], []
     for stored in list_models(store):
@@ -197,7 +197,7 @@ def stored_models(store: Path, *, report: Report = silent) -> list[Model]:
 def with_adapters(
     model: Model, adapters: Sequence[tuple[str | None, Adapter]], *, report: Report
 ) -> Model:
-    """The model with those that were trained on it; a merged one takes none."""
+    """The model with the adapters that were trained on it; a merged model gets none."""
     header = model.header
     base = header.text("decant.base")
     if base is None or header.text("decant.adapter") is not None or model.is_encoder_decoder:
@@ -211,6 +211,6 @@ def with_adapters(
 
 
 def with_adapters_of(model: Model, adapters: Mapping[Path, Sequence[Adapter]]) -> Model:
-    """The model with the adapters given for its path. Raises what `open_model` does."""
+    """The model with the adapters given for its path. Raises the errors of `open_model`."""
     mine = adapters.get(model.header.path)
     return open_model(model.header.path, tuple(mine), model.projector) if mine else model

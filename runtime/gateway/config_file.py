@@ -1,4 +1,4 @@
-"""`--config FILE.toml`: the options of `decant serve`, and models with adapters of their own."""
+"""`--config FILE.toml`: the options of `decant serve`, and models with their adapters."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MODEL_KEYS = ("path", "base", "adapters")
 
 @dataclass(frozen=True, slots=True)
 class ModelTable:
-    """A `[[model]]` of the file."""
+    """A table `[[model]]` of the file."""
 
     path: str
     adapters: tuple[str, ...]
-    """As --adapter has them: NAME=PATH[:SCALE]."""
+    """In the form of --adapter: NAME=PATH[:SCALE]."""
     base: str | None
 
 
@@ -43,7 +43,7 @@ def load_config(
     found = read_toml(path)
     tables = found.pop("model", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise InputError(f"`{path}`: model is no table", hint="write [[model]], then path = …")
+        raise InputError(f"`{path}`: model is not a table", hint="write [[model]], then path = …")
     if (limits := found.pop("limits", None)) is not None:
         found.setdefault("limit", []).extend(limit_texts(path, limits))
     ctx.default_map = {**(ctx.default_map or {}), **options(ctx, path, found)}
@@ -51,15 +51,16 @@ def load_config(
 
 
 def limit_texts(path: Path, limits: object) -> list[str]:
-    """`[limits]` as --limit has them. Raises InputError."""
+    """The table `[limits]` in the form of --limit. Raises InputError."""
     if not isinstance(limits, dict) or not all(type(one) is int for one in limits.values()):
         raise InputError(
-            f"`{path}`: [limits] needs a number for each name", hint="such as inputs = 4096"
+            f"`{path}`: [limits] needs a number for each name", hint="example: inputs = 4096"
         )
     return [f"{name}={number}" for name, number in limits.items()]
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """The file's content. Raises InputError when it cannot be read as TOML."""
     try:
         found: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -67,16 +68,16 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"cannot read `{path}`: {error.strerror}", hint="is the path right?"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"`{path}` is no TOML: {error}", hint="mend it there") from error
+        raise InputError(f"`{path}` is not TOML: {error}", hint="correct it in the file") from error
     except RecursionError as error:
         raise InputError(
-            f"`{path}` is nested too deeply", hint="no setting needs lists in lists"
+            f"`{path}` is nested too deeply", hint="no setting needs nested lists"
         ) from error
     return found
 
 
 def options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """The values by the names that click knows them by."""
+    """The settings by click's parameter names. Raises InputError for a wrong one."""
     known = {
         option.removeprefix("--").replace("-", "_"): parameter
         for parameter in ctx.command.params
@@ -89,13 +90,13 @@ def options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str, 
         if parameter is None:
             near = difflib.get_close_matches(name, known, n=1)
             advice = (
-                f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(known))}"
+                f"did you mean {near[0]}?" if near else f"the settings: {', '.join(sorted(known))}"
             )
             raise InputError(f"`{path}`: there is no setting {name!r}", hint=advice)
         is_many = parameter.multiple if isinstance(parameter, click.Option) else True
         if is_many != isinstance(value, list):
             want = "a list" if is_many else "a single value"
-            raise InputError(f"`{path}`: {name} must be {want}", hint="mend it there")
+            raise InputError(f"`{path}`: {name} must be {want}", hint="correct it in the file")
         for one in value if isinstance(value, list) else [value]:
             refuse_wrong_kind(f"`{path}`: {name}", one, parameter)
         assert parameter.name is not None
@@ -104,7 +105,7 @@ def options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str, 
 
 
 def refuse_wrong_kind(where: str, value: object, parameter: click.Parameter) -> None:
-    """Raise InputError for what click would turn into another value, or stumble over."""
+    """Raise InputError for a value that click would convert, or fail on."""
     kind: type = str
     want = "a text in quotes"
     if isinstance(parameter, click.Option) and parameter.is_flag:
@@ -112,17 +113,19 @@ def refuse_wrong_kind(where: str, value: object, parameter: click.Parameter) -> 
     elif isinstance(parameter.type, click.types.IntParamType):
         kind, want = int, "a whole number"
     if type(value) is not kind:
-        raise InputError(f"{where} must be {want}, not {shown(value)}", hint="mend it there")
+        raise InputError(
+            f"{where} must be {want}, not {shown(value)}", hint="correct it in the file"
+        )
     if isinstance(value, str):
         refuse_unreadable(where, value)
 
 
 def refuse_unreadable(where: str, text: str) -> None:
-    """Raise InputError for a text that is no name, path, time or address."""
+    """Raise InputError for a text that cannot be a name, path, time or address."""
     if len(text) > TEXT_MAX or not text.isprintable():
         raise InputError(
             f"{where} is {shown(text)}, a text of {len(text)} characters",
-            hint=f"it needs at most {TEXT_MAX}, of one line",
+            hint=f"write one line of at most {TEXT_MAX} characters",
         )
 
 
@@ -132,9 +135,10 @@ def shown(value: object) -> str:
 
 
 def model_table(path: Path, table: dict[str, Any]) -> ModelTable:
+    """A checked table `[[model]]`. Raises InputError for a wrong one."""
     if wrong := [name for name in table if name not in MODEL_KEYS]:
         raise InputError(
-            f"`{path}`: a [[model]] has no {wrong[0]!r}", hint=f"it has {', '.join(MODEL_KEYS)}"
+            f"`{path}`: a [[model]] has no {wrong[0]!r}", hint=f"its keys: {', '.join(MODEL_KEYS)}"
         )
     adapters, base = table.get("adapters", {}), table.get("base")
     is_right = isinstance(table.get("path"), str) and isinstance(base, str | None)

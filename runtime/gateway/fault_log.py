@@ -1,4 +1,4 @@
-"""What goes wrong beside all requests, told in the server's log, and not again and again."""
+"""Reports faults that belong to no request in the server's log, each kind at most every 10 s."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 from exporter.core.events import Report, Warn
 
-EVERY_S = 10  # between two words on the same
+EVERY_S = 10  # between two reports of one kind
 KINDS_MAX = 100  # of faults that are remembered
 TRACE_MAX = 4000  # characters
 
 
 @dataclass
 class Faults:
-    """Says each kind of fault once in a while, and how many there were in between."""
+    """Reports each kind of fault at most every EVERY_S, with the number in between."""
 
     report: Report
     clock: Callable[[], float] = time.monotonic
@@ -28,6 +28,7 @@ class Faults:
     withheld: dict[str, int] = field(default_factory=dict)
 
     def tell(self, kind: str, message: str) -> None:
+        """Report a fault, or count it when its kind was reported recently."""
         now = self.clock()
         if now - self.told.get(kind, -EVERY_S) < EVERY_S:
             self.withheld[kind] = self.withheld.get(kind, 0) + 1
@@ -39,7 +40,7 @@ class Faults:
         self.report(Warn(f"{message} ({more} more like it before)" if more else message))
 
     def of_loop(self, loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-        """An event loop's handler of exceptions."""
+        """Handle an event loop's exception."""
         del loop
         error = context.get("exception")
         message = str(context.get("message", "a fault"))
@@ -47,10 +48,9 @@ class Faults:
 
 
 class Handler(logging.Handler):
-    """Tells what libraries log; nothing of it reaches standard error as it is."""
+    """Reports the warnings that libraries log, instead of printing them to standard error."""
 
     def __init__(self, faults: Faults) -> None:
-        """Tell it to `faults`."""
         super().__init__(logging.WARNING)
         self.faults = faults
 
@@ -61,7 +61,7 @@ class Handler(logging.Handler):
 
 
 def trace_of(error: object) -> str:
-    """An exception for the log: where it was raised, in one text."""
+    """An exception with its traceback, as text for the log."""
     if not isinstance(error, BaseException):
         return ""
     return f": {''.join(traceback.format_exception(error)).strip()[-TRACE_MAX:]}"
@@ -69,7 +69,7 @@ def trace_of(error: object) -> str:
 
 @contextmanager
 def listened(faults: Faults) -> Iterator[None]:
-    """Have all that is logged inside the block told."""
+    """Report everything that is logged inside the block."""
     handler, root = Handler(faults), logging.getLogger()
     root.addHandler(handler)
     logging.captureWarnings(capture=True)

@@ -1,4 +1,4 @@
-"""Writes in a thread of its own: whoever reads may be slow, or have stopped, and nobody waits."""
+"""Writes in a separate thread, so that a slow or stopped reader delays no request."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
-PATIENCE_S = 2  # for what is not written yet, at the end
+PATIENCE_S = 2  # for unwritten items, at the end
 
 
 class Writer(Generic[Item]):
-    """Hands items to `write`, in their order; the oldest are dropped where there are too many."""
+    """Passes items to `write` in order; above `room`, the oldest are dropped."""
 
     def __init__(self, write: Callable[[Item, int], None], room: int) -> None:
-        """Start the thread. `write` is told, too, how many were dropped just before."""
+        """Start the thread. `write` also gets the number of items dropped before this one."""
         self.write = write
         self.items: deque[Item] = deque()
         self.room = room
@@ -43,7 +43,7 @@ class Writer(Generic[Item]):
             self.write(item, dropped)
 
     def close(self) -> None:
-        """Write what is left, for as long as somebody reads."""
+        """Write the remaining items, for PATIENCE_S at most, and end the thread."""
         with self.changed:
             self.is_over = True
             self.changed.notify()

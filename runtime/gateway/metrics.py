@@ -1,7 +1,7 @@
-"""What is counted, for Prometheus.
+"""Counters and figures for Prometheus.
 
-`relabelled` and not prometheus_client.parser: that has every counter's name end in _total, so that
-llama-server's n_tokens_max would get a name that nobody looks for, and takes as many lines.
+`relabelled` replaces prometheus_client.parser, which appends _total to every counter's name: it
+would rename llama-server's n_tokens_max, and would take as many lines.
 """
 
 from __future__ import annotations
@@ -22,26 +22,25 @@ TYPE = re.compile(r"^# TYPE llamacpp:([a-zA-Z_]+) (\w+)$", re.MULTILINE)
 
 
 class Metrics:
-    """The gateway's own counters; each gateway has its own."""
+    """The counters and histograms of one gateway."""
 
     def __init__(self) -> None:
-        """Begin at zero."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "decant_requests", "Requests answered.", ["route", "model", "status"],
             registry=self.registry,
         )  # fmt: skip
         self.duration = Histogram(
-            "decant_request_seconds", "From the request's head to the answer's end.",
+            "decant_request_seconds", "Time from the request's head to the answer's end.",
             ["route", "model"], buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.first = Histogram(
             "decant_time_to_first_token_seconds",
-            "From the request's head to the first bytes of a streamed answer.",
+            "Time from the request's head to the first bytes of a streamed answer.",
             ["model"], buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.wait = Histogram(
-            "decant_queue_wait_seconds", "In the queue, of those admitted.", ["model"],
+            "decant_queue_wait_seconds", "Time in the queue, of admitted requests.", ["model"],
             buckets=SECONDS, registry=self.registry,
         )  # fmt: skip
         self.refused = Counter(
@@ -65,24 +64,24 @@ class Metrics:
 
 
 GAUGES: dict[str, tuple[str, Callable[[Child], float]]] = {
-    "decant_queue_depth": ("Requests that wait.", lambda c: len(c.gate.waiting)),
+    "decant_queue_depth": ("Waiting requests.", lambda c: len(c.gate.waiting)),
     "decant_slots_used": ("Slots in use.", lambda c: c.gate.used),
     "decant_slots": ("Slots.", lambda c: c.gate.capacity),
     "decant_model_loaded": ("Whether the model is loaded.", lambda c: c.is_loaded),
-    "decant_model_bytes": ("Memory of the model, as reckoned.", lambda c: c.nbytes),
-    "decant_model_load_seconds": ("What loading took.", lambda c: c.load_s),
+    "decant_model_bytes": ("Planned memory of the model.", lambda c: c.nbytes),
+    "decant_model_load_seconds": ("Duration of the last load.", lambda c: c.load_s),
 }
 COUNTERS: dict[str, tuple[str, Callable[[Child], float]]] = {
-    "decant_child_restarts": ("Children that died.", lambda c: c.restarts),
-    "decant_epoch_switches": ("Changes of adapters.", lambda c: c.gate.switches),
+    "decant_child_restarts": ("Engines that died.", lambda c: c.restarts),
+    "decant_epoch_switches": ("Changes of the LoRA scales.", lambda c: c.gate.switches),
 }
 
 
 class FleetCollector(Collector):
-    """What is known of each child at the moment of asking."""
+    """Collects the figures of each engine at the time of a scrape."""
 
     def __init__(self, children: Mapping[Any, Child]) -> None:
-        """Watch over a gateway's children, as they come and go."""
+        """children: the pool's own mapping, so that later engines are included."""
         self.children = children
 
     def collect(self) -> Iterator[Metric]:
@@ -96,7 +95,7 @@ class FleetCollector(Collector):
 
 
 def relabelled(texts: dict[str, str]) -> bytes:
-    """The children's own metrics, each with its model's name."""
+    """The engines' metrics, each with a label for its model."""
     types = {name: kind for text in texts.values() for name, kind in TYPE.findall(text)}
     lines = []
     for name, kind in types.items():

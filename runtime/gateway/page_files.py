@@ -1,4 +1,4 @@
-"""The page's files: served as they lie in `page/`, under a policy that lets nothing else in."""
+"""Serves the page's files from `page/`, with a policy that allows no other sources."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-"""By the end of a file's name. The system's own table may call a script plain text."""
+"""Content types by suffix. The system's table may call a script plain text."""
 POLICY = (
     "default-src 'none'",
     "script-src 'self'",
@@ -31,7 +31,7 @@ POLICY = (
     "base-uri 'none'",
     "form-action 'none'",
     "frame-ancestors 'none'",
-    # text that becomes markup by mistake is an error, not a hole
+    # turning text into markup by mistake raises an error in the browser
     "require-trusted-types-for 'script'",
     "trusted-types 'none'",
 )
@@ -45,7 +45,7 @@ HEADERS = {
 
 
 class PageFiles(StaticFiles):
-    """The files of `page/`, each under the policy."""
+    """The files of `page/`, each with the policy's headers."""
 
     async def index(self, request: Request) -> Response:
         return await self.get_response(INDEX, request.scope)
@@ -57,7 +57,7 @@ class PageFiles(StaticFiles):
         scope: Scope,
         status_code: int = HTTPStatus.OK,
     ) -> Response:
-        """The file, or 304 where the browser has it already.
+        """The file, or 304 when the browser already has it.
 
         Raises HTTPException (404) for files that editors and systems leave there.
         """
@@ -70,6 +70,6 @@ class PageFiles(StaticFiles):
 
 
 def page_routes() -> list[BaseRoute]:
-    """`/`, and `/page/NAME` for each file."""
+    """The routes `/`, and `/page/NAME` for each file."""
     files = PageFiles(directory=FOLDER)
     return [Route("/", files.index), Mount("/page", files)]

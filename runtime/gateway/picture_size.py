@@ -1,6 +1,6 @@
-"""How large a picture becomes when it is decoded, read off its first bytes.
+"""Reads the size of a decoded picture from its first bytes.
 
-A few kilobytes may say that they are a picture of gigabytes, which an engine would make room for.
+A file of a few kilobytes may claim a picture of gigabytes, which an engine would allocate.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import base64
 import binascii
 import struct
 
-HEAD = 1 << 20  # bytes of a picture in which its size stands; a JPEG's preview comes before it
-QUAD = 4  # characters of base64 that are three bytes
+HEAD = 1 << 20  # bytes of a picture that hold its size; a JPEG's preview precedes it
+QUAD = 4  # characters of base64 for three bytes
 SIZES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
-"""JPEG's markers of a frame, in which its size stands."""
+"""JPEG's start-of-frame markers (SOF), whose segment holds the size."""
 BARE = frozenset((0x01, *range(0xD0, 0xD9)))
-"""JPEG's markers that nothing belongs to."""
+"""JPEG's markers without a segment."""
 
 
 def pixels_of(packed: str) -> int | None:
-    """The pixels of a picture in base64; None for what is no picture of a known kind."""
+    """Number of pixels of a picture in base64; None when its format is unknown."""
     start = "".join(packed[: HEAD * 2].split())[:HEAD]
     try:
         raw = base64.b64decode(start[: len(start) // QUAD * QUAD] or start)
@@ -28,7 +28,7 @@ def pixels_of(packed: str) -> int | None:
 
 
 def pixels(raw: bytes) -> int | None:
-    """Width times height, of the beginning of a PNG, GIF, BMP, WebP or JPEG."""
+    """Width times height, from the beginning of a PNG, GIF, BMP, WebP or JPEG."""
     try:
         size = size_of(raw)
     except (struct.error, IndexError):
@@ -54,7 +54,7 @@ def unpacked(code: str, raw: bytes, at: int) -> tuple[int, int]:
 
 
 def webp(raw: bytes) -> tuple[int, int] | None:
-    """Of all three of its forms: https://developers.google.com/speed/webp/docs/riff_container."""
+    """Width and height: https://developers.google.com/speed/webp/docs/riff_container, 3 forms."""
     match raw[12:16]:
         case b"VP8X":
             width, height = (int.from_bytes(raw[at : at + 3], "little") for at in (24, 27))
@@ -70,13 +70,13 @@ def webp(raw: bytes) -> tuple[int, int] | None:
 
 
 def jpeg(raw: bytes) -> tuple[int, int] | None:
-    """Of the first frame, past all that stands before it."""
+    """Width and height of the first frame; skips the segments before it."""
     at = 2
-    while raw[at] == 0xFF:  # noqa: PLR2004 - every marker begins so
+    while raw[at] == 0xFF:  # noqa: PLR2004 - first byte of every marker
         marker = raw[at + 1]
         if marker in SIZES:
             return unpacked(">HH", raw, at + 5)
-        if marker == 0xFF:  # noqa: PLR2004 - as many as the writer liked
+        if marker == 0xFF:  # noqa: PLR2004 - padding before a marker
             at += 1
         else:
             at += 2 if marker in BARE else 2 + int.from_bytes(raw[at + 2 : at + 4], "big")

@@ -1,7 +1,7 @@
 """`/v1/completions` with `echo`: a prompt's log-probabilities, which llama-server does not give.
 
-What is to be written after a prompt comes from the usual engine; then the scoring engine goes
-through both, so that all log-probabilities of an answer are of one computation.
+The usual engine generates the text after a prompt; then the scoring engine scores both, so that
+all log-probabilities of an answer come from one computation.
 """
 
 from __future__ import annotations
@@ -22,34 +22,37 @@ from runtime.gateway.scheduling.upstream import Reply
 from runtime.scoring.score_route import SCORE, TOP_MAX
 
 PORTION = 32
-"""Prompts that are scored at once: after them it is others' turn."""
+"""Prompts that are scored at once; between two portions other requests have their turn."""
 LIMIT_NAMES = ("n_predict", "max_tokens", "max_completion_tokens")
 OURS = frozenset((*LIMIT_NAMES, "echo", "logprobs", "n", "n_cmpl", "best_of", "stream",
                   "stream_options", "prompt", "target"))  # fmt: skip
-"""Fields that the engine which writes is not told."""
+"""Fields that are not passed on to the generating engine."""
 PLAIN = OURS | {"model", "temperature", "seed", "top_p", "top_k", "min_p", "user"}
-"""Fields with which one token at temperature 0 is the likeliest one, whatever they say."""
+"""Fields that do not change a single token at temperature 0: it is always the likeliest."""
 Json = dict[str, Any]  # Any: JSON
 Refusal = Callable[[Reply], Awaitable[ApiError]]
 
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """What a request with `echo` asks for."""
+    """The parsed fields of a request with `echo`."""
 
     prompts: Sequence[Any]
     """Texts or lists of token ids."""
     targets: Sequence[Any] | None
     limit: int
-    """Tokens to be written after each prompt; -1 is as many as the model likes."""
+    """Tokens to generate after each prompt; -1: until the model ends."""
     count: int
-    """Answers to each prompt."""
+    """The number of answers to each prompt."""
     is_likeliest: bool
-    """Whether what is to be written is the likeliest token: the scoring engine knows it."""
+    """Whether only the likeliest next token is needed, which the scoring engine gives."""
 
 
 async def answer_echo(call: Call, refusal: Refusal) -> Response:
-    """The answer, prompts and all. refusal: makes an error of an engine's reply."""
+    """The answer with its prompts. Raises ApiError.
+
+    refusal: turns an engine's error reply into ApiError.
+    """
     asked = read_echo(call)
     if asked.limit == 0 or asked.is_likeliest:
         written = None
@@ -68,7 +71,7 @@ async def answer_echo(call: Call, refusal: Refusal) -> Response:
 
 
 def read_echo(call: Call) -> Echo:
-    """What is asked for. Raises ApiError."""
+    """The checked request. Raises ApiError."""
     body = call.body
     if body["echo"] is not True:
         raise bad_request("`echo` must be true or false")
@@ -100,13 +103,13 @@ def read_echo(call: Call) -> Echo:
 
 
 def listed(value: object) -> Sequence[Any]:
-    """Several prompts as they are, one as a list of it."""
+    """A list of prompts; one prompt becomes a list of one."""
     several = isinstance(value, list) and not any(isinstance(one, int) for one in value)
     return value if several and isinstance(value, list) else [value]
 
 
 def limit_of(call: Call, *, has_target: bool) -> int:
-    """How many tokens are to be written. Raises ApiError."""
+    """The number of tokens to generate; -1: until the model ends. Raises ApiError."""
     named = call.gateway.catalog.find(call.body.get("model"))
     cannot = named.model.is_encoder_decoder or has_target
     name = next((name for name in LIMIT_NAMES if call.body.get(name) is not None), None)
@@ -115,21 +118,21 @@ def limit_of(call: Call, *, has_target: bool) -> int:
         raise bad_request(f"`{name}` must be a number, at least 0")
     if cannot and limit:
         raise bad_request(
-            f"`{name}` must be 0: with `echo` an encoder-decoder says how likely `target` is after"
-            " `prompt`, and writes nothing"
+            f"`{name}` must be 0: with `echo` an encoder-decoder scores `target` after `prompt`,"
+            " and generates nothing"
         )
     return limit
 
 
 async def write_after(call: Call, asked: Echo, refusal: Refusal) -> list[list[Json]]:
-    """What the usual engine writes after each prompt, `count` times."""
+    """The usual engine's answers to each prompt, `count` of them. Raises ApiError."""
     kept = {name: value for name, value in call.body.items() if name not in OURS}
     bodies = []
     for prompt in asked.prompts:
         for number in range(asked.count):
             body = {**kept, "prompt": prompt, "n_predict": asked.limit, "return_tokens": True}
             if type(seed := body.get("seed")) is int and seed >= 0:
-                body["seed"] = seed + number  # or all would be equal
+                body["seed"] = seed + number  # otherwise all answers would be equal
             bodies.append(body)
     works = [partial(ask_engine, call, "/completion", body, refusal) for body in bodies]
     async with in_order(works) as texts:
@@ -138,7 +141,7 @@ async def write_after(call: Call, asked: Echo, refusal: Refusal) -> list[list[Js
 
 
 def as_written(answer: Json) -> Json:
-    """An answer of llama-server's own form, as the scoring engine takes it."""
+    """An answer in llama-server's form, put into the scoring engine's form."""
     reason = "length" if answer.get("stop_type") == "limit" else "stop"
     return {"tokens": answer["tokens"], "text": answer["content"], "finish_reason": reason}
 
@@ -146,7 +149,7 @@ def as_written(answer: Json) -> Json:
 def score_bodies(
     call: Call, asked: Echo, written: Sequence[Sequence[Json]] | None
 ) -> Sequence[Json]:
-    """What the scoring engine is asked, portion by portion."""
+    """The requests to the scoring engine, one for each portion."""
     shared: Json = {"logprobs": call.body.get("logprobs"), "n": asked.count}
     shared |= {name: call.body[name] for name in ("model", "lora") if name in call.body}
     if asked.is_likeliest:
@@ -158,7 +161,7 @@ def score_bodies(
         body = {**shared, "prompt": prompts, "most": most * len(prompts) // total}
         if asked.targets is not None:
             body["target"] = asked.targets[part]
-        # the texts change on their way, where the tokenizer has a normalizer of its own
+        # the normalizer changes the texts before they are scored
         sent = body.get("target", prompts)
         body["shown"] = [one if isinstance(one, str) else None for one in sent]
         if written is not None:
@@ -168,7 +171,7 @@ def score_bodies(
 
 
 async def join_scores(call: Call, bodies: Sequence[Json], count: int, refusal: Refusal) -> bytes:
-    """The answers to all portions, as one."""
+    """The answers to all portions, joined. Raises ApiError."""
     found, offset = Joined(), 0
     beside = call.gateway.bodies.beside
     async with in_order([partial(score_portion, call, body, refusal) for body in bodies]) as texts:
@@ -194,7 +197,7 @@ async def ask_engine(call: Call, route: str, body: Mapping[str, Any], refusal: R
 
 
 def refused(text: bytes, status: int) -> ApiError:
-    """The scoring engine's error."""
+    """The scoring engine's error as ApiError."""
     error = json.loads(text)["error"]
     code = error["code"] if isinstance(error["code"], str) else None
     if error["type"] == "exceed_context_size_error":

@@ -1,6 +1,6 @@
-"""One table of what a request may hold, whatever route it comes by and whoever's API it speaks.
+"""The limits of a request's content, in one table for all routes and APIs.
 
-Each row is something that an engine takes time or memory for in one piece, while all others wait.
+Each row is content that costs an engine time or memory in one step, while other requests wait.
 """
 
 from __future__ import annotations
@@ -15,68 +15,68 @@ from runtime.gateway.api_errors import bad_request
 
 Body = Mapping[str, Any]
 HELD = ("content", "tool_calls", "images", "output")
-"""Where messages and their parts hold lists."""
-DIGITS = 15  # of the largest limit
+"""Fields of messages and their parts that hold lists."""
+DIGITS = 15  # digits of the largest limit
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The most of each thing that one request may hold."""
+    """The most that one request may hold, by kind of content."""
 
     body: int = 2 << 20
-    """Bytes of a body where no model takes images."""
+    """Bytes of a body when no model takes images."""
     media_body: int = 16 << 20
-    """Bytes of a body where one does."""
+    """Bytes of a body when a model takes images."""
     values: int = 1 << 19
-    """Numbers, texts, lists and objects in a body, reckoned from its commas and brackets."""
+    """Numbers, texts, lists and objects in a body, counted by its commas and brackets."""
     prompts: int = 256
     inputs: int = 2048
-    """Texts that become vectors, or are ranked: as many as OpenAI takes."""
+    """Texts to embed or to rank: OpenAI's limit."""
     messages: int = 2048
     parts: int = 4096
-    """Parts of all messages, calls of tools among them."""
+    """Parts of all messages, including tool calls."""
     tools: int = 256
     n: int = 128
-    """Answers to one prompt: as many as OpenAI takes."""
+    """Answers to one prompt: OpenAI's limit."""
     stops: int = 64
     biases: int = 1024
     breakers: int = 64
     grammar_bytes: int = 64 << 10
     schema_nodes: int = 16384
-    """Values in all schemas of a request: those of its tools, too."""
+    """Values in all schemas of a request, including those of its tools."""
     schema_depth: int = 64
-    """Of values within each other in a schema: each is a rule that every token is tried with."""
+    """Nesting of a schema: each level is a grammar rule that is tried with every token."""
     properties: int = 256
-    """Of one object in a schema: an engine's time grows with the third power of the optional."""
+    """Properties of one object in a schema: time grows with the cube of the optional ones."""
     pixels: int = 1 << 26
-    """Of one image, when it is decoded."""
+    """Pixels of one decoded image."""
     items: int = 1024
-    """In any other list."""
+    """Items of any other list."""
     logprobs: int = 1 << 18
-    """Log-probabilities in one answer with `echo`: each token's, and those of the likeliest."""
+    """Log-probabilities in one answer with `echo`: one per token, and those of the likeliest."""
     scales: int = 4
-    """Engines for scales that clients choose, where each needs one of its own."""
+    """Engines for client-chosen scales, on routes where each choice needs a separate engine."""
 
 
 def limits_of(texts: Sequence[str]) -> Limits:
-    """The limits, some of them changed by `NAME=NUMBER`. Raises InputError."""
+    """The limits with changes of the form `NAME=NUMBER`. Raises InputError."""
     known = [field.name for field in fields(Limits)]
     found = {}
     for text in texts:
         name, _, number = text.partition("=")
         name = name.strip().replace("-", "_")
         if name not in known:
-            raise InputError(f"there is no limit {name!r}", hint=f"there are: {', '.join(known)}")
+            raise InputError(f"there is no limit {name!r}", hint=f"the limits: {', '.join(known)}")
         if not re.fullmatch(rf"\d{{1,{DIGITS}}}", number.strip(), re.ASCII):
             raise InputError(
-                f"the limit {text!r} has no number", hint=f"such as --limit {name}=1000"
+                f"the limit {text!r} has no number", hint=f"example: --limit {name}=1000"
             )
         found[name] = int(number)
     return replace(Limits(), **found)
 
 
 def refuse_too_many(body: Body, limits: Limits) -> None:
-    """Raise ApiError for a body that holds more of something than it may."""
+    """Raise ApiError for a body above a limit."""
     for name, what, count in COUNTED:
         most = getattr(limits, name)
         if (found := count(body)) > most:
@@ -89,7 +89,7 @@ def refuse_too_many(body: Body, limits: Limits) -> None:
 
 
 def prompts(body: Body) -> int:
-    """Texts and lists of tokens in `prompt` or `target`; a list of tokens is one."""
+    """The number of texts in `prompt` or `target`; a list of token ids is one text."""
     value = body.get("prompt")
     if isinstance(value, list):
         others = body.get("target")
@@ -100,7 +100,7 @@ def prompts(body: Body) -> int:
 
 
 def inputs(body: Body) -> int:
-    """The longest list of texts that is no prompt."""
+    """The number of texts in the longest list other than `prompt`."""
     return max(
         sum(1 for one in value if type(one) is not int) if isinstance(value, list) else 0
         for value in (body.get(name) for name in ("input", "content", "documents", "texts"))
@@ -108,7 +108,7 @@ def inputs(body: Body) -> int:
 
 
 def parts(body: Body) -> int:
-    """Parts of messages and calls of tools, also within each other."""
+    """The number of message parts and tool calls, including nested ones."""
     said = (body.get("messages"), body.get("input"))
     todo = [one for value in said if isinstance(value, list) for one in value]
     todo.append({"content": body.get("system")})
@@ -124,7 +124,7 @@ def parts(body: Body) -> int:
 
 
 def answers(body: Body) -> int:
-    """How many answers to each prompt are asked for."""
+    """The number of answers to each prompt that the request asks for."""
     asked = (body.get(name) for name in ("n", "n_cmpl", "best_of"))
     return max((int(n) for n in asked if isinstance(n, int | float)), default=0)
 
@@ -149,7 +149,7 @@ def length(value: object) -> int:
 
 
 def schemas(body: Body) -> Iterator[Any]:
-    """Whatever holds a schema that answers, or calls of tools, must keep to."""
+    """All fields with a schema for the answer or for tool calls."""
     for name in ("json_schema", "response_format", "format", "text", "output_config", "tools"):
         if isinstance(value := body.get(name), list | dict):
             yield value
@@ -160,12 +160,12 @@ def schema_nodes(body: Body) -> int:
 
 
 def nodes(value: Any) -> Iterator[Any]:
-    """All values inside one, itself as well."""
+    """A value and all values nested in it."""
     return (one for _, one in leveled_nodes(value))
 
 
 def leveled_nodes(value: Any) -> Iterator[tuple[int, Any]]:
-    """All values inside one, each with its level; the value itself has level 1."""
+    """A value and all values nested in it, each with its level; the value has level 1."""
     todo = [(1, value)]
     while todo:
         level, one = todo.pop()
@@ -183,17 +183,17 @@ COUNTED: tuple[tuple[str, str, Count], ...] = (
     ("prompts", "prompts", prompts),
     ("inputs", "inputs", inputs),
     ("messages", "messages", lambda body: length(body.get("messages"))),
-    ("parts", "parts of messages", parts),
+    ("parts", "message parts", parts),
     ("tools", "tools", lambda body: length(body.get("tools"))),
     ("n", "answers to each prompt", answers),
-    ("stops", "stops", stops),
-    ("biases", "biases of tokens", lambda body: length(body.get("logit_bias"))),
-    ("breakers", "breakers of DRY", lambda body: length(body.get("dry_sequence_breakers"))),
+    ("stops", "stop texts", stops),
+    ("biases", "token biases", lambda body: length(body.get("logit_bias"))),
+    ("breakers", "DRY sequence breakers", lambda body: length(body.get("dry_sequence_breakers"))),
     ("grammar_bytes", "bytes of grammar", grammar),
     ("schema_nodes", "values in schemas", schema_nodes),
     ("schema_depth", "levels in a schema", schema_depth),
 )
-"""Each limit with what it is called and how it is counted."""
+"""Each limit with its name in errors and the function that counts."""
 COUNTED_LISTS = frozenset(
     (
         "prompt",
@@ -208,7 +208,7 @@ COUNTED_LISTS = frozenset(
         "images",
     )
 )
-"""Lists that have a limit of their own, or that hold one text's tokens."""
+"""Lists with a separate limit, or with the tokens of one text."""
 
 
 def refuse_large_schemas(body: Body, limits: Limits) -> None:

@@ -1,4 +1,4 @@
-"""What the server says while it runs: a line of JSON for each request, or a table to look at."""
+"""The running server's output: a line of JSON for each request, or a table in the terminal."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from runtime.gateway.call import Gateway
 from runtime.gateway.log_writer import Writer
 from runtime.terminal.markdown import Board
 
-ROWS = 12
-REDRAW_S = 0.5
-LINES_MAX = 10_000  # that wait to be written
+ROWS = 12  # requests in each part of the table
+REDRAW_S = 0.5  # between two drawings
+LINES_MAX = 10_000  # that may wait for the writer
 
 
 def now() -> str:
@@ -26,13 +26,13 @@ def now() -> str:
 
 
 class Lines:
-    """One JSON object a line, for logs; flushed, and written beside all else.
+    """Writes the log: one JSON object per line, flushed, from a separate thread.
 
-    A reader that stops costs lines, which are counted, and nobody's answer.
+    A reader that stops costs lines, which are counted; it delays no request.
     """
 
     def __init__(self, out: TextIO | None = None, room: int = LINES_MAX) -> None:
-        """Write to standard error, or to `out`; `room` lines may wait."""
+        """Write to `out`, or to standard error; at most `room` lines wait."""
         self.out = out or sys.stderr
         self.writer = Writer(self.write_out, room)
 
@@ -58,7 +58,7 @@ class Lines:
         try:
             self.out.write(line + "\n")
             self.out.flush()
-        except (OSError, ValueError):  # whoever read it has gone; the server goes on
+        except (OSError, ValueError):  # the reader has closed it; the server keeps running
             pass
 
     def close(self) -> None:
@@ -66,10 +66,9 @@ class Lines:
 
 
 class Table:
-    """The models, the requests in flight and the last that happened, drawn over and over."""
+    """Draws the models, the running requests and the latest events, again and again."""
 
     def __init__(self) -> None:
-        """Draw nothing yet."""
         self.last: deque[tuple[str, ...]] = deque(maxlen=ROWS)
         self.told: deque[str] = deque(maxlen=4)
         self.board: Board | None = None
@@ -92,7 +91,7 @@ class Table:
             self.told.append(f"{now()[11:19]}  {event.message.splitlines()[0]}")
 
     async def draw(self, gateway: Gateway) -> None:
-        """Runs until cancelled. A terminal that is stopped (Ctrl-S) stops nothing else."""
+        """Draw until cancelled. A stopped terminal (Ctrl-S) delays no request."""
         while True:
             self.writer.put(
                 (
@@ -107,7 +106,7 @@ class Table:
             await asyncio.sleep(REDRAW_S)
 
     def show(self, drawn: tuple[Any, list[str]], dropped: int) -> None:
-        del dropped  # the newest is all that counts
+        del dropped  # only the newest table matters
         if self.board is None:
             self.board = Board()
             self.board.__enter__()

@@ -1,4 +1,4 @@
-"""What is known of a request from its head to its end: who asks, and what the log will say."""
+"""The record of a request, from its head to its end, for the log and the metrics."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ KEY = "record"
 
 
 class Record:
-    """One request, for the log and the metrics: never what was asked or answered.
+    """One request without its content: neither the prompt nor the answer is recorded.
 
-    It is kept in the request's state (ASGI's `scope["state"]`) while the router finds a handler.
+    Kept in the request's state (ASGI's `scope["state"]`) while the router finds a handler.
     """
 
     def __init__(self, scope: Scope, client_id: str) -> None:
-        """Begin now. client_id: whose share of the server the request counts against."""
+        """Begin now. client_id: the client whose limits the request counts against."""
         self.id = secrets.token_hex(8)
         self.began = time.monotonic()
         self.method, self.path = scope["method"], scope["path"]
@@ -37,7 +37,7 @@ class Record:
 
     @staticmethod
     def of(scope: Scope) -> Record:
-        """The record that `keep_in` has put there. Raises KeyError without one."""
+        """The record that `keep_in` stored. Raises KeyError without one."""
         record = scope["state"][KEY]
         assert isinstance(record, Record)
         return record
@@ -53,5 +53,5 @@ class Record:
 
 
 def address_of(scope: Scope) -> str:
-    """The client's address; empty where a Unix socket has none."""
+    """The client's address; empty for a Unix socket."""
     return str(scope["client"][0]) if scope.get("client") else ""

@@ -1,4 +1,4 @@
-"""The routes whose answers are a child's own, byte for byte."""
+"""The routes whose answers are the engine's bytes, unchanged."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ PASSED = {
     "/detokenize": (),
     "/apply-template": (),
 }
-"""A child's routes, and by which other paths clients know them."""
+"""The engine's routes, each with other paths that clients use for it."""
 COMPLETED = ("/v1/completions", "/completion")
-"""Routes whose answers to several texts may come as a stream."""
+"""Routes that may stream the answers to several texts."""
 TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)\)")
-"""What a child says of a text that is to become a vector."""
-PARSING = "[json.exception."  # how a child says that a field had the wrong type
+"""llama-server's error for a text that is too long to embed."""
+PARSING = "[json.exception."  # how llama-server's error for a wrong type begins
 FAULTS = (
     "got exception:", "Compute error", "Context size has been exceeded", "Invalid input batch",
     "Invalid diff", "The model produced", "context shift", "failed to process", "unknown error",
 )  # fmt: skip
-"""How a child's own failures begin. Every other 500 was thrown while it read the request."""
+"""How errors of the engine itself begin. Every other 500 is an error in the request."""
 
 
 def passing(route: str) -> Handler:
-    """A handler that hands a call on to the child's `route`, and what it says back."""
+    """A handler that passes a call to the engine's `route`, and the answer to the client."""
 
     async def handler(call: Call) -> Response | None:
         check(route, call)
@@ -88,7 +88,7 @@ def passing(route: str) -> Handler:
 
 
 async def slots_for(call: Call, route: str) -> int:
-    """How many texts the child of a call takes at once."""
+    """The number of slots of the engine that answers a call."""
     gateway = call.gateway
     named = gateway.catalog.find(call.body.get("model"))
     async with gateway.fleet.using(named, gateway.role_of(route, named)) as child:
@@ -96,7 +96,7 @@ async def slots_for(call: Call, route: str) -> int:
 
 
 async def join_portions(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> Response:
-    """Answer all portions of a request, in the form of one."""
+    """Answer all portions of a request in one response."""
     size = size_of(call.body) if route in VECTORS else None
     found, offset = Joined(size, as_it_is=keeps_length(call.body)), 0
     beside = call.gateway.bodies.beside
@@ -115,7 +115,7 @@ async def join_portions(call: Call, route: str, portions: Sequence[Mapping[str, 
 
 
 async def answer_portion(call: Call, route: str, portion: Mapping[str, Any]) -> bytes:
-    """Answer one portion: the child's body. Raises ApiError."""
+    """The engine's answer to one portion. Raises ApiError."""
     async with call.forward(route, portion) as reply:
         if reply.status != HTTPStatus.OK:
             raise await read_refusal(reply)
@@ -123,7 +123,7 @@ async def answer_portion(call: Call, route: str, portion: Mapping[str, Any]) -> 
 
 
 async def stream_portions(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> None:
-    """Stream the answers to all portions of a request, in the form of one."""
+    """Stream the answers to all portions of a request as one stream. Raises ApiError."""
     offset, has_begun = 0, False
     for portion in portions:
         async with call.forward(route, portion) as reply:
@@ -140,7 +140,7 @@ async def stream_portions(call: Call, route: str, portions: Sequence[Mapping[str
 
 
 def texts_of(route: str, portion: Mapping[str, Any]) -> int:
-    """How many answers a portion has."""
+    """The number of answers to a portion."""
     name = list_of(route, portion)
     return (len(portion[name]) if name else 1) * per_text(portion)
 
@@ -155,7 +155,10 @@ async def send(call: Call, body: bytes, *, more: bool = True) -> None:
 
 
 async def cut_vectors(reply: Reply, size: int, call: Call) -> Response:
-    """The answer with shorter vectors, which llama-server does not know to make."""
+    """The answer with its vectors cut to `size`, which llama-server cannot do.
+
+    Raises ApiError on a route without OpenAI's form.
+    """
     text = await reply.read()
     beside = call.gateway.bodies.beside
     found = await beside(len(text), partial(json.loads, text), call.record.client_id)
@@ -168,7 +171,7 @@ async def cut_vectors(reply: Reply, size: int, call: Call) -> Response:
 
 
 def check(route: str, call: Call) -> None:
-    """Raise ApiError for what a child would answer with an error of its own."""
+    """Raise ApiError for requests that the engine would answer with an unclear error."""
     if route.startswith("/v1/messages") and not isinstance(call.body.get("messages"), list):
         raise bad_request("messages: a list is required")
     if route == "/v1/messages":
@@ -176,13 +179,13 @@ def check(route: str, call: Call) -> None:
         if not isinstance(most, int) or isinstance(most, bool) or most < 1:
             raise bad_request("max_tokens: a number, at least 1, is required")
     if route == "/v1/rerank" and not ranks(call):
-        raise ApiError(HTTPStatus.NOT_IMPLEMENTED, "this model is none that ranks documents")
+        raise ApiError(HTTPStatus.NOT_IMPLEMENTED, "this model does not rank documents")
     if route in VECTORS and pooling_of(call) == POOLING_RANK:
         raise ApiError(HTTPStatus.NOT_IMPLEMENTED, "this model ranks documents: it has no vectors")
 
 
 def ranks(call: Call) -> bool:
-    """Whether a model was made for that; llama-server would let any other one guess."""
+    """Whether the model is a reranker; llama-server would rank with any model."""
     header = call.gateway.catalog.find(call.body.get("model")).model.header
     has_head = any(tensor.name.startswith("cls.") for tensor in header.tensors)
     return has_head or pooling_of(call) == POOLING_RANK
@@ -194,19 +197,19 @@ def pooling_of(call: Call) -> int | None:
 
 
 def model_of(call: Call) -> bytes:
-    """The model's id as a header can hold it."""
+    """The model's id in printable ASCII, for a header."""
     name = call.record.model
     return bytes(ord(one) if " " <= one <= "~" else ord("?") for one in name)
 
 
 def is_to_be_put_otherwise(status: int, call: Call) -> bool:
-    """Whether a child's error is not what clients of this API understand."""
+    """Whether an engine's error must be rewritten for clients of the call's API."""
     is_openai = form_of(call.request.url.path) == "openai"
     return status >= (HTTPStatus.INTERNAL_SERVER_ERROR if is_openai else HTTPStatus.BAD_REQUEST)
 
 
 async def read_refusal(reply: Reply) -> ApiError:
-    """Read a child's error, mostly 5xx for a request that it could not read, as one of ours."""
+    """Read an engine's error as an ApiError; most are 500s for faults in the request."""
     text = (await reply.read()).decode("utf-8", errors="replace")
     try:
         error = json.loads(text)["error"]

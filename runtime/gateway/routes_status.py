@@ -1,4 +1,4 @@
-"""The gateway's own routes: which models there are, how it is."""
+"""The gateway's status routes: models, health, metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.gateway.metrics import relabelled
 from runtime.gateway.scheduling.engine_entry import Child, key_of
 from runtime.gateway.scheduling.upstream import get
 
-SCRAPE_S = 2
+SCRAPE_S = 2  # the time limit for one engine's metrics
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -31,7 +31,7 @@ async def model(call: Call) -> Response:
 
 
 def described(gateway: Gateway, named: Named) -> dict[str, Any]:
-    """A model as it is listed, and whether it is loaded."""
+    """A model's entry in the list, and whether it is loaded."""
     child = gateway.fleet.children.get(key_of(named, gateway.role_of(CHAT, named)))
     status: dict[str, Any] = {"value": child.state if child else "unloaded"}
     if child is not None and child.state == "loading":
@@ -71,7 +71,7 @@ def is_llama_server(child: Child) -> bool:
 
 
 async def child_metrics(child: Child) -> str:
-    """What a child says of itself; nothing, when it is too busy to."""
+    """An engine's metrics; empty when it does not answer in time."""
     reply = None
     try:
         assert child.address is not None

@@ -1,4 +1,4 @@
-"""Runs the gateway: a listening socket, signals, and an end that loses nobody's answer."""
+"""Runs the gateway: listens, handles signals, and drains running requests before it exits."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from runtime.gateway.call import Gateway
 from runtime.gateway.fault_log import Faults
 
 HEAD_MAX = 64 << 10  # bytes
-KEEP_ALIVE_S = 65  # longer than balancers' own, so that theirs ends first
-FILES = 65536  # open at once: one a connection, two a request
-RESERVED = 40  # files that are open without any connection
-LEAST = 8  # connections
-BACKLOG = 128  # as many are accepted one after the other before anything else is done
+KEEP_ALIVE_S = 65  # longer than balancers keep theirs, so that the balancer closes first
+FILES = 65536  # open files at once: one a connection, two a request
+RESERVED = 40  # open files besides the connections
+LEAST = 8  # connections, even with few files allowed
+BACKLOG = 128  # connections that asyncio accepts in one turn of the event loop
 FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
     b"content-length: 0\r\n\r\n"
 )
-CUT_S = 2  # for answers that were cut to be said so
-TICK_S = 0.02
-CLOSE_S = 1  # for connections that only wait
+CUT_S = 2  # the time to tell clients that their answers were cut
+TICK_S = 0.02  # between checks whether uvicorn has started
+CLOSE_S = 1  # the time to close idle connections
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SWITCH_S = 0.0005
 """How long a thread that parses a large body keeps the interpreter from the loop; Python's own 5 ms
 would be waited for after each of a request's reads and writes."""
 READ_BLOCK = 128 << 10  # bytes
-"""asyncio reads into 256 KiB and shrinks that to what came. On the heap every answer that is kept
-for a moment then splits the place of such a block: some 200 bytes lost a request."""
+"""asyncio reads into 256 KiB and shrinks the buffer to the received bytes. Each answer that is kept
+for a moment then fragments the heap: some 200 bytes are lost per request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +57,16 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """How it is served beside what it serves."""
+    """Options of the listening socket."""
 
     tls: Tls | None = None
     faults: Faults | None = None
     connections: int | None = None
-    """At once; None takes what this process may have open."""
+    """Connections at once; None derives it from the files that the process may open."""
 
 
 class Protocol(H11Protocol):
-    """HTTP of which the head, too, must come in time, over so many connections and no more."""
+    """HTTP with a time limit for each head, and with a limit of connections."""
 
     head_s = 15.0
     most = FILES
@@ -81,13 +81,13 @@ class Protocol(H11Protocol):
             self.make_room()
 
     def make_room(self) -> None:
-        """Close the connection that has been idle for the longest; where none is, this one."""
+        """Close the connection that is idle for the longest time; without one, this connection."""
         others = (one for one in self.connections if one is not self and isinstance(one, Protocol))
         idle = (one for one in others if one.is_idle)
         oldest = min(idle, key=lambda one: one.idle_since, default=None)
         if oldest is None:
             self.transport.write(FULL)
-        self.connections.discard(oldest or self)  # it is gone before its end is told
+        self.connections.discard(oldest or self)  # before `connection_lost` is called
         (oldest or self).transport.close()
 
     def on_response_complete(self) -> None:
@@ -97,7 +97,7 @@ class Protocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         was_idle = self.is_idle
         super().data_received(data)
-        if was_idle and self.is_idle:  # a head that is not complete, or a second one
+        if was_idle and self.is_idle:  # an incomplete head, or the next one
             self.watch_head()
 
     @property
@@ -114,7 +114,7 @@ class Protocol(H11Protocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # uvicorn's own timer would hold all that belongs to a connection that was reset
+        # uvicorn's timer would keep a reset connection's objects alive
         for timer in (self.deadline, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
@@ -122,7 +122,7 @@ class Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, with signals left to us."""
+    """uvicorn's server without its signal handlers: `Ending` handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -130,17 +130,17 @@ class Server(uvicorn.Server):
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket bound to an address. Raises EngineError when it is taken, InputError for none."""
+    """A listening socket. Raises EngineError for a taken address, InputError for a wrong one."""
     bare = host.strip("[]")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        # asyncio turns Nagle's algorithm off only for sockets that are said to be TCP
+        # asyncio sets TCP_NODELAY only on sockets whose protocol is given as TCP
         found = socket.socket(family, kind, protocol)
     except OSError as error:
         raise InputError(
-            f"{host!r} is no address: {error.strerror}", hint="such as --host 127.0.0.1"
+            f"{host!r} is not an address: {error.strerror}", hint="example: --host 127.0.0.1"
         ) from error
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -152,7 +152,7 @@ def listening(host: str, port: int) -> socket.socket:
         what = (
             "is taken: another server listens there"
             if taken
-            else f"cannot be had: {error.strerror}"
+            else f"cannot be used: {error.strerror}"
         )
         raise EngineError(
             f"{host}:{port} {what}", hint="another port: --port N; --port 0 takes any that is free"
@@ -161,7 +161,7 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket, host: str, *, has_tls: bool) -> str:
-    """Where it is reached from this machine."""
+    """The server's URL on this machine."""
     place = host.strip("[]")
     if place in ("0.0.0.0", "::"):  # noqa: S104 - it is compared, not bound
         place = "127.0.0.1" if place == "0.0.0.0" else "::1"  # noqa: S104
@@ -170,7 +170,7 @@ def url_of(listener: socket.socket, host: str, *, has_tls: bool) -> str:
 
 
 def allow_many_files() -> None:
-    """Let this process have as many connections as the system allows it."""
+    """Raise the limit of open files as far as the system allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     with contextlib.suppress(ValueError, OSError):
@@ -178,7 +178,7 @@ def allow_many_files() -> None:
 
 
 def connections_max() -> int:
-    """Connections at once: each may need a file more for the engine that answers it."""
+    """Connections at once: half the open files, because a request needs a second one."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return FILES if soft == resource.RLIM_INFINITY else max(LEAST, (soft - RESERVED) // 2)
 
@@ -190,9 +190,9 @@ async def serve(
     ways: Ways | None = None,
     beside: Callable[[], Any] | None = None,
 ) -> int:
-    """Serve until a signal says otherwise; returns the exit code.
+    """Serve until a signal ends the server; returns the exit code.
 
-    `beside` makes a coroutine that runs as long as the server does.
+    beside: makes a coroutine that runs as long as the server does.
     """
     ways = ways or Ways()
     tls = ways.tls
@@ -221,7 +221,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     if ways.faults is not None:
         loop.set_exception_handler(ways.faults.of_loop)
-    if tls is not None:  # uvicorn leaves asyncio's minute, in which nobody would count it
+    if tls is not None:  # asyncio's default is 60 s, in which the connection is not counted
         limited = partial(loop.create_server, ssl_handshake_timeout=gateway.settings.head_s)
         loop.create_server = limited  # type: ignore[method-assign]
     for number in SIGNALS:
@@ -239,10 +239,9 @@ async def serve(
 
 
 class Ending:
-    """What a signal does: the first lets answers finish, the second does not."""
+    """Handles signals: the first lets running answers finish, the second ends at once."""
 
     def __init__(self, gateway: Gateway, server: uvicorn.Server) -> None:
-        """Nobody has asked for an end yet."""
         self.gateway, self.server = gateway, server
         self.code = 0
         self.draining: asyncio.Task[None] | None = None
@@ -258,7 +257,7 @@ class Ending:
             self.server.force_exit = self.server.should_exit = True
 
     async def drain(self, linger_s: float) -> None:
-        """Take no more, let answers finish for as long as they may, cut the rest."""
+        """Refuse new requests, let answers finish within `grace_s`, cut the rest."""
         gateway = self.gateway
         await asyncio.sleep(linger_s)
         gateway.is_draining = True
@@ -267,8 +266,8 @@ class Ending:
             call.was_cut = "the server has shut down before the answer was complete"
             work.cancel()
         await self.until_done(CUT_S)
-        while not self.server.started:  # noqa: ASYNC110 - uvicorn tells in no other way
-            await asyncio.sleep(TICK_S)  # ended in its beginning, it would close nothing
+        while not self.server.started:  # noqa: ASYNC110 - uvicorn signals it in no other way
+            await asyncio.sleep(TICK_S)  # while it starts, `should_exit` would close nothing
         self.server.should_exit = True
 
     async def until_done(self, limit_s: float) -> None:
@@ -277,4 +276,4 @@ class Ending:
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not (await asyncio.wait(works, timeout=left_s))[0]:
                 return
-            await asyncio.sleep(0)  # they are forgotten by those who waited for them
+            await asyncio.sleep(0)  # let the handlers remove them from `calls`

@@ -1,4 +1,4 @@
-"""What a gateway allows, and how much of it."""
+"""The settings of a gateway: access, limits and times."""
 
 from __future__ import annotations
 
@@ -15,65 +15,65 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The gateway's options; seconds and bytes unless said otherwise."""
+    """The gateway's options; times are in seconds."""
 
     host: str = "127.0.0.1"
-    """The address it listens on."""
+    """The address that the server listens on."""
     keys: tuple[str, ...] = ()
-    """Any of them opens; without one everybody who reaches the port may ask."""
+    """API keys, any of which is accepted; without keys, access is open."""
     origins: frozenset[str] = frozenset()
-    """Other pages that may ask, such as https://chat.example."""
+    """Origins of pages that may call the server, such as https://chat.example."""
     hosts: frozenset[str] = frozenset()
-    """Other names this server is reached by."""
+    """More host names of this server."""
     parallel: int | None = None
-    """Requests that a child answers at once; None takes what fits."""
+    """Slots of an engine; None takes as many as fit."""
     context: int | None = None
-    """Tokens of each conversation."""
+    """The context of each conversation, in tokens."""
     threads: int | None = None
     isolate: bool = False
-    """Whether each adapter, and its base without any, has a process of its own."""
+    """Whether each adapter, and the base alone, runs in a separate process."""
     rpc: Spread | None = None
     """Workers that compute layers of each model."""
     ttl_s: float = 600
-    """A model that nobody has asked for so long is unloaded; 0 keeps it."""
+    """The idle time after which a model is unloaded; 0 keeps it."""
     linger_s: float = 0
-    """How long after a SIGTERM requests are still taken, while /readyz tells balancers to stop."""
+    """The time after SIGTERM in which requests are still taken, while /readyz answers 503."""
     grace_s: float = 30
-    """What requests in flight have to finish when the server is asked to end."""
+    """The time that running requests have to finish when the server ends."""
     epoch_s: float = 0.5
-    """How long requests for one adapter may overtake those that wait for another."""
+    """The batch window: requests with the running LoRA scales may overtake others."""
     max_queue: int = 128
-    """Requests that may wait for one child."""
+    """Requests that may wait for one engine."""
     max_per_client: int = 64
-    """Requests of one client, waiting or answered, wherever."""
+    """Requests of one client on the whole server, waiting or being answered."""
     queue_s: float = 600
-    """The longest wait for a turn."""
+    """The longest wait in the queue."""
     max_tokens: int | None = None
-    """The most that one answer may have."""
+    """The most tokens of one answer."""
     head_s: float = 15
-    """The time in which a request's head must have come."""
+    """The time limit for a request's head to arrive."""
     limits: Limits = field(default_factory=Limits)
-    """What one request may hold."""
+    """Limits of one request's content."""
     body_s: float = 30
-    """The time in which a request's body must have come."""
+    """The time limit for a request's body to arrive."""
     stall_s: float = 60
-    """How long a client may leave an answer unread."""
+    """The longest time that a client may leave an answer unread."""
     release_s: float = 20
-    """A child that holds on for so long to what its client has left is started again; 0: never."""
+    """An engine that computes on for this time after its client left is restarted; 0: never."""
     health_s: float = 20
-    """One that does not say for so long that it is well, too; 0: never."""
+    """An engine whose health check takes longer is restarted; 0: never."""
     chosen_s: float = 20
-    """For so long an engine for scales that a client chose stays, whoever wants others."""
+    """The time for which an engine with client-chosen scales stays, even if others are needed."""
     allow_fields: frozenset[str] = frozenset()
-    """Fields of llama-server's own that clients may set: see `requests.WITHHELD`."""
+    """Withheld fields of llama-server that clients may set: see `body.WITHHELD`."""
     media_hosts: frozenset[str] = frozenset()
-    """Hosts that the engine may fetch images from; none by default."""
+    """Hosts from which the engine may download images; none by default."""
     extra: tuple[str, ...] = ()
-    """More of llama-server's flags, for every child."""
+    """More flags of llama-server, for every engine."""
 
 
 def is_address(name: str) -> bool:
-    """Whether a Host header's name is an IP address, which no foreign name server can hand out."""
+    """Whether a Host header is an IP address, which DNS rebinding cannot produce."""
     try:
         ipaddress.ip_address(name.strip("[]"))
     except ValueError:
@@ -90,22 +90,23 @@ def seconds(text: str) -> float:
     except ValueError:
         found = -1
     if not 0 <= found < float("inf"):
-        raise InputError(f"{text!r} is no time", hint="such as 90s, 10m or 2h; 0 is never")
+        raise InputError(f"{text!r} is not a duration", hint="examples: 90s, 10m, 2h; 0 is never")
     return found
 
 
 def check_tls(cert: Path, key: Path | None) -> None:
-    """Raise InputError for a certificate and a key that nothing could be served with."""
-    import ssl  # which takes a moment that others need not wait
+    """Raise InputError for a certificate and a key that https cannot use."""
+    import ssl  # imported here, because it is slow and only https needs it
 
     def ask(*_: object) -> str:
-        raise InputError(f"the key of `{cert}` is encrypted", hint="openssl pkey decrypts it")
+        """Called for a key with a password. Raises InputError."""
+        raise InputError(f"the key of `{cert}` is encrypted", hint="decrypt it with `openssl pkey`")
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, ask)
-    except OSError as error:  # ssl's own errors are some, too
+    except OSError as error:  # ssl's errors are OSErrors, too
         beside = f" with `{key}`" if key else ""
-        why = getattr(error, "reason", None) or error.strerror or "it is no PEM"
+        why = getattr(error, "reason", None) or error.strerror or "it is not PEM"
         raise InputError(
             f"`{cert}`{beside} cannot be used for https: {str(why).lower().replace('_', ' ')}",
             hint="--tls-cert FILE.pem, and --tls-key FILE.pem where the key is not in it",

@@ -1,4 +1,4 @@
-"""Requests for vectors: prompts of the model's folder, lengths, dimensions."""
+"""Requests for embeddings: the model's prompts, the vectors' length and dimensions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from runtime.gateway.api_errors import bad_request
 
 ROUTES = ("/v1/embeddings", "/embedding")
 PROMPT_NAME = "prompt_name"
-"""Field of a request: which of the model's prompts goes before each text; "" for none."""
+"""Field of a request: names the model's prompt that precedes each text; "" for none."""
 LENGTH = "embd_normalize"
-"""llama-server's field: 2 makes every vector 1 long, -1 leaves it as it is."""
+"""llama-server's field: 2 scales each vector to length 1, -1 leaves it unscaled."""
 AS_IT_IS = -1
 
 
 def ready_for_vectors(body: Mapping[str, Any], header: GGUFFile) -> dict[str, Any]:
-    """The body for the engine: texts after their prompt.
+    """The body for the engine, with the prompt before each text.
 
-    Raises ApiError for a prompt that the model does not have, or that cannot go before an input.
+    Raises ApiError for a prompt that the model lacks, or that cannot precede the input.
     """
     ready = {name: value for name, value in body.items() if name not in (PROMPT_NAME, "dimensions")}
     size_of(body)
@@ -35,14 +35,15 @@ def ready_for_vectors(body: Mapping[str, Any], header: GGUFFile) -> dict[str, An
 
 
 def keeps_length(body: Mapping[str, Any]) -> bool:
-    """Whether vectors are to be as long as the model makes them, instead of 1."""
+    """Whether vectors keep the model's length, instead of length 1."""
     return body.get(LENGTH) == AS_IT_IS
 
 
 def prompted(value: Any, name: object, header: GGUFFile) -> Any:
-    """One text or a list of them, each after the prompt of that name.
+    """One text or a list of texts, each after the named prompt.
 
-    name: None takes the model's default, which most models do not have.
+    name: None takes the model's default, which most models lack. Raises ApiError for a prompt
+    before token ids or images.
     """
     prompt = find_prompt(name, header)
     if not prompt:
@@ -57,7 +58,7 @@ def prompted(value: Any, name: object, header: GGUFFile) -> Any:
 
 
 def find_prompt(name: object, header: GGUFFile) -> str:
-    """The text that goes before each text. Raises ApiError for a name that is none."""
+    """The prompt before each text. Raises ApiError for an unknown name."""
     written = header.text(PROMPTS)
     known = json.loads(written) if written else {}
     if name is None:
@@ -71,7 +72,7 @@ def find_prompt(name: object, header: GGUFFile) -> str:
 
 
 def size_of(body: Mapping[str, Any]) -> int | None:
-    """How many values of each vector are asked for; None for all. Raises ApiError."""
+    """The requested number of values per vector; None for all. Raises ApiError."""
     size = body.get("dimensions")
     if size is None:
         return None
@@ -81,9 +82,9 @@ def size_of(body: Mapping[str, Any]) -> int | None:
 
 
 def shortened(answer: dict[str, Any], size: int, *, as_it_is: bool) -> dict[str, Any]:
-    """OpenAI's list of vectors with the first `size` values of each, as long as 1 again.
+    """OpenAI's list of vectors, each cut to `size` values and scaled to length 1.
 
-    as_it_is: leave their length alone. Raises ApiError when they have fewer values.
+    as_it_is: do not scale. Raises ApiError when the vectors have fewer values.
     """
     entries = []
     for entry in answer.get("data", []):
@@ -104,7 +105,7 @@ def normed(vector: Sequence[float]) -> list[float]:
 
 
 def unpacked(text: str) -> list[float]:
-    """The values of OpenAI's base64: float32, little endian."""
+    """The values in OpenAI's base64: float32, little-endian."""
     raw = base64.b64decode(text)
     return list(struct.unpack(f"<{len(raw) // 4}f", raw))
 

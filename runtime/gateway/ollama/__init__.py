@@ -1,1 +1,1 @@
-"""Ollama's API."""
+"""Ollama's API: its requests, answers and lists of models."""

@@ -1,4 +1,4 @@
-"""Vectors of texts, as Ollama's clients ask for them."""
+"""Embeddings of texts, in the form of Ollama's API."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from runtime.gateway.scheduling.portions import cut, in_order
 from runtime.gateway.scheduling.upstream import post
 from runtime.gateway.vectors import PROMPT_NAME, normed, prompted
 
-SPECIAL = 8  # more than the tokens that any tokenizer adds to a text
+SPECIAL = 8  # above the number of tokens that any tokenizer adds to a text
 
 
 async def embed(call: Call) -> Response:
-    """One vector for each text, all of length 1."""
+    """Answer /api/embed: one vector of length 1 for each text. Raises ApiError."""
     began = time.monotonic()
     named, question = find_embedder(call), embed_question(call.body)
     size = call.body.get("dimensions") or 0
@@ -40,7 +40,7 @@ async def embed(call: Call) -> Response:
     texts = prompted(question.body["input"], call.body.get(PROMPT_NAME), named.model.header)
     if call.body.get("truncate") is not False:
         texts = await cut_to_fit(call, named, texts)
-    question.body.update({"input": texts, PROMPT_NAME: ""})  # it stands before them already
+    question.body.update({"input": texts, PROMPT_NAME: ""})  # the texts already begin with it
     vectors, prompt_tokens = await embed_texts(call, question, named)
     loaded = max(call.gateway.fleet.child(named, "embed").began - began, 0)
     numbers = {
@@ -53,7 +53,7 @@ async def embed(call: Call) -> Response:
 
 
 async def embeddings(call: Call) -> Response:
-    """The older form of the same: one text, and its vector as the engine has it."""
+    """Answer /api/embeddings, the older route: the engine's vector of one text."""
     named, prompt = find_embedder(call), text(call.body, "prompt")
     if not prompt:
         await load(call, named, "embed")
@@ -63,6 +63,7 @@ async def embeddings(call: Call) -> Response:
 
 
 def find_embedder(call: Call) -> Named:
+    """The named model. Raises ApiError when it makes no embeddings."""
     named = find(call)
     if named.model.is_encoder_decoder:
         raise ApiError(
@@ -79,7 +80,7 @@ def find_embedder(call: Call) -> Named:
 async def embed_texts(
     call: Call, question: Question, named: Named
 ) -> tuple[list[list[float]], int]:
-    """The vectors in the order of their texts, and how many tokens these have."""
+    """The vectors in the order of their texts, and the total number of tokens."""
     vectors: list[list[float]] = []
     prompt_tokens = 0
     async with call.gateway.fleet.using(named, "embed") as child:
@@ -104,13 +105,14 @@ async def embed_portion(
 
 
 async def cut_to_fit(call: Call, named: Named, texts: Sequence[str]) -> list[str | list[int]]:
-    """The texts; those that are too long for the engine as the tokens that it takes of them."""
+    """The texts; one that is too long for the engine becomes the tokens that fit."""
     async with call.gateway.fleet.using(named, "embed") as child:
         return [await cut_text(child, one, child.text_max) for one in texts]
 
 
 async def cut_text(child: Child, whole: str, limit: int) -> str | list[int]:
-    if len(whole.encode("utf-8", errors="replace")) + SPECIAL <= limit:  # no token is shorter
+    """The text, or its first tokens with the tokenizer's ending, `limit` in all."""
+    if len(whole.encode("utf-8", errors="replace")) + SPECIAL <= limit:  # each token has a byte
         return whole
     tokens = await tokens_of(child, whole, special=True)
     if len(tokens) <= limit:

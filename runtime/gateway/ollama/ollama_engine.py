@@ -1,4 +1,4 @@
-"""The model that an Ollama request names, and its engine's response."""
+"""Finds the model that an Ollama request names, and calls its engine."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from runtime.gateway.scheduling.upstream import Reply
 
 
 def find(call: Call) -> Named:
-    """The model that a request names. Raises ApiError, in Ollama's words where it has some."""
-    name = call.body.get("model") or call.body.get("name")  # of old, it was called so
+    """The model that a request names. Raises ApiError, with Ollama's wording for an unknown one."""
+    name = call.body.get("model") or call.body.get("name")  # the older name of the field
     if not isinstance(name, str) or not name:
         raise bad_request("model is required")
     call.body["model"] = name
@@ -34,7 +34,7 @@ def find(call: Call) -> Named:
 
 @asynccontextmanager
 async def ask(call: Call, question: Question, named: Named) -> AsyncIterator[Reply]:
-    """Ask an engine; yields its response. Raises ApiError when it refuses."""
+    """Send a request to the engine; yields its response. Raises ApiError for an error."""
     body = {**question.body, "model": named.id}
     async with call.forward(question.route, body) as reply:
         if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -51,7 +51,7 @@ async def load(call: Call, named: Named, role: Role | None = None) -> None:
 
 
 async def unload(call: Call, named: Named) -> None:
-    """Unload a model that nobody uses; one in use goes when it has been idle for long enough."""
+    """Unload a model's idle engines; engines in use unload after their idle time."""
     fleet = call.gateway.fleet
     for child in list(fleet.children.values()):
         if child.key.base == named.base and child.is_idle:

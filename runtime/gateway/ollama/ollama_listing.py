@@ -1,4 +1,4 @@
-"""What Ollama's clients are told of the models: sizes, digests, details, abilities, metadata."""
+"""Descriptions of the models for Ollama's clients: size, digest, capabilities, metadata."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from runtime.gateway.ollama.ollama_response import stamp
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 TEMPLATE = "tokenizer.chat_template"
-ITEMS_MAX = 16  # of an array that is told whole
+ITEMS_MAX = 16  # the longest array that is listed
 THINKS = re.compile(r"enable_thinking|reasoning_content|reasoning_effort|<think>|\bthinking\b")
 GAPS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
 PATH = re.compile(r"(?:file:|~?[/\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]).*", re.DOTALL)
 FILES = re.compile(r"quantize\.imatrix\.(?:file|dataset)")
-"""Settings that hold the names of files where the model was made."""
+"""Metadata keys whose values are file names on the exporting machine."""
 
 
 def tag(named: Named) -> Json:
-    """A model in /api/tags."""
+    """A model's entry in /api/tags."""
     return {
         "name": named.id,
         "model": named.id,
@@ -37,7 +37,7 @@ def tag(named: Named) -> Json:
 
 
 def shown(named: Named) -> Json:
-    """What /api/show says of a model."""
+    """The answer of /api/show for a model."""
     header = named.model.header
     return {
         "license": header.text("general.license") or "",
@@ -65,7 +65,7 @@ def details(named: Named) -> Json:
 
 
 def counted(parameters: int) -> str:
-    """A number of parameters as model cards have it."""
+    """The number of parameters in the form of model cards, such as 1.5B."""
     for unit, size_, digits in (("B", 10**9, 1), ("M", 10**6, 0), ("K", 10**3, 0)):
         if parameters >= size_:
             return f"{parameters / size_:.{digits}f}{unit}"
@@ -73,7 +73,7 @@ def counted(parameters: int) -> str:
 
 
 def quantization(header: GGUFFile) -> str:
-    """The file's quantization by its name; where it has none, the type of most of its bytes."""
+    """The name of the file's quantization; without one, the type of most of its bytes."""
     number = header.number("general.file_type")
     for name, ftype in FTYPES.items():
         if ftype == number:
@@ -85,29 +85,29 @@ def quantization(header: GGUFFile) -> str:
 
 
 def files(named: Named) -> tuple[Path, ...]:
-    """The files that a model is read from."""
+    """The files of a model: shards, projector, adapter."""
     header, projector = named.model.header, named.model.projector
     found = [*(header.shards or (header.path,)), *([projector] if projector else [])]
     return (*found, *([named.adapter.path] if named.adapter else []))
 
 
 def size(named: Named) -> int:
-    """Bytes of its files."""
+    """Total size of the files, in bytes."""
     return sum(path.stat().st_size for path in files(named) if path.exists())
 
 
 def modified(named: Named) -> str:
-    """When the youngest of its files was written."""
+    """The modification time of the newest file."""
     return stamp(
         max((path.stat().st_mtime_ns for path in files(named) if path.exists()), default=0)
     )
 
 
 def digest(named: Named) -> str:
-    """64 hex digits that change when the model does.
+    """64 hex digits that change with the model.
 
-    Ollama's are sha256 of whole files, which would take minutes to read: these are of what the
-    headers say, and of the files' sizes and times.
+    Ollama's digest is the sha256 of whole files, which takes minutes to read; this one covers
+    the headers, and the files' sizes and times.
     """
     header, told = named.model.header, hashlib.sha256()
     told.update(repr((header.metadata, layout(header), named.voice)).encode())
@@ -126,7 +126,7 @@ def layout(header: GGUFFile) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def capabilities(named: Named) -> list[str]:
-    """What the model can be asked for, in Ollama's words."""
+    """The model's capabilities, by Ollama's names."""
     header = named.model.header
     template = named.template
     if purpose_of(header) != "answers":
@@ -142,12 +142,12 @@ def capabilities(named: Named) -> list[str]:
 
 
 def context(header: GGUFFile) -> int | None:
-    """Tokens that the model was trained with."""
+    """The context that the model was trained with, in tokens."""
     return header.number(f"{header.architecture}.context_length")
 
 
 def model_info(header: GGUFFile) -> Json:
-    """The metadata, without long arrays and without what tells where the file was made."""
+    """The metadata, without long arrays and without paths of the exporting machine."""
     told = {
         key: plain(value)
         for key, value in header.metadata.items()
@@ -161,13 +161,13 @@ def tells_a_path(key: str, value: Value) -> bool:
         return True
     if isinstance(value, Array):
         return any(tells_a_path("", item) for item in value.items)
-    # the pieces of a template or a pattern begin with anything
+    # parts of a template or pattern may look like a path; they contain line ends
     is_name = isinstance(value, str) and "\n" not in value
     return is_name and bool(PATH.fullmatch(str(value)))
 
 
 def plain(value: Value) -> object:
-    """A value as JSON has it; None for what it has not, or is too long."""
+    """A value for JSON; None for a long array and for numbers that JSON lacks."""
     if isinstance(value, Array):
         whole = value.length <= ITEMS_MAX and len(value.items) == value.length
         return [plain(item) for item in value.items] if whole else None

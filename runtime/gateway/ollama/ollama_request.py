@@ -1,8 +1,8 @@
-"""What an Ollama client asks for, in the words of the routes that an engine has.
+"""Translates the requests of Ollama's clients into requests to an engine.
 
-Without pydantic, which costs the gateway 8 MB of its 37 and 90 ms of its start: most of this is
-translation. The checks are `text`, `objects` and `option`, and say what Ollama's server says, whose
-clients show it.
+This does without pydantic, which costs 8 MB of memory, in a gateway of 37 MB, and 90 ms at the
+start: most of this is translation. The checks are `text`, `objects` and `option`; their errors
+have the wording of Ollama's server, which clients show.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 CHAT, COMPLETE, INFILL, EMBED = (
     "/v1/chat/completions", "/v1/completions", "/infill", "/v1/embeddings",
 )  # fmt: skip
-INT32 = 2**31 - 1
-TOP_LOGPROBS_MAX = 20
+INT32 = 2**31 - 1  # the largest 32-bit integer
+TOP_LOGPROBS_MAX = 20  # as in Ollama's API
 NUMBERS: dict[str, tuple[str, type]] = {
     "temperature": ("temperature", float),
     "top_k": ("top_k", int),
@@ -44,8 +44,8 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "mirostat_tau": ("mirostat_tau", float),
     "mirostat_eta": ("mirostat_eta", float),
 }
-"""Ollama's name of an option: the engine's, and its type. Others are for loading a model, or are
-no longer known: they have no say here."""
+"""Ollama's options: the engine's name, and the type. Other options concern loading a model, or are
+obsolete: they are ignored."""
 UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 DURATION = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|ms|s|m|h))+")
 PART = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h)")
@@ -54,15 +54,15 @@ EFFORTS = ("low", "medium", "high", "max")
 
 @dataclass(frozen=True, slots=True)
 class Ability:
-    """What is known of the model that is asked."""
+    """The abilities of the model that answers."""
 
     name: str
-    """As the client has it."""
+    """The name that the client gave."""
     context: int | None
-    """Tokens that it was trained with."""
+    """The context that it was trained with, in tokens."""
     thinks: bool
     chats: bool = True
-    """Whether it has a template for conversations."""
+    """Whether it has a chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,11 @@ class Question:
     route: str
     body: Json
     has_top: bool = False
-    """Whether the client wants to know of other tokens, too, that were likely."""
+    """Whether the client wants the likeliest other tokens as well."""
 
 
 def chat_question(body: Json, model: Ability) -> Question:
-    """What /api/chat asks for."""
+    """The engine's request for /api/chat. Raises ApiError."""
     asked = shared(body, model)
     asked["messages"] = messages(objects(body, "messages"))
     if tools := objects(body, "tools"):
@@ -88,7 +88,10 @@ def chat_question(body: Json, model: Ability) -> Question:
 
 
 def generate_question(body: Json, model: Ability) -> Question:
-    """What /api/generate asks for: a chat of one message, or a text to go on with or to fill."""
+    """The request for /api/generate: a chat of one message, or a text to continue or fill.
+
+    Raises ApiError.
+    """
     if text(body, "template"):
         raise bad_request("template is not supported: the model's own is used")
     if body.get("context"):
@@ -125,7 +128,7 @@ def plain_question(body: Json, model: Ability) -> Question:
 
 
 def embed_question(body: Json) -> Question:
-    """What /api/embed asks for; its input is empty when only the model is to be loaded."""
+    """The request for /api/embed; an empty input only loads the model. Raises ApiError."""
     given = body.get("input")
     texts = [given] if isinstance(given, str) and given else given or []
     if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
@@ -134,7 +137,7 @@ def embed_question(body: Json) -> Question:
 
 
 def shared(body: Json, model: Ability) -> Json:
-    """What all answers have in common: a stream, and how to choose the next token."""
+    """The fields of all generating requests: streaming and sampling. Raises ApiError."""
     asked: Json = {"stream": True, "stream_options": {"include_usage": True}}
     options = {} if body.get("options") is None else body["options"]
     if not isinstance(options, dict):
@@ -143,9 +146,9 @@ def shared(body: Json, model: Ability) -> Json:
         value = options.get(name)
         if value is not None:
             asked[ours] = option(name, value, kind)
-    if asked.get("max_tokens", 0) < 0:  # as much as there is room for
+    if asked.get("max_tokens", 0) < 0:  # up to the end of the context
         del asked["max_tokens"]
-    if "repeat_last_n" in asked:  # the engine makes room for all of them at once
+    if "repeat_last_n" in asked:  # the engine allocates memory for all of them
         room = model.context or 0
         last = asked["repeat_last_n"]
         asked["repeat_last_n"] = room if last < 0 else min(last, room) if room else last
@@ -165,7 +168,7 @@ def option(name: str, value: object, kind: type) -> float:
     if kind is float:
         return float(value)
     whole = int(value)
-    if name == "seed":  # Ollama's may be longer; negative is a random one
+    if name == "seed":  # Ollama takes longer seeds; a negative seed is random
         return whole % 2**31 if whole >= 0 else -1
     if abs(whole) > INT32:
         raise bad_request(f'option "{name}" must be of type {word}')
@@ -173,9 +176,9 @@ def option(name: str, value: object, kind: type) -> float:
 
 
 def messages(given: list[Json]) -> list[Json]:
-    """A conversation in OpenAI's form, in which the results of tools name the calls."""
+    """A conversation in OpenAI's form, in which tool results carry the ids of their calls."""
     said: list[Json] = []
-    open_calls: list[tuple[str, str]] = []  # id and function's name, not answered yet
+    open_calls: list[tuple[str, str]] = []  # ids and function names of unanswered calls
     for message in given:
         one: Json = {"role": text(message, "role"), "content": content(message)}
         if thinking := text(message, "thinking"):
@@ -212,7 +215,7 @@ def tool_call(call: Json, usual: str) -> Json:
 
 
 def answered_call(open_calls: list[tuple[str, str]], name: str) -> str:
-    """The id of the call that a tool's result is of, which then is not open any more."""
+    """The id of the call that a tool result answers; removes it from the open calls."""
     found = next((call for call in open_calls if call[1] == name), None)
     found = found or next(iter(open_calls), None)
     if found is None:
@@ -239,9 +242,9 @@ def data_url(image: str) -> str:
     try:
         raw = base64.b64decode(packed, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise bad_request(f"an image is no base64: {error}") from error
+        raise bad_request(f"an image is not base64: {error}") from error
     if (kind := image_kind(raw)) is None:
-        raise bad_request("an image is no PNG, JPEG, GIF, BMP or WebP")
+        raise bad_request("an image is not PNG, JPEG, GIF, BMP or WebP")
     return f"data:{kind};base64,{packed}"
 
 
@@ -252,7 +255,7 @@ def add_format(asked: Json, body: Json) -> None:
 
 
 def wanted_format(body: Json) -> Json | None:
-    """The JSON schema that the answer must keep; an empty one is any object."""
+    """The JSON schema of the answer; an empty one allows any object. Raises ApiError."""
     wanted = body.get("format")
     if wanted in (None, ""):
         return None
@@ -277,7 +280,7 @@ def add_thinking(asked: Json, body: Json, model: Ability) -> None:
 
 
 def add_logprobs(asked: Json, body: Json) -> int:
-    """Have a chat tell how likely its tokens were; how many others the client wants to know."""
+    """Request log-probabilities in a chat; returns the number of other likely tokens."""
     count = logprob_count(body)
     if count is None:
         return 0
@@ -286,7 +289,7 @@ def add_logprobs(asked: Json, body: Json) -> int:
 
 
 def logprob_count(body: Json) -> int | None:
-    """How many likely tokens are wanted beside the one that was chosen; None for no numbers."""
+    """The number of other likely tokens; None without log-probabilities. Raises ApiError."""
     count = body.get("top_logprobs") or 0
     if type(count) is not int or not 0 <= count <= TOP_LOGPROBS_MAX:
         raise bad_request(f"top_logprobs must be between 0 and {TOP_LOGPROBS_MAX}")
@@ -294,7 +297,7 @@ def logprob_count(body: Json) -> int | None:
 
 
 def wants_stream(body: Json) -> bool:
-    """Whether the answer is to come piece by piece, which is what Ollama's clients expect."""
+    """Whether to stream the answer, which is Ollama's default. Raises ApiError."""
     stream = body.get("stream")
     if stream is None:
         return True
@@ -304,7 +307,10 @@ def wants_stream(body: Json) -> bool:
 
 
 def keeps_s(body: Json) -> float | None:
-    """`keep_alive` in seconds: a number or a duration such as 1h30m; negative is for ever."""
+    """`keep_alive` in seconds, from a number or a duration such as 1h30m; negative: for ever.
+
+    Raises ApiError.
+    """
     value = body.get("keep_alive")
     if value is None or value == "":
         return None

@@ -1,4 +1,4 @@
-"""An engine's answer in Ollama's words: a line of JSON for each piece, numbers in the last."""
+"""Translates an engine's answer into Ollama's: a line of JSON per piece, figures in the last."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from runtime.engine.openai_client import listed, mapped, message_of, number
 from runtime.gateway.api_errors import ApiError
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
-NS = 1_000_000_000
+NS = 1_000_000_000  # nanoseconds in a second
 NS_PER_MS = 1_000_000
-LAST_STATUS = 600
+"""Nanoseconds in a millisecond."""
+LAST_STATUS = 600  # HTTP statuses are below
 UNPARSED = "unparsed"
-"""Of an engine's answer, and of ours: it does not keep to its template's format."""
+"""Field of an answer, the engine's and ours: it does not follow its template's format."""
 
 
 class EventReader:
-    """Cuts a stream of server-sent events into their JSON objects, however its bytes come in."""
+    """Splits a stream of server-sent events into JSON objects, at any boundaries of the bytes."""
 
     def __init__(self) -> None:
-        """Nothing was read yet."""
         self.rest = b""
 
     def add(self, data: bytes) -> Iterator[Json]:
-        """The objects that are whole now. Raises ApiError for one that tells of a failure."""
+        """The objects that are complete now. Raises ApiError for an engine's error."""
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
             name, _, value = line.rstrip(b"\r").partition(b":")
@@ -41,19 +41,20 @@ class EventReader:
 
 
 def read_object(data: bytes) -> Json:
+    """A JSON object of the engine. Raises ApiError for other data, and for an error in it."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise ApiError(HTTPStatus.BAD_GATEWAY, "the engine sent what is no JSON object")
+        raise ApiError(HTTPStatus.BAD_GATEWAY, "the engine sent something other than a JSON object")
     if found.get("error"):
         raise failure(data)
     return found
 
 
 def failure(data: bytes, status: int | None = None) -> ApiError:
-    """What an engine's error says; `status` is that of its response, where it is one."""
+    """An engine's error as ApiError; `status` is the HTTP status, unknown within a stream."""
     said = data.decode("utf-8", errors="replace")
     try:
         found = mapped(json.loads(said))
@@ -68,16 +69,16 @@ def failure(data: bytes, status: int | None = None) -> ApiError:
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """Who answers, and in which of the two forms."""
+    """The model's name and the form of its answer."""
 
     model: str
-    """As the client named it."""
+    """The name that the client gave."""
     form: Literal["chat", "generate"]
     has_top: bool = False
-    """Whether other likely tokens are told, too."""
+    """Whether to list other likely tokens."""
 
     def line(self, **more: object) -> Json:
-        """A piece; what is not said of it is left out, but for the text."""
+        """A piece of the answer; empty fields are left out, except the text."""
         said = {name: value for name, value in more.items() if value}
         text, logprobs = said.pop("text", ""), said.pop("logprobs", None)
         if self.form == "chat":
@@ -94,22 +95,22 @@ class Voice:
 
 @dataclass
 class Answer:
-    """Puts an answer together from the objects that an engine streams."""
+    """Assembles an answer from the objects that an engine streams."""
 
     voice: Voice
     began: float
-    """When the client's request came, by the monotonic clock."""
+    """The arrival of the client's request, in seconds of the monotonic clock."""
     headed: float
-    """When the engine's response began."""
+    """The start of the engine's response, by the same clock."""
     reason: str | None = None
     unparsed: bool = False
-    """Whether it does not keep to its template's format, and is given as it was written."""
+    """Whether it breaks its template's format and is passed on as generated."""
     usage: Json = field(default_factory=dict)
     timings: Json = field(default_factory=dict)
     calls: dict[int, Json] = field(default_factory=dict)
 
     def take(self, event: Json) -> Iterator[Json]:
-        """The lines that an object is worth."""
+        """The lines for one object of the stream."""
         self.usage = mapped(event.get("usage")) or self.usage
         self.timings = mapped(event.get("timings")) or self.timings
         for choice in listed(event.get("choices")) or [filled(event)]:
@@ -144,7 +145,7 @@ class Answer:
         ]  # fmt: skip
 
     def end(self) -> Iterator[Json]:
-        """The last lines. Raises ApiError when the engine has not come to an end."""
+        """The last lines. Raises ApiError when the stream ended before the answer."""
         if self.reason is None:
             raise ApiError(HTTPStatus.BAD_GATEWAY, "the engine's answer broke off")
         if self.calls:
@@ -155,14 +156,14 @@ class Answer:
         yield self.voice.last(reason, {**self.numbers(), **more})
 
     def numbers(self) -> Json:
-        """How many tokens, and how long they took, in nanoseconds."""
+        """Token counts and durations, in nanoseconds."""
         timings = {name: number(value) for name, value in self.timings.items()}
         prompt_ms, predicted_ms = timings.get("prompt_ms", 0), timings.get("predicted_ms", 0)
         prompt = self.usage.get("prompt_tokens")
         if prompt is None:
             prompt = timings.get("cache_n", 0) + timings.get("prompt_n", 0)
         count = self.usage.get("completion_tokens", timings.get("predicted_n", 0))
-        # the engine's response begins with the first token, after the prompt was read
+        # the engine's response begins with the first token, after the prompt is processed
         load = max(self.headed - self.began - prompt_ms / 1000, 0)
         return {
             "total_duration": int((time.monotonic() - self.began) * NS),
@@ -175,7 +176,7 @@ class Answer:
 
 
 def filled(event: Json) -> Json:
-    """What /infill and /completion stream, as a choice of OpenAI's."""
+    """An event of /infill or /completion in the form of OpenAI's choice."""
     if not isinstance(event.get("content"), str):
         return {}
     reason = None
@@ -189,7 +190,7 @@ def filled(event: Json) -> Json:
 
 
 def told_call(index: int, call: Json) -> Json:
-    """A tool call as Ollama has it. Raises ApiError for one that was not finished."""
+    """A tool call in Ollama's form. Raises ApiError for incomplete arguments."""
     try:
         arguments = json.loads(call["said"] or "{}")
     except (ValueError, RecursionError):
@@ -197,7 +198,7 @@ def told_call(index: int, call: Json) -> Json:
     if not isinstance(arguments, dict):
         raise ApiError(
             HTTPStatus.INTERNAL_SERVER_ERROR,
-            f"the model's call of {call['name']!r} has arguments that are no JSON object",
+            f"the model's call of {call['name']!r} has arguments that are not a JSON object",
         )
     function = {"index": index, "name": call["name"], "arguments": arguments}
     return {"id": call["id"], "function": function}
@@ -214,7 +215,7 @@ def string(value: object) -> str:
 
 
 async def lines(chunks: AsyncIterator[bytes], answer: Answer) -> AsyncIterator[Json]:
-    """The lines of an answer that comes as a stream of events. Raises ApiError when it fails."""
+    """The lines of a streamed answer. Raises ApiError when the engine fails."""
     reader = EventReader()
     async for chunk in chunks:
         for event in reader.add(chunk):
@@ -225,7 +226,7 @@ async def lines(chunks: AsyncIterator[bytes], answer: Answer) -> AsyncIterator[J
 
 
 def joined(voice: Voice, said: list[Json]) -> Json:
-    """All lines of an answer as one."""
+    """All lines of an answer joined into one."""
     text, thinking = "", ""
     tool_calls: list[Json] = []
     logprobs: list[Json] = []
@@ -240,12 +241,12 @@ def joined(voice: Voice, said: list[Json]) -> Json:
 
 
 def now() -> str:
-    """The time as Ollama writes it."""
+    """The present time in Ollama's form."""
     return stamp(time.time_ns())
 
 
 def stamp(ns: int) -> str:
-    """Nanoseconds since 1970 in RFC 3339."""
+    """Nanoseconds since 1970, in the form of RFC 3339."""
     seconds, rest = divmod(ns, NS)
     moment = datetime.fromtimestamp(seconds, timezone.utc)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:09}Z"

@@ -1,7 +1,7 @@
-"""Ollama's API: its requests put as OpenAI's to an engine, and the answers told in its words.
+"""The routes of Ollama's API: requests are translated for an engine, and its answers back.
 
-What it has for uploading and pulling models is not here: models are named when the server is
-started, and nobody can add to them from outside.
+Routes that upload or pull models answer 501: the models are chosen when the server starts, and
+clients cannot add any.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from runtime.gateway.scheduling.engine_entry import Child
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 API_VERSION = "0.13.0"
-"""Of Ollama's API: clients ask for it to know what they may use."""
-FOR_EVER_S = 100 * 365 * 86400
-LISTENS_S = 10  # after so long, a sender of what is not wanted is cut off
+"""The version of Ollama's API, from which clients derive the supported features."""
+FOR_EVER_S = 100 * 365 * 86400  # a hundred years, for models that are never unloaded
+LISTENS_S = 10  # the longest time that a refused upload is read
 NDJSON = b"application/x-ndjson"
 UNPARSED_HEADER = "X-Decant-Unparsed"
-NO_PULL = "models are not pulled by the server: `decant pull` and `decant serve` bring them"
-NO_PUSH = "models are not pushed anywhere by the server"
-NO_CREATE = "models are not made by requests: `decant export` makes them"
-NO_CHANGE = "models are neither copied nor deleted by requests: `decant rm` deletes them"
-NO_UPLOAD = "the server takes no uploads"
+NO_PULL = "this server pulls no models: use `decant pull` and `decant serve`"
+NO_PUSH = "this server pushes no models"
+NO_CREATE = "this server creates no models: use `decant export`"
+NO_CHANGE = "this server neither copies nor deletes models: use `decant rm`"
+NO_UPLOAD = "this server accepts no uploads"
 
 
 async def version(call: Call) -> Response:
@@ -66,7 +66,7 @@ async def show(call: Call) -> Response:
 
 
 async def running(call: Call) -> Response:
-    """What is loaded: a base once, for all of its adapters."""
+    """Answer /api/ps: the loaded models; a base counts once, with all its adapters."""
     gateway = call.gateway
     loaded: dict[str, list[Child]] = {}
     for child in gateway.fleet.children.values():
@@ -79,7 +79,7 @@ async def running(call: Call) -> Response:
 
 
 def process(gateway: Gateway, named: Named, children: Sequence[Child]) -> Json:
-    """A model in /api/ps: all the children that it has, for answers, vectors and the like."""
+    """A model's entry in /api/ps, summed over its engines for answers, vectors and ranks."""
     nbytes = sum(child.nbytes for child in children)
     has_gpu = gateway.fleet.toolchain.info["backend"] != "cpu"
     ttl_s, clock = gateway.settings.ttl_s or FOR_EVER_S, gateway.fleet.clock
@@ -105,7 +105,7 @@ async def generate(call: Call) -> Response | None:
 
 
 async def converse(call: Call, form: Literal["chat", "generate"]) -> Response | None:
-    """Answer, or do what asking nothing means: load the model, or unload it."""
+    """Answer a chat or a prompt; without one, load the model or unload it. Raises ApiError."""
     began = time.monotonic()
     named = find(call)
     able = capabilities(named)
@@ -134,7 +134,7 @@ async def converse(call: Call, form: Literal["chat", "generate"]) -> Response | 
 
 
 async def send_lines(call: Call, said: AsyncIterator[Json]) -> None:
-    """A stream of lines; what fails before the first is an error with a status of its own."""
+    """Send the lines as a stream; an error before the first line can still set the status."""
     has_begun = False
     async for line in said:
         if not has_begun:
@@ -149,7 +149,10 @@ async def send_lines(call: Call, said: AsyncIterator[Json]) -> None:
 
 
 def refusing(why: str) -> Handler:
+    """A handler that answers 501 with a reason."""
+
     async def handler(call: Call) -> Response:
+        """Raises ApiError, always."""
         del call
         raise ApiError(HTTPStatus.NOT_IMPLEMENTED, why)
 
@@ -157,9 +160,9 @@ def refusing(why: str) -> Handler:
 
 
 async def refuse_upload(request: Request) -> Response:
-    """Refuse what may be gigabytes, of which none is kept.
+    """Answer 501 to an upload, of any size, without storing it.
 
-    For a while it is read past: who still sends does not listen yet.
+    The body is discarded for LISTENS_S first: clients read the answer only after sending.
     """
     with suppress(asyncio.TimeoutError, ClientDisconnect):
         await asyncio.wait_for(read_past(request), LISTENS_S)
@@ -189,4 +192,4 @@ ROUTES = (
     Route("DELETE", "/api/delete", refusing(NO_CHANGE)),
 )
 UPLOADS = Path("/api/blobs/{digest:path}", refuse_upload, methods=["GET", "POST"])
-"""Beside them, as what is sent there is no JSON."""
+"""A plain route, because its bodies are not JSON."""

@@ -1,1 +1,1 @@
-"""The description of the routes for machines."""
+"""The OpenAPI description of the routes."""

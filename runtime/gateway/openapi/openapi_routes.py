@@ -1,4 +1,4 @@
-"""`GET /openapi.json`: the gateway's routes, described for machines (OpenAPI 3.1)."""
+"""`GET /openapi.json`: the description of the gateway's routes in OpenAPI 3.1."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ EVENTS = "text/event-stream"
 LINES = "application/x-ndjson"
 ERRORS = {"openai": "Error", "anthropic": "AnthropicError", "ollama": "OllamaError"}
 EVERYWHERE = {
-    "400": "The request is wrong; the message says what.",
-    "401": "A key is needed.",
-    "403": "Another site's page asks, or the server by another name.",
+    "400": "The request is wrong; the message says how.",
+    "401": "The key is missing or wrong.",
+    "403": "The Host name or the page's Origin is not allowed.",
 }
 WITH_BODY = {
     "404": "There is no such model.",
-    "408": "The body did not come in time.",
+    "408": "The body did not arrive in time.",
     "413": "The body is too large.",
-    "415": "The body is not said to be JSON.",
-    "429": "Too many wait already; Retry-After says when to come again.",
-    "501": "This model cannot do that.",
-    "503": "The model cannot be loaded now, or the server ends.",
+    "415": "The Content-Type is not application/json.",
+    "429": "Too many requests; Retry-After says when to try again.",
+    "501": "This model does not support the route.",
+    "503": "The model cannot be loaded now, or the server is ending.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What is said of a route."""
+    """The description of one route."""
 
     summary: str
     answer: str | None = None
-    """The schema of the answer; None where it is no JSON."""
+    """The name of the answer's schema; empty for any JSON, None for another type."""
     request: str | None = None
-    """The schema of the body."""
+    """The name of the body's schema."""
     stream: str | None = None
-    """The type of an answer in parts."""
+    """The content type of a streamed answer."""
     is_open: bool = False
-    """Whether it is answered without a key."""
+    """Whether the route needs no key."""
 
 
 PASSED: dict[str, Told] = {
@@ -65,26 +65,26 @@ PASSED: dict[str, Told] = {
     "/completion": Told("Continue a text, as llama.cpp's", "Answer", "PromptRequest", EVENTS),
     "/embedding": Told("Embed texts, as llama.cpp's", None, "EmbeddingsRequest"),
     "/infill": Told("Fill the gap between two texts", "Answer", "InfillRequest", EVENTS),
-    "/v1/rerank": Told("Order documents by how they fit", "Ranking", "RerankRequest"),
+    "/v1/rerank": Told("Rank documents by relevance", "Ranking", "RerankRequest"),
     "/tokenize": Told("Cut a text into tokens", "Tokens", "TokenizeRequest"),
     "/detokenize": Told("Join tokens to a text", "Text", "DetokenizeRequest"),
-    "/apply-template": Told("Show a chat as the model reads it", "Prompt", "TemplateRequest"),
+    "/apply-template": Told("Show a chat's prompt", "Prompt", "TemplateRequest"),
 }
 OWN: dict[tuple[str, str], Told] = {
     ("GET", "/v1/models"): Told("List the models", "Models"),
     ("GET", "/models"): Told("List the models", "Models"),
-    ("GET", "/v1/models/{id}"): Told("One model", "Model"),
-    ("GET", "/models/{id}"): Told("One model", "Model"),
-    ("GET", "/livez"): Told("Whether the process lives", "Status", is_open=True),
-    ("GET", "/readyz"): Told("Whether requests are taken", "Status", is_open=True),
-    ("GET", "/health"): Told("Whether requests are taken", "Status", is_open=True),
-    ("GET", "/v1/health"): Told("Whether requests are taken", "Status", is_open=True),
-    ("GET", "/metrics"): Told("Figures for Prometheus"),
+    ("GET", "/v1/models/{id}"): Told("Describe one model", "Model"),
+    ("GET", "/models/{id}"): Told("Describe one model", "Model"),
+    ("GET", "/livez"): Told("Whether the process runs", "Status", is_open=True),
+    ("GET", "/readyz"): Told("Whether the server takes requests", "Status", is_open=True),
+    ("GET", "/health"): Told("Whether the server takes requests", "Status", is_open=True),
+    ("GET", "/v1/health"): Told("Whether the server takes requests", "Status", is_open=True),
+    ("GET", "/metrics"): Told("Metrics for Prometheus"),
     ("GET", "/openapi.json"): Told("This description", ""),
-    ("GET", "/api/version"): Told("Which version of Ollama's API", "OllamaVersion"),
+    ("GET", "/api/version"): Told("The version of Ollama's API", "OllamaVersion"),
     ("GET", "/api/tags"): Told("List the models", "OllamaModels"),
     ("GET", "/api/ps"): Told("List the loaded models", "OllamaModels"),
-    ("POST", "/api/show"): Told("One model", "", "OllamaShowRequest"),
+    ("POST", "/api/show"): Told("Describe one model", "", "OllamaShowRequest"),
     ("POST", "/api/chat"): Told("Answer a chat", "OllamaAnswer", "OllamaChatRequest", LINES),
     ("POST", "/api/generate"): Told(
         "Continue a text", "OllamaAnswer", "OllamaGenerateRequest", LINES
@@ -100,14 +100,14 @@ async def openapi(call: Call) -> Response:
     served = [
         (method, route.path)
         for route in call.request.app.routes
-        if isinstance(route, Path)  # the page's files are none of the API's
+        if isinstance(route, Path)  # without the page's files, which are a Mount
         for method in sorted(route.methods or ())
     ]
     return JSONResponse(document(served, has_keys=bool(call.gateway.settings.keys)))
 
 
 def document(served: Iterable[tuple[str, str]], *, has_keys: bool) -> Json:
-    """The description of those methods and paths of which something is to be said."""
+    """The OpenAPI document of the described methods and paths."""
     paths: dict[str, Json] = {}
     for method, pattern in served:
         path = pattern.replace(":path}", "}")
@@ -162,7 +162,7 @@ def operation(path: str, told: Told) -> Json:
 
 
 def contents(told: Told) -> Mapping[str, Json]:
-    """The types of an answer, each with its schema where there is one."""
+    """The content types of an answer, each with its schema if it has one."""
     if told.answer is None:
         return {JSON: {}} if told.request else {"text/plain": {}}
     found: dict[str, Json] = {JSON: {"schema": ref(told.answer)} if told.answer else {}}

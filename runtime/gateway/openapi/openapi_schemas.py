@@ -1,8 +1,8 @@
-"""What bodies look like, in JSON Schema: as far as the gateway and its engines agree on them.
+"""JSON Schemas of the bodies, as far as the gateway and all its engines agree on them.
 
-What else an engine takes may stand beside what is named here. So these are written out, and not
-made from models (pydantic, msgspec) that would check requests: the gateway hands on what it does
-not know, and the engine, whose fields change with llama.cpp, is the one to refuse it.
+Engines take more fields than the schemas name. So the schemas are written out, instead of made
+from models (pydantic, msgspec) that would check requests: the gateway passes unknown fields on, and
+the engine, whose fields change with llama.cpp, refuses the wrong ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PENALTY: Schema = {"type": "number", "minimum": -2, "maximum": 2}
 OBJECT: Schema = {"type": "object"}
 PROMPT_NAME: Schema = {
     "type": "string",
-    "description": "The model's prompt that goes before each text; empty for none.",
+    "description": "Names the model's prompt that precedes each text; empty for none.",
 }
 
 
@@ -38,12 +38,12 @@ def either(*schemas: Schema) -> Schema:
 
 
 def fields(*required: str, **properties: Schema) -> Schema:
-    """An object; what is not named may be there, too."""
+    """An object, which may have more fields than the named ones."""
     return {"type": "object", "required": list(required), "properties": properties}
 
 
 def asking(*required: str, **properties: Schema) -> Schema:
-    """A request to a model; where only one is served, it need not be named."""
+    """A request to a model, which may be left out when only one is served."""
     return fields(*required, model=ref("ModelName"), **properties)
 
 
@@ -220,8 +220,8 @@ OWN: dict[str, Schema] = {
     "Model": fields(
         "id", "object", "created", "owned_by", "root", "parent",
         id=TEXT, object={"const": "model"}, created=COUNT, owned_by=TEXT, root=TEXT,
-        parent={"type": ["string", "null"], "description": "Of an adapter, its base."},
-        scale={"type": "number", "description": "Of an adapter, what it has without @SCALE."},
+        parent={"type": ["string", "null"], "description": "An adapter's base."},
+        scale={"type": "number", "description": "An adapter's scale without @SCALE."},
         status=OBJECT,
     ),
     "Models": fields("object", "data", object={"const": "list"}, data=listed(ref("Model"))),

@@ -1,4 +1,4 @@
-/** One answer: asked for, taken in piece by piece, and shown. */
+/** One answer: requested, received piece by piece, and shown. */
 
 import { isAbort, modelStatus, streamed } from "./api.js";
 import { copyButton, el, oncePerFrame } from "./dom.js";
@@ -6,10 +6,10 @@ import { LiveMarkdown } from "./markdown.js";
 import { hasTemplate } from "./models.js";
 
 const PATIENCE_MS = 2000;
-const RAW_TOKENS = 256; // of an answer that nothing ends, as `decant chat` has it
+const RAW_TOKENS = 256; // the limit of an answer without a chat template, as in `decant chat`
 
 /**
- * An answer of which nothing is known yet.
+ * An answer before its first piece.
  * @param {string} model
  */
 export function newAnswer(model) {
@@ -17,8 +17,8 @@ export function newAnswer(model) {
 }
 
 /**
- * Fill `answer` from the server, calling `changed` after each piece. It does not throw: what went
- * wrong is part of the answer. A model without a chat template goes on writing what was said.
+ * Fill `answer` from the server, calling `changed` after each piece. It does not throw: an error
+ * becomes part of the answer. A model without a chat template continues the text.
  */
 export async function receive(answer, { messages, sampling }, signal, changed) {
   const body = { model: answer.model, ...sampling, stream: true, stream_options: { include_usage: true } };
@@ -38,12 +38,12 @@ export async function receive(answer, { messages, sampling }, signal, changed) {
   }
 }
 
-/** All that was said, a line each. */
+/** All messages, one line each. */
 function textOf(messages) {
   return messages.map(({ content }) => content).join("\n");
 }
 
-/** Add what one event of the stream says. */
+/** Add one event of the stream. */
 function take(answer, event, clock) {
   const [choice] = event.choices ?? [];
   const text = choice?.delta?.content ?? choice?.text ?? "";
@@ -59,13 +59,13 @@ function take(answer, event, clock) {
   }
 }
 
-/** What is said under an answer: its length and speed, and why it ended early. */
+/** The line under an answer: its length and speed, and why it ended early. */
 export function factsOf({ tokens, speed, finish, isRaw, isStopped }) {
   const facts = [];
-  if (isRaw) facts.push("the model has no chat template: it goes on writing the text");
+  if (isRaw) facts.push("the model has no chat template: it continues the text");
   if (tokens !== null) facts.push(tokens === 1 ? "1 token" : `${tokens.toLocaleString("en")} tokens`);
   if (tokens > 1 && Number.isFinite(speed)) facts.push(`${speed.toFixed(speed < 100 ? 1 : 0)} tokens/s`);
-  if (finish === "length") facts.push("cut off: the limit of tokens was reached");
+  if (finish === "length") facts.push("cut off at the token limit");
   if (isStopped) facts.push("stopped by you");
   return facts;
 }
@@ -73,8 +73,8 @@ export function factsOf({ tokens, speed, finish, isRaw, isStopped }) {
 /** An answer on the page. */
 export class AnswerView {
   /**
-   * @param {Object} answer shown as it is, and again by `update`
-   * @param {function(function(): void): void} [around] calls what changes the element
+   * @param {Object} answer shown now, and again by `update`
+   * @param {function(function(): void): void} [around] calls the function that changes the element
    */
   constructor(answer, around = (change) => change()) {
     this.answer = answer;
@@ -94,7 +94,7 @@ export class AnswerView {
     this.show();
   }
 
-  /** Say that it is being waited for, and when that is long, for how long. */
+  /** Show that the answer is awaited, and after a while for how long. */
   open() {
     const began = performance.now();
     this.isOpen = true;
@@ -106,11 +106,11 @@ export class AnswerView {
     this.show();
   }
 
-  /** Tell how long it takes, and whether that is because the model is being loaded. */
+  /** Show the waiting time, and whether the model is being loaded. */
   async beWaited(seconds) {
     const { value, progress } = await modelStatus(this.answer.model);
     const loaded = progress ? ` ${Math.round(progress * 100)} %` : "";
-    this.patience = ` ${value === "loading" ? `it is being loaded${loaded}, ` : ""}${seconds} s`;
+    this.patience = ` ${value === "loading" ? `loading${loaded}, ` : ""}${seconds} s`;
     if (this.isOpen) this.show();
   }
 

@@ -1,10 +1,10 @@
-/** What the page asks of the server: JSON there, JSON or a stream of events back. */
+/** Requests to the server: JSON to it, JSON or a stream of events back. */
 
 import { askForKey, keyHeaders } from "./key.js";
 
 const ALONE = { credentials: "omit", redirect: "error", cache: "no-store" };
 
-/** The server's refusal, in its own words, or that there was no answer at all. */
+/** The server's error message, or a message that it did not answer. */
 export class ServerError extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -12,7 +12,7 @@ export class ServerError extends Error {
   }
 }
 
-/** Whether the reader broke it off. */
+/** Whether the reader cancelled the request. */
 export function isAbort(error) {
   return error instanceof DOMException && error.name === "AbortError";
 }
@@ -22,13 +22,13 @@ export async function listModels() {
   return (await answered("v1/models", {})).data;
 }
 
-/** How a model is doing: `value` is loading, loaded…; nothing where that is not to be had. */
+/** A model's status: `value` is loading, loaded…; empty when the request fails. */
 export async function modelStatus(id) {
   try {
     const response = await fetch(addressOf(`v1/models/${encodeURIComponent(id)}`), { headers: keyHeaders(), ...ALONE });
     return (await response.json()).status ?? {};
   } catch {
-    return {}; // it is only told while somebody waits
+    return {}; // it is only shown while the reader waits
   }
 }
 
@@ -43,7 +43,7 @@ async function answered(route, options) {
     return await response.json();
   } catch (error) {
     if (isAbort(error)) throw error;
-    throw new ServerError("The server's answer broke off. Try again.");
+    throw new ServerError("The server sent an incomplete answer. Try again.");
   }
 }
 
@@ -51,7 +51,7 @@ function posting(body) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
 }
 
-/** A response that is fine; a key is asked for as long as one is missing and is given. */
+/** A successful response; asks for the key until it is right or the reader cancels. */
 async function requested(route, options) {
   for (;;) {
     const headers = { ...options.headers, ...keyHeaders() };
@@ -63,7 +63,7 @@ async function requested(route, options) {
   }
 }
 
-/** The page and the API may lie under a proxy's prefix together. */
+/** The address of an API route; a proxy may serve page and API under a prefix. */
 function addressOf(route) {
   return new URL(route, document.baseURI);
 }
@@ -77,7 +77,7 @@ async function fetched(url, options) {
   }
 }
 
-/** The error of a response, whichever of the formats it is written in. */
+/** The error of a response, in any of the formats. */
 async function refusal(response) {
   const text = await response.text().catch(() => "");
   return new ServerError(messageIn(text) || `The server answered ${response.status} ${response.statusText}`.trim(), response.status);
@@ -93,7 +93,7 @@ function messageIn(text) {
 }
 
 /**
- * The JSON events of a streamed answer, as they come; leaving the loop breaks the answer off.
+ * The JSON events of a streamed answer, as they arrive; leaving the loop cancels the answer.
  * @returns {AsyncGenerator<Object>}
  */
 export async function* streamed(route, body, signal) {
@@ -104,22 +104,22 @@ export async function* streamed(route, body, signal) {
   try {
     while (!isDone) {
       const { done, value } = await read(reader);
-      if (done) throw new ServerError("The connection ended before the answer did.");
+      if (done) throw new ServerError("The connection closed before the answer ended.");
       const lines = (rest + value).split(/\r\n|\n|\r(?!$)/);
       rest = lines.pop();
       for (const line of lines) {
         const data = /^data: ?(.*)$/s.exec(line)?.[1];
-        if (data === undefined) continue; // an empty line, or a comment: a sign of life
+        if (data === undefined) continue; // an empty line, or a comment that keeps the connection open
         if (data === "[DONE]") { isDone = true; break; }
         yield eventOf(data);
       }
     }
   } finally {
-    (isDone ? drained(reader) : reader.cancel()).catch(() => {}); // broken off already
+    (isDone ? drained(reader) : reader.cancel()).catch(() => {}); // cancelled already
   }
 }
 
-/** Read what comes after the last event, for a response that is left early counts as broken off. */
+/** Read the rest after the last event: a response that is left early counts as cancelled. */
 async function drained(reader) {
   while (!(await reader.read()).done);
 }
@@ -133,7 +133,7 @@ async function read(reader) {
   }
 }
 
-/** One event; an answer that fails on its way says so in one. */
+/** One event; throws ServerError for an event that reports a failure. */
 function eventOf(data) {
   let event;
   try {

@@ -1,12 +1,12 @@
 /**
- * Markdown's blocks, read from lines: what CommonMark and GitHub have in common and models write.
+ * Markdown's blocks, read from lines: the part that CommonMark and GitHub share and models write.
  *
- * Left out on purpose: HTML (it is text), code by indentation (fences say it), underlined headings
+ * Left out on purpose: HTML (shown as text), indented code (fences mark code), underlined headings
  * (a line of dashes is a rule) and definitions of links. Every step looks at a line a bounded
  * number of times, so that no text takes long.
  */
 
-const DEEPEST = 12; // lists in quotes in lists…; beyond that it is text
+const DEEPEST = 12; // nesting of lists and quotes; deeper levels are text
 const FENCE = /^[ \t]*(`{3,}|~{3,})(.*)$/s;
 const HEADING = /^ {0,3}(#{1,6})(?=[ \t]|$)/;
 const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
@@ -14,8 +14,8 @@ const QUOTE = /^ {0,3}>[ ]?/;
 const MARKER = /^([ \t]*)([-*+]|\d{1,9}[.)])(?:([ \t]+)(?=\S)|[ \t]*$)/;
 const DELIMITERS = /^[ \t|:-]*$/;
 const DELIMITER = /^:?-+:?$/;
-const MOST_COLUMNS = 100; // a line of more is text
-const MOST_PADDING = 10_000; // cells that rows lack; beyond that they stay shorter
+const MOST_COLUMNS = 100; // a row with more is text
+const MOST_PADDING = 10_000; // missing cells that are added; beyond, rows stay short
 const TAB = "    ";
 
 /**
@@ -135,7 +135,7 @@ function listAt(lines, at, depth) {
   return { block: { type: "list", ordered, first: ordered ? parseInt(first[2], 10) : 1, isLoose, items }, next };
 }
 
-/** The lines of one item, without its marker and their indentation. */
+/** The lines of one list item, without its marker and the indentation. */
 function itemAt(lines, at, marker) {
   const indent = marker[1].replaceAll("\t", TAB).length;
   const gap = marker[3] === undefined || marker[3].length > 4 ? 1 : marker[3].length;
@@ -159,18 +159,18 @@ function itemAt(lines, at, marker) {
   return { inside, after };
 }
 
-/** Whether a line may be gone on with by one that is not indented. */
+/** Whether a line may continue on one without indentation. */
 function isParagraph(line) {
   return !isBlank(line) && !isFence(line);
 }
 
-/** Whether a line stands inside an item; models indent what is nested by two, whatever the marker. */
+/** Whether a line belongs to an item; models indent nested lines by two for any marker. */
 function belongs(line, indent, width) {
   const own = indentOf(line);
   return own >= width || (own >= indent + 2 && MARKER.test(line));
 }
 
-/** The next line that is not blank; far below one it would not be asked for again and again. */
+/** The next line that is not blank, within 8 lines, so that the time stays linear. */
 function nextFilled(lines, at) {
   for (let next = at; next < Math.min(lines.length, at + 8); next += 1) {
     if (!isBlank(lines[next].text)) return lines[next].text;
@@ -217,7 +217,7 @@ function sideOf(delimiter) {
   return delimiter.startsWith(":") ? "middle" : "right";
 }
 
-/** The cells of a table's row: what stands between bars that are not escaped. */
+/** The cells of a table's row, split at bars that are not escaped. */
 function cellsOf(line) {
   const cells = line.trim().replaceAll("\\|", "\0").split("|").map((cell) => cell.replaceAll("\0", "|").trim());
   if (cells[0] === "") cells.shift();

@@ -6,10 +6,10 @@ import { keep, kept } from "./kept.js";
 import { Picker } from "./picker.js";
 import { Settings } from "./settings.js";
 
-const NEAR_END = 60; // pixels; who has scrolled further up is left there
-const READ_OUT = 600; // characters; of a longer answer a screen reader is told the end only
+const NEAR_END = 60; // pixels; a reader who has scrolled further up stays there
+const READ_OUT = 600; // characters; a screen reader announces only the end of longer answers
 
-/** The conversation and what is done with it. */
+/** The conversation and its actions. */
 export class Chat {
   constructor(root, bases) {
     this.picker = new Picker(part(root, "picker"), { name: "chat", bases });
@@ -41,7 +41,7 @@ export class Chat {
     root.addEventListener("keydown", ({ key }) => { if (key === "Escape") this.stop(); });
   }
 
-  /** Ask what is typed, unless an answer is on its way. */
+  /** Send the typed message, unless an answer is running. */
   send() {
     const content = this.area.value.trim();
     if (!content || this.running) return;
@@ -51,7 +51,7 @@ export class Chat {
     this.answer();
   }
 
-  /** Have the model that is picked answer the conversation as it stands. */
+  /** Ask the picked model to answer the conversation. */
   async answer() {
     const view = this.add(newAnswer(this.picker.id));
     const request = { messages: this.settings.withSystem(this.said()), sampling: this.settings.sampling() };
@@ -64,7 +64,7 @@ export class Chat {
     this.scrollToEnd();
     await receive(view.answer, request, running.signal, view.update);
     this.following(() => view.close());
-    if (this.running !== running) return; // cleared meanwhile
+    if (this.running !== running) return; // cleared in the meantime
     this.running = null;
     this.refresh();
     this.keep();
@@ -95,7 +95,7 @@ export class Chat {
     announce("New chat");
   }
 
-  /** What the model is told: neighbours of one role as one message, for templates insist on turns. */
+  /** The messages for the model; neighbours of one role are joined, as templates expect turns. */
   said() {
     const said = [];
     for (const { role, content } of this.messages) {
@@ -106,7 +106,7 @@ export class Chat {
     return said;
   }
 
-  /** Put a message at the conversation's end; returns the view of an answer. */
+  /** Append a message to the conversation; returns the view of an answer. */
   add(message) {
     const view = message.role === "assistant" ? new AnswerView(message, (change) => this.following(change)) : null;
     const body = view ? view.element : el("div", { class: "said", dir: "auto" }, message.content);
@@ -116,7 +116,7 @@ export class Chat {
     return view;
   }
 
-  /** Let the buttons say what can be done now. */
+  /** Enable the buttons that can be used now. */
   refresh() {
     const isIdle = this.running === null;
     const hadFocus = document.activeElement === this.stopButton;
@@ -138,12 +138,12 @@ export class Chat {
     keep("chat", this.messages);
   }
 
-  /** What is scrolled: the log, or in a low window the whole page. */
+  /** The element that scrolls: the log, or in a low window the whole page. */
   get scroller() {
     return getComputedStyle(this.log).overflowY === "visible" ? document.scrollingElement : this.log;
   }
 
-  /** Do what changes the log's height, staying at its end for who was there. */
+  /** Call `change`, which alters the log's height; a log that was at its end stays there. */
   following(change) {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
     change();
@@ -155,7 +155,7 @@ export class Chat {
   }
 }
 
-/** What a screen reader says when an answer has ended. */
+/** The text for a screen reader when an answer has ended. */
 function spoken({ content, error, isStopped }) {
   if (error) return `No answer: ${error}`;
   if (isStopped) return "Stopped";

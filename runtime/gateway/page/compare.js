@@ -14,7 +14,7 @@ const MOST = 6;
 export class Compare {
   constructor(root, bases) {
     this.bases = bases;
-    // what differs should come from the models, not from chance
+    // differences should come from the models, not from chance
     this.settings = new Settings(part(root, "settings"), { name: "compare", temperature: "0" });
     this.form = part(root, "form");
     this.area = this.form.querySelector("textarea");
@@ -58,7 +58,7 @@ export class Compare {
     announce(`${this.columns.length} columns are left`);
   }
 
-  /** Number the columns anew, and let the buttons say what can be done now. */
+  /** Number the columns, and enable the buttons that can be used now. */
   refresh() {
     this.columns.forEach((column, index) => column.number(index + 1, this.columns.length > FEWEST));
     this.addButton.disabled = this.columns.length >= MOST;
@@ -73,7 +73,7 @@ export class Compare {
     this.columns.forEach((column) => column.stop());
   }
 
-  /** Ask all columns at once; when the last has ended, mark what differs. */
+  /** Ask all columns at once; when the last answer has ended, mark the differences. */
   async run() {
     const content = this.area.value.trim();
     if (!content || this.running) return;
@@ -87,7 +87,7 @@ export class Compare {
     announce(this.told());
   }
 
-  /** Mark and count the differences; returns what a screen reader says. */
+  /** Mark and count the differences; returns the text for a screen reader. */
   told() {
     const [first, ...others] = this.columns.filter((column) => column.view);
     first?.say(others.length ? "The other columns are compared with this one." : "");
@@ -135,7 +135,7 @@ class Column {
     this.view.close();
   }
 
-  /** Mark what is not in the first column's answer, and say how much that is. */
+  /** Mark and count the words that are not in the first column's answer. */
   compareWith(first) {
     const name = this.title.textContent;
     if (!this.view.answer.content || !first.view.answer.content) return `${name}: nothing to compare.`;
@@ -146,7 +146,7 @@ class Column {
 }
 
 function toldOf(found, first) {
-  if (found === null) return "Too long to be compared word by word.";
+  if (found === null) return "Too long to compare word by word.";
   const { words, differ } = found;
   return differ ? `${differ} of ${words} words differ from ${first}.` : `No word differs from ${first}.`;
 }

@@ -1,11 +1,11 @@
-/** Which words of one text are not in another, and marking them on the page. */
+/** Finds the words of one text that are not in another, and marks them on the page. */
 
-const MOST_CELLS = 4_000_000; // of the table: 2,000 words against 2,000
+const MOST_CELLS = 4_000_000; // cells of the table: 2,000 words against 2,000
 const WORD = /\S+/g;
 
 /**
  * For each word of `other`, whether it is missing from the longest sequence that both share.
- * @returns {boolean[]|null} null when they are too long to be compared
+ * @returns {boolean[]|null} null when they are too long to compare
  */
 export function differing(first, other) {
   let head = 0;
@@ -35,7 +35,7 @@ function unshared(one, two) {
   return found;
 }
 
-/** The length of the longest sequence that the ends of both share, from each pair of places on. */
+/** The length of the longest common subsequence of both texts, from each pair of places on. */
 function sharedLengths(one, two) {
   const width = two.length + 1;
   const lengths = new Uint32Array((one.length + 1) * width);
@@ -54,7 +54,7 @@ function sharedLengths(one, two) {
  * Mark the words of `other` that differ from those of `first`.
  * @param {Element} first
  * @param {Element} other
- * @returns {{words: number, differ: number}|null} null when they are too long to be compared
+ * @returns {{words: number, differ: number}|null} null when they are too long to compare
  */
 export function markDifferences(first, other) {
   const places = wordsOf(other);
@@ -69,7 +69,7 @@ export function markDifferences(first, other) {
   return { words: places.length, differ: differ.filter(Boolean).length };
 }
 
-/** The words an element shows, each with where it stands; captions and buttons are not its text. */
+/** The words that an element shows, with their places; captions and buttons do not count. */
 function wordsOf(root) {
   const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT, (node) =>
     node.parentElement.closest("figcaption") ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);

@@ -1,4 +1,4 @@
-/** The page's elements, made of names and texts: no markup is ever parsed. */
+/** Makes the page's elements from names and texts; it never parses markup. */
 
 /**
  * A new element.
@@ -31,17 +31,17 @@ export function part(root, name) {
   return root.querySelector(`[data-${name}]`);
 }
 
-/** Have a screen reader say `text`, once. */
+/** Announce `text` to a screen reader, once. */
 export function announce(text) {
   const announcer = document.getElementById("announcer");
   announcer.textContent = "";
-  // a region whose text stays the same is not read again
+  // a screen reader does not repeat an unchanged region
   setTimeout(() => { announcer.textContent = text; }, 50);
 }
 
 /**
- * Call `act` at most once a frame, with whatever is newest then; what takes long is called less
- * often, so that three quarters of the time are left for the reader.
+ * Call `act` at most once a frame, with the newest arguments; slow calls run less often, so that
+ * three quarters of the time remain for the reader.
  */
 export function oncePerFrame(act) {
   let asked = false;
@@ -61,7 +61,7 @@ export function oncePerFrame(act) {
   };
 }
 
-/** A button that copies what `text()` gives, and says so. */
+/** A button that copies the result of `text()`, and shows that it did. */
 export function copyButton(text, label = "Copy") {
   const button = el("button", { type: "button", class: "quiet small" }, label);
   button.addEventListener("click", async () => {
@@ -103,7 +103,7 @@ export function growing(area) {
   return fit;
 }
 
-/** Have Enter submit the form of a textarea, but for Shift+Enter and text still being composed. */
+/** Submit a textarea's form on Enter, except with Shift or while text is being composed. */
 export function submitsOnEnter(area) {
   area.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

@@ -1,10 +1,10 @@
 /**
- * Markdown inside a block: emphasis, code, links. It gives a tree of plain objects; what a link may
- * point to is decided here, once. Work is linear in the text's length, whatever the text.
+ * Markdown inside a block: emphasis, code, links. The result is a tree of plain objects; only this
+ * file decides where a link may point. The time is linear in the length of any text.
  */
 
 const DEEPEST = 16;
-const LONGEST_RUN = 6; // of asterisks; longer ones are drawn, not meant
+const LONGEST_RUN = 6; // asterisks; longer runs are text
 const LOOKED_BACK = 8;
 const SAFE = new Set(["http:", "https:", "mailto:"]);
 const PLAIN = /[^\\`*_~[\]!<&\nh]+/y;
@@ -19,7 +19,7 @@ const NAMED = { amp: "&", lt: "<", gt: ">", quot: "\"", apos: "'", nbsp: "\u00a0
 const SPACE = /\s/;
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 
-/** A link's address as the browser would follow it, or null for one that is not followed. */
+/** A link's address as the browser follows it; null for one that is not allowed. */
 export function safeAddress(text) {
   try {
     const url = new URL(text); // relative ones would name this server
@@ -96,7 +96,7 @@ function linkTo(address, text) {
   return href ? { type: "link", href, children, depth: 1 } : children[0];
 }
 
-/** An address in running text; what ends a sentence is not its end. */
+/** An address in running text, without the punctuation that ends a sentence. */
 function bareLink(state) {
   if (/\w/.test(state.source[state.at - 1] ?? "")) return false;
   BARE.lastIndex = state.at;
@@ -112,7 +112,7 @@ function isAfterAddress(text, end) {
   return ".,:;!?'_~]".includes(last) || (last === ")" && !text.slice(Math.max(0, end - 200), end).includes("("));
 }
 
-/** Where the runs of backticks stand, by their length: each is looked up, never searched. */
+/** The places of the runs of backticks, by length, so that none is searched for. */
 function ticksOf(source) {
   const places = new Map();
   for (const { 0: run, index } of source.matchAll(/`+/g)) {
@@ -180,7 +180,7 @@ function pointing(isImage, address, inside) {
   return { type: "link", href, children: shown, depth: 1 + deepest(inside) };
 }
 
-/** The nodes without links of their own: an address inside a link's text is text. */
+/** The nodes without links: an address inside a link's text is text. */
 function unlinked(nodes) {
   return nodes.flatMap((node) => {
     if (node.type === "link") return unlinked(node.children);
@@ -189,7 +189,7 @@ function unlinked(nodes) {
   });
 }
 
-/** What nodes say, without their looks. */
+/** The plain text of nodes. */
 export function plainText(nodes) {
   let text = ""; // added to, not joined: a sum of strings is copied only when it is read
   for (const node of nodes) {
@@ -222,7 +222,7 @@ function resolved(nodes) {
   return out.map(settled);
 }
 
-/** Match a closing run with what was opened before it, as long as something was. */
+/** Match a closing run with the runs opened before it. */
 function close(closer, out, openers) {
   while (closer.count) {
     const place = openerFor(closer, out, openers[closer.character]);
@@ -259,7 +259,7 @@ function openerFor(closer, out, places) {
   return undefined;
 }
 
-/** CommonMark's rule of three: runs that could do both are not torn apart. */
+/** CommonMark's rule of three, for runs that can both open and close. */
 function fits(opener, closer) {
   if (closer.character === "~" || !(opener.closes || closer.opens)) return true;
   return (opener.size + closer.size) % 3 !== 0 || opener.size % 3 === 0;

@@ -1,4 +1,4 @@
-/** What outlives a reload of this tab, and nothing longer. */
+/** Values that survive a reload of this tab, until it is closed. */
 
 /** The value kept under `name`, or `otherwise`. */
 export function kept(name, otherwise) {
@@ -9,7 +9,7 @@ export function kept(name, otherwise) {
   }
 }
 
-/** Keep `value`, or forget it when it is null. A browser that refuses loses only the keeping. */
+/** Keep `value`, or remove it when it is null. Without storage, the page works on. */
 export function keep(name, value) {
   try {
     if (value === null) sessionStorage.removeItem(`decant.${name}`);

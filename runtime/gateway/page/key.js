@@ -31,7 +31,7 @@ function decoded(text) {
 
 /**
  * Ask for the key; requests that are refused at the same time share one dialog.
- * @param {string} why the server's own words
+ * @param {string} why the server's message
  * @returns {Promise<boolean>} whether one was given
  */
 export function askForKey(why) {

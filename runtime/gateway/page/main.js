@@ -1,4 +1,4 @@
-/** The page's beginning: the key, the models, and the views over them. */
+/** The start of the page: the key, the models, and the views. */
 
 import { Chat } from "./chat.js";
 import { Compare } from "./compare.js";
@@ -19,7 +19,7 @@ useTabs(document.querySelector("[role=tablist]"), (id) => {
 });
 start();
 
-/** Ask for the models and build the views; where that fails, say so and offer another try. */
+/** Load the models and build the views; on failure, show the error and a button to retry. */
 async function start() {
   if (Object.keys(views).length) return;
   try {

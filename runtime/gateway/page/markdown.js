@@ -1,4 +1,4 @@
-/** Markdown as elements: built node by node from texts, patched in place while it is written. */
+/** Markdown as elements: built from texts, and patched in place while an answer streams. */
 
 import { blocksOf } from "./blocks.js";
 import { copyButton, el } from "./dom.js";
@@ -25,8 +25,8 @@ function restOf(text, end) {
 }
 
 /**
- * A text that grows: what is settled stays as it is, what is still being written is patched, so
- * that nothing flickers, scrolls back or loses a selection.
+ * A text that grows: finished blocks stay unchanged, the rest is patched, so that nothing flickers,
+ * scrolls back or loses a selection.
  */
 export class LiveMarkdown {
   constructor(root) {
@@ -35,7 +35,7 @@ export class LiveMarkdown {
     this.nodes = 0;
   }
 
-  /** Show `text`, usually the one before and a bit more. */
+  /** Show `text`, usually the previous text with more at its end. */
   write(text) {
     if (!text.startsWith(this.settled)) {
       this.settled = "";
@@ -145,13 +145,13 @@ function inlineNode(node) {
   return INLINE[node.type](node);
 }
 
-/** A link that opens elsewhere, tells nobody where from, and shows where to. */
+/** A link that opens a new tab, sends no referrer, and shows its address. */
 function anchor(href, children) {
   if (!href) return el("span", {}, children);
   return el("a", { href, title: href, target: "_blank", rel: "noopener noreferrer nofollow" }, children);
 }
 
-/** A picture is never fetched: whoever is asked for it would learn of the conversation. */
+/** A picture is never downloaded: its server would learn of the conversation. */
 function image({ href, text }) {
   return el("span", { class: "picture" }, `[picture: ${text || "no description"}]`, href ? el("span", {}, " ", anchor(href, ["address"])) : null);
 }

@@ -3,7 +3,7 @@
 import { listModels } from "./api.js";
 
 /**
- * @typedef {{id: string, name: string, scale?: number}} Adapter `scale` is what it has without `@`
+ * @typedef {{id: string, name: string, scale?: number}} Adapter `scale` applies without `@`
  * @typedef {{id: string, adapters: Adapter[]}} Base
  */
 
@@ -17,12 +17,12 @@ export async function loadBases() {
   return basesOf(models);
 }
 
-/** Whether a model answers conversations; one without a template only goes on writing a text. */
+/** Whether a model answers conversations; one without a template only continues a text. */
 export function hasTemplate(id) {
   return !withoutTemplate.has(id.replace(/@[^:@]*$/, ""));
 }
 
-/** What /v1/models lists, adapters under the models they belong to. */
+/** The models of /v1/models, with the adapters under their bases. */
 export function basesOf(models) {
   const bases = new Map(models.filter(({ parent }) => !parent).map(({ id }) => [id, { id, adapters: [] }]));
   for (const { id, parent, scale } of models) {

@@ -1,4 +1,4 @@
-/** Which model answers: a base, perhaps an adapter of it, and how strongly that is applied. */
+/** Chooses the model that answers: a base, an adapter or none, and its scale. */
 
 import { el, freshId } from "./dom.js";
 import { keep, kept } from "./kept.js";
@@ -7,7 +7,7 @@ import { scaledId } from "./models.js";
 const STRONGEST = 2;
 const STEP = 0.05;
 
-/** The fields for one choice. `onchange` is called when the reader has made another. */
+/** The fields for one choice. `onchange` is called when the reader changes it. */
 export class Picker {
   /**
    * @param {Element} root
@@ -68,7 +68,7 @@ export class Picker {
     this.show();
   }
 
-  /** Hide what there is no choice of, and begin at the adapter's own scale. */
+  /** Hide fields without a choice, and begin at the adapter's scale. */
   show() {
     this.scale = this.chosenAdapter?.scale ?? 1;
     this.adapterField.hidden = this.adapter.options.length < 2;
@@ -91,7 +91,7 @@ export class Picker {
   }
 }
 
-/** What can be chosen, counted through. */
+/** The choice with a given number, among all bases and their adapters. */
 function choiceAt(bases, place) {
   const choices = bases.flatMap(({ id, adapters }) =>
     [{ base: id }, ...adapters.map((adapter) => ({ base: id, adapter: adapter.id }))]);

@@ -1,4 +1,4 @@
-/** Tokens as the server gives them: ids with pieces that are texts, or bytes where they are none. */
+/** The server's tokens: ids with pieces, which are texts, or bytes that are not UTF-8. */
 
 import { post } from "./api.js";
 
@@ -9,7 +9,7 @@ const INVISIBLE = /[\p{Cc}\p{Cf}\p{Zs}\p{Zl}\p{Zp}]/gu;
 /**
  * @typedef {{id: number, piece: string|number[]}} Token
  * @param {{model: string, content: string}} asked
- * @param {boolean} isPrompt whether `<s>` and its like are read as the tokens they name, and added
+ * @param {boolean} isPrompt whether special tokens such as `<s>` are recognized, and added
  * @returns {Promise<Token[]>}
  */
 export async function tokenize({ model, content }, isPrompt, signal) {
@@ -27,7 +27,7 @@ export function byteCount(text) {
   return UTF8.encode(text).length;
 }
 
-/** A piece with its whitespace made visible; bytes that are no text are written in hex. */
+/** A piece with visible whitespace; bytes that are not text are shown in hex. */
 export function shownPiece({ piece }) {
   if (typeof piece !== "string") return `⟨${hex(piece)}⟩`;
   return piece.replace(INVISIBLE, (character) => SHOWN[character] ?? `⟨${codeOf(character)}⟩`);
@@ -43,8 +43,8 @@ function codeOf(character) {
 }
 
 /**
- * Which tokens of a prompt hold a part of `text`: the rest is the template's.
- * @returns {boolean[]|null} null when the prompt does not hold the text as it is
+ * Whether each token of a prompt holds a part of `text`; the others are the template's.
+ * @returns {boolean[]|null} null when the prompt does not contain the unchanged text
  */
 export function holding(text, tokens) {
   const pieces = tokens.map(bytesOf);

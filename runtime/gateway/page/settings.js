@@ -1,4 +1,4 @@
-/** How answers are sampled, folded away until somebody wants to know. */
+/** The sampling settings, folded until the reader opens them. */
 
 import { el, freshId } from "./dom.js";
 import { keep, kept } from "./kept.js";
@@ -31,7 +31,7 @@ export class Settings {
     this.summary.textContent = `Settings${this.told()}`;
   }
 
-  /** What is not as the model has it, in brief. */
+  /** The settings that differ from the model's defaults, in brief. */
   told() {
     const { temperature, max_tokens } = this.sampling();
     const told = [
@@ -42,7 +42,7 @@ export class Settings {
     return told.length ? `: ${told.join(", ")}` : "";
   }
 
-  /** The request's fields; what is empty or not a fitting number is left to the server. */
+  /** The request's fields; empty and unusable values are left out. */
   sampling() {
     const sampling = {};
     if (isGiven(this.temperature)) sampling.temperature = this.temperature.valueAsNumber;

@@ -2,7 +2,7 @@
 
 /**
  * @param {Element} list the tablist
- * @param {function(string): void} shown is told the id of the view that has come up
+ * @param {function(string): void} shown receives the id of the view that is shown
  */
 export function useTabs(list, shown) {
   const tabs = [...list.querySelectorAll("[role=tab]")];

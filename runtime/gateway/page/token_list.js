@@ -1,4 +1,4 @@
-/** A row of coloured tokens: one stop for the keyboard, arrow keys inside, facts of the current one. */
+/** A row of coloured tokens: one Tab stop, arrow keys inside, details of the current token. */
 
 import { el, freshId } from "./dom.js";
 import { bytesOf, hex, shownPiece } from "./pieces.js";
@@ -45,7 +45,7 @@ export class TokenList {
     this.list.replaceChildren();
     drawn.forEach((node, index) => this.list.append(node, endsLine(shown[index]) ? "\n" : ""));
     this.enter(drawn[0]);
-    const left = tokens.length > MOST ? [`the first ${MOST.toLocaleString("en")} are drawn`] : [];
+    const left = tokens.length > MOST ? [`the first ${MOST.toLocaleString("en")} are shown`] : [];
     this.facts.replaceChildren(el("strong", {}, this.told()), [...["", ...facts], ...left].join(" · "));
     this.reveal(null);
     this.describe(drawn[0]);
@@ -71,7 +71,7 @@ export class TokenList {
     this.list.replaceChildren();
   }
 
-  /** How many there are, in words. */
+  /** The number of tokens, in words. */
   told() {
     const count = this.tokens?.length ?? 0;
     return count === 1 ? "1 token" : `${count.toLocaleString("en")} tokens`;
@@ -87,7 +87,7 @@ export class TokenList {
     next?.focus();
   }
 
-  /** Make a token the one that Tab comes to. */
+  /** Make a token the one that Tab reaches. */
   enter(node) {
     const before = this.list.querySelector("[tabindex='0']");
     if (before) before.tabIndex = -1;

@@ -1,4 +1,4 @@
-/** The view Tokens: a text as its model sees it, and what the chat template adds. */
+/** The view Tokens: a text's tokens, and the tokens that the chat template adds. */
 
 import { isAbort, post } from "./api.js";
 import { announce, el, growing, part } from "./dom.js";
@@ -9,7 +9,7 @@ import { TokenList } from "./token_list.js";
 
 const PAUSE_MS = 250;
 
-/** The text and the two ways it is cut. */
+/** The text, tokenized alone and as a message. */
 export class Tokens {
   constructor(root, bases) {
     this.root = root;
@@ -24,13 +24,13 @@ export class Tokens {
     part(root, "ids").addEventListener("change", ({ target }) => root.classList.toggle("with-ids", target.checked));
   }
 
-  /** The view has come up: the text may be one kept from before. */
+  /** The view is shown: its text may be kept from before. */
   shown() {
     this.fit();
     if (this.area.value && !this.text.tokens) this.soon(0);
   }
 
-  /** Cut the text when it has not changed for a while; what was asked before is not waited for. */
+  /** Tokenize the text once it has not changed for a while; an earlier request is dropped. */
   soon(pause) {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.cut(), pause);
@@ -73,8 +73,8 @@ export class Tokens {
     const own = holding(content, tokens);
     const added = own?.filter((isOwn) => !isOwn).length;
     const facts = own
-      ? [`the template adds ${added}, drawn with a dashed border`]
-      : ["the template changes the text, so that what it adds cannot be told apart"];
+      ? [`the template adds ${added}, shown with a dashed border`]
+      : ["the template changes the text, so its tokens cannot be separated"];
     return { tokens, facts, own };
   }
 }

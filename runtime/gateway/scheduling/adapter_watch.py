@@ -1,4 +1,4 @@
-"""The files of adapters, which somebody may replace or break while they are served."""
+"""Watches the adapters' files, which may change or break while they are served."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from exporter.core.events import Note, Report, Warn
 from runtime.engine.adapters import Adapter, check_adapter
 from runtime.engine.opened_model import Model
 
-HEAD = 64 << 10  # bytes of a file by which it is known again
+HEAD = 64 << 10  # bytes of a file that identify its content
 Mark = tuple[int, int, int]
-"""Size, time and a checksum of the beginning."""
+"""Size, modification time in ns, and a checksum of the beginning."""
 
 
 @dataclass
 class AdapterFiles:
-    """What was last seen of each file; one that has changed is checked again before it is used."""
+    """The last seen state of each file; a changed file is checked before the next use."""
 
     report: Report
     seen: dict[tuple[Path, Path], Mark] = field(default_factory=dict)
-    """By the adapter's path and its model's."""
+    """Keyed by the adapter's path and its model's path."""
     broken: dict[tuple[Path, Path], str] = field(default_factory=dict)
-    """Why an adapter cannot be used as its file is now."""
+    """The reason why an adapter's present file cannot be used."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, models: Iterable[Model]) -> None:
-        """Remember the files as they are: they have just been checked."""
+        """Remember the files' state, after the models were opened and checked."""
         for model in models:
             for adapter in model.adapters:
-                with suppress(OSError):  # it is found missing when it is needed
+                with suppress(OSError):  # a missing file is reported at the next load
                     self.seen[adapter.path, model.header.path] = mark_of(adapter.path)
 
     def checked(self, model: Model) -> dict[int, str]:
-        """Why some of a model's adapters cannot be used, by their places. It reads files."""
+        """The unusable adapters of a model: their index, and the reason. Reads the files."""
         with self.lock:
             found = [self.problem(adapter, model) for adapter in model.adapters]
         return {place: why for place, why in enumerate(found) if why}
 
     def problem(self, adapter: Adapter, model: Model) -> str:
-        """Why an adapter cannot be used; empty for one that can."""
+        """Why an adapter cannot be used; empty when it can."""
         key = adapter.path, model.header.path
         try:
             mark = mark_of(adapter.path)
@@ -58,21 +58,20 @@ class AdapterFiles:
         except ModelError as error:
             return self.told(key, error.message, adapter)
         self.broken.pop(key, None)
-        self.report(
-            Note(f"the adapter {adapter.name!r} has changed on disk, and is taken as it is")
-        )
+        self.report(Note(f"the adapter {adapter.name!r} has changed on disk: the new file is used"))
         return ""
 
     def told(self, key: tuple[Path, Path], why: str, adapter: Adapter) -> str:
+        """The reason without the file's path; reported once."""
         shown = why.replace(f"`{adapter.path}`", repr(adapter.name))
         if self.broken.get(key) != shown:
             self.broken[key] = shown
-            self.report(Warn(f"the adapter {adapter.name!r} is out: {why}"))
+            self.report(Warn(f"the adapter {adapter.name!r} is left out: {why}"))
         return shown
 
 
 def mark_of(path: Path) -> Mark:
-    """Raises OSError."""
+    """The present state of a file. Raises OSError."""
     found = path.stat()
     with path.open("rb") as file:
         return found.st_size, found.st_mtime_ns, zlib.crc32(file.read(HEAD))

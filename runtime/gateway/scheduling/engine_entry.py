@@ -1,4 +1,4 @@
-"""A child of the fleet: what is known of it, and which requests are its own."""
+"""One engine of the pool: its phase, its queue, its figures, and the requests it answers."""
 
 from __future__ import annotations
 
@@ -25,40 +25,41 @@ from runtime.gateway.scheduling.placement import SAYING, Key, Role
 from runtime.gateway.scheduling.request_queue import Gate, Voice
 from runtime.gateway.scheduling.upstream import Address
 
-ASIDE = 2  # requests that a child answers beside its slots; more would keep it from its health
-CHOSEN_NICENESS = 5  # a third of a processor that others want, too
+ASIDE = 2  # requests without a slot at once; more would delay the health check
+CHOSEN_NICENESS = 5  # about a third of a processor that other engines use as well
 
 
 @dataclass(eq=False)
 class Child:
-    """A model that is, was or will be loaded."""
+    """An engine and its model, in any phase."""
 
     key: Key
     model: Model
     gate: Gate
     phase: Phase = field(default_factory=Unloaded)
     fronts: Fronts = field(default_factory=Fronts)
-    """How requests are made ready for it, by the adapters that answer."""
+    """Prepare requests for the engine, by the adapters that answer."""
     starting: asyncio.Task[None] | None = None
-    """Waits until it may be started, then loads it."""
+    """The task that waits for the backoff, then loads the model."""
     beside: Gate = field(init=False)
-    """For requests that need no slot."""
+    """Admits requests that need no slot."""
     users: int = 0
-    """Requests that are answered or wait here."""
+    """Requests that wait or are being answered."""
     last_used: float = 0
     began: float = 0
-    """When it was last loaded, and how long that took."""
+    """The time of the last load, by the pool's clock."""
     load_s: float = 0
+    """Duration of the last load, in seconds."""
     nbytes: int = 0
-    """Of memory, as reckoned."""
+    """Planned memory, in bytes."""
     context: int = 0
     text_max: int = 0
     """Tokens of the longest text that becomes a vector or is ranked."""
     restarts: int = 0
     crashes: int = 0
-    """In a row."""
+    """Number of failures in a row."""
     out: dict[int, str] = field(default_factory=dict)
-    """Adapters without which it was loaded, by their places, and why."""
+    """Adapters that could not be loaded: their index, and the reason."""
 
     def __post_init__(self) -> None:
         self.beside = Gate(ASIDE, self.gate.settings, self.gate.clock)
@@ -70,17 +71,17 @@ class Child:
 
     @property
     def state(self) -> PhaseName:
-        """The phase's name, as clients are told."""
+        """The phase's name, as clients see it."""
         return self.phase.name
 
     @property
     def server(self) -> Server | None:
-        """The process that loads or answers."""
+        """The process, in Loading and Loaded."""
         return self.phase.server if isinstance(self.phase, Loading | Loaded) else None
 
     @property
     def address(self) -> Address | None:
-        """Where it answers; None in every phase but Loaded."""
+        """The address of the process in Loaded; None in other phases."""
         return self.phase.address if isinstance(self.phase, Loaded) else None
 
     @property
@@ -93,10 +94,10 @@ class Child:
         return isinstance(self.phase, Loaded)
 
     def fail(self, error: DecantError, now: float) -> Failed:
-        """Enter Failed; each failure in a row has the next start wait for longer."""
+        """Enter Failed; each failure in a row lengthens the wait before the next start."""
         wait_s = BACKOFF_S[min(self.crashes, len(BACKOFF_S) - 1)]
         self.crashes += 1
-        if isinstance(error, SpaceError):  # nothing was started, so nothing is wrong with it
+        if isinstance(error, SpaceError):  # no process was started, so none crashed
             self.crashes, wait_s = 0, 0
         failed = self.phase = Failed(error, now + wait_s)
         return failed
@@ -107,7 +108,7 @@ class Child:
 
     @property
     def engine_model(self) -> Model:
-        """What is loaded: the model with those adapters that can be."""
+        """The model with the adapters that could be loaded."""
         if not self.out:
             return self.model
         kept = [one for place, one in enumerate(self.model.adapters) if place not in self.out]
@@ -115,18 +116,19 @@ class Child:
 
     @property
     def engine_key(self) -> Key:
+        """The key without the scales of adapters that could not be loaded."""
         voice = (scale for place, scale in enumerate(self.key.voice) if place not in self.out)
         return replace(self.key, voice=tuple(voice)) if self.out else self.key
 
     def missing(self, voice: Voice) -> str:
-        """Why it cannot answer with those scales; empty where it can."""
+        """Why the engine cannot answer with these LoRA scales; empty when it can."""
         for place, why in self.out.items():
             if place < len(voice) and voice[place]:
                 return f"the adapter {self.model.adapters[place].name!r} cannot be used: {why}"
         return ""
 
     def for_engine(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A request whose adapters have the numbers that the engine knows them by."""
+        """The request with the engine's numbers for its adapters."""
         asked = body.get("lora")
         if not self.out or not isinstance(asked, list):
             return body
@@ -140,42 +142,42 @@ class Child:
 
     @property
     def is_chosen(self) -> bool:
-        """Whether a client has asked for scales that are not listed: there is no end of those."""
+        """Whether a client chose its LoRA scales, of which there are unlimited many."""
         return is_chosen(self.key.voice, self.model)
 
     @property
     def niceness(self) -> int:
-        """One of those leaves the processor to the engines that everybody asks."""
+        """The process's niceness: engines for client-chosen scales yield to all others."""
         return CHOSEN_NICENESS if self.is_chosen else 0
 
     @property
     def reserved(self) -> int:
-        """Bytes that it is about to take."""
+        """Bytes of memory that the engine is about to take."""
         is_planned = isinstance(self.phase, Loading) and self.phase.server is not None
         return self.nbytes if is_planned else 0
 
 
 class CrowdedError(SpaceError):
-    """There are as many children of their kind as there may be, all in use."""
+    """All engines for client-chosen scales that the limit allows are in use."""
 
 
 def as_reason(error: BaseException) -> DecantError:
-    """Why a child could not be started."""
+    """The error for an engine whose start failed."""
     if isinstance(error, DecantError):
         return error
     told = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return EngineError(f"it could not be started: {told}", hint="the log says more")
+    return EngineError(f"its start failed: {told}", hint="the log says more")
 
 
 def key_of(named: Named, role: Role) -> Key:
-    """Which child answers for a model: one for all scales, where requests can say them."""
+    """The engine for a model and role: one for all scales where requests can set them."""
     if role in SAYING:
         return Key(named.base, role)
     return Key(named.base, role, named.voice, named.id)
 
 
 def is_chosen(voice: Voice, model: Model) -> bool:
-    """Whether a client has asked for scales that are not listed."""
+    """Whether the LoRA scales are a client's choice: not the base's, nor a listed adapter's."""
     listed = [adapter.scale for adapter in model.adapters]
     return any(voice) and voice not in [
         tuple(scale if one == place else 0.0 for one in range(len(listed)))

@@ -2,11 +2,11 @@
 
     Unloaded -> Loading            a request asks for the model
     Loading  -> Loaded             the process answers
-    Loading  -> Failed             it cannot be planned, started or read
-    Loading  -> Unloaded           all who asked have left
+    Loading  -> Failed             planning, starting or reading its file fails
+    Loading  -> Unloaded           all requests for it have left
     Loaded   -> Unloaded           it is idle, or its memory is needed
-    Loaded   -> Failed             the process died, or fell silent
-    Failed   -> Loading            its wait is over, and a request asks for it
+    Loaded   -> Failed             the process died, or hangs
+    Failed   -> Loading            its backoff is over, and a request asks for it
 
 Only `pool.py` changes an engine's phase.
 """
@@ -22,12 +22,12 @@ from runtime.gateway.scheduling.upstream import Address
 
 PhaseName = Literal["unloaded", "loading", "loaded", "failed"]
 BACKOFF_S = (0.2, 1, 2, 5, 10, 30)
-"""Before the first, second … start after as many failures in a row."""
+"""Wait before a start, by the number of failures in a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """No process runs, and none is asked for."""
+    """No process runs, and no request asks for one."""
 
     name: ClassVar[PhaseName] = "unloaded"
 
@@ -37,7 +37,7 @@ class Loading:
     """The engine's memory is being planned, or its process loads the model."""
 
     server: Server | None = None
-    """Set once memory is set apart for it."""
+    """Set once its memory is reserved."""
     progress: float = 0
     """The part of the file that is loaded, from 0 to 1."""
     name: ClassVar[PhaseName] = "loading"
@@ -54,15 +54,15 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It could not be loaded, or has died."""
+    """Loading failed, or the process died."""
 
     error: DecantError
     retry_at: float
-    """The pool's clock; not started again before."""
+    """The earliest next start, by the pool's clock."""
     name: ClassVar[PhaseName] = "failed"
 
     def wait_s(self, now: float) -> float:
-        """Seconds until it may be started again."""
+        """Seconds until the engine may start again."""
         return max(0.0, self.retry_at - now)
 
 

@@ -1,4 +1,4 @@
-"""How a child is run on this machine: its slots, its context, what it is for."""
+"""Plans how an engine runs on this machine: slots, context, flags, layers on workers."""
 
 from __future__ import annotations
 
@@ -21,59 +21,59 @@ from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts
 
 Role = Literal["generate", "fixed", "embed", "rerank", "score"]
-"""`fixed` generates, too, with adapters that are settled when it starts."""
+"""`fixed` generates as well, with LoRA scales that are set when it starts."""
 SAYING = ("generate", "score")
-"""Roles whose requests say which adapters apply."""
+"""Roles whose requests set the LoRA scales."""
 SLOTS = (4, 2, 1)
-"""Tried in this order where the user leaves it open."""
-POOLING_KEY = "pooling_type"  # in a GGUF that was made for embeddings
+"""Tried in this order when the user gives no --parallel."""
+POOLING_KEY = "pooling_type"  # present in GGUFs of embedding models
 CAUSAL_KEY = "attention.causal"
-POOLING_LAST, POOLING_RANK = 3, 4  # llama.h; the latter was made to rank documents
+POOLING_LAST, POOLING_RANK = 3, 4  # llama.h; the latter marks rerankers
 UNUSED = ChatFormat(ANY_TEMPLATE)
-"""For an engine that holds no conversation and does not start with the model's template."""
-SCORES = 2  # requests for log-likelihoods at once: one is computed while the next is read
+"""For an engine without conversations that does not start with the model's template."""
+SCORES = 2  # scoring requests at once: one is computed while the next is parsed
 ROLE_FLAGS = {"embed": "--embeddings", "rerank": "--rerank"}
 TALKLESS = frozenset((*ROLE_FLAGS, "score"))
-"""Roles that hold no conversation."""
+"""Roles without conversations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A child that fits."""
+    """An engine that fits into the memory."""
 
     spec: ServerSpec
     fit: Fit
     is_short: bool
-    """Whether memory made its context smaller than it would be."""
+    """Whether short memory limits its context, cache type or layers on the GPU."""
     text_max: int = 0
     """Tokens of the longest text that becomes a vector or is ranked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What has a child of its own."""
+    """Identifies one engine process."""
 
     base: str
     role: Role = "generate"
     voice: Voice = ()
-    """The adapters' scales, where requests cannot say them."""
+    """The LoRA scales, for roles whose requests cannot set them."""
     name: str = field(default="", compare=False)
-    """What the child calls itself in its answers."""
+    """The model name in the engine's answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What an engine is planned for: this machine as it is now, and its workers."""
+    """The resources of a plan: the toolchain, the workers, and the memory that is reserved."""
 
     toolchain: Toolchain
     workers: Sequence[WorkerFacts] = ()
     """Machines that compute layers."""
     reserved: int = 0
-    """Bytes of the free memory that other engines are about to take."""
+    """Bytes of free memory that starting engines are about to take."""
 
 
 def plan_engine(key: Key, model: Model, settings: Settings, room: Room) -> Plan:
-    """How an engine is run. Raises SpaceError when it does not fit."""
+    """The plan of one engine. Raises SpaceError when it does not fit."""
     parallel, fitted = choose_slots(key.role, model, settings, room)
     if key.role == "score":
         return Plan(score_spec(model, fitted), fitted, is_short(fitted, settings))
@@ -82,18 +82,18 @@ def plan_engine(key: Key, model: Model, settings: Settings, room: Room) -> Plan:
     if settings.rpc is not None and not model.is_encoder_decoder:
         backend = room.toolchain.info["backend"]
         spread = spread_over(settings.rpc, room.workers, model.header, fitted.need, backend)
-        # earlier prompts would be fetched from the workers, and sent back
+        # saved prompts would travel from the workers and back
         server = replace(server, rpc=spread, prompt_cache=0)
-    # llama-server keeps a token's room free where it computes a text in pieces
+    # llama-server keeps one token free when it computes a text in pieces
     text_max = server.context - may_be_cut(model.header, key.role)
     return Plan(server, fitted, is_short(fitted, settings), text_max)
 
 
 def choose_slots(role: Role, model: Model, settings: Settings, room: Room) -> tuple[int, Fit]:
-    """The number of slots, and how the model fits with them.
+    """The number of slots, and the memory fit with them.
 
-    As many as leave it its whole context, else the fewest. Raises SpaceError where these do not
-    fit either.
+    Takes the most slots that leave the whole context, else the fewest. Raises SpaceError when
+    the fewest do not fit.
     """
     *more, fewest = slots_to_try(role, model, settings)
     for parallel in more:
@@ -105,7 +105,7 @@ def choose_slots(role: Role, model: Model, settings: Settings, room: Room) -> tu
 
 
 def slots_to_try(role: Role, model: Model, settings: Settings) -> tuple[int, ...]:
-    """Numbers of slots, the most first."""
+    """Slot counts to try, the largest first."""
     if is_cut_wrongly(model.header, role) or role == "score":
         return (1,)
     if settings.parallel:
@@ -114,7 +114,7 @@ def slots_to_try(role: Role, model: Model, settings: Settings) -> tuple[int, ...
 
 
 def fit_slots(role: Role, model: Model, parallel: int, settings: Settings, room: Room) -> Fit:
-    """How the model fits with so many slots. Raises SpaceError when it does not."""
+    """The memory fit with a given number of slots. Raises SpaceError when it does not fit."""
     is_whole = role in ROLE_FLAGS and not may_be_cut(model.header, role)
     files = [adapter.path for adapter in model.adapters]
     lent = sum(sum(worker.free) for worker in room.workers)
@@ -137,9 +137,9 @@ def fit_slots(role: Role, model: Model, parallel: int, settings: Settings, room:
 
 
 def flags_of(settings: Settings, role: Role) -> tuple[str, ...]:
-    """The user's flags of llama-server, and those that follow from the settings."""
+    """The user's flags for llama-server, and flags that follow from the settings."""
     if settings.isolate and role == "fixed":
-        # copies of the weights in the order that kernels like best could not be shared
+        # processes cannot share weights that are repacked for faster kernels
         return (*settings.extra, "--no-repack")
     return settings.extra
 
@@ -151,9 +151,9 @@ def is_short(fitted: Fit, settings: Settings) -> bool:
 
 
 def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
-    """The engine's process: its files, slots and flags, by what it is for."""
+    """The engine's process: its files, slots and flags, by its role."""
     role, voice, name = key.role, key.voice, key.name or key.base
-    alias = ("-a", name.replace(",", "-"))  # llama-server cuts it at commas
+    alias = ("-a", name.replace(",", "-"))  # llama-server splits it at commas
     found = ServerSpec(
         model.header.path,
         fitted.context,
@@ -173,8 +173,8 @@ def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpe
         return replace(found, scales=voice)
     batch = str(fitted.batch)
     extra = [*alias, "--metrics", ROLE_FLAGS[role], "-b", batch, "-ub", batch]
-    # slots with caches of their own are computed in steps of equal length, which cuts the longer
-    # texts in pieces: a mean would be that of the last piece
+    # slots with separate caches are computed in steps of equal length, which cuts longer texts
+    # into pieces: a mean would cover the last piece only
     extra += ["--kv-unified", "--kv-unified-per-slot", str(fitted.context)]
     extra += ["-fa", "off"] if fitted.is_exact else []
     has_pooling = model.header.number(f"{model.header.architecture}.{POOLING_KEY}")
@@ -186,7 +186,7 @@ def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpe
 
 
 def score_spec(model: Model, fitted: Fit) -> ServerSpec:
-    """The engine of log-likelihoods; where memory is short its sums are less exact."""
+    """The scoring engine's process; with short memory its sums are less exact."""
     flash = () if fitted.is_exact else ("--flash",)
     layers = () if fitted.gpu_layers is None else ("--gpu-layers", str(fitted.gpu_layers))
     return ServerSpec(
@@ -201,7 +201,7 @@ def score_spec(model: Model, fitted: Fit) -> ServerSpec:
 
 
 def may_be_cut(model: GGUFFile, role: Role) -> bool:
-    """Whether a text may be computed piece by piece: where its last token has seen all others."""
+    """Whether a text may be computed in pieces: its last token attends to all others."""
     pooling = model.number(f"{model.architecture}.{POOLING_KEY}")
     ends_in_last = pooling == POOLING_LAST if role == "embed" else pooling == POOLING_RANK
     return ends_in_last and is_causal(model) and model.architecture not in CACHELESS
@@ -212,9 +212,9 @@ def is_causal(model: GGUFFile) -> bool:
 
 
 def is_cut_wrongly(model: GGUFFile, role: Role) -> bool:
-    """Whether llama-server would cut a text that must be whole, where another is before it.
+    """Whether llama-server would cut a text that must be whole, when another text precedes it.
 
-    It looks at the pooling alone. With one slot there is no other text.
+    It checks only the pooling. With one slot no other text precedes.
     """
     pooling = model.number(f"{model.architecture}.{POOLING_KEY}")
     has_cache = model.architecture not in CACHELESS

@@ -1,4 +1,4 @@
-"""The children of a gateway: started when asked for, stopped when idle, started again when dead."""
+"""The pool of engines: each starts on its first request, stops when idle, restarts when it dies."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from runtime.gateway.scheduling.upstream import address_of, is_well
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts, preflight
 
-WATCH_S = 0.1  # between looks at whether a child lives
-HEALTHY_S = 10  # a child that lived so long is not in a loop of crashes
-PATIENCE_S = 5  # a request waits so long for a restart, else it is told to come again
-STARTS_MAX = 64  # threads, each of which waits for one child to be up
+WATCH_S = 0.1  # between two checks that a process runs
+HEALTHY_S = 10  # an engine that ran this long is not in a crash loop
+PATIENCE_S = 5  # the longest wait for a restart; beyond it a request gets 503
+STARTS_MAX = 64  # threads; each waits until one engine is ready
 Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
 class Fleet:
-    """All children. Everything but the loading itself happens on the event loop."""
+    """All engines. Only loading runs in threads, all else on the event loop."""
 
     settings: Settings
     toolchain: Toolchain
@@ -52,7 +52,7 @@ class Fleet:
     planning: asyncio.Lock = field(default_factory=asyncio.Lock)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     threads: Executor = field(default_factory=lambda: ThreadPoolExecutor(STARTS_MAX, "start"))
-    """For what starts and may hang; its threads live as long as this does."""
+    """Runs starts, which may hang; its threads live as long as the pool."""
     is_closed: bool = False
     adapter_files: AdapterFiles = field(init=False)
 
@@ -60,7 +60,7 @@ class Fleet:
         self.adapter_files = AdapterFiles(self.report)
 
     def child(self, named: Named, role: Role = "generate") -> Child:
-        """The child that answers for a model, loaded or not."""
+        """The engine of a model, loaded or not; created if it is new."""
         key = key_of(named, role)
         if key not in self.children:
             gate = Gate(self.settings.parallel or 1, self.settings, self.clock)
@@ -69,7 +69,7 @@ class Fleet:
 
     @asynccontextmanager
     async def using(self, named: Named, role: Role = "generate") -> AsyncIterator[Child]:
-        """A child that is loaded, and stays so inside the block. Raises ApiError."""
+        """The model's engine, which stays loaded inside the block. Raises ApiError."""
         child = self.child(named, role)
         child.users += 1
         try:
@@ -80,7 +80,7 @@ class Fleet:
             child.last_used = self.clock()
 
     async def ensure_loaded(self, child: Child) -> None:
-        """Return when the child is up; it is loaded once, however many wait. Raises ApiError."""
+        """Wait until the engine is loaded; many requests share one load. Raises ApiError."""
         while not child.is_loaded:
             if self.is_closed:
                 raise unavailable("the server is shutting down", retry_after=5)
@@ -94,7 +94,7 @@ class Fleet:
                 raise self.failure(child, failed)
 
     def failure(self, child: Child, failed: Failed) -> ApiError:
-        """What those are told who wait for a child that cannot be loaded."""
+        """The error for requests that wait for an engine that cannot be loaded."""
         why = failed.error.message.splitlines()[0]
         path = str(child.model.header.path)
         told = why.replace(f"`{path}`", child.name).replace(path, child.name)
@@ -104,14 +104,14 @@ class Fleet:
         )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run it beside everything else, and hold on to it."""
+        """Run a coroutine as a task, and keep a reference to the task."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         return task
 
     async def start(self, child: Child) -> None:
-        """Load the child when its wait is over. Whatever loading raises is kept in its phase."""
+        """Load the engine after its backoff. An error of loading is kept in its phase."""
         if isinstance(failed := child.phase, Failed):
             await asyncio.sleep(failed.wait_s(self.clock()))
         error = await self.try_load(child)
@@ -122,23 +122,26 @@ class Fleet:
         child.starting = None
         if error is not None:
             child.gate.refuse_all(self.failure(child, self.fail(child, as_reason(error))))
-        elif isinstance(child.phase, Loading):  # nobody waits for it any more
+        elif isinstance(child.phase, Loading):  # every request for it has left
             child.phase = Unloaded()
 
     async def try_load(self, child: Child) -> BaseException | None:
-        """What loading a child fails by, which may be anything; None where it does not fail."""
+        """The exception that loading raises, of any type; None when it succeeds."""
         loading = child.phase = Loading()
         attempt = self.spawn(self.load(child, loading))
         await asyncio.wait({attempt})
         return attempt.exception()
 
     async def load(self, child: Child, loading: Loading) -> None:
-        """Load the child, unless all who wanted it have left. Raises whatever it fails by."""
+        """Load the engine, unless all requests for it have left.
+
+        Raises ModelError for an adapter that cannot be used, and whatever else loading raises.
+        """
         began = self.clock()
-        await self.in_thread(getattr, child.model, "chat")  # which may take a moment
+        await self.in_thread(getattr, child.model, "chat")  # parses the template, which may be slow
         child.out = await self.in_thread(self.adapter_files.checked, child.model)
         if why := child.missing(child.key.voice):
-            raise ModelError(why, hint="put its file right: it is checked again")
+            raise ModelError(why, hint="repair its file: it is checked again at the next request")
         server = await self.server_for(child, loading)
         if server is None:
             return
@@ -158,9 +161,9 @@ class Fleet:
         child.gate.open()
 
     async def server_for(self, child: Child, loading: Loading) -> Server | None:
-        """The child's server, with memory set apart for it; None where nobody waits for it.
+        """The engine's process, its memory reserved; None when no request waits for it.
 
-        Memory is shared out to one at a time; what is starting has its own set apart.
+        One engine at a time is planned; engines that are starting keep their reservation.
         """
 
         def note_progress(event: Event) -> None:
@@ -184,22 +187,22 @@ class Fleet:
             await (asyncio.sleep(wait_s) if wait_s else self.wait_for_a_start())
 
     async def wait_for_a_start(self) -> None:
-        """Wait until one of those that are starting has its memory, or has given it back."""
+        """Wait until one starting engine has taken its memory, or has released it."""
         starts = {one.starting for one in self.children.values() if one.reserved and one.starting}
         if starts:
             await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
 
     async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
-        """What `work` gives, done in a thread that may take its time."""
+        """The result of `work`, run in a thread because it may block."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, work, *arguments)
 
     async def limit_chosen_scales(self, child: Child) -> float:
-        """Have room for one more child of scales that clients chose, if it is one.
+        """Evict the least recently used engines with client-chosen scales, to fit one more.
 
-        The longest unused are forgotten, but for those that have only just been loaded: a start
-        takes the processor from everybody. Returns the seconds after which to try again; 0 when
-        there is room. Raises CrowdedError when all are in use.
+        Keeps engines that were loaded within `chosen_s`, because a start takes the processor from
+        others. Returns the seconds after which to try again; 0 when there is room, and for other
+        engines. Raises CrowdedError when all of them are in use.
         """
         if not child.is_chosen:
             return 0.0
@@ -217,12 +220,12 @@ class Fleet:
         if young:
             return min(one.began for one in young) - since + WATCH_S
         raise CrowdedError(
-            f"{most + 1} engines for scales of adapters are in use already",
-            hint="--limit scales=N lets there be more",
+            f"{most + 1} engines with client-chosen scales are in use already",
+            hint="--limit scales=N allows more",
         )
 
     async def compare(self, child: Child, server: Server) -> None:
-        """Say, at the first load, which conversations it renders otherwise than transformers."""
+        """At the first load, report conversations whose prompt differs from transformers'."""
         if child.load_s or child.key.role in TALKLESS or child.is_chosen:
             return  # other scales change no prompt
 
@@ -236,9 +239,9 @@ class Fleet:
             self.report(Note(said))
 
     async def room_for(self, child: Child) -> Plan | None:
-        """How the child is run; None when it must wait for others to have started.
+        """The plan of the engine; None when other engines must finish starting first.
 
-        Idle ones are unloaded, longest unused first, if need be. Raises SpaceError.
+        Unloads idle engines, least recently used first, until it fits. Raises SpaceError.
         """
         while True:
             workers = await self.workers_for(child)
@@ -263,19 +266,19 @@ class Fleet:
             await self.stop(oldest)
 
     async def workers_for(self, child: Child) -> Sequence[WorkerFacts]:
-        """What the workers say of themselves now; none computes for an encoder-decoder."""
+        """The workers' present state; encoder-decoders and scoring use no workers."""
         rpc = self.settings.rpc
         if rpc is None or child.model.is_encoder_decoder or child.key.role == "score":
             return ()
         return await self.in_thread(preflight, rpc, self.toolchain)
 
     def fail(self, child: Child, error: DecantError) -> Failed:
-        """Note why a child has failed, and when it may be tried again."""
+        """Record why the engine failed, and when it may start again."""
         self.report(Warn(f"{child.name}: {error.message}"))
         return child.fail(error, self.clock())
 
     async def watch(self, child: Child, server: Server) -> None:
-        """Notice when a child dies or falls silent, and start it again if it was in use."""
+        """Watch the process and its health; restart an engine that dies or hangs while in use."""
         watching_health = self.spawn(self.watch_health(child, server))
         try:
             await self.watch_process(child, server)
@@ -283,7 +286,7 @@ class Fleet:
             watching_health.cancel()
 
     async def watch_process(self, child: Child, server: Server) -> None:
-        """Return when the process has died, or is no longer the child's."""
+        """Return when the process has died, or has been replaced by another."""
         while child.is_loaded and child.server is server:
             try:
                 server.raise_if_gone()
@@ -295,28 +298,28 @@ class Fleet:
             await asyncio.sleep(WATCH_S)
 
     async def watch_health(self, child: Child, server: Server) -> None:
-        """Have a child started again that lives, but says nothing any more."""
+        """Restart an engine whose process runs but fails its health check."""
         limit_s = self.settings.health_s
         while limit_s and child.server is server and child.address is not None:
             if not await is_well(child.address, limit_s):
-                why = f"it has not said how it is for {limit_s:g} s"
+                why = f"it has not answered a health check for {limit_s:g} s"
                 self.spawn(self.renew(child, server, why))
                 return
             await asyncio.sleep(limit_s / 4)
 
     async def renew(self, child: Child, server: Server | None, why: str) -> None:
-        """Start a child again that is of no use any more, unless that has happened already."""
+        """Replace a process that is of no use any more, unless another has taken its place."""
         if server is not None:
-            error = EngineDiedError(why, hint="it is started again")
+            error = EngineDiedError(why, hint="it is restarted")
             await self.handle_death(child, server, error)
 
     async def restart(self, child: Child) -> None:
-        """Return when a child that could not be reached is up again. Raises ApiError."""
+        """Wait until an engine that could not be reached is loaded again. Raises ApiError."""
         await self.wait_for_exit(child)
         await self.ensure_loaded(child)
 
     async def wait_for_exit(self, child: Child) -> None:
-        """Wait for the process's exit, so that nobody is sent to a child that has broken off."""
+        """Wait for the process's exit before requests go to the engine again."""
         server = child.server
         if server is not None:
             loop = asyncio.get_running_loop()
@@ -326,15 +329,15 @@ class Fleet:
                 await self.handle_death(child, server, error)
 
     async def handle_death(self, child: Child, server: Server, error: EngineDiedError) -> None:
-        """Note that the process has ended, and start another if the child is in use."""
-        if child.server is not server:  # somebody else has seen it, too
+        """Record that the process has ended, and start another if requests use the engine."""
+        if child.server is not server:  # another task has handled it
             return
         if self.clock() - child.began > HEALTHY_S:
             child.crashes = 0
         child.gate.close()
         was_wanted = bool(child.users)
         failed = self.fail(child, error)
-        if failed.wait_s(self.clock()) > PATIENCE_S:  # else those who wait go on doing so
+        if failed.wait_s(self.clock()) > PATIENCE_S:  # else the queue waits on
             child.gate.refuse_all(self.failure(child, failed))
         await asyncio.get_running_loop().run_in_executor(None, server.stop)
         child.restarts += 1
@@ -342,7 +345,7 @@ class Fleet:
             child.starting = self.spawn(self.start(child))
 
     async def stop(self, child: Child) -> None:
-        """Unload; whoever asks for it loads it again."""
+        """Unload the engine; the next request loads it again."""
         server = child.server
         child.phase = Unloaded()
         child.gate.close()
@@ -350,7 +353,7 @@ class Fleet:
             await asyncio.get_running_loop().run_in_executor(None, server.stop)
 
     async def unload_idle(self) -> None:
-        """Unload what nobody has asked for in a while; runs until cancelled."""
+        """Unload engines that are idle for longer than the time limit; runs until cancelled."""
         ttl_s = self.settings.ttl_s
         while ttl_s:
             await asyncio.sleep(min(1.0, ttl_s / 4))
@@ -360,7 +363,7 @@ class Fleet:
                     await self.stop(child)
 
     def kill(self) -> None:
-        """End all children at once."""
+        """Kill all processes at once."""
         self.is_closed = True
         for child in self.children.values():
             if child.server is not None and child.server.process is not None:
@@ -368,27 +371,27 @@ class Fleet:
                 child.server.stop()
 
     async def close(self) -> None:
-        """Stop all children, also those that are just being loaded."""
+        """Stop all engines, and those that are starting."""
         self.is_closed = True
         for child in self.children.values():
             if isinstance(child.phase, Loading):
                 if child.server is not None and child.server.process is not None:
                     with suppress(ProcessLookupError):
                         child.server.process.terminate()
-            elif child.starting is not None:  # it waits for its time
+            elif child.starting is not None:  # it waits for its backoff
                 child.starting.cancel()
         await asyncio.gather(*(self.stop(c) for c in self.children.values() if c.is_loaded))
-        if self.tasks:  # those that load, watch, bury or break off
+        if self.tasks:  # they load, watch, handle deaths or cancel requests
             await asyncio.wait(self.tasks, timeout=5)
 
 
 def fronts_of(child: Child) -> Fronts:
-    """How requests are made ready for a child; what holds no conversation has no template."""
+    """The preparation of requests to an engine; roles without conversations have no template."""
     is_asked = child.key.role not in TALKLESS
     return child.model.fronts if is_asked else Fronts(front_of(child.model.header))
 
 
 def wait_for_end(server: Server) -> None:
-    """EngineDiedError when a child that does not answer has ended, or is about to."""
+    """Wait for a process that broke off a request. Raises EngineDiedError when it has ended."""
     server.raise_if_dead("while answering with", wait_s=DYING_S)
     server.raise_if_gone()

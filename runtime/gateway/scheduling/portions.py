@@ -1,7 +1,7 @@
-"""Long lists of texts, handed to a child in portions of half its slots.
+"""Splits a long list of texts into portions of half the engine's slots.
 
-A child takes all texts of a request at once, and whoever comes next waits for the last of them.
-Between portions it is others' turn.
+An engine takes all texts of a request at once, and the next request waits for the last text.
+Between two portions other requests have their turn.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ FIELDS = {
     "/v1/rerank": ("documents", "texts"),
     "/v1/completions": ("prompt",), "/completion": ("prompt",),
 }  # fmt: skip
-"""Where a route has its list, the first that is there."""
-AHEAD = 3  # portions that are asked for at once: a child need not wait for the next
+"""The field with a route's list of texts: the first that is present."""
+AHEAD = 3  # portions in flight, so that the engine does not idle between two
 Result = TypeVar("Result")
 RESULTS = ("data", "results", "choices")
-"""Where an answer has one entry for each text, with its `index`."""
+"""The field of an answer with one entry for each text, numbered by `index`."""
 SCORES = ("relevance_score", "score")
-"""What ranked texts are sorted by."""
+"""The sort key of ranked texts."""
 
 
 def list_of(route: str, body: Mapping[str, Any]) -> str | None:
-    """The field with several texts; None where there is one."""
+    """The name of the field with several texts; None when there is one text."""
     name = next((name for name in FIELDS.get(route, ()) if name in body), None)
     return name if name is not None and texts_in(body[name]) > 1 else None
 
@@ -43,18 +43,18 @@ def cut(values: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 class Joined:
-    """The answers to the portions, as one."""
+    """Joins the answers to all portions into one."""
 
     def __init__(self, size: int | None = None, *, as_it_is: bool = False) -> None:
-        """Nothing has been answered. size: of each vector, as `shortened` has it."""
+        """Begin without answers. size, as_it_is: shorten each vector, see `shortened`."""
         self.size, self.as_it_is = size, as_it_is
         self.whole: dict[str, Any] = {}
         self.entries: list[Any] = []
         self.is_bare = False
-        """Whether the answer is a list alone, as llama.cpp's own routes have it."""
+        """Whether the answer is a bare list, as on llama.cpp's own routes."""
 
     def add(self, text: bytes, offset: int) -> None:
-        """The next answer, whose first entry is that of text number `offset`."""
+        """Add the next answer; its first entry belongs to text number `offset`."""
         found = json.loads(text)
         self.is_bare = isinstance(found, list)
         if self.size is not None and isinstance(found, dict):
@@ -68,7 +68,7 @@ class Joined:
         self.whole = {**whole, **({"usage": usage} if usage else {})}
 
     def text(self, top: object) -> bytes:
-        """All in the form of the first; top: how many of those that are ranked."""
+        """The whole answer as JSON, with the last portion's fields; top: ranked texts to keep."""
         score = next((name for name in SCORES if self.entries and name in self.entries[0]), None)
         if score is not None:
             self.entries.sort(key=lambda entry: number(entry.get(score)), reverse=True)
@@ -80,7 +80,7 @@ class Joined:
 
 
 def per_text(body: Mapping[str, Any]) -> int:
-    """How many answers each text has."""
+    """The number of answers to each text."""
     return max(1, int(number(body.get("n", body.get("n_cmpl", 1)))))
 
 
@@ -95,9 +95,9 @@ def summed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 async def in_order(
     works: Sequence[Callable[[], Coroutine[Any, Any, Result]]],
 ) -> AsyncIterator[AsyncIterator[Result]]:
-    """What each gives, one after the other; the next one waits for its turn meanwhile.
+    """Yields the results in order; meanwhile the next portion waits in the queue.
 
-    Leaving the block breaks off what is not finished.
+    Leaving the block cancels unfinished portions.
     """
     tasks = deque(asyncio.ensure_future(work()) for work in works[:AHEAD])
 
@@ -118,7 +118,7 @@ async def in_order(
 
 
 def renumbered(event: bytes, offset: int) -> bytes:
-    """An event of a stream with its entries' numbers moved on; empty for the one that ends it."""
+    """An event of a stream with `offset` added to its indices; empty for the final [DONE]."""
     head, colon, text = event.partition(b"data: ")
     if not colon or text.strip() == b"[DONE]":
         return b"" if colon else event
@@ -133,7 +133,7 @@ def renumbered(event: bytes, offset: int) -> bytes:
 
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """A stream's events, without the empty line between them."""
+    """The events of a stream, without the blank lines between them."""
     rest = b""
     async for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n\n")

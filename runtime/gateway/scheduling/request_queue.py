@@ -1,11 +1,11 @@
-"""Whose turn it is at one child: a bounded queue, and epochs of requests that can be batched.
+"""The bounded queue of one engine, with batch windows for requests that can be batched.
 
-llama-server batches only requests with equal adapters, and lets those that run go on for ever
-while others wait. Here the ones that run have an epoch: for so long, others of their kind may
-join them. Then, if anybody else waits, they finish and another begins the next.
+llama-server batches only requests with equal LoRA scales, and lets new ones of that kind join
+for ever while others wait. Here they may join only within a batch window. After it, if requests
+with other scales wait, the running ones finish and another request begins the next window.
 
-Clients take turns: the one with the fewest slots comes first, then the one that has had the
-fewest slot-seconds since it came. Among one client's requests the longest waiting is next.
+Clients take turns: the client with the fewest slots comes first, then the one with the fewest
+slot-seconds since it came. Among one client's requests the longest waiting comes next.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.settings import Settings
 
 Voice = tuple[float, ...]
-"""The scale of each adapter; requests with equal ones can be batched."""
+"""The LoRA scale of each adapter; requests with equal scales can be batched."""
 
 
 @dataclass(eq=False)
 class Clients:
-    """How many requests each client has in the whole server, until engines have let go of them."""
+    """Counts each client's requests in the whole server, until the engines release them."""
 
     most: int
     counts: Counter[str] = field(default_factory=Counter)
 
     @contextmanager
     def place(self, client: str) -> Iterator[None]:
-        """A request of the client inside the block. Raises ApiError for one too many."""
+        """Count a request of the client inside the block. Raises ApiError above the limit."""
         if self.counts[client] >= self.most:
-            raise too_many(f"this client has {self.counts[client]} requests here already")
+            raise too_many(f"this client already has {self.counts[client]} requests on this server")
         with self.held(client):
             yield
 
     @contextmanager
     def held(self, client: str) -> Iterator[None]:
-        """A place as long as the block lasts, also for what is only being broken off."""
+        """Count a request inside the block, without a limit: used while one is cancelled."""
         self.counts[client] += 1
         try:
             yield
@@ -53,11 +53,11 @@ class Clients:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A place in the queue, then at the child."""
+    """One request in the queue, then at the engine."""
 
     voice: Voice
     cost: int
-    """Slots."""
+    """Slots that the request takes."""
     since: float
     granted: asyncio.Future[None]
     client: str = ""
@@ -66,35 +66,35 @@ class Ticket:
 
 @dataclass(eq=False, slots=True)
 class Share:
-    """What one client has of a child, as long as it waits or is answered there."""
+    """One client's share of an engine, kept while it has requests there."""
 
     slot_s: float
-    """Seconds, times slots, that it has had; it began with as many as the one with the fewest."""
+    """Used slots times seconds; a new client begins at the lowest value of all clients."""
     slots: int = 0
     tickets: int = 0
-    """Of those that wait or are answered."""
+    """Requests that wait or are being answered."""
 
 
 @dataclass(eq=False)
 class Gate:
-    """Admits requests to a child with so many slots."""
+    """Admits requests to one engine, as its slots become free."""
 
     capacity: int
     settings: Settings
     clock: Callable[[], float]
     switches: int = 0
-    """How often the adapters changed."""
+    """Number of changes of the LoRA scales."""
     is_open: bool = True
     voice: Voice | None = None
     began: float = 0
     used: int = 0
-    """Slots of those admitted."""
+    """Slots of the admitted requests."""
     waiting: deque[Ticket] = field(default_factory=deque)
     shares: dict[str, Share] = field(default_factory=dict)
-    """By client."""
+    """The shares by client."""
 
     async def admit(self, voice: Voice, cost: int = 1, client: str = "") -> Ticket:
-        """Wait for a turn. Raises ApiError when there is no room, or when it takes too long."""
+        """Wait for free slots. Raises ApiError when the queue is full or the wait too long."""
         self.refuse_too_many()
         future = asyncio.get_running_loop().create_future()
         ticket = Ticket(voice, min(cost, self.capacity), self.clock(), future, client)
@@ -103,7 +103,7 @@ class Gate:
         self.schedule()
         try:
             await self.turn(future)
-        except BaseException:  # the client has gone, too
+        except BaseException:  # a client's disconnect as well
             self.withdraw(ticket)
             raise
         return ticket
@@ -113,15 +113,15 @@ class Gate:
         if not future.done():
             waited = f"no slot became free within {self.settings.queue_s:g} s"
             raise unavailable(waited, retry_after=10)
-        future.result()  # raises what `refuse_all` was given
+        future.result()  # raises the error from `refuse_all`
 
     def refuse_too_many(self) -> None:
         is_full = self.used >= self.capacity or self.waiting
         if is_full and len(self.waiting) >= self.settings.max_queue:
-            raise too_many(f"{len(self.waiting)} requests are waiting already")
+            raise too_many(f"{len(self.waiting)} requests already wait for this model")
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Give up a place in the queue, or at the child if it was granted in the meantime."""
+        """Leave the queue, or release the slots if they were granted in the meantime."""
         if ticket in self.waiting:
             self.waiting.remove(ticket)
             self.forget(ticket)
@@ -130,7 +130,7 @@ class Gate:
             self.release(ticket)
 
     def release(self, ticket: Ticket | None) -> None:
-        """The answer is complete, or its child is gone; None is of one that needed no slot."""
+        """Free the slots of a request that has ended; None took no slots."""
         if ticket is None:
             return
         self.used -= ticket.cost
@@ -147,14 +147,14 @@ class Gate:
         return self.shares[client]
 
     def forget(self, ticket: Ticket) -> None:
-        """A ticket is done with, and its client, too, when it has no other."""
+        """Remove a ticket from its client's share, and the share after its last ticket."""
         share = self.shares[ticket.client]
         share.tickets -= 1
         if not share.tickets:
             del self.shares[ticket.client]
 
     def schedule(self) -> None:
-        """Admit whoever may come in now."""
+        """Admit the requests that fit into free slots now."""
         while self.is_open and self.waiting:
             ticket = self.next_one()
             if ticket is None or self.used + ticket.cost > self.capacity:
@@ -187,7 +187,7 @@ class Gate:
         self.voice, self.began = voice, self.clock()
 
     def close(self) -> None:
-        """Admit nobody until it is opened again."""
+        """Admit no requests until `open` is called."""
         self.is_open = False
 
     def open(self) -> None:
@@ -195,7 +195,7 @@ class Gate:
         self.schedule()
 
     def refuse_all(self, error: ApiError) -> None:
-        """Tell all who wait that it is in vain."""
+        """Answer all waiting requests with an error."""
         while self.waiting:
             ticket = self.waiting.popleft()
             self.forget(ticket)

@@ -1,7 +1,7 @@
-"""Asks a child over its socket, and hands on what comes, as it comes.
+"""HTTP to one engine: sends a request, and passes the response on as it arrives.
 
-With h11 and no HTTP client: that a client has left is told to the child by closing our half of the
-connection, and its slot counts as taken until the child closes the other (`Reply.leave`).
+Uses h11 instead of an HTTP client: the gateway cancels a request by half-closing the connection,
+and the slot counts as used until the engine closes its side (`Reply.leave`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runtime.gateway.api_errors import EngineGoneError, NotThereError
 
 BLOCK = 1 << 16  # bytes
 HEAD_MAX = 1 << 20  # bytes
-WITHHELD = frozenset(  # hop by hop, and the engine's name
+WITHHELD = frozenset(  # hop-by-hop headers, and the engine's name
     b"server connection keep-alive proxy-authenticate proxy-authorization proxy-connection te"
     b" trailer transfer-encoding upgrade".split()
 )
@@ -27,7 +27,7 @@ Headers = list[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a child listens, and the key it wants."""
+    """The socket or port where an engine listens, and its key."""
 
     socket: Path | None
     port: int | None
@@ -40,12 +40,11 @@ def address_of(server: Server) -> Address:
 
 
 class Reply:
-    """A child's response: its head is here, its body comes."""
+    """The response of an engine, read as it arrives."""
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, http: h11.Connection
     ) -> None:
-        """Read nothing yet."""
         self.reader, self.writer, self.http = reader, writer, http
         self.status = 0
         self.headers: Headers = []
@@ -61,13 +60,14 @@ class Reply:
         return event
 
     def event_here(self) -> h11.Event | type[h11.NEED_DATA | h11.PAUSED]:
-        """The next part of what has come already. Raises EngineGoneError."""
+        """The next part of the bytes received so far. Raises EngineGoneError."""
         try:
             return self.http.next_event()
         except h11.RemoteProtocolError as error:
             raise EngineGoneError from error
 
     async def read_head(self) -> None:
+        """Read the status and the headers. Raises EngineGoneError."""
         event = await self.event()
         while isinstance(event, h11.InformationalResponse):
             event = await self.event()
@@ -81,11 +81,11 @@ class Reply:
         ]
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes, each time all that has come.
+        """The body's bytes, each time all that have arrived.
 
-        With many streams several pieces of an answer come at once, and sending each of them
+        With many streams several pieces of an answer arrive at once, and sending each of them
         alone costs more than everything else that the gateway does. Raises EngineGoneError when
-        the child ends before the body does.
+        the engine ends before the body does.
         """
         while not self.is_finished:
             event = await self.event()
@@ -107,9 +107,9 @@ class Reply:
         return next((value for other, value in self.headers if other.lower() == name), b"")
 
     async def leave(self, limit_s: float) -> bool:
-        """Break it off; returns when the child has let go of it, and whether it has in time.
+        """Cancel the request; returns whether the engine freed its slot within `limit_s`.
 
-        It is told by our end of the connection, and closes its own when the slot is free.
+        Half-closes the connection; the engine closes its side when the slot is free.
         """
         try:
             if not self.is_finished and self.writer.can_write_eof():
@@ -118,7 +118,7 @@ class Reply:
         except asyncio.TimeoutError:
             return False
         except OSError:
-            pass  # the child has gone, or has closed its end
+            pass  # the engine has ended, or has closed its side
         finally:
             self.close()
         return True
@@ -132,7 +132,7 @@ class Reply:
 
 
 async def post(address: Address, route: str, body: bytes) -> Reply:
-    """Send a request. The caller reads the head, and closes. Raises NotThereError."""
+    """Send a POST; the caller reads the head and closes. Raises NotThereError."""
     return await send(address, "POST", route, body)
 
 
@@ -141,7 +141,7 @@ async def get(address: Address, route: str) -> Reply:
 
 
 async def is_well(address: Address, limit_s: float) -> bool:
-    """Whether a child answers in time, whatever it says; one that is not there is for others."""
+    """Whether an engine answers in time, with any status; True for one that has ended."""
     reply = None
     try:
         reply = await get(address, "/health")
@@ -157,6 +157,7 @@ async def is_well(address: Address, limit_s: float) -> bool:
 
 
 async def send(address: Address, method: str, route: str, body: bytes) -> Reply:
+    """Send a request without waiting for the response. Raises NotThereError."""
     try:
         if address.socket is not None:
             reader, writer = await asyncio.open_unix_connection(str(address.socket))

@@ -47,8 +47,8 @@ def test_a_file_gives_models_adapters_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [("prot = 1", "did you mean port"), ("port = [1]", "single value"),
-     ('allow-host = "a"', "a list"), ("x = ", "no TOML"), ("[[model]]\nname = 1", "no 'name'"),
-     ("[[model]]", "needs a path"), ("model = 3", "is no table"),
+     ('allow-host = "a"', "a list"), ("x = ", "not TOML"), ("[[model]]\nname = 1", "no 'name'"),
+     ("[[model]]", "needs a path"), ("model = 3", "is not a table"),
      ('[[model]]\npath = "a"\nadapters = ["x"]', "NAME = PATH")],
 )  # fmt: skip
 def test_mistakes_in_a_file_are_named(text, told, tmp_path):

@@ -34,10 +34,10 @@ USED = event(choices=[], usage={"completion_tokens": 7}, timings={"predicted_per
 STREAMS = {
     "whole": (delta(content="a") + ": ping\n\n" + ENDED + USED + DONE, "a", ""),
     "carriage returns": ((delta(content="a") + ENDED + DONE).replace("\n", "\r\n"), "a", ""),
-    "cut": (delta(content="a"), "a", "The connection ended before the answer did."),
+    "cut": (delta(content="a"), "a", "The connection closed before the answer ended."),
     "failed": (delta(content="a") + event(error={"message": "no memory"}), "a", "no memory"),
     "garbled": (delta(content="a") + "data: {\n\n", "a", "The server sent something that is not"),
-    "nothing": ("", "", "The connection ended before the answer did."),
+    "nothing": ("", "", "The connection closed before the answer ended."),
 }
 
 

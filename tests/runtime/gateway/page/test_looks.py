@@ -292,9 +292,7 @@ def test_who_waits_long_is_told_for_what_and_how_long(opened, served):
     visit.until("document.querySelector('.waiting').textContent.endsWith(' s')")
 
     told = visit.text(".waiting")
-    assert re.fullmatch(rf"Waiting for {base_of(served)}… it is being loaded 43 %, \d s", told), (
-        told
-    )
+    assert re.fullmatch(rf"Waiting for {base_of(served)}… loading 43 %, \d s", told), told
     visit["#message"].press("Escape")
     visit["[data-again]"].wait_for()
     assert "stopped by you" in visit.text(".foot .facts")

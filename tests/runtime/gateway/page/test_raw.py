@@ -1,4 +1,4 @@
-"""The view Chat of a model without a chat template: it goes on writing, as in `decant chat`."""
+"""The view Chat of a model without a chat template: it continues the text, as in `decant chat`."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_scales_that_clients_choose_have_few_engines_and_the_rest_is_told(model,
             await asyncio.sleep(0.05)
         refused = [task.exception() for task in tasks if task.done()]
         assert {error.status for error in refused} == {503}
-        assert "3 engines for scales" in refused[0].message
+        assert "3 engines with client-chosen scales" in refused[0].message
         done.set()
         await asyncio.gather(*tasks, return_exceptions=True)
         async with fleet.using(catalog.find("m:a@26"), "fixed") as child:  # an idle one goes
@@ -187,7 +187,7 @@ def test_an_engine_that_goes_on_for_nobody_is_started_again(route, model, tmp_pa
         assert first.process is None
         await hold(fleet, catalog.find("m"))
         assert child.restarts == 1
-        assert "0.5 s after its client has left" in (tmp_path / "told").read_text()
+        assert "0.5 s after its client left" in (tmp_path / "told").read_text()
         assert not gateway.clients.counts
 
     running(test, tmp_path, model("m", stubborn=True), release_s=0.5)
@@ -273,6 +273,6 @@ def test_an_adapter_that_breaks_while_it_is_served_is_out_and_nothing_else(model
     loras = [json.loads(line)["lora"] for line in log.read_text().splitlines()]
     assert loras[:2] == [[{"id": 0, "scale": 0.0}], [{"id": 0, "scale": 1.0}]]
     assert [one["scale"] for one in loras[-1]] == [1.0, 0.0]
-    assert told.read_text().count("is out:") == 2
+    assert told.read_text().count("is left out:") == 2
     assert "'z' has changed on disk" in told.read_text()
     assert "'x' has changed on disk" in told.read_text()
