@@ -39,7 +39,7 @@ class Session:
     def __init__(
         self, conversation: Conversation, file: BinaryIO | None, *, was_asked: bool = False
     ) -> None:
-        """Continue `conversation`; its earlier events must already be in `file`, if one is given."""
+        """Continue `conversation`; its earlier events must already be in `file`, if given."""
         self.conversation, self.file = conversation, file
         self.events: list[Event] = []
         """The events so far, while there is no file."""

@@ -164,7 +164,7 @@ class Fit:
         of = f" of the {self.trained} it was trained with" if self.trained else ""
         return [
             f"context: {self.context} tokens{of}, cache in {self.cache_type}",
-            f"threads: {self.threads}, one a physical core",
+            f"threads: {self.threads}, one per physical core",
             f"layers on a GPU: {self.placed()}",
             "flash attention: where llama.cpp has it for this model",
             f"memory: {self.need}; {size_text(self.free)} free",
