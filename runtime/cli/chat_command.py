@@ -57,7 +57,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
     help="A LoRA beside the model: a GGUF adapter, or a folder in PEFT's form. Repeatable.",
 )  # fmt: skip
-@click.option("--base", help="The base's folder or repo, if a PEFT folder does not lead to it.")
+@click.option("--base", help="The base's folder or repo; default: the one a PEFT folder names.")
 @click.option(
     "--mmproj", "projector", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The projector for images; one beside the model is found without this.",
@@ -71,7 +71,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 @click.option("--model", "remote_model", metavar="NAME", help="The model of that server.")
 @click.option("--markdown", is_flag=True, help="Render answers.")
 @click.option("--stats", is_flag=True, help="Show counts and speeds after each answer.")
-@click.option("--save/--no-save", default=True, help="Keep the conversation; default: keep it.")
+@click.option("--save/--no-save", default=True, help="Keep the conversation; the default.")
 @click.option("--continue", "go_on", is_flag=True, help="Continue the last conversation.")
 @click.option("--resume", metavar="ID", help="Continue this conversation.")
 @click.option("--list", "list_", is_flag=True, help="List the conversations.")

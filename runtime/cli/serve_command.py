@@ -84,7 +84,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
     help="A LoRA beside its base, served as BASE:NAME. Repeatable.",
 )  # fmt: skip
-@click.option("--base", help="The base's folder or repo, if a PEFT folder does not lead to it.")
+@click.option("--base", help="The base's folder or repo; default: the one a PEFT folder names.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; default: 127.0.0.1.")
 @click.option("--port", default=8080, type=click.IntRange(0, 65535), help="Default: 8080.")
 @click.option(
@@ -133,7 +133,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     help="Waiting requests per model; default: 128.",
 )
 @click.option(
-    "--max-per-client", default=64, type=click.IntRange(1), help="Per client; default: 64."
+    "--max-per-client", default=64, type=click.IntRange(1), help="Requests per client; default: 64."
 )
 @click.option(
     "--limit", "limits", multiple=True, metavar="NAME=NUMBER",
