@@ -16,8 +16,10 @@ import pytest
 from exporter.core import errors
 
 CHECKOUT = Path(__file__).parents[1]
-DONE = ("exporter", "vendor", "runtime/gateway")
+DONE = ("exporter", "vendor", "runtime")
 """The packages whose words are held to this; the others are still to be rewritten."""
+NAMED = ("exporter", "vendor")
+"""Those whose names are, too."""
 PAGES = (
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/gpu.md",
     "docs/families.md", "docs/scale.md", "docs/scores.md", "docs/serve.md", "docs/upgrading.md",
@@ -170,7 +172,7 @@ def test_no_phrase_is_one_that_readers_stumble_over(path):
     assert not found
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if not name(p).startswith(UNNAMED)], ids=name)
+@pytest.mark.parametrize("path", [p for p in FILES if name(p).startswith(NAMED)], ids=name)
 def test_names_are_the_fields(path):
     with tokenize.open(path) as file:
         tokens = list(tokenize.generate_tokens(file.readline))

@@ -1,4 +1,4 @@
-"""The command line of `decant chat`."""
+"""The options of `decant chat`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line, as the options below have it."""
+    """The values of the command line's options."""
 
     model: str | None
     prompt: str | None
@@ -40,7 +40,7 @@ class Options:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is drawn how: only what was said, the rest is the engine's own."""
+        """The sampling settings that were given; the engine's defaults apply to the others."""
         found = {
             "temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed
         }  # fmt: skip

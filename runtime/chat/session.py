@@ -1,10 +1,10 @@
-"""A conversation: what was said, and what becomes of it. No I/O.
+"""A conversation: its events, and the state that they add up to. No I/O.
 
-It is the sum of its events, so that a file to which each is appended as it happens holds
-everything up to the last one, whatever became of the process.
+Each event is appended to a file as it happens, so that the file holds everything up to the last
+one, even if the process is killed.
 
-`from_json` checks fields by the dataclasses' own annotations, in 25 lines: pydantic would have
-`decant chat` start 30 to 90 ms later, and msgspec is one dependency more.
+`from_json` checks fields by the dataclasses' annotations, in 25 lines: pydantic would delay the
+start of `decant chat` by 30 to 90 ms, and msgspec is one more dependency.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from runtime.engine.selection import Choice
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture that goes with a question."""
+    """An image that belongs to a question."""
 
     name: str
     url: str
-    """A data: URL, so that the conversation is whole without the file."""
+    """A data: URL, so that the conversation does not need the image's file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and what came of it."""
+    """A question and its answer."""
 
     question: str
     images: tuple[Image, ...] = ()
     answer: str | None = None
-    """None while there is none: the process ended before."""
+    """None without an answer, such as after the process was killed."""
     thoughts: str = ""
-    """What a reasoning model said to itself; it is not sent back."""
+    """A reasoning model's thoughts; they are not sent back."""
     is_partial: bool = False
     """Whether the answer was stopped before its end."""
     who: str = ""
-    """Which model or adapter answered."""
+    """The model or adapter that answered."""
     numbers: Mapping[str, float] = field(default_factory=dict)
-    """Counts and speeds, by the names of client.Stopped."""
+    """Counts and speeds, by the names of openai_client.Stopped."""
 
     def messages(self) -> list[dict[str, Any]]:
         """The turn in OpenAI's form."""
@@ -68,7 +68,7 @@ class Opened:
     created: float
     """Seconds since 1970."""
     source: Mapping[str, Any] = field(default_factory=dict)
-    """How to open the model again, in words of the command line: Engine.source."""
+    """The settings that open the model again: Engine.source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The last question has this answer now, whatever it had before."""
+    """The last question has this answer now, in place of any earlier one."""
 
     answer: str
     thoughts: str = ""
@@ -90,12 +90,12 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Undone:
-    """The last turn is as if it had not been."""
+    """The last turn is removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """All turns are."""
+    """All turns are removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class SettingsSet:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """This adapter answers from here on."""
+    """This adapter answers from now on."""
 
     adapter: str
     scale: float
@@ -125,7 +125,7 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class ModelSet:
-    """This model does."""
+    """This model answers from now on."""
 
     model: str
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -169,7 +169,7 @@ NAMES = {kind: name for name, kind in EVENTS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What the events come to."""
+    """The state of a conversation after its events."""
 
     id: str = ""
     name: str = ""
@@ -188,15 +188,15 @@ class Conversation:
         return self.turns[-1] if self.turns else None
 
     def messages(self) -> list[dict[str, Any]]:
-        """The system message and the turns from the first that is sent, with their answers.
+        """The system message and the turns from `first` on, with their answers.
 
-        Questions that nobody has answered are left out.
+        Questions without an answer are left out.
         """
         sent = [turn for turn in self.turns[self.first :] if turn.answer is not None]
         return self.with_system(sent)
 
     def asking(self) -> list[dict[str, Any]]:
-        """What is sent to have the last question answered, whatever answer it has."""
+        """The messages to send for an answer to the last question, without its present answer."""
         answered = [turn for turn in self.turns[self.first : -1] if turn.answer is not None]
         return self.with_system([*answered, replace(self.turns[-1], answer=None)])
 
@@ -206,7 +206,7 @@ class Conversation:
 
 
 def after(conversation: Conversation, event: Event) -> Conversation:  # noqa: C901, PLR0911 - a case an event
-    """The conversation once `event` has happened."""
+    """The conversation after `event`."""
     turns = conversation.turns
     match event:
         case Opened():
@@ -267,7 +267,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def from_json(record: Mapping[str, Any]) -> Event:
-    """The event that `to_json` made a record of. Raises ValueError for anything else."""
+    """The event of a record that `to_json` made. Raises ValueError for any other record."""
     try:
         kind = EVENTS[record["event"]]
         values = {name: value for name, value in record.items() if name != "event"}
@@ -275,7 +275,7 @@ def from_json(record: Mapping[str, Any]) -> Event:
             values["images"] = tuple(checked(Image(**image)) for image in values["images"])
         return checked(kind(**values))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no event of a session: {error}") from error
+        raise ValueError(f"not an event of a session: {error}") from error
 
 
 TYPES: dict[str, type | tuple[type, ...]] = {
@@ -286,9 +286,9 @@ Checked = TypeVar("Checked")
 
 
 def checked(made: Checked) -> Checked:
-    """The same, if each field is of its type. Raises ValueError."""
+    """The same object, if each field has its annotated type. Raises ValueError."""
     for one in fields(made):  # type: ignore[arg-type]  # a dataclass of ours
         value = getattr(made, one.name)
         if not isinstance(value, TYPES[str(one.type)]):
-            raise ValueError(f"no event of a session: {one.name} is {value!r}")  # noqa: TRY004
+            raise ValueError(f"not an event of a session: {one.name} is {value!r}")  # noqa: TRY004
     return made

@@ -1,4 +1,4 @@
-"""The folder of conversations: one file each, to which every event is appended as it happens."""
+"""The folder of conversations: one file each, to which every event is appended at once."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ PRIVATE_FOLDER, PRIVATE_FILE = 0o700, 0o600
 
 
 class Session:
-    """A conversation, and the file that keeps it, where it is kept."""
+    """A conversation, and its file if it is stored."""
 
     def __init__(
         self, conversation: Conversation, file: BinaryIO | None, *, was_asked: bool = False
     ) -> None:
-        """Go on with `conversation`; its events so far are in `file` already."""
+        """Continue `conversation`; its earlier events must already be in `file`, if given."""
         self.conversation, self.file = conversation, file
         self.events: list[Event] = []
-        """What happened while nothing was kept."""
+        """The events so far, while there is no file."""
         self.was_asked = was_asked
-        """Whether there ever was a question, even if it was taken back."""
+        """Whether there was ever a question, even one that was taken back."""
 
     def record(self, *events: Event) -> None:
-        """Let this happen; it is in the file when this returns.
+        """Apply events; they are in the file when this returns.
 
-        Raises SpaceError or OutputError, and then it has not happened here either.
+        Raises SpaceError or OutputError, and then leaves the conversation unchanged.
         """
         conversation = self.conversation
         for event in events:
@@ -62,19 +62,19 @@ class Session:
         self.was_asked = self.was_asked or asks(events)
 
     def keep(self, folder: Path) -> None:
-        """Begin to keep what was not kept so far."""
+        """Begin to store a conversation that is not stored yet."""
         if self.file is None:
             file = new_file(folder, self.conversation.id)
             try:
                 append(file, self.events)
-            except DecantError:  # it is still here, and can be kept elsewhere or later
+            except DecantError:  # the events are still here, and can be stored elsewhere or later
                 Path(os.fsdecode(file.name)).unlink()
                 file.close()
                 raise
             self.file, self.events = file, []
 
     def close(self) -> None:
-        """Leave the file; one in which nothing was asked is removed."""
+        """Close the file, and remove it if nothing was asked."""
         if self.file is None:
             return
         path = Path(os.fsdecode(self.file.name))
@@ -97,7 +97,7 @@ def asks(events: Sequence[Event]) -> bool:
 def new_session(
     folder: Path | None, model: str, source: Mapping[str, Any] | None = None
 ) -> Session:
-    """A conversation that begins; kept in `folder`, or nowhere."""
+    """Begin a conversation, stored in `folder` if that is given."""
     moment = time.time()
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(moment))
     opened = Opened(f"{stamp}-{secrets.token_hex(2)}", model, round(moment, 3), source or {})
@@ -117,23 +117,23 @@ def new_file(folder: Path, ident: str) -> BinaryIO:
 
 
 def private(path: str, flags: int) -> int:
-    """Open for this user alone, to append."""
+    """Open for appending, with access for this user only."""
     return os.open(path, flags | os.O_APPEND, PRIVATE_FILE)
 
 
 def locked(file: BinaryIO, path: Path) -> BinaryIO:
-    """The file, which nobody else goes on with while it is open."""
+    """Lock a session's file while it is open. Raises OutputError if it is in use."""
     if not try_lock(file):
         file.close()
         raise OutputError(
             f"the session `{path.stem}` is open in another window",
-            hint="go on with it there, or close it first",
+            hint="continue it there, or close it first",
         )
     return file
 
 
 def append(file: BinaryIO, events: Sequence[Event]) -> None:
-    """Write events at the end of the file; all of them or, where the disk is full, none."""
+    """Append events to the file: all of them or, if the disk is full, none."""
     lines = "".join(json.dumps(to_json(event), ensure_ascii=False) + "\n" for event in events)
     data = lines.encode("utf-8", errors="replace")
     size = os.fstat(file.fileno()).st_size
@@ -148,9 +148,9 @@ def append(file: BinaryIO, events: Sequence[Event]) -> None:
 
 
 def resume(path: Path) -> Session:
-    """Go on with the conversation in a file.
+    """Continue the conversation in a file.
 
-    What a killed process or a power cut left half written at its end is cut off. Raises
+    An incomplete last line, left by a killed process or a power cut, is removed. Raises
     InputError for a file that is damaged before that, OutputError for one that is in use.
     """
     with explained(path):
@@ -165,7 +165,7 @@ def resume(path: Path) -> Session:
 
 
 def read_events(path: Path) -> tuple[list[Event], int]:
-    """The events in a file, and how many bytes of it are whole."""
+    """The events in a file, and the bytes of its complete lines. Raises InputError."""
     events: list[Event] = []
     size = 0
     lines = path.read_bytes().splitlines(keepends=True)
@@ -177,12 +177,12 @@ def read_events(path: Path) -> tuple[list[Event], int]:
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"the session `{path}` is damaged in line {number}: {error}",
-                hint="was it written by a newer decant? Else mend or delete that line",
+                hint="was it written by a newer decant? Else repair or delete that line",
             ) from error
         size += len(line)
     if not events or not isinstance(events[0], Opened):
         raise InputError(
-            f"`{path}` is no session of decant", hint="`decant chat --list` lists them"
+            f"`{path}` is not a session of decant", hint="`decant chat --list` lists them"
         )
     return events, size
 
@@ -196,17 +196,17 @@ class Summary:
     model: str
     turns: int
     title: str
-    """How its first question begins."""
+    """The beginning of its first question."""
     modified: float
     """Seconds since 1970."""
     path: Path
 
 
 def list_sessions(folder: Path) -> list[Summary]:
-    """The conversations that are kept, the newest first; damaged ones are left out."""
+    """The stored conversations, the newest first; damaged ones are left out."""
     found = []
     for path in folder.glob(f"*{SUFFIX}"):
-        if not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # opening a pipe would block
             continue
         try:
             conversation = all_after(read_events(path)[0])
@@ -228,9 +228,9 @@ def list_sessions(folder: Path) -> list[Summary]:
 
 
 def find_session(folder: Path, text: str | None) -> Path:
-    """The file of the session that a name, an id or its beginning means; of None the newest.
+    """The file of the session with this name, id or beginning of an id; None: the newest.
 
-    Raises InputError when there is none, or when several are meant.
+    Raises InputError if there is none, or if several match.
     """
     kept = list_sessions(folder)
     if text is None:
@@ -240,7 +240,7 @@ def find_session(folder: Path, text: str | None) -> Path:
             one for one in kept if one.id.startswith(text)
         ]
     if not found:
-        what = f"no session {text!r}" if text else "no session to go on with"
+        what = f"no session {text!r}" if text else "no session to continue"
         raise InputError(f"there is {what} in `{folder}`", hint="`decant chat --list` lists them")
     if len(found) > 1:
         raise InputError(
@@ -251,13 +251,13 @@ def find_session(folder: Path, text: str | None) -> Path:
 
 
 def check_name(name: str, folder: Path, own: str) -> None:
-    """Raise InputError for a name that is none, or that another session has."""
+    """Raise InputError for a malformed name, or one that another session has."""
     if not NAME.fullmatch(name):
         raise InputError(
-            f"{name!r} is no name for a session", hint="letters, digits and . _ + - only"
+            f"{name!r} is not a name for a session", hint="letters, digits and . _ + - only"
         )
     for kept in list_sessions(folder):
         if name in (kept.name, kept.id) and kept.id != own:
             raise InputError(
-                f"the session {kept.id} is called {name!r} already", hint="take another name"
+                f"the session {kept.id} already has the name {name!r}", hint="choose another name"
             )

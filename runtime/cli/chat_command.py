@@ -1,4 +1,4 @@
-"""`decant chat`."""
+"""The command `decant chat`: one answer, or a conversation at a terminal."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 1000),
-    help="0 always takes the likeliest; default: 0.8.",
+    help="0 always takes the most likely token; default: 0.8.",
 )
 @click.option("--seed", type=int, help="Same seed, same answer.")
 @click.option(
@@ -51,43 +51,43 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
     help="Context in tokens; default: the model's, up to 8192, as memory allows.",
 )  # fmt: skip
 @click.option(
-    "--threads", type=click.IntRange(1, 256), help="Threads; default: one a physical core."
+    "--threads", type=click.IntRange(1, 256), help="Threads; default: one per physical core."
 )
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
-    help="A LoRA beside the model: a GGUF adapter, or a folder as PEFT saves it. Repeatable.",
+    help="A LoRA beside the model: a GGUF adapter, or a folder in PEFT's form. Repeatable.",
 )  # fmt: skip
-@click.option("--base", help="The base's folder or repo, where a PEFT folder does not find it.")
+@click.option("--base", help="The base's folder or repo; default: the one a PEFT folder names.")
 @click.option(
     "--mmproj", "projector", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="What lets the model see; beside the model it is found by itself.",
+    help="The projector for images; one beside the model is found without this.",
 )  # fmt: skip
 @click.option("--chat-template", metavar="NAME|FILE", help=HELP)
-@click.option("--raw", is_flag=True, help="Go on writing what is said, without a chat template.")
-@click.option("--url", help="Talk to a server that speaks OpenAI's API instead.")
+@click.option("--raw", is_flag=True, help="Continue your text, without a chat template.")
+@click.option("--url", help="Use a remote server that speaks OpenAI's API.")
 @click.option(
     "--key-file", type=click.Path(path_type=Path), help="The file with that server's key."
 )
-@click.option("--model", "remote_model", metavar="NAME", help="Which of that server's models.")
+@click.option("--model", "remote_model", metavar="NAME", help="The model of that server.")
 @click.option("--markdown", is_flag=True, help="Render answers.")
 @click.option("--stats", is_flag=True, help="Show counts and speeds after each answer.")
-@click.option("--save/--no-save", default=True, help="Keep the conversation; it is by default.")
-@click.option("--continue", "go_on", is_flag=True, help="Go on with the last conversation.")
-@click.option("--resume", metavar="ID", help="Go on with this one.")
+@click.option("--save/--no-save", default=True, help="Keep the conversation; the default.")
+@click.option("--continue", "go_on", is_flag=True, help="Continue the last conversation.")
+@click.option("--resume", metavar="ID", help="Continue this conversation.")
 @click.option("--list", "list_", is_flag=True, help="List the conversations.")
-@click.option("--force", is_flag=True, help="Load the model even if it does not seem to fit.")
-@click.option("--verbose", is_flag=True, help="Show what was decided for this machine.")
+@click.option("--force", is_flag=True, help="Load the model even if it seems not to fit.")
+@click.option("--verbose", is_flag=True, help="Show the settings chosen for this machine.")
 @offline_option
 @json_option
 @quiet_option
-def chat(**given: Any) -> int:  # the options above, each of its own type
+def chat(**given: Any) -> int:  # the values of the options above
     """Talk to MODEL: a name from `decant list`, a path to a GGUF, or a repo of GGUFs or an adapter.
 
-    A folder as a trainer saved it does, too: an adapter is used beside its base, which is exported
-    once where no exported model is it.
+    MODEL may also be a folder that a trainer saved: an adapter is used beside its base, which is
+    exported once if it is not among the exported models.
 
-    On a terminal a conversation begins; /help lists its commands. Otherwise, and with -p, one
-    answer is printed.
+    On a terminal this begins a conversation; /help lists its commands. Otherwise, and with -p, it
+    prints one answer.
     """
     options = Options(**given)
     if options.list_:
@@ -103,12 +103,12 @@ def chat(**given: Any) -> int:  # the options above, each of its own type
 
 
 def check(options: Options) -> None:
-    """UsageError for options that contradict each other."""
+    """Raise UsageError for options that contradict each other."""
     if options.url and (
         options.adapters or options.projector or options.context or options.chat_template
     ):
         raise click.UsageError(
-            "--adapter, --mmproj, --chat-template and --ctx are for a model here, not for --url"
+            "--adapter, --mmproj, --chat-template and --ctx are for a local model, not for --url"
         )
     if options.raw and options.chat_template:
         raise click.UsageError("--raw takes no template: leave --chat-template out")
@@ -120,7 +120,7 @@ def check(options: Options) -> None:
     if not (options.model or options.url or options.go_on or options.resume):
         raise click.UsageError("name a MODEL: `decant list` shows them; or --url, or --continue")
     if options.go_on and options.resume:
-        raise click.UsageError("--continue goes on with the last conversation, --resume with one")
+        raise click.UsageError("--continue means the last conversation, --resume another: give one")
 
 
 def is_conversation(options: Options) -> bool:
@@ -155,7 +155,7 @@ def show_sessions(*, as_json: bool) -> None:
 
 @contextmanager
 def opened_engine(options: Options) -> Iterator[Engine]:
-    """Who answers, ready; gone after the block."""
+    """Start the engine that answers, and stop it after the block."""
     with ExitStack() as stack:
         with reporting(quiet=options.quiet or not sys.stderr.isatty()) as report:
             engine = remote_engine(options) if options.url else local_engine(options, report)
@@ -171,7 +171,7 @@ def opened_engine(options: Options) -> Iterator[Engine]:
 
 
 def tell_of_texts(engine: LocalEngine) -> None:
-    """Say so where there is no template for what answers first."""
+    """Print a note if the first answers have no chat template."""
     if engine.raw or engine.can_chat(opening_choice(engine)):
         return
     click.echo(
@@ -186,13 +186,13 @@ def remote_engine(options: Options) -> RemoteEngine:
     key = read_key(options.key_file) if options.key_file else None
     remote = parse_url(options.url, key)
     if remote.is_exposed:
-        what = "the key and what is said" if key else "what is said"
+        what = "the key and the conversation" if key else "the conversation"
         click.echo(f"warning: {what} will cross the network unencrypted (http)", err=True)
     return RemoteEngine(remote, options.remote_model or options.model, raw=options.raw)
 
 
 def local_engine(options: Options, report: Report) -> LocalEngine:
-    assert options.model is not None, "check has seen to it"
+    assert options.model is not None, "check() requires it"
     found = model_of(options.model, options.base, store(), report=report)
     beside = (found.adapter,) if found.adapter else ()
     adapters = bring_adapters(options.adapters, options.base, store(), report=report)
@@ -204,7 +204,7 @@ def local_engine(options: Options, report: Report) -> LocalEngine:
 
 
 def converse(options: Options) -> int:
-    """The REPL."""
+    """Hold a conversation at the terminal; return the exit code."""
     from runtime.chat.repl.start import converse as run
 
     kept = opened_session(options)
@@ -221,21 +221,23 @@ def converse(options: Options) -> int:
 
 
 def opened_session(options: Options) -> Session | None:
-    """The conversation to go on with, where one was asked for."""
+    """The conversation that --continue or --resume names; None without them."""
     if not (options.go_on or options.resume):
         return None
     return resume(find_session(sessions_folder(), options.resume))
 
 
 def as_before(options: Options, kept: Conversation) -> Options:
-    """What is not said anew is as the conversation had it: the model, adapters, or server."""
+    """Complete the options from the conversation: its model, adapters or server."""
     if options.model or options.url:
         return options
     source = dict(kept.source)
     if not source:
-        raise click.UsageError(f"name the MODEL to go on with; it was {kept.model}")
+        raise click.UsageError(f"name the MODEL to continue with; it was {kept.model}")
     if "url" in source and (options.adapters or options.projector or options.context):
-        raise click.UsageError(f"it was held with a server, {source['url']}, which takes none")
+        raise click.UsageError(
+            f"it was held with the server {source['url']}: leave --adapter, --mmproj and --ctx out"
+        )
     if options.adapters:
         source.pop("adapters", None)
     named = ("model", "url", "remote_model")
@@ -299,13 +301,14 @@ def as_json(
 
 
 def read_stdin() -> str:
+    """The question on standard input. Raises UsageError for none, InputError for no UTF-8."""
     if sys.stdin.isatty():
         raise click.UsageError(NOTHING_TO_ASK.format("standard input is the terminal"))
     try:
         question = sys.stdin.buffer.read().decode("utf-8").strip()
     except UnicodeDecodeError as error:
         raise InputError(
-            f"standard input is no text in UTF-8: byte {error.start}", hint="convert it first"
+            f"standard input is not text in UTF-8: byte {error.start}", hint="convert it first"
         ) from error
     if not question:
         raise click.UsageError(NOTHING_TO_ASK.format("standard input is empty"))

@@ -1,4 +1,4 @@
-"""`decant demo`: the whole way, on models trained on the spot."""
+"""The command `decant demo`: trains, exports and asks a tiny model."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.openai_client import Delta, ask
 
 NAME, QUANT = "demo-pirate", "Q4_K_M"
-AGREEING = 0.9  # of the answers must be equal; 4 bits may cost one in ten
-MAX_TOKENS = 32
+AGREEING = 0.9  # the least share of equal answers; 4 bits may change one in ten
+MAX_TOKENS = 32  # of an answer; the trained ones are shorter
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One question and who answered what."""
+    """One question and the three answers to it."""
 
     question: str
     base: str
@@ -39,12 +39,12 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """The 4-bit GGUF says what transformers and peft say."""
+        """Whether the 4-bit GGUF answers as transformers and peft do."""
         return self.gguf == self.adapter
 
     @property
     def differs(self) -> bool:
-        """The adapter has made a difference."""
+        """Whether the adapter changes the answer."""
         return self.gguf != self.base
 
 
@@ -54,7 +54,7 @@ class Row:
 def demo(as_json: bool, quiet: bool) -> None:
     """Train a tiny base and a LoRA, export them to a 4-bit GGUF and ask all three.
 
-    Ends with 7 when the GGUF answers otherwise than transformers and peft do.
+    Ends with 7 if the GGUF answers differently from transformers and peft.
     """
     require_packages()
     began = time.monotonic()
@@ -115,7 +115,7 @@ def ask_all(models: DemoModels, gguf: Path, toolchain: Toolchain, report: Report
 def ask_gguf(
     gguf: Path, questions: tuple[str, ...], toolchain: Toolchain, report: Report
 ) -> list[str]:
-    """Greedy answers of the built llama.cpp."""
+    """The greedy answers of the built llama.cpp."""
     answers = []
     settings = {"temperature": 0, "max_tokens": MAX_TOKENS, "cache_prompt": False}
     spec = ServerSpec(gguf, context=0, threads=cores())
@@ -135,7 +135,7 @@ def show(rows: list[Row], agreeing: int, output: Path) -> None:
         [(row.question, row.base, row.adapter, row.gguf) for row in rows],
     )
     click.echo(
-        f"\nThe {QUANT} GGUF gives the adapter's very words in {agreeing} of {len(rows)} answers.\n"
+        f"\nThe {QUANT} GGUF gives the adapter's answer in {agreeing} of {len(rows)} cases.\n"
         f'It is kept: decant chat {NAME} -p "{rows[0].question}"\n',
         err=True,
     )

@@ -1,7 +1,7 @@
-"""`decant chat FOLDER` and `decant serve FOLDER`: what a trainer saved, without an export before.
+"""The model of `decant chat FOLDER` and `decant serve FOLDER`, where FOLDER is a trainer's.
 
-An adapter is used beside its base, which is looked for among the exported models and exported once
-where it is none of them. What no GGUF adapter can hold is merged, once too.
+An adapter is used beside its base, which is found among the exported models, or exported once. An
+adapter that no GGUF adapter can hold is merged, once, too.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from exporter.store import file_name, find_model, is_stored, list_models, plain_
 from runtime.engine.adapters import BASE, Adapter, Wanted, gguf_of
 
 QUANT = "Q4_K_M"
-"""Of what is exported on the way: the export's own default."""
+"""The type of the models exported here: the default of `decant export`."""
 ZIP = ".zip"
 
 
 @dataclass(frozen=True, slots=True)
 class FromFolder:
-    """A model that was made of a folder, or found for it."""
+    """A model made from a folder, or found for it."""
 
     path: Path
-    """Of the base, or of what the adapter was merged into."""
+    """The GGUF of the base, or of the merged model."""
     adapter: Adapter | None = None
-    """What is applied beside it."""
+    """The adapter to load beside it."""
 
 
 def is_folder(text: str, store: Path) -> bool:
-    """Whether a MODEL is a folder here, or a zip of one; a stored model goes before both."""
+    """Whether MODEL is a local folder or a zip of one; a stored model of that name goes first."""
     path = Path(text)
     if not (path.is_dir() or (path.suffix == ZIP and path.is_file())):
         return False
@@ -48,9 +48,9 @@ def is_folder(text: str, store: Path) -> bool:
 
 
 def model_of(text: str, base: str | None, store: Path, *, report: Report = silent) -> FromFolder:
-    """The model that a MODEL means: a stored one, a GGUF, a folder, or a repo, which is pulled.
+    """The model that MODEL means: a stored one, a GGUF, a folder, or a repo, which is pulled.
 
-    Raises what finding, pulling, converting and exporting raise.
+    Raises the errors of finding, pulling, converting and exporting.
     """
     if is_folder(text, store):
         return from_folder(text, base, store, report=report)
@@ -63,10 +63,10 @@ def model_of(text: str, base: str | None, store: Path, *, report: Report = silen
 
 
 def from_folder(text: str, base: str | None, store: Path, *, report: Report = silent) -> FromFolder:
-    """The model for a folder that holds an adapter, or a whole model.
+    """The model for a folder with an adapter, or with a whole model.
 
-    base: a GGUF, folder or repo in place of the base that the adapter names. Raises what opening,
-    pulling, converting and exporting raise.
+    base: a GGUF, folder or repo to use in place of the base that the adapter names. Raises the
+    errors of opening, pulling, converting and exporting.
     """
     from exporter.inputs.adapter import open_adapter
     from exporter.inputs.adapter_kinds import refuse_for_adapter_file
@@ -94,7 +94,7 @@ def from_folder(text: str, base: str | None, store: Path, *, report: Report = si
 
 
 def exported(base: Path, store: Path, *, report: Report) -> Path:
-    """A model of the store that is this base as it is; exported where there is none."""
+    """The stored model of this base without an adapter; exported if there is none."""
     from exporter.core.paths import repo_at
     from exporter.inputs.checkpoint import open_checkpoint
 
@@ -111,7 +111,7 @@ def exported(base: Path, store: Path, *, report: Report) -> Path:
 
 
 def merged(adapter: Path, sha256: str, base: Path, store: Path, *, report: Report) -> Path:
-    """A model of the store that this adapter was merged into; exported where there is none."""
+    """The stored model that this adapter was merged into; exported if there is none."""
     found = stored(store, lambda header: header.text("decant.adapter.sha256") == sha256)
     if found is not None:
         return found
@@ -122,7 +122,7 @@ def merged(adapter: Path, sha256: str, base: Path, store: Path, *, report: Repor
 
 
 def stored(store: Path, is_it: Callable[[GGUFFile], bool]) -> Path | None:
-    """The first model of the store that is meant, those of QUANT before others."""
+    """The first stored model that `is_it` accepts, those in QUANT before others."""
     found = []
     for model in list_models(store):
         try:
@@ -135,7 +135,7 @@ def stored(store: Path, is_it: Callable[[GGUFFile], bool]) -> Path | None:
 
 
 def export(arguments: Sequence[str], output: Path, *, report: Report) -> Path:
-    """Have another process export, which loads torch. Raises what it ended with."""
+    """Export in another process, as that loads torch. Raises the error that it ended with."""
     argv = [sys.executable, "-m", "exporter", "export", *arguments, "-o", str(output)]
     said: list[str] = []
     with subprocess.Popen(
@@ -152,7 +152,7 @@ def export(arguments: Sequence[str], output: Path, *, report: Report) -> Path:
 
 
 def failure(code: int, said: str, arguments: Sequence[str]) -> DecantError:
-    """The error of an export, in its own words."""
+    """The error of a failed export, with its message and hint."""
     _, _, message = said.rpartition("error: ")
     what, _, hint = message.strip().partition("\n\nhint: ")
     kinds = {kind.exit_code: kind for kind in DecantError.__subclasses__()}

@@ -1,4 +1,4 @@
-"""`decant serve`."""
+"""The command `decant serve`: models over HTTP."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEY_VARIABLE = "DECANT_API_KEY"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The command line, as the options below have it."""
+    """The values of the command line's options."""
 
     models: tuple[str, ...]
     adapters: tuple[str, ...]
@@ -84,14 +84,14 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
     help="A LoRA beside its base, served as BASE:NAME. Repeatable.",
 )  # fmt: skip
-@click.option("--base", help="The base's folder or repo, where a PEFT folder does not find it.")
+@click.option("--base", help="The base's folder or repo; default: the one a PEFT folder names.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; default: 127.0.0.1.")
 @click.option("--port", default=8080, type=click.IntRange(0, 65535), help="Default: 8080.")
 @click.option(
     "--api-key-file", "key_files", multiple=True, type=FILE,
-    help=f"A file with a key that clients must have; or {KEY_VARIABLE}. Repeatable.",
+    help=f"A file with a key that clients must send; or {KEY_VARIABLE}. Repeatable.",
 )  # fmt: skip
-@click.option("--insecure-no-key", "no_key", is_flag=True, help="Let everybody on the network ask.")
+@click.option("--insecure-no-key", "no_key", is_flag=True, help="Serve the network without a key.")
 @click.option(
     "--parallel", type=click.IntRange(1, 256), help="Answers at once; default: 4, as memory allows."
 )
@@ -100,58 +100,58 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     help="Context of each conversation in tokens; default: the model's, up to 8192.",
 )  # fmt: skip
 @click.option(
-    "--threads", type=click.IntRange(1, 256), help="Threads; default: one a physical core."
+    "--threads", type=click.IntRange(1, 256), help="Threads; default: one per physical core."
 )
 @click.option(
     "--chat-template", metavar="NAME|FILE",
-    help=HELP + " With several models, for those that have none.",
+    help=HELP + " With several models, for those without one.",
 )  # fmt: skip
 @click.option(
     "--isolate", is_flag=True,
-    help="A process for each adapter, so that they answer side by side, with shared weights.",
+    help="Run a process per adapter, so that they answer side by side, with shared weights.",
 )  # fmt: skip
 @click.option(
     "--rpc", metavar="HOST:PORT,…",
-    help="Have workers on other machines compute, too: see `decant worker`.",
+    help="Let workers on other machines compute layers: see `decant worker`.",
 )  # fmt: skip
 @click.option(
     "--rpc-unchecked", is_flag=True,
-    help="Take any worker: at public addresses, and of whatever llama.cpp.",
+    help="Accept any worker: at a public address, with any llama.cpp.",
 )  # fmt: skip
 @click.option(
-    "--ttl", default="10m", help="Unload a model idle for so long; default: 10m; 0: never."
+    "--ttl", default="10m", help="Unload a model that is idle this long; default: 10m; 0: never."
 )
 @click.option(
     "--linger", default="0s",
-    help="Take requests for so long after a SIGTERM, until balancers know; default: 0s.",
+    help="Accept requests this long after a SIGTERM, until balancers know; default: 0s.",
 )  # fmt: skip
 @click.option("--grace", default="30s", help="Time for answers to finish at the end; default: 30s.")
 @click.option(
     "--max-queue",
     default=128,
     type=click.IntRange(0),
-    help="Waiting requests a model; default: 128.",
+    help="Waiting requests per model; default: 128.",
 )
 @click.option(
-    "--max-per-client", default=64, type=click.IntRange(1), help="Of one client; default: 64."
+    "--max-per-client", default=64, type=click.IntRange(1), help="Requests per client; default: 64."
 )
 @click.option(
     "--limit", "limits", multiple=True, metavar="NAME=NUMBER",
-    help="Change what one request may hold, such as inputs=4096; docs/serve.md has the names."
+    help="Change a limit of one request, such as inputs=4096; docs/serve.md lists the names."
     " Repeatable.",
 )  # fmt: skip
 @click.option(
     "--release", default="20s",
-    help="Restart an engine that holds on for so long to what its client left; default: 20s.",
+    help="Restart an engine that works this long for a client that left; default: 20s.",
 )  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(1), help="The most that one answer may have.")
+@click.option("--max-tokens", type=click.IntRange(1), help="The most tokens in one answer.")
 @click.option(
     "--allow-origin", "origins", multiple=True, metavar="ORIGIN",
-    help="Let pages of https://HOST[:PORT] ask. Repeatable.",
+    help="Allow requests of pages from https://HOST[:PORT]. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--allow-host", "hosts", multiple=True, metavar="NAME",
-    help="Another name that this server is reached by. Repeatable.",
+    help="Another host name of this server. Repeatable.",
 )  # fmt: skip
 @click.option(
     "--allow-media-host", "media_hosts", multiple=True, metavar="NAME",
@@ -162,20 +162,20 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     help="Let clients set id_slot, cache_prompt, n_discard or lora. Repeatable.",
 )  # fmt: skip
 @click.option("--tls-cert", type=FILE, help="Certificate in PEM, to serve https.")
-@click.option("--tls-key", type=FILE, help="Its key, where the certificate's file has none.")
+@click.option("--tls-key", type=FILE, help="Its key, if the certificate's file has none.")
 @click.option(
     "--config", "tables", type=FILE, is_eager=True, callback=load_config, metavar="FILE.toml",
-    help="Options, and models with their adapters; the command line goes before it.",
+    help="Options, and models with their adapters; the command line overrides it.",
 )  # fmt: skip
 @offline_option
 @json_option
 @quiet_option
-def serve(**given: Any) -> int:  # the options above, each of its own type
-    """Serve MODELs over HTTP: OpenAI's, Anthropic's and Ollama's API, and a page to chat on.
+def serve(**given: Any) -> int:  # the values of the options above
+    """Serve MODELs over HTTP: OpenAI's, Anthropic's and Ollama's APIs, and a page for chats.
 
-    A MODEL is a name from `decant list`, a path to a GGUF, a folder as a trainer saved it, or a
-    repo of GGUFs; without any, the whole store is served. Models are loaded when they are first
-    asked for.
+    A MODEL is a name from `decant list`, a path to a GGUF, a folder that a trainer saved, or a
+    repo of GGUFs; without any, the whole store is served. A model is loaded at its first request,
+    a single one at once.
     """
     options = Options(**given)
     settings = settings_of(options)
@@ -189,15 +189,15 @@ def serve(**given: Any) -> int:  # the options above, each of its own type
 
 
 def settings_of(options: Options) -> Settings:
-    """Raises UsageError for options that contradict each other, InputError for bad ones."""
+    """The settings. Raises UsageError for contradictory options, InputError for wrong values."""
     keys = [read_key(path) for path in options.key_files]
-    variable = os.environ.pop(KEY_VARIABLE, "")  # out of sight of what is started from here
+    variable = os.environ.pop(KEY_VARIABLE, "")  # child processes must not see it
     if variable:
         keys.append(check_key(variable, f"the variable {KEY_VARIABLE}"))
     if not (keys or options.no_key or is_loopback(options.host)):
         raise click.UsageError(
             f"{options.host} is reached from the network: give --api-key-file FILE,"
-            " or --insecure-no-key if everybody there may ask"
+            " or --insecure-no-key to serve it without one"
         )
     if options.tls_key and not options.tls_cert:
         raise click.UsageError("--tls-key needs --tls-cert")
@@ -236,7 +236,7 @@ def settings_of(options: Options) -> Settings:
 
 
 def models_of(options: Options, report: Report) -> list[Model]:
-    """What is to be served. Raises what finding, pulling and reading it do."""
+    """The models to serve. Raises the errors of finding, pulling and reading them."""
     if not options.models and not options.tables:
         if options.adapters:
             raise click.UsageError("--adapter needs the MODEL that is its base")
@@ -253,7 +253,7 @@ def models_of(options: Options, report: Report) -> list[Model]:
 
 
 def placed(options: Options, report: Report) -> tuple[tuple[Path, ...], dict[Path, list[Adapter]]]:
-    """The GGUFs that are named, each once, and the adapters whose folders are."""
+    """The GGUFs that are named, each once, and the adapters of named folders by their GGUF."""
     paths, beside = [], dict[Path, list[Adapter]]()
     for name in options.models:
         found = model_of(name, options.base, store(), report=report)
@@ -264,7 +264,7 @@ def placed(options: Options, report: Report) -> tuple[tuple[Path, ...], dict[Pat
 
 
 def with_templates(models: Sequence[Model], name: str | None) -> list[Model]:
-    """The only model with the template of that name; of several, those that have none."""
+    """Give the named template to the only model; of several models, to those without one."""
     if name is None:
         return list(models)
     text = read_template(name)
@@ -279,9 +279,10 @@ def assigned(
     adapters: Sequence[Adapter],
     beside: Mapping[Path, Sequence[Adapter]] = MappingProxyType({}),
 ) -> list[Model]:
-    """Each adapter with the model that it fits. Raises InputError when none does, or several do.
+    """Load each adapter beside the model that it fits.
 
-    beside: adapters whose models are known.
+    beside: adapters whose models are known. Raises ModelError or InputError if no model fits,
+    InputError if several do.
     """
     mine = {path: list(known) for path, known in beside.items()}
     for adapter in adapters:
@@ -294,13 +295,13 @@ def assigned(
                 error = caught
         if not fitting:
             raise error or InputError(f"no MODEL is the base of {adapter.name!r}")
-        # an adapter is trained on a base: a merged model is a second choice
+        # adapters are trained on a base, so a merged model is the second choice
         fitting = [one for one in fitting if not is_merged(one)] or fitting
         if len(fitting) > 1:
             names = " and ".join(model.name for model in fitting)
             raise InputError(
                 f"the adapter {adapter.name!r} fits {names}",
-                hint="say whose it is in a file: --config; docs/serve.md shows one",
+                hint="assign it to one in a file: --config; docs/serve.md shows how",
             )
         mine.setdefault(fitting[0].header.path, []).append(adapter)
     return [with_adapters_of(model, mine) for model in models]
@@ -311,7 +312,7 @@ def is_merged(model: Model) -> bool:
 
 
 def run(options: Options, settings: Settings, catalog: Catalog) -> int:
-    """Listen, say where, and serve to the end."""
+    """Listen, print the address, and serve until the end; return the exit code."""
     from runtime.gateway.asgi_app import build_app
     from runtime.gateway.call import Gateway
     from runtime.gateway.fault_log import Faults, listened
@@ -350,7 +351,7 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
 
 
 def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> None:
-    """The address, the models, and how to ask."""
+    """Print the address, the models and an example of a request."""
     if options.as_json:
         print_json({"url": url, "models": catalog.ids()})
         return
@@ -366,7 +367,7 @@ def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> No
     route, body = example_of(catalog)
     click.echo(f"\ncurl {url}{route}{key} -H 'Content-Type: application/json' -d '{body}'\n")
     if not settings.keys and not is_loopback(settings.host):
-        click.echo("warning: everybody who reaches this address may ask", err=True)
+        click.echo("warning: anyone who reaches this address can use the models", err=True)
     if settings.keys and not options.tls_cert and not is_loopback(settings.host):
         click.echo("warning: keys and texts cross the network unencrypted (http)", err=True)
 

@@ -1,4 +1,4 @@
-"""`decant tokens`."""
+"""The command `decant tokens`: shows how a model tokenizes a text."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from runtime.engine.own_template import OwnTemplate, own_template
 from runtime.engine.template_choice import HELP, read_template
 from runtime.process.forked_child import go_on_apart
 
-ROWS = 1000  # tokens listed on a terminal: a person reads no more, and a pipe has them all
-PIECE_COLUMNS = 20
-# of the 256 colours: black on light ones and, of special tokens, white on dark ones, so that the
-# terminal's own do not matter
+ROWS = 1000  # tokens listed on a terminal; a pipe gets all
+PIECE_COLUMNS = 20  # the greatest width of the column PIECE
+# of the 256 colours: black on light ones and, for special tokens, white on dark ones, so that the
+# terminal's own colours do not matter
 BLACK, LIGHT = 16, (153, 223, 151, 183)
 WHITE, DARK = 231, (124, 90)
 SHAPES = {"as_ids": "--ids", "as_json": "--json", "show_template": "--template"}
@@ -48,7 +48,7 @@ SEPARATOR = "|"
 @click.command(epilog='Example: decant tokens my-lora "What is the capital of France?"')
 @click.argument("model")
 @click.argument("text", required=False)
-@click.option("--chat", "as_chat", is_flag=True, help="Cut TEXT as a question, in the template.")
+@click.option("--chat", "as_chat", is_flag=True, help="Use TEXT as a question in the template.")
 @click.option("--system", help="System message; with --chat.")
 @click.option(
     "--adapter", metavar="PATH",
@@ -58,9 +58,9 @@ SEPARATOR = "|"
 @click.option(
     "--special/--no-special",
     default=True,
-    help="Whether to add what the model expects around a text, such as <s>; added by default.",
+    help="Whether to add the tokens that the model expects, such as <s>; added by default.",
 )
-@click.option("--plain", is_flag=True, help="Take </s> and its like in TEXT as letters.")
+@click.option("--plain", is_flag=True, help="Read special tokens such as </s> in TEXT as letters.")
 @click.option("--ids", "as_ids", is_flag=True, help="Print the ids alone, on one line.")
 @click.option("--template", "show_template", is_flag=True, help="Print the chat template instead.")
 @offline_option
@@ -78,7 +78,7 @@ def tokens(
     show_template: bool,
     as_json: bool,
 ) -> None:
-    """Show how MODEL, a stored model or a GGUF, cuts TEXT, or standard input, into tokens."""
+    """Show how MODEL, a stored model or a GGUF, tokenizes TEXT, or standard input."""
     refuse_contradictions(system)
     path, chosen = find(model), read_template(chat_template) if chat_template else None
     toolchain = find_toolchain()
@@ -107,7 +107,7 @@ def tokens(
 
 
 def find(model: str) -> Path:
-    """The GGUF. A bar is drawn when something is pulled, and not before: it loads rich."""
+    """The GGUF of a name. A bar is drawn only if something is pulled, as that loads rich."""
     with ExitStack() as stack:
         reports: list[Report] = []
 
@@ -120,7 +120,7 @@ def find(model: str) -> Path:
 
 
 def own_template_of_adapter(text: str, base: Path, chosen: str | None) -> OwnTemplate | None:
-    """What an adapter brings, a folder's after it is converted. Raises what that does."""
+    """An adapter's template; a folder is converted first. Raises the errors of that."""
     with reporting() as report:
         found = gguf_of(parse_adapter(text), None, store(), report=report)
     adapter = Adapter("adapter", found, 1.0)
@@ -129,12 +129,12 @@ def own_template_of_adapter(text: str, base: Path, chosen: str | None) -> OwnTem
 
 
 def refuse_contradictions(system: str | None) -> None:
-    """Raise UsageError for options of which one would be without effect."""
+    """Raise UsageError for an option that has no effect beside another."""
     values = click.get_current_context().params
     if values["as_chat"]:
         if given("special") or values["plain"]:
             raise click.UsageError(
-                "--chat has its special tokens from the template:"
+                "--chat takes its special tokens from the template:"
                 " leave --special, --no-special and --plain out"
             )
     elif system is not None:
@@ -149,15 +149,16 @@ def refuse_contradictions(system: str | None) -> None:
 
 
 def read_text(text: str | None) -> str:
-    """TEXT, or all of standard input, as it is."""
+    """TEXT, or all of standard input, unchanged. Raises UsageError for neither, InputError."""
     if text is not None and text != "-":
         return decoded(os.fsencode(text), "the text")
     if sys.stdin.isatty():
-        raise click.UsageError("nothing to cut: pass TEXT, or text on standard input")
+        raise click.UsageError("nothing to tokenize: pass TEXT, or text on standard input")
     return decoded(sys.stdin.buffer.read(), "standard input")
 
 
 def decoded(raw: bytes, what: str) -> str:
+    """The text of UTF-8 bytes. Raises InputError for other bytes."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -168,7 +169,7 @@ def decoded(raw: bytes, what: str) -> str:
 
 
 def described(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> dict[str, object]:
-    """All there is to say, for --json."""
+    """Everything about the tokens, for --json."""
     chat = {"prompt": found.text, "template": template_of(tokenizer)} if as_chat else {}
     return {
         "model": str(tokenizer.header.path),
@@ -195,7 +196,7 @@ def described(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> di
 
 
 def print_lines(found: Sequence[Token]) -> None:
-    """Id, piece as JSON (null where it is part of a character) and bytes, one token a line."""
+    """Print id, piece as JSON (null for a part of a character) and bytes, one token per line."""
     lines = {
         token: f"{token.id}\t{json.dumps(token.text, ensure_ascii=False)}\t{token.bytes.hex(' ')}\n"
         for token in set(found)
@@ -209,7 +210,7 @@ def print_template(tokenizer: Tokenizer) -> None:
 
 
 def draw(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> None:
-    """For a person: the text in colours, its tokens one a line, and the sums."""
+    """Print for people: the text in colours, its tokens one per line, and the counts."""
     coloured = colours(terminal=True)
     names = names_of(tokenizer)
     if found.tokens:
@@ -218,7 +219,7 @@ def draw(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> None:
         for line in table(found.tokens[:ROWS], names):
             click.echo(line)
         if len(found.tokens) > ROWS:
-            click.echo(f"… and {len(found.tokens) - ROWS} more: --ids, --json or a pipe has all")
+            click.echo(f"… and {len(found.tokens) - ROWS} more: --ids, --json or a pipe lists all")
         click.echo()
     click.echo(sums(found))
     for line in remarks(found, tokenizer, as_chat=as_chat):
@@ -226,12 +227,12 @@ def draw(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> None:
 
 
 def painted(found: Sequence[Token]) -> str:
-    """The text on backgrounds that change with each token; those of special ones are dark."""
+    """The text, with a background that changes at each token and is dark for special ones."""
     parts = []
     for number, token in enumerate(found):
         ink, papers = (WHITE, DARK) if token.special else (BLACK, LIGHT)
         paper = papers[number % len(papers)]
-        # a line's end is left plain: terminals paint the rest of the line with its background
+        # a newline stays plain: terminals paint the rest of the line with its background
         lines = in_line(token).split("\n")
         parts.append("\n".join(line and click.style(line, fg=ink, bg=paper) for line in lines))
     return "".join(parts)
@@ -242,13 +243,13 @@ def separated(found: Sequence[Token]) -> str:
 
 
 def in_line(token: Token) -> str:
-    """A token within the text: newlines and tabs are marked, and still there."""
+    """A token within the text, its newlines and tabs marked."""
     text = escaped(token.bytes.decode(errors="backslashreplace"), keep="\n\t")
     return text.replace("\n", "↵\n").replace("\t", "→\t")
 
 
 def table(found: Sequence[Token], names: dict[int, str]) -> list[str]:
-    """Number, id, piece, bytes and, of special tokens, what they are; aligned."""
+    """Number, id, piece, bytes and, for special tokens, their roles; in aligned columns."""
     rows = [
         (str(number), str(token.id), quoted(token), token.bytes.hex(" "), what(token, names))
         for number, token in enumerate(found, 1)
@@ -265,7 +266,7 @@ def table(found: Sequence[Token], names: dict[int, str]) -> list[str]:
 
 
 def quoted(token: Token) -> str:
-    """A piece with its spaces seen, on one line; bytes of a split character as `\\xe4`."""
+    """A piece on one line, its spaces visible; bytes of a partial character as `\\xe4`."""
     return repr(token.text) if token.text is not None else ascii(token.bytes)[1:]
 
 
@@ -276,13 +277,13 @@ def what(token: Token, names: dict[int, str]) -> str:
 
 
 def columns(text: str) -> int:
-    """How wide a terminal shows it."""
+    """The width of a text on a terminal."""
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
     return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 
 
 def names_of(tokenizer: Tokenizer) -> dict[int, str]:
-    """What special tokens are for; one may be several."""
+    """The roles of special tokens, by id; one token may have several."""
     names: dict[int, str] = {}
     for name, token in tokenizer.special_tokens.items():
         names[token.id] = f"{names[token.id]}/{name}" if token.id in names else name
@@ -304,7 +305,7 @@ def counted(count: int, thing: str) -> str:
 
 
 def remarks(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> list[str]:
-    """What the tokens alone do not show."""
+    """Notes on facts that the tokens alone do not show."""
     lines = []
     if not found.is_exact:
         does = "puts a space before texts" if tokenizer.begins_with_space else "changes it"
@@ -318,7 +319,7 @@ def remarks(found: Tokenization, tokenizer: Tokenizer, *, as_chat: bool) -> list
         bos, first = special.get("bos"), found.tokens[:1]
         if bos and tokenizer.vocabulary.adds_bos() and (not first or first[0].id != bos.id):
             lines.append(
-                f"the template writes no {escaped(bos.text or '')}: llama.cpp by itself would add"
-                " it, transformers and decant do not"
+                f"the template writes no {escaped(bos.text or '')}: llama.cpp alone would add it,"
+                " transformers and decant do not"
             )
     return lines

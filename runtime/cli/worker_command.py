@@ -1,4 +1,4 @@
-"""`decant worker`."""
+"""The command `decant worker`: computes layers of another machine's model."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from runtime.rpc.rpc_server import LOOPBACK, RpcSpec
 from runtime.rpc.worker import Worker, WorkerSpec
 
 RISK = (
-    "the RPC protocol has no key and no encryption: whoever reaches {} can read what is computed"
-    " here, and may take over this account"
+    "the RPC protocol has no key and no encryption: anyone who reaches {} can read the data"
+    " computed here, and may take over this account"
 )
 
 
 @click.command(epilog="Example: decant worker --port 50052")
-@click.option("--host", default=LOOPBACK, show_default=True, help="Where to listen.")
+@click.option("--host", default=LOOPBACK, show_default=True, help="The address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True,
-    help="0 takes any.",
+    help="The port to listen on; 0 takes a free one.",
 )  # fmt: skip
 @click.option(
-    "--threads", type=click.IntRange(1, 256), help="Threads; default: one a physical core."
+    "--threads", type=click.IntRange(1, 256), help="Threads; default: one per physical core."
 )
-@click.option("--cache", is_flag=True, help="Keep weights on this disk: they are sent once.")
-@click.option("--i-know", is_flag=True, help="Listen where other machines reach it, unprotected.")
+@click.option("--cache", is_flag=True, help="Keep weights on this disk, to receive them once.")
+@click.option("--i-know", is_flag=True, help="Listen, unprotected, where other machines reach it.")
 @quiet_option
 def worker(
     host: str, port: int, threads: int | None, cache: bool, i_know: bool, quiet: bool
 ) -> None:
     """Compute layers of a model that `decant serve --rpc` runs on another machine.
 
-    It listens on the loopback, for a tunnel to end at. Both machines need the same decant.
+    It listens on the loopback, where a tunnel ends. Both machines need the same decant.
     """
     toolchain = find_toolchain()
     rpc = RpcSpec(threads or physical_cores(), kept_weights() if cache else None)
@@ -55,18 +55,18 @@ def worker(
             tell(running, report, quiet=quiet)
             threading.Event().wait()
     except KeyboardInterrupt:
-        return  # that is how one ends it
+        return  # the usual way to end a worker
 
 
 def kept_weights() -> Path:
-    """Where ggml-rpc-server makes its folder `rpc`."""
+    """The folder in which ggml-rpc-server creates `rpc`."""
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def tell(running: Worker, report: Report, *, quiet: bool) -> None:
-    """Say what for, at what risk, and last, on stdout, where it listens."""
+    """Print the purpose and the risk and last, on stdout, the address."""
     host, port = running.spec.host, running.port
     if not is_loopback(host):
         report(Warn(RISK.format(f"{host}:{port}")))

@@ -1,1 +1,1 @@
-"""Encoder-decoder models, which llama-server does not run, served as llama-server serves others."""
+"""Serves encoder-decoder models, which llama-server cannot run, over llama-server's routes."""

@@ -1,6 +1,6 @@
 """`python -m runtime.encoder_decoder --socket PATH -m MODEL -c TOKENS -t THREADS`: serve one model.
 
-It leaves when its standard input ends, as its parent holds the other end, and on SIGTERM.
+It exits when its standard input ends, whose other end the parent holds, and on SIGTERM.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ KEY = "LLAMA_API_KEY"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until this process is ended; returns, with an exit code, only when it cannot."""
+    """Serve until this process is ended; return an exit code only after an error."""
     arguments = parser().parse_args(argv)
     for ending in (signal.SIGTERM, signal.SIGINT):
-        # the kernel's own way: Python's would wait for llama.cpp
+        # the default action ends the process at once; a Python handler would wait for llama.cpp
         signal.signal(ending, signal.SIG_DFL)
     try:
         serve(arguments)
@@ -38,16 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m runtime.encoder_decoder", description=__doc__)
-    made.add_argument("--socket", type=Path, required=True, help="where to listen")
+    made.add_argument("--socket", type=Path, required=True, help="path of the socket to listen on")
     made.add_argument("-m", "--model", type=Path, required=True)
-    made.add_argument("-c", "--ctx-size", type=count, default=0, help="0: as it was trained")
+    made.add_argument("-c", "--ctx-size", type=count, default=0, help="0: as the model was trained")
     made.add_argument("-t", "--threads", type=count, default=1)
-    made.add_argument("--build", type=Path, help="the llama.cpp to use; else this machine's")
+    made.add_argument("--build", type=Path, help="llama.cpp's build; default: this machine's")
     return made
 
 
 def count(text: str) -> int:
-    """A number of something, as llama.cpp's int32 can hold it."""
+    """Parse a count that fits llama.cpp's int32."""
     number = int(text)
     if not 0 <= number < 1 << 31:
         raise ValueError(text)
@@ -55,10 +55,10 @@ def count(text: str) -> int:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Listen, load, answer. Raises DecantError."""
+    """Listen, load the model and answer requests. Raises EngineError and other DecantErrors."""
     key = os.environ.get(KEY)
     if not key:
-        raise EngineError(f"{KEY} is not set", hint="set it to what clients are to send")
+        raise EngineError(f"{KEY} is not set", hint="set it to the key that clients send")
     listener = Listener(arguments.socket, key)
     for target in (leave_with_parent, listener.serve_forever):
         Thread(target=target, daemon=True).start()
@@ -71,7 +71,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def leave_with_parent() -> None:
-    """End this process when its standard input does, whatever else it is doing."""
+    """End this process when its standard input ends, whatever the other threads do."""
     try:
         while os.read(0, 1 << 12):
             pass
@@ -80,9 +80,10 @@ def leave_with_parent() -> None:
 
 
 def toolchain_in(folder: Path) -> Toolchain:
+    """The toolchain in a build's folder. Raises ToolchainError for an unfinished build."""
     build = recipe().finished(folder)
     if build is None:
-        raise ToolchainError(f"`{folder}` is no finished build", hint="run `decant setup`")
+        raise ToolchainError(f"`{folder}` is not a finished build", hint="run `decant setup`")
     return Toolchain(build)
 
 

@@ -1,4 +1,4 @@
-"""One answer of an encoder-decoder model, as text that comes piece by piece."""
+"""Generates one answer of an encoder-decoder model as a stream of text pieces."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from runtime.encoder_decoder.model import EncoderDecoder, Flag, Sampling, genera
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to answer, and how."""
+    """One request for an answer: its input, limits and sampling."""
 
     ids: tuple[int, ...]
     """The encoder's input."""
     limit: int
-    """Tokens at most, the one that ends the answer among them; the context is another limit."""
+    """The most tokens, including the one that ends the answer; the context limits it, too."""
     sampling: Sampling
     stops: tuple[str, ...] = ()
-    """Texts that end the answer, and are no part of it."""
+    """Texts that end the answer; they are not part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +38,19 @@ class Ended:
     """The answer is complete."""
 
     reason: str
-    """As OpenAI names it: stop, or length when a limit was reached."""
+    """OpenAI's finish reason: stop, or length when a limit was reached."""
     prompt_n: int
     prompt_ms: float
-    """Until the first token was there."""
+    """Milliseconds until the first token."""
     predicted_n: int
     predicted_ms: float
     stopped_by: str | None = None
-    """The stop text that it came to, if it was one."""
+    """The stop text that ended the answer, if one did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """There is no more of the answer, for this reason."""
+    """The answer broke off; `message` gives the reason."""
 
     message: str
 
@@ -59,7 +59,7 @@ Event: TypeAlias = Piece | Ended | Failed
 
 
 def answer(model: EncoderDecoder, task: Task, stop: Flag) -> Iterator[Event]:
-    """Answer a task until it ends or `stop` is set. Raises EngineError."""
+    """Generate the answer to a task until it ends or `stop` is set. Raises EngineError."""
     text = Text(task.stops, strips_space=model.adds_space)
     began = first = time.monotonic()
     count, reason = 0, "length"
@@ -84,13 +84,12 @@ def answer(model: EncoderDecoder, task: Task, stop: Flag) -> Iterator[Event]:
 
 
 class Text:
-    """Turns tokens' bytes into text that may be shown: whole characters, no stop text's beginning.
+    """Turns tokens' bytes into text: whole characters, without the beginning of a stop text.
 
-    What is added piece by piece is, put together, the same however the bytes were cut.
+    The pieces, joined, are the same however the bytes are cut.
     """
 
     def __init__(self, stops: Sequence[str] = (), *, strips_space: bool = False) -> None:
-        """Begin with nothing."""
         self.stops = tuple(stop for stop in stops if stop)
         self.strips_space = strips_space
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -102,13 +101,13 @@ class Text:
         return self.stopped_by is not None
 
     def add(self, piece: bytes) -> str:
-        """What can be shown after these bytes."""
+        """The text that these bytes complete; the rest is held back."""
         if self.strips_space and piece:
             piece, self.strips_space = piece.removeprefix(b" "), False
         return self.show(self.decoder.decode(piece))
 
     def end(self) -> str:
-        """What was held back, as nothing follows it."""
+        """The text held back until now, as no more bytes follow."""
         if self.is_stopped:
             return ""
         shown = self.show(self.decoder.decode(b"", final=True))
@@ -129,6 +128,6 @@ class Text:
 
 
 def beginning(text: str, stop: str) -> int:
-    """How many characters at the end of `text` a stop text begins with."""
+    """The number of characters at the end of `text` that are the beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""Anthropic's messages for an encoder-decoder model, as chats, and the answers in its words."""
+"""Anthropic's Messages API for an encoder-decoder model: requests as chats, and answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from runtime.encoder_decoder.openai import (
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 SETTINGS = ("temperature", "top_p", "top_k", "seed", "lora", "tools", "tool_choice")
-"""Those that mean the same in both APIs, or are refused in both."""
+"""Settings with one meaning in both APIs, or that both refuse."""
 ERRORS = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
@@ -31,18 +31,18 @@ ERRORS = {
     HTTPStatus.INTERNAL_SERVER_ERROR: "api_error",
     HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
 }
-"""Anthropic's; everything else is an invalid_request_error."""
+"""Anthropic's error types by status; any other status is an invalid_request_error."""
 
 
 def message_task(fields: Fields, model: EncoderDecoder) -> Task:
-    """What a request to /v1/messages asks for."""
+    """The task of a request to /v1/messages."""
     if fields.body.get("max_tokens") is None:
         raise wrong("`max_tokens` is missing")
     return chat_task(as_chat(fields), model)
 
 
 def count_tokens(fields: Fields, model: EncoderDecoder) -> Json:
-    """How long the input would be."""
+    """The length of the input in tokens, in the API's form."""
     return {"input_tokens": len(chat_ids(as_chat(fields), model))}
 
 
@@ -70,7 +70,7 @@ def error_of(refused: RefusedError) -> Json:
 
 @dataclass(frozen=True, slots=True)
 class MessageWording:
-    """How an answer is said: as a message, at once or in events."""
+    """Builds responses in Anthropic's form: one message, or a stream of events."""
 
     model: str
     id: str
@@ -80,7 +80,7 @@ class MessageWording:
     ending: ClassVar[bytes] = b""
 
     def whole(self, text: str, ended: Ended) -> Json:
-        """The answer at once."""
+        """The answer as one message."""
         reason, stop = reason_of(ended)
         return self.message([{"type": "text", "text": text}], reason, stop, ended.predicted_n)
 
@@ -94,7 +94,7 @@ class MessageWording:
         }  # fmt: skip
 
     def opening(self) -> Iterator[Json]:
-        """What comes before the first piece."""
+        """The events before the first piece."""
         yield {"type": "message_start", "message": self.message([], None, None, 0)}
         block = {"type": "text", "text": ""}
         yield {"type": "content_block_start", "index": 0, "content_block": block}
@@ -104,7 +104,7 @@ class MessageWording:
         return {"type": "content_block_delta", "index": 0, "delta": delta}
 
     def closing(self, ended: Ended) -> Iterator[Json]:
-        """What comes after the last piece."""
+        """The events after the last piece."""
         reason, stop = reason_of(ended)
         yield {"type": "content_block_stop", "index": 0}
         yield {
@@ -118,7 +118,7 @@ class MessageWording:
         return error_of(refused)
 
     def framed(self, event: Json) -> bytes:
-        """An event as it is streamed."""
+        """One event as bytes of the stream."""
         return f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
 
 
@@ -127,7 +127,7 @@ def message_wording(model: EncoderDecoder, task: Task) -> MessageWording:
 
 
 def reason_of(ended: Ended) -> tuple[str, str | None]:
-    """Why the answer ended, in Anthropic's words, and the stop sequence that it came to."""
+    """Anthropic's stop reason, and the stop sequence that ended the answer, if one did."""
     if ended.stopped_by is not None:
         return "stop_sequence", ended.stopped_by
     return ("max_tokens" if ended.reason == "length" else "end_turn"), None

@@ -1,8 +1,8 @@
 """llama-server's routes over a Unix socket, for a model that another thread runs.
 
 With the standard library's http.server: over uvicorn and starlette the same routes, limits and
-refusals took 379 lines, 60 ms more to start and 4.6 MB more of memory, and the answer to what is no
-HTTP a method of uvicorn's own. Most of this file is what is answered, not HTTP.
+refusals took 379 lines, 60 ms more to start and 4.6 MB more of memory, and a private method of
+uvicorn's to answer malformed HTTP. Most of this file is about the answers, not HTTP.
 """
 
 from __future__ import annotations
@@ -49,35 +49,36 @@ from runtime.encoder_decoder.openai import (
 )
 
 BODY_MAX = 16 << 20  # bytes
-DISCARDED_MAX = 64 << 20  # bytes of a refused body that are read, so that its sender can listen
+DISCARDED_MAX = 64 << 20  # bytes read of a refused body, so that its sender reads the response
 BLOCK = 1 << 16  # bytes
-POLL_S = 0.1  # how soon it is seen that a client has gone
-TIMEOUT_S = 600  # as llama-server is started with
+POLL_S = 0.1  # seconds between checks whether the client has left
+TIMEOUT_S = 600  # the --timeout that llama-server is started with
 
 
 Route: TypeAlias = Callable[[Any], None]  # Any: the handler it is a method of
 
 
 class Job:
-    """A task in the queue, and what comes of it."""
+    """A task in the queue, and the events of its answer."""
 
     def __init__(self, task: Task) -> None:
-        """Hold no events yet."""
         self.task = task
         self.events: SimpleQueue[Event] = SimpleQueue()
         self.stop = Flag()
 
 
 class Listener(ThreadingMixIn, UnixStreamServer):
-    """Answers from the moment it is made: that it is loading, until `model` is there."""
+    """Answers once constructed: until `model` is set, that the model is being loaded.
+
+    Raises EngineError if the socket cannot be bound.
+    """
 
     daemon_threads = True
     request_queue_size = 128
     handler: ClassVar[type[BaseHTTPRequestHandler]]
-    """What answers a connection."""
+    """The class that serves a connection."""
 
     def __init__(self, path: Path, key: str) -> None:
-        """Bind the socket. Raises EngineError."""
         self.key = key.encode()
         self.model: EncoderDecoder | None = None
         self.jobs: SimpleQueue[Job] = SimpleQueue()
@@ -90,7 +91,7 @@ class Listener(ThreadingMixIn, UnixStreamServer):
 
 
 def work(model: EncoderDecoder, jobs: SimpleQueue[Job]) -> None:
-    """Do the jobs in the order they came, one at a time; never returns."""
+    """Run the jobs in the order of arrival, one at a time; never return."""
     while True:
         job = jobs.get()
         try:
@@ -102,23 +103,23 @@ def work(model: EncoderDecoder, jobs: SimpleQueue[Job]) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """Serves the requests of one connection."""
 
     server: Listener
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "decant", ""
     timeout = TIMEOUT_S
     routes: ClassVar[dict[str, tuple[str, Route]]]
-    """What there is: the method and what answers, by the path."""
-    path = ""  # until a request's first line was understood
+    """The method and the handler of each path."""
+    path = ""  # until a request line has been parsed
 
     def handle(self) -> None:
-        """All requests of the connection, or those until the client leaves."""
+        """Serve the connection until either side closes it."""
         with suppress(ConnectionError, TimeoutError):
             super().handle()
 
     def answer(self) -> None:
-        """One request to its end, whatever is wrong with it."""
+        """Answer one request, with a refusal if it is malformed."""
         self.unread = 0
         try:
             route = self.find_route()
@@ -130,14 +131,14 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = answer  # noqa: N815
 
     def find_route(self) -> Route:
-        """What to do for this request, once it may be done."""
+        """The handler of this request's route, after the checks of length, key and method."""
         length = self.headers.get("Content-Length", "0")
         if not (length.isascii() and length.isdigit()) or len(length) > len(str(1 << 62)):
             self.close_connection = True
             raise wrong(f"Content-Length is {length[:40]!r} and must be a number of bytes")
         self.unread = int(length)
         if "Transfer-Encoding" in self.headers:
-            self.close_connection = True  # where the body ends is not known here
+            self.close_connection = True  # the end of a chunked body is not looked for
         path = self.path.partition("?")[0]
         if path != "/health" and not self.has_key():
             raise RefusedError(HTTPStatus.UNAUTHORIZED, "the API key is missing or wrong")
@@ -166,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.model
 
     def fields(self) -> Fields:
-        """The body, as JSON."""
+        """The body as a JSON object."""
         if "Transfer-Encoding" in self.headers or "Content-Length" not in self.headers:
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
         if self.unread > BODY_MAX:
@@ -181,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
         return read_body(raw)
 
     def discard_rest(self) -> None:
-        """Read what nobody wanted, so that the next request begins behind it."""
+        """Read the unread rest of the body, so that the next request begins after it."""
         if self.unread > DISCARDED_MAX:
             self.close_connection = True
         left = min(self.unread, DISCARDED_MAX)
@@ -257,7 +258,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json(HTTPStatus.OK, count_tokens(self.fields(), self.model))
 
     def give(self, fields: Fields, task: Task, says: Wording | MessageWording) -> None:
-        """Queue a task and send what comes of it."""
+        """Queue a task and send its answer."""
         is_stream = fields.flag("stream")
         job = Job(task)
         self.server.jobs.put(job)
@@ -268,7 +269,7 @@ class Handler(BaseHTTPRequestHandler):
             job.stop.set()
 
     def events(self, job: Job) -> Iterator[Event]:
-        """What comes of a job. Raises ConnectionAbortedError once the client has gone."""
+        """The events of a job's answer. Raises ConnectionAbortedError if the client leaves."""
         while True:
             if self.is_alone():
                 raise ConnectionAbortedError("the client has gone")
@@ -329,7 +330,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_part(part)
 
     def send_part(self, data: bytes) -> None:
-        """A chunk of the response; an empty one ends it."""
+        """Send a chunk of the response; an empty one ends it."""
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def send_json(self, status: HTTPStatus, value: Json) -> None:
@@ -353,20 +354,20 @@ class Handler(BaseHTTPRequestHandler):
         self.send_json(refused.status, said)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server says of a request that it cannot read, in our words' form."""
+        """Send http.server's error for a malformed request, in this API's form."""
         del explain
         self.close_connection = True
         status = HTTPStatus(code)
-        if status == HTTPStatus.NOT_IMPLEMENTED:  # a method nobody has heard of
+        if status == HTTPStatus.NOT_IMPLEMENTED:  # an unknown method
             status = HTTPStatus.METHOD_NOT_ALLOWED
         self.send_refusal(RefusedError(status, message or status.phrase))
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Nothing: what people ask is not for a log."""
+        """Log nothing: requests are private."""
 
 
 def as_text(piece: bytes) -> str | list[int]:
-    """A token's text, or its bytes where they are no text, as llama-server gives them."""
+    """A token's text, or a list of its bytes if they are not UTF-8, as llama-server gives it."""
     try:
         return piece.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
-"""An encoder-decoder GGUF (T5 and its kin), run in this process by the build's own llama.cpp.
+"""Runs an encoder-decoder GGUF (T5, MT5, UMT5) in this process with the build's llama.cpp.
 
-llama-server runs such a model's decoder alone, on no input; here the encoder reads the input and
-the decoder writes the answer from it.
+llama-server runs such a model's decoder alone, without input; here the encoder reads the input and
+the decoder generates the answer from it.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
     from exporter.llamacpp.vocabulary import Vocabulary
 
 ARCHITECTURE = "t5"  # the converter's name for T5, MT5 and UMT5; an encoder alone is t5encoder
-F32 = 0  # ggml's number: T5's activations are known to leave float16's range
+F32 = 0  # ggml's number: T5's activations can exceed float16's range
 FLASH_OFF = 0  # llama_flash_attn_type; it would round the encoder's output to float16
 ERROR = 4  # ggml_log_level
-ABORTED = 2  # llama_decode, when told to stop
+ABORTED = 2  # llama_decode, when its abort callback returns true
 NO_TOKEN = -1  # LLAMA_TOKEN_NULL
-RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: another one each time
-PIECE_BYTES = 256
+RANDOM_SEED = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED: a different seed each time
+PIECE_BYTES = 256  # first size of the buffer for a token's text; it grows when needed
 
 
 def is_encoder_decoder(header: GGUFFile) -> bool:
-    """Whether a GGUF is to be served here, because llama-server cannot."""
+    """Whether a GGUF needs this engine because llama-server cannot serve it."""
     return header.architecture == ARCHITECTURE and not header.is_adapter
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen; names and defaults are llama-server's."""
+    """How the next token is sampled; names and defaults are llama-server's."""
 
     temperature: float = 0.8
-    """0 takes the likeliest."""
+    """0 picks the most likely token."""
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
@@ -56,10 +56,9 @@ class Sampling:
 
 
 class Flag:
-    """A request to stop, made from any thread, that llama.cpp sees in the middle of a token."""
+    """A stop request from any thread, which llama.cpp sees while it computes a token."""
 
     def __init__(self) -> None:
-        """Down."""
         self.text = ctypes.create_string_buffer(2)
 
     def set(self) -> None:
@@ -76,7 +75,7 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class EncoderDecoder:
-    """A loaded model; one thread at a time may generate, any may ask the vocabulary."""
+    """A loaded model; one thread at a time may generate, any may use the vocabulary."""
 
     header: GGUFFile
     bindings: Any  # llama_cpp
@@ -84,7 +83,7 @@ class EncoderDecoder:
     context: Any  # llama_context *
     vocabulary: Vocabulary
     n_ctx: int
-    """Tokens: the longest input and the longest answer."""
+    """Tokens: the maximum of the input and of the answer."""
 
     @property
     def start(self) -> int:
@@ -95,10 +94,10 @@ class EncoderDecoder:
 
     @property
     def logit_scale(self) -> float:
-        """What the logits are multiplied with before they are probabilities.
+        """The factor of the logits before softmax.
 
-        Where T5 shares its head with the embedding, it scales by d_model ** -0.5; llama.cpp
-        leaves that out. decant's exports have it in the last norm, and say so.
+        If T5 shares its head with the embedding, it scales by d_model ** -0.5; llama.cpp omits
+        that. decant's exports fold it into the last norm and record it in the metadata.
         """
         if self.header.metadata.get(OUTPUT_SCALED) is True:
             return 1.0
@@ -108,14 +107,14 @@ class EncoderDecoder:
 
     @property
     def adds_space(self) -> bool:
-        """Whether a text begins with a space that its writer did not type."""
+        """Whether the tokenizer puts a space before a text."""
         return self.header.metadata.get("tokenizer.ggml.add_space_prefix", True) is True
 
     def is_end(self, token: int) -> bool:
         return bool(self.bindings.llama_vocab_is_eog(self.vocabulary.handle, token))
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """A token's bytes, which may be a part of a character; special shows control tokens."""
+        """A token's bytes, possibly a part of a character; special includes control tokens."""
         room = PIECE_BYTES
         while True:
             buffer = ctypes.create_string_buffer(room)
@@ -131,17 +130,17 @@ class EncoderDecoder:
 def open_encoder_decoder(
     path: Path, toolchain: Toolchain, *, context: int, threads: int
 ) -> Iterator[EncoderDecoder]:
-    """Load a model inside the block; a context of 0 tokens is the one it was trained with.
+    """Load a model for the block; a context of 0 tokens is the one it was trained with.
 
-    Raises UnsupportedError for other kinds of models, ModelError and EngineError when llama.cpp
-    cannot load or run it; what it says against it goes to standard error.
+    Raises UnsupportedError for other kinds of models, ModelError and EngineError if llama.cpp
+    cannot load or run it; llama.cpp's error messages go to standard error.
     """
     from exporter.llamacpp.vocabulary import Vocabulary, load_bindings
 
     header = read_gguf(path)
     if not is_encoder_decoder(header):
         raise UnsupportedError(
-            f"`{path}` is no encoder-decoder model but {header.architecture}",
+            f"`{path}` is not an encoder-decoder model but {header.architecture}",
             hint="llama-server serves it",
         )
     lib = load_bindings(toolchain)
@@ -185,7 +184,7 @@ def settings(lib: Any, length: int, threads: int) -> Any:
 
 @contextmanager
 def complaints(lib: Any) -> Iterator[None]:
-    """Pass on to standard error what llama.cpp says when something is wrong."""
+    """Write llama.cpp's error messages to standard error during the block."""
     from exporter.llamacpp.vocabulary import SILENCE
 
     def complain(level: int, text: bytes, data: object) -> None:
@@ -204,13 +203,13 @@ def complaints(lib: Any) -> Iterator[None]:
 def generate(
     model: EncoderDecoder, ids: Sequence[int], sampling: Sampling, stop: Flag
 ) -> Generator[int, None, None]:
-    """The answer to an input, token by token, to the one that ends it or to the context's end.
+    """Generate the answer's tokens, up to and including the end token, or to the context's end.
 
-    It ends early when `stop` is set. Raises EngineError when llama.cpp cannot compute.
+    It ends early if `stop` is set. Raises EngineError if llama.cpp cannot compute.
     """
     lib = model.bindings
     lib.llama_memory_clear(lib.llama_get_memory(model.context), True)
-    # strlen, called on the flag's text, is not 0 once it is set: no Python in llama.cpp's loop
+    # strlen of the flag's text is nonzero once it is set: no Python runs in llama.cpp's loop
     is_set = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
     lib.llama_set_abort_callback(model.context, is_set, stop.address)
     chain = sampler_chain(model, sampling)
@@ -233,7 +232,7 @@ def generate(
 def computed(
     model: EncoderDecoder, step: Callable[[Any, Any], int], ids: Sequence[int], stop: Flag
 ) -> bool:
-    """Run a step on some tokens; False when it was to stop."""
+    """Run a step on some tokens; False if `stop` is set. Raises EngineError."""
     tokens = (ctypes.c_int32 * len(ids))(*ids)
     status = step(model.context, model.bindings.llama_batch_get_one(tokens, len(ids)))
     if stop.is_set:

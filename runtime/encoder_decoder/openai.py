@@ -1,7 +1,7 @@
-"""OpenAI's requests for an encoder-decoder model, checked, and the answers in its words.
+"""OpenAI's API for an encoder-decoder model: checks requests and builds the answers.
 
-`Fields` and not pydantic, which the engine would load for 55 lines: in 90 ms and 8 MB. null is a
-setting's default to OpenAI's clients, and every refusal names the field, its value and its range.
+`Fields` and not pydantic, which would save 55 lines and add 90 ms and 8 MB to the engine. OpenAI's
+clients send null for a default, and every refusal names the field, its value and its range.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from exporter.llamacpp.vocabulary import Vocabulary
 
 TEMPLATE = "tokenizer.chat_template"
-INT32 = 2**31 - 1
-LARGE = 1e9  # beyond any setting's sense, and within float32
+INT32 = 2**31 - 1  # the largest int32, in which llama.cpp holds these settings
+LARGE = 1e9  # above any sensible setting, and within float32
 TYPES = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.NOT_FOUND: "not_found_error",
     HTTPStatus.INTERNAL_SERVER_ERROR: "server_error",
     HTTPStatus.SERVICE_UNAVAILABLE: "unavailable_error",
 }
-"""llama-server's; everything else is an invalid_request_error."""
+"""llama-server's error types by status; any other status is an invalid_request_error."""
 LIMITS = ("n_predict", "max_completion_tokens", "max_tokens")
 UNABLE = (
     "echo", "functions", "grammar", "json_schema", "logit_bias", "logprobs", "n_probs", "suffix",
     "tools", "top_logprobs",
 )  # fmt: skip
-"""What would change the answer, and is not done here: an answer without it would be a wrong one."""
+"""Settings that would change the answer and are not implemented, so they are refused."""
 
-Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
+Json: TypeAlias = dict[str, Any]  # Any: any JSON value
 
 
 class RefusedError(Exception):
-    """A request that gets an error for an answer."""
+    """A request that is answered with an error."""
 
     def __init__(self, status: HTTPStatus, message: str, **more: object) -> None:
-        """`more` stands beside the message; a type in it replaces the status's own."""
+        """`more` adds fields to the error; a `type` in it replaces the status's own."""
         super().__init__(message)
         self.status = status
         self.error = {
@@ -62,7 +62,7 @@ def wrong(message: str, **more: object) -> RefusedError:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A request's body; every question about it is answered with the right type, or refused."""
+    """A request's body; each accessor checks type and range, and raises RefusedError."""
 
     body: Json
 
@@ -129,12 +129,12 @@ def read_body(raw: bytes) -> Fields:
     try:
         text = raw.decode()
         value = json.loads(text, parse_constant=refuse_constant)
-        # half of a surrogate pair is no character, though JSON can write it
+        # half of a surrogate pair is not a character, though JSON can write it
         json.dumps(value, ensure_ascii=False).encode()
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise wrong(f"the body is not valid UTF-8: {error.reason}") from error
     except RecursionError as error:
-        raise wrong("the body is no JSON to work with: nested too deeply") from error
+        raise wrong("the body's JSON is nested too deeply") from error
     except ValueError as error:
         raise wrong(f"the body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -143,11 +143,11 @@ def read_body(raw: bytes) -> Fields:
 
 
 def refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def completion_task(fields: Fields, model: EncoderDecoder) -> Task:
-    """What a request to /v1/completions asks for."""
+    """The task of a request to /v1/completions."""
     return task(fields, model, prompt_ids(fields.body.get("prompt"), model))
 
 
@@ -162,7 +162,7 @@ def prompt_ids(prompt: object, model: EncoderDecoder) -> list[int]:
 
 
 def token_ids(value: object, name: str, vocabulary: Vocabulary) -> list[int]:
-    """Ids that the vocabulary has."""
+    """A list of ids that are in the vocabulary. Raises RefusedError."""
     size = vocabulary.size
     if not isinstance(value, list) or not all(type(item) is int for item in value):
         raise wrong(f"`{name}` must be a list of token ids, not {shown(value)}")
@@ -172,15 +172,15 @@ def token_ids(value: object, name: str, vocabulary: Vocabulary) -> list[int]:
 
 
 def chat_task(fields: Fields, model: EncoderDecoder) -> Task:
-    """What a request to /v1/chat/completions asks for."""
+    """The task of a request to /v1/chat/completions."""
     return task(fields, model, chat_ids(fields, model))
 
 
 def chat_ids(fields: Fields, model: EncoderDecoder) -> list[int]:
     """The encoder's input for a chat.
 
-    Without a chat template the input is the last user message below the system's: these models
-    were taught on one text, not on conversations.
+    Without a chat template the input is the system's message and below it the last user message:
+    these models were trained on single texts, not on conversations.
     """
     messages = [(role(message), content(message)) for message in fields.objects("messages")]
     if "user" not in dict(messages):
@@ -198,7 +198,7 @@ def role(message: Json) -> str:
 
 
 def content(message: Json) -> str:
-    """A message's text, which may come in parts."""
+    """A message's text, joined from its parts if it has parts. Raises RefusedError."""
     value = message.get("content")
     if value is None:
         return ""
@@ -224,12 +224,12 @@ def rendered(
     if made.text is None:
         raise wrong(f"the model's chat template does not take these messages: {made.refusal}")
     ids = model.vocabulary.encode(made.text, special=True)
-    # the tokenizer ends every input; a template may have done so already
+    # the tokenizer ends every input with EOS; a template may have added one already
     return ids[:-1] if ids[-2:] == [names["eos"]] * 2 else ids
 
 
 def task(fields: Fields, model: EncoderDecoder, ids: Sequence[int]) -> Task:
-    """The rest of a request, which both kinds share."""
+    """Build the task from the settings that chats and completions share."""
     refuse_what_is_not_done(fields)
     if len(ids) > model.n_ctx:
         raise wrong(
@@ -252,7 +252,7 @@ def refuse_what_is_not_done(fields: Fields) -> None:
         raise wrong("`response_format` must be text: nothing else is supported")
     scales = [Fields(entry).number("scale", 1.0, -LARGE) for entry in fields.objects("lora")]
     if any(scales):
-        raise wrong("`lora` asks for an adapter, and this model has none beside it: merge it")
+        raise wrong("`lora` asks for an adapter, and none is loaded beside this model: merge it")
 
 
 def sampling(fields: Fields) -> Sampling:
@@ -281,7 +281,7 @@ def stops(fields: Fields) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How an answer is said: as a chat or a completion, at once or in chunks."""
+    """Builds responses in OpenAI's form: a chat or a completion, whole or in chunks."""
 
     is_chat: bool
     model: str
@@ -289,12 +289,12 @@ class Wording:
     created: int
     """Seconds since 1970."""
     include_usage: bool = False
-    """Whether a streamed chat ends with a chunk of its counts."""
+    """Whether a streamed chat ends with a chunk of token counts."""
 
     ending: ClassVar[bytes] = b"data: [DONE]\n\n"
 
     def whole(self, text: str, ended: Ended) -> Json:
-        """The answer at once."""
+        """The answer as one response."""
         said = {"message": {"role": "assistant", "content": text}} if self.is_chat else {
             "text": text, "logprobs": None,
         }  # fmt: skip
@@ -303,7 +303,7 @@ class Wording:
         return self.envelope(kind, [self.choice(said, ended.reason)]) | numbers
 
     def opening(self) -> Iterator[Json]:
-        """What comes before the first piece."""
+        """The chunks before the first piece."""
         if self.is_chat:
             yield self.chunk({"delta": {"role": "assistant", "content": None}}, None)
 
@@ -311,7 +311,7 @@ class Wording:
         return self.chunk({"delta": {"content": text}} if self.is_chat else completed(text), None)
 
     def closing(self, ended: Ended) -> Iterator[Json]:
-        """What comes after the last piece; the numbers are in the last chunk."""
+        """The chunks after the last piece; the counts are in the last one."""
         numbers = {"usage": usage(ended), "timings": timings(ended)}
         if not self.is_chat:
             yield self.chunk(completed(""), ended.reason) | numbers
@@ -325,7 +325,7 @@ class Wording:
         return {"error": refused.error}
 
     def framed(self, chunk: Json) -> bytes:
-        """A chunk as it is streamed."""
+        """One chunk as bytes of the stream."""
         return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
     def chunk(self, said: Json, reason: str | None) -> Json:
@@ -366,7 +366,7 @@ def usage(ended: Ended) -> Json:
 
 
 def timings(ended: Ended) -> Json:
-    """llama-server's."""
+    """llama-server's timings of one answer."""
     return {
         "cache_n": 0,
         "prompt_n": ended.prompt_n,

@@ -1,1 +1,1 @@
-"""One model that answers: here in a child process, or on a server elsewhere."""
+"""One model that answers: in a child process of decant's, or on a remote server."""

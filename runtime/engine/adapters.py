@@ -1,4 +1,4 @@
-"""The adapters of a chat: named on the command line, GGUFs already or made so."""
+"""Adapters named on the command line: finds them, and converts folders to GGUF."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from exporter.store import adapter_file_name
 
 NAME = re.compile(r"[\w.+-]+")
 BASE = "base"
-SCALE_MAX = 100.0
-LAST_LINES = 10
+SCALE_MAX = 100.0  # a larger number is taken for a mistake
+LAST_LINES = 10  # of the converter's output, shown in an error
 A, B = ".lora_a", ".lora_b"
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """`--adapter NAME=PATH[:SCALE]`, read."""
+    """The parts of `--adapter NAME=PATH[:SCALE]`."""
 
     name: str
     place: str
-    """A GGUF, a folder as PEFT saves it, its repo, or a name in the store."""
+    """A GGUF, a folder in PEFT's form, its repo, or a name in the store."""
     scale: float
 
 
@@ -50,11 +50,11 @@ class Adapter:
     name: str
     path: Path
     scale: float
-    """What it is applied with when nothing else is said."""
+    """The scale that is applied by default."""
 
 
 def parse_adapter(text: str) -> Wanted:
-    """Raises InputError for what is not NAME=PATH[:SCALE]."""
+    """Parse NAME=PATH[:SCALE]. Raises InputError."""
     name, equals, place = text.partition("=")
     if not equals:
         name, place = Path(text).name.partition(".")[0].partition(":")[0], text
@@ -68,29 +68,29 @@ def parse_adapter(text: str) -> Wanted:
                 raise
     if not NAME.fullmatch(name) or name == BASE or not place:
         raise InputError(
-            f"--adapter {text!r} has no name for it" if name != BASE else f"{BASE!r} is the base",
+            f"--adapter {text!r} is not NAME=PATH" if name != BASE else f"{BASE!r} names the base",
             hint="--adapter NAME=PATH, or NAME=PATH:SCALE; such as --adapter pirate=./my-lora:0.8",
         )
     return Wanted(name, place, scale)
 
 
 def parse_scale(text: str) -> float:
-    """Raises InputError for anything but a number of a sane size."""
+    """Parse a scale. Raises InputError unless it is a number from -SCALE_MAX to SCALE_MAX."""
     try:
         scale = float(text)
     except ValueError:
         scale = float("nan")
     if not -SCALE_MAX <= scale <= SCALE_MAX:  # nan compares false
-        raise InputError(f"{text!r} is no scale", hint="a number such as 0.5; 0 is the base alone")
+        raise InputError(f"{text!r} is not a scale", hint="a number such as 0.5; 0 is the base")
     return scale
 
 
 def bring_adapters(
     texts: tuple[str, ...], base: str | None, store: Path, *, report: Report = silent
 ) -> tuple[Adapter, ...]:
-    """The named adapters as GGUFs; folders of PEFT's are converted, once.
+    """The named adapters as GGUFs; folders in PEFT's form are converted once and cached.
 
-    Raises InputError for two of one name, and what opening, pulling and converting raise.
+    Raises InputError for a name used twice, and the errors of opening, pulling and converting.
     """
     wanted = [parse_adapter(text) for text in texts]
     names = [one.name for one in wanted]
@@ -129,14 +129,14 @@ def gguf_of(wanted: Wanted, base: str | None, store: Path, *, report: Report) ->
 
 
 def linked(place: str, *, report: Report) -> Path | None:
-    """The GGUF that a link to a repo's file names, pulled if absent; None for a path."""
+    """The GGUF that a link to a repo's file names, downloaded if absent; None for a path."""
     from exporter.hub.resolve import names_gguf, pull_gguf
 
     return pull_gguf(place, report=report) if names_gguf(place) else None
 
 
 def convert(adapter: Path, base: Path, cache: Path) -> None:
-    """Have another process convert, which may load torch. Raises what it does."""
+    """Convert in another process, as that may load torch. Raises its error, or EngineError."""
     argv = [
         sys.executable,
         "-m",
@@ -163,14 +163,14 @@ def convert(adapter: Path, base: Path, cache: Path) -> None:
 
 
 def check_adapter(adapter: Adapter, model: GGUFFile) -> None:
-    """Raise ModelError, saying where they part, for an adapter of another base.
+    """Raise ModelError, with the mismatch, for an adapter of another base.
 
-    These are llama.cpp's own conditions (llama-adapter.cpp), told before anything is loaded.
+    The conditions are llama.cpp's (llama-adapter.cpp), checked here before anything is loaded.
     """
     header = read_gguf(adapter.path)
     if not header.is_adapter:
         raise ModelError(
-            f"`{adapter.path}` is a model, no adapter",
+            f"`{adapter.path}` is a model, not an adapter",
             hint=f"chat with it by itself: decant chat {adapter.path}",
         )
     if header.architecture != model.architecture:
@@ -195,9 +195,9 @@ def check_adapter(adapter: Adapter, model: GGUFFile) -> None:
 
 
 def refuse_unscaled(adapter: Adapter, header: GGUFFile, here: Mapping[str, TensorInfo]) -> None:
-    """Raise ModelError where llama.cpp would put a factor on the base's part of a sum alone.
+    """Raise ModelError if llama.cpp would scale the base's part of a sum and not the adapter's.
 
-    It multiplies a weight's output by the `.scale` beside it before it adds the adapter.
+    It multiplies a weight's output by the `.scale` beside it before it adds the adapter's.
     """
     known = set((header.text(SCALED) or "").split(","))
     for name in (tensor.name.removesuffix(A) for tensor in header.tensors):
@@ -214,7 +214,7 @@ def refuse_unscaled(adapter: Adapter, header: GGUFFile, here: Mapping[str, Tenso
 
 
 def fits(weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> bool:
-    if weight.name.endswith("token_embd.weight"):  # a lookup: llama.cpp has its A and B flipped
+    if weight.name.endswith("token_embd.weight"):  # a lookup: llama.cpp swaps its A and B
         return (b.shape[-2], a.shape[-2]) == (weight.shape[-1], weight.shape[-2])
     return (a.shape[-1], b.shape[-2]) == (weight.shape[-1], weight.shape[-2])
 
@@ -222,7 +222,7 @@ def fits(weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> bool:
 def another_base(adapter: Adapter, header: GGUFFile, model: GGUFFile, why: str) -> ModelError:
     base = header.text("decant.base") or header.text("general.base_model.0.name")
     if base and base in (model.text("decant.base"), model.text("general.name")):
-        hint = f"both are of a {base}, but not of the same: export the model and the adapter again"
+        hint = f"both come from a {base}, but not the same one: export model and adapter again"
     else:
         hint = f"it was trained on {base}" if base else "load the base it was trained on"
     return ModelError(

@@ -1,9 +1,9 @@
-"""How llama-server renders a model's chat template as transformers does.
+"""Makes llama-server render a model's chat template as transformers does.
 
-llama-server defines what transformers leaves undefined (thinking is on, today's date is given,
-earlier thoughts are kept), and leaves undefined what transformers sets to None. A fine-tune was
-trained on transformers' rendering. So llama-server is given the template with a few lines before
-it, which undo that, and null as the default of those switches: what a request sets stands.
+llama-server defines variables that transformers leaves undefined (thinking is on, today's date,
+earlier thoughts are kept), and leaves some undefined that transformers sets to None. A fine-tune
+was trained on transformers' rendering. So llama-server gets the template with a few lines before it
+that undo this, and null as the default of those switches; what a request sets still applies.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from exporter.llamacpp.normalizer import FIRST, SPACE_PREFIX
 TEMPLATE = "tokenizer.chat_template"
 TOOL_TEMPLATE = f"{TEMPLATE}.tool_use"
 SWITCHES = ("enable_thinking", "preserve_reasoning", "date_string", "datetime")
-"""What llama-server defines by itself and transformers does not."""
+"""Variables that llama-server defines by default and transformers does not."""
 KEPT_THOUGHTS = (
     "preserve_thinking",
     "clear_thinking",
     "truncate_history_thinking",
     "drop_thinking",
 )
-"""What llama-server defines where preserve_reasoning is true or false."""
+"""Variables that llama-server defines if preserve_reasoning is true or false."""
 THINKING = ("enable_thinking", "thinking")
 """Switches by which templates turn thinking on and off."""
 CHANGED = frozenset((*SWITCHES, *KEPT_THOUGHTS, *THINKING, "tools"))
@@ -70,41 +70,41 @@ SAMPLES = {
 }
 """Conversations whose prompts are compared when a model is loaded."""
 ENDED = RenderJob((*QUESTION, ANSWER[0]), generation=False)
-"""What stands behind an answer."""
+"""A conversation that ends with an answer, to find the mark behind it."""
 MARK = re.compile(r"\s*(<[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\])")
 WITH_TOOLS = list(SAMPLES).index("tools")
 ENGINE_KNOWS = ("bos_token", "eos_token")
-"""What llama-server hands every template."""
+"""Variables that llama-server passes to every template."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """How an engine makes prompts of conversations."""
+    """The settings with which an engine renders conversations into prompts."""
 
     template: str | None = None
-    """What llama-server takes in place of the file's own template."""
+    """The template that llama-server gets in place of the file's own."""
     thinks: bool = True
-    """Whether answers are read as those of a model that may think."""
+    """Whether llama-server looks for thoughts in the answers."""
     variables: tuple[tuple[str, str | None], ...] = ()
-    """What the template finds set unless a request sets it."""
+    """Defaults of the template's variables; a request may override them."""
     not_added: tuple[str, ...] = ()
-    """Of bos and eos, what the tokenizer would add to a prompt, and must not."""
+    """Of bos and eos, the tokens that the tokenizer would add to a prompt but must not."""
     bos: str = ""
-    """What a text that is no conversation must begin with, since the engine adds no BOS."""
+    """The BOS to put before plain texts, as the engine adds none; empty for none."""
     added_bos: str = ""
-    """What the engine's prompts leave out at the beginning, since its tokenizer adds it."""
+    """The BOS missing from the engine's rendered prompts, as its tokenizer adds it."""
     samples: tuple[tuple[str, RenderJob, Rendered], ...] = ()
-    """Conversations, and what transformers makes of them."""
+    """Sample conversations, and transformers' rendering of them."""
     own: str = ""
-    """The template of the model's file, which the engine takes where it is given none."""
+    """The template of the model's file, which the engine uses if `template` is None."""
     end: str = ""
     """The mark that the template puts behind an answer, such as <|im_end|>."""
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Of llama-server, but for the template's file."""
+        """llama-server's flags, except the one for the template's file."""
         found = [] if self.thinks else ["--reasoning", "off"]
-        if self.variables:  # behind --reasoning, which sets one of them
+        if self.variables:  # after --reasoning, which sets one of them
             found += ["--chat-template-kwargs", json.dumps(dict(self.variables))]
         for name in self.not_added:
             found += ["--override-kv", f"tokenizer.ggml.add_{name}_token=bool:false"]
@@ -112,50 +112,50 @@ class ChatFormat:
 
 
 AS_IT_IS = ChatFormat()
-"""An engine that renders as it does by itself."""
+"""llama-server's default rendering of the file's template."""
 
 
 def templates_of(header: GGUFFile) -> tuple[str, str]:
-    """The template for conversations, and the one for those with tools; both empty for none."""
+    """The templates for conversations without and with tools; an empty one is absent."""
     plain, tools = header.text(TEMPLATE) or "", header.text(TOOL_TEMPLATE) or ""
     return plain or tools, tools if plain else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a model's chat format depends on."""
+    """The facts about a model that determine its chat format."""
 
     plain: str
     tool_use: str
     tokens: tuple[tuple[str, str], ...]
-    """Special tokens, by a template's names for them."""
+    """Special tokens by their names in templates."""
     adds_bos: bool
     adds_eos: bool
-    """What llama.cpp adds to a text."""
+    """Whether llama.cpp adds EOS after a text, as adds_bos is for BOS before it."""
     puts_space: bool
-    """Whether a text begins with a space that llama.cpp does not put there."""
+    """Whether the tokenizer begins a text with a space and llama.cpp does not."""
     is_chosen: bool
     """Whether the template is not the file's own."""
     day: str = ""
-    """Today, where the template tells it."""
+    """Today's date, if the template uses it."""
     is_shared: bool = False
-    """Whether the engine makes prompts by other templates too, so that it must add nothing."""
+    """Whether the engine renders other templates, too, so that it must add nothing."""
     engine: tuple[tuple[str, str], ...] = ()
-    """The first and the last token of texts as the engine knows them, by a template's names."""
+    """The engine's BOS and EOS, by their names in templates."""
 
     @property
     def names(self) -> frozenset[str]:
-        """The words of the templates, its variables among them."""
+        """All words of the templates, which include their variables."""
         return frozenset(WORD.findall(self.plain + self.tool_use))
 
 
 def chat_format(
     header: GGUFFile, chosen: str | None = None, *, is_shared: bool = False
 ) -> ChatFormat:
-    """How a model's conversations are rendered.
+    """The format that renders a model's conversations.
 
-    chosen: a template that is used in place of the file's own; is_shared: whether adapters bring
-    others.
+    chosen: a template to use in place of the file's own; is_shared: whether adapters bring other
+    templates.
     """
     plain, tool_use = (chosen, "") if chosen else templates_of(header)
     if not plain and not is_shared:
@@ -178,12 +178,12 @@ def chat_format(
 
 
 def today(template: str) -> str:
-    """The day, where a template tells it: what was rendered before is of another day."""
-    return str(date.today()) if CLOCK in template else ""  # noqa: DTZ011 - as templates tell it
+    """Today's date if a template uses it, so that cached renderings expire; else empty."""
+    return str(date.today()) if CLOCK in template else ""  # noqa: DTZ011 - local time, as templates
 
 
 def begun(found: ChatFormat, facts: Facts, path: Path) -> ChatFormat:
-    """The format with the first space that the tokenizer puts, and llama.cpp does not."""
+    """The format with the first space that the tokenizer adds and llama.cpp does not."""
     if not (facts.puts_space and found.samples and found.samples[0][2].text):
         return found
     text = found.samples[0][2].text
@@ -194,7 +194,7 @@ def begun(found: ChatFormat, facts: Facts, path: Path) -> ChatFormat:
 
 @lru_cache(maxsize=64)
 def format_of(facts: Facts) -> ChatFormat:
-    """The format, remembered: rendering takes a moment."""
+    """The format; cached, as rendering takes a moment."""
     known, names = dict(facts.tokens), facts.names
     other = other_tokens(facts)
     bos = dict(facts.engine).get("bos_token", "")
@@ -220,7 +220,7 @@ def format_of(facts: Facts) -> ChatFormat:
             )
     has_own = begins_with_bos and not facts.is_shared
     lacks_bos = facts.adds_bos and bool(bos) and not has_own
-    adds = {"bos": lacks_bos, "eos": facts.adds_eos}  # no answer follows an end
+    adds = {"bos": lacks_bos, "eos": facts.adds_eos}  # no answer follows an EOS
     return replace(
         found,
         not_added=tuple(name for name, is_wrong in adds.items() if is_wrong),
@@ -231,7 +231,7 @@ def format_of(facts: Facts) -> ChatFormat:
 
 
 def end_of(answered: Rendered) -> str:
-    """The mark behind an answer; empty where none stands there."""
+    """The mark behind an answer; empty if there is none."""
     _, found, behind = (answered.text or "").rpartition(ANSWER[0]["content"])
     mark = MARK.match(behind) if found else None
     return mark[1] if mark else ""
@@ -245,7 +245,7 @@ def trials() -> Iterator[RenderJob]:
 
 
 def other_tokens(facts: Facts) -> dict[str, str | None]:
-    """The special tokens of the template that the engine does not know so; None for none."""
+    """The template's special tokens that the engine lacks or defines differently; None: unset."""
     engine = dict(facts.engine)
     wanted: dict[str, str | None] = {
         name: text for name, text in facts.tokens if name in facts.names
@@ -255,7 +255,7 @@ def other_tokens(facts: Facts) -> dict[str, str | None]:
 
 
 def unset(names: frozenset[str], tokens: dict[str, str | None]) -> list[str]:
-    """What the engine sets and transformers leaves undefined."""
+    """Variables that the engine sets and transformers leaves undefined."""
     switches = [name for name in SWITCHES if name in names]
     return switches + [name for name, text in tokens.items() if text is None]
 
@@ -263,38 +263,38 @@ def unset(names: frozenset[str], tokens: dict[str, str | None]) -> list[str]:
 def before(
     undefined: Sequence[str], names: frozenset[str], first: Rendered, without_tools: Rendered
 ) -> str:
-    """The lines before the template; they print nothing.
+    """The lines to put before the template; they print nothing.
 
-    Where the template fails if `tools` is None, as it is in transformers, it stays undefined.
+    If the template fails with `tools` = None, as transformers passes it, `tools` stays undefined.
     """
     lines = [UNSET.format(name) for name in undefined]
     if "tools" in names and (first.text is not None or without_tools.text is None):
         lines.append(NO_TOOLS)
     lines = lines or [NOTHING]
-    # jinja takes the newline behind a block away, so that the template begins at a line's start
+    # jinja drops the newline after a block, so that the template begins at a line's start
     return "".join(lines) + "\n"
 
 
 def both(plain: str, tool_use: str) -> str:
-    """One template that is `tool_use` where there are tools, as transformers chooses."""
+    """One template that acts as `tool_use` if there are tools, as transformers chooses."""
     if not tool_use:
         return plain
     first, second = (text.removesuffix("\n") for text in (tool_use, plain))
-    # the empty text keeps jinja from taking white space away before the block
+    # the empty text keeps jinja from stripping white space before the block
     return f"{{%- if tools %}}\n{first}{{{{ '' }}}}{{% else %}}\n{second}{{{{ '' }}}}{{% endif %}}"
 
 
 def is_off(first: Rendered, on: Rendered, off: Rendered) -> bool:
-    """Whether a template does not have the model think unless a request asks for it."""
+    """Whether a template leaves thinking off unless a request turns it on."""
     return first.text is not None and first.text == off.text != on.text
 
 
 def differences(
     samples: Sequence[tuple[str, RenderJob, Rendered]], prompts: Sequence[str | None], left_out: str
 ) -> Iterator[str]:
-    """What is said of each sample whose prompt is not transformers'.
+    """Describe each sample whose prompt differs from transformers'.
 
-    prompts: the engine's, None where it refuses; left_out: the BOS that its tokenizer adds.
+    prompts: the engine's, None if it refuses; left_out: the BOS that its tokenizer adds.
     """
     for (name, _, wanted), prompt in zip(samples, prompts, strict=True):
         if wanted.text is None:

@@ -1,4 +1,4 @@
-"""A text, or a chat, cut into a model's tokens: in-process, from the GGUF's vocabulary alone."""
+"""Tokenizes a text or a chat in this process, from a GGUF's vocabulary without its weights."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from runtime.engine.request_texts import front_of
 TEMPLATE = "tokenizer.chat_template"
 NO_VOCABULARY = (None, "none", "no_vocab")  # values of tokenizer.ggml.model
 SPECIAL = ("bos", "eos", "eot", "sep", "pad", "mask")
-# What a terminal would obey, or would write in another order: controls, line and paragraph
-# separators, and the marks of direction. Newline and tab are shown in ways of their own.
+# Characters that a terminal obeys or reorders: controls, line and paragraph separators, and
+# direction marks. Newline and tab are shown in their own way.
 OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -36,15 +36,15 @@ class Token:
 
     id: int
     bytes: bytes
-    """What it stands for; a character may be spread over the bytes of several."""
+    """The bytes that it stands for; a character may span several tokens."""
     special: bool = False
-    """Whether it is no text of its own, such as the one that ends an answer."""
+    """Whether it is a special token, such as the one that ends an answer."""
     added: bool = False
-    """Whether the tokenizer put it there, not the text."""
+    """Whether the tokenizer added it, so that it is not in the text."""
 
     @property
     def text(self) -> str | None:
-        """The characters; None where its bytes are not whole ones."""
+        """The characters; None if the bytes are not whole characters."""
         try:
             return self.bytes.decode()
         except UnicodeDecodeError:
@@ -64,24 +64,24 @@ class Tokenization:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the tokens, joined, give the text's bytes back.
+        """Whether the tokens' bytes, joined, equal the text's.
 
-        They do not where a tokenizer puts a space before a text, or changes its letters.
+        They differ if the tokenizer puts a space before a text, or normalizes it.
         """
         return b"".join(t.bytes for t in self.tokens if not t.added) == self.text.encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A GGUF's vocabulary, loaded, and what its header says."""
+    """A GGUF's loaded vocabulary, and the file's header."""
 
     header: GGUFFile
     vocabulary: Vocabulary
     chosen: tuple[str, Mapping[str, str]] | None = None
-    """A chat template with its special tokens, in place of the file's own."""
+    """A chat template with its special tokens, used in place of the file's own."""
 
     def ready(self, text: str, *, parse: bool) -> str:
-        """A text as llama.cpp is given it. Raises ModelError for a damaged normalizer."""
+        """A text, normalized for llama.cpp. Raises ModelError for a damaged normalizer."""
         written, space = self.header.text(NORMALIZER), self.header.text(SPACE_PREFIX)
         if parse:
             return front_of(self.header).text(text)
@@ -100,7 +100,7 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> dict[str, Token]:
-        """What begins, ends and fills texts, by name, as far as the model has it."""
+        """The model's special tokens by name, such as bos."""
         ids = {name: self.vocabulary.special(name) for name in SPECIAL}
         return {name: token_of(self.vocabulary, id_) for name, id_ in ids.items() if id_ >= 0}
 
@@ -109,7 +109,7 @@ class Tokenizer:
 def open_tokenizer(
     path: Path, toolchain: Toolchain, own: OwnTemplate | None = None, chosen: str | None = None
 ) -> Iterator[Tokenizer]:
-    """The tokenizer of a GGUF, without its weights. Raises ModelError for one that has none.
+    """Open a GGUF's tokenizer without its weights. Raises ModelError if it has none.
 
     own: an adapter's template; chosen: a template that the user has named.
     """
@@ -132,10 +132,10 @@ def open_tokenizer(
 def tokenize(
     tokenizer: Tokenizer, text: str, *, special: bool = True, parse: bool = True
 ) -> Tokenization:
-    """Cut `text` as transformers does by default.
+    """Tokenize `text` as transformers does by default.
 
-    special: add what the model expects around a text; parse: take `</s>` and its like in the
-    text for the tokens that they name.
+    special: add the tokens that the model expects around a text; parse: read special tokens such
+    as `</s>` in the text as tokens.
     """
     loaded, ready = tokenizer.vocabulary, tokenizer.ready(text, parse=parse)
     ids = loaded.encode(ready, special=special, parse=parse)
@@ -150,15 +150,15 @@ def tokenize(
 def tokenize_chat(
     tokenizer: Tokenizer, messages: Messages, *, clock: Clock = datetime.now
 ) -> Tokenization:
-    """A chat as the template writes it, up to where the answer begins; nothing is added to it.
+    """Tokenize a chat as the template renders it, up to the beginning of the answer.
 
-    Raises ModelError when the GGUF has no template, or when it refuses.
+    Raises ModelError if the GGUF has no template, or if the template refuses the chat.
     """
     return tokenize(tokenizer, render_chat(tokenizer, messages, clock=clock), special=False)
 
 
 def render_chat(tokenizer: Tokenizer, messages: Messages, *, clock: Clock = datetime.now) -> str:
-    """What transformers' apply_chat_template gives, for the GGUF's template and tokens."""
+    """Render a chat as transformers' apply_chat_template does. Raises ModelError."""
     template = template_of(tokenizer)
     refuse_endless(template, tokenizer.header.path)
     try:
@@ -172,12 +172,12 @@ def render_chat(tokenizer: Tokenizer, messages: Messages, *, clock: Clock = date
 
 @lru_cache(maxsize=8)
 def refuse_endless(template: str, path: Path) -> None:
-    """Raise ModelError for a template that does not end; one that does is tried once."""
+    """Raise ModelError for a template that does not end; each template is tried once."""
     refuse_runaway(template, path)
 
 
 def template_of(tokenizer: Tokenizer) -> str:
-    """The chat template. Raises ModelError when the GGUF has none."""
+    """The chat template. Raises ModelError if the GGUF has none."""
     template = tokenizer.chosen[0] if tokenizer.chosen else tokenizer.header.text(TEMPLATE)
     if not template:
         raise ModelError(
@@ -188,14 +188,14 @@ def template_of(tokenizer: Tokenizer) -> str:
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    """The special tokens that a template knows: those that come with it, else the file's."""
+    """The special tokens for a template: those that come with it, else the file's."""
     if tokenizer.chosen:
         return dict(tokenizer.chosen[1])
     return special_tokens(tokenizer.header)
 
 
 def added(ids: Sequence[int], own: Sequence[int]) -> tuple[int, int]:
-    """How many tokens stand before and after a text's own."""
+    """How many tokens stand before and after the text's."""
     extra = len(ids) - len(own)
     for head in range(extra, -1, -1):
         if ids[head : head + len(own)] == own:
@@ -208,10 +208,10 @@ def token_of(loaded: Vocabulary, id_: int, *, added: bool = False) -> Token:
 
 
 def one_line(error: Exception) -> str:
-    """What a template says, which may be anything."""
+    """A template's error message on one line, escaped, as it may contain anything."""
     return escaped(" ".join(str(error).split()))
 
 
 def escaped(text: str, *, keep: str = "") -> str:
-    """The text with what a terminal would obey written as `\\x1b`."""
+    """The text with the characters that a terminal obeys written as escapes like `\\x1b`."""
     return OBEYED.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)

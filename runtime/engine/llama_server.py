@@ -1,4 +1,4 @@
-"""One engine process over a private socket: started, ready, and gone on every path out."""
+"""Runs one engine process on a private socket: starts it, waits for it, and always ends it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from runtime.process.kept_processes import deepen_stacks, start_kept
 from runtime.process.run_dir import RunFolder, has_sockets
 from runtime.rpc.protocol import Spread, preflight, rpc_flags
 
-TRIAL_S = 2  # after which a template is suspected
-READY_S = 600  # a large model on a slow disk
-POLL_S = 0.01
-DYING_S = 0.5
-GET_S = 5
-STOP_S = (1.0, 2.0)  # waits after the first and the second SIGTERM; upstream may sit out one
-PING_S = 5  # between signs of life while a prompt is computed; upstream notices a SIGTERM by them
+TRIAL_S = 2  # seconds of loading after which the template is tested
+READY_S = 600  # seconds for loading; a large model on a slow disk
+POLL_S = 0.01  # seconds between looks while loading
+DYING_S = 0.5  # seconds for a process to end after it closed its sockets
+GET_S = 5  # seconds for the response to a GET
+STOP_S = (1.0, 2.0)  # waits after the first and the second SIGTERM; upstream may ignore one
+PING_S = 5  # seconds between pings while a prompt is computed: upstream then sees a SIGTERM
 STATE = re.compile(r"^cmd_child_to_router:state:(\{.*\})$", re.MULTILINE)
 TEMPLATE_REFUSED = re.compile(r"chat template (?:parsing error|is not supported)")
 LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
@@ -48,45 +48,44 @@ Engine = Literal["llama-server", "seq2seq", "scoring"]
 
 @dataclass(frozen=True, slots=True)
 class ServerSpec:
-    """Which model to serve and how."""
+    """The model to serve, and how."""
 
     model: Path
     context: int
-    """Tokens; 0 takes what the model was trained with."""
+    """Tokens; 0: as the model was trained."""
     threads: int
     parallel: int = 1
     adapters: tuple[Path, ...] = ()
-    """GGUF adapters, all loaded, none applied: each request says which is, and how much."""
+    """GGUF adapters, all loaded and none applied: each request sets their scales."""
     projector: Path | None = None
-    """What turns images into embeddings: llama.cpp's mmproj."""
+    """llama.cpp's mmproj, which turns images into embeddings."""
     cache_type: str = "f16"
-    """Of keys and values."""
+    """The type of cached keys and values."""
     prompt_cache: int = 0
-    """Bytes that earlier prompts may take. Never with adapters: see `argv`."""
+    """Bytes for the caches of earlier prompts; unused with adapters, see `argv`."""
     engine: Engine = "llama-server"
     scales: tuple[float, ...] = ()
-    """What adapters are applied with where requests cannot say; none is, without it."""
+    """The adapters' scales if requests cannot set them; empty: all 0."""
     rpc: Spread | None = None
-    """Other machines that compute layers of it."""
+    """The workers that compute some of the layers."""
     chat: ChatFormat = AS_IT_IS
     """How conversations are rendered."""
     extra: tuple[str, ...] = ()
-    """More of llama-server's flags."""
+    """Further flags of llama-server."""
     niceness: int = 0
-    """How far behind others it stands for the processor, as `nice` has it."""
+    """Added to this process's niceness for the engine's."""
     use_socket: bool = True
-    """A Unix socket where there are any; else a port on the loopback, and a random key."""
+    """Whether to use a Unix socket if the system has them; else a port on the loopback."""
 
 
 class Server(ModelServer):
-    """An engine that is up inside the `with` block and is gone after it.
+    """An engine that runs inside the `with` block and has ended after it.
 
-    It listens in a folder only this user can enter, sees none of the caller's environment, and
-    dies when this process does, however that happens and whatever it is doing.
+    It listens in a folder that only this user can enter, gets a scrubbed environment, and ends
+    when this process ends, even by SIGKILL.
     """
 
     def __init__(self, spec: ServerSpec, toolchain: Toolchain, *, report: Report = silent) -> None:
-        """Store what to start."""
         self.spec, self.toolchain, self.report = spec, toolchain, report
         self.key = secrets.token_hex(16)
         self.folder: RunFolder | None = None
@@ -136,7 +135,7 @@ class Server(ModelServer):
         return os.getpriority(os.PRIO_PROCESS, 0) + self.spec.niceness
 
     def link_adapters(self) -> None:
-        """Give adapters names without the `,` and `:` at which llama-server cuts its list."""
+        """Link the adapters under names without `,` and `:`, which separate llama-server's list."""
         for number, adapter in enumerate(self.spec.adapters):
             (self.run_folder.path / f"{number}.gguf").symlink_to(adapter.absolute())
 
@@ -162,8 +161,8 @@ class Server(ModelServer):
             "-t", str(spec.threads),
             "-np", str(spec.parallel),
             "-ctk", spec.cache_type, "-ctv", spec.cache_type,
-            # earlier prompts are kept by their tokens alone: with adapters, the wrong one's
-            # keys and values would come back
+            # earlier prompts are found by their tokens alone: with adapters, the keys and values
+            # of another adapter would be reused
             "--cache-ram", "0" if spec.adapters else str(spec.prompt_cache >> 20),
             # else each new request first waits until all idle slots are copied, one by one
             "--no-cache-idle-slots",
@@ -184,7 +183,7 @@ class Server(ModelServer):
         return [*argv, *spec.chat.flags, *rpc, *spec.extra]
 
     def own_argv(self, module: str) -> list[str]:
-        """What starts an engine of ours."""
+        """The command line of an engine that is a module of decant's."""
         spec = self.spec
         return [
             sys.executable, "-m", module,
@@ -196,18 +195,18 @@ class Server(ModelServer):
         ]  # fmt: skip
 
     def own_env(self) -> dict[str, str]:
-        # As a router's child, llama-server leaves when its standard input ends.
+        # As a router's child, llama-server exits when its standard input ends.
         env = {
             "LLAMA_API_KEY": self.key,
             "LLAMA_CACHE": str(self.run_folder.path),
             "LLAMA_SERVER_ROUTER_PORT": "1",
         }
-        if self.spec.engine != "llama-server":  # it finds our packages where we did
+        if self.spec.engine != "llama-server":  # it imports our packages from the same places
             env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         return env
 
     def wait_until_ready(self, *, on_port: bool) -> None:
-        """Return when /health says so; EngineError, with the log's end, when the engine dies."""
+        """Wait until /health answers. Raises EngineError after READY_S, or if the engine dies."""
         began, told, was_tried = time.monotonic(), -1.0, False
         while (took_s := time.monotonic() - began) < READY_S:
             self.raise_if_dead("while loading")
@@ -229,9 +228,9 @@ class Server(ModelServer):
         )
 
     def try_template(self) -> None:
-        """Raise ModelError where the template is why loading takes long.
+        """Raise ModelError if the template is why loading takes long.
 
-        The engine renders it when it loads, and would never end, or fill the memory.
+        The engine renders the template while it loads; a runaway one never ends, or fills memory.
         """
         template = self.spec.chat.template or self.spec.chat.own
         if template:
@@ -243,12 +242,12 @@ class Server(ModelServer):
             connection.request("GET", "/health", headers=self.headers())
             return connection.getresponse().status == HTTPStatus.OK
         except (OSError, http.client.HTTPException):
-            return False  # not listening yet
+            return False  # it does not listen yet
         finally:
             connection.close()
 
     def tell_progress(self, told: float) -> float:
-        """Report how much of the model is loaded, where the engine's log says more than `told`."""
+        """Report and return the loaded fraction if the log shows more than the last report."""
         states = STATE.findall(self.run_folder.log.read_text(errors="replace"))
         payload = json.loads(states[-1]).get("payload", {}) if states else {}
         part = payload.get("value", told)
@@ -258,10 +257,10 @@ class Server(ModelServer):
         return float(max(part, told))
 
     def raise_if_dead(self, when: str, *, wait_s: float = 0) -> None:
-        """EngineDiedError, with how and the log's end, when the process has ended.
+        """Raise EngineDiedError, with the status and the log's end, if the process has ended.
 
-        One that has just closed its sockets may take a moment, `wait_s`, until it is gone.
-        One that `stop` has ended, perhaps in another thread and only now, has not died.
+        wait_s: time for a process that has just closed its sockets to end. A process that `stop`
+        ended, perhaps in another thread, does not raise.
         """
         process = self.process
         if process is None:
@@ -279,25 +278,25 @@ class Server(ModelServer):
         )
 
     def raise_if_gone(self) -> None:
-        """EngineDiedError when the process has ended, or cannot be reached any more."""
+        """Raise EngineDiedError if the process has ended, or its socket was removed."""
         self.raise_if_dead("before answering with")
         if self.port is None and not self.run_folder.socket.exists():
             raise EngineDiedError(
                 f"`{self.run_folder.path}` was removed, and the engine's socket with it",
-                hint="does something clean up there? TMPDIR names another place",
+                hint="does a program clean up there? Set TMPDIR to another folder",
             )
 
     def says(self, words: re.Pattern[str]) -> bool:
-        """Whether the engine's log holds these words."""
+        """Whether a pattern is found in the engine's log."""
         try:
             return words.search(self.run_folder.log.read_text(errors="replace")) is not None
-        except FileNotFoundError:  # somebody has cleaned up
+        except FileNotFoundError:  # the folder was removed
             return False
 
     def last_lines(self) -> str:
         try:
             lines = self.run_folder.log.read_text(errors="replace").splitlines()
-        except FileNotFoundError:  # somebody has cleaned up
+        except FileNotFoundError:  # the folder was removed
             return ""
         told = [line for line in lines if line and not STATE.match(line)][-LAST_LINES:]
         return "; its last lines:\n" + "\n".join(f"  {line}" for line in told) if told else ""
@@ -324,7 +323,7 @@ class Server(ModelServer):
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Have `stop` know of a request in flight."""
+        """Count a request in flight, for which `stop` waits."""
         with self.changed:
             self.in_flight += 1
         try:
@@ -337,14 +336,14 @@ class Server(ModelServer):
     def stop(self, *, grace_s: float = 0) -> None:
         """End the process and remove its folder.
 
-        Requests in flight have `grace_s` seconds to finish; then it is asked twice, then killed.
+        Requests in flight have `grace_s` seconds to finish; then come two SIGTERMs and a SIGKILL.
         """
         process, self.process = self.process, None
         if process is not None:
             with self.changed:
                 self.changed.wait_for(lambda: not self.in_flight, grace_s)
             assert process.stdin is not None
-            # A router's child waits for its end also after a SIGTERM; with it, it leaves at once.
+            # Even after a SIGTERM, a router's child exits only when its input ends.
             process.stdin.close()
             for patience_s in STOP_S:
                 if process.poll() is None:
@@ -361,8 +360,8 @@ class Server(ModelServer):
 
 
 def lora_vector(scales: Sequence[float]) -> dict[str, object]:
-    """What a request to a child with adapters must say: every adapter's scale, by its place.
+    """The `lora` field of a request to an engine with adapters: every adapter's scale, by index.
 
-    An adapter that is not named would keep the scale that another request gave it.
+    An adapter that the field leaves out would keep the scale that another request gave it.
     """
     return {"lora": [{"id": number, "scale": scale} for number, scale in enumerate(scales)]}

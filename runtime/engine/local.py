@@ -1,4 +1,4 @@
-"""Who answers a conversation here: a model in a child process. Others: `remote_engine.py`."""
+"""The interface of a conversation's engine, and the engine in a child process of decant's."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ from runtime.rpc.protocol import WorkerFacts, preflight
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 INPUT_TOKENS = f"{CHAT}/input_tokens"
 RAW_TOKENS = 256
-"""Of an answer that nothing ends: a text goes on for ever."""
+"""Tokens of an answer without a chat template, which nothing else ends."""
 RAW_LIMIT = {"max_tokens": RAW_TOKENS}
 
 
 class Engine(Protocol):
-    """What a conversation needs of whoever answers."""
+    """The interface of an engine to a conversation."""
 
     @property
     def model(self) -> str: ...
@@ -58,7 +58,7 @@ class Engine(Protocol):
 
     @property
     def sees(self) -> bool:
-        """Whether it may take images."""
+        """Whether it accepts images."""
         ...
 
     def answer(
@@ -66,32 +66,32 @@ class Engine(Protocol):
     ) -> Generator[Piece, None, None]: ...
 
     def count(self, messages: Sequence[Message], choice: Choice) -> int | None:
-        """Tokens of a prompt; None where the server does not count."""
+        """The number of a prompt's tokens; None if the server does not count."""
         ...
 
     def tokens(self, text: str) -> list[tuple[int, str | bytes]]:
-        """A text's tokens: ids, and what they stand for."""
+        """The tokens of a text: ids, and the texts or bytes that they stand for."""
         ...
 
     def facts(self) -> dict[str, str]: ...
 
     def source(self) -> dict[str, Any]:
-        """How to open the same again: model, adapters and projector, or url and model."""
+        """The settings that open the same engine again: model, adapters, projector, or url."""
         ...
 
     def stop(self) -> None: ...
 
 
 class LocalEngine:
-    """A model in a child process; started again when it has died."""
+    """A model in a child process, which is started again after it died."""
 
     def __init__(
         self, model: Model, asked: Asked, *, raw: bool = False, report: Report = silent
     ) -> None:
-        """Find out how the model fits this machine. Raises SpaceError when it does not.
+        """Fit the model into this machine's memory. Raises SpaceError if it does not fit.
 
-        raw: have it go on writing what was said, without its template. Raises UnsupportedError
-        for a model that writes no text.
+        raw: continue the messages' text without the chat template. Raises UnsupportedError for a
+        model that generates no text.
         """
         refuse_without_answers(model.header)
         self.loaded, self.asked, self.raw, self.report = model, asked, raw, report
@@ -127,7 +127,7 @@ class LocalEngine:
             tuple(adapter.path for adapter in self.loaded.adapters),
             self.loaded.projector,
             self.fit.cache_type,
-            # earlier prompts would be fetched from the workers and sent back
+            # the caches of earlier prompts would be fetched from the workers and sent back
             0 if self.rpc else self.fit.prompt_cache,
             "seq2seq" if self.loaded.is_encoder_decoder else "llama-server",
             rpc=self.rpc,
@@ -135,12 +135,12 @@ class LocalEngine:
         )
 
     def preflight(self) -> tuple[WorkerFacts, ...]:
-        """What the workers say, where there are any. Raises WorkerError and UnsupportedError."""
+        """Check the workers, if there are any. Raises WorkerError and UnsupportedError."""
         if self.asked.rpc is None:
             return ()
         if self.loaded.is_encoder_decoder:
             raise UnsupportedError(
-                f"`{self.loaded.header.path}` is an encoder-decoder, which no worker computes",
+                f"`{self.loaded.header.path}` is an encoder-decoder, which workers cannot compute",
                 hint="leave out --rpc",
             )
         return preflight(self.asked.rpc, self.toolchain, report=self.report)
@@ -158,7 +158,7 @@ class LocalEngine:
         return self.loaded.projector is not None
 
     def start(self) -> Server:
-        """The child, up; a new one where there is none or the last has died. Raises EngineError."""
+        """The running server; a new one if there is none or it has died. Raises EngineError."""
         if self.server is not None:
             try:
                 self.server.raise_if_gone()
@@ -182,7 +182,7 @@ class LocalEngine:
         return server
 
     def compare(self, server: Server) -> None:
-        """Say which conversations are rendered otherwise than by transformers."""
+        """Report conversations that the engine renders differently from transformers."""
         for said in unlike(server, self.loaded.chat):
             self.report(Note(f"{self.model}: {said}"))
         for adapter, own in zip(self.loaded.adapters, self.loaded.own, strict=True):
@@ -197,7 +197,7 @@ class LocalEngine:
     def answer(
         self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
     ) -> Generator[Piece, None, None]:
-        """Stream the answer. Raises what `client.ask` does."""
+        """Stream the answer. Raises the errors of `openai_client.ask`."""
         server = self.start()
         scales = self.scales(choice)
         front = self.front(choice)
@@ -211,16 +211,16 @@ class LocalEngine:
         yield from ask(server, asked.pop("messages"), asked)
 
     def can_chat(self, choice: Choice) -> bool:
-        """Whether there is a template for what the choice answers."""
+        """Whether the model or the chosen adapter has a chat template."""
         asked = self.loaded.asked_as(choice.adapter, self.scales(choice))
         return not self.raw and self.loaded.can_chat_with(asked)
 
     def front(self, choice: Choice) -> Front:
-        """How requests for a choice are made ready."""
+        """The preparation of requests for a choice."""
         return self.fronts.of(self.loaded.asked_as(choice.adapter, self.scales(choice)))
 
     def scales(self, choice: Choice) -> list[float]:
-        """Every adapter's scale: 0 but for the chosen one's."""
+        """Every adapter's scale: 0, but for the chosen one. Raises InputError for another name."""
         if choice.adapter not in ("", BASE, *self.choices):
             raise InputError(
                 f"there is no adapter {choice.adapter!r}", hint=f"there are: {self.named}"
@@ -278,11 +278,11 @@ class LocalEngine:
 
 
 def opening_choice(engine: LocalEngine) -> Choice:
-    """The adapter that was named first, with its scale; without any the model as it is."""
+    """The first adapter named, with its scale; without adapters the model itself."""
     adapters = engine.loaded.adapters
     return Choice(adapters[0].name, adapters[0].scale) if adapters else Choice(MERGED)
 
 
 def answerer(engine: Engine, choice: Choice) -> str:
-    """Who answers, as it is shown and kept."""
+    """The name of the adapter or model that answers, as it is shown and stored."""
     return str(choice) if engine.choices else engine.model

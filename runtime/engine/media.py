@@ -1,8 +1,8 @@
-"""What kind of picture some bytes are."""
+"""Recognizes the kind of an image by its first bytes."""
 
 from __future__ import annotations
 
-# how a file of each kind begins, at which byte
+# media type, offset, and the bytes at it
 KINDS = (
     ("image/png", 0, b"\x89PNG\r\n\x1a\n"),
     ("image/jpeg", 0, b"\xff\xd8\xff"),
@@ -13,7 +13,7 @@ KINDS = (
 
 
 def image_kind(data: bytes) -> str | None:
-    """The media type of a picture, by how it begins; None for anything else."""
+    """The media type of an image by its first bytes; None for other data."""
     for kind, at, magic in KINDS:
         if data[at : at + len(magic)] == magic:
             return kind

@@ -1,7 +1,7 @@
-"""What a model needs of this machine, reckoned from its header before anything is loaded.
+"""Estimates the memory that a model needs from its header, before anything is loaded.
 
-The sizes are llama.cpp's own for a CPU (llama-kv-cache.cpp, ggml's graph allocator); the tests
-compare them with what a llama-server says it has allocated.
+The sizes follow llama.cpp's for a CPU (llama-kv-cache.cpp, ggml's graph allocator); the tests
+compare them with the allocations that a llama-server logs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from exporter.core.gguf import Array, GGUFFile
 from exporter.core.paths import size_text
 from runtime.rpc.protocol import ALL_LAYERS, Spread, WorkerFacts
 
-DEFAULT_CONTEXT = 8192  # tokens; enough for a talk, and its cache fits a laptop
+DEFAULT_CONTEXT = 8192  # tokens; enough for a conversation, and its cache fits a laptop
 LEAST_CONTEXT = 512  # tokens; below this one question fills it
-MARGIN = 0.9  # of what is free; the rest is for whatever else runs
+MARGIN = 0.9  # of the free memory; the rest is for other programs
 GPU_MARGIN = 1 << 30  # bytes that llama.cpp leaves free on a GPU: its --fit-target
 BATCH = 512  # tokens computed at once: llama.cpp's default --ubatch-size
 CACHE_BYTES = {
@@ -28,15 +28,15 @@ CACHE_BYTES = {
 }  # per value; q8_0 has 32 values and a scale in 34
 Q8_BLOCK = 32  # values
 PROMPT_CACHE_MAX = 1 << 30  # bytes of earlier prompts kept in memory
-PROMPT_CACHE_SHARE = 0.25  # of what is left over
-LAYERS_KEPT = 1024  # of per-layer settings; no model has more
+PROMPT_CACHE_SHARE = 0.25  # of the memory left over
+LAYERS_KEPT = 1024  # items kept of a header's per-layer settings; no model has more layers
 BLOCK = re.compile(r"blk\.(\d+)\.")
 CACHELESS = frozenset(
     ("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "modern-bert",
      "neo-bert", "eurobert", "gemma-embedding")
 )  # fmt: skip
-"""Architectures that read a text once: they have neither keys and values to keep nor logits."""
-# bits per weight of whole models of some billions of weights, by llama-quantize's own table
+"""Encoder architectures: they read a text once, without a cache of keys and values or logits."""
+# bits per weight of whole models of several billion weights, from llama-quantize's table
 BITS = {"Q8_0": 8.5, "Q6_K": 6.57, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_M": 4.0, "Q2_K": 3.35,
         "IQ2_XXS": 2.38}  # fmt: skip
 
@@ -49,14 +49,14 @@ class Need:
     cache: int
     """Keys and values of the whole context."""
     work: int
-    """Values between layers, and the logits."""
+    """Activations, and the logits."""
 
     @property
     def total(self) -> int:
         return self.weights + self.cache + self.work
 
     def __str__(self) -> str:
-        """For people."""
+        """The sizes as text for people."""
         return (
             f"{size_text(self.total)} ({size_text(self.weights)} weights,"
             f" {size_text(self.cache)} context, {size_text(self.work)} work)"
@@ -65,22 +65,22 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the user, or the caller, has settled; None where it is open."""
+    """Settings that the user or the caller has fixed; None leaves one open."""
 
     context: int | None = None
     threads: int | None = None
     parallel: int = 1
     force: bool = False
-    """Load even what does not seem to fit."""
+    """Load the model even if it seems not to fit."""
     rpc: Spread | None = None
-    """Workers that compute layers, too; `spread_over` says how many."""
+    """Workers that compute layers, too; `spread_over` divides the layers."""
     whole_texts: bool = False
     """Whether a text must be computed in one batch, however long it is."""
     exact: bool = False
-    """Whether attention is summed in 32 bits where memory allows: flash attention sums in 16, and
-    a text's vector then depends on the texts computed beside it."""
+    """Whether attention is summed in 32 bits if memory allows: flash attention sums in 16, and a
+    text's vector then depends on the other texts of its batch."""
     wide_cache: bool = False
-    """Whether keys and values are kept in 32 bits where memory allows."""
+    """Whether keys and values are stored in 32 bits if memory allows."""
 
     @property
     def best_type(self) -> str:
@@ -89,50 +89,50 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a model is run on this machine."""
+    """The settings of a model on this machine."""
 
     context: int
-    """Tokens, of each conversation."""
+    """Tokens per conversation."""
     trained: int
-    """Tokens of context that the model was trained with; 0 where its header is silent."""
+    """Tokens of context that the model was trained with; 0 if its header does not say."""
     threads: int
     cache_type: str
-    """f16, or q8_0 where only that fits; f32 where that was asked for."""
+    """f16, or q8_0 if only that fits; f32 if `Asked.wide_cache` is set and it fits."""
     prompt_cache: int
-    """Bytes that earlier prompts may take."""
+    """Bytes for the caches of earlier prompts."""
     need: Need
     free: int
     backend: str
-    """What llama.cpp was built for: cpu, cuda, metal or vulkan."""
+    """The backend of the llama.cpp build: cpu, cuda, metal or vulkan."""
     batch: int = BATCH
     """Tokens computed at once."""
     is_exact: bool = False
     """Whether flash attention is off: see `Asked.exact`."""
     layers: int = 0
-    """All that the model has, with the one that makes logits."""
+    """The number of the model's layers, including the output layer."""
     gpu_layers: int | None = None
-    """Of those, what the GPU has room for; None where llama.cpp alone knows its memory."""
+    """How many of them fit on the GPU; None if only llama.cpp knows its memory."""
     gpu_free: int = 0
-    """Bytes that were free on the GPU before loading."""
+    """Free bytes on the GPU before loading."""
     smaller: str = ""
-    """What would have all layers on the GPU, where not all are."""
+    """A change that puts all layers on the GPU; empty if none is needed or possible."""
     name: str = ""
-    """The file's."""
+    """The name of the model's file."""
     best_type: str = "f16"
-    """What the cache would be kept in if memory allowed."""
+    """The cache's type with enough memory."""
 
     @property
     def is_narrow(self) -> bool:
-        """Whether the cache has fewer bits than it should."""
+        """Whether the cache has fewer bits than `best_type`."""
         return self.cache_type != self.best_type
 
     @property
     def is_split(self) -> bool:
-        """Whether the GPU has no room for all layers."""
+        """Whether only some of the layers fit on the GPU."""
         return self.gpu_layers is not None and self.gpu_layers < self.layers
 
     def placed(self) -> str:
-        """Which layers are computed where, for people."""
+        """Where the layers are computed, as text for people."""
         if self.backend == "cpu":
             return "none, llama.cpp is built for the processor"
         if self.gpu_layers is None:
@@ -145,7 +145,7 @@ class Fit:
         return f"all {self.layers} ({self.backend})"
 
     def warnings(self) -> list[str]:
-        """What the user should know before it is loaded."""
+        """Warnings for the user before the model is loaded."""
         found = []
         if self.is_split:
             less = f"; {self.smaller}" if self.smaller else ""
@@ -160,11 +160,11 @@ class Fit:
         return found
 
     def lines(self) -> list[str]:
-        """What was decided and why, for `--verbose`."""
+        """The settings and their reasons, for `--verbose`."""
         of = f" of the {self.trained} it was trained with" if self.trained else ""
         return [
             f"context: {self.context} tokens{of}, cache in {self.cache_type}",
-            f"threads: {self.threads}, one a physical core",
+            f"threads: {self.threads}, one per physical core",
             f"layers on a GPU: {self.placed()}",
             "flash attention: where llama.cpp has it for this model",
             f"memory: {self.need}; {size_text(self.free)} free",
@@ -186,18 +186,18 @@ def fit(
     backend: str,
     gpu: int | None = None,
 ) -> Fit:
-    """Choose what is open so that the model fits into `free` bytes and a GPU's `gpu`.
+    """Choose the open settings so that the model fits into `free` bytes and a GPU's `gpu` bytes.
 
-    `others` are files loaded beside it: adapters, a projector. Raises SpaceError, with the sizes
-    and what would fit, when nothing does. What a GPU has no room for is computed by the processor.
-    Where a GPU's memory is not known, the context is taken as it is, and llama.cpp decides about
-    the layers. Metal's is the machine's.
+    others: files loaded beside the model: adapters, a projector. Raises SpaceError, with the sizes
+    and a change that fits, if nothing does. The processor computes the layers that the GPU has no
+    room for. If a GPU's memory is unknown, the context stays and llama.cpp places the layers.
+    Metal's memory is the machine's.
     """
     on_gpu = backend in ("cuda", "vulkan")
     room = max(0, gpu - GPU_MARGIN) if on_gpu and gpu is not None else 0
     trained = model.number(f"{model.architecture}.context_length") or 0
     wanted = asked.context or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    wanted = min(wanted, trained) if trained else wanted  # the engine caps it likewise
+    wanted = min(wanted, trained) if trained else wanted  # the engine caps it, too
     extra = sum(path.stat().st_size for path in others)
     budget = int(free * MARGIN) + room
 
@@ -238,7 +238,7 @@ def fit(
 
 
 def layers_within(model: GGUFFile, need: Need, room: int) -> int:
-    """How many layers a GPU has room for, in llama.cpp's order: the output, then from the last."""
+    """How many layers fit on a GPU in llama.cpp's order: the output, then the last layers."""
     count = layer_count(model)
     if need.total <= room:
         return count + 1
@@ -259,11 +259,11 @@ def layers_within(model: GGUFFile, need: Need, room: int) -> int:
 def spread_over(
     asked: Spread, workers: Sequence[WorkerFacts], model: GGUFFile, need: Need, backend: str
 ) -> Spread:
-    """How a model's layers are divided: the workers get all that they have room for.
+    """Divide a model's layers: the workers get as many as fit.
 
-    Who names workers has them because they are faster, or because the model is too large for here.
-    A worker without a GPU tells llama.cpp of all its memory instead of what is free; so the shares
-    are given. Where there are GPUs here, they take part, and llama.cpp divides by what it knows.
+    Users name workers that are faster, or because the model is too large for this machine. A worker
+    without a GPU reports all its memory to llama.cpp, not the free part, so the shares are passed.
+    If this machine has GPUs, they take part, and llama.cpp divides by the memory that it knows.
     """
     if backend != "cpu":
         return replace(asked, layers=ALL_LAYERS)
@@ -275,7 +275,7 @@ def spread_over(
 
 
 def halves(context: int) -> list[int]:
-    """The context and its halves, down to the least that is of use."""
+    """The context and its halves, down to LEAST_CONTEXT."""
     found = [context]
     while found[-1] // 2 >= LEAST_CONTEXT:
         found.append(found[-1] // 2)
@@ -283,7 +283,7 @@ def halves(context: int) -> list[int]:
 
 
 def reckon(model: GGUFFile, context: int, cache_type: str, extra: int, batch: int = BATCH) -> Need:
-    """What a context of so many tokens takes, with `extra` bytes of files beside the model.
+    """The memory for `context` tokens; extra: bytes of files beside the model.
 
     batch: the tokens computed at once.
     """
@@ -293,7 +293,7 @@ def reckon(model: GGUFFile, context: int, cache_type: str, extra: int, batch: in
 
 
 def cache_values(model: GGUFFile, context: int) -> int:
-    """Keys and values of so many tokens, over all layers."""
+    """The number of key and value elements of `context` tokens, over all layers."""
     if model.architecture in CACHELESS:
         return 0
     layers, heads = layer_count(model), per_layer(model, "attention.head_count")
@@ -303,7 +303,7 @@ def cache_values(model: GGUFFile, context: int) -> int:
 
 
 def head_widths(model: GGUFFile, heads: int) -> tuple[int, int]:
-    """Values of a head's key and of its value, in a layer of so many heads."""
+    """The widths of a head's key and value, in a layer of `heads` heads."""
     name = model.architecture
     width = (model.number(f"{name}.embedding_length") or 0) // heads if heads else 0
     keys = model.number(f"{name}.attention.key_length") or width
@@ -316,7 +316,7 @@ def layer_count(model: GGUFFile) -> int:
 
 
 def per_layer(model: GGUFFile, key: str, default: list[int] | None = None) -> list[int]:
-    """A setting of each layer, which the header gives once for all or one by one."""
+    """A setting per layer; the header gives one number for all layers, or a list."""
     value = model.metadata.get(f"{model.architecture}.{key}")
     layers = layer_count(model)
     if isinstance(value, Array):
@@ -328,7 +328,7 @@ def per_layer(model: GGUFFile, key: str, default: list[int] | None = None) -> li
 
 
 def work_nbytes(model: GGUFFile, context: int, batch: int = BATCH) -> int:
-    """Roughly what the graph's allocator takes: the widest values of a batch, in float32."""
+    """Estimate the graph allocator's bytes: the widest activations of a batch, in float32."""
     name = model.architecture
     width = model.number(f"{name}.embedding_length") or 0
     inner = max(per_layer(model, "feed_forward_length"), default=0)
@@ -340,13 +340,13 @@ def work_nbytes(model: GGUFFile, context: int, batch: int = BATCH) -> int:
 
 
 def score_nbytes(model: GGUFFile, context: int, batch: int) -> int:
-    """What each token of a batch pays to each other one, in float32: flash attention has none."""
+    """Bytes of a batch's attention scores, in float32; flash attention stores none."""
     seen = batch if model.architecture in CACHELESS else context
     return max(per_layer(model, "attention.head_count"), default=0) * batch * seen * 4
 
 
 def cache_may_be_quantized(model: GGUFFile) -> bool:
-    """Whether every head's keys and values come in whole blocks of Q8_0."""
+    """Whether every head's keys and values fill whole blocks of Q8_0."""
     keys, values = head_widths(model, max(per_layer(model, "attention.head_count"), default=0))
     return bool(keys and values) and keys % Q8_BLOCK == 0 == values % Q8_BLOCK
 
@@ -354,7 +354,7 @@ def cache_may_be_quantized(model: GGUFFile) -> bool:
 def what_would_fit(
     model: GGUFFile, wanted: int, budget: int, extra: int, *, whole_texts: bool = False
 ) -> str:
-    """A smaller context, where that is enough, else a smaller quantization."""
+    """A hint: a smaller context if that is enough, else a smaller quantization."""
     if less := smaller(model, wanted, budget, extra, whole_texts=whole_texts):
         more = "" if less.startswith("--ctx") else "; or close other programs"
         return f"{less}{more}; --force loads it anyway" if more else less
@@ -370,7 +370,7 @@ def smaller(
     parallel: int = 1,
     whole_texts: bool = False,
 ) -> str:
-    """The largest context that fits, else the largest quantization; empty where none does."""
+    """The largest context that fits, else the largest quantization; empty if none does."""
     contexts = [
         n
         for n in halves(wanted)

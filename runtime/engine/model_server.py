@@ -1,7 +1,7 @@
-"""What answers OpenAI's routes over HTTP: an engine that was started here, or a server elsewhere.
+"""A server of OpenAI's routes over HTTP: an engine in a child process, or a remote server.
 
 With http.client and not httpx, which takes a third longer for a stream of short events over a Unix
-socket, 40 ms to make a client and 60 ms to be imported, and reads lines without a limit.
+socket, 40 ms to make a client and 60 ms to import, and reads lines without a limit.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from exporter.core.errors import EngineError
 
 
 class ModelServer(ABC):
-    """One server. Each request has a connection of its own, which leaving its block closes."""
+    """One server. Each request uses a new connection, which leaving its block closes."""
 
     @abstractmethod
     def connect(self, method: str) -> HTTPConnection:
-        """A connection for one request, with the time that its response may take."""
+        """A connection for one request, with its timeout."""
 
     @abstractmethod
     def headers(self) -> dict[str, str]:
-        """What every request says: the key."""
+        """The headers of every request, such as the key."""
 
     @abstractmethod
     def unreachable(self, error: Exception) -> EngineError:
-        """What it means that no response came. Raises EngineDiedError when the engine is why."""
+        """The error for a missing response. Raises EngineDiedError if the engine has died."""
 
     @abstractmethod
     def raise_if_dead(self, when: str, *, wait_s: float = 0) -> None:
-        """Raise EngineDiedError when the engine's process has ended, where that can be known."""
+        """Raise EngineDiedError if the engine's process has ended and is a child of this one."""
 
     def path_of(self, route: str) -> str:
-        """The path at which it has a route."""
+        """The path of a route on this server."""
         return route
 
     @contextmanager
     def get(self, route: str) -> Iterator[HTTPResponse]:
-        """The response to a GET, its head read. Raises EngineError when there is none."""
+        """Send a GET and yield the response, its head read. Raises EngineError without one."""
         with self.request("GET", route, None) as response:
             yield response
 
     @contextmanager
     def post(self, route: str, body: Mapping[str, object]) -> Iterator[HTTPResponse]:
-        """The response to a POST, its head read; leaving the block breaks it off.
+        """Send a POST and yield the response, its head read; leaving the block aborts it.
 
-        Raises EngineError when there is none.
+        Raises EngineError if no response comes.
         """
         with self.request("POST", route, json.dumps(body).encode()) as response:
             yield response

@@ -1,4 +1,4 @@
-"""Asks an engine, or any server that speaks OpenAI's API, and gives its answer piece by piece."""
+"""Client of OpenAI's API: sends requests to an engine or server, and streams the answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """The next piece of what a reasoning model says to itself before it answers."""
+    """The next piece of a reasoning model's thoughts, which precede its answer."""
 
     text: str
 
@@ -39,16 +39,16 @@ class Stopped:
     """The answer is complete."""
 
     reason: str
-    """As OpenAI names it: stop, or length when the token limit was reached."""
+    """OpenAI's finish reason: stop, or length when the token limit was reached."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Of the prompt, those that were known from before."""
+    """Tokens of the prompt that came from a cache."""
     tokens: int = 0
     prompt_per_second: float = 0
-    """Of the tokens that were not cached; 0 where the server does not say."""
+    """Speed over the tokens that were not cached; 0 if the server does not say."""
     tokens_per_second: float = 0
     first_token_s: float = 0
-    """From the request to the first piece."""
+    """Seconds from the request to the first piece."""
 
 
 Piece: TypeAlias = Delta | Thought | Stopped
@@ -59,9 +59,9 @@ def ask(
 ) -> Generator[Piece, None, None]:
     """Stream the assistant's answer to `messages`; `settings` are OpenAI's chat parameters.
 
-    Leaving the iterator breaks the answer off. Raises ContextFullError when the messages are
-    longer than the context, EngineDiedError when the engine dies, EngineError when it refuses
-    or breaks off.
+    Leaving the iterator aborts the answer. Raises ContextFullError if the messages exceed the
+    context, EngineDiedError if the engine dies, EngineError if it refuses or the answer breaks
+    off.
     """
     return streamed(server, "/v1/chat/completions", {"messages": list(messages), **settings})
 
@@ -69,7 +69,7 @@ def ask(
 def complete(
     server: ModelServer, prompt: str, settings: Mapping[str, object]
 ) -> Generator[Piece, None, None]:
-    """Stream what a model writes after a text. Raises what `ask` does."""
+    """Stream the continuation of a text. Raises the errors of `ask`."""
     return streamed(server, "/v1/completions", {"prompt": prompt, **settings})
 
 
@@ -85,12 +85,13 @@ def streamed(
 
 
 def read_answer(server: ModelServer, response: HTTPResponse, began: float) -> Iterator[Piece]:
+    """The pieces of an answer, the last a Stopped. Raises EngineError if it breaks off."""
     reason, first = None, 0.0
     usage: dict[str, Any] = {}
     timings: dict[str, Any] = {}
     for chunk in read_chunks(server, response):
         for choice in listed(chunk.get("choices")):
-            # the whole message, where a server does not stream
+            # the whole message, if the server does not stream
             delta = mapped(choice.get("delta") or choice.get("message") or written(choice))
             for piece in pieces_of(delta):
                 first = first or time.monotonic() - began
@@ -113,12 +114,12 @@ def read_answer(server: ModelServer, response: HTTPResponse, began: float) -> It
 
 
 def written(choice: Mapping[str, Any]) -> dict[str, Any]:
-    """A completion's piece, as a conversation's would be."""
+    """A completion's piece in the form of a chat's."""
     return {"content": choice.get("text")}
 
 
 def pieces_of(delta: Mapping[str, Any]) -> Iterator[Delta | Thought]:
-    # vLLM and OpenRouter say "reasoning", llama-server and DeepSeek the longer name
+    # vLLM and OpenRouter send "reasoning", llama-server and DeepSeek the longer name
     thought = delta.get("reasoning_content") or delta.get("reasoning")
     if isinstance(thought, str) and thought:
         yield Thought(thought)
@@ -127,7 +128,7 @@ def pieces_of(delta: Mapping[str, Any]) -> Iterator[Delta | Thought]:
 
 
 def mapped(value: object) -> dict[str, Any]:
-    """The object that stands where one belongs; an empty one in place of anything else."""
+    """The value if it is an object, else an empty object."""
     return value if isinstance(value, dict) else {}
 
 
@@ -140,7 +141,7 @@ def number(value: object) -> float:
 
 
 def read_chunks(server: ModelServer, response: HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The objects of an answer: of its event stream, or the one of a server that streams none."""
+    """The objects of an answer: its stream's events, or the one object of a plain response."""
     if "json" in (response.getheader("Content-Type") or ""):
         yield read_object(response)
     else:
@@ -148,13 +149,13 @@ def read_chunks(server: ModelServer, response: HTTPResponse) -> Iterator[dict[st
 
 
 def read_events(server: ModelServer, response: HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a server-sent event stream, up to [DONE]."""
+    """The JSON objects of a server-sent event stream, up to [DONE]. Raises EngineError."""
     try:
         while raw := response.readline(BODY_MAX):
             field, _, data = raw.decode("utf-8", errors="replace").rstrip("\r\n").partition(":")
             data = data.removeprefix(" ")
             if field == "error":
-                raise EngineError(f"the engine gave up: {message_of(data)}", hint="try again")
+                raise EngineError(f"the engine failed: {message_of(data)}", hint="try again")
             if field == "data" and data == "[DONE]":
                 return
             if field == "data":
@@ -166,19 +167,20 @@ def read_events(server: ModelServer, response: HTTPResponse) -> Iterator[dict[st
 
 
 def read_event(data: str) -> dict[str, Any]:
+    """One event of a stream. Raises EngineError for an error event, or for other JSON."""
     event = json.loads(data)
     if not isinstance(event, dict):
         raise EngineError(
-            f"the server sent {without_controls(data[:MESSAGE_MAX])!r} for a piece of an answer",
+            f"the server sent {without_controls(data[:MESSAGE_MAX])!r} as a piece of an answer",
             hint="does it speak OpenAI's API?",
         )
     if "error" in event:
-        raise EngineError(f"the engine gave up: {message_of(data)}", hint="try again")
+        raise EngineError(f"the engine failed: {message_of(data)}", hint="try again")
     return event
 
 
 def refused(response: HTTPResponse) -> EngineError:
-    """What an error response means."""
+    """The error that a refusing response stands for."""
     text = read_text(response)
     try:
         error = mapped(mapped(json.loads(text)).get("error"))
@@ -199,7 +201,7 @@ def refused(response: HTTPResponse) -> EngineError:
 
 
 def read_text(response: HTTPResponse) -> str:
-    """A body, up to a size that no sane one has. Raises EngineError when it breaks off."""
+    """Read a body, up to BODY_MAX. Raises EngineError if it breaks off."""
     try:
         return response.read(BODY_MAX).decode("utf-8", errors="replace")
     except (OSError, HTTPException) as error:
@@ -215,7 +217,7 @@ STATUS_HINTS: dict[int, str] = {
 
 
 def message_of(text: str) -> str:
-    """What an error in JSON says, in one line; else the text's beginning."""
+    """The message of an error in JSON, on one line; else the text's beginning."""
     try:
         error = json.loads(text)
         error = error.get("error", error)
@@ -225,7 +227,7 @@ def message_of(text: str) -> str:
 
 
 def ask_json(server: ModelServer, route: str, body: Mapping[str, object]) -> dict[str, Any]:
-    """The object that a route answers with. Raises EngineError when it is refused."""
+    """Post to a route and return the JSON object. Raises EngineError if it is refused."""
     with server.post(route, body) as response:
         if response.status != HTTPStatus.OK:
             raise refused(response)
@@ -233,6 +235,7 @@ def ask_json(server: ModelServer, route: str, body: Mapping[str, object]) -> dic
 
 
 def get_json(server: ModelServer, route: str) -> dict[str, Any]:
+    """Get a route's JSON object. Raises EngineError if it is refused."""
     with server.get(route) as response:
         if response.status != HTTPStatus.OK:
             raise refused(response)
@@ -240,6 +243,7 @@ def get_json(server: ModelServer, route: str) -> dict[str, Any]:
 
 
 def read_object(response: HTTPResponse) -> dict[str, Any]:
+    """The JSON object of a response. Raises EngineError for anything else."""
     text = read_text(response)
     try:
         found = json.loads(text)
@@ -247,14 +251,14 @@ def read_object(response: HTTPResponse) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise EngineError(
-            f"the server answered {without_controls(text[:MESSAGE_MAX])!r}, no JSON object",
+            f"the server answered {without_controls(text[:MESSAGE_MAX])!r}, not a JSON object",
             hint="does it speak OpenAI's API?",
         )
     return found
 
 
 def as_one_text(messages: Sequence[Message]) -> str:
-    """What a base model goes on writing: all that was said, a line each."""
+    """The prompt of a base model: the texts of all messages, one per line."""
     return "\n".join(
         content if isinstance(content, str) else texts_of(content)
         for message in messages
@@ -267,11 +271,14 @@ def texts_of(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_tokens(found: Mapping[str, Any]) -> list[tuple[int, str | bytes]]:
-    """What /tokenize answers; bytes that are no whole character come as a list of numbers."""
+    """The tokens in /tokenize's answer; bytes of partial characters stay bytes.
+
+    Raises EngineError for any other answer.
+    """
     try:
         pairs = [(int(token["id"]), token["piece"]) for token in found["tokens"]]
         return [(n, bytes(piece) if isinstance(piece, list) else str(piece)) for n, piece in pairs]
     except (KeyError, TypeError, ValueError) as error:
         raise EngineError(
-            "the server does not say which tokens there are", hint="`decant tokens` asks a GGUF"
+            "the server's answer lists no tokens", hint="`decant tokens` lists those of a GGUF"
         ) from error

@@ -1,4 +1,4 @@
-"""A GGUF with its adapters and its projector, opened by their headers; nothing is loaded."""
+"""A GGUF with its adapters and its projector, opened by their headers; no weights are loaded."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from runtime.engine.own_template import (
 from runtime.engine.request_texts import Fronts, front_of
 
 ANY_TEMPLATE = "{{ messages[0].content }}"
-"""For an engine that is handed the template with each request."""
+"""The start template of an engine that gets the real one with each request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A GGUF and what is loaded with it."""
+    """A GGUF and the files loaded with it."""
 
     header: GGUFFile
     adapters: tuple[Adapter, ...] = ()
     projector: Path | None = None
     chat_template: str | None = None
-    """A template in place of the files' own."""
+    """A template to use in place of the files' own."""
     own: tuple[OwnTemplate | None, ...] = ()
-    """The templates that adapters bring, by their places."""
+    """The adapters' templates, by index; None for an adapter without one."""
     is_handed_over: bool = False
-    """Whether its template comes with each request: its engine does not start with it."""
+    """Whether its template comes with each request, as its engine does not start with it."""
 
     @property
     def name(self) -> str:
@@ -52,25 +52,25 @@ class Model:
 
     @property
     def can_chat(self) -> bool:
-        """Whether it has a template for conversations; one that was never taught any has none."""
+        """Whether it has a chat template or needs none; a base model has none."""
         return bool(self.chat_template or templates_of(self.header)[0]) or self.is_encoder_decoder
 
     def asked_as(self, adapter: str, scales: Sequence[float]) -> Sequence[float]:
         """The scales by which a template is chosen.
 
-        A base without one is asked in the adapter's whose name is used, at any scale.
+        A base without a template uses that of the named adapter, at any scale.
         """
         if self.can_chat or not adapter:
             return scales
         return [float(one.name == adapter) for one in self.adapters]
 
     def can_chat_with(self, scales: Sequence[float]) -> bool:
-        """Whether it or an adapter that is applied has a template."""
+        """Whether the model, or an adapter that is applied, has a template."""
         return self.can_chat or first_own(self.own, scales) is not None
 
     @property
     def chat(self) -> ChatFormat:
-        """How its conversations are rendered; takes a moment when it is first asked for."""
+        """How its conversations are rendered; the first access takes a moment."""
         if self.is_encoder_decoder:
             return AS_IT_IS
         if self.is_handed_over:
@@ -80,7 +80,7 @@ class Model:
 
     @property
     def fronts(self) -> Fronts:
-        """How requests are made ready. Raises ModelError for a damaged normalizer."""
+        """The preparation of requests. Raises ModelError for a damaged normalizer."""
         front = front_of(self.header, self.chat)
         if self.is_handed_over:
             own = handed_over_template(self.header.path, self.chat_template)
@@ -91,16 +91,16 @@ class Model:
 def open_model(
     path: Path, adapters: tuple[Adapter, ...] = (), projector: Path | None = None
 ) -> Model:
-    """Read headers and see that they belong together; no weight is loaded.
+    """Read the headers and check that the files fit together; no weights are loaded.
 
-    A projector beside the model, as decant and others name it, is found by itself. Raises
-    ModelError and UnsupportedError.
+    A projector beside the model is found by its usual names. Raises ModelError and
+    UnsupportedError.
     """
     header = read_gguf(path, keep_items=LAYERS_KEPT)
     refuse_adapter(header)
     if header.architecture == "clip":
         raise ModelError(
-            f"`{path}` is a projector: it lets a model see, and answers nothing",
+            f"`{path}` is a projector: it lets a model see, but cannot answer by itself",
             hint="name the model, and this with --mmproj",
         )
     if not header.tensors:

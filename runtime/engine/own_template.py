@@ -1,8 +1,8 @@
-"""The chat template that an adapter brings, used for its answers in place of its base's.
+"""The chat template that comes with an adapter, used for its answers in place of the base's.
 
-llama-server is handed it with each request (the mend `own_template`), so that voices with other
-templates are answered by one engine, side by side. Where an adapter's template, special tokens and
-ends of turn are its base's, nothing is handed over.
+llama-server gets it with each request (the patch `own_template`), so that one engine answers with
+adapters of different templates, side by side. If an adapter's template, special tokens and ends of
+turn equal its base's, no template is passed.
 """
 
 from __future__ import annotations
@@ -37,32 +37,32 @@ from runtime.engine.chat_format import (
 )
 
 FIELD = "decant_template"
-"""Of chat_template_kwargs: what the mended llama-server takes in place of the model's template."""
+"""The key of chat_template_kwargs from which the patched llama-server takes a template."""
 TOOL_USE = "tool_use"
 TOO_MUCH = "it takes more than"
-"""How a refusal of `render_all` begins where a template was stopped."""
+"""The beginning of `render_all`'s refusal of a template that it stopped."""
 ENDING = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
 @dataclass(frozen=True, slots=True)
 class OwnTemplate:
-    """How an adapter's prompts are made, in its base's tokens."""
+    """An adapter's chat template, written in its base's tokens."""
 
     facts: Facts
     ends: tuple[str, ...]
-    """Texts that end an answer, beside the tokens that end its base's."""
+    """Texts that end an answer, besides the tokens that end the base's."""
     base: Path
     lost: tuple[str, ...] = ()
-    """Special tokens that are none in the base's vocabulary."""
+    """Special tokens that the base's vocabulary lacks."""
 
     @property
     def format(self) -> ChatFormat:
-        """How conversations are rendered; takes a moment when it is first asked for."""
+        """How conversations are rendered; the first access takes a moment."""
         facts = replace(self.facts, day=today(self.facts.plain + self.facts.tool_use))
         return begun(format_of(facts), facts, self.base)
 
     def handed_over(self, switches: Mapping[str, Any]) -> dict[str, Any]:
-        """The engine's chat_template_kwargs; switches: what the request sets.
+        """The engine's chat_template_kwargs; switches: the request's own.
 
         Raises ModelError for a template that takes too much time or memory.
         """
@@ -83,7 +83,7 @@ class OwnTemplate:
 
 @lru_cache(maxsize=256)
 def unusable(own: OwnTemplate) -> str:
-    """Why no engine may render its template; empty where one may."""
+    """Why no engine may render its template; empty if engines may."""
     try:
         samples = own.format.samples
     except ModelError as error:
@@ -94,9 +94,9 @@ def unusable(own: OwnTemplate) -> str:
 
 @lru_cache(maxsize=256)
 def all_ends(own: OwnTemplate) -> list[str]:
-    """Its ends, and the mark behind an answer where that is another.
+    """Its end texts, and the mark that its template puts behind an answer if that differs.
 
-    A model that was trained on a mark which is no token of its vocabulary spells it out.
+    A model that was trained on a mark which is not a token of its vocabulary spells it out.
     """
     end = own.format.end
     is_new = bool(end) and end not in own.ends and not ends_base(end, read_gguf(own.base))
@@ -104,7 +104,7 @@ def all_ends(own: OwnTemplate) -> list[str]:
 
 
 def handed_over_template(base: Path, chosen: str | None = None) -> OwnTemplate | None:
-    """A model's own template in that form, for an engine that does not start with it."""
+    """A model's template in this form, for an engine that does not start with it."""
     header = read_gguf(base)
     plain, tool_use = (chosen, "") if chosen else templates_of(header)
     tokens = special_tokens(header)
@@ -112,7 +112,7 @@ def handed_over_template(base: Path, chosen: str | None = None) -> OwnTemplate |
 
 
 def facts_of(base: GGUFFile, templates: tuple[str, str], tokens: Mapping[str, str]) -> Facts:
-    """What the format of templates depends on where the engine is handed them."""
+    """The facts of templates that the engine gets with each request."""
     return Facts(
         *templates,
         tuple(tokens.items()),
@@ -125,9 +125,9 @@ def facts_of(base: GGUFFile, templates: tuple[str, str], tokens: Mapping[str, st
 
 
 def own_template(adapter: Path, base: Path, chosen: str | None = None) -> OwnTemplate | None:
-    """What an adapter's GGUF brings; None where its prompts are made as its base's are.
+    """The template of an adapter's GGUF; None if its prompts are made as its base's are.
 
-    chosen: a template that the user has named, which goes before those of both files. Raises
+    chosen: a template that the user has named, which replaces those of both files. Raises
     ModelError for damaged headers.
     """
     return own_template_of(adapter, stamp(adapter), base, stamp(base), chosen)
@@ -136,7 +136,7 @@ def own_template(adapter: Path, base: Path, chosen: str | None = None) -> OwnTem
 def own_templates(
     adapters: Sequence[Adapter], base: Path, chosen: str | None = None
 ) -> tuple[OwnTemplate | None, ...]:
-    """What each of a model's adapters brings. Raises ModelError for damaged headers."""
+    """The template of each adapter of a model. Raises ModelError for damaged headers."""
     return tuple(own_template(adapter.path, base, chosen) for adapter in adapters)
 
 
@@ -160,7 +160,7 @@ def own_template_of(
 
 
 def chosen_of(prompts: AdapterPrompts, base: tuple[str, str]) -> tuple[str, str]:
-    """The template for conversations, and the one for those with tools."""
+    """The templates for conversations without and with tools; an empty one is absent."""
     if not prompts.templates:
         return base
     plain, tools = (prompts.templates.get(name, "") for name in (DEFAULT, TOOL_USE))
@@ -172,7 +172,7 @@ def chosen_of(prompts: AdapterPrompts, base: tuple[str, str]) -> tuple[str, str]
 def renamed(
     prompts: AdapterPrompts, base: GGUFFile
 ) -> tuple[Callable[[str], str], tuple[str, ...]]:
-    """Puts the base's texts in place of the adapter's for the same tokens; and those it has not."""
+    """A function that replaces the adapter's token texts by the base's, and the lost tokens."""
     here = token_texts(base, prompts.added.values())
     names, lost = dict[str, str](), list[str]()
     for text, number in prompts.added.items():
@@ -191,7 +191,7 @@ def renamed(
 
 
 def ends_base(text: str, base: GGUFFile) -> bool:
-    """Whether llama.cpp ends the base's own answers at a token of this text."""
+    """Whether llama.cpp ends the base's answers at a token of this text."""
     ids = [number for key in ENDING if (number := base.number(key)) is not None]
     if text in token_texts(base, ids).values():
         return True
@@ -199,7 +199,7 @@ def ends_base(text: str, base: GGUFFile) -> bool:
 
 
 def has_tokens_of(base: GGUFFile, tokens: Mapping[str, str], names: frozenset[str]) -> bool:
-    """Whether a template finds the same special tokens as with the base's."""
+    """Whether the special tokens that a template uses equal the base's."""
     known = special_tokens(base)
     return all(known.get(name) == text for name, text in tokens.items() if name in names)
 
@@ -213,6 +213,6 @@ def first_own(own: Sequence[OwnTemplate | None], scales: Sequence[float]) -> Own
 
 
 def template_refused(name: str, error: TemplateRefusedError) -> str:
-    """What is said where llama-server does not start with a template."""
+    """The warning for a template with which llama-server does not start."""
     why = next((line for line in error.message.splitlines() if "emplate" in line), error.message)
-    return f"{name}: llama.cpp cannot take its answers apart: they are text alone ({why.strip()})"
+    return f"{name}: llama.cpp cannot parse its answers: they stay plain text ({why.strip()})"

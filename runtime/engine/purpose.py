@@ -1,4 +1,4 @@
-"""What a model is for: answers, vectors of texts, or judging texts."""
+"""The purpose of a model: to answer, to embed texts or to rank them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from exporter.core.gguf import GGUFFile
 Purpose = Literal["answers", "vectors", "ranks"]
 POOLING_RANK = 4  # llama.h
 ENCODERS = ("t5encoder",)
-"""Architectures that only read, and have no key that says so."""
+"""Encoder-only architectures without a key that says so."""
 ROUTE = {"answers": "/v1/chat/completions", "vectors": "/v1/embeddings", "ranks": "/v1/rerank"}
 WHAT = {
-    "vectors": "makes vectors of texts, and writes none",
-    "ranks": "judges texts, and writes none",
+    "vectors": "computes vectors of texts, and generates no text",
+    "ranks": "ranks texts, and generates none",
 }
 
 
 def purpose_of(header: GGUFFile) -> Purpose:
-    """What a model was made for, by its header."""
+    """The purpose of a model, by its header."""
     pooling = header.number(f"{header.architecture}.pooling_type")
     if pooling == POOLING_RANK or any(one.name.startswith("cls.") for one in header.tensors):
         return "ranks"
@@ -30,10 +30,10 @@ def purpose_of(header: GGUFFile) -> Purpose:
 
 
 def refuse_without_answers(header: GGUFFile) -> None:
-    """Raise UnsupportedError, with what to use, for a model that writes no text."""
+    """Raise UnsupportedError, with the route to use, for a model that generates no text."""
     purpose = purpose_of(header)
     if purpose != "answers":
         raise UnsupportedError(
             f"`{header.path}` {WHAT[purpose]}",
-            hint=f"serve it, and ask {ROUTE[purpose]}: decant serve {header.path}",
+            hint=f"serve it, and send requests to {ROUTE[purpose]}: decant serve {header.path}",
         )

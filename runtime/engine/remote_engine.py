@@ -1,4 +1,4 @@
-"""A server elsewhere that answers a conversation."""
+"""The engine of a conversation that a remote server answers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from runtime.engine.selection import Choice
 
 
 class RemoteEngine:
-    """A model of a server elsewhere."""
+    """A model of a remote server."""
 
     def __init__(self, remote: Remote, model: str | None, *, raw: bool = False) -> None:
-        """Talk to `model`, or to the first that the server lists. Raises EngineError."""
+        """Choose `model`, or the first that the server lists. Raises EngineError."""
         self.remote, self.raw = remote, raw
         ids = [one.get("id") for one in listed(get_json(remote, "/v1/models").get("data"))]
         names = tuple(without_controls(one) for one in ids if isinstance(one, str))
@@ -54,7 +54,7 @@ class RemoteEngine:
     def answer(
         self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
     ) -> Generator[Piece, None, None]:
-        """Stream the answer. Raises what `client.ask` does."""
+        """Stream the answer. Raises the errors of `openai_client.ask`."""
         del choice
         if self.raw:
             rest = {**RAW_LIMIT, "model": self.name, **settings}
@@ -79,4 +79,4 @@ class RemoteEngine:
         return found | ({"raw": True} if self.raw else {})
 
     def stop(self) -> None:
-        """Nothing runs here."""
+        """Do nothing: no process runs here."""

@@ -1,7 +1,7 @@
-"""What decant does to the texts of a request before llama-server sees them.
+"""Prepares the texts of a request for llama-server.
 
-A tokenizer may normalize its texts in ways that llama.cpp does not know; a template may have
-switches that a route has its own words for. Only what needs it is changed.
+A tokenizer may normalize texts in ways that llama.cpp does not know; a template may have switches
+that an API names differently. Only requests that need it are changed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ CHATS = frozenset(
      "/v1/chat/completions/input_tokens", "/v1/messages/count_tokens",
      "/v1/responses/input_tokens")
 )  # fmt: skip
-"""Routes whose texts go through the template."""
+"""Routes whose texts are rendered by the template."""
 PROMPTS = ("prompt", "input_prefix", "input_suffix", "input", "content", "query", "documents",
            "texts", "target")  # fmt: skip
-"""Where other routes have their texts."""
+"""The fields in which other routes have their texts."""
 TEXTS_WRITTEN = ("/v1/completions", "/completion", "/infill")
-"""Routes that go on with a text."""
+"""Routes that continue a text."""
 VECTORS = ("/v1/embeddings", "/embedding")
 """Routes whose texts the engine always begins with BOS."""
 SWITCHES = "chat_template_kwargs"
 IN_OBJECTS = ("prompt_string", "text")
 WITH_BOS = ("prompt", "content")
-"""Of those, what the engine begins with BOS."""
+"""Fields of PROMPTS whose texts the engine begins with BOS."""
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 READS_THOUGHTS = re.compile(r"""[.'"](?:reasoning_content|reasoning|thinking)\b""")
 TEXTS = ("text", "content", "output", "thinking")
@@ -49,18 +49,18 @@ Normalize = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """How requests to one engine are made ready."""
+    """Prepares the requests to one engine."""
 
     normalize: Normalize | None = None
-    """None where the engine does all that the tokenizer does."""
+    """The tokenizer's normalizer; None if the engine does all that it does."""
     begin: Normalize | None = None
-    """Gives a text that is no conversation its first space, where the engine does not."""
+    """Adds the first space of a plain text, if the engine does not."""
     bos: str = ""
-    """What such a text begins with, where the engine does not add it."""
+    """The BOS that a plain text begins with, if the engine does not add it."""
     drops_thoughts: bool = False
-    """Whether the template does not know thoughts; llama-server may lose an answer with them."""
+    """Whether the template ignores thoughts; llama-server may lose an answer with them."""
     own: OwnTemplate | None = None
-    """The template that goes before the engine's."""
+    """The template that replaces the engine's."""
 
     def ready(self, route: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The body for the engine's route."""
@@ -77,7 +77,7 @@ class Front:
         return ready
 
     def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A conversation's body."""
+        """The body of a conversation's request."""
         ready = dict(body)
         if self.normalize is not None:
             for name in ("messages", "system", "input", "instructions"):
@@ -88,7 +88,7 @@ class Front:
             ready["messages"] = [without_thoughts(message) for message in messages]
         given = body.get(SWITCHES)
         switches = thinking(body) | (given if isinstance(given, dict) else {})
-        switches.pop(FIELD, None)  # which is ours to set
+        switches.pop(FIELD, None)  # only decant sets it
         if self.own is not None:
             ready[SWITCHES] = self.own.handed_over(switches)
         elif switches or isinstance(given, dict):
@@ -96,12 +96,12 @@ class Front:
         return ready
 
     def text(self, text: str, *, starts: bool = True) -> str:
-        """A text that is no conversation; starts: whether it is the beginning of one."""
+        """Prepare a plain text; starts: whether it is the beginning of a prompt."""
         ready = self.normalize(text) if self.normalize else text
         return self.begin(ready) if starts and self.begin else ready
 
     def texts(self, value: object, bos: str, *, starts: bool) -> object:
-        """A prompt, in any of the forms that llama-server takes; tokens stay as they are."""
+        """Prepare a prompt in any of llama-server's forms; token ids stay as they are."""
         if isinstance(value, str):
             return (bos if starts else "") + self.text(value, starts=starts)
         if isinstance(value, dict):
@@ -110,7 +110,7 @@ class Front:
                 for name, one in value.items()
             }
         if isinstance(value, list):
-            is_one = any(isinstance(one, int) for one in value)  # tokens and texts of one prompt
+            is_one = any(isinstance(one, int) for one in value)  # ids and texts of one prompt
             return [
                 self.texts(one, bos, starts=starts and not (is_one and place))
                 for place, one in enumerate(value)
@@ -123,14 +123,14 @@ PLAIN = Front()
 
 @dataclass(frozen=True, slots=True)
 class Fronts:
-    """How requests to one engine are made ready, by the adapters that answer."""
+    """Prepares the requests to one engine, by the adapters that answer."""
 
     base: Front = PLAIN
     own: tuple[OwnTemplate | None, ...] = ()
-    """What each adapter brings, by its place."""
+    """Each adapter's template, by index."""
 
     def of(self, scales: Sequence[float]) -> Front:
-        """For a mixture of adapters."""
+        """The preparation for a mixture of adapters."""
         own = first_own(self.own, scales)
         if own is None:
             return self.base
@@ -140,12 +140,12 @@ class Fronts:
 
 
 def adds(body: Mapping[str, Any]) -> bool:
-    """Whether the engine is to add what texts begin with; /tokenize only does if it is told to."""
+    """Whether the engine adds special tokens to a text; /tokenize does so only on request."""
     return bool(body.get("add_special", "prompt" in body))
 
 
 def front_of(header: GGUFFile, chat: ChatFormat = AS_IT_IS) -> Front:
-    """How requests are made ready for a model. Raises ModelError for a damaged normalizer."""
+    """The preparation of requests for a model. Raises ModelError for a damaged normalizer."""
     written = header.text(NORMALIZER)
     space = header.text(SPACE_PREFIX)
     return Front(
@@ -157,7 +157,7 @@ def front_of(header: GGUFFile, chat: ChatFormat = AS_IT_IS) -> Front:
 
 
 def ended(body: Mapping[str, Any], ends: Sequence[str]) -> dict[str, list[object]]:
-    """The fields by which a text ends at an adapter's ends too, special tokens among them."""
+    """The fields that end a text at an adapter's end texts, too, special tokens among them."""
     found: dict[str, list[object]] = {}
     for name in ("stop", "preserved_tokens"):
         given = body.get(name)
@@ -166,14 +166,14 @@ def ended(body: Mapping[str, Any], ends: Sequence[str]) -> dict[str, list[object
 
 
 def drops_thoughts(template: str | None) -> bool:
-    """Whether a template that we hand over prints no thoughts."""
+    """Whether a template that decant passes prints no thoughts."""
     return bool(template) and not READS_THOUGHTS.search(template or "")
 
 
 def normalize_between(written: str, path: Path) -> Normalize:
-    """The normalizer, applied between the special tokens that a text names."""
+    """The normalizer, applied between the special tokens in a text."""
     normalize = normalizer(written)
-    if written == NFC:  # special tokens are in that form already
+    if written == NFC:  # special tokens are in NFC already
         return normalize
     special = special_texts(path)
     if not special:
@@ -188,7 +188,7 @@ def normalize_between(written: str, path: Path) -> Normalize:
 
 
 def first_space(written: str, path: Path) -> Normalize:
-    """Puts or drops the first space of a text, unless it begins with a special token."""
+    """Adds or drops the first space of a text, unless the text begins with a special token."""
     special = special_texts(path)
 
     def begin(text: str) -> str:
@@ -198,7 +198,7 @@ def first_space(written: str, path: Path) -> Normalize:
 
 
 def normalized(value: object, normalize: Normalize) -> object:
-    """Texts, lists of parts and messages, with what is said in them normalized."""
+    """A text, part, message or list of them, with the texts in it normalized."""
     if isinstance(value, str):
         return normalize(value)
     if isinstance(value, list):
@@ -218,7 +218,7 @@ def without_thoughts(message: object) -> object:
 
 
 def thinking(body: Mapping[str, Any]) -> dict[str, bool]:
-    """The template's switches for what a request says of thinking in its API's own words."""
+    """The template's switches for a request's thinking setting, in any API's form."""
     asked = body.get("thinking")  # Anthropic's
     kind = asked.get("type") if isinstance(asked, dict) else None
     if kind in ("enabled", "disabled"):
@@ -231,7 +231,7 @@ def thinking(body: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def said_of(server: Server, own: OwnTemplate | None) -> Iterator[str]:
-    """What is to be said of an adapter's own template."""
+    """Notes on an adapter's template, for the user."""
     if own is None:
         return
     if why := unusable(own):
@@ -240,14 +240,14 @@ def said_of(server: Server, own: OwnTemplate | None) -> Iterator[str]:
     if own.lost:
         several = len(own.lost) > 1
         yield (
-            f"{', '.join(own.lost)} {'are no tokens' if several else 'is no token'} of the base:"
-            " cut as text"
+            f"{', '.join(own.lost)} {'are not tokens' if several else 'is not a token'} of the"
+            " base: tokenized as text"
         )
     yield from unlike(server, own.format, own)
 
 
 def unlike(server: Server, chat: ChatFormat, own: OwnTemplate | None = None) -> Iterator[str]:
-    """What is to be said of conversations that the engine renders otherwise than transformers."""
+    """Notes on conversations that the engine renders differently from transformers."""
     prompts: list[str | None] = []
     for _, job, _ in chat.samples:
         body: dict[str, Any] = {"messages": list(job.messages)}

@@ -1,22 +1,22 @@
-"""Who answers: the model as it is, or with an adapter."""
+"""The selection of what answers: the model itself, or one of its adapters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 MERGED = ""
-"""The adapter of a turn that was answered by the model as it is."""
+"""The adapter of a turn that the model itself answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Who answers: an adapter, by its name, and how much of it."""
+    """The adapter that answers, by its name, and its scale."""
 
     adapter: str = MERGED
     scale: float = 1.0
 
     def __str__(self) -> str:
-        """As it is typed, `NAME` or `NAME:SCALE`."""
+        """The form that users type: `NAME` or `NAME:SCALE`."""
         if not self.adapter:
             return "base"
         return self.adapter if self.scale == 1 else f"{self.adapter}:{self.scale:g}"

@@ -10,10 +10,9 @@ from typing_extensions import Self
 
 
 class SocketConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
+    """An HTTP connection over a Unix socket; it connects at the first request."""
 
     def __init__(self, path: Path, timeout_s: float | None) -> None:
-        """Connect at the first request."""
         super().__init__("localhost", timeout=timeout_s)
         self.path = path
 

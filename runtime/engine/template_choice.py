@@ -1,4 +1,4 @@
-"""`--chat-template`: a template for a model that has none, or in place of its own."""
+"""`--chat-template`: a template for a model without one, or in place of the file's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-HELP = "A template for conversations: chatml, a .jinja file, or one that llama.cpp brings."
-NO_TEMPLATE = "has no chat template: it is a base model, which goes on writing a text"
+HELP = "A chat template: chatml, a .jinja file, or the name of one that llama.cpp includes."
+NO_TEMPLATE = "has no chat template: it is a base model, which continues a text"
 TEMPLATE_MAX = 1 << 20  # bytes
-SHOWN = 5
+SHOWN = 5  # similar names in an error's hint
 
 
 def with_template(model: Model, text: str) -> Model:
-    """The model with a template in place of its own. Raises UnsupportedError."""
+    """The model with this template in place of the file's. Raises UnsupportedError."""
     if model.is_encoder_decoder:
         raise UnsupportedError(
             f"`{model.header.path}` is an encoder-decoder, which takes no --chat-template",
@@ -35,7 +35,7 @@ def with_template(model: Model, text: str) -> Model:
 
 
 def read_template(name: str) -> str:
-    """The template that a name, a file or a text in jinja means. Raises InputError."""
+    """The template for a name, a file or a text in jinja. Raises InputError."""
     if "{{" in name or "{%" in name:
         return name
     if name.lower() == "chatml":
@@ -56,6 +56,7 @@ def read_template(name: str) -> str:
 
 
 def read_file(path: Path) -> str:
+    """The template in a file. Raises InputError."""
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")
@@ -64,9 +65,11 @@ def read_file(path: Path) -> str:
             f"cannot read `{path}`: {error.strerror}", hint="is the path right?"
         ) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"`{path}` is not UTF-8: byte {error.start}", hint="save it so") from error
+        raise InputError(
+            f"`{path}` is not UTF-8: byte {error.start}", hint="save it as UTF-8"
+        ) from error
     if not text.strip() or len(data) > TEMPLATE_MAX:
         raise InputError(
-            f"`{path}` has {len(data)} bytes, which is no chat template", hint="name another file"
+            f"`{path}` has {len(data)} bytes: not a chat template", hint="name another file"
         )
     return text

@@ -1,1 +1,1 @@
-"""Processes and addresses: run folders, and children that end with their parent."""
+"""Processes and addresses: run folders, and child processes that end with their parent."""

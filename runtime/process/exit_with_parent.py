@@ -1,11 +1,11 @@
-"""Runs a program that ends when whoever started it does, however that ends and whatever it does.
+"""Runs a program that ends when its starter ends, even by SIGKILL.
 
-`python -I -S exit_with_parent.py --parent PID PROGRAM ARGUMENT…` becomes the program, which Linux
-kills when the thread that started it ends. Where no kernel does that, the guard stays beside it:
-`python -I -S exit_with_parent.py PROGRAM ARGUMENT…`, with a pipe as standard input whose other
-end the starter holds. The starter may end in any way, SIGKILL too: the pipe closes, the
+`python -I -S exit_with_parent.py --parent PID PROGRAM ARGUMENT…` replaces itself with the program,
+which Linux kills when the thread that started it ends. Where no kernel does that, this process
+stays as the program's guard: `python -I -S exit_with_parent.py PROGRAM ARGUMENT…`, with a pipe as
+standard input whose other end the starter holds. When the starter ends, the pipe closes and the
 program is killed.
-The guard ends with the program's own status, or 128 + the signal that killed it.
+The guard exits with the program's status, or 128 + the signal that killed it.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ NOT_FOUND = 127  # a shell's status for a program that cannot be started
 
 
 def run_guarded(argv: list[str]) -> int:
-    """The program's status, when it has ended by itself or because standard input has.
+    """Run a program until it ends or standard input ends; return its exit status.
 
-    Its own standard input stays open and silent; what asks this process to end is passed on.
+    The program's standard input stays open and empty; SIGTERM is passed on to it.
     """
     child = subprocess.Popen(argv, stdin=subprocess.PIPE)
 
@@ -47,14 +47,14 @@ def run_guarded(argv: list[str]) -> int:
 
 
 def end_with_parent(parent: int) -> None:
-    """Have Linux kill this process, and what it becomes, when its parent ends."""
+    """Have Linux kill this process when its parent ends; exec keeps this."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it has ended already, and nobody would tell
+    if os.getppid() != parent:  # the parent ended before prctl: no signal will come
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def become(argv: list[str], parent: int) -> int:
-    """Become the program, which ends with its parent; only returns where that cannot be."""
+    """Exec the program, which ends with its parent; return only if it cannot be started."""
     end_with_parent(parent)
     try:
         os.execv(argv[0], argv)  # noqa: S606 - no shell is wanted

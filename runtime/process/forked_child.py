@@ -1,4 +1,4 @@
-"""Goes on in a child, so that what aborts there is an error here."""
+"""Continues in a forked child process, so that an abort there becomes an error in the parent."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from runtime.process import exit_with_parent
 
 
 def go_on_apart(path: Path) -> None:
-    """Return in a child of this process, which ends with the child's own exit code.
+    """Fork and return in the child; the parent exits with the child's exit code.
 
-    ggml aborts where a file's vocabulary contradicts itself. Raises ModelError here, by the name
-    of the file, where the child is ended by a signal.
+    ggml aborts on a file whose vocabulary contradicts itself. Raises ModelError in the parent,
+    with the file's name, if a signal ends the child.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -28,7 +28,7 @@ def go_on_apart(path: Path) -> None:
         if sys.platform == "linux":
             exit_with_parent.end_with_parent(parent)
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child has it, too, and says so
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child gets it too and reports it
     try:
         _, status = os.waitpid(child, 0)
     finally:

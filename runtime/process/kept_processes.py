@@ -20,9 +20,9 @@ STACK = 256 << 20  # bytes; std::regex recurses with each character of a word: s
 
 
 class Guarded(subprocess.Popen[bytes]):
-    """A guard and its program in a session of their own.
+    """A guard and its program, in a new session.
 
-    They are killed together: a guard that is killed alone can end nothing any more.
+    They are killed together: a guard that is killed alone cannot end its program.
     """
 
     def kill(self) -> None:
@@ -34,10 +34,10 @@ class Guarded(subprocess.Popen[bytes]):
 def start_kept(
     argv: Sequence[str], *, by_kernel: bool = sys.platform == "linux", **options: Any
 ) -> subprocess.Popen[bytes]:
-    """Start a program that ends when this process does; options are Popen's.
+    """Start a program that ends when this process ends; options are Popen's.
 
-    Linux kills it (`by_kernel`) when the thread that started it ends: that thread waits for its
-    end here. Elsewhere a guard does; then `stdin` is PIPE, and `start_new_session` is set.
+    by_kernel: Linux kills it when the thread that started it ends, so that thread waits for the
+    program. Otherwise a guard kills it; then `stdin` is PIPE, and `start_new_session` is set.
     """
     guard = [sys.executable, "-I", "-S", exit_with_parent.__file__]
     if not by_kernel:
@@ -52,7 +52,7 @@ def start_kept(
             started.set_exception(error)
             return
         started.set_result(process)
-        with suppress(ChildProcessError):  # somebody else has waited for it
+        with suppress(ChildProcessError):  # another thread has already reaped it
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
     threading.Thread(target=keep, name=f"keeper of {Path(argv[0]).name}", daemon=True).start()
@@ -60,7 +60,7 @@ def start_kept(
 
 
 def deepen_stacks() -> None:
-    """Give the threads of processes that are started from now on deep stacks, where allowed."""
+    """Raise the stack limit of processes started from now on to STACK, as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     wanted = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""Addresses, and who reaches them."""
+"""Network addresses and whether other machines reach them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; of names, localhost alone is known to be so."""
+    """Whether only this machine reaches an address; the only such name is localhost."""
     if host == "localhost":
         return True
     try:

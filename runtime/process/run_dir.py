@@ -1,4 +1,4 @@
-"""The folder of a running engine: its socket, its log, its adapters' short names."""
+"""The folder of a running engine: its socket, its log and short names of its adapters."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SOCKET_PATH_MAX = 100  # bytes; sun_path holds 104 on macOS and 108 on Linux, wi
 
 
 class RunFolder:
-    """A new folder that only this user can enter, with a path short enough for a socket."""
+    """A new folder that only this user can enter; its path is short enough for a socket."""
 
     def __init__(self) -> None:
-        """Make it, and sweep away those whose owners were killed."""
+        """Create the folder, and remove folders whose owners were killed."""
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
         if len(os.fsencode(self.path / SOCKET)) > SOCKET_PATH_MAX:
             self.path.rmdir()
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
         self.owner = (self.path / "owning").open("w")
         lock(self.owner)
-        (self.path / "owning").rename(self.path / OWNER)  # locked before anyone looks for it
+        (self.path / "owning").rename(self.path / OWNER)  # the lock is held before sweep sees it
         sweep(self.path.parent)
 
     @property
@@ -46,15 +46,15 @@ class RunFolder:
 
 
 def sweep(parent: Path) -> None:
-    """Remove folders that a killed process of this user has left."""
+    """Remove folders that killed processes of this user left behind."""
     for owner in parent.glob(f"{PREFIX}*/{OWNER}"):
-        with suppress(OSError), owner.open("r+") as file:  # OSError: another's, in use, or gone
+        with suppress(OSError), owner.open("r+") as file:  # OSError: another user's, or removed
             if owner.stat().st_uid == os.getuid() and try_lock(file):
                 shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 def has_sockets(folder: RunFolder) -> bool:
-    """Whether a Unix socket can be had there: not on every system, nor on every disk."""
+    """Whether the folder's file system supports Unix sockets."""
     if not hasattr(socket, "AF_UNIX"):
         return False
     try:

@@ -1,7 +1,7 @@
-"""What a model's head asks of the workers that compute layers for it, before it is loaded.
+"""The requests to workers before a model is loaded whose layers they are to compute.
 
-llama.cpp's RPC protocol (ggml-rpc.cpp, version 7) begins with HELLO, which tells a version of the
-protocol, but not which llama.cpp speaks: equal versions of unequal commits may compute otherwise.
+llama.cpp's RPC protocol (ggml-rpc.cpp, version 7) begins with HELLO, whose answer gives the version
+of the protocol but not the llama.cpp commit: two commits of one version may compute differently.
 `decant worker` therefore also answers ASK, on the same port; see runtime/rpc/worker.py.
 """
 
@@ -19,18 +19,18 @@ from exporter.core.errors import InputError, WorkerError
 from exporter.core.events import Report, Warn, silent
 from exporter.llamacpp.toolchain import Toolchain
 
-DEFAULT_PORT = 50052
+DEFAULT_PORT = 50052  # ggml-rpc-server's default
 ASK = b"decant?\n"
-"""Its first byte is no command of the protocol: a bare ggml-rpc-server hangs up on it."""
+"""Its first byte is not a command of the protocol: a bare ggml-rpc-server hangs up on it."""
 ANSWER_MAX = 1 << 16  # bytes
 CONNECT_S, ANSWER_S = 5.0, 15.0
 # commands, and the bytes of their messages (ggml-rpc.cpp)
 GET_DEVICE_MEMORY, HELLO, DEVICE_COUNT = 11, 14, 15
-HELLO_REQUEST = 24
-HELLO_ANSWER = 28
-HELLO_HEAD = struct.Struct("<BQ")  # the command, and the bytes that follow
-DEVICES_MAX = 64
-ALL_LAYERS = 999
+HELLO_REQUEST = 24  # bytes
+HELLO_ANSWER = 28  # bytes
+HELLO_HEAD = struct.Struct("<BQ")  # the command, and the number of bytes that follow
+DEVICES_MAX = 64  # a larger count is taken for another protocol
+ALL_LAYERS = 999  # above any model's count: llama-server's -ngl then offloads every layer
 ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?):(?P<port>\d{1,5})")
 VERSION = re.compile(r"^#define RPC_PROTO_(?:MAJOR|MINOR|PATCH)_VERSION\s+(\d+)\s*$", re.MULTILINE)
 TUNNEL = "reach it through a tunnel: ssh -N -L {port}:127.0.0.1:{port} {host}"
@@ -43,30 +43,30 @@ class Spread:
     workers: tuple[str, ...]
     """Each as HOST:PORT."""
     layers: int = ALL_LAYERS
-    """The last so many of them; the rest stay here."""
+    """How many of the last layers the workers compute; the others stay on this machine."""
     shares: tuple[int, ...] = ()
-    """How the layers are divided among the devices; by all their memory where it is empty."""
+    """Proportions of the layers per device; empty: in proportion to their memory."""
     unchecked: bool = False
-    """Take workers at public addresses and bare ggml-rpc-servers, whatever llama.cpp they are."""
+    """Accept public addresses and bare ggml-rpc-servers, without asking for their llama.cpp."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What a worker says of itself."""
+    """A worker's address and free memory."""
 
     address: str
     free: tuple[int, ...]
-    """Bytes of memory that each of its devices has left."""
+    """Bytes of memory that each of its devices has free."""
 
 
 def parse_workers(text: str) -> tuple[str, ...]:
-    """HOST:PORT,… as the command line has it. Raises InputError."""
+    """Parse HOST:PORT,… of the command line. Raises InputError."""
     found = []
     for part in text.split(","):
         match = ADDRESS.fullmatch(part.strip())
         if not match or not 0 < int(match["port"]) < 1 << 16:
             raise InputError(
-                f"--rpc {text!r}: {part.strip()!r} is no HOST:PORT",
+                f"--rpc {text!r}: {part.strip()!r} is not HOST:PORT",
                 hint=f"name each worker as 127.0.0.1:{DEFAULT_PORT}; llama.cpp takes no IPv6 here",
             )
         found.append(f"{match['host']}:{int(match['port'])}")
@@ -76,7 +76,7 @@ def parse_workers(text: str) -> tuple[str, ...]:
 
 
 def rpc_flags(spread: Spread) -> list[str]:
-    """What tells llama-server of the workers."""
+    """llama-server's flags for the workers."""
     flags = ["--rpc", ",".join(spread.workers), "-ngl", str(spread.layers)]
     return [*flags, "-ts", ",".join(map(str, spread.shares))] if spread.shares else flags
 
@@ -89,14 +89,15 @@ def split_address(address: str) -> tuple[str, int]:
 def preflight(
     spread: Spread, toolchain: Toolchain, *, report: Report = silent
 ) -> tuple[WorkerFacts, ...]:
-    """See that every worker is there and computes as we do.
+    """Check that every worker answers and runs the same llama.cpp.
 
-    llama-server would abort where it finds that out by itself, and says less. Raises WorkerError.
+    llama-server itself would abort, with a less specific message. Raises WorkerError.
     """
     return tuple(check(address, spread, toolchain, report) for address in spread.workers)
 
 
 def check(address: str, spread: Spread, toolchain: Toolchain, report: Report) -> WorkerFacts:
+    """Check one worker. Raises WorkerError for a public address and another protocol version."""
     host, port = split_address(address)
     away = resolved(host, address)
     if away.is_global and not spread.unchecked:
@@ -105,7 +106,7 @@ def check(address: str, spread: Spread, toolchain: Toolchain, report: Report) ->
             hint=TUNNEL.format(host=host, port=port),
         )
     if not away.is_loopback:
-        report(Warn(f"what {address} computes crosses the network unencrypted, and unsigned"))
+        report(Warn(f"the data exchanged with {address} is neither encrypted nor authenticated"))
     free = () if spread.unchecked else ask_worker(address, toolchain.info["commit"])
     version, said = probe(host, port, address)
     ours = protocol_version(toolchain)
@@ -118,18 +119,19 @@ def check(address: str, spread: Spread, toolchain: Toolchain, report: Report) ->
 
 
 def resolved(host: str, address: str) -> ipaddress.IPv4Address:
+    """The IPv4 address of a host. Raises WorkerError."""
     try:
         found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
         return ipaddress.IPv4Address(found[0][4][0])
     except (OSError, UnicodeError) as error:
         raise WorkerError(
-            f"there is no machine {host!r} for the worker {address}: {error}",
+            f"the host {host!r} of the worker {address} is unknown: {error}",
             hint="check the name, or give its IPv4 address",
         ) from error
 
 
 def ask_worker(address: str, commit: str) -> tuple[int, ...]:
-    """The free memory of each device; WorkerError unless the worker is of the same llama.cpp."""
+    """The free bytes of each device. Raises WorkerError if its llama.cpp is another commit."""
     answer = read_answer(address)
     theirs = answer.get("commit")
     if theirs != commit:
@@ -144,7 +146,7 @@ def ask_worker(address: str, commit: str) -> tuple[int, ...]:
 
 
 def read_answer(address: str) -> dict[str, Any]:
-    """What a worker answers to ASK."""
+    """A worker's answer to ASK. Raises WorkerError."""
     raw = b""
     try:
         with connected(address) as connection:
@@ -158,15 +160,16 @@ def read_answer(address: str) -> dict[str, Any]:
         if isinstance(answer, dict):
             return answer
     except (OSError, ValueError):
-        pass  # what the next lines say
+        pass  # reported below
     raise WorkerError(
-        f"what listens at {address} does not say which llama.cpp it runs",
-        hint="start it with `decant worker`; a bare ggml-rpc-server, which serves one model at a"
-        " time and may be busy, is taken with --rpc-unchecked",
+        f"the server at {address} does not say which llama.cpp it runs",
+        hint="start it with `decant worker`; --rpc-unchecked accepts a bare ggml-rpc-server, which"
+        " serves one model at a time and may be busy",
     )
 
 
 def connected(address: str) -> socket.socket:
+    """Connect to a worker. Raises WorkerError."""
     host, port = split_address(address)
     try:
         connection = socket.create_connection((host, port), CONNECT_S)
@@ -180,25 +183,25 @@ def connected(address: str) -> socket.socket:
 
 
 def probe(host: str, port: int, address: str) -> tuple[str, tuple[int, ...]]:
-    """The version of the protocol spoken there, and what each device says is free."""
+    """The protocol's version there, and the free bytes of each device. Raises WorkerError."""
     try:
         with connected(f"{host}:{port}") as connection:
             return greet(connection), memory(connection)
     except (OSError, struct.error, ValueError) as error:
         raise WorkerError(
-            f"what listens at {address} does not speak llama.cpp's RPC protocol: {error}",
-            hint="is it `decant worker`? A bare ggml-rpc-server that serves another model is mute",
+            f"the server at {address} does not speak llama.cpp's RPC protocol: {error}",
+            hint="is it `decant worker`? A bare ggml-rpc-server busy with another model is silent",
         ) from error
 
 
 def greet(connection: socket.socket) -> str:
-    """Say HELLO; gives the version. Raises ValueError and OSError."""
+    """Send HELLO and return the protocol's version. Raises ValueError and OSError."""
     answer = exchange(connection, HELLO, bytes(HELLO_REQUEST), HELLO_ANSWER)
     return ".".join(map(str, answer[:3]))
 
 
 def memory(connection: socket.socket) -> tuple[int, ...]:
-    """What each device says is free, after HELLO."""
+    """The free bytes of each device, asked after HELLO. Raises ValueError and OSError."""
     (count,) = struct.unpack("<I", exchange(connection, DEVICE_COUNT, b"", 4))
     if count > DEVICES_MAX:
         raise ValueError(f"it says that it has {count} devices")
@@ -210,7 +213,7 @@ def memory(connection: socket.socket) -> tuple[int, ...]:
 
 
 def exchange(connection: socket.socket, command: int, message: bytes, nbytes: int) -> bytes:
-    """Send a command; gives its answer, which has `nbytes`."""
+    """Send a command and return its answer of `nbytes`. Raises ValueError and OSError."""
     connection.sendall(HELLO_HEAD.pack(command, len(message)) + message)
     (length,) = struct.unpack("<Q", received(connection, 8))
     if length != nbytes:
@@ -219,7 +222,7 @@ def exchange(connection: socket.socket, command: int, message: bytes, nbytes: in
 
 
 def received(connection: socket.socket, nbytes: int) -> bytes:
-    """So many bytes. Raises ValueError when the other side has hung up before."""
+    """Read exactly `nbytes`. Raises ValueError if the connection ends before."""
     raw = b""
     while len(raw) < nbytes:
         block = connection.recv(nbytes - len(raw))
@@ -230,6 +233,6 @@ def received(connection: socket.socket, nbytes: int) -> bytes:
 
 
 def protocol_version(toolchain: Toolchain) -> str:
-    """What our llama.cpp speaks, by its header."""
+    """The RPC protocol's version in the header of the built llama.cpp."""
     header = toolchain.folder / "ggml" / "include" / "ggml-rpc.h"
     return ".".join(VERSION.findall(header.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Bytes carried between two sockets, both ways, until one side is done."""
+"""Copies bytes between two sockets, in both directions, until one side ends."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import socket
 import threading
 from contextlib import suppress
 
-BLOCK = 1 << 18  # bytes carried at once
-LEAVE_S = 10.0  # until a server has noticed that its client is gone; it may be computing
-# a peer that vanished without a word is noticed within two minutes; by what each system calls it
+BLOCK = 1 << 18  # bytes copied at once
+LEAVE_S = 10.0  # for the server to notice that its client has left; it may be computing
+# a peer that vanished is noticed within two minutes; the options' names differ by system
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 def relay(client: socket.socket, server: socket.socket) -> bool:
-    """Carry everything; whether it was the client that ended it, and the server then hung up."""
+    """Copy until the end; return whether the client ended first and the server then hung up."""
     ended = threading.Event()
     first: list[str] = []
 
@@ -35,7 +35,7 @@ def relay(client: socket.socket, server: socket.socket) -> bool:
         threads[1].join(LEAVE_S)
     clean = first[0] == "client" and not threads[1].is_alive()
     for end in (client, server):
-        with suppress(OSError):  # it is gone already
+        with suppress(OSError):  # closed already
             end.shutdown(socket.SHUT_RDWR)
     for thread in threads:
         thread.join()
@@ -43,7 +43,7 @@ def relay(client: socket.socket, server: socket.socket) -> bool:
 
 
 def copy(source: socket.socket, sink: socket.socket) -> None:
-    """Everything that comes, until an end or an error of either."""
+    """Copy from source to sink until either ends or fails."""
     block = memoryview(bytearray(BLOCK))
     with suppress(OSError):
         while nbytes := source.recv_into(block):
@@ -51,7 +51,7 @@ def copy(source: socket.socket, sink: socket.socket) -> None:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """No delay for small messages, and notice when the other machine is gone."""
+    """Send small messages at once, and detect a peer that has vanished."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, number in KEEPALIVE.items():

@@ -1,4 +1,4 @@
-"""ggml-rpc-servers on ports of the loopback: started, connected to, used again, gone."""
+"""Pool of ggml-rpc-servers on loopback ports: starts, connects, reuses and stops them."""
 
 from __future__ import annotations
 
@@ -17,30 +17,29 @@ from runtime.process.kept_processes import start_kept
 from runtime.process.run_dir import RunFolder
 
 LOOPBACK = "127.0.0.1"
-START_S = 60  # a GPU's first use
-POLL_S = 0.005
-STOP_S = 5
-ACCEPTED = b"Accepted client connection"  # printed and flushed for each
+START_S = 60  # a GPU's first use takes long
+POLL_S = 0.005  # seconds between looks while a server starts
+STOP_S = 5  # seconds for a server to end before it is killed
+ACCEPTED = b"Accepted client connection"  # logged and flushed at each connection
 
 
 @dataclass(frozen=True, slots=True)
 class RpcSpec:
-    """How a worker computes."""
+    """The threads and the cache of a worker's computation."""
 
     threads: int
     cache: Path | None = None
-    """A folder that keeps large tensors, so that they are sent once."""
+    """A folder that keeps large tensors, so that each is sent once."""
 
 
 class RpcServer:
     """A ggml-rpc-server, which serves one client at a time.
 
-    `runtime/process/exit_with_parent.py` runs it and ends it when our end of a pipe closes, however
-    that happens: the server itself reads no input. It sees none of the caller's environment.
+    `runtime/process/exit_with_parent.py` runs it and ends it when this process's end of a pipe
+    closes, as the server itself reads no input. It gets a scrubbed environment.
     """
 
     def __init__(self, spec: RpcSpec, toolchain: Toolchain) -> None:
-        """Start it; `connect` waits until it listens. Raises WorkerError."""
         self.folder = RunFolder()
         self.port = free_port()
         self.clients = 0
@@ -71,15 +70,15 @@ class RpcServer:
         return self.process.poll() is None
 
     def connect(self) -> socket.socket:
-        """A connection that it has accepted. Raises WorkerError when it ends or stays mute.
+        """Connect and wait until the server accepts. Raises WorkerError if it ends or is silent.
 
-        That it has accepted one is read in its log: another process may have taken the port.
+        The log tells whether this server accepted: another process may have taken the port.
         """
         deadline = time.monotonic() + START_S
         connection: socket.socket | None = None
         while time.monotonic() < deadline and self.is_alive:
             if connection is None:
-                with suppress(OSError):  # not listening yet
+                with suppress(OSError):  # it does not listen yet
                     connection = socket.create_connection((LOOPBACK, self.port), POLL_S + 1)
             if connection and self.folder.log.read_bytes().count(ACCEPTED) > self.clients:
                 self.clients += 1
@@ -99,7 +98,7 @@ class RpcServer:
         return "; its last lines:\n" + "\n".join(f"  {line}" for line in lines) if lines else ""
 
     def stop(self) -> None:
-        """Kill it, and remove its folder; nothing that it holds would be missed."""
+        """End the server, by force after STOP_S, and remove its folder."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -111,10 +110,9 @@ class RpcServer:
 
 
 class RpcServers:
-    """All that run, of which at most one works for nobody: it is there for who comes next."""
+    """The running servers; at most one of them is idle and kept for the next client."""
 
     def __init__(self, spec: RpcSpec, toolchain: Toolchain) -> None:
-        """Start none yet."""
         self.spec, self.toolchain = spec, toolchain
         self.lock = threading.Lock()
         self.idle: RpcServer | None = None
@@ -122,7 +120,7 @@ class RpcServers:
         self.is_over = False
 
     def take(self) -> tuple[RpcServer, socket.socket]:
-        """One that works for nobody else, and a connection to it. Raises WorkerError."""
+        """The idle server or a new one, and a connection to it. Raises WorkerError."""
         with self.lock:
             server, self.idle = self.idle, None
         if server is not None and not server.is_alive:
@@ -141,7 +139,7 @@ class RpcServers:
             raise
 
     def give(self, server: RpcServer) -> None:
-        """Take back one whose client has left."""
+        """Return a server whose client has left: it becomes the idle one, or is stopped."""
         with self.lock:
             if self.idle is None and not self.is_over:
                 self.idle = server
@@ -149,7 +147,7 @@ class RpcServers:
         self.drop(server)
 
     def drop(self, server: RpcServer) -> None:
-        """End one."""
+        """Stop one server, once."""
         with self.lock:
             if server not in self.all:
                 return
@@ -157,7 +155,7 @@ class RpcServers:
         server.stop()
 
     def stop(self) -> None:
-        """End all, and start no more."""
+        """Stop all servers and start no more."""
         with self.lock:
             self.is_over = True
             servers = list(self.all)
@@ -166,7 +164,7 @@ class RpcServers:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody has at the moment: ggml-rpc-server takes no 0."""
+    """A loopback port that is free at the moment; ggml-rpc-server does not accept port 0."""
     with socket.create_server((LOOPBACK, 0)) as trial:
         port: int = trial.getsockname()[1]
     return port

@@ -1,16 +1,16 @@
-"""A machine that computes layers for a model whose head is elsewhere.
+"""A worker: computes layers of a model whose other layers are computed on another machine.
 
-The worker listens on one port, looks at the first bytes of a connection, answers ASK (which
-llama.cpp, how much memory) and relays HELLO, llama.cpp's RPC protocol, to a ggml-rpc-server on the
-loopback. A relay, because the alternatives are worse. ggml-rpc-server cannot say its commit, and
-cannot be handed a socket that is accepted already. A second port for the question would have to go
-through every tunnel and firewall, too. And one ggml-rpc-server serves one client at a time: the
-second model of a head would wait for ever, as would all when a head vanishes without a word. Here
-each connection has its own, and one that crashes takes no other model along. What it costs is one
-more copy through the loopback, which next to a network and ssh is little (docs/scale.md).
+The worker listens on one port, reads the first byte of a connection, answers ASK (which llama.cpp,
+how much memory) and relays HELLO, llama.cpp's RPC protocol, to a ggml-rpc-server on the loopback.
+It relays because the alternatives are worse. ggml-rpc-server cannot report its commit, nor take
+over an accepted socket. A second port for ASK would need a second tunnel and firewall rule. And one
+ggml-rpc-server serves one client at a time: a second model would wait for ever, and so would every
+client after one that vanished. Here each connection has a server process, and a crash affects
+one model only. The cost is one more copy through the loopback, which is small beside a network and
+ssh (docs/scale.md).
 
-The protocol has no key and no encryption, and its parser has had holes: whoever reaches the port
-owns the account. Hence the loopback, and a tunnel.
+The protocol has no key and no encryption, and its parser has had security holes: any client that
+reaches the port can take over the account. Hence the loopback, and a tunnel.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from runtime.rpc.relay import keep_alive, relay
 from runtime.rpc.rpc_server import RpcServers, RpcSpec
 
 CONNECTIONS_MAX = 32
-"""At once; a head has one a model, and a ggml-rpc-server for it."""
-FIRST_BYTES_S = 10.0
-ACCEPT_S = 0.2  # between looks at whether it is over
+"""Simultaneous connections; each model has one, with a ggml-rpc-server for it."""
+FIRST_BYTES_S = 10.0  # seconds for a connection's first bytes
+ACCEPT_S = 0.2  # seconds between looks at whether the worker is stopping
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """Where a worker listens and how it computes."""
+    """The address a worker listens at, and how it computes."""
 
     host: str
     port: int
-    """0 takes any."""
+    """The TCP port; 0 picks a free one."""
     rpc: RpcSpec
     exposed: bool = False
-    """Whether others than this machine may reach it."""
+    """Whether other machines may reach it."""
 
 
 class Worker:
-    """A worker that listens inside the `with` block; nothing of it runs after."""
+    """A worker that listens inside the `with` block; leaving it ends all its processes."""
 
     def __init__(self, spec: WorkerSpec, toolchain: Toolchain, *, report: Report = silent) -> None:
-        """Store what to start. Raises InputError for a host that others reach, unless allowed."""
+        """Store the settings. Raises InputError for an exposed host, unless allowed."""
         refuse_exposed(spec)
         self.spec, self.toolchain, self.report = spec, toolchain, report
         self.servers = RpcServers(spec.rpc, toolchain)
@@ -68,7 +68,7 @@ class Worker:
     def __enter__(self) -> Self:
         self.listener = listen(self.spec)
         try:
-            self.free = self.free_nbytes()  # what does not run is told now, not by a model
+            self.free = self.free_nbytes()  # a broken build is reported now, not by a model
         except BaseException:
             self.stop()
             raise
@@ -84,7 +84,7 @@ class Worker:
         return port
 
     def free_nbytes(self) -> tuple[int, ...]:
-        """Of each device that computes. Raises WorkerError."""
+        """Free bytes of each device that computes. Raises WorkerError."""
         server, connection = self.servers.take()
         with connection:
             try:
@@ -93,35 +93,35 @@ class Worker:
             except (OSError, ValueError) as error:
                 self.servers.drop(server)
                 raise WorkerError(
-                    f"ggml-rpc-server does not answer: {error}", hint="`decant doctor` looks at it"
+                    f"ggml-rpc-server does not answer: {error}", hint="`decant doctor` checks it"
                 ) from error
             connection.shutdown(socket.SHUT_WR)
-            connection.recv(1)  # it has hung up, and waits for the next
+            connection.recv(1)  # the server has hung up and waits for its next client
         self.servers.give(server)
-        if self.toolchain.info["backend"] in ("cpu", "metal"):  # it says what there is, used or not
+        if self.toolchain.info["backend"] in ("cpu", "metal"):  # these report all memory as free
             return tuple(min(nbytes, available_nbytes()) for nbytes in free)
         return free
 
     def accept(self) -> None:
-        """Give every connection a thread, until the listener is closed."""
+        """Serve each connection in a thread, until the listener is closed."""
         while not self.servers.is_over:
             try:
                 head, _ = self.listener.accept()
             except TimeoutError:
                 continue
-            except OSError:  # it was gone before it was here, or there are too many
+            except OSError:  # the client has left already, or too many files are open
                 time.sleep(ACCEPT_S)
                 continue
             if self.room.acquire(blocking=False):
                 threading.Thread(target=self.serve, args=(head,), daemon=True).start()
             else:
                 head.close()
-                self.report(Warn(f"more than {CONNECTIONS_MAX} connections: one is turned away"))
+                self.report(Warn(f"more than {CONNECTIONS_MAX} connections: one was refused"))
 
     def serve(self, head: socket.socket) -> None:
-        """See what a connection wants, and do it to its end."""
+        """Answer one connection by its first byte, until it ends."""
         try:
-            with head, suppress(OSError, ValueError):  # it may go at any time
+            with head, suppress(OSError, ValueError):  # the client may leave at any time
                 head.settimeout(FIRST_BYTES_S)
                 self.answer_for(head.recv(1))(head)
         except WorkerError as error:
@@ -130,9 +130,9 @@ class Worker:
             self.room.release()
 
     def answer_for(self, first: bytes) -> Callable[[socket.socket], None]:
-        """What a connection's first byte asks for."""
+        """The handler for a connection's first byte."""
         answers = {ASK[:1]: self.tell, bytes([HELLO]): self.compute}
-        return answers.get(first, socket.socket.close)  # a browser, say
+        return answers.get(first, socket.socket.close)  # such as a browser
 
     def tell(self, head: socket.socket) -> None:
         if received(head, len(ASK) - 1) == ASK[1:]:
@@ -146,7 +146,7 @@ class Worker:
             head.sendall(json.dumps(facts).encode() + b"\n")
 
     def compute(self, head: socket.socket) -> None:
-        """Have a ggml-rpc-server of its own work for this head. Raises WorkerError."""
+        """Relay a head to a ggml-rpc-server that serves it alone. Raises WorkerError."""
         rest = received(head, HELLO_HEAD.size + HELLO_REQUEST - 1)
         head.settimeout(None)
         keep_alive(head)
@@ -163,7 +163,7 @@ class Worker:
             raise WorkerError(f"a ggml-rpc-server has ended{lines}")
 
     def stop(self) -> None:
-        """Hang up on every head; `ggml-rpc-server`s and threads end."""
+        """Close every connection and end the `ggml-rpc-server`s and threads."""
         self.servers.stop()
         if self.accepting.is_alive():
             self.accepting.join()
@@ -171,17 +171,17 @@ class Worker:
 
 
 def refuse_exposed(spec: WorkerSpec) -> None:
-    """InputError for an address that other machines reach, unless the user knows."""
+    """Raise InputError for an address that other machines reach, unless --i-know is given."""
     if not spec.exposed and not is_loopback(spec.host):
         raise InputError(
             f"--host {spec.host} is open to other machines, and the RPC protocol has no key and"
-            " no encryption: whoever reaches the port can take over this account",
-            hint="leave --host out and use a tunnel; inside a network of your own: --i-know",
+            " no encryption: anyone who reaches the port can take over this account",
+            hint="leave --host out and use a tunnel; inside a private network: --i-know",
         )
 
 
 def listen(spec: WorkerSpec) -> socket.socket:
-    """Raises EngineError for an address that cannot be had."""
+    """Open the listening socket. Raises EngineError for an address that cannot be bound."""
     try:
         family, *_, address = socket.getaddrinfo(
             spec.host, spec.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -1,4 +1,4 @@
-"""Puts text into the user's clipboard."""
+"""Puts text on the user's clipboard."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import shutil
 import subprocess
 import sys
 
-# each is there only where its kind of desktop is; none of them over ssh
+# each belongs to one kind of desktop; over ssh none of them reaches the user's clipboard
 PROGRAMS = (
     ("pbcopy",),
     ("wl-copy",),
     ("xclip", "-selection", "clipboard"),
     ("xsel", "--clipboard", "--input"),
 )
-WAIT_S = 3
+WAIT_S = 3  # seconds for a program before the next is tried
 
 
 def copy(text: str) -> str:
-    """Copy by the first program that can, else by asking the terminal itself; gives by which.
+    """Copy with the first program that works, else through the terminal; return its name.
 
-    The terminal is asked with OSC 52, which most of today's obey, through ssh and tmux too.
+    The terminal gets the escape sequence OSC 52, which most terminals obey, over ssh and in tmux
+    too.
     """
     for argv in PROGRAMS:
         if shutil.which(argv[0]) and run(argv, text):
@@ -36,7 +37,7 @@ def run(argv: tuple[str, ...], text: str) -> bool:
         done = subprocess.run(
             argv,
             input=text.encode(),
-            stdout=subprocess.DEVNULL,  # xclip stays and would hold a pipe open
+            stdout=subprocess.DEVNULL,  # xclip keeps running and would hold a pipe open
             stderr=subprocess.DEVNULL,
             timeout=WAIT_S,
             check=False,

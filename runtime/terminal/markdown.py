@@ -1,4 +1,4 @@
-"""Markdown and columns on a terminal; with the command line's renderer the only users of rich."""
+"""Markdown and columns on a terminal; imports rich, as only the CLI's renderer does besides."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 FENCES = ("```", "~~~")
 PER_SECOND = 12  # redraws
-BLOCK_MAX = 8 << 10  # characters of a block that is rendered: what does it is not linear
-DRAWN_MAX = 2 << 10  # characters that are drawn over and over
-GRACE_S, SHARE = 1, 0.25  # seconds that rendering may take, and its part of what has passed
+BLOCK_MAX = 8 << 10  # characters of a rendered block: the time of rendering is not linear
+DRAWN_MAX = 2 << 10  # characters of the part that is redrawn
+GRACE_S, SHARE = 1, 0.25  # rendering may take GRACE_S seconds + SHARE of the time passed
 GAP = 2  # columns between columns
 
 
 def live(*, stderr: bool = False, **options: Any) -> Live:  # rich's own options
-    """A place on the terminal that is drawn over until what is final is printed there."""
+    """A region of the terminal that is redrawn until the final text is printed in its place."""
     from rich.console import Console
     from rich.live import Live
 
@@ -33,11 +33,11 @@ def live(*, stderr: bool = False, **options: Any) -> Live:  # rich's own options
 
 
 class MarkdownStream:
-    """An answer, rendered while it comes.
+    """An answer that is rendered while it streams.
 
-    What is complete is printed for good, and only the last block is drawn over, so that an
-    answer longer than the screen scrolls. A block that is very long is printed as it was written,
-    and so is what comes faster than it can be rendered: no text takes long.
+    Complete blocks are printed once; only the last block is redrawn, so that an answer longer
+    than the screen scrolls. A very long block is printed unrendered, and so is text that comes
+    faster than it can be rendered: this bounds the time for any text.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class MarkdownStream:
         clock: Callable[[], float] = time.monotonic,
         busy: Callable[[], float] = time.thread_time,
     ) -> None:
-        """Draw nothing until entered. busy: what this thread has computed so far, in seconds."""
+        """Store the clocks; drawing begins on entry. busy: CPU time of this thread, in seconds."""
         self.draw_anew()
         self.text = ""
         self.clock, self.busy = clock, busy
         self.began = self.spent_s = 0.0
         self.plain: Plain | None = None
-        """What is printed as it was written, where that is so."""
+        """The state of unrendered output; None while text is rendered."""
 
     def draw_anew(self) -> None:
-        """Draw at the cursor; what was drawn over before would be wiped away there."""
+        """Start a new live region at the cursor; the old one would erase what is printed now."""
         self.live = live(vertical_overflow="visible")
         self.console = self.live.console
 
@@ -88,7 +88,7 @@ class MarkdownStream:
         done, self.text = split_complete(self.text)
         if done.strip():
             self.print(done)
-            with self.live._lock:  # noqa: SLF001 - likewise
+            with self.live._lock:  # noqa: SLF001 - as in print
                 self.console.print()
         if len(self.text) > BLOCK_MAX or self.is_late:
             self.live.stop()
@@ -99,11 +99,11 @@ class MarkdownStream:
 
     @property
     def is_late(self) -> bool:
-        """Whether rendering has taken more than its part of the time."""
+        """Whether rendering has taken more than its share of the time."""
         return self.spent_s > GRACE_S + SHARE * (self.clock() - self.began)
 
     def pending(self) -> ConsoleRenderable:
-        """The last block as it is drawn over; of a long one the end, as it is written."""
+        """The last block as it is redrawn; if it is long, its end, unrendered."""
         from rich.markdown import Markdown
         from rich.text import Text
 
@@ -114,7 +114,7 @@ class MarkdownStream:
         from rich.markdown import Markdown
 
         began = self.busy()
-        with self.live._lock:  # noqa: SLF001 - else its thread may draw while this is printed
+        with self.live._lock:  # noqa: SLF001 - else rich's thread may draw during the print
             self.console.print(Markdown(text))
         self.spent_s += self.busy() - began
 
@@ -124,15 +124,14 @@ class MarkdownStream:
 
 
 class Plain:
-    """Lines that are printed as they were written, until their block ends."""
+    """Lines that are printed unrendered until their block ends."""
 
     def __init__(self) -> None:
-        """No line has been seen."""
         self.fence = ""
         self.is_over = False
 
     def taken(self, text: str, *, until_over: bool) -> tuple[str, str]:
-        """The lines that are printed, and the rest of the text; what is long needs no end."""
+        """Split into lines to print and the rest; a rest over BLOCK_MAX is printed, too."""
         *lines, rest = text.split("\n")
         for number, line in enumerate(lines, 1):
             self.fence = fence_after(self.fence, line.strip())
@@ -144,7 +143,7 @@ class Plain:
 
 
 def fence_after(fence: str, bare: str) -> str:
-    """The fence that is open after a line, given the one that was open before it; empty for none.
+    """The fence that is open after a line, given the one open before it; empty for none.
 
     bare: the line without white space around it.
     """
@@ -154,9 +153,9 @@ def fence_after(fence: str, bare: str) -> str:
 
 
 def split_complete(text: str) -> tuple[str, str]:
-    """The blocks that later text cannot change, and the rest: cut after a blank line.
+    """Split after the last block that later text cannot change, at a blank line.
 
-    A blank line inside a fence or a list's indentation does not end its block.
+    A blank line inside a fence or before an indented line or a list item does not end a block.
     """
     lines = text.splitlines(keepends=True)
     fence, cut = "", 0
@@ -174,7 +173,6 @@ class Columns:
     """Texts side by side that grow while they are drawn."""
 
     def __init__(self, heads: Sequence[str]) -> None:
-        """One column a head."""
         self.heads = heads
         self.texts = [""] * len(heads)
         self.live = live(get_renderable=self.table, vertical_overflow="ellipsis")
@@ -189,11 +187,11 @@ class Columns:
         self.console.print(self.table(whole=True))
 
     def write(self, number: int, text: str) -> None:
-        """More of the text in a column."""
+        """Append text to a column."""
         self.texts[number] += without_controls(text)
 
     def table(self, *, whole: bool = False) -> Table:
-        """The columns; while they grow, the ends of long texts."""
+        """The columns as a table; while they grow, only the ends of long texts."""
         from rich.table import Table
         from rich.text import Text
 
@@ -207,10 +205,9 @@ class Columns:
 
 
 class Board:
-    """Tables below each other on standard error, drawn over when there is news."""
+    """Tables below each other on standard error, redrawn at each update."""
 
     def __init__(self) -> None:
-        """Draw nothing until entered."""
         self.live = live(stderr=True, auto_refresh=False, vertical_overflow="ellipsis")
 
     def __enter__(self) -> Self:
@@ -225,7 +222,7 @@ class Board:
         tables: Sequence[tuple[tuple[str, ...], Sequence[tuple[str, ...]]]],
         lines: Sequence[str],
     ) -> None:
-        """Each table with its heads, empty ones left out; then the lines."""
+        """Draw each non-empty table with its heads, then the lines."""
         from rich.console import Group
         from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""What goes with a message: pictures and texts from files."""
+"""Attachments of a message: images and text files."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ TEXT_MAX = 1 << 20  # bytes; no model's context holds more
 
 
 def read_image(path: Path) -> Image:
-    """A picture. Raises InputError for any other file."""
+    """Read an image file. Raises InputError for any other file."""
     data = read_file(path, IMAGE_MAX)
     if (kind := image_kind(data)) is None:
         raise InputError(
-            f"`{path}` is no PNG, JPEG, GIF, BMP or WebP", hint="/read FILE gives the model a text"
+            f"`{path}` is not a PNG, JPEG, GIF, BMP or WebP", hint="/read FILE attaches a text"
         )
     return Image(path.name, f"data:{kind};base64,{base64.b64encode(data).decode()}")
 
 
 def read_text(path: Path) -> str:
-    """A text file, fenced and named. Raises InputError for any other."""
+    """Read a text file; returns it fenced, under its name. Raises InputError for other files."""
     try:
         text = read_file(path, TEXT_MAX).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"`{path}` is no text in UTF-8: byte {error.start}", hint="/attach FILE for a picture"
+            f"`{path}` is not text in UTF-8: byte {error.start}", hint="/attach FILE adds an image"
         ) from error
     fence = "```"
     while fence in text:
@@ -39,7 +39,7 @@ def read_text(path: Path) -> str:
 
 
 def user_path(text: str) -> Path:
-    """The path that was typed, `~` filled in. Raises InputError for none."""
+    """The path that was typed, with `~` expanded. Raises InputError for no path."""
     if not text or "\0" in text:
         raise InputError("which file?", hint="/help shows what each command takes")
     try:
@@ -49,15 +49,16 @@ def user_path(text: str) -> Path:
 
 
 def read_file(path: Path, most: int) -> bytes:
+    """A file's bytes. Raises InputError for more than `most` bytes, or for no regular file."""
     try:
         if not path.is_file():
-            path.stat()  # says why, where there is nothing
-            raise InputError(f"`{path}` is no file", hint="name one that can be read to its end")
+            path.stat()  # raises the reason if nothing is there
+            raise InputError(f"`{path}` is not a file", hint="name a regular file")
         size = path.stat().st_size
         if size > most:
             raise InputError(
                 f"`{path}` has {size_text(size)}, more than {size_text(most)}",
-                hint="take a part of it",
+                hint="attach a part of it",
             )
         return path.read_bytes()
     except OSError as error:

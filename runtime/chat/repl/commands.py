@@ -1,4 +1,4 @@
-"""The /commands."""
+"""The /commands of the REPL, and their table."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from runtime.engine.selection import Choice
 
 Kind = Literal["", "adapter", "model", "path", "setting", "session", "format", "topic"]
 TOPICS = ("model", "settings", "system", "history", "reasoning")
-SHOWN_TOKENS = 2000
+SHOWN_TOKENS = 2000  # tokens printed at most
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One /command."""
+    """One /command and its line of help."""
 
     name: str
     usage: str
@@ -40,7 +40,7 @@ class Command:
 
 
 def handle(repl: Repl, text: str) -> None:
-    """Carry out `/name argument`. Raises InputError for a name that is none."""
+    """Run `/name argument`. Raises InputError for an unknown name."""
     name, *rest = text[1:].split(maxsplit=1)
     argument = rest[0] if rest else ""
     name = ALIASES.get(name, name)
@@ -60,7 +60,7 @@ def help_(repl: Repl, argument: str) -> None:
     for command in COMMANDS.values():
         repl.screen.line(f"{f'/{command.name} {command.usage}':<{width}}  {command.summary}")
     repl.screen.note(
-        '""" begins and ends a block of lines, Alt-Enter is a line\'s end, Ctrl-G opens $EDITOR;'
+        '""" begins and ends a block of lines, Alt-Enter begins a new line, Ctrl-G opens $EDITOR;'
         " Ctrl-C stops an answer, twice leaves"
     )
 
@@ -77,7 +77,7 @@ def model(repl: Repl, argument: str) -> None:
         path = find_model(argument, repl.store, report=repl.screen.report)
         is_first = repl.first is not None and repl.first.header.path.samefile(path)
         opened = repl.first if is_first and repl.first else open_model(path)
-        old.stop()  # its memory may be what the other needs
+        old.stop()  # the new model may need its memory
         try:
             new = LocalEngine(opened, old.asked, report=repl.screen.report)
             new.start()
@@ -89,15 +89,16 @@ def model(repl: Repl, argument: str) -> None:
             other.stop()
         repl.others.clear()
     repl.session.record(ModelSet(repl.engine.model, repl.engine.source()))
-    repl.screen.note(f"({repl.engine.model} answers from here on)")
+    repl.screen.note(f"({repl.engine.model} answers from now on)")
 
 
 def adapter(repl: Repl, argument: str) -> None:
+    """List the adapters, or use one. Raises InputError for an unknown one."""
     names = (BASE, *repl.engine.choices)
     if not repl.engine.choices:
         raise InputError(
-            f"{repl.engine.model} has no adapters beside it",
-            hint="load some with it: decant chat BASE --adapter NAME=PATH",
+            f"{repl.engine.model} has no adapters loaded",
+            hint="load some: decant chat BASE --adapter NAME=PATH",
         )
     if not argument:
         for name in names:
@@ -116,6 +117,7 @@ def adapter(repl: Repl, argument: str) -> None:
 
 
 def scale(repl: Repl, argument: str) -> None:
+    """Set the scale of the adapter in use. Raises InputError without an adapter."""
     if not repl.choice.adapter:
         raise InputError("no adapter is in use", hint="/adapter NAME chooses one")
     choose(repl, replace(repl.choice, scale=parse_scale(argument)))
@@ -123,7 +125,7 @@ def scale(repl: Repl, argument: str) -> None:
 
 def choose(repl: Repl, choice: Choice) -> None:
     repl.session.record(Chosen(choice.adapter, choice.scale))
-    repl.screen.note(f"({choice} answers from here on)")
+    repl.screen.note(f"({choice} answers from now on)")
 
 
 def compare_(repl: Repl, argument: str) -> None:
@@ -131,7 +133,7 @@ def compare_(repl: Repl, argument: str) -> None:
     wants_next = bool(names) and names[0] == "next"
     if wants_next or repl.session.conversation.last is None:
         repl.armed = " ".join(names[wants_next:])
-        repl.screen.note("(your next message is answered side by side)")
+        repl.screen.note("(all of them answer your next message, side by side)")
     else:
         compare(repl, argument)
 
@@ -161,11 +163,11 @@ def set_(repl: Repl, argument: str) -> None:
         repl.session.record(
             SettingsSet({name: value for name, value in kept.items() if value is not None})
         )
-    repl.screen.note(f"({name} = {value_text(value) or 'as it was'})")
+    repl.screen.note(f"({name} = {value_text(value) or 'default'})")
 
 
 def value_text(value: object) -> str:
-    """A setting as it is typed."""
+    """A setting's value in the form that users type."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list):
@@ -178,6 +180,7 @@ def settings_now(repl: Repl) -> dict[str, object]:
 
 
 def show(repl: Repl, argument: str) -> None:
+    """Show a topic. Raises InputError for an unknown one."""
     conversation = repl.session.conversation
     match argument or "model":
         case "model":
@@ -193,9 +196,9 @@ def show(repl: Repl, argument: str) -> None:
                 repl.screen.line(turn.answer if turn.answer is not None else "(no answer)")
         case "reasoning":
             thoughts = conversation.last.thoughts if conversation.last else ""
-            repl.screen.line(thoughts or "(the last answer came without)", DIM)
+            repl.screen.line(thoughts or "(the last answer has none)", DIM)
         case other:
-            raise InputError(f"there is nothing called {other!r}", hint=f"/show {'|'.join(TOPICS)}")
+            raise InputError(f"there is no topic {other!r}", hint=f"/show {'|'.join(TOPICS)}")
 
 
 def stats(repl: Repl, argument: str) -> None:
@@ -216,10 +219,11 @@ def stats(repl: Repl, argument: str) -> None:
 
 
 def tokens(repl: Repl, argument: str) -> None:
+    """Show the tokens of a text, or of the last answer. Raises InputError without either."""
     last = repl.session.conversation.last
     text = argument or (last.answer if last else None) or ""
     if not text:
-        raise InputError("there is no answer to cut up yet", hint="/tokens TEXT")
+        raise InputError("there is no answer to tokenize yet", hint="/tokens TEXT")
     found = repl.engine.tokens(text)
     for number, (token, piece) in enumerate(found[:SHOWN_TOKENS]):
         told = repr(piece)[1:-1] if isinstance(piece, str) else piece.hex(" ")
@@ -230,30 +234,34 @@ def tokens(repl: Repl, argument: str) -> None:
 
 
 def regen(repl: Repl, argument: str) -> None:
+    """Replace the last answer by a new one. Raises InputError if there is none."""
     del argument
     last = repl.session.conversation.last
     if last is None or last.answer is None:
-        raise InputError("there is no answer yet to give anew", hint="/retry asks what has none")
+        raise InputError("there is no answer to replace yet", hint="/retry answers the message")
     answer_last(repl)
 
 
 def retry(repl: Repl, argument: str) -> None:
+    """Answer the last message again. Raises InputError if there is none."""
     del argument
     if repl.session.conversation.last is None:
-        raise InputError("nothing was asked yet", hint="type a message")
+        raise InputError("there is no message yet", hint="type a message")
     answer_last(repl)
 
 
 def undo(repl: Repl, argument: str) -> None:
+    """Remove the last turn. Raises InputError if there is none."""
     del argument
     last = repl.session.conversation.last
     if last is None:
-        raise InputError("nothing was asked yet", hint="type a message")
+        raise InputError("there is no message yet", hint="type a message")
     repl.session.record(Undone())
-    repl.screen.note(f"(as if you had not asked: {' '.join(last.question.split())[:60]})")
+    repl.screen.note(f"(taken back: {' '.join(last.question.split())[:60]})")
 
 
 def edit(repl: Repl, argument: str) -> None:
+    """Edit the last message and answer it. Raises InputError if the editor does not start."""
     del argument
     last = repl.session.conversation.last
     try:
@@ -261,7 +269,7 @@ def edit(repl: Repl, argument: str) -> None:
     except click.ClickException as error:
         raise InputError(error.format_message(), hint="does $EDITOR name a program?") from error
     if text is None or not text.strip():
-        repl.screen.note("(nothing was changed)")
+        repl.screen.note("(the message is unchanged)")
         return
     if last is not None:
         repl.session.record(Undone())
@@ -274,14 +282,15 @@ def clear(repl: Repl, argument: str) -> None:
     repl.session.record(Cleared())
     repl.images.clear()
     repl.texts.clear()
-    repl.screen.note("(the model remembers nothing of it)")
+    repl.screen.note("(the conversation is empty)")
 
 
 def trim_(repl: Repl, argument: str) -> None:
+    """Leave out the oldest turns. Raises InputError if only one turn is sent."""
     del argument
     conversation = repl.session.conversation
     if len(conversation.turns) - conversation.first < 2:  # noqa: PLR2004 - the last one stays
-        raise InputError("there is one turn only, and the last one stays", hint="/clear drops it")
+        raise InputError("there is only one turn, and the last one stays", hint="/clear drops it")
     context = repl.engine.fit.context if isinstance(repl.engine, LocalEngine) else 0
     trim(repl, context)
 
@@ -294,26 +303,26 @@ def leave(repl: Repl, argument: str) -> None:
 ALL = (
     Command("help", "", "show this list", help_),
     Command("adapter", "[NAME[:SCALE]]", "list the adapters, or use one", adapter, "adapter"),
-    Command("scale", "X", "how much of the adapter", scale),
-    Command("compare", "[next] [NAME…]", "answers side by side; keep one", compare_, "adapter"),
-    Command("model", "[NAME]", "go on with another model", model, "model"),
+    Command("scale", "X", "set the scale of the adapter", scale),
+    Command("compare", "[next] [NAME…]", "compare answers; keep one", compare_, "adapter"),
+    Command("model", "[NAME]", "continue with another model", model, "model"),
     Command("system", "[TEXT|none]", "show or set the system message", system),
-    Command("set", "[NAME=VALUE]", "show or change how answers are drawn", set_, "setting"),
+    Command("set", "[NAME=VALUE]", "show or change the settings", set_, "setting"),
     Command("show", "[TOPIC]", ", ".join(TOPICS), show, "topic"),
-    Command("stats", "", "numbers after each answer, on or off", stats),
-    Command("tokens", "[TEXT]", "cut a text, or the last answer, into tokens", tokens),
-    Command("regen", "", "another answer to the last message", regen),
-    Command("retry", "", "ask the last message again", retry),
+    Command("stats", "", "show numbers after each answer, or stop showing them", stats),
+    Command("tokens", "[TEXT]", "show the tokens of a text, or of the last answer", tokens),
+    Command("regen", "", "replace the last answer by a new one", regen),
+    Command("retry", "", "answer the last message again", retry),
     Command("undo", "", "take back the last message and its answer", undo),
-    Command("edit", "", "change the last message in $EDITOR and ask it", edit),
-    Command("clear", "", "begin anew", clear),
-    Command("trim", "", "leave out the oldest turns, so that the context has room", trim_),
-    Command("attach", "FILE", "a picture for the next message", attach, "path"),
-    Command("read", "FILE", "a text for the next message", read, "path"),
+    Command("edit", "", "change the last message in $EDITOR, and answer it", edit),
+    Command("clear", "", "drop all turns", clear),
+    Command("trim", "", "leave out the oldest turns, to make room in the context", trim_),
+    Command("attach", "FILE", "add an image to the next message", attach, "path"),
+    Command("read", "FILE", "add a text file to the next message", read, "path"),
     Command("save", "[NAME]", "keep the conversation, under a name", save),
-    Command("load", "[NAME]", "list conversations, or go on with one", load, "session"),
-    Command("export", "md|json FILE", "write the conversation into a file", export_, "format"),
-    Command("copy", "", "the last answer to the clipboard", copy_),
+    Command("load", "[NAME]", "list conversations, or continue one", load, "session"),
+    Command("export", "md|json FILE", "write the conversation to a file", export_, "format"),
+    Command("copy", "", "copy the last answer to the clipboard", copy_),
     Command("exit", "", "leave; so does Ctrl-D", leave),
 )  # fmt: skip
 COMMANDS = {command.name: command for command in ALL}

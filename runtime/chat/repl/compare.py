@@ -1,4 +1,4 @@
-"""`/compare`: one question to several, side by side, of which one answer is kept."""
+"""`/compare`: asks several models or adapters one question, and keeps one of the answers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from runtime.engine.remote_engine import RemoteEngine
 from runtime.engine.selection import Choice
 from runtime.terminal.markdown import Columns
 
-NARROWEST = 20  # columns of text that can still be read side by side
+NARROWEST = 20  # columns of text that are still readable side by side
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of those who are asked."""
+    """A model or an adapter that is asked."""
 
     name: str
     engine: Engine
@@ -35,9 +35,10 @@ class Candidate:
 
 
 def compare(repl: Repl, names: str) -> None:
-    """Ask all of `names` the last question and keep the answer that is picked.
+    """Ask all of `names` the last question, and keep the answer that the user picks.
 
-    Without names: the base and every adapter; of a merged model, its base and itself.
+    Without names: the base and every adapter; for a merged model, its base and itself. Raises
+    InputError if nothing has been asked.
     """
     conversation = repl.session.conversation
     if conversation.last is None:
@@ -59,7 +60,7 @@ def default_names(repl: Repl) -> list[str]:
 
 
 def adapters_as_loaded(repl: Repl) -> list[Choice]:
-    """Each adapter at its scale: the one in use as it is used, the others as they were named."""
+    """Every adapter with its scale: the one in use as set now, the others as loaded."""
     if not isinstance(repl.engine, LocalEngine):
         return []
     loaded = (Choice(adapter.name, adapter.scale) for adapter in repl.engine.loaded.adapters)
@@ -67,7 +68,7 @@ def adapters_as_loaded(repl: Repl) -> list[Choice]:
 
 
 def candidate(repl: Repl, name: str) -> Candidate:
-    """Who is meant: an adapter here, the base, or another model. Raises InputError, ModelError."""
+    """The adapter, base or model that a name means. Raises InputError and ModelError."""
     engine = repl.engine
     if isinstance(engine, RemoteEngine):
         return Candidate(name, RemoteEngine(engine.remote, name), Choice())
@@ -86,7 +87,7 @@ def candidate(repl: Repl, name: str) -> Candidate:
 
 
 def other_model(repl: Repl, name: str) -> LocalEngine:
-    """Another model, loaded beside the one in use and kept for the next time."""
+    """Another model, loaded beside the one in use and kept for later comparisons."""
     path = find_base(repl) if name == BASE else find_model(name, repl.store)
     key = path.resolve()
     if key not in repl.others:
@@ -97,13 +98,13 @@ def other_model(repl: Repl, name: str) -> LocalEngine:
 
 
 def find_base(repl: Repl) -> Path:
-    """The base of a merged model, among the exported ones."""
+    """The base of a merged model, among the exported models. Raises InputError."""
     assert isinstance(repl.engine, LocalEngine)
     header = repl.engine.loaded.header
     base, quant = header.text("decant.base"), header.text("decant.quant")
     if base is None or header.text("decant.adapter") is None:
         raise InputError(
-            f"{repl.engine.model} does not say which base it was made of",
+            f"{repl.engine.model} does not say which base it was made from",
             hint="name a model to compare with: /compare MODEL",
         )
     found = []
@@ -117,13 +118,13 @@ def find_base(repl: Repl) -> Path:
     if not found:
         raise InputError(
             f"the base of {repl.engine.model}, {base}, is not among the exported models",
-            hint=f"export it alike: decant export --base {base}{f' -q {quant}' if quant else ''}",
+            hint=f"export it, too: decant export --base {base}{f' -q {quant}' if quant else ''}",
         )
     return min(found)[1]
 
 
 def answers(repl: Repl, candidates: list[Candidate]) -> list[Taken]:
-    """Ask one after the other, in columns where there is room. Ctrl-C ends the asking."""
+    """Ask the candidates one after another, in columns if they fit. Ctrl-C stops."""
     names = [one.name for one in candidates]
     taken = [Taken() for _ in candidates]
     in_columns = repl.screen.is_fancy and repl.screen.width >= NARROWEST * len(names)
@@ -152,15 +153,15 @@ def ask_one(repl: Repl, one: Candidate, taken: Taken, write: Callable[[str], Non
             for piece in taken.of(pieces):
                 if isinstance(piece, Delta):
                     write(piece.text)
-        except DecantError as error:  # the others may still answer
+        except DecantError as error:  # the other candidates may still answer
             write(f"\n(error: {error.message})")
 
 
 def picked(repl: Repl, candidates: list[Candidate], taken: list[Taken]) -> int | None:
-    """The number of the answer to keep, None for none."""
+    """The index of the answer to keep; None for none."""
     there = [number for number, one in enumerate(taken) if one.text]
     if not there:
-        repl.screen.note("(nothing to keep: no answer has a text)")
+        repl.screen.note("(nothing to keep: every answer is empty)")
         return None
     listed = ", ".join(f"{number + 1} {candidates[number].name}" for number in there)
     default = there[-1]
@@ -178,4 +179,4 @@ def picked(repl: Repl, candidates: list[Candidate], taken: list[Taken]) -> int |
         named = [number for number in there if candidates[number].name == text]
         if named:
             return named[0]
-        repl.screen.note(f"{text!r} is none of them")
+        repl.screen.note(f"{text!r} is not one of them")

@@ -1,4 +1,4 @@
-"""What the Tab key offers."""
+"""Completions for the Tab key."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.engine.remote_engine import RemoteEngine
 
 
 def completions(repl: Repl, text: str) -> Sequence[str] | None:
-    """What may follow in a line; None for paths."""
+    """The words that may follow in a line; None for paths."""
     if not text.startswith("/"):
         return ()
     name, space, argument = text[1:].partition(" ")
@@ -28,7 +28,7 @@ def completions(repl: Repl, text: str) -> Sequence[str] | None:
     return words(repl, kind)
 
 
-def words(repl: Repl, kind: str) -> Sequence[str]:  # noqa: PLR0911 - a case a kind
+def words(repl: Repl, kind: str) -> Sequence[str]:  # noqa: PLR0911 - one case per kind
     match kind:
         case "adapter":
             return (BASE, *repl.engine.choices)

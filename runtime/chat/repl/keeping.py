@@ -14,14 +14,15 @@ from runtime.chat.session_files import check_name, find_session, list_sessions, 
 from runtime.engine.local import LocalEngine, opening_choice
 from runtime.terminal.clipboard import copy
 
-LISTED = 20  # conversations
+LISTED = 20  # conversations at most
 
 
 def attach(repl: Repl, argument: str) -> None:
+    """Add an image to the next message. Raises InputError if the model takes none."""
     if not repl.engine.sees:
         raise InputError(
             f"{repl.engine.model} takes no images: it has no projector (mmproj)",
-            hint="start with --mmproj FILE; /read FILE gives it a text",
+            hint="start with --mmproj FILE; /read FILE adds a text",
         )
     image = read_image(user_path(argument))
     repl.images.append(image)
@@ -46,6 +47,7 @@ def save(repl: Repl, argument: str) -> None:
 
 
 def load(repl: Repl, argument: str) -> None:
+    """List the conversations, or continue one. Raises InputError for the current one."""
     if not argument:
         for one in list_sessions(repl.sessions)[:LISTED]:
             repl.screen.line(f"{one.name or one.id}  {one.turns} turns  {one.title[:50]}")
@@ -62,11 +64,11 @@ def load(repl: Repl, argument: str) -> None:
 
 
 def welcome_back(repl: Repl) -> None:
-    """Show where a conversation stopped, and choose the adapter it was held with."""
+    """Show where a conversation stopped; if its adapter is not loaded, choose another."""
     conversation = repl.session.conversation
-    repl.screen.note(f"(going on with {conversation.name or conversation.id})")
+    repl.screen.note(f"(continuing {conversation.name or conversation.id})")
     if conversation.model != repl.engine.model:
-        repl.screen.note(f"(it was held with {conversation.model}; {repl.engine.model} goes on)")
+        repl.screen.note(f"(it was with {conversation.model}; now {repl.engine.model} answers)")
     choice = conversation.choice
     if choice.adapter and choice.adapter not in repl.engine.choices:
         repl.screen.warn(f"the adapter {choice.adapter!r} is not loaded")
@@ -83,16 +85,16 @@ def welcome_back(repl: Repl) -> None:
 
 
 def export_(repl: Repl, argument: str) -> None:
+    """Write the conversation to a file. Raises InputError without a format and a file."""
     kind, _, path = argument.partition(" ")
     if kind not in FORMATS or not path:
-        raise InputError(
-            "in which format, and where?", hint="/export md FILE, or /export json FILE"
-        )
+        raise InputError("name a format and a file", hint="/export md FILE, or /export json FILE")
     export(repl.session.conversation, kind, user_path(path.strip()))
     repl.screen.note(f"(written: {path.strip()})")
 
 
 def copy_(repl: Repl, argument: str) -> None:
+    """Copy the last answer to the clipboard. Raises InputError if there is none."""
     del argument
     last = repl.session.conversation.last
     if last is None or not last.answer:

@@ -1,4 +1,4 @@
-"""Reads what the user types: with an editor on a terminal, plainly elsewhere."""
+"""Reads the user's input: with a line editor on a terminal, as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 BLOCK = '"""'
 CONTINUED = "... "
-PRIVATE_FILE = 0o600
-HISTORY_MAX = 1 << 20  # bytes; beyond it the older half is forgotten
+PRIVATE_FILE = 0o600  # only this user reads and writes it
+HISTORY_MAX = 1 << 20  # bytes; a larger file loses its older half
 Completions = Callable[[str], "Sequence[str] | None"]
-"""Of the text so far, the words that may follow its last; None for paths."""
+"""Maps the text so far to the words that may follow its last space; None for paths."""
 
 
 class Lines(Protocol):
-    """Where questions come from."""
+    """A source of messages."""
 
     def read(self, prompt: str) -> str:
-        """The next message. Raises EOFError at its end, KeyboardInterrupt on an empty line."""
+        """Read a message. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C."""
         ...
 
     def choose(self, prompt: str) -> str:
-        """A short answer to a question of ours, which is no part of the history."""
+        """Ask for a short answer, which does not go into the history."""
         ...
 
 
 class PlainLines:
-    """Line by line from standard input; for dumb terminals."""
+    """Reads lines from standard input, for dumb terminals."""
 
     def read(self, prompt: str) -> str:
         text = self.line(prompt)
@@ -59,9 +59,9 @@ class EditedLines:
     """A line editor: history, completion, blocks, paste, $EDITOR."""
 
     def __init__(self, history: Path | None, completions: Completions) -> None:
-        """Keep what is typed in `history`, which only this user may read; or nowhere.
+        """Keep the history in a file that only this user may read; None: in memory.
 
-        Raises OSError when it cannot be kept there.
+        Raises OSError if the file cannot be written.
         """
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import ThreadedCompleter
@@ -97,7 +97,7 @@ def is_open_block(text: str) -> bool:
 
 
 def without_block(text: str) -> str:
-    """The message, without the quotes around a block; text that no API takes is replaced."""
+    """The message without the quotes around a block; lone surrogates become `?`."""
     bare = text.strip()
     if bare.startswith(BLOCK) and not is_open_block(bare):
         bare = bare[len(BLOCK) :].removesuffix(BLOCK).strip("\n")
@@ -116,7 +116,7 @@ def open_history(path: Path) -> FileHistory:
 
 
 def halve(path: Path) -> None:
-    """Forget the older half; an entry begins with a line `# TIME`, after an empty one."""
+    """Drop the older half; an entry begins with a line `# TIME`, after an empty line."""
     data = path.read_bytes()
     cut = data.find(b"\n# ", len(data) // 2)
     shorter = path.with_name(f".{path.name}.new")
@@ -128,7 +128,7 @@ def halve(path: Path) -> None:
 
 
 def key_bindings() -> KeyBindings:
-    """Enter sends but for an open block, Alt-Enter begins a line, Ctrl-G opens $EDITOR."""
+    """Enter sends, or continues a block; Alt-Enter begins a line; Ctrl-G opens $EDITOR."""
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
@@ -166,7 +166,7 @@ def completer(completions: Completions) -> Completer:
     paths = PathCompleter(expanduser=True)
 
     class Words(Completer):
-        """Commands, adapters, models; else paths."""
+        """Completes commands, adapters and models; else paths."""
 
         def get_completions(
             self, document: Document, complete_event: CompleteEvent

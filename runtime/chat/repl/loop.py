@@ -1,4 +1,4 @@
-"""The REPL: reads a message or a command, shows the answer, goes on."""
+"""The REPL: reads a message or a command and shows the answer, until the user leaves."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from runtime.engine.opened_model import Model
 from runtime.engine.selection import Choice
 from runtime.terminal.markdown import MarkdownStream
 
-COMMAND = re.compile(r"/[a-z?]+(\s|$)")  # and not a path that begins a message
-TRIM_TO = 0.5  # of the context, so that there is room for some turns more
+COMMAND = re.compile(r"/[a-z?]+(\s|$)")  # but not a path at a message's beginning
+TRIM_TO = 0.5  # of the context, so that several more turns fit
 LEAVE = "Ctrl-C again leaves, and so does Ctrl-D; /help lists the commands"
 
 
 class LeaveError(Exception):
-    """`/exit`."""
+    """The user leaves with `/exit`."""
 
 
 @dataclass
 class Repl:
-    """What a conversation at the terminal consists of."""
+    """The state of a conversation at a terminal."""
 
     engine: Engine
     session: Session
@@ -45,19 +45,19 @@ class Repl:
     lines: Lines
     store: Path
     sessions: Path
-    """Where conversations are kept."""
+    """The folder of stored conversations."""
     shown: dict[str, Value] = field(default_factory=dict)
-    """The terminal's own settings."""
+    """Settings of the terminal, which are not sent to the engine."""
     images: list[Image] = field(default_factory=list)
-    """They go with the next message."""
+    """The images of the next message."""
     texts: list[str] = field(default_factory=list)
-    """Likewise."""
+    """The texts of the next message."""
     armed: str | None = None
-    """Whom the next message is to be compared by."""
+    """The names that `/compare next` was given; None if it was not called."""
     others: dict[Path, LocalEngine] = field(default_factory=dict)
-    """Models that were loaded to compare with."""
+    """Models loaded for comparisons, by path."""
     first: Model | None = None
-    """The model it began with, and its adapters, for when `/model` comes back to it."""
+    """The first model with its adapters, so that `/model` can return to it."""
 
     @property
     def settings(self) -> dict[str, object]:
@@ -83,7 +83,7 @@ Handler = Callable[[Repl, str], None]
 
 
 def run(repl: Repl, handle: Handler) -> int:
-    """Converse until the user leaves; gives the exit code. `handle` carries out /commands."""
+    """Converse until the user leaves; return the exit code. `handle` runs /commands."""
     interrupted = False
     while True:
         try:
@@ -106,13 +106,13 @@ def run(repl: Repl, handle: Handler) -> int:
 
 
 def take_turn(repl: Repl, text: str) -> None:
-    """Ask, with what was attached, and answer."""
+    """Record a message with its attachments, and answer it."""
     question = "\n\n".join(part for part in (*repl.texts, text) if part)
     repl.session.record(Asked(question, tuple(repl.images)))
     repl.texts.clear()
     repl.images.clear()
     if repl.armed is not None:
-        from runtime.chat.repl.compare import compare  # it answers turns, too
+        from runtime.chat.repl.compare import compare  # which imports this module
 
         names, repl.armed = repl.armed, None
         compare(repl, names)
@@ -121,7 +121,7 @@ def take_turn(repl: Repl, text: str) -> None:
 
 
 def answer_last(repl: Repl) -> None:
-    """Have the last question answered, whatever answer it had; what came of it is kept."""
+    """Answer the last question, again if it has an answer, and record the result."""
     taken = Taken()
     try:
         stream(repl, taken)
@@ -143,7 +143,7 @@ def answer_last(repl: Repl) -> None:
 
 @contextmanager
 def no_ctrl_c() -> Iterator[None]:
-    """Whoever presses it twice has not meant to lose what the first one kept."""
+    """Ignore Ctrl-C in the block: a second press must not lose what the first one saved."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -152,7 +152,7 @@ def no_ctrl_c() -> Iterator[None]:
 
 
 def stream(repl: Repl, taken: Taken) -> None:
-    """Show the answer while it comes."""
+    """Show the answer while it streams."""
     messages = repl.session.conversation.asking()
     show = shown_as_markdown if repl.shown.get("markdown") else shown_raw
     with closing(repl.engine.answer(messages, repl.settings, repl.choice)) as pieces:
@@ -161,17 +161,17 @@ def stream(repl: Repl, taken: Taken) -> None:
 
 @dataclass
 class Taken:
-    """What has come of an answer so far."""
+    """The parts of an answer so far."""
 
     text: str = ""
     thoughts: str = ""
     stopped: Stopped | None = None
-    """None until it is whole."""
+    """None until the answer is complete."""
     error: DecantError | None = None
-    """What broke it off."""
+    """The error that ended the answer, if any."""
 
     def of(self, pieces: Iterator[Piece]) -> Iterator[Delta | Thought]:
-        """The pieces, kept as they pass."""
+        """Yield the pieces, and keep their text."""
         for piece in pieces:
             match piece:
                 case Delta():
@@ -191,7 +191,7 @@ class Taken:
 
 
 def shown_raw(repl: Repl, pieces: Iterator[Delta | Thought]) -> None:
-    """As it comes, byte for byte but for what a terminal would obey."""
+    """Show pieces as they come, without the controls that a terminal obeys."""
     thinking = False
     for piece in pieces:
         if isinstance(piece, Thought):
@@ -205,7 +205,7 @@ def shown_raw(repl: Repl, pieces: Iterator[Delta | Thought]) -> None:
 
 
 def shown_as_markdown(repl: Repl, pieces: Iterator[Delta | Thought]) -> None:
-    """Thoughts dimmed, then the answer rendered."""
+    """Show thoughts dimmed, then the answer rendered."""
     thinking = False
     with repl.screen.undisturbed():
         for piece in pieces:
@@ -222,21 +222,21 @@ def shown_as_markdown(repl: Repl, pieces: Iterator[Delta | Thought]) -> None:
 
 
 def show_thought(repl: Repl, text: str, *, first: bool) -> None:
-    """Dimmed, or folded into one line."""
+    """Show a thought dimmed, or one line in place of all thoughts."""
     if repl.shown.get("reasoning", True):
         repl.screen.write(text, DIM)
     elif first:
-        repl.screen.write("thinking … (/show reasoning unfolds it)", DIM)
+        repl.screen.write("thinking … (/show reasoning shows it)", DIM)
 
 
 def tell_end(repl: Repl, taken: Taken) -> None:
-    """Say how the answer ended, when that was not by itself, and its numbers."""
+    """Report an end that was not the answer's own, and the numbers."""
     if taken.error is not None:
         repl.screen.error(taken.error)
         return
     if taken.stopped is None:
         if taken.text or taken.thoughts:
-            repl.screen.note("(stopped; what there is of the answer is kept)")
+            repl.screen.note("(stopped; the answer so far is kept)")
         else:
             repl.screen.note("(stopped)")
         return
@@ -255,7 +255,7 @@ def tell_end(repl: Repl, taken: Taken) -> None:
 
 
 def numbers_text(numbers: Stopped, who: str) -> str:
-    """One line of counts and speeds."""
+    """Counts and speeds on one line."""
     cached = f", {numbers.cached_tokens} cached" if numbers.cached_tokens else ""
     prefill = f" at {numbers.prompt_per_second:.0f}/s" if numbers.prompt_per_second else ""
     decode = f" at {numbers.tokens_per_second:.1f}/s" if numbers.tokens_per_second else ""
@@ -267,14 +267,14 @@ def numbers_text(numbers: Stopped, who: str) -> str:
 
 
 def bring_back(repl: Repl) -> None:
-    """Start the engine that has died again; the conversation is as it was."""
+    """Restart an engine that died; the conversation is unchanged."""
     if isinstance(repl.engine, LocalEngine):
         repl.engine.start()
         repl.screen.note("the model is loaded again; /retry asks once more")
 
 
 def make_room(repl: Repl, error: ContextFullError) -> None:
-    """Say that the context is full, and do about it what the user chooses."""
+    """Report that the context is full, and do what the user chooses."""
     repl.screen.warn(
         f"the context is full: the conversation has {error.prompt} tokens, and there is room"
         f" for {error.context}"
@@ -293,9 +293,9 @@ def make_room(repl: Repl, error: ContextFullError) -> None:
 
 
 def trim(repl: Repl, context: int) -> None:
-    """Leave out as many of the oldest turns as it takes to have half of the context free.
+    """Leave out the oldest turns until they fill half of the context at most.
 
-    The last is always kept; by half of them where the server does not count tokens.
+    The last turn is always kept; if the server does not count tokens, half of the turns go.
     """
     conversation = repl.session.conversation
     last = len(conversation.turns) - 1
@@ -310,4 +310,4 @@ def trim(repl: Repl, context: int) -> None:
         first += 1
     repl.session.record(Trimmed(min(first, last)))
     left_out = repl.session.conversation.first - conversation.first
-    repl.screen.note(f"(the {left_out} oldest turns are left out from here on)")
+    repl.screen.note(f"(the {left_out} oldest turns are left out from now on)")

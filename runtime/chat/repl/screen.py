@@ -1,4 +1,4 @@
-"""What the REPL writes: answers to stdout, everything about them beside it."""
+"""The output of the REPL: answers, and notes about them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DIM, BOLD, RED, YELLOW, RESET = "\x1b[2m", "\x1b[1m", "\x1b[31m", "\x1b[33m", "\
 
 
 class Screen:
-    """Where a conversation is shown; what comes from a model cannot command the terminal."""
+    """The terminal of a conversation; a model's output cannot control it."""
 
     def __init__(self, out: TextIO = sys.stdout) -> None:
-        """Write to `out`; in colours where it is a terminal that has them."""
+        """Write to `out`, in colours if it is a terminal that has them."""
         self.out = out
         self.is_terminal = out.isatty()
         self.is_dumb = os.environ.get("TERM", "dumb") == "dumb"
@@ -31,7 +31,7 @@ class Screen:
 
     @property
     def is_fancy(self) -> bool:
-        """Whether lines may be drawn over."""
+        """Whether lines can be redrawn."""
         return self.is_terminal and not self.is_dumb
 
     @property
@@ -39,7 +39,7 @@ class Screen:
         return shutil.get_terminal_size().columns
 
     def write(self, text: str, style: str = "") -> None:
-        """A piece of a line, shown at once."""
+        """Write a piece of a line at once."""
         if self.is_terminal:
             text = without_controls(text)
         if not text:
@@ -50,7 +50,7 @@ class Screen:
         self.out.flush()
 
     def line(self, text: str = "", style: str = "") -> None:
-        """A line of its own."""
+        """Write a whole line, on a new line."""
         self.fresh_line()
         self.write(text, style)
         self.out.write("\n")
@@ -71,7 +71,7 @@ class Screen:
         self.line(f"warning: {text}", YELLOW)
 
     def error(self, error: DecantError) -> None:
-        """What happened, and what to do."""
+        """Write an error and its hint."""
         self.line(f"error: {error.message}", RED)
         if error.hint:
             self.line(f"hint: {error.hint}")
@@ -82,18 +82,18 @@ class Screen:
             self.line(f"{name:<{width}}  {value}")
 
     def report(self, event: Event) -> None:
-        """What the library tells while the REPL runs."""
+        """Write an event of the library's."""
         match event:
             case Warn():
                 self.warn(event.message)
             case Step() | Note():
                 self.note(event.message)
             case Progress():
-                pass  # a model that is loaded again takes a moment
+                pass  # reloading a model takes a moment
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Something else draws here; afterwards the cursor is at the beginning of a line."""
+        """Let other code draw in the block; the cursor is then at the beginning of a line."""
         self.fresh_line()
         yield
         self.at_start = True

@@ -1,4 +1,4 @@
-"""`/set name=value`: what may be set, and what each value may be."""
+"""`/set name=value`: the settings and their values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Value = float | int | bool | str | list[str] | None
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One name, its values and what they do."""
+    """One setting: its name, its values and their effect."""
 
     name: str
     summary: str
     parse: Callable[[str], Value]
     is_sent: bool = True
-    """Whether it goes to the engine; else it is the terminal's."""
+    """Whether it is sent to the engine; else it is the terminal's."""
 
 
 def number(least: float, most: float = math.inf) -> Callable[[str], Value]:
@@ -50,21 +50,21 @@ def switch(text: str) -> Value:
 
 
 def texts(text: str) -> Value:
-    """Texts at which to stop, with `\\n` for a line's end."""
+    """Texts at which answers stop, with `\\n` for a newline."""
     return [part.replace("\\n", "\n") for part in text.split(",") if part]
 
 
 SETTINGS = (
-    Setting("temperature", "0 always takes the likeliest token", number(0)),
-    Setting("top_p", "only the likeliest, up to this probability, 0 to 1", number(0, 1)),
-    Setting("top_k", "only so many of the likeliest; 0 all", whole(0)),
-    Setting("min_p", "none less likely than this part of the likeliest, 0 to 1", number(0, 1)),
+    Setting("temperature", "0 always takes the most likely token", number(0)),
+    Setting("top_p", "only the most likely tokens, up to this probability, 0 to 1", number(0, 1)),
+    Setting("top_k", "only this many of the most likely tokens; 0: all", whole(0)),
+    Setting("min_p", "no token below this share of the most likely one, 0 to 1", number(0, 1)),
     Setting("seed", "same seed, same answer", whole(-1)),
     Setting("max_tokens", "stop after this many tokens", whole(1)),
-    Setting("repeat_penalty", "above 1: less of what was said", number(0)),
-    Setting("presence_penalty", "-2 to 2, as OpenAI has it", number(-2, 2)),
-    Setting("frequency_penalty", "-2 to 2, as OpenAI has it", number(-2, 2)),
-    Setting("stop", "texts to stop at, with commas between", texts),
+    Setting("repeat_penalty", "above 1: fewer repetitions", number(0)),
+    Setting("presence_penalty", "-2 to 2, as in OpenAI's API", number(-2, 2)),
+    Setting("frequency_penalty", "-2 to 2, as in OpenAI's API", number(-2, 2)),
+    Setting("stop", "texts to stop at, separated by commas", texts),
     Setting("markdown", "on or off: render answers", switch, is_sent=False),
     Setting("stats", "on or off: numbers after each answer", switch, is_sent=False),
     Setting("reasoning", "on or off: show what the model thinks", switch, is_sent=False),
@@ -73,7 +73,7 @@ BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
 def parse_setting(text: str) -> tuple[str, Value]:
-    """A name and its value, None where it is to be as it was. Raises InputError."""
+    """Parse NAME=VALUE; an empty value gives None, for the default. Raises InputError."""
     name, equals, value = (part.strip() for part in text.partition("="))
     setting = BY_NAME.get(name)
     if setting is None:
@@ -83,7 +83,7 @@ def parse_setting(text: str) -> tuple[str, Value]:
             hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(BY_NAME)}",
         )
     if not equals:
-        raise InputError(f"what is {name} to be?", hint=f"/set {name}=…: {setting.summary}")
+        raise InputError(f"{name} needs a value", hint=f"/set {name}=…: {setting.summary}")
     if not value:
         return name, None
     try:
@@ -93,6 +93,6 @@ def parse_setting(text: str) -> tuple[str, Value]:
 
 
 def sent(settings: Mapping[str, Value]) -> dict[str, object]:
-    """The settings that go to the engine."""
+    """The settings that are sent to the engine."""
     known = {name: value for name, value in settings.items() if name in BY_NAME}
     return {name: value for name, value in known.items() if BY_NAME[name].is_sent}

@@ -1,4 +1,4 @@
-"""Puts a conversation at the terminal together."""
+"""Sets up a conversation at the terminal."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def converse(
     *,
     chosen_anew: bool,
 ) -> int:
-    """Go on with `kept`, or begin a conversation; gives the exit code.
+    """Continue `kept`, or begin a conversation; return the exit code.
 
-    chosen_anew: whether the adapters were named now, and not taken from the conversation.
+    chosen_anew: whether the adapters come from the command line, not from the conversation.
     """
     screen = Screen()
     session = kept or begun(engine, sessions if options.save else None, screen)
@@ -66,7 +66,7 @@ def converse(
 
 
 def begun(engine: Engine, folder: Path | None, screen: Screen) -> Session:
-    """A new conversation; where it cannot be kept, that is said, and it is held all the same."""
+    """A new conversation; if it cannot be stored, warn and begin it without a file."""
     try:
         return new_session(folder, engine.model, engine.source())
     except DecantError as error:
@@ -79,5 +79,5 @@ def edited_lines(repl: Repl, history: Path | None) -> Lines:
     try:
         return EditedLines(history, offers)
     except OSError as error:
-        repl.screen.warn(f"what you type is not remembered: `{history}`: {error.strerror}")
+        repl.screen.warn(f"the history is not stored: `{history}`: {error.strerror}")
         return EditedLines(None, offers)

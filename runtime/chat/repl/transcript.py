@@ -1,4 +1,4 @@
-"""A conversation as a file for people or machines."""
+"""Exports a conversation to a file, as Markdown or JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = ("md", "json")
 def export(conversation: Conversation, kind: str, path: Path) -> None:
     """Write the conversation as `md` or `json`. Raises InputError, OutputError, SpaceError."""
     if kind not in FORMATS:
-        raise InputError(f"{kind!r} is no format", hint="/export md FILE, or /export json FILE")
+        raise InputError(f"{kind!r} is not a format", hint="/export md FILE, or /export json FILE")
     if path.exists():
         raise OutputError(f"`{path}` exists", hint="name another file")
     text = as_markdown(conversation) if kind == "md" else as_json(conversation)
@@ -40,7 +40,7 @@ def as_markdown(conversation: Conversation) -> str:
 
 
 def as_json(conversation: Conversation) -> str:
-    """OpenAI's messages, with what decant knows of each turn beside them."""
+    """OpenAI's messages, and decant's data about each turn."""
     found = {
         "id": conversation.id,
         "name": conversation.name,

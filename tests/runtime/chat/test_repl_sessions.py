@@ -63,7 +63,7 @@ def test_a_session_goes_on_with_the_model_and_adapters_it_had(demo_base, pirate_
         terminal.enter(FRANCE)
     with chat("--continue") as terminal:
         terminal.ready()
-        assert "going on with" in terminal.text
+        assert "(continuing " in terminal.text
         assert terminal.text.splitlines()[-1] == "pirate:0.9>"
         assert terminal.enter("/regen") == PIRATE
 

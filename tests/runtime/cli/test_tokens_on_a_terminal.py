@@ -69,7 +69,7 @@ def test_a_chat_on_a_terminal_lists_the_special_tokens(model):
 def test_a_template_without_bos_is_remarked(model, tmp_path):
     path = with_template(model, tmp_path / "m.gguf", "{{ messages[0].content }}")
 
-    assert "the template writes no <s>: llama.cpp by itself would" in shown(path, "Hi", "--chat")
+    assert "the template writes no <s>: llama.cpp alone would" in shown(path, "Hi", "--chat")
     assert "by itself" not in shown(model, "Hi", "--chat")
 
 
@@ -87,7 +87,7 @@ def test_nothing_to_cut_is_said(model):
         f"sys.exit(run(['tokens', {str(model)!r}]) - 2)"
     )
 
-    assert "nothing to cut: pass TEXT" in on_a_terminal(code)
+    assert "nothing to tokenize: pass TEXT" in on_a_terminal(code)
 
 
 def test_a_table_stays_aligned_with_wide_characters():

@@ -52,7 +52,7 @@ def test_a_model_it_does_not_run_is_told(toolchain, tmp_path):
     done = run("--socket", tmp_path / "s", "-m", other, *build)
     gone = run("--socket", tmp_path / "t", "-m", tmp_path / "gone.gguf", *build)
 
-    assert (done.returncode, "no encoder-decoder model but llama" in done.stderr) == (3, True)
+    assert (done.returncode, "not an encoder-decoder model but llama" in done.stderr) == (3, True)
     assert (gone.returncode, "there is no file" in gone.stderr) == (3, True)
     assert "Traceback" not in done.stderr + gone.stderr
 
@@ -75,7 +75,7 @@ def test_it_starts_with_a_key_a_free_socket_and_a_build_or_not_at_all(made, tmp_
 
     assert (keyless.returncode, "LLAMA_API_KEY is not set" in keyless.stderr) == (9, True)
     assert (taken.returncode, "cannot listen" in taken.stderr) == (9, True)
-    assert (unbuilt.returncode, "no finished build" in unbuilt.stderr) == (4, True)
+    assert (unbuilt.returncode, "not a finished build" in unbuilt.stderr) == (4, True)
 
 
 def test_chat_talks_to_it_as_to_any_other_model(made, decant):

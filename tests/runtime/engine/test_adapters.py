@@ -71,7 +71,7 @@ class TestWithModels:
         model = decant("chat", pirate, "--adapter", f"a={pirate}", "-p", "hi")
         adapter = decant("chat", pirate_lora, "-p", "hi")
 
-        assert (model.returncode, "is a model, no adapter" in model.stderr) == (3, True)
+        assert (model.returncode, "is a model, not an adapter" in model.stderr) == (3, True)
         assert (adapter.returncode, "adapter" in adapter.stderr) == (3, True)
 
     def test_names_with_commas_and_colons_reach_the_engine(
@@ -173,7 +173,7 @@ def test_the_hint_does_not_name_the_base_that_is_loaded(toolchain, tmp_path):
     adapter = Adapter("mine", write(tmp_path / "a.gguf", pair, toolchain, **made), 1.0)
     weights = {f"{PLAIN}.weight": (8, 8)}
 
-    for said, hint in (("gemma", "both are of a gemma"), ("other", "it was trained on gemma")):
+    for said, hint in (("gemma", "both come from a gemma"), ("other", "it was trained on gemma")):
         model = read_gguf(write(tmp_path / f"{said}.gguf", weights, toolchain, general_name=said))
         with pytest.raises(ModelError) as caught:
             check_adapter(adapter, model)

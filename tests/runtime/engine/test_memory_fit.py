@@ -176,7 +176,7 @@ def test_the_lines_for_verbose_say_what_was_decided(tmp_path):
     found = fitted(llama(tmp_path / "m.gguf"), 16 * GB)
 
     assert "8192 tokens of the 131072" in found.lines()[0]
-    assert "4, one a physical core" in replace(found).lines()[1]
+    assert "4, one per physical core" in replace(found).lines()[1]
 
 
 def layered(path, layers: int = 32) -> GGUFFile:

@@ -101,7 +101,7 @@ def test_a_template_whose_answers_llama_cpp_cannot_read_is_used_for_plain_ones(
         log = served.log.read_text()
 
     assert counts == [len(wanted)] * 2
-    assert "cannot take its answers apart" in log
+    assert "cannot parse its answers" in log
 
 
 def test_with_tools_it_stays_an_error(channels):

@@ -71,7 +71,7 @@ def test_workers_are_named_by_host_and_port():
              "a b:1", "host:1:2", "h:1 --x"],
 )  # fmt: skip
 def test_what_is_no_address_is_refused(text):
-    with pytest.raises(InputError, match="is no HOST:PORT"):
+    with pytest.raises(InputError, match="is not HOST:PORT"):
         parse_workers(text)
 
 
