@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """Listen, load, answer. Raises DecantError."""
+    """Listen, load, answer. Raises EngineError and other DecantErrors."""
     key = os.environ.get(KEY)
     if not key:
         raise EngineError(f"{KEY} is not set", hint="set it to what clients are to send")

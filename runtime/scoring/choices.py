@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from exporter.llamacpp.vocabulary import Vocabulary
 
 LEAST = -9999.0
-"""What OpenAI says for a token that cannot be."""
+"""OpenAI's log-probability of an impossible token."""
 
 
 def answer_request(engine: Engine, request: ScoreRequest, name: str, stop: Flag) -> Json:
@@ -148,7 +148,7 @@ def name_of(piece: bytes) -> str:
 
 
 def pieces(vocabulary: Vocabulary, text: Text, ids: Sequence[int]) -> Iterator[bytes]:
-    """What each token adds to the text: nothing, where the tokenizer has added it."""
+    """The bytes that each token adds to the text; none for a token that the tokenizer added."""
     before, after = text.hidden
     end = len(text.ids) - after
     for place, token in enumerate(ids):

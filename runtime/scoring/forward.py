@@ -151,6 +151,7 @@ class Forward:
             begun += count
 
     def decode(self, step: Level, part: slice, stop: Flag) -> None:
+        """Run one batch. Raises EngineError, and StoppedError when `stop` is set."""
         self.batch.fill(step, part)
         status = self.bindings.llama_decode(self.context, self.batch.struct)
         self.steps += 1
@@ -242,6 +243,7 @@ def open_forward(spec: ForwardSpec, toolchain: Toolchain) -> Iterator[Forward]:
 
 
 def load_adapter(lib: Any, model: Any, path: Path) -> Any:
+    """The adapter of a file, in llama.cpp. Raises ModelError."""
     found = lib.llama_adapter_lora_init(model, os.fsencode(path))
     if not found:
         raise ModelError(

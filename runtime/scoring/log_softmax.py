@@ -16,7 +16,7 @@ BLOCK = 1 << 17  # logits that are reduced at once: 512 KiB
 
 @dataclass(frozen=True, slots=True)
 class Reduced:
-    """What is kept of some rows."""
+    """The values kept of some rows of logits."""
 
     values: np.ndarray[Any, Any]
     """(asked,) float64: the log-probabilities of the tokens asked for."""

@@ -34,7 +34,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What another engine has written after a prompt."""
+    """A text that another engine generated after a prompt."""
 
     ids: list[int]
     text: str
@@ -44,13 +44,13 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """What is to be scored, and said of it."""
+    """The texts to score, and the parts of the answer."""
 
     prompts: Sequence[Text]
     targets: Sequence[Text] | None
-    """What an encoder-decoder is to have written after each prompt."""
+    """The target of an encoder-decoder after each prompt."""
     written: Sequence[Sequence[Written]]
-    """What follows each prompt, in the order of the answer's choices; nothing is one, too."""
+    """The texts after each prompt, in the order of the answer's choices; a text may be empty."""
     scales: Sequence[float]
     top: int | None
     """How many of the likeliest tokens; None for an answer without log-probabilities."""
@@ -62,7 +62,7 @@ NOTHING = Written([], "", "length")
 
 
 def read_request(fields: Fields, engine: Engine) -> ScoreRequest:
-    """What a body asks for. Raises RefusedError."""
+    """Read a request's body. Raises RefusedError."""
     prompts = shown_as(fields, texts(fields.body.get("prompt"), "prompt", engine))
     targets = read_targets(fields, engine, len(prompts))
     count = fields.integer("n", 1, 1)

@@ -33,14 +33,13 @@ class ScoreListener(Listener):
     """Answers from the moment it is made: that it is loading, until `engine` is there."""
 
     def __init__(self, path: Path, key: str) -> None:
-        """Bind the socket. Raises EngineError."""
         super().__init__(path, key)
         self.engine: Engine | None = None
         self.scores: SimpleQueue[ScoreJob] = SimpleQueue()
 
 
 class ScoreHandler(Handler):
-    """One connection."""
+    """Handles the requests of one connection."""
 
     server: ScoreListener
 
@@ -64,7 +63,7 @@ class ScoreHandler(Handler):
         self.send_json(HTTPStatus.OK, answer)
 
     def answer_to(self, job: ScoreJob) -> Json | RefusedError:
-        """What comes of a job. Raises ConnectionAbortedError once the client has gone."""
+        """The result of a job. Raises ConnectionAbortedError once the client has gone."""
         while True:
             if self.is_alone():
                 raise ConnectionAbortedError("the client has gone")

@@ -173,6 +173,7 @@ class Scorer:
         ]
 
     def causal(self, what: str) -> Forward:
+        """The engine of a decoder-only model. Raises InputError for an encoder-decoder."""
         if isinstance(self.running, Forward):
             return self.running
         raise InputError(
@@ -206,6 +207,7 @@ def refuse_unknown(texts: Sequence[Tokens], engine: Forward | EncoderDecoder) ->
 
 
 def check_scales(scales: Sequence[float], adapters: Sequence[object]) -> None:
+    """Raise InputError unless there is one scale for each adapter."""
     if scales and len(scales) != len(adapters):
         raise InputError(
             f"{len(scales)} scales are given for {len(adapters)} adapters", hint="one for each"

@@ -1,4 +1,4 @@
-"""What is asked of some texts, and what a model says of each."""
+"""Requests for the scores of texts, and a model's scores of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a model says of one text."""
+    """A model's scores of one text."""
 
     logprobs: np.ndarray[Any, Any]
     """(tokens,) float64: each token's log-probability after those before it; nan where it was not
@@ -28,7 +28,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is to be computed of some texts."""
+    """A request for the scores of some texts."""
 
     texts: Sequence[Tokens]
     first: Sequence[int]
@@ -40,7 +40,7 @@ class Asked:
 
     @property
     def computed(self) -> list[Tokens]:
-        """What goes through the model: the last token only where something follows it."""
+        """The tokens that the model reads: not the last, unless the next one is wanted."""
         return [text if self.wants_next else text[:-1] for text in self.texts]
 
 
@@ -55,7 +55,7 @@ def empty_scores(length: int, top: int) -> Scores:
 
 
 def as_array(pointer: Any, shape: tuple[int, int]) -> np.ndarray[Any, Any]:
-    """llama.cpp's floats where they lie; they change with the next step."""
+    """llama.cpp's own floats as (rows, columns), not copied: the next step changes them."""
     import numpy as np
 
     found: np.ndarray[Any, Any] = np.ctypeslib.as_array(pointer, shape)

@@ -1,4 +1,4 @@
-"""What an encoder-decoder holds likely in given targets, after it has read a source."""
+"""The scores of given targets in an encoder-decoder that has read a source."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def target_scores(
 
 
 def one_target(model: EncoderDecoder, target: Tokens, top: int, stop: Flag) -> Scores:
-    """The scores of a target after the source that was read last."""
+    """The scores of a target after the last source. Raises EngineError and StoppedError."""
     import numpy as np
 
     scores = empty_scores(len(target), top)
