@@ -40,8 +40,8 @@ TICK_S = 0.02  # between checks whether uvicorn has started
 CLOSE_S = 1  # the time to close idle connections
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SWITCH_S = 0.0005
-"""How long a thread that parses a large body keeps the interpreter from the loop; Python's own 5 ms
-would be waited for after each of a request's reads and writes."""
+"""The longest time that a thread that parses a large body holds the interpreter. With Python's 5 ms
+the event loop would wait that long after each read and write."""
 READ_BLOCK = 128 << 10  # bytes
 """asyncio reads into 256 KiB and shrinks the buffer to the received bytes. Each answer that is kept
 for a moment then fragments the heap: some 200 bytes are lost per request."""

@@ -152,7 +152,7 @@ function itemAt(lines, at, marker) {
       if (following === null || !belongs(following, indent, width)) break;
     } else if (!belongs(text, indent, width)) {
       if (MARKER.test(text) || interrupts(lines, after) || !isParagraph(lines[after - 1].text)) break;
-      isLazy = !/^[ \t]|\|/.test(text); // whatever is below it: further inside it is not asked again
+      isLazy = !/^[ \t]|\|/.test(text); // decided once, and passed to nested items
     }
     inside.push(goesOn ? lines[after] : { ...lines[after], text: dedented(text, width), goesOn: isLazy });
   }

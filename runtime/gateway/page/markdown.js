@@ -4,7 +4,7 @@ import { blocksOf } from "./blocks.js";
 import { copyButton, el } from "./dom.js";
 import { inlineOf } from "./inline.js";
 
-const MOST = 100_000; // characters that are read as markdown; what follows is shown as it is written
+const MOST = 100_000; // characters that are parsed as markdown; the rest is shown as plain text
 const LOWEST = 6;
 const BELOW = 2; // an answer's headings stand under the page's own
 
@@ -14,7 +14,7 @@ export function rendered(text) {
   return [...blocksOf(text.slice(0, end)).map(blockNode), ...restOf(text, end)];
 }
 
-/** Where what is read as markdown ends: a text that long would keep the page from everything else. */
+/** The end of the part that is parsed as markdown: longer texts would block the page. */
 function endOf(text) {
   if (text.length <= MOST) return text.length;
   return text.lastIndexOf("\n", MOST - 1) + 1 || MOST;

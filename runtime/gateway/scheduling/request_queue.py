@@ -177,7 +177,7 @@ class Gate:
         return min(equals, key=self.order, default=None)
 
     def order(self, ticket: Ticket) -> tuple[int, float, float]:
-        """The sort key of a waiter, least first; `min` keeps the queue's order among equals."""
+        """The sort key of a waiting request, the next first; `min` keeps the queue's order."""
         share = self.shares[ticket.client]
         return share.slots, share.slot_s, ticket.since
 
