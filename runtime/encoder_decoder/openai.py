@@ -213,9 +213,9 @@ def content(message: Json) -> str:
 def rendered(
     template: str, messages: Sequence[tuple[str, str]], model: EncoderDecoder
 ) -> list[int]:
-    """The prompt of a conversation, made in a child: the template is a program of the model's.
+    """The ids of a conversation's prompt; a child process renders it, as the template is foreign.
 
-    Raises RefusedError where there is none.
+    Raises RefusedError if the template refuses the messages.
     """
     names = {name: model.vocabulary.special(name) for name in ("bos", "eos", "pad")}
     tokens = {f"{name}_token": model.vocabulary.text(token) for name, token in names.items()}
