@@ -33,7 +33,7 @@ from runtime.engine.gguf_tokenizer import (
 )
 from runtime.engine.own_template import OwnTemplate, own_template
 from runtime.engine.template_choice import HELP, read_template
-from runtime.process.forked_child import go_on_apart
+from runtime.process.forked_child import continue_in_child
 
 ROWS = 1000  # tokens listed on a terminal; a pipe gets all
 PIECE_COLUMNS = 20  # the greatest width of the column PIECE
@@ -83,7 +83,7 @@ def tokens(
     path, chosen = find(model), read_template(chat_template) if chat_template else None
     toolchain = find_toolchain()
     if click.get_current_context().find_root().obj:
-        go_on_apart(path)
+        continue_in_child(path)
     own = own_template_of_adapter(adapter, path, chosen) if adapter else None
     with open_tokenizer(path, toolchain, own, chosen) as tokenizer:
         if show_template:

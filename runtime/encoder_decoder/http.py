@@ -350,8 +350,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_refusal(self, refused: RefusedError) -> None:
         is_message = self.path.startswith(MESSAGES)
-        said = error_of(refused) if is_message else {"error": refused.error}
-        self.send_json(refused.status, said)
+        value = error_of(refused) if is_message else {"error": refused.error}
+        self.send_json(refused.status, value)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Send http.server's error for a malformed request, in this API's form."""

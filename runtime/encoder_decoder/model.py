@@ -192,8 +192,8 @@ def complaints(lib: Any) -> Iterator[None]:
         if level == ERROR:
             sys.stderr.write(text.decode(errors="replace"))
 
-    heard = lib.llama_log_callback(complain)
-    lib.llama_log_set(heard, None)
+    callback = lib.llama_log_callback(complain)
+    lib.llama_log_set(callback, None)
     try:
         yield
     finally:

@@ -188,8 +188,8 @@ def chat_ids(fields: Fields, model: EncoderDecoder) -> list[int]:
     if template := model.header.text(TEMPLATE):
         return rendered(template, messages, model)
     system = [text for name, text in messages if name in ("system", "developer")]
-    asked = [text for name, text in messages if name == "user"][-1]
-    text = "\n".join([*system[-1:], asked])
+    question = [text for name, text in messages if name == "user"][-1]
+    text = "\n".join([*system[-1:], question])
     return model.vocabulary.encode(text, special=True)
 
 
@@ -213,9 +213,9 @@ def content(message: Json) -> str:
 def rendered(
     template: str, messages: Sequence[tuple[str, str]], model: EncoderDecoder
 ) -> list[int]:
-    """The prompt of a conversation, made in a child: the template is a program of the model's.
+    """The ids of a conversation's prompt; a child process renders it, as the template is foreign.
 
-    Raises RefusedError where there is none.
+    Raises RefusedError if the template refuses the messages.
     """
     names = {name: model.vocabulary.special(name) for name in ("bos", "eos", "pad")}
     tokens = {f"{name}_token": model.vocabulary.text(token) for name, token in names.items()}
@@ -244,8 +244,8 @@ def task(fields: Fields, model: EncoderDecoder, ids: Sequence[int]) -> Task:
 
 
 def refuse_what_is_not_done(fields: Fields) -> None:
-    if asked := [name for name in UNABLE if fields.body.get(name)]:
-        raise wrong(f"`{asked[0]}` is not supported for encoder-decoder models")
+    if unable := [name for name in UNABLE if fields.body.get(name)]:
+        raise wrong(f"`{unable[0]}` is not supported for encoder-decoder models")
     if fields.integer("n", 1, 1) != 1:
         raise wrong("`n` must be 1: encoder-decoder models give one answer at a time")
     if fields.object("response_format").body.get("type", "text") != "text":
@@ -295,12 +295,12 @@ class Wording:
 
     def whole(self, text: str, ended: Ended) -> Json:
         """The answer as one response."""
-        said = {"message": {"role": "assistant", "content": text}} if self.is_chat else {
+        part = {"message": {"role": "assistant", "content": text}} if self.is_chat else {
             "text": text, "logprobs": None,
         }  # fmt: skip
         kind = "chat.completion" if self.is_chat else "text_completion"
         numbers = {"usage": usage(ended), "timings": timings(ended)}
-        return self.envelope(kind, [self.choice(said, ended.reason)]) | numbers
+        return self.envelope(kind, [self.choice(part, ended.reason)]) | numbers
 
     def opening(self) -> Iterator[Json]:
         """The chunks before the first piece."""
@@ -328,12 +328,12 @@ class Wording:
         """One chunk as bytes of the stream."""
         return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
-    def chunk(self, said: Json, reason: str | None) -> Json:
+    def chunk(self, part: Json, reason: str | None) -> Json:
         kind = "chat.completion.chunk" if self.is_chat else "text_completion"
-        return self.envelope(kind, [self.choice(said, reason)])
+        return self.envelope(kind, [self.choice(part, reason)])
 
-    def choice(self, said: Json, reason: str | None) -> Json:
-        return {"index": 0, "finish_reason": reason, **said}
+    def choice(self, part: Json, reason: str | None) -> Json:
+        return {"index": 0, "finish_reason": reason, **part}
 
     def envelope(self, kind: str, choices: list[Json]) -> Json:
         return {

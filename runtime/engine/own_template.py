@@ -207,7 +207,7 @@ def has_tokens_of(base: GGUFFile, tokens: Mapping[str, str], names: frozenset[st
 def first_own(own: Sequence[OwnTemplate | None], scales: Sequence[float]) -> OwnTemplate | None:
     """The template for a mixture of adapters.
 
-    It is that of the first adapter that brings one and has a scale above 0.
+    It is that of the first adapter with a template and a scale above 0.
     """
     return next((one for one, scale in zip(own, scales, strict=False) if one and scale > 0), None)
 

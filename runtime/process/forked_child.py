@@ -13,7 +13,7 @@ from exporter.core.errors import ModelError
 from runtime.process import exit_with_parent
 
 
-def go_on_apart(path: Path) -> None:
+def continue_in_child(path: Path) -> None:
     """Fork and return in the child; the parent exits with the child's exit code.
 
     ggml aborts on a file whose vocabulary contradicts itself. Raises ModelError in the parent,

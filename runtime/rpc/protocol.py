@@ -108,14 +108,14 @@ def check(address: str, spread: Spread, toolchain: Toolchain, report: Report) ->
     if not away.is_loopback:
         report(Warn(f"the data exchanged with {address} is neither encrypted nor authenticated"))
     free = () if spread.unchecked else ask_worker(address, toolchain.info["commit"])
-    version, said = probe(host, port, address)
+    version, free_there = probe(host, port, address)
     ours = protocol_version(toolchain)
     if version != ours:
         raise WorkerError(
             f"the worker at {address} speaks version {version} of the RPC protocol, we {ours}",
             hint="install the same decant on both machines",
         )
-    return WorkerFacts(address, free or said)
+    return WorkerFacts(address, free or free_there)
 
 
 def resolved(host: str, address: str) -> ipaddress.IPv4Address:

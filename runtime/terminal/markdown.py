@@ -46,14 +46,14 @@ class MarkdownStream:
         busy: Callable[[], float] = time.thread_time,
     ) -> None:
         """Store the clocks; drawing begins on entry. busy: CPU time of this thread, in seconds."""
-        self.draw_anew()
+        self.begin_region()
         self.text = ""
         self.clock, self.busy = clock, busy
         self.began = self.spent_s = 0.0
         self.plain: Plain | None = None
         """The state of unrendered output; None while text is rendered."""
 
-    def draw_anew(self) -> None:
+    def begin_region(self) -> None:
         """Start a new live region at the cursor; the old one would erase what is printed now."""
         self.live = live(vertical_overflow="visible")
         self.console = self.live.console
@@ -83,7 +83,7 @@ class MarkdownStream:
             if not self.plain.is_over or self.is_late:
                 return
             self.plain = None
-            self.draw_anew()
+            self.begin_region()
             self.live.start()
         done, self.text = split_complete(self.text)
         if done.strip():

@@ -79,7 +79,7 @@ def test_every_event_has_a_name_of_its_own():
     "record", [{}, {"event": "asked"}, {"event": "danced"}, {"event": "undone", "why": 1}]
 )
 def test_a_record_of_no_event_is_refused(record):
-    with pytest.raises(ValueError, match="no event"):
+    with pytest.raises(ValueError, match="not an event"):
         from_json(record)
 
 
@@ -226,7 +226,7 @@ def test_sessions_are_found_by_id_beginning_and_name(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "a/b", "..//", "a b", "x" * 101])
 def test_names_that_are_none_are_refused(tmp_path, name):
-    with pytest.raises(InputError, match="no name"):
+    with pytest.raises(InputError, match="not a name"):
         check_name(name, tmp_path, "own")
 
 

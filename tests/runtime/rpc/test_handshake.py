@@ -130,7 +130,7 @@ def test_the_workers_get_all_the_layers_that_they_have_room_for(tmp_path):
 def test_an_encoder_decoder_is_refused(tmp_path):
     model = Model(llama(tmp_path / "m.gguf", **{"general.architecture": "t5"}))
 
-    with pytest.raises(UnsupportedError, match="no worker computes"):
+    with pytest.raises(UnsupportedError, match="which workers cannot compute"):
         LocalEngine(model, Asked(rpc=Spread(("127.0.0.1:1",))))
 
 
