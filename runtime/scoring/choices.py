@@ -80,7 +80,7 @@ def next_token(scores: Scores, vocabulary: Vocabulary) -> Written:
     token = int(scores.top_ids[-1, 0])
     if vocabulary.is_end(token):
         return Written([token], "", "stop")
-    text = b"" if vocabulary.is_special(token) else vocabulary.piece(token)
+    text = written_piece(vocabulary, token)
     return Written([token], text.decode(errors="replace"), "length")
 
 
@@ -129,14 +129,20 @@ def finite(value: float) -> float:
 
 def without_stop_text(written: Written, vocabulary: Vocabulary) -> list[int]:
     """The tokens of what was written, without those of a stop text that it came to."""
-    left = len(written.text.encode())
-    found = []
-    for token in written.ids:
-        if left <= 0 and not vocabulary.is_end(token):
-            break
-        found.append(token)
-        left -= len(vocabulary.piece(token))
-    return found
+    ids = written.ids
+    if written.reason != "stop" or not ids or vocabulary.is_end(ids[-1]):
+        return ids
+    decoder, count = codecs.getincrementaldecoder("utf-8")("replace"), 0
+    for place, token in enumerate(ids):
+        if count >= len(written.text):
+            return ids[:place]
+        count += len(decoder.decode(written_piece(vocabulary, token)))
+    return ids
+
+
+def written_piece(vocabulary: Vocabulary, token: int) -> bytes:
+    """What a token adds to an answer: a control token adds nothing."""
+    return b"" if vocabulary.is_special(token) else vocabulary.piece(token)
 
 
 def name_of(piece: bytes) -> str:
@@ -153,7 +159,9 @@ def pieces(vocabulary: Vocabulary, text: Text, ids: Sequence[int]) -> Iterator[b
     end = len(text.ids) - after
     for place, token in enumerate(ids):
         piece = vocabulary.piece(token)
-        if place < before or end <= place < len(text.ids):
+        if place >= len(text.ids):
+            yield written_piece(vocabulary, token)
+        elif place < before or place >= end:
             yield b""
         elif place == before and text.drops_space:
             yield piece[1:]

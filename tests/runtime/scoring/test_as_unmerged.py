@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from runtime.scoring.forward import BATCH
 from runtime.scoring.scorer import Scorer
 from tests.runtime.scoring.conftest import drawn, families
 
@@ -113,6 +114,16 @@ def test_a_shared_beginning_is_computed_once(scorer):
     scorer.likelihoods(pairs)
 
     assert engine.steps - before == 2  # the context, then all the ends
+
+
+def test_the_last_token_is_not_computed_for_nobody(scorer):
+    engine = scorer.causal("test")
+    text = drawn(19, BATCH + 1)[0]
+    before = engine.steps
+
+    scorer.score([text])
+
+    assert engine.steps - before == 1
 
 
 def test_places_before_the_start_are_left_out(scorer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -175,7 +176,9 @@ def test_a_stop_text_is_no_part_of_the_answer(served):
     choice = cut["choices"][0]
     assert choice["text"] == TEXT + written[:2]
     assert choice["finish_reason"] == "stop"
-    assert len(choice["logprobs"]["tokens"]) < len(whole["choices"][0]["logprobs"]["tokens"])
+    tokens, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
+    assert tokens == whole["choices"][0]["logprobs"]["tokens"][: len(tokens)]
+    assert offsets[-1] < len(choice["text"])
 
 
 def test_n_answers_stand_by_their_prompts(served):
@@ -259,13 +262,32 @@ def test_what_cannot_be_scored_is_refused_in_words(served, body, says):
     assert says in answer["error"]["message"]
 
 
-def test_an_engine_is_free_when_its_client_has_gone(served):
-    body = {"model": "plain", "prompt": drawn(35, *[900] * 9), "echo": True, "max_tokens": 0}
-    ask(served, model="plain", prompt=TEXT, logprobs=1)
-    with asking(served, ROUTE, {**body, "logprobs": 0}):
-        assert until(lambda: used(served) == 1)
+def test_an_engine_computes_no_more_when_its_client_has_gone(served):
+    ask(served, model="plain", prompt=TEXT, logprobs=1)  # it is loaded
+    (engine,) = [pid for pid in served.children() if b"runtime.scoring" in command_of(pid)]
+    body = {
+        "model": "plain", "prompt": drawn(35, *[1000] * 32), "echo": True, "max_tokens": 1,
+        "temperature": 0,
+    }  # fmt: skip
+    with asking(served, ROUTE, body):
+        before = cpu_s(engine)
+        assert until(lambda: cpu_s(engine) > before + 0.1)
 
-    assert until(lambda: used(served) == 0, 2)
+    assert until(lambda: used(served) == 0, 5)
+    time.sleep(0.3)  # what is in a step has its end
+    before = cpu_s(engine)
+    time.sleep(1)
+    assert cpu_s(engine) - before <= 0.05
+
+
+def command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processors that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_the_engine_ends_with_the_gateway(scored, tmp_path):
