@@ -13,6 +13,7 @@ from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.scoring.scorer import Scorer
 from tests.runtime.gateway.conftest import serving
+from tests.support.reference import convert_with_llamacpp
 from tests.support.tiny_t5 import adapt_t5, make_t5
 
 pytestmark = [
@@ -57,6 +58,19 @@ def test_a_target_is_as_likely_as_in_the_unmerged_forward(t5, toolchain):
     for (source, target), one in zip(order, found, strict=True):
         values = expected(unmerged.eval(), source, target)
         np.testing.assert_allclose(one.tokens, values, rtol=0, atol=CLOSE)
+
+
+def test_a_gguf_of_llamacpps_own_converter_is_scaled_as_t5_is(t5, toolchain, tmp_path):
+    from transformers import AutoModelForSeq2SeqLM
+
+    base = t5[0].parent / "base"
+    gguf = convert_with_llamacpp(toolchain, base, tmp_path / "t5.gguf", outtype="f32")
+    with Scorer(gguf, threads=1, toolchain=toolchain) as scorer:
+        source, target = scorer.pair(SOURCES[0], TARGETS[0])
+        found = scorer.likelihoods([(source, target)])[0]
+
+    values = expected(AutoModelForSeq2SeqLM.from_pretrained(base).eval(), source, target)
+    np.testing.assert_allclose(found.tokens, values, rtol=0, atol=CLOSE)
 
 
 def test_a_text_without_a_source_is_refused(t5, toolchain):
