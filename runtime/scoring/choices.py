@@ -141,7 +141,7 @@ def without_stop_text(written: Written, vocabulary: Vocabulary) -> list[int]:
 
 
 def written_piece(vocabulary: Vocabulary, token: int) -> bytes:
-    """What a token adds to an answer: a control token adds nothing."""
+    """The bytes that a token adds to an answer; none for a control token."""
     return b"" if vocabulary.is_special(token) else vocabulary.piece(token)
 
 
