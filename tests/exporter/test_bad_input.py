@@ -331,7 +331,7 @@ def test_ctrl_c_while_writing_leaves_no_model_and_says_what_is_kept(writing, tmp
     assert writing.returncode == 130
     assert "Traceback" not in printed
     assert not (tmp_path / "out" / "model.gguf").exists()
-    assert "tensors are kept: the same command goes on" in printed
+    assert "tensors are kept: the same command resumes from there" in printed
 
 
 def test_kill_9_while_writing_leaves_no_model_and_the_next_export_cleans_up(

@@ -30,7 +30,7 @@ def test_the_command_stores_an_adapter_that_is_listed_and_not_chatted_with(
     assert made.returncode == 0, made.stderr
     assert Path(json.loads(made.stdout)["path"]).name == "tiny-lora.lora.gguf"
     assert [(row["name"], row["kind"]) for row in listed] == [("tiny-lora.lora", "adapter")]
-    assert "is a LoRA adapter for tiny-base, no model" in asked.stderr
+    assert "is a LoRA adapter for tiny-base, not a model" in asked.stderr
     assert "exists" in again.stderr
     assert "rank" in decant("inspect", "tiny-lora.lora").stdout
 

@@ -92,8 +92,8 @@ def test_what_is_read_is_never_overwritten(tmp_path, name):
     ("arguments", "message"),
     [
         (["-q", "Q8_0"], "-q is for GGUF"),
-        (["--max-shard-size", "lots"], "'lots' is no size, such as 5GB"),
-        (["--max-shard-size", "0"], "'0' is no size"),
+        (["--max-shard-size", "lots"], "'lots' is not a size such as 5GB"),
+        (["--max-shard-size", "0"], "'0' is not a size"),
         (["-o", "x/model.gguf"], "makes a folder: `-o x/model`"),
     ],
 )

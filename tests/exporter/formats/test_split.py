@@ -146,7 +146,7 @@ def test_in_the_store_it_is_one_model(tiny_base, tiny_adapter, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--split-max-size", "lots"], "--split-max-size 'lots' is no size"),
+        (["--split-max-size", "lots"], "--split-max-size 'lots' is not a size"),
         (["--split-max-size", "1GB", "--to", "ollama"], "Ollama imports no split GGUF"),
         (["--split-max-size", "1GB", "--to", "safetensors"], "is for GGUF models"),
     ],

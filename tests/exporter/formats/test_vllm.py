@@ -211,7 +211,7 @@ def test_only_a_folder_of_its_own_is_replaced(tmp_path):
     (folder / "mine").mkdir()
     with pytest.raises(OutputError, match="not replaced"):
         exported(folder, adapter, force=True)
-    with pytest.raises(OutputError, match="stand in"):
+    with pytest.raises(OutputError, match="or lie in it"):
         exported(adapter / "out", adapter)
 
 

@@ -93,13 +93,15 @@ def convert_merged(converter: Any, folder: Path, output: Path) -> Path:
     """What llama.cpp's converter makes of a merged folder."""
     import gguf
     import torch
-    from conversion import get_model_architecture
+    from conversion import TEXT_MODEL_MAP, get_model_architecture
 
     get_class, model_base, model_type = converter
     # transformers 5 leaves out what the converter needs for three of them
     hparams = patch_settings(model_base.load_hparams(folder, is_mistral_format=False), folder)
     with torch.inference_mode():
-        kind = get_class(get_model_architecture(hparams, model_type.TEXT))
+        # it spells MptForCausalLM and PhimoeForCausalLM otherwise than transformers
+        found = get_model_architecture(hparams, model_type.TEXT).lower()
+        kind = get_class(next(name for name in TEXT_MODEL_MAP if name.lower() == found))
         kind(
             folder, gguf.LlamaFileType.MOSTLY_BF16, output, model_name="x", hparams=hparams
         ).write()

@@ -99,7 +99,7 @@ def test_a_folder_with_code_of_its_own_is_refused(tmp_path, name, changes):
         (folder / name).write_text("{}")
     edit_json(folder / name, auto_map={"AutoModel": "model.Evil"}, **changes)
 
-    with pytest.raises(UnsupportedError, match="is not run"):
+    with pytest.raises(UnsupportedError, match="does not run"):
         open_checkpoint(folder)
 
 

@@ -11,6 +11,7 @@ from exporter.cli.export_command import export, parse_weighted
 from exporter.cli.inspect_command import describe
 from exporter.cli.outputs.request_options import output_paths
 from exporter.core.errors import AdapterError, CheckpointError, InputError
+from exporter.core.events import silent
 from exporter.inputs.adapter import open_adapter
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.locate import Sources, bring
@@ -79,7 +80,7 @@ def test_a_folder_with_one_gguf_is_that_model(tmp_path):
 def test_inspect_shows_the_gguf_of_a_folder(tmp_path):
     path = write_tiny_gguf(tmp_path / "model.gguf")
 
-    assert describe(str(tmp_path))["path"] == str(path)
+    assert describe(str(tmp_path), silent)["path"] == str(path)
 
 
 def test_a_zip_of_a_long_path_is_its_innermost_folder(tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ def export_all(
 
 @pytest.mark.llamacpp
 @pytest.mark.trained
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["new", "old"])
 def test_with_an_importance_matrix_every_byte_is_llama_quantizes(
     measured, form, toolchain, tmp_path
@@ -161,9 +162,9 @@ def test_a_matrix_without_a_needy_tensor_is_refused_before_work(measured, toolch
     name = "blk.0.attn_q.weight"
     partial = replace(matrix, entries={k: v for k, v in matrix.entries.items() if k != name})
 
-    with pytest.raises(UnsupportedError, match=f"nothing for `{name}`"):
+    with pytest.raises(UnsupportedError, match=f"no values for `{name}`"):
         export_all(measured, ("IQ2_S",), tmp_path, toolchain, Recipe(imatrix=partial))
-    with pytest.raises(UnsupportedError, match=r"nothing for `output.weight`"):
+    with pytest.raises(UnsupportedError, match=r"no values for `output.weight`"):
         export_all(measured, ("IQ2_XXS",), tmp_path, toolchain, Recipe(imatrix=matrix, pure=True))
 
 

@@ -28,7 +28,7 @@ def test_a_scale_between_says_something_between(two):
     two.enter("/adapter pirate:1")
     assert two.enter("/regen") == PIRATE
     assert "no adapter" in two.enter("/adapter pirat")
-    assert "no scale" in two.enter("/scale much")
+    assert "is not a scale" in two.enter("/scale much")
 
 
 def test_compare_answers_side_by_side_and_keeps_the_pick(two, home):

@@ -27,9 +27,9 @@ def test_a_picture_is_known_by_how_it_begins(tmp_path):
 
 def test_what_is_no_picture_and_what_is_no_text_is_told(tmp_path):
     (tmp_path / "a.png").write_text("hello")
-    with pytest.raises(InputError, match="no PNG"):
+    with pytest.raises(InputError, match="is not a PNG"):
         read_image(tmp_path / "a.png")
-    with pytest.raises(InputError, match="no text in UTF-8: byte 0"):
+    with pytest.raises(InputError, match="is not text in UTF-8: byte 0"):
         read_text(make_png(tmp_path / "b.txt"))
     with pytest.raises(InputError, match="cannot read"):
         read_text(tmp_path / "nothing")

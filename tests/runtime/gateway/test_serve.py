@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -246,9 +247,14 @@ def test_keys_are_nowhere_to_be_seen(voices, tmp_path):
 
 
 def test_the_log_has_a_line_a_request_and_no_prompt(served):
+    def of_pirate() -> list[dict[str, Any]]:
+        lines = map(json.loads, served.log.read_text().splitlines())
+        return [line for line in lines if line.get("model") == "base:pirate"]
+
+    before = len(of_pirate())
     served.says("base:pirate", "a-prompt-nobody-should-read")
-    lines = [json.loads(line) for line in served.log.read_text().splitlines()]
-    (*_, last) = [line for line in lines if line.get("model") == "base:pirate"]
+    assert until(lambda: len(of_pirate()) > before, 5)  # a thread writes it
+    last = of_pirate()[-1]
 
     assert (last["model"], last["status"], last["ending"]) == ("base:pirate", 200, "complete")
     assert last["seconds"] >= last["first"] > 0
@@ -256,6 +262,10 @@ def test_the_log_has_a_line_a_request_and_no_prompt(served):
 
 
 def test_metrics_tell_of_every_model(served, expected):
+    for _ in range(6):  # of the voices in turn, so that each request is a switch
+        for model in MODELS:
+            served.says(model, PROMPTS[0])
+
     assert served.metric("decant_requests_total", model="base:pirate", status="200") > 10
     assert served.metric("decant_epoch_switches_total", model="base") > 5
     assert served.metric("decant_time_to_first_token_seconds_count", model="base:pirate") >= 1
