@@ -42,7 +42,7 @@ class LazySource:
         self.slots: list[Slot] = []
         self.read_already: set[str] = set()
 
-    def converters_name(self, name: str) -> str:
+    def name_for_converter(self, name: str) -> str:
         """The name under which the converter gets a tensor."""
         if self.projector and (embedding := breaking_embedding(name, self.hparams)):
             return embedding
@@ -100,7 +100,7 @@ def merged_tensors_indexed(source: LazySource) -> Hook:
     ) -> dict[str, Callable[[], Any]]:
         del remote_hf_model_id  # decant never passes it
         found = (
-            self.filter_tensors((source.converters_name(name), partial(source.lazy, name)))
+            self.filter_tensors((source.name_for_converter(name), partial(source.lazy, name)))
             for name in source.tensors.names
         )
         return dict(item for item in found if item)

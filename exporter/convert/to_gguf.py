@@ -208,7 +208,7 @@ def prepare(model: Any, source: LazySource) -> None:
     """Let the converter's class lay out all tensors and settings, then correct the settings."""
     writer = model.gguf_writer
     writer.add_tensor = partial(source.add, writer)
-    model.prepare_tensors()
+    model.prepare_tensors()  # names: llama.cpp's gguf-py/gguf/tensor_mapping.py
     model.prepare_metadata(vocab_only=False)
     settle_windows(writer, model.hparams)
     write_positions(writer, model.hparams)

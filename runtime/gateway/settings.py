@@ -40,7 +40,7 @@ class Settings:
     """The time after SIGTERM in which requests are still taken, while /readyz answers 503."""
     grace_s: float = 30
     """The time that running requests have to finish when the server ends."""
-    epoch_s: float = 0.5
+    window_s: float = 0.5
     """The batch window: requests with the running LoRA scales may overtake others."""
     max_queue: int = 128
     """Requests that may wait for one engine."""

@@ -1,7 +1,8 @@
 """The one entry to bases that are stored quantized.
 
 A kind is a module with `is_quantized(config)` and `dequantized(tensors, config)`; a new kind is
-such a file and a line in KINDS. llama.cpp's converter dequantizes the kinds that are not there.
+such a file and a line in KINDS. llama.cpp's converter dequantizes fp8, GPTQ and
+compressed-tensors (via_llamacpp); it refuses the rest.
 """
 
 from __future__ import annotations

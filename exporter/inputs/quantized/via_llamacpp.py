@@ -31,7 +31,7 @@ DAMAGE = (
 )  # fmt: skip
 
 
-QUANTIZED = re.compile(
+RELEASE_SUFFIX = re.compile(
     r"[-_.](unsloth-bnb-4bit|bnb-[48]bit|awq|gptq|hqq|aqlm|torchao|auto-?round|quip|eetq|exl[23]"
     r"|int[48]|w[48]a16|[2348]-?bits?|mlx|fp8|nvfp4|mxfp4)([-_.].*)?$",
     re.IGNORECASE,
@@ -109,7 +109,7 @@ def plain_release(checkpoint: Checkpoint) -> str:
     """A hint to use the 16-bit release, derived from the name of the quantized one."""
     repo, _ = repo_at(checkpoint.folder)
     name = repo or checkpoint.name
-    plain = QUANTIZED.sub("", name)
+    plain = RELEASE_SUFFIX.sub("", name)
     if plain == name:
         return "use the 16-bit release of this base"
     named = plain if repo else f"ORG/{plain}"

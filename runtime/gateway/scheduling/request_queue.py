@@ -170,7 +170,7 @@ class Gate:
     def next_one(self) -> Ticket | None:
         if not self.used:
             return min(self.waiting, key=self.order)
-        over = self.clock() - self.began >= self.settings.epoch_s
+        over = self.clock() - self.began >= self.settings.window_s
         if over and any(ticket.voice != self.voice for ticket in self.waiting):
             return None
         equals = (ticket for ticket in self.waiting if ticket.voice == self.voice)

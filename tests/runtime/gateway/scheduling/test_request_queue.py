@@ -90,7 +90,7 @@ def test_within_an_epoch_equals_may_overtake_and_after_it_they_may_not():
         assert other.done()
         assert not late.done()
 
-    running(test, epoch_s=0.5)
+    running(test, window_s=0.5)
 
 
 def test_two_clients_in_a_loop_do_not_starve_a_third():
@@ -113,7 +113,7 @@ def test_two_clients_in_a_loop_do_not_starve_a_third():
         assert waiting.done()
         assert clock.now <= 0.8
 
-    running(test, epoch_s=0.5)
+    running(test, window_s=0.5)
 
 
 def test_the_queue_is_bounded():
