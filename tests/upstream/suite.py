@@ -100,6 +100,7 @@ def start(
     }  # fmt: skip
     argv = [
         sys.executable, "-m", "pytest", "-q", "-p", "tests.upstream.plugin",
+        "-p", "no:randomly",  # its tests lean on their order
         "-p", "no:cacheprovider", "-m", "not slow", *options, "unit",
     ]  # fmt: skip
     environment = {
