@@ -155,6 +155,7 @@ def test_settings_are_sent_and_with_the_conversation_outlive_a_reload_only(opene
 def test_the_answer_is_followed_unless_one_reads_further_up(opened, served, height, scrolled):
     visit = opened(viewport={"width": 600, "height": height})
     choose(visit, "#chat", endless_of(served))
+    configure(visit, "chat", Temperature="0")  # else it may draw its end
     visit["#message"].fill("A long question.\n" * 60)
     visit["#message"].press("Enter")
     lines = f"document.querySelector('{LAST}')?.getBoundingClientRect().height / 25"
