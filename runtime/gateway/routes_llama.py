@@ -54,6 +54,7 @@ PARSING = "[json.exception."  # how llama-server's error for a wrong type begins
 FAULTS = (
     "got exception:", "Compute error", "Context size has been exceeded", "Invalid input batch",
     "Invalid diff", "The model produced", "context shift", "failed to process", "unknown error",
+    "decode() failed",
 )  # fmt: skip
 """How errors of the engine itself begin. Every other 500 is an error in the request."""
 
