@@ -262,7 +262,7 @@ def test_the_log_has_a_line_a_request_and_no_prompt(served):
 
 
 def test_metrics_tell_of_every_model(served, expected):
-    for _ in range(6):  # of the voices in turn, so that each request is a switch
+    for _ in range(10):  # of the voices in turn, so that each request is a switch
         for model in MODELS:
             served.says(model, PROMPTS[0])
 
