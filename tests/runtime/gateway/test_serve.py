@@ -265,6 +265,9 @@ def test_metrics_tell_of_every_model(served, expected):
     for _ in range(10):  # of the voices in turn, so that each request is a switch
         for model in MODELS:
             served.says(model, PROMPTS[0])
+    streamed = chat("base:pirate", PROMPTS[0], stream=True, max_tokens=4)
+    with served.send("POST", "/v1/chat/completions", streamed) as response:
+        response.read()
 
     assert served.metric("decant_requests_total", model="base:pirate", status="200") > 10
     assert served.metric("decant_epoch_switches_total", model="base") > 5
