@@ -11,35 +11,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from exporter.inputs.chat_template import IrregularError, Messages
-
-Tool = Mapping[str, Any]
+from exporter.inputs.template_rendering import Rendering, Tool
 
 SYSTEM, QUESTIONS = "\ue001s\ue002", ("\ue001u\ue002", "\ue001v\ue002")
 ANSWER, RESULTS = "\ue001a\ue002", ("\ue001r\ue002", "\ue001t\ue002")
-NAMES, VALUES, ID = (
-    ("\ue001f\ue002", "\ue001g\ue002"),
-    ("\ue001x\ue002", "\ue001y\ue002"),
-    "call00001",
-)
+NAMES, VALUES = ("\ue001f\ue002", "\ue001g\ue002"), ("\ue001x\ue002", "\ue001y\ue002")
+ID = "call00001"
 QUOTE = '\ue001"\n\ue002'
 TOOLS = "\ue001tools\ue002"
 ARGUMENTS = tuple(f"\ue001arguments {value}" for value in VALUES)
-
-
-class Render(Protocol):
-    """A template, as find_turns renders it."""
-
-    def __call__(
-        self,
-        talk: Messages,
-        *,
-        generation: bool = True,
-        thinks: bool | None = None,
-        tools: Sequence[Tool] | None = None,
-    ) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +112,7 @@ def answering(content: str) -> dict[str, str]:
 ONE, TWO, RESULT = calling(VALUES[0]), calling(*VALUES), result(RESULTS[0])
 
 
-def find_tools(render: Render, *, to_answer: str, closing: str, has_system: bool) -> ToolTurns:
+def find_tools(render: Rendering, *, to_answer: str, closing: str, has_system: bool) -> ToolTurns:
     """The texts that a template puts around tools.
 
     to_answer: what it puts between a question and an answer; closing: what follows the last
@@ -186,7 +169,7 @@ def quoted(text: str) -> str:
 class Calls:
     """Cuts a rendered conversation of one question, calls and their results into pieces."""
 
-    render: Render
+    render: Rendering
     to_answer: str
 
     def text(self, *messages: Mapping[str, Any], thinks: bool | None = None) -> str:
@@ -231,7 +214,9 @@ class Calls:
         return between if found else None
 
 
-def cut_opening(render: Render, talk: Messages, closing: str) -> tuple[tuple[str, ...], bool, str]:
+def cut_opening(
+    render: Rendering, talk: Messages, closing: str
+) -> tuple[tuple[str, ...], bool, str]:
     """The pieces up to the first question, whether a tool is its function, and `between_tools`."""
     tools = [tool_of(name) for name in NAMES]
     before, question, after = render(talk, tools=tools).partition(QUESTIONS[0])
@@ -278,7 +263,7 @@ def normalized(text: str) -> str:
     return "".join([*parts, text[last:]])
 
 
-def check_tools(found: ToolTurns, render: Render, *, to_answer: str, closing: str) -> None:
+def check_tools(found: ToolTurns, render: Rendering, *, to_answer: str, closing: str) -> None:
     """Compare parts and template on several kinds of conversation. Raises IrregularError."""
     ask = asking("What is\nthe weather?")
     one, two, both = calling("Rome"), calling("Rome", "Oslo"), calling("Oslo", content="I look.")

@@ -8,13 +8,13 @@ a template that does more fails this comparison.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from exporter.inputs.chat_template import IrregularError, Messages, Template
-from exporter.inputs.template_tools import Tool, ToolTurns, cut, find_tools
+from exporter.inputs.template_rendering import Rendering
+from exporter.inputs.template_tools import ToolTurns, cut, find_tools
 
 SYSTEM, USERS, ANSWERS = "\ue001s\ue002", ("\ue001u\ue002", "\ue001v\ue002", "\ue001w\ue002"), (
     "\ue001a\ue002", "\ue001b\ue002",
@@ -22,7 +22,6 @@ SYSTEM, USERS, ANSWERS = "\ue001s\ue002", ("\ue001u\ue002", "\ue001v\ue002", "\u
 """Marker words in Unicode's private use area, which no template contains."""
 DAY = datetime(2024, 7, 26)  # noqa: DTZ001 - as in Llama's templates without a clock
 CLOCK = "strftime_now"
-THINKING = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,33 +81,6 @@ class Turns:
             self.opening, self.to_answer, self.to_question, self.closing, self.closing_off or "",
             *self.thoughts, *(self.system or ()), *(self.tools.texts if self.tools else ()),
         )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Rendering:
-    """A template with the settings under which it renders conversations without tools."""
-
-    template: Template
-    bos: str
-    """BOS text that the engine adds by itself."""
-    has_tools: bool
-
-    def __call__(
-        self,
-        talk: Messages,
-        *,
-        generation: bool = True,
-        thinks: bool | None = None,
-        tools: Sequence[Tool] | None = None,
-    ) -> str:
-        text = self.template.render(
-            talk,
-            generation=generation,
-            tools=tools,
-            has_tools=self.has_tools or tools is not None,
-            variables={} if thinks is None else dict.fromkeys(THINKING, thinks),
-        )
-        return text.removeprefix(self.bos)
 
 
 def find_turns(template: str, tokens: dict[str, str], *, adds_bos: bool) -> Turns:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from typing_extensions import Self
 
 from exporter.core.errors import InputError
-from exporter.core.gguf import read_gguf
 from exporter.core.machine import physical_cores
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
 from runtime.encoder_decoder.model import (
@@ -30,7 +29,7 @@ from runtime.encoder_decoder.model import (
     open_encoder_decoder,
 )
 from runtime.engine.adapters import Adapter
-from runtime.engine.memory_fit import DEFAULT_CONTEXT, LAYERS_KEPT
+from runtime.engine.memory_fit import DEFAULT_CONTEXT
 from runtime.engine.opened_model import open_model
 from runtime.engine.purpose import refuse_without_answers
 from runtime.engine.request_texts import Front, front_of
@@ -81,9 +80,7 @@ class Scorer:
         adapters = tuple(Adapter(Path(one).name, Path(one), 1.0) for one in self.adapters)
         header = open_model(path, adapters).header
         refuse_without_answers(header)
-        trained = read_gguf(path, keep_items=LAYERS_KEPT).number(
-            f"{header.architecture}.context_length"
-        )
+        trained = header.number(f"{header.architecture}.context_length")
         length = self.context or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
         threads = self.threads or physical_cores()
         self.front = front_of(header)

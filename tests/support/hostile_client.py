@@ -1,6 +1,6 @@
 """One client that sends what once took the server from all others, and does not stay for answers.
 
-It is a process of its own, so that those who measure do not wait for it.
+It runs in a separate process, so that it does not delay the clients that are measured.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Hostile:
     """The one kind that it sends; all where this is empty."""
     done: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
-    """What it was told where it waited for it, such as `400 grammar`."""
+    """The answers that it waited for, such as `400 grammar`."""
     unread: list[socket.socket] = field(default_factory=list)
 
     @property

@@ -21,7 +21,7 @@ VOICES = {
     "base:pirate@0.25": (0.25, 0.0),
 }  # fmt: skip
 PROMPT = PROMPTS[0]
-TALK: Any = [{"role": "user", "content": PROMPT}]  # each client has a type of its own for it
+TALK: Any = [{"role": "user", "content": PROMPT}]  # each client has another type for it
 LONG: Any = [{"role": "user", "content": "word " * 3000}]
 SCHEMA = {
     "type": "object",

@@ -36,7 +36,7 @@ class Soak:
     expected: dict[tuple[str, str], str]
     clients: int = 8
     are_apart: bool = False
-    """Whether each client has an address of its own, which only Linux gives away."""
+    """Whether each client has another address; only Linux has so many on the loopback."""
     answers: Counter[str] = field(default_factory=Counter)
     wrong: list[object] = field(default_factory=list)
     """Answers of another voice, or none without a kill to blame."""

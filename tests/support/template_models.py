@@ -18,7 +18,7 @@ THINKING = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}"
     "{% if not enable_thinking %}{{ '<think></think>' }}{% endif %}{% endif %}"
 )
-"""Thinking is off unless it is asked for, and a date is told only where one is given."""
+"""Thinking is off by default, and the date appears only if the request gives one."""
 TEMPLATES = {
     "with BOS": CHAT_TEMPLATE, "without BOS": REGULAR["chatml"], "switches": THINKING,
     "plain": "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"

@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Unmerged:
-    """A base in float32 and its adapters, each with a name and a scale of its own."""
+    """A base in float32 and its adapters, each with its name and scale."""
 
     def __init__(self, base: Path, adapters: Sequence[Path] = ()) -> None:
         """Load them on the CPU."""

@@ -44,8 +44,8 @@ def brought(
     named = tuple(text for text, _ in options.adapters)
     sources = Sources(named, options.base, options.revision, options.subfolder)
     with reporting(quiet=options.quiet) as report:
-        forward = report if options.dry_run else silent  # a pull says it all again
-        pulls = absent(sources, report=forward) if options.dry_run or quants else ()
+        planning = report if options.dry_run else silent  # a pull reports it again
+        pulls = absent(sources, report=planning) if options.dry_run or quants else ()
         if pulls and options.dry_run:
             show_absent(pulls, as_json=options.as_json)
             return None

@@ -18,16 +18,7 @@ if TYPE_CHECKING:
 
 PARTS = ("qweight", "qzeros", "scales")
 BITS = 4  # of a code
-PLACES = (
-    0,
-    4,
-    1,
-    5,
-    2,
-    6,
-    3,
-    7,
-)  # position of each column in its word: the inverse of the order above
+PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # of each column in its word: the inverse of the order above
 COLUMNS = len(PLACES)
 
 

@@ -1,4 +1,4 @@
-"""What the chat at a terminal keeps, and how it goes on with it."""
+"""Sessions of the chat at a terminal: what it saves, and how it continues them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients of Ollama's are told of the models."""
+"""The models as Ollama's clients see them."""
 
 from __future__ import annotations
 
