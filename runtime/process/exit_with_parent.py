@@ -29,20 +29,28 @@ def run_guarded(argv: list[str]) -> int:
 
     The program's standard input stays open and empty; SIGTERM is passed on to it.
     """
-    child = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # signals that came before the program could be sent them
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        if child is None:
+            early.append(number)
+        else:
+            child.send_signal(number)
+
+    signal.signal(signal.SIGTERM, pass_on)  # before the program may say that it is up
+    child = program = subprocess.Popen(argv, stdin=subprocess.PIPE)
+    for number in early:
+        program.send_signal(number)
 
     def watch() -> None:
         while os.read(INPUT, 1 << 10):  # sys.stdin's lock would abort this process at its end
             pass
-        child.kill()
+        program.kill()
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        del frame
-        child.send_signal(number)
-
-    signal.signal(signal.SIGTERM, pass_on)
     threading.Thread(target=watch, daemon=True).start()
-    status = child.wait()
+    status = program.wait()
     return 128 - status if status < 0 else status
 
 

@@ -131,6 +131,22 @@ def test_a_guard_ends_with_its_programs_status_and_hands_on_what_asks_it_to_end(
         assert asked.wait(10) in (4, 128 + signal.SIGTERM)
 
 
+def test_a_guard_that_is_asked_to_end_while_it_starts_its_program_hands_that_on():
+    """The program may be up before its guard goes on: SIGTERM must not end the guard alone."""
+    code = f"""
+import runpy, signal, subprocess, sys
+class StartsSlowly(subprocess.Popen):
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        signal.raise_signal(signal.SIGTERM)
+subprocess.Popen = StartsSlowly
+sys.argv = ["guard", "/bin/sh", "-c", "read x"]
+runpy.run_path({exit_with_parent.__file__!r}, run_name="__main__")
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as guard:
+        assert guard.wait(10) == 128 + signal.SIGTERM
+
+
 def test_a_program_that_is_not_there_is_an_end_with_a_word(tmp_path):
     process = start_kept([str(tmp_path / "none")], stderr=subprocess.PIPE)
 
