@@ -30,6 +30,12 @@ def shared():
 def test_with_a_fixture_that_others_use(shared):
     pass
 """
+HEARS_CTRL_C = """
+import signal
+
+def test_it():
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+"""
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -57,3 +63,17 @@ def test_within_the_budget_the_run_passes_and_tells_its_seed(tmp_path):
 
     assert done.returncode == 0, done.stdout
     assert "random order: --randomly-seed=" in done.stdout
+
+
+def test_ctrl_c_works_for_what_runs_in_the_background(tmp_path):
+    """A shell's `&` has its commands ignore SIGINT, and so what they start."""
+    (tmp_path / "test_it.py").write_text(HEARS_CTRL_C)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.suite"]
+    argv += ["-c", str(tmp_path / "pytest.ini"), str(tmp_path / "test_it.py")]
+    ignoring = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *argv]
+    env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+    done = subprocess.run(ignoring, cwd=CHECKOUT, env=env, capture_output=True, check=False)
+
+    assert done.returncode == 0, done.stdout.decode()

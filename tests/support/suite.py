@@ -1,4 +1,4 @@
-"""A pytest plugin: the seed of the random order, and the time that one test may take.
+"""A pytest plugin: the seed of the random order, the time that one test may take, and Ctrl-C.
 
 Loaded by tests/conftest.py. A test that takes long is made faster or marked `slow`, so that
 `make test` stays short.
@@ -6,6 +6,7 @@ Loaded by tests/conftest.py. A test that takes long is made faster or marked `sl
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started it in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # else no command hears Ctrl-C
     if not hasattr(config, "workerinput"):  # of several processes, the one that gets all reports
         config.pluginmanager.register(Durations(config.getoption("--budget")), "durations")
 
