@@ -79,7 +79,7 @@ LAYERS = {
         "demo", "cli", "__main__",
     ),
     "runtime": (
-        "process", "terminal", "rpc", "encoder_decoder", "engine", "scoring",
+        "process", "terminal", "rpc", "encoder_decoder", "engine", "scoring", "evaluation",
         ("chat", "gateway"), "cli",
     ),
 }  # fmt: skip

@@ -1,0 +1,76 @@
+"""A metric: how the outcomes of items become one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from runtime.evaluation.item import Item
+from runtime.evaluation.outcome import Outcome
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
+Needs = Literal["answer", "reference", "rejected", "labels"]
+"""The part of an Outcome that a metric is computed from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure that is computed from sums over items, so that it can be resampled.
+
+    A mean has the statistics (value, 1), and combines to their ratio; BLEU's are counts of n-grams
+    and lengths.
+    """
+
+    name: str
+    """As the user types it, such as `exact_match`."""
+    title: str
+    """As tables and plots show it, such as `exact match`."""
+    needs: Needs
+    statistics: Callable[[Item, Outcome], Floats | None]
+    """An item's statistics, shape (k,); None for an item without them, which is left out."""
+    combine: Callable[[Floats], Floats]
+    """The figure of summed statistics: shape (..., k) to (...)."""
+    higher_is_better: bool | None = True
+    """None where neither is better, such as an answer's length."""
+    unit: str = ""
+    """Shown behind the figure, such as `%` (of a figure that is already times 100) or `nats`."""
+    is_binary: bool = False
+    """Whether an item's value is 0 or 1: two models are then compared by McNemar's test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """The number of items with statistics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a model differs from another on the same items."""
+
+    value: float
+    """The model's figure less the other's."""
+    low: float
+    high: float
+    n: int
+    """The items that both have statistics of."""
+    p: float | None
+    """McNemar's exact p for binary metrics; None for others."""
+    verdict: Literal["better", "worse", "differs", "no difference shown"]
+    words: str
+    """One sentence for the reader, such as `no difference shown at n = 50`."""
+    wins: int = 0
+    """Items on which the model is better than the other."""
+    losses: int = 0
+    ties: int = 0
