@@ -20,7 +20,7 @@ class Likelihoods:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one model made of an item; parts that no metric asks for are absent."""
+    """The result of one item with one model; parts that no metric asks for are absent."""
 
     answer: str | None = None
     """The generated answer, without thoughts."""
