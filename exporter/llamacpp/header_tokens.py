@@ -33,6 +33,7 @@ ENDS_BY_TEXT = frozenset((
 ))  # fmt: skip
 """Token texts that llama.cpp treats as an end of generation in every vocabulary."""
 SPECIAL_KINDS = (3, 4)  # llama.h: control and user-defined tokens
+CONTROL_KINDS = (3,)
 VOCABULARY_MAX = 1 << 21  # tokens; more than any vocabulary has
 
 
@@ -95,16 +96,23 @@ def texts_at(path: Path, written: tuple[int, int], ids: frozenset[int]) -> dict[
 
 def special_texts(path: Path) -> tuple[str, ...]:
     """The special tokens of a GGUF's vocabulary, longest first."""
-    return special_texts_of(path, stamp(path))
+    return special_texts_of(path, stamp(path), SPECIAL_KINDS)
+
+
+def control_texts(path: Path) -> tuple[str, ...]:
+    """The special tokens that llama.cpp recognizes only on request, longest first."""
+    return special_texts_of(path, stamp(path), CONTROL_KINDS)
 
 
 @lru_cache(maxsize=8)
-def special_texts_of(path: Path, written: tuple[int, int]) -> tuple[str, ...]:
+def special_texts_of(
+    path: Path, written: tuple[int, int], wanted: tuple[int, ...]
+) -> tuple[str, ...]:
     del written
     metadata = read_gguf(path, keep_items=VOCABULARY_MAX).metadata
     tokens, kinds = metadata.get(TOKENS), metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, Array) or not isinstance(kinds, Array):
         return ()
     pairs = zip(tokens.items, kinds.items, strict=False)
-    found = (str(token) for token, kind in pairs if kind in SPECIAL_KINDS and token)
+    found = (str(token) for token, kind in pairs if kind in wanted and token)
     return tuple(sorted(found, key=len, reverse=True))

@@ -1,7 +1,8 @@
-"""How the gateway asks the scoring engine."""
+"""How the gateway and evaluations ask the scoring engine."""
 
 from __future__ import annotations
 
 SCORE = "/score"
+LIKELIHOODS = "/likelihoods"
 TOP_MAX = 100
 """The most of `logprobs`: OpenAI's own is 5."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -14,17 +15,17 @@ from runtime.encoder_decoder.model import Flag
 from runtime.encoder_decoder.openai import Json, RefusedError, wrong
 from runtime.scoring.choices import answer_request
 from runtime.scoring.forward import StoppedError
-from runtime.scoring.score_request import Engine, ScoreRequest, read_request
-from runtime.scoring.score_route import SCORE
+from runtime.scoring.likelihood_request import answer_likelihoods, read_likelihood_request
+from runtime.scoring.score_request import Engine, read_request
+from runtime.scoring.score_route import LIKELIHOODS, SCORE
 
 
 @dataclass(eq=False)
 class ScoreJob:
     """A request in the queue, and what comes of it."""
 
-    request: ScoreRequest
-    name: str
-    """The model's, in the answer."""
+    compute: Callable[[Engine, Flag], Json]
+    """Computes the answer. Raises StoppedError, EngineError and UnsupportedError."""
     stop: Flag
     answers: SimpleQueue[Json | RefusedError]
 
@@ -52,7 +53,16 @@ class ScoreHandler(Handler):
         assert self.server.engine is not None
         request = read_request(fields, self.server.engine)
         name = str(fields.body.get("model") or "")
-        job = ScoreJob(request, name, Flag(), SimpleQueue())
+        self.answer_by(lambda engine, stop: answer_request(engine, request, name, stop))
+
+    def likelihoods(self) -> None:
+        assert self.server.engine is not None
+        request = read_likelihood_request(self.fields(), self.server.engine)
+        self.answer_by(lambda engine, stop: answer_likelihoods(engine, request, stop))
+
+    def answer_by(self, compute: Callable[[Engine, Flag], Json]) -> None:
+        """Have the other thread compute an answer, and send it."""
+        job = ScoreJob(compute, Flag(), SimpleQueue())
         self.server.scores.put(job)
         try:
             answer = self.answer_to(job)
@@ -80,7 +90,7 @@ def work(engine: Engine, jobs: SimpleQueue[ScoreJob]) -> None:
         if job.stop.is_set:
             continue
         try:
-            job.answers.put(answer_request(engine, job.request, job.name, job.stop))
+            job.answers.put(job.compute(engine, job.stop))
         except StoppedError:
             pass
         except UnsupportedError as error:
@@ -91,4 +101,8 @@ def work(engine: Engine, jobs: SimpleQueue[ScoreJob]) -> None:
 
 
 ScoreListener.handler = ScoreHandler
-ScoreHandler.routes = {"/health": ("GET", Handler.health), SCORE: ("POST", ScoreHandler.score)}
+ScoreHandler.routes = {
+    "/health": ("GET", Handler.health),
+    SCORE: ("POST", ScoreHandler.score),
+    LIKELIHOODS: ("POST", ScoreHandler.likelihoods),
+}

@@ -1,0 +1,268 @@
+"""A GGUF, or one with an adapter, as an evaluation asks it: by two engines in child processes.
+
+llama-server generates and renders the template; the scoring engine, started when it is first
+needed, gives likelihoods. An engine that dies is started again, once for each request.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from exporter.core.errors import ContextFullError, EngineDiedError, EngineError
+from exporter.core.events import Report, silent
+from exporter.core.machine import available_nbytes, physical_cores
+from exporter.llamacpp.gpus import free_nbytes
+from exporter.llamacpp.header_tokens import control_texts
+from runtime.engine.llama_server import Server, ServerSpec, lora_vector
+from runtime.engine.local import CHAT, COMPLETIONS, LocalEngine
+from runtime.engine.memory_fit import Asked, fit
+from runtime.engine.openai_client import as_one_text, ask_json, listed, mapped, number
+from runtime.engine.opened_model import Model
+from runtime.engine.request_texts import Front
+from runtime.engine.selection import Choice
+from runtime.evaluation.evaluated_model import AnswerSettings
+from runtime.evaluation.item import Message
+from runtime.evaluation.outcome import Likelihoods, Outcome
+from runtime.evaluation.plain_data import Part, PlainData
+from runtime.scoring.score_route import LIKELIHOODS
+
+RENDER, TOKENIZE = "/apply-template", "/tokenize"
+THOUGHTS = re.compile(r"^.*?</think>\s*", re.DOTALL)
+PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
+Answer = TypeVar("Answer")
+
+
+class LocalEngines:
+    """The engines of one GGUF with its adapters, shared by the models made of them."""
+
+    def __init__(self, model: Model, asked: Asked, *, report: Report = silent) -> None:
+        """Fit the model into memory. Raises SpaceError, and UnsupportedError for an embedder."""
+        self.engine = LocalEngine(model, asked, report=report)
+        self.scorer: Server | None = None
+        self.lock = threading.Lock()
+        self.memory = 0
+        controls = () if model.is_encoder_decoder else control_texts(model.header.path)
+        self.data = PlainData(controls)
+
+    @property
+    def generator(self) -> Server:
+        """llama-server, running. Raises EngineError."""
+        with self.lock:
+            return self.engine.start()
+
+    @property
+    def running_scorer(self) -> Server:
+        """The scoring engine, running. Raises EngineError."""
+        with self.lock:
+            if self.scorer is not None:
+                try:
+                    self.scorer.raise_if_gone()
+                except EngineError:
+                    self.scorer.stop()
+                else:
+                    return self.scorer
+            self.scorer = Server(self.scoring_spec(), self.engine.toolchain).__enter__()
+            return self.scorer
+
+    def scoring_spec(self) -> ServerSpec:
+        """The scoring engine's process: exact, as far as memory allows."""
+        engine = self.engine
+        fitted = fit(
+            engine.loaded.header,
+            [adapter.path for adapter in engine.loaded.adapters],
+            Asked(engine.fit.context, engine.fit.threads, force=True, exact=True, wide_cache=True),
+            free=available_nbytes(),
+            cores=physical_cores(),
+            backend=engine.toolchain.info["backend"],
+            gpu=free_nbytes(engine.toolchain),
+        )
+        flash = () if fitted.is_exact else ("--flash",)
+        layers = () if fitted.gpu_layers is None else ("--gpu-layers", str(fitted.gpu_layers))
+        return ServerSpec(
+            engine.loaded.header.path,
+            engine.fit.context,
+            engine.fit.threads,
+            adapters=tuple(adapter.path for adapter in engine.loaded.adapters),
+            engine="scoring",
+            extra=("--cache-type", fitted.cache_type, *flash, *layers),
+        )
+
+    def peak_memory(self) -> int:
+        """The largest resident size that one of the engines had, in bytes; 0 if unknown."""
+        for server in (self.engine.server, self.scorer):
+            if server is not None and server.process is not None:
+                self.memory = max(self.memory, peak_of(server.process.pid))
+        return self.memory
+
+    def stop(self) -> None:
+        """End both engines."""
+        self.peak_memory()
+        scorer, self.scorer = self.scorer, None
+        if scorer is not None:
+            scorer.stop()
+        self.engine.stop()
+
+
+@dataclass
+class LocalModel:
+    """A GGUF under one choice of its adapters. Implements EvaluatedModel."""
+
+    name: str
+    engines: LocalEngines
+    choice: Choice
+    identity: dict[str, Any]
+    quant: str = ""
+    nbytes: int = 0
+    sha256: str = ""
+    scales: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scales = self.engines.engine.scales(self.choice)
+
+    @property
+    def requests(self) -> int:
+        """One more than there are slots, so that none waits for the next request."""
+        return self.engines.engine.asked.parallel + 1
+
+    @property
+    def front(self) -> Front:
+        return self.engines.engine.front(self.choice)
+
+    @property
+    def lora(self) -> dict[str, object]:
+        return lora_vector(self.scales) if self.scales else {}
+
+    @property
+    def can_chat(self) -> bool:
+        return self.engines.engine.can_chat(self.choice)
+
+    def why_no_likelihoods(self) -> str:
+        """Empty: every GGUF gives likelihoods."""
+        return ""
+
+    def answer(self, messages: Sequence[Message], settings: AnswerSettings) -> Outcome:
+        """Generate an answer. Raises EngineError; a prompt that is too long is a refusal."""
+        try:
+            found = self.twice(lambda: self.generated(messages, settings))
+        except ContextFullError as error:
+            return Outcome(refusal=too_long(error.prompt, error.context))
+        return outcome_from(found)
+
+    def generated(self, messages: Sequence[Message], settings: AnswerSettings) -> dict[str, Any]:
+        """llama-server's answer. Raises EngineError."""
+        server, front = self.engines.generator, self.front
+        rest = {**settings.as_request(), **self.lora, "cache_prompt": False}
+        if self.engines.data.is_named_in(messages):
+            prompt = self.as_ids(self.context(messages))
+            asked = {**front.ready(COMPLETIONS, rest), "prompt": prompt}
+            return ask_json(server, COMPLETIONS, asked)
+        if not self.can_chat:
+            asked = front.ready(COMPLETIONS, {"prompt": as_prompt(messages), **rest})
+            return ask_json(server, COMPLETIONS, asked)
+        return ask_json(server, CHAT, front.ready(CHAT, {"messages": list(messages), **rest}))
+
+    def context(self, messages: Sequence[Message]) -> list[Part]:
+        """The prompt of a conversation, as the engine is given it. Raises EngineError."""
+        data = self.engines.data
+        is_marked = data.is_named_in(messages)
+        shown = data.marked(messages) if is_marked else list(messages)
+        if not messages:
+            return [""]
+        if not self.can_chat:
+            prompt = self.front.text(as_prompt(shown))
+        else:
+            asked = self.front.ready(RENDER, {"messages": shown})
+            prompt = str(ask_json(self.engines.generator, RENDER, asked)["prompt"])
+        return data.parts(prompt) if is_marked else [prompt]
+
+    def as_ids(self, parts: Sequence[Part]) -> list[str | int]:
+        """A prompt of texts and ids, in which plain parts are ids. Raises EngineError."""
+        found: list[str | int] = []
+        for part in parts:
+            if isinstance(part, str):
+                found.append(part)
+                continue
+            body = {"content": part["plain"], "add_special": False, "parse_special": False}
+            tokens = ask_json(self.engines.generator, TOKENIZE, body)["tokens"]
+            found.extend(int(one) for one in tokens)
+        return found
+
+    def likelihoods(
+        self, messages: Sequence[Message], texts: Sequence[str]
+    ) -> list[Likelihoods] | str:
+        """How likely each text is as the answer, or the refusal. Raises EngineError."""
+        try:
+            found = self.twice(lambda: self.scored(messages, texts))
+        except ContextFullError as error:
+            return too_long(error.prompt, error.context)
+        return [
+            Likelihoods(
+                float(one["logprob"]), len(one["ids"]), tuple(int(token) for token in one["greedy"])
+            )
+            for one in listed(found.get("likelihoods"))
+        ]
+
+    def scored(self, messages: Sequence[Message], texts: Sequence[str]) -> dict[str, Any]:
+        """The scoring engine's answer. Raises EngineError."""
+        endings = [self.front.text(text, starts=not messages) for text in texts]
+        body = {"context": self.context(messages), "endings": endings, **self.lora}
+        return ask_json(self.engines.running_scorer, LIKELIHOODS, body)
+
+    def twice(self, ask: Callable[[], Answer]) -> Answer:
+        """Ask again if the engine died. Raises what the second attempt raises."""
+        try:
+            return ask()
+        except EngineDiedError:
+            return ask()
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of ModelFacts that the model itself knows."""
+        return {
+            "source": str(self.engines.engine.loaded.header.path),
+            "quant": self.quant,
+            "nbytes": self.nbytes,
+            "sha256": self.sha256,
+            "memory": self.engines.peak_memory(),
+        }
+
+
+def as_prompt(messages: Sequence[Message]) -> str:
+    """The prompt of a model without a template: each text on a line."""
+    return as_one_text(messages) + "\n"
+
+
+def too_long(tokens: int, context: int) -> str:
+    return f"exceeds the context: {tokens} tokens, {context} fit"
+
+
+def outcome_from(found: dict[str, Any]) -> Outcome:
+    """The outcome in an answer of OpenAI's form. Raises EngineError for any other."""
+    choices = listed(found.get("choices"))
+    if not choices:
+        raise EngineError("the answer has no choices", hint="does it speak OpenAI's API?")
+    message, usage = mapped(choices[0].get("message")), mapped(found.get("usage"))
+    timings = mapped(found.get("timings"))
+    text = message.get("content") if message else choices[0].get("text")
+    answer = text if isinstance(text, str) else ""
+    return Outcome(
+        answer=answer if message else THOUGHTS.sub("", answer),
+        finish=str(choices[0].get("finish_reason") or ""),
+        prompt_tokens=int(number(usage.get("prompt_tokens"))),
+        tokens=int(number(usage.get("completion_tokens"))),
+        first_token_s=number(timings.get("prompt_ms")) / 1000,
+        tokens_per_second=number(timings.get("predicted_per_second")),
+    )
+
+
+def peak_of(pid: int) -> int:
+    """The largest resident size of a process, in bytes; 0 where the system does not say."""
+    try:
+        found = PEAK.search(Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
+    except OSError:
+        return 0
+    return int(found[1]) << 10 if found else 0

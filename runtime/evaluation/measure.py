@@ -1,0 +1,250 @@
+"""Asks a model for the outcomes of a dataset's items, and keeps them in the cache."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from exporter.core.errors import DecantError, EngineError
+from exporter.core.events import Progress, Report, silent
+from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel
+from runtime.evaluation.item import Item
+from runtime.evaluation.metric import Needs
+from runtime.evaluation.outcome import Outcome, outcome_of
+from runtime.evaluation.outcome_cache import OutcomeCache, key_of
+
+FAILURES = 3
+"""Items that may fail one after the other before the model is given up."""
+
+
+class Items(Protocol):
+    """The items of a dataset, read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Item: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The parts of outcomes that the metrics need."""
+
+    parts: tuple[Needs, ...]
+    settings: AnswerSettings = field(default_factory=AnswerSettings)
+    labels: tuple[str, ...] = ()
+
+    def parts_of(self, model: EvaluatedModel) -> tuple[Needs, ...]:
+        """The parts that this model gives."""
+        if model.why_no_likelihoods():
+            return tuple(part for part in self.parts if part == "answer")
+        return self.parts
+
+
+@dataclass
+class Measured:
+    """One model's outcomes: those in the cache, and the refusals of this run."""
+
+    model: EvaluatedModel
+    items: Items
+    plan: Plan
+    cache: OutcomeCache
+    refusals: dict[int, str] = field(default_factory=dict)
+    """By item's number. They are not cached: another context may change them."""
+    cached: int = 0
+    """Items that were complete before this run."""
+    seconds: float = 0.0
+
+    def key(self, item: Item, part: Needs) -> bytes:
+        """The key of a part of an item's outcome."""
+        asked: dict[str, Any] = {"part": part, "messages": list(item.messages)}
+        if part == "answer":
+            asked["settings"] = self.plan.settings.as_request()
+        else:
+            asked["texts"] = texts_of(item, part, self.plan.labels)
+        return key_of(self.model.identity, asked)
+
+    def missing(self, number: int) -> list[tuple[Item, Needs]]:
+        """The parts of an item that are not in the cache."""
+        item = self.items[number]
+        return [
+            (item, part)
+            for part in self.plan.parts_of(self.model)
+            if is_asked(item, part) and self.cache.get(self.key(item, part)) is None
+        ]
+
+    def outcome(self, number: int) -> Outcome | None:
+        """An item's outcome; None while a part is missing."""
+        if number in self.refusals:
+            return Outcome(refusal=self.refusals[number])
+        item, found = self.items[number], Outcome()
+        for part in self.plan.parts_of(self.model):
+            if not is_asked(item, part):
+                continue
+            kept = self.cache.get(self.key(item, part))
+            if kept is None:
+                return None
+            found = merged(found, kept, part)
+        return found
+
+
+def is_asked(item: Item, part: Needs) -> bool:
+    """Whether an item has what the part is about."""
+    if part == "answer":
+        return bool(item.messages)
+    return bool(item.rejected) if part == "rejected" else bool(item.references)
+
+
+def texts_of(item: Item, part: Needs, labels: Sequence[str]) -> list[str]:
+    """The texts whose likelihood a part is about."""
+    if part == "labels":
+        return list(labels)
+    return [item.rejected if part == "rejected" else item.references[0]]
+
+
+def merged(found: Outcome, kept: dict[str, Any], part: Needs) -> Outcome:
+    """An outcome with one more part."""
+    other = outcome_of(kept)
+    if part == "answer":
+        return replace(
+            other, reference=found.reference, rejected=found.rejected, labels=found.labels
+        )
+    if part == "reference":
+        return replace(found, reference=other.reference)
+    if part == "rejected":
+        return replace(found, rejected=other.rejected)
+    return replace(found, labels=other.labels)
+
+
+def measure(measured: Measured, *, report: Report = silent) -> None:
+    """Ask for all that is missing. Raises EngineError once several items in a row failed.
+
+    Ctrl-C ends it at once; the cache keeps what was answered.
+    """
+    began = time.monotonic()
+    count = len(measured.items)
+    todo = [bool(measured.missing(number)) for number in range(count)]
+    measured.cached = count - sum(todo)
+    try:
+        for parts in (("answer",), ("reference", "rejected", "labels")):
+            if any(part in measured.plan.parts_of(measured.model) for part in parts):
+                numbers = [number for number in range(count) if todo[number]]
+                ask_all(measured, numbers, parts, report)
+    finally:
+        measured.seconds += time.monotonic() - began
+
+
+def ask_all(
+    measured: Measured, numbers: Sequence[int], parts: Sequence[str], report: Report
+) -> None:
+    """Ask for some parts of the items, with as many requests at once as the model takes."""
+    name = measured.model.name
+    task = f"{name}: {'answers' if 'answer' in parts else 'likelihoods'}"
+    failures = Failures(name)
+    gone_on = threading.Event()
+    pool = ThreadPoolExecutor(measured.model.requests, thread_name_prefix="item")
+    try:
+        waiting: set[Future[None]] = set()
+        for done, number in enumerate(numbers):
+            report(Progress(task, done, len(numbers), "steps"))
+            if len(waiting) >= measured.model.requests:
+                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                raise_first(ended)
+            work = ask_item(measured, number, parts, failures)
+            waiting.add(pool.submit(unless(gone_on, work)))
+        raise_first(wait(waiting).done)
+        report(Progress(task, len(numbers), len(numbers), "steps"))
+    finally:
+        gone_on.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def unless(event: threading.Event, work: Callable[[], None]) -> Callable[[], None]:
+    """The work, not begun once the event is set."""
+    return lambda: None if event.is_set() else work()
+
+
+def raise_first(ended: set[Future[None]]) -> None:
+    """Raise the error of work that failed."""
+    for one in ended:
+        one.result()
+
+
+@dataclass
+class Failures:
+    """Counts items that failed one after the other."""
+
+    name: str
+    count: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, error: DecantError | None) -> None:
+        """Count a failure, or forget those before a success. Raises EngineError."""
+        with self.lock:
+            self.count = self.count + 1 if error else 0
+            if error and self.count >= FAILURES:
+                raise EngineError(
+                    f"{self.name} failed on {self.count} items in a row: {error.message}",
+                    hint=f"what was answered is kept; {error.hint or 'run the command again'}",
+                ) from error
+
+
+def ask_item(
+    measured: Measured, number: int, parts: Sequence[str], failures: Failures
+) -> Callable[[], None]:
+    """The work for one item: asks for its missing parts and keeps them."""
+
+    def work() -> None:
+        try:
+            for item, part in measured.missing(number):
+                if part not in parts or number in measured.refusals:
+                    continue
+                found = ask_part(measured, item, part)
+                if found.refusal:
+                    measured.refusals[number] = found.refusal
+                else:
+                    measured.cache.put(measured.key(item, part), sparse(found))
+        except EngineError as error:
+            measured.refusals[number] = f"failed: {error.message.splitlines()[0]}"
+            failures.note(error)
+        else:
+            failures.note(None)
+
+    return work
+
+
+def ask_part(measured: Measured, item: Item, part: Needs) -> Outcome:
+    """Ask the model for one part. Raises EngineError."""
+    model = measured.model
+    if part == "answer":
+        began = time.monotonic()
+        found = model.answer(item.messages, measured.plan.settings)
+        return replace(found, seconds=time.monotonic() - began)
+    texts = texts_of(item, part, measured.plan.labels)
+    likelihoods = model.likelihoods(item.messages, texts)
+    if isinstance(likelihoods, str):
+        return Outcome(refusal=likelihoods)
+    if part == "labels":
+        pairs = zip(texts, likelihoods, strict=True)
+        return Outcome(labels={text: one.logprob for text, one in pairs})
+    if part == "rejected":
+        return Outcome(rejected=likelihoods[0])
+    return Outcome(reference=likelihoods[0])
+
+
+def sparse(outcome: Outcome) -> dict[str, Any]:
+    """The outcome's fields that differ from the defaults."""
+    plain = Outcome().as_json()
+    return {name: value for name, value in outcome.as_json().items() if value != plain[name]}
+
+
+def complete(measured: Sequence[Measured]) -> Iterator[int]:
+    """The numbers of the items that every model has an outcome of."""
+    if not measured:
+        return
+    for number in range(len(measured[0].items)):
+        if all(one.outcome(number) is not None for one in measured):
+            yield number

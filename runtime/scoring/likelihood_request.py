@@ -1,0 +1,117 @@
+"""A request for how likely some texts are after one context, and the answer to it.
+
+Its context is cut into tokens once, and computed once for all that may follow it. Parts of it can
+be marked as plain text: a special token's name that stands in them stays text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runtime.encoder_decoder.model import EncoderDecoder, Flag
+from runtime.encoder_decoder.openai import Fields, Json, wrong
+from runtime.scoring.score_request import Engine, scales_of
+from runtime.scoring.scores import Asked
+from runtime.scoring.targets import target_scores
+
+if TYPE_CHECKING:
+    from exporter.llamacpp.vocabulary import Vocabulary
+
+PLAIN = "plain"
+"""The key of a part in which no special token is recognized."""
+
+
+@dataclass(frozen=True, slots=True)
+class LikelihoodRequest:
+    """The tokens of each text that may follow the context."""
+
+    pairs: Sequence[tuple[list[int], list[int]]]
+    """The context and the text, cut into tokens together."""
+    scales: Sequence[float]
+
+
+def read_likelihood_request(fields: Fields, engine: Engine) -> LikelihoodRequest:
+    """Read a request's body. Raises RefusedError."""
+    parts, endings = fields.body.get("context"), fields.body.get("endings")
+    if not isinstance(parts, list) or not all(is_part(part) for part in parts):
+        raise wrong('`context` must be a list of texts and {"plain": text}')
+    if not isinstance(endings, list) or not all(isinstance(one, str) for one in endings):
+        raise wrong("`endings` must be a list of texts")
+    vocabulary = engine.vocabulary
+    context = encode_parts(parts, vocabulary)
+    if isinstance(engine, EncoderDecoder):
+        pairs = [(context, vocabulary.encode(one, special=True, parse=False)) for one in endings]
+    elif not context:  # the first token follows nothing, so it has no likelihood
+        cut = [vocabulary.encode(one, parse=False) for one in endings]
+        pairs = [(ids[:1], ids[1:]) for ids in cut]
+    else:
+        pairs = [encode_pair(parts, context, one, vocabulary) for one in endings]
+    for ending, (_, ids) in zip(endings, pairs, strict=True):
+        if not ids:
+            raise wrong(f"{ending!r} has no token after this context")
+    longest = max((len(before) + len(after) for before, after in pairs), default=0)
+    if longest > engine.n_ctx:
+        raise wrong(
+            f"the text has {longest} tokens and {engine.n_ctx} fit",
+            type="exceed_context_size_error",
+            n_prompt_tokens=longest,
+            n_ctx=engine.n_ctx,
+        )
+    return LikelihoodRequest(pairs, scales_of(fields))
+
+
+def is_part(part: Any) -> bool:
+    return isinstance(part.get(PLAIN) if isinstance(part, dict) else part, str)
+
+
+def encode_parts(parts: Sequence[Any], vocabulary: Vocabulary) -> list[int]:
+    """The tokens of a context: the first part begins as every text of the model does."""
+    ids: list[int] = []
+    for place, part in enumerate(parts):
+        if isinstance(part, str):
+            ids += vocabulary.encode(part, special=place == 0)
+        else:
+            ids += vocabulary.encode(part[PLAIN], special=place == 0, parse=False)
+    return ids
+
+
+def encode_pair(
+    parts: Sequence[Any], context: list[int], ending: str, vocabulary: Vocabulary
+) -> tuple[list[int], list[int]]:
+    """The tokens of a context and of a text after it; no special token is recognized in the text.
+
+    The text is cut together with the context's last part, as it would be in a conversation.
+    """
+    alone = vocabulary.encode(ending, parse=False)
+    if vocabulary.encode(ending) != alone:  # it names a special token
+        return context, alone
+    last = parts[-1]
+    text, is_plain = (last, False) if isinstance(last, str) else (last[PLAIN], True)
+    begins = len(parts) == 1
+    before = vocabulary.encode(text, special=begins, parse=not is_plain)
+    whole = vocabulary.encode(text + ending, special=begins, parse=not is_plain)
+    count = len(before)
+    return context[: len(context) - count] + whole[:count], whole[count:]
+
+
+def answer_likelihoods(engine: Engine, request: LikelihoodRequest, stop: Flag) -> Json:
+    """The answer. Raises StoppedError, EngineError and UnsupportedError."""
+    if isinstance(engine, EncoderDecoder):
+        first = [0] * len(request.pairs)
+        found = target_scores(engine, request.pairs, 1, stop)
+    else:
+        texts = [[*before, *after] for before, after in request.pairs]
+        first = [len(before) for before, _ in request.pairs]
+        found = engine.scores(Asked(texts, first, 1), request.scales, stop)
+    return {
+        "likelihoods": [
+            {
+                "logprob": float(scores.logprobs[start:].sum()),
+                "greedy": [int(one) for one in scores.top_ids[start : start + len(ids), 0]],
+                "ids": ids,
+            }
+            for scores, start, (_, ids) in zip(found, first, request.pairs, strict=True)
+        ]
+    }
