@@ -44,9 +44,12 @@ class Metric:
     """Whether an item's value is 0 or 1: two models are then compared by McNemar's test."""
 
 
+Verdict = Literal["better", "worse", "differs", "no difference shown"]
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with its 95 % bootstrap interval."""
+    """A figure with its 95 % interval."""
 
     value: float
     low: float
@@ -67,7 +70,7 @@ class Difference:
     """The items that both have statistics of."""
     p: float | None
     """McNemar's exact p for binary metrics; None for others."""
-    verdict: Literal["better", "worse", "differs", "no difference shown"]
+    verdict: Verdict
     words: str
     """One sentence for the reader, such as `no difference shown at n = 50`."""
     wins: int = 0

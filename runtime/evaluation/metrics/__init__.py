@@ -1,0 +1,1 @@
+"""The metrics: how good answers, chosen labels and likelihoods are."""
