@@ -37,7 +37,7 @@ def csv_rows(path: Path, scratch: Scratch) -> SpanRows:
 
 def delimiter_of(path: Path, first: bytes) -> str:
     """The character between fields, by the file's name and its first line."""
-    if path.name.removesuffix(".gz").endswith(".tsv"):
+    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
         return "\t"
     return next((mark for mark in (",", ";", "\t") if mark.encode() in first), ",")
 
@@ -122,7 +122,7 @@ def read_header(path: Path, file: BinaryIO, spans: Spans, delimiter: str) -> lis
     if twice:
         raise InputError(
             f"{path.name} names the column {twice[0]!r} more than once",
-            hint="the first line gives each column a name of its own" if twice[0] else
+            hint="give each column another name" if twice[0] else
             "the first line names every column",
         )  # fmt: skip
     return header

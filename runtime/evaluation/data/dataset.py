@@ -16,6 +16,8 @@ from runtime.evaluation.evaluation import DataFacts
 from runtime.evaluation.item import Item
 
 COLUMN = 200  # characters of the longest value that results are grouped by
+JOINED = ("input", "context", "system", "system_prompt")
+"""Columns that become a part of the conversation."""
 SHOWN = 10  # bad rows kept with their reasons
 
 
@@ -64,7 +66,7 @@ class RowReader:
     def item(self, row: Fields, place: int, line: int) -> Item:
         """The item of a row. Raises RowError."""
         parts = self.parts(row)
-        used = {name for _, name in self.layout.columns} | {self.id_column}
+        used = {name for _, name in self.layout.columns} | {self.id_column, *JOINED}
         return Item(
             id=self.id_of(row, place),
             line=line,

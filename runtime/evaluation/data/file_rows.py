@@ -64,7 +64,7 @@ class SpanRows:
     """The file with the bytes: `path`, or a copy of it in UTF-8."""
     spans: Spans
     parse: Callable[[bytes], Fields]
-    """Raises RowError."""
+    """Makes the row; raises RowError for bytes that are none."""
     owner: object = None
     """Keeps the copy's folder for as long as the rows are used."""
     unit: str = "line"

@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from exporter.core.errors import InputError
 from exporter.core.events import Report, silent
-from exporter.hub.pull import PullRequest, pull
+from exporter.hub.pull import Pulled, PullRequest, pull
 from exporter.hub.pull_plan import FileFilter
 from exporter.hub.repo_refs import Ref, parse_ref
 from runtime.evaluation.data.front_matter import readme_settings, text_of_file
@@ -20,6 +20,14 @@ NAME = re.compile(
     r"(?:https?://\S+|(?:datasets/)?[\w.-]+/[\w.-]+(?:@[\w./-]+)?(?::[\w.+-]+)?)", re.ASCII
 )
 README = "README.md"
+
+
+class Fetch(Protocol):
+    """Downloads as `exporter.hub.pull.pull` does."""
+
+    def __call__(
+        self, request: PullRequest, *, dry_run: bool = False, report: Report = silent
+    ) -> Pulled: ...
 
 
 def is_dataset_name(source: str) -> bool:
@@ -36,7 +44,12 @@ def dataset_ref(source: str) -> tuple[Ref, str | None]:
 
 
 def pull_dataset(
-    source: str, split: str | None, *, request: PullRequest, report: Report = silent
+    source: str,
+    split: str | None,
+    *,
+    request: PullRequest,
+    fetch: Fetch = pull,
+    report: Report = silent,
 ) -> Path:
     """Download the files of a dataset's split, and give the folder of them.
 
@@ -45,13 +58,13 @@ def pull_dataset(
     """
     ref, config = dataset_ref(source)
     whole = replace(request, ref=replace(ref, file=None, folder=None), choice=FileFilter())
-    planned = pull(whole, dry_run=True, report=report)
+    planned = fetch(whole, dry_run=True, report=report)
     paths = [file.path for file in planned.plan.files]
     notes = tuple(path for path in paths if path in (README, "dataset_infos.json"))
     settings: Mapping[str, Any] = {}
     if notes:
         chosen = replace(whole, choice=FileFilter(notes), known=planned.plan)
-        folder = pull(chosen, report=report).folder
+        folder = fetch(chosen, report=report).folder
         settings = readme_settings(text_of_file(folder / README))
     if ref.file:
         files: tuple[str, ...] = (ref.file,)
@@ -61,4 +74,4 @@ def pull_dataset(
         except InputError as error:
             raise InputError(f"{source}: {error.message}", hint=error.hint) from error
     chosen = replace(whole, choice=FileFilter((*notes, *files)), known=planned.plan)
-    return pull(chosen, report=report).folder
+    return fetch(chosen, report=report).folder

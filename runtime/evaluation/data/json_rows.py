@@ -26,13 +26,13 @@ def json_rows(path: Path, scratch: Scratch) -> SpanRows:
     place, start = to_utf8(path, scratch)
     with place.open("rb") as file:
         stream = JsonStream(file, path.name, start)
-        is_json = path.name.removesuffix(".gz").endswith(".json")
-        first = stream.peek()
-        if first == "[":
+        is_json = path.name.lower().removesuffix(".gz").endswith(".json")
+        first = first_character(file, start)
+        if first == b"[":
             spans = list_spans(stream)
             if stream.peek():
                 raise stream.error("something follows the list")
-        elif is_json and first == "{" and not is_jsonl(file, start):
+        elif is_json and first == b"{" and not is_jsonl(file, start):
             stream = JsonStream(file, path.name, start)
             spans = rows_of_object(stream, path, file)
         else:
@@ -41,6 +41,16 @@ def json_rows(path: Path, scratch: Scratch) -> SpanRows:
     if is_nested:
         place, spans = unnested(place, spans, scratch)
     return SpanRows(path, place, spans, parse_object, owner=scratch)
+
+
+def first_character(file: BinaryIO, start: int) -> bytes:
+    """The first byte that is no space; empty for a file without any."""
+    file.seek(start)
+    found = b" "
+    while found and not found.strip():
+        found = file.read(1)
+    file.seek(start)
+    return found
 
 
 def index_lines(file: BinaryIO, start: int) -> Spans:

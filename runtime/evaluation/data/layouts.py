@@ -15,7 +15,7 @@ CHOSEN, REJECTED = ("chosen", "chosen_response"), ("rejected", "rejected_respons
 PROMPTS = ("prompt", "question", "query", "instruction", "input", "problem")
 ANSWERS = (
     "completion", "answer", "answers", "response", "output", "target", "solution", "reference",
-    "references", "expected", "expected_output", "ideal",
+    "references", "expected", "expected_output", "ideal", "answerkey",
 )  # fmt: skip
 LONG_PROMPTS = ("document", "article", "source", "dialogue", "text", "passage")
 """Taken for the question only where no other column is."""
@@ -200,7 +200,7 @@ def question_answer(row: Fields, chosen: Mapping[str, str]) -> Layout | None:
 
 
 def present(row: Fields, names: Iterable[str]) -> list[str]:
-    """Those of the row's columns that have one of the names, in any case of letters."""
+    """The columns of the row that have one of the names, in any case of letters."""
     wanted = set(names)
     return [name for name in row if name.lower() in wanted]
 

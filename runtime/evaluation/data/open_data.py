@@ -65,6 +65,8 @@ class FirstPass:
     references: ReferenceCount = field(default_factory=ReferenceCount)
     after: int = 0
     """Rows with turns after the answer."""
+    choices: int = 0
+    """Rows with options, whose letters are the answers."""
     tools: int = 0
     """Rows that declare tools."""
 
@@ -211,6 +213,7 @@ def first_pass(files: Files, reader: RowReader) -> FirstPass:
             hashes.append(hash_of(name))
         found.references.add(parts.references)
         found.after += parts.after > 0
+        found.choices += parts.is_choice
         found.tools += bool(row.get("tools"))
     if hashes:
         drop_repeated(found, files, reader, hashes)
@@ -306,5 +309,7 @@ def notes(found: FirstPass, request: DataRequest, split: Split | None) -> Iterat
         )
     if found.after:
         yield f"{found.after} rows have turns after the last answer, which were left out."
+    if found.choices:
+        yield f"{found.choices} rows have choices: they were listed, and their letters are the answers."
     if found.tools:
         yield f"{found.tools} rows declare tools, which the models were not offered."

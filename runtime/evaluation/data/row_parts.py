@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 
 from runtime.evaluation.data.conversation import (
     Turn,
@@ -27,6 +28,8 @@ SYSTEM = ("system", "system_prompt")
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
 """Turns in Anthropic's hh-rlhf, which has conversations as one text."""
 BEFORE = "\n\nHuman:"
+OPTIONS = ("choices", "options")
+LONG_NUMBER = 4  # digits that no option's number has
 PAIR = 2  # LLaMA-Factory's history: an instruction and its response
 
 
@@ -39,6 +42,8 @@ class Parts:
     rejected: str = ""
     after: int = 0
     """Number of turns after the answer, which are left out."""
+    is_choice: bool = False
+    """Whether options were put below the question, so that a letter is the answer."""
 
 
 def read_parts(row: Fields, layout: Layout, labels: Sequence[str], system: str) -> Parts:
@@ -64,7 +69,11 @@ def read_parts(row: Fields, layout: Layout, labels: Sequence[str], system: str) 
     own = next((text for name in SYSTEM if (text := optional_text(row.get(name)))), "")
     own = optional_text(row.get(layout.column("system"))) or own
     return Parts(
-        with_system(parts.turns, own or system), parts.references, parts.rejected, parts.after
+        with_system(parts.turns, own or system),
+        parts.references,
+        parts.rejected,
+        parts.after,
+        is_choice=parts.is_choice,
     )
 
 
@@ -82,10 +91,47 @@ def read_answer(row: Fields, layout: Layout) -> Parts:
     if layout.name == "prompt-completion" and row.get("label") is False:
         raise RowError("its `label` is false: the completion is not a right answer")
     turns = asking_turns(row, layout, prompt)
+    if (options := read_options(row)) and not is_conversation(row[prompt]):
+        return read_choice(turns, options, row[answer], answer)
     if not is_conversation(row[answer]):
         return Parts(turns, reference_texts(row[answer], answer))
     before, text, after = split_answer([*turns, *read_turns(row[answer], answer)], answer)
     return Parts(before, (text,), after=after)
+
+
+def read_options(row: Fields) -> dict[str, str]:
+    """The options of a multiple-choice question by their letters, as MMLU and ARC have them."""
+    value = next((row[name] for name in OPTIONS if row.get(name)), None)
+    texts, letters = value, list(ascii_uppercase)
+    if isinstance(value, Mapping):
+        texts, letters = value.get("text"), value.get("label")
+    if not isinstance(texts, list) or not isinstance(letters, list) or len(letters) < len(texts):
+        return {}
+    if not all(isinstance(one, str) for one in [*texts, *letters]):
+        return {}
+    return dict(zip(letters, texts, strict=False))
+
+
+def read_choice(
+    turns: list[Turn], options: Mapping[str, str], answer: object, column: str
+) -> Parts:
+    """The question with its options below it, and the right one's letter. Raises RowError."""
+    listed = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+    asking = message("user", f"{turns[-1]['content']}\n\n{listed}")
+    text = reference_texts(answer, column)[0]
+    letters = list(options)
+    by_text = [letter for letter, option in options.items() if option.strip() == text]
+    if text in options:
+        letter = text
+    elif text.isdecimal() and len(text) < LONG_NUMBER and int(text) < len(letters):
+        letter = letters[int(text)]
+    elif len(by_text) == 1:
+        letter = by_text[0]
+    else:
+        raise RowError(
+            f"its `{column}` is {text[:40]!r}, which is none of its {len(letters)} choices"
+        )
+    return Parts([*turns[:-1], asking], (letter,), is_choice=True)
 
 
 def asking_turns(row: Fields, layout: Layout, column: str) -> list[Turn]:
