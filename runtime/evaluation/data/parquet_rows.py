@@ -1,0 +1,130 @@
+"""Rows of Parquet files, read in batches by pyarrow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from exporter.core.errors import InputError
+from runtime.evaluation.data.file_rows import Fields, RowError
+
+BATCH = 128  # rows decoded at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetRows:
+    """The rows of a Parquet file; columns of bytes, such as pictures, are left out."""
+
+    path: Path
+    columns: tuple[str, ...]
+    groups: tuple[int, ...]
+    """Number of rows of each row group."""
+    unit: str = "row"
+
+    def __len__(self) -> int:
+        return sum(self.groups)
+
+    def line(self, number: int) -> int:
+        """The row's number, from 1."""
+        return number + 1
+
+    def scan(self, wanted: Iterable[int]) -> Iterator[tuple[int, Fields | RowError]]:
+        """The wanted rows, each with its number; row groups without any are not read.
+
+        Raises InputError where the file is damaged.
+        """
+        numbers = list(wanted)
+        place, first = 0, 0
+        for group, count in enumerate(self.groups):
+            begin = place
+            while place < len(numbers) and numbers[place] < first + count:
+                place += 1
+            if begin < place:
+                yield from self._scan_group(group, first, numbers[begin:place])
+            first += count
+
+    def _scan_group(
+        self, group: int, first: int, numbers: list[int]
+    ) -> Iterator[tuple[int, Fields | RowError]]:
+        place = 0
+        with opened(self.path) as file:
+            batches = file.iter_batches(BATCH, row_groups=[group], columns=list(self.columns))
+            for batch in batches_of(self.path, batches):
+                end = first + batch.num_rows
+                begin = place
+                while place < len(numbers) and numbers[place] < end:
+                    place += 1
+                for number in numbers[begin:place]:
+                    yield number, batch.slice(number - first, 1).to_pylist()[0]
+                if place == len(numbers):
+                    return
+                first = end
+
+
+def opened(path: Path) -> Any:  # pyarrow has no types
+    """A Parquet file, opened. Raises InputError for other files, and without pyarrow."""
+    try:
+        parquet = import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise InputError(
+            f"{path.name} is Parquet, and pyarrow is not installed",
+            hint="pip install 'decant-llm[eval]'",
+        ) from error
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ValueError, import_module("pyarrow").ArrowException) as error:
+        raise damaged(path, error) from error
+
+
+def batches_of(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches. Raises InputError where the file is damaged."""
+    try:
+        yield from batches
+    except (OSError, ValueError, import_module("pyarrow").ArrowException) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(
+        f"{path} cannot be read as Parquet: {reason}",
+        hint="download it again; a file of 100 bytes may be a Git LFS pointer",
+    )
+
+
+def parquet_rows(path: Path) -> ParquetRows:
+    """The rows of a Parquet file. Raises InputError where it is damaged."""
+    with opened(path) as file:
+        names = tuple(one.name for one in file.schema_arrow if not holds_bytes(one.type))
+        meta = file.metadata
+        groups = tuple(meta.row_group(n).num_rows for n in range(meta.num_row_groups))
+    return ParquetRows(path, names, groups)
+
+
+def holds_bytes(kind: Any) -> bool:  # a pyarrow type
+    types = import_module("pyarrow.types")
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return True
+    return any(holds_bytes(kind.field(n).type) for n in range(kind.num_fields))
+
+
+def parquet_label_names(path: Path) -> dict[str, tuple[str, ...]]:
+    """Names of the numbers in each column of labels, as `datasets` keeps them in the file.
+
+    Raises InputError where the file is damaged.
+    """
+    with opened(path) as file:
+        metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {
+            name: tuple(str(one) for one in kind["names"])
+            for name, kind in features.items()
+            if isinstance(kind, dict) and kind.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
