@@ -165,7 +165,7 @@ def differences(items: list[Case], name: str) -> dict[str, Difference]:
                                   "better", words, *counts),
         "chrf": Difference(0.23, 0.19, 0.27, len(both), None, "better",
                            f"better by 0.23 (0.19 to 0.27) at n = {len(both)}"),
-        "length": Difference(-2.1, -9, 5, len(both), None, "no difference shown",
+        "length": Difference(-2.1, -9.0, 5.0, len(both), None, "no difference shown",
                              f"no difference shown at n = {len(both)}"),
     }  # fmt: skip
 

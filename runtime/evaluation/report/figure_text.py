@@ -172,7 +172,7 @@ def cost_columns() -> tuple[str, ...]:
 
 
 def cost_row(model: ModelFacts) -> tuple[str, ...]:
-    """What a model took, in the order of `cost_columns`; a dash where it is unknown."""
+    """The figures of `cost_columns` for a model; a dash where one is unknown."""
     return (
         known(model.nbytes, size_text(model.nbytes)),
         known(model.memory, size_text(model.memory)),
@@ -187,8 +187,9 @@ def cost_row(model: ModelFacts) -> tuple[str, ...]:
 def duration_text(seconds: float) -> str:
     """A time for people, such as 8.2 s, 3 min 20 s or 2 h 5 min."""
     minute, hour = 60, 3600
-    if seconds < minute:
+    if round(seconds, 1) < minute:
         return f"{seconds:.1f} s"
+    seconds = round(seconds)
     if seconds < hour:
         return f"{seconds // minute:.0f} min {seconds % minute:.0f} s"
     return f"{seconds // hour:.0f} h {seconds % hour // minute:.0f} min"

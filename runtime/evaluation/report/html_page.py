@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +103,7 @@ def page_of(evaluation: Evaluation, gathering: Gathering) -> str:
     )
 
 
+@cache
 def page_environment() -> Environment:
     """Templates that escape whatever they insert but the parts that were made here."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -116,7 +117,7 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["ours"] = Markup  # of our own files, plots and rendered items only
+    environment.filters["ours"] = Markup  # for this folder's files, plots and items only
     return environment
 
 

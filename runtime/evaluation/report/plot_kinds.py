@@ -95,7 +95,7 @@ def score_plot(evaluation: Evaluation, metric: MetricFacts) -> Iterator[Sketch]:
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         if metric.unit:
-            axes.set_xlabel(metric.unit)
+            axes.set_xlabel(plain_label(metric.unit, NAME_LENGTH))
 
     yield Sketch(
         title=f"Score: {metric.title}",

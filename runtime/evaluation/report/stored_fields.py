@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from exporter.core.errors import InputError
@@ -15,6 +17,10 @@ T = TypeVar("T")
 
 def plain(value: Any) -> Any:  # Any: whatever asdict gives
     """The value without figures that JSON lacks: infinities become texts, NaN becomes null."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)  # numpy's are none for JSON
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | float):
+        return plain(float(value))
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     if isinstance(value, Mapping):
@@ -68,11 +74,17 @@ def number_of(value: object) -> float | None:
     return None
 
 
+@cache
+def hints_of(kind: type) -> dict[str, Any]:  # Any: types
+    """The types of a dataclass's fields."""
+    return get_type_hints(kind)
+
+
 def build_object(kind: Any, value: object, place: str) -> Any:  # Any: a dataclass
     """The dataclass of an object's fields. Raises InputError where one is missing."""
     if not isinstance(value, dict):
         raise InputError(f"`{place}` is {value!r:.80}, not an object")
-    hints = get_type_hints(kind)
+    hints = hints_of(kind)
     built = {}
     for one in fields(kind):
         if one.name in value:
