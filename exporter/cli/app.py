@@ -40,6 +40,7 @@ COMMANDS = {
         "exporter.cli.inspect_command:inspect",
         "Show what a GGUF, model or adapter holds.",
     ),
+    "eval": ("runtime.cli.eval_command:eval_", "Measure models on your data."),
     "chat": ("runtime.cli.chat_command:chat", "Ask a model."),
     "serve": ("runtime.cli.serve_command:serve", "Serve models over HTTP."),
     "worker": (

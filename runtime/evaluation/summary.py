@@ -300,7 +300,7 @@ def chosen(rows: Floats, places: Sequence[int] | None) -> Floats:
 
 def same_width(ours: Floats, theirs: Floats) -> bool:
     """Whether two models' statistics, of shape (n, k), have the same k."""
-    return ours.shape[1] == theirs.shape[1]
+    return bool(ours.shape[1] == theirs.shape[1])
 
 
 def unzipped(pairs: Sequence[tuple[Item, Outcome]]) -> tuple[list[Item], list[Outcome]]:

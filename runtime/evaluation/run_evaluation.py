@@ -1,0 +1,173 @@
+"""Runs an evaluation: asks each model, then computes the results of what all have answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from statistics import median
+from typing import Any
+
+from exporter.core.errors import DecantError, EngineError
+from exporter.core.events import Report, Step, Warn, silent
+from runtime.evaluation.data.dataset import Dataset
+from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel
+from runtime.evaluation.evaluation import Evaluation
+from runtime.evaluation.judge import judge_models
+from runtime.evaluation.local_model import LocalEngines
+from runtime.evaluation.measure import Measured, Plan, complete, measure
+from runtime.evaluation.metric import Metric, Needs
+from runtime.evaluation.metrics.metric_choice import METRICS
+from runtime.evaluation.outcome_cache import OutcomeCache
+from runtime.evaluation.summary import Comparison, Summary, summarize
+
+SAMPLED = 200
+"""Items by which lengths are judged."""
+SHORT_WORDS = 5
+LEAST_TOKENS, MOST_TOKENS = 32, 512
+"""The range of an answer's default limit, in tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelGroup:
+    """Models that are asked through the same engines."""
+
+    models: tuple[EvaluatedModel, ...]
+    engines: LocalEngines | None = None
+    """None for a server."""
+
+
+@dataclass
+class Run:
+    """One evaluation: its models and data, and what came of it."""
+
+    groups: Sequence[ModelGroup]
+    dataset: Dataset
+    plan: Plan
+    comparison: Comparison
+    cache: OutcomeCache
+    judge: EvaluatedModel | None = None
+    notes: tuple[str, ...] = ()
+    measured: list[Measured] = field(default_factory=list)
+    ended_by: BaseException | None = None
+    """Ctrl-C, or the error that ended it early."""
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def models(self) -> list[EvaluatedModel]:
+        return [model for group in self.groups for model in group.models]
+
+    def ask(self, *, report: Report = silent) -> None:
+        """Ask all models for what the cache lacks.
+
+        An error or Ctrl-C ends the asking; it is kept in `ended_by`, and what was answered counts.
+        """
+        try:
+            for group in self.groups:
+                self.ask_group(group, report)
+        except (KeyboardInterrupt, DecantError) as error:
+            self.ended_by = error
+
+    def ask_group(self, group: ModelGroup, report: Report) -> None:
+        """Ask the models of one group, and end its engines. Raises EngineError."""
+        with ExitStack() as stack:
+            if group.engines is not None:
+                stack.callback(group.engines.stop)
+            for model in group.models:
+                found = Measured(model, self.dataset, self.plan, self.cache)
+                self.measured.append(found)
+                report(Step(f"asking {model.name}"))
+                measure(found, report=report)
+
+    def results(self, *, report: Report = silent, **known: Any) -> tuple[Summary, Evaluation]:
+        """The results over the items that every model has answered.
+
+        After an early end, models without any such item are left out. known: further fields of
+        Evaluation. Raises EngineError if no item is left.
+        """
+        measured = [one for one in self.measured if self.ended_by is None or any(complete([one]))]
+        numbers = list(complete(measured))
+        if self.ended_by is not None:
+            whole = [one for one in measured if len(list(complete([one]))) == len(self.dataset)]
+            if whole and len(numbers) < len(self.dataset) and len(whole) > 1:
+                measured, numbers = whole, list(range(len(self.dataset)))
+        if not numbers:
+            raise EngineError("no item was answered", hint="run the same command again")
+        comparison = self.comparison
+        names = [one.model.name for one in measured]
+        if comparison.against not in names or len(names) == 1:
+            comparison = replace(comparison, against="", with_agreement=False)
+        data = replace(
+            self.dataset.facts,
+            items=len(numbers),
+            notes=(*self.dataset.facts.notes, *self.notes),
+        )
+        report(Step("computing the metrics"))
+        summary = summarize(data, measured, numbers, comparison)
+        if comparison.against and self.judge is not None and self.ended_by is None:
+            known["judge"] = self.judged(self.judge, summary, numbers, report)
+        evaluation = summary.evaluation(
+            is_complete=self.ended_by is None,
+            seconds=time.monotonic() - self.began,
+            **known,
+        )
+        return summary, evaluation
+
+    def judged(
+        self, judge: EvaluatedModel, summary: Summary, numbers: Sequence[int], report: Report
+    ) -> Sequence[Any]:
+        """The judge's verdicts; none, with a warning, if it cannot judge."""
+        reference = summary.reference
+        assert reference is not None
+        others = [table.measured for table in summary.others]
+        report(Step(f"asking the judge {judge.name}"))
+        try:
+            return judge_models(judge, reference.measured, others, numbers, report=report)
+        except EngineError as error:
+            report(Warn(f"no judge: {error.message}"))
+            return ()
+
+
+def parts_for(metrics: Sequence[Metric]) -> tuple[Needs, ...]:
+    """The parts of outcomes that metrics need."""
+    order: tuple[Needs, ...] = ("answer", "reference", "rejected", "labels")
+    needed = {metric.needs for metric in metrics}
+    if "rejected" in needed:
+        needed.add("reference")
+    return tuple(part for part in order if part in needed)
+
+
+def with_answers(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+    """The metrics for models of which some give no likelihoods: answers are compared, too."""
+    if any(metric.needs == "answer" for metric in metrics):
+        return metrics
+    return (METRICS["exact_match"], *metrics)
+
+
+def are_short(dataset: Dataset) -> bool:
+    """Whether half of the references have few words."""
+    words = [
+        len(item.references[0].split())
+        for number in range(min(SAMPLED, len(dataset)))
+        if (item := dataset[number]).references
+    ]
+    return bool(words) and median(words) <= SHORT_WORDS
+
+
+def token_limit(dataset: Dataset) -> int:
+    """The limit of an answer: as many tokens as the longest reference has characters.
+
+    Text has some four characters a token, so that a right answer is not cut off.
+    """
+    lengths = [
+        len(reference)
+        for number in range(min(SAMPLED, len(dataset)))
+        for reference in dataset[number].references
+    ]
+    return min(MOST_TOKENS, max(LEAST_TOKENS, max(lengths, default=MOST_TOKENS)))
+
+
+def plan_of(dataset: Dataset, metrics: Sequence[Metric], settings: AnswerSettings) -> Plan:
+    """The plan for a dataset's metrics."""
+    return Plan(parts_for(metrics), settings, tuple(dataset.labels))
