@@ -18,18 +18,23 @@ RESERVE = 1.1  # times the half-width: 3 % of equal models are found different i
 LEAST_RESAMPLES = 1_000  # of data so large that all would be too many draws
 
 
+def resample_count(n: int, resamples: int) -> int:
+    """How many resamples of n items are drawn: fewer than asked for if that would take long."""
+    return min(resamples, max(LEAST_RESAMPLES, MOST_DRAWS // n))
+
+
 def resampled(
     figure: Callable[[Floats], Floats], statistics: Floats, seed: int, resamples: int
 ) -> Floats:
     """The figure of each resample of items, drawn with replacement; shape (resamples,).
 
     figure: of sums, shape (..., k) to (...). statistics: (n, k), n > 0. Of more than 20,000 items
-    fewer resamples are drawn, down to 1,000.
+    fewer resamples than 10,000 are drawn, down to 1,000.
     """
     import numpy as np
 
     n, k = statistics.shape
-    resamples = min(resamples, max(LEAST_RESAMPLES, MOST_DRAWS // n))
+    resamples = resample_count(n, resamples)
     rows = max(1, CHUNK_NBYTES // (8 * max(n, k)))
     random = np.random.default_rng(seed)
     found = np.empty(resamples)
