@@ -12,10 +12,16 @@ from runtime.evaluation.exact_tests import t_quantile
 if TYPE_CHECKING:
     from runtime.evaluation.metric import Floats
 
-CHUNK_NBYTES = 1 << 20  # of weights at once: what a core's cache holds; larger ones are slower
+DRAWN_NBYTES = 1 << 20  # of numbers at once: what a core's cache holds; more are slower
+WEIGHTS_NBYTES = 16 << 20  # of resamples at once: fewer are slower to multiply
 MOST_DRAWS = 200_000_000  # items drawn in all, a second or so
 RESERVE = 1.1  # times the half-width: 3 % of equal models are found different instead of 5 %
 LEAST_RESAMPLES = 1_000  # of data so large that all would be too many draws
+
+
+def resample_count(n: int, resamples: int) -> int:
+    """How many resamples of n items are drawn: fewer than asked for if that would take long."""
+    return min(resamples, max(LEAST_RESAMPLES, MOST_DRAWS // n))
 
 
 def resampled(
@@ -24,21 +30,24 @@ def resampled(
     """The figure of each resample of items, drawn with replacement; shape (resamples,).
 
     figure: of sums, shape (..., k) to (...). statistics: (n, k), n > 0. Of more than 20,000 items
-    fewer resamples are drawn, down to 1,000.
+    fewer resamples than 10,000 are drawn, down to 1,000.
     """
     import numpy as np
 
     n, k = statistics.shape
-    resamples = min(resamples, max(LEAST_RESAMPLES, MOST_DRAWS // n))
-    rows = max(1, CHUNK_NBYTES // (8 * max(n, k)))
+    resamples = resample_count(n, resamples)
+    rows = max(1, DRAWN_NBYTES // (8 * n))
     random = np.random.default_rng(seed)
     found = np.empty(resamples)
-    for start in range(0, resamples, rows):
-        count = min(rows, resamples - start)
-        drawn = random.integers(0, n, size=(count, n))
-        drawn += n * np.arange(count)[:, None]
-        weights = np.bincount(drawn.reshape(-1), minlength=count * n).reshape(count, n)
-        found[start : start + count] = figure(weights.astype(np.float64) @ statistics)
+    weights = np.empty((min(resamples, max(1, WEIGHTS_NBYTES // (8 * max(n, k)))), n))
+    for begin in range(0, resamples, len(weights)):
+        some = weights[: resamples - begin]
+        for start in range(0, len(some), rows):
+            part = some[start : start + rows]
+            drawn = random.integers(0, n, size=part.shape)
+            drawn += n * np.arange(len(part))[:, None]
+            part[:] = np.bincount(drawn.reshape(-1), minlength=part.size).reshape(part.shape)
+        found[begin : begin + len(some)] = figure(some @ statistics)
     return found
 
 

@@ -68,6 +68,10 @@ def test_an_answer_that_squad_would_empty_equals_itself_alone(letter):
     assert value("f1", "-", letter) == 0
 
 
+def test_punctuation_does_not_count_beside_an_article():
+    assert value("exact_match", "A.", "a") == 1
+
+
 def test_an_exact_match_needs_one_of_the_references():
     assert value("exact_match", "the cat.", "a dog", "Cat") == 1
     assert value("exact_match", "cats", "a dog", "Cat") == 0
@@ -259,3 +263,10 @@ def test_long_answers_end_soon():
     assert value("bleu", long, FOX) == pytest.approx(0, abs=1e-3)
     assert 0 < value("chrf", long, FOX) < 10
     assert value("rougeL", long, long[:36_000]) == 1
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_the_first_100_000_characters_count(name):
+    text = "lorem ipsum dolor sit " * 5_000
+
+    assert value(name, text + "other words", text + "than these") == pytest.approx(100)

@@ -86,7 +86,13 @@ def test_confidence_is_compared_with_accuracy_by_bins():
 
 
 @pytest.mark.parametrize(
-    "labels", [{}, {"red": math.nan, "blue": -1.0}, {"red": -math.inf, "blue": -math.inf}]
+    "labels",
+    [
+        {},
+        {"red": math.nan, "blue": -1.0},
+        {"red": -1.0, "blue": math.nan},
+        {"red": -math.inf, "blue": -math.inf},
+    ],
 )
 @pytest.mark.parametrize("name", ["accuracy", "macro_f1", "ece"])
 def test_without_usable_likelihoods_a_label_has_no_value(name, labels):

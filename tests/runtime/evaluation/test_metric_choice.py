@@ -126,6 +126,7 @@ def test_numbers_of_numpy_are_numbers(own):
         ("import sys\ndef score(*_): sys.exit(3)", "item seven: SystemExit: 3"),
         ("def score(*_): return float('nan')", "nan for item seven"),
         ("def score(*_): return 'good'", "'good' for item seven"),
+        ("def score(*_): return '1'", "'1' for item seven"),
         ("def score(*_): return [1]", r"\[1\] for item seven"),
     ],
 )

@@ -15,7 +15,7 @@ from runtime.evaluation.item import Item
 from runtime.evaluation.metrics.figures import mean_metric
 from runtime.evaluation.metrics.metric_choice import METRICS
 from runtime.evaluation.outcome import Outcome
-from runtime.evaluation.resampling import resampled
+from runtime.evaluation.resampling import resample_count, resampled
 from runtime.evaluation.statistics import (
     difference,
     interval,
@@ -151,6 +151,14 @@ def test_a_model_does_not_differ_from_itself(metric):
     assert (found.value, found.verdict, found.ties) == (0, "no difference shown", 40)
 
 
+def test_rounding_is_no_difference():
+    values = np.random.default_rng(0).random(40)
+
+    found = difference(F1, rows(values + 1e-12), rows(values), 0)
+
+    assert (found.verdict, found.ties) == ("no difference shown", 40)
+
+
 @pytest.mark.parametrize("n", range(5))
 @pytest.mark.parametrize("metric", [SHARE, F1])
 def test_few_items_have_no_verdict(metric, n):
@@ -222,6 +230,23 @@ def test_an_interval_of_a_mean_is_scipys():
     assert found.low < found.value < found.high
 
 
+def test_an_interval_of_few_skewed_items_is_scipys_widened():
+    values = np.random.default_rng(3).lognormal(0, 0.6, size=20)
+    width = scipy.stats.t.ppf(0.975, 19) * (20 / 19) ** 0.5
+    theirs = scipy.stats.bootstrap(
+        (values,),
+        np.mean,
+        method="BCa",
+        confidence_level=2 * scipy.stats.norm.cdf(width) - 1,
+        n_resamples=50_000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+
+    found = interval(LOSS, rows(values), 0, 50_000)
+
+    assert (found.low, found.high) == pytest.approx(tuple(theirs), rel=0.025)
+
+
 def test_perplexity_has_the_interval_of_the_loss():
     statistics = rows(np.random.default_rng(0).exponential(size=60))
     loss, perplexity = (interval(METRICS[name], statistics, 0) for name in ("loss", "perplexity"))
@@ -239,6 +264,18 @@ def test_resamples_draw_as_many_items_as_there_are():
     assert (totals == 7).all()
     assert np.mean(first) == pytest.approx(1, abs=0.03)
     assert np.var(first) == pytest.approx(6 / 7, abs=0.05)
+
+
+def test_fewer_resamples_are_drawn_of_very_many_items():
+    asked = 10_000
+
+    assert [resample_count(n, asked) for n in (1, 20_000, 100_000, 10**7)] == [
+        asked,
+        asked,
+        2_000,
+        1_000,
+    ]
+    assert resample_count(10**7, 50) == 50
 
 
 def test_many_items_are_resampled_soon():
