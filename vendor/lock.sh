@@ -7,7 +7,7 @@ before=$(python3 -c 'import datetime as d; print((d.datetime.now(d.timezone.utc)
 trap 'rm -f "$new"' EXIT
 {
     sed -n '/^#/p' constraints.txt
-    echo 'torch==2.13.0' | uv pip compile --universal --exclude-newer "$before" --python-version 3.10 --extra export --extra dev \
+    echo 'torch==2.13.0' | uv pip compile --universal --exclude-newer "$before" --python-version 3.10 --extra export --extra eval --extra dev \
         --no-header --no-annotate pyproject.toml - |
         grep -vE '^(nvidia-|cuda-|triton|pip=|colorama|httpx2-jsfetch)'
 } > "$new"
