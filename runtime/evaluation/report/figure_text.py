@@ -26,6 +26,13 @@ def figure_text(value: float, unit: str = "") -> str:
     return f"{value:.{decimals}f}{f' {unit}' if unit else ''}"
 
 
+def item_figure(value: float, unit: str = "") -> str:
+    """The figure of one item, which is often a whole number."""
+    if not float(value).is_integer():
+        return figure_text(value, unit)
+    return f"{value:.0f}{f' {unit}' if unit else ''}"
+
+
 def signed_text(value: float, unit: str = "") -> str:
     """A difference with its sign; one of percentages is in points."""
     text = figure_text(value, unit).replace("%", "points")

@@ -11,7 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runtime.evaluation.report.figure_text import duration_text, figure_text, signed_text
+from runtime.evaluation.report.figure_text import (
+    duration_text,
+    figure_text,
+    item_figure,
+    signed_text,
+)
 from runtime.evaluation.report.model_card import escaped, model_card
 from runtime.evaluation.report.terminal_table import (
     columns_of,
@@ -178,6 +183,11 @@ def test_markdown_is_escaped(text, expected):
 )  # fmt: skip
 def test_figures_have_sensible_decimals(value, unit, expected):
     assert figure_text(value, unit) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(5.0, "5 x"), (0.0, "0 x"), (0.25, "0.250 x")])
+def test_whole_figures_of_items_have_no_decimals(value, expected):
+    assert item_figure(value, "x") == expected
 
 
 def test_differences_of_percentages_are_points():
