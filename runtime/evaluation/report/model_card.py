@@ -21,7 +21,7 @@ from runtime.evaluation.report.figure_text import (
 from runtime.evaluation.report.interest import cut
 from runtime.evaluation.report.terminal_table import one_line
 
-SPECIAL = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//)|^[-+=]|(?<=^\d)[.)]|(?<=^\d\d)[.)])")
+SPECIAL = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//)|^[-+=]|(?:(?<=^\d)|(?<=^\d\d))[.)](?=\s|$))")
 """Characters that mean something to some Markdown: formulas, mentions and addresses, too."""
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 TEXT_MAX = 400
