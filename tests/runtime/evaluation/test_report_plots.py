@@ -18,8 +18,6 @@ from runtime.evaluation.report.plots import plots_of
 from tests.support.evaluations import BASE, LOSS, MODELS, SMALL, TUNE, cases, evaluation
 from tests.support.hostile_texts import PAYLOADS
 
-pytest.importorskip("matplotlib")
-
 
 def made(results, items=()):
     gathering = Gathering(results)

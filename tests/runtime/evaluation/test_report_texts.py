@@ -70,9 +70,11 @@ def test_the_best_score_is_marked():
     best = {
         (metric, pick(results.scores, key=lambda m: results.scores[m][name].value))
         for metric, name, pick in (
-            ("exact match (%)", "exact_match", max), ("loss (nats)", "loss", min), ("chrF", "chrf", max),
+            ("exact match (%)", "exact_match", max),
+            ("loss (nats)", "loss", min),
+            ("chrF", "chrf", max),
         )
-    }  # fmt: skip
+    }
 
     assert marked == best
 
