@@ -228,7 +228,7 @@ def measured_sentences(evaluation: Evaluation) -> list[str]:
         )
     sentences.append(
         f"Began {evaluation.began}; took {duration_text(evaluation.seconds)}."
-        " Intervals are 95 % bootstrap intervals over the items."
+        " Intervals are 95 % intervals over the items."
     )
     return [*sentences, *data.notes]
 

@@ -144,7 +144,7 @@ def test_a_card_has_a_table_sentences_and_the_settings():
 
     assert len(table) == 5
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {6}
-    for part in ("n = 40", "tickets.jsonl", "2026-11-27", "seed 0", "bootstrap"):
+    for part in ("n = 40", "tickets.jsonl", "2026-11-27", "seed 0", "95 % intervals"):
         assert part in card
 
 
