@@ -59,7 +59,7 @@ def score_lines(evaluation: Evaluation) -> list[str]:
             shown = f" ({escaped(range_text(score, metric.unit))})" if score else ""
             cells.append(f"{mark}{value}{mark}{shown}")
         lines.append(row_line(cells))
-    return [*lines, "", "In brackets: 95 % intervals over the items. ↑: higher is better, ↓: lower."]
+    return [*lines, "", "In brackets: 95 % intervals. ↑: higher is better, ↓: lower."]
 
 
 def row_line(cells: list[str]) -> str:
