@@ -46,12 +46,12 @@ FACTS = (
 )
 
 
-def interval(values: list[float], scale: float = 1.0) -> Interval:
+def interval(values: list[float]) -> Interval:
     """The mean with a normal interval; reports do not care which."""
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values) ** 2)
     ends = (mean - 1.96 * spread, mean + 1.96 * spread)
-    return Interval(scale * mean, scale * ends[0], scale * ends[1], len(values))
+    return Interval(mean, *ends, len(values))
 
 
 def cases(task: str = "answers", count: int = 200, seed: int = 7) -> list[Case]:
@@ -77,7 +77,7 @@ def case(task: str, number: int, random: Random) -> Case:
         answers[name] = answer
         gain = 0.0 if name == BASE else random.gauss(0.7, 0.35)
         values[name] = {
-            "exact_match": float(answer == reference),
+            "exact_match": 100.0 * (answer == reference),
             "loss": max(0.02, loss - gain),
             "length": float(len(answer)),
         }
@@ -113,7 +113,7 @@ def scores(items: list[Case]) -> dict[str, dict[str, Interval]]:
         if not per["loss"]:
             continue
         found[name] = {
-            "exact_match": interval(per["exact_match"], 100),
+            "exact_match": interval(per["exact_match"]),
             "loss": interval(per["loss"]),
             "chrf": Interval(chrf, chrf - 0.03, chrf + 0.03, len(per["loss"])),
             "length": interval(per["length"]),
@@ -157,7 +157,7 @@ def evaluation(items: list[Case], task: str = "answers") -> Evaluation:
 def differences(items: list[Case], name: str) -> dict[str, Difference]:
     both = [c for c in items if c.values[name]]
     gaps = [c.values[name]["exact_match"] - c.values[BASE]["exact_match"] for c in both]
-    found = interval(gaps, 100)
+    found = interval(gaps)
     counts = [sum(g > 0 for g in gaps), sum(g < 0 for g in gaps), sum(g == 0 for g in gaps)]
     words = f"better by {found.value:.1f} % ({found.low:.1f} to {found.high:.1f}) at n = {found.n}"
     return {

@@ -17,13 +17,25 @@ NO_DECIMAL = 1000
 """From here on figures need no decimal."""
 
 
-def figure_text(value: float, unit: str = "") -> str:
-    """A figure with as many decimals as its size deserves, and its unit."""
+def figure_text(value: float, unit: str = "", *, size: float = 0.0) -> str:
+    """A figure with its unit, and as many decimals as its size deserves, or a larger one's."""
     if not math.isfinite(value):
         return "∞" if value == math.inf else MISSING
-    size = abs(value)
+    size = max(abs(value), size)
     decimals = 0 if size >= NO_DECIMAL else 1 if size >= ONE_DECIMAL or unit == "%" else 3
     return f"{value:.{decimals}f}{f' {unit}' if unit else ''}"
+
+
+def bare_figure(value: float, unit: str, *, size: float = 0.0) -> str:
+    """A figure as `figure_text` gives it, without the unit."""
+    return figure_text(value, unit, size=size).removesuffix(unit).strip()
+
+
+def item_figure(value: float, unit: str = "") -> str:
+    """The figure of one item, which is often a whole number."""
+    if not float(value).is_integer():
+        return figure_text(value, unit)
+    return f"{value:.0f}{f' {unit}' if unit else ''}"
 
 
 def signed_text(value: float, unit: str = "") -> str:
@@ -34,9 +46,8 @@ def signed_text(value: float, unit: str = "") -> str:
 
 def range_text(found: Interval | Difference, unit: str = "") -> str:
     """The 95 % interval of a figure, without the unit."""
-    low, high = (
-        figure_text(end, unit).removesuffix(unit).strip() for end in (found.low, found.high)
-    )
+    size = max(abs(end) for end in (found.low, found.high, found.value))
+    low, high = (bare_figure(end, unit, size=size) for end in (found.low, found.high))
     if isinstance(found, Difference):
         low, high = (f"+{e}" if v > 0 else e for e, v in ((low, found.low), (high, found.high)))
     return f"{low} to {high}"
@@ -217,7 +228,7 @@ def measured_sentences(evaluation: Evaluation) -> list[str]:
         )
     sentences.append(
         f"Began {evaluation.began}; took {duration_text(evaluation.seconds)}."
-        " Intervals are 95 % bootstrap intervals over the items."
+        " Intervals are 95 % intervals over the items."
     )
     return [*sentences, *data.notes]
 
@@ -227,7 +238,7 @@ def worst_groups(
 ) -> list[tuple[str, dict[str, Interval]]]:
     """The groups of a column with the models' scores in the deciding metric, the worst first.
 
-    A group is as bad as the lowest score in it, or the highest where lower is better.
+    A group is as bad as the worst score in it; the model compared with counts only if alone.
     """
     metric = metric_facts(evaluation, evaluation.deciding)
     sign = -1 if metric.higher_is_better is False else 1
@@ -237,4 +248,9 @@ def worst_groups(
         found = {name: score for name in names if (score := scores.get(name, {}).get(metric.name))}
         if found:
             groups.append((value, found))
-    return sorted(groups, key=lambda group: min(sign * s.value for s in group[1].values()))
+
+    def worst(group: tuple[str, dict[str, Interval]]) -> float:
+        ours = [s for name, s in group[1].items() if name != evaluation.against]
+        return min(sign * score.value for score in ours or group[1].values())
+
+    return sorted(groups, key=worst)

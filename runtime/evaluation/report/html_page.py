@@ -25,6 +25,7 @@ from runtime.evaluation.report.figure_text import (
     direction_text,
     figure_text,
     headline,
+    item_figure,
     judge_sentence,
     measured_sentences,
     metric_facts,
@@ -230,7 +231,7 @@ def item_parts(
         marks=MARKS,
         series=series_of(evaluation),
         verdicts_of=len(compared(evaluation)),
-        figure=figure_text,
+        figure=item_figure,
     )
     items: list[str] = []
     left = ITEMS_BYTES

@@ -21,7 +21,7 @@ from runtime.evaluation.report.figure_text import (
 from runtime.evaluation.report.interest import cut
 from runtime.evaluation.report.terminal_table import one_line
 
-SPECIAL = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//)|^[-+=]|(?<=^\d)[.)]|(?<=^\d\d)[.)])")
+SPECIAL = re.compile(r"([\\`*_\[\]#|~$@]|:(?=//)|^[-+=]|(?:(?<=^\d)|(?<=^\d\d))[.)](?=\s|$))")
 """Characters that mean something to some Markdown: formulas, mentions and addresses, too."""
 ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 TEXT_MAX = 400
@@ -59,7 +59,7 @@ def score_lines(evaluation: Evaluation) -> list[str]:
             shown = f" ({escaped(range_text(score, metric.unit))})" if score else ""
             cells.append(f"{mark}{value}{mark}{shown}")
         lines.append(row_line(cells))
-    return [*lines, "", "In brackets: 95 % bootstrap intervals. ↑: higher is better, ↓: lower."]
+    return [*lines, "", "In brackets: 95 % intervals. ↑: higher is better, ↓: lower."]
 
 
 def row_line(cells: list[str]) -> str:

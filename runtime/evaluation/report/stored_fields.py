@@ -17,12 +17,13 @@ T = TypeVar("T")
 
 def plain(value: Any) -> Any:  # Any: whatever asdict gives
     """The value without figures that JSON lacks: infinities become texts, NaN becomes null."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)  # numpy's are none for JSON
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | float):
-        return plain(float(value))
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)  # numpy's, which JSON does not take
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return number if math.isfinite(number) else None if math.isnan(number) else str(number)
     if isinstance(value, Mapping):
         return {name: plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

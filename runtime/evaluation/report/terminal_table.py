@@ -12,12 +12,12 @@ from exporter.core.terminal_text import without_controls
 from runtime.evaluation.evaluation import Case, Evaluation
 from runtime.evaluation.report.figure_text import (
     MISSING,
+    bare_figure,
     best_models,
     compared,
     cost_columns,
     cost_row,
     difference_sentences,
-    figure_text,
     headline,
     judge_sentence,
     measured_sentences,
@@ -34,6 +34,8 @@ NAME_WIDTH = 26
 """Columns for a model's name; the rest of a row then fits into 80."""
 VALUE_WIDTH = 18
 """Columns for a group's name."""
+ID_WIDTH = 16
+"""Columns for an item's id."""
 GROUPS_MAX = 10
 """Groups of a column that are listed, the worst ones."""
 WORST_MAX = 5
@@ -74,15 +76,17 @@ def score_table(evaluation: Evaluation) -> TerminalTable:
     rows = []
     for metric in metrics_in_order(evaluation):
         best = best_models(evaluation, metric)
+        title = f"{metric.title} ({metric.unit})" if metric.unit else metric.title
         for model in evaluation.models:
             score = score_of(evaluation, model.name, metric.name)
             if score:
                 rows.append(
                     (
-                        shortened_line(metric.title, VALUE_WIDTH - 4),
+                        shortened_line(title, VALUE_WIDTH),
                         shortened_line(model.name, NAME_WIDTH),
-                        figure_text(score.value) + (" *" if model.name in best else ""),
-                        range_text(score),
+                        bare_figure(score.value, metric.unit)
+                        + (" *" if model.name in best else ""),
+                        range_text(score, metric.unit),
                         str(score.n),
                     )
                 )
@@ -114,8 +118,8 @@ def group_table(evaluation: Evaluation, column: str) -> TerminalTable:
         (
             shortened_line(value, VALUE_WIDTH) or "(empty)",
             shortened_line(name, NAME_WIDTH),
-            figure_text(score.value),
-            range_text(score),
+            bare_figure(score.value, metric.unit),
+            range_text(score, metric.unit),
             str(score.n),
         )
         for value, scores in groups[:GROUPS_MAX]
@@ -133,6 +137,7 @@ def group_table(evaluation: Evaluation, column: str) -> TerminalTable:
 def size_table(evaluation: Evaluation) -> TerminalTable:
     """Size against the deciding score, the smallest first; empty unless two sizes are known."""
     sized = sorted((m for m in evaluation.models if m.nbytes), key=lambda m: m.nbytes)
+    metric = metric_facts(evaluation, evaluation.deciding)
     rows = []
     for model in sized if len(sized) > 1 else ():
         score = score_of(evaluation, model.name, evaluation.deciding)
@@ -141,11 +146,11 @@ def size_table(evaluation: Evaluation) -> TerminalTable:
                 shortened_line(model.name, NAME_WIDTH),
                 shortened_line(model.quant, VALUE_WIDTH) or MISSING,
                 size_text(model.nbytes),
-                figure_text(score.value) if score else MISSING,
-                range_text(score) if score else "",
+                bare_figure(score.value, metric.unit) if score else MISSING,
+                range_text(score, metric.unit) if score else "",
             )
         )
-    title = shortened_line(metric_facts(evaluation, evaluation.deciding).title, VALUE_WIDTH)
+    title = shortened_line(metric.title, VALUE_WIDTH)
     columns = ("model", "quant", "size", title, "95 % interval")
     return TerminalTable("size against score", columns, tuple(rows))
 
@@ -172,10 +177,11 @@ def worst_table(
     """
     worst = heapq.nsmallest(most, cases, key=lambda case: worst_first(evaluation, case))
     name_width = min(NAME_WIDTH, max((len(m.name) for m in evaluation.models), default=0) + 2)
-    room = max(width - 10 - name_width - 8, 20)
+    id_width = min(ID_WIDTH, max((columns_of(one_line(c.id)) for c in worst), default=0))
+    room = max(width - id_width - name_width - 10, 20)
     rows: list[tuple[str, ...]] = []
     for case in worst:
-        identity = shortened_line(case.id, 10)
+        identity = shortened_line(case.id, id_width)
         rows.append((identity, "question", "", shortened_line(case.question, room)))
         if case.reference:
             rows.append(("", "right answer", "", shortened_line(case.reference, room)))

@@ -187,7 +187,7 @@ def test_memory_stays_bounded_by_the_items_that_are_shown():
     grown, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 
-    assert grown < 4_000_000  # 400 whole questions are 20 MB
+    assert grown < 500_000  # 400 shortened questions are 1.6 MB
     assert max(len(case.question) for case in gathering.listed()) < 4100
 
 

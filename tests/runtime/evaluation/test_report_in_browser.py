@@ -102,7 +102,7 @@ def test_no_script_of_the_data_runs(visits, tmp_path):
     items += [poisoned(c, p) for p, c in zip(PAYLOADS, cases("labels", len(PAYLOADS)), strict=True)]
     results = poisoned(evaluation(cases("labels", 40), "labels"), payload)
     write_report(tmp_path, replace(results, deciding=results.metrics[0].name), items)
-    visit = visits()
+    visit = visits(viewport={"width": 360, "height": 800})
     page = visit.open(tmp_path)
     for item in page.locator("details.item > summary").all()[:12]:
         item.click()
@@ -113,6 +113,7 @@ def test_no_script_of_the_data_runs(visits, tmp_path):
     assert [url for url in visit.requests if url not in (visit.url, "data:,")] == []
     assert page.url == visit.url
     assert page.locator("details.item").count() == len(items)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
 def test_the_policy_stops_a_script_that_gets_in(visits, folder, tmp_path):

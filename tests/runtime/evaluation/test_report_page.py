@@ -272,6 +272,14 @@ def test_what_marks_would_confuse_is_unmarked(before, after):
     assert marked(before, after) == [Piece("same", after)]
 
 
+def test_marks_end_with_the_word(no_plots):
+    items = cases(count=1)
+    answers = {BASE: "the red fox runs", TUNE: "the blue fox runs"}
+    made = page(evaluation(items), [replace(items[0], answers=answers)])
+
+    assert "the <del>red</del> <ins>blue</ins> fox runs</div>" in made
+
+
 def test_marked_pieces_are_the_model_s_answer():
     for case in cases(count=50):
         pieces = marked(case.answers[BASE], case.answers[TUNE])

@@ -18,8 +18,6 @@ from runtime.evaluation.report.plots import plots_of
 from tests.support.evaluations import BASE, LOSS, MODELS, SMALL, TUNE, cases, evaluation
 from tests.support.hostile_texts import PAYLOADS
 
-pytest.importorskip("matplotlib")
-
 
 def made(results, items=()):
     gathering = Gathering(results)
@@ -182,7 +180,9 @@ def test_a_user_s_settings_of_matplotlib_have_no_effect():
 
     items = cases(count=2)
     plain = made(bare(scores=evaluation(items).scores), items)
-    with mpl.rc_context({"svg.fonttype": "path", "axes.facecolor": "red", "font.size": 30}):
+    with mpl.rc_context(
+        {"svg.fonttype": "path", "axes.facecolor": "red", "font.size": 30, "axes.linewidth": 9}
+    ):
         assert made(bare(scores=evaluation(items).scores), items) == plain
         assert mpl.rcParams["font.size"] == 30
 

@@ -11,7 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from runtime.evaluation.report.figure_text import duration_text, figure_text, signed_text
+from runtime.evaluation.metric import Difference, Interval
+from runtime.evaluation.report.figure_text import (
+    duration_text,
+    figure_text,
+    item_figure,
+    range_text,
+    signed_text,
+)
 from runtime.evaluation.report.model_card import escaped, model_card
 from runtime.evaluation.report.terminal_table import (
     columns_of,
@@ -63,9 +70,11 @@ def test_the_best_score_is_marked():
     best = {
         (metric, pick(results.scores, key=lambda m: results.scores[m][name].value))
         for metric, name, pick in (
-            ("exact match", "exact_match", max), ("loss", "loss", min), ("chrF", "chrf", max),
+            ("exact match (%)", "exact_match", max),
+            ("loss (nats)", "loss", min),
+            ("chrF", "chrf", max),
         )
-    }  # fmt: skip
+    }
 
     assert marked == best
 
@@ -74,7 +83,7 @@ def test_the_worst_group_is_first():
     items = cases(count=100)
     results = evaluation(items)
     lowest = {
-        value: min(scores[m]["exact_match"].value for m in scores)
+        value: min(scores[m]["exact_match"].value for m in (TUNE, SMALL))
         for value, scores in results.groups["topic"].items()
     }
     order = list(dict.fromkeys(row[0] for row in group_table(results, "topic").rows))
@@ -86,7 +95,7 @@ def test_the_worst_group_is_the_highest_where_lower_is_better():
     items = cases(count=100)
     results = replace(evaluation(items), deciding="loss")
     highest = {
-        value: max(scores[m]["loss"].value for m in scores)
+        value: max(scores[m]["loss"].value for m in (TUNE, SMALL))
         for value, scores in results.groups["topic"].items()
     }
     order = list(dict.fromkeys(row[0] for row in group_table(results, "topic").rows))
@@ -135,7 +144,7 @@ def test_a_card_has_a_table_sentences_and_the_settings():
 
     assert len(table) == 5
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {6}
-    for part in ("n = 40", "tickets.jsonl", "2026-11-27", "seed 0", "bootstrap"):
+    for part in ("n = 40", "tickets.jsonl", "2026-11-27", "seed 0", "95 % intervals"):
         assert part in card
 
 
@@ -161,6 +170,7 @@ def test_a_card_s_layout_does_not_depend_on_names(payload):
         ("a\nb", "a b"),
         ("- a", r"\- a"),
         ("12. a", r"12\. a"),
+        ("30.5 %", "30.5 %"),
         ("support-tune", "support-tune"),
     ],
 )
@@ -178,6 +188,16 @@ def test_markdown_is_escaped(text, expected):
 )  # fmt: skip
 def test_figures_have_sensible_decimals(value, unit, expected):
     assert figure_text(value, unit) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(5.0, "5 x"), (0.0, "0 x"), (0.25, "0.250 x")])
+def test_whole_figures_of_items_have_no_decimals(value, expected):
+    assert item_figure(value, "x") == expected
+
+
+def test_both_ends_of_an_interval_have_the_same_decimals():
+    assert range_text(Interval(20.5, 8.536, 32.41, 9)) == "8.5 to 32.4"
+    assert range_text(Difference(1.0, -0.5, 2.5, 9, None, "differs", "")) == "-0.500 to +2.500"
 
 
 def test_differences_of_percentages_are_points():
