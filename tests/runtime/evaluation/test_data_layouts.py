@@ -30,7 +30,7 @@ def opened(tmp_path):
 
 SAME = {
     "messages": {"messages": [USER, ANSWER]},
-    "parts": {"messages": [USER, {**ANSWER, "content": [{"type": "text", "text": "In Switzerland."}]}]},
+    "parts": {"messages": [USER, {**ANSWER, "content": [{"text": "In Switzerland."}]}]},
     "nulls of Parquet": {"messages": [{**USER, "name": None, "tool_calls": None}, ANSWER]},
     "JSON in a text": {"messages": json.dumps([USER, ANSWER])},
     "ShareGPT": {"conversations": [HUMAN, GPT]},
@@ -122,6 +122,14 @@ def test_an_answer_that_is_no_choice_is_a_bad_row(opened):
     row = {"question": "q", "choices": ["a", "b"]}
     with pytest.raises(InputError, match="line 2: its `answer` is '2', which is none of its 2"):
         opened({**row, "answer": 1}, {**row, "answer": 2})
+
+
+def test_boolq_has_a_passage_and_true_and_false(opened):
+    rows = [{"question": "q", "passage": "p", "answer": n % 2 == 0} for n in range(6)]
+    data = opened(*rows)
+
+    assert data[0].question == "p\n\nq"
+    assert data.labels == ("false", "true")
 
 
 def test_triviaqa_has_aliases(opened):
