@@ -231,10 +231,31 @@ def test_a_csv_with_ragged_rows(opened):
     assert "not closed" in data.skipped[-1].reason
 
 
-@pytest.mark.parametrize("header", ["a,a", "question,answer,", '"question'])
-def test_a_csv_with_a_bad_header(opened, header):
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("question,answer,answer", "names the column 'answer' more than once"),
+        ("question,answer,,", "names the column '' more than once"),
+        ('"question', "line 1: a quote is opened and not closed"),
+    ],
+)
+def test_a_csv_with_a_bad_header(opened, header, message):
+    with pytest.raises(InputError, match=message):
+        opened(f"{header}\nx,y,z\n", "x.csv")
+
+
+@pytest.mark.parametrize("row", ['{"question": "q\0", "answer": "a"}', "q\0,a"])
+def test_a_nul_is_named_by_its_byte(opened, row):
+    name, head = (
+        ("x.jsonl", GOOD.decode()) if row[0] == "{" else ("x.csv", "question,answer\nq,a\n")
+    )
+    with pytest.raises(InputError, match=r"line \d: byte \d+ is NUL"):
+        opened(head + row, name)
+
+
+def test_a_conversation_in_a_text_that_is_nested_too_deeply(opened):
     with pytest.raises(InputError):
-        opened(f"{header}\nx,y\n", "x.csv")
+        opened(json.dumps({"messages": '[{"role":' + "[" * 100_000}))
 
 
 def test_a_file_that_changed_since_is_an_error(opened, tmp_path):

@@ -46,7 +46,10 @@ def write_parquet(path):
     import pyarrow.parquet as pq
 
     at = dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc)
-    rows = [{**row, "picture": {"bytes": b"\xff", "path": "x"}, "at": at} for row in ROWS]
+    rows = [
+        {**row, "picture": {"bytes": b"\xff", "path": "x"}, "at": at, "raw": b"\xff"}
+        for row in ROWS
+    ]
     pq.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=70)
 
 
@@ -209,3 +212,13 @@ def test_a_json_list_is_found_at_every_boundary_of_the_buffer(tmp_path, monkeypa
     data = open_data(DataRequest(str(tmp_path / "a.json")))
 
     assert [item.question for item in data] == [row["question"] for row in rows]
+    (tmp_path / "b.json").write_text(
+        '{"version": 123456789012345, "a": true, "data": [{"text": "t"}]}'
+    )
+    assert open_data(DataRequest(str(tmp_path / "b.json")))[0].references == ("t",)
+
+
+def test_a_field_of_a_csv_can_be_long(tmp_path):
+    (tmp_path / "a.csv").write_text(f"question,answer\n{'q' * (1 << 20)},a\n")
+
+    assert len(open_data(DataRequest(str(tmp_path / "a.csv")))[0].question) == 1 << 20

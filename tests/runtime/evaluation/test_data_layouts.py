@@ -240,6 +240,19 @@ def test_few_short_references_that_recur_are_labels(opened):
     assert opened(*many[:60]).facts.task == "labels"
 
 
+def test_several_references_of_a_row_are_no_labels(opened):
+    rows = [{"question": f"q{n}", "answers": [f"a{n % 2}", "b"]} for n in range(20)]
+
+    assert opened(*rows).facts.task == "answers"
+
+
+def test_a_thousand_labels_and_more_are_free_text(opened):
+    rows = [{"text": "t", "label": f"label {n}"} for n in range(1001)]
+
+    assert len(opened(*rows[:1000]).labels) == 1000
+    assert opened(*rows).facts.task == "answers"
+
+
 def test_references_that_are_json_make_the_task_json(opened):
     rows = [{"question": f"q{n}", "answer": json.dumps({"n": n})} for n in range(40)]
     rows[0]["answer"] = {"n": 0}  # not written as a text
