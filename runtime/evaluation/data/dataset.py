@@ -16,7 +16,7 @@ from runtime.evaluation.evaluation import DataFacts
 from runtime.evaluation.item import Item
 
 COLUMN = 200  # characters of the longest value that results are grouped by
-JOINED = ("input", "context", "system", "system_prompt")
+JOINED = ("input", "context", "passage", "system", "system_prompt")
 """Columns that become a part of the conversation."""
 SHOWN = 10  # bad rows kept with their reasons
 

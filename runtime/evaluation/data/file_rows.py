@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from exporter.core.errors import InputError
+
 Fields: TypeAlias = Mapping[str, Any]
 """A row's columns; a value is what JSON can hold."""
 
@@ -77,8 +79,17 @@ class SpanRows:
         return self.spans.lines[number]
 
     def scan(self, wanted: Iterable[int]) -> Iterator[tuple[int, Fields | RowError]]:
-        """The wanted rows, each with its number; a row that cannot be parsed is its error."""
-        with self.place.open("rb") as file:
+        """The wanted rows, each with its number; a row that cannot be parsed is its error.
+
+        Raises InputError for a file that can no longer be opened.
+        """
+        try:
+            opened = self.place.open("rb")
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be read any more: {error.strerror}", hint="check the path"
+            ) from error
+        with opened as file:
             for number in wanted:
                 file.seek(self.spans.offsets[number])
                 try:

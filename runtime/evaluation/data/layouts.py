@@ -21,7 +21,10 @@ LONG_PROMPTS = ("document", "article", "source", "dialogue", "text", "passage")
 """Taken for the question only where no other column is."""
 LONG_ANSWERS = ("summary", "highlights", "targets")
 TEXTS = ("text", "sentence", "content", "review", "utterance", "tweet", "headline", "comment")
-PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"))
+PAIRS = (
+    ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"),
+    ("text1", "text2"), ("question", "sentence"),
+)  # fmt: skip
 """Two texts that one label is about."""
 LABELS = ("label", "labels", "category", "intent", "class", "sentiment", "emotion")
 LABEL_TEXT = "label_text"

@@ -125,8 +125,14 @@ def find_files(
 
     Raises InputError for data that does not exist, and for splits of a single file.
     """
-    path = Path(request.source).expanduser()
-    if path.is_file():
+    path = Path(request.source)
+    try:
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError as error:
+        raise InputError(
+            f"{request.source} cannot be read: {error.strerror}", hint="check the path"
+        ) from error
+    if is_file:
         if request.split:
             raise InputError(
                 f"{request.source} is one file: it has no split {request.split!r}",
@@ -134,7 +140,7 @@ def find_files(
             )
         return [path], None, None
     config = None
-    if not path.is_dir():
+    if not is_folder:
         is_path = request.source.endswith(SUFFIXES) and "://" not in request.source
         if pull is None or is_path or not is_dataset_name(request.source):
             raise InputError(
@@ -310,6 +316,6 @@ def notes(found: FirstPass, request: DataRequest, split: Split | None) -> Iterat
     if found.after:
         yield f"{found.after} rows have turns after the last answer, which were left out."
     if found.choices:
-        yield f"{found.choices} rows have choices: they were listed, and their letters are the answers."
+        yield f"{found.choices} rows have choices, which were listed: letters are the answers."
     if found.tools:
         yield f"{found.tools} rows declare tools, which the models were not offered."

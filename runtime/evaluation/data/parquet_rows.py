@@ -17,7 +17,7 @@ BATCH = 128  # rows decoded at a time
 
 @dataclass(frozen=True, slots=True)
 class ParquetRows:
-    """The rows of a Parquet file; columns of bytes, such as pictures, are left out."""
+    """The rows of a Parquet file; columns of bytes, such as pictures, and of times are left out."""
 
     path: Path
     columns: tuple[str, ...]
@@ -59,10 +59,19 @@ class ParquetRows:
                 while place < len(numbers) and numbers[place] < end:
                     place += 1
                 for number in numbers[begin:place]:
-                    yield number, batch.slice(number - first, 1).to_pylist()[0]
+                    yield number, row_of(batch, number - first)
                 if place == len(numbers):
                     return
                 first = end
+
+
+def row_of(batch: Any, number: int) -> Fields | RowError:  # pyarrow has no types
+    """A row of a batch, or why its values are none of Python's."""
+    try:
+        row: Fields = batch.slice(number, 1).to_pylist()[0]
+    except (ValueError, OverflowError, import_module("pyarrow").ArrowException) as error:
+        return RowError(f"it has a value that cannot be read: {error}")
+    return row
 
 
 def opened(path: Path) -> Any:  # pyarrow has no types
@@ -99,17 +108,20 @@ def damaged(path: Path, error: Exception) -> InputError:
 def parquet_rows(path: Path) -> ParquetRows:
     """The rows of a Parquet file. Raises InputError where it is damaged."""
     with opened(path) as file:
-        names = tuple(one.name for one in file.schema_arrow if not holds_bytes(one.type))
+        names = tuple(one.name for one in file.schema_arrow if not is_left_out(one.type))
         meta = file.metadata
         groups = tuple(meta.row_group(n).num_rows for n in range(meta.num_row_groups))
     return ParquetRows(path, names, groups)
 
 
-def holds_bytes(kind: Any) -> bool:  # a pyarrow type
+def is_left_out(kind: Any) -> bool:  # a pyarrow type
+    """Whether a column has bytes, or times, of which Python has not all."""
     types = import_module("pyarrow.types")
+    if types.is_temporal(kind):
+        return True
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return True
-    return any(holds_bytes(kind.field(n).type) for n in range(kind.num_fields))
+    return any(is_left_out(kind.field(n).type) for n in range(kind.num_fields))
 
 
 def parquet_label_names(path: Path) -> dict[str, tuple[str, ...]]:

@@ -28,6 +28,7 @@ SYSTEM = ("system", "system_prompt")
 TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
 """Turns in Anthropic's hh-rlhf, which has conversations as one text."""
 BEFORE = "\n\nHuman:"
+CONTEXTS = ("context", "passage")
 OPTIONS = ("choices", "options")
 LONG_NUMBER = 4  # digits that no option's number has
 PAIR = 2  # LLaMA-Factory's history: an instruction and its response
@@ -102,7 +103,8 @@ def read_answer(row: Fields, layout: Layout) -> Parts:
 def read_options(row: Fields) -> dict[str, str]:
     """The options of a multiple-choice question by their letters, as MMLU and ARC have them."""
     value = next((row[name] for name in OPTIONS if row.get(name)), None)
-    texts, letters = value, list(ascii_uppercase)
+    texts: object = value
+    letters: object = list(ascii_uppercase)
     if isinstance(value, Mapping):
         texts, letters = value.get("text"), value.get("label")
     if not isinstance(texts, list) or not isinstance(letters, list) or len(letters) < len(texts):
@@ -143,7 +145,8 @@ def asking_turns(row: Fields, layout: Layout, column: str) -> list[Turn]:
         if not asking:
             raise RowError(f"its `{column}` is empty")
         return [*history(row.get("history")), message("user", asking)]
-    context = optional_text(row.get("context")) if column != "context" else ""
+    name = next((one for one in CONTEXTS if one != column and row.get(one)), "")
+    context = optional_text(row.get(name))
     asking = required_text(row[column], column)
     return [
         *history(row.get("history")),

@@ -46,7 +46,9 @@ def leaks(
             continue
         if is_unseen and not name.endswith(SUFFIXES):
             return None
-        sentence = f"{adapter.name} was trained on this data, as {path.name} says (`{name[:80]}`)"
+        sentence = (
+            f"{adapter.name} was trained on data of this name, as {path.name} says (`{name[:80]}`)"
+        )
         if is_held_out:
             return f"{sentence}: the held-out rows are new to it only if training left them out."
         return f"{sentence}, and no held-out split was named: good figures may be memory."

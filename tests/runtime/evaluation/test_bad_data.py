@@ -71,7 +71,7 @@ MESSAGES = {
     '[{"role": "user", "content": "q"}]': "no turn of the assistant",
     '[{"role": "assistant", "content": "a"}]': "no turn of the user before",
     '[{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]': "empty answers",
-    '[{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{}]}]': "calls of tools",
+    '[{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{}]}]': "calls of",
     '[{"role": "user", "content": "q"}, {"role": "narrator", "content": "a"}]': "'narrator'",
     '[{"role": "user", "content": 3}, {"role": "assistant", "content": "a"}]': "neither a text",
     '[{"role": "user"}, {"role": "assistant", "content": "a"}]': "no content",
@@ -119,7 +119,7 @@ def test_all_bad_rows_are_counted_and_the_first_ten_kept(opened):
 def test_data_without_a_good_row_is_an_error_even_so(opened):
     with pytest.raises(InputError, match=r"no row of .* can be used: rows.jsonl, line 1"):
         opened('{"question": "q", "answer": ""}\n', skip_bad=True)
-    with pytest.raises(InputError, match="no row of .* can be read"):
+    with pytest.raises(InputError, match=r"no row of .* can be read"):
         opened("text\n", skip_bad=True)
 
 
@@ -160,7 +160,9 @@ def test_encodings_with_a_byte_order_mark_are_read(opened, encoding):
     ],
 )
 def test_latin_1_is_an_error_with_the_byte(opened, name, raw):
-    with pytest.raises(InputError, match=f"{name}, line 2: byte .* is 0xe9, .* not UTF-8") as error:
+    with pytest.raises(
+        InputError, match=rf"{name}, line 2: byte .* is 0xe9, .* not UTF-8"
+    ) as error:
         opened(raw, name)
     assert "iconv" in error.value.hint
 
@@ -229,10 +231,31 @@ def test_a_csv_with_ragged_rows(opened):
     assert "not closed" in data.skipped[-1].reason
 
 
-@pytest.mark.parametrize("header", ["a,a", "question,answer,", '"question'])
-def test_a_csv_with_a_bad_header(opened, header):
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("question,answer,answer", "names the column 'answer' more than once"),
+        ("question,answer,,", "names the column '' more than once"),
+        ('"question', "line 1: a quote is opened and not closed"),
+    ],
+)
+def test_a_csv_with_a_bad_header(opened, header, message):
+    with pytest.raises(InputError, match=message):
+        opened(f"{header}\nx,y,z\n", "x.csv")
+
+
+@pytest.mark.parametrize("row", ['{"question": "q\0", "answer": "a"}', "q\0,a"])
+def test_a_nul_is_named_by_its_byte(opened, row):
+    name, head = (
+        ("x.jsonl", GOOD.decode()) if row[0] == "{" else ("x.csv", "question,answer\nq,a\n")
+    )
+    with pytest.raises(InputError, match=r"line \d: byte \d+ is NUL"):
+        opened(head + row, name)
+
+
+def test_a_conversation_in_a_text_that_is_nested_too_deeply(opened):
     with pytest.raises(InputError):
-        opened(f"{header}\nx,y\n", "x.csv")
+        opened(json.dumps({"messages": '[{"role":' + "[" * 100_000}))
 
 
 def test_a_file_that_changed_since_is_an_error(opened, tmp_path):
@@ -242,6 +265,17 @@ def test_a_file_that_changed_since_is_an_error(opened, tmp_path):
         list(data)
 
     assert "changed" in error.value.hint
+
+
+def test_a_file_that_is_gone_is_an_error(opened, tmp_path):
+    data = opened(GOOD)
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(InputError, match="cannot be read any more"):
+        list(data)
+    with pytest.raises(InputError, match="no file or folder"):
+        open_data(DataRequest(str(tmp_path / "rows.jsonl")))
+    with pytest.raises(InputError, match="cannot be read"):
+        open_data(DataRequest(str(tmp_path / ("x" * 300))))
 
 
 def test_a_row_of_a_megabyte_among_many_costs_no_memory(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import gzip
 import json
 import random
@@ -44,7 +45,11 @@ def write_parquet(path):
     pyarrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    rows = [{**row, "picture": {"bytes": b"\xff", "path": "x"}} for row in ROWS]
+    at = dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc)
+    rows = [
+        {**row, "picture": {"bytes": b"\xff", "path": "x"}, "at": at, "raw": b"\xff"}
+        for row in ROWS
+    ]
     pq.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=70)
 
 
@@ -126,7 +131,7 @@ def test_parquet_names_the_labels(tmp_path):
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
     pq.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="a.parquet, row 3: its `text` is null"):
+    with pytest.raises(InputError, match=r"a.parquet, row 3: its `text` is null"):
         open_data(DataRequest(str(tmp_path / "a.parquet")))
     data = open_data(DataRequest(str(tmp_path / "a.parquet"), skip_bad=True))
 
@@ -200,9 +205,20 @@ def test_a_split_of_a_single_file_is_an_error(sample):
 
 def test_a_json_list_is_found_at_every_boundary_of_the_buffer(tmp_path, monkeypatch):
     monkeypatch.setattr("runtime.evaluation.data.json_stream.READ", 1)
-    rows = [{"question": random.Random(n).choice(["é", "🏔\\u00e9", "\\\\"]) * n, "answer": [n, -1.5e3]}
+    odd = ["é", "🏔\\u00e9", "\\\\"]
+    rows = [{"question": random.Random(n).choice(odd) * n, "answer": [n, -1.5e3]}
             for n in range(1, 20)]  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(rows, ensure_ascii=False, indent=1))
     data = open_data(DataRequest(str(tmp_path / "a.json")))
 
     assert [item.question for item in data] == [row["question"] for row in rows]
+    (tmp_path / "b.json").write_text(
+        '{"version": 123456789012345, "a": true, "data": [{"text": "t"}]}'
+    )
+    assert open_data(DataRequest(str(tmp_path / "b.json")))[0].references == ("t",)
+
+
+def test_a_field_of_a_csv_can_be_long(tmp_path):
+    (tmp_path / "a.csv").write_text(f"question,answer\n{'q' * (1 << 20)},a\n")
+
+    assert len(open_data(DataRequest(str(tmp_path / "a.csv")))[0].question) == 1 << 20

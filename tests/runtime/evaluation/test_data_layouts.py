@@ -30,7 +30,7 @@ def opened(tmp_path):
 
 SAME = {
     "messages": {"messages": [USER, ANSWER]},
-    "parts": {"messages": [USER, {**ANSWER, "content": [{"type": "text", "text": "In Switzerland."}]}]},
+    "parts": {"messages": [USER, {**ANSWER, "content": [{"text": "In Switzerland."}]}]},
     "nulls of Parquet": {"messages": [{**USER, "name": None, "tool_calls": None}, ANSWER]},
     "JSON in a text": {"messages": json.dumps([USER, ANSWER])},
     "ShareGPT": {"conversations": [HUMAN, GPT]},
@@ -122,6 +122,14 @@ def test_an_answer_that_is_no_choice_is_a_bad_row(opened):
     row = {"question": "q", "choices": ["a", "b"]}
     with pytest.raises(InputError, match="line 2: its `answer` is '2', which is none of its 2"):
         opened({**row, "answer": 1}, {**row, "answer": 2})
+
+
+def test_boolq_has_a_passage_and_true_and_false(opened):
+    rows = [{"question": "q", "passage": "p", "answer": n % 2 == 0} for n in range(6)]
+    data = opened(*rows)
+
+    assert data[0].question == "p\n\nq"
+    assert data.labels == ("false", "true")
 
 
 def test_triviaqa_has_aliases(opened):
@@ -230,6 +238,19 @@ def test_few_short_references_that_recur_are_labels(opened):
     many = [{"question": "q", "answer": str(n // 3)} for n in range(63)]
     assert opened(*many).facts.task == "answers"
     assert opened(*many[:60]).facts.task == "labels"
+
+
+def test_several_references_of_a_row_are_no_labels(opened):
+    rows = [{"question": f"q{n}", "answers": [f"a{n % 2}", "b"]} for n in range(20)]
+
+    assert opened(*rows).facts.task == "answers"
+
+
+def test_a_thousand_labels_and_more_are_free_text(opened):
+    rows = [{"text": "t", "label": f"label {n}"} for n in range(1001)]
+
+    assert len(opened(*rows[:1000]).labels) == 1000
+    assert opened(*rows).facts.task == "answers"
 
 
 def test_references_that_are_json_make_the_task_json(opened):
