@@ -59,6 +59,7 @@ WALL_CLOCK = {
     "exporter/hub/probe_history.py",  # a week, across processes
     "exporter/hub/pull_plan.py",  # until a date that a server names
     "runtime/chat/session_files.py",  # when a conversation began
+    "runtime/cli/eval_command.py",  # when an evaluation began
     "runtime/encoder_decoder/http.py",  # OpenAI's `created`
     "runtime/encoder_decoder/openai.py",
     "runtime/scoring/choices.py",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class WantedModels:
     adapters: tuple[str, ...] = ()
     """NAME=PATH[:SCALE], beside the one model."""
     base: str | None = None
-    asked: Asked = Asked()
+    asked: Asked = field(default_factory=Asked)
     url: str | None = None
     remote_model: str | None = None
     key_file: Path | None = None

@@ -24,7 +24,7 @@ from runtime.evaluation.summary import Comparison, Summary, summarize
 
 SAMPLED = 200
 """Items by which lengths are judged."""
-SHORT_WORDS = 5
+SHORT_WORDS = 5  # of the median reference
 LEAST_TOKENS, MOST_TOKENS = 32, 512
 """The range of an answer's default limit, in tokens."""
 

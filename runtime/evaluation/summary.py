@@ -34,7 +34,7 @@ GROUPS_MAX = 12
 """The most values of a column by which results are grouped unasked."""
 GROUP_LEAST = 5
 """Items that each group must have on average for that."""
-GROUP_METRICS = 3
+GROUP_METRICS = 3  # the first, by which groups are compared
 VALUE_MAX = 200  # characters of a column's value that names a group
 
 
@@ -281,7 +281,7 @@ class Summary:
 
 
 def shown(table: ModelTable, number: int) -> str:
-    """What a model made of an item, in words."""
+    """A model's result for an item, in words."""
     outcome = table.measured.outcome(number)
     if outcome is None:
         return ""

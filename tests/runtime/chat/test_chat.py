@@ -170,13 +170,13 @@ def test_ctrl_c_in_the_middle_of_an_answer_ends_everything(pirate):
         "5",
     ]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert wait_until(lambda: children_of(process.pid), 30)
+        children = children_of(process.pid)  # looked at now: the answer takes a few milliseconds
         process.stdout.read(1)
-        children = children_of(process.pid)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=15)
 
     assert process.returncode in (0, 130)  # 0 when the answer was complete first
-    assert children
     assert wait_until(lambda: not any(is_alive(pid) for pid in children))
 
 
