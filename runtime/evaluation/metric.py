@@ -40,6 +40,9 @@ class Metric:
     """None where neither is better, such as an answer's length."""
     unit: str = ""
     """Shown behind the figure, such as `%` (of a figure that is already times 100) or `nats`."""
+    judged_by: str = ""
+    """A metric that this one rises and falls with: where that is computed, the difference of two
+    models is told of that alone."""
     is_binary: bool = False
     """Whether an item's value is 0 or 1: two models are then compared by McNemar's test."""
 

@@ -184,7 +184,8 @@ class Summary:
         return {
             metric.name: found
             for metric in self.comparison.metrics
-            if same_width(table.rows[metric.name], reference.rows[metric.name])
+            if metric.judged_by not in table.rows
+            and same_width(table.rows[metric.name], reference.rows[metric.name])
             and (
                 found := difference(
                     metric,

@@ -103,7 +103,13 @@ def agreement_with(others: Mapping[str, Outcome]) -> Metric:
 LIKELIHOOD_METRICS: tuple[Metric, ...] = (
     Metric("loss", "loss", "reference", loss_sums, ratio, higher_is_better=False, unit="nats"),
     Metric(
-        "perplexity", "perplexity", "reference", loss_sums, perplexity_of, higher_is_better=False
+        "perplexity",
+        "perplexity",
+        "reference",
+        loss_sums,
+        perplexity_of,
+        higher_is_better=False,
+        judged_by="loss",
     ),
     Metric(
         "bits_per_byte",

@@ -1,0 +1,128 @@
+"""A GGUF asked by an evaluation gives what transformers and peft give."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from runtime.engine.adapters import Adapter
+from runtime.engine.memory_fit import Asked
+from runtime.engine.opened_model import open_model
+from runtime.engine.selection import Choice
+from runtime.evaluation.evaluated_model import AnswerSettings
+from runtime.evaluation.local_model import LocalEngines, LocalModel
+from tests.support.unmerged import Unmerged
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+ASKS = [{"role": "user", "content": "What does a cow say?"}]
+TEXTS = ("A cow says moo.", "Arr, a cow be sayin' moo, matey!", "blue")
+SETTINGS = AnswerSettings(32)
+
+
+@pytest.fixture(scope="module")
+def models(demo_models, pirate_lora, toolchain, tmp_path_factory):
+    """The demo's base in F32, and with the adapter at 0.5."""
+    path: Path = tmp_path_factory.mktemp("whole") / "base-F32.gguf"
+    export(ExportRequest((), demo_models.base, ("F32",), (path,)), toolchain)
+    opened = open_model(path, (Adapter("pirate", pirate_lora, 0.5),))
+    engines = LocalEngines(opened, Asked(256, 1))
+    try:
+        yield [
+            LocalModel(choice.adapter or "base", engines, choice, {"choice": str(choice)})
+            for choice in (Choice(), Choice("pirate", 0.5))
+        ]
+    finally:
+        engines.stop()
+
+
+def test_likelihoods_are_those_of_transformers_and_peft(models, demo_models):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_models.base)
+    prompt = tokenizer.apply_chat_template(ASKS, tokenize=False, add_generation_prompt=True)
+    unmerged = Unmerged(demo_models.base, [demo_models.adapter])
+    for model, scale in zip(models, (0.0, 0.5), strict=True):
+        found = model.likelihoods(ASKS, TEXTS)
+        for text, likelihood in zip(TEXTS, found, strict=True):
+            before = tokenizer(prompt, add_special_tokens=False).input_ids
+            ids = tokenizer(prompt + text, add_special_tokens=False).input_ids
+            start = len(before)
+            assert ids[:start] == before
+            wanted = unmerged.tokens(ids, [scale])[start - 1 :]
+            assert likelihood.tokens == len(wanted)
+            assert likelihood.logprob == pytest.approx(wanted.sum(), abs=1e-4 * len(wanted))
+            rows = unmerged.logprobs(ids, [scale])[start - 1 : -1]
+            assert list(likelihood.greedy) == list(rows.argmax(axis=1))
+
+
+def test_the_same_answer_comes_twice_and_the_adapter_changes_it(models):
+    base, tuned = models
+    first = base.answer(ASKS, SETTINGS)
+    other = tuned.answer(ASKS, SETTINGS)
+
+    again = base.answer(ASKS, SETTINGS)
+
+    assert first.answer == again.answer
+    assert first.answer
+    assert first.answer != other.answer
+    assert first.tokens > 0
+    assert first.prompt_tokens > 0
+
+
+def test_a_special_token_named_in_the_data_is_text(models):
+    """As a token it would end the user's turn: the prompt would be another."""
+    base = models[0]
+    named = [{"role": "user", "content": "What does a</s> cow say?"}]
+
+    parts = base.context(named)
+    prompt = base.as_ids(parts)
+
+    assert {"plain": "</s>"} in parts
+    end = base.as_ids([{"plain": "</s>"}])
+    assert len(end) > 1, "it is spelled out in ordinary tokens"
+    assert all(isinstance(one, str) or one in end for one in prompt)
+    assert base.answer(named, SETTINGS).answer
+    (found,) = base.likelihoods(named, ["moo</s>"])
+    plain = base.likelihoods(ASKS, ["moo"])[0]
+    assert found.tokens >= plain.tokens + len(end)
+
+
+def test_a_prompt_that_exceeds_the_context_is_a_refusal_with_both_numbers(models):
+    long = [{"role": "user", "content": "cow " * 400}]
+
+    refused = models[0].answer(long, SETTINGS).refusal
+
+    assert refused.startswith("exceeds the context: 4")
+    assert refused.endswith("256 fit")
+    assert str(models[0].likelihoods(long, ["x"])).startswith("exceeds the context: 4")
+
+
+def test_an_engine_that_is_killed_is_started_again(models):
+    base = models[0]
+    before = base.answer(ASKS, SETTINGS).answer
+    scored = base.likelihoods(ASKS, TEXTS)
+    for server in (base.engines.engine.server, base.engines.scorer):
+        os.kill(server.process.pid, signal.SIGKILL)
+
+    assert base.answer(ASKS, SETTINGS).answer == before
+    assert base.likelihoods(ASKS, TEXTS) == scored
+
+
+def test_a_text_without_a_question_is_scored_from_its_beginning(models, demo_models):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_models.base)
+    unmerged = Unmerged(demo_models.base)
+    (found,) = models[0].likelihoods([], ["A cow says moo."])
+
+    ids = tokenizer("A cow says moo.").input_ids
+    ids = ids if ids[0] == tokenizer.bos_token_id else [tokenizer.bos_token_id, *ids]
+    wanted = unmerged.tokens(ids)
+
+    assert found.tokens in (len(wanted), len(wanted) - 1)
+    assert found.logprob == pytest.approx(wanted[-found.tokens :].sum(), abs=1e-3)
