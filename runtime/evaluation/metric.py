@@ -41,8 +41,8 @@ class Metric:
     unit: str = ""
     """Shown behind the figure, such as `%` (of a figure that is already times 100) or `nats`."""
     judged_by: str = ""
-    """A metric that this one rises and falls with: where that is computed, the difference of two
-    models is told of that alone."""
+    """A metric that this one rises and falls with: where that is computed, two models are compared
+    by that alone."""
     is_binary: bool = False
     """Whether an item's value is 0 or 1: two models are then compared by McNemar's test."""
 
