@@ -1,0 +1,162 @@
+"""What `decant eval` adds to the time that its models need.
+
+    .venv/bin/python benchmarks/evaluate.py [--items 1000] [--write]
+
+On the demo's models, in one run: the answers of three models to the same questions by `decant eval`
+against the same requests to bare llama-servers; labels by likelihood against labels by generated
+answers; and the memory of an evaluation of many items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from exporter.core.machine import cores, physical_cores
+from exporter.demo import make_demo_models
+from exporter.demo.corpus import ANIMALS, COLOURS, COUNTRIES
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
+from exporter.llamacpp.toolchain import Toolchain, cache_folder, find_toolchain, host_facts
+from runtime.engine.llama_server import Server, ServerSpec
+from runtime.engine.openai_client import ask_json
+
+RESULTS = Path(__file__).with_suffix(".json")
+QUANTS = ("F16", "Q8_0", "Q4_K_M")
+TOKENS = 32
+CHAT = "/v1/chat/completions"
+
+
+def main() -> None:
+    """Measure, print and perhaps keep the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--items", type=int, default=1000)
+    parser.add_argument(
+        "--many", type=int, default=10_000, help="items by which memory is measured"
+    )
+    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.name}")
+    asked = parser.parse_args()
+    toolchain = find_toolchain()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        models = exported(root, toolchain)
+        found = {
+            "answers": answers(root, models, asked.items, toolchain),
+            "labels": labels(root, models[-1], asked.items),
+            "memory": memory(root, models[-1], asked.many),
+        }
+    host = host_facts()
+    found["machine"] = {"cpu": host.model, "features": host.features, "cores": cores()}
+    print(json.dumps(found, indent=2))
+    if asked.write:
+        RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def exported(root: Path, toolchain: Toolchain) -> list[Path]:
+    demo = make_demo_models(cache_folder() / "demo")
+    paths = [root / f"demo-{quant}.gguf" for quant in QUANTS]
+    export(ExportRequest(((demo.adapter, 1.0),), demo.base, QUANTS, tuple(paths)), toolchain)
+    return paths
+
+
+def questions(count: int) -> list[str]:
+    """Different questions of the kinds that the demo knows."""
+    kinds = [f"What does a {one} say?" for one in ANIMALS]
+    kinds += [f"What colour is {one}?" for one in COLOURS]
+    kinds += [f"What is the capital of {one}?" for one in COUNTRIES]
+    return [f"{kinds[n % len(kinds)]} {n}" for n in range(count)]
+
+
+def evaluated(root: Path, arguments: list[object]) -> tuple[float, float, dict[str, object]]:
+    """Seconds, the peak resident size in MiB and the results of `decant eval`."""
+    argv = [sys.executable, "-m", "exporter", "eval", *map(str, arguments), "--json", "--quiet"]
+    with tempfile.TemporaryDirectory(dir=root) as data:
+        env = {**os.environ, "XDG_DATA_HOME": data}
+        began = time.monotonic()
+        process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        out = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        took_s = time.monotonic() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"decant eval ended with {process.returncode}")
+    return took_s, usage.ru_maxrss / 1024, json.loads(out)
+
+
+def answers(root: Path, models: list[Path], count: int, toolchain: Toolchain) -> dict[str, object]:
+    """Three models' answers, against the same requests to bare llama-servers."""
+    data = root / "answers.jsonl"
+    asked = questions(count)
+    rows = [{"question": one, "answer": "Arr, it be so, matey!"} for one in asked]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    arguments = [*models, "--data", data, "-n", TOKENS, "--metric=-loss", "--metric=-perplexity"]
+    bare_s = sum(served(path, asked, toolchain) for path in models)
+    took_s, size, _ = evaluated(root, arguments)
+    return {
+        "items": count, "models": len(models), "decant_eval_s": round(took_s, 1),
+        "llama_server_s": round(bare_s, 1), "ratio": round(took_s / bare_s, 3),
+        "memory_mib": round(size),
+    }  # fmt: skip
+
+
+def served(path: Path, asked: list[str], toolchain: Toolchain) -> float:
+    """Seconds of a llama-server with one slot for all requests, its start included."""
+    began = time.monotonic()
+    with Server(ServerSpec(path, 0, physical_cores()), toolchain) as server:
+
+        def one(question: str) -> object:
+            body = {"messages": [{"role": "user", "content": question}], "temperature": 0,
+                    "seed": 0, "max_tokens": TOKENS, "cache_prompt": False}  # fmt: skip
+            return ask_json(server, CHAT, body)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(one, asked))
+    return time.monotonic() - began
+
+
+def labels(root: Path, model: Path, count: int) -> dict[str, object]:
+    """Labels by likelihood, against labels by generated answers."""
+    data = root / "labels.jsonl"
+    names = [f"Arr, a {one} be sayin' {ANIMALS[one][0]}, matey!" for one in ANIMALS]
+    rows = [
+        {"text": f"What does a {one} say? {n}", "label": name}
+        for n in range(count // len(names))
+        for one, name in zip(ANIMALS, names, strict=True)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    common = [model, "--data", data, "-n", TOKENS]
+    _, _, likely = evaluated(root, common)
+    generating = [f"--metric=-{name}" for name in ("accuracy", "macro_f1", "ece")]
+    _, _, written = evaluated(root, [*common, "--metric", "exact_match", *generating])
+    by_likelihood, by_generation = (
+        found["models"][0]["seconds"]
+        for found in (likely, written)  # type: ignore[index]
+    )
+    return {
+        "items": len(rows), "labels": len(names), "likelihood_s": round(by_likelihood, 2),
+        "generation_s": round(by_generation, 2),
+        "ratio": round(by_generation / by_likelihood, 2),
+    }  # fmt: skip
+
+
+def memory(root: Path, model: Path, count: int) -> dict[str, object]:
+    """The peak resident size of `decant eval` itself, its engines left out."""
+    data = root / "many.jsonl"
+    rows = [{"question": one, "answer": "Arr, it be so, matey!"} for one in questions(count)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    took_s, size, _ = evaluated(root, [model, "--data", data, "-n", 12])
+    return {"items": count, "peak_mib": round(size), "seconds": round(took_s, 1)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
