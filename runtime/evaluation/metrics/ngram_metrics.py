@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.evaluation.item import Item
 from runtime.evaluation.metric import Metric
 from runtime.evaluation.metrics.figures import mean_metric, row
-from runtime.evaluation.metrics.libraries import library
+from runtime.evaluation.metrics.libraries import library, without
 from runtime.evaluation.metrics.text_tokens import SPACELESS, alphanumeric_tokens
 from runtime.evaluation.outcome import Outcome
 
@@ -39,7 +39,9 @@ def _chrf() -> Any:  # sacrebleu's CHRF
 
 @cache
 def _rouge() -> Any:  # rouge-score's RougeScorer
-    return library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=_Words())
+    with without("scipy", "sklearn"):
+        scorer = library("rouge_score.rouge_scorer").RougeScorer
+    return scorer(["rougeL"], tokenizer=_Words())
 
 
 class _Words:
