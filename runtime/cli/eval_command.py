@@ -90,8 +90,8 @@ class EvalOptions:
 @click.option("--system", help="A system message for conversations without one.")
 @click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be used.")
 @click.option(
-    "--metric", "metrics", multiple=True, metavar="NAME|-NAME|FILE.py:FUNCTION",
-    help="Add or remove a metric. Repeatable.",
+    "--metric", "metrics", multiple=True, metavar="[-]NAME|FILE.py:FUNCTION",
+    help="Add or remove a metric; also regex=PATTERN, json_schema=FILE. Repeatable.",
 )  # fmt: skip
 @click.option("--trust-code", is_flag=True, help="Allow --metric to run a Python file.")
 @click.option("--by", multiple=True, metavar="COLUMN", help="Group results by this column.")

@@ -9,6 +9,7 @@ from exporter.core.errors import InputError
 from runtime.evaluation.item import Task
 from runtime.evaluation.metric import Metric, Needs
 from runtime.evaluation.metrics.answer_metrics import ANSWER_METRICS
+from runtime.evaluation.metrics.form_metrics import form_metric, is_form
 from runtime.evaluation.metrics.label_metrics import LABEL_METRICS
 from runtime.evaluation.metrics.libraries import HINT, is_installed
 from runtime.evaluation.metrics.likelihood_metrics import LIKELIHOOD_METRICS
@@ -68,8 +69,9 @@ def chosen_metrics(
 ) -> tuple[Metric, ...]:
     """The default metrics with a user's changes; the first decides who wins an item.
 
-    changes: `NAME` adds a metric, `-NAME` removes one, `FILE.py:FUNCTION` adds a function of the
-    user's, which is run only with `trust`. Raises InputError.
+    changes: `NAME` adds a metric, `-NAME` removes one, `regex=PATTERN` and `json_schema=FILE` count
+    answers of a form, `FILE.py:FUNCTION` adds a function of the user's, which is run only with
+    `trust`. Raises InputError.
     """
     chosen = {
         name: METRICS[name]
@@ -80,11 +82,18 @@ def chosen_metrics(
         if change.startswith("-"):
             chosen.pop(_known(change[1:]).name, None)
             continue
-        metric = _trusted(change, trust) if is_own(change) else _usable(change, task)
+        metric = _added(change, task, trust)
         chosen[metric.name] = metric
     if not chosen:
         raise InputError("no metric is left", hint=f"--metric NAME: {', '.join(METRICS)}")
     return tuple(chosen.values())
+
+
+def _added(name: str, task: Task, trust: bool) -> Metric:
+    """The metric that a change adds. Raises InputError."""
+    if is_form(name) and "answer" in NEEDS[task]:
+        return form_metric(name)
+    return _trusted(name, trust) if is_own(name) else _usable(name, task)
 
 
 def _known(name: str) -> Metric:
