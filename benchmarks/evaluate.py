@@ -17,16 +17,26 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
-from exporter.core.machine import cores, physical_cores
-from exporter.demo import make_demo_models
-from exporter.demo.corpus import ANIMALS, COLOURS, COUNTRIES
-from exporter.export import export
-from exporter.formats.export_request import ExportRequest
-from exporter.llamacpp.toolchain import Toolchain, cache_folder, find_toolchain, host_facts
-from runtime.engine.llama_server import Server, ServerSpec
-from runtime.engine.openai_client import ask_json
+CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CHECKOUT))
+
+from benchmarks.random_gguf import LLAMA_1_5B, write_random  # noqa: E402
+from exporter.core.machine import cores, physical_cores  # noqa: E402
+from exporter.demo import make_demo_models  # noqa: E402
+from exporter.demo.corpus import ANIMALS, COLOURS, COUNTRIES  # noqa: E402
+from exporter.export import export  # noqa: E402
+from exporter.formats.export_request import ExportRequest  # noqa: E402
+from exporter.llamacpp.toolchain import (  # noqa: E402
+    Toolchain,
+    cache_folder,
+    find_toolchain,
+    host_facts,
+)
+from runtime.engine.llama_server import Server, ServerSpec  # noqa: E402
+from runtime.engine.openai_client import ask_json  # noqa: E402
 
 RESULTS = Path(__file__).with_suffix(".json")
 QUANTS = ("F16", "Q8_0", "Q4_K_M")
@@ -51,7 +61,12 @@ def main() -> None:
         models = exported(root, toolchain)
         found = {
             "answers": answers(root, models, asked.items, toolchain),
-            "labels": labels(root, models[-1], asked.items),
+            "labels": {
+                "demo": labels(root, models[-1], asked.items),
+                "four layers of Llama 3.2 1B's shape": labels(
+                    root, large_model(root, toolchain), max(40, asked.items // 10)
+                ),
+            },
             "memory": memory(root, models[-1], asked.many),
         }
     host = host_facts()
@@ -66,6 +81,13 @@ def exported(root: Path, toolchain: Toolchain) -> list[Path]:
     paths = [root / f"demo-{quant}.gguf" for quant in QUANTS]
     export(ExportRequest(((demo.adapter, 1.0),), demo.base, QUANTS, tuple(paths)), toolchain)
     return paths
+
+
+def large_model(root: Path, toolchain: Toolchain) -> Path:
+    """A model whose computing takes longer than asking it; its weights are random."""
+    path = root / "random-Q4_K_M.gguf"
+    write_random(path, replace(LLAMA_1_5B, layers=4), toolchain.source / "gguf-py")
+    return path
 
 
 def questions(count: int) -> list[str]:
@@ -127,7 +149,7 @@ def served(path: Path, asked: list[str], toolchain: Toolchain) -> float:
 def labels(root: Path, model: Path, count: int) -> dict[str, object]:
     """Labels by likelihood, against labels by generated answers."""
     data = root / "labels.jsonl"
-    names = [f"Arr, a {one} be sayin' {ANIMALS[one][0]}, matey!" for one in ANIMALS]
+    names = [sound for sound, *_ in ANIMALS.values()]
     rows = [
         {"text": f"What does a {one} say? {n}", "label": name}
         for n in range(count // len(names))

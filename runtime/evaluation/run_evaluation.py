@@ -86,12 +86,7 @@ class Run:
         After an early end, models without any such item are left out. known: further fields of
         Evaluation. Raises EngineError if no item is left.
         """
-        measured = [one for one in self.measured if self.ended_by is None or any(complete([one]))]
-        numbers = list(complete(measured))
-        if self.ended_by is not None:
-            whole = [one for one in measured if len(list(complete([one]))) == len(self.dataset)]
-            if whole and len(numbers) < len(self.dataset) and len(whole) > 1:
-                measured, numbers = whole, list(range(len(self.dataset)))
+        measured, numbers = self.counted()
         if not numbers:
             raise EngineError("no item was answered", hint="run the same command again")
         comparison = self.comparison
@@ -113,6 +108,22 @@ class Run:
             **known,
         )
         return summary, evaluation
+
+    def counted(self) -> tuple[list[Measured], Sequence[int]]:
+        """The models and the items that the results cover.
+
+        After an early end: the models that answered all items if there are several, else the items
+        that all models have answered which have answered any.
+        """
+        count = len(self.dataset)
+        if self.ended_by is None:
+            return self.measured, range(count)
+        done = {one.model.name: list(complete([one])) for one in self.measured}
+        whole = [one for one in self.measured if len(done[one.model.name]) == count]
+        if len(whole) > 1:
+            return whole, range(count)
+        measured = [one for one in self.measured if done[one.model.name]]
+        return measured, list(complete(measured))
 
     def judged(
         self, judge: EvaluatedModel, summary: Summary, numbers: Sequence[int], report: Report
