@@ -16,6 +16,8 @@ from runtime.process.network import is_loopback
 OPEN = ("/livez", "/readyz", "/health", "/v1/health", "/")
 """Paths without a key: health checks, which reveal nothing, and the page itself."""
 PAGE = "/page/"
+REPORT = re.compile(r"/evaluations/[^/]+/report\.html")
+"""The path of a report's page. Its handler checks the key: a frame sends a ticket instead."""
 JSON_TYPE = b"application/json"
 CLOSE = ((b"connection", b"close"),)
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]*)(:\d*)?")
@@ -88,16 +90,11 @@ class Guard:
         return origin.decode("latin-1").lower().rstrip("/") in self.settings.origins
 
     def check_key(self, path: str, head: Head) -> None:
+        """Raise ApiError (401) unless the path is open, or the key is one of the server's."""
         if not self.settings.keys or path in OPEN or path.startswith(PAGE):
             return
-        if self.client_key(head) is None:
-            headers = ((b"www-authenticate", b"Bearer"), *CLOSE)
-            raise ApiError(
-                HTTPStatus.UNAUTHORIZED,
-                "a key is needed: Authorization: Bearer KEY",
-                "invalid_api_key",
-                headers=headers,
-            )
+        if self.client_key(head) is None and not REPORT.fullmatch(path):
+            raise key_needed("a key is needed: Authorization: Bearer KEY")
 
     def client_key(self, head: Head) -> int | None:
         """The index of the request's key; None for a wrong or missing key. Compares all keys."""
@@ -148,6 +145,11 @@ def check_type(head: Head) -> None:
             "POST needs Content-Type: application/json",
             headers=CLOSE,
         )
+
+
+def key_needed(message: str) -> ApiError:
+    headers = ((b"www-authenticate", b"Bearer"), *CLOSE)
+    return ApiError(HTTPStatus.UNAUTHORIZED, message, "invalid_api_key", headers=headers)
 
 
 def refused(message: str) -> ApiError:

@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute
 from starlette.routing import Route as Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.gateway import routes_llama, routes_status
+from runtime.gateway import routes_evaluations, routes_llama, routes_status
 from runtime.gateway.access import Guard
 from runtime.gateway.api_errors import ApiError, ClientGoneError, form_of, unavailable
 from runtime.gateway.body_reader import Taken
@@ -76,6 +76,7 @@ def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no
     ours = (
         *routes_llama.ROUTES,
         *routes_status.ROUTES,
+        *routes_evaluations.ROUTES,
         *openapi_routes.ROUTES,
         *ollama_routes.ROUTES,
     )

@@ -18,6 +18,7 @@ from runtime.gateway.api_errors import ApiError, EngineGoneError, NotThereError,
 from runtime.gateway.body import applied, cost, dumped, prepared
 from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import Catalog, Named
+from runtime.gateway.evaluation_reports import Reports
 from runtime.gateway.metrics import Metrics
 from runtime.gateway.request_record import Record
 from runtime.gateway.scheduling.engine_entry import Child
@@ -50,6 +51,7 @@ class Gateway:
     catalog: Catalog
     fleet: Fleet
     metrics: Metrics = field(default_factory=Metrics)
+    reports: Reports = field(default_factory=Reports)
     calls: dict[Call, asyncio.Task[None]] = field(default_factory=dict)
     """Requests in flight."""
     is_leaving: bool = False

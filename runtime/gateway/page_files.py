@@ -28,6 +28,7 @@ POLICY = (
     "style-src 'self'",
     "connect-src 'self'",
     "img-src 'self' data:",
+    "frame-src 'self'",  # the page of a report
     "base-uri 'none'",
     "form-action 'none'",
     "frame-ancestors 'none'",

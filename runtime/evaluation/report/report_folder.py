@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ REPORT, ITEMS, PAGE = "report.json", "items.jsonl", "report.html"
 VERSION = 1
 """Of the layout of both files; a reader refuses others."""
 HINT = "run the evaluation again: outcomes that are cached take no time"
+OFFSET = re.compile(r"([+-]\d\d)(\d\d)$")
+"""The offset of a time without its colon."""
 LINE_ENDS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
 """Characters that some readers of lines take for a line's end."""
 
@@ -118,7 +121,9 @@ def began(evaluation: Evaluation) -> float:
     """When an evaluation began, to sort by; a text that is no time comes last."""
     from datetime import datetime
 
+    # Python 3.10 reads an offset only with its colon, which strftime's %z does not write
+    text = OFFSET.sub(r"\1:\2", evaluation.began.replace("Z", "+00:00"))
     try:
-        return datetime.fromisoformat(evaluation.began.replace("Z", "+00:00")).timestamp()
+        return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         return 0.0

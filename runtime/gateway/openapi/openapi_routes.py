@@ -34,6 +34,7 @@ WITH_BODY = {
     "501": "This model does not support the route.",
     "503": "The model cannot be loaded now, or the server is ending.",
 }
+MISSING = {"ModelName": WITH_BODY["404"], "EvaluationId": "There is no such report."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,10 @@ class Told:
     """The content type of a streamed answer."""
     is_open: bool = False
     """Whether the route needs no key."""
+    content_type: str = "text/plain"
+    """The type of an answer that is not JSON."""
+    id_schema: str = "ModelName"
+    """The name of the schema of `{id}`."""
 
 
 PASSED: dict[str, Told] = {
@@ -80,6 +85,10 @@ OWN: dict[tuple[str, str], Told] = {
     ("GET", "/health"): Told("Whether the server takes requests", "Status", is_open=True),
     ("GET", "/v1/health"): Told("Whether the server takes requests", "Status", is_open=True),
     ("GET", "/metrics"): Told("Metrics for Prometheus"),
+    ("GET", "/evaluations"): Told("List the reports of `decant eval`", "Evaluations"),
+    ("GET", "/evaluations/{id}/report.html"): Told(
+        "The page of one report", content_type="text/html", id_schema="EvaluationId"
+    ),
     ("GET", "/openapi.json"): Told("This description", ""),
     ("GET", "/api/version"): Told("The version of Ollama's API", "OllamaVersion"),
     ("GET", "/api/tags"): Told("List the models", "OllamaModels"),
@@ -136,7 +145,7 @@ def told_of(method: str, path: str) -> Told | None:
 def operation(path: str, told: Told) -> Json:
     statuses = {**EVERYWHERE, **(WITH_BODY if told.request else {})}
     if "{id}" in path:
-        statuses["404"] = WITH_BODY["404"]
+        statuses["404"] = MISSING[told.id_schema]
     if told.is_open or told.request is None:
         statuses["503"] = WITH_BODY["503"]
     failure = {JSON: {"schema": ref(ERRORS[form_of(path)])}}
@@ -154,7 +163,7 @@ def operation(path: str, told: Told) -> Json:
         content = {JSON: {"schema": ref(told.request)}}
         found["requestBody"] = {"required": True, "content": content}
     if "{id}" in path:
-        name = {"name": "id", "in": "path", "required": True, "schema": ref("ModelName")}
+        name = {"name": "id", "in": "path", "required": True, "schema": ref(told.id_schema)}
         found["parameters"] = [name]
     if told.is_open:
         found["security"] = []
@@ -164,7 +173,7 @@ def operation(path: str, told: Told) -> Json:
 def contents(told: Told) -> Mapping[str, Json]:
     """The content types of an answer, each with its schema if it has one."""
     if told.answer is None:
-        return {JSON: {}} if told.request else {"text/plain": {}}
+        return {JSON: {}} if told.request else {told.content_type: {}}
     found: dict[str, Json] = {JSON: {"schema": ref(told.answer)} if told.answer else {}}
     return found | ({told.stream: {}} if told.stream else {})
 

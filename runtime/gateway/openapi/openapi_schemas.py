@@ -225,6 +225,22 @@ OWN: dict[str, Schema] = {
         status=OBJECT,
     ),
     "Models": fields("object", "data", object={"const": "list"}, data=listed(ref("Model"))),
+    "EvaluationId": {**NAME, "description": "The id that GET /evaluations lists."},
+    "Evaluation": fields(
+        "id", "object", "began", "data", "items", "models", "headline", "is_complete", "report",
+        id=TEXT, object={"const": "evaluation"}, data=TEXT, items=COUNT, models=listed(TEXT),
+        headline=TEXT, is_complete=FLAG,
+        began={"type": "string", "description": "When it began, in ISO 8601."},
+        report={
+            "type": "string",
+            "description": "The page's address, relative to the server's. Where the server has"
+            " keys, it has a ticket that replaces the key for 12 hours.",
+        },
+    ),
+    "Evaluations": fields(
+        "object", "data", "notes",
+        object={"const": "list"}, data=listed(ref("Evaluation")), notes=listed(TEXT),
+    ),
     "Status": fields("status", status=TEXT),
     "Error": fields(
         "error",

@@ -22,6 +22,11 @@ export async function listModels() {
   return (await answered("v1/models", {})).data;
 }
 
+/** The reports of evaluations, the newest first, and notes on the damaged ones. */
+export function listEvaluations() {
+  return answered("evaluations", {});
+}
+
 /** A model's status: `value` is loading, loaded…; empty when the request fails. */
 export async function modelStatus(id) {
   try {
@@ -64,7 +69,7 @@ async function requested(route, options) {
 }
 
 /** The address of an API route; a proxy may serve page and API under a prefix. */
-function addressOf(route) {
+export function addressOf(route) {
   return new URL(route, document.baseURI);
 }
 

@@ -3,6 +3,7 @@
 import { Chat } from "./chat.js";
 import { Compare } from "./compare.js";
 import { announce, el } from "./dom.js";
+import { Evaluate } from "./evaluate.js";
 import { takeKeyFromAddress } from "./key.js";
 import { loadBases } from "./models.js";
 import { useTabs } from "./tabs.js";
@@ -33,7 +34,7 @@ async function start() {
 }
 
 function build(bases) {
-  const kinds = { chat: Chat, compare: Compare, tokens: Tokens };
+  const kinds = { chat: Chat, compare: Compare, tokens: Tokens, evaluate: Evaluate };
   for (const [id, View] of Object.entries(kinds)) {
     const root = document.getElementById(id);
     views[id] = new View(root, bases);

@@ -1,4 +1,4 @@
-/** The three views as tabs: arrow keys move between them, the address remembers which. */
+/** The views as tabs: arrow keys move between them, the address remembers which. */
 
 /**
  * @param {Element} list the tablist

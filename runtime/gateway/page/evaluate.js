@@ -1,0 +1,126 @@
+/** The view Evaluate: the reports of `decant eval`, and one of them in a frame. */
+
+import { addressOf, listEvaluations } from "./api.js";
+import { announce, el, part } from "./dom.js";
+
+/** The list, or the report that was chosen from it. */
+export class Evaluate {
+  constructor(root) {
+    this.root = root;
+    this.list = part(root, "list");
+    this.state = part(root, "state");
+    this.notes = part(root, "notes");
+    this.report = part(root, "report");
+    this.title = part(root, "title");
+    this.frame = part(root, "frame");
+    this.alone = part(root, "alone");
+    this.opened = "";
+    part(root, "back").addEventListener("click", () => this.close());
+  }
+
+  /** The view is shown: another evaluation may have ended meanwhile. */
+  shown() {
+    if (!this.opened) this.load();
+  }
+
+  /** Load and show the list; returns its entries, or null when the request failed. */
+  async load() {
+    this.root.setAttribute("aria-busy", "true");
+    try {
+      const { data, notes } = await listEvaluations();
+      this.show(data, notes);
+      return data;
+    } catch (error) {
+      this.fail(error.message);
+      return null;
+    } finally {
+      this.root.removeAttribute("aria-busy");
+    }
+  }
+
+  show(entries, notes) {
+    const focused = document.activeElement?.dataset?.id;
+    this.state.replaceChildren(...(entries.length ? [] : emptyState()));
+    this.list.replaceChildren(...entries.map((entry) => this.row(entry)));
+    this.notes.replaceChildren(...notes.map((note) => el("li", {}, note)));
+    if (focused) this.button(focused)?.focus(); // it was replaced
+  }
+
+  fail(problem) {
+    const again = el("button", { type: "button", class: "quiet small", onclick: () => this.load() }, "Try again");
+    this.list.replaceChildren();
+    this.notes.replaceChildren();
+    this.state.replaceChildren(el("p", { class: "notice", role: "alert" }, problem, " ", again));
+  }
+
+  row(entry) {
+    const button = el("button", { type: "button", onclick: () => this.open(entry.id) }, entry.data || "(no name)");
+    button.dataset.id = entry.id;
+    const facts = [entry.models.join(", "), counted(entry.items), timeOf(entry.began)];
+    const broken = entry.is_complete ? null : el("span", { class: "badge" }, "interrupted");
+    return el("li", {},
+      el("h2", {}, button, broken),
+      el("p", {}, entry.headline),
+      el("p", { class: "facts" }, facts.filter(Boolean).join(" · ")));
+  }
+
+  button(id) {
+    return [...this.list.querySelectorAll("button")].find(({ dataset }) => dataset.id === id);
+  }
+
+  /** Show a report; its address is asked for anew, because the ticket in it ends. */
+  async open(id) {
+    const entries = await this.load();
+    if (!entries) return;
+    const entry = entries.find((one) => one.id === id);
+    if (!entry) {
+      this.fail("This report has been removed.");
+      return;
+    }
+    const source = addressOf(entry.report).href;
+    this.title.textContent = entry.data;
+    this.alone.href = source;
+    // a new frame, because another address in an old one would be a step in the tab's history
+    this.frame.replaceChildren(el("iframe", {
+      title: `Report on ${entry.data}`, sandbox: "allow-scripts", referrerPolicy: "no-referrer", src: source,
+    }));
+    this.turn(id);
+    part(this.root, "back").focus();
+    announce(`Report on ${entry.data}`);
+  }
+
+  async close() {
+    const id = this.opened;
+    this.frame.replaceChildren();
+    this.turn("");
+    await this.load();
+    this.button(id)?.focus();
+  }
+
+  /** Turn to the report with this id, or to the list where it is empty. */
+  turn(id) {
+    this.opened = id;
+    this.report.hidden = !id;
+    part(this.root, "reports").hidden = Boolean(id);
+    this.root.classList.toggle("reading", Boolean(id));
+  }
+}
+
+function emptyState() {
+  return [
+    el("p", { class: "empty" },
+      "No evaluation yet. This command measures models on your data, and its report appears here: ",
+      el("code", {}, "decant eval MODEL --data FILE")),
+  ];
+}
+
+function counted(items) {
+  return `${items.toLocaleString("en")} item${items === 1 ? "" : "s"}`;
+}
+
+/** A time for people; a text that is no time stays as it is. */
+function timeOf(text) {
+  const time = new Date(text.replace(/([+-]\d\d)(\d\d)$/, "$1:$2")); // strftime's %z has no colon
+  if (Number.isNaN(time.getTime())) return text;
+  return time.toLocaleString("en", { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" });
+}
