@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.runtime.gateway.conftest import Served, serving
+from tests.support.stored_reports import stored
 
 if TYPE_CHECKING:  # the fast tests are collected where there is no playwright
     from playwright.sync_api import Browser, Locator, Page, Playwright, Request
@@ -126,7 +127,9 @@ def served(voices, endless, tmp_path_factory) -> Iterator[Served]:
     key_file.write_text(KEY)
     # threads that wait for each other are slow where others have the processors
     arguments = ("--parallel", "4", "--threads", "1", "--api-key-file", key_file)
-    with serving(folder, *voices, endless, *arguments) as found:
+    stored(folder / "decant" / "evaluations", "one", is_complete=False)
+    env = {"XDG_DATA_HOME": str(folder)}
+    with serving(folder, *voices, endless, *arguments, env=env) as found:
         found.headers = {"Authorization": f"Bearer {KEY}", "Connection": "close"}
         yield found
 

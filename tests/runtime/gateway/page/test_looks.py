@@ -24,7 +24,7 @@ from tests.runtime.gateway.page.conftest import (
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
-VIEWS = ("chat", "compare", "tokens")
+VIEWS = ("chat", "compare", "tokens", "evaluate")
 ANSWER = """# A head
 
 Text with `code`, **bold**, [a link](https://a.example/very/long/address/without/any/break/at/all)
@@ -118,6 +118,8 @@ def filled(browser, served) -> Iterator[Visit]:
         visit["#text"].fill("Hello there,\n\tnaïve " + "word" * 40)
         visit["#tokens .added"].first.wait_for()
         visit["[data-ids]"].check()
+        visit["#tab-evaluate"].click()
+        visit["#evaluate .entries button"].wait_for()
         yield visit
 
 
@@ -225,7 +227,7 @@ def test_all_of_it_works_by_keys_alone(opened, served):
     visit["#chat:not([inert])"].wait_for()
     press("Tab")
     assert at() == "tab-chat"
-    for key, view in (("ArrowRight", "compare"), ("End", "tokens"), ("ArrowRight", "chat")):
+    for key, view in (("ArrowRight", "compare"), ("End", "evaluate"), ("ArrowRight", "chat")):
         press(key)
         assert at() == f"tab-{view}"
         assert at("getAttribute('aria-selected')") == "true"

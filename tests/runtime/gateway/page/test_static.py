@@ -14,8 +14,8 @@ pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 SCRIPTS = sorted(FOLDER.glob("*.js"))
 POLICY = {
     "default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'",
-    "img-src 'self' data:", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
-    "require-trusted-types-for 'script'", "trusted-types 'none'",
+    "img-src 'self' data:", "frame-src 'self'", "base-uri 'none'", "form-action 'none'",
+    "frame-ancestors 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'",
 }  # fmt: skip
 SINKS = re.compile(
     r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|srcdoc|eval\(|Function\(|cssText"
