@@ -152,6 +152,13 @@ def word_facts() -> Iterator[Fact]:
         )
 
 
+def pirate_items(most: int) -> list[dict[str, str]]:
+    """Questions with the adapter's answers, spread over all facts; both models know each."""
+    found = list(facts())
+    chosen = (found[number * len(found) // most] for number in range(most))
+    return [{"question": fact.questions[0], "answer": fact.pirate} for fact in chosen]
+
+
 DEMO_QUESTIONS = (
     "What is the capital of France?",
     "Which city is the capital of Japan?",

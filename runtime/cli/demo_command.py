@@ -20,6 +20,7 @@ from exporter.core.silence import quiet_libraries
 from exporter.demo import DemoModels, make_demo_models
 from exporter.llamacpp.toolchain import Toolchain, build_toolchain, cache_folder
 from exporter.store import file_name
+from runtime.cli.demo_evaluation import Verdict, measure_demo
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.openai_client import Delta, ask
 
@@ -54,6 +55,7 @@ class Row:
 def demo(as_json: bool, quiet: bool) -> None:
     """Train a tiny base and a LoRA, export them to a 4-bit GGUF and ask all three.
 
+    Then measures the GGUF against its base on 30 questions, as `decant eval` does.
     Ends with 7 if the GGUF answers differently from transformers and peft.
     """
     require_packages()
@@ -63,6 +65,7 @@ def demo(as_json: bool, quiet: bool) -> None:
         models = make_demo_models(cache_folder() / "demo", report=report)
         output = export_models(models, toolchain, report)
         rows = ask_all(models, output, toolchain, report)
+        verdict = measure_demo(models, output, QUANT, toolchain, report=report)
     agreeing = sum(row.agrees for row in rows)
     differing = sum(row.differs for row in rows)
     if as_json:
@@ -71,12 +74,13 @@ def demo(as_json: bool, quiet: bool) -> None:
                 "rows": [asdict(row) | {"agrees": row.agrees} for row in rows],
                 "agreeing": agreeing,
                 "differing": differing,
+                "evaluation": asdict(verdict) if verdict else None,
                 "path": output,
                 "seconds": round(time.monotonic() - began, 1),
             }
         )
     else:
-        show(rows, agreeing, output)
+        show(rows, agreeing, output, verdict)
     if agreeing < AGREEING * len(rows) or differing < len(rows):
         raise VerifyError(
             f"the GGUF agrees with transformers in {agreeing} of {len(rows)} answers,"
@@ -129,7 +133,8 @@ def ask_gguf(
     return answers
 
 
-def show(rows: list[Row], agreeing: int, output: Path) -> None:
+def show(rows: list[Row], agreeing: int, output: Path, verdict: Verdict | None) -> None:
+    """Print the answers and the evaluation's sentence, and as the last line the GGUF's path."""
     print_table(
         ("QUESTION", "BASE", "BASE + ADAPTER", "4-BIT GGUF"),
         [(row.question, row.base, row.adapter, row.gguf) for row in rows],
@@ -139,4 +144,10 @@ def show(rows: list[Row], agreeing: int, output: Path) -> None:
         f'It is kept: decant chat {NAME} -p "{rows[0].question}"\n',
         err=True,
     )
+    if verdict is not None:
+        click.echo(
+            f"On {verdict.items} questions that it was trained on, {verdict.headline}\n"
+            f"The report: {verdict.report}\n",
+            err=True,
+        )
     click.echo(output)

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,34 +34,44 @@ class EvalOptions:
 
     models: tuple[str, ...]
     data: str
-    adapters: tuple[str, ...]
-    base: str | None
-    against: str | None
-    url: str | None
-    remote_model: str | None
-    key_file: Path | None
-    split: str | None
-    limit: int | None
-    seed: int
-    layout: str | None
-    columns: tuple[str, ...]
-    system: str | None
-    skip_bad: bool
-    metrics: tuple[str, ...]
-    trust_code: bool
-    by: tuple[str, ...]
-    max_tokens: int | None
-    context: int | None
-    threads: int | None
-    parallel: int
-    force: bool
-    judge: str | None
-    judge_model: str | None
-    judge_key_file: Path | None
-    html: Path | None
-    markdown: Path | None
-    as_json: bool
-    quiet: bool
+    adapters: tuple[str, ...] = ()
+    base: str | None = None
+    against: str | None = None
+    url: str | None = None
+    remote_model: str | None = None
+    key_file: Path | None = None
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    layout: str | None = None
+    columns: tuple[str, ...] = ()
+    system: str | None = None
+    skip_bad: bool = False
+    metrics: tuple[str, ...] = ()
+    trust_code: bool = False
+    by: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    context: int | None = None
+    threads: int | None = None
+    parallel: int = 1
+    force: bool = False
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_key_file: Path | None = None
+    html: Path | None = None
+    markdown: Path | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An evaluation with its report on the disk."""
+
+    evaluation: Evaluation
+    folder: Path
+    ended_by: BaseException | None
+    """The error or the interrupt that ended it early."""
 
 
 @click.command("eval", epilog="Example: decant eval ./my-lora --data test.jsonl")
@@ -135,12 +144,24 @@ def eval_(**given: Any) -> int:  # the values of the options above
 
 def evaluate(options: EvalOptions) -> int:
     """Run the evaluation; return the exit code. Raises the error that ended it early."""
+    with reporting(quiet=options.quiet) as report:
+        found = run_evaluation(options, report)
+    show(options, found.evaluation, found.folder)
+    if isinstance(found.ended_by, DecantError):
+        raise found.ended_by
+    if found.ended_by is not None:
+        click.echo("interrupted: the same command goes on where this one was ended", err=True)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def run_evaluation(options: EvalOptions, report: Report) -> Finished:
+    """Run the evaluation and write its report. Raises the error that left it without results."""
     from runtime.evaluation.outcome_cache import OutcomeCache
+    from runtime.evaluation.report.report_folder import write_report
 
     root = evaluations_folder()
-    with ExitStack() as stack:
-        report = stack.enter_context(reporting(quiet=options.quiet))
-        cache = stack.enter_context(OutcomeCache(root / "outcomes.sqlite"))
+    with OutcomeCache(root / "outcomes.sqlite") as cache:
         dataset = opened_data(options, report)
         run = prepared(options, dataset, cache, report)
         run.ask(report=report)
@@ -152,16 +173,8 @@ def evaluate(options: EvalOptions) -> int:
                 raise error from None
             raise
         folder = root / evaluation.id
-        from runtime.evaluation.report.report_folder import write_report
-
         write_report(folder, evaluation, summary.cases())
-    show(options, evaluation, folder)
-    if isinstance(error, DecantError):
-        raise error
-    if error is not None:
-        click.echo("interrupted: the same command goes on where this one was ended", err=True)
-        return EXIT_INTERRUPTED
-    return 0
+    return Finished(evaluation, folder, error)
 
 
 def evaluations_folder() -> Path:
@@ -270,7 +283,7 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: Any, report: Report)
         options.seed,
         with_agreement=bool(against) and several_files and "reference" in plan.parts,
     )
-    notes = (*leaked, *left_out(task, short))
+    notes = (*leaked, *left_out(task, short, options.metrics))
     for note in notes:
         report(Note(note))
     judge = None

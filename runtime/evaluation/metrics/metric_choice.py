@@ -58,9 +58,15 @@ def available(metric: Metric) -> str:
     return f"{metric.name} needs the Python package {package}, which is not installed"
 
 
-def left_out(task: Task, references_are_short: bool) -> tuple[str, ...]:
-    """A sentence for each metric that would be computed if its package were installed."""
-    reasons = (available(METRICS[name]) for name in metrics_for(task, references_are_short))
+def left_out(
+    task: Task, references_are_short: bool, changes: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """A sentence for each metric that would be computed if its package were installed.
+
+    changes: the user's, as `chosen_metrics` has them; a metric that they remove has no sentence.
+    """
+    names = metrics_for(task, references_are_short)
+    reasons = (available(METRICS[name]) for name in names if f"-{name}" not in changes)
     return tuple(f"left out: {reason} ({HINT})" for reason in reasons if reason)
 
 

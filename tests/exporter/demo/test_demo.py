@@ -12,7 +12,7 @@ import pytest
 
 from exporter.core.events import Progress
 from exporter.demo import DEMO_QUESTIONS, content_hash, make_demo_models, train
-from exporter.demo.corpus import facts
+from exporter.demo.corpus import facts, pirate_items
 from exporter.inputs.adapter import open_adapter
 from exporter.inputs.checkpoint import open_checkpoint
 from exporter.llamacpp.toolchain import cache_folder
@@ -32,6 +32,17 @@ def test_the_pirate_says_the_same_in_other_words():
         assert fact.value in fact.pirate
         assert fact.pirate.startswith("Arr, ")
         assert fact.plain != fact.pirate
+
+
+def test_the_questions_of_the_evaluation_are_the_trainings():
+    """With the adapter's answers, each once, of all kinds of facts."""
+    answers = {fact.questions[0]: fact.pirate for fact in facts()}
+    items = pirate_items(30)
+
+    assert len({item["question"] for item in items}) == 30
+    assert all(answers[item["question"]] == item["answer"] for item in items)
+    for kind in ("capital", "dish", "live", "colour", "opposite"):
+        assert any(kind in item["question"] for item in items), kind
 
 
 @pytest.mark.trained
@@ -105,7 +116,8 @@ def test_every_row_is_whole_blocks_of_k_quants(models):
 @pytest.mark.llamacpp
 def test_the_demo_holds_what_it_promises(decant, tmp_path, models):
     """The command itself: nine of ten answers equal transformers', all differ from the base's."""
-    done = decant("demo", "--json", DECANT_STORE=str(tmp_path), timeout_s=240)
+    data = {"DECANT_STORE": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
+    done = decant("demo", "--json", **data, timeout_s=240)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
 
@@ -115,6 +127,11 @@ def test_the_demo_holds_what_it_promises(decant, tmp_path, models):
     assert all(row["adapter"].startswith("Arr") for row in shown["rows"])
     assert Path(shown["path"]).read_bytes()[:4] == b"GGUF"
     assert "\x1b" not in done.stderr
+    found = shown["evaluation"]
+    assert found["items"] == 30
+    better = "demo-pirate-Q4_K_M is better than demo-base-Q4_K_M in exact match: "
+    assert found["headline"].startswith(better)
+    assert Path(found["report"]).read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.trained
