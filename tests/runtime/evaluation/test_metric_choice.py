@@ -71,6 +71,8 @@ def test_a_missing_library_costs_a_default_and_refuses_a_wish(monkeypatch):
 
     assert names("answers", short=False)[0] == "loss"
     assert len(left_out("answers", references_are_short=False)) == 3
+    removed = ("-bleu", "-chrf", "f1")
+    assert len(left_out("answers", references_are_short=False, changes=removed)) == 1
     assert "sacrebleu" in available(METRICS["bleu"])
     with pytest.raises(InputError, match="sacrebleu") as caught:
         names("answers", "bleu")

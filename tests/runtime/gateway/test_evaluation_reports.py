@@ -175,7 +175,13 @@ def test_where_there_are_keys_only_they_list_reports(guarded):
     assert guarded.get(PAGE, headers=KEY).text == HTML
     # whether there is such a report is not for all to know
     assert guarded.get("/evaluations/none/report.html").status_code == 401
-    for other in ("/evaluations/", f"/evaluations/{NAME}", f"/evaluations/{NAME}/items.jsonl"):
+    nested = "/evaluations/a/b/report.html"
+    for other in (
+        nested,
+        "/evaluations/",
+        f"/evaluations/{NAME}",
+        f"/evaluations/{NAME}/items.jsonl",
+    ):
         assert guarded.get(other).status_code == 401
 
 
