@@ -51,7 +51,7 @@ def guarded(root):
 def test_reports_are_listed_the_newest_first(root, client):
     for name, began in (
         ("1-newest", "2026-11-27T09:15:01+0100"), ("2-oldest", "2026-11-27T06:15:00Z"),
-        ("3", "2026-11-27T08:15:00.5+01:00"), ("4-garbled", "yesterday"),
+        ("3", "2026-11-27T08:15:00.500+01:00"), ("4-garbled", "yesterday"),
     ):  # fmt: skip
         stored(root, name, began=began, is_complete=name != "3")
     (root / "outcomes.sqlite").touch()
