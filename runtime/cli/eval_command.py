@@ -34,40 +34,45 @@ class EvalOptions:
     """The values of the command line's options."""
 
     models: tuple[str, ...]
-    data: str
-    adapters: tuple[str, ...]
-    base: str | None
-    against: str | None
-    url: str | None
-    remote_model: str | None
-    key_file: Path | None
-    split: str | None
-    limit: int | None
-    seed: int
-    layout: str | None
-    columns: tuple[str, ...]
-    system: str | None
-    skip_bad: bool
-    metrics: tuple[str, ...]
-    trust_code: bool
-    by: tuple[str, ...]
-    max_tokens: int | None
-    context: int | None
-    threads: int | None
-    parallel: int
-    force: bool
-    judge: str | None
-    judge_model: str | None
-    judge_key_file: Path | None
-    html: Path | None
-    markdown: Path | None
-    as_json: bool
-    quiet: bool
+    data: str | None = None
+    tasks: str | None = None
+    """Of lm-evaluation-harness, in place of data."""
+    adapters: tuple[str, ...] = ()
+    base: str | None = None
+    against: str | None = None
+    url: str | None = None
+    remote_model: str | None = None
+    key_file: Path | None = None
+    split: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    layout: str | None = None
+    columns: tuple[str, ...] = ()
+    system: str | None = None
+    skip_bad: bool = False
+    metrics: tuple[str, ...] = ()
+    trust_code: bool = False
+    by: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    context: int | None = None
+    threads: int | None = None
+    parallel: int = 1
+    force: bool = False
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_key_file: Path | None = None
+    html: Path | None = None
+    markdown: Path | None = None
+    as_json: bool = False
+    quiet: bool = False
 
 
 @click.command("eval", epilog="Example: decant eval ./my-lora --data test.jsonl")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
-@click.option("--data", required=True, help="JSONL, JSON, CSV or Parquet, or a hub dataset.")
+@click.option("--data", help="JSONL, JSON, CSV or Parquet, or a hub dataset.")
+@click.option(
+    "--tasks", metavar="NAME,…", help="In place of --data: tasks of lm-evaluation-harness."
+)
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
     help="Measure this LoRA on the MODEL, too. Repeatable.",
@@ -130,6 +135,12 @@ def eval_(**given: Any) -> int:  # the values of the options above
         raise click.UsageError("--key-file and --model go with --url")
     if (options.judge_model or options.judge_key_file) and not options.judge:
         raise click.UsageError("--judge-model and --judge-key-file go with --judge")
+    if (options.data is None) == (options.tasks is None):
+        raise click.UsageError("name your data with --data, or benchmarks with --tasks")
+    if options.tasks is not None:
+        from runtime.cli.eval_tasks import run_tasks
+
+        return run_tasks(options)
     return evaluate(options)
 
 
@@ -143,25 +154,34 @@ def evaluate(options: EvalOptions) -> int:
         cache = stack.enter_context(OutcomeCache(root / "outcomes.sqlite"))
         dataset = opened_data(options, report)
         run = prepared(options, dataset, cache, report)
-        run.ask(report=report)
-        error = run.ended_by
-        try:
-            summary, evaluation = results(options, run, root, report)
-        except DecantError:
-            if isinstance(error, DecantError):
-                raise error from None
-            raise
-        folder = root / evaluation.id
-        from runtime.evaluation.report.report_folder import write_report
-
-        write_report(folder, evaluation, summary.cases())
+        evaluation, folder = measured(options, run, root, report)
     show(options, evaluation, folder)
+    error = run.ended_by
     if isinstance(error, DecantError):
         raise error
     if error is not None:
         click.echo("interrupted: the same command goes on where this one was ended", err=True)
         return EXIT_INTERRUPTED
     return 0
+
+
+def measured(options: EvalOptions, run: Run, root: Path, report: Report) -> tuple[Evaluation, Path]:
+    """Ask the models, and write the report; returns the results and the report's folder.
+
+    What ended it early is kept in the run. Raises the errors of a run without results.
+    """
+    from runtime.evaluation.report.report_folder import write_report
+
+    run.ask(report=report)
+    try:
+        summary, evaluation = results(options, run, root, report)
+    except DecantError:
+        if isinstance(run.ended_by, DecantError):
+            raise run.ended_by from None
+        raise
+    folder = root / evaluation.id
+    write_report(folder, evaluation, summary.cases())
+    return evaluation, folder
 
 
 def evaluations_folder() -> Path:
@@ -174,6 +194,7 @@ def opened_data(options: EvalOptions, report: Report) -> Dataset:
     from runtime.evaluation.data.open_data import DataRequest, open_data
 
     share = share_of(options.split)
+    assert options.data is not None
     request = DataRequest(
         source=options.data,
         layout=options.layout,
@@ -254,7 +275,10 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: Any, report: Report)
         options.key_file,
     )
     leaked = leak_notes(
-        wanted, options.data, split=dataset.split, is_held_out=share_of(options.split) is not None
+        wanted,
+        options.data or "",
+        split=dataset.split,
+        is_held_out=share_of(options.split) is not None,
     )
     groups = open_models(wanted, store(), cache, report=report)
     if options.url and task != "texts":
