@@ -59,25 +59,25 @@ def run_tasks(options: EvalOptions) -> int:
     if find_spec("lm_eval") is None:
         raise InputError("--tasks needs lm-evaluation-harness, which is not installed", hint=HINT)
     found: dict[str, Any] = {}
-    with reporting(quiet=options.quiet) as report:
-        models = opened_models(options, report)
-        folder = new_folder(models[0].name)
-        for model in models:
-            tokenizer = tokenizer_of(model, options.base)
-            with served(model, options, folder, report) as (url, names):
-                for name in names:
-                    report(Step(f"running {options.tasks} on {name}"))
-                    settings = model_settings(model, name, url, tokenizer, options)
-                    found[name] = harness(settings, options, folder)
-    path = folder / TASKS_FILE
     result = {
         "tasks": options.tasks,
         "limit": options.limit,
         "lm_eval": version("lm_eval"),
         "models": found,
     }
-    with atomic_write(path, force=True) as file:
-        file.write(json.dumps(result, indent=2, ensure_ascii=False).encode() + b"\n")
+    with reporting(quiet=options.quiet) as report:
+        models = opened_models(options, report)
+        path = new_folder(models[0].name) / TASKS_FILE
+        for model in models:
+            tokenizer = tokenizer_of(model, options.base)
+            with served(model, options, path.parent, report) as (url, names):
+                for name in names:
+                    shown = model.name + name.removeprefix(names[0])  # a server's has no quant
+                    report(Step(f"running {options.tasks} on {shown}"))
+                    settings = model_settings(model, name, url, tokenizer, options)
+                    place = path.with_name(plain_name(shown))
+                    found[shown] = harness(settings, options, place)
+                    write_results(path, result)
     if options.as_json:
         print_json({**result, "report": str(path)})
     else:
@@ -212,12 +212,11 @@ def ended(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def harness(settings: dict[str, Any], options: EvalOptions, folder: Path) -> dict[str, Any]:
+def harness(settings: dict[str, Any], options: EvalOptions, place: Path) -> dict[str, Any]:
     """Run lm-evaluation-harness on one model; its tables go to stdout, for --json to stderr.
 
-    Returns the results that it wrote. Raises EngineError if it fails.
+    place: the folder for its files. Returns the results that it wrote. Raises EngineError if it fails.
     """
-    place = folder / plain_name(str(settings["model"]))
     argv = [
         sys.executable, "-m", "lm_eval", "--model", "local-completions",
         "--model_args", json.dumps(settings), "--tasks", str(options.tasks),
@@ -225,13 +224,11 @@ def harness(settings: dict[str, Any], options: EvalOptions, folder: Path) -> dic
         *(["--limit", str(options.limit)] if options.limit else []),
         *(["--seed", str(options.seed)] if options.seed else []),
     ]  # fmt: skip
-    # without a key the harness warns of it
-    env = {"OPENAI_API_KEY": "none", **os.environ}
     log = place.with_name(f"{place.name}.harness.log")
     is_seen = sys.stderr.isatty() and not options.quiet
     with log.open("wb") as errors:
         process = start_kept(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=None if is_seen else errors,
             start_new_session=True,
         )  # fmt: skip
@@ -243,19 +240,25 @@ def harness(settings: dict[str, Any], options: EvalOptions, folder: Path) -> dic
         code = process.wait()
     finally:
         ended(process)
-    results = sorted(place.rglob("results_*.json"))
-    if code or not results:
+    results = max(place.rglob("results_*.json"), key=lambda one: one.stat().st_mtime, default=None)
+    if code or results is None:
         hint = "its messages are above" if is_seen else f"its messages are in `{log}`"
         raise EngineError(why_it_failed(code, log), hint=hint)
     try:
-        written = json.loads(results[-1].read_text("utf-8"))
+        written = json.loads(results.read_text("utf-8"))
     except ValueError as error:
-        raise EngineError(f"`{results[-1]}` is not JSON: {error}") from error
+        raise EngineError(f"`{results}` is not JSON: {error}") from error
     return {
         "model_args": settings,
-        "file": str(results[-1]),
+        "file": str(results),
         **{key: written[key] for key in KEPT if key in written},
     }
+
+
+def write_results(path: Path, result: dict[str, Any]) -> None:
+    """Write the results so far, complete or not at all. Raises OutputError and SpaceError."""
+    with atomic_write(path, force=True) as file:
+        file.write(json.dumps(result, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def why_it_failed(code: int, log: Path) -> str:
