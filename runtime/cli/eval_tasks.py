@@ -215,7 +215,8 @@ def ended(process: subprocess.Popen[bytes]) -> None:
 def harness(settings: dict[str, Any], options: EvalOptions, place: Path) -> dict[str, Any]:
     """Run lm-evaluation-harness on one model; its tables go to stdout, for --json to stderr.
 
-    place: the folder for its files. Returns the results that it wrote. Raises EngineError if it fails.
+    place: the folder for its files. Returns the results that it wrote. Raises EngineError if it
+    fails.
     """
     argv = [
         sys.executable, "-m", "lm_eval", "--model", "local-completions",

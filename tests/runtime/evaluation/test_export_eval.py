@@ -172,10 +172,8 @@ def test_only_ggufs_are_measured(capsys):
 @pytest.fixture
 def data(tmp_path) -> Path:
     path = tmp_path / "data.jsonl"
-    rows = [
-        {"question": f"What is the capital of {land}?", "answer": f"{city}"}
-        for land, city in (("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"))
-    ]
+    lands = ("France", "Italy", "Spain", "Peru", "Japan", "Egypt")
+    rows = [{"text": f"Arr, the capital of {land} be far away, matey!"} for land in lands]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
