@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain
 
 RUNTIME = "runtime.cli.eval_export"
-"""What measures; the exporter names runtime in strings, as `exporter/cli/app.py` does."""
+"""The module that measures; the exporter names runtime in strings, as `app.py` does."""
 REFERENCES = ("BF16", "F16", "F32")
 """The types of a file that the others are compared with, the first choice first."""
 
@@ -37,7 +37,7 @@ class EvaluationAfter:
     measure: Callable[..., dict[str, object]]
     """Runtime's ExportMeasure.measure, which holds the data."""
     notes: list[str] = field(default_factory=list)
-    """What was left out, for the reader."""
+    """Sentences for the reader on models that are left out."""
 
     def of(
         self, request: ExportRequest, result: ExportResult, toolchain: Toolchain
