@@ -129,14 +129,14 @@ def eval_(**given: Any) -> int:  # the values of the options above
     same command goes on where it was ended.
     """
     options = EvalOptions(**given)
+    if (options.data is None) == (options.tasks is None):
+        raise click.UsageError("name your data with --data, or benchmarks with --tasks")
     if not options.models and not options.url:
         raise click.UsageError("name a MODEL: `decant list` shows them; or --url")
     if (options.key_file or options.remote_model) and not options.url:
         raise click.UsageError("--key-file and --model go with --url")
     if (options.judge_model or options.judge_key_file) and not options.judge:
         raise click.UsageError("--judge-model and --judge-key-file go with --judge")
-    if (options.data is None) == (options.tasks is None):
-        raise click.UsageError("name your data with --data, or benchmarks with --tasks")
     if options.tasks is not None:
         from runtime.cli.eval_tasks import run_tasks
 

@@ -18,7 +18,7 @@ import click
 from exporter.cli.common_options import store
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.atomic_file import atomic_write, make_folder
-from exporter.core.errors import EngineError, InputError
+from exporter.core.errors import EngineError, InputError, UnsupportedError
 from exporter.core.events import Report, Step
 from exporter.core.terminal_text import without_controls
 from exporter.core.version import version
@@ -28,6 +28,7 @@ from runtime.cli.eval_command import EvalOptions, evaluations_folder
 from runtime.cli.from_folder import failure, model_of
 from runtime.engine.adapters import bring_adapters
 from runtime.engine.opened_model import Model, open_model
+from runtime.engine.purpose import purpose_of
 from runtime.process.kept_processes import start_kept
 
 HINT = "pip install 'lm_eval[api]'"
@@ -101,11 +102,22 @@ def opened_models(options: EvalOptions, report: Report) -> list[Model]:
         found = model_of(text, options.base, store(), report=report)
         beside = (found.adapter,) if found.adapter else ()
         brought = bring_adapters(options.adapters, options.base, store(), report=report)
-        models.append(open_model(found.path, (*beside, *brought)))
+        model = open_model(found.path, (*beside, *brought))
+        refuse_other_purpose(model)
+        models.append(model)
     names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"two models are called {twice[0]!r}", hint="rename one of their files")
     return models
+
+
+def refuse_other_purpose(model: Model) -> None:
+    """Raise UnsupportedError for a model that does not continue a text."""
+    if model.is_encoder_decoder or purpose_of(model.header) != "answers":
+        raise UnsupportedError(
+            f"`{model.header.path}` does not continue a text, as the harness asks of a model",
+            hint="name a model that generates text, and is no encoder-decoder",
+        )
 
 
 def tokenizer_of(model: Model, base: str | None) -> str:
@@ -181,7 +193,7 @@ def served(
         if found is None:
             code = process.wait()
             said = log.read_text(errors="replace")
-            raise failure(code, said, ["serve", str(path)])
+            raise failure(code, said, [str(path)], "serve")
         yield found
     finally:
         ended(process)

@@ -28,6 +28,8 @@ RUNTIME = "runtime.cli.eval_export"
 REFERENCES = ("BF16", "F16", "F32")
 """The types of a file that the others are compared with, the first choice first."""
 
+ONCE = "was exported for this evaluation only"
+
 
 @dataclass
 class EvaluationAfter:
@@ -113,13 +115,14 @@ class SixteenBits:
                 if file.quant == kind:
                     return file.path
         kind, name = self.kind, StoredModel(quants[0].path).name
+        what = f"the merged model in {kind}"
         try:
-            return self.exported(
-                replace(self.request, quants=(kind,)), name, f"the merged model in {kind}"
-            )
+            path = self.exported(replace(self.request, quants=(kind,)), name, what)
         except SpaceError as error:
-            notes.append(f"the merged model in {kind} is left out: {error.message}")
-        return None
+            notes.append(f"{what} is left out: {error.message}")
+            return None
+        notes.append(f"{what} {ONCE}")
+        return path
 
     def base(self, notes: list[str]) -> Path | None:
         """The base without adapters: a GGUF as it is, else exported in 16 bits, else a stored one.
@@ -137,13 +140,15 @@ class SixteenBits:
             name = f"base-{name}"  # the merged model may be called like its base
         try:
             alone = replace(self.request, adapters=(), combine=None, base=base, quants=(kind,))
-            return self.exported(alone, name, f"the base in {kind}")
+            path = self.exported(alone, name, f"the base in {kind}")
         except DecantError as error:
             if (found := stored_base(model_name(base))) is not None:
                 notes.append(f"the base is the stored `{found.name}`: {error.message}")
                 return found
             notes.append(f"the base is left out: {error.message}")
-        return None
+            return None
+        notes.append(f"the base in {kind} {ONCE}")
+        return path
 
     def exported(self, request: ExportRequest, name: str, what: str) -> Path:
         """The path of a new file in the temporary folder. Raises the errors of an export."""

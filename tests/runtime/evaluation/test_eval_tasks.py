@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from exporter.cli.app import run
-from exporter.core.errors import EXIT_USAGE, EngineError, InputError
+from exporter.core.errors import EXIT_USAGE, EngineError, InputError, SpaceError, UnsupportedError
 from exporter.core.gguf import GGUFFile
 from runtime.cli.eval_command import EvalOptions
-from runtime.cli.eval_tasks import context_of, model_settings, tokenizer_of
+from runtime.cli.eval_tasks import context_of, model_settings, refuse_other_purpose, tokenizer_of
+from runtime.cli.from_folder import failure
 from runtime.engine.opened_model import Model
 from tests.support.processes import wait_until
 
@@ -119,6 +120,16 @@ def test_a_model_without_a_tokenizer_is_refused(metadata, base, message, tmp_pat
 
 
 @pytest.mark.parametrize(
+    "metadata", [{"general.architecture": "t5"}, {"llama.pooling_type": 1}], ids=["t5", "embedder"]
+)
+def test_what_does_not_continue_a_text_is_refused(metadata):
+    with pytest.raises(UnsupportedError, match="does not continue a text"):
+        refuse_other_purpose(model(**metadata))
+
+    refuse_other_purpose(model())
+
+
+@pytest.mark.parametrize(
     ("trained", "ctx", "context"), [(512, None, 512), (131072, None, 4096), (131072, 8192, 8192)]
 )
 def test_prompts_are_as_long_as_the_servers_context(trained, ctx, context):
@@ -139,6 +150,15 @@ def test_bos_is_added_where_the_model_adds_it(has_bos):
         "model": "base:a", "base_url": "http://x/v1/completions", "tokenizer": "some/base",
         "num_concurrent": 3, "max_length": 4096, "add_bos_token": has_bos,
     }  # fmt: skip
+
+
+def test_the_error_of_a_server_that_ends_is_its_own():
+    said = "loading\nerror: no memory\n"
+
+    error = failure(5, said, ["base.gguf"], "serve")
+
+    assert (type(error), error.message) == (SpaceError, "no memory")
+    assert error.hint == "try it by hand: decant serve base.gguf"
 
 
 @pytest.mark.llamacpp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -183,10 +184,12 @@ def data(tmp_path) -> Path:
 def test_an_export_measures_base_16_bit_model_and_files(
     warm_decant, demo_models, toolchain, data, tmp_path
 ):
-    out = tmp_path / "out"
+    out, adapter = tmp_path / "out", tmp_path / "my-lora"
+    shutil.copytree(demo_models.adapter, adapter)
+    (adapter / "training.yaml").write_text("train_file: data.jsonl\n")
 
     done = warm_decant(
-        "export", demo_models.adapter, "--base", demo_models.base, "-q", "Q4_K_M", "-q", "Q8_0",
+        "export", adapter, "--base", demo_models.base, "-q", "Q4_K_M", "-q", "Q8_0",
         "-o", out, "--eval", data, "--json", "--no-verify", XDG_DATA_HOME=str(tmp_path / "home"),
     )  # fmt: skip
 
@@ -197,6 +200,9 @@ def test_an_export_measures_base_16_bit_model_and_files(
     assert quants == ["BF16", "BF16", "Q8_0", "Q4_K_M"]
     assert found["evaluation"]["against"] == names[1]
     assert set(found["evaluation"]["differences"]) == {names[0], *names[2:]}
+    notes = [note.partition(":")[0] for note in found["evaluation"]["data"]["notes"]]
+    assert "the merged model in BF16 was exported for this evaluation only" in notes
+    assert any(note.startswith("my-lora was trained on data of this name") for note in notes)
     shows = f"{found['evaluation']['smallest']} is the smallest", "each shows a loss"
     assert found["evaluation"]["sentence"].startswith(shows)
     assert Path(found["evaluation"]["report"]).read_text().startswith("<!")
