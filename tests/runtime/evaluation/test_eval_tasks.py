@@ -16,10 +16,12 @@ import pytest
 from exporter.cli.app import run
 from exporter.core.errors import EXIT_USAGE, EngineError, InputError, SpaceError, UnsupportedError
 from exporter.core.gguf import GGUFFile
+from runtime.cli import eval_tasks
 from runtime.cli.eval_command import EvalOptions
 from runtime.cli.eval_tasks import context_of, model_settings, refuse_other_purpose, tokenizer_of
 from runtime.cli.from_folder import failure
 from runtime.engine.opened_model import Model
+from runtime.process.kept_processes import start_kept
 from tests.support.processes import wait_until
 
 CHECKOUT = Path(__file__).parents[3]
@@ -196,6 +198,32 @@ def test_what_the_harness_says_of_its_failure_is_shown(decant, demo_models, demo
     assert done.returncode == EngineError.exit_code
     assert "lm_eval ended with 1: Tasks not found: no_such_task" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+IGNORING = (
+    "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("import time; print(flush=True); time.sleep(60)", -signal.SIGTERM),
+        (IGNORING, -signal.SIGKILL),
+    ],
+    ids=["ends", "ignores SIGTERM"],
+)
+def test_a_child_has_ended_before_the_next_model_is_served(code, status, monkeypatch):
+    monkeypatch.setattr(eval_tasks, "STOP_S", 0.2)
+    argv = [sys.executable, "-S", "-c", code]
+    process = start_kept(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    process.stdout.readline()
+
+    eval_tasks.ended(process)
+
+    assert process.returncode == status
 
 
 def is_listening(url: str) -> bool:
