@@ -121,11 +121,14 @@ def smallest_without_loss(
             neither = f"neither {' nor '.join(names)}" if len(names) > 1 else f"{names[0]} not"
             n = min(one.n for one in found.values())
             smaller = f" ({'; '.join(worse)})" if worse else ""
+            good = (
+                "is the smallest without a loss that shows" if len(sizes) > 1 else "shows no loss"
+            )
             return name, (
-                f"{name} is the smallest without a loss that shows: against {against},"
-                f" {neither} is worse at n = {n}{smaller}."
+                f"{name} {good}: against {against}, {neither} is worse at n = {n}{smaller}."
             )
         worse.append(f"{name} is worse by {' and '.join(lost)}")
     if not worse:
         return None, ""
-    return None, f"each shows a loss against {against}: {'; '.join(worse)}."
+    each = "each shows a loss" if len(sizes) > 1 else "it shows a loss"
+    return None, f"{each} against {against}: {'; '.join(worse)}."

@@ -68,6 +68,17 @@ def test_the_smallest_file_that_is_not_worse_is_named(tmp_path):
     )
 
 
+def test_a_single_file_is_not_called_the_smallest(tmp_path):
+    found = evaluation_of(tmp_path, wrong("tune-Q8_0", 0), wrong("tune-Q4_K_M", 40))
+
+    good, bad = (smallest_without_loss(found, {name: size}) for name, size in SIZES.items())
+
+    assert good[0] == "tune-Q8_0"
+    assert good[1].startswith("tune-Q8_0 shows no loss: against tune-BF16, neither")
+    assert bad[0] is None
+    assert bad[1].startswith("it shows a loss against tune-BF16: tune-Q4_K_M is worse by")
+
+
 def test_a_file_with_wrong_answers_is_passed_over(tmp_path):
     found = evaluation_of(tmp_path, wrong("tune-Q8_0", 0), wrong("tune-Q4_K_M", 40))
 
