@@ -43,6 +43,7 @@ SUBPROCESS = {
     "runtime/engine/llama_server.py",
     "runtime/terminal/clipboard.py",
     "runtime/process/exit_with_parent.py",
+    "runtime/cli/eval_tasks.py",
     "runtime/cli/from_folder.py",
     "runtime/process/kept_processes.py",
     "runtime/rpc/rpc_server.py",

@@ -24,8 +24,9 @@ NAMED = (
 )  # fmt: skip
 """Those whose names are, too."""
 PAGES = (
-    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/gpu.md",
-    "docs/families.md", "docs/scale.md", "docs/scores.md", "docs/serve.md", "docs/upgrading.md",
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/eval.md",
+    "docs/families.md", "docs/gpu.md", "docs/scale.md", "docs/scores.md", "docs/serve.md",
+    "docs/upgrading.md",
 )  # fmt: skip
 
 PHRASES = (

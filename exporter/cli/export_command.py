@@ -83,6 +83,10 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
 @click.option(
     "--no-verify", is_flag=True, help="Do not compare the file with base and adapter at the end."
 )
+@click.option(
+    "--eval", "eval_data", metavar="DATA",
+    help="Measure base, 16-bit model and files on DATA, and name the smallest without a loss.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
 @offline_option

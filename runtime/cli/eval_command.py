@@ -33,7 +33,9 @@ class EvalOptions:
     """The values of the command line's options."""
 
     models: tuple[str, ...]
-    data: str
+    data: str | None = None
+    tasks: str | None = None
+    """Of lm-evaluation-harness, in place of data."""
     adapters: tuple[str, ...] = ()
     base: str | None = None
     against: str | None = None
@@ -76,7 +78,10 @@ class Finished:
 
 @click.command("eval", epilog="Example: decant eval ./my-lora --data test.jsonl")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
-@click.option("--data", required=True, help="JSONL, JSON, CSV or Parquet, or a hub dataset.")
+@click.option("--data", help="JSONL, JSON, CSV or Parquet, or a hub dataset.")
+@click.option(
+    "--tasks", metavar="NAME,…", help="In place of --data: tasks of lm-evaluation-harness."
+)
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
     help="Measure this LoRA on the MODEL, too. Repeatable.",
@@ -133,12 +138,18 @@ def eval_(**given: Any) -> int:  # the values of the options above
     same command goes on where it was ended.
     """
     options = EvalOptions(**given)
+    if (options.data is None) == (options.tasks is None):
+        raise click.UsageError("name your data with --data, or benchmarks with --tasks")
     if not options.models and not options.url:
         raise click.UsageError("name a MODEL: `decant list` shows them; or --url")
     if (options.key_file or options.remote_model) and not options.url:
         raise click.UsageError("--key-file and --model go with --url")
     if (options.judge_model or options.judge_key_file) and not options.judge:
         raise click.UsageError("--judge-model and --judge-key-file go with --judge")
+    if options.tasks is not None:
+        from runtime.cli.eval_tasks import run_tasks
+
+        return run_tasks(options)
     return evaluate(options)
 
 
@@ -158,23 +169,32 @@ def evaluate(options: EvalOptions) -> int:
 def run_evaluation(options: EvalOptions, report: Report) -> Finished:
     """Run the evaluation and write its report. Raises the error that left it without results."""
     from runtime.evaluation.outcome_cache import OutcomeCache
-    from runtime.evaluation.report.report_folder import write_report
 
     root = evaluations_folder()
     with OutcomeCache(root / "outcomes.sqlite") as cache:
         dataset = opened_data(options, report)
         run = prepared(options, dataset, cache, report)
-        run.ask(report=report)
-        error = run.ended_by
-        try:
-            summary, evaluation = results(options, run, root, report)
-        except DecantError:
-            if isinstance(error, DecantError):
-                raise error from None
-            raise
-        folder = root / evaluation.id
-        write_report(folder, evaluation, summary.cases())
-    return Finished(evaluation, folder, error)
+        evaluation, folder = measured(options, run, root, report)
+    return Finished(evaluation, folder, run.ended_by)
+
+
+def measured(options: EvalOptions, run: Run, root: Path, report: Report) -> tuple[Evaluation, Path]:
+    """Ask the models, and write the report; returns the results and the report's folder.
+
+    What ended it early is kept in the run. Raises the errors of a run without results.
+    """
+    from runtime.evaluation.report.report_folder import write_report
+
+    run.ask(report=report)
+    try:
+        summary, evaluation = results(options, run, root, report)
+    except DecantError:
+        if isinstance(run.ended_by, DecantError):
+            raise run.ended_by from None
+        raise
+    folder = root / evaluation.id
+    write_report(folder, evaluation, summary.cases())
+    return evaluation, folder
 
 
 def evaluations_folder() -> Path:
@@ -187,6 +207,7 @@ def opened_data(options: EvalOptions, report: Report) -> Dataset:
     from runtime.evaluation.data.open_data import DataRequest, open_data
 
     share = share_of(options.split)
+    assert options.data is not None
     request = DataRequest(
         source=options.data,
         layout=options.layout,
@@ -267,7 +288,10 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: Any, report: Report)
         options.key_file,
     )
     leaked = leak_notes(
-        wanted, options.data, split=dataset.split, is_held_out=share_of(options.split) is not None
+        wanted,
+        options.data or "",
+        split=dataset.split,
+        is_held_out=share_of(options.split) is not None,
     )
     groups = open_models(wanted, store(), cache, report=report)
     if options.url and task != "texts":

@@ -151,11 +151,11 @@ def export(arguments: Sequence[str], output: Path, *, report: Report) -> Path:
     return output
 
 
-def failure(code: int, said: str, arguments: Sequence[str]) -> DecantError:
-    """The error of a failed export, with its message and hint."""
+def failure(code: int, said: str, arguments: Sequence[str], command: str = "export") -> DecantError:
+    """The error of a failed command of decant, with its message and hint."""
     _, _, message = said.rpartition("error: ")
     what, _, hint = message.strip().partition("\n\nhint: ")
     kinds = {kind.exit_code: kind for kind in DecantError.__subclasses__()}
     kind = kinds.get(code, EngineError)
-    by_hand = f"try it by hand: decant export {' '.join(arguments)}"
-    return kind(what or f"`decant export` ended with {code}", hint=hint or by_hand)
+    by_hand = f"try it by hand: decant {command} {' '.join(arguments)}"
+    return kind(what or f"`decant {command}` ended with {code}", hint=hint or by_hand)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from exporter.cli.outputs.evaluated_output import evaluation_after
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import brought, chosen_quants, merge_request
 from exporter.cli.terminal_renderer import print_json, reporting
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 
 
 def export_gguf(options: ExportOptions) -> None:
-    """Write the GGUF files and print them."""
+    """Write the GGUF files and print them, and what --eval finds. Raises its errors, too."""
     from exporter.calibrate import with_matrix
     from exporter.export import export as run
     from exporter.llamacpp.toolchain import find_toolchain
 
+    evaluation = evaluation_after(options)
     if (found := brought(options, chosen_quants(options.quants))) is None:
         return
     _, request = merge_request(options, *found)
@@ -29,7 +31,19 @@ def export_gguf(options: ExportOptions) -> None:
     with reporting(quiet=options.quiet) as report:
         request = with_matrix(request, toolchain, dry_run=options.dry_run, report=report)
         result = run(request, toolchain, dry_run=options.dry_run, report=report)
-    show(result, dry_run=options.dry_run, as_json=options.as_json)
+    is_measured = evaluation is not None and not options.dry_run
+    if not (is_measured and options.as_json):
+        show(result, dry_run=options.dry_run, as_json=options.as_json)
+    if evaluation is None or not is_measured:
+        return
+    try:
+        measured = evaluation.of(request, result, toolchain)
+    except BaseException:  # Ctrl-C, too: the files are made, and a program wants to know
+        if options.as_json:
+            show(result, dry_run=False, as_json=True)
+        raise
+    if options.as_json:
+        print_json(asdict(result) | {"dry_run": False, "evaluation": measured})
 
 
 def show(result: ExportResult, *, dry_run: bool, as_json: bool) -> None:
@@ -45,4 +59,10 @@ def show(result: ExportResult, *, dry_run: bool, as_json: bool) -> None:
     click.echo(f"{done} {result.merged} of {result.tensors} tensors", err=True)
 
 
-GGUF = OutputFormat("gguf", "the merged model", export_gguf, takes_recipe=True)
+GGUF = OutputFormat(
+    "gguf",
+    "the merged model",
+    export_gguf,
+    own={"eval_data": "--eval is for --to gguf, the models that decant runs"},
+    takes_recipe=True,
+)

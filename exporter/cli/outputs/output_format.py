@@ -43,6 +43,8 @@ class ExportOptions:
     max_shard_size: str
     split_max_size: str | None
     served_name: str | None
+    eval_data: str | None = None
+    """Data to measure the result on."""
     adapters: tuple[tuple[str, float], ...] = ()
     """Every named adapter with its scale."""
     given: frozenset[str] = field(default_factory=frozenset)
