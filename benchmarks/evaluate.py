@@ -64,7 +64,7 @@ def main() -> None:
             "labels": {
                 "demo": labels(root, models[-1], asked.items),
                 "four layers of Llama 3.2 1B's shape": labels(
-                    root, large_model(root, toolchain), max(40, asked.items // 10)
+                    root, large_model(root, toolchain), 40
                 ),
             },
             "memory": memory(root, models[-1], asked.many),

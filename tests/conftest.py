@@ -49,6 +49,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, stores: Iterator[Path]) -
     store = next(stores)
     store.mkdir()
     monkeypatch.setenv("DECANT_STORE", str(store))
+    monkeypatch.setenv("XDG_DATA_HOME", str(store.with_name(f"{store.name}-data")))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
