@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,8 @@ RUNTIME = "runtime.cli.eval_export"
 REFERENCES = ("BF16", "F16", "F32")
 """The types of a file that the others are compared with, the first choice first."""
 
+PREFIX = ".eval-"
+"""Of the temporary folder; its process's id follows."""
 ONCE = "was exported for this evaluation only"
 
 
@@ -52,7 +56,8 @@ class EvaluationAfter:
         options = self.options
         quants = result.files[: len(request.quants)]  # the others are projectors
         folder = request.outputs[0].parent
-        with TemporaryDirectory(prefix=".eval-", dir=folder) as temporary:
+        sweep(folder)
+        with TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=folder) as temporary:
             with reporting(quiet=options.quiet) as report:
                 made = SixteenBits(request, result, toolchain, Path(temporary), report)
                 reference = made.reference(quants, self.notes)
@@ -65,6 +70,18 @@ class EvaluationAfter:
                 self.notes,
             )
         return found
+
+
+def sweep(folder: Path) -> None:
+    """Delete the 16-bit files that killed evaluations left in a folder."""
+    for left in folder.glob(f"{PREFIX}*-*"):
+        pid = left.name.removeprefix(PREFIX).partition("-")[0]
+        try:
+            os.kill(int(pid), 0)
+        except (ProcessLookupError, ValueError):
+            shutil.rmtree(left, ignore_errors=True)
+        except PermissionError:  # it is another user's, and runs
+            continue
 
 
 def evaluation_after(options: ExportOptions) -> EvaluationAfter | None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from exporter.cli.outputs.evaluated_output import (
     compared_with,
     measured_models,
     sizes_of,
+    sweep,
 )
 from exporter.core.errors import EXIT_USAGE, InputError
 from exporter.core.events import silent
@@ -252,3 +256,17 @@ def test_what_the_disk_has_no_room_for_is_left_out_and_said(
         "the merged model in BF16 is left out", "the base is left out"
     ]  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_evaluation_left_is_deleted_and_what_a_running_one_uses_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, used = tmp_path / f".eval-{dead.pid}-x", tmp_path / f".eval-{os.getpid()}-y"
+    for folder in (left, used):
+        folder.mkdir()
+        (folder / "base-BF16.gguf").write_bytes(b"weights")
+
+    sweep(tmp_path)
+
+    assert not left.exists()
+    assert (used / "base-BF16.gguf").exists()
