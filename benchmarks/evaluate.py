@@ -37,6 +37,7 @@ from exporter.llamacpp.toolchain import (  # noqa: E402
 )
 from runtime.engine.llama_server import Server, ServerSpec  # noqa: E402
 from runtime.engine.openai_client import ask_json  # noqa: E402
+from runtime.evaluation.local_model import peak_of  # noqa: E402
 
 RESULTS = Path(__file__).with_suffix(".json")
 QUANTS = ("F16", "Q8_0", "Q4_K_M")
@@ -64,7 +65,7 @@ def main() -> None:
             "labels": {
                 "demo": labels(root, models[-1], asked.items),
                 "four layers of Llama 3.2 1B's shape": labels(
-                    root, large_model(root, toolchain), 40
+                    root, large_model(root, toolchain), 96
                 ),
             },
             "memory": memory(root, models[-1], asked.many),
@@ -105,14 +106,17 @@ def evaluated(root: Path, arguments: list[object]) -> tuple[float, float, dict[s
         env = {**os.environ, "XDG_DATA_HOME": data}
         began = time.monotonic()
         process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        out = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        took_s = time.monotonic() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
+        peak = 0
+        with ThreadPoolExecutor(1) as reader:
+            assert process.stdout is not None
+            out = reader.submit(process.stdout.read)
+            while process.poll() is None:
+                peak = max(peak, peak_of(process.pid))
+                time.sleep(0.05)
+            took_s = time.monotonic() - began
     if process.returncode:
         raise SystemExit(f"decant eval ended with {process.returncode}")
-    return took_s, usage.ru_maxrss / 1024, json.loads(out)
+    return took_s, peak / (1 << 20), json.loads(out.result())
 
 
 def answers(root: Path, models: list[Path], count: int, toolchain: Toolchain) -> dict[str, object]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,12 +173,20 @@ def run_evaluation(options: EvalOptions, report: Report) -> Finished:
     """Run the evaluation and write its report. Raises the error that left it without results."""
     from runtime.evaluation.outcome_cache import OutcomeCache
 
+    threading.Thread(target=load_libraries, name="libraries", daemon=True).start()
     root = evaluations_folder()
     with OutcomeCache(root / "outcomes.sqlite") as cache:
         dataset = opened_data(options, report)
         run = prepared(options, dataset, cache, report)
         evaluation, folder = measured(options, run, root, report)
     return Finished(evaluation, folder, run.ended_by)
+
+
+def load_libraries() -> None:
+    """Import what the report needs, in a second in which the engines are waited for."""
+    for name in ("sacrebleu.metrics", "matplotlib.figure", "matplotlib.backends.backend_svg"):
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def measured(options: EvalOptions, run: Run, root: Path, report: Report) -> tuple[Evaluation, Path]:

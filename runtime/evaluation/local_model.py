@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,8 @@ class LocalEngines:
     def __init__(self, model: Model, asked: Asked, *, report: Report = silent) -> None:
         """Fit the model into memory. Raises SpaceError, and UnsupportedError for an embedder."""
         self.engine = LocalEngine(model, asked, report=report)
+        # each prompt is asked once: caches of earlier ones would fill memory for nothing
+        self.engine.fit = replace(self.engine.fit, prompt_cache=0)
         self.scorer: Server | None = None
         self.lock = threading.Lock()
         self.memory = 0

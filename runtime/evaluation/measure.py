@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -67,14 +67,14 @@ class Measured:
             asked["texts"] = texts_of(item, part, self.plan.labels)
         return key_of(self.model.identity, asked)
 
-    def missing(self, number: int) -> list[tuple[Item, Needs]]:
+    def missing(self, number: int) -> tuple[Needs, ...]:
         """The parts of an item that are not in the cache."""
         item = self.items[number]
-        return [
-            (item, part)
+        return tuple(
+            part
             for part in self.plan.parts_of(self.model)
             if is_asked(item, part) and self.cache.get(self.key(item, part)) is None
-        ]
+        )
 
     def outcome(self, number: int) -> Outcome | None:
         """An item's outcome; None while a part is missing."""
@@ -126,23 +126,26 @@ def measure(measured: Measured, *, report: Report = silent) -> None:
     """
     began = time.monotonic()
     count = len(measured.items)
-    todo = [bool(measured.missing(number)) for number in range(count)]
-    measured.cached = count - sum(todo)
+    todo = {number: missing for number in range(count) if (missing := measured.missing(number))}
+    measured.cached = count - len(todo)
     try:
         for parts in (("answer",), ("reference", "rejected", "labels")):
-            if any(part in measured.plan.parts_of(measured.model) for part in parts):
-                numbers = [number for number in range(count) if todo[number]]
-                ask_all(measured, numbers, parts, report)
+            asked = {
+                number: tuple(part for part in missing if part in parts)
+                for number, missing in todo.items()
+            }
+            if any(asked.values()):
+                ask_all(measured, asked, report)
     finally:
         measured.seconds += time.monotonic() - began
 
 
-def ask_all(
-    measured: Measured, numbers: Sequence[int], parts: Sequence[str], report: Report
-) -> None:
-    """Ask for some parts of the items, with as many requests at once as the model takes."""
+def ask_all(measured: Measured, asked: Mapping[int, Sequence[Needs]], report: Report) -> None:
+    """Ask for parts of the items by their numbers, as many at once as the model takes."""
+    numbers = [number for number, parts in asked.items() if parts]
     name = measured.model.name
-    task = f"{name}: {'answers' if 'answer' in parts else 'likelihoods'}"
+    is_answers = "answer" in asked[numbers[0]]
+    task = f"{name}: {'answers' if is_answers else 'likelihoods'}"
     failures = Failures(name)
     gone_on = threading.Event()
     pool = ThreadPoolExecutor(measured.model.requests, thread_name_prefix="item")
@@ -153,7 +156,7 @@ def ask_all(
             if len(waiting) >= measured.model.requests:
                 ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 raise_first(ended)
-            work = ask_item(measured, number, parts, failures)
+            work = ask_item(measured, number, asked[number], failures)
             waiting.add(pool.submit(unless(gone_on, work)))
         raise_first(wait(waiting).done)
         report(Progress(task, len(numbers), len(numbers), "steps"))
@@ -193,15 +196,16 @@ class Failures:
 
 
 def ask_item(
-    measured: Measured, number: int, parts: Sequence[str], failures: Failures
+    measured: Measured, number: int, parts: Sequence[Needs], failures: Failures
 ) -> Callable[[], None]:
     """The work for one item: asks for its missing parts and keeps them."""
 
     def work() -> None:
         try:
-            for item, part in measured.missing(number):
-                if part not in parts or number in measured.refusals:
-                    continue
+            item = measured.items[number]
+            for part in parts:
+                if number in measured.refusals:
+                    break
                 found = ask_part(measured, item, part)
                 if found.refusal:
                     measured.refusals[number] = found.refusal

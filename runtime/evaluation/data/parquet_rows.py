@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,27 @@ from exporter.core.errors import InputError
 from runtime.evaluation.data.file_rows import Fields, RowError
 
 BATCH = 128  # rows decoded at a time
+RECENT = 4  # batches kept, for rows that are asked for one by one
+
+
+@dataclass(eq=False)
+class RecentBatches:
+    """The batches decoded last, each with the number of its first row."""
+
+    kept: deque[tuple[int, Any]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def find(self, number: int) -> tuple[int, Any] | None:
+        """The batch with a row, and the number of its first row; None if it is not kept."""
+        with self.lock:
+            for first, batch in self.kept:
+                if first <= number < first + batch.num_rows:
+                    return first, batch
+        return None
+
+    def add(self, first: int, batch: Any) -> None:
+        with self.lock:
+            self.kept.append((first, batch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +47,7 @@ class ParquetRows:
     groups: tuple[int, ...]
     """Number of rows of each row group."""
     unit: str = "row"
+    recent: RecentBatches = field(default_factory=RecentBatches, compare=False)
 
     def __len__(self) -> int:
         return sum(self.groups)
@@ -38,6 +62,9 @@ class ParquetRows:
         Raises InputError where the file is damaged.
         """
         numbers = list(wanted)
+        if len(numbers) == 1 and (found := self.recent.find(numbers[0])):
+            yield numbers[0], row_of(found[1], numbers[0] - found[0])
+            return
         place, first = 0, 0
         for group, count in enumerate(self.groups):
             begin = place
@@ -58,6 +85,8 @@ class ParquetRows:
                 begin = place
                 while place < len(numbers) and numbers[place] < end:
                     place += 1
+                if begin < place:
+                    self.recent.add(first, batch)
                 for number in numbers[begin:place]:
                     yield number, row_of(batch, number - first)
                 if place == len(numbers):

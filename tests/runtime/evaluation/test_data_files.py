@@ -9,9 +9,12 @@ import json
 import random
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from exporter.core.errors import InputError
+from runtime.evaluation.data import parquet_rows
 from runtime.evaluation.data.open_data import DataRequest, open_data
 
 ROWS = [
@@ -42,15 +45,12 @@ def write_csv(path, delimiter=",", newline="\r\n"):
 
 
 def write_parquet(path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
     at = dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc)
     rows = [
         {**row, "picture": {"bytes": b"\xff", "path": "x"}, "at": at, "raw": b"\xff"}
         for row in ROWS
     ]
-    pq.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=70)
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=70)
 
 
 WRITERS = {
@@ -122,11 +122,8 @@ def test_squads_own_nesting(tmp_path):
 
 
 def test_parquet_names_the_labels(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet as pq
-
     features = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
-    table = pyarrow.table({"text": ["a", "b", None], "label": [1, 0, 1]})
+    table = pa.table({"text": ["a", "b", None], "label": [1, 0, 1]})
     table = table.replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
@@ -222,3 +219,25 @@ def test_a_field_of_a_csv_can_be_long(tmp_path):
     (tmp_path / "a.csv").write_text(f"question,answer\n{'q' * (1 << 20)},a\n")
 
     assert len(open_data(DataRequest(str(tmp_path / "a.csv")))[0].question) == 1 << 20
+
+
+def test_rows_of_parquet_that_are_asked_for_one_by_one_are_decoded_a_batch_at_a_time(
+    tmp_path, monkeypatch
+):
+    """Else each would decode all those before it."""
+    opened = []
+    usual = parquet_rows.opened
+    monkeypatch.setattr(parquet_rows, "opened", lambda path: opened.append(path) or usual(path))
+    count = 3 * parquet_rows.BATCH
+    rows = {"question": [f"q{n}" for n in range(count)], "answer": [f"a{n}" for n in range(count)]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    data = open_data(DataRequest(str(tmp_path / "a.parquet")))
+    before = len(opened)
+
+    assert [data[n].question for n in range(count)] == rows["question"]
+    assert [data[n].references for n in (5, count - 1, 200)] == [
+        ("a5",),
+        (f"a{count - 1}",),
+        ("a200",),
+    ]
+    assert len(opened) - before <= 4
