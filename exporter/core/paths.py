@@ -27,6 +27,11 @@ def data_folder(env: Mapping[str, str]) -> Path:
     return Path(env.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "decant"
 
 
+def evaluations_folder(env: Mapping[str, str]) -> Path:
+    """The folder of the reports of evaluations, and of the cache of outcomes."""
+    return data_folder(env) / "evaluations"
+
+
 def model_name(folder: Path) -> str:
     """The name of a model's folder for people: in the hub cache the repo, not the commit.
 

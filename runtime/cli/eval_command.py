@@ -19,11 +19,12 @@ from exporter.cli.common_options import json_option, offline_option, quiet_optio
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.errors import EXIT_INTERRUPTED, DecantError, InputError
 from exporter.core.events import Note, Report
-from exporter.core.paths import data_folder
+from exporter.core.paths import evaluations_folder
 from exporter.core.terminal_text import without_controls
 
 if TYPE_CHECKING:
     from runtime.evaluation.data.dataset import Dataset
+    from runtime.evaluation.evaluated_model import EvaluatedModel
     from runtime.evaluation.evaluation import Evaluation
     from runtime.evaluation.run_evaluation import Run
     from runtime.evaluation.summary import Summary
@@ -174,7 +175,7 @@ def run_evaluation(options: EvalOptions, report: Report) -> Finished:
     from runtime.evaluation.outcome_cache import OutcomeCache
 
     threading.Thread(target=load_libraries, name="libraries", daemon=True).start()
-    root = evaluations_folder()
+    root = evaluations_folder(os.environ)
     with OutcomeCache(root / "outcomes.sqlite") as cache:
         dataset = opened_data(options, report)
         run = prepared(options, dataset, cache, report)
@@ -206,11 +207,6 @@ def measured(options: EvalOptions, run: Run, root: Path, report: Report) -> tupl
     folder = root / evaluation.id
     write_report(folder, evaluation, summary.cases())
     return evaluation, folder
-
-
-def evaluations_folder() -> Path:
-    """The folder of the reports, and of the cache of outcomes."""
-    return data_folder(os.environ) / "evaluations"
 
 
 def opened_data(options: EvalOptions, report: Report) -> Dataset:
@@ -271,7 +267,6 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: Any, report: Report)
     from runtime.cli.eval_models import (
         WantedModels,
         compared_with,
-        judge_model,
         leak_notes,
         open_models,
     )
@@ -321,10 +316,17 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: Any, report: Report)
     notes = (*leaked, *left_out(task, short, options.metrics))
     for note in notes:
         report(Note(note))
-    judge = None
-    if options.judge:
-        judge = judge_model(options.judge, options.judge_model, options.judge_key_file, report)
-    return Run(groups, dataset, plan, comparison, cache, judge, notes)
+    return Run(groups, dataset, plan, comparison, cache, opened_judge(options, report), notes)
+
+
+def opened_judge(options: EvalOptions, report: Report) -> EvaluatedModel | None:
+    """The model of --judge; None without it. Raises InputError and EngineError."""
+    from runtime.cli.eval_models import server_model
+
+    if not options.judge:
+        return None
+    what = "data and the answers"
+    return server_model(options.judge, options.judge_model, options.judge_key_file, what, report)
 
 
 def results(

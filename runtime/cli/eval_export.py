@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -12,10 +13,10 @@ import click
 
 from exporter.cli.terminal_renderer import reporting
 from exporter.core.events import Note, Report
+from exporter.core.paths import evaluations_folder
 from exporter.core.terminal_text import without_controls
 from runtime.cli.eval_command import (
     EvalOptions,
-    evaluations_folder,
     measured,
     opened_data,
     prepared,
@@ -72,7 +73,7 @@ class ExportMeasure:
 
         options = replace(self.options, models=tuple(map(str, models)), against=against)
         source, dataset = options.data or "", self.dataset
-        root = evaluations_folder()
+        root = evaluations_folder(os.environ)
         with ExitStack() as stack:
             report = stack.enter_context(reporting(quiet=options.quiet))
             cache = stack.enter_context(OutcomeCache(root / "outcomes.sqlite"))

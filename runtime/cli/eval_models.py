@@ -60,7 +60,8 @@ def open_models(
         model = open_model(found.path, (*beside, *brought))
         groups.append(local_group(model, wanted.asked, cache, report))
     if wanted.url is not None:
-        groups.append(ModelGroup((remote_model(wanted, report),)))
+        server = server_model(wanted.url, wanted.remote_model, wanted.key_file, "data", report)
+        groups.append(ModelGroup((server,)))
     names = [model.name for group in groups for model in group.models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
@@ -109,28 +110,19 @@ def quant_in(name: str) -> str:
     return last if last[:1] in "QFBIT" and any(sign.isdigit() for sign in last) else ""
 
 
-def remote_model(wanted: WantedModels, report: Report) -> RemoteModel:
-    """The model of --url. Raises InputError and EngineError."""
-    assert wanted.url is not None
-    found = server_model(wanted.url, wanted.remote_model, wanted.key_file, "data", report)
-    return RemoteModel(found.model, found.remote, found.model)
-
-
-def judge_model(url: str, name: str | None, key_file: Path | None, report: Report) -> RemoteModel:
-    """The judge. Raises InputError and EngineError."""
-    found = server_model(url, name, key_file, "data and the answers", report)
-    return RemoteModel(found.model, found.remote, found.model)
-
-
 def server_model(
     url: str, name: str | None, key_file: Path | None, what: str, report: Report
-) -> RemoteEngine:
-    """A server's model; warns before the data cross a network unencrypted. Raises EngineError."""
+) -> RemoteModel:
+    """A server's model; warns before `what` crosses a network unencrypted.
+
+    Raises InputError and EngineError.
+    """
     key = read_key(key_file) if key_file else None
     remote = parse_url(url, key)
     if remote.is_exposed:
         report(Warn(f"the {what} will cross the network unencrypted (http)"))
-    return RemoteEngine(remote, name)
+    found = RemoteEngine(remote, name).model
+    return RemoteModel(found, remote, found)
 
 
 def compared_with(groups: Sequence[ModelGroup], named: str | None) -> str:

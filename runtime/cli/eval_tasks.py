@@ -20,11 +20,12 @@ from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.atomic_file import atomic_write, make_folder
 from exporter.core.errors import EngineError, InputError, UnsupportedError
 from exporter.core.events import Report, Step
+from exporter.core.paths import evaluations_folder
 from exporter.core.terminal_text import without_controls
 from exporter.core.version import version
 from exporter.llamacpp.header_tokens import adds_bos
 from exporter.store import plain_name
-from runtime.cli.eval_command import EvalOptions, evaluations_folder
+from runtime.cli.eval_command import EvalOptions
 from runtime.cli.from_folder import failure, model_of
 from runtime.engine.adapters import bring_adapters
 from runtime.engine.opened_model import Model, open_model
@@ -284,7 +285,7 @@ def why_it_failed(code: int, log: Path) -> str:
 def new_folder(name: str) -> Path:
     """A folder for the results, beside those of other evaluations. Raises OutputError."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    folder = evaluations_folder() / f"{stamp}-{plain_name(name)}-tasks"
+    folder = evaluations_folder(os.environ) / f"{stamp}-{plain_name(name)}-tasks"
     number = 2
     while folder.exists():
         folder = folder.with_name(f"{stamp}-{plain_name(name)}-tasks-{number}")

@@ -313,7 +313,7 @@ def is_merged(model: Model) -> bool:
 
 def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     """Listen, print the address, and serve until the end; return the exit code."""
-    from runtime.cli.eval_command import evaluations_folder
+    from exporter.core.paths import evaluations_folder
     from runtime.gateway.asgi_app import build_app
     from runtime.gateway.call import Gateway
     from runtime.gateway.evaluation_reports import Reports
@@ -331,7 +331,7 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     if settings.rpc is not None:
         preflight(settings.rpc, toolchain, report=journal.event)
     fleet = Fleet(settings, toolchain, journal.event)
-    gateway = Gateway(settings, catalog, fleet, reports=Reports(evaluations_folder()))
+    gateway = Gateway(settings, catalog, fleet, reports=Reports(evaluations_folder(os.environ)))
     app = build_app(gateway, more=page_routes(), log=journal.request)
     tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
     with listening(options.host, options.port) as listener:

@@ -29,6 +29,7 @@ from runtime.evaluation.evaluated_model import AnswerSettings
 from runtime.evaluation.item import Message
 from runtime.evaluation.outcome import Likelihoods, Outcome
 from runtime.evaluation.plain_data import Part, PlainData
+from runtime.scoring.score_process import score_spec
 from runtime.scoring.score_route import LIKELIHOODS
 
 RENDER, TOKENIZE = "/apply-template", "/tokenize"
@@ -83,16 +84,7 @@ class LocalEngines:
             backend=engine.toolchain.info["backend"],
             gpu=free_nbytes(engine.toolchain),
         )
-        flash = () if fitted.is_exact else ("--flash",)
-        layers = () if fitted.gpu_layers is None else ("--gpu-layers", str(fitted.gpu_layers))
-        return ServerSpec(
-            engine.loaded.header.path,
-            engine.fit.context,
-            engine.fit.threads,
-            adapters=tuple(adapter.path for adapter in engine.loaded.adapters),
-            engine="scoring",
-            extra=("--cache-type", fitted.cache_type, *flash, *layers),
-        )
+        return score_spec(engine.loaded, replace(fitted, context=engine.fit.context))
 
     def peak_memory(self) -> int:
         """The largest resident size that one of the engines had, in bytes; 0 if unknown."""

@@ -29,12 +29,22 @@ def statistics_of(metric: Metric, items: Sequence[Item], outcomes: Sequence[Outc
 
     Raises InputError if k varies, as with labels that are not the same for all items.
     """
+    pairs = zip(items, outcomes, strict=True)
+    return stacked(metric, [item_statistics(metric, item, outcome) for item, outcome in pairs])
+
+
+def item_statistics(metric: Metric, item: Item, outcome: Outcome) -> Floats | None:
+    """One item's statistics, shape (k,); None for an item without them or without an outcome."""
+    return None if outcome.refusal else metric.statistics(item, outcome)
+
+
+def stacked(metric: Metric, rows: Sequence[Floats | None]) -> Floats:
+    """Items' statistics, each of shape (k,), as one array, shape (n, k); NaN for None.
+
+    Raises InputError if k varies, as with labels that are not the same for all items.
+    """
     import numpy as np
 
-    rows = [
-        None if outcome.refusal else metric.statistics(item, outcome)
-        for item, outcome in zip(items, outcomes, strict=True)
-    ]
     sizes = {len(row) for row in rows if row is not None}
     if len(sizes) > 1:
         raise InputError(

@@ -25,7 +25,14 @@ from runtime.evaluation.metric import Difference, Metric
 from runtime.evaluation.metrics.label_metrics import calibration, chosen_label, confusion
 from runtime.evaluation.metrics.likelihood_metrics import agreement_with
 from runtime.evaluation.outcome import Outcome
-from runtime.evaluation.statistics import difference, interval, item_values, item_verdicts
+from runtime.evaluation.statistics import (
+    difference,
+    interval,
+    item_statistics,
+    item_values,
+    item_verdicts,
+    stacked,
+)
 
 if TYPE_CHECKING:
     from runtime.evaluation.metric import Floats
@@ -74,19 +81,18 @@ class ModelTable:
         return self.measured.model.name
 
     def fill(self, metrics: Sequence[Metric], *, keeps_labels: bool) -> None:
-        """Compute every item's statistics."""
+        """Compute every item's statistics. Raises InputError if their size varies."""
         found: dict[str, list[Floats | None]] = {metric.name: [] for metric in metrics}
         for number in self.numbers:
             item, outcome = self.measured.items[number], self.measured.outcome(number)
             assert outcome is not None, "only complete items are counted"
             self.count(outcome)
             for metric in metrics:
-                row = None if outcome.refusal else metric.statistics(item, outcome)
-                found[metric.name].append(row)
+                found[metric.name].append(item_statistics(metric, item, outcome))
             if keeps_labels and not outcome.refusal:
                 few = Item(item.id, item.line, (), item.references)
                 self.answers.append((few, Outcome(outcome.answer, labels=outcome.labels)))
-        self.rows = {name: stacked(rows) for name, rows in found.items()}
+        self.rows = {metric.name: stacked(metric, found[metric.name]) for metric in metrics}
 
     def count(self, outcome: Outcome) -> None:
         """Count an outcome's costs and refusals."""
@@ -111,18 +117,6 @@ class ModelTable:
             refusals=dict(self.refusals),
             cut_off=self.cut_off,
         )
-
-
-def stacked(rows: Sequence[Floats | None]) -> Floats:
-    """Statistics as one array, shape (n, k); NaN for items without them."""
-    import numpy as np
-
-    k = max((len(row) for row in rows if row is not None), default=1)
-    found = np.full((len(rows), k), np.nan)
-    for place, row in enumerate(rows):
-        if row is not None and len(row) == k:
-            found[place] = row
-    return found
 
 
 @dataclass

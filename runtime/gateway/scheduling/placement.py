@@ -19,6 +19,7 @@ from runtime.engine.opened_model import ANY_TEMPLATE, Model
 from runtime.gateway.scheduling.request_queue import Voice
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts
+from runtime.scoring.score_process import score_spec
 
 Role = Literal["generate", "fixed", "embed", "rerank", "score"]
 """`fixed` generates as well, with LoRA scales that are set when it starts."""
@@ -76,7 +77,7 @@ def plan_engine(key: Key, model: Model, settings: Settings, room: Room) -> Plan:
     """The plan of one engine. Raises SpaceError when it does not fit."""
     parallel, fitted = choose_slots(key.role, model, settings, room)
     if key.role == "score":
-        return Plan(score_spec(model, fitted), fitted, is_short(fitted, settings))
+        return Plan(score_spec(model, fitted, SCORES), fitted, is_short(fitted, settings))
     server = server_spec(key, model, parallel, fitted)
     server = replace(server, extra=(*server.extra, *flags_of(settings, key.role)))
     if settings.rpc is not None and not model.is_encoder_decoder:
@@ -183,21 +184,6 @@ def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpe
     projector = found.projector if role == "embed" else None
     chat = UNUSED if model.is_handed_over else AS_IT_IS
     return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=chat)
-
-
-def score_spec(model: Model, fitted: Fit) -> ServerSpec:
-    """The scoring engine's process; with short memory its sums are less exact."""
-    flash = () if fitted.is_exact else ("--flash",)
-    layers = () if fitted.gpu_layers is None else ("--gpu-layers", str(fitted.gpu_layers))
-    return ServerSpec(
-        model.header.path,
-        fitted.context,
-        fitted.threads,
-        SCORES,
-        tuple(adapter.path for adapter in model.adapters),
-        engine="scoring",
-        extra=("--cache-type", fitted.cache_type, *flash, *layers),
-    )
 
 
 def may_be_cut(model: GGUFFile, role: Role) -> bool:

@@ -1,4 +1,4 @@
-"""Data that is damaged: what a user is told, and what stays usable."""
+"""Damaged data: the error names the row and the reason, and the other rows stay usable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset's items are asked once each; what fails is told by item, and the rest goes on."""
+"""Each item is asked once; an item that fails has its reason, and the others go on."""
 
 from __future__ import annotations
 
