@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing_extensions import Self
 
 from exporter.core.atomic_file import sha256_file
 from exporter.core.errors import OutputError
+from exporter.core.file_lock import lock
 
 VERSION = 1
 """Part of every key: raised when an outcome's meaning changes."""
@@ -47,13 +49,21 @@ class OutcomeCache:
             ) from error
 
     def opened(self) -> sqlite3.Connection:
-        """The connection, with the tables made. Raises sqlite3.DatabaseError."""
-        connection = sqlite3.connect(
-            self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False
-        )
-        connection.execute("pragma journal_mode = wal")
-        connection.execute("pragma synchronous = normal")
-        connection.executescript(TABLES)
+        """The connection, with the tables made. Raises sqlite3.DatabaseError.
+
+        One process at a time: SQLite does not wait when two make the write-ahead log at once.
+        """
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            lock(folder)
+            connection = sqlite3.connect(
+                self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("pragma journal_mode = wal")
+            connection.execute("pragma synchronous = normal")
+            connection.executescript(TABLES)
+        finally:
+            os.close(folder)
         return connection
 
     def __enter__(self) -> Self:

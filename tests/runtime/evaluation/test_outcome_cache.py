@@ -33,6 +33,34 @@ def test_a_value_is_found_under_its_key_only(tmp_path):
         assert cache.get(key_of("a", {"x": 1, "y": 3})) is None
 
 
+OPENERS = """
+import sys
+from pathlib import Path
+from multiprocessing import Barrier, Process
+from runtime.evaluation.outcome_cache import OutcomeCache, key_of
+
+def opened(start):
+    for number in range(200):
+        start.wait(20)
+        with OutcomeCache(Path(sys.argv[1], str(number), "cache.sqlite")) as cache:
+            cache.put(key_of(number), {})
+
+start = Barrier(2)
+openers = [Process(target=opened, args=(start,)) for _ in range(2)]
+for opener in openers:
+    opener.start()
+for opener in openers:
+    opener.join()
+assert not any(opener.exitcode for opener in openers)
+"""
+
+
+def test_processes_that_open_a_new_cache_at_once_share_it(tmp_path):
+    done = subprocess.run([sys.executable, "-c", OPENERS, str(tmp_path)], capture_output=True)
+
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_all_that_was_put_is_there_after_a_kill_of_two_writers(tmp_path):
     path = tmp_path / "cache.sqlite"
     argv = [sys.executable, "-c", WRITER, str(path)]
