@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).parents[1]
-PACKAGES = ("exporter", "runtime", "vendor")
-FILES = sorted(path for package in PACKAGES for path in (CHECKOUT / package).rglob("*.py"))
+from tests.support.source_tree import CHECKOUT, FILES, Function, name, nodes, text, tree
+
 TESTS = sorted((CHECKOUT / "tests").rglob("*.py"))
 HEAVY = {
     "torch",
@@ -68,7 +67,6 @@ WALL_CLOCK = {
     "runtime/gateway/ollama/ollama_routes.py",  # and `expires_at`
 }
 """What asks for the time of day; it jumps, so that whatever lasts is measured otherwise."""
-Function = ast.FunctionDef | ast.AsyncFunctionDef
 LINES, FUNCTION_LINES, PARAMETERS = 400, 60, 7
 TEST_FILE = re.compile(
     r"^ *(from|import) tests\.(\S+\.)?test_\w+|^ *from tests\S* import test_\w+", re.MULTILINE
@@ -88,20 +86,6 @@ LAYERS = {
 """What each package is made of, the lowest first: a part imports itself and those before it. Parts
 in one entry import nothing of each other. `exporter/cli/app.py` names runtime's commands in
 strings, and loads one when it is called."""
-
-
-def name(path: Path) -> str:
-    return str(path.relative_to(CHECKOUT))
-
-
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@cache
-def nodes(path: Path) -> tuple[ast.AST, ...]:
-    return tuple(ast.walk(tree(path)))
 
 
 @cache
@@ -145,41 +129,57 @@ def functions(path: Path) -> Iterator[Function]:
     return (node for node in nodes(path) if isinstance(node, Function))
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_files_and_functions_stay_readable(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= LINES
+def unreadable(path: Path) -> Iterator[str]:
+    """A file's functions that are too long or take too much, and the file if it is too long."""
+    if (length := len(text(path).splitlines())) > LINES:
+        yield f"{name(path)}: {length} lines"
     for function in functions(path):
-        assert function.end_lineno - function.lineno < FUNCTION_LINES, function.name
+        if function.end_lineno - function.lineno >= FUNCTION_LINES:
+            yield f"{name(path)}:{function.lineno} {function.name} is long"
         is_command = any("click" in ast.dump(decorator) for decorator in function.decorator_list)
         arguments = function.args.posonlyargs + function.args.args + function.args.kwonlyargs
         named = [argument.arg for argument in arguments if argument.arg not in ("self", "report")]
-        assert is_command or len(named) <= PARAMETERS, function.name
+        if not is_command and len(named) > PARAMETERS:
+            yield f"{name(path)}:{function.lineno} {function.name} takes {len(named)}"
+
+
+def test_files_and_functions_stay_readable():
+    assert not [found for path in FILES for found in unreadable(path)]
 
 
 def test_files_of_tests_stay_readable():
-    long = {name(path) for path in TESTS if len(path.read_text("utf-8").splitlines()) > LINES}
+    long = {name(path) for path in TESTS if len(text(path).splitlines()) > LINES}
 
     assert not long
 
 
 def test_no_test_file_imports_another():
-    found = {name(path) for path in TESTS if TEST_FILE.search(path.read_text("utf-8"))}
+    found = {name(path) for path in TESTS if TEST_FILE.search(text(path))}
 
     assert not found
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_heavy_packages_are_imported_inside_verbs(path):
-    roots = {module.partition(".")[0] for module in at_import_time(path)}
+def test_heavy_packages_are_imported_inside_verbs():
+    found = [
+        f"{name(path)}: {module}"
+        for path in FILES
+        for module in at_import_time(path)
+        if module.partition(".")[0] in HEAVY
+    ]
 
-    assert roots.isdisjoint(HEAVY)
+    assert not found
 
 
 def test_the_exporter_never_imports_the_runtime():
-    for path in FILES:
-        if name(path).startswith("exporter/"):
-            found = [module for module in imported(path) if module.split(".")[0] == "runtime"]
-            assert not found, name(path)
+    found = [
+        f"{name(path)}: {module}"
+        for path in FILES
+        if name(path).startswith("exporter/")
+        for module in imported(path)
+        if module.partition(".")[0] == "runtime"
+    ]
+
+    assert not found
 
 
 def layer(module: str) -> tuple[int, str] | None:
@@ -204,17 +204,18 @@ def ours(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
-def test_a_module_imports_only_its_own_layer_and_lower_ones(path):
+def above(path: Path) -> Iterator[str]:
+    """The modules of a higher layer that a file imports."""
     place = layer(module_of(path))
-    if place is None:
-        return
-    number, part = place
-    for other in ours(path):
-        found = (
-            layer(other) if other.partition(".")[0] == module_of(path).partition(".")[0] else None
-        )
-        assert found is None or found[0] < number or found == place, f"{part} imports {other}"
+    for other in ours(path) if place else ():
+        if other.partition(".")[0] == module_of(path).partition(".")[0]:
+            found = layer(other)
+            if found and found[0] >= place[0] and found != place:
+                yield other
+
+
+def test_a_module_imports_only_its_own_layer_and_lower_ones():
+    assert not [f"{name(path)} imports {other}" for path in FILES for other in above(path)]
 
 
 def test_no_two_files_have_one_name():
