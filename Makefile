@@ -7,10 +7,11 @@ WORKERS ?= 2# processes of pytest
 PYTEST_OPTIONS ?=# such as --randomly-seed=1
 PYTEST = $(PY) -m pytest -q $(PYTEST_OPTIONS)
 PARALLEL = -n $(WORKERS) --dist loadfile
-FAST = not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval
+UNBUILT = not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval
+FAST = $(UNBUILT) and not lasting
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast coverage test test-slow programs families lm-eval bench fmt docs release lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast unbuilt coverage test test-slow programs families lm-eval bench fmt docs release lock wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -34,7 +35,7 @@ lm-eval: setup ## lm-evaluation-harness (pip) over decant serve, against its own
 	@$(PY) -m pip install -q -c constraints.txt 'lm_eval[api]>=0.4.9'
 	@$(PYTEST) -m lm_eval tests/runtime/harness
 
-check: packages lint type fast ## lint, types and the fast tests: no build, no training
+check: packages lint type fast ## lint, types and the fast tests: no build, no training; seconds
 
 setup: packages llamacpp ## the Python packages in .venv, and llama.cpp in the user's cache
 
@@ -53,9 +54,12 @@ type: packages
 fast: packages
 	@$(PYTEST) $(PARALLEL) -m "$(FAST)"
 
-coverage: packages ## the fast tests, and which lines and branches of the code they run
+unbuilt: # the tests that need no build and no training, as pytest's -m names them
+	@echo '$(UNBUILT)'
+
+coverage: packages ## the tests without a build, and which lines and branches of the code they run
 	@rm -f .coverage*
-	@$(PYTEST) $(PARALLEL) -m "$(FAST)" --cov --cov-report=
+	@$(PYTEST) $(PARALLEL) -m "$(UNBUILT)" --cov --cov-report=
 	@$(PY) .ci/coverage.py
 
 bench: setup ## measure the export against the usual road

@@ -47,6 +47,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_test_over_the_budget_fails_the_run_by_its_name(tmp_path, processes):
     done = run(tmp_path, "--budget", "0.2", *(["-p", "xdist", "-n", "1"] if processes else []))
@@ -58,6 +59,7 @@ def test_a_test_over_the_budget_fails_the_run_by_its_name(tmp_path, processes):
     assert "a test has 0.2 s" in done.stdout
 
 
+@pytest.mark.lasting
 def test_within_the_budget_the_run_passes_and_tells_its_seed(tmp_path):
     done = run(tmp_path, "--budget", "4", "-p", "randomly")
 

@@ -123,6 +123,7 @@ def test_failing_compile_shows_the_last_lines_and_keeps_the_log(tmp_path: Path):
     assert find(mini.recipe, env=mini.env, host=HOST) is None
 
 
+@pytest.mark.lasting
 def test_failing_configuration_names_cmake(tmp_path: Path):
     changes = {"vendor/llama.cpp/CMakeLists.txt": "message(FATAL_ERROR no-such-luck)\n"}
     with pytest.raises(BuildError, match=r"(?s)cmake.*no-such-luck"):
@@ -136,6 +137,7 @@ def test_missing_compiler_is_told_with_a_remedy(mini: Mini, tmp_path: Path):
     assert "CXX" in caught.value.hint
 
 
+@pytest.mark.lasting
 def test_failed_smoke_test_publishes_nothing_and_costs_no_second_compilation(mini: Mini):
     def fails(build: Build, env: Mapping[str, str]) -> dict[str, object]:
         raise BuildError(f"it smokes in {build.dir.name}")
@@ -205,6 +207,7 @@ def _mentioning(text: str) -> list[str]:
     return [line for line in listing.stdout.splitlines() if text in line]
 
 
+@pytest.mark.lasting
 def test_of_two_builds_at_once_one_waits_for_the_other(mini: Mini):
     waiting = threading.Event()
     second = Events(on={"wait": waiting.set})

@@ -55,6 +55,7 @@ def test_same_plan_goes_on_where_it_stopped(mini: Mini, plan: CompilePlan, sourc
     assert stray.exists()
 
 
+@pytest.mark.lasting
 def test_changed_plan_starts_over(mini: Mini, plan: CompilePlan, source: Path):
     stray = compiled(plan, source, mini.env) / "stray"
     stray.touch()

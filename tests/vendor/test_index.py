@@ -30,6 +30,7 @@ def test_without_any_settings_it_is_pips_own_default():
     assert find_index({}, pip_settings=lambda _: "").url == PyPI.simple_url.rstrip("/")
 
 
+@pytest.mark.lasting
 def test_index_of_pips_own_settings_is_used(tmp_path: Path):
     settings = tmp_path / "pip.conf"
     settings.write_text("[global]\nindex-url = https://mirror.example/simple\n")

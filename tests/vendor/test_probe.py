@@ -57,6 +57,7 @@ def test_every_end_of_the_probe_has_its_verdict(code: int, words: str, flags: tu
     assert judge(code).flags == flags
 
 
+@pytest.mark.lasting
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="AMX is x86's")
 def test_the_probe_itself_compiles_with_and_without_amx(tmp_path: Path, compilers: Compilers):
     (tmp_path / "amx.cpp").write_text(SOURCE)

@@ -71,6 +71,7 @@ def test_server_that_decodes_passes(tmp_path: Path):
     assert not runs(tmp_path)
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize(
     ("code", "words"),
     [

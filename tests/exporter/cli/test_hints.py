@@ -59,6 +59,7 @@ def options_of(name: str) -> set[str]:
     return {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("name", COMMANDS)
 def test_advice_names_options_that_the_command_has(name):
     known = options_of(name) | ANYWHERE

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from exporter.cli.app import COMMANDS
 from exporter.cli.outputs.registry import FORMATS
 from exporter.cli.reference import with_formats
@@ -13,6 +15,7 @@ from exporter.cli.reference import with_formats
 CHECKOUT = Path(__file__).parents[3]
 
 
+@pytest.mark.lasting
 def test_the_page_is_what_the_commands_say():
     """In a fresh process: click keeps the help option that a command was first asked with."""
     code = "from exporter.cli.reference import reference; print(reference(), end='')"

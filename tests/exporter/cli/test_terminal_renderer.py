@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from exporter.cli.terminal_renderer import Lines, shortened
 from exporter.core.events import Note, Progress, Step, Warn
 from tests.support.terminal import on_a_terminal, plain
@@ -49,6 +51,7 @@ def test_on_a_terminal_there_is_a_bar_and_markup_is_not_obeyed():
     assert "a [b]" in seen
 
 
+@pytest.mark.lasting
 def test_no_color_keeps_the_terminal_plain_of_colours():
     colours = re.compile(r"\x1b\[[\d;]*3\dm|\x1b\[[\d;]*38;")
 

@@ -9,6 +9,7 @@ from exporter.core.buffer_pool import Pool
 MB = 1 << 20
 
 
+@pytest.mark.lasting
 def test_a_block_is_used_again_when_nothing_refers_to_it():
     pool = Pool()
     first = pool.take(4 * MB)
@@ -25,6 +26,7 @@ def test_a_block_is_used_again_when_nothing_refers_to_it():
     assert pool.take(3 * MB)[0] == 7
 
 
+@pytest.mark.lasting
 def test_few_bytes_lie_idle():
     pool = Pool(idle_nbytes=10 * MB)
     taken = [pool.take(4 * MB) for _ in range(5)]

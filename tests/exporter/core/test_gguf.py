@@ -59,6 +59,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         read_gguf(tmp_path)
 
 
+@pytest.mark.lasting
 @settings(max_examples=300, deadline=None)
 @given(at=st.integers(0, 4000), value=st.integers(0, 255))
 def test_no_single_wrong_byte_makes_it_raise_anything_else(tiny_gguf, tmp_path_factory, at, value):

@@ -78,6 +78,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
             read_header(tmp_path / "cut", error=CheckpointError)
 
 
+@pytest.mark.lasting
 @settings(
     max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
@@ -102,6 +103,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.lasting
 @settings(
     max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )

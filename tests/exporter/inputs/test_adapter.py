@@ -185,6 +185,7 @@ VALUES = (
 )
 
 
+@pytest.mark.lasting
 @settings(max_examples=200, deadline=None)
 @given(
     changes=st.dictionaries(

@@ -99,6 +99,7 @@ def test_a_tensor_of_another_size_is_refused(tmp_path, name, change):
             planned(folder, TENSORS | {name: shape})
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize(
     "name",
     [

@@ -55,6 +55,7 @@ def test_an_exact_name_goes_before_others(tmp_path):
     assert found.module(f"model.{LAYER}") == f"model.{LAYER}"
 
 
+@pytest.mark.lasting
 def test_experts_that_are_kept_apart_are_found_in_order(tmp_path):
     parts = ("gate_proj", "up_proj", "down_proj")
     stored = [f"model.layers.0.mlp.experts.{e}.{part}.weight" for e in range(11) for part in parts]

@@ -49,6 +49,7 @@ GROWING = (
 )
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("template", [ENDLESS, GROWING], ids=["time", "memory"])
 def test_neither_time_nor_memory_is_without_an_end(monkeypatch, template):
     monkeypatch.setattr(template_process, "WALL_S", 3)
@@ -65,6 +66,7 @@ def test_a_prompt_out_of_all_proportion_is_refused():
     assert (found.text, "2000000 characters" in found.refusal) == (None, True)
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("template", [ENDLESS, GROWING, "{{ 'a' * 5000000000 }}"])
 def test_a_template_that_does_not_end_is_refused_before_it_is_rendered_without_limits(
     monkeypatch, template, tmp_path

@@ -168,6 +168,7 @@ def test_a_server_that_does_not_stream_is_read_at_once():
     assert last.reason == "stop"
 
 
+@pytest.mark.lasting
 def test_the_command_line_talks_to_it(decant, tmp_path):
     key = tmp_path / "key"
     key.write_text("right")

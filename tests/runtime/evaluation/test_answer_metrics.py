@@ -256,6 +256,7 @@ def test_length_is_in_characters():
     assert value("length", "añ👍") == 3
 
 
+@pytest.mark.lasting
 def test_long_answers_end_soon():
     long = "lorem ipsum dolor " * 60_000
 

@@ -81,6 +81,7 @@ MESSAGES = {
 }
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("turns", MESSAGES, ids=MESSAGES.values())
 def test_a_bad_conversation_says_which_turn(opened, turns):
     good = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
@@ -278,6 +279,7 @@ def test_a_file_that_is_gone_is_an_error(opened, tmp_path):
         open_data(DataRequest(str(tmp_path / ("x" * 300))))
 
 
+@pytest.mark.lasting
 def test_a_row_of_a_megabyte_among_many_costs_no_memory(tmp_path):
     path = tmp_path / "rows.jsonl"
     with path.open("w") as file:
@@ -296,6 +298,7 @@ def test_a_row_of_a_megabyte_among_many_costs_no_memory(tmp_path):
     assert peak < 7 << 20  # the file has 6 MB; its rows as objects would take 20
 
 
+@pytest.mark.lasting
 def test_a_list_of_json_costs_no_memory(tmp_path):
     path = tmp_path / "rows.json"
     row = {"question": "q" * 1000, "answer": "a"}

@@ -91,6 +91,7 @@ def test_a_fine_tune_is_better_than_its_base_and_two_runs_agree_to_the_letter(
     assert first["models"][0]["cached"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.llamacpp
 @pytest.mark.trained
 def test_killed_it_goes_on_asks_nothing_twice_and_leaves_no_engine(data, home, pirate):
@@ -124,6 +125,7 @@ def test_killed_it_goes_on_asks_nothing_twice_and_leaves_no_engine(data, home, p
     assert found["is_complete"]
 
 
+@pytest.mark.slow
 @pytest.mark.llamacpp
 @pytest.mark.trained
 def test_ctrl_c_reports_on_what_was_answered(data, home, pirate):
@@ -160,6 +162,7 @@ def test_labels_are_measured_by_likelihood_without_generating(data, home, pirate
     assert found["confusion"]["pirate-Q4_K_M"]["counts"] == [[5, 0, 0], [0, 5, 0]]
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

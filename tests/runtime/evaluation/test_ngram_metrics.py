@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.lasting
 def test_rouge_loads_no_library_that_it_does_not_need():
     """nltk would import SciPy and scikit-learn: 95 MB; afterwards they can be imported."""
     code = (

@@ -66,6 +66,7 @@ def test_the_waiting_that_a_server_names_has_an_end():
     assert named_wait_s(None) == 0
 
 
+@pytest.mark.lasting
 def test_a_server_from_the_command_line_is_given_its_key_and_asked_greedily(tmp_path):
     data, key = tmp_path / "data.jsonl", tmp_path / "key"
     rows = [{"question": f"q{n}", "answer": "yes"} for n in range(8)]

@@ -72,6 +72,7 @@ def whole():
     return page(evaluation(items, "labels"), items)
 
 
+@pytest.mark.lasting
 def test_the_page_is_well_formed_and_has_all_parts_in_order(whole):
     parsed = Parsed(whole)
     names = [a["id"] for a in parsed.attributes("h2")]
@@ -213,6 +214,7 @@ def test_an_interrupted_evaluation_says_so(no_plots):
     assert "interrupted" not in page(evaluation(items), items)
 
 
+@pytest.mark.lasting
 def test_a_large_evaluation_is_a_page_below_5_mb(no_plots):
     template = cases(count=1)[0]
     results = evaluation([template])

@@ -39,6 +39,7 @@ def named(model) -> Named:
     return Named("m:pirate", "m", model, adapter, (0.0, 1.0))
 
 
+@pytest.mark.lasting
 @given(st.dictionaries(st.text(), JSON))
 def test_every_object_comes_through_as_it_was(body):
     assert parse(dumped(parse(json.dumps(body, ensure_ascii=False).encode()))) == body

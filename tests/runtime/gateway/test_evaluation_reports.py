@@ -224,6 +224,7 @@ def test_no_other_text_is_a_ticket(ticket, root):
     assert not Reports(root).is_valid(ticket, NAME)
 
 
+@pytest.mark.lasting
 def test_a_server_starts_without_what_reads_reports():
     code = (
         "import runtime.gateway.asgi_app, runtime.cli.eval_command, sys;"

@@ -149,6 +149,7 @@ def test_bodies_may_be_larger_where_a_model_sees():
     assert caught.value.status == 413
 
 
+@pytest.mark.lasting
 def test_large_bodies_are_read_beside_the_loop_which_answers_meanwhile(monkeypatch):
     """Of 20 at once two are worked on."""
     body = json.dumps({"prompt": list(range(200_000))}).encode()
@@ -235,6 +236,7 @@ def test_what_is_no_base64_is_the_engines_to_refuse(text):
     assert not pixels_of(text)
 
 
+@pytest.mark.lasting
 def test_large_bodies_of_one_client_leave_a_thread_to_the_others():
     body = b'{"a": "' + b"0" * 100_000 + b'"}'
     order: list[str] = []

@@ -69,6 +69,7 @@ def served_here(folder: Path, ways: Ways, act: Callable[[int], None], **settings
     asyncio.run(run())
 
 
+@pytest.mark.lasting
 def test_handshakes_that_do_not_come_are_not_waited_for(tmp_path):
     """Nobody has counted their connections by then."""
     cert = tmp_path / "cert.pem"
@@ -90,6 +91,7 @@ def test_handshakes_that_do_not_come_are_not_waited_for(tmp_path):
     assert took[0] < 10
 
 
+@pytest.mark.lasting
 def test_idle_connections_make_room_for_new_ones(tmp_path):
     """The longest idle goes first."""
     found: list[object] = []
@@ -157,6 +159,7 @@ def test_a_reader_of_the_log_that_stops_holds_nobody_up():
     assert dropped > 0
 
 
+@pytest.mark.lasting
 def test_at_the_end_what_is_left_is_written_unless_nobody_reads():
     written: list[int] = []
     writer: Writer[int] = Writer(lambda item, _: written.append(item), 10)

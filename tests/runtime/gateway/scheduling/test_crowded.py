@@ -27,6 +27,7 @@ MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="no other process has its limits set")
 
 
+@pytest.mark.lasting
 def test_five_models_that_share_the_room_of_two_are_all_answered(model, tmp_path, monkeypatch):
     """Whoever finds none waits for those that load and takes the place of those that are idle."""
     models = [model(f"m{number}", load_s=0.05) for number in range(5)]

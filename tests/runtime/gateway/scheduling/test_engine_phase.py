@@ -68,6 +68,7 @@ def test_memory_is_reserved_from_the_plan_on_until_the_engine_is_up(child):
     assert child.reserved == 0
 
 
+@pytest.mark.lasting
 def test_a_death_that_many_notice_at_once_is_one(tmp_path):
     model = open_model(behave(write_tiny_gguf(tmp_path / "m.gguf")))
     catalog = Catalog([model])

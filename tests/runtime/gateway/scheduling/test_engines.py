@@ -37,6 +37,7 @@ def is_engine(pid: int) -> bool:
     return False
 
 
+@pytest.mark.lasting
 def test_scales_that_clients_choose_have_few_engines_and_the_rest_is_told(model, tmp_path):
     """Also where all of them ask at once, and stay."""
     most: list[int] = []
@@ -62,6 +63,7 @@ def test_scales_that_clients_choose_have_few_engines_and_the_rest_is_told(model,
     assert len(fleet.children) <= 4
 
 
+@pytest.mark.lasting
 def test_engines_for_scales_that_clients_choose_leave_the_processor_to_others(model, tmp_path):
     async def test(fleet: Fleet, catalog: Catalog) -> None:
         mine = os.getpriority(os.PRIO_PROCESS, 0)
@@ -73,6 +75,7 @@ def test_engines_for_scales_that_clients_choose_leave_the_processor_to_others(mo
     running(test, tmp_path, model("m"))
 
 
+@pytest.mark.lasting
 def test_a_load_that_nobody_awaits_any_more_is_dropped(model, tmp_path):
     async def test(fleet: Fleet, catalog: Catalog) -> None:
         async with fleet.planning:  # somebody's memory is being reckoned
@@ -92,6 +95,7 @@ def test_a_load_that_nobody_awaits_any_more_is_dropped(model, tmp_path):
     running(test, tmp_path, model("m"))
 
 
+@pytest.mark.lasting
 def test_a_slow_load_keeps_nobody_else_from_loading(model, tmp_path):
     async def test(fleet: Fleet, catalog: Catalog) -> None:
         slow = asyncio.ensure_future(hold(fleet, catalog.find("slow")))
@@ -103,6 +107,7 @@ def test_a_slow_load_keeps_nobody_else_from_loading(model, tmp_path):
     running(test, tmp_path, model("slow", load_s=60), model("quick"))
 
 
+@pytest.mark.lasting
 def test_memory_is_set_apart_for_what_is_loading(model, tmp_path, monkeypatch):
     """There is room for one; whoever comes while it loads waits for it, and takes its place."""
     one, two = model("one", load_s=0.5), model("two")
@@ -157,6 +162,7 @@ def test_whatever_a_start_fails_by_is_a_failure_that_is_told(error, model, tmp_p
     running(test, tmp_path, model("m"))
 
 
+@pytest.mark.lasting
 def test_planning_does_not_keep_the_loop_from_others(model, tmp_path, monkeypatch):
     plan = fleet_module.plan_engine
     monkeypatch.setattr(fleet_module, "plan_engine", lambda *a: (time.sleep(0.5), plan(*a))[1])
@@ -173,6 +179,7 @@ def test_planning_does_not_keep_the_loop_from_others(model, tmp_path, monkeypatc
     running(test, tmp_path, model("m"))
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize("route", ["/v1/completions", "/tokenize"])
 def test_an_engine_that_goes_on_for_nobody_is_started_again(route, model, tmp_path):
     async def test(fleet: Fleet, catalog: Catalog) -> None:
@@ -193,6 +200,7 @@ def test_an_engine_that_goes_on_for_nobody_is_started_again(route, model, tmp_pa
     running(test, tmp_path, model("m", stubborn=True), release_s=0.5)
 
 
+@pytest.mark.lasting
 def test_an_engine_that_is_deaf_is_started_again(model, tmp_path):
     deaf = tmp_path / "deaf"
 
@@ -207,6 +215,7 @@ def test_an_engine_that_is_deaf_is_started_again(model, tmp_path):
     running(test, tmp_path, model("m", deaf=str(deaf)), health_s=0.4)
 
 
+@pytest.mark.lasting
 def test_one_client_has_so_many_requests_whatever_models_they_are_for(model, tmp_path):
     async def test(fleet: Fleet, catalog: Catalog) -> None:
         gateway = Gateway(fleet.settings, catalog, fleet)
@@ -239,6 +248,7 @@ def write_adapter(path: Path, kind: str = "adapter") -> Path:
     return path
 
 
+@pytest.mark.lasting
 def test_an_adapter_that_breaks_while_it_is_served_is_out_and_nothing_else(model, tmp_path):
     """What is replaced by another that fits is taken, and both are told."""
     log, told = tmp_path / "asked", tmp_path / "told"

@@ -14,6 +14,7 @@ from runtime.gateway.scheduling.portions import Joined
 from tests.support.fake_fleet import asked, eventually, hold, running
 
 
+@pytest.mark.lasting
 @pytest.mark.parametrize(
     ("route", "name", "entries", "more"),
     [("/v1/embeddings", "input", "data", {}), ("/v1/completions", "prompt", "choices", {})],
@@ -64,6 +65,7 @@ def test_texts_that_are_ranked_in_portions_are_sorted_as_one_list():
     assert found["usage"] == {"total_tokens": 10}
 
 
+@pytest.mark.lasting
 def test_between_portions_it_is_others_turn(model, tmp_path):
     log = tmp_path / "asked"
 
