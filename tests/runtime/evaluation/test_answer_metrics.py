@@ -7,8 +7,6 @@ import random
 
 import numpy as np
 import pytest
-import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer
 
 from runtime.evaluation.item import Item
 from runtime.evaluation.metrics.metric_choice import METRICS
@@ -111,7 +109,10 @@ def test_without_an_answer_or_a_reference_there_is_no_value(name):
     assert value(name, "{}") is None
 
 
+@pytest.mark.lasting
 def test_rouge_is_rouge_scores():
+    from rouge_score.rouge_scorer import RougeScorer
+
     target, prediction = FOX, "The quick brown dog jumps on the log."
     theirs = RougeScorer(["rougeL"]).score(target, prediction)["rougeL"].fmeasure
 
@@ -119,7 +120,10 @@ def test_rouge_is_rouge_scores():
     assert value("rougeL", prediction, target) == pytest.approx(2 * 5 / 17)
 
 
+@pytest.mark.lasting
 def test_words_of_english_are_rouge_scores():
+    from rouge_score.rouge_scorer import RougeScorer
+
     random_ = random.Random(0)
     scorer = RougeScorer(["rougeL"])
     for _ in range(50):
@@ -129,6 +133,8 @@ def test_words_of_english_are_rouge_scores():
 
 
 def test_the_readmes_example_of_sacrebleu_has_its_figure():
+    import sacrebleu
+
     assert corpus("bleu", SYSTEM, REFERENCES) == pytest.approx(48.530827, abs=1e-6)
     assert corpus("chrf", SYSTEM, REFERENCES) == pytest.approx(
         sacrebleu.corpus_chrf(SYSTEM, REFERENCES).score
@@ -137,6 +143,8 @@ def test_the_readmes_example_of_sacrebleu_has_its_figure():
 
 @pytest.mark.parametrize("length", [2, 6, 30])
 def test_corpora_have_the_figures_of_sacrebleu(length):
+    import sacrebleu
+
     random_ = random.Random(length)
     for _ in range(25):
         answers, first, second = (
@@ -161,6 +169,8 @@ def test_corpora_have_the_figures_of_sacrebleu(length):
     ],
 )
 def test_bleu_cuts_words_as_the_script_asks_for(tokenizer, answer, reference):
+    import sacrebleu
+
     theirs = sacrebleu.corpus_bleu([answer], [[reference]], tokenize=tokenizer).score
 
     assert 0 < theirs == pytest.approx(value("bleu", answer, reference))

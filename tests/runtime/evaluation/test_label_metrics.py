@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import confusion_matrix, f1_score
 
 from exporter.core.errors import InputError
 from runtime.evaluation.item import Item
@@ -38,7 +37,10 @@ def figure(name: str, items: list[Item], outcomes: list[Outcome]) -> float:
 
 
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.lasting
 def test_macro_f1_and_confusion_are_scikit_learns(seed):
+    from sklearn.metrics import confusion_matrix, f1_score
+
     random = np.random.default_rng(seed)
     right = [str(label) for label in random.choice(["red", "green", "blue"], 40)]
     given = [str(label) for label in random.choice(["red", "green"], 40)]
@@ -54,7 +56,10 @@ def test_macro_f1_and_confusion_are_scikit_learns(seed):
     ]
 
 
+@pytest.mark.lasting
 def test_a_right_label_that_is_none_of_them_counts_as_in_scikit_learn():
+    from sklearn.metrics import f1_score
+
     right, given = ["red", "teal", "blue"], ["red", "red", "blue"]
     items, outcomes = [item(label) for label in right], [sure(label) for label in given]
 
