@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from exporter.convert.upstream_fixes import patch_settings
 
 TIMEOUT = 60.0  # seconds; after it this process reads the config itself
+PLACE = "_name_or_path"  # transformers' entry for the folder that it has read
 CHILD = Path(__file__).with_name("config_child.py")
 
 
@@ -51,13 +53,37 @@ class ReadConfig:
         self.process.communicate()
 
 
+@dataclass(slots=True)
+class LastConfig:
+    """The config that was read last, which an export's verification reads again."""
+
+    content: bytes = b""
+    """Of its config.json."""
+    printed: bytes = b""
+
+
+LAST = LastConfig()
+
+
+def content_of(folder: Path) -> bytes:
+    """The folder's config.json; empty if it cannot be read."""
+    try:
+        return (folder / "config.json").read_bytes()
+    except OSError:
+        return b""
+
+
 class AutoConfig:
     """Replaces transformers' class in llama.cpp's converter, without importing transformers."""
 
     @staticmethod
     def from_pretrained(folder: Path | str, **options: Any) -> Any:
+        content = content_of(Path(folder))
+        if content and content == LAST.content:
+            return Config(LAST.printed, folder)
         ahead = AHEAD.get(Path(folder))
         if ahead and (printed := ahead.wait()):
+            LAST.content, LAST.printed = content, printed
             return Config(printed)
         import transformers
 
@@ -67,13 +93,14 @@ class AutoConfig:
 class Config:
     """The part of a config object that the converter uses."""
 
-    def __init__(self, printed: bytes) -> None:
-        self.printed = printed
+    def __init__(self, printed: bytes, folder: Path | str = "") -> None:
+        """Keep a config as a Python literal, and the folder if it was read from another."""
+        self.printed, self.folder = printed, folder
 
     def to_dict(self) -> dict[str, Any]:
         """A new dictionary on each call, since the converter changes it."""
         found: dict[str, Any] = ast.literal_eval(self.printed.decode())
-        return found
+        return {**found, PLACE: str(self.folder)} if self.folder else found
 
 
 AHEAD: dict[Path, ReadConfig] = {}

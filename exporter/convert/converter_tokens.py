@@ -26,9 +26,11 @@ from exporter.convert.sentencepiece_pieces import (
 )
 from exporter.convert.token_rows import leave_out, rowless, rows_of, shortened
 from exporter.convert.tokenizer_keys import settle, settle_unigram
-from exporter.convert.upstream_hooks import Hook
+from exporter.convert.upstream_hooks import Hook, upstream_hooks
+from exporter.convert.vocabulary_memo import MEMO as VOCABULARY
 from exporter.core.events import Report
 from exporter.inputs.tokenizer import LoadedTokenizer, load_tokenizer, space_before, templates_of
+from exporter.inputs.tokenizer_memo import MEMO
 from exporter.merge.result_files import lay_over
 
 PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -72,7 +74,11 @@ def converter_tokens(
         yield ConverterTokens(folder, None)  # a projector has no tokens
         return
     loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    hooks = (pre_tokenizer_found(model_class, loaded), byte_level_taken(model_class, loaded))
+    hooks = (
+        loaded_once(),
+        pre_tokenizer_found(model_class, loaded),
+        written_once(model_class, byte_level_taken(model_class, loaded)),
+    )
     with tempfile.TemporaryDirectory(prefix="decant-") as temporary:
         files = files_for(loaded, folder, rows_of(hparams), report) if loaded else {}
         if not files:
@@ -82,6 +88,27 @@ def converter_tokens(
         laid.mkdir()
         lay_over(laid, folder, dict(files))
         yield ConverterTokens(laid, loaded, not has_pieces(folder), hooks)
+
+
+def written_once(model_class: Any, hook: Hook) -> Hook:
+    """The hook for the converter's class, with the token keys that it wrote for these files."""
+    set_vocab = hook.changes.get("set_vocab", model_class.set_vocab)
+    return Hook(model_class, {"set_vocab": lambda model: VOCABULARY.write(model, set_vocab)})
+
+
+def loaded_once() -> Hook:
+    """Hook that gives the converter the tokenizer of these files that was loaded before."""
+    from transformers import AutoTokenizer
+
+    original = AutoTokenizer.from_pretrained
+
+    def from_pretrained(folder: Path, *further: Any, **options: Any) -> Any:
+        if further or set(options) - {"trust_remote_code"}:
+            return original(folder, *further, **options)
+        with upstream_hooks(Hook(AutoTokenizer, {"from_pretrained": original})):
+            return MEMO.load(Path(folder), **options)
+
+    return Hook(AutoTokenizer, {"from_pretrained": from_pretrained})
 
 
 def remember_pieces(model: Any) -> None:

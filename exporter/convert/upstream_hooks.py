@@ -67,9 +67,18 @@ TABLE = (
         "called: its result is patched where transformers 5 saves other names", "config_prefetch",
     ),
     Upstream(
+        "conversion/base.py", "tokenizer = AutoTokenizer.from_pretrained(self.dir_model)",
+        "replaced: the tokenizer of these files that is loaded already", "converter_tokens",
+    ),
+    Upstream(
         "conversion/base.py", "def get_vocab_base_pre(self, tokenizer) -> str:",
         "replaced: pre-tokenizers are found without added words, and by their pattern",
         "pretokenizer",
+    ),
+    Upstream(
+        "conversion/base.py", "self.set_vocab()",
+        "replaced: a second conversion of the same files gets the token keys of the first",
+        "vocabulary_memo",
     ),
     Upstream(
         "conversion/base.py", "def _set_vocab_gpt2(self) -> None:",

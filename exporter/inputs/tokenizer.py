@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from exporter.core.errors import CheckpointError
+from exporter.inputs.tokenizer_memo import MEMO
 from exporter.llamacpp.normalizer import FIRST, ONCE, SPACE, Step, flat
 
 UNREADABLE = (
@@ -84,11 +86,9 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTo
 
     Raises CheckpointError for a damaged tokenizer.json.
     """
-    from transformers import AutoTokenizer
-
     config = kind_alone(folder)
     try:
-        found = AutoTokenizer.from_pretrained(
+        found = MEMO.load(
             folder, trust_remote_code=trust_remote_code, **({"config": config} if config else {})
         )
     except UNREADABLE:
@@ -132,8 +132,9 @@ def merged_by_score(tokenizer: Any, folder: Path) -> Any:
         if number < held.vocab_size() and not held.IsControl(number) and not held.IsByte(number)
     }
     written["model"]["merges"] = generate_merges(vocabulary, scores)
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(written))  # noqa: SLF001 - its backend
-    return tokenizer
+    ordered = copy(tokenizer)  # the converter reads the one that transformers gives
+    ordered._tokenizer = Tokenizer.from_str(json.dumps(written))  # noqa: SLF001 - its backend
+    return ordered
 
 
 def kind_alone(folder: Path) -> Any:

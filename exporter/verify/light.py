@@ -16,6 +16,7 @@ from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.silence import no_collection, one_thread, quiet_libraries
+from exporter.inputs.tokenizer_memo import MEMO
 from exporter.llamacpp.converter_import import imported
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.merge.apply import MergedTensors
@@ -78,7 +79,8 @@ def expected_of(
     with laid_out(plan, toolchain, "text", trust_remote_code) as (conversion, folder):
         loaded = conversion.loaded
         tokenizer = loaded.tokenizer if loaded else slow_tokenizer(folder, trust_remote_code)
-        whole = loaded.written if loaded else {}
+        with no_collection():
+            whole = loaded.written if loaded else {}
         requantizer = Requantizer(Quantizer.load(toolchain))
         yield Expected(plan, conversion, folder, tokenizer, rows, requantizer, whole)
 
@@ -106,9 +108,7 @@ def laid_out(
 
 def slow_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     """A tokenizer in Python only."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return MEMO.load(folder, trust_remote_code=trust_remote_code)
 
 
 def verify_light(

@@ -1,0 +1,101 @@
+"""A second conversion in one process: from memory while the files are the same, else read again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exporter.convert.to_gguf import convert
+from exporter.convert.vocabulary_memo import MEMO
+from exporter.core.ggml_types import GGMLType
+from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.tokenizer_memo import TokenizerMemo, fingerprint
+from exporter.merge.apply import MergedTensors
+from exporter.merge.merge_plan import plan_merge
+from tests.support.tiny import make_base, make_tokenizer
+
+pytestmark = [pytest.mark.trained, pytest.mark.filterwarnings("ignore")]
+
+HEADER = """
+import sys
+from pathlib import Path
+from exporter.llamacpp.toolchain import find_toolchain
+from tests.exporter.convert.test_memos import header
+sys.stdout.buffer.write(header(Path(sys.argv[1]), find_toolchain()))
+"""
+
+
+def header(base: Path, toolchain) -> bytes:
+    """The header of the base's GGUF in 16 bits."""
+    plan = plan_merge(open_checkpoint(base), [])
+    made = convert(MergedTensors(plan), base, toolchain, model_name="m")
+    types = dict.fromkeys((slot.name for slot in made.slots), GGMLType.by_name("F16"))
+    (found,) = made.headers(types, ftype=1)
+    return found.content
+
+
+def in_a_fresh_process(base: Path) -> bytes:
+    done = subprocess.run(
+        [sys.executable, "-c", HEADER, str(base)], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+@pytest.mark.llamacpp
+def test_conversions_in_turn_write_what_a_fresh_process_writes(toolchain, tmp_path):
+    one = make_base(tmp_path / "one")
+    other = make_base(tmp_path / "other")
+    make_tokenizer(other, letters="абвгдежзийклмнопрстуфхцч")
+    expected = {base: in_a_fresh_process(base) for base in (one, other)}
+    assert expected[one] != expected[other]
+
+    for base in (one, one, other, other, one):
+        assert header(base, toolchain) == expected[base]
+    kept = MEMO.keys
+    moved = shutil.copytree(one, tmp_path / "moved")
+    assert header(moved, toolchain) == expected[one]
+    assert MEMO.keys is kept
+
+    changed = json.loads((one / "tokenizer_config.json").read_text())
+    (one / "tokenizer_config.json").write_text(json.dumps({**changed, "chat_template": "new"}))
+    assert b"new" in header(one, toolchain)
+
+
+@pytest.fixture
+def base(tiny_base, tmp_path) -> Path:
+    return shutil.copytree(tiny_base, tmp_path / "base")
+
+
+def test_a_tokenizer_is_loaded_once_while_its_files_are_the_same(base, tmp_path):
+    memo = TokenizerMemo()
+    first = memo.load(base)
+    (tmp_path / "linked").mkdir()
+    for path in base.iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+
+    assert memo.load(tmp_path / "linked") is first
+    (base / "chat_template.jinja").write_text("another")
+    second = memo.load(base)
+    assert second is not first
+    assert second.chat_template == "another"
+
+
+def test_code_is_trusted_only_where_it_is_asked_for(base):
+    """With and without trust the same files may give two tokenizers if they name code."""
+    memo = TokenizerMemo()
+    assert memo.load(base) is memo.load(base, trust_remote_code=True)
+
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    named = {**settings, "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (base / "tokenizer_config.json").write_text(json.dumps(named))
+    assert fingerprint(base)[1]
+    trusting = memo.load(base, trust_remote_code=False)
+    assert memo.key is not None
+    assert memo.key == (fingerprint(base)[0], False)
+    assert trusting is memo.load(base)
