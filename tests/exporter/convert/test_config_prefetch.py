@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from exporter.convert import config_prefetch
 from exporter.convert.config_prefetch import Config, load_hparams, read_ahead
 from exporter.llamacpp.converter_import import imported
 from tests.support.architectures import ARCHITECTURES, make_architecture
+from tests.support.raw import edit_json
 from tests.support.tiny import make_adapter, make_base
 
 pytestmark = pytest.mark.trained
@@ -85,6 +87,7 @@ def test_a_plan_imports_nothing_it_can_do_without(tmp_path):
 def fresh(monkeypatch):
     """As in a process that has not imported transformers' configs."""
     monkeypatch.delitem(sys.modules, "transformers.configuration_utils", raising=False)
+    monkeypatch.setattr(config_prefetch.LAST, "content", b"")
 
 
 @pytest.mark.llamacpp
@@ -96,9 +99,22 @@ def test_what_was_read_ahead_is_what_the_converter_gets(toolchain, tmp_path, fre
             (ahead,) = config_prefetch.AHEAD.values()
             assert load_hparams(base) == expected
             monkeypatch.setattr(ahead, "printed", b"{'model_type': 'read ahead'}")
+            monkeypatch.setattr(config_prefetch.LAST, "content", b"")
             assert load_hparams(base) == {"model_type": "read ahead"}
     assert config_prefetch.AHEAD == {}
     assert ahead.process.returncode is not None
+
+
+@pytest.mark.llamacpp
+def test_a_config_is_read_again_when_its_file_is_another(toolchain, tmp_path, fresh):
+    base, moved = make_base(tmp_path / "base"), tmp_path / "moved"
+    with imported(toolchain):
+        with read_ahead(base):
+            first = load_hparams(base)
+        shutil.copytree(base, moved)
+        assert load_hparams(moved) == {**first, "_name_or_path": str(moved)}
+        edit_json(moved / "config.json", head_dim=32)
+        assert load_hparams(moved)["head_dim"] == 32
 
 
 def script(folder: Path, code: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.convert.vocabulary_memo import MEMO
 from exporter.core.gguf import read_gguf
 from exporter.llamacpp.converter_import import imported
 from tests.support.mutate import set_item, set_text, swap_items
@@ -139,6 +140,7 @@ def test_scores_that_only_keep_the_order_are_right(pour, verify, tiny_base, tmp_
 def test_a_converter_that_writes_wrong_scores_is_no_excuse(
     pour, verify, tiny_base, tmp_path, toolchain, monkeypatch
 ):
+    monkeypatch.setattr(MEMO, "made_from", None)
     with imported(toolchain):
         import gguf
 
