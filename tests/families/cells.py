@@ -13,6 +13,7 @@ from typing import Any
 
 from exporter.core.events import Note
 from exporter.core.gguf import read_gguf
+from exporter.core.silence import no_collection
 from exporter.formats.ollama import modelfile
 from exporter.llamacpp.toolchain import find_toolchain
 from exporter.verify.texts import PLAIN, RARE
@@ -79,7 +80,8 @@ class Case:
 def tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    with no_collection():
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def refused(case: Case, done: CompletedProcess[str]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporter.core.silence import no_collection
 from tests.families.tokenizers import tokenizer_folder
 
 Config = Callable[[Any], Any]
@@ -100,7 +101,8 @@ def make_family(name: str, folder: Path) -> tuple[Path, Path]:
                 value.normal_(std=0.05)
     tuned.peft_config["default"].base_model_name_or_path = str(base)
     tuned.save_pretrained(adapter)
-    transformers.AutoTokenizer.from_pretrained(base).save_pretrained(adapter)  # as trainers do
+    with no_collection():
+        transformers.AutoTokenizer.from_pretrained(base).save_pretrained(adapter)  # as trainers do
     return base, adapter
 
 

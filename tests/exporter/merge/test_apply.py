@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from exporter.core.errors import AdapterError
+from exporter.merge.apply import is_finite
 from tests.support.roads import train_and_merge
 from tests.support.tiny import make_base
 
@@ -294,3 +296,20 @@ def test_combined_adapters_are_pefts_weighted_adapter(bases, tmp_path, how):
     name = "model.layers.0.self_attn.q_proj.weight"
     assert list(plan.changes) == [name]
     torch.testing.assert_close(MergedTensors(plan).read(name), expected[name])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_bad_value_anywhere_is_seen(dtype, bad):
+    """At each place of a vector register, and in the rest that fills none."""
+    import torch
+
+    values = torch.randn(3, 45).to(getattr(torch, dtype))
+    assert is_finite(values)
+    assert is_finite(values[:0])
+    assert is_finite(torch.tensor(1e38 if dtype != "float16" else 6e4).to(values.dtype).repeat(99))
+    for place in range(values.numel()):
+        broken = values.clone()
+        broken.view(-1)[place] = bad
+        assert not is_finite(broken)
+        assert not is_finite(broken.t())
