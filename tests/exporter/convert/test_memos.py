@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from exporter.convert.to_gguf import convert
 from exporter.convert.vocabulary_memo import MEMO
-from exporter.core.ggml_types import GGMLType
-from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.tokenizer_memo import TokenizerMemo, fingerprint
-from exporter.merge.apply import MergedTensors
-from exporter.merge.merge_plan import plan_merge
+from tests.support.headers import header, header_in_a_fresh_process
 from tests.support.tiny import make_base, make_tokenizer
 
 pytestmark = [pytest.mark.trained, pytest.mark.filterwarnings("ignore")]
-
-HEADER = """
-import sys
-from pathlib import Path
-from exporter.llamacpp.toolchain import find_toolchain
-from tests.exporter.convert.test_memos import header
-sys.stdout.buffer.write(header(Path(sys.argv[1]), find_toolchain()))
-"""
-
-
-def header(base: Path, toolchain) -> bytes:
-    """The header of the base's GGUF in 16 bits."""
-    plan = plan_merge(open_checkpoint(base), [])
-    made = convert(MergedTensors(plan), base, toolchain, model_name="m")
-    types = dict.fromkeys((slot.name for slot in made.slots), GGMLType.by_name("F16"))
-    (found,) = made.headers(types, ftype=1)
-    return found.content
-
-
-def in_a_fresh_process(base: Path) -> bytes:
-    done = subprocess.run(
-        [sys.executable, "-c", HEADER, str(base)], capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return done.stdout
 
 
 @pytest.mark.llamacpp
@@ -52,7 +21,7 @@ def test_conversions_in_turn_write_what_a_fresh_process_writes(toolchain, tmp_pa
     one = make_base(tmp_path / "one")
     other = make_base(tmp_path / "other")
     make_tokenizer(other, letters="абвгдежзийклмнопрстуфхцч")
-    expected = {base: in_a_fresh_process(base) for base in (one, other)}
+    expected = {base: header_in_a_fresh_process(base) for base in (one, other)}
     assert expected[one] != expected[other]
 
     for base in (one, one, other, other, one):
