@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Needs = Literal["answer", "reference", "rejected", "labels"]
+Needs = Literal["answer", "reference", "rejected", "labels", "divergences"]
 """The part of an Outcome that a metric is computed from."""
 
 
