@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class WantedModels:
     url: str | None = None
     remote_model: str | None = None
     key_file: Path | None = None
+    has_questions: bool = True
+    """Whether the data has conversations."""
 
 
 def open_models(
@@ -61,7 +63,7 @@ def open_models(
         groups.append(local_group(model, wanted.asked, cache, report))
     if wanted.url is not None:
         server = server_model(wanted.url, wanted.remote_model, wanted.key_file, "data", report)
-        groups.append(ModelGroup((server,)))
+        groups.append(ModelGroup((replace(server, has_questions=wanted.has_questions),)))
     names = [model.name for group in groups for model in group.models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from exporter.cli.common_options import store
 from exporter.core.events import Note, Report
 from runtime.cli.eval_models import (
@@ -16,9 +18,11 @@ from runtime.engine.memory_fit import Asked
 from runtime.evaluation.data.dataset import Dataset
 from runtime.evaluation.divergence_plan import divergence_plan
 from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel
+from runtime.evaluation.metric import Metric
 from runtime.evaluation.metrics.metric_choice import chosen_metrics, left_out, with_divergences
 from runtime.evaluation.outcome_cache import OutcomeCache
 from runtime.evaluation.run_evaluation import (
+    ModelGroup,
     Run,
     are_short,
     parts_for,
@@ -41,6 +45,7 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: OutcomeCache, report
         options.url,
         options.remote_model,
         options.key_file,
+        has_questions=task != "texts",
     )
     leaked = leak_notes(
         wanted,
@@ -49,7 +54,8 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: OutcomeCache, report
         is_held_out=share_of(options.split) is not None,
     )
     groups = open_models(wanted, store(), cache, report=report)
-    if options.url and task != "texts":
+    without = without_likelihoods(groups, metrics)
+    if without and task != "texts":
         metrics = with_answers(metrics)
     against = compared_with(groups, options.against)
     settings = AnswerSettings(options.max_tokens or token_limit(dataset), options.seed)
@@ -64,10 +70,22 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: OutcomeCache, report
     comparison = Comparison(
         metrics, against, options.by or None, options.seed, with_agreement=is_usual
     )
-    notes = (*leaked, *left_out(task, short, options.metrics))
+    notes = (*leaked, *without, *left_out(task, short, options.metrics))
     for note in notes:
         report(Note(note))
     return Run(groups, dataset, plan, comparison, cache, opened_judge(options, report), notes)
+
+
+def without_likelihoods(groups: Sequence[ModelGroup], metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """A sentence for each server that lacks the likelihoods which metrics need."""
+    if all(metric.needs == "answer" for metric in metrics):
+        return ()
+    servers = [model for group in groups if group.engines is None for model in group.models]
+    return tuple(
+        f"{model.name} is measured by its answers only: {why}"
+        for model in servers
+        if (why := model.why_no_likelihoods())
+    )
 
 
 def opened_judge(options: EvalOptions, report: Report) -> EvaluatedModel | None:
