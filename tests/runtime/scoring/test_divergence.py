@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 
 import numpy as np
 import pytest
 from scipy.special import log_softmax, rel_entr
 
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
 from runtime.encoder_decoder.model import Flag
 from runtime.encoder_decoder.openai import RefusedError, read_body
 from runtime.scoring.divergence import LEAST_LOGPROB, KeptFolder
 from runtime.scoring.likelihood_request import answer_likelihoods, read_likelihood_request
 from runtime.scoring.scorer import Scorer
+from runtime.scoring.scores import Asked
 
 
 def logits(seed: int, *, spread: float = 3.0, rows: int = 40, width: int = 5000) -> np.ndarray:
@@ -128,6 +133,49 @@ def distributions(scorer: Scorer, pair: tuple[list[int], list[int]]) -> np.ndarr
     part = slice(len(before), len(before) + len(after))
     np.put_along_axis(rows, found.top_ids[part].astype(int), found.top_logprobs[part], axis=1)
     return np.exp(rows)
+
+
+@pytest.mark.llamacpp
+@pytest.mark.trained
+def test_divergences_are_llama_perplexitys(demo_models, toolchain, tmp_path):
+    """It takes the second half of each chunk, whose first token is BOS."""
+    files = tuple(tmp_path / f"demo-{quant}.gguf" for quant in ("F32", "Q4_K_M"))
+    export(ExportRequest((), demo_models.base, ("F32", "Q4_K_M"), files), toolchain)
+    text = " ".join(f"A cow says moo {n} times, and the sky is blue." for n in range(120))
+    (tmp_path / "text.txt").write_text(text)
+    base, length, chunks = tmp_path / "base.bin", 128, 8
+    argv = [toolchain.folder / "bin/llama-perplexity", "-f", tmp_path / "text.txt"]
+    argv += ["-c", length, "-b", length, "-t", 1, "--chunks", chunks, "-fa", "off"]
+    argv += ["-ctk", "f32", "-ctv", "f32", "--kl-divergence-base", base]
+    said = [
+        subprocess.run([*map(str, argv), "-m", file, *more], capture_output=True, check=True)
+        for file, more in zip(files, ((), ("--kl-divergence",)), strict=True)
+    ]
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    found: list[float] = []
+    for file in files:
+        folder = KeptFolder(kept, 1 << 30)
+        with Scorer(file, toolchain=toolchain) as scorer:
+            ids = scorer.vocabulary.encode(text, special=True)
+            for number in range(chunks):
+                chunk = [ids[0], *ids[number * length + 1 : (number + 1) * length]]
+                first = length // 2 + 1
+                asked = (number, chunk[first:], scorer.vocabulary.size)
+                sink = folder.writer(*asked) if file == files[0] else folder.reader(*asked)
+                with sink:
+                    scorer.running.scores(Asked([chunk], [first], take=sink.take))
+                found += getattr(sink, "found", [])
+
+    words = said[1].stdout.decode()
+    theirs = {
+        name: float(re.search(rf"{name}\s+KLD:\s+([\d.]+)", words)[1])
+        for name in ("Mean", "Maximum", "99.0%")
+    }
+    assert np.mean(found) == pytest.approx(theirs["Mean"], rel=1e-3)
+    assert np.quantile(found, 0.99) == pytest.approx(theirs["99.0%"], rel=5e-3)
+    assert max(found) == pytest.approx(theirs["Maximum"], rel=5e-3)
 
 
 @pytest.mark.llamacpp
