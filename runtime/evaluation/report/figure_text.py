@@ -18,6 +18,7 @@ NO_DECIMAL = 1000
 TWO_DIGITS = 0.01
 """Below, figures have two digits that are not 0, such as the divergence of Q8_0."""
 MOST_DECIMALS = 7
+"""Smaller figures are rounding."""
 
 
 def figure_text(value: float, unit: str = "", *, size: float = 0.0) -> str:
