@@ -102,6 +102,30 @@ def test_the_folder_is_gone_when_a_model_dies(tmp_path, cache):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+def test_after_an_early_end_items_without_divergences_are_left_out(tmp_path, cache):
+    """Their likelihoods are there, from an earlier evaluation."""
+
+    class Dying(ComparedModel):
+        def divergences(self, messages, text, number):
+            if number >= 3:
+                raise KeyboardInterrupt
+            return super().divergences(messages, text, number)
+
+    dataset = dataset_of(tmp_path, questions(8))
+    plan = plan_of(dataset, (LOSS,), AnswerSettings())
+    models = ComparedModel("whole"), Dying("small", nats=1.0, requests=1)
+    groups = [ModelGroup((model,)) for model in models]
+    Run(groups, dataset, plan, Comparison((LOSS,), "whole"), cache).ask()
+    run = run_of(dataset, cache, *models, against="whole")
+
+    run.ask()
+    _, found = run.results(id="x", began="now")
+
+    assert not found.is_complete
+    assert found.data.items == 3
+    assert found.scores["small"]["loss"].n == found.scores["small"]["kl"].n == 3
+
+
 def test_the_percentile_is_numpys_within_two_percent():
     random = np.random.default_rng(0)
     values = np.exp(random.normal(-6, 2, 50_000))

@@ -84,6 +84,14 @@ def test_intervals_of_bounded_values_that_are_0_or_1_are_those_of_shares():
         assert (bounded.low, bounded.high) == pytest.approx((share.low, share.high))
 
 
+@pytest.mark.parametrize(("n", "most"), [(20, 0.3), (50, 0.14), (1000, 0.02)])
+def test_differences_of_few_unequal_answers_are_not_absurdly_wide(n, most):
+    """Student's t alone gives 0.11, 0.08 and 0.017."""
+    _, width = coverage(CELLS["F1 differences, 0.6 are 1, 0 lost"], n, 300, seed=0)
+
+    assert width < most
+
+
 def test_answers_that_are_all_tied_leave_a_difference_possible():
     found = difference(F1, rows(np.ones(50)), rows(np.ones(50)), 0)
 
