@@ -44,7 +44,7 @@ class Finished:
 
 @click.command("eval", epilog="Example: decant eval ./my-lora --data test.jsonl")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
-@click.option("--data", help="JSONL, JSON, CSV or Parquet, or a hub dataset.")
+@click.option("--data", help="JSONL, JSON, CSV, Parquet or Arrow, or a hub dataset.")
 @click.option(
     "--tasks", metavar="NAME,…", help="In place of --data: tasks of lm-evaluation-harness."
 )
