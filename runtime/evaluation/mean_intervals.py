@@ -20,6 +20,7 @@ RESERVE = 1.05  # times the half-width: fewer than 5 % of equal models are found
 LEAST_SKEWED = 3  # items from which a skewness can be computed
 FLAT = 1e-6  # skewness: with less, the correction is nothing but rounding
 ADDED = 0.5  # items: of a variance that few unequal items estimate
+TOGETHER = 4  # tokens that are right or wrong together, before there is evidence of more or fewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +74,25 @@ def hall(end: float, found: Spread) -> float:
     return 3 / found.skewness * (math.copysign(abs(inner) ** (1 / 3), inner) - 1)
 
 
-def bounded_interval(found: Spread, at_ends: float) -> tuple[float, float]:
+def bounded_interval(found: Spread, at_ends: float, weight: float = 1.0) -> tuple[float, float]:
     """The 95 % interval of values between 0 and 1: that of a share, of as many items as tell as
     much.
 
     at_ends: the share of items whose value is 0 or 1; where it is 1, this is a share's interval.
-    A variance below a share's counts as more items (Korn and Graubard 1998). Half an item moves it
-    towards a share's: of answers that are nearly all right, few items estimate it.
+    weight: how many of what is counted an item has, such as tokens. A variance below a share's
+    counts as more items (Korn and Graubard 1998). Half an item moves it towards a share's, or two
+    tokens towards that of groups of four: of answers that are nearly all right, few items estimate
+    it.
     """
     n, value = found.n, min(max(found.value, 0.0), 1.0)
-    most = n * value * (1 - value)
+    most = n * weight * value * (1 - value)
     if most + at_ends == 0:
         return value, value
-    variance = (n - 1) * found.deviation**2
-    less = (variance + ADDED * at_ends) / (most + ADDED * at_ends)
-    items = n / min(max(less, 1e-6), 1.0)
+    variance = (n - 1) * weight**2 * found.deviation**2
+    together = min(weight, TOGETHER)
+    added = ADDED * at_ends * together
+    effect = (variance + added * together) / (most + added)
+    items = n * weight / min(max(effect, 1e-6), weight)
     quantile = Z if at_ends == 1 else t_quantile(n - 1)
     low, high = arcsine_interval(value, items, quantile)
     return min(low, value), max(high, value)

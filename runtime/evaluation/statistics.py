@@ -109,7 +109,8 @@ def _ratio_interval(metric: Metric, rows: Floats) -> tuple[float, float]:
     found = spread(ratio, rows)
     if metric.is_bounded:
         values = ratio(rows)
-        return bounded_interval(found, float(np.mean((values == 0) | (values == 1))))
+        at_ends = float(np.mean((values == 0) | (values == 1)))
+        return bounded_interval(found, at_ends, float(rows[:, 1].mean()))
     low, high = mean_interval(found)
     if metric.of_ratio is not None:
         low, high = map(float, metric.of_ratio(np.array([low, high])))

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.evaluation.metric import Metric
+from runtime.evaluation.metrics.likelihood_metrics import agreement_with
 from runtime.evaluation.metrics.metric_choice import METRICS
 from runtime.evaluation.statistics import difference, interval
 
 SHARE, F1, MARGIN, LOSS = (METRICS[name] for name in ("exact_match", "f1", "margin", "loss"))
+AGREEMENT = agreement_with({})
 Array = np.ndarray
 Draw = Callable[[np.random.Generator, int], Array]
 """Statistics of so many items, shape (n, 2); of pairs of models (2, n, 2)."""
@@ -69,6 +71,19 @@ def per_token(name: str, spread: float, lengths: float) -> Cell:
     return Cell(f"loss per token, {name}", LOSS, draw, float(many[0] / many[1]))
 
 
+def agreement(clustered: float) -> Cell:
+    """Shares of 10 to 40 tokens, 0.99 of all; `clustered`: how unequal items are, 0 to 1."""
+    size = 1 / clustered - 1
+
+    def draw(random: np.random.Generator, n: int) -> Array:
+        tokens = random.integers(10, 41, n)
+        equal = random.binomial(tokens, random.beta(0.99 * size, 0.01 * size, n))
+        return np.stack([equal, tokens], -1).astype(float)
+
+    name = f"agreement of tokens, clustered {clustered}"
+    return Cell(name, AGREEMENT, draw, 0.99)
+
+
 def f1_pair(right: float, lost: float) -> Cell:
     """Models that answer four fifths alike; ours has further items all wrong."""
 
@@ -103,6 +118,8 @@ def cells() -> Iterator[Cell]:
     yield mean("normal", lambda r, n: r.normal(0, 1, n), 0)
     yield per_token("0.5", 0.5, 0.5)
     yield per_token("1", 1, 0.8)
+    yield agreement(0.01)
+    yield agreement(0.1)
     yield f1_pair(0.6, 0)
     yield f1_pair(0.9, 0)
     yield f1_pair(0.6, 0.05)

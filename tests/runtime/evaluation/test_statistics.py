@@ -65,6 +65,8 @@ SMALL = (0.93, 1.0)
         ("gamma 0.5", 50, *NEAR),
         ("loss per token, 0.5", 50, *NEAR),
         ("loss per token, 1", 50, 0.9, 0.95),
+        ("agreement of tokens, clustered 0.01", 50, *SMALL),
+        ("agreement of tokens, clustered 0.1", 50, *NEAR),
         ("F1 differences, 0.9 are 1, 0.05 lost", 50, *SMALL),
         ("loss differences, all worse", 50, *NEAR),
         ("loss differences, equal", 50, 0.95, 0.98),
