@@ -36,7 +36,8 @@ def measure_demo(
     None after a warning if that does not work: the demo's own promise is another one. Raises
     KeyboardInterrupt.
     """
-    from runtime.cli.eval_command import EvalOptions, run_evaluation
+    from runtime.cli.eval_command import run_evaluation
+    from runtime.cli.eval_options import EvalOptions
     from runtime.evaluation.metrics.metric_choice import LONG
     from runtime.evaluation.report.figure_text import headline
     from runtime.evaluation.report.report_folder import PAGE

@@ -15,59 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli.common_options import json_option, offline_option, quiet_option, store
+from exporter.cli.common_options import json_option, offline_option, quiet_option
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.errors import EXIT_INTERRUPTED, DecantError, InputError
 from exporter.core.events import Note, Report
 from exporter.core.paths import evaluations_folder
 from exporter.core.terminal_text import without_controls
+from runtime.cli.eval_options import EvalOptions, share_of
 
 if TYPE_CHECKING:
     from runtime.evaluation.data.dataset import Dataset
-    from runtime.evaluation.evaluated_model import EvaluatedModel
     from runtime.evaluation.evaluation import Evaluation
     from runtime.evaluation.run_evaluation import Run
     from runtime.evaluation.summary import Summary
 
 ROLES = ("prompt", "answer", "label", "text", "rejected", "system", "id")
-
-
-@dataclass(frozen=True, slots=True)
-class EvalOptions:
-    """The values of the command line's options."""
-
-    models: tuple[str, ...]
-    data: str | None = None
-    tasks: str | None = None
-    """Of lm-evaluation-harness, in place of data."""
-    adapters: tuple[str, ...] = ()
-    base: str | None = None
-    against: str | None = None
-    url: str | None = None
-    remote_model: str | None = None
-    key_file: Path | None = None
-    split: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    layout: str | None = None
-    columns: tuple[str, ...] = ()
-    system: str | None = None
-    skip_bad: bool = False
-    metrics: tuple[str, ...] = ()
-    trust_code: bool = False
-    by: tuple[str, ...] = ()
-    max_tokens: int | None = None
-    context: int | None = None
-    threads: int | None = None
-    parallel: int = 1
-    force: bool = False
-    judge: str | None = None
-    judge_model: str | None = None
-    judge_key_file: Path | None = None
-    html: Path | None = None
-    markdown: Path | None = None
-    as_json: bool = False
-    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +44,7 @@ class Finished:
 
 @click.command("eval", epilog="Example: decant eval ./my-lora --data test.jsonl")
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
-@click.option("--data", help="JSONL, JSON, CSV or Parquet, or a hub dataset.")
+@click.option("--data", help="JSONL, JSON, CSV, Parquet or Arrow, or a hub dataset.")
 @click.option(
     "--tasks", metavar="NAME,…", help="In place of --data: tasks of lm-evaluation-harness."
 )
@@ -172,6 +134,7 @@ def evaluate(options: EvalOptions) -> int:
 
 def run_evaluation(options: EvalOptions, report: Report) -> Finished:
     """Run the evaluation and write its report. Raises the error that left it without results."""
+    from runtime.cli.prepared_run import prepared
     from runtime.evaluation.outcome_cache import OutcomeCache
 
     threading.Thread(target=load_libraries, name="libraries", daemon=True).start()
@@ -244,14 +207,6 @@ def opened_data(options: EvalOptions, report: Report) -> Dataset:
     return dataset
 
 
-def share_of(split: str | None) -> float | None:
-    """The share of the rows that --split names; None for a split's name."""
-    try:
-        return float(split) if split is not None else None
-    except ValueError:
-        return None
-
-
 def column_role(text: str) -> tuple[str, str]:
     """The parts of ROLE=NAME. Raises InputError."""
     role, equals, name = text.partition("=")
@@ -260,73 +215,6 @@ def column_role(text: str) -> tuple[str, str]:
             f"--column {text!r} is not ROLE=NAME", hint=f"a role is one of {', '.join(ROLES)}"
         )
     return role, name
-
-
-def prepared(options: EvalOptions, dataset: Dataset, cache: Any, report: Report) -> Run:
-    """The evaluation, with its models opened and its metrics chosen. Raises InputError."""
-    from runtime.cli.eval_models import (
-        WantedModels,
-        compared_with,
-        leak_notes,
-        open_models,
-    )
-    from runtime.engine.memory_fit import Asked
-    from runtime.evaluation.evaluated_model import AnswerSettings
-    from runtime.evaluation.metrics.metric_choice import chosen_metrics, left_out
-    from runtime.evaluation.run_evaluation import (
-        Run,
-        are_short,
-        plan_of,
-        token_limit,
-        with_answers,
-    )
-    from runtime.evaluation.summary import Comparison
-
-    task, short = dataset.facts.task, are_short(dataset)
-    metrics = chosen_metrics(task, short, options.metrics, options.trust_code)
-    wanted = WantedModels(
-        options.models,
-        options.adapters,
-        options.base,
-        Asked(options.context, options.threads, options.parallel, force=options.force),
-        options.url,
-        options.remote_model,
-        options.key_file,
-    )
-    leaked = leak_notes(
-        wanted,
-        options.data or "",
-        split=dataset.split,
-        is_held_out=share_of(options.split) is not None,
-    )
-    groups = open_models(wanted, store(), cache, report=report)
-    if options.url and task != "texts":
-        metrics = with_answers(metrics)
-    against = compared_with(groups, options.against)
-    settings = AnswerSettings(options.max_tokens or token_limit(dataset), options.seed)
-    plan = plan_of(dataset, metrics, settings)
-    several_files = sum(group.engines is not None for group in groups) > 1
-    comparison = Comparison(
-        metrics,
-        against,
-        options.by or None,
-        options.seed,
-        with_agreement=bool(against) and several_files and "reference" in plan.parts,
-    )
-    notes = (*leaked, *left_out(task, short, options.metrics))
-    for note in notes:
-        report(Note(note))
-    return Run(groups, dataset, plan, comparison, cache, opened_judge(options, report), notes)
-
-
-def opened_judge(options: EvalOptions, report: Report) -> EvaluatedModel | None:
-    """The model of --judge; None without it. Raises InputError and EngineError."""
-    from runtime.cli.eval_models import server_model
-
-    if not options.judge:
-        return None
-    what = "data and the answers"
-    return server_model(options.judge, options.judge_model, options.judge_key_file, what, report)
 
 
 def results(

@@ -15,13 +15,8 @@ from exporter.cli.terminal_renderer import reporting
 from exporter.core.events import Note, Report
 from exporter.core.paths import evaluations_folder
 from exporter.core.terminal_text import without_controls
-from runtime.cli.eval_command import (
-    EvalOptions,
-    measured,
-    opened_data,
-    prepared,
-    show,
-)
+from runtime.cli.eval_command import measured, opened_data, show
+from runtime.cli.eval_options import EvalOptions
 
 if TYPE_CHECKING:
     from runtime.evaluation.data.dataset import Dataset
@@ -66,6 +61,7 @@ class ExportMeasure:
         reader should know. Raises EngineError and what ended the evaluation early,
         KeyboardInterrupt too.
         """
+        from runtime.cli.prepared_run import prepared
         from runtime.evaluation.data.training_data import leaks
         from runtime.evaluation.outcome_cache import OutcomeCache
         from runtime.evaluation.report.report_folder import PAGE

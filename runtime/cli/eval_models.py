@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from exporter.core.errors import InputError
 from exporter.core.events import Report, Warn
+from exporter.core.gguf import SHARD, GGUFFile
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import BASE, bring_adapters, parse_adapter
@@ -37,6 +39,8 @@ class WantedModels:
     url: str | None = None
     remote_model: str | None = None
     key_file: Path | None = None
+    has_questions: bool = True
+    """Whether the data has conversations."""
 
 
 def open_models(
@@ -61,7 +65,7 @@ def open_models(
         groups.append(local_group(model, wanted.asked, cache, report))
     if wanted.url is not None:
         server = server_model(wanted.url, wanted.remote_model, wanted.key_file, "data", report)
-        groups.append(ModelGroup((server,)))
+        groups.append(ModelGroup((replace(server, has_questions=wanted.has_questions),)))
     names = [model.name for group in groups for model in group.models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(
@@ -73,11 +77,11 @@ def open_models(
 def local_group(model: Model, asked: Asked, cache: OutcomeCache, report: Report) -> ModelGroup:
     """A GGUF alone, or as the base and with each of its adapters."""
     engines = LocalEngines(model, asked, report=report)
-    path = model.header.path
-    sha256 = cache.sha256_of(path)
+    header = model.header
+    sha256 = hash_of(header, cache)
     known: dict[str, Any] = {
-        "quant": model.header.text("decant.quant") or quant_in(path.stem),
-        "nbytes": path.stat().st_size,
+        "quant": header.text("decant.quant") or quant_in(header.path),
+        "nbytes": header.nbytes,
         "sha256": sha256,
     }
     build = find_toolchain().folder.name
@@ -104,9 +108,18 @@ def local_group(model: Model, asked: Asked, cache: OutcomeCache, report: Report)
     return ModelGroup(tuple(models), engines)
 
 
-def quant_in(name: str) -> str:
+def hash_of(header: GGUFFile, cache: OutcomeCache) -> str:
+    """The file's hash; of a split model, that of its files' hashes."""
+    if not header.shards:
+        return cache.sha256_of(header.path)
+    hashes = [cache.sha256_of(path) for path in header.shards]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def quant_in(path: Path) -> str:
     """The type at the end of a file's name, such as Q4_K_M; empty without one."""
-    last = name.rpartition("-")[2]
+    named = SHARD.fullmatch(path.name)
+    last = (named["stem"] if named else path.stem).rpartition("-")[2]
     return last if last[:1] in "QFBIT" and any(sign.isdigit() for sign in last) else ""
 
 

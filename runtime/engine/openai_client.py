@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from runtime.engine.llama_server import DYING_S
 from runtime.engine.model_server import ModelServer
 
 BODY_MAX = 16 << 20  # bytes
+COUNT = re.compile(r"\b\d+\b")
 MESSAGE_MAX = 300  # characters of a refusal that is not in OpenAI's form
 Message: TypeAlias = Mapping[str, Any]  # OpenAI's: a role, and a text or parts
 
@@ -194,6 +196,9 @@ def refused(response: HTTPResponse) -> EngineError:
             prompt=prompt,
             context=context,
         )
+    if error.get("code") == "context_length_exceeded" and len(numbers := COUNT.findall(text)) > 1:
+        prompt, context = sorted((int(one) for one in numbers[:2]), reverse=True)
+        return ContextFullError(message_of(text), hint="shorten it", prompt=prompt, context=context)
     return EngineError(
         f"the server refused the request ({response.status}): {message_of(text)}",
         hint=STATUS_HINTS.get(response.status, "the message says why"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from runtime.evaluation.item import Message
 from runtime.evaluation.outcome import Likelihoods, Outcome
@@ -73,4 +73,28 @@ class EvaluatedModel(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """The fields of ModelFacts that the model itself knows."""
+        ...
+
+
+@runtime_checkable
+class HasDistributions(EvaluatedModel, Protocol):
+    """A model whose whole distributions can be compared with another's."""
+
+    def keep(
+        self, messages: Sequence[Message], text: str, number: int
+    ) -> tuple[Likelihoods, bool] | str:
+        """The text's likelihoods, and whether its distributions are kept under the number.
+
+        Returns the refusal of a text that is too long. Raises EngineError.
+        """
+        ...
+
+    def divergences(
+        self, messages: Sequence[Message], text: str, number: int
+    ) -> tuple[Likelihoods, tuple[float, ...]] | str:
+        """The text's likelihoods, and its divergences from what is kept under the number.
+
+        They are empty where the two models cut the text into other tokens. Returns the refusal of a
+        text that is too long. Raises EngineError.
+        """
         ...

@@ -52,10 +52,19 @@ def share_interval(count: float, n: int) -> tuple[float, float]:
     if n < 1:
         return 0.0, 0.0
     share = count / n
-    angle = math.asin(math.sqrt((count + ADDED) / (n + 2 * ADDED)))
-    half = Z / (2 * math.sqrt(n + 0.5))
-    low, high = (math.sin(min(max(angle + side * half, 0.0), math.pi / 2)) ** 2 for side in (-1, 1))
+    low, high = arcsine_interval(share, n, Z)
     return min(low, share), max(high, share)
+
+
+def arcsine_interval(share: float, n: float, quantile: float) -> tuple[float, float]:
+    """The interval of a share of n items, as `share_interval` has it; n need not be whole.
+
+    quantile: half the interval's width in standard errors.
+    """
+    angle = math.asin(math.sqrt((share * n + ADDED) / (n + 2 * ADDED)))
+    half = quantile / (2 * math.sqrt(n + 0.5))
+    low, high = (math.sin(min(max(angle + side * half, 0.0), math.pi / 2)) ** 2 for side in (-1, 1))
+    return low, high
 
 
 def share_difference(wins: int, losses: int, n: int) -> tuple[float, float]:

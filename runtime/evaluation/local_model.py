@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,15 @@ PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 Answer = TypeVar("Answer")
 
 
+@dataclass(frozen=True, slots=True)
+class KeptPlace:
+    """Where a model's distributions are kept while others are compared with them."""
+
+    folder: Path
+    nbytes: int
+    """The most that they may take."""
+
+
 class LocalEngines:
     """The engines of one GGUF with its adapters, shared by the models made of them."""
 
@@ -51,6 +60,8 @@ class LocalEngines:
         self.memory = 0
         controls = () if model.is_encoder_decoder else control_texts(model.header.path)
         self.data = PlainData(controls)
+        self.kept: KeptPlace | None = None
+        """Set before the scoring engine starts, if distributions are compared."""
 
     @property
     def generator(self) -> Server:
@@ -84,7 +95,11 @@ class LocalEngines:
             backend=engine.toolchain.info["backend"],
             gpu=free_nbytes(engine.toolchain),
         )
-        return score_spec(engine.loaded, replace(fitted, context=engine.fit.context))
+        spec = score_spec(engine.loaded, replace(fitted, context=engine.fit.context))
+        if self.kept is None:
+            return spec
+        kept = ("--kept", str(self.kept.folder), "--kept-nbytes", str(self.kept.nbytes))
+        return replace(spec, extra=(*spec.extra, *kept))
 
     def peak_memory(self) -> int:
         """The largest resident size that one of the engines had, in bytes; 0 if unknown."""
@@ -190,21 +205,42 @@ class LocalModel:
         self, messages: Sequence[Message], texts: Sequence[str]
     ) -> list[Likelihoods] | str:
         """How likely each text is as the answer, or the refusal. Raises EngineError."""
+        found = self.scored(messages, texts)
+        return found if isinstance(found, str) else likelihoods_in(found)
+
+    def keep(
+        self, messages: Sequence[Message], text: str, number: int
+    ) -> tuple[Likelihoods, bool] | str:
+        """The text's likelihoods, and whether its distributions are kept. Raises EngineError."""
+        found = self.scored(messages, [text], keep=number)
+        if isinstance(found, str):
+            return found
+        return likelihoods_in(found)[0], bool(found["is_kept"])
+
+    def divergences(
+        self, messages: Sequence[Message], text: str, number: int
+    ) -> tuple[Likelihoods, tuple[float, ...]] | str:
+        """The text's likelihoods, and its divergences from what is kept. Raises EngineError."""
+        found = self.scored(messages, [text], compare=number)
+        if isinstance(found, str):
+            return found
+        return likelihoods_in(found)[0], tuple(found.get("divergences", ()))
+
+    def scored(
+        self, messages: Sequence[Message], texts: Sequence[str], **more: int
+    ) -> dict[str, Any] | str:
+        """The scoring engine's answer, or the refusal. Raises EngineError."""
         try:
-            found = self.twice(lambda: self.scored(messages, texts))
+            return self.twice(lambda: self.scored_once(messages, texts, more))
         except ContextFullError as error:
             return too_long(error.prompt, error.context)
-        return [
-            Likelihoods(
-                float(one["logprob"]), len(one["ids"]), tuple(int(token) for token in one["greedy"])
-            )
-            for one in listed(found.get("likelihoods"))
-        ]
 
-    def scored(self, messages: Sequence[Message], texts: Sequence[str]) -> dict[str, Any]:
-        """The scoring engine's answer. Raises EngineError."""
+    def scored_once(
+        self, messages: Sequence[Message], texts: Sequence[str], more: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """The scoring engine's answer. Raises EngineError, and ContextFullError."""
         endings = [self.front.text(text, starts=not messages) for text in texts]
-        body = {"context": self.context(messages), "endings": endings, **self.lora}
+        body = {"context": self.context(messages), "endings": endings, **self.lora, **more}
         return ask_json(self.engines.running_scorer, LIKELIHOODS, body)
 
     def twice(self, ask: Callable[[], Answer]) -> Answer:
@@ -223,6 +259,16 @@ class LocalModel:
             "sha256": self.sha256,
             "memory": self.engines.peak_memory(),
         }
+
+
+def likelihoods_in(found: dict[str, Any]) -> list[Likelihoods]:
+    """The likelihoods in the scoring engine's answer."""
+    return [
+        Likelihoods(
+            float(one["logprob"]), len(one["ids"]), tuple(int(token) for token in one["greedy"])
+        )
+        for one in listed(found.get("likelihoods"))
+    ]
 
 
 def as_prompt(messages: Sequence[Message]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from exporter.core.errors import DecantError, EngineError
 from exporter.core.events import Progress, Report, silent
+from runtime.evaluation.divergence_plan import DivergencePlan
 from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel
 from runtime.evaluation.item import Item
 from runtime.evaluation.metric import Needs
@@ -38,10 +39,10 @@ class Plan:
     labels: tuple[str, ...] = ()
 
     def parts_of(self, model: EvaluatedModel) -> tuple[Needs, ...]:
-        """The parts that this model gives."""
+        """The parts that this model gives alone: divergences need another model, too."""
         if model.why_no_likelihoods():
             return tuple(part for part in self.parts if part == "answer")
-        return self.parts
+        return tuple(part for part in self.parts if part != "divergences")
 
 
 @dataclass
@@ -52,6 +53,8 @@ class Measured:
     items: Items
     plan: Plan
     cache: OutcomeCache
+    divergences: DivergencePlan | None = None
+    """None where the model's distributions are not compared."""
     refusals: dict[int, str] = field(default_factory=dict)
     """By item's number. They are not cached: another context may change them."""
     cached: int = 0
@@ -69,12 +72,15 @@ class Measured:
 
     def missing(self, number: int) -> tuple[Needs, ...]:
         """The parts of an item that are not in the cache."""
-        item = self.items[number]
-        return tuple(
+        item, plan = self.items[number], self.divergences
+        found: tuple[Needs, ...] = tuple(
             part
             for part in self.plan.parts_of(self.model)
             if is_asked(item, part) and self.cache.get(self.key(item, part)) is None
         )
+        if plan is None or not plan.is_missing(self.model, item, number):
+            return found
+        return (*(part for part in found if part != "reference"), "divergences")
 
     def outcome(self, number: int) -> Outcome | None:
         """An item's outcome; None while a part is missing."""
@@ -88,7 +94,17 @@ class Measured:
             if kept is None:
                 return None
             found = merged(found, kept, part)
-        return found
+        return self.with_divergences(found, item, number)
+
+    def with_divergences(self, found: Outcome, item: Item, number: int) -> Outcome | None:
+        """The outcome with its divergences; None while they are missing."""
+        plan = self.divergences
+        if plan is None or self.model is plan.reference or not item.references:
+            return found
+        kept = self.cache.get(plan.key(self.model, item))
+        if kept is None:
+            return None if number in plan.kept else found
+        return replace(found, divergences=outcome_of(kept).divergences)
 
 
 def is_asked(item: Item, part: Needs) -> bool:
@@ -129,7 +145,7 @@ def measure(measured: Measured, *, report: Report = silent) -> None:
     todo = {number: missing for number in range(count) if (missing := measured.missing(number))}
     measured.cached = count - len(todo)
     try:
-        for parts in (("answer",), ("reference", "rejected", "labels")):
+        for parts in (("answer",), ("divergences", "reference", "rejected", "labels")):
             asked = {
                 number: tuple(part for part in missing if part in parts)
                 for number, missing in todo.items()
@@ -206,10 +222,13 @@ def ask_item(
             for part in parts:
                 if number in measured.refusals:
                     break
-                found = ask_part(measured, item, part)
+                if part == "divergences":
+                    found = ask_divergences(measured, item, number)
+                else:
+                    found = ask_part(measured, item, part)
                 if found.refusal:
                     measured.refusals[number] = found.refusal
-                else:
+                elif part != "divergences":
                     measured.cache.put(measured.key(item, part), sparse(found))
         except EngineError as error:
             measured.refusals[number] = f"failed: {error.message.splitlines()[0]}"
@@ -237,6 +256,23 @@ def ask_part(measured: Measured, item: Item, part: Needs) -> Outcome:
     if part == "rejected":
         return Outcome(rejected=likelihoods[0])
     return Outcome(reference=likelihoods[0])
+
+
+def ask_divergences(measured: Measured, item: Item, number: int) -> Outcome:
+    """Ask for an item's divergences, and keep them with the likelihoods that come along.
+
+    Raises EngineError.
+    """
+    plan = measured.divergences
+    assert plan is not None, "the part is missing only with a plan"
+    found = plan.ask(measured.model, item, number)
+    if not found.refusal:
+        alone = Outcome(reference=found.reference)
+        measured.cache.put(measured.key(item, "reference"), sparse(alone))
+        if measured.model is not plan.reference:
+            apart = Outcome(divergences=found.divergences)
+            measured.cache.put(plan.key(measured.model, item), sparse(apart))
+    return found
 
 
 def sparse(outcome: Outcome) -> dict[str, Any]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-Needs = Literal["answer", "reference", "rejected", "labels"]
+Needs = Literal["answer", "reference", "rejected", "labels", "divergences"]
 """The part of an Outcome that a metric is computed from."""
 
 
@@ -43,6 +43,11 @@ class Metric:
     judged_by: str = ""
     """A metric that this one rises and falls with: where that is computed, two models are compared
     by that alone."""
+    is_bounded: bool = False
+    """Whether an item's value is between 0 and 1, and the figure is the ratio of two sums."""
+    of_ratio: Callable[[Floats], Floats] | None = None
+    """Of a figure that is a rising function of the ratio of two sums: that function, of any shape
+    (...)."""
     is_binary: bool = False
     """Whether an item's value is 0 or 1: two models are then compared by McNemar's test."""
 

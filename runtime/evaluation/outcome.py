@@ -40,6 +40,9 @@ class Outcome:
     rejected: Likelihoods | None = None
     labels: Mapping[str, float] = field(default_factory=dict)
     """Each label's log-probability after the question, in nats, summed over its tokens."""
+    divergences: tuple[float, ...] = ()
+    """At each token of the first reference, the Kullback-Leibler divergence of the model's
+    distribution from that of the model compared with, in nats."""
     refusal: str = ""
     """Why there is no outcome, such as a prompt that exceeds the context; empty if there is one."""
 
@@ -54,4 +57,5 @@ def outcome_of(fields: Mapping[str, Any]) -> Outcome:
     for name in ("reference", "rejected"):
         if (found := named.get(name)) is not None:
             named[name] = Likelihoods(found["logprob"], found["tokens"], tuple(found["greedy"]))
+    named["divergences"] = tuple(named.get("divergences", ()))
     return Outcome(**named)

@@ -1,10 +1,14 @@
-"""A model of a remote server, as an evaluation asks it: for answers only."""
+"""A model of a remote server, as an evaluation asks it.
+
+Every server gives answers; one that repeats prompts with log-probabilities gives likelihoods, too.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +20,7 @@ from runtime.evaluation.evaluated_model import AnswerSettings
 from runtime.evaluation.item import Message
 from runtime.evaluation.local_model import outcome_from, too_long
 from runtime.evaluation.outcome import Likelihoods, Outcome
+from runtime.evaluation.prompt_likelihoods import PromptScorer, prompt_scorer
 
 REQUESTS = 4
 """Requests at once."""
@@ -33,6 +38,8 @@ class RemoteModel:
     remote: Remote
     model: str
     """Its name there."""
+    has_questions: bool = True
+    """Whether the data has conversations, which the server must render for their likelihoods."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -44,23 +51,28 @@ class RemoteModel:
         """Requests that are sent at once."""
         return REQUESTS
 
+    @cached_property
+    def scorer(self) -> PromptScorer | str:
+        """Its likelihoods, or the reason why it gives none; the first access asks the server."""
+        return prompt_scorer(self.asked, self.model, has_questions=self.has_questions)
+
     def why_no_likelihoods(self) -> str:
-        """The reason why it gives no likelihoods, for the reader."""
-        return "servers are asked for answers only"
+        """The reason why it gives no likelihoods, for the reader; empty if it does."""
+        return self.scorer if isinstance(self.scorer, str) else ""
 
     def answer(self, messages: Sequence[Message], settings: AnswerSettings) -> Outcome:
         """Generate an answer. Raises EngineError; a prompt that is too long is a refusal."""
         body = {"model": self.model, "messages": list(messages), **settings.as_request()}
         try:
-            return outcome_from(self.asked(body))
+            return outcome_from(self.asked(CHAT, body))
         except ContextFullError as error:
             return Outcome(refusal=too_long(error.prompt, error.context))
 
-    def asked(self, body: Mapping[str, object]) -> dict[str, Any]:
+    def asked(self, route: str, body: Mapping[str, object]) -> dict[str, Any]:
         """The server's answer; a busy server is asked again. Raises EngineError."""
         attempt = 0
         while True:
-            with self.remote.post(CHAT, body) as response:
+            with self.remote.post(route, body) as response:
                 if response.status == HTTPStatus.OK:
                     return read_object(response)
                 if response.status not in BUSY or attempt == len(WAITS_S):
@@ -72,9 +84,18 @@ class RemoteModel:
     def likelihoods(
         self, messages: Sequence[Message], texts: Sequence[str]
     ) -> list[Likelihoods] | str:
-        """Return the reason why there are none."""
-        del messages, texts
-        return self.why_no_likelihoods()
+        """How likely each text is as the answer, or the refusal. Raises EngineError.
+
+        The likeliest tokens are not given: a server names tokens, and has no numbers for them.
+        """
+        scorer = self.scorer
+        if isinstance(scorer, str):
+            return scorer
+        try:
+            prompt = scorer.rendered(messages) if messages else ""
+            return scorer.likelihoods(prompt, texts)
+        except ContextFullError as error:
+            return too_long(error.prompt, error.context)
 
     def facts(self) -> dict[str, Any]:
         """The fields of ModelFacts that are known."""

@@ -12,7 +12,13 @@ from typing import Any
 from exporter.core.errors import DecantError, EngineError
 from exporter.core.events import Report, Step, Warn, silent
 from runtime.evaluation.data.dataset import Dataset
-from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel
+from runtime.evaluation.divergence_plan import (
+    KEPT_NBYTES,
+    DivergencePlan,
+    divergence_plan,
+    kept_place,
+)
+from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel, HasDistributions
 from runtime.evaluation.evaluation import Evaluation
 from runtime.evaluation.judge import judge_models
 from runtime.evaluation.local_model import LocalEngines
@@ -50,9 +56,16 @@ class Run:
     judge: EvaluatedModel | None = None
     notes: tuple[str, ...] = ()
     measured: list[Measured] = field(default_factory=list)
+    divergences: DivergencePlan | None = field(init=False)
+    """None if no metric needs them."""
     ended_by: BaseException | None = None
     """Ctrl-C, or the error that ended it early."""
     began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        is_needed = "divergences" in self.plan.parts
+        against = self.comparison.against if is_needed else ""
+        self.divergences = divergence_plan(self.models, against, self.cache)
 
     @property
     def models(self) -> list[EvaluatedModel]:
@@ -64,18 +77,38 @@ class Run:
         An error or Ctrl-C ends the asking; it is kept in `ended_by`, and what was answered counts.
         """
         try:
-            for group in self.groups:
-                self.ask_group(group, report)
+            with ExitStack() as stack:
+                if self.divergences is not None:
+                    place = stack.enter_context(kept_place(self.cache.path.parent))
+                    for group in self.groups:
+                        if group.engines is not None:
+                            group.engines.kept = place
+                for group in sorted(self.groups, key=self.comes_later):
+                    self.ask_group(group, report)
         except (KeyboardInterrupt, DecantError) as error:
             self.ended_by = error
+        self.measured.sort(key=lambda one: self.models.index(one.model))
+        if self.divergences is not None and self.divergences.has_no_room:
+            self.notes = (*self.notes, little_room(len(self.divergences.kept)))
+
+    def comes_later(self, group: ModelGroup) -> bool:
+        """Whether another group is asked first, as its distributions are compared with."""
+        plan = self.divergences
+        return plan is not None and plan.reference not in group.models
 
     def ask_group(self, group: ModelGroup, report: Report) -> None:
         """Ask the models of one group, and end its engines. Raises EngineError."""
+        plan = self.divergences
+        models: Sequence[EvaluatedModel] = group.models
+        if plan is not None:
+            models = sorted(models, key=lambda model: model is not plan.reference)
         with ExitStack() as stack:
             if group.engines is not None:
                 stack.callback(group.engines.stop)
-            for model in group.models:
+            for model in models:
                 found = Measured(model, self.dataset, self.plan, self.cache)
+                if plan is not None and isinstance(model, HasDistributions):
+                    found.divergences = plan
                 self.measured.append(found)
                 report(Step(f"asking {model.name}"))
                 measure(found, report=report)
@@ -140,11 +173,19 @@ class Run:
             return ()
 
 
+def little_room(count: int) -> str:
+    """The note on items whose distributions were not kept."""
+    return (
+        f"the KL divergence is that of {count} items: the distributions of more would take more"
+        f" than {KEPT_NBYTES >> 30} GiB, or than half of the free disk"
+    )
+
+
 def parts_for(metrics: Sequence[Metric]) -> tuple[Needs, ...]:
     """The parts of outcomes that metrics need."""
-    order: tuple[Needs, ...] = ("answer", "reference", "rejected", "labels")
+    order: tuple[Needs, ...] = ("answer", "reference", "rejected", "labels", "divergences")
     needed = {metric.needs for metric in metrics}
-    if "rejected" in needed:
+    if needed & {"rejected", "divergences"}:
         needed.add("reference")
     return tuple(part for part in order if part in needed)
 

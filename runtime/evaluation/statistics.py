@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from exporter.core.errors import InputError
 from runtime.evaluation.exact_tests import share_difference, share_interval, sign_test
 from runtime.evaluation.item import Item
+from runtime.evaluation.mean_intervals import (
+    RESERVE,
+    bounded_difference,
+    bounded_interval,
+    mean_interval,
+    spread,
+)
 from runtime.evaluation.metric import Difference, Interval, Metric, Verdict
+from runtime.evaluation.metrics.figures import ratio
 from runtime.evaluation.outcome import Outcome
 from runtime.evaluation.resampling import bca_interval, t_interval
 
@@ -77,8 +85,8 @@ def item_values(metric: Metric, statistics: Floats) -> Floats:
 def interval(metric: Metric, statistics: Floats, seed: int, resamples: int = RESAMPLES) -> Interval:
     """The figure with its 95 % interval; all are 0 without an item.
 
-    statistics: (n, k); rows with NaN are left out. Of a binary metric the interval is a formula's,
-    of others the BCa bootstrap's.
+    statistics: (n, k); rows with NaN are left out. Of ratios of two sums, such as means, the
+    interval is a formula's, of others the BCa bootstrap's.
     """
     rows = statistics[_has(statistics)]
     n = len(rows)
@@ -87,9 +95,26 @@ def interval(metric: Metric, statistics: Floats, seed: int, resamples: int = RES
     value = float(metric.combine(rows.sum(0)))
     if metric.is_binary:
         low, high = share_interval(value * n, n)
+    elif (metric.combine is ratio or metric.of_ratio) and n > 1:
+        low, high = _ratio_interval(metric, rows)
     else:
         low, high = bca_interval(metric.combine, rows, seed, resamples)
     return Interval(value, low, high, n)
+
+
+def _ratio_interval(metric: Metric, rows: Floats) -> tuple[float, float]:
+    """The interval of a ratio of two sums, or of a rising function of it. rows: (n, 2), n > 1."""
+    import numpy as np
+
+    found = spread(ratio, rows)
+    if metric.is_bounded:
+        values = ratio(rows)
+        at_ends = float(np.mean((values == 0) | (values == 1)))
+        return bounded_interval(found, at_ends, float(rows[:, 1].mean()))
+    low, high = mean_interval(found)
+    if metric.of_ratio is not None:
+        low, high = map(float, metric.of_ratio(np.array([low, high])))
+    return low, high
 
 
 def difference(
@@ -98,7 +123,7 @@ def difference(
     """How our model's figure differs from theirs on the items that both have statistics of.
 
     ours, theirs: (n, k), the same items in the same order; rows with NaN are left out. McNemar's
-    exact test decides for a binary metric, for others the 95 % interval of the paired bootstrap.
+    exact test decides for a binary metric, for others the 95 % interval of the difference.
     """
     import numpy as np
 
@@ -119,15 +144,23 @@ def difference(
         low, high = share_difference(more, less, n)
         differs = p <= SIGNIFICANT
     else:
-        low, high = t_interval(
-            lambda sums: metric.combine(sums[..., :k]) - metric.combine(sums[..., k:]),
-            np.concatenate([ours, theirs], axis=1),
-            seed,
-            resamples,
-        )
+        figure = _less(metric, k)
+        pairs = np.concatenate([ours, theirs], axis=1)
+        if metric.combine is not ratio or n == 1:
+            low, high = t_interval(figure, pairs, seed, resamples)
+        elif metric.is_bounded:
+            is_tied = np.isclose(ratio(ours), ratio(theirs), rtol=SAME, atol=SAME)
+            low, high = bounded_difference(spread(figure, pairs), float(np.mean(is_tied)))
+        else:
+            low, high = mean_interval(spread(figure, pairs), RESERVE)
         differs = (low > 0 or high < 0) and not np.isclose(value, 0, atol=SAME)
     verdict, words = _verdict(metric, (value, low, high), n, differs=differs)
     return Difference(value, low, high, n, p, verdict, words, wins, losses, ties)
+
+
+def _less(metric: Metric, k: int) -> Callable[[Floats], Floats]:
+    """Our figure less theirs, of sums side by side: shape (..., 2k) to (...)."""
+    return lambda sums: metric.combine(sums[..., :k]) - metric.combine(sums[..., k:])
 
 
 def _verdict(

@@ -314,7 +314,12 @@ def summarize(
         metrics = (*comparison.metrics, agreement_with(known))
         comparison = replace(comparison, metrics=metrics)
     for table in tables:
-        table.fill(comparison.metrics, keeps_labels=bool(data.labels))
+        own = comparison.metrics
+        if comparison.with_agreement and table.name == comparison.against:
+            own = own[:-1]  # with itself a model always agrees
+        table.fill(own, keeps_labels=bool(data.labels))
+        for metric in comparison.metrics[len(own) :]:
+            table.rows[metric.name] = stacked(metric, [None] * len(numbers))
     columns = grouped_columns(items, numbers, comparison.by)
     return Summary(data, items, tables, comparison, columns)
 

@@ -21,6 +21,7 @@ from runtime.encoder_decoder.engine_program import (
     toolchain_of,
 )
 from runtime.encoder_decoder.model import FLASH_OFF, is_encoder_decoder, open_encoder_decoder
+from runtime.scoring.divergence import KeptFolder
 from runtime.scoring.forward import F16, F32, FLASH_AUTO, ForwardSpec, open_forward
 from runtime.scoring.score_request import Engine
 from runtime.scoring.score_server import ScoreListener, work
@@ -40,6 +41,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-ngl", "--gpu-layers", type=int, default=-1, help="-1: all")
     made.add_argument("--cache-type", choices=CACHE_TYPES, default="f32", help="f32 is exact")
     made.add_argument("--flash", action="store_true", help="sum attention as llama.cpp likes best")
+    made.add_argument("--kept", type=Path, help="where distributions are kept, to be compared with")
+    made.add_argument("--kept-nbytes", type=int, default=0, help="the most that they may take")
     return made
 
 
@@ -48,6 +51,8 @@ def serve(arguments: argparse.Namespace) -> None:
     listener = ScoreListener(arguments.socket, required_key())
     listen(listener)
     with engine_of(arguments, toolchain_of(arguments)) as engine:
+        if arguments.kept is not None:
+            listener.kept = KeptFolder(arguments.kept, arguments.kept_nbytes)
         listener.engine = engine
         work(engine, listener.scores)
 

@@ -125,14 +125,14 @@ class Forward:
         place = {number: sequence for sequence, number in enumerate(members)}
         for level in levels(roots):
             step = Level(asked, level, place)
-            step.take(self.run(step, asked.top, stop), found)
+            step.take(self.run(step, stop), found)
             for node in level:
                 for child in node.children:
                     here, there = place[node.members[0]], place[child.members[0]]
                     if here != there:
                         lib.llama_memory_seq_cp(memory, here, there, -1, -1)
 
-    def run(self, step: Level, top: int, stop: Flag) -> Iterator[Reduced]:
+    def run(self, step: Level, stop: Flag) -> Iterator[Reduced]:
         """Decode a level's tokens, batch after batch, and reduce the logits that are wanted."""
         import numpy as np
 
@@ -147,7 +147,9 @@ class Forward:
             logits = as_array(self.bindings.llama_get_logits(self.context), (count, width))
             first, last = np.searchsorted(step.asked_rows, (begun, begun + count))
             rows, tokens = step.asked_rows[first:last] - begun, step.asked_tokens[first:last]
-            yield reduced(logits, rows, tokens, top)
+            if step.asked.take is not None:
+                step.asked.take(logits)
+            yield reduced(logits, rows, tokens, step.asked.top)
             begun += count
 
     def decode(self, step: Level, part: slice, stop: Flag) -> None:

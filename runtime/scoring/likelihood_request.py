@@ -1,5 +1,8 @@
 """A request for how likely some texts are after one context, and the answer to it.
 
+A single text's distributions can be kept in the engine's folder, or compared with those that
+another model has kept there.
+
 Its context is cut into tokens once, and computed once for all that may follow it. Parts of it can
 be marked as plain text: a special token's name that stands in them stays text.
 """
@@ -7,13 +10,16 @@ be marked as plain text: a special token's name that stands in them stays text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exporter.core.errors import UnsupportedError
 from runtime.encoder_decoder.model import EncoderDecoder, Flag
 from runtime.encoder_decoder.openai import Fields, Json, wrong
+from runtime.scoring.divergence import KeptFolder, KeptReader, KeptWriter
 from runtime.scoring.score_request import Engine, scales_of
-from runtime.scoring.scores import Asked
+from runtime.scoring.scores import Asked, Scores
 from runtime.scoring.targets import target_scores
 
 if TYPE_CHECKING:
@@ -30,6 +36,10 @@ class LikelihoodRequest:
     pairs: Sequence[tuple[list[int], list[int]]]
     """The context and the text, cut into tokens together."""
     scales: Sequence[float]
+    keep: int | None = None
+    """The number under which the distributions are kept."""
+    compare: int | None = None
+    """The number of those that the model's are compared with."""
 
 
 def read_likelihood_request(fields: Fields, engine: Engine) -> LikelihoodRequest:
@@ -59,7 +69,18 @@ def read_likelihood_request(fields: Fields, engine: Engine) -> LikelihoodRequest
             n_prompt_tokens=longest,
             n_ctx=engine.n_ctx,
         )
-    return LikelihoodRequest(pairs, scales_of(fields))
+    return LikelihoodRequest(
+        pairs, scales_of(fields), *(kept_number(fields, name) for name in ("keep", "compare"))
+    )
+
+
+def kept_number(fields: Fields, name: str) -> int | None:
+    """The number in a field, None without it. Raises RefusedError unless there is one text."""
+    if name not in fields.body:
+        return None
+    if len(fields.body["endings"]) != 1:
+        raise wrong(f"`{name}` goes with one ending")
+    return fields.integer(name, 0, 0)
 
 
 def is_part(part: Any) -> bool:
@@ -96,22 +117,61 @@ def encode_pair(
     return context[: len(context) - count] + whole[:count], whole[count:]
 
 
-def answer_likelihoods(engine: Engine, request: LikelihoodRequest, stop: Flag) -> Json:
-    """The answer. Raises StoppedError, EngineError and UnsupportedError."""
-    if isinstance(engine, EncoderDecoder):
-        first = [0] * len(request.pairs)
-        found = target_scores(engine, request.pairs, 1, stop)
-    else:
-        texts = [[*before, *after] for before, after in request.pairs]
-        first = [len(before) for before, _ in request.pairs]
-        found = engine.scores(Asked(texts, first, 1), request.scales, stop)
-    return {
+def answer_likelihoods(
+    engine: Engine, request: LikelihoodRequest, stop: Flag, folder: KeptFolder | None = None
+) -> Json:
+    """The answer. Raises StoppedError, EngineError and UnsupportedError.
+
+    folder: of the distributions that are kept; a request for those needs it.
+    """
+    with ExitStack() as stack:
+        sink = sink_of(engine, request, folder)
+        if sink is not None:
+            stack.enter_context(sink)
+        found = scored(engine, request, stop, sink)
+    answer: Json = {
         "likelihoods": [
             {
                 "logprob": float(scores.logprobs[start:].sum()),
                 "greedy": [int(one) for one in scores.top_ids[start : start + len(ids), 0]],
                 "ids": ids,
             }
-            for scores, start, (_, ids) in zip(found, first, request.pairs, strict=True)
+            for (scores, start), (_, ids) in zip(found, request.pairs, strict=True)
         ]
     }
+    if request.keep is not None:
+        answer["is_kept"] = isinstance(sink, KeptWriter) and sink.is_whole
+    if isinstance(sink, KeptReader):
+        answer["divergences"] = sink.found
+    return answer
+
+
+def sink_of(
+    engine: Engine, request: LikelihoodRequest, folder: KeptFolder | None
+) -> KeptWriter | KeptReader | None:
+    """The file that takes the logits; None without one, and where there is nothing to take.
+
+    Raises UnsupportedError without a folder.
+    """
+    if request.keep is None and request.compare is None:
+        return None
+    if folder is None:
+        raise UnsupportedError("this engine keeps no distributions", hint="start it with --kept")
+    _, ids = request.pairs[0]
+    if request.keep is not None:
+        return folder.writer(request.keep, ids, engine.vocabulary.size)
+    assert request.compare is not None
+    return folder.reader(request.compare, ids, engine.vocabulary.size)
+
+
+def scored(
+    engine: Engine, request: LikelihoodRequest, stop: Flag, sink: KeptWriter | KeptReader | None
+) -> list[tuple[Scores, int]]:
+    """The scores of each text with its context, and where the text begins in them."""
+    take = None if sink is None else sink.take
+    if isinstance(engine, EncoderDecoder):
+        return [(one, 0) for one in target_scores(engine, request.pairs, 1, stop, take)]
+    texts = [[*before, *after] for before, after in request.pairs]
+    first = [len(before) for before, _ in request.pairs]
+    found = engine.scores(Asked(texts, first, 1, take=take), request.scales, stop)
+    return list(zip(found, first, strict=True))

@@ -14,6 +14,7 @@ from runtime.encoder_decoder.http import POLL_S, Handler, Listener
 from runtime.encoder_decoder.model import Flag
 from runtime.encoder_decoder.openai import Json, RefusedError, wrong
 from runtime.scoring.choices import answer_request
+from runtime.scoring.divergence import KeptFolder
 from runtime.scoring.forward import StoppedError
 from runtime.scoring.likelihood_request import answer_likelihoods, read_likelihood_request
 from runtime.scoring.score_request import Engine, read_request
@@ -37,6 +38,7 @@ class ScoreListener(Listener):
         super().__init__(path, key)
         self.engine: Engine | None = None
         self.scores: SimpleQueue[ScoreJob] = SimpleQueue()
+        self.kept: KeptFolder | None = None
 
 
 class ScoreHandler(Handler):
@@ -58,7 +60,8 @@ class ScoreHandler(Handler):
     def likelihoods(self) -> None:
         assert self.server.engine is not None
         request = read_likelihood_request(self.fields(), self.server.engine)
-        self.answer_by(lambda engine, stop: answer_likelihoods(engine, request, stop))
+        kept = self.server.kept
+        self.answer_by(lambda engine, stop: answer_likelihoods(engine, request, stop, kept))
 
     def answer_by(self, compute: Callable[[Engine, Flag], Json]) -> None:
         """Have the other thread compute an answer, and send it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,9 @@ class Asked:
     """How many of the likeliest tokens are wanted at each place."""
     wants_next: bool = False
     """Whether the place after the last token is wanted, too."""
+    take: Callable[[np.ndarray[Any, Any]], None] | None = None
+    """Of a single text: is given the logits of the wanted places, some rows at a time, in their
+    order; the next step changes them."""
 
     @property
     def computed(self) -> list[Tokens]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import EngineError
@@ -13,6 +13,8 @@ from runtime.scoring.log_softmax import reduced
 from runtime.scoring.scores import Scores, as_array, empty_scores
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from runtime.scoring.prefix_tree import Tokens
 
 
@@ -21,8 +23,11 @@ def target_scores(
     pairs: Sequence[tuple[Tokens, Tokens]],
     top: int = 0,
     stop: Flag | None = None,
+    take: Callable[[np.ndarray[Any, Any]], None] | None = None,
 ) -> list[Scores]:
     """The scores of each target after its source; a source is read once for those that share it.
+
+    take: of a single target, is given the logits of its places, (tokens, vocabulary).
 
     A target's first token has a log-probability, too: it follows the token by which the decoder
     begins. Raises StoppedError once `stop` is set, EngineError when llama.cpp cannot compute.
@@ -40,14 +45,23 @@ def target_scores(
                 if not computed(model, lib.llama_encode, source, stop):
                     raise StoppedError
                 read = source
-            found[number] = one_target(model, target, top, stop)
+            found[number] = one_target(model, target, top, stop, take)
     finally:
         lib.llama_set_abort_callback(model.context, lib.ggml_abort_callback(), None)
     return [found[number] for number in range(len(pairs))]
 
 
-def one_target(model: EncoderDecoder, target: Tokens, top: int, stop: Flag) -> Scores:
-    """The scores of a target after the last source. Raises EngineError and StoppedError."""
+def one_target(
+    model: EncoderDecoder,
+    target: Tokens,
+    top: int,
+    stop: Flag,
+    take: Callable[[np.ndarray[Any, Any]], None] | None,
+) -> Scores:
+    """The scores of a target after the last source. Raises EngineError and StoppedError.
+
+    take: is given the logits of its places, (tokens, vocabulary).
+    """
     import numpy as np
 
     scores = empty_scores(len(target), top)
@@ -71,6 +85,8 @@ def one_target(model: EncoderDecoder, target: Tokens, top: int, stop: Flag) -> S
         raise EngineError(f"llama.cpp ended with {status} on {count} tokens")
     rows = as_array(lib.llama_get_logits(model.context), (count, model.vocabulary.size))
     scaled: np.ndarray[Any, Any] = rows * np.float32(model.logit_scale)
+    if take is not None:
+        take(scaled)
     part = reduced(scaled, np.arange(count), np.array(target), top)
     scores.logprobs[:] = part.values
     scores.top_ids[:-1], scores.top_logprobs[:-1] = part.top_ids, part.top_values

@@ -71,3 +71,29 @@ def dataset_of(folder: Path, rows: Sequence[Mapping[str, object]], **request: An
 def questions(count: int, **columns: object) -> list[dict[str, object]]:
     """Rows whose right answer is the question."""
     return [{"question": f"say {n}", "answer": f"say {n}", **columns} for n in range(count)]
+
+
+@dataclass
+class ComparedModel(ScriptedModel):
+    """Its distributions diverge by so much at each of two tokens; `room` is for so many items."""
+
+    nats: float = 0.0
+    room: int = 1000
+    kept: list[int] = field(default_factory=list)
+
+    def keep(
+        self, messages: Sequence[Message], text: str, number: int
+    ) -> tuple[Likelihoods, bool] | str:
+        (found,) = self.likelihoods(messages, [text])
+        assert isinstance(found, Likelihoods)
+        is_kept = len(self.kept) < self.room
+        if is_kept:
+            self.kept.append(number)
+        return found, is_kept
+
+    def divergences(
+        self, messages: Sequence[Message], text: str, number: int
+    ) -> tuple[Likelihoods, tuple[float, ...]] | str:
+        (found,) = self.likelihoods(messages, [text])
+        assert isinstance(found, Likelihoods)
+        return found, (self.nats, 3 * self.nats)

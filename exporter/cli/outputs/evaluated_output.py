@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from exporter.cli.common_options import store
@@ -17,6 +14,7 @@ from exporter.cli.terminal_renderer import reporting
 from exporter.core.errors import DecantError, ModelError, SpaceError
 from exporter.core.events import Report, Step
 from exporter.core.gguf import read_gguf
+from exporter.core.leftover_folders import temporary_folder
 from exporter.store import StoredModel, file_name, list_models
 
 if TYPE_CHECKING:
@@ -56,8 +54,7 @@ class EvaluationAfter:
         options = self.options
         quants = result.files[: len(request.quants)]  # the others are projectors
         folder = request.outputs[0].parent
-        sweep(folder)
-        with TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", dir=folder) as temporary:
+        with temporary_folder(folder, PREFIX) as temporary:
             with reporting(quiet=options.quiet) as report:
                 made = SixteenBits(request, result, toolchain, Path(temporary), report)
                 reference = made.reference(quants, self.notes)
@@ -70,18 +67,6 @@ class EvaluationAfter:
                 self.notes,
             )
         return found
-
-
-def sweep(folder: Path) -> None:
-    """Delete the 16-bit files that killed evaluations left in a folder."""
-    for left in folder.glob(f"{PREFIX}*-*"):
-        pid = left.name.removeprefix(PREFIX).partition("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except (ProcessLookupError, ValueError):
-            shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:  # it is another user's, and runs
-            continue
 
 
 def evaluation_after(options: ExportOptions) -> EvaluationAfter | None:

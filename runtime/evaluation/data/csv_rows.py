@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from exporter.core.errors import InputError
 from runtime.evaluation.data.file_rows import Fields, RowError, SpanRows, Spans, decode_row
+from runtime.evaluation.data.split_files import without_packing
 from runtime.evaluation.data.utf8_file import Scratch, to_utf8
 
 FIELD = 1 << 26  # characters of the longest field; the csv module's own limit is 131072
@@ -37,7 +38,7 @@ def csv_rows(path: Path, scratch: Scratch) -> SpanRows:
 
 def delimiter_of(path: Path, first: bytes) -> str:
     """The character between fields, by the file's name and its first line."""
-    if path.name.lower().removesuffix(".gz").endswith(".tsv"):
+    if without_packing(path.name.lower()).endswith(".tsv"):
         return "\t"
     return next((mark for mark in (",", ";", "\t") if mark.encode() in first), ",")
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from exporter.core.errors import InputError
 from runtime.evaluation.data.file_rows import Fields, RowError, SpanRows, Spans, decode_row
 from runtime.evaluation.data.json_stream import JsonStream, list_spans, lists_of_object
+from runtime.evaluation.data.split_files import without_packing
 from runtime.evaluation.data.utf8_file import Scratch, to_utf8
 
 LISTS = ("data", "rows", "examples", "instances", "items", "questions", "test")
@@ -26,7 +27,7 @@ def json_rows(path: Path, scratch: Scratch) -> SpanRows:
     place, start = to_utf8(path, scratch)
     with place.open("rb") as file:
         stream = JsonStream(file, path.name, start)
-        is_json = path.name.lower().removesuffix(".gz").endswith(".json")
+        is_json = without_packing(path.name.lower()).endswith(".json")
         first = first_character(file, start)
         if first == b"[":
             spans = list_spans(stream)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.evaluation.data.arrow_rows import arrow_label_names
 from runtime.evaluation.data.front_matter import parse_json, readme_settings, text_of_file
 from runtime.evaluation.data.parquet_rows import parquet_label_names
 
@@ -13,11 +14,13 @@ from runtime.evaluation.data.parquet_rows import parquet_label_names
 def label_names(column: str, files: Sequence[Path], folder: Path | None) -> tuple[str, ...]:
     """The labels' names, by number; empty if none are declared.
 
-    In a Parquet file's metadata, in a README, or in `dataset_info.json`, beside the files or in
-    `folder`. Raises InputError for a damaged Parquet file.
+    In the metadata of a Parquet or Arrow file, in a README, or in `dataset_info.json`, beside the
+    files or in `folder`. Raises InputError for a damaged file.
     """
     for path in files[:1]:
         if path.suffix == ".parquet" and (names := parquet_label_names(path).get(column)):
+            return names
+        if path.suffix == ".arrow" and (names := arrow_label_names(path).get(column)):
             return names
     places = [folder] if folder else []
     for place in dict.fromkeys([*places, *(path.parent for path in files[:1])]):

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from exporter.core.errors import InputError
+from runtime.evaluation.data.arrow_rows import arrow_rows
 from runtime.evaluation.data.csv_rows import csv_rows
 from runtime.evaluation.data.dataset import SHOWN, BadRow, Dataset, Files, RowReader
 from runtime.evaluation.data.file_rows import Fields, RowError, Rows
@@ -19,7 +20,13 @@ from runtime.evaluation.data.label_names import label_names
 from runtime.evaluation.data.layouts import find_layout
 from runtime.evaluation.data.parquet_rows import parquet_rows
 from runtime.evaluation.data.seeded_sample import seeded_sample
-from runtime.evaluation.data.split_files import SUFFIXES, Split, find_split
+from runtime.evaluation.data.split_files import (
+    OF_PYARROW,
+    SUFFIXES,
+    Split,
+    find_split,
+    without_packing,
+)
 from runtime.evaluation.data.task_of_data import ReferenceCount, task_of
 from runtime.evaluation.data.utf8_file import Scratch
 from runtime.evaluation.evaluation import DataFacts
@@ -170,14 +177,17 @@ def split_in_folder(folder: Path, request: DataRequest, config: str | None) -> S
 def open_rows(path: Path, scratch: Scratch) -> Rows:
     """The rows of a file, by the end of its name. Raises InputError for other files."""
     name = path.name.lower()
-    if not name.removesuffix(".gz").endswith(SUFFIXES) or name.endswith(".parquet.gz"):
+    stem = without_packing(name)
+    if not stem.endswith(SUFFIXES) or (stem != name and stem.endswith(OF_PYARROW)):
         raise InputError(
             f"{path} is not data that decant reads",
-            hint="the name of a file ends in .jsonl, .json, .csv, .tsv or .parquet",
+            hint="the name of a file ends in .jsonl, .json, .csv, .tsv, .parquet or .arrow",
         )
     if name.endswith(".parquet"):
         return parquet_rows(path)
-    is_table = name.removesuffix(".gz").endswith((".csv", ".tsv"))
+    if name.endswith(".arrow"):
+        return arrow_rows(path)
+    is_table = stem.endswith((".csv", ".tsv"))
     return csv_rows(path, scratch) if is_table else json_rows(path, scratch)
 
 

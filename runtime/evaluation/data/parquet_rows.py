@@ -127,9 +127,14 @@ def batches_of(path: Path, batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def damaged(path: Path, error: Exception) -> InputError:
+    return without_rows(path, "Parquet", error)
+
+
+def without_rows(path: Path, kind: str, error: Exception) -> InputError:
+    """The error for a file that pyarrow cannot read."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return InputError(
-        f"{path} cannot be read as Parquet: {reason}",
+        f"{path} cannot be read as {kind}: {reason}",
         hint="download it again; a file of 100 bytes may be a Git LFS pointer",
     )
 
@@ -159,7 +164,12 @@ def parquet_label_names(path: Path) -> dict[str, tuple[str, ...]]:
     Raises InputError where the file is damaged.
     """
     with opened(path) as file:
-        metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
+        return declared_names(file.schema_arrow)
+
+
+def declared_names(schema: Any) -> dict[str, tuple[str, ...]]:  # pyarrow has no types
+    """Names of the numbers in each column of labels, as a schema's metadata declares them."""
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return {

@@ -10,8 +10,12 @@ from typing import Any
 
 from exporter.core.errors import InputError
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-"""Files of rows, by the end of their name; those of text also with .gz behind it."""
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Files of rows, by the end of their name; those of text also with one of PACKED behind it."""
+PACKED = (".gz", ".zst")
+OF_PYARROW = (".parquet", ".arrow")
+NO_SPLIT = "data"
+"""How `save_to_disk` names the files of every split."""
 KEYWORDS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "eval": "test",
     "evaluation": "test", "validation": "validation", "valid": "validation", "val": "validation",
@@ -40,10 +44,19 @@ class Split:
 def is_data(path: str) -> bool:
     """Whether a file has rows, by its name."""
     name = path.rpartition("/")[2].lower()
-    stem = name.removesuffix(".gz")
-    is_packed_parquet = stem.endswith(".parquet") and stem != name
-    hidden = any(part.startswith((".", "_")) for part in path.split("/"))
-    return stem.endswith(SUFFIXES) and not is_packed_parquet and not hidden and name not in METADATA
+    stem = without_packing(name)
+    is_packed = stem.endswith(OF_PYARROW) and stem != name
+    is_hidden = any(part.startswith((".", "_")) for part in path.split("/"))
+    is_cache = name.startswith("cache-") and name.endswith(".arrow")  # of `datasets`
+    is_other = is_packed or is_hidden or is_cache or name in METADATA
+    return stem.endswith(SUFFIXES) and not is_other
+
+
+def without_packing(name: str) -> str:
+    """A file's name without the end that a compressed file has."""
+    for end in PACKED:
+        name = name.removesuffix(end)
+    return name
 
 
 def find_split(
@@ -58,7 +71,7 @@ def find_split(
     splits = configured(files, settings, config) or by_names(files, config)
     if not splits:
         raise InputError(
-            "it has no JSONL, JSON, CSV, TSV or Parquet files"
+            "it has no JSONL, JSON, CSV, TSV, Parquet or Arrow files"
             + (f" for the configuration {config!r}" if config else ""),
             hint="on the hub, ORG/NAME@refs/convert/parquet has most datasets as Parquet; in"
             " `datasets`: data.to_json(FILE)",
@@ -147,7 +160,7 @@ def by_names(files: Sequence[str], config: str | None) -> dict[str, list[str]]:
 def split_of(path: str) -> str:
     """The split that a file's name names, or that of a folder it is in; train for others."""
     *folders, name = path.split("/")
-    if shard := SHARD.match(name):
+    if (shard := SHARD.match(name)) and shard[1] != NO_SPLIT:
         return KEYWORDS.get(shard[1].lower(), shard[1])
     for part in (name, *reversed(folders)):
         words = re.split(r"[^a-z]+", part.lower())

@@ -14,7 +14,7 @@ from runtime.evaluation.data.front_matter import (
     readme_settings,
     text_of_file,
 )
-from runtime.evaluation.data.split_files import KEYWORDS, SUFFIXES
+from runtime.evaluation.data.split_files import KEYWORDS, SUFFIXES, without_packing
 
 KEYS = {
     "dataset", "datasets", "dataset_name", "dataset_names", "dataset_path", "dataset_id",
@@ -106,4 +106,4 @@ def dataset_name(text: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    return name.lower().removesuffix(".gz")
+    return without_packing(name.lower())

@@ -8,12 +8,13 @@ import shutil
 import tempfile
 import weakref
 import zlib
+from importlib import import_module
 from pathlib import Path
 from typing import IO
 
 from exporter.core.errors import InputError
 
-GZIP = b"\x1f\x8b"
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 ENCODINGS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -24,7 +25,7 @@ ENCODINGS = (
 OTHERS = {
     b"PAR1": "a Parquet file: its name should end in .parquet",
     b"PK\x03\x04": "a zip: unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first, or use gzip",
+    b"ARROW1": "an Arrow file: its name should end in .arrow",
     b"GGUF": "a model (GGUF), not data",
 }
 """First bytes of files that are no text."""
@@ -56,6 +57,8 @@ def to_utf8(path: Path, scratch: Scratch) -> tuple[Path, int]:
     try:
         if first_bytes(place).startswith(GZIP):
             place = unpacked(place, scratch)
+        elif first_bytes(place).startswith(ZSTD):
+            place = unpacked_zstd(place, scratch)
         head = first_bytes(place)
         encoding = next((name for mark, name in ENCODINGS if head.startswith(mark)), None)
         if encoding:
@@ -73,7 +76,7 @@ def to_utf8(path: Path, scratch: Scratch) -> tuple[Path, int]:
 
 def first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(4)
+        return file.read(8)
 
 
 def unpacked(path: Path, scratch: Scratch) -> Path:
@@ -85,6 +88,26 @@ def unpacked(path: Path, scratch: Scratch) -> Path:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(
             f"{path} is a damaged gzip: {error}", hint="download or compress it again"
+        ) from error
+    return copy
+
+
+def unpacked_zstd(path: Path, scratch: Scratch) -> Path:
+    """The content of a zstd file. Raises InputError if it is damaged, and without pyarrow."""
+    try:
+        arrow = import_module("pyarrow")
+    except ImportError as error:
+        raise InputError(
+            f"{path.name} is compressed by zstd, and pyarrow is not installed",
+            hint="pip install 'decant-llm[eval]', or unpack it first",
+        ) from error
+    copy = scratch.new_file()
+    try:
+        with arrow.input_stream(str(path), compression="zstd") as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target, CHUNK)
+    except (OSError, arrow.ArrowException) as error:
+        raise InputError(
+            f"{path} is damaged zstd: {error}", hint="download or compress it again"
         ) from error
     return copy
 

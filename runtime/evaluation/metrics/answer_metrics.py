@@ -127,10 +127,12 @@ def repetition(_item: Item, outcome: Outcome) -> float | None:
 
 ANSWER_METRICS: tuple[Metric, ...] = (
     mean_metric("exact_match", "exact match", "answer", exact_match, is_binary=True),
-    mean_metric("f1", "token F1", "answer", token_f1),
+    mean_metric("f1", "token F1", "answer", token_f1, is_bounded=True),
     mean_metric("json_match", "JSON match", "answer", json_match, is_binary=True),
     mean_metric("valid_json", "valid JSON", "answer", valid_json, is_binary=True),
     mean_metric("length", "length", "answer", length, higher_is_better=None, unit="characters"),
     mean_metric("refusals", "refusals", "answer", refusal, higher_is_better=None, is_binary=True),
-    mean_metric("repetition", "repetition", "answer", repetition, higher_is_better=False),
+    mean_metric(
+        "repetition", "repetition", "answer", repetition, higher_is_better=False, is_bounded=True
+    ),
 )

@@ -25,9 +25,14 @@ def loss_sums(_item: Item, outcome: Outcome) -> Floats | None:
 
 def perplexity_of(sums: Floats) -> Floats:
     """The power of e to the mean loss per token: shape (..., 2) to (...)."""
+    return bounded_exp(ratio(sums))
+
+
+def bounded_exp(loss: Floats) -> Floats:
+    """The power of e to losses: shape (n,) to (n,)."""
     import numpy as np
 
-    return np.exp(np.minimum(ratio(sums), LARGEST_LOSS))
+    return np.exp(np.minimum(loss, LARGEST_LOSS))
 
 
 def bits_and_bytes(item: Item, outcome: Outcome) -> Floats | None:
@@ -97,7 +102,7 @@ def agreement_with(others: Mapping[str, Outcome]) -> Metric:
         places = len(outcome.reference.greedy)
         return row(found * places, places)
 
-    return Metric("agreement", "top-1 agreement", "reference", statistics, ratio)
+    return Metric("agreement", "top-1 agreement", "reference", statistics, ratio, is_bounded=True)
 
 
 LIKELIHOOD_METRICS: tuple[Metric, ...] = (
@@ -109,6 +114,7 @@ LIKELIHOOD_METRICS: tuple[Metric, ...] = (
         loss_sums,
         perplexity_of,
         higher_is_better=False,
+        of_ratio=bounded_exp,
         judged_by="loss",
     ),
     Metric(

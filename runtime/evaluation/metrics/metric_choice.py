@@ -9,6 +9,7 @@ from exporter.core.errors import InputError
 from runtime.evaluation.item import Task
 from runtime.evaluation.metric import Metric, Needs
 from runtime.evaluation.metrics.answer_metrics import ANSWER_METRICS
+from runtime.evaluation.metrics.divergence_metrics import DIVERGENCE_METRICS
 from runtime.evaluation.metrics.form_metrics import form_metric, is_form
 from runtime.evaluation.metrics.label_metrics import LABEL_METRICS
 from runtime.evaluation.metrics.libraries import HINT, is_installed
@@ -18,7 +19,13 @@ from runtime.evaluation.metrics.own_function import is_own, own_metric
 
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
-    for metric in (*ANSWER_METRICS, *NGRAM_METRICS, *LABEL_METRICS, *LIKELIHOOD_METRICS)
+    for metric in (
+        *ANSWER_METRICS,
+        *NGRAM_METRICS,
+        *LABEL_METRICS,
+        *LIKELIHOOD_METRICS,
+        *DIVERGENCE_METRICS,
+    )
 }
 SHORT = ("exact_match", "f1", "loss", "length")
 LONG = ("rougeL", "chrf", "bleu", "loss", "perplexity", "length", "repetition", "refusals")
@@ -30,11 +37,11 @@ DEFAULTS: Mapping[Task, tuple[str, ...]] = {
     "texts": ("bits_per_byte", "loss", "perplexity"),
 }
 NEEDS: Mapping[Task, tuple[Needs, ...]] = {
-    "answers": ("answer", "reference"),
-    "labels": ("answer", "reference", "labels"),
-    "json": ("answer", "reference"),
-    "preferences": ("answer", "reference", "rejected"),
-    "texts": ("reference",),
+    "answers": ("answer", "reference", "divergences"),
+    "labels": ("answer", "reference", "labels", "divergences"),
+    "json": ("answer", "reference", "divergences"),
+    "preferences": ("answer", "reference", "rejected", "divergences"),
+    "texts": ("reference", "divergences"),
 }
 """The parts of outcomes that each kind of data has."""
 NOUNS: Mapping[Needs, str] = {
@@ -42,6 +49,7 @@ NOUNS: Mapping[Needs, str] = {
     "reference": "right answers",
     "rejected": "rejected answers",
     "labels": "labels",
+    "divergences": "right answers",
 }
 
 
@@ -93,6 +101,25 @@ def chosen_metrics(
     if not chosen:
         raise InputError("no metric is left", hint=f"--metric NAME: {', '.join(METRICS)}")
     return tuple(chosen.values())
+
+
+def with_divergences(
+    metrics: tuple[Metric, ...], changes: Sequence[str], *, is_comparable: bool, is_usual: bool
+) -> tuple[Metric, ...]:
+    """The metrics with those of divergence, unless a user's changes remove them.
+
+    is_comparable: whether two GGUFs are compared; is_usual: whether their divergence is shown
+    without being asked for. Raises InputError if one is asked for and nothing can be compared.
+    """
+    asked = [metric.name for metric in metrics if metric.needs == "divergences"]
+    if asked and not is_comparable:
+        raise InputError(
+            f"metric {asked[0]} compares a GGUF's distributions with another GGUF's, and there is"
+            " only one",
+            hint="name two GGUFs, or a base with an adapter; --against one of them",
+        )
+    added = (metric for metric in DIVERGENCE_METRICS if is_usual and metric not in metrics)
+    return (*metrics, *(metric for metric in added if f"-{metric.name}" not in changes))
 
 
 def _added(name: str, task: Task, trust: bool) -> Metric:

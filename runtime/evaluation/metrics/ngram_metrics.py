@@ -130,7 +130,7 @@ def rouge_l(item: Item, outcome: Outcome) -> float | None:
 
 
 NGRAM_METRICS: tuple[Metric, ...] = (
-    mean_metric("rougeL", "ROUGE-L", "answer", rouge_l),
+    mean_metric("rougeL", "ROUGE-L", "answer", rouge_l, is_bounded=True),
     Metric("chrf", "chrF", "answer", chrf_counts, chrf_of),
     Metric("bleu", "BLEU", "answer", bleu_counts, bleu_of),
 )

@@ -15,6 +15,10 @@ ONE_DECIMAL = 10
 """From here on figures need no second and third decimal."""
 NO_DECIMAL = 1000
 """From here on figures need no decimal."""
+TWO_DIGITS = 0.01
+"""Below, figures have two digits that are not 0, such as the divergence of Q8_0."""
+MOST_DECIMALS = 7
+"""Smaller figures are rounding."""
 
 
 def figure_text(value: float, unit: str = "", *, size: float = 0.0) -> str:
@@ -23,6 +27,8 @@ def figure_text(value: float, unit: str = "", *, size: float = 0.0) -> str:
         return "∞" if value == math.inf else MISSING
     size = max(abs(value), size)
     decimals = 0 if size >= NO_DECIMAL else 1 if size >= ONE_DECIMAL or unit == "%" else 3
+    if 0 < size < TWO_DIGITS and decimals > 1:
+        decimals = min(1 - math.floor(math.log10(size)), MOST_DECIMALS)
     return f"{value:.{decimals}f}{f' {unit}' if unit else ''}"
 
 

@@ -44,13 +44,30 @@ def write_csv(path, delimiter=",", newline="\r\n"):
         writer.writerows(ROWS)
 
 
-def write_parquet(path):
+def with_odd_columns():
+    """The rows with a picture, bytes and a time, which are left out."""
     at = dt.datetime(2000, 1, 1, tzinfo=dt.timezone.utc)
     rows = [
         {**row, "picture": {"bytes": b"\xff", "path": "x"}, "at": at, "raw": b"\xff"}
         for row in ROWS
     ]
-    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=70)
+    return pa.Table.from_pylist(rows)
+
+
+def write_parquet(path, compression="snappy"):
+    pq.write_table(with_odd_columns(), path, row_group_size=70, compression=compression)
+
+
+def write_arrow(path, new=pa.ipc.new_stream, table=None):
+    table = with_odd_columns() if table is None else table
+    with pa.OSFile(str(path), "wb") as file, new(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=70)
+
+
+def write_zstd(path):
+    write_jsonl(path.with_suffix(""))
+    with pa.CompressedOutputStream(str(path), "zstd") as file:
+        file.write(path.with_suffix("").read_bytes())
 
 
 WRITERS = {
@@ -65,6 +82,10 @@ WRITERS = {
     "unix.csv": lambda path: write_csv(path, newline="\n"),
     "a.tsv": lambda path: write_csv(path, "\t"),
     "a.parquet": write_parquet,
+    "zstd.parquet": lambda path: write_parquet(path, "zstd"),
+    "a.arrow": write_arrow,
+    "file.arrow": lambda path: write_arrow(path, pa.ipc.new_file),
+    "a.jsonl.zst": write_zstd,
 }
 
 
@@ -83,7 +104,9 @@ def test_every_kind_of_file_has_the_same_items(tmp_path, name):
         data[300]
 
 
-@pytest.mark.parametrize("name", [name for name in WRITERS if not name.endswith(".parquet")])
+@pytest.mark.parametrize(
+    "name", [name for name in WRITERS if not name.endswith((".parquet", ".arrow", ".zst"))]
+)
 def test_lines_are_those_of_the_file(tmp_path, name):
     write = WRITERS[name]
     write(tmp_path / name)
@@ -108,6 +131,43 @@ def test_a_gzip_of_a_csv(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
 
     assert len(open_data(DataRequest(str(tmp_path / "a.csv.gz")))) == 300
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_folders_of_save_to_disk_are_read_by_split(tmp_path):
+    features = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
+    info = {"huggingface": json.dumps({"info": {"features": features}})}
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    for split, count in (("train", 1), ("test", 2)):
+        folder = tmp_path / split
+        folder.mkdir()
+        (folder / "state.json").write_text("{}")
+        (folder / "dataset_info.json").write_text("{}")
+        for part in range(count):
+            texts = [f"{split} {part} {n}" for n in range(30)]
+            table = pa.table({"text": texts, "label": [n % 2 for n in range(30)]})
+            write_arrow(
+                folder / f"data-0000{part}-of-0000{count}.arrow",
+                table=table.replace_schema_metadata(info),
+            )
+        write_arrow(folder / "cache-0123456789abcdef.arrow", table=table)
+
+    whole = open_data(DataRequest(str(tmp_path)))
+    alone = open_data(DataRequest(str(tmp_path / "train")))
+
+    assert (whole.split, len(whole), whole[59].question) == ("test", 60, "test 1 29")
+    assert whole.facts.labels == ("neg", "pos")
+    assert (len(alone), alone[1].references) == (30, ("pos",))
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "a.jsonl.zst"])
+def test_damaged_files_are_errors(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    raw = (tmp_path / name).read_bytes()
+    for damaged in (raw[: len(raw) // 2], b"x" * 50, raw[:9]):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(InputError):
+            list(open_data(DataRequest(str(tmp_path / name))))
 
 
 def test_squads_own_nesting(tmp_path):

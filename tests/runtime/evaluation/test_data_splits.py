@@ -98,7 +98,7 @@ def test_a_configuration_in_other_forms(config, files):
 @pytest.mark.parametrize(
     ("paths", "wanted", "message"),
     [
-        (["README.md", "script.py"], None, "has no JSONL, JSON, CSV, TSV or Parquet"),
+        (["README.md", "script.py"], None, "has no JSONL, JSON, CSV, TSV, Parquet or Arrow"),
         (SHARDS, "extra", "no split 'extra'"),
         (["train-00000-of-00001.csv", "other-00000-of-00001.csv"], None, "several splits"),
     ],

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from exporter.export import export
+from exporter.formats.export_request import ExportRequest
 from tests.support.processes import is_alive, wait_until
 from tests.support.terminal import children_of
 
@@ -144,6 +146,26 @@ def test_ctrl_c_reports_on_what_was_answered(data, home, pirate):
     assert not found["is_complete"]
     assert 100 <= found["data"]["items"] < 2000
     assert b"the same command goes on" in err
+
+
+@pytest.mark.llamacpp
+@pytest.mark.trained
+def test_quants_of_one_model_are_compared_by_their_distributions(
+    data, home, demo_models, toolchain, tmp_path
+):
+    files = tuple(tmp_path / f"demo-{quant}.gguf" for quant in ("F16", "Q8_0", "Q4_K_M"))
+    request = ExportRequest((), demo_models.base, ("F16", "Q8_0", "Q4_K_M"), files)
+    export(request, toolchain)
+
+    found = evaluated(*reversed(files), "--data", data, "--quiet")
+
+    scores = found["scores"]
+    assert found["against"] == "demo-F16"
+    assert not {"kl", "kl_p99", "agreement"} & set(scores["demo-F16"]), "it is the measure"
+    assert 0 < scores["demo-Q8_0"]["kl"]["value"] < scores["demo-Q4_K_M"]["kl"]["value"] / 10
+    assert scores["demo-Q4_K_M"]["kl"]["value"] < scores["demo-Q4_K_M"]["kl_p99"]["value"]
+    assert scores["demo-Q8_0"]["agreement"]["value"] > 0.98
+    assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.llamacpp

@@ -17,7 +17,7 @@ from exporter.cli.app import run
 from exporter.core.errors import EXIT_USAGE, EngineError, InputError, SpaceError, UnsupportedError
 from exporter.core.gguf import GGUFFile
 from runtime.cli import eval_tasks
-from runtime.cli.eval_command import EvalOptions
+from runtime.cli.eval_options import EvalOptions
 from runtime.cli.eval_tasks import context_of, model_settings, refuse_other_purpose, tokenizer_of
 from runtime.cli.from_folder import failure
 from runtime.engine.opened_model import Model

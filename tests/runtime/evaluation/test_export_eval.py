@@ -13,14 +13,15 @@ import pytest
 
 from exporter.cli.app import run
 from exporter.cli.outputs.evaluated_output import (
+    PREFIX,
     SixteenBits,
     compared_with,
     measured_models,
     sizes_of,
-    sweep,
 )
 from exporter.core.errors import EXIT_USAGE, InputError
 from exporter.core.events import silent
+from exporter.core.leftover_folders import sweep
 from exporter.export import ExportedFile, ExportResult
 from exporter.formats import gguf_file
 from exporter.formats.export_request import ExportRequest
@@ -266,7 +267,7 @@ def test_what_a_killed_evaluation_left_is_deleted_and_what_a_running_one_uses_is
         folder.mkdir()
         (folder / "base-BF16.gguf").write_bytes(b"weights")
 
-    sweep(tmp_path)
+    sweep(tmp_path, PREFIX)
 
     assert not left.exists()
     assert (used / "base-BF16.gguf").exists()

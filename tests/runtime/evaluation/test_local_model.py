@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from exporter.export import export
@@ -15,7 +16,7 @@ from runtime.engine.memory_fit import Asked
 from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
 from runtime.evaluation.evaluated_model import AnswerSettings
-from runtime.evaluation.local_model import LocalEngines, LocalModel
+from runtime.evaluation.local_model import KeptPlace, LocalEngines, LocalModel
 from tests.support.unmerged import Unmerged
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
@@ -58,6 +59,35 @@ def test_likelihoods_are_those_of_transformers_and_peft(models, demo_models):
             assert likelihood.logprob == pytest.approx(wanted.sum(), abs=1e-4 * len(wanted))
             rows = unmerged.logprobs(ids, [scale])[start - 1 : -1]
             assert list(likelihood.greedy) == list(rows.argmax(axis=1))
+
+
+def test_divergences_are_those_of_transformers_and_peft(models, demo_models, tmp_path):
+    from transformers import AutoTokenizer
+
+    engines = models[0].engines
+    if engines.scorer is not None:
+        engines.scorer.stop()
+    engines.scorer, engines.kept = None, KeptPlace(tmp_path, 1 << 30)
+    try:
+        likelihoods, is_kept = models[0].keep(ASKS, TEXTS[1], 7)
+        compared, divergences = models[1].divergences(ASKS, TEXTS[1], 7)
+        _, others = models[1].divergences(ASKS, TEXTS[0], 7)
+    finally:
+        engines.kept = None
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_models.base)
+    prompt = tokenizer.apply_chat_template(ASKS, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt + TEXTS[1], add_special_tokens=False).input_ids
+    start = len(ids) - likelihoods.tokens
+    unmerged = Unmerged(demo_models.base, [demo_models.adapter])
+    theirs, ours = (unmerged.logprobs(ids, [scale])[start - 1 : -1] for scale in (0.0, 0.5))
+    wanted = (np.exp(theirs) * (theirs - ours)).sum(axis=1)
+    assert is_kept
+    assert likelihoods == models[0].likelihoods(ASKS, [TEXTS[1]])[0]
+    assert compared == models[1].likelihoods(ASKS, [TEXTS[1]])[0]
+    assert np.mean(divergences) == pytest.approx(wanted.mean(), rel=1e-3)
+    assert divergences == pytest.approx(list(wanted), rel=1e-2, abs=1e-5)
+    assert others == (), "the text kept under this number is another"
 
 
 def test_the_same_answer_comes_twice_and_the_adapter_changes_it(models):

@@ -83,6 +83,8 @@ def test_a_server_from_the_command_line_is_given_its_key_and_asked_greedily(tmp_
     found = json.loads(done.stdout)
     assert found["scores"]["first"]["exact_match"]["value"] == 1.0
     assert "loss" not in found["scores"]["first"]
-    assert len(server.asked) == 8
+    assert any("measured by its answers only" in note for note in found["data"]["notes"])
+    answered = [body for body in server.asked if "messages" in body]
+    assert len(answered) == 8
     assert all(body["temperature"] == 0 and body["model"] == "first" for body in server.asked)
     assert b"secret" not in (tmp_path / "home/decant/evaluations/outcomes.sqlite").read_bytes()

@@ -184,6 +184,9 @@ def test_markdown_is_escaped(text, expected):
         (0.81234, "", "0.812"), (81.26, "%", "81.3 %"), (5.26, "%", "5.3 %"),
         (12.345, "nats", "12.3 nats"), (1234.5, "", "1234"), (float("nan"), "", "–"),
         (float("inf"), "nats", "∞"), (-0.5, "", "-0.500"),
+        (0.000687, "nats", "0.00069 nats"),
+        (0.0, "nats", "0.000 nats"),
+        (3e-12, "", "0.0000000"),
     ],
 )  # fmt: skip
 def test_figures_have_sensible_decimals(value, unit, expected):
