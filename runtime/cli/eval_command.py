@@ -270,7 +270,7 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: Any, report: Report)
         leak_notes,
         open_models,
     )
-    from runtime.engine.memory_fit import Asked
+    from runtime.engine.memory_fit import FitOptions
     from runtime.evaluation.evaluated_model import AnswerSettings
     from runtime.evaluation.metrics.metric_choice import chosen_metrics, left_out
     from runtime.evaluation.run_evaluation import (
@@ -288,7 +288,7 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: Any, report: Report)
         options.models,
         options.adapters,
         options.base,
-        Asked(options.context, options.threads, options.parallel, force=options.force),
+        FitOptions(options.context, options.threads, options.parallel, force=options.force),
         options.url,
         options.remote_model,
         options.key_file,

@@ -49,7 +49,7 @@ class Named:
     @property
     def asked(self) -> Sequence[float]:
         """The scales that choose the template."""
-        return self.model.asked_as(self.adapter.name if self.adapter else "", self.voice)
+        return self.model.template_scales(self.adapter.name if self.adapter else "", self.voice)
 
     @property
     def template(self) -> str:

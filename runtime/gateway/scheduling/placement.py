@@ -14,7 +14,7 @@ from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
 from runtime.engine.llama_server import ServerSpec
-from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
+from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Fit, FitOptions, fit, spread_over
 from runtime.engine.opened_model import ANY_TEMPLATE, Model
 from runtime.gateway.scheduling.request_queue import Voice
 from runtime.gateway.settings import Settings
@@ -122,7 +122,7 @@ def fit_slots(role: Role, model: Model, parallel: int, settings: Settings, room:
     return fit(
         model.header,
         files + ([model.projector] if model.projector else []),
-        Asked(
+        FitOptions(
             settings.context,
             settings.threads,
             parallel,

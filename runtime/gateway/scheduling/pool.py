@@ -21,7 +21,7 @@ from exporter.core.events import Event, Note, Progress, Report, Step, Warn, sile
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.llama_server import DYING_S, Server
 from runtime.engine.own_template import template_refused
-from runtime.engine.request_texts import Fronts, front_of, said_of, unlike
+from runtime.engine.request_texts import Fronts, front_of, template_notes, unlike
 from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.catalog import Named
 from runtime.gateway.scheduling.adapter_watch import AdapterFiles
@@ -97,9 +97,9 @@ class Fleet:
         """The error for requests that wait for an engine that cannot be loaded."""
         why = failed.error.message.splitlines()[0]
         path = str(child.model.header.path)
-        told = why.replace(f"`{path}`", child.name).replace(path, child.name)
+        message = why.replace(f"`{path}`", child.name).replace(path, child.name)
         return unavailable(
-            f"{child.name!r} cannot be loaded: {told}",
+            f"{child.name!r} cannot be loaded: {message}",
             retry_after=int(failed.wait_s(self.clock())) + 1,
         )
 
@@ -179,8 +179,8 @@ class Fleet:
                 if plan is not None:
                     child.nbytes, child.context = plan.fit.need.total, plan.spec.context
                     child.text_max = plan.text_max
-                    for said in plan.fit.warnings():
-                        self.report(Warn(f"{child.name}: {said}"))
+                    for warning in plan.fit.warnings():
+                        self.report(Warn(f"{child.name}: {warning}"))
                     spec = replace(plan.spec, niceness=child.niceness)
                     loading.server = Server(spec, self.toolchain, report=note_progress)
                     return loading.server
@@ -230,13 +230,15 @@ class Fleet:
             return  # other scales change no prompt
 
         def compared() -> list[str]:
-            found = [f"{child.name}: {said}" for said in unlike(server, server.spec.chat)]
+            found = [f"{child.name}: {note}" for note in unlike(server, server.spec.chat)]
             for adapter, own in zip(child.model.adapters, child.model.own, strict=True):
-                found += [f"{child.name}:{adapter.name}: {said}" for said in said_of(server, own)]
+                found += [
+                    f"{child.name}:{adapter.name}: {note}" for note in template_notes(server, own)
+                ]
             return found
 
-        for said in await self.in_thread(compared):
-            self.report(Note(said))
+        for note in await self.in_thread(compared):
+            self.report(Note(note))
 
     async def room_for(self, child: Child) -> Plan | None:
         """The plan of the engine; None when other engines must finish starting first.
@@ -387,8 +389,8 @@ class Fleet:
 
 def fronts_of(child: Child) -> Fronts:
     """The preparation of requests to an engine; roles without conversations have no template."""
-    is_asked = child.key.role not in TALKLESS
-    return child.model.fronts if is_asked else Fronts(front_of(child.model.header))
+    has_chats = child.key.role not in TALKLESS
+    return child.model.fronts if has_chats else Fronts(front_of(child.model.header))
 
 
 def wait_for_end(server: Server) -> None:
