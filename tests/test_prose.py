@@ -17,7 +17,7 @@ from tests.support.source_tree import CHECKOUT, FILES, Function, name, nodes, te
 
 NAMED = (
     "exporter", "vendor", "runtime/process", "runtime/terminal", "runtime/rpc",
-    "runtime/encoder_decoder", "runtime/engine", "runtime/chat", "runtime/cli",
+    "runtime/encoder_decoder", "runtime/engine", "runtime/chat", "runtime/gateway", "runtime/cli",
 )  # fmt: skip
 """Those whose names are, too."""
 PAGES = (
