@@ -33,7 +33,7 @@ CHAT = "/v1/chat/completions"
 ROLES: dict[str, Role] = {
     "/v1/embeddings": "embed", "/embedding": "embed", "/v1/rerank": "rerank", SCORE: "score",
 }  # fmt: skip
-DEAF = frozenset(("/v1/messages",))
+IGNORES_LORA = frozenset(("/v1/messages",))
 """Routes on which llama-server ignores `lora`, and would reuse another adapter's cache."""
 UNQUEUED = frozenset(
     ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens",
@@ -72,7 +72,7 @@ class Gateway:
     def role_of(self, route: str, named: Named) -> Role:
         """The role of the engine that answers a route."""
         role = ROLES.get(route, "generate")
-        is_apart = route in DEAF or self.settings.isolate
+        is_apart = route in IGNORES_LORA or self.settings.isolate
         return "fixed" if role == "generate" and named.lora_scales and is_apart else role
 
     async def preload(self) -> None:
