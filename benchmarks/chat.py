@@ -29,7 +29,7 @@ from exporter.core.machine import physical_cores  # noqa: E402
 from exporter.llamacpp.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
 from runtime.engine.adapters import Adapter  # noqa: E402
 from runtime.engine.local import LocalEngine  # noqa: E402
-from runtime.engine.memory_fit import Asked  # noqa: E402
+from runtime.engine.memory_fit import FitOptions  # noqa: E402
 from runtime.engine.openai_client import Delta, Stopped, ask  # noqa: E402
 from runtime.engine.opened_model import open_model  # noqa: E402
 from runtime.engine.selection import Choice  # noqa: E402
@@ -85,7 +85,7 @@ def first_tokens(model: Path, rounds: int) -> dict[str, float]:
 
 def speeds(model: Path, rounds: int) -> dict[str, float]:
     """Tokens a second, as they arrive here, against llama-bench's."""
-    engine = LocalEngine(open_model(model), Asked(context=CONTEXT))
+    engine = LocalEngine(open_model(model), FitOptions(context=CONTEXT))
     try:
         pairs = [(arriving(engine), benched(model)) for _ in range(rounds)]
     finally:
@@ -124,7 +124,7 @@ def switches(model: Path, adapters: list[Path], rounds: int) -> dict[str, object
     Both kinds of turn compute the whole prompt: what is measured is the switch alone.
     """
     loaded = tuple(Adapter(f"a{n}", path, 1.0) for n, path in enumerate(adapters))
-    engine = LocalEngine(open_model(model, loaded), Asked(context=CONTEXT))
+    engine = LocalEngine(open_model(model, loaded), FitOptions(context=CONTEXT))
     settings = {"temperature": 0, "max_tokens": 1, "cache_prompt": False}
 
     def first(name: str) -> float:

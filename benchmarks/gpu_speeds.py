@@ -21,7 +21,7 @@ from exporter.core.machine import physical_cores
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.local import LocalEngine
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.openai_client import Delta, Stopped
 from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
@@ -84,7 +84,7 @@ def chat(run: Run) -> dict[str, Any]:
     tokens = 16 if run.is_tiny else LONG
     found: dict[str, Any] = {}
     for name, flags in (("as_it_is", ()), ("sampled_on_gpu", ("--backend-sampling",))):
-        engine = Flagged(open_model(run.model), Asked(context=1024))
+        engine = Flagged(open_model(run.model), FitOptions(context=1024))
         engine.flags = flags
         try:
             for kind, temperature in (("greedy", 0.0), ("default", None)):

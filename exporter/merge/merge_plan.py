@@ -41,7 +41,7 @@ from exporter.merge.operations import (
     WeightedAdapter,
 )
 from exporter.merge.settle_embeddings import settle_embeddings, was
-from exporter.merge.targets import Problems, is_new_module, kind_of, lost_rows, trained_rows
+from exporter.merge.targets import Problems, is_new_module, lost_rows, trained_rows, weight_layout
 from exporter.merge.tied_embeddings import Embeddings, find_embeddings, lacks_head, same_values
 
 
@@ -223,7 +223,7 @@ class Planner:
         if name is None or len(self.shape(name)) == STACK:
             self.add_experts(weighted, pair, problems)
             return
-        kind = kind_of(pair, name, self.checkpoint)
+        kind = weight_layout(pair, name, self.checkpoint)
         n_out, n_in = pair.b.shape[0], pair.a.shape[1]
         fits = (n_out, n_in) if kind == "linear" else (n_in, n_out)
         # blocks do not show the matrix's size; PEFT's layer refuses a misfit

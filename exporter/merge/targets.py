@@ -105,7 +105,7 @@ def is_named_base(adapter: AdapterSpec, checkpoint: Checkpoint) -> bool:
     return adapter.base == repo or Path(adapter.base).resolve() == checkpoint.folder.resolve()
 
 
-def kind_of(pair: LoraPair, name: str, checkpoint: Checkpoint) -> Kind:
+def weight_layout(pair: LoraPair, name: str, checkpoint: Checkpoint) -> Kind:
     """The layout of the module's weight."""
     if pair.embedding:
         return "embedding"

@@ -16,10 +16,10 @@ from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.projector import (
     HINT,
     encoded,
-    kind_of,
     merged_of,
     patch_of,
     picture,
+    projector_type,
     side,
 )
 from exporter.verify.report import Check
@@ -72,7 +72,7 @@ def verify_pictures(
             _, ours = encoded(engine, file, read_gguf(model), pixels)
     except (EngineError, ModelError) as error:
         return Check(NAME, (error.message,), "llama.cpp cannot run it", hint=HINT)
-    if kind_of(file) == PIXTRAL:
+    if projector_type(file) == PIXTRAL:
         ours = without_breaks(ours, len(pixels) // (patch_of(file) * merged_of(file)))
     check = judge(ours, theirs, {info.type.name for info in file.tensors})
     return replace(check, numbers=check.numbers | {"seconds": time.monotonic() - started})
@@ -85,7 +85,7 @@ def inputs(file: GGUFFile, pixels: Floats) -> dict[str, torch.Tensor]:
     """
     import torch
 
-    kind, count = kind_of(file), len(pixels)
+    kind, count = projector_type(file), len(pixels)
     mean, spread = (
         torch.tensor(numbers(file, f"clip.vision.image_{name}")) for name in ("mean", "std")
     )

@@ -134,7 +134,7 @@ def encoded(
         return found, np.fromfile(written, np.float32).reshape(-1, found["width"])
 
 
-def kind_of(file: GGUFFile) -> str:
+def projector_type(file: GGUFFile) -> str:
     """A projector's type, in llama.cpp's spelling."""
     return file.text("clip.projector_type") or file.text("clip.vision.projector_type") or ""
 
@@ -146,13 +146,13 @@ def patch_of(file: GGUFFile) -> int:
 
 def merged_of(file: GGUFFile) -> int:
     """Sides of patches that form one token's side; 1 for pictures of a fixed size."""
-    default = ANY_SIZE.get(kind_of(file), 1)
+    default = ANY_SIZE.get(projector_type(file), 1)
     return file.number("clip.vision.spatial_merge_size") or default
 
 
 def side(file: GGUFFile) -> int:
     """Width of a picture in pixels that needs no resizing."""
-    if kind_of(file) in ANY_SIZE:
+    if projector_type(file) in ANY_SIZE:
         return patch_of(file) * merged_of(file) * TOKENS
     return min(file.number("clip.vision.image_size") or LARGEST, LARGEST)
 

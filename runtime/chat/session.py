@@ -50,10 +50,10 @@ class Turn:
         if self.images:
             parts = [{"type": "image_url", "image_url": {"url": i.url}} for i in self.images]
             content = [*parts, {"type": "text", "text": self.question}]
-        asked = {"role": "user", "content": content}
+        question = {"role": "user", "content": content}
         if self.answer is None:
-            return [asked]
-        return [asked, {"role": "assistant", "content": self.answer}]
+            return [question]
+        return [question, {"role": "assistant", "content": self.answer}]
 
 
 # -- events, in the order in which a session has them
@@ -72,7 +72,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class QuestionAdded:
     question: str
     images: tuple[Image, ...] = ()
 
@@ -140,7 +140,7 @@ class Named:
 
 Event: TypeAlias = (
     Opened
-    | Asked
+    | QuestionAdded
     | Answered
     | Undone
     | Cleared
@@ -153,7 +153,7 @@ Event: TypeAlias = (
 )
 EVENTS: dict[str, type[Event]] = {
     "opened": Opened,
-    "asked": Asked,
+    "asked": QuestionAdded,
     "answered": Answered,
     "undone": Undone,
     "cleared": Cleared,
@@ -217,9 +217,9 @@ def after(conversation: Conversation, event: Event) -> Conversation:  # noqa: C9
                 created=event.created,
                 source=event.source,
             )
-        case Asked():
-            asked = Turn(event.question, event.images)
-            return replace(conversation, turns=(*turns, asked))
+        case QuestionAdded():
+            turn = Turn(event.question, event.images)
+            return replace(conversation, turns=(*turns, turn))
         case Answered():
             given = [answered(turn, event) for turn in turns[-1:]]
             return replace(conversation, turns=(*turns[:-1], *given))

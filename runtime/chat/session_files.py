@@ -18,10 +18,10 @@ from exporter.core.atomic_file import explained, make_folder
 from exporter.core.errors import DecantError, InputError, OutputError
 from exporter.core.file_lock import try_lock
 from runtime.chat.session import (
-    Asked,
     Conversation,
     Event,
     Opened,
+    QuestionAdded,
     after,
     all_after,
     from_json,
@@ -37,13 +37,13 @@ class Session:
     """A conversation, and its file if it is stored."""
 
     def __init__(
-        self, conversation: Conversation, file: BinaryIO | None, *, was_asked: bool = False
+        self, conversation: Conversation, file: BinaryIO | None, *, had_question: bool = False
     ) -> None:
         """Continue `conversation`; its earlier events must already be in `file`, if given."""
         self.conversation, self.file = conversation, file
         self.events: list[Event] = []
         """The events so far, while there is no file."""
-        self.was_asked = was_asked
+        self.had_question = had_question
         """Whether there was ever a question, even one that was taken back."""
 
     def record(self, *events: Event) -> None:
@@ -59,7 +59,7 @@ class Session:
         else:
             append(self.file, events)
         self.conversation = conversation
-        self.was_asked = self.was_asked or asks(events)
+        self.had_question = self.had_question or has_question(events)
 
     def keep(self, folder: Path) -> None:
         """Begin to store a conversation that is not stored yet."""
@@ -78,7 +78,7 @@ class Session:
         if self.file is None:
             return
         path = Path(os.fsdecode(self.file.name))
-        if not self.was_asked and not self.conversation.name:
+        if not self.had_question and not self.conversation.name:
             path.unlink(missing_ok=True)
         self.file.close()
         self.file = None
@@ -90,8 +90,8 @@ class Session:
         self.close()
 
 
-def asks(events: Sequence[Event]) -> bool:
-    return any(isinstance(event, Asked) for event in events)
+def has_question(events: Sequence[Event]) -> bool:
+    return any(isinstance(event, QuestionAdded) for event in events)
 
 
 def new_session(
@@ -161,7 +161,7 @@ def resume(path: Path) -> Session:
     except BaseException:
         file.close()
         raise
-    return Session(all_after(events), file, was_asked=asks(events))
+    return Session(all_after(events), file, had_question=has_question(events))
 
 
 def read_events(path: Path) -> tuple[list[Event], int]:

@@ -24,7 +24,7 @@ from runtime.chat.session_files import Session, find_session, list_sessions, res
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import bring_adapters
 from runtime.engine.local import RAW_TOKENS, Engine, LocalEngine, answerer, opening_choice
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.openai_client import Delta, Stopped, Thought
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote import parse_url, read_key
@@ -199,8 +199,8 @@ def local_engine(options: Options, report: Report) -> LocalEngine:
     model = open_model(found.path, (*beside, *adapters), options.projector)
     if options.chat_template:
         model = with_template(model, read_template(options.chat_template))
-    asked = Asked(options.context, options.threads, force=options.force)
-    return LocalEngine(model, asked, raw=options.raw, report=report)
+    fit_options = FitOptions(options.context, options.threads, force=options.force)
+    return LocalEngine(model, fit_options, raw=options.raw, report=report)
 
 
 def converse(options: Options) -> int:

@@ -14,7 +14,7 @@ from exporter.core.gguf import SHARD, GGUFFile
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import BASE, bring_adapters, parse_adapter
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import Model, open_model
 from runtime.engine.remote import parse_url, read_key
 from runtime.engine.remote_engine import RemoteEngine
@@ -35,7 +35,7 @@ class WantedModels:
     adapters: tuple[str, ...] = ()
     """NAME=PATH[:SCALE], beside the one model."""
     base: str | None = None
-    asked: Asked = field(default_factory=Asked)
+    asked: FitOptions = field(default_factory=FitOptions)
     url: str | None = None
     remote_model: str | None = None
     key_file: Path | None = None
@@ -74,7 +74,7 @@ def open_models(
     return groups
 
 
-def local_group(model: Model, asked: Asked, cache: OutcomeCache, report: Report) -> ModelGroup:
+def local_group(model: Model, asked: FitOptions, cache: OutcomeCache, report: Report) -> ModelGroup:
     """A GGUF alone, or as the base and with each of its adapters."""
     engines = LocalEngines(model, asked, report=report)
     header = model.header

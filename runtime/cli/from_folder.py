@@ -137,23 +137,25 @@ def stored(store: Path, is_it: Callable[[GGUFFile], bool]) -> Path | None:
 def export(arguments: Sequence[str], output: Path, *, report: Report) -> Path:
     """Export in another process, as that loads torch. Raises the error that it ended with."""
     argv = [sys.executable, "-m", "exporter", "export", *arguments, "-o", str(output)]
-    said: list[str] = []
+    lines: list[str] = []
     with subprocess.Popen(
         argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            said.append(line)
-            if line.strip() and "error: " not in "".join(said):
+            lines.append(line)
+            if line.strip() and "error: " not in "".join(lines):
                 report(Step(line.strip()))
     if process.returncode:
-        raise failure(process.returncode, "".join(said), arguments)
+        raise failure(process.returncode, "".join(lines), arguments)
     return output
 
 
-def failure(code: int, said: str, arguments: Sequence[str], command: str = "export") -> DecantError:
+def failure(
+    code: int, stderr: str, arguments: Sequence[str], command: str = "export"
+) -> DecantError:
     """The error of a failed command of decant, with its message and hint."""
-    _, _, message = said.rpartition("error: ")
+    _, _, message = stderr.rpartition("error: ")
     what, _, hint = message.strip().partition("\n\nhint: ")
     kinds = {kind.exit_code: kind for kind in DecantError.__subclasses__()}
     kind = kinds.get(code, EngineError)

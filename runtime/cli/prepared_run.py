@@ -14,7 +14,7 @@ from runtime.cli.eval_models import (
     server_model,
 )
 from runtime.cli.eval_options import EvalOptions, share_of
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.evaluation.data.dataset import Dataset
 from runtime.evaluation.divergence_plan import divergence_plan
 from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel
@@ -41,7 +41,7 @@ def prepared(options: EvalOptions, dataset: Dataset, cache: OutcomeCache, report
         options.models,
         options.adapters,
         options.base,
-        Asked(options.context, options.threads, options.parallel, force=options.force),
+        FitOptions(options.context, options.threads, options.parallel, force=options.force),
         options.url,
         options.remote_model,
         options.key_file,

@@ -320,7 +320,7 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     from runtime.gateway.fault_log import Faults, listened
     from runtime.gateway.page_files import page_routes
     from runtime.gateway.request_log import Lines, Table
-    from runtime.gateway.scheduling.pool import Fleet
+    from runtime.gateway.scheduling.pool import EnginePool
     from runtime.gateway.server import READ_BLOCK, Tls, Ways, allow_many_files, listening, url_of
     from runtime.gateway.server import serve as serving
 
@@ -330,8 +330,8 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     journal = Table() if sys.stderr.isatty() and not options.quiet else Lines()
     if settings.rpc is not None:
         preflight(settings.rpc, toolchain, report=journal.event)
-    fleet = Fleet(settings, toolchain, journal.event)
-    gateway = Gateway(settings, catalog, fleet, reports=Reports(evaluations_folder(os.environ)))
+    pool = EnginePool(settings, toolchain, journal.event)
+    gateway = Gateway(settings, catalog, pool, reports=Reports(evaluations_folder(os.environ)))
     app = build_app(gateway, more=page_routes(), log=journal.request)
     tls = Tls(options.tls_cert, options.tls_key) if options.tls_cert else None
     with listening(options.host, options.port) as listener:

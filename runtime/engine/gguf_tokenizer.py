@@ -95,8 +95,8 @@ class Tokenizer:
     @property
     def puts_spaces(self) -> bool:
         """Whether llama.cpp puts a space before a text, and again after each special token."""
-        unsaid_or_said = self.header.metadata.get("tokenizer.ggml.add_space_prefix", True)
-        return self.header.text("tokenizer.ggml.model") == "llama" and bool(unsaid_or_said)
+        adds_space = self.header.metadata.get("tokenizer.ggml.add_space_prefix", True)
+        return self.header.text("tokenizer.ggml.model") == "llama" and bool(adds_space)
 
     @property
     def special_tokens(self) -> dict[str, Token]:

@@ -207,7 +207,7 @@ class Server(ModelServer):
 
     def wait_until_ready(self, *, on_port: bool) -> None:
         """Wait until /health answers. Raises EngineError after READY_S, or if the engine dies."""
-        began, told, was_tried = time.monotonic(), -1.0, False
+        began, reported, was_tried = time.monotonic(), -1.0, False
         while (took_s := time.monotonic() - began) < READY_S:
             self.raise_if_dead("while loading")
             if took_s > TRIAL_S and not was_tried:
@@ -220,7 +220,7 @@ class Server(ModelServer):
                 nbytes = self.spec.model.stat().st_size
                 self.report(Progress("loading", nbytes, nbytes, "bytes"))
                 return
-            told = self.tell_progress(told)
+            reported = self.report_progress(reported)
             time.sleep(POLL_S)
         raise EngineError(
             f"`{self.spec.model}` was not loaded after {READY_S} s",
@@ -246,15 +246,15 @@ class Server(ModelServer):
         finally:
             connection.close()
 
-    def tell_progress(self, told: float) -> float:
+    def report_progress(self, reported: float) -> float:
         """Report and return the loaded fraction if the log shows more than the last report."""
         states = STATE.findall(self.run_folder.log.read_text(errors="replace"))
         payload = json.loads(states[-1]).get("payload", {}) if states else {}
-        part = payload.get("value", told)
-        if part > told:
+        part = payload.get("value", reported)
+        if part > reported:
             nbytes = self.spec.model.stat().st_size
             self.report(Progress("loading", int(part * nbytes), nbytes, "bytes"))
-        return float(max(part, told))
+        return float(max(part, reported))
 
     def raise_if_dead(self, when: str, *, wait_s: float = 0) -> None:
         """Raise EngineDiedError, with the status and the log's end, if the process has ended.
@@ -298,8 +298,8 @@ class Server(ModelServer):
             lines = self.run_folder.log.read_text(errors="replace").splitlines()
         except FileNotFoundError:  # the folder was removed
             return ""
-        told = [line for line in lines if line and not STATE.match(line)][-LAST_LINES:]
-        return "; its last lines:\n" + "\n".join(f"  {line}" for line in told) if told else ""
+        last = [line for line in lines if line and not STATE.match(line)][-LAST_LINES:]
+        return "; its last lines:\n" + "\n".join(f"  {line}" for line in last) if last else ""
 
     def connect(self, method: str) -> http.client.HTTPConnection:
         timeout_s = None if method == "POST" else GET_S

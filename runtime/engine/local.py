@@ -19,7 +19,7 @@ from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.engine.adapters import BASE
 from runtime.engine.llama_server import Server, ServerSpec, lora_vector
-from runtime.engine.memory_fit import Asked, Fit, fit, spread_over
+from runtime.engine.memory_fit import Fit, FitOptions, fit, spread_over
 from runtime.engine.openai_client import (
     Message,
     Piece,
@@ -34,7 +34,7 @@ from runtime.engine.own_template import (
     template_refused,
 )
 from runtime.engine.purpose import refuse_without_answers
-from runtime.engine.request_texts import Front, Fronts, said_of, unlike
+from runtime.engine.request_texts import Front, Fronts, template_notes, unlike
 from runtime.engine.selection import MERGED, Choice
 from runtime.rpc.protocol import WorkerFacts, preflight
 
@@ -86,7 +86,7 @@ class LocalEngine:
     """A model in a child process, which is started again after it died."""
 
     def __init__(
-        self, model: Model, asked: Asked, *, raw: bool = False, report: Report = silent
+        self, model: Model, options: FitOptions, *, raw: bool = False, report: Report = silent
     ) -> None:
         """Fit the model into this machine's memory. Raises SpaceError if it does not fit.
 
@@ -94,7 +94,7 @@ class LocalEngine:
         model that generates no text.
         """
         refuse_without_answers(model.header)
-        self.loaded, self.asked, self.raw, self.report = model, asked, raw, report
+        self.loaded, self.options, self.raw, self.report = model, options, raw, report
         self.toolchain = find_toolchain()
         beside = [adapter.path for adapter in model.adapters]
         workers = self.preflight()
@@ -102,17 +102,17 @@ class LocalEngine:
         self.fit: Fit = fit(
             model.header,
             beside + ([model.projector] if model.projector else []),
-            asked,
+            options,
             free=available_nbytes() + sum(sum(worker.free) for worker in workers),
             cores=physical_cores(),
             backend=backend,
             gpu=free_nbytes(self.toolchain),
         )
-        self.rpc = asked.rpc and spread_over(
-            asked.rpc, workers, model.header, self.fit.need, backend
+        self.rpc = options.rpc and spread_over(
+            options.rpc, workers, model.header, self.fit.need, backend
         )
-        for said in self.fit.warnings():
-            report(Warn(said))
+        for warning in self.fit.warnings():
+            report(Warn(warning))
         self.server: Server | None = None
         self.fronts = Fronts()
         self.was_compared = False
@@ -123,7 +123,7 @@ class LocalEngine:
             self.loaded.header.path,
             self.fit.context,
             self.fit.threads,
-            self.asked.parallel,
+            self.options.parallel,
             tuple(adapter.path for adapter in self.loaded.adapters),
             self.loaded.projector,
             self.fit.cache_type,
@@ -136,14 +136,14 @@ class LocalEngine:
 
     def preflight(self) -> tuple[WorkerFacts, ...]:
         """Check the workers, if there are any. Raises WorkerError and UnsupportedError."""
-        if self.asked.rpc is None:
+        if self.options.rpc is None:
             return ()
         if self.loaded.is_encoder_decoder:
             raise UnsupportedError(
                 f"`{self.loaded.header.path}` is an encoder-decoder, which workers cannot compute",
                 hint="leave out --rpc",
             )
-        return preflight(self.asked.rpc, self.toolchain, report=self.report)
+        return preflight(self.options.rpc, self.toolchain, report=self.report)
 
     @property
     def model(self) -> str:
@@ -183,11 +183,11 @@ class LocalEngine:
 
     def compare(self, server: Server) -> None:
         """Report conversations that the engine renders differently from transformers."""
-        for said in unlike(server, self.loaded.chat):
-            self.report(Note(f"{self.model}: {said}"))
+        for note in unlike(server, self.loaded.chat):
+            self.report(Note(f"{self.model}: {note}"))
         for adapter, own in zip(self.loaded.adapters, self.loaded.own, strict=True):
-            for said in said_of(server, own):
-                self.report(Note(f"{adapter.name}: {said}"))
+            for note in template_notes(server, own):
+                self.report(Note(f"{adapter.name}: {note}"))
 
     def stop(self) -> None:
         server, self.server = self.server, None
@@ -204,20 +204,20 @@ class LocalEngine:
         rest = {**settings, **(lora_vector(scales) if scales else {})}
         if not self.can_chat(choice):
             text = {"prompt": as_one_text(messages), **RAW_LIMIT, **rest}
-            asked = front.ready(COMPLETIONS, text)
-            yield from complete(server, asked.pop("prompt"), asked)
+            request = front.ready(COMPLETIONS, text)
+            yield from complete(server, request.pop("prompt"), request)
             return
-        asked = front.ready(CHAT, {"messages": list(messages), **rest})
-        yield from ask(server, asked.pop("messages"), asked)
+        request = front.ready(CHAT, {"messages": list(messages), **rest})
+        yield from ask(server, request.pop("messages"), request)
 
     def can_chat(self, choice: Choice) -> bool:
         """Whether the model or the chosen adapter has a chat template."""
-        asked = self.loaded.asked_as(choice.adapter, self.scales(choice))
-        return not self.raw and self.loaded.can_chat_with(asked)
+        scales = self.loaded.template_scales(choice.adapter, self.scales(choice))
+        return not self.raw and self.loaded.can_chat_with(scales)
 
     def front(self, choice: Choice) -> Front:
         """The preparation of requests for a choice."""
-        return self.fronts.of(self.loaded.asked_as(choice.adapter, self.scales(choice)))
+        return self.fronts.of(self.loaded.template_scales(choice.adapter, self.scales(choice)))
 
     def scales(self, choice: Choice) -> list[float]:
         """Every adapter's scale: 0, but for the chosen one. Raises InputError for another name."""

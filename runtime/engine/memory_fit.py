@@ -64,7 +64,7 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class FitOptions:
     """Settings that the user or the caller has fixed; None leaves one open."""
 
     context: int | None = None
@@ -97,7 +97,7 @@ class Fit:
     """Tokens of context that the model was trained with; 0 if its header does not say."""
     threads: int
     cache_type: str
-    """f16, or q8_0 if only that fits; f32 if `Asked.wide_cache` is set and it fits."""
+    """f16, or q8_0 if only that fits; f32 if `FitOptions.wide_cache` is set and it fits."""
     prompt_cache: int
     """Bytes for the caches of earlier prompts."""
     need: Need
@@ -107,7 +107,7 @@ class Fit:
     batch: int = BATCH
     """Tokens computed at once."""
     is_exact: bool = False
-    """Whether flash attention is off: see `Asked.exact`."""
+    """Whether flash attention is off: see `FitOptions.exact`."""
     layers: int = 0
     """The number of the model's layers, including the output layer."""
     gpu_layers: int | None = None
@@ -179,7 +179,7 @@ class Fit:
 def fit(
     model: GGUFFile,
     others: Sequence[Path],
-    asked: Asked,
+    options: FitOptions,
     *,
     free: int,
     cores: int,
@@ -196,44 +196,44 @@ def fit(
     on_gpu = backend in ("cuda", "vulkan")
     room = max(0, gpu - GPU_MARGIN) if on_gpu and gpu is not None else 0
     trained = model.number(f"{model.architecture}.context_length") or 0
-    wanted = asked.context or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    wanted = options.context or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     wanted = min(wanted, trained) if trained else wanted  # the engine caps it, too
     extra = sum(path.stat().st_size for path in others)
     budget = int(free * MARGIN) + room
 
     def found(context: int, cache_type: str) -> Fit:
-        batch = context if asked.whole_texts else min(BATCH, context)
-        need = reckon(model, context * asked.parallel, cache_type, extra, batch)
-        scores = score_nbytes(model, context * asked.parallel, batch)
-        is_exact = asked.exact and cache_type in ("f32", "f16") and backend == "cpu"
+        batch = context if options.whole_texts else min(BATCH, context)
+        need = reckon(model, context * options.parallel, cache_type, extra, batch)
+        scores = score_nbytes(model, context * options.parallel, batch)
+        is_exact = options.exact and cache_type in ("f32", "f16") and backend == "cpu"
         if is_exact := is_exact and need.total + scores <= budget:
             need = replace(need, work=need.work + scores)
         left = int(max(0, budget - max(need.total, room)) * PROMPT_CACHE_SHARE)
         kept = min(left, PROMPT_CACHE_MAX)
-        threads = asked.threads or cores
+        threads = options.threads or cores
         fitted = Fit(
             context, trained, threads, cache_type, kept, need, free, backend, batch, is_exact,
-            layers=layer_count(model) + 1, name=model.path.name, best_type=asked.best_type,
+            layers=layer_count(model) + 1, name=model.path.name, best_type=options.best_type,
         )  # fmt: skip
         if not on_gpu or gpu is None:
             return fitted
         fitted = replace(fitted, gpu_free=gpu, gpu_layers=layers_within(model, need, room))
-        less = smaller(model, wanted, room, extra, parallel=asked.parallel)
+        less = smaller(model, wanted, room, extra, parallel=options.parallel)
         return replace(fitted, smaller=less if fitted.is_split else "")
 
-    first = found(wanted, asked.best_type)
-    if (on_gpu and gpu is None) or asked.force or first.need.total <= budget:
+    first = found(wanted, options.best_type)
+    if (on_gpu and gpu is None) or options.force or first.need.total <= budget:
         return first
     small_cache = ["q8_0"] if cache_may_be_quantized(model) else []
-    for context in [wanted] if asked.context else halves(wanted):
-        for cache_type in [*dict.fromkeys((asked.best_type, "f16")), *small_cache]:
+    for context in [wanted] if options.context else halves(wanted):
+        for cache_type in [*dict.fromkeys((options.best_type, "f16")), *small_cache]:
             if (fitting := found(context, cache_type)).need.total <= budget:
                 return fitting
     raise SpaceError(
         f"`{model.path.name}` does not fit: with {wanted} tokens of context it needs"
         f" {first.need}, and {size_text(free)} of memory are free"
         + (f" beside {size_text(gpu)} on the GPU" if room and gpu else ""),
-        hint=what_would_fit(model, wanted, budget, extra, whole_texts=asked.whole_texts),
+        hint=what_would_fit(model, wanted, budget, extra, whole_texts=options.whole_texts),
     )
 
 
@@ -257,7 +257,7 @@ def layers_within(model: GGUFFile, need: Need, room: int) -> int:
 
 
 def spread_over(
-    asked: Spread, workers: Sequence[WorkerFacts], model: GGUFFile, need: Need, backend: str
+    spread: Spread, workers: Sequence[WorkerFacts], model: GGUFFile, need: Need, backend: str
 ) -> Spread:
     """Divide a model's layers: the workers get as many as fit.
 
@@ -266,12 +266,12 @@ def spread_over(
     If this machine has GPUs, they take part, and llama.cpp divides by the memory that it knows.
     """
     if backend != "cpu":
-        return replace(asked, layers=ALL_LAYERS)
+        return replace(spread, layers=ALL_LAYERS)
     free = [nbytes for worker in workers for nbytes in worker.free]
     part = MARGIN * sum(free) / max(1, need.total)
     layers = ALL_LAYERS if part >= 1 else int((layer_count(model) + 1) * part)  # 1: the output
     shares = tuple(nbytes >> 20 for nbytes in free) if all(free) else ()
-    return replace(asked, layers=layers, shares=shares)
+    return replace(spread, layers=layers, shares=shares)
 
 
 def halves(context: int) -> list[int]:

@@ -76,9 +76,9 @@ def complete(
 
 
 def streamed(
-    server: ModelServer, route: str, asked: Mapping[str, object]
+    server: ModelServer, route: str, fields: Mapping[str, object]
 ) -> Generator[Piece, None, None]:
-    body = {"stream": True, "stream_options": {"include_usage": True}, **asked}
+    body = {"stream": True, "stream_options": {"include_usage": True}, **fields}
     began = time.monotonic()
     with server.post(route, body) as response:
         if response.status != HTTPStatus.OK:

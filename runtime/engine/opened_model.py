@@ -55,7 +55,7 @@ class Model:
         """Whether it has a chat template or needs none; a base model has none."""
         return bool(self.chat_template or templates_of(self.header)[0]) or self.is_encoder_decoder
 
-    def asked_as(self, adapter: str, scales: Sequence[float]) -> Sequence[float]:
+    def template_scales(self, adapter: str, scales: Sequence[float]) -> Sequence[float]:
         """The scales by which a template is chosen.
 
         A base without a template uses that of the named adapter, at any scale.

@@ -204,9 +204,10 @@ def normalized(value: object, normalize: Normalize) -> object:
     if isinstance(value, list):
         return [normalized(one, normalize) for one in value]
     if isinstance(value, dict):
-        said = (*TEXTS, *THOUGHTS)
+        fields = (*TEXTS, *THOUGHTS)
         return {
-            name: normalized(one, normalize) if name in said else one for name, one in value.items()
+            name: normalized(one, normalize) if name in fields else one
+            for name, one in value.items()
         }
     return value
 
@@ -219,8 +220,8 @@ def without_thoughts(message: object) -> object:
 
 def thinking(body: Mapping[str, Any]) -> dict[str, bool]:
     """The template's switches for a request's thinking setting, in any API's form."""
-    asked = body.get("thinking")  # Anthropic's
-    kind = asked.get("type") if isinstance(asked, dict) else None
+    setting = body.get("thinking")  # Anthropic's
+    kind = setting.get("type") if isinstance(setting, dict) else None
     if kind in ("enabled", "disabled"):
         return dict.fromkeys(THINKING, kind == "enabled")
     responses = body.get("reasoning")  # OpenAI's, of both its APIs
@@ -230,7 +231,7 @@ def thinking(body: Mapping[str, Any]) -> dict[str, bool]:
     return {}
 
 
-def said_of(server: Server, own: OwnTemplate | None) -> Iterator[str]:
+def template_notes(server: Server, own: OwnTemplate | None) -> Iterator[str]:
     """Notes on an adapter's template, for the user."""
     if own is None:
         return

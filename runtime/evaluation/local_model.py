@@ -20,7 +20,7 @@ from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.header_tokens import control_texts
 from runtime.engine.llama_server import Server, ServerSpec, lora_vector
 from runtime.engine.local import CHAT, COMPLETIONS, LocalEngine
-from runtime.engine.memory_fit import Asked, fit
+from runtime.engine.memory_fit import FitOptions, fit
 from runtime.engine.openai_client import as_one_text, ask_json, listed, mapped, number
 from runtime.engine.opened_model import Model
 from runtime.engine.request_texts import Front
@@ -50,7 +50,7 @@ class KeptPlace:
 class LocalEngines:
     """The engines of one GGUF with its adapters, shared by the models made of them."""
 
-    def __init__(self, model: Model, asked: Asked, *, report: Report = silent) -> None:
+    def __init__(self, model: Model, asked: FitOptions, *, report: Report = silent) -> None:
         """Fit the model into memory. Raises SpaceError, and UnsupportedError for an embedder."""
         self.engine = LocalEngine(model, asked, report=report)
         # each prompt is asked once: caches of earlier ones would fill memory for nothing
@@ -89,7 +89,9 @@ class LocalEngines:
         fitted = fit(
             engine.loaded.header,
             [adapter.path for adapter in engine.loaded.adapters],
-            Asked(engine.fit.context, engine.fit.threads, force=True, exact=True, wide_cache=True),
+            FitOptions(
+                engine.fit.context, engine.fit.threads, force=True, exact=True, wide_cache=True
+            ),
             free=available_nbytes(),
             cores=physical_cores(),
             backend=engine.toolchain.info["backend"],
@@ -136,7 +138,7 @@ class LocalModel:
     @property
     def requests(self) -> int:
         """One more than there are slots, so that none waits for the next request."""
-        return self.engines.engine.asked.parallel + 1
+        return self.engines.engine.options.parallel + 1
 
     @property
     def front(self) -> Front:

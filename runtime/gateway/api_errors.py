@@ -42,8 +42,7 @@ class ApiError(Exception):
         if form == "ollama":
             return encoded({"error": self.message})
         if form == "anthropic":
-            said = {"type": anthropic, "message": self.message}
-            return encoded({"type": "error", "error": said})
+            return encoded({"type": "error", "error": {"type": anthropic, "message": self.message}})
         error = {"message": self.message, "type": openai, "param": None, "code": self.code}
         return encoded({"error": error})
 

@@ -24,7 +24,7 @@ from runtime.gateway.access import Guard
 from runtime.gateway.api_errors import ApiError, ClientGoneError, form_of, unavailable
 from runtime.gateway.body_reader import Taken
 from runtime.gateway.call import Call, Gateway, Handler, Route
-from runtime.gateway.metrics import FleetCollector
+from runtime.gateway.metrics import PoolCollector
 from runtime.gateway.ollama import ollama_routes
 from runtime.gateway.openapi import openapi_routes
 from runtime.gateway.request_record import Record, address_of
@@ -57,13 +57,13 @@ def no_log(record: Mapping[str, Any]) -> None:
 
 def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no_log) -> ASGIApp:
     """The server's ASGI app. `more` are plain routes, such as those of the page."""
-    gateway.metrics.registry.register(FleetCollector(gateway.fleet.children))
+    gateway.metrics.registry.register(PoolCollector(gateway.pool.engines))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         del app
         chores = [
-            asyncio.ensure_future(gateway.fleet.unload_idle()),
+            asyncio.ensure_future(gateway.pool.unload_idle()),
             asyncio.ensure_future(cut_stalled(gateway)),
         ]
         try:
@@ -71,7 +71,7 @@ def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no
         finally:
             for chore in chores:
                 chore.cancel()
-            await gateway.fleet.close()
+            await gateway.pool.close()
 
     ours = (
         *routes_llama.ROUTES,
@@ -100,11 +100,11 @@ def path_of(gateway: Gateway, route: Route) -> Path:
 async def answer_unrouted(request: Request, error: Exception) -> Response:
     """Answer 404 and 405 in the form of the path's API."""
     assert isinstance(error, HTTPException)
-    told = {
+    message = {
         HTTPStatus.NOT_FOUND: f"there is no {request.url.path!r} here",
         HTTPStatus.METHOD_NOT_ALLOWED: f"{request.url.path!r} takes no {request.method}",
     }.get(HTTPStatus(error.status_code), error.detail)
-    return refusal(ApiError(error.status_code, told), request.url.path, error.headers)
+    return refusal(ApiError(error.status_code, message), request.url.path, error.headers)
 
 
 async def answer_fault(request: Request, error: Exception) -> Response:

@@ -40,7 +40,7 @@ LISTED = ("prompt", "input", "content", "documents", "texts")
 """Fields with one text, or with a list of texts that are answered separately."""
 WORD_MAX = 100_000  # characters
 LONG_WORD = re.compile(rf"\S{{{WORD_MAX}}}")
-CHILD_INT = (-(1 << 63), (1 << 64) - 1)
+ENGINE_INT = (-(1 << 63), (1 << 64) - 1)
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def finite(text: str) -> float:
 
 def fitting(text: str) -> float:
     # llama-server reads larger numbers as floats, and answers them with 500
-    least, most = CHILD_INT
+    least, most = ENGINE_INT
     number = int(text) if len(text) <= 20 else most + 1  # noqa: PLR2004 - digits of 2**64
     return number if least <= number <= most else refuse_number(text)
 
@@ -110,8 +110,8 @@ def prepared(
         for name, value in body.items()
         if name not in WITHHELD or name in settings.allow_fields
     }
-    if can_say and named.voice and "lora" not in kept:
-        kept |= lora_vector(named.voice)
+    if can_say and named.lora_scales and "lora" not in kept:
+        kept |= lora_vector(named.lora_scales)
     if settings.max_tokens is not None:
         kept |= limited(kept, route, settings.max_tokens)
     return kept | within_context(kept, named)
@@ -132,12 +132,12 @@ def refuse_without_answers(route: str, named: Named) -> None:
 
 def applied(body: Mapping[str, Any], named: Named) -> Sequence[float]:
     """The scales that choose the template: those of `lora` in the body, else the name's."""
-    said = body.get("lora")
-    if not isinstance(said, list) or said == lora_vector(named.voice)["lora"]:
-        return named.asked
-    pairs = [(one.get("id"), one.get("scale")) for one in said if isinstance(one, dict)]
+    lora = body.get("lora")
+    if not isinstance(lora, list) or lora == lora_vector(named.lora_scales)["lora"]:
+        return named.template_scales
+    pairs = [(one.get("id"), one.get("scale")) for one in lora if isinstance(one, dict)]
     scales = {number: scale for number, scale in pairs if isinstance(scale, int | float)}
-    return [scales.get(number, 0.0) for number in range(len(named.voice))]
+    return [scales.get(number, 0.0) for number in range(len(named.lora_scales))]
 
 
 def within_context(body: Mapping[str, Any], named: Named) -> dict[str, int]:
@@ -151,11 +151,11 @@ def within_context(body: Mapping[str, Any], named: Named) -> dict[str, int]:
 
 
 def limited(body: Mapping[str, Any], route: str, most: int) -> dict[str, int]:
-    asked = [name for name in LIMITS if body.get(name) is not None]
-    if not asked:
+    limits = [name for name in LIMITS if body.get(name) is not None]
+    if not limits:
         return {LIMIT_OF[route]: most} if route in LIMIT_OF else {}
     return {
-        name: most for name in asked if isinstance(body[name], int) and not 0 <= body[name] <= most
+        name: most for name in limits if isinstance(body[name], int) and not 0 <= body[name] <= most
     }
 
 

@@ -21,9 +21,9 @@ from runtime.gateway.catalog import Catalog, Named
 from runtime.gateway.evaluation_reports import Reports
 from runtime.gateway.metrics import Metrics
 from runtime.gateway.request_record import Record
-from runtime.gateway.scheduling.engine_entry import Child
+from runtime.gateway.scheduling.engine_entry import EngineEntry
 from runtime.gateway.scheduling.placement import SAYING, Role
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.scheduling.request_queue import Clients
 from runtime.gateway.scheduling.upstream import Reply, post
 from runtime.gateway.settings import Settings
@@ -33,7 +33,7 @@ CHAT = "/v1/chat/completions"
 ROLES: dict[str, Role] = {
     "/v1/embeddings": "embed", "/embedding": "embed", "/v1/rerank": "rerank", SCORE: "score",
 }  # fmt: skip
-DEAF = frozenset(("/v1/messages",))
+IGNORES_LORA = frozenset(("/v1/messages",))
 """Routes on which llama-server ignores `lora`, and would reuse another adapter's cache."""
 UNQUEUED = frozenset(
     ("/tokenize", "/detokenize", "/apply-template", "/v1/messages/count_tokens",
@@ -49,7 +49,7 @@ class Gateway:
 
     settings: Settings
     catalog: Catalog
-    fleet: Fleet
+    pool: EnginePool
     metrics: Metrics = field(default_factory=Metrics)
     reports: Reports = field(default_factory=Reports)
     calls: dict[Call, asyncio.Task[None]] = field(default_factory=dict)
@@ -67,13 +67,13 @@ class Gateway:
         self.clients = Clients(self.settings.max_per_client)
         sees = any(model.projector is not None for model in self.catalog.models.values())
         self.bodies = Bodies(self.settings, sees=sees)
-        self.fleet.adapter_files.note(self.catalog.models.values())
+        self.pool.adapter_files.note(self.catalog.models.values())
 
     def role_of(self, route: str, named: Named) -> Role:
         """The role of the engine that answers a route."""
         role = ROLES.get(route, "generate")
-        is_apart = route in DEAF or self.settings.isolate
-        return "fixed" if role == "generate" and named.voice and is_apart else role
+        is_apart = route in IGNORES_LORA or self.settings.isolate
+        return "fixed" if role == "generate" and named.lora_scales and is_apart else role
 
     async def preload(self) -> None:
         """Load the first model, so that the first request does not wait for it."""
@@ -81,7 +81,7 @@ class Gateway:
         try:
             first = next(iter(self.catalog))
             route = ROUTE[purpose_of(first.model.header)]
-            async with self.fleet.using(first, self.role_of(route, first)):
+            async with self.pool.using(first, self.role_of(route, first)):
                 pass
         except ApiError:
             pass  # the log has it, and the first request gets the error
@@ -131,90 +131,92 @@ class Call:
             self.record.client_id,
         )
         self.state = "loading"
-        async with gateway.fleet.using(named, role) as child:
+        async with gateway.pool.using(named, role) as engine:
             self.state = "waiting"
-            async with self.send_in_turn(child, route, named, ready) as reply:
+            async with self.send_in_turn(engine, route, named, ready) as reply:
                 yield reply
 
     @asynccontextmanager
     async def send_in_turn(
-        self, child: Child, route: str, named: Named, body: Mapping[str, Any]
+        self, engine: EngineEntry, route: str, named: Named, body: Mapping[str, Any]
     ) -> AsyncIterator[Reply]:
         """Wait for a slot and send the body; yields the reply, its head read.
 
         Leaving the block cancels the rest of the answer. Raises ApiError.
         """
-        if why := child.missing(named.voice):
+        if why := engine.missing(named.lora_scales):
             raise unavailable(why, retry_after=60)
-        give_back = await self.wait_for_turn(child, route, named, body)
+        give_back = await self.wait_for_turn(engine, route, named, body)
         reply = None
         try:
             self.state = "answering"
             try:
-                front = child.fronts.of(applied(body, named))
+                front = engine.fronts.of(applied(body, named))
                 payload = await self.gateway.bodies.beside(
                     self.nbytes,
                     lambda: dumped(
-                        {**front.ready(route, child.for_engine(body)), "model": named.id}
+                        {**front.ready(route, engine.for_engine(body)), "model": named.id}
                     ),
                     self.record.client_id,
                 )
             except ModelError as error:
                 raise unavailable(f"{named.id!r}: {error.message}", retry_after=60) from error
-            reply = await self.post_once(child, route, payload)
+            reply = await self.post_once(engine, route, payload)
             await reply.read_head()
             yield reply
         except EngineGoneError:
-            await self.gateway.fleet.wait_for_exit(child)
+            await self.gateway.pool.wait_for_exit(engine)
             raise
         finally:
             if reply is not None and not reply.is_finished:
-                self.gateway.fleet.spawn(self.break_off(reply, child, give_back))
+                self.gateway.pool.spawn(self.break_off(reply, engine, give_back))
             else:
                 give_back()
                 if reply is not None:
                     reply.close()
 
     async def wait_for_turn(
-        self, child: Child, route: str, named: Named, body: Mapping[str, Any]
+        self, engine: EngineEntry, route: str, named: Named, body: Mapping[str, Any]
     ) -> Callable[[], None]:
         """Wait for a slot; returns the function that frees it. Raises ApiError."""
         if route in UNQUEUED:
-            aside = await child.beside.admit((), client=self.record.client_id)
-            return lambda: child.beside.release(aside)
+            aside = await engine.beside.admit((), client=self.record.client_id)
+            return lambda: engine.beside.release(aside)
         slots = 1 if route == SCORE else cost(body)
-        ticket = await child.gate.admit(named.voice, slots, self.record.client_id)
-        self.record.waited_s += ticket.waited_s
-        self.gateway.metrics.waited(named.label, ticket.waited_s)
-        return lambda: child.gate.release(ticket)
+        waiter = await engine.queue.admit(named.lora_scales, slots, self.record.client_id)
+        self.record.waited_s += waiter.waited_s
+        self.gateway.metrics.waited(named.label, waiter.waited_s)
+        return lambda: engine.queue.release(waiter)
 
-    async def break_off(self, reply: Reply, child: Child, give_back: Callable[[], None]) -> None:
+    async def break_off(
+        self, reply: Reply, engine: EngineEntry, give_back: Callable[[], None]
+    ) -> None:
         """Cancel a reply whose client has left, and free its slot once the engine stops.
 
         An engine that computes on is restarted, because other requests wait for its slot.
         """
-        gateway, server = self.gateway, child.server
+        gateway, server = self.gateway, engine.server
         limit_s = gateway.settings.release_s
         try:
             with gateway.clients.held(self.record.client_id):
                 if not await reply.leave(limit_s or NEVER_S) and limit_s:
                     why = f"it still computes {limit_s:g} s after its client left"
-                    await gateway.fleet.renew(child, server, why)
+                    await gateway.pool.renew(engine, server, why)
         finally:
             give_back()
 
-    async def post_once(self, child: Child, route: str, payload: bytes) -> Reply:
+    async def post_once(self, engine: EngineEntry, route: str, payload: bytes) -> Reply:
         """Send the request; send it again only when no engine received it.
 
         Raises NotThereError when no engine runs after a restart.
         """
-        if child.address is not None:
+        if engine.address is not None:
             with suppress(NotThereError):
-                return await post(child.address, route, payload)
-        await self.gateway.fleet.restart(child)
-        if child.address is None:
+                return await post(engine.address, route, payload)
+        await self.gateway.pool.restart(engine)
+        if engine.address is None:
             raise NotThereError
-        return await post(child.address, route, payload)
+        return await post(engine.address, route, payload)
 
 
 Handler = Callable[[Call], Awaitable[Response | None]]

@@ -20,7 +20,7 @@ from runtime.engine.memory_fit import LAYERS_KEPT
 from runtime.engine.opened_model import Model, open_model
 from runtime.engine.own_template import first_own
 from runtime.gateway.api_errors import ApiError, bad_request
-from runtime.gateway.scheduling.request_queue import Voice
+from runtime.gateway.scheduling.request_queue import LoraScales
 
 LATEST = ":latest"  # appended by Ollama's clients
 OWNER = "decant"
@@ -39,22 +39,24 @@ class Named:
     """The id of the base, whose engine answers."""
     model: Model
     adapter: Adapter | None
-    voice: Voice
+    lora_scales: LoraScales
 
     @property
     def can_chat(self) -> bool:
         """Whether this name has a chat template."""
-        return self.model.can_chat_with(self.asked)
+        return self.model.can_chat_with(self.template_scales)
 
     @property
-    def asked(self) -> Sequence[float]:
+    def template_scales(self) -> Sequence[float]:
         """The scales that choose the template."""
-        return self.model.asked_as(self.adapter.name if self.adapter else "", self.voice)
+        return self.model.template_scales(
+            self.adapter.name if self.adapter else "", self.lora_scales
+        )
 
     @property
     def template(self) -> str:
         """The chat template of this name; empty for none."""
-        own = first_own(self.model.own, self.asked)
+        own = first_own(self.model.own, self.template_scales)
         if own is not None:
             return own.facts.plain
         return self.model.chat_template or templates_of(self.model.header)[0]
@@ -110,8 +112,8 @@ class Catalog:
                 if at:
                     scale = scale_of(text)
                     called = f"{called}@{scale:g}"
-                voice = tuple(scale if one is adapter else 0.0 for one in model.adapters)
-                return Named(f"{id_}:{called}", id_, model, adapter, voice)
+                lora_scales = tuple(scale if one is adapter else 0.0 for one in model.adapters)
+                return Named(f"{id_}:{called}", id_, model, adapter, lora_scales)
         raise self.unknown(name)
 
     def unknown(self, name: str) -> ApiError:

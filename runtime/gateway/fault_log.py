@@ -24,18 +24,18 @@ class Faults:
 
     report: Report
     clock: Callable[[], float] = time.monotonic
-    told: dict[str, float] = field(default_factory=dict)
+    reported: dict[str, float] = field(default_factory=dict)
     withheld: dict[str, int] = field(default_factory=dict)
 
     def tell(self, kind: str, message: str) -> None:
         """Report a fault, or count it when its kind was reported recently."""
         now = self.clock()
-        if now - self.told.get(kind, -EVERY_S) < EVERY_S:
+        if now - self.reported.get(kind, -EVERY_S) < EVERY_S:
             self.withheld[kind] = self.withheld.get(kind, 0) + 1
             return
-        if len(self.told) >= KINDS_MAX:
-            self.told.clear()
-        self.told[kind] = now
+        if len(self.reported) >= KINDS_MAX:
+            self.reported.clear()
+        self.reported[kind] = now
         more = self.withheld.pop(kind, 0)
         self.report(Warn(f"{message} ({more} more like it before)" if more else message))
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from runtime.gateway.scheduling.engine_entry import Child
+from runtime.gateway.scheduling.engine_entry import EngineEntry
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 SAMPLE = re.compile(r"^llamacpp:([a-zA-Z_]+)(?:\{[^}]*\})? ([-+.\w]+)$", re.MULTILINE)
@@ -63,34 +63,34 @@ class Metrics:
         return found
 
 
-GAUGES: dict[str, tuple[str, Callable[[Child], float]]] = {
-    "decant_queue_depth": ("Waiting requests.", lambda c: len(c.gate.waiting)),
-    "decant_slots_used": ("Slots in use.", lambda c: c.gate.used),
-    "decant_slots": ("Slots.", lambda c: c.gate.capacity),
-    "decant_model_loaded": ("Whether the model is loaded.", lambda c: c.is_loaded),
-    "decant_model_bytes": ("Planned memory of the model.", lambda c: c.nbytes),
-    "decant_model_load_seconds": ("Duration of the last load.", lambda c: c.load_s),
+GAUGES: dict[str, tuple[str, Callable[[EngineEntry], float]]] = {
+    "decant_queue_depth": ("Waiting requests.", lambda engine: len(engine.queue.waiting)),
+    "decant_slots_used": ("Slots in use.", lambda engine: engine.queue.used),
+    "decant_slots": ("Slots.", lambda engine: engine.queue.capacity),
+    "decant_model_loaded": ("Whether the model is loaded.", lambda engine: engine.is_loaded),
+    "decant_model_bytes": ("Planned memory of the model.", lambda engine: engine.nbytes),
+    "decant_model_load_seconds": ("Duration of the last load.", lambda engine: engine.load_s),
 }
-COUNTERS: dict[str, tuple[str, Callable[[Child], float]]] = {
-    "decant_child_restarts": ("Engines that died.", lambda c: c.restarts),
-    "decant_epoch_switches": ("Changes of the LoRA scales.", lambda c: c.gate.switches),
+COUNTERS: dict[str, tuple[str, Callable[[EngineEntry], float]]] = {
+    "decant_child_restarts": ("Engines that died.", lambda engine: engine.restarts),
+    "decant_epoch_switches": ("Changes of the LoRA scales.", lambda engine: engine.queue.switches),
 }
 
 
-class FleetCollector(Collector):
+class PoolCollector(Collector):
     """Collects the figures of each engine at the time of a scrape."""
 
-    def __init__(self, children: Mapping[Any, Child]) -> None:
-        """children: the pool's own mapping, so that later engines are included."""
-        self.children = children
+    def __init__(self, engines: Mapping[Any, EngineEntry]) -> None:
+        """engines: the pool's own mapping, so that later engines are included."""
+        self.engines = engines
 
     def collect(self) -> Iterator[Metric]:
         for kind, families in (("gauge", GAUGES), ("counter", COUNTERS)):
-            for name, (told, read) in families.items():
-                family = Metric(name, told, kind)
+            for name, (help_text, read) in families.items():
+                family = Metric(name, help_text, kind)
                 suffix = "_total" if kind == "counter" else ""
-                for child in self.children.values():
-                    family.add_sample(name + suffix, {"model": child.name}, float(read(child)))
+                for engine in self.engines.values():
+                    family.add_sample(name + suffix, {"model": engine.name}, float(read(engine)))
                 yield family
 
 

@@ -53,16 +53,16 @@ async def answer_echo(call: Call, refusal: Refusal) -> Response:
 
     refusal: turns an engine's error reply into ApiError.
     """
-    asked = read_echo(call)
-    if asked.limit == 0 or asked.is_likeliest:
+    echo = read_echo(call)
+    if echo.limit == 0 or echo.is_likeliest:
         written = None
     else:
-        written = await write_after(call, asked, refusal)
-    bodies = [*score_bodies(call, asked, written)]
+        written = await write_after(call, echo, refusal)
+    bodies = [*score_bodies(call, echo, written)]
     if len(bodies) == 1:
         answer = await score_portion(call, bodies[0], refusal)
     else:
-        answer = await join_scores(call, bodies, asked.count, refusal)
+        answer = await join_scores(call, bodies, echo.count, refusal)
     headers = {"X-Decant-Model": call.record.model.encode("ascii", "replace").decode()}
     if not call.body.get("stream"):
         return Response(answer, media_type="application/json", headers=headers)
@@ -124,20 +124,20 @@ def limit_of(call: Call, *, has_target: bool) -> int:
     return limit
 
 
-async def write_after(call: Call, asked: Echo, refusal: Refusal) -> list[list[Json]]:
+async def write_after(call: Call, echo: Echo, refusal: Refusal) -> list[list[Json]]:
     """The usual engine's answers to each prompt, `count` of them. Raises ApiError."""
     kept = {name: value for name, value in call.body.items() if name not in OURS}
     bodies = []
-    for prompt in asked.prompts:
-        for number in range(asked.count):
-            body = {**kept, "prompt": prompt, "n_predict": asked.limit, "return_tokens": True}
+    for prompt in echo.prompts:
+        for number in range(echo.count):
+            body = {**kept, "prompt": prompt, "n_predict": echo.limit, "return_tokens": True}
             if type(seed := body.get("seed")) is int and seed >= 0:
                 body["seed"] = seed + number  # otherwise all answers would be equal
             bodies.append(body)
     works = [partial(ask_engine, call, "/completion", body, refusal) for body in bodies]
     async with in_order(works) as texts:
         found = [as_written(json.loads(text)) async for text in texts]
-    return [found[at : at + asked.count] for at in range(0, len(found), asked.count)]
+    return [found[at : at + echo.count] for at in range(0, len(found), echo.count)]
 
 
 def as_written(answer: Json) -> Json:
@@ -147,20 +147,20 @@ def as_written(answer: Json) -> Json:
 
 
 def score_bodies(
-    call: Call, asked: Echo, written: Sequence[Sequence[Json]] | None
+    call: Call, echo: Echo, written: Sequence[Sequence[Json]] | None
 ) -> Sequence[Json]:
     """The requests to the scoring engine, one for each portion."""
-    shared: Json = {"logprobs": call.body.get("logprobs"), "n": asked.count}
+    shared: Json = {"logprobs": call.body.get("logprobs"), "n": echo.count}
     shared |= {name: call.body[name] for name in ("model", "lora") if name in call.body}
-    if asked.is_likeliest:
+    if echo.is_likeliest:
         shared["wants_next"] = True
     found = []
-    most, total = call.gateway.settings.limits.logprobs, len(asked.prompts)
-    for number, prompts in enumerate(cut(asked.prompts, PORTION)):
+    most, total = call.gateway.settings.limits.logprobs, len(echo.prompts)
+    for number, prompts in enumerate(cut(echo.prompts, PORTION)):
         part = slice(number * PORTION, (number + 1) * PORTION)
         body = {**shared, "prompt": prompts, "most": most * len(prompts) // total}
-        if asked.targets is not None:
-            body["target"] = asked.targets[part]
+        if echo.targets is not None:
+            body["target"] = echo.targets[part]
         # the normalizer changes the texts before they are scored
         sent = body.get("target", prompts)
         body["shown"] = [one if isinstance(one, str) else None for one in sent]

@@ -109,8 +109,8 @@ def inputs(body: Body) -> int:
 
 def parts(body: Body) -> int:
     """The number of message parts and tool calls, including nested ones."""
-    said = (body.get("messages"), body.get("input"))
-    todo = [one for value in said if isinstance(value, list) for one in value]
+    fields = (body.get("messages"), body.get("input"))
+    todo = [one for value in fields if isinstance(value, list) for one in value]
     todo.append({"content": body.get("system")})
     count = 0
     while todo:
@@ -125,8 +125,8 @@ def parts(body: Body) -> int:
 
 def answers(body: Body) -> int:
     """The number of answers to each prompt that the request asks for."""
-    asked = (body.get(name) for name in ("n", "n_cmpl", "best_of"))
-    return max((int(n) for n in asked if isinstance(n, int | float)), default=0)
+    counts = (body.get(name) for name in ("n", "n_cmpl", "best_of"))
+    return max((int(n) for n in counts if isinstance(n, int | float)), default=0)
 
 
 def stops(body: Body) -> int:

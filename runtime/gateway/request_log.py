@@ -53,8 +53,8 @@ class Lines:
 
     def write_out(self, line: str, dropped: int) -> None:
         if dropped:
-            told = {"time": now(), "event": "dropped", "count": dropped}
-            line = f"{json.dumps(told)}\n{line}"
+            record = {"time": now(), "event": "dropped", "count": dropped}
+            line = f"{json.dumps(record)}\n{line}"
         try:
             self.out.write(line + "\n")
             self.out.flush()
@@ -70,7 +70,7 @@ class Table:
 
     def __init__(self) -> None:
         self.last: deque[tuple[str, ...]] = deque(maxlen=ROWS)
-        self.told: deque[str] = deque(maxlen=4)
+        self.events: deque[str] = deque(maxlen=4)
         self.board: Board | None = None
         self.writer = Writer(self.show, 1)
 
@@ -88,7 +88,7 @@ class Table:
 
     def event(self, event: Event) -> None:
         if not isinstance(event, Progress):
-            self.told.append(f"{now()[11:19]}  {event.message.splitlines()[0]}")
+            self.events.append(f"{now()[11:19]}  {event.message.splitlines()[0]}")
 
     async def draw(self, gateway: Gateway) -> None:
         """Draw until cancelled. A stopped terminal (Ctrl-S) delays no request."""
@@ -100,7 +100,7 @@ class Table:
                         (("REQUEST", "MODEL", "STATE", "BYTES"), in_flight(gateway)),
                         (("TIME", "STATUS", "LAST", "MODEL", "TOOK", ""), list(self.last)),
                     ),
-                    list(self.told),
+                    list(self.events),
                 )
             )
             await asyncio.sleep(REDRAW_S)
@@ -120,11 +120,11 @@ class Table:
 
 def models(gateway: Gateway) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for child in gateway.fleet.children.values():
-        state = f"loading {child.progress:.0%}" if child.state == "loading" else child.state
-        slots = f"{child.gate.used}/{child.gate.capacity}" if child.is_loaded else ""
-        memory = size_text(child.nbytes) if child.is_loaded else ""
-        rows.append((child.name, state, slots, str(len(child.gate.waiting)), memory))
+    for engine in gateway.pool.engines.values():
+        state = f"loading {engine.progress:.0%}" if engine.state == "loading" else engine.state
+        slots = f"{engine.queue.used}/{engine.queue.capacity}" if engine.is_loaded else ""
+        memory = size_text(engine.nbytes) if engine.is_loaded else ""
+        rows.append((engine.name, state, slots, str(len(engine.queue.waiting)), memory))
     return rows
 
 

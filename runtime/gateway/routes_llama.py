@@ -92,8 +92,8 @@ async def slots_for(call: Call, route: str) -> int:
     """The number of slots of the engine that answers a call."""
     gateway = call.gateway
     named = gateway.catalog.find(call.body.get("model"))
-    async with gateway.fleet.using(named, gateway.role_of(route, named)) as child:
-        return child.gate.capacity
+    async with gateway.pool.using(named, gateway.role_of(route, named)) as engine:
+        return engine.queue.capacity
 
 
 async def join_portions(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> Response:

@@ -12,7 +12,7 @@ from runtime.gateway.api_errors import ApiError
 from runtime.gateway.call import CHAT, Call, Gateway, Route
 from runtime.gateway.catalog import Named, listing
 from runtime.gateway.metrics import relabelled
-from runtime.gateway.scheduling.engine_entry import Child, key_of
+from runtime.gateway.scheduling.engine_entry import EngineEntry, key_of
 from runtime.gateway.scheduling.upstream import get
 
 SCRAPE_S = 2  # the time limit for one engine's metrics
@@ -32,12 +32,12 @@ async def model(call: Call) -> Response:
 
 def described(gateway: Gateway, named: Named) -> dict[str, Any]:
     """A model's entry in the list, and whether it is loaded."""
-    child = gateway.fleet.children.get(key_of(named, gateway.role_of(CHAT, named)))
-    status: dict[str, Any] = {"value": child.state if child else "unloaded"}
-    if child is not None and child.state == "loading":
-        status["progress"] = round(child.progress, 3)
-    if child is not None and child.state == "loaded":
-        status |= {"context": child.context, "parallel": child.gate.capacity}
+    engine = gateway.pool.engines.get(key_of(named, gateway.role_of(CHAT, named)))
+    status: dict[str, Any] = {"value": engine.state if engine else "unloaded"}
+    if engine is not None and engine.state == "loading":
+        status["progress"] = round(engine.progress, 3)
+    if engine is not None and engine.state == "loaded":
+        status |= {"context": engine.context, "parallel": engine.queue.capacity}
     return listing(named) | {"status": status}
 
 
@@ -58,24 +58,26 @@ async def readyz(call: Call) -> Response:
 
 async def metrics(call: Call) -> Response:
     gateway = call.gateway
-    children = [child for child in gateway.fleet.children.values() if is_llama_server(child)]
-    texts = await asyncio.gather(*(child_metrics(child) for child in children))
-    told = {child.name: text for child, text in zip(children, texts, strict=True)}
-    return Response(gateway.metrics.text() + relabelled(told), media_type=METRICS_TYPE)
+    engines = [engine for engine in gateway.pool.engines.values() if is_llama_server(engine)]
+    texts = await asyncio.gather(*(engine_metrics(engine) for engine in engines))
+    by_model = {engine.name: text for engine, text in zip(engines, texts, strict=True)}
+    return Response(gateway.metrics.text() + relabelled(by_model), media_type=METRICS_TYPE)
 
 
-def is_llama_server(child: Child) -> bool:
+def is_llama_server(engine: EngineEntry) -> bool:
     return (
-        child.server is not None and child.server.spec.engine == "llama-server" and child.is_loaded
+        engine.server is not None
+        and engine.server.spec.engine == "llama-server"
+        and engine.is_loaded
     )
 
 
-async def child_metrics(child: Child) -> str:
+async def engine_metrics(engine: EngineEntry) -> str:
     """An engine's metrics; empty when it does not answer in time."""
     reply = None
     try:
-        assert child.address is not None
-        reply = await get(child.address, "/metrics")
+        assert engine.address is not None
+        reply = await get(engine.address, "/metrics")
         await asyncio.wait_for(reply.read_head(), SCRAPE_S)
         body = await asyncio.wait_for(reply.read(), SCRAPE_S)
     except (ApiError, asyncio.TimeoutError):

@@ -253,7 +253,7 @@ class Ending:
             self.draining = asyncio.get_running_loop().create_task(self.drain(linger_s))
         elif number == signal.SIGINT or self.gateway.is_leaving:
             self.code = 128 + number
-            self.gateway.fleet.kill()
+            self.gateway.pool.kill()
             self.server.force_exit = self.server.should_exit = True
 
     async def drain(self, linger_s: float) -> None:

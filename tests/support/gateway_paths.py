@@ -6,7 +6,7 @@ from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.routes_llama import PASSED
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 
 ALIASES = [other for others in PASSED.values() for other in others]
@@ -16,7 +16,7 @@ NOT_DONE = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete",
 
 def served_paths() -> list[tuple[str, str]]:
     """Methods and paths, of a gateway without any model."""
-    nothing = Gateway(Settings(), Catalog([]), Fleet(Settings(), None))
+    nothing = Gateway(Settings(), Catalog([]), EnginePool(Settings(), None))
     routes = build_app(nothing).app.routes
     return [(method, route.path) for route in routes for method in sorted(route.methods)]
 

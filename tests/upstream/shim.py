@@ -20,7 +20,7 @@ from runtime.engine.template_choice import CHATML
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog, Named
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.server import listening, serve
 from runtime.gateway.settings import Settings
 
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
         extra=tuple(passed),
     )
     catalog = AnyName(models(own), one("--alias"))
-    gateway = Gateway(settings, catalog, Fleet(settings, find_toolchain()))
+    gateway = Gateway(settings, catalog, EnginePool(settings, find_toolchain()))
     app = build_app(gateway)
     # what embeds or ranks is loaded when it is first asked to
     gateway.is_loading = bool(catalog.models) and not {"--embedding", "--reranking"} & set(argv)

@@ -24,7 +24,7 @@ SETTINGS = ("quantization", "quantization_config")
 """The keys of config.json that say how a model is quantized: mlx-lm's and transformers'."""
 
 
-def kind_of(config: Mapping[str, object]) -> str:
+def quantization_of(config: Mapping[str, object]) -> str:
     """The key in KINDS of the quantization that a config names, "" if there is none."""
     return next((name for name, kind in KINDS.items() if kind.is_quantized(config)), "")
 
@@ -38,7 +38,7 @@ def plain_tensors(
     form of a kind.
     """
     mlx_affine.refuse_changed(tensors, config)
-    kind = kind_of(config)
+    kind = quantization_of(config)
     if not kind:
         return tensors, config, kind
     plain = {key: value for key, value in config.items() if key not in SETTINGS}

@@ -79,7 +79,7 @@ def model(repl: Repl, argument: str) -> None:
         opened = repl.first if is_first and repl.first else open_model(path)
         old.stop()  # the new model may need its memory
         try:
-            new = LocalEngine(opened, old.asked, report=repl.screen.report)
+            new = LocalEngine(opened, old.options, report=repl.screen.report)
             new.start()
         except DecantError:
             old.start()
@@ -226,8 +226,8 @@ def tokens(repl: Repl, argument: str) -> None:
         raise InputError("there is no answer to tokenize yet", hint="/tokens TEXT")
     found = repl.engine.tokens(text)
     for number, (token, piece) in enumerate(found[:SHOWN_TOKENS]):
-        told = repr(piece)[1:-1] if isinstance(piece, str) else piece.hex(" ")
-        repl.screen.write(f"{told}", DIM if number % 2 else "")
+        shown = repr(piece)[1:-1] if isinstance(piece, str) else piece.hex(" ")
+        repl.screen.write(f"{shown}", DIM if number % 2 else "")
         repl.screen.write(f"·{token} ", DIM)
     repl.screen.line()
     repl.screen.note(f"{len(found)} tokens, {len(text)} characters")

@@ -15,7 +15,7 @@ from runtime.chat.repl.loop import Repl, Taken
 from runtime.chat.repl.screen import BOLD
 from runtime.engine.adapters import BASE, parse_scale
 from runtime.engine.local import Engine, LocalEngine
-from runtime.engine.memory_fit import Asked as AskedFit
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.openai_client import Delta
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote_engine import RemoteEngine
@@ -92,8 +92,8 @@ def other_model(repl: Repl, name: str) -> LocalEngine:
     key = path.resolve()
     if key not in repl.others:
         assert isinstance(repl.engine, LocalEngine)
-        asked = AskedFit(context=repl.engine.fit.context, threads=repl.engine.fit.threads)
-        repl.others[key] = LocalEngine(open_model(path), asked, report=repl.screen.report)
+        options = FitOptions(context=repl.engine.fit.context, threads=repl.engine.fit.threads)
+        repl.others[key] = LocalEngine(open_model(path), options, report=repl.screen.report)
     return repl.others[key]
 
 

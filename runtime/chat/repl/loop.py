@@ -18,7 +18,7 @@ from exporter.core.errors import (
 from runtime.chat.repl.lines import Lines
 from runtime.chat.repl.screen import DIM, Screen
 from runtime.chat.repl.set_options import Value, sent
-from runtime.chat.session import Answered, Asked, Image, Trimmed, Undone, after
+from runtime.chat.session import Answered, Image, QuestionAdded, Trimmed, Undone, after
 from runtime.chat.session_files import Session
 from runtime.engine.local import Engine, LocalEngine, answerer
 from runtime.engine.openai_client import Delta, Piece, Stopped, Thought
@@ -108,7 +108,7 @@ def run(repl: Repl, handle: Handler) -> int:
 def take_turn(repl: Repl, text: str) -> None:
     """Record a message with its attachments, and answer it."""
     question = "\n\n".join(part for part in (*repl.texts, text) if part)
-    repl.session.record(Asked(question, tuple(repl.images)))
+    repl.session.record(QuestionAdded(question, tuple(repl.images)))
     repl.texts.clear()
     repl.images.clear()
     if repl.armed is not None:

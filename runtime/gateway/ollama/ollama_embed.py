@@ -18,7 +18,7 @@ from runtime.gateway.catalog import Named
 from runtime.gateway.ollama.ollama_engine import ask, find, load
 from runtime.gateway.ollama.ollama_request import Question, embed_question, text
 from runtime.gateway.ollama.ollama_response import NS, read_object
-from runtime.gateway.scheduling.engine_entry import Child
+from runtime.gateway.scheduling.engine_entry import EngineEntry
 from runtime.gateway.scheduling.placement import POOLING_KEY, POOLING_RANK
 from runtime.gateway.scheduling.portions import cut, in_order
 from runtime.gateway.scheduling.upstream import post
@@ -42,7 +42,7 @@ async def embed(call: Call) -> Response:
         texts = await cut_to_fit(call, named, texts)
     question.body.update({"input": texts, PROMPT_NAME: ""})  # the texts already begin with it
     vectors, prompt_tokens = await embed_texts(call, question, named)
-    loaded = max(call.gateway.fleet.child(named, "embed").began - began, 0)
+    loaded = max(call.gateway.pool.engine(named, "embed").began - began, 0)
     numbers = {
         "total_duration": int((time.monotonic() - began) * NS),
         "load_duration": int(loaded * NS),
@@ -83,8 +83,8 @@ async def embed_texts(
     """The vectors in the order of their texts, and the total number of tokens."""
     vectors: list[list[float]] = []
     prompt_tokens = 0
-    async with call.gateway.fleet.using(named, "embed") as child:
-        portions = cut(question.body["input"], child.gate.capacity)
+    async with call.gateway.pool.using(named, "embed") as engine:
+        portions = cut(question.body["input"], engine.queue.capacity)
         works = [partial(embed_portion, call, question, named, portion) for portion in portions]
         async with in_order(works) as texts:
             async for text in texts:
@@ -106,18 +106,18 @@ async def embed_portion(
 
 async def cut_to_fit(call: Call, named: Named, texts: Sequence[str]) -> list[str | list[int]]:
     """The texts; one that is too long for the engine becomes the tokens that fit."""
-    async with call.gateway.fleet.using(named, "embed") as child:
-        return [await cut_text(child, one, child.text_max) for one in texts]
+    async with call.gateway.pool.using(named, "embed") as engine:
+        return [await cut_text(engine, one, engine.text_max) for one in texts]
 
 
-async def cut_text(child: Child, whole: str, limit: int) -> str | list[int]:
+async def cut_text(engine: EngineEntry, whole: str, limit: int) -> str | list[int]:
     """The text, or its first tokens with the tokenizer's ending, `limit` in all."""
     if len(whole.encode("utf-8", errors="replace")) + SPECIAL <= limit:  # each token has a byte
         return whole
-    tokens = await tokens_of(child, whole, special=True)
+    tokens = await tokens_of(engine, whole, special=True)
     if len(tokens) <= limit:
         return whole
-    plain = await tokens_of(child, whole, special=False)
+    plain = await tokens_of(engine, whole, special=False)
     begins = (
         at for at in range(len(tokens) - len(plain) + 1) if tokens[at : at + len(plain)] == plain
     )
@@ -125,12 +125,12 @@ async def cut_text(child: Child, whole: str, limit: int) -> str | list[int]:
     return tokens[: limit - len(ending)] + ending
 
 
-async def tokens_of(child: Child, whole: str, *, special: bool) -> list[int]:
-    if child.address is None:
+async def tokens_of(engine: EngineEntry, whole: str, *, special: bool) -> list[int]:
+    if engine.address is None:
         raise unavailable("the engine has ended; try again")
     body = {"content": whole, "add_special": special, "parse_special": True}
-    body = child.fronts.base.ready("/tokenize", body)
-    reply = await post(child.address, "/tokenize", dumped(body))
+    body = engine.fronts.base.ready("/tokenize", body)
+    reply = await post(engine.address, "/tokenize", dumped(body))
     try:
         await reply.read_head()
         found = read_object(await reply.read())

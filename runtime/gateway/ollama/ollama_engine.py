@@ -46,13 +46,13 @@ async def ask(call: Call, question: Question, named: Named) -> AsyncIterator[Rep
 
 async def load(call: Call, named: Named, role: Role | None = None) -> None:
     gateway = call.gateway
-    async with gateway.fleet.using(named, role or gateway.role_of(CHAT, named)):
+    async with gateway.pool.using(named, role or gateway.role_of(CHAT, named)):
         pass
 
 
 async def unload(call: Call, named: Named) -> None:
     """Unload a model's idle engines; engines in use unload after their idle time."""
-    fleet = call.gateway.fleet
-    for child in list(fleet.children.values()):
-        if child.key.base == named.base and child.is_idle:
-            await fleet.stop(child)
+    pool = call.gateway.pool
+    for engine in list(pool.engines.values()):
+        if engine.key.base == named.base and engine.is_idle:
+            await pool.stop(engine)

@@ -109,16 +109,16 @@ def digest(named: Named) -> str:
     Ollama's digest is the sha256 of whole files, which takes minutes to read; this one covers
     the headers, and the files' sizes and times.
     """
-    header, told = named.model.header, hashlib.sha256()
-    told.update(repr((header.metadata, layout(header), named.voice)).encode())
+    header, sha = named.model.header, hashlib.sha256()
+    sha.update(repr((header.metadata, layout(header), named.lora_scales)).encode())
     if named.adapter is not None and named.adapter.path.exists():
         adapter = read_gguf(named.adapter.path)
-        told.update(repr((adapter.metadata, layout(adapter))).encode())
+        sha.update(repr((adapter.metadata, layout(adapter))).encode())
     for path in files(named):
         if path.exists():
             stat = path.stat()
-            told.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
-    return told.hexdigest()
+            sha.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
+    return sha.hexdigest()
 
 
 def layout(header: GGUFFile) -> list[tuple[str, tuple[int, ...], str]]:
@@ -148,12 +148,12 @@ def context(header: GGUFFile) -> int | None:
 
 def model_info(header: GGUFFile) -> Json:
     """The metadata, without long arrays and without paths of the exporting machine."""
-    told = {
+    metadata = {
         key: plain(value)
         for key, value in header.metadata.items()
         if key != TEMPLATE and not tells_a_path(key, value)
     }
-    return {**told, "general.parameter_count": header.parameters}
+    return {**metadata, "general.parameter_count": header.parameters}
 
 
 def tells_a_path(key: str, value: Value) -> bool:

@@ -77,14 +77,14 @@ class Question:
 
 def chat_question(body: Json, model: Ability) -> Question:
     """The engine's request for /api/chat. Raises ApiError."""
-    asked = shared(body, model)
-    asked["messages"] = messages(objects(body, "messages"))
+    request = shared(body, model)
+    request["messages"] = messages(objects(body, "messages"))
     if tools := objects(body, "tools"):
-        asked["tools"] = tools
-    add_format(asked, body)
-    add_thinking(asked, body, model)
-    count = add_logprobs(asked, body)
-    return Question(CHAT, asked, bool(count))
+        request["tools"] = tools
+    add_format(request, body)
+    add_thinking(request, body, model)
+    count = add_logprobs(request, body)
+    return Question(CHAT, request, bool(count))
 
 
 def generate_question(body: Json, model: Ability) -> Question:
@@ -100,31 +100,31 @@ def generate_question(body: Json, model: Ability) -> Question:
         raise bad_request(f'"{model.name}" has no chat template, and no place for a system text')
     if body.get("raw") or body.get("suffix") or not model.chats:
         return plain_question(body, model)
-    said: list[Json] = [{"role": "user", "content": text(body, "prompt")}]
+    conversation: list[Json] = [{"role": "user", "content": text(body, "prompt")}]
     if body.get("images"):
-        said[0]["images"] = body["images"]
+        conversation[0]["images"] = body["images"]
     if system := text(body, "system"):
-        said.insert(0, {"role": "system", "content": system})
-    return chat_question({**body, "messages": said, "tools": None}, model)
+        conversation.insert(0, {"role": "system", "content": system})
+    return chat_question({**body, "messages": conversation, "tools": None}, model)
 
 
 def plain_question(body: Json, model: Ability) -> Question:
     if body.get("images"):
         raise bad_request("images are not supported with raw or suffix")
-    asked = shared(body, model)
+    request = shared(body, model)
     prompt, suffix = text(body, "prompt"), text(body, "suffix")
     if suffix:
-        asked |= {"input_prefix": prompt, "input_suffix": suffix}
+        request |= {"input_prefix": prompt, "input_suffix": suffix}
     elif text(body, "system"):
         raise bad_request("raw mode does not support template, system, or context")
     else:
-        asked["prompt"] = prompt
+        request["prompt"] = prompt
     if (schema := wanted_format(body)) is not None:
-        asked["json_schema"] = schema
+        request["json_schema"] = schema
     count = logprob_count(body)
     if count is not None:
-        asked["n_probs"] = max(count, 1)
-    return Question(INFILL if suffix else COMPLETE, asked, bool(count))
+        request["n_probs"] = max(count, 1)
+    return Question(INFILL if suffix else COMPLETE, request, bool(count))
 
 
 def embed_question(body: Json) -> Question:
@@ -138,27 +138,27 @@ def embed_question(body: Json) -> Question:
 
 def shared(body: Json, model: Ability) -> Json:
     """The fields of all generating requests: streaming and sampling. Raises ApiError."""
-    asked: Json = {"stream": True, "stream_options": {"include_usage": True}}
+    request: Json = {"stream": True, "stream_options": {"include_usage": True}}
     options = {} if body.get("options") is None else body["options"]
     if not isinstance(options, dict):
         raise bad_request("options must be an object")
     for name, (ours, kind) in NUMBERS.items():
         value = options.get(name)
         if value is not None:
-            asked[ours] = option(name, value, kind)
-    if asked.get("max_tokens", 0) < 0:  # up to the end of the context
-        del asked["max_tokens"]
-    if "repeat_last_n" in asked:  # the engine allocates memory for all of them
+            request[ours] = option(name, value, kind)
+    if request.get("max_tokens", 0) < 0:  # up to the end of the context
+        del request["max_tokens"]
+    if "repeat_last_n" in request:  # the engine allocates memory for all of them
         room = model.context or 0
-        last = asked["repeat_last_n"]
-        asked["repeat_last_n"] = room if last < 0 else min(last, room) if room else last
+        last = request["repeat_last_n"]
+        request["repeat_last_n"] = room if last < 0 else min(last, room) if room else last
     if (stops := options.get("stop")) is not None:
-        asked["stop"] = [stops] if isinstance(stops, str) else stops
-        if not isinstance(asked["stop"], list) or not all(
-            isinstance(stop, str) for stop in asked["stop"]
+        request["stop"] = [stops] if isinstance(stops, str) else stops
+        if not isinstance(request["stop"], list) or not all(
+            isinstance(stop, str) for stop in request["stop"]
         ):
             raise bad_request('option "stop" must be of an array of strings')
-    return asked
+    return request
 
 
 def option(name: str, value: object, kind: type) -> float:
@@ -177,7 +177,7 @@ def option(name: str, value: object, kind: type) -> float:
 
 def messages(given: list[Json]) -> list[Json]:
     """A conversation in OpenAI's form, in which tool results carry the ids of their calls."""
-    said: list[Json] = []
+    conversation: list[Json] = []
     open_calls: list[tuple[str, str]] = []  # ids and function names of unanswered calls
     for message in given:
         one: Json = {"role": text(message, "role"), "content": content(message)}
@@ -185,7 +185,7 @@ def messages(given: list[Json]) -> list[Json]:
             one["reasoning_content"] = thinking
         if calls := objects(message, "tool_calls"):
             one["tool_calls"] = [
-                tool_call(call, f"call_{len(said)}_{at}") for at, call in enumerate(calls)
+                tool_call(call, f"call_{len(conversation)}_{at}") for at, call in enumerate(calls)
             ]
             open_calls += [(call["id"], call["function"]["name"]) for call in one["tool_calls"]]
         if one["role"] == "tool":
@@ -193,8 +193,8 @@ def messages(given: list[Json]) -> list[Json]:
             one["tool_call_id"] = text(message, "tool_call_id") or answered_call(open_calls, name)
             if name:
                 one["name"] = name
-        said.append(one)
-    return said
+        conversation.append(one)
+    return conversation
 
 
 def tool_call(call: Json, usual: str) -> Json:
@@ -225,13 +225,13 @@ def answered_call(open_calls: list[tuple[str, str]], name: str) -> str:
 
 
 def content(message: Json) -> str | list[Json]:
-    said = text(message, "content")
+    plain = text(message, "content")
     images = message.get("images") or []
     if not images:
-        return said
+        return plain
     if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
         raise bad_request("images must be an array of base64 strings")
-    parts: list[Json] = [{"type": "text", "text": said}] if said else []
+    parts: list[Json] = [{"type": "text", "text": plain}] if plain else []
     return parts + [
         {"type": "image_url", "image_url": {"url": data_url(image)}} for image in images
     ]
@@ -248,10 +248,10 @@ def data_url(image: str) -> str:
     return f"data:{kind};base64,{packed}"
 
 
-def add_format(asked: Json, body: Json) -> None:
+def add_format(request: Json, body: Json) -> None:
     schema = wanted_format(body)
     if schema is not None:
-        asked["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
+        request["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
 
 
 def wanted_format(body: Json) -> Json | None:
@@ -266,7 +266,7 @@ def wanted_format(body: Json) -> Json | None:
     raise bad_request('invalid format: expected "json" or a valid JSON Schema object')
 
 
-def add_thinking(asked: Json, body: Json, model: Ability) -> None:
+def add_thinking(request: Json, body: Json, model: Ability) -> None:
     think = body.get("think")
     if think is None:
         return
@@ -274,17 +274,17 @@ def add_thinking(asked: Json, body: Json, model: Ability) -> None:
         raise bad_request(f"think must be true, false, or one of {', '.join(EFFORTS)}")
     if think and not model.thinks:
         raise bad_request(f'"{model.name}" does not support thinking')
-    asked["chat_template_kwargs"] = dict.fromkeys(THINKING, bool(think))
+    request["chat_template_kwargs"] = dict.fromkeys(THINKING, bool(think))
     if isinstance(think, str):
-        asked["reasoning_effort"] = think
+        request["reasoning_effort"] = think
 
 
-def add_logprobs(asked: Json, body: Json) -> int:
+def add_logprobs(request: Json, body: Json) -> int:
     """Request log-probabilities in a chat; returns the number of other likely tokens."""
     count = logprob_count(body)
     if count is None:
         return 0
-    asked |= {"logprobs": True, "top_logprobs": max(count, 1)}
+    request |= {"logprobs": True, "top_logprobs": max(count, 1)}
     return count
 
 

@@ -55,20 +55,20 @@ def read_object(data: bytes) -> Json:
 
 def failure(data: bytes, status: int | None = None) -> ApiError:
     """An engine's error as ApiError; `status` is the HTTP status, unknown within a stream."""
-    said = data.decode("utf-8", errors="replace")
+    message = data.decode("utf-8", errors="replace")
     try:
-        found = mapped(json.loads(said))
+        found = mapped(json.loads(message))
     except (ValueError, RecursionError):
         found = {}
     error = mapped(found.get("error")) or found
     code = status or number(error.get("code"))
     if not HTTPStatus.BAD_REQUEST <= code < LAST_STATUS:
         code = HTTPStatus.INTERNAL_SERVER_ERROR
-    return ApiError(int(code), message_of(said))
+    return ApiError(int(code), message_of(message))
 
 
 @dataclass(frozen=True, slots=True)
-class Voice:
+class LineFormat:
     """The model's name and the form of its answer."""
 
     model: str
@@ -79,15 +79,15 @@ class Voice:
 
     def line(self, **more: object) -> Json:
         """A piece of the answer; empty fields are left out, except the text."""
-        said = {name: value for name, value in more.items() if value}
-        text, logprobs = said.pop("text", ""), said.pop("logprobs", None)
+        fields = {name: value for name, value in more.items() if value}
+        text, logprobs = fields.pop("text", ""), fields.pop("logprobs", None)
         if self.form == "chat":
-            told: Json = {"message": {"role": "assistant", "content": text, **said}}
+            line: Json = {"message": {"role": "assistant", "content": text, **fields}}
         else:
-            told = {"response": text, **said}
+            line = {"response": text, **fields}
         if logprobs:
-            told["logprobs"] = logprobs
-        return {"model": self.model, "created_at": now(), **told, "done": False}
+            line["logprobs"] = logprobs
+        return {"model": self.model, "created_at": now(), **line, "done": False}
 
     def last(self, reason: str, numbers: Json, **more: object) -> Json:
         return {**self.line(**more), "done": True, "done_reason": reason, **numbers}
@@ -97,7 +97,7 @@ class Voice:
 class Answer:
     """Assembles an answer from the objects that an engine streams."""
 
-    voice: Voice
+    line_format: LineFormat
     began: float
     """The arrival of the client's request, in seconds of the monotonic clock."""
     headed: float
@@ -121,26 +121,27 @@ class Answer:
             thinking = string(delta.get("reasoning_content"))
             logprobs = self.likely(choice)
             if text or thinking or logprobs:
-                yield self.voice.line(text=text, thinking=thinking, logprobs=logprobs)
+                yield self.line_format.line(text=text, thinking=thinking, logprobs=logprobs)
             self.reason = choice.get("finish_reason") or self.reason
             self.unparsed = self.unparsed or choice.get(UNPARSED) is True
 
     def add_call(self, call: Json) -> None:
         index = call.get("index")
         known = self.calls.setdefault(
-            index if type(index) is int else len(self.calls), {"id": "", "name": "", "said": ""}
+            index if type(index) is int else len(self.calls),
+            {"id": "", "name": "", "arguments": ""},
         )
         function = mapped(call.get("function"))
         known["id"] += string(call.get("id"))
         known["name"] += string(function.get("name"))
-        known["said"] += string(function.get("arguments"))
+        known["arguments"] += string(function.get("arguments"))
 
     def likely(self, choice: Json) -> list[Json]:
         tokens = listed(mapped(choice.get("logprobs")).get("content"))
         return [
-            token_told(token)
-            | ({"top_logprobs": [token_told(one) for one in listed(token.get("top_logprobs"))]}
-               if self.voice.has_top else {})
+            ollama_token(token)
+            | ({"top_logprobs": [ollama_token(one) for one in listed(token.get("top_logprobs"))]}
+               if self.line_format.has_top else {})
             for token in tokens
         ]  # fmt: skip
 
@@ -149,11 +150,11 @@ class Answer:
         if self.reason is None:
             raise ApiError(HTTPStatus.BAD_GATEWAY, "the engine's answer broke off")
         if self.calls:
-            calls = [told_call(at, self.calls[at]) for at in sorted(self.calls)]
-            yield self.voice.line(tool_calls=calls)
+            calls = [ollama_call(at, self.calls[at]) for at in sorted(self.calls)]
+            yield self.line_format.line(tool_calls=calls)
         more = {UNPARSED: True} if self.unparsed else {}
         reason = "length" if self.reason == "length" else "stop"
-        yield self.voice.last(reason, {**self.numbers(), **more})
+        yield self.line_format.last(reason, {**self.numbers(), **more})
 
     def numbers(self) -> Json:
         """Token counts and durations, in nanoseconds."""
@@ -189,10 +190,10 @@ def filled(event: Json) -> Json:
     }
 
 
-def told_call(index: int, call: Json) -> Json:
+def ollama_call(index: int, call: Json) -> Json:
     """A tool call in Ollama's form. Raises ApiError for incomplete arguments."""
     try:
-        arguments = json.loads(call["said"] or "{}")
+        arguments = json.loads(call["arguments"] or "{}")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
@@ -204,10 +205,10 @@ def told_call(index: int, call: Json) -> Json:
     return {"id": call["id"], "function": function}
 
 
-def token_told(token: Json) -> Json:
-    told = {"token": string(token.get("token")), "logprob": number(token.get("logprob"))}
+def ollama_token(token: Json) -> Json:
+    entry = {"token": string(token.get("token")), "logprob": number(token.get("logprob"))}
     raw = token.get("bytes")
-    return told | ({"bytes": raw} if raw else {})
+    return entry | ({"bytes": raw} if raw else {})
 
 
 def string(value: object) -> str:
@@ -225,19 +226,19 @@ async def lines(chunks: AsyncIterator[bytes], answer: Answer) -> AsyncIterator[J
         yield line
 
 
-def joined(voice: Voice, said: list[Json]) -> Json:
+def joined(line_format: LineFormat, pieces: list[Json]) -> Json:
     """All lines of an answer joined into one."""
     text, thinking = "", ""
     tool_calls: list[Json] = []
     logprobs: list[Json] = []
-    for line in said:
-        told = line.get("message", line)
-        text += told["content" if voice.form == "chat" else "response"]
-        thinking += told.get("thinking", "")
-        tool_calls += told.get("tool_calls", [])
+    for line in pieces:
+        message = line.get("message", line)
+        text += message["content" if line_format.form == "chat" else "response"]
+        thinking += message.get("thinking", "")
+        tool_calls += message.get("tool_calls", [])
         logprobs += line.get("logprobs", [])
-    whole = voice.line(text=text, thinking=thinking, tool_calls=tool_calls, logprobs=logprobs)
-    return {**said[-1], **whole, "done": True}
+    whole = line_format.line(text=text, thinking=thinking, tool_calls=tool_calls, logprobs=logprobs)
+    return {**pieces[-1], **whole, "done": True}
 
 
 def now() -> str:

@@ -34,8 +34,16 @@ from runtime.gateway.ollama.ollama_request import (
     text,
     wants_stream,
 )
-from runtime.gateway.ollama.ollama_response import NS, UNPARSED, Answer, Voice, joined, lines, stamp
-from runtime.gateway.scheduling.engine_entry import Child
+from runtime.gateway.ollama.ollama_response import (
+    NS,
+    UNPARSED,
+    Answer,
+    LineFormat,
+    joined,
+    lines,
+    stamp,
+)
+from runtime.gateway.scheduling.engine_entry import EngineEntry
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 API_VERSION = "0.13.0"
@@ -68,22 +76,22 @@ async def show(call: Call) -> Response:
 async def running(call: Call) -> Response:
     """Answer /api/ps: the loaded models; a base counts once, with all its adapters."""
     gateway = call.gateway
-    loaded: dict[str, list[Child]] = {}
-    for child in gateway.fleet.children.values():
-        if child.is_loaded:
-            loaded.setdefault(child.key.name or child.key.base, []).append(child)
+    loaded: dict[str, list[EngineEntry]] = {}
+    for engine in gateway.pool.engines.values():
+        if engine.is_loaded:
+            loaded.setdefault(engine.key.name or engine.key.base, []).append(engine)
     found = [
-        process(gateway, gateway.catalog.find(name), children) for name, children in loaded.items()
+        process(gateway, gateway.catalog.find(name), engines) for name, engines in loaded.items()
     ]
     return JSONResponse({"models": found})
 
 
-def process(gateway: Gateway, named: Named, children: Sequence[Child]) -> Json:
+def process(gateway: Gateway, named: Named, engines: Sequence[EngineEntry]) -> Json:
     """A model's entry in /api/ps, summed over its engines for answers, vectors and ranks."""
-    nbytes = sum(child.nbytes for child in children)
-    has_gpu = gateway.fleet.toolchain.info["backend"] != "cpu"
-    ttl_s, clock = gateway.settings.ttl_s or FOR_EVER_S, gateway.fleet.clock
-    idle_s = min(0 if child.users else clock() - child.last_used for child in children)
+    nbytes = sum(engine.nbytes for engine in engines)
+    has_gpu = gateway.pool.toolchain.info["backend"] != "cpu"
+    ttl_s, clock = gateway.settings.ttl_s or FOR_EVER_S, gateway.pool.clock
+    idle_s = min(0 if engine.users else clock() - engine.last_used for engine in engines)
     return {
         "name": named.id,
         "model": named.id,
@@ -92,7 +100,7 @@ def process(gateway: Gateway, named: Named, children: Sequence[Child]) -> Json:
         "details": details(named),
         "expires_at": stamp(time.time_ns() + int(max(ttl_s - idle_s, 0) * NS)),
         "size_vram": nbytes if has_gpu else 0,
-        "context_length": max(child.context for child in children),
+        "context_length": max(engine.context for engine in engines),
     }
 
 
@@ -109,34 +117,34 @@ async def converse(call: Call, form: Literal["chat", "generate"]) -> Response | 
     began = time.monotonic()
     named = find(call)
     able = capabilities(named)
-    voice = Voice(call.body["model"], form)
+    line_format = LineFormat(call.body["model"], form)
     keep_s, is_stream = keeps_s(call.body), wants_stream(call.body)
     if "completion" not in able:
-        raise bad_request(f'"{voice.model}" does not support {form}')
+        raise bad_request(f'"{line_format.model}" does not support {form}')
     has_question = objects(call.body, "messages") if form == "chat" else text(call.body, "prompt")
     if not has_question:
         reason = "unload" if keep_s == 0 else "load"
         await (unload if keep_s == 0 else load)(call, named)
-        return JSONResponse(voice.last(reason, {}))
+        return JSONResponse(line_format.last(reason, {}))
     chats, thinks = named.can_chat, "thinking" in able
-    ability = Ability(voice.model, context(named.model.header), thinks, chats)
+    ability = Ability(line_format.model, context(named.model.header), thinks, chats)
     question = (chat_question if form == "chat" else generate_question)(call.body, ability)
-    voice = replace(voice, has_top=question.has_top)
+    line_format = replace(line_format, has_top=question.has_top)
     async with ask(call, question, named) as reply:
-        said = lines(reply.chunks(), Answer(voice, began, time.monotonic()))
+        answer_lines = lines(reply.chunks(), Answer(line_format, began, time.monotonic()))
         if not is_stream:
-            whole = joined(voice, [line async for line in said])
+            whole = joined(line_format, [line async for line in answer_lines])
             return JSONResponse(
                 whole, headers={UNPARSED_HEADER: "1"} if whole.get(UNPARSED) else {}
             )
-        await send_lines(call, said)
+        await send_lines(call, answer_lines)
     return None
 
 
-async def send_lines(call: Call, said: AsyncIterator[Json]) -> None:
+async def send_lines(call: Call, answer_lines: AsyncIterator[Json]) -> None:
     """Send the lines as a stream; an error before the first line can still set the status."""
     has_begun = False
-    async for line in said:
+    async for line in answer_lines:
         if not has_begun:
             headers = [(b"content-type", NDJSON)]
             await call.outgoing(

@@ -38,7 +38,7 @@ MISSING = {"ModelName": WITH_BODY["404"], "EvaluationId": "There is no such repo
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class RouteDoc:
     """The description of one route."""
 
     summary: str
@@ -56,50 +56,52 @@ class Told:
     """The name of the schema of `{id}`."""
 
 
-PASSED: dict[str, Told] = {
-    "/v1/chat/completions": Told("Answer a chat", "Chat", "ChatRequest", EVENTS),
-    "/v1/completions": Told("Continue a text", "Completion", "CompletionRequest", EVENTS),
-    "/v1/responses": Told("Answer, as OpenAI's Responses", "Responses", "ResponsesRequest", EVENTS),
-    "/v1/embeddings": Told("Embed texts", "Embeddings", "EmbeddingsRequest"),
-    "/v1/messages": Told("Answer, as Anthropic's", "MessagesAnswer", "MessagesRequest", EVENTS),
-    "/v1/messages/count_tokens": Told("Count a chat's tokens", "TokenCount", "CountRequest"),
-    "/v1/chat/completions/input_tokens": Told(
+PASSED: dict[str, RouteDoc] = {
+    "/v1/chat/completions": RouteDoc("Answer a chat", "Chat", "ChatRequest", EVENTS),
+    "/v1/completions": RouteDoc("Continue a text", "Completion", "CompletionRequest", EVENTS),
+    "/v1/responses": RouteDoc(
+        "Answer, as OpenAI's Responses", "Responses", "ResponsesRequest", EVENTS
+    ),
+    "/v1/embeddings": RouteDoc("Embed texts", "Embeddings", "EmbeddingsRequest"),
+    "/v1/messages": RouteDoc("Answer, as Anthropic's", "MessagesAnswer", "MessagesRequest", EVENTS),
+    "/v1/messages/count_tokens": RouteDoc("Count a chat's tokens", "TokenCount", "CountRequest"),
+    "/v1/chat/completions/input_tokens": RouteDoc(
         "Count a chat's tokens", "TokenCount", "TemplateRequest"
     ),
-    "/v1/responses/input_tokens": Told("Count tokens", "TokenCount", "ResponsesRequest"),
-    "/completion": Told("Continue a text, as llama.cpp's", "Answer", "PromptRequest", EVENTS),
-    "/embedding": Told("Embed texts, as llama.cpp's", None, "EmbeddingsRequest"),
-    "/infill": Told("Fill the gap between two texts", "Answer", "InfillRequest", EVENTS),
-    "/v1/rerank": Told("Rank documents by relevance", "Ranking", "RerankRequest"),
-    "/tokenize": Told("Cut a text into tokens", "Tokens", "TokenizeRequest"),
-    "/detokenize": Told("Join tokens to a text", "Text", "DetokenizeRequest"),
-    "/apply-template": Told("Show a chat's prompt", "Prompt", "TemplateRequest"),
+    "/v1/responses/input_tokens": RouteDoc("Count tokens", "TokenCount", "ResponsesRequest"),
+    "/completion": RouteDoc("Continue a text, as llama.cpp's", "Answer", "PromptRequest", EVENTS),
+    "/embedding": RouteDoc("Embed texts, as llama.cpp's", None, "EmbeddingsRequest"),
+    "/infill": RouteDoc("Fill the gap between two texts", "Answer", "InfillRequest", EVENTS),
+    "/v1/rerank": RouteDoc("Rank documents by relevance", "Ranking", "RerankRequest"),
+    "/tokenize": RouteDoc("Cut a text into tokens", "Tokens", "TokenizeRequest"),
+    "/detokenize": RouteDoc("Join tokens to a text", "Text", "DetokenizeRequest"),
+    "/apply-template": RouteDoc("Show a chat's prompt", "Prompt", "TemplateRequest"),
 }
-OWN: dict[tuple[str, str], Told] = {
-    ("GET", "/v1/models"): Told("List the models", "Models"),
-    ("GET", "/models"): Told("List the models", "Models"),
-    ("GET", "/v1/models/{id}"): Told("Describe one model", "Model"),
-    ("GET", "/models/{id}"): Told("Describe one model", "Model"),
-    ("GET", "/livez"): Told("Whether the process runs", "Status", is_open=True),
-    ("GET", "/readyz"): Told("Whether the server takes requests", "Status", is_open=True),
-    ("GET", "/health"): Told("Whether the server takes requests", "Status", is_open=True),
-    ("GET", "/v1/health"): Told("Whether the server takes requests", "Status", is_open=True),
-    ("GET", "/metrics"): Told("Metrics for Prometheus"),
-    ("GET", "/evaluations"): Told("List the reports of `decant eval`", "Evaluations"),
-    ("GET", "/evaluations/{id}/report.html"): Told(
+OWN: dict[tuple[str, str], RouteDoc] = {
+    ("GET", "/v1/models"): RouteDoc("List the models", "Models"),
+    ("GET", "/models"): RouteDoc("List the models", "Models"),
+    ("GET", "/v1/models/{id}"): RouteDoc("Describe one model", "Model"),
+    ("GET", "/models/{id}"): RouteDoc("Describe one model", "Model"),
+    ("GET", "/livez"): RouteDoc("Whether the process runs", "Status", is_open=True),
+    ("GET", "/readyz"): RouteDoc("Whether the server takes requests", "Status", is_open=True),
+    ("GET", "/health"): RouteDoc("Whether the server takes requests", "Status", is_open=True),
+    ("GET", "/v1/health"): RouteDoc("Whether the server takes requests", "Status", is_open=True),
+    ("GET", "/metrics"): RouteDoc("Metrics for Prometheus"),
+    ("GET", "/evaluations"): RouteDoc("List the reports of `decant eval`", "Evaluations"),
+    ("GET", "/evaluations/{id}/report.html"): RouteDoc(
         "The page of one report", content_type="text/html", id_schema="EvaluationId"
     ),
-    ("GET", "/openapi.json"): Told("This description", ""),
-    ("GET", "/api/version"): Told("The version of Ollama's API", "OllamaVersion"),
-    ("GET", "/api/tags"): Told("List the models", "OllamaModels"),
-    ("GET", "/api/ps"): Told("List the loaded models", "OllamaModels"),
-    ("POST", "/api/show"): Told("Describe one model", "", "OllamaShowRequest"),
-    ("POST", "/api/chat"): Told("Answer a chat", "OllamaAnswer", "OllamaChatRequest", LINES),
-    ("POST", "/api/generate"): Told(
+    ("GET", "/openapi.json"): RouteDoc("This description", ""),
+    ("GET", "/api/version"): RouteDoc("The version of Ollama's API", "OllamaVersion"),
+    ("GET", "/api/tags"): RouteDoc("List the models", "OllamaModels"),
+    ("GET", "/api/ps"): RouteDoc("List the loaded models", "OllamaModels"),
+    ("POST", "/api/show"): RouteDoc("Describe one model", "", "OllamaShowRequest"),
+    ("POST", "/api/chat"): RouteDoc("Answer a chat", "OllamaAnswer", "OllamaChatRequest", LINES),
+    ("POST", "/api/generate"): RouteDoc(
         "Continue a text", "OllamaAnswer", "OllamaGenerateRequest", LINES
     ),
-    ("POST", "/api/embed"): Told("Embed texts", "OllamaEmbed", "OllamaEmbedRequest"),
-    ("POST", "/api/embeddings"): Told(
+    ("POST", "/api/embed"): RouteDoc("Embed texts", "OllamaEmbed", "OllamaEmbedRequest"),
+    ("POST", "/api/embeddings"): RouteDoc(
         "Embed one text", "OllamaEmbeddings", "OllamaEmbeddingsRequest"
     ),
 }
@@ -120,9 +122,9 @@ def document(served: Iterable[tuple[str, str]], *, has_keys: bool) -> Json:
     paths: dict[str, Json] = {}
     for method, pattern in served:
         path = pattern.replace(":path}", "}")
-        told = told_of(method, path)
-        if told is not None:
-            paths.setdefault(path, {})[method.lower()] = operation(path, told)
+        doc = doc_of(method, path)
+        if doc is not None:
+            paths.setdefault(path, {})[method.lower()] = operation(path, doc)
     found: Json = {
         "openapi": "3.1.0",
         "info": {"title": "decant", "version": own_version()},
@@ -135,47 +137,47 @@ def document(served: Iterable[tuple[str, str]], *, has_keys: bool) -> Json:
     return found
 
 
-def told_of(method: str, path: str) -> Told | None:
+def doc_of(method: str, path: str) -> RouteDoc | None:
     route = next(
         (route for route, others in routes_llama.PASSED.items() if path in (route, *others)), ""
     )
     return OWN.get((method, path)) or (PASSED.get(route) if method == "POST" else None)
 
 
-def operation(path: str, told: Told) -> Json:
-    statuses = {**EVERYWHERE, **(WITH_BODY if told.request else {})}
+def operation(path: str, doc: RouteDoc) -> Json:
+    statuses = {**EVERYWHERE, **(WITH_BODY if doc.request else {})}
     if "{id}" in path:
-        statuses["404"] = MISSING[told.id_schema]
-    if told.is_open or told.request is None:
+        statuses["404"] = MISSING[doc.id_schema]
+    if doc.is_open or doc.request is None:
         statuses["503"] = WITH_BODY["503"]
     failure = {JSON: {"schema": ref(ERRORS[form_of(path)])}}
     found: Json = {
-        "summary": told.summary,
+        "summary": doc.summary,
         "responses": {
-            "200": {"description": "The answer.", "content": contents(told)},
+            "200": {"description": "The answer.", "content": contents(doc)},
             **{
                 status: {"description": text, "content": failure}
                 for status, text in statuses.items()
             },
         },
     }
-    if told.request is not None:
-        content = {JSON: {"schema": ref(told.request)}}
+    if doc.request is not None:
+        content = {JSON: {"schema": ref(doc.request)}}
         found["requestBody"] = {"required": True, "content": content}
     if "{id}" in path:
-        name = {"name": "id", "in": "path", "required": True, "schema": ref(told.id_schema)}
+        name = {"name": "id", "in": "path", "required": True, "schema": ref(doc.id_schema)}
         found["parameters"] = [name]
-    if told.is_open:
+    if doc.is_open:
         found["security"] = []
     return found
 
 
-def contents(told: Told) -> Mapping[str, Json]:
+def contents(doc: RouteDoc) -> Mapping[str, Json]:
     """The content types of an answer, each with its schema if it has one."""
-    if told.answer is None:
-        return {JSON: {}} if told.request else {told.content_type: {}}
-    found: dict[str, Json] = {JSON: {"schema": ref(told.answer)} if told.answer else {}}
-    return found | ({told.stream: {}} if told.stream else {})
+    if doc.answer is None:
+        return {JSON: {}} if doc.request else {doc.content_type: {}}
+    found: dict[str, Json] = {JSON: {"schema": ref(doc.answer)} if doc.answer else {}}
+    return found | ({doc.stream: {}} if doc.stream else {})
 
 
 ROUTES = (Route("GET", "/openapi.json", openapi),)

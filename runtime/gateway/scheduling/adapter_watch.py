@@ -49,19 +49,19 @@ class AdapterFiles:
         try:
             mark = mark_of(adapter.path)
         except OSError as error:
-            return self.told(key, f"its file cannot be read: {error.strerror}", adapter)
+            return self.note_broken(key, f"its file cannot be read: {error.strerror}", adapter)
         was, self.seen[key] = self.seen.get(key), mark
         if was in (None, mark):
             return self.broken.get(key, "")
         try:
             check_adapter(adapter, model.header)
         except ModelError as error:
-            return self.told(key, error.message, adapter)
+            return self.note_broken(key, error.message, adapter)
         self.broken.pop(key, None)
         self.report(Note(f"the adapter {adapter.name!r} has changed on disk: the new file is used"))
         return ""
 
-    def told(self, key: tuple[Path, Path], why: str, adapter: Adapter) -> str:
+    def note_broken(self, key: tuple[Path, Path], why: str, adapter: Adapter) -> str:
         """The reason without the file's path; reported once."""
         shown = why.replace(f"`{adapter.path}`", repr(adapter.name))
         if self.broken.get(key) != shown:

@@ -22,7 +22,7 @@ from runtime.gateway.scheduling.engine_phase import (
     Unloaded,
 )
 from runtime.gateway.scheduling.placement import SAYING, Key, Role
-from runtime.gateway.scheduling.request_queue import Gate, Voice
+from runtime.gateway.scheduling.request_queue import LoraScales, RequestQueue
 from runtime.gateway.scheduling.upstream import Address
 
 ASIDE = 2  # requests without a slot at once; more would delay the health check
@@ -30,18 +30,18 @@ CHOSEN_NICENESS = 5  # about a third of a processor that other engines use as we
 
 
 @dataclass(eq=False)
-class Child:
+class EngineEntry:
     """An engine and its model, in any phase."""
 
     key: Key
     model: Model
-    gate: Gate
+    queue: RequestQueue
     phase: Phase = field(default_factory=Unloaded)
     fronts: Fronts = field(default_factory=Fronts)
     """Prepare requests for the engine, by the adapters that answer."""
     starting: asyncio.Task[None] | None = None
     """The task that waits for the backoff, then loads the model."""
-    beside: Gate = field(init=False)
+    beside: RequestQueue = field(init=False)
     """Admits requests that need no slot."""
     users: int = 0
     """Requests that wait or are being answered."""
@@ -62,7 +62,7 @@ class Child:
     """Adapters that could not be loaded: their index, and the reason."""
 
     def __post_init__(self) -> None:
-        self.beside = Gate(ASIDE, self.gate.settings, self.gate.clock)
+        self.beside = RequestQueue(ASIDE, self.queue.settings, self.queue.clock)
 
     @property
     def name(self) -> str:
@@ -117,25 +117,27 @@ class Child:
     @property
     def engine_key(self) -> Key:
         """The key without the scales of adapters that could not be loaded."""
-        voice = (scale for place, scale in enumerate(self.key.voice) if place not in self.out)
-        return replace(self.key, voice=tuple(voice)) if self.out else self.key
+        lora_scales = (
+            scale for place, scale in enumerate(self.key.lora_scales) if place not in self.out
+        )
+        return replace(self.key, lora_scales=tuple(lora_scales)) if self.out else self.key
 
-    def missing(self, voice: Voice) -> str:
+    def missing(self, lora_scales: LoraScales) -> str:
         """Why the engine cannot answer with these LoRA scales; empty when it can."""
         for place, why in self.out.items():
-            if place < len(voice) and voice[place]:
+            if place < len(lora_scales) and lora_scales[place]:
                 return f"the adapter {self.model.adapters[place].name!r} cannot be used: {why}"
         return ""
 
     def for_engine(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """The request with the engine's numbers for its adapters."""
-        asked = body.get("lora")
-        if not self.out or not isinstance(asked, list):
+        scales = body.get("lora")
+        if not self.out or not isinstance(scales, list):
             return body
         kept = [place for place in range(len(self.model.adapters)) if place not in self.out]
         lora = [
             {**one, "id": kept.index(one["id"])}
-            for one in asked
+            for one in scales
             if isinstance(one, dict) and one.get("id") in kept
         ]
         return {**body, "lora": lora}
@@ -143,7 +145,7 @@ class Child:
     @property
     def is_chosen(self) -> bool:
         """Whether a client chose its LoRA scales, of which there are unlimited many."""
-        return is_chosen(self.key.voice, self.model)
+        return is_chosen(self.key.lora_scales, self.model)
 
     @property
     def niceness(self) -> int:
@@ -165,21 +167,21 @@ def as_reason(error: BaseException) -> DecantError:
     """The error for an engine whose start failed."""
     if isinstance(error, DecantError):
         return error
-    told = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return EngineError(f"its start failed: {told}", hint="the log says more")
+    message = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return EngineError(f"its start failed: {message}", hint="the log says more")
 
 
 def key_of(named: Named, role: Role) -> Key:
     """The engine for a model and role: one for all scales where requests can set them."""
     if role in SAYING:
         return Key(named.base, role)
-    return Key(named.base, role, named.voice, named.id)
+    return Key(named.base, role, named.lora_scales, named.id)
 
 
-def is_chosen(voice: Voice, model: Model) -> bool:
+def is_chosen(lora_scales: LoraScales, model: Model) -> bool:
     """Whether the LoRA scales are a client's choice: not the base's, nor a listed adapter's."""
     listed = [adapter.scale for adapter in model.adapters]
-    return any(voice) and voice not in [
+    return any(lora_scales) and lora_scales not in [
         tuple(scale if one == place else 0.0 for one in range(len(listed)))
         for place, scale in enumerate(listed)
     ]

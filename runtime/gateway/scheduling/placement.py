@@ -14,9 +14,9 @@ from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
 from runtime.engine.llama_server import ServerSpec
-from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Asked, Fit, fit, spread_over
+from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Fit, FitOptions, fit, spread_over
 from runtime.engine.opened_model import ANY_TEMPLATE, Model
-from runtime.gateway.scheduling.request_queue import Voice
+from runtime.gateway.scheduling.request_queue import LoraScales
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts
 from runtime.scoring.score_process import score_spec
@@ -56,7 +56,7 @@ class Key:
 
     base: str
     role: Role = "generate"
-    voice: Voice = ()
+    lora_scales: LoraScales = ()
     """The LoRA scales, for roles whose requests cannot set them."""
     name: str = field(default="", compare=False)
     """The model name in the engine's answers."""
@@ -122,7 +122,7 @@ def fit_slots(role: Role, model: Model, parallel: int, settings: Settings, room:
     return fit(
         model.header,
         files + ([model.projector] if model.projector else []),
-        Asked(
+        FitOptions(
             settings.context,
             settings.threads,
             parallel,
@@ -153,7 +153,7 @@ def is_short(fitted: Fit, settings: Settings) -> bool:
 
 def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpec:
     """The engine's process: its files, slots and flags, by its role."""
-    role, voice, name = key.role, key.voice, key.name or key.base
+    role, lora_scales, name = key.role, key.lora_scales, key.name or key.base
     alias = ("-a", name.replace(",", "-"))  # llama-server splits it at commas
     found = ServerSpec(
         model.header.path,
@@ -171,7 +171,7 @@ def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpe
     if role == "generate":
         return found
     if role == "fixed":
-        return replace(found, scales=voice)
+        return replace(found, scales=lora_scales)
     batch = str(fitted.batch)
     extra = [*alias, "--metrics", ROLE_FLAGS[role], "-b", batch, "-ub", batch]
     # slots with separate caches are computed in steps of equal length, which cuts longer texts
@@ -183,7 +183,7 @@ def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpe
         extra += ["--pooling", "mean"]
     projector = found.projector if role == "embed" else None
     chat = UNUSED if model.is_handed_over else AS_IT_IS
-    return replace(found, extra=tuple(extra), scales=voice, projector=projector, chat=chat)
+    return replace(found, extra=tuple(extra), scales=lora_scales, projector=projector, chat=chat)
 
 
 def may_be_cut(model: GGUFFile, role: Role) -> bool:

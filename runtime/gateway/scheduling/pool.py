@@ -21,14 +21,14 @@ from exporter.core.events import Event, Note, Progress, Report, Step, Warn, sile
 from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.llama_server import DYING_S, Server
 from runtime.engine.own_template import template_refused
-from runtime.engine.request_texts import Fronts, front_of, said_of, unlike
+from runtime.engine.request_texts import Fronts, front_of, template_notes, unlike
 from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.catalog import Named
 from runtime.gateway.scheduling.adapter_watch import AdapterFiles
-from runtime.gateway.scheduling.engine_entry import Child, CrowdedError, as_reason, key_of
+from runtime.gateway.scheduling.engine_entry import CrowdedError, EngineEntry, as_reason, key_of
 from runtime.gateway.scheduling.engine_phase import Failed, Loaded, Loading, Unloaded
 from runtime.gateway.scheduling.placement import TALKLESS, Key, Plan, Role, Room, plan_engine
-from runtime.gateway.scheduling.request_queue import Gate
+from runtime.gateway.scheduling.request_queue import RequestQueue
 from runtime.gateway.scheduling.upstream import address_of, is_well
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts, preflight
@@ -41,14 +41,14 @@ Result = TypeVar("Result")
 
 
 @dataclass(eq=False)
-class Fleet:
+class EnginePool:
     """All engines. Only loading runs in threads, all else on the event loop."""
 
     settings: Settings
     toolchain: Toolchain
     report: Report = silent
     clock: Callable[[], float] = time.monotonic
-    children: dict[Key, Child] = field(default_factory=dict)
+    engines: dict[Key, EngineEntry] = field(default_factory=dict)
     planning: asyncio.Lock = field(default_factory=asyncio.Lock)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     threads: Executor = field(default_factory=lambda: ThreadPoolExecutor(STARTS_MAX, "start"))
@@ -59,47 +59,47 @@ class Fleet:
     def __post_init__(self) -> None:
         self.adapter_files = AdapterFiles(self.report)
 
-    def child(self, named: Named, role: Role = "generate") -> Child:
+    def engine(self, named: Named, role: Role = "generate") -> EngineEntry:
         """The engine of a model, loaded or not; created if it is new."""
         key = key_of(named, role)
-        if key not in self.children:
-            gate = Gate(self.settings.parallel or 1, self.settings, self.clock)
-            self.children[key] = Child(key, named.model, gate)
-        return self.children[key]
+        if key not in self.engines:
+            queue = RequestQueue(self.settings.parallel or 1, self.settings, self.clock)
+            self.engines[key] = EngineEntry(key, named.model, queue)
+        return self.engines[key]
 
     @asynccontextmanager
-    async def using(self, named: Named, role: Role = "generate") -> AsyncIterator[Child]:
+    async def using(self, named: Named, role: Role = "generate") -> AsyncIterator[EngineEntry]:
         """The model's engine, which stays loaded inside the block. Raises ApiError."""
-        child = self.child(named, role)
-        child.users += 1
+        engine = self.engine(named, role)
+        engine.users += 1
         try:
-            await self.ensure_loaded(child)
-            yield child
+            await self.ensure_loaded(engine)
+            yield engine
         finally:
-            child.users -= 1
-            child.last_used = self.clock()
+            engine.users -= 1
+            engine.last_used = self.clock()
 
-    async def ensure_loaded(self, child: Child) -> None:
+    async def ensure_loaded(self, engine: EngineEntry) -> None:
         """Wait until the engine is loaded; many requests share one load. Raises ApiError."""
-        while not child.is_loaded:
+        while not engine.is_loaded:
             if self.is_closed:
                 raise unavailable("the server is shutting down", retry_after=5)
-            failed = child.phase
+            failed = engine.phase
             if isinstance(failed, Failed) and failed.wait_s(self.clock()) > PATIENCE_S:
-                raise self.failure(child, failed)
-            if child.starting is None:
-                child.starting = self.spawn(self.start(child))
-            await asyncio.wait({child.starting})
-            if isinstance(failed := child.phase, Failed):
-                raise self.failure(child, failed)
+                raise self.failure(engine, failed)
+            if engine.starting is None:
+                engine.starting = self.spawn(self.start(engine))
+            await asyncio.wait({engine.starting})
+            if isinstance(failed := engine.phase, Failed):
+                raise self.failure(engine, failed)
 
-    def failure(self, child: Child, failed: Failed) -> ApiError:
+    def failure(self, engine: EngineEntry, failed: Failed) -> ApiError:
         """The error for requests that wait for an engine that cannot be loaded."""
         why = failed.error.message.splitlines()[0]
-        path = str(child.model.header.path)
-        told = why.replace(f"`{path}`", child.name).replace(path, child.name)
+        path = str(engine.model.header.path)
+        message = why.replace(f"`{path}`", engine.name).replace(path, engine.name)
         return unavailable(
-            f"{child.name!r} cannot be loaded: {told}",
+            f"{engine.name!r} cannot be loaded: {message}",
             retry_after=int(failed.wait_s(self.clock())) + 1,
         )
 
@@ -110,57 +110,57 @@ class Fleet:
         task.add_done_callback(self.tasks.discard)
         return task
 
-    async def start(self, child: Child) -> None:
+    async def start(self, engine: EngineEntry) -> None:
         """Load the engine after its backoff. An error of loading is kept in its phase."""
-        if isinstance(failed := child.phase, Failed):
+        if isinstance(failed := engine.phase, Failed):
             await asyncio.sleep(failed.wait_s(self.clock()))
-        error = await self.try_load(child)
+        error = await self.try_load(engine)
         if isinstance(error, TemplateRefusedError):
-            self.report(Warn(template_refused(child.name, error)))
-            child.model = replace(child.model, is_handed_over=True)
-            error = await self.try_load(child)
-        child.starting = None
+            self.report(Warn(template_refused(engine.name, error)))
+            engine.model = replace(engine.model, is_handed_over=True)
+            error = await self.try_load(engine)
+        engine.starting = None
         if error is not None:
-            child.gate.refuse_all(self.failure(child, self.fail(child, as_reason(error))))
-        elif isinstance(child.phase, Loading):  # every request for it has left
-            child.phase = Unloaded()
+            engine.queue.refuse_all(self.failure(engine, self.fail(engine, as_reason(error))))
+        elif isinstance(engine.phase, Loading):  # every request for it has left
+            engine.phase = Unloaded()
 
-    async def try_load(self, child: Child) -> BaseException | None:
+    async def try_load(self, engine: EngineEntry) -> BaseException | None:
         """The exception that loading raises, of any type; None when it succeeds."""
-        loading = child.phase = Loading()
-        attempt = self.spawn(self.load(child, loading))
+        loading = engine.phase = Loading()
+        attempt = self.spawn(self.load(engine, loading))
         await asyncio.wait({attempt})
         return attempt.exception()
 
-    async def load(self, child: Child, loading: Loading) -> None:
+    async def load(self, engine: EngineEntry, loading: Loading) -> None:
         """Load the engine, unless all requests for it have left.
 
         Raises ModelError for an adapter that cannot be used, and whatever else loading raises.
         """
         began = self.clock()
-        await self.in_thread(getattr, child.model, "chat")  # parses the template, which may be slow
-        child.out = await self.in_thread(self.adapter_files.checked, child.model)
-        if why := child.missing(child.key.voice):
+        await self.in_thread(getattr, engine.model, "chat")  # parsing may be slow
+        engine.out = await self.in_thread(self.adapter_files.checked, engine.model)
+        if why := engine.missing(engine.key.lora_scales):
             raise ModelError(why, hint="repair its file: it is checked again at the next request")
-        server = await self.server_for(child, loading)
+        server = await self.server_for(engine, loading)
         if server is None:
             return
-        self.report(Step(f"loading {child.name}"))
-        child.fronts = await self.in_thread(fronts_of, child)
+        self.report(Step(f"loading {engine.name}"))
+        engine.fronts = await self.in_thread(fronts_of, engine)
         await self.in_thread(server.__enter__)
-        await self.compare(child, server)
-        child.gate.capacity = server.spec.parallel
-        child.phase = Loaded(server, address_of(server))
-        child.began = child.last_used = self.clock()
-        child.load_s = child.began - began
+        await self.compare(engine, server)
+        engine.queue.capacity = server.spec.parallel
+        engine.phase = Loaded(server, address_of(server))
+        engine.began = engine.last_used = self.clock()
+        engine.load_s = engine.began - began
         if self.is_closed:
-            await self.stop(child)
+            await self.stop(engine)
             return
-        self.report(Step(f"{child.name} is loaded ({child.load_s:.1f} s)"))
-        self.spawn(self.watch(child, server))
-        child.gate.open()
+        self.report(Step(f"{engine.name} is loaded ({engine.load_s:.1f} s)"))
+        self.spawn(self.watch(engine, server))
+        engine.queue.open()
 
-    async def server_for(self, child: Child, loading: Loading) -> Server | None:
+    async def server_for(self, engine: EngineEntry, loading: Loading) -> Server | None:
         """The engine's process, its memory reserved; None when no request waits for it.
 
         One engine at a time is planned; engines that are starting keep their reservation.
@@ -172,23 +172,23 @@ class Fleet:
 
         while True:
             async with self.planning:
-                if self.is_closed or not child.users:
+                if self.is_closed or not engine.users:
                     return None
-                wait_s = await self.limit_chosen_scales(child)
-                plan = await self.room_for(child) if not wait_s else None
+                wait_s = await self.limit_chosen_scales(engine)
+                plan = await self.room_for(engine) if not wait_s else None
                 if plan is not None:
-                    child.nbytes, child.context = plan.fit.need.total, plan.spec.context
-                    child.text_max = plan.text_max
-                    for said in plan.fit.warnings():
-                        self.report(Warn(f"{child.name}: {said}"))
-                    spec = replace(plan.spec, niceness=child.niceness)
+                    engine.nbytes, engine.context = plan.fit.need.total, plan.spec.context
+                    engine.text_max = plan.text_max
+                    for warning in plan.fit.warnings():
+                        self.report(Warn(f"{engine.name}: {warning}"))
+                    spec = replace(plan.spec, niceness=engine.niceness)
                     loading.server = Server(spec, self.toolchain, report=note_progress)
                     return loading.server
             await (asyncio.sleep(wait_s) if wait_s else self.wait_for_a_start())
 
     async def wait_for_a_start(self) -> None:
         """Wait until one starting engine has taken its memory, or has released it."""
-        starts = {one.starting for one in self.children.values() if one.reserved and one.starting}
+        starts = {one.starting for one in self.engines.values() if one.reserved and one.starting}
         if starts:
             await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
 
@@ -197,23 +197,23 @@ class Fleet:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, work, *arguments)
 
-    async def limit_chosen_scales(self, child: Child) -> float:
+    async def limit_chosen_scales(self, engine: EngineEntry) -> float:
         """Evict the least recently used engines with client-chosen scales, to fit one more.
 
         Keeps engines that were loaded within `chosen_s`, because a start takes the processor from
         others. Returns the seconds after which to try again; 0 when there is room, and for other
         engines. Raises CrowdedError when all of them are in use.
         """
-        if not child.is_chosen:
+        if not engine.is_chosen:
             return 0.0
-        others = [one for one in self.children.values() if one.is_chosen and one is not child]
+        others = [one for one in self.engines.values() if one.is_chosen and one is not engine]
         unused = [one for one in others if not one.users and one.starting is None]
         most, since = self.settings.limits.scales - 1, self.clock() - self.settings.chosen_s
         young = [one for one in unused if one.server and one.began > since]
         old = sorted((one for one in unused if one not in young), key=lambda one: one.last_used)
         for one in old[: max(0, len(others) - most)]:
             others.remove(one)
-            del self.children[one.key]
+            del self.engines[one.key]
             await self.stop(one)
         if sum(one.server is not None for one in others) <= most:
             return 0.0
@@ -224,34 +224,35 @@ class Fleet:
             hint="--limit scales=N allows more",
         )
 
-    async def compare(self, child: Child, server: Server) -> None:
+    async def compare(self, engine: EngineEntry, server: Server) -> None:
         """At the first load, report conversations whose prompt differs from transformers'."""
-        if child.load_s or child.key.role in TALKLESS or child.is_chosen:
+        if engine.load_s or engine.key.role in TALKLESS or engine.is_chosen:
             return  # other scales change no prompt
 
         def compared() -> list[str]:
-            found = [f"{child.name}: {said}" for said in unlike(server, server.spec.chat)]
-            for adapter, own in zip(child.model.adapters, child.model.own, strict=True):
-                found += [f"{child.name}:{adapter.name}: {said}" for said in said_of(server, own)]
+            found = [f"{engine.name}: {note}" for note in unlike(server, server.spec.chat)]
+            for adapter, own in zip(engine.model.adapters, engine.model.own, strict=True):
+                label = f"{engine.name}:{adapter.name}"
+                found += [f"{label}: {note}" for note in template_notes(server, own)]
             return found
 
-        for said in await self.in_thread(compared):
-            self.report(Note(said))
+        for note in await self.in_thread(compared):
+            self.report(Note(note))
 
-    async def room_for(self, child: Child) -> Plan | None:
+    async def room_for(self, engine: EngineEntry) -> Plan | None:
         """The plan of the engine; None when other engines must finish starting first.
 
         Unloads idle engines, least recently used first, until it fits. Raises SpaceError.
         """
         while True:
-            workers = await self.workers_for(child)
-            reserved = sum(one.reserved for one in self.children.values())
-            others = [one for one in self.children.values() if one.is_idle and one is not child]
+            workers = await self.workers_for(engine)
+            reserved = sum(one.reserved for one in self.engines.values())
+            others = [one for one in self.engines.values() if one.is_idle and one is not engine]
             oldest = min(others, key=lambda one: one.last_used, default=None)
             room = Room(self.toolchain, workers, reserved)
-            engine = child.engine_key, child.engine_model
+            planned = engine.engine_key, engine.engine_model
             try:
-                plan = await self.in_thread(plan_engine, *engine, self.settings, room)
+                plan = await self.in_thread(plan_engine, *planned, self.settings, room)
             except SpaceError:
                 if oldest is None and reserved:
                     return None
@@ -265,90 +266,92 @@ class Fleet:
             self.report(Step(f"unloading {oldest.name}: its memory is needed"))
             await self.stop(oldest)
 
-    async def workers_for(self, child: Child) -> Sequence[WorkerFacts]:
+    async def workers_for(self, engine: EngineEntry) -> Sequence[WorkerFacts]:
         """The workers' present state; encoder-decoders and scoring use no workers."""
         rpc = self.settings.rpc
-        if rpc is None or child.model.is_encoder_decoder or child.key.role == "score":
+        if rpc is None or engine.model.is_encoder_decoder or engine.key.role == "score":
             return ()
         return await self.in_thread(preflight, rpc, self.toolchain)
 
-    def fail(self, child: Child, error: DecantError) -> Failed:
+    def fail(self, engine: EngineEntry, error: DecantError) -> Failed:
         """Record why the engine failed, and when it may start again."""
-        self.report(Warn(f"{child.name}: {error.message}"))
-        return child.fail(error, self.clock())
+        self.report(Warn(f"{engine.name}: {error.message}"))
+        return engine.fail(error, self.clock())
 
-    async def watch(self, child: Child, server: Server) -> None:
+    async def watch(self, engine: EngineEntry, server: Server) -> None:
         """Watch the process and its health; restart an engine that dies or hangs while in use."""
-        watching_health = self.spawn(self.watch_health(child, server))
+        watching_health = self.spawn(self.watch_health(engine, server))
         try:
-            await self.watch_process(child, server)
+            await self.watch_process(engine, server)
         finally:
             watching_health.cancel()
 
-    async def watch_process(self, child: Child, server: Server) -> None:
+    async def watch_process(self, engine: EngineEntry, server: Server) -> None:
         """Return when the process has died, or has been replaced by another."""
-        while child.is_loaded and child.server is server:
+        while engine.is_loaded and engine.server is server:
             try:
                 server.raise_if_gone()
             except EngineDiedError as error:
-                await self.handle_death(child, server, error)
+                await self.handle_death(engine, server, error)
                 return
             except DecantError:
                 return
             await asyncio.sleep(WATCH_S)
 
-    async def watch_health(self, child: Child, server: Server) -> None:
+    async def watch_health(self, engine: EngineEntry, server: Server) -> None:
         """Restart an engine whose process runs but fails its health check."""
         limit_s = self.settings.health_s
-        while limit_s and child.server is server and child.address is not None:
-            if not await is_well(child.address, limit_s):
+        while limit_s and engine.server is server and engine.address is not None:
+            if not await is_well(engine.address, limit_s):
                 why = f"it has not answered a health check for {limit_s:g} s"
-                self.spawn(self.renew(child, server, why))
+                self.spawn(self.renew(engine, server, why))
                 return
             await asyncio.sleep(limit_s / 4)
 
-    async def renew(self, child: Child, server: Server | None, why: str) -> None:
+    async def renew(self, engine: EngineEntry, server: Server | None, why: str) -> None:
         """Replace a process that is of no use any more, unless another has taken its place."""
         if server is not None:
             error = EngineDiedError(why, hint="it is restarted")
-            await self.handle_death(child, server, error)
+            await self.handle_death(engine, server, error)
 
-    async def restart(self, child: Child) -> None:
+    async def restart(self, engine: EngineEntry) -> None:
         """Wait until an engine that could not be reached is loaded again. Raises ApiError."""
-        await self.wait_for_exit(child)
-        await self.ensure_loaded(child)
+        await self.wait_for_exit(engine)
+        await self.ensure_loaded(engine)
 
-    async def wait_for_exit(self, child: Child) -> None:
+    async def wait_for_exit(self, engine: EngineEntry) -> None:
         """Wait for the process's exit before requests go to the engine again."""
-        server = child.server
+        server = engine.server
         if server is not None:
             loop = asyncio.get_running_loop()
             try:
                 await loop.run_in_executor(None, wait_for_end, server)
             except EngineDiedError as error:
-                await self.handle_death(child, server, error)
+                await self.handle_death(engine, server, error)
 
-    async def handle_death(self, child: Child, server: Server, error: EngineDiedError) -> None:
+    async def handle_death(
+        self, engine: EngineEntry, server: Server, error: EngineDiedError
+    ) -> None:
         """Record that the process has ended, and start another if requests use the engine."""
-        if child.server is not server:  # another task has handled it
+        if engine.server is not server:  # another task has handled it
             return
-        if self.clock() - child.began > HEALTHY_S:
-            child.crashes = 0
-        child.gate.close()
-        was_wanted = bool(child.users)
-        failed = self.fail(child, error)
+        if self.clock() - engine.began > HEALTHY_S:
+            engine.crashes = 0
+        engine.queue.close()
+        was_wanted = bool(engine.users)
+        failed = self.fail(engine, error)
         if failed.wait_s(self.clock()) > PATIENCE_S:  # else the queue waits on
-            child.gate.refuse_all(self.failure(child, failed))
+            engine.queue.refuse_all(self.failure(engine, failed))
         await asyncio.get_running_loop().run_in_executor(None, server.stop)
-        child.restarts += 1
-        if was_wanted and not self.is_closed and child.starting is None:
-            child.starting = self.spawn(self.start(child))
+        engine.restarts += 1
+        if was_wanted and not self.is_closed and engine.starting is None:
+            engine.starting = self.spawn(self.start(engine))
 
-    async def stop(self, child: Child) -> None:
+    async def stop(self, engine: EngineEntry) -> None:
         """Unload the engine; the next request loads it again."""
-        server = child.server
-        child.phase = Unloaded()
-        child.gate.close()
+        server = engine.server
+        engine.phase = Unloaded()
+        engine.queue.close()
         if server is not None:
             await asyncio.get_running_loop().run_in_executor(None, server.stop)
 
@@ -357,38 +360,38 @@ class Fleet:
         ttl_s = self.settings.ttl_s
         while ttl_s:
             await asyncio.sleep(min(1.0, ttl_s / 4))
-            for child in list(self.children.values()):
-                if child.is_idle and self.clock() - child.last_used > ttl_s:
-                    self.report(Step(f"unloading {child.name}: idle for {ttl_s:g} s"))
-                    await self.stop(child)
+            for engine in list(self.engines.values()):
+                if engine.is_idle and self.clock() - engine.last_used > ttl_s:
+                    self.report(Step(f"unloading {engine.name}: idle for {ttl_s:g} s"))
+                    await self.stop(engine)
 
     def kill(self) -> None:
         """Kill all processes at once."""
         self.is_closed = True
-        for child in self.children.values():
-            if child.server is not None and child.server.process is not None:
-                child.server.process.kill()
-                child.server.stop()
+        for engine in self.engines.values():
+            if engine.server is not None and engine.server.process is not None:
+                engine.server.process.kill()
+                engine.server.stop()
 
     async def close(self) -> None:
         """Stop all engines, and those that are starting."""
         self.is_closed = True
-        for child in self.children.values():
-            if isinstance(child.phase, Loading):
-                if child.server is not None and child.server.process is not None:
+        for engine in self.engines.values():
+            if isinstance(engine.phase, Loading):
+                if engine.server is not None and engine.server.process is not None:
                     with suppress(ProcessLookupError):
-                        child.server.process.terminate()
-            elif child.starting is not None:  # it waits for its backoff
-                child.starting.cancel()
-        await asyncio.gather(*(self.stop(c) for c in self.children.values() if c.is_loaded))
+                        engine.server.process.terminate()
+            elif engine.starting is not None:  # it waits for its backoff
+                engine.starting.cancel()
+        await asyncio.gather(*(self.stop(one) for one in self.engines.values() if one.is_loaded))
         if self.tasks:  # they load, watch, handle deaths or cancel requests
             await asyncio.wait(self.tasks, timeout=5)
 
 
-def fronts_of(child: Child) -> Fronts:
+def fronts_of(engine: EngineEntry) -> Fronts:
     """The preparation of requests to an engine; roles without conversations have no template."""
-    is_asked = child.key.role not in TALKLESS
-    return child.model.fronts if is_asked else Fronts(front_of(child.model.header))
+    has_chats = engine.key.role not in TALKLESS
+    return engine.model.fronts if has_chats else Fronts(front_of(engine.model.header))
 
 
 def wait_for_end(server: Server) -> None:

@@ -20,7 +20,7 @@ from http import HTTPStatus
 from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.settings import Settings
 
-Voice = tuple[float, ...]
+LoraScales = tuple[float, ...]
 """The LoRA scale of each adapter; requests with equal scales can be batched."""
 
 
@@ -52,10 +52,10 @@ class Clients:
 
 
 @dataclass(eq=False, slots=True)
-class Ticket:
+class Waiter:
     """One request in the queue, then at the engine."""
 
-    voice: Voice
+    lora_scales: LoraScales
     cost: int
     """Slots that the request takes."""
     since: float
@@ -71,12 +71,12 @@ class Share:
     slot_s: float
     """Used slots times seconds; a new client begins at the lowest value of all clients."""
     slots: int = 0
-    tickets: int = 0
+    requests: int = 0
     """Requests that wait or are being answered."""
 
 
 @dataclass(eq=False)
-class Gate:
+class RequestQueue:
     """Admits requests to one engine, as its slots become free."""
 
     capacity: int
@@ -85,28 +85,28 @@ class Gate:
     switches: int = 0
     """Number of changes of the LoRA scales."""
     is_open: bool = True
-    voice: Voice | None = None
+    lora_scales: LoraScales | None = None
     began: float = 0
     used: int = 0
     """Slots of the admitted requests."""
-    waiting: deque[Ticket] = field(default_factory=deque)
+    waiting: deque[Waiter] = field(default_factory=deque)
     shares: dict[str, Share] = field(default_factory=dict)
     """The shares by client."""
 
-    async def admit(self, voice: Voice, cost: int = 1, client: str = "") -> Ticket:
+    async def admit(self, lora_scales: LoraScales, cost: int = 1, client: str = "") -> Waiter:
         """Wait for free slots. Raises ApiError when the queue is full or the wait too long."""
         self.refuse_too_many()
         future = asyncio.get_running_loop().create_future()
-        ticket = Ticket(voice, min(cost, self.capacity), self.clock(), future, client)
-        self.waiting.append(ticket)
-        self.share_of(client).tickets += 1
+        waiter = Waiter(lora_scales, min(cost, self.capacity), self.clock(), future, client)
+        self.waiting.append(waiter)
+        self.share_of(client).requests += 1
         self.schedule()
         try:
             await self.turn(future)
         except BaseException:  # a client's disconnect as well
-            self.withdraw(ticket)
+            self.withdraw(waiter)
             raise
-        return ticket
+        return waiter
 
     async def turn(self, future: asyncio.Future[None]) -> None:
         await asyncio.wait({future}, timeout=self.settings.queue_s)
@@ -120,24 +120,24 @@ class Gate:
         if is_full and len(self.waiting) >= self.settings.max_queue:
             raise too_many(f"{len(self.waiting)} requests already wait for this model")
 
-    def withdraw(self, ticket: Ticket) -> None:
+    def withdraw(self, waiter: Waiter) -> None:
         """Leave the queue, or release the slots if they were granted in the meantime."""
-        if ticket in self.waiting:
-            self.waiting.remove(ticket)
-            self.forget(ticket)
+        if waiter in self.waiting:
+            self.waiting.remove(waiter)
+            self.forget(waiter)
             self.schedule()
-        elif ticket.granted.exception() is None:
-            self.release(ticket)
+        elif waiter.granted.exception() is None:
+            self.release(waiter)
 
-    def release(self, ticket: Ticket | None) -> None:
+    def release(self, waiter: Waiter | None) -> None:
         """Free the slots of a request that has ended; None took no slots."""
-        if ticket is None:
+        if waiter is None:
             return
-        self.used -= ticket.cost
-        share = self.shares[ticket.client]
-        share.slots -= ticket.cost
-        share.slot_s += ticket.cost * (self.clock() - ticket.since - ticket.waited_s)
-        self.forget(ticket)
+        self.used -= waiter.cost
+        share = self.shares[waiter.client]
+        share.slots -= waiter.cost
+        share.slot_s += waiter.cost * (self.clock() - waiter.since - waiter.waited_s)
+        self.forget(waiter)
         self.schedule()
 
     def share_of(self, client: str) -> Share:
@@ -146,45 +146,45 @@ class Gate:
             self.shares[client] = Share(least)
         return self.shares[client]
 
-    def forget(self, ticket: Ticket) -> None:
-        """Remove a ticket from its client's share, and the share after its last ticket."""
-        share = self.shares[ticket.client]
-        share.tickets -= 1
-        if not share.tickets:
-            del self.shares[ticket.client]
+    def forget(self, waiter: Waiter) -> None:
+        """Remove a request from its client's share, and the share after its last request."""
+        share = self.shares[waiter.client]
+        share.requests -= 1
+        if not share.requests:
+            del self.shares[waiter.client]
 
     def schedule(self) -> None:
         """Admit the requests that fit into free slots now."""
         while self.is_open and self.waiting:
-            ticket = self.next_one()
-            if ticket is None or self.used + ticket.cost > self.capacity:
+            waiter = self.next_one()
+            if waiter is None or self.used + waiter.cost > self.capacity:
                 return
             if not self.used:
-                self.begin(ticket.voice)
-            self.waiting.remove(ticket)
-            self.used += ticket.cost
-            self.shares[ticket.client].slots += ticket.cost
-            ticket.waited_s = self.clock() - ticket.since
-            ticket.granted.set_result(None)
+                self.begin(waiter.lora_scales)
+            self.waiting.remove(waiter)
+            self.used += waiter.cost
+            self.shares[waiter.client].slots += waiter.cost
+            waiter.waited_s = self.clock() - waiter.since
+            waiter.granted.set_result(None)
 
-    def next_one(self) -> Ticket | None:
+    def next_one(self) -> Waiter | None:
         if not self.used:
             return min(self.waiting, key=self.order)
         over = self.clock() - self.began >= self.settings.window_s
-        if over and any(ticket.voice != self.voice for ticket in self.waiting):
+        if over and any(waiter.lora_scales != self.lora_scales for waiter in self.waiting):
             return None
-        equals = (ticket for ticket in self.waiting if ticket.voice == self.voice)
+        equals = (waiter for waiter in self.waiting if waiter.lora_scales == self.lora_scales)
         return min(equals, key=self.order, default=None)
 
-    def order(self, ticket: Ticket) -> tuple[int, float, float]:
+    def order(self, waiter: Waiter) -> tuple[int, float, float]:
         """The sort key of a waiting request, the next first; `min` keeps the queue's order."""
-        share = self.shares[ticket.client]
-        return share.slots, share.slot_s, ticket.since
+        share = self.shares[waiter.client]
+        return share.slots, share.slot_s, waiter.since
 
-    def begin(self, voice: Voice) -> None:
-        if self.voice is not None and voice != self.voice:
+    def begin(self, lora_scales: LoraScales) -> None:
+        if self.lora_scales is not None and lora_scales != self.lora_scales:
             self.switches += 1
-        self.voice, self.began = voice, self.clock()
+        self.lora_scales, self.began = lora_scales, self.clock()
 
     def close(self) -> None:
         """Admit no requests until `open` is called."""
@@ -197,10 +197,10 @@ class Gate:
     def refuse_all(self, error: ApiError) -> None:
         """Answer all waiting requests with an error."""
         while self.waiting:
-            ticket = self.waiting.popleft()
-            self.forget(ticket)
-            if not ticket.granted.done():
-                ticket.granted.set_exception(error)
+            waiter = self.waiting.popleft()
+            self.forget(waiter)
+            if not waiter.granted.done():
+                waiter.granted.set_exception(error)
 
 
 def too_many(message: str) -> ApiError:

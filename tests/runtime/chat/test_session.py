@@ -16,7 +16,6 @@ from exporter.core.errors import InputError, OutputError, SpaceError
 from runtime.chat.session import (
     EVENTS,
     Answered,
-    Asked,
     Chosen,
     Cleared,
     Conversation,
@@ -24,6 +23,7 @@ from runtime.chat.session import (
     ModelSet,
     Named,
     Opened,
+    QuestionAdded,
     SettingsSet,
     SystemSet,
     Trimmed,
@@ -37,7 +37,7 @@ from runtime.chat.session_files import check_name, find_session, list_sessions, 
 OPENED = Opened("id", "model", 1.0)
 TEXTS = st.text(max_size=20)
 ANY_EVENT = st.one_of(
-    st.builds(Asked, TEXTS, st.tuples(st.builds(Image, TEXTS, TEXTS))),
+    st.builds(QuestionAdded, TEXTS, st.tuples(st.builds(Image, TEXTS, TEXTS))),
     st.builds(Answered, TEXTS, TEXTS, st.booleans(), TEXTS, st.dictionaries(TEXTS, st.integers())),
     st.builds(Undone),
     st.builds(Cleared),
@@ -84,38 +84,42 @@ def test_a_record_of_no_event_is_refused(record):
 
 
 def test_a_question_is_asked_with_what_was_said_before():
-    conversation = said(SystemSet("be brief"), Asked("a"), Answered("b"), Asked("c"))
+    conversation = said(
+        SystemSet("be brief"), QuestionAdded("a"), Answered("b"), QuestionAdded("c")
+    )
 
     assert contents(conversation.asking()) == ["be brief", "a", "b", "c"]
     assert contents(conversation.messages()) == ["be brief", "a", "b"]
 
 
 def test_a_question_that_is_asked_again_goes_without_its_answer():
-    conversation = said(Asked("a"), Answered("b"), Asked("c"), Answered("d"))
+    conversation = said(QuestionAdded("a"), Answered("b"), QuestionAdded("c"), Answered("d"))
 
     assert contents(conversation.asking()) == ["a", "b", "c"]
 
 
 def test_questions_nobody_answered_are_not_sent_with_the_next():
-    assert contents(said(Asked("a"), Asked("b")).asking()) == ["b"]
+    assert contents(said(QuestionAdded("a"), QuestionAdded("b")).asking()) == ["b"]
 
 
 def test_undoing_takes_one_turn_back_and_clearing_all():
-    turns = (Asked("a"), Answered("b"), Asked("c"), Answered("d"))
+    turns = (QuestionAdded("a"), Answered("b"), QuestionAdded("c"), Answered("d"))
 
     assert contents(said(*turns, Undone()).messages()) == ["a", "b"]
     assert said(*turns, Cleared()).turns == ()
 
 
 def test_trimmed_turns_are_kept_but_not_sent():
-    conversation = said(Asked("a"), Answered("b"), Asked("c"), Answered("d"), Trimmed(1))
+    conversation = said(
+        QuestionAdded("a"), Answered("b"), QuestionAdded("c"), Answered("d"), Trimmed(1)
+    )
 
     assert contents(conversation.messages()) == ["c", "d"]
     assert len(conversation.turns) == 2
 
 
 def test_an_image_goes_with_its_question_in_openais_form():
-    conversation = said(Asked("what is it?", (Image("a.png", "data:image/png;base64,AA"),)))
+    conversation = said(QuestionAdded("what is it?", (Image("a.png", "data:image/png;base64,AA"),)))
 
     assert conversation.asking()[0]["content"] == [
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}},
@@ -134,7 +138,7 @@ def test_another_model_begins_without_the_adapter_of_the_last():
 
 def test_what_was_recorded_is_there_again(tmp_path):
     with new_session(tmp_path, "m") as session:
-        session.record(Asked("ü → 日本\n\ud800"), Answered("yes"))
+        session.record(QuestionAdded("ü → 日本\n\ud800"), Answered("yes"))
     (path,) = tmp_path.glob("*.jsonl")
     with resume(path) as again:
         assert contents(again.conversation.messages()) == ["ü → 日本\n?", "yes"]
@@ -145,7 +149,7 @@ def test_what_was_recorded_is_there_again(tmp_path):
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_an_event_that_was_cut_off_anywhere_is_left_out(tmp_path, cut):
     with new_session(tmp_path, "m") as session:
-        session.record(Asked("a"), Answered("b"))
+        session.record(QuestionAdded("a"), Answered("b"))
     (path,) = tmp_path.glob("*.jsonl")
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
@@ -159,7 +163,7 @@ def test_an_event_that_was_cut_off_anywhere_is_left_out(tmp_path, cut):
 
 def test_a_file_that_is_damaged_in_its_middle_is_told(tmp_path):
     with new_session(tmp_path, "m") as session:
-        session.record(Asked("a"), Answered("b"))
+        session.record(QuestionAdded("a"), Answered("b"))
     (path,) = tmp_path.glob("*.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + b"garbage\n" + lines[2])
@@ -177,7 +181,7 @@ def test_a_conversation_without_a_question_leaves_no_file(tmp_path):
 
 def test_a_session_is_open_in_one_process_only(tmp_path):
     with new_session(tmp_path, "m") as session:
-        session.record(Asked("a"))
+        session.record(QuestionAdded("a"))
         (path,) = tmp_path.glob("*.jsonl")
 
         with pytest.raises(OutputError, match="open in another window"):
@@ -186,10 +190,10 @@ def test_a_session_is_open_in_one_process_only(tmp_path):
 
 def test_what_was_not_kept_can_be_kept_later(tmp_path):
     with new_session(None, "m") as session:
-        session.record(Asked("a"), Answered("b"))
+        session.record(QuestionAdded("a"), Answered("b"))
         assert list(tmp_path.iterdir()) == []
         session.keep(tmp_path)
-        session.record(Asked("c"))
+        session.record(QuestionAdded("c"))
     (one,) = list_sessions(tmp_path)
 
     assert (one.turns, one.title) == (2, "a")
@@ -200,7 +204,7 @@ def test_what_cannot_be_kept_is_not_lost(tmp_path, monkeypatch):
         raise SpaceError("the disk is full")
 
     with new_session(None, "m") as session:
-        session.record(Asked("a"))
+        session.record(QuestionAdded("a"))
         with monkeypatch.context() as patch:
             patch.setattr("runtime.chat.session_files.append", full)
             with pytest.raises(SpaceError):
@@ -214,7 +218,7 @@ def test_what_cannot_be_kept_is_not_lost(tmp_path, monkeypatch):
 
 def test_sessions_are_found_by_id_beginning_and_name(tmp_path):
     with new_session(tmp_path, "m") as session:
-        session.record(Asked("a"), Named("paris"))
+        session.record(QuestionAdded("a"), Named("paris"))
     (path,) = tmp_path.glob("*.jsonl")
 
     assert find_session(tmp_path, None) == path
@@ -232,7 +236,7 @@ def test_names_that_are_none_are_refused(tmp_path, name):
 
 def test_two_sessions_have_not_one_name(tmp_path):
     with new_session(tmp_path, "m") as session:
-        session.record(Asked("a"), Named("paris"))
+        session.record(QuestionAdded("a"), Named("paris"))
 
     with pytest.raises(InputError, match="already"):
         check_name("paris", tmp_path, "own")
@@ -252,7 +256,7 @@ def test_two_sessions_have_not_one_name(tmp_path):
 )
 def test_a_whole_line_that_is_not_understood_is_told_and_left_alone(tmp_path, line):
     with new_session(tmp_path, "m") as session:
-        session.record(Asked("a"))
+        session.record(QuestionAdded("a"))
     (path,) = tmp_path.glob("*.jsonl")
     with path.open("a") as file:
         file.write(line + "\n")
@@ -273,7 +277,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
 
 def test_a_conversation_that_was_cleared_is_kept(tmp_path):
     with new_session(tmp_path, "m") as session:
-        session.record(Asked("a"), Answered("b"), Cleared())
+        session.record(QuestionAdded("a"), Answered("b"), Cleared())
     (path,) = tmp_path.glob("*.jsonl")
     with resume(path):
         pass
@@ -284,18 +288,18 @@ def test_a_conversation_that_was_cleared_is_kept(tmp_path):
 FULL = """
 import resource, sys
 from pathlib import Path
-from runtime.chat.session import Asked
+from runtime.chat.session import QuestionAdded
 from runtime.chat.session_files import new_session, resume
 from exporter.core.errors import DecantError
 folder = Path(sys.argv[1])
 session = new_session(folder, "m")
-session.record(Asked("a"))
+session.record(QuestionAdded("a"))
 (path,) = folder.glob("*.jsonl")
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, resource.RLIM_INFINITY))
 try:
-    session.record(Asked("b" * 100))
+    session.record(QuestionAdded("b" * 100))
 except (DecantError, OSError) as error:
     print(type(error).__name__)
 assert [turn.question for turn in session.conversation.turns] == ["a"], "nor does it remember"

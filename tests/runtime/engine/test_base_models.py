@@ -10,7 +10,7 @@ import pytest
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.engine.local import RAW_TOKENS, LocalEngine
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
 from tests.runtime.gateway.conftest import serving
@@ -98,7 +98,7 @@ def test_raw_goes_on_writing_where_there_is_a_template_too(decant, untold):
 
 
 def test_a_text_that_nothing_ends_has_a_limit(untold):
-    engine = LocalEngine(open_model(untold), Asked(context=512, threads=1))
+    engine = LocalEngine(open_model(untold), FitOptions(context=512, threads=1))
     try:
         *_, stopped = engine.answer(QUESTION["messages"], {"logit_bias": [[2, False]]}, Choice())
     finally:

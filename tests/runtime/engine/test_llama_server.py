@@ -15,7 +15,7 @@ from exporter.core.errors import ContextFullError, EngineDiedError, EngineError
 from exporter.core.events import Progress
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.local import LocalEngine
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.openai_client import Delta, ask
 from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
@@ -141,7 +141,7 @@ class TestWithAModel:
         assert time.monotonic() - began < 3
 
     def test_an_engine_that_died_is_typed_and_starts_again(self, endless):
-        engine = LocalEngine(open_model(endless), Asked(threads=2))
+        engine = LocalEngine(open_model(endless), FitOptions(threads=2))
         short = {**GREEDY, "max_tokens": 3}
         try:
             first = engine.start()

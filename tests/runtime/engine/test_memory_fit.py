@@ -14,15 +14,15 @@ from exporter.core.machine import available_nbytes, cores, memory_nbytes, physic
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.engine.llama_server import Server, ServerSpec
-from runtime.engine.memory_fit import LAYERS_KEPT, Asked, cache_values, fit, halves, reckon
+from runtime.engine.memory_fit import LAYERS_KEPT, FitOptions, cache_values, fit, halves, reckon
 from tests.support.gguf_headers import llama
 from tests.support.tiny import make_base
 
 GB = 1_000_000_000
 
 
-def fitted(model, free, asked=Asked(), **changes):  # noqa: B008 - frozen
-    return fit(model, [], asked, **({"free": free, "cores": 4, "backend": "cpu"} | changes))
+def fitted(model, free, options=FitOptions(), **changes):  # noqa: B008 - frozen
+    return fit(model, [], options, **({"free": free, "cores": 4, "backend": "cpu"} | changes))
 
 
 def test_a_laptop_with_room_gets_the_default_context(tmp_path):
@@ -37,7 +37,7 @@ def test_a_model_of_short_context_gets_no_more_than_it_was_trained_with(tmp_path
     model = llama(tmp_path / "m.gguf", **{"llama.context_length": 2048})
 
     assert fitted(model, 16 * GB).context == 2048
-    assert fitted(model, 16 * GB, Asked(context=5000)).context == 2048
+    assert fitted(model, 16 * GB, FitOptions(context=5000)).context == 2048
 
 
 def test_where_memory_is_short_the_cache_is_smaller_first_and_then_the_context(tmp_path):
@@ -60,16 +60,18 @@ def test_what_cannot_fit_is_refused_with_sizes_and_with_what_would(tmp_path):
     assert re.search(r"needs [\d.]+ GB \([\d.]+ GB weights", caught.value.message)
     assert "4.00 GB of memory are free" in caught.value.message
     assert "-q IQ2_XXS" in caught.value.hint
-    assert fitted(llama(tmp_path / "m.gguf"), 4 * GB, Asked(force=True)).context == 8192
+    assert fitted(llama(tmp_path / "m.gguf"), 4 * GB, FitOptions(force=True)).context == 8192
 
 
 def test_a_context_that_was_asked_for_is_not_made_smaller_silently(tmp_path):
     with pytest.raises(SpaceError) as caught:
-        fitted(llama(tmp_path / "m.gguf"), 8 * GB, Asked(context=65536))
+        fitted(llama(tmp_path / "m.gguf"), 8 * GB, FitOptions(context=65536))
 
     assert caught.value.hint.startswith("--ctx ")
     context = int(caught.value.hint.split()[1])
-    assert fitted(llama(tmp_path / "m.gguf"), 8 * GB, Asked(context=context)).context == context
+    assert (
+        fitted(llama(tmp_path / "m.gguf"), 8 * GB, FitOptions(context=context)).context == context
+    )
 
 
 def test_a_gpu_is_left_to_llamacpp(tmp_path):
@@ -90,31 +92,31 @@ def test_layers_of_their_own_sizes_are_counted_one_by_one(tmp_path):
 
 def test_texts_that_are_read_whole_need_room_for_all_their_tokens_at_once(tmp_path):
     model = llama(tmp_path / "m.gguf")
-    whole = fitted(model, 40 * GB, Asked(whole_texts=True))
+    whole = fitted(model, 40 * GB, FitOptions(whole_texts=True))
     by_pieces = fitted(model, 40 * GB)
 
     assert (whole.batch, by_pieces.batch) == (8192, 512)
     assert whole.need.work > 10 * by_pieces.need.work
-    assert fitted(model, 9 * GB, Asked(whole_texts=True)).batch < 8192
+    assert fitted(model, 9 * GB, FitOptions(whole_texts=True)).batch < 8192
 
 
 def test_sums_are_exact_where_there_is_room_for_all_scores(tmp_path):
     """32 heads, 512 tokens and 8192 of context: half a GB in float32."""
     model = llama(tmp_path / "m.gguf")
     plain = fitted(model, 40 * GB).need.total
-    exact = fitted(model, 40 * GB, Asked(exact=True))
+    exact = fitted(model, 40 * GB, FitOptions(exact=True))
 
     assert exact.is_exact
     assert exact.need.total == plain + 32 * 512 * 8192 * 4
-    assert not fitted(model, int(plain / 0.9) + 10**8, Asked(exact=True)).is_exact
-    assert not fitted(model, 40 * GB, Asked(exact=True), backend="cuda").is_exact
+    assert not fitted(model, int(plain / 0.9) + 10**8, FitOptions(exact=True)).is_exact
+    assert not fitted(model, 40 * GB, FitOptions(exact=True), backend="cuda").is_exact
 
 
 def test_a_wide_cache_has_32_bits_where_there_is_room_and_16_before_the_context_is_cut(tmp_path):
     model = llama(tmp_path / "m.gguf")
     whole = reckon(model, 8192, "f32", 0).total
-    roomy = fitted(model, 40 * GB, Asked(wide_cache=True))
-    tight = fitted(model, int(whole / 0.9) - 10**8, Asked(wide_cache=True))
+    roomy = fitted(model, 40 * GB, FitOptions(wide_cache=True))
+    tight = fitted(model, int(whole / 0.9) - 10**8, FitOptions(wide_cache=True))
 
     assert (roomy.cache_type, roomy.is_narrow, roomy.warnings()) == ("f32", False, [])
     assert roomy.need.cache == 2 * fitted(model, 40 * GB).need.cache
@@ -125,7 +127,7 @@ def test_a_wide_cache_has_32_bits_where_there_is_room_and_16_before_the_context_
 def test_an_encoder_keeps_nothing_of_what_it_has_read(tmp_path):
     settings = {"general.architecture": "bert", "bert.block_count": 12, "bert.context_length": 512,
                 "bert.embedding_length": 384, "bert.attention.head_count": 12}  # fmt: skip
-    found = fitted(llama(tmp_path / "m.gguf", **settings), 40 * GB, Asked(whole_texts=True))
+    found = fitted(llama(tmp_path / "m.gguf", **settings), 40 * GB, FitOptions(whole_texts=True))
 
     assert found.need.cache == 0
     assert (found.context, found.batch) == (512, 512)
@@ -204,7 +206,9 @@ class TestOnAGpu:
         assert "`m.gguf` is larger than what the GPU has room for: it needs 6.24 GB (" in said
         assert f"about {found.gpu_layers} of 33 layers" in said
         context = int(re.search(r"; --ctx (\d+) fits$", said)[1])
-        assert fitted(model, 64 * GB, Asked(context), backend="cuda", gpu=card).gpu_layers == 33
+        assert (
+            fitted(model, 64 * GB, FitOptions(context), backend="cuda", gpu=card).gpu_layers == 33
+        )
 
     def test_where_no_context_is_small_enough_a_quantization_is_named(self, tmp_path):
         found = fitted(layered(tmp_path / "m.gguf"), 64 * GB, backend="cuda", gpu=4 * GB)
@@ -236,13 +240,13 @@ class TestOnAGpu:
         assert found.is_split
 
     def test_several_conversations_must_fit_together(self, tmp_path):
-        asked = Asked(parallel=4)
-        found = fitted(layered(tmp_path / "m.gguf"), 64 * GB, asked, backend="cuda", gpu=7 * GB)
+        options = FitOptions(parallel=4)
+        found = fitted(layered(tmp_path / "m.gguf"), 64 * GB, options, backend="cuda", gpu=7 * GB)
 
         assert found.is_split
         context = int(found.smaller.split()[1])
         fits = fitted(
-            layered(tmp_path / "m.gguf"), 64 * GB, replace(asked, context=context),
+            layered(tmp_path / "m.gguf"), 64 * GB, replace(options, context=context),
             backend="cuda", gpu=7 * GB,
         )  # fmt: skip
         assert not fits.is_split

@@ -16,7 +16,7 @@ from exporter.formats.gguf_lora import LoraRequest, export_lora
 from runtime.engine.adapters import Adapter
 from runtime.engine.chat_format import TOOL
 from runtime.engine.local import LocalEngine
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import open_model
 from runtime.engine.own_template import FIELD, handed_over_template
 from runtime.engine.selection import Choice
@@ -314,7 +314,7 @@ def test_chat_uses_it_too_and_a_template_that_is_named_goes_before_it(
 def test_switching_in_a_chat_switches_the_template(model, adapters, folders):
     """As /adapter, /scale and /compare do: one engine, another choice."""
     beside = tuple(Adapter(name, adapters[name], 1.0) for name in VOICES)
-    engine = LocalEngine(open_model(model, beside), Asked(context=512, threads=1))
+    engine = LocalEngine(open_model(model, beside), FitOptions(context=512, threads=1))
     asked = {Choice(): "base", **{Choice(name, 0.5): name for name in VOICES}}
     asked[Choice("chatml", 0.0)] = "base"
     try:

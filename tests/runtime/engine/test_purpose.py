@@ -12,7 +12,7 @@ from exporter.core.ggml_types import GGMLType
 from exporter.core.gguf import GGUFFile, TensorInfo
 from runtime.cli.serve_command import example_of
 from runtime.engine.local import LocalEngine
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import Model
 from runtime.engine.purpose import purpose_of
 from runtime.gateway.api_errors import ApiError
@@ -48,7 +48,7 @@ def test_chat_and_serve_refuse_with_what_to_ask(purpose, route):
         named = catalog.find(None)
 
         with pytest.raises(UnsupportedError) as chat:
-            LocalEngine(named.model, Asked())
+            LocalEngine(named.model, FitOptions())
         for path in ("/v1/chat/completions", "/v1/messages", "/v1/completions"):
             with pytest.raises(ApiError, match=f"ask /v1/{route}"):
                 prepared({"messages": []}, path, named, Settings(), can_say=True)

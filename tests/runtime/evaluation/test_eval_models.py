@@ -10,7 +10,7 @@ from exporter.core.events import silent
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.cli.eval_models import local_group, quant_in
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import open_model
 from runtime.evaluation.outcome_cache import OutcomeCache
 
@@ -25,7 +25,7 @@ def test_a_split_model_is_all_of_its_files(toolchain, tiny_base, tmp_path):
 
     def model():
         with OutcomeCache(tmp_path / "outcomes.sqlite") as cache:
-            (found,) = local_group(open_model(shards[0]), Asked(256, 1), cache, silent).models
+            (found,) = local_group(open_model(shards[0]), FitOptions(256, 1), cache, silent).models
         return found
 
     first = model()

@@ -12,7 +12,7 @@ import pytest
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.engine.adapters import Adapter
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
 from runtime.evaluation.evaluated_model import AnswerSettings
@@ -31,7 +31,7 @@ def models(demo_models, pirate_lora, toolchain, tmp_path_factory):
     path: Path = tmp_path_factory.mktemp("whole") / "base-F32.gguf"
     export(ExportRequest((), demo_models.base, ("F32",), (path,)), toolchain)
     opened = open_model(path, (Adapter("pirate", pirate_lora, 0.5),))
-    engines = LocalEngines(opened, Asked(256, 1))
+    engines = LocalEngines(opened, FitOptions(256, 1))
     try:
         yield [
             LocalModel(choice.adapter or "base", engines, choice, {"choice": str(choice)})

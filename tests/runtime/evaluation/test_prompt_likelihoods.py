@@ -8,7 +8,7 @@ from exporter.core.errors import EngineError
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.engine.adapters import Adapter
-from runtime.engine.memory_fit import Asked
+from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote import parse_url
 from runtime.engine.selection import Choice
@@ -29,7 +29,9 @@ def test_decants_own_server_gives_what_the_local_model_gives(
 ):
     path = tmp_path / "base.gguf"
     export(ExportRequest((), demo_models.base, ("F32",), (path,)), toolchain)
-    engines = LocalEngines(open_model(path, (Adapter("pirate", pirate_lora, 0.5),)), Asked(256, 1))
+    engines = LocalEngines(
+        open_model(path, (Adapter("pirate", pirate_lora, 0.5),)), FitOptions(256, 1)
+    )
     arguments = (path, "--adapter", f"pirate={pirate_lora}", "--ctx", 256, "--threads", 1)
     try:
         with serving(tmp_path, *arguments) as served:

@@ -12,7 +12,7 @@ from runtime.gateway.api_errors import ApiError
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 
 FRIEND = "https://friend.example"
@@ -110,7 +110,7 @@ def test_keys_are_told_apart_for_their_shares():
 def client():
     """A server with a key and without models, which pages of one origin may ask."""
     settings = Settings(origins=frozenset({FRIEND}), keys=("secret",))
-    gateway = Gateway(settings, Catalog([]), Fleet(settings, None))
+    gateway = Gateway(settings, Catalog([]), EnginePool(settings, None))
     return TestClient(build_app(gateway), base_url="http://localhost")
 
 
@@ -163,7 +163,7 @@ def test_nobody_else_is(client, origin, host):
 
 
 def test_where_no_page_is_allowed_none_is_told_anything():
-    gateway = Gateway(Settings(), Catalog([]), Fleet(Settings(), None))
+    gateway = Gateway(Settings(), Catalog([]), EnginePool(Settings(), None))
     client = TestClient(build_app(gateway), base_url="http://localhost")
 
     assert preflight(client, FRIEND).status_code == 403

@@ -37,17 +37,17 @@ def test_models_are_called_as_briefly_as_they_can_be(catalog):
 
 
 @pytest.mark.parametrize(
-    ("name", "id_", "voice"),
+    ("name", "id_", "lora_scales"),
     [("base", "base", (0, 0)), ("base-Q4_K_M", "base", (0, 0)), ("base:base", "base", (0, 0)),
      ("base:pirate", "base:pirate", (1, 0)), ("base:liar", "base:liar", (0, 0.5)),
      ("base:pirate@0.25", "base:pirate@0.25", (0.25, 0)), ("base:liar@-1", "base:liar@-1", (0, -1)),
      ("base:latest", "base", (0, 0)), ("base:pirate:latest", "base:pirate", (1, 0)),
      ("base-Q4_K_M:pirate", "base:pirate", (1, 0)), ("other-Q8_0", "other-Q8_0", ())],
 )  # fmt: skip
-def test_names_mean_models_with_adapters_at_scales(name, id_, voice, catalog):
+def test_names_mean_models_with_adapters_at_scales(name, id_, lora_scales, catalog):
     found = catalog.find(name)
 
-    assert (found.id, found.voice) == (id_, voice)
+    assert (found.id, found.lora_scales) == (id_, lora_scales)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_scales_are_numbers(name, catalog):
 def test_one_scale_has_one_id_however_it_is_written(text, catalog):
     found = catalog.find(f"base:pirate@{text}")
 
-    assert (found.id, found.voice) == ("base:pirate@0.5", (0.5, 0))
+    assert (found.id, found.lora_scales) == ("base:pirate@0.5", (0.5, 0))
     assert catalog.find(f"base-Q4_K_M:pirate@{text}").id == "base:pirate@0.5"
 
 

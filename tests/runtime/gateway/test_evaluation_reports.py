@@ -15,7 +15,7 @@ from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.evaluation_reports import LIFETIME_S, PAGE_MAX, Reports
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 from tests.support.evaluations import BASE, SMALL, TUNE
 from tests.support.stored_reports import HTML, stored
@@ -27,7 +27,7 @@ PAGE = f"/evaluations/{NAME}/report.html"
 
 def client_of(reports: Reports, **settings: object) -> TestClient:
     given = Settings(**settings)
-    gateway = Gateway(given, Catalog([]), Fleet(given, None), reports=reports)
+    gateway = Gateway(given, Catalog([]), EnginePool(given, None), reports=reports)
     return TestClient(build_app(gateway), base_url="http://localhost", raise_server_exceptions=True)
 
 

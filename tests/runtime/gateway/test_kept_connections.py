@@ -10,7 +10,7 @@ from http.client import HTTPConnection
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.server import listening, serve
 from runtime.gateway.settings import Settings
 
@@ -35,7 +35,7 @@ def test_an_answer_does_not_wait_for_the_last_ones_acknowledgement():
 
     async def run() -> list[float]:
         settings = Settings()
-        gateway = Gateway(settings, Catalog([]), Fleet(settings, None))
+        gateway = Gateway(settings, Catalog([]), EnginePool(settings, None))
         with listening("127.0.0.1", 0) as listener:
             work = asyncio.ensure_future(serve(gateway, build_app(gateway), listener))
             await asyncio.sleep(0.2)

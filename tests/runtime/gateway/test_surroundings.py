@@ -28,7 +28,7 @@ from runtime.gateway.catalog import Catalog
 from runtime.gateway.fault_log import Faults, listened
 from runtime.gateway.log_writer import Writer
 from runtime.gateway.request_log import Lines
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.server import Tls, Ways, connections_max, listening, serve
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import serving, until
@@ -56,7 +56,7 @@ def served_here(folder: Path, ways: Ways, act: Callable[[int], None], **settings
     """Have a gateway over a fake engine in this process, and do something with its port."""
     given = Settings(**settings)
     model = open_model(write_tiny_gguf(folder / "m.gguf"))
-    gateway = Gateway(given, Catalog([model]), Fleet(given, toolchain(folder)))
+    gateway = Gateway(given, Catalog([model]), EnginePool(given, toolchain(folder)))
 
     async def run() -> None:
         with listening("127.0.0.1", 0) as listener:

@@ -12,7 +12,7 @@ import pytest
 from exporter.core.errors import EngineError, InputError, UnsupportedError, WorkerError
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.local import LocalEngine
-from runtime.engine.memory_fit import Asked, Need, layer_count, spread_over
+from runtime.engine.memory_fit import FitOptions, Need, layer_count, spread_over
 from runtime.engine.opened_model import Model
 from runtime.rpc import rpc_server
 from runtime.rpc import worker as worker_module
@@ -131,7 +131,7 @@ def test_an_encoder_decoder_is_refused(tmp_path):
     model = Model(llama(tmp_path / "m.gguf", **{"general.architecture": "t5"}))
 
     with pytest.raises(UnsupportedError, match="which workers cannot compute"):
-        LocalEngine(model, Asked(rpc=Spread(("127.0.0.1:1",))))
+        LocalEngine(model, FitOptions(rpc=Spread(("127.0.0.1:1",))))
 
 
 def has_room(worker: Worker) -> bool:

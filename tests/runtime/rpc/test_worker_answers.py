@@ -18,7 +18,7 @@ from exporter.core.gguf import read_gguf
 from exporter.demo.train import ASSISTANT, USER
 from runtime.engine.llama_server import Server, ServerSpec, lora_vector
 from runtime.engine.local import LocalEngine
-from runtime.engine.memory_fit import LAYERS_KEPT, Asked, fit
+from runtime.engine.memory_fit import LAYERS_KEPT, FitOptions, fit
 from runtime.engine.openai_client import Delta
 from runtime.engine.opened_model import open_model
 from runtime.engine.selection import Choice
@@ -94,7 +94,7 @@ class TestAnswers:
             assert said(server) == expected
 
     def test_the_engine_of_the_chat_takes_workers_too(self, workers, pirate):
-        engine = LocalEngine(open_model(pirate), Asked(threads=1, rpc=spread(*workers)))
+        engine = LocalEngine(open_model(pirate), FitOptions(threads=1, rpc=spread(*workers)))
         try:
             hello = [{"role": "user", "content": PROMPTS[0]}]
             pieces = engine.answer(hello, {"temperature": 0}, Choice())
@@ -111,10 +111,10 @@ class TestAnswers:
         header = read_gguf(pirate, keep_items=LAYERS_KEPT)
         small = {"free": 1 << 20, "cores": 1, "backend": "cpu"}
         with pytest.raises(SpaceError):
-            fit(header, (), Asked(), **small)
+            fit(header, (), FitOptions(), **small)
         away = [WorkerFacts("a:1", (1 << 30,))]
 
-        assert fit(header, (), Asked(), **(small | {"free": (1 << 20) + sum(away[0].free)}))
+        assert fit(header, (), FitOptions(), **(small | {"free": (1 << 20) + sum(away[0].free)}))
 
 
 @llamacpp

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runtime.chat.repl.attachments import read_image
-from runtime.gateway.ollama.ollama_response import Answer, Voice, lines
+from runtime.gateway.ollama.ollama_response import Answer, LineFormat, lines
 from tests.support.official_clients import (
     KEY,
     LONG,
@@ -138,7 +138,7 @@ def lines_of(stream: bytes) -> list[dict[str, Any]]:
         async def coming() -> AsyncIterator[bytes]:
             yield stream
 
-        return [line async for line in lines(coming(), Answer(Voice("x", "chat"), 0, 0))]
+        return [line async for line in lines(coming(), Answer(LineFormat("x", "chat"), 0, 0))]
 
     return asyncio.run(gathered())
 

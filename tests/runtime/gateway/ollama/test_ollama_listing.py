@@ -17,7 +17,7 @@ from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog, Named
 from runtime.gateway.ollama.ollama_listing import capabilities, counted, shown, tag
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 
 
@@ -149,7 +149,7 @@ def test_parameters_are_counted_as_on_model_cards(number, text):
 def test_a_model_that_only_makes_vectors_is_not_asked_for_answers(tmp_path, toolchain):
     embedder = named(tmp_path / "minilm.gguf", **{"llama.pooling_type": 1}).model
     settings = Settings()
-    gateway = Gateway(settings, Catalog([embedder]), Fleet(settings, toolchain))
+    gateway = Gateway(settings, Catalog([embedder]), EnginePool(settings, toolchain))
     with TestClient(build_app(gateway), base_url="http://localhost") as client:
         for route, body in (("chat", {"messages": []}), ("generate", {"prompt": "x"})):
             refused = client.post(f"/api/{route}", json={"model": "minilm", **body})

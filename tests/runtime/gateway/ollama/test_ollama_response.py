@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.gateway.api_errors import ApiError
-from runtime.gateway.ollama.ollama_response import Answer, Voice, joined, lines, stamp
+from runtime.gateway.ollama.ollama_response import Answer, LineFormat, joined, lines, stamp
 
 
 def delta(reason: str | None = None, logprobs: dict | None = None, **said) -> dict:
@@ -51,7 +51,7 @@ def stream(events: Iterable[dict], ending: str = "\n") -> bytes:
     return (f":{ending}{ending}" + "".join(said) + f"data: [DONE]{ending}{ending}").encode()
 
 
-def answer(chunks: Iterable[bytes], voice: Voice) -> list[dict]:
+def answer(chunks: Iterable[bytes], line_format: LineFormat) -> list[dict]:
     """The lines that an engine's stream is worth."""
 
     async def gathered() -> list[dict]:
@@ -59,7 +59,7 @@ def answer(chunks: Iterable[bytes], voice: Voice) -> list[dict]:
             for chunk in chunks:
                 yield chunk
 
-        return [line async for line in lines(coming(), Answer(voice, began=1.0, headed=1.5))]
+        return [line async for line in lines(coming(), Answer(line_format, began=1.0, headed=1.5))]
 
     return finished(gathered())
 
@@ -82,18 +82,18 @@ def timeless(said: list[dict]) -> list[dict]:
     ]
 
 
-CHAT, GENERATE = Voice("pirate:latest", "chat", has_top=True), Voice("pirate", "generate")
+CHAT, GENERATE = LineFormat("pirate:latest", "chat", has_top=True), LineFormat("pirate", "generate")
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, len(stream(EVENTS))), max_size=40).map(sorted))
-@pytest.mark.parametrize("voice", [CHAT, GENERATE])
+@pytest.mark.parametrize("line_format", [CHAT, GENERATE])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_an_answer_is_the_same_however_its_bytes_are_cut(voice, ending, cuts):
+def test_an_answer_is_the_same_however_its_bytes_are_cut(line_format, ending, cuts):
     raw = stream(EVENTS, ending)
     chunks = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
 
-    assert timeless(answer(chunks, voice)) == timeless(answer([raw], voice))
+    assert timeless(answer(chunks, line_format)) == timeless(answer([raw], line_format))
 
 
 def test_each_piece_of_a_chat_is_a_line_with_a_message():
@@ -149,13 +149,14 @@ def test_without_counts_of_use_the_timings_tell():
     assert (last["prompt_eval_count"], last["eval_count"]) == (12, 5)
 
 
-@pytest.mark.parametrize("voice", [CHAT, GENERATE])
-def test_an_answer_at_once_is_all_its_lines(voice):
-    said = answer([stream(EVENTS)], voice)
-    whole = joined(voice, said)
-    part = whole["message"] if voice.form == "chat" else whole
+@pytest.mark.parametrize("line_format", [CHAT, GENERATE])
+def test_an_answer_at_once_is_all_its_lines(line_format):
+    said = answer([stream(EVENTS)], line_format)
+    whole = joined(line_format, said)
+    is_chat = line_format.form == "chat"
+    part = whole["message"] if is_chat else whole
 
-    assert part["content" if voice.form == "chat" else "response"] == "Grüß dich 🏴‍☠️\n\ndata: x"
+    assert part["content" if is_chat else "response"] == "Grüß dich 🏴‍☠️\n\ndata: x"
     assert part["thinking"] == "I wonder …"
     assert [call["function"]["name"] for call in part["tool_calls"]] == ["get", "stop"]
     assert len(whole["logprobs"]) == 1

@@ -17,7 +17,7 @@ from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.evaluation_reports import Reports
 from runtime.gateway.page_files import page_routes
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.server import listening
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.page.conftest import KEY, Visit, visiting
@@ -49,7 +49,7 @@ TOO_WIDE = """[document.documentElement, ...document.querySelectorAll('body *')]
 def served(root: Path) -> Iterator[str]:
     """The address of a gateway with a key and without models."""
     settings = Settings(keys=(KEY,))
-    gateway = Gateway(settings, Catalog([]), Fleet(settings, None), reports=Reports(root))
+    gateway = Gateway(settings, Catalog([]), EnginePool(settings, None), reports=Reports(root))
     config = uvicorn.Config(
         build_app(gateway, more=page_routes()), log_config=None, server_header=False
     )

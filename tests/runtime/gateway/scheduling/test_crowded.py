@@ -17,11 +17,11 @@ import pytest
 
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.scheduling import placement
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import Served, chat, serving, until
 from tests.support.fake_engine import toolchain
-from tests.support.fake_fleet import hold, running
+from tests.support.fake_pool import hold, running
 
 MIB = 1 << 20
 linux = pytest.mark.skipif(sys.platform != "linux", reason="no other process has its limits set")
@@ -35,12 +35,12 @@ def test_five_models_that_share_the_room_of_two_are_all_answered(model, tmp_path
     need = placement.plan_engine(placement.Key("x"), models[0], settings, room).fit.need.total
     most, answered = [0], []
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
         def loaded() -> int:
-            return sum(child.server is not None for child in fleet.children.values())
+            return sum(engine.server is not None for engine in pool.engines.values())
 
         def free() -> int:
-            up = sum(child.is_loaded for child in fleet.children.values())
+            up = sum(engine.is_loaded for engine in pool.engines.values())
             return int(need * (2.5 - up) / 0.9)
 
         monkeypatch.setattr(placement, "available_nbytes", free)
@@ -48,7 +48,7 @@ def test_five_models_that_share_the_room_of_two_are_all_answered(model, tmp_path
 
         async def client(number: int) -> None:
             for _ in range(6):
-                await hold(fleet, catalog.find(f"m{(number + dice.randrange(5)) % 5}"))
+                await hold(pool, catalog.find(f"m{(number + dice.randrange(5)) % 5}"))
                 answered.append(number)
                 most[0] = max(most[0], loaded())
 

@@ -21,13 +21,13 @@ from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.request_limits import Limits
 from runtime.gateway.scheduling import placement
-from runtime.gateway.scheduling import pool as fleet_module
+from runtime.gateway.scheduling import pool as pool_module
 from runtime.gateway.scheduling.engine_entry import CHOSEN_NICENESS
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import children_of
 from tests.support.fake_engine import toolchain
-from tests.support.fake_fleet import asked, eventually, hold, running
+from tests.support.fake_pool import asked, eventually, hold, running
 
 
 def is_engine(pid: int) -> bool:
@@ -42,10 +42,10 @@ def test_scales_that_clients_choose_have_few_engines_and_the_rest_is_told(model,
     """Also where all of them ask at once, and stay."""
     most: list[int] = []
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
         done = asyncio.Event()
         names = [catalog.find(f"m:a@{number}") for number in range(2, 26)]
-        tasks = [asyncio.ensure_future(hold(fleet, n, "fixed", done)) for n in names]
+        tasks = [asyncio.ensure_future(hold(pool, n, "fixed", done)) for n in names]
         while sum(task.done() for task in tasks) < 21:
             most.append(sum(map(is_engine, children_of(os.getpid()))))
             await asyncio.sleep(0.05)
@@ -54,22 +54,22 @@ def test_scales_that_clients_choose_have_few_engines_and_the_rest_is_told(model,
         assert "3 engines with client-chosen scales" in refused[0].message
         done.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with fleet.using(catalog.find("m:a@26"), "fixed") as child:  # an idle one goes
-            assert child.is_loaded
-        assert sum(child.is_loaded for child in fleet.children.values()) == 3
+        async with pool.using(catalog.find("m:a@26"), "fixed") as engine:  # an idle one goes
+            assert engine.is_loaded
+        assert sum(engine.is_loaded for engine in pool.engines.values()) == 3
 
-    fleet = running(test, tmp_path, model("m"), limits=Limits(scales=3), chosen_s=0)
+    pool = running(test, tmp_path, model("m"), limits=Limits(scales=3), chosen_s=0)
     assert max(most) <= 3
-    assert len(fleet.children) <= 4
+    assert len(pool.engines) <= 4
 
 
 @pytest.mark.lasting
 def test_engines_for_scales_that_clients_choose_leave_the_processor_to_others(model, tmp_path):
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
         mine = os.getpriority(os.PRIO_PROCESS, 0)
         for name, more in (("m:a", 0), ("m:a@1", 0), ("m:a@0.5", CHOSEN_NICENESS)):
-            async with fleet.using(catalog.find(name), "fixed") as child:
-                found = os.getpriority(os.PRIO_PROCESS, child.server.process.pid)
+            async with pool.using(catalog.find(name), "fixed") as engine:
+                found = os.getpriority(os.PRIO_PROCESS, engine.server.process.pid)
             assert found == min(19, mine + more), name
 
     running(test, tmp_path, model("m"))
@@ -77,10 +77,10 @@ def test_engines_for_scales_that_clients_choose_leave_the_processor_to_others(mo
 
 @pytest.mark.lasting
 def test_a_load_that_nobody_awaits_any_more_is_dropped(model, tmp_path):
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        async with fleet.planning:  # somebody's memory is being reckoned
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        async with pool.planning:  # somebody's memory is being reckoned
             tasks = [
-                asyncio.ensure_future(hold(fleet, catalog.find(f"m:a@0.{n}"), "fixed"))
+                asyncio.ensure_future(hold(pool, catalog.find(f"m:a@0.{n}"), "fixed"))
                 for n in range(1, 9)
             ]
             await asyncio.sleep(0.1)
@@ -88,19 +88,19 @@ def test_a_load_that_nobody_awaits_any_more_is_dropped(model, tmp_path):
                 task.cancel()
             await asyncio.sleep(0)
         await tasks[0]
-        assert [child.state for child in fleet.children.values()].count("loaded") == 1
-        assert sum(child.server is not None for child in fleet.children.values()) == 1
-        await hold(fleet, catalog.find("m:a@0.5"), "fixed")  # and it is loaded when asked for
+        assert [engine.state for engine in pool.engines.values()].count("loaded") == 1
+        assert sum(engine.server is not None for engine in pool.engines.values()) == 1
+        await hold(pool, catalog.find("m:a@0.5"), "fixed")  # and it is loaded when asked for
 
     running(test, tmp_path, model("m"))
 
 
 @pytest.mark.lasting
 def test_a_slow_load_keeps_nobody_else_from_loading(model, tmp_path):
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        slow = asyncio.ensure_future(hold(fleet, catalog.find("slow")))
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        slow = asyncio.ensure_future(hold(pool, catalog.find("slow")))
         await asyncio.sleep(0.3)
-        await asyncio.wait_for(hold(fleet, catalog.find("quick")), 10)
+        await asyncio.wait_for(hold(pool, catalog.find("quick")), 10)
         assert not slow.done()
         slow.cancel()
 
@@ -115,14 +115,14 @@ def test_memory_is_set_apart_for_what_is_loading(model, tmp_path, monkeypatch):
     need = placement.plan_engine(placement.Key("x"), one, settings, room).fit.need.total
     monkeypatch.setattr(placement, "available_nbytes", lambda: int(need * 1.5 / 0.9))
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        first = asyncio.ensure_future(hold(fleet, catalog.find("one")))
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        first = asyncio.ensure_future(hold(pool, catalog.find("one")))
         await asyncio.sleep(0.2)
-        second = asyncio.ensure_future(hold(fleet, catalog.find("two")))
+        second = asyncio.ensure_future(hold(pool, catalog.find("two")))
         await asyncio.sleep(0.2)
-        states = [child.state for child in fleet.children.values()]
+        states = [engine.state for engine in pool.engines.values()]
         assert states == ["loading", "loading"]
-        assert [child.server is not None for child in fleet.children.values()] == [True, False]
+        assert [engine.server is not None for engine in pool.engines.values()] == [True, False]
         await asyncio.gather(first, second)
 
     running(test, tmp_path, one, two)
@@ -133,14 +133,14 @@ def test_who_found_no_room_may_ask_again_at_once(model, tmp_path, monkeypatch):
     room: list[int] = []
     monkeypatch.setattr(placement, "available_nbytes", lambda: 1 << 40 if room else 0)
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
         for _ in range(6):
             with pytest.raises(ApiError, match="does not fit") as caught:
-                await hold(fleet, catalog.find("m"))
+                await hold(pool, catalog.find("m"))
             assert caught.value.retry_after == 1
         room.append(1)
         began = time.monotonic()
-        await hold(fleet, catalog.find("m"))
+        await hold(pool, catalog.find("m"))
         assert time.monotonic() - began < 5
 
     running(test, tmp_path, model("m"))
@@ -151,24 +151,24 @@ def test_whatever_a_start_fails_by_is_a_failure_that_is_told(error, model, tmp_p
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(fleet_module, "plan_engine", fail)
+    monkeypatch.setattr(pool_module, "plan_engine", fail)
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
         with pytest.raises(ApiError, match=type(error).__name__) as caught:
-            await hold(fleet, catalog.find("m"))
+            await hold(pool, catalog.find("m"))
         assert caught.value.status == HTTPStatus.SERVICE_UNAVAILABLE
-        assert [child.state for child in fleet.children.values()] == ["failed"]
+        assert [engine.state for engine in pool.engines.values()] == ["failed"]
 
     running(test, tmp_path, model("m"))
 
 
 @pytest.mark.lasting
 def test_planning_does_not_keep_the_loop_from_others(model, tmp_path, monkeypatch):
-    plan = fleet_module.plan_engine
-    monkeypatch.setattr(fleet_module, "plan_engine", lambda *a: (time.sleep(0.5), plan(*a))[1])
+    plan = pool_module.plan_engine
+    monkeypatch.setattr(pool_module, "plan_engine", lambda *a: (time.sleep(0.5), plan(*a))[1])
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        loading = asyncio.ensure_future(hold(fleet, catalog.find("m")))
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        loading = asyncio.ensure_future(hold(pool, catalog.find("m")))
         longest = 0.0
         while not loading.done():
             began = time.monotonic()
@@ -182,18 +182,18 @@ def test_planning_does_not_keep_the_loop_from_others(model, tmp_path, monkeypatc
 @pytest.mark.lasting
 @pytest.mark.parametrize("route", ["/v1/completions", "/tokenize"])
 def test_an_engine_that_goes_on_for_nobody_is_started_again(route, model, tmp_path):
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        gateway = Gateway(fleet.settings, catalog, fleet)
-        await hold(fleet, catalog.find("m"))
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        gateway = Gateway(pool.settings, catalog, pool)
+        await hold(pool, catalog.find("m"))
         await asked(gateway, route, {"prompt": "x", "content": "x"}, patience_s=0.5)
-        child = next(iter(fleet.children.values()))
-        first = child.server
+        engine = next(iter(pool.engines.values()))
+        first = engine.server
         assert gateway.clients.counts["127.0.0.1"] == 1  # it counts until the engine lets go
-        await eventually(lambda: child.server is not first)
+        await eventually(lambda: engine.server is not first)
         assert first is not None
         assert first.process is None
-        await hold(fleet, catalog.find("m"))
-        assert child.restarts == 1
+        await hold(pool, catalog.find("m"))
+        assert engine.restarts == 1
         assert "0.5 s after its client left" in (tmp_path / "told").read_text()
         assert not gateway.clients.counts
 
@@ -204,21 +204,21 @@ def test_an_engine_that_goes_on_for_nobody_is_started_again(route, model, tmp_pa
 def test_an_engine_that_is_deaf_is_started_again(model, tmp_path):
     deaf = tmp_path / "deaf"
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        async with fleet.using(catalog.find("m")) as child:
-            first = child.server
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        async with pool.using(catalog.find("m")) as engine:
+            first = engine.server
             deaf.touch()
-            await eventually(lambda: child.server is not first)
+            await eventually(lambda: engine.server is not first)
             deaf.unlink()
-            await eventually(lambda: child.is_loaded)
+            await eventually(lambda: engine.is_loaded)
 
     running(test, tmp_path, model("m", deaf=str(deaf)), health_s=0.4)
 
 
 @pytest.mark.lasting
 def test_one_client_has_so_many_requests_whatever_models_they_are_for(model, tmp_path):
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        gateway = Gateway(fleet.settings, catalog, fleet)
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        gateway = Gateway(pool.settings, catalog, pool)
         asking = [
             asyncio.ensure_future(
                 asked(gateway, "/v1/completions", {"model": name, "prompt": "x"}, patience_s=1)
@@ -257,8 +257,8 @@ def test_an_adapter_that_breaks_while_it_is_served_is_out_and_nothing_else(model
     adapters = [Adapter(path.name[0], path, 1.0) for path in files]
     base = replace(base, adapters=tuple(adapters), own=(None,) * len(adapters))
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        gateway = Gateway(fleet.settings, catalog, fleet)
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        gateway = Gateway(pool.settings, catalog, pool)
         files[0].write_bytes(b"GGUF and no more of it that could be read")
         write_adapter(files[1], "model")
         files[2].write_bytes(files[2].read_bytes() + b"\0" * 64)
@@ -271,12 +271,12 @@ def test_an_adapter_that_breaks_while_it_is_served_is_out_and_nothing_else(model
         assert "the adapter 'x' cannot be used: 'x' is not a whole GGUF" in body["error"]["message"]
         assert str(tmp_path) not in body["error"]["message"]
         with pytest.raises(ApiError, match="'y' cannot be used"):
-            await hold(fleet, catalog.find("m:y"), "fixed")
-        await hold(fleet, catalog.find("m:z"), "fixed")
+            await hold(pool, catalog.find("m:y"), "fixed")
+        await hold(pool, catalog.find("m:z"), "fixed")
 
         write_adapter(files[0])
-        for child in fleet.children.values():
-            await fleet.stop(child)
+        for engine in pool.engines.values():
+            await pool.stop(engine)
         assert [await answer(name) for name in ("m", "m:x", "m:y")] == [200, 200, 503]
 
     running(test, tmp_path, base)

@@ -23,11 +23,11 @@ from runtime.gateway.api_errors import ApiError
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
-from runtime.gateway.scheduling.engine_entry import Child
+from runtime.gateway.scheduling.engine_entry import EngineEntry
 from runtime.gateway.scheduling.engine_phase import Loading
 from runtime.gateway.scheduling.placement import Key, Room, plan_engine
-from runtime.gateway.scheduling.pool import Fleet
-from runtime.gateway.scheduling.request_queue import Gate
+from runtime.gateway.scheduling.pool import EnginePool
+from runtime.gateway.scheduling.request_queue import RequestQueue
 from runtime.gateway.server import Protocol, listening, serve
 from runtime.gateway.settings import Settings
 
@@ -39,7 +39,7 @@ LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 @contextlib.asynccontextmanager
 async def serving_here(model, settings, toolchain) -> AsyncIterator[int]:
     """A gateway over a model, in this process: its port."""
-    gateway = Gateway(settings, Catalog([open_model(model)]), Fleet(settings, toolchain))
+    gateway = Gateway(settings, Catalog([open_model(model)]), EnginePool(settings, toolchain))
     with listening("127.0.0.1", 0) as listener:
         work = asyncio.ensure_future(serve(gateway, build_app(gateway), listener, None))
         await asyncio.sleep(0.2)
@@ -59,26 +59,26 @@ def test_the_longest_unused_makes_room_and_never_a_busy_one(
     settings = Settings(parallel=1, context=256)
     need = plan_engine(Key("x"), models[0], settings, Room(toolchain)).fit.need.total
     told: list[Event] = []
-    fleet = Fleet(settings, toolchain, told.append)
+    pool = EnginePool(settings, toolchain, told.append)
     monkeypatch.setattr(
         "runtime.gateway.scheduling.placement.available_nbytes",
-        lambda: int(need * (2.4 - sum(c.is_loaded for c in fleet.children.values())) / 0.9),
+        lambda: int(need * (2.4 - sum(c.is_loaded for c in pool.engines.values())) / 0.9),
     )
 
     async def run() -> None:
         first, second, other = (catalog.find(name) for name in ("pirate", "base", "third"))
-        async with fleet.using(first):
-            async with fleet.using(second):
+        async with pool.using(first):
+            async with pool.using(second):
                 with pytest.raises(ApiError) as caught:
-                    async with fleet.using(other):
+                    async with pool.using(other):
                         pass
                 assert caught.value.status == 503
                 assert "does not fit" in caught.value.message
-        async with fleet.using(first):
-            async with fleet.using(other):
-                states = {key.base: child.state for key, child in fleet.children.items()}
+        async with pool.using(first):
+            async with pool.using(other):
+                states = {key.base: engine.state for key, engine in pool.engines.items()}
                 assert states == {"pirate": "loaded", "base": "unloaded", "third": "loaded"}
-        await fleet.close()
+        await pool.close()
 
     asyncio.run(run())
     assert any("unloading base: its memory is needed" in str(event) for event in told)
@@ -89,27 +89,27 @@ def test_nobody_waits_long_for_what_dies_again_and_again(pirate, toolchain):
     """Neither those who wait when it dies once more, nor those who come then."""
     settings = Settings(parallel=1, context=256)
     catalog = Catalog([open_model(pirate)])
-    fleet = Fleet(settings, toolchain)
+    pool = EnginePool(settings, toolchain)
     named = next(iter(catalog))
 
     async def run() -> None:
-        async with fleet.using(named) as child:
-            watching = set(fleet.tasks)
-            child.crashes = 4  # the next start is 10 s away
-            await child.gate.admit(())
-            waiting = asyncio.ensure_future(child.gate.admit(()))
+        async with pool.using(named) as engine:
+            watching = set(pool.tasks)
+            engine.crashes = 4  # the next start is 10 s away
+            await engine.queue.admit(())
+            waiting = asyncio.ensure_future(engine.queue.admit(()))
             await asyncio.sleep(0)
             began = time.monotonic()
-            child.server.process.kill()
+            engine.server.process.kill()
             with pytest.raises(ApiError) as told:
                 await asyncio.wait_for(waiting, 5)
             refusals.append(told.value)
             await asyncio.wait(watching)  # it ends with the next start begun
             with pytest.raises(ApiError) as told:
-                await fleet.ensure_loaded(child)
+                await pool.ensure_loaded(engine)
             refusals.append(told.value)
             took.append(time.monotonic() - began)
-        await fleet.close()
+        await pool.close()
 
     refusals: list[ApiError] = []
     took: list[float] = []
@@ -191,19 +191,28 @@ def test_a_connection_that_was_reset_leaves_nothing_in_memory(pirate, toolchain)
 def test_scales_that_clients_choose_leave_no_end_of_children(pirate, toolchain):
     """Whether they answer or embed, and whether they are loaded still or not."""
     settings = Settings()
-    fleet = Fleet(settings, toolchain)
+    pool = EnginePool(settings, toolchain)
     adapters = (Adapter("some", pirate, 0.8), Adapter("other", pirate, 1.0))
     model = replace(open_model(pirate), adapters=adapters)
     for number in range(9):
         key = Key("base", ("fixed", "embed")[number % 2], (0.0, (number + 1) / 10))
-        fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=number)
-    listed = [Key("base"), *(Key("base", "fixed", voice) for voice in [(0, 0), (0.8, 0), (0, 1)])]
+        pool.engines[key] = EngineEntry(
+            key, model, RequestQueue(1, settings, pool.clock), last_used=number
+        )
+    listed = [
+        Key("base"),
+        *(Key("base", "fixed", scales) for scales in [(0, 0), (0.8, 0), (0, 1)]),
+    ]
     for key in listed:
-        fleet.children[key] = Child(key, model, Gate(1, settings, fleet.clock), last_used=-1)
-    new = Child(Key("base", "fixed", (0.0, 9.5)), model, Gate(1, settings, fleet.clock))
-    asyncio.run(fleet.limit_chosen_scales(new))
+        pool.engines[key] = EngineEntry(
+            key, model, RequestQueue(1, settings, pool.clock), last_used=-1
+        )
+    new = EngineEntry(
+        Key("base", "fixed", (0.0, 9.5)), model, RequestQueue(1, settings, pool.clock)
+    )
+    asyncio.run(pool.limit_chosen_scales(new))
 
-    kept = [child.last_used for child in fleet.children.values()]
+    kept = [engine.last_used for engine in pool.engines.values()]
     assert kept == [6, 7, 8, *[-1 for _ in listed]]
 
 
@@ -213,23 +222,25 @@ def test_engines_for_scales_that_clients_choose_are_not_started_one_after_the_ot
     """A start takes the processor from everybody else."""
     now = 100.0
     settings = Settings(chosen_s=20)
-    fleet = Fleet(settings, toolchain, clock=lambda: now)
+    pool = EnginePool(settings, toolchain, clock=lambda: now)
     model = replace(open_model(pirate), adapters=(Adapter("some", pirate, 0.8),))
 
-    def chosen(scale: float, began: float) -> Child:
+    def chosen(scale: float, began: float) -> EngineEntry:
         key = Key("base", "fixed", (scale,))
-        return Child(key, model, Gate(1, settings, fleet.clock), began=began, last_used=began)
+        return EngineEntry(
+            key, model, RequestQueue(1, settings, pool.clock), began=began, last_used=began
+        )
 
     for number in range(settings.limits.scales):
-        child = chosen((number + 1) / 10, 90.0 + number)
-        child.phase = Loading(Server(ServerSpec(pirate, 256, 1, 1), toolchain))
-        fleet.children[child.key] = child
+        engine = chosen((number + 1) / 10, 90.0 + number)
+        engine.phase = Loading(Server(ServerSpec(pirate, 256, 1, 1), toolchain))
+        pool.engines[engine.key] = engine
     new = chosen(9.5, 0)
 
-    wait_s = asyncio.run(fleet.limit_chosen_scales(new))
-    assert len(fleet.children) == settings.limits.scales
+    wait_s = asyncio.run(pool.limit_chosen_scales(new))
+    assert len(pool.engines) == settings.limits.scales
     assert wait_s == pytest.approx(10, abs=0.5)
 
     now += wait_s
-    assert asyncio.run(fleet.limit_chosen_scales(new)) == 0
-    assert [child.began for child in fleet.children.values()] == [91, 92, 93]
+    assert asyncio.run(pool.limit_chosen_scales(new)) == 0
+    assert [engine.began for engine in pool.engines.values()] == [91, 92, 93]

@@ -9,9 +9,9 @@ import pytest
 
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.scheduling.portions import Joined
-from tests.support.fake_fleet import asked, eventually, hold, running
+from tests.support.fake_pool import asked, eventually, hold, running
 
 
 @pytest.mark.lasting
@@ -25,8 +25,8 @@ def test_long_lists_are_handed_over_in_portions_and_answered_as_one(
     log = tmp_path / "asked"
     texts = ["x" * number for number in range(1, 8)]
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        gateway = Gateway(fleet.settings, catalog, fleet)
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        gateway = Gateway(pool.settings, catalog, pool)
         status, body = await asked(gateway, route, {name: texts, **more})
         assert status == 200
         assert [entry["index"] for entry in body[entries]] == list(range(7))
@@ -41,8 +41,8 @@ def test_long_lists_are_handed_over_in_portions_and_answered_as_one(
 
 
 def test_a_stream_of_many_texts_is_one_stream(model, tmp_path):
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        gateway = Gateway(fleet.settings, catalog, fleet)
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        gateway = Gateway(pool.settings, catalog, pool)
         body = {"prompt": list("abcde"), "stream": True}
         status, text = await asked(gateway, "/v1/completions", body)
         assert status == 200
@@ -69,9 +69,9 @@ def test_texts_that_are_ranked_in_portions_are_sorted_as_one_list():
 def test_between_portions_it_is_others_turn(model, tmp_path):
     log = tmp_path / "asked"
 
-    async def test(fleet: Fleet, catalog: Catalog) -> None:
-        gateway = Gateway(fleet.settings, catalog, fleet)
-        await hold(fleet, catalog.find("m"))
+    async def test(pool: EnginePool, catalog: Catalog) -> None:
+        gateway = Gateway(pool.settings, catalog, pool)
+        await hold(pool, catalog.find("m"))
         long = asyncio.ensure_future(asked(gateway, "/v1/completions", {"prompt": ["x"] * 60}))
         await eventually(log.exists)
         await asked(gateway, "/v1/completions", {"prompt": "me"})

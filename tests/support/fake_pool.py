@@ -13,15 +13,15 @@ from runtime.engine.opened_model import Model
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
-from runtime.gateway.scheduling.pool import Fleet
+from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 from tests.support.fake_engine import toolchain
 
-Test = Callable[[Fleet, Catalog], Awaitable[None]]
+Test = Callable[[EnginePool, Catalog], Awaitable[None]]
 
 
-def running(test: Test, folder: Path, *models: Model, **settings: Any) -> Fleet:
-    """Run a test over a fleet of fake engines."""
+def running(test: Test, folder: Path, *models: Model, **settings: Any) -> EnginePool:
+    """Run a test over a pool of fake engines."""
     told = folder / "told"
     told.touch()
 
@@ -29,20 +29,20 @@ def running(test: Test, folder: Path, *models: Model, **settings: Any) -> Fleet:
         with told.open("a") as file:
             file.write(f"{event}\n")
 
-    fleet = Fleet(Settings(parallel=2, context=64, **settings), toolchain(folder), report)
+    pool = EnginePool(Settings(parallel=2, context=64, **settings), toolchain(folder), report)
 
     async def run() -> None:
         try:
-            await test(fleet, Catalog(models))
+            await test(pool, Catalog(models))
         finally:
-            await fleet.close()
+            await pool.close()
 
     asyncio.run(run())
-    return fleet
+    return pool
 
 
-async def hold(fleet: Fleet, named: Any, role: Any = "generate", until: Any = None) -> None:
-    async with fleet.using(named, role):
+async def hold(pool: EnginePool, named: Any, role: Any = "generate", until: Any = None) -> None:
+    async with pool.using(named, role):
         if until is not None:
             await until.wait()
 
