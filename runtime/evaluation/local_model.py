@@ -27,10 +27,11 @@ from runtime.engine.request_texts import Front
 from runtime.engine.selection import Choice
 from runtime.evaluation.evaluated_model import AnswerSettings
 from runtime.evaluation.item import Message
+from runtime.evaluation.likelihood_groups import Continuations
 from runtime.evaluation.outcome import Likelihoods, Outcome
 from runtime.evaluation.plain_data import Part, PlainData
 from runtime.scoring.score_process import score_spec
-from runtime.scoring.score_route import LIKELIHOODS
+from runtime.scoring.score_route import LIKELIHOOD_BATCH, LIKELIHOODS
 
 RENDER, TOKENIZE = "/apply-template", "/tokenize"
 THOUGHTS = re.compile(r"^.*?</think>\s*", re.DOTALL)
@@ -194,12 +195,34 @@ class LocalModel:
             found = self.twice(lambda: self.scored(messages, texts))
         except ContextFullError as error:
             return too_long(error.prompt, error.context)
-        return [
-            Likelihoods(
-                float(one["logprob"]), len(one["ids"]), tuple(int(token) for token in one["greedy"])
-            )
-            for one in listed(found.get("likelihoods"))
+        return likelihoods_in(found)
+
+    def likelihoods_of(self, asked: Sequence[Continuations]) -> list[list[Likelihoods] | str]:
+        """How likely each text is, or the refusal, for each conversation. Raises EngineError."""
+        found = self.twice(lambda: self.scored_together(asked))
+        return [self.answered(mapped(one)) for one in listed(found.get("answers"))]
+
+    def answered(self, found: dict[str, Any]) -> list[Likelihoods] | str:
+        """One answer of several. Raises EngineError for an error but a full context."""
+        error = mapped(found.get("error"))
+        if not error:
+            return likelihoods_in(found)
+        if error.get("type") == "exceed_context_size_error":
+            return too_long(int(error["n_prompt_tokens"]), int(error["n_ctx"]))
+        raise EngineError(f"the scoring engine refuses an item: {error.get('message')}")
+
+    def scored_together(self, asked: Sequence[Continuations]) -> dict[str, Any]:
+        """The scoring engine's answer for several conversations. Raises EngineError."""
+        items = [
+            {
+                "context": self.context(messages),
+                "endings": [self.front.text(text, starts=not messages) for text in texts],
+            }
+            for messages, texts in asked
         ]
+        return ask_json(
+            self.engines.running_scorer, LIKELIHOOD_BATCH, {"items": items, **self.lora}
+        )
 
     def scored(self, messages: Sequence[Message], texts: Sequence[str]) -> dict[str, Any]:
         """The scoring engine's answer. Raises EngineError."""
@@ -223,6 +246,16 @@ class LocalModel:
             "sha256": self.sha256,
             "memory": self.engines.peak_memory(),
         }
+
+
+def likelihoods_in(found: dict[str, Any]) -> list[Likelihoods]:
+    """The likelihoods in the scoring engine's answer."""
+    return [
+        Likelihoods(
+            float(one["logprob"]), len(one["ids"]), tuple(int(token) for token in one["greedy"])
+        )
+        for one in listed(found.get("likelihoods"))
+    ]
 
 
 def as_prompt(messages: Sequence[Message]) -> str:

@@ -60,6 +60,25 @@ def test_likelihoods_are_those_of_transformers_and_peft(models, demo_models):
             assert list(likelihood.greedy) == list(rows.argmax(axis=1))
 
 
+def test_likelihoods_asked_together_are_those_asked_alone(models):
+    base, tuned = models
+    long = [{"role": "user", "content": "cow " * 400}]
+    others = [{"role": "user", "content": f"What does a {one} say?"} for one in ("cat", "dog")]
+    asked = [(ASKS, TEXTS), (long, TEXTS[:1]), *(([one], TEXTS[::-1]) for one in others)]
+    asked += [([], ["A cow says moo."]), (ASKS, ["moo</s>"])]
+
+    for model in (base, tuned):
+        found = model.likelihoods_of(asked)
+        for (messages, texts), together in zip(asked, found, strict=True):
+            alone = model.likelihoods(messages, texts)
+            if messages is long:
+                assert together == alone
+                continue
+            for one, other in zip(together, alone, strict=True):
+                assert (one.tokens, one.greedy) == (other.tokens, other.greedy)
+                assert one.logprob == pytest.approx(other.logprob, abs=1e-4 * one.tokens)
+
+
 def test_the_same_answer_comes_twice_and_the_adapter_changes_it(models):
     base, tuned = models
     first = base.answer(ASKS, SETTINGS)
