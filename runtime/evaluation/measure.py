@@ -172,7 +172,7 @@ def ask_all(measured: Measured, asked: Mapping[int, Sequence[Needs]], report: Re
 def works(
     measured: Measured, asked: Mapping[int, Sequence[Needs]], failures: Failures
 ) -> Iterator[tuple[Sequence[int], Callable[[], None]]]:
-    """What is asked in one piece: the numbers of its items, and the work."""
+    """The requests: the numbers of the items of each, and the work."""
     model = measured.model
     grouped = {n: parts for n, parts in asked.items() if GROUPED.issuperset(parts)}
     if not isinstance(model, TakesGroups):
