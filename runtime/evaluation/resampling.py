@@ -67,7 +67,7 @@ def draws(n: int, seed: int, resamples: int, count: int) -> Iterator[Floats]:
 
 @lru_cache(maxsize=1)
 def kept_draws(n: int, seed: int, resamples: int) -> NDArray[np.uint8]:
-    """The draws for metrics over the same items, which differ in nothing but the statistics."""
+    """What all metrics over the same items are resampled by: shape (resamples, n)."""
     import numpy as np
 
     return drawn(np.random.default_rng(seed), np.empty((resamples, n), np.uint8))

@@ -15,6 +15,7 @@ from runtime.evaluation.data.dataset import Dataset
 from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel
 from runtime.evaluation.evaluation import Evaluation
 from runtime.evaluation.judge import judge_models
+from runtime.evaluation.kept_items import KeptItems
 from runtime.evaluation.local_model import LocalEngines
 from runtime.evaluation.measure import Measured, Plan, complete, measure
 from runtime.evaluation.metric import Metric, Needs
@@ -53,6 +54,10 @@ class Run:
     ended_by: BaseException | None = None
     """Ctrl-C, or the error that ended it early."""
     began: float = field(default_factory=time.monotonic)
+    items: KeptItems = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.items = KeptItems(self.dataset)
 
     @property
     def models(self) -> list[EvaluatedModel]:
@@ -75,7 +80,7 @@ class Run:
             if group.engines is not None:
                 stack.callback(group.engines.stop)
             for model in group.models:
-                found = Measured(model, self.dataset, self.plan, self.cache)
+                found = Measured(model, self.items, self.plan, self.cache)
                 self.measured.append(found)
                 report(Step(f"asking {model.name}"))
                 measure(found, report=report)
