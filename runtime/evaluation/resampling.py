@@ -67,7 +67,7 @@ def draws(n: int, seed: int, resamples: int, count: int) -> Iterator[Floats]:
 
 @lru_cache(maxsize=1)
 def kept_draws(n: int, seed: int, resamples: int) -> NDArray[np.uint8]:
-    """What all metrics over the same items are resampled by: shape (resamples, n)."""
+    """The draws that all metrics over the same items share: shape (resamples, n)."""
     import numpy as np
 
     return drawn(np.random.default_rng(seed), np.empty((resamples, n), np.uint8))
