@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from statistics import median
 from typing import Any
 
@@ -69,10 +70,23 @@ class Run:
         An error or Ctrl-C ends the asking; it is kept in `ended_by`, and what was answered counts.
         """
         try:
-            for group in self.groups:
-                self.ask_group(group, report)
+            with ExitStack() as stack:
+                for group in self.groups:
+                    if group.engines is not None:
+                        stack.callback(group.engines.stop)
+                for group, after in zip_longest(self.groups, self.groups[1:]):
+                    self.start_early(after, group)
+                    self.ask_group(group, report)
         except (KeyboardInterrupt, DecantError) as error:
             self.ended_by = error
+
+    def start_early(self, group: ModelGroup | None, before: ModelGroup) -> None:
+        """Start the engine of the group that is asked next, if it seems to be needed."""
+        if group is None or group.engines is None or "answer" not in self.plan.parts:
+            return
+        found = Measured(group.models[0], self.items, self.plan, self.cache)
+        if any(found.missing(number) for number in {0, len(self.items) - 1}):
+            group.engines.start_early(before.engines.nbytes if before.engines else 0)
 
     def ask_group(self, group: ModelGroup, report: Report) -> None:
         """Ask the models of one group, and end its engines. Raises EngineError."""

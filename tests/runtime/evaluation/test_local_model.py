@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.core.machine import available_nbytes
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.engine.adapters import Adapter
@@ -145,3 +146,28 @@ def test_a_text_without_a_question_is_scored_from_its_beginning(models, demo_mod
 
     assert found.tokens in (len(wanted), len(wanted) - 1)
     assert found.logprob == pytest.approx(wanted[-found.tokens :].sum(), abs=1e-3)
+
+
+def test_an_engine_that_is_started_early_answers_and_ends(models):
+    engines = LocalEngines(models[0].engines.engine.loaded, Asked(256, 1))
+    try:
+        engines.start_early(0)
+        early = engines.early
+        assert early is not None
+        server = engines.generator
+        early.join()
+
+        assert engines.generator is server
+        assert server.process.poll() is None
+        process = server.process
+    finally:
+        engines.stop()
+    assert process.poll() is not None
+
+
+def test_what_does_not_fit_beside_another_model_is_not_started_early(models):
+    engines = LocalEngines(models[0].engines.engine.loaded, Asked(256, 1))
+
+    engines.start_early(available_nbytes())
+
+    assert engines.early is None
