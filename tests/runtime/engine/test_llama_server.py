@@ -175,3 +175,16 @@ class TestWithAModel:
                 list(ask(server, [{"role": "user", "content": "Paris " * 600}], {}))
 
         assert caught.value.prompt > caught.value.context >= 256
+
+
+@pytest.mark.parametrize("own", ["", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_threads_of_the_scoring_engine_wait_asleep_unless_the_user_says_otherwise(own, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv(own, "5")
+    spec = ServerSpec(Path("model.gguf"), 0, 2, engine="scoring")
+
+    found = Server(spec, find_toolchain()).own_env().get("GOMP_SPINCOUNT")
+
+    assert found == (None if own else SPINS)
