@@ -13,7 +13,8 @@ import pytest
 
 from exporter.core.errors import ContextFullError, EngineDiedError, EngineError
 from exporter.core.events import Progress
-from runtime.engine.llama_server import Server, ServerSpec
+from exporter.llamacpp.toolchain import find_toolchain
+from runtime.engine.llama_server import SPINS, Server, ServerSpec
 from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import Asked
 from runtime.engine.openai_client import Delta, ask
