@@ -184,8 +184,11 @@ def test_threads_of_the_scoring_engine_wait_asleep_unless_the_user_says_otherwis
         monkeypatch.delenv(name, raising=False)
     if own:
         monkeypatch.setenv(own, "5")
-    spec = ServerSpec(Path("model.gguf"), 0, 2, engine="scoring")
-
-    found = Server(spec, find_toolchain()).own_env().get("GOMP_SPINCOUNT")
+    server = Server(ServerSpec(Path("model.gguf"), 0, 2, engine="scoring"), find_toolchain())
+    server.folder = RunFolder()
+    try:
+        found = server.own_env().get("GOMP_SPINCOUNT")
+    finally:
+        server.folder.remove()
 
     assert found == (None if own else SPINS)
