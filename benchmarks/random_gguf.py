@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Rows = np.ndarray[Any, np.dtype[np.uint8]]
 
 BLOCK = 256  # values
+ENDS = ("<|begin_of_text|>", "<|eot_id|>")
 SCALE = 32  # of a block's 6-bit scales, so that the middle of their range is tried
 Q4_K_SCALES = bytes([160] * 8 + [0] * 4)  # eight scales and minima of 32, packed in 6 bits each
 DRAWN = 1 << 15  # blocks; a tensor repeats them
@@ -95,7 +96,7 @@ def write_random(path: Path, shape: Shape, gguf_py: Path) -> int:
 
 
 def add_metadata(writer: Any, shape: Shape) -> None:
-    """The settings, and a vocabulary whose tokens but for 256 bytes are words."""
+    """The settings and the vocabulary."""
     writer.add_file_type(15)  # LLAMA_FTYPE_MOSTLY_Q4_K_M
     writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
@@ -106,11 +107,7 @@ def add_metadata(writer: Any, shape: Shape) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(500000.0)
     writer.add_vocab_size(shape.vocabulary)
-    letters = [chr(n) for n in (*range(33, 127), *range(161, 173), *range(174, 256))]
-    bytes_ = [*letters, *(chr(256 + n) for n in range(256 - len(letters)))]
-    ends = ["<|begin_of_text|>", "<|eot_id|>"]
-    words = [f"Ġw{n}" for n in range(shape.vocabulary - len(bytes_) - len(ends) - 1)]
-    tokens = [*bytes_, "Ġt", *words, *ends]
+    tokens = tokens_of(shape)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)
@@ -119,6 +116,14 @@ def add_metadata(writer: Any, shape: Shape) -> None:
     writer.add_bos_token_id(len(tokens) - 2)
     writer.add_eos_token_id(len(tokens) - 1)
     writer.add_chat_template(TEMPLATE)
+
+
+def tokens_of(shape: Shape) -> list[str]:
+    """A vocabulary whose tokens but for 256 bytes, a merged pair and two ends are words."""
+    letters = [chr(n) for n in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    bytes_ = [*letters, *(chr(256 + n) for n in range(256 - len(letters)))]
+    words = [f"Ġw{n}" for n in range(shape.vocabulary - len(bytes_) - len(ENDS) - 1)]
+    return [*bytes_, "Ġt", *words, *ENDS]
 
 
 def drawn_q4_k(draw: np.random.Generator, spread: float) -> Rows:

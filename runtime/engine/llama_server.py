@@ -42,6 +42,11 @@ PING_S = 5  # seconds between pings while a prompt is computed: upstream then se
 STATE = re.compile(r"^cmd_child_to_router:state:(\{.*\})$", re.MULTILINE)
 TEMPLATE_REFUSED = re.compile(r"chat template (?:parsing error|is not supported)")
 LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
+WAITING = frozenset(("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
+"""The variables by which a user says how OpenMP's threads wait for each other."""
+SPINS = "1000"
+"""What libgomp takes where there are more threads than processors. It would look some 300,000 times
+otherwise: beside llama-server, which renders the prompts, a batch then takes 10 times as long."""
 Engine = Literal["llama-server", "seq2seq", "scoring"]
 """`scoring` computes log-likelihoods of texts that are given: `runtime.scoring`."""
 
@@ -203,6 +208,8 @@ class Server(ModelServer):
         }
         if self.spec.engine != "llama-server":  # it imports our packages from the same places
             env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        if self.spec.engine == "scoring" and not WAITING.intersection(os.environ):
+            env["GOMP_SPINCOUNT"] = SPINS
         return env
 
     def wait_until_ready(self, *, on_port: bool) -> None:

@@ -9,32 +9,36 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from exporter.core.errors import ContextFullError, EngineDiedError, EngineError
+from exporter.core.errors import ContextFullError, DecantError, EngineDiedError, EngineError
 from exporter.core.events import Report, silent
 from exporter.core.machine import available_nbytes, physical_cores
 from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.header_tokens import control_texts
 from runtime.engine.llama_server import Server, ServerSpec, lora_vector
 from runtime.engine.local import CHAT, COMPLETIONS, LocalEngine
-from runtime.engine.memory_fit import FitOptions, fit
+from runtime.engine.memory_fit import MARGIN, FitOptions, fit
 from runtime.engine.openai_client import as_one_text, ask_json, listed, mapped, number
 from runtime.engine.opened_model import Model
 from runtime.engine.request_texts import Front
 from runtime.engine.selection import Choice
 from runtime.evaluation.evaluated_model import AnswerSettings
 from runtime.evaluation.item import Message
+from runtime.evaluation.likelihood_groups import Continuations
 from runtime.evaluation.outcome import Likelihoods, Outcome
 from runtime.evaluation.plain_data import Part, PlainData
 from runtime.scoring.score_process import score_spec
-from runtime.scoring.score_route import LIKELIHOODS
+from runtime.scoring.score_route import LIKELIHOOD_BATCH, LIKELIHOODS
 
 RENDER, TOKENIZE = "/apply-template", "/tokenize"
 THOUGHTS = re.compile(r"^.*?</think>\s*", re.DOTALL)
 PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
+EARLY_NBYTES = 512 << 20
+"""Of the largest file that is loaded while another model answers: more takes long."""
 Answer = TypeVar("Answer")
 
 
@@ -57,6 +61,7 @@ class LocalEngines:
         self.engine.fit = replace(self.engine.fit, prompt_cache=0)
         self.scorer: Server | None = None
         self.lock = threading.Lock()
+        self.early: threading.Thread | None = None
         self.memory = 0
         controls = () if model.is_encoder_decoder else control_texts(model.header.path)
         self.data = PlainData(controls)
@@ -68,6 +73,32 @@ class LocalEngines:
         """llama-server, running. Raises EngineError."""
         with self.lock:
             return self.engine.start()
+
+    @property
+    def nbytes(self) -> int:
+        """What llama-server takes of memory."""
+        return self.engine.fit.need.total
+
+    def start_early(self, other: int) -> None:
+        """Start llama-server in another thread, if that takes little time and memory.
+
+        other: bytes that the model takes which is asked before.
+
+        A request meanwhile waits for it. An error is left to the requests, which start it again.
+        """
+        engine = self.engine
+        if (
+            self.early is None
+            and engine.toolchain.info["backend"] == "cpu"
+            and engine.loaded.header.path.stat().st_size <= EARLY_NBYTES
+            and self.nbytes + other <= MARGIN * available_nbytes()
+        ):
+            self.early = threading.Thread(target=self.try_to_start, name="early", daemon=True)
+            self.early.start()
+
+    def try_to_start(self) -> None:
+        with suppress(DecantError):
+            _ = self.generator
 
     @property
     def running_scorer(self) -> Server:
@@ -112,6 +143,8 @@ class LocalEngines:
 
     def stop(self) -> None:
         """End both engines."""
+        if self.early is not None:
+            self.early.join()
         self.peak_memory()
         scorer, self.scorer = self.scorer, None
         if scorer is not None:
@@ -236,6 +269,33 @@ class LocalModel:
             return self.twice(lambda: self.scored_once(messages, texts, more))
         except ContextFullError as error:
             return too_long(error.prompt, error.context)
+
+    def likelihoods_of(self, asked: Sequence[Continuations]) -> list[list[Likelihoods] | str]:
+        """How likely each text is, or the refusal, for each conversation. Raises EngineError."""
+        found = self.twice(lambda: self.scored_together(asked))
+        return [self.answered(mapped(one)) for one in listed(found.get("answers"))]
+
+    def answered(self, found: dict[str, Any]) -> list[Likelihoods] | str:
+        """One answer of several. Raises EngineError for an error but a full context."""
+        error = mapped(found.get("error"))
+        if not error:
+            return likelihoods_in(found)
+        if error.get("type") == "exceed_context_size_error":
+            return too_long(int(error["n_prompt_tokens"]), int(error["n_ctx"]))
+        raise EngineError(f"the scoring engine refuses an item: {error.get('message')}")
+
+    def scored_together(self, asked: Sequence[Continuations]) -> dict[str, Any]:
+        """The scoring engine's answer for several conversations. Raises EngineError."""
+        items = [
+            {
+                "context": self.context(messages),
+                "endings": [self.front.text(text, starts=not messages) for text in texts],
+            }
+            for messages, texts in asked
+        ]
+        return ask_json(
+            self.engines.running_scorer, LIKELIHOOD_BATCH, {"items": items, **self.lora}
+        )
 
     def scored_once(
         self, messages: Sequence[Message], texts: Sequence[str], more: Mapping[str, int]

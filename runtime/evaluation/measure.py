@@ -14,8 +14,9 @@ from exporter.core.events import Progress, Report, silent
 from runtime.evaluation.divergence_plan import DivergencePlan
 from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel
 from runtime.evaluation.item import Item
+from runtime.evaluation.likelihood_groups import GROUPED, TakesGroups, groups_of
 from runtime.evaluation.metric import Needs
-from runtime.evaluation.outcome import Outcome, outcome_of
+from runtime.evaluation.outcome import Likelihoods, Outcome, outcome_of
 from runtime.evaluation.outcome_cache import OutcomeCache, key_of
 
 FAILURES = 3
@@ -28,6 +29,8 @@ class Items(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> Item: ...
+
+    def __iter__(self) -> Iterator[Item]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,27 +161,45 @@ def measure(measured: Measured, *, report: Report = silent) -> None:
 
 def ask_all(measured: Measured, asked: Mapping[int, Sequence[Needs]], report: Report) -> None:
     """Ask for parts of the items by their numbers, as many at once as the model takes."""
-    numbers = [number for number, parts in asked.items() if parts]
-    name = measured.model.name
-    is_answers = "answer" in asked[numbers[0]]
+    asked = {number: parts for number, parts in asked.items() if parts}
+    name, total = measured.model.name, len(asked)
+    is_answers = any("answer" in parts for parts in asked.values())
     task = f"{name}: {'answers' if is_answers else 'likelihoods'}"
     failures = Failures(name)
     gone_on = threading.Event()
     pool = ThreadPoolExecutor(measured.model.requests, thread_name_prefix="item")
     try:
         waiting: set[Future[None]] = set()
-        for done, number in enumerate(numbers):
-            report(Progress(task, done, len(numbers), "steps"))
+        done = 0
+        for numbers, work in works(measured, asked, failures):
+            report(Progress(task, done, total, "steps"))
             if len(waiting) >= measured.model.requests:
                 ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 raise_first(ended)
-            work = ask_item(measured, number, asked[number], failures)
             waiting.add(pool.submit(unless(gone_on, work)))
+            done += len(numbers)
         raise_first(wait(waiting).done)
-        report(Progress(task, len(numbers), len(numbers), "steps"))
+        report(Progress(task, total, total, "steps"))
     finally:
         gone_on.set()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def works(
+    measured: Measured, asked: Mapping[int, Sequence[Needs]], failures: Failures
+) -> Iterator[tuple[Sequence[int], Callable[[], None]]]:
+    """The requests: the numbers of the items of each, and the work."""
+    model = measured.model
+    grouped = {n: parts for n, parts in asked.items() if GROUPED.issuperset(parts)}
+    if not isinstance(model, TakesGroups):
+        grouped = {}
+    for number, parts in asked.items():
+        if number not in grouped:
+            yield (number,), ask_item(measured, number, parts, failures)
+    if grouped and isinstance(model, TakesGroups):
+        for numbers in groups_of(iter(measured.items), grouped):
+            chosen = {number: grouped[number] for number in numbers}
+            yield numbers, ask_group(measured, model, chosen, failures)
 
 
 def unless(event: threading.Event, work: Callable[[], None]) -> Callable[[], None]:
@@ -239,6 +260,49 @@ def ask_item(
     return work
 
 
+def ask_group(
+    measured: Measured,
+    model: TakesGroups,
+    asked: Mapping[int, Sequence[Needs]],
+    failures: Failures,
+) -> Callable[[], None]:
+    """The work for several items: asks for their likelihoods, and keeps all of them at once.
+
+    If it fails, they are asked one by one, so that the one it fails on is found.
+    """
+
+    def work() -> None:
+        labels = measured.plan.labels
+        left = [number for number in asked if number not in measured.refusals]
+        items = {number: measured.items[number] for number in left}
+        texts = {
+            number: {part: texts_of(item, part, labels) for part in asked[number]}
+            for number, item in items.items()
+        }
+        try:
+            found = model.likelihoods_of(
+                [(items[n].messages, [text for some in texts[n].values() for text in some])
+                 for n in left]
+            )  # fmt: skip
+        except EngineError:
+            for number in left:
+                ask_item(measured, number, asked[number], failures)()
+            return
+        kept = {}
+        for number, likelihoods in zip(left, found, strict=True):
+            if isinstance(likelihoods, str):
+                measured.refusals[number] = likelihoods
+                continue
+            rest = iter(likelihoods)
+            for part, some in texts[number].items():
+                outcome = part_of(part, some, [next(rest) for _ in some])
+                kept[measured.key(items[number], part)] = sparse(outcome)
+        measured.cache.put_all(kept)
+        failures.note(None)
+
+    return work
+
+
 def ask_part(measured: Measured, item: Item, part: Needs) -> Outcome:
     """Ask the model for one part. Raises EngineError."""
     model = measured.model
@@ -250,6 +314,11 @@ def ask_part(measured: Measured, item: Item, part: Needs) -> Outcome:
     likelihoods = model.likelihoods(item.messages, texts)
     if isinstance(likelihoods, str):
         return Outcome(refusal=likelihoods)
+    return part_of(part, texts, likelihoods)
+
+
+def part_of(part: Needs, texts: Sequence[str], likelihoods: Sequence[Likelihoods]) -> Outcome:
+    """The outcome that holds the likelihoods of a part's texts."""
     if part == "labels":
         pairs = zip(texts, likelihoods, strict=True)
         return Outcome(labels={text: one.logprob for text, one in pairs})

@@ -88,12 +88,15 @@ class OutcomeCache:
 
     def put(self, key: bytes, value: Mapping[str, Any]) -> None:
         """Keep a JSON value. Raises OutputError when the disk is full."""
-        written = json.dumps(value, separators=(",", ":"))
+        self.put_all({key: value})
+
+    def put_all(self, values: Mapping[bytes, Mapping[str, Any]]) -> None:
+        """Keep several JSON values by their keys, all or none. Raises OutputError."""
+        rows = [(key, json.dumps(value, separators=(",", ":"))) for key, value in values.items()]
         try:
-            with self.lock:
-                self.connection.execute(
-                    "insert or replace into outcomes values (?, ?)", (key, written)
-                )
+            with self.lock, self.connection:
+                self.connection.execute("begin immediate")
+                self.connection.executemany("insert or replace into outcomes values (?, ?)", rows)
         except sqlite3.OperationalError as error:
             raise OutputError(
                 f"`{self.path}` cannot be written: {error}", hint="is the disk full?"

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.evaluation.exact_tests import t_quantile
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from runtime.evaluation.metric import Floats
 
 DRAWN_NBYTES = 1 << 20  # of numbers at once: what a core's cache holds; more are slower
-WEIGHTS_NBYTES = 16 << 20  # of resamples at once: fewer are slower to multiply
+WEIGHTS_NBYTES = 1 << 20  # of resamples multiplied at once, as a core's cache holds them, too
+KEPT_NBYTES = 32 << 20  # of the draws that are kept for the next metric, a byte for each item
 MOST_DRAWS = 200_000_000  # items drawn in all, a second or so
 RESERVE = 1.1  # times the half-width: 3 % of equal models are found different instead of 5 %
 LEAST_RESAMPLES = 1_000  # of data so large that all would be too many draws
@@ -36,18 +41,50 @@ def resampled(
 
     n, k = statistics.shape
     resamples = resample_count(n, resamples)
-    rows = max(1, DRAWN_NBYTES // (8 * n))
-    random = np.random.default_rng(seed)
     found = np.empty(resamples)
-    weights = np.empty((min(resamples, max(1, WEIGHTS_NBYTES // (8 * max(n, k)))), n))
-    for begin in range(0, resamples, len(weights)):
-        some = weights[: resamples - begin]
-        for start in range(0, len(some), rows):
-            part = some[start : start + rows]
-            drawn = random.integers(0, n, size=part.shape)
-            drawn += n * np.arange(len(part))[:, None]
-            part[:] = np.bincount(drawn.reshape(-1), minlength=part.size).reshape(part.shape)
-        found[begin : begin + len(some)] = figure(some @ statistics)
+    count = min(resamples, max(1, WEIGHTS_NBYTES // (8 * max(n, k))))
+    begin = 0
+    for counts in draws(n, seed, resamples, count):
+        end = begin + len(counts)
+        found[begin:end] = figure(counts @ statistics)
+        begin = end
+    return found
+
+
+def draws(n: int, seed: int, resamples: int, count: int) -> Iterator[Floats]:
+    """How often each resample has each item, `count` resamples at a time: shape (count, n)."""
+    import numpy as np
+
+    if n * resamples > KEPT_NBYTES:
+        random = np.random.default_rng(seed)
+        for begin in range(0, resamples, count):
+            yield drawn(random, np.empty((min(count, resamples - begin), n)))
+        return
+    kept = kept_draws(n, seed, resamples)
+    for begin in range(0, resamples, count):
+        yield kept[begin : begin + count].astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def kept_draws(n: int, seed: int, resamples: int) -> NDArray[np.uint8]:
+    """The draws that all metrics over the same items share: shape (resamples, n)."""
+    import numpy as np
+
+    return drawn(np.random.default_rng(seed), np.empty((resamples, n), np.uint8))
+
+
+def drawn(random: np.random.Generator, found: NDArray[Any]) -> NDArray[Any]:
+    """Fill in how often each resample has each item, 255 times at most: shape (count, n)."""
+    import numpy as np
+
+    n = found.shape[1]
+    rows = max(1, DRAWN_NBYTES // (8 * n))
+    for start in range(0, len(found), rows):
+        part = found[start : start + rows]
+        places = random.integers(0, n, size=part.shape)
+        places += n * np.arange(len(part))[:, None]
+        counts = np.bincount(places.reshape(-1), minlength=part.size)
+        part[:] = np.minimum(counts, 255).reshape(part.shape)
     return found
 
 

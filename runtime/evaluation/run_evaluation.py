@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from statistics import median
 from typing import Any
 
@@ -21,6 +22,7 @@ from runtime.evaluation.divergence_plan import (
 from runtime.evaluation.evaluated_model import AnswerSettings, EvaluatedModel, HasDistributions
 from runtime.evaluation.evaluation import Evaluation
 from runtime.evaluation.judge import judge_models
+from runtime.evaluation.kept_items import KeptItems
 from runtime.evaluation.local_model import LocalEngines
 from runtime.evaluation.measure import Measured, Plan, complete, measure
 from runtime.evaluation.metric import Metric, Needs
@@ -61,8 +63,10 @@ class Run:
     ended_by: BaseException | None = None
     """Ctrl-C, or the error that ended it early."""
     began: float = field(default_factory=time.monotonic)
+    items: KeptItems = field(init=False)
 
     def __post_init__(self) -> None:
+        self.items = KeptItems(self.dataset)
         is_needed = "divergences" in self.plan.parts
         against = self.comparison.against if is_needed else ""
         self.divergences = divergence_plan(self.models, against, self.cache)
@@ -83,7 +87,12 @@ class Run:
                     for group in self.groups:
                         if group.engines is not None:
                             group.engines.kept = place
-                for group in sorted(self.groups, key=self.comes_later):
+                for group in self.groups:
+                    if group.engines is not None:
+                        stack.callback(group.engines.stop)
+                groups = sorted(self.groups, key=self.comes_later)
+                for group, after in zip_longest(groups, groups[1:]):
+                    self.start_early(after, group)
                     self.ask_group(group, report)
         except (KeyboardInterrupt, DecantError) as error:
             self.ended_by = error
@@ -96,6 +105,14 @@ class Run:
         plan = self.divergences
         return plan is not None and plan.reference not in group.models
 
+    def start_early(self, group: ModelGroup | None, before: ModelGroup) -> None:
+        """Start the engine of the group that is asked next, if it seems to be needed."""
+        if group is None or group.engines is None or "answer" not in self.plan.parts:
+            return
+        found = Measured(group.models[0], self.items, self.plan, self.cache)
+        if any(found.missing(number) for number in {0, len(self.items) - 1}):
+            group.engines.start_early(before.engines.nbytes if before.engines else 0)
+
     def ask_group(self, group: ModelGroup, report: Report) -> None:
         """Ask the models of one group, and end its engines. Raises EngineError."""
         plan = self.divergences
@@ -106,7 +123,7 @@ class Run:
             if group.engines is not None:
                 stack.callback(group.engines.stop)
             for model in models:
-                found = Measured(model, self.dataset, self.plan, self.cache)
+                found = Measured(model, self.items, self.plan, self.cache)
                 if plan is not None and isinstance(model, HasDistributions):
                     found.divergences = plan
                 self.measured.append(found)

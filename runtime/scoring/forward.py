@@ -17,7 +17,7 @@ from exporter.core.errors import EngineError, ModelError, UnsupportedError
 from runtime.encoder_decoder.model import FLASH_OFF, Flag, complaints
 from runtime.scoring.decode_step import Batch, Level
 from runtime.scoring.log_softmax import Reduced, reduced
-from runtime.scoring.prefix_tree import Node, forest, levels, packs
+from runtime.scoring.prefix_tree import Node, forest, levels, packs, tokens_of
 from runtime.scoring.scores import Asked, Scores, as_array, empty_scores
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ class Forward:
         for members in packs(
             computed, cells=self.n_ctx, most=self.sequences, batch=self.batch.size
         ):
-            roots = list(forest(computed, members))
-            self.make_room(sum(cells_of(root) for root in roots), scales)
+            roots = forest(computed, members, cells=self.n_ctx, batch=self.batch.size)
+            self.make_room(sum(map(tokens_of, roots)), scales)
             # strlen, called on the flag's text, is not 0 once it is set: no Python in the loop
             is_set = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
             lib.llama_set_abort_callback(self.context, is_set, stop.address)
@@ -253,8 +253,3 @@ def load_adapter(lib: Any, model: Any, path: Path) -> Any:
             hint="is it of this model? `decant inspect` shows what it holds",
         )
     return found
-
-
-def cells_of(node: Node) -> int:
-    """Tokens of a tree."""
-    return node.stop - node.start + sum(map(cells_of, node.children))

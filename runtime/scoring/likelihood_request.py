@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import UnsupportedError
@@ -42,8 +42,25 @@ class LikelihoodRequest:
     """The number of those that the model's are compared with."""
 
 
-def read_likelihood_request(fields: Fields, engine: Engine) -> LikelihoodRequest:
-    """Read a request's body. Raises RefusedError."""
+@dataclass(frozen=True, slots=True)
+class EndingCuts:
+    """Texts cut into tokens alone: each once for all contexts that it follows."""
+
+    vocabulary: Vocabulary
+    known: dict[str, tuple[list[int], bool]] = field(default_factory=dict)
+
+    def of(self, ending: str) -> tuple[list[int], bool]:
+        """The tokens without special ones, and whether the text names a special token."""
+        if ending not in self.known:
+            alone = self.vocabulary.encode(ending, parse=False)
+            self.known[ending] = alone, self.vocabulary.encode(ending) != alone
+        return self.known[ending]
+
+
+def read_likelihood_request(
+    fields: Fields, engine: Engine, cuts: EndingCuts | None = None
+) -> LikelihoodRequest:
+    """Read a request's body. Raises RefusedError. cuts: what is known of texts after others."""
     parts, endings = fields.body.get("context"), fields.body.get("endings")
     if not isinstance(parts, list) or not all(is_part(part) for part in parts):
         raise wrong('`context` must be a list of texts and {"plain": text}')
@@ -57,7 +74,7 @@ def read_likelihood_request(fields: Fields, engine: Engine) -> LikelihoodRequest
         cut = [vocabulary.encode(one, parse=False) for one in endings]
         pairs = [(ids[:1], ids[1:]) for ids in cut]
     else:
-        pairs = [encode_pair(parts, context, one, vocabulary) for one in endings]
+        pairs = encode_pairs(parts, context, endings, cuts or EndingCuts(vocabulary))
     for ending, (_, ids) in zip(endings, pairs, strict=True):
         if not ids:
             raise wrong(f"{ending!r} has no token after this context")
@@ -98,23 +115,27 @@ def encode_parts(parts: Sequence[Any], vocabulary: Vocabulary) -> list[int]:
     return ids
 
 
-def encode_pair(
-    parts: Sequence[Any], context: list[int], ending: str, vocabulary: Vocabulary
-) -> tuple[list[int], list[int]]:
-    """The tokens of a context and of a text after it; no special token is recognized in the text.
+def encode_pairs(
+    parts: Sequence[Any], context: list[int], endings: Sequence[str], cuts: EndingCuts
+) -> list[tuple[list[int], list[int]]]:
+    """The tokens of a context and of each text after it; no special token is recognized in a text.
 
-    The text is cut together with the context's last part, as it would be in a conversation.
+    A text is cut together with the context's last part, as it would be in a conversation.
     """
-    alone = vocabulary.encode(ending, parse=False)
-    if vocabulary.encode(ending) != alone:  # it names a special token
-        return context, alone
-    last = parts[-1]
-    text, is_plain = (last, False) if isinstance(last, str) else (last[PLAIN], True)
+    vocabulary, last = cuts.vocabulary, parts[-1]
+    text, parse = (last, True) if isinstance(last, str) else (last[PLAIN], False)
     begins = len(parts) == 1
-    before = vocabulary.encode(text, special=begins, parse=not is_plain)
-    whole = vocabulary.encode(text + ending, special=begins, parse=not is_plain)
-    count = len(before)
-    return context[: len(context) - count] + whole[:count], whole[count:]
+    before = vocabulary.encode(text, special=begins, parse=parse)
+    start, count = context[: len(context) - len(before)], len(before)
+    found = []
+    for ending in endings:
+        alone, is_special = cuts.of(ending)
+        if is_special:
+            found.append((context, alone))
+            continue
+        whole = vocabulary.encode(text + ending, special=begins, parse=parse)
+        found.append((start + whole[:count], whole[count:]))
+    return found
 
 
 def answer_likelihoods(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-LEAST_SHARED = 16  # tokens; a step of the model for fewer costs more than it saves
+STEP_COST = 16  # tokens that the model reads in the time that a step takes besides its tokens
+LEAST = (1, 2, 4, 8, 16, 32)
+"""Tokens that must be shared at least to be computed once: what is tried for the fastest trees."""
 Tokens = list[int]
 
 
@@ -22,12 +25,40 @@ class Node:
     """How the members that are longer go on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """Sequences in the order of their tokens."""
+
+    numbers: Sequence[int]
+    lengths: Sequence[int]
+    shared: Sequence[int]
+    """Tokens that each begins with like the one before it."""
+
+    def trees(self, least: int, span: tuple[int, int], start: int = 0) -> Iterator[Node]:
+        """The trees of those in `span`, from position `start` on; less than `least` is not shared.
+
+        They are alike before `start`, and those that end there come first.
+        """
+        place, end = span
+        while place < end and self.lengths[place] <= start:
+            place += 1
+        while place < end:
+            after, stop = place + 1, self.lengths[place]
+            while after < end and self.shared[after] - start >= least:
+                stop = min(stop, self.shared[after])
+                after += 1
+            members = tuple(self.numbers[place:after])
+            children = self.trees(least, (place, after), stop) if len(members) > 1 else ()
+            yield Node(start, stop, members, tuple(children))
+            place = after
+
+
 def packs(sequences: Sequence[Tokens], *, cells: int, most: int, batch: int) -> list[list[int]]:
     """Numbers of the sequences that are computed together, those with equal beginnings first.
 
     cells: tokens that the cache holds; most: sequences at once; batch: tokens that one step of
-    the model takes. Sequences that share nothing are only put together to fill such a step: each
-    token pays attention to everything in the cache. Empty sequences are left out.
+    the model takes. Sequences that share less than half are only put together to fill such a
+    step: each token pays attention to everything in the cache. Empty sequences are left out.
     """
     order = sorted((n for n, tokens in enumerate(sequences) if tokens), key=lambda n: sequences[n])
     found: list[list[int]] = []
@@ -35,10 +66,8 @@ def packs(sequences: Sequence[Tokens], *, cells: int, most: int, batch: int) -> 
     for number in order:
         tokens = sequences[number]
         shared = common(sequences[found[-1][-1]], tokens) if found else 0
-        shared = shared if shared >= LEAST_SHARED else 0
-        room = cells if shared else min(cells, batch)
-        # `forest` leaves less than LEAST_SHARED of what is shared to be computed again
-        cost = min(len(tokens), len(tokens) - shared + LEAST_SHARED)
+        cost = len(tokens) - shared
+        room = cells if shared >= cost else min(cells, batch)
         if found and len(found[-1]) < most and used + cost <= room:
             found[-1].append(number)
             used += cost
@@ -48,29 +77,28 @@ def packs(sequences: Sequence[Tokens], *, cells: int, most: int, batch: int) -> 
     return found
 
 
-def forest(sequences: Sequence[Tokens], members: Sequence[int], start: int = 0) -> Iterator[Node]:
-    """The trees of sorted members, from position `start` on."""
-    group: list[int] = []
-    shared = 0
-    for number in members:
-        if len(sequences[number]) <= start:
-            continue
-        with_last = common(sequences[group[-1]], sequences[number]) if group else 0
-        if group and with_last - start >= LEAST_SHARED:
-            shared = min(shared, with_last)
-            group.append(number)
-            continue
-        if group:
-            yield grown(sequences, group, start, shared)
-        group, shared = [number], len(sequences[number])
-    if group:
-        yield grown(sequences, group, start, shared)
+def forest(
+    sequences: Sequence[Tokens], members: Sequence[int], *, cells: int, batch: int
+) -> list[Node]:
+    """The trees of a pack's members that are computed soonest and fit into so many cells."""
+    lengths = [len(sequences[number]) for number in members]
+    pairs = pairwise(sequences[number] for number in members)
+    ordered = Sorted(members, lengths, [0, *(common(one, other) for one, other in pairs)])
+    span = (0, len(members))
+    tried = [list(ordered.trees(least, span)) for least in LEAST]
+    fitting = [roots for roots in tried if sum(map(tokens_of, roots)) <= cells] or tried[:1]
+    return min(fitting, key=lambda roots: duration(roots, batch))
 
 
-def grown(sequences: Sequence[Tokens], group: Sequence[int], start: int, stop: int) -> Node:
-    """One tree, whose trunk is `start:stop`."""
-    children = tuple(forest(sequences, group, stop)) if len(group) > 1 else ()
-    return Node(start, stop, tuple(group), children)
+def duration(roots: Sequence[Node], batch: int) -> int:
+    """How long the trees' computing takes, as a number of tokens."""
+    counts = [sum(node.stop - node.start for node in level) for level in levels(roots)]
+    return sum(counts) + STEP_COST * sum(-(-count // batch) for count in counts)
+
+
+def tokens_of(node: Node) -> int:
+    """Tokens of a tree."""
+    return node.stop - node.start + sum(map(tokens_of, node.children))
 
 
 def levels(roots: Sequence[Node]) -> Iterator[Sequence[Node]]:

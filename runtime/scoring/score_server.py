@@ -16,9 +16,10 @@ from runtime.encoder_decoder.openai import Json, RefusedError, wrong
 from runtime.scoring.choices import answer_request
 from runtime.scoring.divergence import KeptFolder
 from runtime.scoring.forward import StoppedError
+from runtime.scoring.likelihood_batch import answer_likelihood_batch, read_likelihood_batch
 from runtime.scoring.likelihood_request import answer_likelihoods, read_likelihood_request
 from runtime.scoring.score_request import Engine, read_request
-from runtime.scoring.score_route import LIKELIHOODS, SCORE
+from runtime.scoring.score_route import LIKELIHOOD_BATCH, LIKELIHOODS, SCORE
 
 
 @dataclass(eq=False)
@@ -62,6 +63,11 @@ class ScoreHandler(Handler):
         request = read_likelihood_request(self.fields(), self.server.engine)
         kept = self.server.kept
         self.answer_by(lambda engine, stop: answer_likelihoods(engine, request, stop, kept))
+
+    def likelihood_batch(self) -> None:
+        assert self.server.engine is not None
+        batch = read_likelihood_batch(self.fields(), self.server.engine)
+        self.answer_by(lambda engine, stop: answer_likelihood_batch(engine, batch, stop))
 
     def answer_by(self, compute: Callable[[Engine, Flag], Json]) -> None:
         """Have the other thread compute an answer, and send it."""
@@ -108,4 +114,5 @@ ScoreHandler.routes = {
     "/health": ("GET", Handler.health),
     SCORE: ("POST", ScoreHandler.score),
     LIKELIHOODS: ("POST", ScoreHandler.likelihoods),
+    LIKELIHOOD_BATCH: ("POST", ScoreHandler.likelihood_batch),
 }

@@ -14,6 +14,7 @@ from runtime.evaluation.data.dataset import Dataset
 from runtime.evaluation.data.open_data import DataRequest, open_data
 from runtime.evaluation.evaluated_model import AnswerSettings
 from runtime.evaluation.item import Message
+from runtime.evaluation.likelihood_groups import Continuations
 from runtime.evaluation.outcome import Likelihoods, Outcome
 
 
@@ -59,6 +60,24 @@ class ScriptedModel:
 
     def facts(self) -> dict[str, Any]:
         return {"source": "a table", "nbytes": 10 * len(self.name)}
+
+
+@dataclass
+class GroupedModel(ScriptedModel):
+    """Takes several items at once; conversations that it dies on fail all of a request."""
+
+    groups: list[list[str]] = field(default_factory=list)
+
+    def likelihoods_of(self, asked: Sequence[Continuations]) -> list[list[Likelihoods] | str]:
+        questions = [str(messages[-1]["content"]) for messages, _ in asked]
+        with self.lock:
+            self.groups.append(questions)
+        if self.dies_on.intersection(questions):
+            raise EngineError("the engine ended by SIGKILL")
+        return [
+            self.refuses[question] if question in self.refuses else self.likelihoods((), texts)
+            for question, (_, texts) in zip(questions, asked, strict=True)
+        ]
 
 
 def dataset_of(folder: Path, rows: Sequence[Mapping[str, object]], **request: Any) -> Dataset:

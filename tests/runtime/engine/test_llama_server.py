@@ -13,7 +13,8 @@ import pytest
 
 from exporter.core.errors import ContextFullError, EngineDiedError, EngineError
 from exporter.core.events import Progress
-from runtime.engine.llama_server import Server, ServerSpec
+from exporter.llamacpp.toolchain import find_toolchain
+from runtime.engine.llama_server import SPINS, Server, ServerSpec
 from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import FitOptions
 from runtime.engine.openai_client import Delta, ask
@@ -175,3 +176,19 @@ class TestWithAModel:
                 list(ask(server, [{"role": "user", "content": "Paris " * 600}], {}))
 
         assert caught.value.prompt > caught.value.context >= 256
+
+
+@pytest.mark.parametrize("own", ["", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_threads_of_the_scoring_engine_wait_asleep_unless_the_user_says_otherwise(own, monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv(own, "5")
+    server = Server(ServerSpec(Path("model.gguf"), 0, 2, engine="scoring"), find_toolchain())
+    server.folder = RunFolder()
+    try:
+        found = server.own_env().get("GOMP_SPINCOUNT")
+    finally:
+        server.folder.remove()
+
+    assert found == (None if own else SPINS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from exporter.core.machine import available_nbytes
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.engine.adapters import Adapter
@@ -90,6 +91,25 @@ def test_divergences_are_those_of_transformers_and_peft(models, demo_models, tmp
     assert others == (), "the text kept under this number is another"
 
 
+def test_likelihoods_asked_together_are_those_asked_alone(models):
+    base, tuned = models
+    long = [{"role": "user", "content": "cow " * 400}]
+    others = [{"role": "user", "content": f"What does a {one} say?"} for one in ("cat", "dog")]
+    asked = [(ASKS, TEXTS), (long, TEXTS[:1]), *(([one], TEXTS[::-1]) for one in others)]
+    asked += [([], ["A cow says moo."]), (ASKS, ["moo</s>"])]
+
+    for model in (base, tuned):
+        found = model.likelihoods_of(asked)
+        for (messages, texts), together in zip(asked, found, strict=True):
+            alone = model.likelihoods(messages, texts)
+            if messages is long:
+                assert together == alone
+                continue
+            for one, other in zip(together, alone, strict=True):
+                assert (one.tokens, one.greedy) == (other.tokens, other.greedy)
+                assert one.logprob == pytest.approx(other.logprob, abs=1e-4 * one.tokens)
+
+
 def test_the_same_answer_comes_twice_and_the_adapter_changes_it(models):
     base, tuned = models
     first = base.answer(ASKS, SETTINGS)
@@ -156,3 +176,28 @@ def test_a_text_without_a_question_is_scored_from_its_beginning(models, demo_mod
 
     assert found.tokens in (len(wanted), len(wanted) - 1)
     assert found.logprob == pytest.approx(wanted[-found.tokens :].sum(), abs=1e-3)
+
+
+def test_an_engine_that_is_started_early_answers_and_ends(models):
+    engines = LocalEngines(models[0].engines.engine.loaded, FitOptions(256, 1))
+    try:
+        engines.start_early(0)
+        early = engines.early
+        assert early is not None
+        server = engines.generator
+        early.join()
+
+        assert engines.generator is server
+        assert server.process.poll() is None
+        process = server.process
+    finally:
+        engines.stop()
+    assert process.poll() is not None
+
+
+def test_what_does_not_fit_beside_another_model_is_not_started_early(models):
+    engines = LocalEngines(models[0].engines.engine.loaded, FitOptions(256, 1))
+
+    engines.start_early(available_nbytes())
+
+    assert engines.early is None
