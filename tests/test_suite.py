@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.suite import marks_of
+
 CHECKOUT = Path(__file__).parents[1]
 TESTS = """
 import time, pytest
@@ -79,3 +81,18 @@ def test_ctrl_c_works_for_what_runs_in_the_background(tmp_path):
     done = subprocess.run(ignoring, cwd=CHECKOUT, env=env, capture_output=True, check=False)
 
     assert done.returncode == 0, done.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("source", "marks"),
+    [
+        ("pytestmark = pytest.mark.a\n\nother = pytest.mark.b\n", {"a"}),
+        (
+            "pytestmark = [\n    pytest.mark.a,\n    pytest.mark.b(1),\n]\n\n@pytest.mark.c\n",
+            {"a", "b"},
+        ),
+        ("@pytest.mark.a\ndef test():\n    pass\n", set()),
+    ],
+)
+def test_the_marks_of_a_file_are_those_of_all_its_tests(source, marks):
+    assert marks_of(source) == marks

@@ -76,7 +76,7 @@ class LocalEngines:
 
     @property
     def nbytes(self) -> int:
-        """What llama-server takes of memory."""
+        """Bytes of memory that llama-server takes."""
         return self.engine.fit.need.total
 
     def start_early(self, other: int) -> None:

@@ -1,4 +1,5 @@
-"""A pytest plugin: the seed of the random order, the time that one test may take, and Ctrl-C.
+"""A pytest plugin: the seed of the random order, the time that one test may take, Ctrl-C, and files
+that need not be read.
 
 Loaded by tests/conftest.py. A test that takes long is made faster or marked `slow`, so that
 `make test` stays short.
@@ -6,7 +7,9 @@ Loaded by tests/conftest.py. A test that takes long is made faster or marked `sl
 
 from __future__ import annotations
 
+import re
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +18,11 @@ if TYPE_CHECKING:
 WARNED_S = 5.0
 EXEMPT = {"slow", "families", "programs", "lm_eval"}
 """Marks of tests that may take longer: they run under targets of their own."""
+
+NOTHING_BUT_NOT = re.compile(r"not \w+( and not \w+)*")
+OF_THE_FILE = re.compile(r"^pytestmark = .*?(?=^\S(?<![\])]))", re.MULTILINE | re.DOTALL)
+"""The marks of all tests in a file."""
+MARK = re.compile(r"pytest\.mark\.(\w+)")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +37,21 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # else no command hears Ctrl-C
     if not hasattr(config, "workerinput"):  # of several processes, the one that gets all reports
         config.pluginmanager.register(Durations(config.getoption("--budget")), "durations")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files whose every test is left out: to import them takes half of a collection."""
+    expression = config.getoption("-m")
+    if not NOTHING_BUT_NOT.fullmatch(expression) or not collection_path.name.startswith("test_"):
+        return None
+    left_out = set(expression.replace("not ", "").split(" and "))
+    return bool(left_out & marks_of(collection_path.read_text(encoding="utf-8"))) or None
+
+
+def marks_of(source: str) -> set[str]:
+    """The marks that a test file gives to all of its tests."""
+    found = OF_THE_FILE.search(source)
+    return set(MARK.findall(found[0])) if found else set()
 
 
 class Durations:

@@ -11,6 +11,8 @@ import pytest
 from exporter.cli.app import COMMANDS, root, run
 from exporter.core.errors import DecantError
 
+pytestmark = pytest.mark.lasting
+
 HEAVY = ("numpy", "rich", "torch", "transformers", "peft", "huggingface_hub", "httpx2", "jinja2")
 
 
@@ -44,7 +46,6 @@ def test_help_loads_nothing_heavy_and_no_command():
     assert "exporter.cli.export_command" not in loaded
 
 
-@pytest.mark.lasting
 def test_help_costs_at_most_120_ms_over_python_and_click():
     assert cpu_seconds(HELP) - cpu_seconds("import click") <= 0.120
 
@@ -109,7 +110,6 @@ def test_an_error_is_message_and_hint_on_stderr_without_colour_off_a_terminal(de
     assert "\x1b" not in done.stderr
 
 
-@pytest.mark.lasting
 def test_a_traceback_only_when_asked_for(decant):
     assert "Traceback" not in decant("inspect", "no-such-model").stderr
     assert "Traceback" in decant("inspect", "no-such-model", DECANT_DEBUG="1").stderr
@@ -147,7 +147,6 @@ def test_a_reader_that_goes_away_is_no_error():
     assert printed == b""
 
 
-@pytest.mark.lasting
 def test_ctrl_c_ends_with_130(tmp_path):
     """A command that waits: reading a prompt that never comes."""
     from tests.support.raw import write_tiny_gguf

@@ -20,6 +20,8 @@ from tests.support.chat_templates import IRREGULAR, REGULAR, TOOLS
 from tests.support.go_template import answer_prompt, call_tag, in_one_form, parse_modelfile
 from tests.support.tiny import CHAT_TEMPLATE
 
+pytestmark = pytest.mark.lasting
+
 TOKENS = ("<unk>", "<s>", "</s>", "<|eot|>")
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "", "unk_token": "<unk>"}
 

@@ -17,6 +17,8 @@ from runtime.evaluation.report.word_diff import Piece, marked
 from tests.support.evaluations import BASE, SMALL, TUNE, cases, evaluation, single
 from tests.support.hostile_texts import MARK, PAYLOADS, poisoned
 
+pytestmark = pytest.mark.lasting
+
 VOID = {"meta", "link", "br", "input", "img", "hr"}
 
 
@@ -72,7 +74,6 @@ def whole():
     return page(evaluation(items, "labels"), items)
 
 
-@pytest.mark.lasting
 def test_the_page_is_well_formed_and_has_all_parts_in_order(whole):
     parsed = Parsed(whole)
     names = [a["id"] for a in parsed.attributes("h2")]
@@ -214,7 +215,6 @@ def test_an_interrupted_evaluation_says_so(no_plots):
     assert "interrupted" not in page(evaluation(items), items)
 
 
-@pytest.mark.lasting
 def test_a_large_evaluation_is_a_page_below_5_mb(no_plots):
     template = cases(count=1)[0]
     results = evaluation([template])

@@ -18,6 +18,8 @@ from runtime.evaluation.report.plots import plots_of
 from tests.support.evaluations import BASE, LOSS, MODELS, SMALL, TUNE, cases, evaluation
 from tests.support.hostile_texts import PAYLOADS
 
+pytestmark = pytest.mark.lasting
+
 
 def made(results, items=()):
     gathering = Gathering(results)
@@ -45,7 +47,6 @@ def of_labels():
     return made(evaluation(items, "labels"), items)
 
 
-@pytest.mark.lasting
 def test_each_kind_of_data_has_its_plot(of_labels):
     titles = [plot.title for plot in of_labels]
 
@@ -58,7 +59,6 @@ def test_each_kind_of_data_has_its_plot(of_labels):
     ]  # fmt: skip
 
 
-@pytest.mark.lasting
 def test_answers_have_a_plot_of_lengths():
     items = cases(count=10)
 
@@ -81,7 +81,6 @@ def test_figures_that_are_none_are_left_out():
     assert BASE not in texts(plot)
 
 
-@pytest.mark.lasting
 def test_the_same_results_give_the_same_bytes(of_labels):
     items = cases("labels", 30)
 
@@ -120,7 +119,6 @@ def hostile():
     )  # fmt: skip
 
 
-@pytest.mark.lasting
 def test_hostile_texts_stay_texts(hostile):
     assert len(hostile) > 10
     for plot in hostile:
@@ -153,7 +151,6 @@ def test_large_matrices_show_their_commonest_labels():
     assert "10 rare labels are left out" in plot.caption
 
 
-@pytest.mark.lasting
 def test_ten_thousand_items_do_not_make_a_large_plot():
     items = [replace(c, id=f"{c.id}-{n}") for n in range(50) for c in cases(count=200)]
     found = made(evaluation(items[:200]), items)
@@ -163,7 +160,6 @@ def test_ten_thousand_items_do_not_make_a_large_plot():
     assert "One item of 7 is drawn." in scatter.caption
 
 
-@pytest.mark.lasting
 def test_a_loss_plot_counts_the_items_that_are_better():
     items = cases(count=50)
     better = sum(c.values[TUNE]["loss"] < c.values[BASE]["loss"] for c in items)
@@ -181,7 +177,6 @@ def test_plots_beyond_the_budget_are_left_out_with_a_note(monkeypatch):
     assert "left out" in note
 
 
-@pytest.mark.lasting
 def test_a_user_s_settings_of_matplotlib_have_no_effect():
     import matplotlib as mpl
 
@@ -194,7 +189,6 @@ def test_a_user_s_settings_of_matplotlib_have_no_effect():
         assert mpl.rcParams["font.size"] == 30
 
 
-@pytest.mark.lasting
 def test_pyplot_is_not_needed():
     items = cases(count=2)
     loaded = set(sys.modules)

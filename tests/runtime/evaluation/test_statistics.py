@@ -26,6 +26,8 @@ from runtime.evaluation.statistics import (
 )
 from tests.support.known_figures import cells, coverage
 
+pytestmark = pytest.mark.lasting
+
 CELLS = {cell.name: cell for cell in cells()}
 SHARE, F1, LOSS, LENGTH = (METRICS[name] for name in ("exact_match", "f1", "loss", "length"))
 
