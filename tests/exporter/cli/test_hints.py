@@ -13,6 +13,8 @@ import pytest
 
 from exporter.cli.app import COMMANDS, root
 
+pytestmark = pytest.mark.lasting
+
 CHECKOUT = Path(__file__).parents[3]
 FILES = sorted(path for part in ("exporter", "runtime") for path in (CHECKOUT / part).rglob("*.py"))
 ADVICE = re.compile(r"\bdecant ([a-z]+)\b([^`;\n]*)")
@@ -59,7 +61,6 @@ def options_of(name: str) -> set[str]:
     return {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
 
 
-@pytest.mark.lasting
 @pytest.mark.parametrize("name", COMMANDS)
 def test_advice_names_options_that_the_command_has(name):
     known = options_of(name) | ANYWHERE

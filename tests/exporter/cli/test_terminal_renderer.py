@@ -11,6 +11,8 @@ from exporter.cli.terminal_renderer import Lines, shortened
 from exporter.core.events import Note, Progress, Step, Warn
 from tests.support.terminal import on_a_terminal, plain
 
+pytestmark = pytest.mark.lasting
+
 SHOW = """
 import time
 from exporter.cli.terminal_renderer import reporting, print_table
@@ -51,7 +53,6 @@ def test_on_a_terminal_there_is_a_bar_and_markup_is_not_obeyed():
     assert "a [b]" in seen
 
 
-@pytest.mark.lasting
 def test_no_color_keeps_the_terminal_plain_of_colours():
     colours = re.compile(r"\x1b\[[\d;]*3\dm|\x1b\[[\d;]*38;")
 

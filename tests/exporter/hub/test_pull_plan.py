@@ -14,6 +14,8 @@ from tests.exporter.hub.conftest import QUICK, Events
 from tests.support.hub_files import COMMIT, REPO, FakeFile, Faults
 from tests.support.hub_stage import NAME, Stage
 
+pytestmark = pytest.mark.lasting
+
 
 def plan_from(stage: Stage, *, report=None, slept=None, ref: Ref | None = None, both: bool = True):
     hubs = (stage.a, stage.b) if both else (stage.a,)

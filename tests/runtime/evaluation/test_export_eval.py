@@ -34,6 +34,8 @@ from runtime.evaluation.run_evaluation import ModelGroup, Run, plan_of
 from runtime.evaluation.summary import Comparison
 from tests.support.evaluated_models import ScriptedModel, dataset_of, questions
 
+pytestmark = pytest.mark.lasting
+
 ITEMS = 60
 SIZES = {"tune-Q8_0": 800, "tune-Q4_K_M": 400}
 

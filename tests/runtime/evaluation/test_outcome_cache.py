@@ -13,6 +13,8 @@ import pytest
 from exporter.core.errors import OutputError
 from runtime.evaluation.outcome_cache import OutcomeCache, key_of
 
+pytestmark = pytest.mark.lasting
+
 WRITER = """
 import os, sys
 from pathlib import Path

@@ -20,6 +20,8 @@ from runtime.gateway.settings import Settings
 from tests.support.evaluations import BASE, SMALL, TUNE
 from tests.support.stored_reports import HTML, stored
 
+pytestmark = pytest.mark.lasting
+
 KEY = {"Authorization": "Bearer secret"}
 NAME = "20261127-081500-tune"
 PAGE = f"/evaluations/{NAME}/report.html"
@@ -224,7 +226,6 @@ def test_no_other_text_is_a_ticket(ticket, root):
     assert not Reports(root).is_valid(ticket, NAME)
 
 
-@pytest.mark.lasting
 def test_a_server_starts_without_what_reads_reports():
     code = (
         "import runtime.gateway.asgi_app, runtime.cli.eval_command, sys;"

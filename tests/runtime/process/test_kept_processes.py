@@ -22,6 +22,8 @@ from tests.support.fake_engine import behave, toolchain
 from tests.support.processes import wait_until
 from tests.support.raw import write_tiny_gguf
 
+pytestmark = pytest.mark.lasting
+
 CHECKOUT = Path(__file__).parents[3]
 STARTER = """
 import sys, threading
@@ -87,7 +89,6 @@ def test_killed_it_leaves_no_engine_whatever_that_is_doing(doing, by, tmp_path):
     assert wait_until(lambda: not engines_of(tmp_path), 5)
 
 
-@pytest.mark.lasting
 def test_the_thread_that_starts_an_engine_may_end(tmp_path):
     """Linux would kill it with that thread."""
     model = behave(write_tiny_gguf(tmp_path / "m.gguf"))
@@ -180,7 +181,6 @@ def test_a_stopped_llama_server_ends_with_its_starter(toolchain: Toolchain, tmp_
     assert wait_until(lambda: not engines_of(tmp_path), 5)
 
 
-@pytest.mark.lasting
 def test_a_template_that_does_not_end_is_why_a_model_does_not_load(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_server, "TRIAL_S", 0.1)
     monkeypatch.setattr("exporter.inputs.template_process.WALL_S", 2)
