@@ -194,8 +194,8 @@ def opened_data(options: EvalOptions, report: Report) -> Dataset:
         from exporter.hub.resolve import hub_here
         from runtime.evaluation.data.hub_dataset import dataset_ref, pull_dataset
 
-        asked = hub_here().request(dataset_ref(name)[0])
-        return pull_dataset(name, split, request=asked, report=report)
+        pulled = hub_here().request(dataset_ref(name)[0])
+        return pull_dataset(name, split, request=pulled, report=report)
 
     dataset = open_data(request, pull=pull)
     facts = dataset.facts

@@ -35,7 +35,7 @@ class WantedModels:
     adapters: tuple[str, ...] = ()
     """NAME=PATH[:SCALE], beside the one model."""
     base: str | None = None
-    asked: FitOptions = field(default_factory=FitOptions)
+    fit_options: FitOptions = field(default_factory=FitOptions)
     url: str | None = None
     remote_model: str | None = None
     key_file: Path | None = None
@@ -62,7 +62,7 @@ def open_models(
         beside = (found.adapter,) if found.adapter else ()
         brought = bring_adapters(wanted.adapters, wanted.base, store, report=report)
         model = open_model(found.path, (*beside, *brought))
-        groups.append(local_group(model, wanted.asked, cache, report))
+        groups.append(local_group(model, wanted.fit_options, cache, report))
     if wanted.url is not None:
         server = server_model(wanted.url, wanted.remote_model, wanted.key_file, "data", report)
         groups.append(ModelGroup((replace(server, has_questions=wanted.has_questions),)))
@@ -74,9 +74,11 @@ def open_models(
     return groups
 
 
-def local_group(model: Model, asked: FitOptions, cache: OutcomeCache, report: Report) -> ModelGroup:
+def local_group(
+    model: Model, options: FitOptions, cache: OutcomeCache, report: Report
+) -> ModelGroup:
     """A GGUF alone, or as the base and with each of its adapters."""
-    engines = LocalEngines(model, asked, report=report)
+    engines = LocalEngines(model, options, report=report)
     header = model.header
     sha256 = hash_of(header, cache)
     known: dict[str, Any] = {

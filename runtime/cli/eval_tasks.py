@@ -193,8 +193,8 @@ def served(
         found = announced(process)
         if found is None:
             code = process.wait()
-            said = log.read_text(errors="replace")
-            raise failure(code, said, [str(path)], "serve")
+            output = log.read_text(errors="replace")
+            raise failure(code, output, [str(path)], "serve")
         yield found
     finally:
         ended(process)

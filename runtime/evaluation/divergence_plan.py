@@ -39,8 +39,8 @@ class DivergencePlan:
     def key(self, model: EvaluatedModel, item: Item) -> bytes:
         """The key of an item's divergences."""
         text = item.references[0]
-        asked = {"part": "divergences", "messages": list(item.messages), "texts": [text]}
-        return key_of(model.identity, {**asked, "from": self.reference.identity})
+        question = {"part": "divergences", "messages": list(item.messages), "texts": [text]}
+        return key_of(model.identity, {**question, "from": self.reference.identity})
 
     def is_missing(self, model: EvaluatedModel, item: Item, number: int) -> bool:
         """Whether the model is to be asked for an item's divergences or what they need."""

@@ -22,12 +22,12 @@ Continuations: TypeAlias = tuple[Sequence[Message], Sequence[str]]
 class TakesGroups(EvaluatedModel, Protocol):
     """A model that computes the likelihoods of several items together."""
 
-    def likelihoods_of(self, asked: Sequence[Continuations]) -> list[list[Likelihoods] | str]:
+    def likelihoods_of(self, requests: Sequence[Continuations]) -> list[list[Likelihoods] | str]:
         """How likely each text is, or the refusal, for each conversation. Raises EngineError."""
         ...
 
 
-def groups_of(items: Iterator[Item], asked: Mapping[int, Sequence[Needs]]) -> Iterator[list[int]]:
+def groups_of(items: Iterator[Item], wanted: Mapping[int, Sequence[Needs]]) -> Iterator[list[int]]:
     """The numbers of the items that are asked for together, in their order.
 
     items: all items of the data. Where a group begins depends on them alone and not on what is
@@ -46,7 +46,7 @@ def groups_of(items: Iterator[Item], asked: Mapping[int, Sequence[Needs]]) -> It
                 yield group
             group, count, size, new = [], 0, 0, len(text)
         count, size = count + 1, size + new
-        if asked.get(number):
+        if wanted.get(number):
             group.append(number)
     if group:
         yield group

@@ -54,9 +54,9 @@ class KeptPlace:
 class LocalEngines:
     """The engines of one GGUF with its adapters, shared by the models made of them."""
 
-    def __init__(self, model: Model, asked: FitOptions, *, report: Report = silent) -> None:
+    def __init__(self, model: Model, options: FitOptions, *, report: Report = silent) -> None:
         """Fit the model into memory. Raises SpaceError, and UnsupportedError for an embedder."""
-        self.engine = LocalEngine(model, asked, report=report)
+        self.engine = LocalEngine(model, options, report=report)
         # each prompt is asked once: caches of earlier ones would fill memory for nothing
         self.engine.fit = replace(self.engine.fit, prompt_cache=0)
         self.scorer: Server | None = None
@@ -203,11 +203,11 @@ class LocalModel:
         rest = {**settings.as_request(), **self.lora, "cache_prompt": False}
         if self.engines.data.is_named_in(messages):
             prompt = self.as_ids(self.context(messages))
-            asked = {**front.ready(COMPLETIONS, rest), "prompt": prompt}
-            return ask_json(server, COMPLETIONS, asked)
+            body = {**front.ready(COMPLETIONS, rest), "prompt": prompt}
+            return ask_json(server, COMPLETIONS, body)
         if not self.can_chat:
-            asked = front.ready(COMPLETIONS, {"prompt": as_prompt(messages), **rest})
-            return ask_json(server, COMPLETIONS, asked)
+            body = front.ready(COMPLETIONS, {"prompt": as_prompt(messages), **rest})
+            return ask_json(server, COMPLETIONS, body)
         return ask_json(server, CHAT, front.ready(CHAT, {"messages": list(messages), **rest}))
 
     def context(self, messages: Sequence[Message]) -> list[Part]:
@@ -220,8 +220,8 @@ class LocalModel:
         if not self.can_chat:
             prompt = self.front.text(as_prompt(shown))
         else:
-            asked = self.front.ready(RENDER, {"messages": shown})
-            prompt = str(ask_json(self.engines.generator, RENDER, asked)["prompt"])
+            body = self.front.ready(RENDER, {"messages": shown})
+            prompt = str(ask_json(self.engines.generator, RENDER, body)["prompt"])
         return data.parts(prompt) if is_marked else [prompt]
 
     def as_ids(self, parts: Sequence[Part]) -> list[str | int]:
@@ -270,9 +270,9 @@ class LocalModel:
         except ContextFullError as error:
             return too_long(error.prompt, error.context)
 
-    def likelihoods_of(self, asked: Sequence[Continuations]) -> list[list[Likelihoods] | str]:
+    def likelihoods_of(self, requests: Sequence[Continuations]) -> list[list[Likelihoods] | str]:
         """How likely each text is, or the refusal, for each conversation. Raises EngineError."""
-        found = self.twice(lambda: self.scored_together(asked))
+        found = self.twice(lambda: self.scored_together(requests))
         return [self.answered(mapped(one)) for one in listed(found.get("answers"))]
 
     def answered(self, found: dict[str, Any]) -> list[Likelihoods] | str:
@@ -284,14 +284,14 @@ class LocalModel:
             return too_long(int(error["n_prompt_tokens"]), int(error["n_ctx"]))
         raise EngineError(f"the scoring engine refuses an item: {error.get('message')}")
 
-    def scored_together(self, asked: Sequence[Continuations]) -> dict[str, Any]:
+    def scored_together(self, requests: Sequence[Continuations]) -> dict[str, Any]:
         """The scoring engine's answer for several conversations. Raises EngineError."""
         items = [
             {
                 "context": self.context(messages),
                 "endings": [self.front.text(text, starts=not messages) for text in texts],
             }
-            for messages, texts in asked
+            for messages, texts in requests
         ]
         return ask_json(
             self.engines.running_scorer, LIKELIHOOD_BATCH, {"items": items, **self.lora}

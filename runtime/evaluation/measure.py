@@ -66,12 +66,12 @@ class Measured:
 
     def key(self, item: Item, part: Needs) -> bytes:
         """The key of a part of an item's outcome."""
-        asked: dict[str, Any] = {"part": part, "messages": list(item.messages)}
+        question: dict[str, Any] = {"part": part, "messages": list(item.messages)}
         if part == "answer":
-            asked["settings"] = self.plan.settings.as_request()
+            question["settings"] = self.plan.settings.as_request()
         else:
-            asked["texts"] = texts_of(item, part, self.plan.labels)
-        return key_of(self.model.identity, asked)
+            question["texts"] = texts_of(item, part, self.plan.labels)
+        return key_of(self.model.identity, question)
 
     def missing(self, number: int) -> tuple[Needs, ...]:
         """The parts of an item that are not in the cache."""
@@ -79,7 +79,7 @@ class Measured:
         found: tuple[Needs, ...] = tuple(
             part
             for part in self.plan.parts_of(self.model)
-            if is_asked(item, part) and self.cache.get(self.key(item, part)) is None
+            if is_wanted(item, part) and self.cache.get(self.key(item, part)) is None
         )
         if plan is None or not plan.is_missing(self.model, item, number):
             return found
@@ -91,7 +91,7 @@ class Measured:
             return Outcome(refusal=self.refusals[number])
         item, found = self.items[number], Outcome()
         for part in self.plan.parts_of(self.model):
-            if not is_asked(item, part):
+            if not is_wanted(item, part):
                 continue
             kept = self.cache.get(self.key(item, part))
             if kept is None:
@@ -110,7 +110,7 @@ class Measured:
         return replace(found, divergences=outcome_of(kept).divergences)
 
 
-def is_asked(item: Item, part: Needs) -> bool:
+def is_wanted(item: Item, part: Needs) -> bool:
     """Whether an item has what the part is about."""
     if part == "answer":
         return bool(item.messages)
@@ -149,21 +149,21 @@ def measure(measured: Measured, *, report: Report = silent) -> None:
     measured.cached = count - len(todo)
     try:
         for parts in (("answer",), ("divergences", "reference", "rejected", "labels")):
-            asked = {
+            wanted = {
                 number: tuple(part for part in missing if part in parts)
                 for number, missing in todo.items()
             }
-            if any(asked.values()):
-                ask_all(measured, asked, report)
+            if any(wanted.values()):
+                ask_all(measured, wanted, report)
     finally:
         measured.seconds += time.monotonic() - began
 
 
-def ask_all(measured: Measured, asked: Mapping[int, Sequence[Needs]], report: Report) -> None:
+def ask_all(measured: Measured, wanted: Mapping[int, Sequence[Needs]], report: Report) -> None:
     """Ask for parts of the items by their numbers, as many at once as the model takes."""
-    asked = {number: parts for number, parts in asked.items() if parts}
-    name, total = measured.model.name, len(asked)
-    is_answers = any("answer" in parts for parts in asked.values())
+    wanted = {number: parts for number, parts in wanted.items() if parts}
+    name, total = measured.model.name, len(wanted)
+    is_answers = any("answer" in parts for parts in wanted.values())
     task = f"{name}: {'answers' if is_answers else 'likelihoods'}"
     failures = Failures(name)
     gone_on = threading.Event()
@@ -171,7 +171,7 @@ def ask_all(measured: Measured, asked: Mapping[int, Sequence[Needs]], report: Re
     try:
         waiting: set[Future[None]] = set()
         done = 0
-        for numbers, work in works(measured, asked, failures):
+        for numbers, work in works(measured, wanted, failures):
             report(Progress(task, done, total, "steps"))
             if len(waiting) >= measured.model.requests:
                 ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -186,14 +186,14 @@ def ask_all(measured: Measured, asked: Mapping[int, Sequence[Needs]], report: Re
 
 
 def works(
-    measured: Measured, asked: Mapping[int, Sequence[Needs]], failures: Failures
+    measured: Measured, wanted: Mapping[int, Sequence[Needs]], failures: Failures
 ) -> Iterator[tuple[Sequence[int], Callable[[], None]]]:
     """The requests: the numbers of the items of each, and the work."""
     model = measured.model
-    grouped = {n: parts for n, parts in asked.items() if GROUPED.issuperset(parts)}
+    grouped = {n: parts for n, parts in wanted.items() if GROUPED.issuperset(parts)}
     if not isinstance(model, TakesGroups):
         grouped = {}
-    for number, parts in asked.items():
+    for number, parts in wanted.items():
         if number not in grouped:
             yield (number,), ask_item(measured, number, parts, failures)
     if grouped and isinstance(model, TakesGroups):
@@ -263,7 +263,7 @@ def ask_item(
 def ask_group(
     measured: Measured,
     model: TakesGroups,
-    asked: Mapping[int, Sequence[Needs]],
+    wanted: Mapping[int, Sequence[Needs]],
     failures: Failures,
 ) -> Callable[[], None]:
     """The work for several items: asks for their likelihoods, and keeps all of them at once.
@@ -273,10 +273,10 @@ def ask_group(
 
     def work() -> None:
         labels = measured.plan.labels
-        left = [number for number in asked if number not in measured.refusals]
+        left = [number for number in wanted if number not in measured.refusals]
         items = {number: measured.items[number] for number in left}
         texts = {
-            number: {part: texts_of(item, part, labels) for part in asked[number]}
+            number: {part: texts_of(item, part, labels) for part in wanted[number]}
             for number, item in items.items()
         }
         try:
@@ -286,7 +286,7 @@ def ask_group(
             )  # fmt: skip
         except EngineError:
             for number in left:
-                ask_item(measured, number, asked[number], failures)()
+                ask_item(measured, number, wanted[number], failures)()
             return
         kept = {}
         for number, likelihoods in zip(left, found, strict=True):

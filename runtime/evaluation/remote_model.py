@@ -54,7 +54,7 @@ class RemoteModel:
     @cached_property
     def scorer(self) -> PromptScorer | str:
         """Its likelihoods, or the reason why it gives none; the first access asks the server."""
-        return prompt_scorer(self.asked, self.model, has_questions=self.has_questions)
+        return prompt_scorer(self.ask, self.model, has_questions=self.has_questions)
 
     def why_no_likelihoods(self) -> str:
         """The reason why it gives no likelihoods, for the reader; empty if it does."""
@@ -64,11 +64,11 @@ class RemoteModel:
         """Generate an answer. Raises EngineError; a prompt that is too long is a refusal."""
         body = {"model": self.model, "messages": list(messages), **settings.as_request()}
         try:
-            return outcome_from(self.asked(CHAT, body))
+            return outcome_from(self.ask(CHAT, body))
         except ContextFullError as error:
             return Outcome(refusal=too_long(error.prompt, error.context))
 
-    def asked(self, route: str, body: Mapping[str, object]) -> dict[str, Any]:
+    def ask(self, route: str, body: Mapping[str, object]) -> dict[str, Any]:
         """The server's answer; a busy server is asked again. Raises EngineError."""
         attempt = 0
         while True:

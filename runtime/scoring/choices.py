@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from runtime.encoder_decoder.model import EncoderDecoder, Flag
 from runtime.encoder_decoder.openai import Json
 from runtime.scoring.score_request import Engine, ScoreRequest, Text, Written
-from runtime.scoring.scores import Asked, Scores, empty_scores
+from runtime.scoring.scores import Scores, ScoringTask, empty_scores
 from runtime.scoring.targets import target_scores
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def compute_scores(
     assert not isinstance(engine, EncoderDecoder)
     first = [1 if request.top is not None else len(text) for text in texts]
     return engine.scores(
-        Asked(texts, first, top, wants_next=request.wants_next), request.scales, stop
+        ScoringTask(texts, first, top, wants_next=request.wants_next), request.scales, stop
     )
 
 

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.scoring.log_softmax import Reduced
 from runtime.scoring.prefix_tree import Node
-from runtime.scoring.scores import Asked, Scores
+from runtime.scoring.scores import Scores, ScoringTask
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 class Level:
-    """The tokens of some nodes, as one list, and what is asked of the logits after them."""
+    """The tokens of some nodes, as one list, and what is task of the logits after them."""
 
-    def __init__(self, asked: Asked, nodes: Sequence[Node], place: dict[int, int]) -> None:
+    def __init__(self, task: ScoringTask, nodes: Sequence[Node], place: dict[int, int]) -> None:
         """Lay the nodes out. place: each text's number in the cache."""
         import numpy as np
 
-        self.asked, self.nodes = asked, nodes
-        spans = [(node, asked.texts[node.members[0]]) for node in nodes]
+        self.task, self.nodes = task, nodes
+        spans = [(node, task.texts[node.members[0]]) for node in nodes]
         flat = [token for node, text in spans for token in text[node.start : node.stop]]
         self.tokens = np.array(flat, np.int32)
         self.positions = np.concatenate([np.arange(n.start, n.stop, dtype=np.int32) for n in nodes])
@@ -34,7 +34,7 @@ class Level:
         tokens: list[int] = []
         begun = row = 0
         for node, text in spans:
-            start = max(node.start, min(asked.first[n] for n in node.members) - 1)
+            start = max(node.start, min(task.first[n] for n in node.members) - 1)
             self.starts.append(min(start, node.stop))
             count = node.stop - self.starts[-1]
             begun += node.stop - node.start
@@ -44,13 +44,13 @@ class Level:
                 tokens.extend(text[start + 1 : node.stop])
                 ends = self.following(node)
                 rows.extend([row + count - 1] * len(ends))
-                tokens.extend(asked.texts[number][node.stop] for number in ends)
+                tokens.extend(task.texts[number][node.stop] for number in ends)
             row += count
-        self.asked_rows, self.asked_tokens = np.array(rows, np.int64), np.array(tokens, np.int64)
+        self.wanted_rows, self.wanted_tokens = np.array(rows, np.int64), np.array(tokens, np.int64)
 
     def following(self, node: Node) -> list[int]:
         """Members that have a token after the node."""
-        return [n for n in node.members if len(self.asked.texts[n]) > node.stop]
+        return [n for n in node.members if len(self.task.texts[n]) > node.stop]
 
     def take(self, parts: Iterator[Reduced], found: Sequence[Scores]) -> None:
         """Write what was computed where it belongs."""

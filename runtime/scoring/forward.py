@@ -18,7 +18,7 @@ from runtime.encoder_decoder.model import FLASH_OFF, Flag, complaints
 from runtime.scoring.decode_step import Batch, Level
 from runtime.scoring.log_softmax import Reduced, reduced
 from runtime.scoring.prefix_tree import Node, forest, levels, packs, tokens_of
-from runtime.scoring.scores import Asked, Scores, as_array, empty_scores
+from runtime.scoring.scores import Scores, ScoringTask, as_array, empty_scores
 
 if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain
@@ -84,15 +84,15 @@ class Forward:
         return STATES if is_recurrent or lib.llama_model_is_hybrid(self.model) else SEQUENCES
 
     def scores(
-        self, asked: Asked, scales: Sequence[float] = (), stop: Flag | None = None
+        self, task: ScoringTask, scales: Sequence[float] = (), stop: Flag | None = None
     ) -> list[Scores]:
         """The scores of each text, under the adapters at `scales`; without any, the base's.
 
         Raises StoppedError once `stop` is set, EngineError when llama.cpp cannot compute.
         """
-        asked = replace(asked, top=min(asked.top, self.vocabulary.size))
-        computed = asked.computed
-        found = [empty_scores(len(text), asked.top) for text in asked.texts]
+        task = replace(task, top=min(task.top, self.vocabulary.size))
+        computed = task.computed
+        found = [empty_scores(len(text), task.top) for text in task.texts]
         self.refuse_late_adapters(scales)
         stop = stop or Flag()
         lib = self.bindings
@@ -105,14 +105,14 @@ class Forward:
             is_set = ctypes.cast(ctypes.CDLL(None).strlen, lib.ggml_abort_callback)
             lib.llama_set_abort_callback(self.context, is_set, stop.address)
             try:
-                self.pack(asked, members, roots, found, stop)
+                self.pack(task, members, roots, found, stop)
             finally:
                 lib.llama_set_abort_callback(self.context, lib.ggml_abort_callback(), None)
         return found
 
     def pack(
         self,
-        asked: Asked,
+        task: ScoringTask,
         members: Sequence[int],
         roots: Sequence[Node],
         found: Sequence[Scores],
@@ -124,7 +124,7 @@ class Forward:
         lib.llama_memory_clear(memory, False)
         place = {number: sequence for sequence, number in enumerate(members)}
         for level in levels(roots):
-            step = Level(asked, level, place)
+            step = Level(task, level, place)
             step.take(self.run(step, stop), found)
             for node in level:
                 for child in node.children:
@@ -145,11 +145,11 @@ class Forward:
                 continue
             width = self.vocabulary.size
             logits = as_array(self.bindings.llama_get_logits(self.context), (count, width))
-            first, last = np.searchsorted(step.asked_rows, (begun, begun + count))
-            rows, tokens = step.asked_rows[first:last] - begun, step.asked_tokens[first:last]
-            if step.asked.take is not None:
-                step.asked.take(logits)
-            yield reduced(logits, rows, tokens, step.asked.top)
+            first, last = np.searchsorted(step.wanted_rows, (begun, begun + count))
+            rows, tokens = step.wanted_rows[first:last] - begun, step.wanted_tokens[first:last]
+            if step.task.take is not None:
+                step.task.take(logits)
+            yield reduced(logits, rows, tokens, step.task.top)
             begun += count
 
     def decode(self, step: Level, part: slice, stop: Flag) -> None:

@@ -19,7 +19,7 @@ from runtime.encoder_decoder.model import EncoderDecoder, Flag
 from runtime.encoder_decoder.openai import Fields, Json, wrong
 from runtime.scoring.divergence import KeptFolder, KeptReader, KeptWriter
 from runtime.scoring.score_request import Engine, scales_of
-from runtime.scoring.scores import Asked, Scores
+from runtime.scoring.scores import Scores, ScoringTask
 from runtime.scoring.targets import target_scores
 
 if TYPE_CHECKING:
@@ -194,5 +194,5 @@ def scored(
         return [(one, 0) for one in target_scores(engine, request.pairs, 1, stop, take)]
     texts = [[*before, *after] for before, after in request.pairs]
     first = [len(before) for before, _ in request.pairs]
-    found = engine.scores(Asked(texts, first, 1, take=take), request.scales, stop)
+    found = engine.scores(ScoringTask(texts, first, 1, take=take), request.scales, stop)
     return list(zip(found, first, strict=True))

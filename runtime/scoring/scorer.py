@@ -34,7 +34,7 @@ from runtime.engine.opened_model import open_model
 from runtime.engine.purpose import refuse_without_answers
 from runtime.engine.request_texts import Front, front_of
 from runtime.scoring.forward import Forward, ForwardSpec, open_forward
-from runtime.scoring.scores import Asked, Scores
+from runtime.scoring.scores import Scores, ScoringTask
 from runtime.scoring.targets import target_scores
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Scorer:
         engine = self.causal("score")
         refuse_unknown(texts, engine)
         check_scales(scales, self.adapters)
-        return engine.scores(Asked(texts, [max(1, start)] * len(texts), top), scales)
+        return engine.scores(ScoringTask(texts, [max(1, start)] * len(texts), top), scales)
 
     def likelihoods(
         self, pairs: Sequence[tuple[Tokens, Tokens]], *, scales: Sequence[float] = ()
@@ -163,7 +163,7 @@ class Scorer:
                 "a context has no token", hint="tokens('') gives what begins every text, or EOS"
             )
         first = [len(context) for context, _ in pairs]
-        found = engine.scores(Asked(texts, first, 1), scales)
+        found = engine.scores(ScoringTask(texts, first, 1), scales)
         return [
             likelihood(one, text, start)
             for one, text, start in zip(found, texts, first, strict=True)

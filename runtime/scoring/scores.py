@@ -27,7 +27,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ScoringTask:
     """A request for the scores of some texts."""
 
     texts: Sequence[Tokens]

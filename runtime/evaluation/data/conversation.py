@@ -18,7 +18,7 @@ ROLES = {
     "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
 """OpenAI's roles by the names that data gives them."""
-SPEAKER, SAID = ("role", "from"), ("content", "value")
+SPEAKER, CONTENT = ("role", "from"), ("content", "value")
 """The keys of a turn: OpenAI's, then ShareGPT's."""
 
 
@@ -73,7 +73,7 @@ def read_turn(turn: object, name: str) -> Turn:
     role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
         raise RowError(f"{name} has the role {str(speaker)[:40]!r}, which decant does not know")
-    content = next((turn[key] for key in SAID if turn.get(key) is not None), None)
+    content = next((turn[key] for key in CONTENT if turn.get(key) is not None), None)
     if content is not None and not isinstance(content, str) and not is_parts(content):
         raise RowError(f"{name} has a content that is neither a text nor a list of parts")
     if content is None and not (role == "assistant" and turn.get("tool_calls")):

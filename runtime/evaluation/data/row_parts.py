@@ -235,6 +235,6 @@ def transcript(text: str) -> list[Turn]:
     pieces = TRANSCRIPT.split(text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [
-        message(roles[role], said.strip())
-        for role, said in zip(pieces[::2], pieces[1::2], strict=True)
+        message(roles[role], content.strip())
+        for role, content in zip(pieces[::2], pieces[1::2], strict=True)
     ]

@@ -111,10 +111,10 @@ def with_divergences(
     is_comparable: whether two GGUFs are compared; is_usual: whether their divergence is shown
     without being asked for. Raises InputError if one is asked for and nothing can be compared.
     """
-    asked = [metric.name for metric in metrics if metric.needs == "divergences"]
-    if asked and not is_comparable:
+    wanted = [metric.name for metric in metrics if metric.needs == "divergences"]
+    if wanted and not is_comparable:
         raise InputError(
-            f"metric {asked[0]} compares a GGUF's distributions with another GGUF's, and there is"
+            f"metric {wanted[0]} compares a GGUF's distributions with another GGUF's, and there is"
             " only one",
             hint="name two GGUFs, or a base with an adapter; --against one of them",
         )

@@ -17,7 +17,7 @@ from runtime.encoder_decoder.openai import RefusedError, read_body
 from runtime.scoring.divergence import LEAST_LOGPROB, KeptFolder
 from runtime.scoring.likelihood_request import answer_likelihoods, read_likelihood_request
 from runtime.scoring.scorer import Scorer
-from runtime.scoring.scores import Asked
+from runtime.scoring.scores import ScoringTask
 
 
 def logits(seed: int, *, spread: float = 3.0, rows: int = 40, width: int = 5000) -> np.ndarray:
@@ -165,7 +165,7 @@ def test_divergences_are_llama_perplexitys(demo_models, toolchain, tmp_path):
                 asked = (number, chunk[first:], scorer.vocabulary.size)
                 sink = folder.writer(*asked) if file == files[0] else folder.reader(*asked)
                 with sink:
-                    scorer.running.scores(Asked([chunk], [first], take=sink.take))
+                    scorer.running.scores(ScoringTask([chunk], [first], take=sink.take))
                 found += getattr(sink, "found", [])
 
     words = said[1].stdout.decode()
