@@ -65,7 +65,7 @@ class LocalEngines:
 
     @property
     def nbytes(self) -> int:
-        """What llama-server takes of memory."""
+        """The memory that llama-server takes."""
         return self.engine.fit.need.total
 
     def start_early(self, other: int) -> None:
