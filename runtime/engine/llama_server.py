@@ -45,9 +45,8 @@ LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 WAITING = frozenset(("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
 """The variables by which a user says how OpenMP's threads wait for each other."""
 SPINS = "1000"
-"""libgomp's own count of looks where there are more threads than processors. Otherwise it looks
-some 300,000 times: beside llama-server, which renders the prompts, a batch then takes 10 times as
-long.
+"""The looks of libgomp where there are more threads than processors; some 300,000 else. On two
+virtual processors a small model's batches then took 13 times as long, and a large one's the same.
 """
 Engine = Literal["llama-server", "seq2seq", "scoring"]
 """`scoring` computes log-likelihoods of texts that are given: `runtime.scoring`."""
