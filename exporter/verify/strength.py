@@ -201,9 +201,11 @@ class Requantizer:
 
         values = np.ascontiguousarray(rows, np.float32)
         if rounded is not None:
-            from exporter.formats.gguf_file import round_values
+            import torch
 
-            values = round_values(values, rounded)
+            from exporter.formats.gguf_file import in_float32
+
+            values = in_float32(torch.from_numpy(values), rounded)
         packed = self.quantizer.quantize(values, kind, self.importance(kind, rows.shape))
         return dequantized(packed, kind)
 

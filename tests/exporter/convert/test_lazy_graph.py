@@ -6,7 +6,14 @@ from collections import Counter
 
 import pytest
 
-from exporter.convert.lazy_graph import Leaf, SharedReads, evaluate, sources, split_stack
+from exporter.convert.lazy_graph import (
+    Leaf,
+    SharedReads,
+    before_casts,
+    evaluate,
+    sources,
+    split_stack,
+)
 from exporter.llamacpp.converter_import import imported
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
@@ -80,3 +87,46 @@ def test_a_tensor_cut_in_three_is_read_once_and_then_let_go(tensors):
     assert np.array_equal(made[3], values["c"].numpy())
     assert asked == {"a": 1, "b": 1, "c": 1}
     assert reads.held == {}
+
+
+@pytest.fixture
+def half(toolchain):
+    """A function that gives a lazy tensor of 16-bit or 32-bit values."""
+    with imported(toolchain):
+        from conversion.base import LazyTorchTensor
+
+        def make(dtype, shape=(4, 2)):
+            meta = LazyTorchTensor.meta_with_dtype_and_shape(dtype, shape)
+            return LazyTorchTensor(meta=meta, args=("a",), func=len)
+
+        yield make
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_values_stay_in_16_bits_until_their_rows_are_used(half, name):
+    import torch
+
+    dtype = getattr(torch, name)
+    values = torch.randn(4, 2).to(dtype)
+    node = half(dtype).to(torch.float32).numpy()
+
+    (part,) = SharedReads([node], lambda _: values).parts(node)
+
+    assert part.dtype == dtype
+    assert part.float().numpy().tolist() == evaluate(node, lambda _: values).tolist()
+
+
+def test_only_casts_are_left_out(half):
+    import torch
+
+    bf16, f32 = half(torch.bfloat16), half(torch.float32)
+    doubled = bf16.to(torch.float32) * 2
+
+    assert before_casts(bf16.to(torch.float32)) is bf16
+    assert before_casts(f32.numpy()) is f32
+    assert before_casts(doubled.numpy()) is doubled
+    for node in (
+        bf16.view(torch.float32), f32.to(torch.bfloat16), f32.to(torch.int32), bf16.abs(),
+        bf16.to(torch.float32).to(torch.bfloat16), half(torch.int32).view(torch.float32),
+    ):  # fmt: skip
+        assert before_casts(node) is node
