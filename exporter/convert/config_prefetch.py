@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,16 +52,10 @@ class ReadConfig:
         self.process.communicate()
 
 
-@dataclass(slots=True)
-class LastConfig:
-    """The config that was read last, which an export's verification reads again."""
-
-    content: bytes = b""
-    """Of its config.json."""
-    printed: bytes = b""
-
-
-LAST = LastConfig()
+LAST: dict[bytes, bytes] = {}
+"""The config that was read last, as it was printed, by the content of its config.json. An export's
+verification reads it again.
+"""
 
 
 def content_of(folder: Path) -> bytes:
@@ -79,11 +72,12 @@ class AutoConfig:
     @staticmethod
     def from_pretrained(folder: Path | str, **options: Any) -> Any:
         content = content_of(Path(folder))
-        if content and content == LAST.content:
-            return Config(LAST.printed, folder)
+        if content in LAST:
+            return Config(LAST[content], folder)
         ahead = AHEAD.get(Path(folder))
         if ahead and (printed := ahead.wait()):
-            LAST.content, LAST.printed = content, printed
+            LAST.clear()
+            LAST.update({content: printed} if content else {})
             return Config(printed)
         import transformers
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from exporter.convert.config_prefetch import PLACE
 from exporter.inputs.tokenizer_memo import fingerprint
 
 
-@dataclass(slots=True)
 class VocabularyMemo:
-    """The keys, and what they were made from."""
+    """The keys of the last model, with their origin.
 
-    made_from: Any = None
-    """The converter's classes, the content of the tokenizer's folder, and the settings."""
-    keys: dict[str, Any] = field(default_factory=dict)
-    """gguf's values by key."""
+    The origin is the converter's classes, the content of the tokenizer's folder, and the settings.
+    """
+
+    def __init__(self) -> None:
+        self.last: tuple[Any, dict[str, Any]] | None = None
 
     def write(self, model: Any, set_vocab: Callable[[Any], None]) -> None:
         """Write the token keys of the converter's `model` as its `set_vocab` does.
@@ -34,16 +34,16 @@ class VocabularyMemo:
         classes = [str(kind) for kind in type(model).__mro__]  # the first may be made each time
         settings = copy.deepcopy(model.hparams)
         made_from = (classes, content, {**settings, PLACE: None})
-        if made_from == self.made_from:
-            held.update({key: copied(value) for key, value in self.keys.items()})
+        if self.last is not None and self.last[0] == made_from:
+            held.update({key: copied(value) for key, value in self.last[1].items()})
             return
         before, state = set(held), dict(vars(model))
         set_vocab(model)
         is_as_before = vars(model).keys() == state.keys() and all(
             value is state[name] for name, value in vars(model).items()
         )
-        self.made_from = made_from if is_as_before and model.hparams == settings else None
-        self.keys = {key: copied(value) for key, value in held.items() if key not in before}
+        keys = {key: copied(value) for key, value in held.items() if key not in before}
+        self.last = (made_from, keys) if is_as_before and model.hparams == settings else None
 
 
 def copied(value: Any) -> Any:

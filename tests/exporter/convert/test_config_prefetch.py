@@ -87,7 +87,7 @@ def test_a_plan_imports_nothing_it_can_do_without(tmp_path):
 def fresh(monkeypatch):
     """As in a process that has not imported transformers' configs."""
     monkeypatch.delitem(sys.modules, "transformers.configuration_utils", raising=False)
-    monkeypatch.setattr(config_prefetch.LAST, "content", b"")
+    monkeypatch.setattr(config_prefetch, "LAST", {})
 
 
 @pytest.mark.llamacpp
@@ -99,7 +99,7 @@ def test_what_was_read_ahead_is_what_the_converter_gets(toolchain, tmp_path, fre
             (ahead,) = config_prefetch.AHEAD.values()
             assert load_hparams(base) == expected
             monkeypatch.setattr(ahead, "printed", b"{'model_type': 'read ahead'}")
-            monkeypatch.setattr(config_prefetch.LAST, "content", b"")
+            config_prefetch.LAST.clear()
             assert load_hparams(base) == {"model_type": "read ahead"}
     assert config_prefetch.AHEAD == {}
     assert ahead.process.returncode is not None

@@ -140,7 +140,7 @@ def test_scores_that_only_keep_the_order_are_right(pour, verify, tiny_base, tmp_
 def test_a_converter_that_writes_wrong_scores_is_no_excuse(
     pour, verify, tiny_base, tmp_path, toolchain, monkeypatch
 ):
-    monkeypatch.setattr(MEMO, "made_from", None)
+    monkeypatch.setattr(MEMO, "last", None)
     with imported(toolchain):
         import gguf
 
