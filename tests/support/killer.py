@@ -61,7 +61,9 @@ class Killer:
 
         request = ExportRequest(((self.adapter, 1.0),), self.base, QUANTS, files_in(output))
         export(request, self.toolchain, report=report)
-        output.with_suffix(".said").write_text(json.dumps(said))
+        unfinished = output.with_suffix(".said.part")
+        unfinished.write_text(json.dumps(said))
+        unfinished.replace(output.with_suffix(".said"))  # a kill can come between the two
 
     def finish(self, output: Path) -> tuple[float, float]:
         """Export to the end. Returns the seconds it planned, and those it wrote."""
