@@ -98,6 +98,22 @@ def parse_dry_run(printed: str) -> dict[str, GGMLType]:
     return types
 
 
+class TypeTraits(ctypes.Structure):
+    """The first fields of ggml.h's struct ggml_type_traits."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        (
+            "to_float",
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
+        ),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Quantizer:
     """ggml's row quantization, called in the built library; it releases the GIL.
@@ -148,6 +164,21 @@ class Quantizer:
             )  # fmt: skip
             assert nbytes == packed[start:stop].nbytes, (kind, rows.shape, nbytes)
         return packed
+
+    def dequantize(
+        self, packed: np.ndarray[Any, Any], kind: GGMLType, n_per_row: int
+    ) -> np.ndarray[Any, Any]:
+        """Dequantize contiguous bytes (n, row_nbytes) of `kind` to float32 rows (n, n_per_row)."""
+        import numpy as np
+
+        rows = np.empty((packed.shape[0], n_per_row), np.float32)
+        if kind.name == "F32":
+            rows[:] = packed.view(np.float32)
+            return rows
+        traits = self.library.ggml_get_type_traits
+        traits.restype = ctypes.POINTER(TypeTraits)
+        traits(kind.number).contents.to_float(packed.ctypes.data, rows.ctypes.data, rows.size)
+        return rows
 
     def chunk(self, kind: GGMLType) -> Callable[..., int]:
         """The function that quantizes rows to `kind`, with ggml_quantize_chunk's signature."""

@@ -81,6 +81,7 @@ def test_merge_dtype_base_gives_the_usual_roads_tensors_byte_for_byte(roads):
         assert [name for name in expected if actual[name] != expected[name]] == [], quant
 
 
+@pytest.mark.slow
 def test_every_quantization_on_offer_is_llama_quantizes_own(
     toolchain, tiny_base, tiny_adapter, tmp_path
 ):

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.trained, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.mark.llamacpp
+@pytest.mark.slow
 def test_conversions_in_turn_write_what_a_fresh_process_writes(toolchain, tmp_path):
     one = make_base(tmp_path / "one")
     other = make_base(tmp_path / "other")

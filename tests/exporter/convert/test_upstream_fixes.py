@@ -240,6 +240,7 @@ def is_explained(kind: str, name: str, lacking: set[str]) -> bool:
     return hybrid or name.startswith(tuple(beginnings))
 
 
+@pytest.mark.slow
 def test_what_the_converter_reads_is_given_mended_or_explained(lacking, tmp_path):
     unexplained, stopped = set(), {}
     for kind, architecture in known_to_both():

@@ -114,6 +114,7 @@ def test_every_row_is_whole_blocks_of_k_quants(models):
 
 @pytest.mark.trained
 @pytest.mark.llamacpp
+@pytest.mark.slow
 def test_the_demo_holds_what_it_promises(decant, tmp_path, models):
     """The command itself: nine of ten answers equal transformers', all differ from the base's."""
     data = {"DECANT_STORE": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}

@@ -326,6 +326,7 @@ def test_templates_are_rendered_as_transformers_does(tiny_base, name):
 
 @pytest.mark.llamacpp
 @pytest.mark.trained
+@pytest.mark.slow
 def test_the_folder_holds_the_gguf_and_its_modelfile(
     warm_decant, tiny_base, tiny_adapter, tmp_path
 ):

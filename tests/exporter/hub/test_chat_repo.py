@@ -38,6 +38,7 @@ def test_chat_pulls_the_split_gguf_it_is_asked_for_once(
 
 @pytest.mark.llamacpp
 @pytest.mark.trained
+@pytest.mark.slow
 def test_chat_takes_an_adapters_repo_beside_its_base(stage: Stage, decant: Decant, tmp_path: Path):
     from tests.support.tiny import make_adapter, make_base
 

@@ -35,6 +35,7 @@ def rows_of_many_kinds(random: np.random.Generator) -> list[np.ndarray]:
 
 @pytest.mark.llamacpp
 @pytest.mark.parametrize("name", sorted({*BOUNDS, *HALF_ULP}))
+@pytest.mark.slow
 def test_no_quantizer_errs_further_than_its_bound(toolchain, name):
     from exporter.llamacpp.converter_import import imported
     from exporter.quantize.quantizer import Quantizer

@@ -191,6 +191,7 @@ def test_a_models_own_chat_template_is_used(made, toolchain, tmp_path):
         assert (status, "no tools" in refused["error"]["message"]) == (400, True)
 
 
+@pytest.mark.slow
 def test_a_template_that_does_not_end_is_broken_off_and_others_are_answered(
     made, toolchain, tmp_path
 ):

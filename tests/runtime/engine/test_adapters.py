@@ -86,6 +86,7 @@ class TestWithModels:
 
         assert done.stdout == "Arr, the capital of France be Paris, matey!\n"
 
+    @pytest.mark.slow
     def test_a_folder_of_pefts_is_converted_once(self, decant, demo_base, demo_models, tmp_path):
         cache = tmp_path / "cache"
         cache.mkdir()

@@ -357,6 +357,7 @@ def store(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("store")
 
 
+@pytest.mark.slow
 def test_a_folder_is_talked_to_and_served_and_its_base_exported_once(
     decant, folders, store, tmp_path
 ):
@@ -384,6 +385,7 @@ def test_a_base_that_is_named_is_taken_as_it_is(decant, folders, model):
     assert json.loads(done.stdout)["model"] == str(model)
 
 
+@pytest.mark.slow
 def test_what_no_gguf_adapter_holds_is_merged(decant, folders, store, tmp_path):
     dora = make_adapter(tmp_path / "dora", folders["base"], use_dora=True)
 

@@ -18,6 +18,7 @@ def said(gateway) -> dict[str, str]:
     return {model: gateway.says(model, PROMPTS[0]) for model in gateway.models}
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_home_and_a_dead_worker_costs_no_more_than_time(
     voices, served, toolchain, tmp_path
 ):

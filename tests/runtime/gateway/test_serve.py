@@ -188,6 +188,7 @@ def test_a_full_queue_says_so(slow):
     assert int(retry) >= 1
 
 
+@pytest.mark.slow
 def test_1200_stalled_bodies_hold_nobody_up(served, expected):
     head = (
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
@@ -276,6 +277,7 @@ def test_metrics_tell_of_every_model(served, expected):
     assert served.metric("decant_llamacpp_tokens_predicted_total", model="base") > 100
 
 
+@pytest.mark.slow
 def test_idle_models_are_unloaded_and_come_back(pirate, demo_base, tmp_path):
     with serving(tmp_path, pirate, demo_base, "--ttl", "3s") as several:
         assert several.models == ["pirate", "base"]

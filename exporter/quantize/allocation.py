@@ -1,0 +1,80 @@
+"""Shares out the bytes of a file among its tensors, so that what is lost in all is least.
+
+Each tensor has options of different size and cost. Going from one option of its lower convex hull
+to the next costs bytes and saves so much; the steps are taken in the order of what a byte saves
+(the Lagrangian's optimum for separable costs), and the rest of the budget by the steps that fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from exporter.core.ggml_types import GGMLType
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A type that a tensor can have."""
+
+    type: GGMLType
+    nbytes: int
+    cost: float
+    """What the type loses, in a unit that is the same for all tensors; 0 or more."""
+
+
+def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, GGMLType] | None:
+    """The type of each tensor; None if even the smallest options take more than `budget` bytes."""
+    hulls = {name: hull(found) for name, found in options.items()}
+    place = dict.fromkeys(hulls, 0)
+    left = budget - sum(found[0].nbytes for found in hulls.values())
+    if left < 0:
+        return None
+    steps = [
+        ((before.cost - after.cost) / (after.nbytes - before.nbytes), name, number)
+        for name, found in hulls.items()
+        for number, (before, after) in enumerate(zip(found, found[1:], strict=False))
+    ]
+    for _, name, number in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
+        found = hulls[name]
+        nbytes = found[number + 1].nbytes - found[number].nbytes
+        if place[name] == number and nbytes <= left:
+            place[name], left = number + 1, left - nbytes
+    chosen = {name: hulls[name][number] for name, number in place.items()}
+    fill(chosen, options, left)
+    return {name: option.type for name, option in chosen.items()}
+
+
+def hull(options: Sequence[Option]) -> list[Option]:
+    """The options on the lower convex hull of cost over bytes, from the smallest to the best."""
+    found: list[Option] = []
+    for option in sorted(options, key=lambda one: (one.nbytes, one.cost, one.type.number)):
+        if found and option.cost >= found[-1].cost:
+            continue  # larger and no better
+        while len(found) > 1 and slope(found[-1], option) >= slope(found[-2], found[-1]):
+            found.pop()
+        found.append(option)
+    return found
+
+
+def slope(before: Option, after: Option) -> float:
+    """What a byte saves between two options."""
+    if after.nbytes == before.nbytes:
+        return float("inf")
+    return (before.cost - after.cost) / (after.nbytes - before.nbytes)
+
+
+def fill(chosen: dict[str, Option], options: Mapping[str, Sequence[Option]], left: int) -> None:
+    """Spend the remaining bytes on the single steps that save most, off the hull, too."""
+    while True:
+        best: tuple[float, str, Option] | None = None
+        for name, now in chosen.items():
+            for option in options[name]:
+                saved, nbytes = now.cost - option.cost, option.nbytes - now.nbytes
+                if saved > 0 and nbytes <= left and (best is None or saved > best[0]):
+                    best = saved, name, option
+        if best is None:
+            return
+        _, name, option = best
+        left -= option.nbytes - chosen[name].nbytes
+        chosen[name] = option
