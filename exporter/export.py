@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from exporter.convert.config_prefetch import read_ahead
@@ -13,7 +14,7 @@ from exporter.convert.to_gguf import ModelPart, Outtype, convert, has_projector,
 from exporter.core.atomic_file import partial_path, refuse_existing, refuse_locked
 from exporter.core.errors import InputError
 from exporter.core.events import Note, Report, Step, Warn, once, silent
-from exporter.core.ggml_types import FLOATS, FTYPES, GGMLType
+from exporter.core.ggml_types import AUTO, FLOATS, FTYPES, GGMLType
 from exporter.core.gguf import shard_paths
 from exporter.core.machine import give_back_large_blocks
 from exporter.core.resumable_file import journal_path
@@ -27,9 +28,10 @@ from exporter.merge.fingerprint import identity
 from exporter.merge.operations import MergeDtype, MergePlan, describe
 from exporter.merge.provenance import provenance
 from exporter.merge.result_files import result_folder
+from exporter.quantize.auto_types import AutoTypes, file_type
 from exporter.quantize.imatrix import importance
 from exporter.quantize.quantizer import Quantizer, choose_types
-from exporter.quantize.recipe import PLAIN, Recipe, check_recipe
+from exporter.quantize.recipe import PLAIN, RECIPE_KEY, Recipe, check_recipe, recipe_text
 from exporter.verify.after import verify_exported
 from exporter.verify.report import Verification
 
@@ -85,7 +87,7 @@ def export(
     report(Step("planning"))
     tensors = MergedTensors(merge)
     quantizer = Quantizer.load(toolchain, report=report)
-    groups = plan_files(request, tensors, toolchain, report=report)
+    groups = plan_files(request, tensors, toolchain, quantizer, report=report)
     plans = [plan for group in groups for plan in group.plans]
     others = (plan.path for plan in plans if plan.path not in known)
     refuse_outputs(others, force=request.force, dry_run=dry_run, report=report)
@@ -121,30 +123,35 @@ def plan_files(
     request: ExportRequest,
     tensors: MergedTensors,
     toolchain: Toolchain,
+    quantizer: Quantizer,
     *,
     report: Report,
 ) -> list[Group]:
     """Plan every file: the model's, and its projector's if it has one."""
-    merge = tensors.plan
+    merge, recipe = tensors.plan, request.recipe
     conversions, projector = convert_all(request, tensors, toolchain, report=report)
-    planner = FilePlanner(
-        merge, toolchain, provenance(merge, toolchain), identity(merge, toolchain)
-    )
-    plans = [
-        plan
-        for path, quant in zip(request.outputs, request.quants, strict=True)
-        for plan in planner.plan(
-            path,
-            quant,
-            conversions[outtype_for(quant)],
-            recipe=request.recipe,
-            split_max=request.split_max,
+    planner = FilePlanner(merge, provenance(merge, toolchain), identity(merge, toolchain))
+    plans = []
+    for path, quant in zip(request.outputs, request.quants, strict=True):
+        conversion = conversions[outtype_for(quant)]
+        planned = partial(
+            planner.plan, path, quant, conversion, recipe=recipe, split_max=request.split_max
         )
-    ]
+        if quant == AUTO:
+            report(Step("choosing types"))
+            auto = AutoTypes(
+                conversion, recipe, tensors.read, toolchain, quantizer, request.threads, report
+            )
+            with one_thread():
+                types = auto.choose(partial(total_nbytes, planned))
+        else:
+            types = choose_types(conversion, quant, toolchain, replace(recipe, listed_types=()))
+        plans += planned(types)
     groups = [Group(plans, next(iter(conversions.values())).slots, tensors.read)]
     if projector:
         path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
-        plans = planner.plan(path, FLOAT_NAMES[projector.ftype], projector)
+        stored = {slot.name: slot.type for slot in projector.slots}
+        plans = planner.plan(path, FLOAT_NAMES[projector.ftype], projector, stored)
         groups.append(Group(plans, projector.slots, tensors.read))
     return groups
 
@@ -154,7 +161,6 @@ class FilePlanner:
     """Plans the files of one export; its fields are the same for all of them."""
 
     merge: MergePlan
-    toolchain: Toolchain
     provenance: Mapping[str, str | int]
     identity: Mapping[str, str]
 
@@ -163,20 +169,24 @@ class FilePlanner:
         path: Path,
         quant: str,
         conversion: Conversion,
+        types: Mapping[str, GGMLType],
         *,
         recipe: Recipe = PLAIN,
         split_max: int = 0,
     ) -> list[GGUFPlan]:
         """The plan of one model's file, or of the files into which it is split.
 
-        Raises UnsupportedError, InputError or ToolchainError as `choose_types` does.
+        types: of every tensor by name, in the files' order.
         """
-        types = choose_types(conversion, quant, self.toolchain, recipe)
         shapes = {slot.name: slot.shape for slot in conversion.slots}
+        keys = recipe.keys(quant)
+        if quant == AUTO:
+            chosen = {name: kind for name, kind in types.items() if kind.name not in FLOATS}
+            keys |= {RECIPE_KEY: recipe_text(chosen)}
         headers = conversion.headers(
-            types,
-            ftype=FTYPES[quant],
-            provenance={**self.provenance, **recipe.keys(quant)},
+            dict(types),
+            ftype=file_type(types, shapes) if quant == AUTO else FTYPES[quant],
+            provenance={**self.provenance, **keys},
             split_max=split_max,
         )
         round_to = rounding(conversion, quant, self.merge.dtype)
@@ -253,6 +263,13 @@ def convert_all(
     unused = (name for name in tensors.plan.changes if name not in used)
     refuse_dropped(filter(tensors.changes_something, unused), made)
     return conversions, projector
+
+
+def total_nbytes(
+    planned: Callable[[Mapping[str, GGMLType]], list[GGUFPlan]], types: Mapping[str, GGMLType]
+) -> int:
+    """The size of a model's files with these types."""
+    return sum(plan.layout.size for plan in planned(types))
 
 
 FLOAT_NAMES = {FTYPES[name]: name for name in FLOATS}

@@ -11,13 +11,13 @@ from pathlib import Path
 from exporter.core.atomic_file import PARTIAL, explained, refuse_locked, taken_bytes
 from exporter.core.errors import ModelError
 from exporter.core.events import Note, Report, silent
-from exporter.core.ggml_types import FTYPES, parse_quant
+from exporter.core.ggml_types import QUANTS, parse_quant
 from exporter.core.gguf import SHARD, SUFFIX, GGUFFile, read_gguf, shard_paths
 from exporter.core.resumable_file import Unfinished
 
 HUB_NAME = re.compile(r"[A-Z][\w.]*-[\w.-]+", re.ASCII)
 """Pattern of hub model names, which stored models rarely have: Qwen3-0.6B."""
-QUANT_AT_END = re.compile(rf"-({'|'.join(sorted(FTYPES, key=len, reverse=True))})$", re.IGNORECASE)
+QUANT_AT_END = re.compile(rf"-({'|'.join(sorted(QUANTS, key=len, reverse=True))})$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from exporter.inputs.find_adapter import find_adapter
 from exporter.inputs.find_model import model_in_place_of_adapter
 from exporter.inputs.zipped_adapter import zip_above
 from exporter.merge.operations import kind_text
+from exporter.quantize.recipe import read_recipe
 from exporter.store import find_model, is_stored
 
 SAVED_BY = {"mlx": "mlx-lm", "gguf": "llama.cpp"}
@@ -30,12 +31,19 @@ LONG = 100  # characters shown of a value
 @click.command(epilog="Example: decant inspect my-lora --tensors")
 @click.argument("path")
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor too.")
+@click.option(
+    "--recipe", "only_recipe", is_flag=True,
+    help="Print only the tensors' types, for export's --recipe.",
+)  # fmt: skip
 @json_option
-def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
+def inspect(path: str, show_tensors: bool, only_recipe: bool, as_json: bool) -> None:
     """Show what PATH holds: a GGUF (or a stored model's name), a model or an adapter folder.
 
     A stored model goes before a folder of its name, as everywhere: that is ./NAME.
     """
+    if only_recipe:
+        print_recipe(path)
+        return
     with reporting() as report:
         found = describe(path, report)
     if as_json:
@@ -63,6 +71,15 @@ def inspect(path: str, show_tensors: bool, as_json: bool) -> None:
                 for row in tensors
             ],
         )
+
+
+def print_recipe(text: str) -> None:
+    """Print a GGUF's types as rules. Raises ModelError for anything else, or without any type."""
+    path = Path(text)
+    with reporting() as report:
+        rules = read_recipe(path if path.is_file() else find_model(text, store(), report=report))
+    for rule in rules:
+        click.echo(rule)
 
 
 def describe(text: str, report: Report) -> dict[str, object]:

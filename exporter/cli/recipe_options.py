@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from exporter.core.ggml_types import parse_type
+from exporter.cli.common_options import given
+from exporter.cli.sizes import parse_size
+from exporter.core.ggml_types import AUTO, parse_type
 from exporter.quantize.imatrix import read_imatrix
-from exporter.quantize.recipe import Recipe, parse_rule
+from exporter.quantize.recipe import Recipe, parse_rule, read_recipe
+from exporter.quantize.size_budget import SizeBudget
+
+HERE = "here"  # --fit without a size
+ROOM = "runtime.engine.weights_room"
+"""The module that knows what a context takes; the exporter names runtime in strings."""
 
 OPTIONS = (
     click.option(
@@ -29,6 +37,23 @@ OPTIONS = (
     click.option("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
     click.option("--token-embedding-type", metavar="TYPE", help="Type of the token embeddings."),
     click.option("--pure", is_flag=True, help="One type for all tensors, no mixture."),
+    click.option(
+        "--bpw", type=click.FloatRange(1, 32), metavar="BITS",
+        help="Size of -q auto: bits per weight, e.g. 4.8.",
+    ),
+    click.option("--size", metavar="SIZE", help="Size of -q auto: that of the file, e.g. 4.5GB."),
+    click.option(
+        "--fit", is_flag=False, flag_value=HERE, metavar="[SIZE]",
+        help="Size of -q auto: what the free memory holds here, or SIZE of it elsewhere.",
+    ),
+    click.option(
+        "--ctx", "context", type=click.IntRange(1), metavar="TOKENS",
+        help="Of --fit: the context beside the weights; default: as `decant chat` gives.",
+    ),
+    click.option(
+        "--recipe", "recipe_file", type=click.Path(path_type=Path), metavar="FILE",
+        help="Types as in FILE: another GGUF, or lines PATTERN=TYPE.",
+    ),
 )  # fmt: skip
 
 
@@ -47,10 +72,21 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         output_tensor_type: str | None,
         token_embedding_type: str | None,
         pure: bool,
+        bpw: float | None,
+        size: str | None,
+        fit: str | None,
+        context: int | None,
+        recipe_file: Path | None,
         **others: Any,  # the command's own
     ) -> None:
         if imatrix and calibrate:
             raise click.UsageError("--imatrix and --calibrate give the same thing: choose one")
+        budget = parse_budget(bpw, size, fit, context)
+        if budget or recipe_file:
+            others["quants"] = quants_with_auto(others["quants"])
+        is_auto = AUTO in map(str.upper, others["quants"])
+        if pure and is_auto:
+            raise click.UsageError("--pure gives all tensors one type, and -q auto each its own")
         recipe = Recipe(
             calibrate=calibrate,
             imatrix=read_imatrix(imatrix) if imatrix else None,
@@ -58,9 +94,43 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             output_type=parse_type(output_tensor_type) if output_tensor_type else None,
             embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
             pure=pure,
+            budget=budget,
+            listed_types=read_recipe(recipe_file) if recipe_file else (),
         )
         command(recipe=recipe, **others)
 
     for option in reversed(OPTIONS):
         option(with_recipe)
     return with_recipe
+
+
+def parse_budget(
+    bpw: float | None, size: str | None, fit: str | None, context: int | None
+) -> SizeBudget | None:
+    """The size that one of the options gives. Raises UsageError for more than one of them."""
+    given_ones = [
+        name for name, value in (("--bpw", bpw), ("--size", size), ("--fit", fit)) if value
+    ]
+    if len(given_ones) > 1:
+        raise click.UsageError(f"{' and '.join(given_ones)} all set the size: choose one")
+    if context and not fit:
+        raise click.UsageError("--ctx is the context beside the weights of --fit: add --fit")
+    if fit:
+        nbytes = None if fit == HERE else parse_size("--fit", fit)
+        room = importlib.import_module(ROOM).weights_room
+        return SizeBudget(room=functools.partial(room, nbytes=nbytes, context=context))
+    if size:
+        return SizeBudget(nbytes=parse_size("--size", size))
+    return SizeBudget(bits=bpw) if bpw else None
+
+
+def quants_with_auto(quants: tuple[str, ...]) -> tuple[str, ...]:
+    """The quantizations, where options for AUTO are given. Raises UsageError without AUTO."""
+    if not given("quants"):
+        return (AUTO,)
+    if AUTO not in map(str.upper, quants):
+        raise click.UsageError(
+            f"--bpw, --size, --fit and --recipe are for -q auto: leave out -q {quants[0]},"
+            " or add -q auto"
+        )
+    return quants

@@ -66,6 +66,11 @@ FTYPES = {
 }  # fmt: skip
 """llama_ftype numbers (llama.h) of the quantizations that `decant export -q` makes."""
 
+AUTO = "AUTO"
+"""The quantization whose types are chosen tensor by tensor, for a size."""
+QUANTS = (*FTYPES, AUTO)
+"""All that `-q` takes."""
+
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's own
 FLOATS = ("F32", "F16", "BF16")
 """Quantizations that the converter makes without llama-quantize."""
@@ -75,9 +80,9 @@ def parse_quant(text: str) -> str:
     """Normalize the name of a quantization. Raises UnsupportedError for an unknown one."""
     name = text.upper()
     name = ALIASES.get(name, name)
-    if name not in FTYPES:
+    if name not in QUANTS:
         raise UnsupportedError(
-            f"unknown quantization {text!r}", hint=f"choose among {', '.join(FTYPES)}"
+            f"unknown quantization {text!r}", hint=f"choose among {', '.join(QUANTS)}"
         )
     return name
 

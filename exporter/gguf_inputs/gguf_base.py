@@ -14,7 +14,7 @@ from exporter.convert.gguf_layout import Conversion, Slot
 from exporter.convert.lazy_graph import Leaf
 from exporter.convert.to_gguf import Outtype
 from exporter.core.errors import CheckpointError, ModelError, UnsupportedError
-from exporter.core.ggml_types import FTYPES, GGML_TYPES, GGMLType
+from exporter.core.ggml_types import FTYPES, GGML_TYPES, QUANTS, GGMLType
 from exporter.core.gguf import MAGIC, GGUFFile, read_gguf
 from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.gguf_tensors import FLOATS, gguf_tensor
@@ -31,7 +31,7 @@ NOT_COPIED = re.compile(
     r"|decant\.(?!tokenizer\.)"
 )
 QUANT = re.compile(
-    r"[-._](" + "|".join(sorted({*FTYPES, *(kind.name for kind in GGML_TYPES)}, key=len)[::-1])
+    r"[-._](" + "|".join(sorted({*QUANTS, *(kind.name for kind in GGML_TYPES)}, key=len)[::-1])
     + r")$", re.IGNORECASE,
 )  # fmt: skip
 HASHED = "sha256-"

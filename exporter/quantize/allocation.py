@@ -7,6 +7,7 @@ to the next costs bytes and saves so much; the steps are taken in the order of w
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, 
     steps = [
         ((before.cost - after.cost) / (after.nbytes - before.nbytes), name, number)
         for name, found in hulls.items()
-        for number, (before, after) in enumerate(zip(found, found[1:], strict=False))
+        for number, (before, after) in enumerate(itertools.pairwise(found))
     ]
     for _, name, number in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
         found = hulls[name]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.core.errors import InputError, UnsupportedError
-from exporter.core.ggml_types import FLOATS, GGMLType, parse_type
+from exporter.core.ggml_types import AUTO, FLOATS, GGMLType, parse_type
+from exporter.core.gguf import MAGIC, read_gguf
 from exporter.quantize.imatrix import ImportanceMatrix, keys
+from exporter.quantize.size_budget import SizeBudget
 
 if TYPE_CHECKING:
     from exporter.convert.gguf_layout import Slot
@@ -27,7 +29,7 @@ class TypeRule:
     type: GGMLType
 
     def __str__(self) -> str:
-        return f"{self.pattern}={self.type.name}"
+        return f"{self.pattern}={self.type.name.lower()}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,13 @@ class Recipe:
     """Type of the token embeddings."""
     pure: bool = False
     """One type for all tensors, without the mixture."""
+    listed_types: tuple[TypeRule, ...] = ()
+    """The rules of a recipe's file, which apply after `tensor_types`."""
+    budget: SizeBudget | None = None
+    """The size for which the types of AUTO are chosen."""
 
     def overrides(self) -> list[str]:
-        """The arguments that change types; none of them names a file."""
+        """The options that change types; none of them names a file."""
         return [
             *(["--pure"] if self.pure else []),
             *(["--output-tensor-type", self.output_type.name] if self.output_type else []),
@@ -57,14 +63,22 @@ class Recipe:
     def arguments(self) -> list[str]:
         """The arguments before llama-quantize's files."""
         matrix = ["--imatrix", str(self.imatrix.path.absolute())] if self.imatrix else []
-        return [*matrix, *self.overrides()]
+        listed = (part for rule in self.listed_types for part in ("--tensor-type", str(rule)))
+        return [*matrix, *self.overrides(), *listed]
 
     def keys(self, quant: str) -> dict[str, str | int]:
         """The metadata about a file's quantization."""
         if quant in FLOATS:
             return {"decant.quant": quant}
         metadata = keys(self.imatrix) if self.imatrix else {}
-        return metadata | {"decant.quant": " ".join([quant, *self.overrides()])}
+        size = self.budget.arguments() if self.budget and quant == AUTO else []
+        return metadata | {"decant.quant": " ".join([quant, *size, *self.overrides()])}
+
+    def fixes(self, name: str) -> bool:
+        """Whether an option decides the tensor's type."""
+        named = {"output.weight": self.output_type, "token_embd.weight": self.embedding_type}
+        rules = (*self.tensor_types, *self.listed_types)
+        return bool(named.get(name)) or any(re.search(rule.pattern, name) for rule in rules)
 
 
 PLAIN = Recipe()
@@ -83,6 +97,40 @@ def parse_rule(text: str) -> TypeRule:
             f"the pattern {pattern!r} is not a regular expression: {error}", hint=EXAMPLE
         ) from error
     return TypeRule(pattern, parse_type(kind))
+
+
+RECIPE_KEY = "decant.recipe"
+"""Metadata: the chosen types, one PATTERN=TYPE a line, as llama-quantize's --tensor-type-file."""
+
+
+def recipe_text(types: Mapping[str, GGMLType]) -> str:
+    """The types of tensors in the form of RECIPE_KEY."""
+    return "\n".join(f"^{re.escape(name)}$={kind.name.lower()}" for name, kind in types.items())
+
+
+def read_recipe(path: Path) -> tuple[TypeRule, ...]:
+    """The rules of a text such as llama-quantize's --tensor-type-file, or those of a GGUF.
+
+    A GGUF without a recipe gives the types of its quantized tensors. Raises InputError for an empty
+    text, and as `parse_rule` does.
+    """
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(len(MAGIC)) == MAGIC
+        text = None if is_gguf else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read the recipe `{path}`: {getattr(error, 'strerror', None) or error}",
+            hint="`decant inspect MODEL --recipe > FILE` writes one",
+        ) from error
+    if text is None:
+        held = read_gguf(path)
+        quantized = {t.name: t.type for t in held.tensors if t.type.name not in FLOATS}
+        text = held.text(RECIPE_KEY) or recipe_text(quantized)
+    rules = tuple(map(parse_rule, text.split()))
+    if not rules:
+        raise InputError(f"the recipe `{path}` names no tensor", hint=EXAMPLE)
+    return rules
 
 
 def check_recipe(recipe: Recipe, quants: Sequence[str]) -> None:
@@ -107,7 +155,7 @@ def check_rules(recipe: Recipe, types: dict[str, GGMLType], slots: Iterable[Slot
     types: llama-quantize's choice with the rules applied.
     """
     shapes = {slot.name: slot.shape for slot in slots}
-    for rule in recipe.tensor_types:
+    for rule in (*recipe.tensor_types, *recipe.listed_types):
         matching = [name for name in types if re.search(rule.pattern, name)]
         if not matching:
             raise InputError(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from exporter.convert.gguf_layout import Slot
     from exporter.quantize.quantizer import Quantizer
 
-SAMPLED = 1 << 18  # values of a tensor that are quantized to each candidate type
+SAMPLED = 1 << 16  # values of a tensor that are quantized to each candidate type
 Losses: TypeAlias = "dict[str, dict[GGMLType, float]]"
 """Tensor -> candidate type -> relative squared error of the tensor's outputs."""
 
@@ -53,7 +53,8 @@ def measure_losses(
     """The losses of all tensors that have candidates, in the slots' order."""
     wanted = [slot for slot in slots if len(candidates.get(slot.name, ())) > 1]
     total = sum(math.prod(slot.shape) for slot in wanted)
-    reads, done, found = SharedReads((slot.values for slot in wanted), read), 0, Losses()
+    reads, done = SharedReads((slot.values for slot in wanted), read), 0
+    found: Losses = {}
     with ThreadPoolExecutor(threads, thread_name_prefix="measure") as pool:
         for slot in wanted:
             samples = list(sampled(slot, reads.parts(slot.values), importance.get(slot.name)))
@@ -62,7 +63,7 @@ def measure_losses(
                 zip(kinds, pool.map(lambda k, s=samples: loss(s, k, quantizer), kinds), strict=True)
             )
             done += math.prod(slot.shape)
-            report(Progress("choosing types", done, total, "values"))
+            report(Progress("choosing types", done, total, "bytes"))
     return found
 
 

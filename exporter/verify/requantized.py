@@ -17,7 +17,7 @@ from exporter.core.gguf import Array, GGUFFile, TensorInfo, read_gguf
 from exporter.gguf_inputs.gguf_base import ARCHITECTURE, NOT_COPIED
 from exporter.llamacpp.converter_import import imported
 from exporter.merge.operations import MergePlan
-from exporter.verify.bounds import allowed_error, least_likeness, likeness
+from exporter.verify.bounds import allowed_error, least_likeness, likeness, shares_of
 from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
 from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.report import Check, Verification
@@ -99,7 +99,8 @@ def check_weights(file: GGUFFile, plan: MergePlan, rows: int) -> Check:
             allowed_error(merged.after, info.type, rounded=rounded, by_importance=weighed)
             + merged.slack
         )
-        problems += problem_of(info, stored, merged.after, allowed)
+        shares = shares_of(np.abs(stored - merged.after), allowed, by_importance=weighed)
+        problems += problem_of(info, stored, merged.after, allowed, shares)
         if info.type.name not in FLOATS:
             error += float(((stored - merged.after) ** 2).sum())
             size += float((merged.after**2).sum())
@@ -119,15 +120,16 @@ def problem_of(
     stored: np.ndarray[Any, Any],
     expected: np.ndarray[Any, Any],
     allowed: np.ndarray[Any, Any],
+    shares: np.ndarray[Any, Any],
 ) -> list[str]:
-    """Describe the error in a tensor's rows (n, columns); empty if all are within `allowed`."""
+    """Describe the error in a tensor's rows (n, columns); empty if no share exceeds 1."""
     import numpy as np
 
     if not np.isfinite(stored).all():
         return [f"`{info.name}` ({info.type.name}) holds values that are not finite"]
     if (near := likeness(stored, expected)) < least_likeness(info.type):
         return [f"`{info.name}` is like another tensor (cosine {near:.2f})"]
-    over = np.abs(stored - expected) > allowed
+    over = shares > 1
     if not over.any():
         return []
     at = tuple(int(index[0]) for index in over.nonzero())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.convert.gguf_layout import Conversion, Slot
 from exporter.core.events import Progress, Report, silent
 from exporter.core.gguf import GGUFFile, TensorInfo
-from exporter.verify.bounds import allowed_error, least_likeness, likeness
+from exporter.verify.bounds import allowed_error, least_likeness, likeness, shares_of
 from exporter.verify.loading import TOO_LARGE
 from exporter.verify.replay import sources
 from exporter.verify.report import Check
@@ -172,8 +172,8 @@ class ExpectedWeights:
         allowed = allowed_error(
             expected, info.type, rounded=self.rounded, by_importance=self.by_importance
         )
-        error, allowed = np.abs(stored - expected), allowed + slack
-        part = np.divide(error, allowed, out=np.where(error > 0, np.inf, 0.0), where=allowed > 0)
+        allowed = allowed + slack
+        part = shares_of(np.abs(stored - expected), allowed, by_importance=self.by_importance)
         at = np.unravel_index(int(part.argmax()), part.shape)
         return float(part[at]), (
             f"is {stored[at]:.6g} where base and adapter give {expected[at]:.6g};"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from exporter.cli.common_options import store
 from exporter.cli.outputs.output_format import ExportOptions
+from exporter.cli.sizes import parse_size
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.errors import InputError
 from exporter.core.events import silent
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 LONGEST_NAME = 220  # bytes of 255: .NAME-00001-of-00002.gguf.partial is written first
 FEW_CHARACTERS = 40  # of a long name, as an error message quotes it
 OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
-UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def brought(
@@ -156,17 +155,6 @@ def pull_value(pulled: Pulled) -> dict[str, object]:
         "files": [{"path": file.path, "nbytes": file.size} for file in pulled.missing],
         "nbytes": sum(file.size for file in pulled.missing),
     }
-
-
-def parse_size(option: str, text: str) -> int:
-    """Parse a size such as 5GB, 500MB, 2GiB or a plain number to bytes, as transformers does.
-
-    Raises UsageError for anything else.
-    """
-    found = re.fullmatch(r"(\d+)\s*([KMG](?:I?B)?|)", text.strip().upper())
-    if not found or not int(found[1]):
-        raise click.UsageError(f"{option} {text!r} is not a size such as 5GB or 500MB")
-    return int(found[1]) * UNITS.get(found[2], UNITS.get(found[2][:1], 1))
 
 
 def output_folder(options: ExportOptions, name: str, ending: str) -> Path:

@@ -51,7 +51,7 @@ def weights_of(pulled: Pulled) -> int:
 
 
 def bits_of(quant: str) -> int:
-    """The bits of a value in a quantization, rounded down: 4 of Q4_K_M, 16 of BF16."""
+    """The bits of a value in a quantization, rounded down: 4 of Q4_K_M, 16 of BF16, 1 of AUTO."""
     found = BITS.search(quant)
     return int(found[0]) if found else 1
 

@@ -9,10 +9,10 @@ from exporter.cli.outputs.request_options import (
     brought,
     merge_request,
     output_folder,
-    parse_size,
     refuse_file,
     show_folder,
 )
+from exporter.cli.sizes import parse_size
 from exporter.cli.terminal_renderer import reporting
 from exporter.core.errors import ToolchainError
 
