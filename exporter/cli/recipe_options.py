@@ -31,6 +31,9 @@ OPTIONS = (
         help="Make the importance matrix from this text file; it is kept for the next time.",
     ),
     click.option(
+        "--no-calibrate", is_flag=True, help="Of -q auto: choose types without a matrix.",
+    ),
+    click.option(
         "--tensor-type", "rules", multiple=True, metavar="PATTERN=TYPE",
         help="Type of the tensors with such names, e.g. ffn_down=q6_k; give it again for more.",
     ),
@@ -77,6 +80,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         fit: str | None,
         context: int | None,
         recipe_file: Path | None,
+        no_calibrate: bool,
         **others: Any,  # the command's own
     ) -> None:
         if imatrix and calibrate:
@@ -95,6 +99,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
             embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
             pure=pure,
             budget=budget,
+            calibrates=not no_calibrate,
             listed_types=read_recipe(recipe_file) if recipe_file else (),
         )
         command(recipe=recipe, **others)

@@ -48,6 +48,8 @@ class Recipe:
     """One type for all tensors, without the mixture."""
     listed_types: tuple[TypeRule, ...] = ()
     """The rules of a recipe's file, which apply after `tensor_types`."""
+    calibrates: bool = True
+    """Whether AUTO gets an importance matrix though none is given."""
     budget: SizeBudget | None = None
     """The size for which the types of AUTO are chosen."""
 
