@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from exporter.convert.gguf_layout import Slot
     from exporter.quantize.quantizer import Quantizer
 
-SAMPLED = 1 << 16  # values of a tensor that are quantized to each candidate type
+SHARE, FEWEST, MOST = 16, 1 << 13, 1 << 16
+"""Of a tensor one value in SHARE is quantized to each candidate, between FEWEST and MOST values."""
 Losses: TypeAlias = "dict[str, dict[GGMLType, float]]"
 """Tensor -> candidate type -> relative squared error of the tensor's outputs."""
 
@@ -70,9 +71,9 @@ def measure_losses(
 def sampled(
     slot: Slot, parts: Iterable[torch.Tensor], importance: Importance | None
 ) -> Iterator[Sample]:
-    """Evenly spaced rows of a slot's parts (…, columns): about SAMPLED values, of every expert."""
-    columns, n_rows = slot.shape[-1], math.prod(slot.shape[:-1])
-    step = max(1, n_rows * columns // SAMPLED)
+    """Evenly spaced rows of a slot's parts (…, columns), of every expert."""
+    columns, n_values = slot.shape[-1], math.prod(slot.shape)
+    step = max(1, n_values // min(max(n_values // SHARE, FEWEST), MOST))
     first = 0
     for values in parts:
         rows = values.reshape(-1, columns)

@@ -77,9 +77,7 @@ def calibrated(
         if found:
             text = Path(folder) / f"{found[0]}.txt"
             text.write_text(found[1], encoding="utf-8")
-        named = (
-            f"the adapter's training data, `{found[0]}`" if found else "decant's small text"
-        )
+        named = f"the adapter's training data, `{found[0]}`" if found else "decant's small text"
         report(Note(f"calibrating on {named}; --calibrate TEXT names another, --no-calibrate none"))
         with_text = replace(request, recipe=replace(recipe, calibrate=text))
         try:

@@ -78,7 +78,7 @@ def read_types(toolchain, path) -> dict[str, str]:
     [
         (("attn_x=q8_0",), "names no tensor"),
         (("attn_norm=q8_0",), r"has no effect: blk.0.attn_norm.weight \[256\] stays F32"),
-        (("attn=q8_0", "attn_q=q6_k"), r"`--tensor-type attn_q=Q6_K` has no effect"),
+        (("attn=q8_0", "attn_q=q6_k"), r"`--tensor-type attn_q=q6_k` has no effect"),
         (("(?i)attn=q8_0",), "cannot read a pattern"),
     ],
 )
