@@ -10,14 +10,17 @@ time that the choice takes beside the export.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
@@ -40,6 +43,11 @@ from exporter.quantize.recipe import Recipe  # noqa: E402
 from exporter.quantize.size_budget import SizeBudget  # noqa: E402
 
 RESULTS = Path(__file__).with_suffix(".json")
+DOCUMENT = CHECKOUT / "docs" / "quality.md"
+MARKS = (
+    "<!-- quality: written by benchmarks/quality.py --write -->\n",
+    "<!-- end of quality -->\n",
+)
 STOCK = {"Q4_K_M": 0.70, "Q3_K_M": 0.60}
 """Mixtures and the ratio of divergences that is asked for at their size."""
 CONTEXT, CALIBRATED, JUDGED = 512, 40, 8  # tokens, and chunks of so many
@@ -81,7 +89,7 @@ class Judge:
         export(request, self.toolchain, report=report)
         chosen = [
             after - before
-            for (before, message), (after, _) in zip(steps, steps[1:], strict=False)
+            for (before, message), (after, _) in itertools.pairwise(steps)
             if message == "choosing types"
         ]
         return time.monotonic() - began, sum(chosen)
@@ -135,6 +143,25 @@ def count(path: Path) -> dict[str, int]:
     return {name: names.count(name) for name in sorted(set(names))}
 
 
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures for docs/quality.md."""
+    lines = [
+        "| model | size of | stock | `-q auto` | ratio | asked | choosing, of the export's time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, sizes in figures.items():
+        for quant, row in sizes.items() if model != "machine" else ():
+            stock, auto = (
+                f"{row[k]['kl']:.5f} ± {row[k]['interval']:.5f}" for k in ("stock", "auto")
+            )
+            lines.append(
+                f"| {model} | {quant} | {stock} | {auto} | **{row['ratio']:.2f}**"
+                f" | {row['asked']:.2f} | {row['choosing_ratio']:.2f} |"
+            )
+    machine = figures["machine"]
+    return "\n".join(lines) + f"\n\n{machine['cpu']}, {machine['cores']} cores.\n"
+
+
 def main() -> None:
     """Measure, print and perhaps keep the figures."""
     parser = argparse.ArgumentParser(
@@ -143,14 +170,19 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures in quality.json")
     options = parser.parse_args()
     toolchain = find_toolchain()
-    figures: dict[str, object] = {
+    figures: dict[str, Any] = {
         name: compare(base(), toolchain) for name, base in models(toolchain).items()
     }
-    figures["machine"] = host_facts()
+    figures["machine"] = {**host_facts(), "cores": cores()}
     text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     print(text)
     if options.write:
         RESULTS.write_text(text, encoding="utf-8")
+        document = DOCUMENT.read_text(encoding="utf-8")
+        head, rest = document.split(MARKS[0])
+        tail = rest.split(MARKS[1])[1]
+        made = f"{head}{MARKS[0]}{table(figures)}{MARKS[1]}{tail}"
+        DOCUMENT.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

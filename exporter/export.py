@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class ExportedFile:
     """Type -> number of tensors that have it."""
     shards: tuple[Path, ...] = ()
     """All files of a split model; `path` is the first."""
+    chosen: dict[str, str] = field(default_factory=dict)
+    """Tensor -> type, of a file whose types were chosen tensor by tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +323,9 @@ def exported(plans: list[GGUFPlan]) -> tuple[ExportedFile, ...]:
             sum(plan.layout.size for plan in shards),
             count(kind for plan in shards for kind in plan.types.values()),
             tuple(plan.path for plan in shards) if len(shards) > 1 else (),
+            {name: kind.name for plan in shards for name, kind in plan.types.items()}
+            if shards[0].quant == AUTO
+            else {},
         )
         for shards in models
     )

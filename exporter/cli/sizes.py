@@ -16,5 +16,6 @@ def parse_size(option: str, text: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG](?:I?B)?|)", text.strip().upper())
     if not found or not float(found[1]):
-        raise click.UsageError(f"{option} {text!r} is not a size such as 5GB or 500MB")
+        last = "; without a size it stands last" if option == "--fit" else ""
+        raise click.UsageError(f"{option} {text!r} is not a size such as 5GB or 500MB{last}")
     return int(float(found[1]) * UNITS.get(found[2], UNITS.get(found[2][:1], 1)))

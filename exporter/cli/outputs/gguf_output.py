@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import asdict, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
+from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.evaluated_output import evaluation_after
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import brought, chosen_quants, merge_request
-from exporter.cli.terminal_renderer import print_json, reporting
-from exporter.core.errors import InputError, ToolchainError
-from exporter.core.events import Note, Report, Warn
-from exporter.core.ggml_types import AUTO
+from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.paths import size_text
 
 if TYPE_CHECKING:
     from exporter.export import ExportResult
-    from exporter.formats.export_request import ExportRequest
-    from exporter.llamacpp.toolchain import Toolchain
 
-TRAINING = "runtime.cli.training_text"
-"""The module that reads training data; the exporter names runtime in strings."""
-TEXT = Path(__file__).parents[2] / "quantize" / "calibration.txt"
-"""Some thousand tokens in many languages, with code, to calibrate on where nothing better is."""
+LAYER = re.compile(r"(?:\w+\.)?blk\.(?P<number>\d+)\.(?P<role>.*)")
 
 
 def export_gguf(options: ExportOptions) -> None:
@@ -58,47 +50,36 @@ def export_gguf(options: ExportOptions) -> None:
         print_json(asdict(result) | {"dry_run": False, "evaluation": measured})
 
 
-def calibrated(
-    request: ExportRequest, toolchain: Toolchain, *, dry_run: bool, report: Report
-) -> ExportRequest:
-    """The request with its importance matrix. AUTO has one from the training data, or from TEXT.
-
-    Without a matrix where llama.cpp cannot measure one for such a model.
-    """
-    from exporter.calibrate import with_matrix
-
-    recipe = request.recipe
-    if AUTO not in request.quants or recipe.imatrix or recipe.calibrate or not recipe.calibrates:
-        return with_matrix(request, toolchain, dry_run=dry_run, report=report)
-    adapters = [folder for folder, _ in request.adapters]
-    found = importlib.import_module(TRAINING).training_text(adapters)
-    with TemporaryDirectory(prefix="decant-") as folder:
-        text = TEXT
-        if found:
-            text = Path(folder) / f"{found[0]}.txt"
-            text.write_text(found[1], encoding="utf-8")
-        named = f"the adapter's training data, `{found[0]}`" if found else "decant's small text"
-        report(Note(f"calibrating on {named}; --calibrate TEXT names another, --no-calibrate none"))
-        with_text = replace(request, recipe=replace(recipe, calibrate=text))
-        try:
-            return with_matrix(with_text, toolchain, dry_run=dry_run, report=report)
-        except (InputError, ToolchainError) as error:
-            reason = error.message.partition("\n")[0]
-            report(Warn(f"the types are chosen without an importance matrix: {reason}"))
-            return request
-
-
 def show(result: ExportResult, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         print_json(asdict(result) | {"dry_run": dry_run})
         return
     for file in result.files:
+        if dry_run and file.chosen:
+            show_choice(file.chosen)
         types = ", ".join(f"{count} {name}" for name, count in file.types.items())
         click.echo(f"{file.path}")
         parts = f" in {len(file.shards)} files" if file.shards else ""
         click.echo(f"  {file.quant}, {size_text(file.nbytes)}{parts}: {types}", err=True)
     done = "would change" if dry_run else f"{result.seconds:.1f} s; merged"
     click.echo(f"{done} {result.merged} of {result.tensors} tensors", err=True)
+
+
+def show_choice(chosen: Mapping[str, str]) -> None:
+    """Print the types of each kind of tensor, with the numbers of the layers that have them."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, kind in chosen.items():
+        layer = LAYER.match(name)
+        role, number = (layer["role"], layer["number"]) if layer else (name, "")
+        found.setdefault(role, {}).setdefault(kind, []).append(number)
+    print_table(
+        ("TENSORS", "TYPE", "LAYERS"),
+        [
+            (role, kind, " ".join(numbers))
+            for role, kinds in sorted(found.items())
+            for kind, numbers in sorted(kinds.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+        ],
+    )
 
 
 GGUF = OutputFormat(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import (
     brought,
@@ -17,7 +18,6 @@ from exporter.cli.terminal_renderer import reporting
 
 def export_ollama(options: ExportOptions) -> None:
     """Write the folder and print it. Raises UsageError for several quantizations."""
-    from exporter.calibrate import with_matrix
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
     from exporter.llamacpp.toolchain import find_toolchain
     from exporter.ollama_folder import export_for_ollama
@@ -32,7 +32,7 @@ def export_ollama(options: ExportOptions) -> None:
         raise click.UsageError("a Modelfile names one GGUF: give -q once with --to ollama")
     toolchain, dry_run = find_toolchain(), options.dry_run
     with reporting(quiet=options.quiet) as report:
-        request = with_matrix(request, toolchain, dry_run=dry_run, report=report)
+        request = calibrated(request, toolchain, dry_run=dry_run, report=report)
         made = export_for_ollama(request, folder, toolchain, dry_run=dry_run, report=report)
     show_folder(made, dry_run=dry_run, as_json=options.as_json)
 
