@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,46 @@ OPTIONS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class TypedRecipe:
+    """The options of OPTIONS as click gives them, by the names of their parameters."""
+
+    imatrix: Path | None
+    calibrate: Path | None
+    rules: tuple[str, ...]
+    output_tensor_type: str | None
+    token_embedding_type: str | None
+    pure: bool
+    bpw: float | None
+    size: str | None
+    fit: str | None
+    context: int | None
+    recipe_file: Path | None
+    no_calibrate: bool
+
+    @property
+    def budget(self) -> SizeBudget | None:
+        """The size that is set. Raises UsageError as `parse_budget` does."""
+        return parse_budget(self.bpw, self.size, self.fit, self.context)
+
+    def recipe(self) -> Recipe:
+        """Read the files that are named. Raises UsageError for options that exclude each other."""
+        if self.imatrix and self.calibrate:
+            raise click.UsageError("--imatrix and --calibrate give the same thing: choose one")
+        output, embedding = self.output_tensor_type, self.token_embedding_type
+        return Recipe(
+            calibrate=self.calibrate,
+            imatrix=read_imatrix(self.imatrix) if self.imatrix else None,
+            tensor_types=tuple(map(parse_rule, self.rules)),
+            output_type=parse_type(output) if output else None,
+            embedding_type=parse_type(embedding) if embedding else None,
+            pure=self.pure,
+            listed_types=read_recipe(self.recipe_file) if self.recipe_file else (),
+            calibrates=not self.no_calibrate,
+            budget=self.budget,
+        )
+
+
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add these options to `command`, as the single argument `recipe`.
 
@@ -67,42 +108,14 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """
 
     @functools.wraps(command)
-    def with_recipe(
-        *,
-        imatrix: Path | None,
-        calibrate: Path | None,
-        rules: tuple[str, ...],
-        output_tensor_type: str | None,
-        token_embedding_type: str | None,
-        pure: bool,
-        bpw: float | None,
-        size: str | None,
-        fit: str | None,
-        context: int | None,
-        recipe_file: Path | None,
-        no_calibrate: bool,
-        **others: Any,  # the command's own
-    ) -> None:
-        if imatrix and calibrate:
-            raise click.UsageError("--imatrix and --calibrate give the same thing: choose one")
-        budget = parse_budget(bpw, size, fit, context)
-        if budget or recipe_file:
-            others["quants"] = quants_with_auto(others["quants"])
-        is_auto = AUTO in map(str.upper, others["quants"])
-        if pure and is_auto:
+    def with_recipe(**options: Any) -> None:  # the command's, and these
+        typed = TypedRecipe(**{one.name: options.pop(one.name) for one in fields(TypedRecipe)})
+        if typed.budget or typed.recipe_file:
+            options["quants"] = quants_with_auto(options["quants"])
+        recipe = typed.recipe()
+        if recipe.pure and AUTO in map(str.upper, options["quants"]):
             raise click.UsageError("--pure gives all tensors one type, and -q auto each its own")
-        recipe = Recipe(
-            calibrate=calibrate,
-            imatrix=read_imatrix(imatrix) if imatrix else None,
-            tensor_types=tuple(map(parse_rule, rules)),
-            output_type=parse_type(output_tensor_type) if output_tensor_type else None,
-            embedding_type=parse_type(token_embedding_type) if token_embedding_type else None,
-            pure=pure,
-            budget=budget,
-            calibrates=not no_calibrate,
-            listed_types=read_recipe(recipe_file) if recipe_file else (),
-        )
-        command(recipe=recipe, **others)
+        command(recipe=recipe, **options)
 
     for option in reversed(OPTIONS):
         option(with_recipe)

@@ -21,7 +21,7 @@ class Option:
     type: GGMLType
     nbytes: int
     cost: float
-    """What the type loses, in a unit that is the same for all tensors; 0 or more."""
+    """The loss of the type, in a unit that is the same for all tensors; 0 or more."""
 
 
 def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, GGMLType] | None:
@@ -59,7 +59,7 @@ def hull(options: Sequence[Option]) -> list[Option]:
 
 
 def slope(before: Option, after: Option) -> float:
-    """What a byte saves between two options."""
+    """The cost that a byte saves between two options."""
     if after.nbytes == before.nbytes:
         return float("inf")
     return (before.cost - after.cost) / (after.nbytes - before.nbytes)

@@ -37,7 +37,7 @@ LOW_BITS = ("Q2_K", "IQ2_S")  # of the smallest sizes
 SHORT_ROWS = ("Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0")
 """Candidates for other rows."""
 BLOCK = 256  # values
-MOST = 8.6  # bits of a weight that --fit gives: Q8_0, beyond which nobody sees a difference
+MOST = 8.6  # bits of a weight that --fit gives: Q8_0; more shows no difference
 STORED_BITS = 7.0  # on average, above which a tensor may stay as it is stored, in 16 bits
 FEWER_BITS = 1.5  # than the file has on average: what a candidate has at least
 LOW = 3.4  # bits on average, below which LOW_BITS are candidates
@@ -108,7 +108,7 @@ class AutoTypes:
         return sum(kind.nbytes(shapes[name]) for name, kind in types.items())
 
     def losses(self, stock: Mapping[str, GGMLType], limit: int) -> Losses:
-        """What the candidates lose of each tensor that llama.cpp quantizes and no option fixes."""
+        """The losses of each tensor that llama.cpp quantizes and no option fixes, by candidate."""
         matrix = importance(self.recipe.imatrix, self.conversion.slots)
         bits = limit * 8 / self.n_weights
         candidates = {
@@ -171,7 +171,7 @@ def bits_of(kind: GGMLType) -> float:
 
 
 def sensitivity(name: str, *, is_tied: bool) -> float:
-    """What a tensor's relative error costs; is_tied: whether the embedding is the head, too."""
+    """The cost of a tensor's relative error; is_tied: whether the embedding is the head, too."""
     found = ROLE.match(name)
     role = found["role"] if found else ""
     return SENSITIVITY.get("output" if is_tied and role == "token_embd" else role, 1.0)
