@@ -363,7 +363,6 @@ def test_a_folder_is_talked_to_and_served_and_its_base_exported_once(
 ):
     env = {"DECANT_STORE": str(store)}
     counts = {name: len(wanted(folders[name], folders["base"], TALKS[0])) for name in VOICES}
-
     done = decant("chat", folders["chatml"], "-p", "the cat", "-n", "1", "--json", **env)
 
     assert done.returncode == 0, done.stderr
