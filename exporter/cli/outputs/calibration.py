@@ -47,6 +47,7 @@ def calibrated(
         try:
             return with_matrix(with_text, toolchain, dry_run=dry_run, report=report)
         except (InputError, ToolchainError) as error:
-            reason = error.message.partition("\n")[0]
+            is_tool = isinstance(error, ToolchainError)
+            reason = "llama-imatrix does not take this model" if is_tool else error.message
             report(Warn(f"the types are chosen without an importance matrix: {reason}"))
             return request
