@@ -53,6 +53,7 @@ STOCK = {"Q4_K_M": 0.70, "Q3_K_M": 0.60}
 CONTEXT, CALIBRATED, JUDGED = 512, 40, 8  # tokens, and chunks of so many
 DIVERGENCE = re.compile(r"Mean\s+KLD:\s+([\d.]+)\s+±\s+([\d.]+)")
 SAME_TOP = re.compile(r"Same top p:\s+([\d.]+)")
+TRIES = 5  # llama-perplexity's last lines may be missing: its log's thread is cut off
 SURE = 1.96  # standard errors of a 95 % interval
 
 
@@ -97,9 +98,12 @@ class Judge:
     def judge(self, path: Path) -> dict[str, float]:
         """The divergence of a file with its 95 % interval, and the share of equal top tokens."""
         options = "--kl-divergence-base", str(self.logits), "--kl-divergence"
-        printed = self.run("llama-perplexity", path, self.text, JUDGED, *options)
-        mean, top = DIVERGENCE.search(printed), SAME_TOP.search(printed)
-        if mean is None or top is None:
+        for _ in range(TRIES):
+            printed = self.run("llama-perplexity", path, self.text, JUDGED, *options)
+            mean, top = DIVERGENCE.search(printed), SAME_TOP.search(printed)
+            if mean and top:
+                break
+        else:
             raise SystemExit(f"llama-perplexity printed no divergence of {path}:\n{printed[-500:]}")
         return {
             "kl": float(mean[1]),
