@@ -23,7 +23,7 @@ from runtime.chat.session_files import Session
 from runtime.engine.local import Engine, LocalEngine, answerer
 from runtime.engine.openai_client import Delta, Piece, Stopped, Thought
 from runtime.engine.opened_model import Model
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.terminal.markdown import MarkdownStream
 
 COMMAND = re.compile(r"/[a-z?]+(\s|$)")  # but not a path at a message's beginning
@@ -64,19 +64,19 @@ class Repl:
         return sent(self.session.conversation.settings)
 
     @property
-    def choice(self) -> Choice:
-        return self.session.conversation.choice
+    def selection(self) -> AdapterSelection:
+        return self.session.conversation.selection
 
     @property
     def who(self) -> str:
-        return answerer(self.engine, self.choice)
+        return answerer(self.engine, self.selection)
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.engine, LocalEngine)
 
     def prompt(self) -> str:
-        return f"{self.choice}> " if self.engine.choices else "> "
+        return f"{self.selection}> " if self.engine.choices else "> "
 
 
 Handler = Callable[[Repl, str], None]
@@ -155,7 +155,7 @@ def stream(repl: Repl, taken: Taken) -> None:
     """Show the answer while it streams."""
     messages = repl.session.conversation.asking()
     show = shown_as_markdown if repl.shown.get("markdown") else shown_raw
-    with closing(repl.engine.answer(messages, repl.settings, repl.choice)) as pieces:
+    with closing(repl.engine.answer(messages, repl.settings, repl.selection)) as pieces:
         show(repl, taken.of(pieces))
 
 
@@ -301,7 +301,7 @@ def trim(repl: Repl, context: int) -> None:
     last = len(conversation.turns) - 1
     first = conversation.first + 1
     while first < last:
-        count = repl.engine.count(after(conversation, Trimmed(first)).asking(), repl.choice)
+        count = repl.engine.count(after(conversation, Trimmed(first)).asking(), repl.selection)
         if count is None:
             first = (conversation.first + last + 1) // 2
             break
