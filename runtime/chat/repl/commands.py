@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Literal
 
 import click
@@ -132,7 +133,7 @@ def compare_(repl: Repl, argument: str) -> None:
     names = argument.split()
     wants_next = bool(names) and names[0] == "next"
     if wants_next or repl.session.conversation.last is None:
-        repl.armed = " ".join(names[wants_next:])
+        repl.answer_next = partial(compare, names=" ".join(names[wants_next:]))
         repl.screen.note("(all of them answer your next message, side by side)")
     else:
         compare(repl, argument)

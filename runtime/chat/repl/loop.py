@@ -52,8 +52,8 @@ class Repl:
     """The images of the next message."""
     texts: list[str] = field(default_factory=list)
     """The texts of the next message."""
-    armed: str | None = None
-    """The names that `/compare next` was given; None if it was not called."""
+    answer_next: Callable[[Repl], None] | None = None
+    """The function that answers the next message, if `/compare next` has set one."""
     others: dict[Path, LocalEngine] = field(default_factory=dict)
     """Models loaded for comparisons, by path."""
     first: Model | None = None
@@ -111,13 +111,8 @@ def take_turn(repl: Repl, text: str) -> None:
     repl.session.record(QuestionAdded(question, tuple(repl.images)))
     repl.texts.clear()
     repl.images.clear()
-    if repl.armed is not None:
-        from runtime.chat.repl.compare import compare  # which imports this module
-
-        names, repl.armed = repl.armed, None
-        compare(repl, names)
-    else:
-        answer_last(repl)
+    answer, repl.answer_next = repl.answer_next or answer_last, None
+    answer(repl)
 
 
 def answer_last(repl: Repl) -> None:
