@@ -74,7 +74,7 @@ docs: packages ## write docs/cli.md and the README's formats from the commands
 release: setup ## build the wheel and the sdist, check both, say what to do next
 	@sh vendor/release.sh $(PY)
 
-lock: ## renew constraints.txt (needs uv)
+lock: ## renew constraints.txt and packages.lock (needs uv)
 	@sh vendor/lock.sh
 
 wheel: packages ## build the wheel into dist/

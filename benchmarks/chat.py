@@ -32,7 +32,7 @@ from runtime.engine.local import LocalEngine  # noqa: E402
 from runtime.engine.memory_fit import FitOptions  # noqa: E402
 from runtime.engine.openai_client import Delta, Stopped, ask  # noqa: E402
 from runtime.engine.opened_model import open_model  # noqa: E402
-from runtime.engine.selection import Choice  # noqa: E402
+from runtime.engine.selection import AdapterSelection  # noqa: E402
 from tests.support.terminal import chat as chat_in_terminal  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "chat.json"
@@ -102,7 +102,7 @@ def arriving(engine: LocalEngine) -> float:
     """Tokens a second from the first piece to the last, seen by the client."""
     settings = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}
     moments, tokens = [], 0
-    for piece in engine.answer([{"role": "user", "content": PROMPT}], settings, Choice()):
+    for piece in engine.answer([{"role": "user", "content": PROMPT}], settings, AdapterSelection()):
         moments.append(time.monotonic())
         if isinstance(piece, Stopped):
             tokens = piece.tokens
@@ -131,7 +131,7 @@ def switches(model: Path, adapters: list[Path], rounds: int) -> dict[str, object
         pieces = ask(
             engine.start(),
             [{"role": "user", "content": "Hi"}],
-            {**settings, **engine.vector(Choice(name))},
+            {**settings, **engine.vector(AdapterSelection(name))},
         )
         began = time.monotonic()
         for piece in pieces:

@@ -24,7 +24,7 @@ from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import FitOptions
 from runtime.engine.openai_client import Delta, Stopped
 from runtime.engine.opened_model import open_model
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from tests.runtime.gateway.conftest import serving, until
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -106,7 +106,7 @@ def arriving(engine: LocalEngine, tokens: int, temperature: float | None) -> flo
     if temperature is not None:
         settings["temperature"] = temperature
     moments, count = [], 0
-    for piece in engine.answer([{"role": "user", "content": PROMPT}], settings, Choice()):
+    for piece in engine.answer([{"role": "user", "content": PROMPT}], settings, AdapterSelection()):
         if isinstance(piece, Delta):
             moments.append(time.monotonic())
         if isinstance(piece, Stopped):

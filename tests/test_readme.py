@@ -48,6 +48,21 @@ def test_the_exit_codes_are_the_helps(capsys):
     assert set(re.findall(r"^\| (\d+) \|", README, re.MULTILINE)) == known
 
 
+def test_contributing_points_to_code_that_is_there():
+    text = (CHECKOUT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("| to add or find |")[2].partition("\n\n")[0]
+    paths = re.findall(r"`((?:exporter|runtime)/[\w/]+\.py)`", table)
+    named = re.findall(r"`(\w+)` in `((?:exporter|runtime)/[\w/]+\.py)`", table)
+    beside = re.findall(r"`([\w/]+)/\w+\.py`; `(\w+\.py)` beside it", table)
+
+    assert (len(paths), len(named), len(beside)) == (7, 4, 2)
+    for path in (*paths, *(f"{folder}/{name}" for folder, name in beside)):
+        assert (CHECKOUT / path).is_file(), path
+    for name, path in named:
+        code = (CHECKOUT / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(def )?{name}\b", code, re.MULTILINE), name
+
+
 def test_every_decant_command_in_the_documents_exists():
     for document in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         text = (CHECKOUT / document).read_text(encoding="utf-8")

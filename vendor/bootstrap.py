@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 VENV = CHECKOUT / ".venv"
 STAMP = VENV / "decant-setup"
 LOG = CHECKOUT / ".venv-setup.log"
-INPUTS = ("pyproject.toml", "constraints.txt")
+LOCK, VERSIONS = "packages.lock", "constraints.txt"
+INPUTS = ("pyproject.toml", VERSIONS, LOCK)
 EXTRAS = "export,eval,dev"
 OLDEST = (3, 10)
 NEWER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.10")
 LAST_LINES = 20  # of the log, in an error message
+WRONG_HASH = "DO NOT MATCH THE HASHES"  # in pip's error
 # pip's lines that show progress, as (pattern, message).
 PIP_STEPS = (
     (re.compile(r"^Collecting (\S+)"), "looking up {}"),
@@ -98,19 +102,32 @@ def install() -> int:
         "--progress-bar",
         "off",
     ]
-    target = ["-c", "constraints.txt", "-e", f".[{EXTRAS}]"]
-    if run_pip([*pip, *target]) != 0:
-        return fail("installing the packages failed", "is the package index reachable?")
+    # pip refuses hashes for `-e .`: the locked files come first, then the checkout itself, with
+    # torch, which the lock leaves out.
+    locked = ["--require-hashes", "--no-deps", "-r", LOCK]
+    checkout = ["-c", VERSIONS, "-e", f".[{EXTRAS}]"]
+    numbers = itertools.count(1)
+    if run_pip([*pip, *locked], numbers) != 0 or run_pip([*pip, *checkout], numbers) != 0:
+        return fail("installing the packages failed", hint_of_log())
     STAMP.write_text(fingerprint())
     LOG.unlink()
     say(f"packages are ready ({time.monotonic() - began:.0f} s)")
     return 0
 
 
-def run_pip(argv: list[str]) -> int:
-    """Run pip, write its output to the log, show its progress, and return its exit code."""
+def hint_of_log() -> str:
+    if WRONG_HASH in LOG.read_text(errors="replace"):
+        return f"the index serves another file than the one in `{LOCK}`: use another index"
+    return "is the package index reachable?"
+
+
+def run_pip(argv: list[str], numbers: Iterator[int]) -> int:
+    """Run pip, write its output to the log, show its progress, and return its exit code.
+
+    numbers: count the packages, over several runs.
+    """
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    total = sum(bool(re.match(r"\w", line)) for line in (CHECKOUT / "constraints.txt").open())
+    total = sum(bool(re.match(r"\w", line)) for line in (CHECKOUT / VERSIONS).open())
     collected = 0
     with LOG.open("a") as log:
         process = subprocess.Popen(
@@ -121,7 +138,7 @@ def run_pip(argv: list[str]) -> int:
             log.write(line)
             for pattern, message in PIP_STEPS:
                 if found := pattern.match(line):
-                    collected += line.startswith("Collecting")
+                    collected = next(numbers) if line.startswith("Collecting") else collected
                     live(f"packages {collected}/{total}: {message.format(found[1])}")
         live("")
         return process.wait()

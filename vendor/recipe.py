@@ -110,7 +110,7 @@ def _recipe(table: Mapping[str, Any]) -> Recipe:  # Any: parsed TOML, checked he
         cmake_root=source["cmake_root"],
         patches=tuple(
             SourcePatch(name, piece["file"], piece["find"], piece["put"])
-            for name, pieces in table.get("mend", {}).items()
+            for name, pieces in table.get("patch", {}).items()
             for piece in pieces
         ),
         tools=tuple(build["tools"]),

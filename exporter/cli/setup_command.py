@@ -33,7 +33,7 @@ def summary(toolchain: Toolchain) -> dict[str, object]:
     info = toolchain.info
     return {
         "llama.cpp": f"{info['commit']} (llama-cpp-python {info['llama_cpp_python']})",
-        "mends": ", ".join(info["mends"]),
+        "patches": ", ".join(info["mends"]),
         "backend": f"{info['backend']} ({info['backend_reason']})",
         "compiler": info["compiler"]["version"],
         "AMX": info["amx"]["verdict"],

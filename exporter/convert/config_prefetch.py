@@ -13,13 +13,14 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from exporter.convert.upstream_fixes import patch_settings
+from exporter.core.last_value import LastValue
 
 TIMEOUT = 60.0  # seconds; after it this process reads the config itself
 PLACE = "_name_or_path"  # transformers' entry for the folder that it has read
@@ -52,7 +53,7 @@ class ReadConfig:
         self.process.communicate()
 
 
-LAST: dict[bytes, bytes] = {}
+LAST: LastValue[bytes, bytes] = LastValue()
 """The config that was read last, as it was printed, by the content of its config.json. An export's
 verification reads it again.
 """
@@ -72,12 +73,11 @@ class AutoConfig:
     @staticmethod
     def from_pretrained(folder: Path | str, **options: Any) -> Any:
         content = content_of(Path(folder))
-        if content in LAST:
-            return Config(LAST[content], folder)
+        if content and (last := LAST.get(content)):
+            return Config(last, folder)
         ahead = AHEAD.get(Path(folder))
         if ahead and (printed := ahead.wait()):
-            LAST.clear()
-            LAST.update({content: printed} if content else {})
+            LAST.keep(content, printed)
             return Config(printed)
         import transformers
 
@@ -94,7 +94,12 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """A new dictionary on each call, since the converter changes it."""
         found: dict[str, Any] = ast.literal_eval(self.printed.decode())
-        return {**found, PLACE: str(self.folder)} if self.folder else found
+        return read_from(self.folder, found) if self.folder else found
+
+
+def read_from(folder: Path | str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings as transformers reads them from `folder`, whose path is one of them."""
+    return {**settings, PLACE: str(folder)}
 
 
 AHEAD: dict[Path, ReadConfig] = {}

@@ -28,9 +28,10 @@ from exporter.convert.token_rows import leave_out, rowless, rows_of, shortened
 from exporter.convert.tokenizer_keys import settle, settle_unigram
 from exporter.convert.upstream_hooks import Hook, upstream_hooks
 from exporter.convert.vocabulary_memo import MEMO as VOCABULARY
+from exporter.core.errors import CheckpointError
 from exporter.core.events import Report
 from exporter.inputs.tokenizer import LoadedTokenizer, load_tokenizer, space_before, templates_of
-from exporter.inputs.tokenizer_memo import MEMO
+from exporter.inputs.tokenizer_memo import MEMO, TokenizerFiles, tokenizer_files
 from exporter.merge.result_files import lay_over
 
 PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -73,30 +74,46 @@ def converter_tokens(
     if not hasattr(model_class, METHOD):
         yield ConverterTokens(folder, None)  # a projector has no tokens
         return
-    loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    hooks = (
-        loaded_once(),
-        pre_tokenizer_found(model_class, loaded),
-        written_once(model_class, byte_level_taken(model_class, loaded)),
-    )
+    files = files_of(folder)
+    loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code, files=files)
     with tempfile.TemporaryDirectory(prefix="decant-") as temporary:
-        files = files_for(loaded, folder, rows_of(hparams), report) if loaded else {}
-        if not files:
-            yield ConverterTokens(folder, loaded, hooks=hooks)
-            return
-        laid = Path(temporary) / folder.name  # the converter derives names from the folder's name
-        laid.mkdir()
-        lay_over(laid, folder, dict(files))
-        yield ConverterTokens(laid, loaded, not has_pieces(folder), hooks)
+        changed = changed_files(loaded, folder, rows_of(hparams), report) if loaded else {}
+        if changed:
+            laid = Path(temporary) / folder.name  # the converter derives names from it
+            laid.mkdir()
+            lay_over(laid, folder, dict(changed))
+            files = files.laid_over(laid, changed)
+        hooks = (
+            loaded_once(files),
+            pre_tokenizer_found(model_class, loaded),
+            written_once(model_class, byte_level_taken(model_class, loaded), files.content),
+        )
+        made_of_json = bool(changed) and not has_pieces(folder)
+        yield ConverterTokens(files.folder, loaded, made_of_json, hooks)
 
 
-def written_once(model_class: Any, hook: Hook) -> Hook:
-    """The hook for the converter's class, with the token keys that it wrote for these files."""
+def files_of(folder: Path) -> TokenizerFiles:
+    """A folder's tokenizer files, hashed once. Raises CheckpointError for an unreadable one."""
+    try:
+        return tokenizer_files(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"a file of the tokenizer in `{folder}` cannot be read: {error}",
+            hint="check its permissions, or copy or download it again",
+        ) from error
+
+
+def written_once(model_class: Any, hook: Hook, content: str) -> Hook:
+    """The hook for the converter's class, with the token keys that it wrote for these files.
+
+    content: the hash of the files.
+    """
     set_vocab = hook.changes.get("set_vocab", model_class.set_vocab)
-    return Hook(model_class, {"set_vocab": lambda model: VOCABULARY.write(model, set_vocab)})
+    write = VOCABULARY.write
+    return Hook(model_class, {"set_vocab": lambda model: write(model, set_vocab, content)})
 
 
-def loaded_once() -> Hook:
+def loaded_once(files: TokenizerFiles) -> Hook:
     """Hook that gives the converter the tokenizer of these files that was loaded before."""
     from transformers import AutoTokenizer
 
@@ -106,7 +123,8 @@ def loaded_once() -> Hook:
         if further or set(options) - {"trust_remote_code"}:
             return original(folder, *further, **options)
         with upstream_hooks(Hook(AutoTokenizer, {"from_pretrained": original})):
-            return MEMO.load(Path(folder), **options)
+            is_theirs = Path(folder) == files.folder
+            return MEMO.load(files if is_theirs else Path(folder), **options)
 
     return Hook(AutoTokenizer, {"from_pretrained": from_pretrained})
 
@@ -119,7 +137,7 @@ def remember_pieces(model: Any) -> None:
         model._create_vocab_sentencepiece = lambda: tuple(map(list, found()))  # noqa: SLF001
 
 
-def files_for(
+def changed_files(
     loaded: LoadedTokenizer, folder: Path, rows: int | None, report: Report
 ) -> dict[str, bytes]:
     """The files that complement or replace those of `folder` for the converter."""

@@ -9,41 +9,41 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
-from exporter.convert.config_prefetch import PLACE
-from exporter.inputs.tokenizer_memo import fingerprint
+from exporter.convert.config_prefetch import read_from
+from exporter.core.last_value import LastValue
+
+Origin: TypeAlias = tuple[list[str], str, dict[str, Any]]
+"""The converter's classes, the content of the tokenizer's files, and the settings."""
 
 
-class VocabularyMemo:
-    """The keys of the last model, with their origin.
+class VocabularyMemo(LastValue[Origin, dict[str, Any]]):
+    """The token keys of the last model, by their origin."""
 
-    The origin is the converter's classes, the content of the tokenizer's folder, and the settings.
-    """
-
-    def __init__(self) -> None:
-        self.last: tuple[Any, dict[str, Any]] | None = None
-
-    def write(self, model: Any, set_vocab: Callable[[Any], None]) -> None:
+    def write(self, model: Any, set_vocab: Callable[[Any], None], content: str) -> None:
         """Write the token keys of the converter's `model` as its `set_vocab` does.
 
-        Its keys are kept unless it changes the model itself too. Raises what `set_vocab` raises.
+        content: the hash of the tokenizer's files. The keys are kept unless `set_vocab` changes the
+        model itself too. Raises what `set_vocab` raises.
         """
         held = model.gguf_writer.kv_data[0]
-        content, _ = fingerprint(model.dir_model)
         classes = [str(kind) for kind in type(model).__mro__]  # the first may be made each time
         settings = copy.deepcopy(model.hparams)
-        made_from = (classes, content, {**settings, PLACE: None})
-        if self.last is not None and self.last[0] == made_from:
-            held.update({key: copied(value) for key, value in self.last[1].items()})
+        origin = classes, content, read_from("", settings)
+        keys = self.get(origin)
+        if keys is not None:
+            held.update({key: copied(value) for key, value in keys.items()})
             return
+        self.forget()
         before, state = set(held), dict(vars(model))
         set_vocab(model)
         is_as_before = vars(model).keys() == state.keys() and all(
             value is state[name] for name, value in vars(model).items()
         )
-        keys = {key: copied(value) for key, value in held.items() if key not in before}
-        self.last = (made_from, keys) if is_as_before and model.hparams == settings else None
+        if is_as_before and model.hparams == settings:
+            written = {key: copied(value) for key, value in held.items() if key not in before}
+            self.keep(origin, written)
 
 
 def copied(value: Any) -> Any:

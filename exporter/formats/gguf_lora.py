@@ -180,11 +180,11 @@ def settle_tied(plan: MergePlan) -> MergePlan:
 
     Pairs that add nothing are dropped.
     """
-    ends = find_embeddings(plan.checkpoint)
-    if not ends.tied:
+    embeddings = find_embeddings(plan.checkpoint)
+    if not embeddings.tied:
         return plan
     changes = dict(plan.changes)
-    for end in (ends.head, ends.embedding):
+    for end in (embeddings.head, embeddings.embedding):
         change = changes.get(end)
         if change is None or all(isinstance(step, Replace) for step in change.steps):
             continue

@@ -45,8 +45,8 @@ class Checkpoint:
     """The name for people, if it is not the folder's."""
     quantized_as: str = ""
     """The kind of quantization that reading its tensors undoes; empty for plain weights."""
-    roundtrip: str = ""
-    """How its weights were quantized and dequantized (fake quantization); empty if not."""
+    fake_quantized_as: str = ""
+    """The form whose rounding its weights have (fake quantization), such as nf4; empty if none."""
 
     @property
     def name(self) -> str:

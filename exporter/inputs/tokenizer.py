@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from exporter.core.errors import CheckpointError
-from exporter.inputs.tokenizer_memo import MEMO
+from exporter.inputs.tokenizer_memo import MEMO, TokenizerFiles
 from exporter.llamacpp.normalizer import FIRST, ONCE, SPACE, Step, flat
 
 UNREADABLE = (
@@ -81,16 +81,18 @@ class LoadedTokenizer:
         return found if isinstance(found, int) else None
 
 
-def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> LoadedTokenizer | None:
+def load_tokenizer(
+    folder: Path, *, trust_remote_code: bool = False, files: TokenizerFiles | None = None
+) -> LoadedTokenizer | None:
     """Load transformers' tokenizer of `folder`; None without one, or for one in Python only.
 
-    Raises CheckpointError for a damaged tokenizer.json.
+    files: the folder's, if they are hashed already. Raises CheckpointError for a damaged
+    tokenizer.json.
     """
     config = kind_alone(folder)
+    options = {"config": config} if config else {}
     try:
-        found = MEMO.load(
-            folder, trust_remote_code=trust_remote_code, **({"config": config} if config else {})
-        )
+        found = MEMO.load(files or folder, trust_remote_code=trust_remote_code, **options)
     except UNREADABLE:
         return None  # the converter reports the reason, or reads the vocabulary itself
     except BaseException as error:

@@ -111,11 +111,12 @@ class MergedTensors:
         """
         import torch
 
-        change, ends = self.plan.changes[name], find_embeddings(self.plan.checkpoint)
+        change, embeddings = self.plan.changes[name], find_embeddings(self.plan.checkpoint)
         if change.source is None or change.shape != change.source.shape:
             return True
-        is_head = ends.tied and name == ends.head
-        before = (self.read(ends.embedding) if is_head else read_tensor(change.source)).float()
+        is_head = embeddings.tied and name == embeddings.head
+        base = self.read(embeddings.embedding) if is_head else read_tensor(change.source)
+        before = base.float()
         after = self.read(name).float()
         reach = float(before.abs().max()) if before.numel() else 0.0
         return before.shape != after.shape or not torch.allclose(

@@ -34,7 +34,7 @@ def identity(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str, 
     facts = {
         "base": [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats],
         "adapters": [(each.adapter.sha256(), each.scale) for each in merge.adapters],
-        "merging": [merge.dtype, sorted(combined), merge.checkpoint.roundtrip],
+        "merging": [merge.dtype, sorted(combined), merge.checkpoint.fake_quantized_as],
         "versions": [version(package) for package in PACKAGES],
     }
     if toolchain:

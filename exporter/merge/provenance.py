@@ -25,7 +25,7 @@ def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str
         "decant.base.repo": repo,
         "decant.base.commit": commit,
         "decant.merge_dtype": merge.dtype,
-        "decant.base_roundtrip": merge.checkpoint.roundtrip,
+        "decant.base_roundtrip": merge.checkpoint.fake_quantized_as,
     }
     for number, weighted in enumerate(merge.adapters):
         adapter, key = weighted.adapter, f"decant.adapter{number or ''}"

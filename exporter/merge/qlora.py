@@ -80,7 +80,7 @@ def as_trained_on(
         )
     )
     made = fake_quantized(checkpoint, weights, double_quant=nested)
-    return replace(made, roundtrip="nf4 nested" if nested else "nf4")
+    return replace(made, fake_quantized_as="nf4 nested" if nested else "nf4")
 
 
 def trained_on(adapter: AdapterSpec) -> Trained | None:

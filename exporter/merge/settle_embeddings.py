@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from exporter.core.errors import UnsupportedError
 from exporter.inputs.adapter import AdapterSpec, LoraPair
 from exporter.inputs.adapter_kinds import changes_base
 from exporter.inputs.lazy_tensor import Tensor, read_tensor
+from exporter.merge.merge_planner import Planner
 from exporter.merge.operations import AddRows, LoraSum, Replace, ReplaceRows, Residual, Step
 from exporter.merge.targets import lost_rows
 from exporter.merge.tied_embeddings import Embeddings, same_values
-
-if TYPE_CHECKING:
-    from exporter.merge.merge_plan import Planner
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +192,11 @@ def settle_vocabulary(found: Settled, planner: Planner) -> Settled:
     ]
     found = grow(found, names, planner)
     sizes = {name: found.shape(name, planner)[0] for name in names}
-    grown = {name for name, rows in sizes.items() if was(planner, name) not in (None, rows)}
+    grown = {name for name, rows in sizes.items() if planner.base_rows(name) not in (None, rows)}
     if grown and len(set(sizes.values())) > 1:
         most = max(sizes.values())
         name = next(name for name, rows in sizes.items() if rows != most)
-        raise lost_rows(name, most, was(planner, name) or 0)
+        raise lost_rows(name, most, planner.base_rows(name) or 0)
     if not grown:
         return found
     return replace(found, config={**found.config, "vocab_size": sizes[min(grown)]})
@@ -209,7 +206,7 @@ def grow(found: Settled, names: list[str], planner: Planner) -> Settled:
     """Extend embeddings that were trained only on new tokens to the rows of all new tokens."""
     rows = max((found.shape(name, planner)[0] for name in names), default=0)
     for name in sorted(found.grown & set(names)):
-        first, trained = was(planner, name) or 0, set[int]()
+        first, trained = planner.base_rows(name) or 0, set[int]()
         for step in found.of(name):
             if isinstance(step, ReplaceRows):
                 trained.update(step.rows)
@@ -222,9 +219,3 @@ def grow(found: Settled, names: list[str], planner: Planner) -> Settled:
         found = found.with_steps(name, (AddRows(rows), *found.of(name)))
         found = found.with_shape(name, (rows, *found.shape(name, planner)[1:]))
     return found
-
-
-def was(planner: Planner, name: str) -> int | None:
-    """Rows of a matrix in the base; None if the base lacks it."""
-    source = planner.source(name)
-    return source.shape[0] if source else None

@@ -70,13 +70,13 @@ def says_tied(checkpoint: Checkpoint) -> bool:
     return checkpoint.config.get(TIE, nested) is True
 
 
-def lacks_head(checkpoint: Checkpoint, ends: Embeddings) -> bool:
+def lacks_head(checkpoint: Checkpoint, embeddings: Embeddings) -> bool:
     """Whether the head is in no file although the config says it is not tied."""
     text = checkpoint.config.get("text_config")
     settings = [part.get(TIE) for part in (checkpoint.config, text) if isinstance(part, dict)]
     return (
-        ends.tied
-        and ends.head not in checkpoint.tensors
+        embeddings.tied
+        and embeddings.head not in checkpoint.tensors
         and False in settings
         and True not in settings
     )

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from typing_extensions import assert_never
 
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class Conversation:
     created: float = 0
     system: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    choice: Choice = field(default_factory=Choice)
+    selection: AdapterSelection = field(default_factory=AdapterSelection)
     turns: tuple[Turn, ...] = ()
     first: int = 0
     """The first turn that is sent."""
@@ -235,9 +235,11 @@ def after(conversation: Conversation, event: Event) -> Conversation:  # noqa: C9
         case SettingsSet():
             return replace(conversation, settings=dict(event.settings))
         case Chosen():
-            return replace(conversation, choice=Choice(event.adapter, event.scale))
+            return replace(conversation, selection=AdapterSelection(event.adapter, event.scale))
         case ModelSet():
-            return replace(conversation, model=event.model, source=event.source, choice=Choice())
+            return replace(
+                conversation, model=event.model, source=event.source, selection=AdapterSelection()
+            )
         case Named():
             return replace(conversation, name=event.name)
         case _:

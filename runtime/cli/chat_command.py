@@ -23,13 +23,13 @@ from runtime.chat.session import Conversation
 from runtime.chat.session_files import Session, find_session, list_sessions, resume
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import bring_adapters
-from runtime.engine.local import RAW_TOKENS, Engine, LocalEngine, answerer, opening_choice
+from runtime.engine.local import RAW_TOKENS, Engine, LocalEngine, answerer, opening_selection
 from runtime.engine.memory_fit import FitOptions
 from runtime.engine.openai_client import Delta, Stopped, Thought
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote import parse_url, read_key
 from runtime.engine.remote_engine import RemoteEngine
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 
 NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
@@ -172,7 +172,7 @@ def opened_engine(options: Options) -> Iterator[Engine]:
 
 def tell_of_texts(engine: LocalEngine) -> None:
     """Print a note if the first answers have no chat template."""
-    if engine.raw or engine.can_chat(opening_choice(engine)):
+    if engine.raw or engine.can_chat(opening_selection(engine)):
         return
     click.echo(
         f"note: {engine.model} {NO_TEMPLATE}, {RAW_TOKENS} tokens at a time (-n);"
@@ -259,9 +259,9 @@ def answer_once(engine: Engine, question: str, options: Options) -> None:
     stopped = Stopped("")
     messages = [{"role": "system", "content": options.system}] if options.system else []
     messages.append({"role": "user", "content": question})
-    choice = opening_choice(engine) if isinstance(engine, LocalEngine) else Choice()
+    selection = opening_selection(engine) if isinstance(engine, LocalEngine) else AdapterSelection()
     raw = options.as_json or not sys.stdout.isatty()
-    with closing(engine.answer(messages, options.settings, choice)) as pieces:
+    with closing(engine.answer(messages, options.settings, selection)) as pieces:
         for piece in pieces:
             match piece:
                 case Delta():
@@ -273,22 +273,22 @@ def answer_once(engine: Engine, question: str, options: Options) -> None:
                 case Stopped():
                     stopped = piece
     if options.as_json:
-        print_json(as_json(engine, choice, "".join(text), "".join(thoughts), stopped))
+        print_json(as_json(engine, selection, "".join(text), "".join(thoughts), stopped))
         return
     click.echo()
     if options.stats:
         from runtime.chat.repl.loop import numbers_text
 
-        click.echo(numbers_text(stopped, answerer(engine, choice)), err=True)
+        click.echo(numbers_text(stopped, answerer(engine, selection)), err=True)
 
 
 def as_json(
-    engine: Engine, choice: Choice, text: str, thoughts: str, stopped: Stopped
+    engine: Engine, selection: AdapterSelection, text: str, thoughts: str, stopped: Stopped
 ) -> Mapping[str, object]:
     found: dict[str, object] = {
         "model": engine.facts()["model"],
-        "adapter": choice.adapter or None,
-        "scale": choice.scale if choice.adapter else None,
+        "adapter": selection.adapter or None,
+        "scale": selection.scale if selection.adapter else None,
         "answer": text,
         "finish_reason": stopped.reason,
         "prompt_tokens": stopped.prompt_tokens,

@@ -18,7 +18,7 @@ from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import Model, open_model
 from runtime.engine.remote import parse_url, read_key
 from runtime.engine.remote_engine import RemoteEngine
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.evaluation.data.training_data import leaks
 from runtime.evaluation.evaluated_model import EvaluatedModel
 from runtime.evaluation.local_model import LocalEngines, LocalModel
@@ -88,19 +88,21 @@ def local_group(
     }
     build = find_toolchain().folder.name
     alone = {"model": sha256, "build": build}
-    models: list[EvaluatedModel] = [LocalModel(model.name, engines, Choice(), alone, **known)]
+    models: list[EvaluatedModel] = [
+        LocalModel(model.name, engines, AdapterSelection(), alone, **known)
+    ]
     for adapter in model.adapters:
         identity = {
             **alone,
             "adapter": cache.sha256_of(adapter.path),
             "scale": adapter.scale,
         }
-        choice = Choice(adapter.name, adapter.scale)
+        selection = AdapterSelection(adapter.name, adapter.scale)
         models.append(
             LocalModel(
-                f"{BASE}:{choice}" if adapter.name == model.name else str(choice),
+                f"{BASE}:{selection}" if adapter.name == model.name else str(selection),
                 engines,
-                choice,
+                selection,
                 identity,
                 quant=known["quant"],
                 nbytes=known["nbytes"] + adapter.path.stat().st_size,

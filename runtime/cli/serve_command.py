@@ -358,12 +358,12 @@ def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> No
         print_json({"url": url, "models": catalog.ids()})
         return
     click.echo(f"decant serves on {url}")
-    for named in catalog:
-        click.echo(f"  {named.id}")
-        purpose = purpose_of(named.model.header)
+    for resolved in catalog:
+        click.echo(f"  {resolved.id}")
+        purpose = purpose_of(resolved.model.header)
         if purpose != "answers":
             click.echo(f"    {WHAT[purpose]}: {ROUTE[purpose]}")
-        elif not named.can_chat:
+        elif not resolved.can_chat:
             click.echo(f"    {NO_TEMPLATE}: /v1/completions; --chat-template gives it one")
     key = ' -H "Authorization: Bearer $(cat KEY_FILE)"' if settings.keys else ""
     route, body = example_of(catalog)
@@ -377,15 +377,15 @@ def tell(options: Options, settings: Settings, catalog: Catalog, url: str) -> No
 def example_of(catalog: Catalog) -> tuple[str, str]:
     """A route and a body that one of the models answers."""
     chats = (one for one in catalog if one.can_chat and purpose_of(one.model.header) == "answers")
-    named = next(chats, next(iter(catalog)))
-    purpose = purpose_of(named.model.header)
+    resolved = next(chats, next(iter(catalog)))
+    purpose = purpose_of(resolved.model.header)
     if purpose == "vectors":
         fields: dict[str, object] = {"input": "Hello"}
     elif purpose == "ranks":
         fields = {"query": "Hello", "documents": ["Good day", "Good night"]}
-    elif not named.can_chat:
-        text = {"model": named.id, "prompt": "Once upon a time", "max_tokens": 32}
+    elif not resolved.can_chat:
+        text = {"model": resolved.id, "prompt": "Once upon a time", "max_tokens": 32}
         return "/v1/completions", json.dumps(text)
     else:
         fields = {"messages": [{"role": "user", "content": "Hello"}]}
-    return ROUTE[purpose], json.dumps({"model": named.id, **fields})
+    return ROUTE[purpose], json.dumps({"model": resolved.id, **fields})

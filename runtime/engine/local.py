@@ -35,7 +35,7 @@ from runtime.engine.own_template import (
 )
 from runtime.engine.purpose import refuse_without_answers
 from runtime.engine.request_texts import Front, Fronts, template_notes, unlike
-from runtime.engine.selection import MERGED, Choice
+from runtime.engine.selection import MERGED, AdapterSelection
 from runtime.rpc.protocol import WorkerFacts, preflight
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -53,7 +53,7 @@ class Engine(Protocol):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The names that a Choice may have here."""
+        """The names that a selection may have here."""
         ...
 
     @property
@@ -62,10 +62,13 @@ class Engine(Protocol):
         ...
 
     def answer(
-        self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
+        self,
+        messages: Sequence[Message],
+        settings: Mapping[str, object],
+        selection: AdapterSelection,
     ) -> Generator[Piece, None, None]: ...
 
-    def count(self, messages: Sequence[Message], choice: Choice) -> int | None:
+    def count(self, messages: Sequence[Message], selection: AdapterSelection) -> int | None:
         """The number of a prompt's tokens; None if the server does not count."""
         ...
 
@@ -195,14 +198,17 @@ class LocalEngine:
             server.stop()
 
     def answer(
-        self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
+        self,
+        messages: Sequence[Message],
+        settings: Mapping[str, object],
+        selection: AdapterSelection,
     ) -> Generator[Piece, None, None]:
         """Stream the answer. Raises the errors of `openai_client.ask`."""
         server = self.start()
-        scales = self.scales(choice)
-        front = self.front(choice)
+        scales = self.scales(selection)
+        front = self.front(selection)
         rest = {**settings, **(lora_vector(scales) if scales else {})}
-        if not self.can_chat(choice):
+        if not self.can_chat(selection):
             text = {"prompt": as_one_text(messages), **RAW_LIMIT, **rest}
             request = front.ready(COMPLETIONS, text)
             yield from complete(server, request.pop("prompt"), request)
@@ -210,34 +216,36 @@ class LocalEngine:
         request = front.ready(CHAT, {"messages": list(messages), **rest})
         yield from ask(server, request.pop("messages"), request)
 
-    def can_chat(self, choice: Choice) -> bool:
+    def can_chat(self, selection: AdapterSelection) -> bool:
         """Whether the model or the chosen adapter has a chat template."""
-        scales = self.loaded.template_scales(choice.adapter, self.scales(choice))
+        scales = self.loaded.template_scales(selection.adapter, self.scales(selection))
         return not self.raw and self.loaded.can_chat_with(scales)
 
-    def front(self, choice: Choice) -> Front:
-        """The preparation of requests for a choice."""
-        return self.fronts.of(self.loaded.template_scales(choice.adapter, self.scales(choice)))
+    def front(self, selection: AdapterSelection) -> Front:
+        """The preparation of requests for a selection."""
+        return self.fronts.of(
+            self.loaded.template_scales(selection.adapter, self.scales(selection))
+        )
 
-    def scales(self, choice: Choice) -> list[float]:
+    def scales(self, selection: AdapterSelection) -> list[float]:
         """Every adapter's scale: 0, but for the chosen one. Raises InputError for another name."""
-        if choice.adapter not in ("", BASE, *self.choices):
+        if selection.adapter not in ("", BASE, *self.choices):
             raise InputError(
-                f"there is no adapter {choice.adapter!r}", hint=f"there are: {self.named}"
+                f"there is no adapter {selection.adapter!r}", hint=f"there are: {self.named}"
             )
-        return [choice.scale if choice.adapter == name else 0.0 for name in self.choices]
+        return [selection.scale if selection.adapter == name else 0.0 for name in self.choices]
 
     @property
     def named(self) -> str:
         return ", ".join((BASE, *self.choices))
 
-    def count(self, messages: Sequence[Message], choice: Choice) -> int | None:
-        if not self.can_chat(choice):
+    def count(self, messages: Sequence[Message], selection: AdapterSelection) -> int | None:
+        if not self.can_chat(selection):
             return len(self.tokens(as_one_text(messages)))
         body = {"messages": list(messages)}
         with suppress(EngineError):
             server = self.start()
-            front = self.front(choice)
+            front = self.front(selection)
             found = ask_json(server, INPUT_TOKENS, front.ready(INPUT_TOKENS, body))
             return int(found["input_tokens"])
         return None
@@ -256,7 +264,9 @@ class LocalEngine:
             "parameters": f"{header.parameters:,}",
             "base": header.text("decant.base") or "",
             "merged": header.text("decant.adapter") or "",
-            "adapters": ", ".join(str(Choice(a.name, a.scale)) for a in self.loaded.adapters),
+            "adapters": ", ".join(
+                str(AdapterSelection(a.name, a.scale)) for a in self.loaded.adapters
+            ),
             "images": str(self.loaded.projector or ""),
         }
         facts |= dict(line.split(": ", 1) for line in self.fit.lines())
@@ -277,12 +287,13 @@ class LocalEngine:
         return {name: value for name, value in found.items() if value}
 
 
-def opening_choice(engine: LocalEngine) -> Choice:
+def opening_selection(engine: LocalEngine) -> AdapterSelection:
     """The first adapter named, with its scale; without adapters the model itself."""
-    adapters = engine.loaded.adapters
-    return Choice(adapters[0].name, adapters[0].scale) if adapters else Choice(MERGED)
+    if not (adapters := engine.loaded.adapters):
+        return AdapterSelection(MERGED)
+    return AdapterSelection(adapters[0].name, adapters[0].scale)
 
 
-def answerer(engine: Engine, choice: Choice) -> str:
+def answerer(engine: Engine, selection: AdapterSelection) -> str:
     """The name of the adapter or model that answers, as it is shown and stored."""
-    return str(choice) if engine.choices else engine.model
+    return str(selection) if engine.choices else engine.model

@@ -20,7 +20,7 @@ from runtime.engine.openai_client import (
     read_tokens,
 )
 from runtime.engine.remote import Remote
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 
 
 class RemoteEngine:
@@ -52,18 +52,21 @@ class RemoteEngine:
         return True
 
     def answer(
-        self, messages: Sequence[Message], settings: Mapping[str, object], choice: Choice
+        self,
+        messages: Sequence[Message],
+        settings: Mapping[str, object],
+        selection: AdapterSelection,
     ) -> Generator[Piece, None, None]:
         """Stream the answer. Raises the errors of `openai_client.ask`."""
-        del choice
+        del selection
         if self.raw:
             rest = {**RAW_LIMIT, "model": self.name, **settings}
             yield from complete(self.remote, as_one_text(messages), rest)
             return
         yield from ask(self.remote, messages, {"model": self.name, **settings})
 
-    def count(self, messages: Sequence[Message], choice: Choice) -> int | None:
-        del messages, choice
+    def count(self, messages: Sequence[Message], selection: AdapterSelection) -> int | None:
+        del messages, selection
         return None
 
     def tokens(self, text: str) -> list[tuple[int, str | bytes]]:

@@ -9,7 +9,7 @@ MERGED = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class AdapterSelection:
     """The adapter that answers, by its name, and its scale."""
 
     adapter: str = MERGED

@@ -25,7 +25,7 @@ from runtime.engine.memory_fit import MARGIN, FitOptions, fit
 from runtime.engine.openai_client import as_one_text, ask_json, listed, mapped, number
 from runtime.engine.opened_model import Model
 from runtime.engine.request_texts import Front
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.evaluation.evaluated_model import AnswerSettings
 from runtime.evaluation.item import Message
 from runtime.evaluation.likelihood_groups import Continuations
@@ -154,11 +154,11 @@ class LocalEngines:
 
 @dataclass
 class LocalModel:
-    """A GGUF under one choice of its adapters. Implements EvaluatedModel."""
+    """A GGUF with one selection of its adapters. Implements EvaluatedModel."""
 
     name: str
     engines: LocalEngines
-    choice: Choice
+    selection: AdapterSelection
     identity: dict[str, Any]
     quant: str = ""
     nbytes: int = 0
@@ -166,7 +166,7 @@ class LocalModel:
     scales: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scales = self.engines.engine.scales(self.choice)
+        self.scales = self.engines.engine.scales(self.selection)
 
     @property
     def requests(self) -> int:
@@ -175,7 +175,7 @@ class LocalModel:
 
     @property
     def front(self) -> Front:
-        return self.engines.engine.front(self.choice)
+        return self.engines.engine.front(self.selection)
 
     @property
     def lora(self) -> dict[str, object]:
@@ -183,7 +183,7 @@ class LocalModel:
 
     @property
     def can_chat(self) -> bool:
-        return self.engines.engine.can_chat(self.choice)
+        return self.engines.engine.can_chat(self.selection)
 
     def why_no_likelihoods(self) -> str:
         """Empty: every GGUF gives likelihoods."""

@@ -14,7 +14,7 @@ from runtime.engine.purpose import ROUTE, WHAT, purpose_of
 from runtime.engine.request_texts import CHATS
 from runtime.engine.template_choice import NO_TEMPLATE
 from runtime.gateway.api_errors import bad_request
-from runtime.gateway.catalog import Named
+from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.picture_size import pixels_of
 from runtime.gateway.settings import Settings
 from runtime.gateway.vectors import ROUTES as VECTORS
@@ -92,56 +92,63 @@ def dumped(body: Mapping[str, Any]) -> bytes:
 
 
 def prepared(
-    body: Mapping[str, Any], route: str, named: Named, settings: Settings, *, can_say: bool
+    body: Mapping[str, Any],
+    route: str,
+    resolved: ResolvedModel,
+    settings: Settings,
+    *,
+    can_say: bool,
 ) -> dict[str, Any]:
     """The body for the engine: without withheld fields, with limits and LoRA scales.
 
     can_say: whether requests to the engine set the scales. Raises ApiError for a request that
     the engine would answer wrongly.
     """
-    refuse_without_answers(route, named)
+    refuse_without_answers(route, resolved)
     refuse_silent_failures(body)
     if route in VECTORS:
-        body = ready_for_vectors(body, named.model.header)
-    refuse_long_words(body, named)
-    refuse_media(body, named, settings)
+        body = ready_for_vectors(body, resolved.model.header)
+    refuse_long_words(body, resolved)
+    refuse_media(body, resolved, settings)
     kept = {
         name: value
         for name, value in body.items()
         if name not in WITHHELD or name in settings.allow_fields
     }
-    if can_say and named.lora_scales and "lora" not in kept:
-        kept |= lora_vector(named.lora_scales)
+    if can_say and resolved.lora_scales and "lora" not in kept:
+        kept |= lora_vector(resolved.lora_scales)
     if settings.max_tokens is not None:
         kept |= limited(kept, route, settings.max_tokens)
-    return kept | within_context(kept, named)
+    return kept | within_context(kept, resolved)
 
 
-def refuse_without_answers(route: str, named: Named) -> None:
+def refuse_without_answers(route: str, resolved: ResolvedModel) -> None:
     """Raise ApiError, naming the right route, for an answer that the model cannot give."""
-    purpose = purpose_of(named.model.header)
+    purpose = purpose_of(resolved.model.header)
     if purpose != "answers" and (route in CHATS or route in LIMIT_OF or route == SCORE):
-        raise bad_request(f"{named.id!r} {WHAT[purpose]}: ask {ROUTE[purpose]}", code="no_answers")
-    if route in CHATS and not named.can_chat:
         raise bad_request(
-            f"{named.id!r} {NO_TEMPLATE}: ask /v1/completions, or give it a template:"
+            f"{resolved.id!r} {WHAT[purpose]}: ask {ROUTE[purpose]}", code="no_answers"
+        )
+    if route in CHATS and not resolved.can_chat:
+        raise bad_request(
+            f"{resolved.id!r} {NO_TEMPLATE}: ask /v1/completions, or give it a template:"
             " decant serve --chat-template NAME",
             code="no_chat_template",
         )
 
 
-def applied(body: Mapping[str, Any], named: Named) -> Sequence[float]:
+def applied(body: Mapping[str, Any], resolved: ResolvedModel) -> Sequence[float]:
     """The scales that choose the template: those of `lora` in the body, else the name's."""
     lora = body.get("lora")
-    if not isinstance(lora, list) or lora == lora_vector(named.lora_scales)["lora"]:
-        return named.template_scales
+    if not isinstance(lora, list) or lora == lora_vector(resolved.lora_scales)["lora"]:
+        return resolved.template_scales
     pairs = [(one.get("id"), one.get("scale")) for one in lora if isinstance(one, dict)]
     scales = {number: scale for number, scale in pairs if isinstance(scale, int | float)}
-    return [scales.get(number, 0.0) for number in range(len(named.lora_scales))]
+    return [scales.get(number, 0.0) for number in range(len(resolved.lora_scales))]
 
 
-def within_context(body: Mapping[str, Any], named: Named) -> dict[str, int]:
-    header = named.model.header
+def within_context(body: Mapping[str, Any], resolved: ResolvedModel) -> dict[str, int]:
+    header = resolved.model.header
     most = header.number(f"{header.architecture}.context_length") or LOOK_BACK_MAX
     return {
         name: most
@@ -168,13 +175,13 @@ def refuse_silent_failures(body: Mapping[str, Any]) -> None:
         raise bad_request("`prompt` must be a text, a list or, for llama.cpp, an object")
 
 
-def refuse_long_words(body: Mapping[str, Any], named: Named) -> None:
+def refuse_long_words(body: Mapping[str, Any], resolved: ResolvedModel) -> None:
     """Raise ApiError for a word that would crash the engine.
 
     Many pre-tokenizers use std::regex, which recurses for each character of a word;
     `runtime.process.kept_processes.STACK` is large enough for words of WORD_MAX characters.
     """
-    if named.model.header.text("tokenizer.ggml.model") != "gpt2":
+    if resolved.model.header.text("tokenizer.ggml.model") != "gpt2":
         return
     for text in texts(body):
         if len(text) > WORD_MAX and LONG_WORD.search(text):
@@ -195,12 +202,12 @@ def texts(body: Mapping[str, Any]) -> Iterator[str]:
             todo.extend(one)
 
 
-def refuse_media(body: Mapping[str, Any], named: Named, settings: Settings) -> None:
+def refuse_media(body: Mapping[str, Any], resolved: ResolvedModel, settings: Settings) -> None:
     """Raise ApiError for images that the engine would download or cannot read."""
     for address in media(body.get("messages")):
-        check_media(address, named, settings)
+        check_media(address, resolved, settings)
     for address in media(body.get("input")):
-        check_media(address, named, settings)
+        check_media(address, resolved, settings)
     for packed in packed_media(body.get("prompt")):
         check_size(packed, settings)
 
@@ -228,7 +235,7 @@ def address_in(part: Mapping[str, Any], kind: str) -> object:
     return found
 
 
-def check_media(address: object, named: Named, settings: Settings) -> None:
+def check_media(address: object, resolved: ResolvedModel, settings: Settings) -> None:
     if not isinstance(address, str) or not address:
         raise bad_request("an image has no address: give it as a data: URL")
     if not address.startswith("data:"):
@@ -237,8 +244,8 @@ def check_media(address: object, named: Named, settings: Settings) -> None:
             raise bad_request(
                 f"images are not fetched from {address[:80]!r}: send them as data: URLs"
             )
-    if named.model.projector is None:
-        raise bad_request(f"{named.id!r} cannot see: it has no projector")
+    if resolved.model.projector is None:
+        raise bad_request(f"{resolved.id!r} cannot see: it has no projector")
     if address.startswith("data:"):
         check_size(address.partition(",")[2], settings)
 

@@ -17,7 +17,7 @@ from runtime.engine.purpose import ROUTE, purpose_of
 from runtime.gateway.api_errors import ApiError, EngineGoneError, NotThereError, unavailable
 from runtime.gateway.body import applied, cost, dumped, prepared
 from runtime.gateway.body_reader import Bodies
-from runtime.gateway.catalog import Catalog, Named
+from runtime.gateway.catalog import Catalog, ResolvedModel
 from runtime.gateway.evaluation_reports import Reports
 from runtime.gateway.metrics import Metrics
 from runtime.gateway.request_record import Record
@@ -69,11 +69,11 @@ class Gateway:
         self.bodies = Bodies(self.settings, sees=sees)
         self.pool.adapter_files.note(self.catalog.models.values())
 
-    def role_of(self, route: str, named: Named) -> Role:
+    def role_of(self, route: str, resolved: ResolvedModel) -> Role:
         """The role of the engine that answers a route."""
         role = ROLES.get(route, "generate")
         is_apart = route in IGNORES_LORA or self.settings.isolate
-        return "fixed" if role == "generate" and named.lora_scales and is_apart else role
+        return "fixed" if role == "generate" and resolved.lora_scales and is_apart else role
 
     async def preload(self) -> None:
         """Load the first model, so that the first request does not wait for it."""
@@ -121,46 +121,46 @@ class Call:
         rest of the answer. Raises ApiError when the request cannot be answered.
         """
         gateway = self.gateway
-        named = gateway.catalog.find(body.get("model"))
-        self.record.model, self.record.label = named.id, named.label
-        role = gateway.role_of(route, named)
+        resolved = gateway.catalog.find(body.get("model"))
+        self.record.model, self.record.label = resolved.id, resolved.label
+        role = gateway.role_of(route, resolved)
         settings, can_say = gateway.settings, role in SAYING
         ready = await gateway.bodies.beside(
             self.nbytes,
-            lambda: prepared(body, route, named, settings, can_say=can_say),
+            lambda: prepared(body, route, resolved, settings, can_say=can_say),
             self.record.client_id,
         )
         self.state = "loading"
-        async with gateway.pool.using(named, role) as engine:
+        async with gateway.pool.using(resolved, role) as engine:
             self.state = "waiting"
-            async with self.send_in_turn(engine, route, named, ready) as reply:
+            async with self.send_in_turn(engine, route, resolved, ready) as reply:
                 yield reply
 
     @asynccontextmanager
     async def send_in_turn(
-        self, engine: EngineEntry, route: str, named: Named, body: Mapping[str, Any]
+        self, engine: EngineEntry, route: str, resolved: ResolvedModel, body: Mapping[str, Any]
     ) -> AsyncIterator[Reply]:
         """Wait for a slot and send the body; yields the reply, its head read.
 
         Leaving the block cancels the rest of the answer. Raises ApiError.
         """
-        if why := engine.missing(named.lora_scales):
+        if why := engine.missing(resolved.lora_scales):
             raise unavailable(why, retry_after=60)
-        give_back = await self.wait_for_turn(engine, route, named, body)
+        give_back = await self.wait_for_turn(engine, route, resolved, body)
         reply = None
         try:
             self.state = "answering"
             try:
-                front = engine.fronts.of(applied(body, named))
+                front = engine.fronts.of(applied(body, resolved))
                 payload = await self.gateway.bodies.beside(
                     self.nbytes,
                     lambda: dumped(
-                        {**front.ready(route, engine.for_engine(body)), "model": named.id}
+                        {**front.ready(route, engine.for_engine(body)), "model": resolved.id}
                     ),
                     self.record.client_id,
                 )
             except ModelError as error:
-                raise unavailable(f"{named.id!r}: {error.message}", retry_after=60) from error
+                raise unavailable(f"{resolved.id!r}: {error.message}", retry_after=60) from error
             reply = await self.post_once(engine, route, payload)
             await reply.read_head()
             yield reply
@@ -176,16 +176,16 @@ class Call:
                     reply.close()
 
     async def wait_for_turn(
-        self, engine: EngineEntry, route: str, named: Named, body: Mapping[str, Any]
+        self, engine: EngineEntry, route: str, resolved: ResolvedModel, body: Mapping[str, Any]
     ) -> Callable[[], None]:
         """Wait for a slot; returns the function that frees it. Raises ApiError."""
         if route in UNQUEUED:
             aside = await engine.beside.admit((), client=self.record.client_id)
             return lambda: engine.beside.release(aside)
         slots = 1 if route == SCORE else cost(body)
-        waiter = await engine.queue.admit(named.lora_scales, slots, self.record.client_id)
+        waiter = await engine.queue.admit(resolved.lora_scales, slots, self.record.client_id)
         self.record.waited_s += waiter.waited_s
-        self.gateway.metrics.waited(named.label, waiter.waited_s)
+        self.gateway.metrics.waited(resolved.label, waiter.waited_s)
         return lambda: engine.queue.release(waiter)
 
     async def break_off(

@@ -30,7 +30,7 @@ SCALE = re.compile(r"[+-]?(\d{1,3}(\.\d{0,8})?|\.\d{1,8})(e-?\d{1,2})?", re.ASCI
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class ResolvedModel:
     """The model and the LoRA scales that a request's `model` names."""
 
     id: str
@@ -84,7 +84,7 @@ class Catalog:
             self.models[id_] = model
             self.others[model.name] = id_
 
-    def find(self, name: object) -> Named:
+    def find(self, name: object) -> ResolvedModel:
         """The model that a name means. Raises ApiError when the server has no such model."""
         if name is None and len(self.models) == 1:
             name = next(iter(self.models))
@@ -98,14 +98,14 @@ class Catalog:
             if (model := self.models.get(id_)) is None:
                 continue
             if not rest:
-                return Named(id_, id_, model, None, (0.0,) * len(model.adapters))
+                return ResolvedModel(id_, id_, model, None, (0.0,) * len(model.adapters))
             return self.adapted(id_, model, rest, name)
         raise self.unknown(name)
 
-    def adapted(self, id_: str, model: Model, rest: str, name: str) -> Named:
+    def adapted(self, id_: str, model: Model, rest: str, name: str) -> ResolvedModel:
         called, at, text = rest.partition("@")
         if called == BASE and not at:
-            return Named(id_, id_, model, None, (0.0,) * len(model.adapters))
+            return ResolvedModel(id_, id_, model, None, (0.0,) * len(model.adapters))
         for adapter in model.adapters:
             if adapter.name == called:
                 scale = adapter.scale
@@ -113,7 +113,7 @@ class Catalog:
                     scale = scale_of(text)
                     called = f"{called}@{scale:g}"
                 lora_scales = tuple(scale if one is adapter else 0.0 for one in model.adapters)
-                return Named(f"{id_}:{called}", id_, model, adapter, lora_scales)
+                return ResolvedModel(f"{id_}:{called}", id_, model, adapter, lora_scales)
         raise self.unknown(name)
 
     def unknown(self, name: str) -> ApiError:
@@ -125,9 +125,9 @@ class Catalog:
         )
 
     def ids(self) -> list[str]:
-        return [named.id for named in self]
+        return [resolved.id for resolved in self]
 
-    def __iter__(self) -> Iterator[Named]:
+    def __iter__(self) -> Iterator[ResolvedModel]:
         for id_, model in self.models.items():
             yield self.find(id_)
             for adapter in model.adapters:
@@ -161,18 +161,18 @@ def splits(name: str) -> Iterator[tuple[str, str]]:
             yield name[:place], name[place + 1 :]
 
 
-def listing(named: Named) -> dict[str, Any]:
+def listing(resolved: ResolvedModel) -> dict[str, Any]:
     """A model's entry in GET /v1/models."""
-    path = named.adapter.path if named.adapter else named.model.header.path
-    scale = {"scale": named.adapter.scale} if named.adapter else {}
+    path = resolved.adapter.path if resolved.adapter else resolved.model.header.path
+    scale = {"scale": resolved.adapter.scale} if resolved.adapter else {}
     return {
-        "id": named.id,
+        "id": resolved.id,
         "object": "model",
         "created": int(path.stat().st_mtime) if path.exists() else 0,
         "owned_by": OWNER,
-        "root": named.base,
-        "parent": named.base if named.adapter else None,
-        "chat_template": named.can_chat,
+        "root": resolved.base,
+        "parent": resolved.base if resolved.adapter else None,
+        "chat_template": resolved.can_chat,
     } | scale
 
 

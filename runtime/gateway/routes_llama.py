@@ -91,8 +91,8 @@ def passing(route: str) -> Handler:
 async def slots_for(call: Call, route: str) -> int:
     """The number of slots of the engine that answers a call."""
     gateway = call.gateway
-    named = gateway.catalog.find(call.body.get("model"))
-    async with gateway.pool.using(named, gateway.role_of(route, named)) as engine:
+    resolved = gateway.catalog.find(call.body.get("model"))
+    async with gateway.pool.using(resolved, gateway.role_of(route, resolved)) as engine:
         return engine.queue.capacity
 
 

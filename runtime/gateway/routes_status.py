@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.call import CHAT, Call, Gateway, Route
-from runtime.gateway.catalog import Named, listing
+from runtime.gateway.catalog import ResolvedModel, listing
 from runtime.gateway.metrics import relabelled
 from runtime.gateway.scheduling.engine_entry import EngineEntry, key_of
 from runtime.gateway.scheduling.upstream import get
@@ -21,24 +21,24 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 async def models(call: Call) -> Response:
     gateway = call.gateway
-    data = [described(gateway, named) for named in gateway.catalog]
+    data = [described(gateway, resolved) for resolved in gateway.catalog]
     return JSONResponse({"object": "list", "data": data})
 
 
 async def model(call: Call) -> Response:
-    named = call.gateway.catalog.find(call.request.path_params["id"])
-    return JSONResponse(described(call.gateway, named))
+    resolved = call.gateway.catalog.find(call.request.path_params["id"])
+    return JSONResponse(described(call.gateway, resolved))
 
 
-def described(gateway: Gateway, named: Named) -> dict[str, Any]:
+def described(gateway: Gateway, resolved: ResolvedModel) -> dict[str, Any]:
     """A model's entry in the list, and whether it is loaded."""
-    engine = gateway.pool.engines.get(key_of(named, gateway.role_of(CHAT, named)))
+    engine = gateway.pool.engines.get(key_of(resolved, gateway.role_of(CHAT, resolved)))
     status: dict[str, Any] = {"value": engine.state if engine else "unloaded"}
     if engine is not None and engine.state == "loading":
         status["progress"] = round(engine.progress, 3)
     if engine is not None and engine.state == "loaded":
         status |= {"context": engine.context, "parallel": engine.queue.capacity}
-    return listing(named) | {"status": status}
+    return listing(resolved) | {"status": status}
 
 
 async def livez(call: Call) -> Response:

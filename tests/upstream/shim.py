@@ -19,7 +19,7 @@ from runtime.engine.opened_model import Model, open_model
 from runtime.engine.template_choice import CHATML
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
-from runtime.gateway.catalog import Catalog, Named
+from runtime.gateway.catalog import Catalog, ResolvedModel
 from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.server import listening, serve
 from runtime.gateway.settings import Settings
@@ -50,7 +50,7 @@ class AnyName(Catalog):
         if name is not None:
             self.models, self.others = dict(zip([name], models, strict=False)), {}
 
-    def find(self, name: object) -> Named:
+    def find(self, name: object) -> ResolvedModel:
         is_any = isinstance(name, str) and self.models
         return super().find(None if is_any else name)
 

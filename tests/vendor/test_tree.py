@@ -43,12 +43,12 @@ def test_sdist_that_holds_another_folder_is_refused(mini: Mini, tmp_path: Path):
     assert not (tmp_path / "source").exists()
 
 
-def mended(mini: Mini, find: str, file: str = "vendor/llama.cpp/base.c") -> Recipe:
+def patched(mini: Mini, find: str, file: str = "vendor/llama.cpp/base.c") -> Recipe:
     return replace(mini.recipe, patches=(SourcePatch("answer", file, find, "return 43;"),))
 
 
-def test_what_the_recipe_mends_is_mended(mini: Mini, tmp_path: Path):
-    unpack(mini.sdist, mended(mini, "return 42;"), tmp_path / "source", report=silent)
+def test_what_the_recipe_patches_is_patched(mini: Mini, tmp_path: Path):
+    unpack(mini.sdist, patched(mini, "return 42;"), tmp_path / "source", report=silent)
     text = (tmp_path / "source" / "vendor/llama.cpp/base.c").read_text()
     assert text == "int answer(void) { return 43; }\n"
 
@@ -58,11 +58,11 @@ def test_what_the_recipe_mends_is_mended(mini: Mini, tmp_path: Path):
     [("return 41;", "vendor/llama.cpp/base.c", 0), ("r", "vendor/llama.cpp/base.c", 3),
      ("return 42;", "gone.c", 0)],
 )  # fmt: skip
-def test_a_mend_for_another_source_is_refused(
+def test_a_patch_for_another_source_is_refused(
     mini: Mini, tmp_path: Path, find: str, file: str, times: int
 ):
     with pytest.raises(BuildError, match=f"'answer' finds .* {times} times in `{file}`"):
-        unpack(mini.sdist, mended(mini, find, file), tmp_path / "source", report=silent)
+        unpack(mini.sdist, patched(mini, find, file), tmp_path / "source", report=silent)
     assert not (tmp_path / "source").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Literal
 
 import click
@@ -21,7 +22,7 @@ from runtime.engine.adapters import BASE, parse_scale
 from runtime.engine.local import LocalEngine
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote_engine import RemoteEngine
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 
 Kind = Literal["", "adapter", "model", "path", "setting", "session", "format", "topic"]
 TOPICS = ("model", "settings", "system", "history", "reasoning")
@@ -102,37 +103,37 @@ def adapter(repl: Repl, argument: str) -> None:
         )
     if not argument:
         for name in names:
-            mark = "*" if name == (repl.choice.adapter or BASE) else " "
-            repl.screen.line(f"{mark} {repl.choice if mark == '*' else name}")
+            mark = "*" if name == (repl.selection.adapter or BASE) else " "
+            repl.screen.line(f"{mark} {repl.selection if mark == '*' else name}")
         return
     name, colon, number = argument.partition(":")
     if name not in names:
         raise InputError(f"there is no adapter {name!r}", hint=f"there are: {', '.join(names)}")
     if name == BASE:
-        choose(repl, Choice())
+        choose(repl, AdapterSelection())
         return
     assert isinstance(repl.engine, LocalEngine)
     named = next(one.scale for one in repl.engine.loaded.adapters if one.name == name)
-    choose(repl, Choice(name, parse_scale(number) if colon else named))
+    choose(repl, AdapterSelection(name, parse_scale(number) if colon else named))
 
 
 def scale(repl: Repl, argument: str) -> None:
     """Set the scale of the adapter in use. Raises InputError without an adapter."""
-    if not repl.choice.adapter:
+    if not repl.selection.adapter:
         raise InputError("no adapter is in use", hint="/adapter NAME chooses one")
-    choose(repl, replace(repl.choice, scale=parse_scale(argument)))
+    choose(repl, replace(repl.selection, scale=parse_scale(argument)))
 
 
-def choose(repl: Repl, choice: Choice) -> None:
-    repl.session.record(Chosen(choice.adapter, choice.scale))
-    repl.screen.note(f"({choice} answers from now on)")
+def choose(repl: Repl, selection: AdapterSelection) -> None:
+    repl.session.record(Chosen(selection.adapter, selection.scale))
+    repl.screen.note(f"({selection} answers from now on)")
 
 
 def compare_(repl: Repl, argument: str) -> None:
     names = argument.split()
     wants_next = bool(names) and names[0] == "next"
     if wants_next or repl.session.conversation.last is None:
-        repl.armed = " ".join(names[wants_next:])
+        repl.answer_next = partial(compare, names=" ".join(names[wants_next:]))
         repl.screen.note("(all of them answer your next message, side by side)")
     else:
         compare(repl, argument)

@@ -19,7 +19,7 @@ from runtime.engine.memory_fit import FitOptions
 from runtime.engine.openai_client import Delta
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote_engine import RemoteEngine
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.terminal.markdown import Columns
 
 NARROWEST = 20  # columns of text that are still readable side by side
@@ -31,7 +31,7 @@ class Candidate:
 
     name: str
     engine: Engine
-    choice: Choice
+    selection: AdapterSelection
 
 
 def compare(repl: Repl, names: str) -> None:
@@ -45,7 +45,7 @@ def compare(repl: Repl, names: str) -> None:
         raise InputError("there is nothing to compare yet", hint="ask something first")
     candidates = [candidate(repl, name) for name in names.split() or default_names(repl)]
     if len(candidates) == 1:
-        candidates.append(Candidate(repl.who, repl.engine, repl.choice))
+        candidates.append(Candidate(repl.who, repl.engine, repl.selection))
     taken = answers(repl, candidates)
     pick = picked(repl, candidates, taken)
     if pick is not None:
@@ -59,31 +59,33 @@ def default_names(repl: Repl) -> list[str]:
     return [BASE, repl.engine.model]
 
 
-def adapters_as_loaded(repl: Repl) -> list[Choice]:
+def adapters_as_loaded(repl: Repl) -> list[AdapterSelection]:
     """Every adapter with its scale: the one in use as set now, the others as loaded."""
     if not isinstance(repl.engine, LocalEngine):
         return []
-    loaded = (Choice(adapter.name, adapter.scale) for adapter in repl.engine.loaded.adapters)
-    return [repl.choice if one.adapter == repl.choice.adapter else one for one in loaded]
+    loaded = (
+        AdapterSelection(adapter.name, adapter.scale) for adapter in repl.engine.loaded.adapters
+    )
+    return [repl.selection if one.adapter == repl.selection.adapter else one for one in loaded]
 
 
 def candidate(repl: Repl, name: str) -> Candidate:
     """The adapter, base or model that a name means. Raises InputError and ModelError."""
     engine = repl.engine
     if isinstance(engine, RemoteEngine):
-        return Candidate(name, RemoteEngine(engine.remote, name), Choice())
+        return Candidate(name, RemoteEngine(engine.remote, name), AdapterSelection())
     stem, colon, scale = name.rpartition(":")
     if name in engine.choices:
-        loaded = {choice.adapter: choice for choice in adapters_as_loaded(repl)}
+        loaded = {selection.adapter: selection for selection in adapters_as_loaded(repl)}
         return Candidate(str(loaded[name]), engine, loaded[name])
     if colon and stem in engine.choices:
-        choice = Choice(stem, parse_scale(scale))
-        return Candidate(str(choice), engine, choice)
+        selection = AdapterSelection(stem, parse_scale(scale))
+        return Candidate(str(selection), engine, selection)
     if name == BASE and engine.choices:
-        return Candidate(BASE, engine, Choice())
+        return Candidate(BASE, engine, AdapterSelection())
     if name == engine.model:
-        return Candidate(name, engine, repl.choice)
-    return Candidate(name, other_model(repl, name), Choice())
+        return Candidate(name, engine, repl.selection)
+    return Candidate(name, other_model(repl, name), AdapterSelection())
 
 
 def other_model(repl: Repl, name: str) -> LocalEngine:
@@ -147,7 +149,7 @@ def answers(repl: Repl, candidates: list[Candidate]) -> list[Taken]:
 
 def ask_one(repl: Repl, one: Candidate, taken: Taken, write: Callable[[str], None]) -> None:
     conversation = repl.session.conversation
-    pieces = one.engine.answer(conversation.asking(), repl.settings, one.choice)
+    pieces = one.engine.answer(conversation.asking(), repl.settings, one.selection)
     with closing(pieces):
         try:
             for piece in taken.of(pieces):

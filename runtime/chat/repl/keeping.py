@@ -11,7 +11,7 @@ from runtime.chat.repl.loop import Repl
 from runtime.chat.repl.transcript import FORMATS, export
 from runtime.chat.session import Chosen, Named
 from runtime.chat.session_files import check_name, find_session, list_sessions, resume
-from runtime.engine.local import LocalEngine, opening_choice
+from runtime.engine.local import LocalEngine, opening_selection
 from runtime.terminal.clipboard import copy
 
 LISTED = 20  # conversations at most
@@ -69,12 +69,12 @@ def welcome_back(repl: Repl) -> None:
     repl.screen.note(f"(continuing {conversation.name or conversation.id})")
     if conversation.model != repl.engine.model:
         repl.screen.note(f"(it was with {conversation.model}; now {repl.engine.model} answers)")
-    choice = conversation.choice
-    if choice.adapter and choice.adapter not in repl.engine.choices:
-        repl.screen.warn(f"the adapter {choice.adapter!r} is not loaded")
-    is_here = choice.adapter in ("", *repl.engine.choices)
+    selection = conversation.selection
+    if selection.adapter and selection.adapter not in repl.engine.choices:
+        repl.screen.warn(f"the adapter {selection.adapter!r} is not loaded")
+    is_here = selection.adapter in ("", *repl.engine.choices)
     if not is_here and isinstance(repl.engine, LocalEngine):
-        fresh = opening_choice(repl.engine)
+        fresh = opening_selection(repl.engine)
         repl.session.record(Chosen(fresh.adapter, fresh.scale))
     for turn in conversation.turns[-1:]:
         repl.screen.line(f"> {turn.question}")

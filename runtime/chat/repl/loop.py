@@ -23,7 +23,7 @@ from runtime.chat.session_files import Session
 from runtime.engine.local import Engine, LocalEngine, answerer
 from runtime.engine.openai_client import Delta, Piece, Stopped, Thought
 from runtime.engine.opened_model import Model
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.terminal.markdown import MarkdownStream
 
 COMMAND = re.compile(r"/[a-z?]+(\s|$)")  # but not a path at a message's beginning
@@ -52,8 +52,8 @@ class Repl:
     """The images of the next message."""
     texts: list[str] = field(default_factory=list)
     """The texts of the next message."""
-    armed: str | None = None
-    """The names that `/compare next` was given; None if it was not called."""
+    answer_next: Callable[[Repl], None] | None = None
+    """The function that answers the next message, if `/compare next` has set one."""
     others: dict[Path, LocalEngine] = field(default_factory=dict)
     """Models loaded for comparisons, by path."""
     first: Model | None = None
@@ -64,19 +64,19 @@ class Repl:
         return sent(self.session.conversation.settings)
 
     @property
-    def choice(self) -> Choice:
-        return self.session.conversation.choice
+    def selection(self) -> AdapterSelection:
+        return self.session.conversation.selection
 
     @property
     def who(self) -> str:
-        return answerer(self.engine, self.choice)
+        return answerer(self.engine, self.selection)
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.engine, LocalEngine)
 
     def prompt(self) -> str:
-        return f"{self.choice}> " if self.engine.choices else "> "
+        return f"{self.selection}> " if self.engine.choices else "> "
 
 
 Handler = Callable[[Repl, str], None]
@@ -111,13 +111,8 @@ def take_turn(repl: Repl, text: str) -> None:
     repl.session.record(QuestionAdded(question, tuple(repl.images)))
     repl.texts.clear()
     repl.images.clear()
-    if repl.armed is not None:
-        from runtime.chat.repl.compare import compare  # which imports this module
-
-        names, repl.armed = repl.armed, None
-        compare(repl, names)
-    else:
-        answer_last(repl)
+    answer, repl.answer_next = repl.answer_next or answer_last, None
+    answer(repl)
 
 
 def answer_last(repl: Repl) -> None:
@@ -155,7 +150,7 @@ def stream(repl: Repl, taken: Taken) -> None:
     """Show the answer while it streams."""
     messages = repl.session.conversation.asking()
     show = shown_as_markdown if repl.shown.get("markdown") else shown_raw
-    with closing(repl.engine.answer(messages, repl.settings, repl.choice)) as pieces:
+    with closing(repl.engine.answer(messages, repl.settings, repl.selection)) as pieces:
         show(repl, taken.of(pieces))
 
 
@@ -301,7 +296,7 @@ def trim(repl: Repl, context: int) -> None:
     last = len(conversation.turns) - 1
     first = conversation.first + 1
     while first < last:
-        count = repl.engine.count(after(conversation, Trimmed(first)).asking(), repl.choice)
+        count = repl.engine.count(after(conversation, Trimmed(first)).asking(), repl.selection)
         if count is None:
             first = (conversation.first + last + 1) // 2
             break

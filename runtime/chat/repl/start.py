@@ -16,7 +16,7 @@ from runtime.chat.repl.loop import Repl, run
 from runtime.chat.repl.screen import Screen
 from runtime.chat.session import Chosen, SettingsSet, SystemSet
 from runtime.chat.session_files import Session, new_session
-from runtime.engine.local import Engine, LocalEngine, opening_choice
+from runtime.engine.local import Engine, LocalEngine, opening_selection
 
 if TYPE_CHECKING:
     from runtime.chat.chat_options import Options
@@ -53,8 +53,8 @@ def converse(
     if kept is not None:
         welcome_back(repl)
     if (kept is None or chosen_anew) and isinstance(engine, LocalEngine) and engine.choices:
-        choice = opening_choice(engine)
-        session.record(Chosen(choice.adapter, choice.scale))
+        selection = opening_selection(engine)
+        session.record(Chosen(selection.adapter, selection.scale))
     screen.note(f"{engine.model}; /help lists the commands, Ctrl-D leaves")
     try:
         return run(repl, handle)

@@ -139,12 +139,12 @@ def parse_object(raw: bytes) -> Fields:
     except ValueError as error:  # integers of thousands of digits
         raise RowError(f"not usable JSON: {error}") from error
     if not isinstance(value, dict):
-        raise RowError(f"it is {kind_of(value)}, not an object with columns")
+        raise RowError(f"it is {json_type(value)}, not an object with columns")
     return value
 
 
-def kind_of(value: object) -> str:
-    """A value's kind in JSON's words."""
+def json_type(value: object) -> str:
+    """The name of a value's JSON type, in an error."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -50,7 +50,7 @@ class Gathering:
             tally[verdict] = tally.get(verdict, 0) + 1
         if self.count <= POINTS_MAX:
             self.add_points(case)
-        heap = self.kept.setdefault(kind_of(case), [])
+        heap = self.kept.setdefault(worst_verdict(case), [])
         entry = (interest(self.evaluation, case), -self.count, shortened_case(case))
         if len(heap) < LISTED:
             heapq.heappush(heap, entry)
@@ -83,8 +83,8 @@ class Gathering:
         return cases
 
 
-def kind_of(case: Case) -> str:
-    """The most interesting verdict of a case: a loss, else a win, else a tie."""
+def worst_verdict(case: Case) -> str:
+    """The verdict that a case is listed under: a loss, else a win, else a tie."""
     return next((kind for kind in KINDS if kind in case.verdicts.values()), "tie")
 
 
@@ -104,14 +104,14 @@ def interest(evaluation: Evaluation, case: Case) -> float:
     if not found:
         return math.inf if len(case.answers) > len(case.values) else 0.0
     worst = max(found.values())
-    if theirs is None or kind_of(case) == "tie":
+    if theirs is None or worst_verdict(case) == "tie":
         return worst
     return max(abs(ours - theirs) for ours in found.values())
 
 
 def worst_first(evaluation: Evaluation, case: Case) -> tuple[int, float]:
     """A key that sorts the worst case first: losses before wins before ties."""
-    return KINDS.index(kind_of(case)), -interest(evaluation, case)
+    return KINDS.index(worst_verdict(case)), -interest(evaluation, case)
 
 
 def shortened_case(case: Case) -> Case:

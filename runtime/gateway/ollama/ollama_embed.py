@@ -14,7 +14,7 @@ from runtime.engine.openai_client import listed, mapped, number
 from runtime.gateway.api_errors import ApiError, bad_request, unavailable
 from runtime.gateway.body import dumped
 from runtime.gateway.call import Call
-from runtime.gateway.catalog import Named
+from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.ollama.ollama_engine import ask, find, load
 from runtime.gateway.ollama.ollama_request import Question, embed_question, text
 from runtime.gateway.ollama.ollama_response import NS, read_object
@@ -30,19 +30,19 @@ SPECIAL = 8  # above the number of tokens that any tokenizer adds to a text
 async def embed(call: Call) -> Response:
     """Answer /api/embed: one vector of length 1 for each text. Raises ApiError."""
     began = time.monotonic()
-    named, question = find_embedder(call), embed_question(call.body)
+    resolved, question = find_embedder(call), embed_question(call.body)
     size = call.body.get("dimensions") or 0
     if type(size) is not int or size < 0:
         raise bad_request("dimensions must be a positive number")
     if not question.body["input"]:
-        await load(call, named, "embed")
+        await load(call, resolved, "embed")
         return JSONResponse({"model": call.body["model"], "embeddings": []})
-    texts = prompted(question.body["input"], call.body.get(PROMPT_NAME), named.model.header)
+    texts = prompted(question.body["input"], call.body.get(PROMPT_NAME), resolved.model.header)
     if call.body.get("truncate") is not False:
-        texts = await cut_to_fit(call, named, texts)
+        texts = await cut_to_fit(call, resolved, texts)
     question.body.update({"input": texts, PROMPT_NAME: ""})  # the texts already begin with it
-    vectors, prompt_tokens = await embed_texts(call, question, named)
-    loaded = max(call.gateway.pool.engine(named, "embed").began - began, 0)
+    vectors, prompt_tokens = await embed_texts(call, question, resolved)
+    loaded = max(call.gateway.pool.engine(resolved, "embed").began - began, 0)
     numbers = {
         "total_duration": int((time.monotonic() - began) * NS),
         "load_duration": int(loaded * NS),
@@ -54,38 +54,40 @@ async def embed(call: Call) -> Response:
 
 async def embeddings(call: Call) -> Response:
     """Answer /api/embeddings, the older route: the engine's vector of one text."""
-    named, prompt = find_embedder(call), text(call.body, "prompt")
+    resolved, prompt = find_embedder(call), text(call.body, "prompt")
     if not prompt:
-        await load(call, named, "embed")
+        await load(call, resolved, "embed")
         return JSONResponse({"embedding": []})
-    vectors, _ = await embed_texts(call, embed_question({"input": prompt}), named)
+    vectors, _ = await embed_texts(call, embed_question({"input": prompt}), resolved)
     return JSONResponse({"embedding": vectors[0]})
 
 
-def find_embedder(call: Call) -> Named:
+def find_embedder(call: Call) -> ResolvedModel:
     """The named model. Raises ApiError when it makes no embeddings."""
-    named = find(call)
-    if named.model.is_encoder_decoder:
+    resolved = find(call)
+    if resolved.model.is_encoder_decoder:
         raise ApiError(
-            HTTPStatus.NOT_IMPLEMENTED, f'"{named.id}" does not support embeddings: it answers only'
+            HTTPStatus.NOT_IMPLEMENTED,
+            f'"{resolved.id}" does not support embeddings: it answers only',
         )
-    header = named.model.header
+    header = resolved.model.header
     if header.number(f"{header.architecture}.{POOLING_KEY}") == POOLING_RANK:
         raise ApiError(
-            HTTPStatus.NOT_IMPLEMENTED, f'"{named.id}" does not support embeddings: it ranks only'
+            HTTPStatus.NOT_IMPLEMENTED,
+            f'"{resolved.id}" does not support embeddings: it ranks only',
         )
-    return named
+    return resolved
 
 
 async def embed_texts(
-    call: Call, question: Question, named: Named
+    call: Call, question: Question, resolved: ResolvedModel
 ) -> tuple[list[list[float]], int]:
     """The vectors in the order of their texts, and the total number of tokens."""
     vectors: list[list[float]] = []
     prompt_tokens = 0
-    async with call.gateway.pool.using(named, "embed") as engine:
+    async with call.gateway.pool.using(resolved, "embed") as engine:
         portions = cut(question.body["input"], engine.queue.capacity)
-        works = [partial(embed_portion, call, question, named, portion) for portion in portions]
+        works = [partial(embed_portion, call, question, resolved, portion) for portion in portions]
         async with in_order(works) as texts:
             async for text in texts:
                 read = partial(read_object, text)
@@ -97,16 +99,18 @@ async def embed_texts(
 
 
 async def embed_portion(
-    call: Call, question: Question, named: Named, texts: Sequence[object]
+    call: Call, question: Question, resolved: ResolvedModel, texts: Sequence[object]
 ) -> bytes:
     part = replace(question, body={**question.body, "input": texts})
-    async with ask(call, part, named) as reply:
+    async with ask(call, part, resolved) as reply:
         return await reply.read()
 
 
-async def cut_to_fit(call: Call, named: Named, texts: Sequence[str]) -> list[str | list[int]]:
+async def cut_to_fit(
+    call: Call, resolved: ResolvedModel, texts: Sequence[str]
+) -> list[str | list[int]]:
     """The texts; one that is too long for the engine becomes the tokens that fit."""
-    async with call.gateway.pool.using(named, "embed") as engine:
+    async with call.gateway.pool.using(resolved, "embed") as engine:
         return [await cut_text(engine, one, engine.text_max) for one in texts]
 
 

@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 from runtime.gateway.api_errors import ApiError, bad_request
 from runtime.gateway.call import CHAT, Call
-from runtime.gateway.catalog import Named
+from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.ollama.ollama_request import Question
 from runtime.gateway.ollama.ollama_response import failure
 from runtime.gateway.routes_llama import read_refusal
@@ -16,26 +16,26 @@ from runtime.gateway.scheduling.placement import Role
 from runtime.gateway.scheduling.upstream import Reply
 
 
-def find(call: Call) -> Named:
+def find(call: Call) -> ResolvedModel:
     """The model that a request names. Raises ApiError, with Ollama's wording for an unknown one."""
     name = call.body.get("model") or call.body.get("name")  # the older name of the field
     if not isinstance(name, str) or not name:
         raise bad_request("model is required")
     call.body["model"] = name
     try:
-        named = call.gateway.catalog.find(name)
+        resolved = call.gateway.catalog.find(name)
     except ApiError as error:
         if error.status == HTTPStatus.NOT_FOUND:
             error.message = f"model '{name[:200]}' not found"
         raise
-    call.record.model, call.record.label = named.id, named.label
-    return named
+    call.record.model, call.record.label = resolved.id, resolved.label
+    return resolved
 
 
 @asynccontextmanager
-async def ask(call: Call, question: Question, named: Named) -> AsyncIterator[Reply]:
+async def ask(call: Call, question: Question, resolved: ResolvedModel) -> AsyncIterator[Reply]:
     """Send a request to the engine; yields its response. Raises ApiError for an error."""
-    body = {**question.body, "model": named.id}
+    body = {**question.body, "model": resolved.id}
     async with call.forward(question.route, body) as reply:
         if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise await read_refusal(reply)
@@ -44,15 +44,15 @@ async def ask(call: Call, question: Question, named: Named) -> AsyncIterator[Rep
         yield reply
 
 
-async def load(call: Call, named: Named, role: Role | None = None) -> None:
+async def load(call: Call, resolved: ResolvedModel, role: Role | None = None) -> None:
     gateway = call.gateway
-    async with gateway.pool.using(named, role or gateway.role_of(CHAT, named)):
+    async with gateway.pool.using(resolved, role or gateway.role_of(CHAT, resolved)):
         pass
 
 
-async def unload(call: Call, named: Named) -> None:
+async def unload(call: Call, resolved: ResolvedModel) -> None:
     """Unload a model's idle engines; engines in use unload after their idle time."""
     pool = call.gateway.pool
     for engine in list(pool.engines.values()):
-        if engine.key.base == named.base and engine.is_idle:
+        if engine.key.base == resolved.base and engine.is_idle:
             await pool.stop(engine)

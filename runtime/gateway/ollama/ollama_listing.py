@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from exporter.core.ggml_types import FTYPES
 from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
 from runtime.engine.purpose import purpose_of
-from runtime.gateway.catalog import Named
+from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.ollama.ollama_response import stamp
 
 Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
@@ -24,38 +24,38 @@ FILES = re.compile(r"quantize\.imatrix\.(?:file|dataset)")
 """Metadata keys whose values are file names on the exporting machine."""
 
 
-def tag(named: Named) -> Json:
+def tag(resolved: ResolvedModel) -> Json:
     """A model's entry in /api/tags."""
     return {
-        "name": named.id,
-        "model": named.id,
-        "modified_at": modified(named),
-        "size": size(named),
-        "digest": digest(named),
-        "details": details(named),
+        "name": resolved.id,
+        "model": resolved.id,
+        "modified_at": modified(resolved),
+        "size": size(resolved),
+        "digest": digest(resolved),
+        "details": details(resolved),
     }
 
 
-def shown(named: Named) -> Json:
+def shown(resolved: ResolvedModel) -> Json:
     """The answer of /api/show for a model."""
-    header = named.model.header
+    header = resolved.model.header
     return {
         "license": header.text("general.license") or "",
-        "modelfile": f"FROM {named.id}\n",
+        "modelfile": f"FROM {resolved.id}\n",
         "parameters": "",
-        "template": named.template,
-        "details": details(named),
+        "template": resolved.template,
+        "details": details(resolved),
         "model_info": model_info(header),
-        "capabilities": capabilities(named),
-        "modified_at": modified(named),
+        "capabilities": capabilities(resolved),
+        "modified_at": modified(resolved),
     }
 
 
-def details(named: Named) -> Json:
-    header = named.model.header
-    families = [header.architecture, *(["clip"] if named.model.projector else [])]
+def details(resolved: ResolvedModel) -> Json:
+    header = resolved.model.header
+    families = [header.architecture, *(["clip"] if resolved.model.projector else [])]
     return {
-        "parent_model": named.base if named.adapter else "",
+        "parent_model": resolved.base if resolved.adapter else "",
         "format": "gguf",
         "family": header.architecture,
         "families": families,
@@ -84,37 +84,37 @@ def quantization(header: GGUFFile) -> str:
     return max(nbytes, key=lambda name: nbytes[name], default="unknown")
 
 
-def files(named: Named) -> tuple[Path, ...]:
+def files(resolved: ResolvedModel) -> tuple[Path, ...]:
     """The files of a model: shards, projector, adapter."""
-    header, projector = named.model.header, named.model.projector
+    header, projector = resolved.model.header, resolved.model.projector
     found = [*(header.shards or (header.path,)), *([projector] if projector else [])]
-    return (*found, *([named.adapter.path] if named.adapter else []))
+    return (*found, *([resolved.adapter.path] if resolved.adapter else []))
 
 
-def size(named: Named) -> int:
+def size(resolved: ResolvedModel) -> int:
     """Total size of the files, in bytes."""
-    return sum(path.stat().st_size for path in files(named) if path.exists())
+    return sum(path.stat().st_size for path in files(resolved) if path.exists())
 
 
-def modified(named: Named) -> str:
+def modified(resolved: ResolvedModel) -> str:
     """The modification time of the newest file."""
     return stamp(
-        max((path.stat().st_mtime_ns for path in files(named) if path.exists()), default=0)
+        max((path.stat().st_mtime_ns for path in files(resolved) if path.exists()), default=0)
     )
 
 
-def digest(named: Named) -> str:
+def digest(resolved: ResolvedModel) -> str:
     """64 hex digits that change with the model.
 
     Ollama's digest is the sha256 of whole files, which takes minutes to read; this one covers
     the headers, and the files' sizes and times.
     """
-    header, sha = named.model.header, hashlib.sha256()
-    sha.update(repr((header.metadata, layout(header), named.lora_scales)).encode())
-    if named.adapter is not None and named.adapter.path.exists():
-        adapter = read_gguf(named.adapter.path)
+    header, sha = resolved.model.header, hashlib.sha256()
+    sha.update(repr((header.metadata, layout(header), resolved.lora_scales)).encode())
+    if resolved.adapter is not None and resolved.adapter.path.exists():
+        adapter = read_gguf(resolved.adapter.path)
         sha.update(repr((adapter.metadata, layout(adapter))).encode())
-    for path in files(named):
+    for path in files(resolved):
         if path.exists():
             stat = path.stat()
             sha.update(repr((stat.st_size, stat.st_mtime_ns)).encode())
@@ -125,17 +125,17 @@ def layout(header: GGUFFile) -> list[tuple[str, tuple[int, ...], str]]:
     return [(tensor.name, tensor.shape, tensor.type.name) for tensor in header.tensors]
 
 
-def capabilities(named: Named) -> list[str]:
+def capabilities(resolved: ResolvedModel) -> list[str]:
     """The model's capabilities, by Ollama's names."""
-    header = named.model.header
-    template = named.template
+    header = resolved.model.header
+    template = resolved.template
     if purpose_of(header) != "answers":
         return ["embedding"]
     found = {
         "completion": True,
         "tools": bool(re.search(r"\btools\b", template)),
         "insert": any(key in header.metadata for key in GAPS),
-        "vision": named.model.projector is not None,
+        "vision": resolved.model.projector is not None,
         "thinking": bool(THINKS.search(template)),
     }
     return [name for name, is_there in found.items() if is_there]

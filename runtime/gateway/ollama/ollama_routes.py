@@ -21,7 +21,7 @@ from starlette.routing import Route as Path
 from exporter.core.version import own_version
 from runtime.gateway.api_errors import ApiError, bad_request, encoded
 from runtime.gateway.call import Call, Gateway, Handler, Route
-from runtime.gateway.catalog import Named
+from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.ollama.ollama_embed import embed, embeddings
 from runtime.gateway.ollama.ollama_engine import ask, find, load, unload
 from runtime.gateway.ollama.ollama_listing import capabilities, context, details, digest, shown, tag
@@ -65,7 +65,7 @@ async def version(call: Call) -> Response:
 
 
 async def tags(call: Call) -> Response:
-    found = [tag(named) for named in call.gateway.catalog]
+    found = [tag(resolved) for resolved in call.gateway.catalog]
     return JSONResponse({"models": sorted(found, key=lambda one: one["modified_at"], reverse=True)})
 
 
@@ -86,18 +86,18 @@ async def running(call: Call) -> Response:
     return JSONResponse({"models": found})
 
 
-def process(gateway: Gateway, named: Named, engines: Sequence[EngineEntry]) -> Json:
+def process(gateway: Gateway, resolved: ResolvedModel, engines: Sequence[EngineEntry]) -> Json:
     """A model's entry in /api/ps, summed over its engines for answers, vectors and ranks."""
     nbytes = sum(engine.nbytes for engine in engines)
     has_gpu = gateway.pool.toolchain.info["backend"] != "cpu"
     ttl_s, clock = gateway.settings.ttl_s or FOR_EVER_S, gateway.pool.clock
     idle_s = min(0 if engine.users else clock() - engine.last_used for engine in engines)
     return {
-        "name": named.id,
-        "model": named.id,
+        "name": resolved.id,
+        "model": resolved.id,
         "size": nbytes,
-        "digest": digest(named),
-        "details": details(named),
+        "digest": digest(resolved),
+        "details": details(resolved),
         "expires_at": stamp(time.time_ns() + int(max(ttl_s - idle_s, 0) * NS)),
         "size_vram": nbytes if has_gpu else 0,
         "context_length": max(engine.context for engine in engines),
@@ -115,8 +115,8 @@ async def generate(call: Call) -> Response | None:
 async def converse(call: Call, form: Literal["chat", "generate"]) -> Response | None:
     """Answer a chat or a prompt; without one, load the model or unload it. Raises ApiError."""
     began = time.monotonic()
-    named = find(call)
-    able = capabilities(named)
+    resolved = find(call)
+    able = capabilities(resolved)
     line_format = LineFormat(call.body["model"], form)
     keep_s, is_stream = keeps_s(call.body), wants_stream(call.body)
     if "completion" not in able:
@@ -124,13 +124,13 @@ async def converse(call: Call, form: Literal["chat", "generate"]) -> Response | 
     has_question = objects(call.body, "messages") if form == "chat" else text(call.body, "prompt")
     if not has_question:
         reason = "unload" if keep_s == 0 else "load"
-        await (unload if keep_s == 0 else load)(call, named)
+        await (unload if keep_s == 0 else load)(call, resolved)
         return JSONResponse(line_format.last(reason, {}))
-    chats, thinks = named.can_chat, "thinking" in able
-    ability = Ability(line_format.model, context(named.model.header), thinks, chats)
+    chats, thinks = resolved.can_chat, "thinking" in able
+    ability = Ability(line_format.model, context(resolved.model.header), thinks, chats)
     question = (chat_question if form == "chat" else generate_question)(call.body, ability)
     line_format = replace(line_format, has_top=question.has_top)
-    async with ask(call, question, named) as reply:
+    async with ask(call, question, resolved) as reply:
         answer_lines = lines(reply.chunks(), Answer(line_format, began, time.monotonic()))
         if not is_stream:
             whole = joined(line_format, [line async for line in answer_lines])

@@ -11,7 +11,7 @@ from exporter.core.errors import DecantError, EngineError, SpaceError
 from runtime.engine.llama_server import Server
 from runtime.engine.opened_model import Model
 from runtime.engine.request_texts import Fronts
-from runtime.gateway.catalog import Named
+from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.scheduling.engine_phase import (
     BACKOFF_S,
     Failed,
@@ -171,11 +171,11 @@ def as_reason(error: BaseException) -> DecantError:
     return EngineError(f"its start failed: {message}", hint="the log says more")
 
 
-def key_of(named: Named, role: Role) -> Key:
+def key_of(resolved: ResolvedModel, role: Role) -> Key:
     """The engine for a model and role: one for all scales where requests can set them."""
     if role in SAYING:
-        return Key(named.base, role)
-    return Key(named.base, role, named.lora_scales, named.id)
+        return Key(resolved.base, role)
+    return Key(resolved.base, role, resolved.lora_scales, resolved.id)
 
 
 def is_chosen(lora_scales: LoraScales, model: Model) -> bool:

@@ -23,7 +23,7 @@ from runtime.engine.llama_server import DYING_S, Server
 from runtime.engine.own_template import template_refused
 from runtime.engine.request_texts import Fronts, front_of, template_notes, unlike
 from runtime.gateway.api_errors import ApiError, unavailable
-from runtime.gateway.catalog import Named
+from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.scheduling.adapter_watch import AdapterFiles
 from runtime.gateway.scheduling.engine_entry import CrowdedError, EngineEntry, as_reason, key_of
 from runtime.gateway.scheduling.engine_phase import Failed, Loaded, Loading, Unloaded
@@ -59,18 +59,20 @@ class EnginePool:
     def __post_init__(self) -> None:
         self.adapter_files = AdapterFiles(self.report)
 
-    def engine(self, named: Named, role: Role = "generate") -> EngineEntry:
+    def engine(self, resolved: ResolvedModel, role: Role = "generate") -> EngineEntry:
         """The engine of a model, loaded or not; created if it is new."""
-        key = key_of(named, role)
+        key = key_of(resolved, role)
         if key not in self.engines:
             queue = RequestQueue(self.settings.parallel or 1, self.settings, self.clock)
-            self.engines[key] = EngineEntry(key, named.model, queue)
+            self.engines[key] = EngineEntry(key, resolved.model, queue)
         return self.engines[key]
 
     @asynccontextmanager
-    async def using(self, named: Named, role: Role = "generate") -> AsyncIterator[EngineEntry]:
+    async def using(
+        self, resolved: ResolvedModel, role: Role = "generate"
+    ) -> AsyncIterator[EngineEntry]:
         """The model's engine, which stays loaded inside the block. Raises ApiError."""
-        engine = self.engine(named, role)
+        engine = self.engine(resolved, role)
         engine.users += 1
         try:
             await self.ensure_loaded(engine)
@@ -194,8 +196,7 @@ class EnginePool:
 
     async def in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         """The result of `work`, run in a thread because it may block."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.threads, work, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work, *arguments)
 
     async def limit_chosen_scales(self, engine: EngineEntry) -> float:
         """Evict the least recently used engines with client-chosen scales, to fit one more.
@@ -323,9 +324,8 @@ class EnginePool:
         """Wait for the process's exit before requests go to the engine again."""
         server = engine.server
         if server is not None:
-            loop = asyncio.get_running_loop()
             try:
-                await loop.run_in_executor(None, wait_for_end, server)
+                await asyncio.get_running_loop().run_in_executor(None, wait_for_end, server)
             except EngineDiedError as error:
                 await self.handle_death(engine, server, error)
 

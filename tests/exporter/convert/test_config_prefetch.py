@@ -10,6 +10,7 @@ import pytest
 
 from exporter.convert import config_prefetch
 from exporter.convert.config_prefetch import Config, load_hparams, read_ahead
+from exporter.core.last_value import LastValue
 from exporter.llamacpp.converter_import import imported
 from tests.support.architectures import ARCHITECTURES, make_architecture
 from tests.support.raw import edit_json
@@ -87,7 +88,7 @@ def test_a_plan_imports_nothing_it_can_do_without(tmp_path):
 def fresh(monkeypatch):
     """As in a process that has not imported transformers' configs."""
     monkeypatch.delitem(sys.modules, "transformers.configuration_utils", raising=False)
-    monkeypatch.setattr(config_prefetch, "LAST", {})
+    monkeypatch.setattr(config_prefetch, "LAST", LastValue())
 
 
 @pytest.mark.llamacpp
@@ -99,7 +100,7 @@ def test_what_was_read_ahead_is_what_the_converter_gets(toolchain, tmp_path, fre
             (ahead,) = config_prefetch.AHEAD.values()
             assert load_hparams(base) == expected
             monkeypatch.setattr(ahead, "printed", b"{'model_type': 'read ahead'}")
-            config_prefetch.LAST.clear()
+            config_prefetch.LAST.forget()
             assert load_hparams(base) == {"model_type": "read ahead"}
     assert config_prefetch.AHEAD == {}
     assert ahead.process.returncode is not None

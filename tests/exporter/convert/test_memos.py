@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from exporter.convert.vocabulary_memo import MEMO
-from exporter.inputs.tokenizer_memo import TokenizerMemo, fingerprint
+from exporter.inputs import tokenizer_memo
+from exporter.inputs.tokenizer_memo import TokenizerMemo, tokenizer_files
 from tests.support.headers import header, header_in_a_fresh_process
 from tests.support.tiny import make_base, make_tokenizer
 
@@ -35,6 +36,23 @@ def test_conversions_in_turn_write_what_a_fresh_process_writes(toolchain, tmp_pa
     changed = json.loads((one / "tokenizer_config.json").read_text())
     (one / "tokenizer_config.json").write_text(json.dumps({**changed, "chat_template": "new"}))
     assert b"new" in header(one, toolchain)
+
+
+@pytest.mark.llamacpp
+def test_a_conversion_hashes_the_tokenizer_once(toolchain, tmp_path, monkeypatch):
+    name = "tokenizer_config.json"
+    base, read = make_base(tmp_path / "base"), []
+    content, hashed = (base / name).read_bytes(), tokenizer_memo.hashed
+
+    def counted(files):
+        found = dict(files)
+        read.extend(key for key in found if found[key] == content)
+        return hashed(found.items())
+
+    monkeypatch.setattr(tokenizer_memo, "hashed", counted)
+    header(base, toolchain)
+
+    assert read == [name]
 
 
 @pytest.fixture
@@ -64,8 +82,8 @@ def test_code_is_trusted_only_where_it_is_asked_for(base):
     settings = json.loads((base / "tokenizer_config.json").read_text())
     named = {**settings, "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     (base / "tokenizer_config.json").write_text(json.dumps(named))
-    assert fingerprint(base)[1]
-    trusting = memo.load(base, trust_remote_code=False)
-    assert memo.key is not None
-    assert memo.key == (fingerprint(base)[0], False)
-    assert trusting is memo.load(base)
+    files = tokenizer_files(base)
+    assert files.has_code
+    untrusted = memo.load(base, trust_remote_code=False)
+    assert memo.last == ((files.content, False), untrusted)
+    assert untrusted is memo.load(base)

@@ -130,7 +130,7 @@ def test_an_image_goes_with_its_question_in_openais_form():
 def test_another_model_begins_without_the_adapter_of_the_last():
     conversation = said(Chosen("pirate", 0.5), ModelSet("other"))
 
-    assert (conversation.model, conversation.choice.adapter) == ("other", "")
+    assert (conversation.model, conversation.selection.adapter) == ("other", "")
 
 
 # -- the files

@@ -12,7 +12,7 @@ from exporter.formats.export_request import ExportRequest
 from runtime.engine.local import RAW_TOKENS, LocalEngine
 from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import open_model
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from tests.runtime.gateway.conftest import serving
 from tests.support.tiny import make_base
 
@@ -100,7 +100,9 @@ def test_raw_goes_on_writing_where_there_is_a_template_too(decant, untold):
 def test_a_text_that_nothing_ends_has_a_limit(untold):
     engine = LocalEngine(open_model(untold), FitOptions(context=512, threads=1))
     try:
-        *_, stopped = engine.answer(QUESTION["messages"], {"logit_bias": [[2, False]]}, Choice())
+        *_, stopped = engine.answer(
+            QUESTION["messages"], {"logit_bias": [[2, False]]}, AdapterSelection()
+        )
     finally:
         engine.stop()
 

@@ -19,7 +19,7 @@ from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import FitOptions
 from runtime.engine.openai_client import Delta, ask
 from runtime.engine.opened_model import open_model
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.process.run_dir import OWNER, PREFIX, RunFolder, sweep
 from tests.runtime.conftest import ANSWER, QUESTION, sockets_of
 from tests.support.processes import is_alive
@@ -148,9 +148,9 @@ class TestWithAModel:
             first = engine.start()
             first.process.kill()
             first.process.wait()
-            assert len(list(engine.answer(HELLO, short, Choice()))) > 1
+            assert len(list(engine.answer(HELLO, short, AdapterSelection()))) > 1
             assert engine.server is not first
-            pieces = engine.answer(HELLO, GREEDY, Choice())
+            pieces = engine.answer(HELLO, GREEDY, AdapterSelection())
             next(pieces)
             engine.server.process.kill()
             with pytest.raises(EngineDiedError, match="SIGKILL"):

@@ -19,7 +19,7 @@ from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import open_model
 from runtime.engine.own_template import FIELD, handed_over_template
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from tests.runtime.gateway.conftest import Served, serving
 from tests.support.chat_templates import REGULAR
 from tests.support.tiny import CHAT_TEMPLATE, make_adapter, make_base
@@ -312,16 +312,16 @@ def test_chat_uses_it_too_and_a_template_that_is_named_goes_before_it(
 
 
 def test_switching_in_a_chat_switches_the_template(model, adapters, folders):
-    """As /adapter, /scale and /compare do: one engine, another choice."""
+    """As /adapter, /scale and /compare do: one engine, another selection."""
     beside = tuple(Adapter(name, adapters[name], 1.0) for name in VOICES)
     engine = LocalEngine(open_model(model, beside), FitOptions(context=512, threads=1))
-    asked = {Choice(): "base", **{Choice(name, 0.5): name for name in VOICES}}
-    asked[Choice("chatml", 0.0)] = "base"
+    asked = {AdapterSelection(): "base", **{AdapterSelection(name, 0.5): name for name in VOICES}}
+    asked[AdapterSelection("chatml", 0.0)] = "base"
     try:
-        for choice, voice in asked.items():
-            *_, stopped = engine.answer(TALKS[0], {"max_tokens": 1}, choice)
+        for selection, voice in asked.items():
+            *_, stopped = engine.answer(TALKS[0], {"max_tokens": 1}, selection)
             count = len(wanted(folders[voice], folders["base"], TALKS[0]))
-            assert stopped.prompt_tokens == engine.count(TALKS[0], choice) == count, choice
+            assert stopped.prompt_tokens == engine.count(TALKS[0], selection) == count, selection
     finally:
         engine.stop()
 

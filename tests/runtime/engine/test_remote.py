@@ -10,7 +10,7 @@ from exporter.core.errors import EngineError, InputError
 from runtime.engine.openai_client import Delta, Stopped, Thought, ask
 from runtime.engine.remote import parse_url, read_key
 from runtime.engine.remote_engine import RemoteEngine
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from tests.support.fake_openai import OpenAIServer
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -74,7 +74,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path):
 def test_the_answer_comes_in_pieces_with_what_was_thought():
     with OpenAIServer(["Par", "is."], thoughts=["hm"]) as server:
         engine = RemoteEngine(parse_url(server.url, None), None)
-        *pieces, last = engine.answer(HELLO, {"temperature": 0}, Choice())
+        *pieces, last = engine.answer(HELLO, {"temperature": 0}, AdapterSelection())
 
     assert pieces == [Thought("hm"), Delta("Par"), Delta("is.")]
     assert isinstance(last, Stopped)

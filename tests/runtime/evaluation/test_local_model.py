@@ -15,7 +15,7 @@ from exporter.formats.export_request import ExportRequest
 from runtime.engine.adapters import Adapter
 from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import open_model
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.evaluation.evaluated_model import AnswerSettings
 from runtime.evaluation.local_model import KeptPlace, LocalEngines, LocalModel
 from tests.support.unmerged import Unmerged
@@ -35,8 +35,8 @@ def models(demo_models, pirate_lora, toolchain, tmp_path_factory):
     engines = LocalEngines(opened, FitOptions(256, 1))
     try:
         yield [
-            LocalModel(choice.adapter or "base", engines, choice, {"choice": str(choice)})
-            for choice in (Choice(), Choice("pirate", 0.5))
+            LocalModel(selection.adapter or "base", engines, selection, {"choice": str(selection)})
+            for selection in (AdapterSelection(), AdapterSelection("pirate", 0.5))
         ]
     finally:
         engines.stop()

@@ -11,7 +11,7 @@ from runtime.engine.adapters import Adapter
 from runtime.engine.memory_fit import FitOptions
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote import parse_url
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.evaluation.local_model import LocalEngines, LocalModel
 from runtime.evaluation.prompt_likelihoods import PromptScorer, likelihood_in, prompt_scorer
 from runtime.evaluation.remote_model import RemoteModel
@@ -36,7 +36,10 @@ def test_decants_own_server_gives_what_the_local_model_gives(
     try:
         with serving(tmp_path, *arguments) as served:
             served.wait_until_ready()
-            for name, choice in (("base", Choice()), ("base:pirate@0.5", Choice("pirate", 0.5))):
+            for name, choice in (
+                ("base", AdapterSelection()),
+                ("base:pirate@0.5", AdapterSelection("pirate", 0.5)),
+            ):
                 local = LocalModel(name, engines, choice, {})
                 remote = RemoteModel(name, parse_url(served.url, None), name)
                 assert remote.why_no_likelihoods() == ""

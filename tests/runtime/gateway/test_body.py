@@ -15,7 +15,7 @@ from runtime.engine.opened_model import Model, open_model
 from runtime.gateway.api_errors import ApiError, ClientGoneError
 from runtime.gateway.body import cost, dumped, parse, prepared
 from runtime.gateway.body_reader import Bodies
-from runtime.gateway.catalog import Named
+from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.request_limits import Limits
 from runtime.gateway.settings import Settings
 from tests.support.raw import write_tiny_gguf
@@ -34,9 +34,9 @@ def model(tmp_path_factory) -> Model:
 
 
 @pytest.fixture
-def named(model) -> Named:
+def resolved(model) -> ResolvedModel:
     adapter = Adapter("pirate", model.header.path, 1.0)
-    return Named("m:pirate", "m", model, adapter, (0.0, 1.0))
+    return ResolvedModel("m:pirate", "m", model, adapter, (0.0, 1.0))
 
 
 @pytest.mark.lasting
@@ -65,20 +65,22 @@ def test_half_of_a_surrogate_pair_is_the_clients_fault():
     assert caught.value.status == 400
 
 
-def test_every_adapter_is_told_its_scale_and_clients_cannot(named):
+def test_every_adapter_is_told_its_scale_and_clients_cannot(resolved):
     body = {"model": "m", "lora": [{"id": 0, "scale": 1}], "id_slot": 1, "n_discard": 5,
             "cache_prompt": False, "backend_sampling": True, "top_k": 3}  # fmt: skip
 
-    found = prepared(body, "/completion", named, Settings(), can_say=True)
+    found = prepared(body, "/completion", resolved, Settings(), can_say=True)
 
     expected = [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 1.0}]
     assert found == {"model": "m", "top_k": 3, "lora": expected}
 
 
-def test_fields_can_be_allowed(named):
+def test_fields_can_be_allowed(resolved):
     settings = Settings(allow_fields=frozenset({"id_slot"}))
 
-    found = prepared({"id_slot": 1, "n_discard": 2}, "/completion", named, settings, can_say=False)
+    found = prepared(
+        {"id_slot": 1, "n_discard": 2}, "/completion", resolved, settings, can_say=False
+    )
 
     assert found == {"id_slot": 1}
 
@@ -91,7 +93,7 @@ def test_fields_can_be_allowed(named):
      ({"n_predict": None}, {"n_predict": None, "max_tokens": 10})],
 )  # fmt: skip
 def test_answers_can_be_capped(given, sent, model):
-    plain = Named("m", "m", model, None, ())
+    plain = ResolvedModel("m", "m", model, None, ())
     settings = Settings(max_tokens=10)
 
     assert prepared(given, "/v1/chat/completions", plain, settings, can_say=True) == sent
@@ -110,14 +112,14 @@ def test_a_penalty_looks_back_no_further_than_the_context(name, model):
         ("x", "x"),
     ):
         body = prepared(
-            {name: asked}, "/v1/completions", Named("m", "m", model, None, ()), Settings(),
+            {name: asked}, "/v1/completions", ResolvedModel("m", "m", model, None, ()), Settings(),
             can_say=True,
         )  # fmt: skip
         assert body == {name: sent}
 
 
 def test_without_a_cap_nothing_is_added(model):
-    plain = Named("m", "m", model, None, ())
+    plain = ResolvedModel("m", "m", model, None, ())
 
     assert prepared({"a": 1}, "/v1/chat/completions", plain, Settings(), can_say=True) == {"a": 1}
 
@@ -142,7 +144,7 @@ REMOTE = [
 
 @pytest.mark.parametrize("body", REMOTE, ids=range(len(REMOTE)))
 def test_nothing_is_fetched_for_a_client(body, model, tmp_path):
-    seeing = Named("m", "m", replace(model, projector=tmp_path), None, ())
+    seeing = ResolvedModel("m", "m", replace(model, projector=tmp_path), None, ())
     with pytest.raises(ApiError) as caught:
         prepared(body, "/v1/chat/completions", seeing, Settings(), can_say=True)
     assert caught.value.status == 400
@@ -154,8 +156,8 @@ def test_images_that_are_sent_are_let_through_where_the_model_sees(model, tmp_pa
         message({"type": "image_url", "image_url": {"url": data}}),
         message({"type": "image", "source": {"type": "base64", "data": "AAAA"}}),
     ]
-    seeing = Named("m", "m", replace(model, projector=tmp_path), None, ())
-    blind = Named("m", "m", model, None, ())
+    seeing = ResolvedModel("m", "m", replace(model, projector=tmp_path), None, ())
+    blind = ResolvedModel("m", "m", model, None, ())
     for body in bodies:
         assert prepared(body, "/v1/messages", seeing, Settings(), can_say=True) == body
         with pytest.raises(ApiError, match="cannot see"):
@@ -164,14 +166,14 @@ def test_images_that_are_sent_are_let_through_where_the_model_sees(model, tmp_pa
 
 def test_hosts_of_images_can_be_allowed(model, tmp_path):
     body = message({"type": "image_url", "image_url": {"url": "https://pictures.example/x"}})
-    seeing = Named("m", "m", replace(model, projector=tmp_path), None, ())
+    seeing = ResolvedModel("m", "m", replace(model, projector=tmp_path), None, ())
     settings = Settings(media_hosts=frozenset({"pictures.example"}))
 
     assert prepared(body, "/v1/messages", seeing, settings, can_say=True) == body
 
 
 def test_silent_failures_are_said(model):
-    plain = Named("m", "m", model, None, ())
+    plain = ResolvedModel("m", "m", model, None, ())
     for body in ({"echo": True, "logprobs": 1}, {"messages": {}}, {"prompt": 3}):
         with pytest.raises(ApiError):
             prepared(body, "/v1/completions", plain, Settings(), can_say=True)
@@ -234,20 +236,20 @@ def test_a_client_that_leaves_while_it_sends_is_noticed():
 
 def test_words_that_would_end_a_child_are_refused_and_long_texts_are_not(model):
     pattern = replace(model.header, metadata={"tokenizer.ggml.model": "gpt2"})
-    named = Named("m", "m", Model(pattern), None, ())
-    plain = Named("m", "m", model, None, ())
+    resolved = ResolvedModel("m", "m", Model(pattern), None, ())
+    plain = ResolvedModel("m", "m", model, None, ())
     word = "é" * 100_001
     for body in ({"prompt": word}, {"messages": [{"content": [{"text": f"a {word}"}]}]}):
         with pytest.raises(ApiError, match="a word of more than 100000"):
-            prepared(body, "/v1/completions", named, Settings(), can_say=True)
+            prepared(body, "/v1/completions", resolved, Settings(), can_say=True)
         assert prepared(body, "/v1/completions", plain, Settings(), can_say=True) == body
     long = {"prompt": "word " * 100_000, "image": "data:" + word}
-    assert prepared(long, "/v1/completions", named, Settings(), can_say=True) == long
+    assert prepared(long, "/v1/completions", resolved, Settings(), can_say=True) == long
 
 
 @pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/messages", "/apply-template"])
 def test_conversations_are_not_for_models_without_a_template(model, route):
-    base = Named("m", "m", replace(model, chat_template=None), None, ())
+    base = ResolvedModel("m", "m", replace(model, chat_template=None), None, ())
 
     with pytest.raises(ApiError, match="'m' has no chat template") as refused:
         prepared({"messages": []}, route, base, Settings(), can_say=True)

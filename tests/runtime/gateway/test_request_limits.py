@@ -20,7 +20,7 @@ from runtime.gateway import body_reader as bodies_module
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.body import refuse_media
 from runtime.gateway.body_reader import Bodies
-from runtime.gateway.catalog import Named
+from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.picture_size import pixels, pixels_of
 from runtime.gateway.request_limits import Limits, limits_of, refuse_too_many
 from runtime.gateway.settings import Settings
@@ -214,13 +214,13 @@ def test_a_picture_that_would_fill_the_memory_is_refused_by_its_first_bytes(kind
         {"prompt": ["x", {"prompt_string": "x", "multimodal_data": [packed]}]},
     ]
     model = replace(open_model(write_tiny_gguf(tmp_path / "m.gguf")), projector=tmp_path)
-    named = Named("m", "m", model, None, ())
+    resolved = ResolvedModel("m", "m", model, None, ())
 
     assert pixels(raw) in (1_200_000_000, 240_000_000)
     for body in bodies:
         with pytest.raises(ApiError, match=r"an image has \d+ pixels"):
-            refuse_media(body, named, Settings())
-        refuse_media(body, named, Settings(limits=Limits(pixels=1 << 31)))
+            refuse_media(body, resolved, Settings())
+        refuse_media(body, resolved, Settings(limits=Limits(pixels=1 << 31)))
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd8\xff", b"GIF89a",

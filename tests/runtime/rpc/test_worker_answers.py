@@ -21,7 +21,7 @@ from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import LAYERS_KEPT, FitOptions, fit
 from runtime.engine.openai_client import Delta
 from runtime.engine.opened_model import open_model
-from runtime.engine.selection import Choice
+from runtime.engine.selection import AdapterSelection
 from runtime.rpc.protocol import Spread, WorkerFacts
 from runtime.rpc.relay import keep_alive
 from runtime.rpc.worker import Worker
@@ -97,7 +97,7 @@ class TestAnswers:
         engine = LocalEngine(open_model(pirate), FitOptions(threads=1, rpc=spread(*workers)))
         try:
             hello = [{"role": "user", "content": PROMPTS[0]}]
-            pieces = engine.answer(hello, {"temperature": 0}, Choice())
+            pieces = engine.answer(hello, {"temperature": 0}, AdapterSelection())
             text = "".join(piece.text for piece in pieces if isinstance(piece, Delta))
             argv = Path(f"/proc/{engine.server.process.pid}/cmdline").read_bytes().split(b"\0")
         finally:

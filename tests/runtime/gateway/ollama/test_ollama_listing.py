@@ -15,13 +15,13 @@ from exporter.core.gguf import Array, GGUFFile, TensorInfo
 from runtime.engine.opened_model import Model
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
-from runtime.gateway.catalog import Catalog, Named
+from runtime.gateway.catalog import Catalog, ResolvedModel
 from runtime.gateway.ollama.ollama_listing import capabilities, counted, shown, tag
 from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 
 
-def named(path: Path, projector: Path | None = None, **metadata) -> Named:
+def resolved(path: Path, projector: Path | None = None, **metadata) -> ResolvedModel:
     if not path.exists():
         path.write_bytes(b"GGUF" + bytes(60))
     told = {
@@ -33,7 +33,7 @@ def named(path: Path, projector: Path | None = None, **metadata) -> Named:
         TensorInfo("b.weight", (200, 1024), GGMLType.by_name("F32"), 0, path),
     )
     header = GGUFFile(path, 64, told, tensors)
-    return Named("pirate", "pirate", Model(header, (), projector), None, ())
+    return ResolvedModel("pirate", "pirate", Model(header, (), projector), None, ())
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def named(path: Path, projector: Path | None = None, **metadata) -> Named:
     ],
 )
 def test_what_a_model_can_do_is_read_off_its_header(tmp_path, metadata, found):
-    assert capabilities(named(tmp_path / "m.gguf", **metadata)) == found
+    assert capabilities(resolved(tmp_path / "m.gguf", **metadata)) == found
 
 
 def test_a_model_with_a_projector_sees(tmp_path):
-    model = named(tmp_path / "m.gguf", tmp_path / "mmproj.gguf")
+    model = resolved(tmp_path / "m.gguf", tmp_path / "mmproj.gguf")
 
     assert capabilities(model) == ["completion", "vision"]
     assert tag(model)["details"]["families"] == ["llama", "clip"]
@@ -64,7 +64,7 @@ def test_a_model_with_a_projector_sees(tmp_path):
 def test_a_model_is_listed_with_its_details(tmp_path):
     import ollama
 
-    told = tag(named(tmp_path / "m.gguf"))
+    told = tag(resolved(tmp_path / "m.gguf"))
 
     assert told["name"] == told["model"] == "pirate"
     assert told["size"] == 64
@@ -77,23 +77,23 @@ def test_a_model_is_listed_with_its_details(tmp_path):
 
 
 def test_a_file_that_does_not_say_its_quantization_is_known_by_most_of_its_bytes(tmp_path):
-    told = tag(named(tmp_path / "m.gguf", **{"general.file_type": 4711}))
+    told = tag(resolved(tmp_path / "m.gguf", **{"general.file_type": 4711}))
 
     assert told["details"]["quantization_level"] == "F32"
 
 
 def test_the_digest_changes_with_the_file(tmp_path):
     path = tmp_path / "m.gguf"
-    first = tag(named(path))["digest"]
+    first = tag(resolved(path))["digest"]
 
-    assert tag(named(path))["digest"] == first
-    assert tag(named(path, **{"general.name": "x"}))["digest"] != first
+    assert tag(resolved(path))["digest"] == first
+    assert tag(resolved(path, **{"general.name": "x"}))["digest"] != first
     os.utime(path, ns=(0, 1))
-    assert tag(named(path))["digest"] != first
+    assert tag(resolved(path))["digest"] != first
 
 
 def test_a_file_that_is_gone_is_still_listed(tmp_path):
-    model = named(tmp_path / "m.gguf")
+    model = resolved(tmp_path / "m.gguf")
     model.model.header.path.unlink()
 
     assert tag(model)["size"] == 0
@@ -103,7 +103,7 @@ def test_metadata_is_shown_without_long_arrays_and_paths(tmp_path):
     import ollama
 
     secret = tmp_path / "home" / "me"
-    model = named(
+    model = resolved(
         tmp_path / "m.gguf",
         **{
             "general.name": "Pirate",
@@ -147,7 +147,7 @@ def test_parameters_are_counted_as_on_model_cards(number, text):
 
 @pytest.mark.llamacpp
 def test_a_model_that_only_makes_vectors_is_not_asked_for_answers(tmp_path, toolchain):
-    embedder = named(tmp_path / "minilm.gguf", **{"llama.pooling_type": 1}).model
+    embedder = resolved(tmp_path / "minilm.gguf", **{"llama.pooling_type": 1}).model
     settings = Settings()
     gateway = Gateway(settings, Catalog([embedder]), EnginePool(settings, toolchain))
     with TestClient(build_app(gateway), base_url="http://localhost") as client:

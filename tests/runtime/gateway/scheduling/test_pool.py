@@ -90,10 +90,10 @@ def test_nobody_waits_long_for_what_dies_again_and_again(pirate, toolchain):
     settings = Settings(parallel=1, context=256)
     catalog = Catalog([open_model(pirate)])
     pool = EnginePool(settings, toolchain)
-    named = next(iter(catalog))
+    resolved = next(iter(catalog))
 
     async def run() -> None:
-        async with pool.using(named) as engine:
+        async with pool.using(resolved) as engine:
             watching = set(pool.tasks)
             engine.crashes = 4  # the next start is 10 s away
             await engine.queue.admit(())
