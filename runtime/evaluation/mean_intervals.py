@@ -20,6 +20,7 @@ RESERVE = 1.05  # times the half-width: fewer than 5 % of equal models are found
 LEAST_SKEWED = 3  # items from which a skewness can be computed
 FLAT = 1e-6  # skewness: with less, the correction is nothing but rounding
 ADDED = 0.5  # items: of a variance that few unequal items estimate
+LARGEST = 30.0  # of an exponent: an end beyond says nothing
 TOGETHER = 4  # tokens that are right or wrong together, before there is evidence of more or fewer
 
 
@@ -65,6 +66,22 @@ def mean_interval(found: Spread, reserve: float = 1.0) -> tuple[float, float]:
     if abs(found.skewness) > FLAT:
         ends += [hall(-width, found), hall(width, found)]
     return found.value - found.deviation * max(ends), found.value - found.deviation * min(ends)
+
+
+def weighted_interval(found: Spread, items: float) -> tuple[float, float]:
+    """The 95 % interval of a ratio of sums of values that are never negative, by unequal items.
+
+    items: as many equal ones tell as much (Kish 1965), more than 1. They give t its degrees of
+    freedom, and the upper end is at least that of the logarithm's interval: few long texts carry
+    the figure, and a longer tail than they show is likely.
+    """
+    quantile = t_quantile(max(1, round(items - 1)))
+    wider = math.sqrt(items / (items - 1)) * quantile / t_quantile(found.n - 1)
+    low, high = mean_interval(found, wider)
+    if found.value <= 0:
+        return low, high
+    width = wider * t_quantile(found.n - 1) * found.deviation / math.sqrt(found.n)
+    return low, max(high, found.value * math.exp(min(width / found.value, LARGEST)))
 
 
 def hall(end: float, found: Spread) -> float:

@@ -14,6 +14,7 @@ from runtime.evaluation.mean_intervals import (
     bounded_interval,
     mean_interval,
     spread,
+    weighted_interval,
 )
 from runtime.evaluation.metric import Difference, Interval, Metric, Verdict
 from runtime.evaluation.metrics.figures import ratio
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 10_000  # the interval's ends then vary by about 1 % of its width from seed to seed
 LEAST_ITEMS = 5  # for a verdict
+EQUAL = 0.99  # of the items: as many equal ones, where none weighs much more than another
 SIGNIFICANT = 0.05  # as of a 95 % interval
 SAME = 1e-9  # of a value: rounding, no difference
 
@@ -111,7 +113,12 @@ def _ratio_interval(metric: Metric, rows: Floats) -> tuple[float, float]:
         values = ratio(rows)
         at_ends = float(np.mean((values == 0) | (values == 1)))
         return bounded_interval(found, at_ends, float(rows[:, 1].mean()))
-    low, high = mean_interval(found)
+    weights = rows[:, 1]
+    items = float(weights.sum() ** 2 / (weights**2).sum()) if weights.any() else 0.0
+    if 1 < items < EQUAL * len(rows) and bool((rows >= 0).all()):
+        low, high = weighted_interval(found, items)
+    else:
+        low, high = mean_interval(found)
     if metric.of_ratio is not None:
         low, high = map(float, metric.of_ratio(np.array([low, high])))
     return low, high
