@@ -36,7 +36,7 @@ def test_the_two_first_commands_are_make_demo_and_make_test():
 
 
 def test_ci_runs_the_readmes_test_command():
-    assert "\nmake test\n" in (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "\n    make test\n" in (CHECKOUT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_the_exit_codes_are_the_helps(capsys):
