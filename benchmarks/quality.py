@@ -174,10 +174,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures in quality.json")
     options = parser.parse_args()
     toolchain = find_toolchain()
-    figures: dict[str, Any] = {
-        name: compare(base(), toolchain) for name, base in models(toolchain).items()
-    }
-    figures["machine"] = {**host_facts(), "cores": cores()}
+    figures: dict[str, Any] = {}
+    for name, base in models(toolchain).items():
+        figures[name] = compare(base(), toolchain)
+        print(f"{name}: {json.dumps(figures[name])}", flush=True)
+    host = host_facts()
+    figures["machine"] = {"cpu": host.model, "features": host.features, "cores": cores()}
     text = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     print(text)
     if options.write:
