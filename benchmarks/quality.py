@@ -98,12 +98,13 @@ class Judge:
     def judge(self, path: Path) -> dict[str, float]:
         """The divergence of a file with its 95 % interval, and the share of equal top tokens."""
         options = "--kl-divergence-base", str(self.logits), "--kl-divergence"
+        printed, mean, top = "", None, None
         for _ in range(TRIES):
             printed = self.run("llama-perplexity", path, self.text, JUDGED, *options)
             mean, top = DIVERGENCE.search(printed), SAME_TOP.search(printed)
             if mean and top:
                 break
-        else:
+        if mean is None or top is None:
             raise SystemExit(f"llama-perplexity printed no divergence of {path}:\n{printed[-500:]}")
         return {
             "kl": float(mean[1]),
