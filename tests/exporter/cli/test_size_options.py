@@ -50,6 +50,7 @@ def test_one_size_is_set_by_one_option():
         (("--to", "safetensors", "--bpw", "4.5"), "types and importance matrices are for GGUF"),
     ],
 )
+@pytest.mark.lasting
 def test_what_cannot_be_meant_is_a_usage_error(decant, arguments, message):
     done = decant("export", "--base", "nowhere", *arguments)
 
@@ -60,6 +61,7 @@ def test_what_cannot_be_meant_is_a_usage_error(decant, arguments, message):
 
 @pytest.mark.llamacpp
 @pytest.mark.trained
+@pytest.mark.slow
 def test_the_choice_is_shown_and_fits(warm_decant, tiny_base, tmp_path):
     out = tmp_path / "x.gguf"
     common = ("export", "--base", tiny_base, "--no-calibrate", "-o", out)
@@ -80,6 +82,7 @@ def test_the_choice_is_shown_and_fits(warm_decant, tiny_base, tmp_path):
 
 @pytest.mark.llamacpp
 @pytest.mark.trained
+@pytest.mark.slow
 def test_fit_leaves_room_for_the_context(warm_decant, tiny_base, toolchain, tmp_path):
     out = tmp_path / "x.gguf"
     common = ("export", "--base", tiny_base, "--no-calibrate", "-o", out)

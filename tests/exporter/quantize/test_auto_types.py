@@ -65,6 +65,7 @@ def test_a_file_is_never_larger_than_asked_header_included(wide_base, toolchain,
 
 @pytest.mark.llamacpp
 @pytest.mark.trained
+@pytest.mark.slow
 def test_a_choice_is_the_same_again_and_llama_quantize_makes_its_bytes(
     wide_base, toolchain, tmp_path
 ):
