@@ -87,6 +87,7 @@ def export(
     report(Note(describe(merge)))
 
     report(Step("planning"))
+    give_back_large_blocks()
     tensors = MergedTensors(merge)
     quantizer = Quantizer.load(toolchain, report=report)
     groups = plan_files(request, tensors, toolchain, quantizer, report=report)
@@ -97,7 +98,6 @@ def export(
 
     if not dry_run:
         report(Step("merging and quantizing"))
-        give_back_large_blocks()
         with one_thread():
             write_files(
                 groups, quantizer, force=request.force, threads=request.threads, report=report

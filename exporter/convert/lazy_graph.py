@@ -118,7 +118,11 @@ def walk(node: Node, read: Callable[[str], Any], *, run: bool) -> Any:
 
     if isinstance(node, Leaf):
         return read(node.name)
-    return visit(node) if isinstance(node, gguf.LazyBase) else node
+    if not isinstance(node, gguf.LazyBase):
+        return node
+    found = visit(node)
+    done.clear()  # the two functions refer to each other, and would keep it until a collection
+    return found
 
 
 class SharedReads:
