@@ -149,12 +149,13 @@ def plan_files(
         else:
             types = choose_types(conversion, quant, toolchain, replace(recipe, listed_types=()))
         plans += planned(types)
-    groups = [Group(plans, next(iter(conversions.values())).slots, tensors.read)]
+    slots = next(iter(conversions.values())).slots
+    groups = [Group(plans, slots, tensors.read, tensors.row_blocks)]
     if projector:
         path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
         stored = {slot.name: slot.type for slot in projector.slots}
         plans = planner.plan(path, FLOAT_NAMES[projector.ftype], projector, stored)
-        groups.append(Group(plans, projector.slots, tensors.read))
+        groups.append(Group(plans, projector.slots, tensors.read, tensors.row_blocks))
     return groups
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Read: TypeAlias = "Callable[[str], torch.Tensor]"
 """Returns a merged tensor by its name in the checkpoint."""
 
+RowBlocks: TypeAlias = "Callable[[str], Iterator[torch.Tensor]]"
+"""Returns a merged tensor by its name in the checkpoint, in blocks of its rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
@@ -85,6 +88,18 @@ def before_casts(node: Node) -> Node:
     return node
 
 
+def leaf_name(node: Node) -> str | None:
+    """The merged tensor that a node is, without any step; None for others."""
+    import gguf
+    import torch
+
+    if isinstance(node, Leaf):
+        return node.name
+    is_step = isinstance(node, gguf.LazyBase) and isinstance(node._meta, torch.Tensor)  # noqa: SLF001
+    arguments: tuple[Any, ...] = node._args if is_step else ()  # noqa: SLF001
+    return arguments[0] if len(arguments) == 1 and isinstance(arguments[0], str) else None
+
+
 def as_tensor(values: Any) -> torch.Tensor:
     """Values (…) of torch or numpy as a tensor of the same shape."""
     import numpy as np
@@ -132,19 +147,31 @@ class SharedReads:
     part that needs it to the last.
     """
 
-    def __init__(self, nodes: Iterable[Node], read: Read) -> None:
+    def __init__(
+        self, nodes: Iterable[Node], read: Read, row_blocks: RowBlocks | None = None
+    ) -> None:
         """nodes: all nodes that will be evaluated, in this order."""
         self.read = read
+        self.row_blocks = row_blocks
         self.left = Counter(
             name for node in nodes for part in split_stack(node) for name in sources(part)
         )
         self.held: dict[str, torch.Tensor] = {}
 
     def parts(self, node: Node) -> Iterator[torch.Tensor]:
-        """A node's values (…) in their own type: its experts one by one if it stacks them."""
+        """A node's values (…) in their own type: its experts one by one if it stacks them, and
+        blocks of rows if the steps only change the type.
+        """
         for part in split_stack(node):
+            plain = before_casts(part)
+            name = leaf_name(plain)
+            if self.row_blocks and name is not None and self.left[name] == 1:
+                for block in self.row_blocks(name):
+                    yield block if isinstance(plain, Leaf) else block.to(plain._meta.dtype)  # noqa: SLF001
+                self.release({name})
+                continue
             read = set[str]()
-            yield as_tensor(evaluate(before_casts(part), partial(self.shared, read)))
+            yield as_tensor(evaluate(plain, partial(self.shared, read)))
             self.release(read)
 
     def shared(self, read: set[str], name: str) -> torch.Tensor:

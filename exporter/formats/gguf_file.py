@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from typing_extensions import Self
 
 from exporter.convert.gguf_layout import Layout
-from exporter.convert.lazy_graph import Read, SharedReads
+from exporter.convert.lazy_graph import Read, RowBlocks, SharedReads
 from exporter.core.atomic_file import free_bytes, taken_bytes
 from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
@@ -72,6 +72,8 @@ class Group:
     slots: tuple[Slot, ...]
     read: Read
     """Returns the merged tensors that the slots are made of."""
+    row_blocks: RowBlocks | None = None
+    """Returns them in blocks of rows."""
 
 
 def check_space(plans: list[GGUFPlan]) -> None:
@@ -143,7 +145,7 @@ def row_runs(group: Group, writers: list[FileWriter]) -> Iterator[list[RowRun]]:
     A tensor is never whole in float32 unless it is so in the base or by its merge.
     """
     wanted = [slot for slot in group.slots if any(writer.lacks(slot.name) for writer in writers)]
-    reads = SharedReads((slot.values for slot in wanted), group.read)
+    reads = SharedReads((slot.values for slot in wanted), group.read, group.row_blocks)
     for slot in wanted:
         lacking = [writer for writer in writers if writer.lacks(slot.name)]
         first, n_rows = 0, math.prod(slot.shape[:-1])

@@ -6,10 +6,13 @@ layers compute it, so that the rounding equals PEFT's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from exporter.core.buffer_pool import Pool
 from exporter.core.errors import AdapterError, CheckpointError
+from exporter.core.safetensors import StoredTensor
 from exporter.inputs.checkpoint import read_tensor, torch_dtype
 from exporter.inputs.lazy_tensor import converted
 from exporter.merge.operations import (
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
     from exporter.inputs.lazy_tensor import Tensor
 
+BLOCK_NBYTES = 64 << 20  # bytes of a block of rows
 ROUNDING = 1e-6  # relative to a tensor's largest value
 
 
@@ -103,6 +107,28 @@ class MergedTensors:
                 refuse_non_finite(name, read_tensor(change.source), merged=False)
             refuse_non_finite(name, merged, merged=True)
         return merged
+
+    def row_blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """A tensor (rows, …) in blocks of its rows, if it is stored as they are; else whole.
+
+        Raises the errors of `read`.
+        """
+        stored = self.plan.checkpoint.tensors.get(name)
+        is_plain = isinstance(stored, StoredTensor) and name not in self.plan.changes
+        if not is_plain or stored is None or stored.nbytes <= BLOCK_NBYTES:
+            yield self.read(name)
+            return
+        assert isinstance(stored, StoredTensor)
+        n_rows = stored.shape[0]
+        row_nbytes = stored.nbytes // n_rows
+        step = max(1, BLOCK_NBYTES // row_nbytes)
+        for start in range(0, n_rows, step):
+            shape = (min(step, n_rows - start), *stored.shape[1:])
+            offset = stored.offset + start * row_nbytes
+            block = read_tensor(replace(stored, shape=shape, offset=offset), self.pool)
+            if not is_finite(block):
+                self.read(name)  # raises, with the count of the whole tensor
+            yield block
 
     def changes_something(self, name: str) -> bool:
         """Whether a tensor differs from the base's by more than float32's rounding.
