@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.chat.repl.set_options import parse_setting
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -37,11 +39,29 @@ class Options:
     verbose: bool
     as_json: bool
     quiet: bool
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    json_schema: Path | None = None
+    grammar: Path | None = None
+    thinking: bool | None = None
+    files: tuple[Path, ...] = ()
+    gpu_layers: int | None = None
+    delete: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The sampling settings that were given; the engine's defaults apply to the others."""
-        found = {
-            "temperature": self.temperature, "max_tokens": self.max_tokens, "seed": self.seed
-        }  # fmt: skip
+        """The settings that were given, by `/set`'s names; the engine's defaults for the others.
+
+        Raises InputError for files that are no schema or no text.
+        """
+        plain = ("temperature", "max_tokens", "seed", "top_p", "top_k", "min_p", "repeat_penalty",
+                 "thinking")  # fmt: skip
+        found = {name: getattr(self, name) for name in plain}
+        found["stop"] = list(self.stop) or None
+        for name in ("json_schema", "grammar"):
+            if path := getattr(self, name):
+                found[name] = parse_setting(f"{name}={path}")[1]
         return {name: value for name, value in found.items() if value is not None}

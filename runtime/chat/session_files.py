@@ -250,6 +250,12 @@ def find_session(folder: Path, text: str | None) -> Path:
     return found[0].path
 
 
+def delete_session(path: Path) -> None:
+    """Delete a session's file. Raises OutputError if it is open in another window."""
+    with explained(path), locked(path.open("r+b", buffering=0), path):
+        path.unlink()
+
+
 def check_name(name: str, folder: Path, own: str) -> None:
     """Raise InputError for a malformed name, or one that another session has."""
     if not NAME.fullmatch(name):

@@ -19,13 +19,16 @@ from exporter.core.events import Report
 from exporter.core.paths import data_folder
 from exporter.core.terminal_text import without_controls
 from runtime.chat.chat_options import Options
-from runtime.chat.session import Conversation
-from runtime.chat.session_files import Session, find_session, list_sessions, resume
+from runtime.chat.repl.attachments import is_image, read_image, read_text
+from runtime.chat.repl.set_options import sent
+from runtime.chat.session import Conversation, Turn
+from runtime.chat.session_files import Session, delete_session, find_session, list_sessions, resume
+from runtime.cli.answer_options import answer_options
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import bring_adapters
 from runtime.engine.local import RAW_TOKENS, Engine, LocalEngine, answerer, opening_selection
 from runtime.engine.memory_fit import FitOptions
-from runtime.engine.openai_client import Delta, Stopped, Thought
+from runtime.engine.openai_client import Delta, Message, Stopped, Thought
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote import parse_url, read_key
 from runtime.engine.remote_engine import RemoteEngine
@@ -63,6 +66,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
     help="The projector for images; one beside the model is found without this.",
 )  # fmt: skip
 @click.option("--chat-template", metavar="NAME|FILE", help=HELP)
+@answer_options
 @click.option("--raw", is_flag=True, help="Continue your text, without a chat template.")
 @click.option("--url", help="Use a remote server that speaks OpenAI's API.")
 @click.option(
@@ -74,6 +78,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 @click.option("--save/--no-save", default=True, help="Keep the conversation; the default.")
 @click.option("--continue", "go_on", is_flag=True, help="Continue the last conversation.")
 @click.option("--resume", metavar="ID", help="Continue this conversation.")
+@click.option("--delete", metavar="ID", help="Delete this conversation.")
 @click.option("--list", "list_", is_flag=True, help="List the conversations.")
 @click.option("--force", is_flag=True, help="Load the model even if it seems not to fit.")
 @click.option("--verbose", is_flag=True, help="Show the settings chosen for this machine.")
@@ -93,6 +98,10 @@ def chat(**given: Any) -> int:  # the values of the options above
     if options.list_:
         show_sessions(as_json=options.as_json)
         return 0
+    if options.delete:
+        delete_session(path := find_session(sessions_folder(), options.delete))
+        click.echo(f"deleted {path.stem}", err=True)
+        return 0
     check(options)
     if is_conversation(options):
         return converse(options)
@@ -110,6 +119,12 @@ def check(options: Options) -> None:
         raise click.UsageError(
             "--adapter, --mmproj, --chat-template and --ctx are for a local model, not for --url"
         )
+    if options.raw and (options.json_schema or options.thinking is not None):
+        raise click.UsageError(
+            "--json-schema and --think are for chats; --grammar-file is for --raw, too"
+        )
+    if options.json_schema and options.grammar:
+        raise click.UsageError("--json-schema and --grammar-file both set the form: give one")
     if options.raw and options.chat_template:
         raise click.UsageError("--raw takes no template: leave --chat-template out")
     goes_on = options.go_on or options.resume
@@ -199,7 +214,9 @@ def local_engine(options: Options, report: Report) -> LocalEngine:
     model = open_model(found.path, (*beside, *adapters), options.projector)
     if options.chat_template:
         model = with_template(model, read_template(options.chat_template))
-    fit_options = FitOptions(options.context, options.threads, force=options.force)
+    fit_options = FitOptions(
+        options.context, options.threads, force=options.force, gpu_layers=options.gpu_layers
+    )
     return LocalEngine(model, fit_options, raw=options.raw, report=report)
 
 
@@ -257,11 +274,13 @@ def answer_once(engine: Engine, question: str, options: Options) -> None:
     """Stream the answer to stdout, or print it whole as JSON."""
     text, thoughts = [], []
     stopped = Stopped("")
-    messages = [{"role": "system", "content": options.system}] if options.system else []
-    messages.append({"role": "user", "content": question})
+    messages: list[Message] = []
+    if options.system:
+        messages.append({"role": "system", "content": options.system})
+    messages.append(user_message(engine, question, options.files))
     selection = opening_selection(engine) if isinstance(engine, LocalEngine) else AdapterSelection()
     raw = options.as_json or not sys.stdout.isatty()
-    with closing(engine.answer(messages, options.settings, selection)) as pieces:
+    with closing(engine.answer(messages, sent(options.settings), selection)) as pieces:
         for piece in pieces:
             match piece:
                 case Delta():
@@ -280,6 +299,19 @@ def answer_once(engine: Engine, question: str, options: Options) -> None:
         from runtime.chat.repl.loop import numbers_text
 
         click.echo(numbers_text(stopped, answerer(engine, selection)), err=True)
+
+
+def user_message(engine: Engine, question: str, files: tuple[Path, ...]) -> Message:
+    """The user's message with its files. Raises InputError for an image without a projector."""
+    images = [path for path in files if is_image(path)]
+    if images and not engine.sees:
+        raise InputError(
+            f"{engine.model} takes no images: it has no projector (mmproj)",
+            hint="name one with --mmproj FILE",
+        )
+    texts = [read_text(path) for path in files if path not in images]
+    shown = tuple(read_image(path) for path in images)
+    return Turn("\n\n".join([*texts, question]), shown).messages()[0]
 
 
 def as_json(

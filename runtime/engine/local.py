@@ -135,7 +135,14 @@ class LocalEngine:
             "seq2seq" if self.loaded.is_encoder_decoder else "llama-server",
             rpc=self.rpc,
             chat=self.loaded.chat,
+            extra=self.gpu_flags,
         )
+
+    @property
+    def gpu_flags(self) -> tuple[str, ...]:
+        """llama-server's option for the user's number of layers on the GPU."""
+        layers = self.options.gpu_layers
+        return () if layers is None or self.loaded.is_encoder_decoder else ("-ngl", str(layers))
 
     def preflight(self) -> tuple[WorkerFacts, ...]:
         """Check the workers, if there are any. Raises WorkerError and UnsupportedError."""

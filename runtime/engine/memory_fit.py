@@ -81,6 +81,8 @@ class FitOptions:
     text's vector then depends on the other texts of its batch."""
     wide_cache: bool = False
     """Whether keys and values are stored in 32 bits if memory allows."""
+    gpu_layers: int | None = None
+    """Layers on the GPU; None for as many as fit."""
 
     @property
     def best_type(self) -> str:

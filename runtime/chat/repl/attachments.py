@@ -38,6 +38,15 @@ def read_text(path: Path) -> str:
     return f"{path.name}:\n{fence}\n{text.rstrip()}\n{fence}"
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file begins as an image does."""
+    try:
+        with path.open("rb") as file:
+            return image_kind(file.read(64)) is not None
+    except OSError:
+        return False
+
+
 def user_path(text: str) -> Path:
     """The path that was typed, with `~` expanded. Raises InputError for no path."""
     if not text or "\0" in text:

@@ -173,7 +173,9 @@ def value_text(value: object) -> str:
         return "on" if value else "off"
     if isinstance(value, list):
         return ",".join(map(str, value)).replace("\n", "\\n")
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    shown = "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    first = shown.strip().partition("\n")[0]
+    return shown if shown == first else f"{first} …"
 
 
 def settings_now(repl: Repl) -> dict[str, object]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from exporter.core.errors import InputError
 from exporter.core.paths import size_text
-from runtime.chat.repl.attachments import read_image, read_text, user_path
+from runtime.chat.repl.attachments import is_image, read_image, read_text, user_path
 from runtime.chat.repl.loop import Repl
 from runtime.chat.repl.transcript import FORMATS, export
 from runtime.chat.session import Chosen, Named
@@ -35,6 +35,11 @@ def read(repl: Repl, argument: str) -> None:
     repl.screen.note(
         f"({Path(argument).name}, {size_text(len(text))}, goes with your next message)"
     )
+
+
+def add_file(repl: Repl, path: Path) -> None:
+    """Add an image or a text to the next message. Raises InputError for other files."""
+    (attach if is_image(path) else read)(repl, str(path))
 
 
 def save(repl: Repl, argument: str) -> None:

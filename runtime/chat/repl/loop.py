@@ -28,6 +28,7 @@ from runtime.terminal.markdown import MarkdownStream
 
 COMMAND = re.compile(r"/[a-z?]+(\s|$)")  # but not a path at a message's beginning
 TRIM_TO = 0.5  # of the context, so that several more turns fit
+LEAVING = ("exit", "quit")  # as they are typed in other programs, without a slash
 LEAVE = "Ctrl-C again leaves, and so does Ctrl-D; /help lists the commands"
 
 
@@ -90,6 +91,8 @@ def run(repl: Repl, handle: Handler) -> int:
             repl.screen.fresh_line()
             text = repl.lines.read(repl.prompt())
             interrupted = False
+            if text.strip() in LEAVING:
+                return 0
             if COMMAND.match(text):
                 handle(repl, text)
             elif text or repl.images or repl.texts:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from exporter.core.errors import InputError
 
@@ -54,6 +56,30 @@ def texts(text: str) -> Value:
     return [part.replace("\\n", "\n") for part in text.split(",") if part]
 
 
+def text_file(text: str) -> Value:
+    """The content of a file. Raises InputError for one that cannot be read."""
+    path = Path(text).expanduser()
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not text in UTF-8"
+        raise InputError(f"cannot read `{path}`: {why}", hint="is the path right?") from error
+
+
+def schema_file(text: str) -> Value:
+    """The content of a file with a JSON schema. Raises InputError for other files."""
+    found = text_file(text)
+    try:
+        schema = json.loads(str(found))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"`{text}` is not JSON: {error}", hint="a JSON schema is needed"
+        ) from error
+    if not isinstance(schema, dict):
+        raise InputError(f"`{text}` is JSON, but not an object", hint="a JSON schema is needed")
+    return found
+
+
 SETTINGS = (
     Setting("temperature", "0 always takes the most likely token", number(0)),
     Setting("top_p", "only the most likely tokens, up to this probability, 0 to 1", number(0, 1)),
@@ -65,6 +91,9 @@ SETTINGS = (
     Setting("presence_penalty", "-2 to 2, as in OpenAI's API", number(-2, 2)),
     Setting("frequency_penalty", "-2 to 2, as in OpenAI's API", number(-2, 2)),
     Setting("stop", "texts to stop at, separated by commas", texts),
+    Setting("thinking", "on or off: think first, where the chat template can", switch),
+    Setting("json_schema", "a file: answers are JSON of its schema", schema_file),
+    Setting("grammar", "a file: answers keep to its GBNF grammar", text_file),
     Setting("markdown", "on or off: render answers", switch, is_sent=False),
     Setting("stats", "on or off: numbers after each answer", switch, is_sent=False),
     Setting("reasoning", "on or off: show what the model thinks", switch, is_sent=False),
@@ -93,6 +122,16 @@ def parse_setting(text: str) -> tuple[str, Value]:
 
 
 def sent(settings: Mapping[str, Value]) -> dict[str, object]:
-    """The settings that are sent to the engine."""
+    """The settings that are sent to the engine, as OpenAI's API and llama-server name them."""
     known = {name: value for name, value in settings.items() if name in BY_NAME}
-    return {name: value for name, value in known.items() if BY_NAME[name].is_sent}
+    found: dict[str, object] = {
+        name: value for name, value in known.items() if BY_NAME[name].is_sent and value is not None
+    }
+    if "thinking" in found:
+        found["chat_template_kwargs"] = {"enable_thinking": found.pop("thinking")}
+    if "json_schema" in found:
+        schema = json.loads(str(found.pop("json_schema")))
+        found["response_format"] = {
+            "type": "json_schema", "json_schema": {"name": "answer", "schema": schema}
+        }  # fmt: skip
+    return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from exporter.core.errors import DecantError
 from runtime.chat.repl.commands import handle
 from runtime.chat.repl.completion import completions
-from runtime.chat.repl.keeping import welcome_back
+from runtime.chat.repl.keeping import add_file, welcome_back
 from runtime.chat.repl.lines import EditedLines, Lines, PlainLines
 from runtime.chat.repl.loop import Repl, run
 from runtime.chat.repl.screen import Screen
@@ -46,6 +46,8 @@ def converse(
     }
     if screen.is_fancy and sys.stdin.isatty():
         repl.lines = edited_lines(repl, sessions.parent / "chat-history" if options.save else None)
+    for path in options.files:
+        add_file(repl, path)
     if options.system is not None:
         session.record(SystemSet(options.system))
     if options.settings:

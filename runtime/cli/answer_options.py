@@ -1,0 +1,44 @@
+"""The options of `decant chat` about how an answer is made, and what goes with a question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+OPTIONS = (
+    click.option("--top-p", type=click.FloatRange(0, 1), help="The likeliest tokens up to this."),
+    click.option("--top-k", type=click.IntRange(0), help="So many likeliest tokens; 0: all."),
+    click.option("--min-p", type=click.FloatRange(0, 1), help="Least share of the likeliest one."),
+    click.option(
+        "--repeat-penalty", type=click.FloatRange(0, 1000), help="Above 1: fewer repetitions."
+    ),
+    click.option("--stop", multiple=True, metavar="TEXT", help="Stop at TEXT. Repeatable."),
+    click.option("--json-schema", type=FILE, metavar="FILE", help="Answer in JSON of this schema."),
+    click.option(
+        "--grammar-file", "grammar", type=FILE, metavar="FILE", help="Keep to this GBNF grammar."
+    ),
+    click.option(
+        "--think/--no-think", "thinking", default=None,
+        help="Whether to think first; default: as the template does.",
+    ),
+    click.option(
+        "--file", "files", multiple=True, type=FILE, metavar="FILE",
+        help="A text or an image that goes with the first question. Repeatable.",
+    ),
+    click.option(
+        "-ngl", "--gpu-layers", type=click.IntRange(0, 10_000),
+        help="Layers on the GPU; default: as many as fit.",
+    ),
+)  # fmt: skip
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def answer_options(command: Command) -> Command:
+    """Add these options to `command`, under the names of chat_options.Options."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
