@@ -32,6 +32,7 @@ from exporter.quantize.auto_types import AutoTypes, file_type
 from exporter.quantize.imatrix import importance
 from exporter.quantize.quantizer import Quantizer, choose_types
 from exporter.quantize.recipe import PLAIN, RECIPE_KEY, Recipe, check_recipe, recipe_text
+from exporter.quantize.type_losses import Weights
 from exporter.verify.after import verify_exported
 from exporter.verify.report import Verification
 
@@ -134,6 +135,8 @@ def plan_files(
     conversions, projector = convert_all(request, tensors, toolchain, report=report)
     planner = FilePlanner(merge, provenance(merge, toolchain), identity(merge, toolchain))
     plans = []
+    changed = frozenset(filter(tensors.has_base, merge.changes))
+    weights = Weights(tensors.read, tensors.read_base, changed)
     for path, quant in zip(request.outputs, request.quants, strict=True):
         conversion = conversions[outtype_for(quant)]
         planned = partial(
@@ -142,7 +145,7 @@ def plan_files(
         if quant == AUTO:
             report(Step("choosing types"))
             auto = AutoTypes(
-                conversion, recipe, tensors.read, toolchain, quantizer, request.threads, report
+                conversion, recipe, weights, toolchain, quantizer, request.threads, report
             )
             with one_thread():
                 types = auto.choose(partial(total_nbytes, planned))

@@ -130,6 +130,18 @@ class MergedTensors:
                 self.read(name)  # raises, with the count of the whole tensor
             yield block
 
+    def has_base(self, name: str) -> bool:
+        """Whether an adapter changes a tensor that the base has in the same shape."""
+        change = self.plan.changes.get(name)
+        source = change.source if change else None
+        return source is not None and change is not None and source.shape == change.shape
+
+    def read_base(self, name: str) -> torch.Tensor:
+        """The base's tensor in place of the merged one, in the same shape and type."""
+        source = self.plan.changes[name].source
+        assert source is not None, name
+        return converted(read_tensor(source, self.pool), self.dtype(name), self.pool)
+
     def changes_something(self, name: str) -> bool:
         """Whether a tensor differs from the base's by more than float32's rounding.
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from exporter.convert.gguf_layout import Conversion
-from exporter.convert.lazy_graph import Read
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Report, silent
 from exporter.core.ggml_types import FLOATS, FTYPES, GGMLType
@@ -29,7 +28,7 @@ from exporter.quantize.imatrix import NEEDY, importance
 from exporter.quantize.quantizer import Quantizer, choose_types, write_skeleton
 from exporter.quantize.recipe import Recipe
 from exporter.quantize.size_budget import LIKE, SizeBudget
-from exporter.quantize.type_losses import Losses, measure_losses
+from exporter.quantize.type_losses import Losses, Weights, measure_losses
 
 K_QUANTS = ("IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Candidates for rows of whole blocks of 256."""
@@ -57,7 +56,7 @@ class AutoTypes:
 
     conversion: Conversion
     recipe: Recipe
-    read: Read
+    weights: Weights
     toolchain: Toolchain
     quantizer: Quantizer
     threads: int
@@ -117,7 +116,7 @@ class AutoTypes:
             if stock[slot.name].name not in FLOATS and not self.recipe.fixes(slot.name)
         }
         found = measure_losses(
-            self.conversion.slots, self.read, candidates, matrix, self.quantizer,
+            self.conversion.slots, self.weights, candidates, matrix, self.quantizer,
             threads=self.threads, report=self.report,
         )  # fmt: skip
         for slot in self.conversion.slots:
