@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from exporter.core import resumable_file
 from exporter.core.errors import InputError, UnsupportedError
+from exporter.core.events import Note, Progress
 from exporter.core.ggml_types import AUTO, GGMLType
 from exporter.core.gguf import read_gguf
 from exporter.export import export
@@ -140,6 +142,27 @@ def test_a_larger_size_loses_less_of_the_weights(wide_base, toolchain, tmp_path)
 
     assert lost[0] > lost[1] > lost[2]
     assert lost[1] < weighted_loss(stock, wide_base, toolchain)
+
+
+@pytest.mark.llamacpp
+@pytest.mark.trained
+def test_a_stopped_export_goes_on_with_the_same_types(wide_base, toolchain, tmp_path, monkeypatch):
+    whole, path, said = tmp_path / "whole.gguf", tmp_path / "x.gguf", []
+    made(wide_base, whole, toolchain)
+    monkeypatch.setattr(resumable_file, "SYNC_NBYTES", 1)  # every whole tensor is recorded
+
+    def stop(event):
+        is_half = isinstance(event, Progress) and event.done * 2 > event.total
+        if is_half and event.task == "quantizing":
+            raise KeyboardInterrupt
+
+    request = ExportRequest((), wide_base, (AUTO,), (path,))
+    with pytest.raises(KeyboardInterrupt):
+        export(request, toolchain, report=stop)
+    export(request, toolchain, report=said.append)
+
+    assert any(isinstance(event, Note) and "resuming `" in event.message for event in said)
+    assert path.read_bytes() == whole.read_bytes()
 
 
 def weighted_loss(path, base, toolchain) -> float:
