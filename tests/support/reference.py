@@ -28,8 +28,9 @@ def merge_with_peft(base: Path, adapter: Path, folder: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     merged.save_pretrained(folder)
-    for name in ("tokenizer.model", "tokenizer_config.json"):
-        (folder / name).write_bytes((base / name).read_bytes())
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+        if (base / name).exists():
+            (folder / name).write_bytes((base / name).read_bytes())
     return folder
 
 
