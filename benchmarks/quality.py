@@ -30,7 +30,7 @@ from exporter.core.events import Event, Step  # noqa: E402
 from exporter.core.ggml_types import AUTO  # noqa: E402
 from exporter.core.gguf import read_gguf  # noqa: E402
 from exporter.core.machine import cores  # noqa: E402
-from exporter.export import export  # noqa: E402
+from exporter.export import count, export  # noqa: E402
 from exporter.formats.export_request import ExportRequest  # noqa: E402
 from exporter.llamacpp.toolchain import (  # noqa: E402
     Toolchain,
@@ -131,7 +131,7 @@ def compare(base: Path, toolchain: Toolchain) -> dict[str, object]:
                 "auto": ours,
                 "stock": theirs,
                 "nbytes": [chosen.stat().st_size, stock.stat().st_size],
-                "types": count(chosen),
+                "types": count(tensor.type for tensor in read_gguf(chosen).tensors),
                 "choosing_s": round(choosing_s, 2),
                 "export_s": round(plain_s, 2),
                 "choosing_ratio": round(choosing_s / (auto_s - choosing_s), 2),
@@ -141,11 +141,6 @@ def compare(base: Path, toolchain: Toolchain) -> dict[str, object]:
     finally:
         shutil.rmtree(folder)
     return found
-
-
-def count(path: Path) -> dict[str, int]:
-    names = [tensor.type.name for tensor in read_gguf(path).tensors]
-    return {name: names.count(name) for name in sorted(set(names))}
 
 
 def table(figures: Mapping[str, Any]) -> str:

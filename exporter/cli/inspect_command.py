@@ -74,7 +74,7 @@ def inspect(path: str, show_tensors: bool, only_recipe: bool, as_json: bool) -> 
 
 
 def print_recipe(text: str) -> None:
-    """Print a GGUF's types as rules. Raises ModelError for anything else, or without any type."""
+    """Print a GGUF's types as rules. Raises ModelError without one, and as `read_recipe` does."""
     path = Path(text)
     with reporting() as report:
         rules = read_recipe(path if path.is_file() else find_model(text, store(), report=report))

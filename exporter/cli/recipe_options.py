@@ -78,11 +78,6 @@ class TypedRecipe:
     recipe_file: Path | None
     no_calibrate: bool
 
-    @property
-    def budget(self) -> SizeBudget | None:
-        """The size that is set. Raises UsageError as `parse_budget` does."""
-        return parse_budget(self.bpw, self.size, self.fit, self.context)
-
     def recipe(self) -> Recipe:
         """Read the files that are named. Raises UsageError for options that exclude each other."""
         if self.imatrix and self.calibrate:
@@ -97,7 +92,7 @@ class TypedRecipe:
             pure=self.pure,
             listed_types=read_recipe(self.recipe_file) if self.recipe_file else (),
             calibrates=not self.no_calibrate,
-            budget=self.budget,
+            budget=parse_budget(self.bpw, self.size, self.fit, self.context),
         )
 
 
@@ -110,9 +105,9 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_recipe(**options: Any) -> None:  # the command's, and these
         typed = TypedRecipe(**{one.name: options.pop(one.name) for one in fields(TypedRecipe)})
-        if typed.budget or typed.recipe_file:
-            options["quants"] = quants_with_auto(options["quants"])
         recipe = typed.recipe()
+        if recipe.budget or recipe.listed_types:
+            options["quants"] = quants_with_auto(options["quants"])
         if recipe.pure and AUTO in map(str.upper, options["quants"]):
             raise click.UsageError("--pure gives all tensors one type, and -q auto each its own")
         command(recipe=recipe, **options)
@@ -127,17 +122,19 @@ def parse_budget(
 ) -> SizeBudget | None:
     """The size that one of the options gives. Raises UsageError for more than one of them."""
     given_ones = [
-        name for name, value in (("--bpw", bpw), ("--size", size), ("--fit", fit)) if value
+        name
+        for name, value in (("--bpw", bpw), ("--size", size), ("--fit", fit))
+        if value is not None  # an empty text, as of a variable that is not set, is refused below
     ]
     if len(given_ones) > 1:
         raise click.UsageError(f"{' and '.join(given_ones)} all set the size: choose one")
-    if context and not fit:
+    if context and fit is None:
         raise click.UsageError("--ctx is the context beside the weights of --fit: add --fit")
-    if fit:
+    if fit is not None:
         nbytes = None if fit == HERE else parse_size("--fit", fit)
         room = importlib.import_module(ROOM).weights_room
         return SizeBudget(room=functools.partial(room, nbytes=nbytes, context=context))
-    if size:
+    if size is not None:
         return SizeBudget(nbytes=parse_size("--size", size))
     return SizeBudget(bits=bpw) if bpw else None
 

@@ -91,12 +91,10 @@ def before_casts(node: Node) -> Node:
 def leaf_name(node: Node) -> str | None:
     """The merged tensor that a node is, without any step; None for others."""
     import gguf
-    import torch
 
     if isinstance(node, Leaf):
         return node.name
-    is_step = isinstance(node, gguf.LazyBase) and isinstance(node._meta, torch.Tensor)  # noqa: SLF001
-    arguments: tuple[Any, ...] = node._args if is_step else ()  # noqa: SLF001
+    arguments: tuple[Any, ...] = node._args if isinstance(node, gguf.LazyBase) else ()  # noqa: SLF001
     return arguments[0] if len(arguments) == 1 and isinstance(arguments[0], str) else None
 
 
@@ -122,13 +120,13 @@ def walk(node: Node, read: Callable[[str], Any], *, run: bool) -> Any:
         return done[id(node)]
 
     def value(node: Any) -> Any:
-        arguments = node._args  # noqa: SLF001 - gguf has no public way to run a chain twice
-        if len(arguments) == 1 and isinstance(arguments[0], str):
-            found = read(arguments[0])
+        if (name := leaf_name(node)) is not None:
+            found = read(name)
             return found.to(node._meta.dtype) if run else None  # noqa: SLF001
         if node._data is not None:  # noqa: SLF001
             return node._data  # noqa: SLF001
-        ready = gguf.LazyBase._recurse_apply(arguments, visit)  # noqa: SLF001
+        # gguf has no public way to run a chain twice
+        ready = gguf.LazyBase._recurse_apply(node._args, visit)  # noqa: SLF001
         return node._func(*ready, **node._kwargs) if run else None  # noqa: SLF001
 
     if isinstance(node, Leaf):

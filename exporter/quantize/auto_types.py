@@ -102,8 +102,12 @@ class AutoTypes:
     def n_weights(self) -> int:
         return sum(math.prod(slot.shape) for slot in self.conversion.slots)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {slot.name: slot.shape for slot in self.conversion.slots}
+
     def data_nbytes(self, types: Mapping[str, GGMLType]) -> int:
-        shapes = {slot.name: slot.shape for slot in self.conversion.slots}
+        shapes = self.shapes
         return sum(kind.nbytes(shapes[name]) for name, kind in types.items())
 
     def losses(self, stock: Mapping[str, GGMLType], limit: int) -> Losses:
@@ -128,8 +132,7 @@ class AutoTypes:
         self, limit: int, stock: Mapping[str, GGMLType], losses: Losses
     ) -> dict[str, GGMLType]:
         """The best types whose data take `limit` bytes or less. Raises UnsupportedError."""
-        shapes = {slot.name: slot.shape for slot in self.conversion.slots}
-        is_tied = "output.weight" not in stock
+        shapes, is_tied = self.shapes, "output.weight" not in stock
         options = {
             name: [
                 Option(kind, kind.nbytes(shapes[name]), sensitivity(name, is_tied=is_tied) * lost)

@@ -168,7 +168,10 @@ class Quantizer:
     def dequantize(
         self, packed: np.ndarray[Any, Any], kind: GGMLType, n_per_row: int
     ) -> np.ndarray[Any, Any]:
-        """Dequantize contiguous bytes (n, row_nbytes) of `kind` to float32 rows (n, n_per_row)."""
+        """Dequantize contiguous bytes (n, row_nbytes) of `kind` to float32 rows (n, n_per_row).
+
+        In ggml, in little time; a verification reads with gguf-py, which wrote nothing.
+        """
         import numpy as np
 
         rows = np.empty((packed.shape[0], n_per_row), np.float32)

@@ -76,11 +76,15 @@ class Recipe:
         size = self.budget.arguments() if self.budget and quant == AUTO else []
         return metadata | {"decant.quant": " ".join([quant, *size, *self.overrides()])}
 
+    @property
+    def by_name(self) -> dict[str, GGMLType | None]:
+        """The types of the tensors that have an option of their name."""
+        return {"output.weight": self.output_type, "token_embd.weight": self.embedding_type}
+
     def names(self, name: str) -> bool:
         """Whether one of the user's options decides the tensor's type."""
-        named = {"output.weight": self.output_type, "token_embd.weight": self.embedding_type}
-        rules = self.tensor_types
-        return bool(named.get(name)) or any(re.search(rule.pattern, name) for rule in rules)
+        matching = (re.search(rule.pattern, name) for rule in self.tensor_types)
+        return bool(self.by_name.get(name)) or any(matching)
 
     def fixes(self, name: str) -> bool:
         """Whether one of the user's options or a recipe's rule decides the tensor's type."""
@@ -164,24 +168,23 @@ def check_rules(recipe: Recipe, types: dict[str, GGMLType], slots: Iterable[Slot
     shapes = {slot.name: slot.shape for slot in slots}
     for rule in (*recipe.tensor_types, *recipe.listed_types):
         is_listed = rule not in recipe.tensor_types
+        option = "--recipe" if is_listed else "--tensor-type"
         matching = [name for name in types if re.search(rule.pattern, name)]
         if not matching:
             raise InputError(
-                f"`{'--recipe' if is_listed else '--tensor-type'} {rule}` names no tensor of this"
-                " model",
+                f"`{option} {rule}` names no tensor of this model",
                 hint=f"`decant inspect MODEL --tensors` lists them, such as {next(iter(types))}",
             )
         if is_listed and any(recipe.names(name) for name in matching):
             continue  # the user's own rule goes before
         if not any(types[name] == rule.type for name in matching):
             raise InputError(
-                f"`{'--recipe' if is_listed else '--tensor-type'} {rule}` has no effect:"
-                f" {matching[0]} {list(shapes[matching[0]])} stays {types[matching[0]].name}",
+                f"`{option} {rule}` has no effect: {matching[0]}"
+                f" {list(shapes[matching[0]])} stays {types[matching[0]].name}",
                 hint=f"an earlier rule may name it, or its rows are not a multiple of"
                 f" {rule.type.block}, or llama.cpp never quantizes it",
             )
-    named = {"output.weight": recipe.output_type, "token_embd.weight": recipe.embedding_type}
-    for name, kind in named.items():
+    for name, kind in recipe.by_name.items():
         if kind and name in types and types[name] != kind:
             raise InputError(
                 f"`{name}` {list(shapes[name])} stays {types[name].name} and is not {kind.name}",

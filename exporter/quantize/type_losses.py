@@ -32,8 +32,6 @@ SHARE, FEWEST, MOST = 16, 1 << 13, 1 << 16
 """Of a tensor one value in SHARE is quantized to each candidate, between FEWEST and MOST values."""
 Losses: TypeAlias = "dict[str, dict[GGMLType, float]]"
 """Tensor -> candidate type -> relative squared error of the tensor's outputs."""
-
-
 UNDONE = 5.0
 """Cost of the part of an error that undoes the adapters' change, beside its squares. The demo's
 adapter left out costs 6 times the divergence of as large errors by Q4_K_M or Q3_K_M.
@@ -80,7 +78,7 @@ def measure_losses(
 ) -> Losses:
     """The losses of all tensors that have candidates, in the slots' order."""
     wanted = [slot for slot in slots if len(candidates.get(slot.name, ())) > 1]
-    total = sum(math.prod(slot.shape) for slot in wanted)
+    total = sum(slot.type.nbytes(slot.shape) for slot in wanted)
     reads, done = SharedReads((slot.values for slot in wanted), weights.read), 0
     changed = [slot for slot in wanted if weights.changes(slot)]
     base = SharedReads((slot.values for slot in changed), weights.before or weights.read)
@@ -97,7 +95,7 @@ def measure_losses(
             found[slot.name] = dict(
                 zip(kinds, pool.map(lambda k, s=samples: loss(s, k, quantizer), kinds), strict=True)
             )
-            done += math.prod(slot.shape)
+            done += slot.type.nbytes(slot.shape)
             report(Progress("choosing types", done, total, "bytes"))
     return found
 
@@ -124,7 +122,6 @@ def sampled(
 
 def loss(samples: Sequence[Sample], kind: GGMLType, quantizer: Quantizer) -> float:
     """The relative squared error of the samples in one type, and what it undoes of a change."""
-
     error = size = along = change = 0.0
     for sample in samples:
         weights = sample.weights

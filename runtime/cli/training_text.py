@@ -7,10 +7,9 @@ from pathlib import Path
 
 from exporter.core.errors import DecantError
 from exporter.core.events import Report, silent
-from exporter.core.paths import is_checkpoint
 from runtime.cli.eval_command import opened_data
 from runtime.cli.eval_options import EvalOptions
-from runtime.evaluation.data.training_data import named_data
+from runtime.evaluation.data.training_data import named_data, places_of
 from runtime.evaluation.item import Item
 
 LONGEST = 200_000  # characters: more makes a matrix no better, and takes time
@@ -33,9 +32,7 @@ def training_text(adapters: Sequence[Path], *, report: Report = silent) -> tuple
 def named_files(adapters: Sequence[Path]) -> Iterator[Path]:
     """The files that the adapters' folders name as training data, relative to either folder."""
     for adapter in adapters:
-        folder = adapter if adapter.is_dir() else adapter.parent
-        places = [folder, *([folder.parent] if is_checkpoint(folder) else [])]
-        for place in places:
+        for place in places_of(adapter):
             for _, name in named_data(place):
                 found = (Path(name), place / name, place.parent / name)
                 yield from (path for path in found if path.is_file())

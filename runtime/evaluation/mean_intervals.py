@@ -75,12 +75,11 @@ def weighted_interval(found: Spread, items: float) -> tuple[float, float]:
     freedom, and the upper end is at least that of the logarithm's interval: few long texts carry
     the figure, and a longer tail than they show is likely.
     """
-    quantile = t_quantile(max(1, round(items - 1)))
-    wider = math.sqrt(items / (items - 1)) * quantile / t_quantile(found.n - 1)
-    low, high = mean_interval(found, wider)
+    quantile = math.sqrt(items / (items - 1)) * t_quantile(max(1, round(items - 1)))
+    low, high = mean_interval(found, quantile / t_quantile(found.n - 1))
     if found.value <= 0:
         return low, high
-    width = wider * t_quantile(found.n - 1) * found.deviation / math.sqrt(found.n)
+    width = quantile * found.deviation / math.sqrt(found.n)
     return low, max(high, found.value * math.exp(min(width / found.value, LARGEST)))
 
 

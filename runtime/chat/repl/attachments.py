@@ -26,16 +26,19 @@ def read_image(path: Path) -> Image:
 
 def read_text(path: Path) -> str:
     """Read a text file; returns it fenced, under its name. Raises InputError for other files."""
-    try:
-        text = read_file(path, TEXT_MAX).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"`{path}` is not text in UTF-8: byte {error.start}", hint="/attach FILE adds an image"
-        ) from error
+    text = decoded(path, hint="/attach FILE adds an image")
     fence = "```"
     while fence in text:
         fence += "`"
     return f"{path.name}:\n{fence}\n{text.rstrip()}\n{fence}"
+
+
+def decoded(path: Path, hint: str) -> str:
+    """A text file's content. Raises InputError for other files; hint: where it is not UTF-8."""
+    try:
+        return read_file(path, TEXT_MAX).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"`{path}` is not text in UTF-8: byte {error.start}", hint=hint) from error
 
 
 def is_image(path: Path) -> bool:

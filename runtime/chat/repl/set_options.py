@@ -7,9 +7,9 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from exporter.core.errors import InputError
+from runtime.chat.repl.attachments import decoded, user_path
 
 Value = float | int | bool | str | list[str] | None
 
@@ -58,12 +58,7 @@ def texts(text: str) -> Value:
 
 def text_file(text: str) -> Value:
     """The content of a file. Raises InputError for one that cannot be read."""
-    path = Path(text).expanduser()
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise InputError(f"cannot read `{path}`: {why}", hint="is the path right?") from error
+    return decoded(user_path(text), hint="convert it first")
 
 
 def schema_file(text: str) -> Value:

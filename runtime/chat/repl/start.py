@@ -50,8 +50,8 @@ def converse(
         add_file(repl, path)
     if options.system is not None:
         session.record(SystemSet(options.system))
-    if options.settings:
-        session.record(SettingsSet({**session.conversation.settings, **options.settings}))
+    if settings := options.settings:  # read from files, perhaps
+        session.record(SettingsSet({**session.conversation.settings, **settings}))
     if kept is not None:
         welcome_back(repl)
     if (kept is None or chosen_anew) and isinstance(engine, LocalEngine) and engine.choices:

@@ -37,11 +37,9 @@ def leaks(
     `adapter`: its folder, or a file in it. `split`: the hub dataset's, which only counts as trained
     on if it is `train`. None where no file in the folder names the data.
     """
-    folder = adapter if adapter.is_dir() else adapter.parent
-    places = [folder, *([folder.parent] if is_checkpoint(folder) else [])]
     is_hub = not Path(source).exists()
     is_unseen = split is not None and KEYWORDS.get(split.lower(), "train") != "train"
-    for path, name in (found for place in places for found in named_data(place)):
+    for path, name in (found for place in places_of(adapter) for found in named_data(place)):
         if not is_same(name, source, is_hub=is_hub):
             continue
         if is_unseen and not name.endswith(SUFFIXES):
@@ -53,6 +51,12 @@ def leaks(
             return f"{sentence}: the held-out rows are new to it only if training left them out."
         return f"{sentence}, and no held-out split was named: good figures may be memory."
     return None
+
+
+def places_of(adapter: Path) -> list[Path]:
+    """The folders whose files speak of an adapter: its own, and its run's if it is a checkpoint."""
+    folder = adapter if adapter.is_dir() else adapter.parent
+    return [folder, *([folder.parent] if is_checkpoint(folder) else [])]
 
 
 def named_data(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -45,6 +45,7 @@ def test_one_size_is_set_by_one_option():
         (("--bpw", "4.5", "-q", "Q8_0"), "leave out -q Q8_0, or add -q auto"),
         (("-q", "auto", "--pure"), "--pure gives all tensors one type"),
         (("--bpw", "0.2"), "0.2"),
+        (("--size", ""), "is not a size such as"),
         (("--recipe", "nowhere.txt"), "cannot read the recipe `nowhere.txt`"),
         (("--fit", "./my-lora"), "without a size it stands last"),
         (("--to", "safetensors", "--bpw", "4.5"), "types and importance matrices are for GGUF"),
