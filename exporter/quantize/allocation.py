@@ -32,7 +32,7 @@ def allocate(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, 
     if left < 0:
         return None
     steps = [
-        ((before.cost - after.cost) / (after.nbytes - before.nbytes), name, number)
+        (slope(before, after), name, number)
         for name, found in hulls.items()
         for number, (before, after) in enumerate(itertools.pairwise(found))
     ]

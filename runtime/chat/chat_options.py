@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.chat.repl.set_options import parse_setting
+from runtime.chat.repl.set_options import BY_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,5 +63,5 @@ class Options:
         found["stop"] = list(self.stop) or None
         for name in ("json_schema", "grammar"):
             if path := getattr(self, name):
-                found[name] = parse_setting(f"{name}={path}")[1]
+                found[name] = BY_NAME[name].parse(str(path))
         return {name: value for name, value in found.items() if value is not None}
