@@ -39,8 +39,8 @@ from exporter.llamacpp.toolchain import (  # noqa: E402
     run_tool,
 )
 from exporter.quantize.imatrix import read_imatrix  # noqa: E402
-from exporter.quantize.recipe import Recipe  # noqa: E402
 from exporter.quantize.size_budget import SizeBudget  # noqa: E402
+from exporter.quantize.type_recipe import Recipe  # noqa: E402
 
 RESULTS = Path(__file__).with_suffix(".json")
 DOCUMENT = CHECKOUT / "docs" / "quality.md"

@@ -17,9 +17,9 @@ from exporter.formats.export_request import ExportRequest, plan_request
 from exporter.llamacpp.toolchain import Toolchain, cache_folder, follow_tool, run_tool
 from exporter.merge.fingerprint import identity
 from exporter.merge.operations import MergePlan
+from exporter.model_store import file_name
 from exporter.quantize.imatrix import read_imatrix
-from exporter.quantize.recipe import Recipe, check_recipe
-from exporter.store import file_name
+from exporter.quantize.type_recipe import Recipe, check_recipe
 
 CONTEXT = 512  # tokens per chunk, llama-imatrix's default
 CHUNKS = 2  # minimum for llama-imatrix

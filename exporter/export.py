@@ -31,10 +31,10 @@ from exporter.merge.result_files import result_folder
 from exporter.quantize.auto_types import AutoTypes, file_type
 from exporter.quantize.imatrix import importance
 from exporter.quantize.quantizer import Quantizer, choose_types
-from exporter.quantize.recipe import PLAIN, RECIPE_KEY, Recipe, check_recipe, recipe_text
 from exporter.quantize.type_losses import Weights
+from exporter.quantize.type_recipe import PLAIN, RECIPE_KEY, Recipe, check_recipe, recipe_text
 from exporter.verify.after import verify_exported
-from exporter.verify.report import Verification
+from exporter.verify.verification import Verification
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,9 @@ from exporter.core.events import Progress, Report, Step, silent
 from exporter.core.paths import size_text
 from exporter.extract_plan import ExtractPlan, Pair, plan_extraction
 from exporter.formats.safetensors_folder import Shard, Stored
-from exporter.inputs.checkpoint import Checkpoint, open_checkpoint, read_tensor
+from exporter.inputs.checkpoint import Checkpoint
+from exporter.inputs.lazy_tensor import read_tensor
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.result_files import TOKENIZER_FILES
 
 if TYPE_CHECKING:

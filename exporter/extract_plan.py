@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Note, Report, Warn
-from exporter.inputs.checkpoint import Checkpoint, read_tensor
+from exporter.inputs.checkpoint import Checkpoint
+from exporter.inputs.lazy_tensor import read_tensor
 
 PREFIX = "base_model.model."
 CONV1D = ("gpt2", "openai-gpt")

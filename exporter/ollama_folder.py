@@ -14,7 +14,7 @@ from exporter.export import ExportResult, export
 from exporter.formats.export_request import ExportRequest, FolderResult
 from exporter.formats.ollama import MAX_TOKENS, MODELFILE, modelfile
 from exporter.llamacpp.toolchain import Toolchain
-from exporter.store import plain_name
+from exporter.model_store import plain_name
 
 MARKS = (MODELFILE,)
 

@@ -30,3 +30,8 @@ dist/ holds decant $version. To publish it, once .ci/run is green on this commit
   git push origin v$version
   $python -m pip install twine && $python -m twine upload dist/*
 END
+grep -q '^\[project.urls\]' pyproject.toml || cat << END
+
+Before the first release, name the project's addresses in pyproject.toml, for its page on the index:
+[project.urls] with Source, Issues and Changelog.
+END

@@ -15,7 +15,7 @@ from exporter.cli.export_command import require_packages
 from exporter.cli.outputs.lora_output import output_path
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.paths import size_text
-from exporter.store import plain_name
+from exporter.model_store import plain_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,14 +15,14 @@ from exporter.core.errors import ModelError
 from exporter.core.events import Report, silent
 from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
 from exporter.core.paths import size_text
-from exporter.inputs.adapter import CONFIG, open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
-from exporter.inputs.find_adapter import find_adapter
+from exporter.inputs.adapter import open_adapter
+from exporter.inputs.find_adapter import CONFIG, find_adapter
 from exporter.inputs.find_model import model_in_place_of_adapter
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.zipped_adapter import zip_above
 from exporter.merge.operations import kind_text
-from exporter.quantize.recipe import read_recipe
-from exporter.store import find_model, is_stored
+from exporter.model_store import find_model, is_stored
+from exporter.quantize.type_recipe import read_recipe
 
 SAVED_BY = {"mlx": "mlx-lm", "gguf": "llama.cpp"}
 LONG = 100  # characters shown of a value

@@ -10,7 +10,7 @@ from exporter.cli.common_options import json_option, store
 from exporter.cli.terminal_renderer import print_json, print_table
 from exporter.core.errors import ModelError
 from exporter.core.paths import size_text
-from exporter.store import (
+from exporter.model_store import (
     StoredModel,
     files_of,
     find_models,

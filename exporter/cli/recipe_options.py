@@ -15,8 +15,8 @@ from exporter.cli.common_options import given
 from exporter.cli.sizes import parse_size
 from exporter.core.ggml_types import AUTO, parse_type
 from exporter.quantize.imatrix import read_imatrix
-from exporter.quantize.recipe import Recipe, parse_rule, read_recipe
 from exporter.quantize.size_budget import SizeBudget
+from exporter.quantize.type_recipe import Recipe, parse_rule, read_recipe
 
 HERE = "here"  # --fit without a size
 ROOM = "runtime.engine.weights_room"

@@ -15,10 +15,10 @@ from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.gguf import read_gguf
 from exporter.merge.operations import Combination
 from exporter.merge.qlora import BaseRoundtrip
-from exporter.store import find_model
+from exporter.model_store import find_model
 
 if TYPE_CHECKING:
-    from exporter.verify.report import Verification
+    from exporter.verify.verification import Verification
 
 
 @click.command(epilog="Example: decant verify my-lora --base ./Llama-3.2-1B --adapter ./my-lora")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from exporter.convert.low_rank import MERGED_INSTEAD, CannotFollowError, Product
 from exporter.convert.retraced import MATRIX, Rearrange, retraced
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.inputs.checkpoint import read_tensor
+from exporter.inputs.lazy_tensor import read_tensor
 from exporter.merge.apply import is_finite, split_experts
 from exporter.merge.operations import (
     ExpertSum,

@@ -16,7 +16,7 @@ from exporter.core.atomic_file import sha256_file
 from exporter.core.errors import UnsupportedError
 from exporter.core.events import Note, Report, silent
 from exporter.core.gguf import read_gguf
-from exporter.inputs.adapter import AdapterSpec
+from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.header_prompts import KEYS, AdapterPrompts, read_prompts
 from exporter.inputs.tokenizer import LoadedTokenizer, load_tokenizer, template_tokens, templates_of
 from exporter.merge.operations import MergePlan

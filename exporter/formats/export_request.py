@@ -11,16 +11,18 @@ from exporter.core.ggml_types import FLOATS
 from exporter.core.machine import cores
 from exporter.gguf_inputs.gguf_base import is_gguf, lossy_types, open_gguf
 from exporter.gguf_inputs.placed_adapter import on_base
-from exporter.inputs.adapter import AdapterSpec, open_adapter
-from exporter.inputs.checkpoint import Checkpoint, open_checkpoint
+from exporter.inputs.adapter import open_adapter
+from exporter.inputs.adapter_spec import AdapterSpec
+from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.locate import find_base
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.quantized.plain_base import dequantized
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
 from exporter.merge.adapter_doubts import say_doubts
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import Combination, MergeDtype, MergePlan, WeightedAdapter
 from exporter.merge.qlora import BaseRoundtrip, as_trained_on
-from exporter.quantize.recipe import PLAIN, Recipe
+from exporter.quantize.type_recipe import PLAIN, Recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,11 +31,12 @@ from exporter.core.gguf import DEFAULT_ALIGNMENT
 from exporter.core.silence import quiet_libraries
 from exporter.formats.adapter_prompts import prompts_of, write_prompts
 from exporter.gguf_inputs.placed_adapter import on_base
-from exporter.inputs.adapter import AdapterSpec, open_adapter
+from exporter.inputs.adapter import open_adapter
 from exporter.inputs.adapter_kinds import refuse_for_adapter_file
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.header_prompts import AdapterPrompts
 from exporter.inputs.locate import find_base
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.own_code import no_code_run
 from exporter.inputs.quantized.plain_base import dequantized
 from exporter.llamacpp.converter_import import imported, warnings_reported

@@ -21,7 +21,7 @@ from exporter.core.version import own_version
 from exporter.formats.adapter_prompts import prompts_identity
 from exporter.inputs.adapter import open_adapter
 from exporter.inputs.adapter_kinds import refuse_for_adapter_file
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.llamacpp.toolchain import find_toolchain
 
 FORMAT = "3"  # version of the written files; older ones are made again

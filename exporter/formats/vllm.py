@@ -21,15 +21,7 @@ from exporter.core.atomic_folder import atomic_folder, refuse_inputs, refuse_tak
 from exporter.core.errors import AdapterError, InputError, UnsupportedError
 from exporter.core.events import Note, Report, Step, silent
 from exporter.core.paths import repo_at
-from exporter.inputs.adapter import (
-    CONFIG,
-    PREFIX,
-    WEIGHTS,
-    AdapterSpec,
-    LoraPair,
-    open_adapter,
-    scaling_of,
-)
+from exporter.inputs.adapter import PREFIX, open_adapter
 from exporter.inputs.adapter_kinds import (
     IN_NO_ADAPTER_FILE,
     KEEPS_BASE,
@@ -37,6 +29,8 @@ from exporter.inputs.adapter_kinds import (
     is_set,
     refuse_lost_init,
 )
+from exporter.inputs.adapter_spec import AdapterSpec, LoraPair, scaling_of
+from exporter.inputs.find_adapter import CONFIG, WEIGHTS
 from exporter.inputs.lazy_tensor import read_tensor
 
 if TYPE_CHECKING:
@@ -229,7 +223,7 @@ def base_of(request: VllmRequest, adapters: Sequence[AdapterSpec]) -> tuple[str,
 
 
 def served_name(base: str) -> str:
-    from exporter.store import plain_name
+    from exporter.model_store import plain_name
 
     return plain_name(Path(base).name)
 

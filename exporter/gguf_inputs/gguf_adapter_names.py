@@ -18,12 +18,12 @@ from exporter.convert.refusals import UNUSABLE, unusable
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.core.events import Report, silent
 from exporter.core.silence import quiet_libraries
-from exporter.inputs.adapter import AdapterSpec, LoraPair, scaling_of
+from exporter.inputs.adapter_spec import AdapterSpec, LoraPair, scaling_of
 from exporter.inputs.gguf_adapter import ARCHITECTURE, EMBEDDING, MERGE_THE_SOURCE, PREFIX, WEIGHT
 from exporter.inputs.lazy_tensor import read_tensor
 from exporter.inputs.own_code import no_code_run
 from exporter.llamacpp.converter_import import imported, warnings_reported
-from exporter.merge.targets import is_conv1d
+from exporter.merge.target_modules import is_conv1d
 from exporter.merge.tied_embeddings import find_embeddings
 
 if TYPE_CHECKING:

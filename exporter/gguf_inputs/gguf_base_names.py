@@ -23,8 +23,8 @@ from exporter.core.gguf import Array, GGUFFile, read_gguf
 from exporter.core.silence import quiet_libraries
 from exporter.gguf_inputs.gguf_adapter_names import InMemory, RowOrigin, probe, read_off
 from exporter.gguf_inputs.gguf_base import ARCHITECTURE, WHOLE
-from exporter.inputs.adapter import AdapterSpec, LoraPair, scaling_of
 from exporter.inputs.adapter_kinds import REPLAYED_INITS, VARIANTS, is_set
+from exporter.inputs.adapter_spec import AdapterSpec, LoraPair, scaling_of
 from exporter.inputs.gguf_adapter import ARCHITECTURE as ADAPTS
 from exporter.inputs.gguf_adapter import EMBEDDING, PREFIX, WEIGHT
 from exporter.inputs.lazy_tensor import read_tensor

@@ -12,7 +12,7 @@ from exporter.inputs import mlx_adapter
 from exporter.llamacpp.toolchain import find_toolchain
 
 if TYPE_CHECKING:
-    from exporter.inputs.adapter import AdapterSpec
+    from exporter.inputs.adapter_spec import AdapterSpec
     from exporter.inputs.checkpoint import Checkpoint
     from exporter.llamacpp.toolchain import Toolchain
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from exporter.core.errors import DecantError
 from exporter.core.paths import last_part
-from exporter.inputs.adapter import AdapterSpec
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.module_names import Names
+from exporter.inputs.open_checkpoint import open_checkpoint
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)

@@ -19,7 +19,8 @@ from exporter.hub.resolve import (
     pull_gguf,
     pulled_folder,
 )
-from exporter.inputs.adapter import AdapterSpec, open_adapter
+from exporter.inputs.adapter import open_adapter
+from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.base_hints import base_of_card, hint_for_absent
 from exporter.inputs.find_adapter import CONFIG
 from exporter.inputs.find_model import find_model, model_in_place_of_adapter

@@ -20,7 +20,7 @@ from exporter.inputs.find_adapter import CONFIG
 from exporter.inputs.lazy_tensor import Turned
 
 if TYPE_CHECKING:
-    from exporter.inputs.adapter import AdapterSpec
+    from exporter.inputs.adapter_spec import AdapterSpec
     from exporter.inputs.checkpoint import Checkpoint
     from exporter.inputs.lazy_tensor import Tensor
 

@@ -14,7 +14,7 @@ from exporter.inputs.find_adapter import CONFIG, WEIGHTS
 from exporter.inputs.lazy_tensor import read_tensor
 
 if TYPE_CHECKING:
-    from exporter.inputs.adapter import AdapterSpec
+    from exporter.inputs.adapter_spec import AdapterSpec
 
 PREFIX = "base_model.model."
 

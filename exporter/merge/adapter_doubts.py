@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterator
 
 from exporter.core.events import Report, Warn
-from exporter.inputs.adapter import CONFIG, AdapterSpec, scaling_of
 from exporter.inputs.adapter_kinds import is_set
+from exporter.inputs.adapter_spec import AdapterSpec, scaling_of
 from exporter.inputs.checkpoint import Checkpoint
-from exporter.merge.targets import adds_nothing
+from exporter.inputs.find_adapter import CONFIG
+from exporter.merge.target_modules import adds_nothing
 from exporter.merge.tied_embeddings import OTHER_TOWERS
 
 OF_LORA_CONFIG = {

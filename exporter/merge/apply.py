@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from exporter.core.buffer_pool import Pool
 from exporter.core.errors import AdapterError, CheckpointError
 from exporter.core.safetensors import StoredTensor
-from exporter.inputs.checkpoint import read_tensor, torch_dtype
-from exporter.inputs.lazy_tensor import converted
+from exporter.inputs.lazy_tensor import converted, read_tensor, torch_dtype
 from exporter.merge.operations import (
     AddRows,
     BiasSum,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.inputs.adapter import AdapterSpec
+from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.checkpoint import Checkpoint
 
 if TYPE_CHECKING:

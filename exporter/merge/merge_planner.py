@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.inputs.adapter import AdapterSpec, LoraPair, scaling_of
 from exporter.inputs.adapter_kinds import is_set
+from exporter.inputs.adapter_spec import AdapterSpec, LoraPair, scaling_of
 from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.lazy_tensor import Tensor
 from exporter.inputs.module_names import Names
@@ -33,7 +33,13 @@ from exporter.merge.operations import (
     Tuned,
     WeightedAdapter,
 )
-from exporter.merge.targets import Problems, is_new_module, lost_rows, trained_rows, weight_layout
+from exporter.merge.target_modules import (
+    Problems,
+    is_new_module,
+    lost_rows,
+    trained_rows,
+    weight_layout,
+)
 from exporter.merge.tied_embeddings import Embeddings, find_embeddings, lacks_head, same_values
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from exporter.core.errors import AdapterError
 from exporter.core.safetensors import StoredTensor
-from exporter.inputs.adapter import AdapterSpec, LoraPair, scaling_of
+from exporter.inputs.adapter_spec import AdapterSpec, LoraPair, scaling_of
 from exporter.inputs.lazy_tensor import Tensor, nbytes_of, read_tensor
 from exporter.inputs.module_names import Names
 from exporter.merge.operations import ExpertPart, ExpertSum, StackSum, WeightedAdapter

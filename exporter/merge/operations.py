@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from exporter.inputs.adapter import AdapterSpec, LoraPair
+from exporter.inputs.adapter_spec import AdapterSpec, LoraPair
 from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.lazy_tensor import Tensor
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import AdapterError, UnsupportedError
-from exporter.inputs.checkpoint import read_tensor, torch_dtype
+from exporter.inputs.lazy_tensor import read_tensor, torch_dtype
 from exporter.inputs.module_names import model_without_weights
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from exporter.inputs.adapter import AdapterSpec
+    from exporter.inputs.adapter_spec import AdapterSpec
     from exporter.inputs.checkpoint import Checkpoint
     from exporter.inputs.lazy_tensor import Tensor
     from exporter.merge.operations import CombinedSum, Kind, LoraSum, Tuned
@@ -164,7 +164,7 @@ class Tuner:
         steps: by the module's name in the adapter; dtype: of the weights that `merge` gets, None
         for their stored types.
         """
-        from exporter.merge.targets import is_conv1d
+        from exporter.merge.target_modules import is_conv1d
 
         self.adapter = adapter
         modules = {}

@@ -12,7 +12,7 @@ from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.paths import is_checkpoint
-from exporter.inputs.adapter import AdapterSpec
+from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.module_names import model_without_weights
 from exporter.inputs.quantized import bitsandbytes

@@ -16,10 +16,10 @@ from typing import Any
 from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import AdapterError
 from exporter.core.gguf import read_gguf
-from exporter.inputs.adapter import AdapterSpec
-from exporter.inputs.checkpoint import refuse_own_code
+from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.embedder_files import MODULE_FILES, MODULES, module_files
 from exporter.inputs.header_prompts import read_prompts
+from exporter.inputs.open_checkpoint import refuse_own_code
 from exporter.merge.operations import MergePlan
 
 TEMPLATE, NAMED, DEFAULT = "chat_template.jinja", "additional_chat_templates", "default"

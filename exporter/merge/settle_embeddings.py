@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from exporter.core.errors import UnsupportedError
-from exporter.inputs.adapter import AdapterSpec, LoraPair
 from exporter.inputs.adapter_kinds import changes_base
+from exporter.inputs.adapter_spec import AdapterSpec, LoraPair
 from exporter.inputs.lazy_tensor import Tensor, read_tensor
 from exporter.merge.merge_planner import Planner
 from exporter.merge.operations import AddRows, LoraSum, Replace, ReplaceRows, Residual, Step
-from exporter.merge.targets import lost_rows
+from exporter.merge.target_modules import lost_rows
 from exporter.merge.tied_embeddings import Embeddings, same_values
 
 

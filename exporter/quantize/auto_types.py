@@ -26,9 +26,9 @@ from exporter.llamacpp.toolchain import Toolchain
 from exporter.quantize.allocation import Option, allocate
 from exporter.quantize.imatrix import NEEDY, importance
 from exporter.quantize.quantizer import Quantizer, choose_types, write_skeleton
-from exporter.quantize.recipe import Recipe
 from exporter.quantize.size_budget import LIKE, SizeBudget
 from exporter.quantize.type_losses import Losses, Weights, measure_losses
+from exporter.quantize.type_recipe import Recipe
 
 K_QUANTS = ("IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Candidates for rows of whole blocks of 256."""

@@ -19,7 +19,7 @@ from exporter.core.ggml_types import FLOATS, GGMLType
 from exporter.llamacpp.toolchain import run_tool
 from exporter.quantize.imatrix import Importance, check_covered, check_fit
 from exporter.quantize.kquants import CHUNK_ARGUMENTS, NONE, Kernels, load_kernels
-from exporter.quantize.recipe import PLAIN, Recipe, check_rules
+from exporter.quantize.type_recipe import PLAIN, Recipe, check_rules
 
 if TYPE_CHECKING:
     import numpy as np

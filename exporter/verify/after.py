@@ -10,7 +10,7 @@ from exporter.core.events import Note, Report, Step, silent
 from exporter.core.gguf import read_gguf
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.merge.operations import MergePlan
-from exporter.verify.report import Verification
+from exporter.verify.verification import Verification
 
 REJECTED = ".rejected"
 
@@ -28,7 +28,8 @@ def verify_exported(
 
     Raises VerifyError if one fails; that file is then called NAME.rejected.
     """
-    from exporter.verify.light import expected_of, verify_light
+    from exporter.verify.expected import expected_of
+    from exporter.verify.light import verify_light
     from exporter.verify.projector import expected_projector, verify_projector
     from exporter.verify.requantized import is_of_gguf, verify_requantized
 

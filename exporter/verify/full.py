@@ -29,8 +29,8 @@ from exporter.merge.operations import MergePlan
 from exporter.verify.distances import Distance, Logits, compare
 from exporter.verify.logits_engine import gguf_logits
 from exporter.verify.remade import ignored_by_llamacpp, remake
-from exporter.verify.report import Check
 from exporter.verify.unmerged import unmerged
+from exporter.verify.verification import Check
 
 if TYPE_CHECKING:
     import numpy as np

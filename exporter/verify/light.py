@@ -4,111 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from exporter.convert.gguf_layout import Conversion
-from exporter.convert.to_gguf import ModelPart, convert
 from exporter.core.errors import EngineError, ModelError, SpaceError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.core.silence import no_collection, one_thread, quiet_libraries
-from exporter.inputs.tokenizer_memo import MEMO
-from exporter.llamacpp.converter_import import imported
+from exporter.core.silence import no_collection
 from exporter.llamacpp.toolchain import Toolchain
-from exporter.merge.apply import MergedTensors
 from exporter.merge.operations import MergePlan
-from exporter.merge.result_files import result_folder
-from exporter.quantize.quantizer import Quantizer
+from exporter.verify.expected import Expected
 from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
 from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.metadata import check_metadata, check_special, check_template
-from exporter.verify.report import Check, Verification
-from exporter.verify.rows import Reference
-from exporter.verify.strength import Requantizer
 from exporter.verify.token_list import compare_vocabulary
 from exporter.verify.tokenization import check_tokens
-from exporter.verify.trace import traceable
-from exporter.verify.weights import ExpectedWeights
+from exporter.verify.verification import Check, Verification
 
-ROWS = 16
-"""Rows of each tensor that are computed again, by default."""
 WHOLE = sys.maxsize  # items to read of a metadata array
 EMBEDDING = "token_embd.weight"
-MERGE_DTYPE = "decant.merge_dtype"
-MERGED_EXACTLY = "float32"
-IMATRIX = "quantize.imatrix."  # prefix of llama-quantize's keys
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """The expected result of a plan: its layout, rows on demand, folder and tokenizer."""
-
-    plan: MergePlan
-    conversion: Conversion
-    folder: Path
-    tokenizer: Any  # transformers' tokenizer
-    rows: int
-    requantizer: Requantizer
-    whole: Mapping[str, Any] = field(default_factory=dict)
-    """tokenizer.json as transformers has loaded it; empty for a tokenizer in Python only."""
-
-    def weights(self, file: GGUFFile) -> ExpectedWeights:
-        return ExpectedWeights(
-            self.conversion,
-            Reference(self.plan),
-            self.rows,
-            self.requantizer,
-            rounded=file.text(MERGE_DTYPE) != MERGED_EXACTLY,
-            by_importance=any(key.startswith(IMATRIX) for key in file.metadata),
-        )
-
-
-@contextmanager
-def expected_of(
-    plan: MergePlan,
-    toolchain: Toolchain,
-    *,
-    rows: int = ROWS,
-    trust_remote_code: bool = False,
-) -> Iterator[Expected]:
-    """Lay the plan's model out once, for all files made from it. Reads no weight."""
-    with laid_out(plan, toolchain, "text", trust_remote_code) as (conversion, folder):
-        loaded = conversion.loaded
-        tokenizer = loaded.tokenizer if loaded else slow_tokenizer(folder, trust_remote_code)
-        with no_collection():
-            whole = loaded.written if loaded else {}
-        requantizer = Requantizer(Quantizer.load(toolchain))
-        yield Expected(plan, conversion, folder, tokenizer, rows, requantizer, whole)
-
-
-@contextmanager
-def laid_out(
-    plan: MergePlan, toolchain: Toolchain, part: ModelPart, trust_remote_code: bool
-) -> Iterator[tuple[Conversion, Path]]:
-    """Lay a part of the plan's model out with the converter; yields it with its folder.
-
-    Reads no weight.
-    """
-    tensors = traceable(MergedTensors(plan))
-    with (
-        imported(toolchain),
-        quiet_libraries(),
-        one_thread(),
-        result_folder(plan, trust_remote_code=trust_remote_code) as folder,
-    ):
-        yield convert(
-            tensors, folder, toolchain, model_name="verify", part=part,
-            trust_remote_code=trust_remote_code,
-        ), folder  # fmt: skip
-
-
-def slow_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    """A tokenizer in Python only."""
-    return MEMO.load(folder, trust_remote_code=trust_remote_code)
 
 
 def verify_light(

@@ -7,7 +7,7 @@ from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes
 from exporter.core.paths import size_text
 from exporter.verify.logits_engine import LogitsEngine
-from exporter.verify.report import Check
+from exporter.verify.verification import Check
 
 NAME = "loading"
 ROOM = 256 << 20  # bytes for a small context, the logits and llama.cpp itself

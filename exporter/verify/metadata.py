@@ -12,8 +12,8 @@ from exporter.core.gguf import Array, GGUFFile, Value
 from exporter.inputs.template_process import refuse_runaway
 from exporter.verify.loading import gives_embeddings
 from exporter.verify.logits_engine import VocabularyFacts
-from exporter.verify.report import Check
 from exporter.verify.texts import CONVERSATIONS
+from exporter.verify.verification import Check
 
 ERROR = "an error: "
 SHORT = 60  # characters shown of a value

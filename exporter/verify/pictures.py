@@ -22,8 +22,8 @@ from exporter.verify.projector import (
     projector_type,
     side,
 )
-from exporter.verify.report import Check
 from exporter.verify.unmerged import unmerged
+from exporter.verify.verification import Check
 
 if TYPE_CHECKING:
     import numpy as np

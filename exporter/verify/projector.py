@@ -18,12 +18,13 @@ from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.machine import available_nbytes
 from exporter.core.paths import size_text
 from exporter.quantize.quantizer import Quantizer
-from exporter.verify.light import ROWS, WHOLE, Expected, laid_out
+from exporter.verify.expected import ROWS, Expected, laid_out
+from exporter.verify.light import WHOLE
 from exporter.verify.loading import ROOM, not_loaded
 from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.metadata import check_metadata
-from exporter.verify.report import Check, Verification
 from exporter.verify.strength import Requantizer
+from exporter.verify.verification import Check, Verification
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,8 +20,8 @@ from exporter.merge.operations import MergePlan
 from exporter.verify.bounds import allowed_error, least_likeness, likeness, shares_of
 from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
 from exporter.verify.logits_engine import LogitsEngine
-from exporter.verify.report import Check, Verification
 from exporter.verify.rows import Reference
+from exporter.verify.verification import Check, Verification
 
 if TYPE_CHECKING:
     import numpy as np

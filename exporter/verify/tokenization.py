@@ -22,12 +22,12 @@ from exporter.llamacpp.normalizer import (
     spaced,
 )
 from exporter.verify.logits_engine import LogitsEngine, VocabularyFacts
-from exporter.verify.report import Check
 from exporter.verify.texts import PLAIN, RARE, SPECIAL_LOOKALIKES
 from exporter.verify.token_list import KEY, NORMAL, SPACE, VocabularyFindings, array, is_idle
+from exporter.verify.verification import Check
 
 if TYPE_CHECKING:
-    from exporter.verify.light import Expected
+    from exporter.verify.expected import Expected
 
 FEW = 3  # differences shown
 MOST_RARE = 0.25  # share of rare texts; a wrong tokenizer splits most of them differently

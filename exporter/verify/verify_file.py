@@ -20,17 +20,18 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Report, Step
 from exporter.core.gguf import read_gguf
-from exporter.store import projector_beside
+from exporter.model_store import projector_beside
+from exporter.verify.expected import Expected, expected_of
 from exporter.verify.full import split_text, verify_full
-from exporter.verify.light import Expected, expected_of, verify_light
+from exporter.verify.light import verify_light
 from exporter.verify.pictures import verify_pictures
 from exporter.verify.projector import (
     PROJECTOR,
     expected_projector,
     verify_projector,
 )
-from exporter.verify.report import Check, Verification
 from exporter.verify.requantized import is_of_gguf, verify_requantized
+from exporter.verify.verification import Check, Verification
 
 if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain

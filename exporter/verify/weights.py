@@ -20,7 +20,6 @@ from exporter.core.gguf import GGUFFile, TensorInfo
 from exporter.verify.bounds import allowed_error, least_likeness, likeness, shares_of
 from exporter.verify.loading import TOO_LARGE
 from exporter.verify.replay import sources
-from exporter.verify.report import Check
 from exporter.verify.rows import MergedRows, Reference
 from exporter.verify.strength import (
     BLIND,
@@ -36,6 +35,7 @@ from exporter.verify.strength import (
     measure,
 )
 from exporter.verify.trace import ValueOrigin, compute, trace
+from exporter.verify.verification import Check
 
 if TYPE_CHECKING:
     import numpy as np

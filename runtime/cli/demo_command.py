@@ -19,7 +19,7 @@ from exporter.core.paths import size_text
 from exporter.core.silence import quiet_libraries
 from exporter.demo import DemoModels, make_demo_models
 from exporter.llamacpp.toolchain import Toolchain, build_toolchain, cache_folder
-from exporter.store import file_name
+from exporter.model_store import file_name
 from runtime.cli.demo_evaluation import Verdict, measure_demo
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.openai_client import Delta, ask

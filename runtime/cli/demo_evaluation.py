@@ -12,7 +12,7 @@ from exporter.core.events import Report, Step, Warn
 from exporter.demo import DemoModels
 from exporter.demo.corpus import pirate_items
 from exporter.llamacpp.toolchain import Toolchain
-from exporter.store import file_name
+from exporter.model_store import file_name
 
 BASE_NAME = "demo-base"
 ITEMS = 30  # they take some seconds

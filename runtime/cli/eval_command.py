@@ -222,7 +222,7 @@ def results(
 ) -> tuple[Summary, Evaluation]:
     """The results, named by the time and the first model. Raises EngineError for no item."""
     from exporter.core.version import own_version
-    from exporter.store import plain_name
+    from exporter.model_store import plain_name
 
     began = time.time() - (time.monotonic() - run.began)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
@@ -250,7 +250,7 @@ def results(
 def show(options: EvalOptions, evaluation: Evaluation, folder: Path) -> None:
     """Print the results, and write the copies that were asked for. Raises OutputError."""
     from exporter.core.atomic_file import atomic_write
-    from runtime.evaluation.report.model_card import model_card
+    from runtime.evaluation.report.card_section import model_card
     from runtime.evaluation.report.report_folder import PAGE, read_cases
     from runtime.evaluation.report.stored_fields import plain
     from runtime.evaluation.report.terminal_table import (

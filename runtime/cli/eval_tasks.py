@@ -24,7 +24,7 @@ from exporter.core.paths import evaluations_folder
 from exporter.core.terminal_text import without_controls
 from exporter.core.version import version
 from exporter.llamacpp.header_tokens import adds_bos
-from exporter.store import plain_name
+from exporter.model_store import plain_name
 from runtime.cli.eval_options import EvalOptions
 from runtime.cli.from_folder import failure, model_of
 from runtime.engine.adapters import bring_adapters

@@ -21,7 +21,7 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Note, Report, Step, silent
 from exporter.core.gguf import SUFFIX, GGUFFile, read_gguf
-from exporter.store import file_name, find_model, is_stored, list_models, plain_name
+from exporter.model_store import file_name, find_model, is_stored, list_models, plain_name
 from runtime.engine.adapters import BASE, Adapter, Wanted, gguf_of
 
 QUANT = "Q4_K_M"
@@ -96,7 +96,7 @@ def from_folder(text: str, base: str | None, store: Path, *, report: Report = si
 def exported(base: Path, store: Path, *, report: Report) -> Path:
     """The stored model of this base without an adapter; exported if there is none."""
     from exporter.core.paths import repo_at
-    from exporter.inputs.checkpoint import open_checkpoint
+    from exporter.inputs.open_checkpoint import open_checkpoint
 
     name, commit = open_checkpoint(base).name, repo_at(base)[1]
 

@@ -20,7 +20,7 @@ from exporter.core.errors import InputError, ModelError
 from exporter.core.events import Report
 from exporter.core.machine import give_back_large_blocks
 from exporter.llamacpp.toolchain import find_toolchain
-from exporter.store import find_model
+from exporter.model_store import find_model
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import Adapter, bring_adapters, check_adapter
 from runtime.engine.opened_model import Model, open_model

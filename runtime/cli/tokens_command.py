@@ -19,7 +19,7 @@ from exporter.core.errors import InputError
 from exporter.core.events import Event, Report
 from exporter.core.gguf import read_gguf
 from exporter.llamacpp.toolchain import find_toolchain
-from exporter.store import find_model
+from exporter.model_store import find_model
 from runtime.engine.adapters import Adapter, check_adapter, gguf_of, parse_adapter
 from runtime.engine.gguf_tokenizer import (
     Token,

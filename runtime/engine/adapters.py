@@ -24,7 +24,7 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Report, Step, silent
 from exporter.core.gguf import SUFFIX, GGUFFile, TensorInfo, read_gguf
-from exporter.store import adapter_file_name
+from exporter.model_store import adapter_file_name
 
 NAME = re.compile(r"[\w.+-]+")
 BASE = "base"
@@ -112,7 +112,7 @@ def gguf_of(wanted: Wanted, base: str | None, store: Path, *, report: Report) ->
         return stored
     from exporter.formats.gguf_lora_cache import kept_adapter
     from exporter.hub.resolve import folder_of
-    from exporter.inputs.adapter import open_adapter  # a GGUF needs none of these
+    from exporter.inputs.adapter import open_adapter
     from exporter.inputs.adapter_kinds import refuse_for_adapter_file
     from exporter.inputs.locate import find_base
     from exporter.llamacpp.toolchain import cache_folder

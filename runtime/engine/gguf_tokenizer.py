@@ -18,7 +18,7 @@ from exporter.llamacpp.header_tokens import special_tokens
 from exporter.llamacpp.normalizer import FIRST, NORMALIZER, SPACE_PREFIX, normalizer, spaced
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.llamacpp.vocabulary import Vocabulary, vocabulary
-from exporter.store import refuse_adapter
+from exporter.model_store import refuse_adapter
 from runtime.engine.own_template import OwnTemplate
 from runtime.engine.request_texts import front_of
 

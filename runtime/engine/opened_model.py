@@ -11,7 +11,7 @@ from exporter.core.errors import (
     UnsupportedError,
 )
 from exporter.core.gguf import GGUFFile, read_gguf
-from exporter.store import StoredModel, projector_beside, refuse_adapter
+from exporter.model_store import StoredModel, projector_beside, refuse_adapter
 from runtime.encoder_decoder.model import is_encoder_decoder
 from runtime.engine.adapters import Adapter, check_adapter
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat, chat_format, templates_of

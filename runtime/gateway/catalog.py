@@ -13,7 +13,7 @@ from typing import Any
 from exporter.core.errors import DecantError, InputError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import read_gguf
-from exporter.store import StoredModel, list_models
+from exporter.model_store import StoredModel, list_models
 from runtime.engine.adapters import BASE, SCALE_MAX, Adapter
 from runtime.engine.chat_format import templates_of
 from runtime.engine.memory_fit import LAYERS_KEPT

@@ -13,7 +13,7 @@ from runtime.encoder_decoder.model import EncoderDecoder, Flag
 from runtime.encoder_decoder.openai import Json
 from runtime.scoring.score_request import Engine, ScoreRequest, Text, Written
 from runtime.scoring.scores import Scores, ScoringTask, empty_scores
-from runtime.scoring.targets import target_scores
+from runtime.scoring.target_scores import target_scores
 
 if TYPE_CHECKING:
     from exporter.llamacpp.vocabulary import Vocabulary

@@ -20,7 +20,7 @@ from runtime.encoder_decoder.openai import Fields, Json, wrong
 from runtime.scoring.divergence import KeptFolder, KeptReader, KeptWriter
 from runtime.scoring.score_request import Engine, scales_of
 from runtime.scoring.scores import Scores, ScoringTask
-from runtime.scoring.targets import target_scores
+from runtime.scoring.target_scores import target_scores
 
 if TYPE_CHECKING:
     from exporter.llamacpp.vocabulary import Vocabulary

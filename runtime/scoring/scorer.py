@@ -35,7 +35,7 @@ from runtime.engine.purpose import refuse_without_answers
 from runtime.engine.request_texts import Front, front_of
 from runtime.scoring.forward import Forward, ForwardSpec, open_forward
 from runtime.scoring.scores import Scores, ScoringTask
-from runtime.scoring.targets import target_scores
+from runtime.scoring.target_scores import target_scores
 
 if TYPE_CHECKING:
     from exporter.llamacpp.vocabulary import Vocabulary

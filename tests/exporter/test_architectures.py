@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exporter.core.errors import UnsupportedError
-from exporter.merge.targets import CONV1D_MODELS
+from exporter.merge.target_modules import CONV1D_MODELS
 from tests.support.adapter_features import FEATURES, fits
 from tests.support.architectures import ARCHITECTURES, make_architecture
 from tests.support.roads import train_and_merge

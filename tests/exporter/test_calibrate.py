@@ -10,7 +10,7 @@ from exporter.core.events import Progress
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.llamacpp.converter_import import imported
-from exporter.quantize.recipe import Recipe
+from exporter.quantize.type_recipe import Recipe
 from tests.support.reference import read_gguf
 from tests.support.tiny import TEXT
 

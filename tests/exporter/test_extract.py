@@ -14,7 +14,7 @@ from exporter.core.events import Warn
 from exporter.extract import Extracted, ExtractRequest, extract, low_rank
 from exporter.extract_plan import in_short
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter

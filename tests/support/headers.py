@@ -8,7 +8,7 @@ from pathlib import Path
 
 from exporter.convert.to_gguf import convert
 from exporter.core.ggml_types import GGMLType
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge

@@ -37,7 +37,8 @@ def plain_copy(folder: Path, target: Path, settings: object = None) -> Path:
     """The same model with every tensor as `open_checkpoint` gives it, in plain safetensors."""
     from safetensors.torch import save_file
 
-    from exporter.inputs.checkpoint import open_checkpoint, read_tensor
+    from exporter.inputs.lazy_tensor import read_tensor
+    from exporter.inputs.open_checkpoint import open_checkpoint
 
     tensors = {name: read_tensor(t) for name, t in open_checkpoint(folder).tensors.items()}
     shutil.copytree(folder, target)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.llamacpp.toolchain import Toolchain
+from tests.support.oracle_cache import recall
 from tests.support.warm import run_warm
 
 # Names, dates and provenance: all that may differ.
@@ -37,25 +38,38 @@ def merge_with_peft(base: Path, adapter: Path, folder: Path) -> Path:
 def convert_with_llamacpp(
     toolchain: Toolchain, model: Path, output: Path, *options: str, outtype: str = "auto"
 ) -> Path:
+    """llama.cpp's converter; its output for the same folder is kept from run to run."""
     script = toolchain.source / "convert_hf_to_gguf.py"
-    run_warm(
-        [script, model, "--outfile", output, "--outtype", outtype, *options]
-    ).check_returncode()
-    return output
+    argv = [script, model, "--outfile", output, "--outtype", outtype, *options]
+    if "--split-max-size" in options:  # writes several files
+        run_warm(argv).check_returncode()
+        return output
+
+    def make() -> None:
+        run_warm(argv).check_returncode()
+
+    return recall(output, make, toolchain, model, "convert", outtype, *options)
 
 
 def quantize_with_llamacpp(
     toolchain: Toolchain, source: Path, output: Path, quant: str, *options: str
 ) -> Path:
-    """llama-quantize; for IQ types, whose tables take it up to ten seconds, in a fork of us.
+    """llama-quantize; its output for the same file is kept from run to run.
 
-    The tables are there when this process has quantized to such a type before.
+    For IQ types, whose tables take it up to ten seconds, it runs in a fork of this process, which
+    has the tables if it has quantized to such a type before.
     """
     argv = [str(toolchain.tool("llama-quantize")), *options, str(source), str(output), quant]
     is_slow = quant.startswith("IQ") and sys.platform == "linux"
-    if not is_slow or forked(toolchain, argv) != 0:  # a fork may lack threads that it needs
-        subprocess.run(argv, check=True, capture_output=True)
-    return output
+
+    def make() -> None:
+        if not is_slow or forked(toolchain, argv) != 0:  # a fork may lack threads that it needs
+            subprocess.run(argv, check=True, capture_output=True)
+
+    if any(Path(option).exists() for option in options):  # whose path goes into the metadata
+        make()
+        return output
+    return recall(output, make, toolchain, source, "quantize", quant, *options)
 
 
 def forked(toolchain: Toolchain, argv: list[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import MergeDtype, MergePlan, WeightedAdapter

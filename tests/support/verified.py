@@ -9,10 +9,10 @@ import numpy as np
 
 from exporter.core.gguf import read_gguf
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import MergePlan, WeightedAdapter
-from exporter.verify.report import Verification
+from exporter.verify.verification import Verification
 
 CHUNKS = [[1, *range(3, 60)], [1, *range(200, 250)]]
 

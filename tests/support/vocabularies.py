@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.convert.to_gguf import convert
 from exporter.core.events import Event
 from exporter.core.gguf import Array, GGUFFile, read_gguf
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.llamacpp.normalizer import NORMALIZER, SPACE_PREFIX, normalizer, spaced
 from exporter.llamacpp.vocabulary import Vocabulary, vocabulary
 from exporter.merge.apply import MergedTensors

@@ -15,7 +15,7 @@ from exporter.core.errors import DecantError, ModelError, SpaceError
 from exporter.core.events import Report, Step
 from exporter.core.gguf import read_gguf
 from exporter.core.leftover_folders import temporary_folder
-from exporter.store import StoredModel, file_name, list_models
+from exporter.model_store import StoredModel, file_name, list_models
 
 if TYPE_CHECKING:
     from exporter.cli.outputs.output_format import ExportOptions
@@ -99,7 +99,7 @@ class SixteenBits:
     def kind(self) -> str:
         """The 16-bit type that the base's weights have."""
         from exporter.gguf_inputs.gguf_base import is_gguf
-        from exporter.inputs.checkpoint import open_checkpoint
+        from exporter.inputs.open_checkpoint import open_checkpoint
 
         base = self.result.base
         if is_gguf(base):
@@ -155,7 +155,7 @@ class SixteenBits:
     def exported(self, request: ExportRequest, name: str, what: str) -> Path:
         """The path of a new file in the temporary folder. Raises the errors of an export."""
         from exporter.export import export
-        from exporter.quantize.recipe import PLAIN
+        from exporter.quantize.type_recipe import PLAIN
 
         self.report(Step(f"exporting {what}, to compare with"))
         path = self.folder / file_name(name, request.quants[0])

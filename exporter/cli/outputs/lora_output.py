@@ -14,7 +14,7 @@ from exporter.cli.outputs.request_options import brought
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError
 from exporter.core.paths import size_text
-from exporter.store import adapter_file_name
+from exporter.model_store import adapter_file_name
 
 if TYPE_CHECKING:
     from exporter.formats.gguf_lora import LoraFile

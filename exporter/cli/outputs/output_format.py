@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.core.machine import cores
-from exporter.quantize.recipe import PLAIN, Recipe
+from exporter.quantize.type_recipe import PLAIN, Recipe
 
 if TYPE_CHECKING:
     from exporter.merge.operations import Combination, MergeDtype

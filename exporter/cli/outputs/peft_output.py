@@ -10,7 +10,7 @@ from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import brought
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import UnsupportedError
-from exporter.store import plain_name
+from exporter.model_store import plain_name
 
 WITHOUT_MEANING = {
     "quants": "-q quantizes a merged model: --to peft keeps the adapter's own numbers",
@@ -32,8 +32,8 @@ def export_peft(options: ExportOptions) -> None:
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
     from exporter.gguf_inputs.placed_adapter import on_base
     from exporter.inputs.adapter import open_adapter
-    from exporter.inputs.checkpoint import open_checkpoint
     from exporter.inputs.locate import find_base, need_adapters
+    from exporter.inputs.open_checkpoint import open_checkpoint
     from exporter.inputs.peft_folder import can_be_written, write_peft
 
     if (found := brought(options)) is None:

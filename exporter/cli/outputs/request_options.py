@@ -18,7 +18,7 @@ from exporter.core.errors import InputError
 from exporter.core.events import silent
 from exporter.core.ggml_types import parse_quant
 from exporter.core.paths import model_name, size_text
-from exporter.store import file_name
+from exporter.model_store import file_name
 
 if TYPE_CHECKING:
     from exporter.formats.export_request import ExportRequest, FolderResult
@@ -159,7 +159,7 @@ def pull_value(pulled: Pulled) -> dict[str, object]:
 
 def output_folder(options: ExportOptions, name: str, ending: str) -> Path:
     """The folder of -o, else NAME-ending in the current folder."""
-    from exporter.store import plain_name
+    from exporter.model_store import plain_name
 
     return options.output or Path(f"{plain_name(name)}-{ending}")
 

@@ -13,7 +13,7 @@ from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import show_absent
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.paths import size_text
-from exporter.store import plain_name
+from exporter.model_store import plain_name
 
 if TYPE_CHECKING:
     from exporter.formats.vllm import VllmFolder

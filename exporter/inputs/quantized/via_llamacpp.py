@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.paths import repo_at
-from exporter.inputs.checkpoint import Checkpoint, read_tensor, torch_dtype
-from exporter.inputs.lazy_tensor import Tensor, dtype_name, nbytes_of
+from exporter.inputs.checkpoint import Checkpoint
+from exporter.inputs.lazy_tensor import Tensor, dtype_name, nbytes_of, read_tensor, torch_dtype
 from exporter.llamacpp.converter_import import imported
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Literal
 import click
 
 from exporter.core.errors import DecantError, InputError
-from exporter.store import find_model
+from exporter.model_store import find_model
 from runtime.chat.repl.compare import compare
 from runtime.chat.repl.keeping import attach, copy_, export_, load, read, save
 from runtime.chat.repl.loop import LeaveError, Repl, answer_last, numbers_text, take_turn, trim

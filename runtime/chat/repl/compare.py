@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exporter.core.errors import DecantError, InputError, ModelError
 from exporter.core.gguf import read_gguf
-from exporter.store import find_model, list_models
+from exporter.model_store import find_model, list_models
 from runtime.chat.repl.loop import Repl, Taken
 from runtime.chat.repl.screen import BOLD
 from runtime.engine.adapters import BASE, parse_scale

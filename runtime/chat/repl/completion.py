@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exporter.store import list_models
+from exporter.model_store import list_models
 from runtime.chat.repl.commands import ALIASES, COMMANDS, TOPICS
 from runtime.chat.repl.loop import Repl
 from runtime.chat.repl.set_options import SETTINGS

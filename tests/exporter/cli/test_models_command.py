@@ -10,7 +10,7 @@ import pytest
 from exporter.cli.app import run
 from exporter.core.errors import ModelError
 from exporter.core.events import Note
-from exporter.store import StoredModel, file_name, find_model, list_models
+from exporter.model_store import StoredModel, file_name, find_model, list_models
 from tests.support.raw import write_adapter, write_tiny_gguf
 
 

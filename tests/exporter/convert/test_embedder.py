@@ -17,8 +17,8 @@ from exporter.formats.export_request import ExportRequest
 from exporter.formats.gguf_lora import LoraRequest, export_lora
 from exporter.formats.safetensors_folder import save_merged
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.embedder_files import read_modules
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter
 from exporter.merge.result_files import result_folder

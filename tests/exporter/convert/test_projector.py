@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exporter.convert.to_gguf import convert, has_projector
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from tests.support.architectures import SIZE

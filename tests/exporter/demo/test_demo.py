@@ -14,7 +14,7 @@ from exporter.core.events import Progress
 from exporter.demo import DEMO_QUESTIONS, content_hash, make_demo_models, train
 from exporter.demo.corpus import facts, pirate_items
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.llamacpp.toolchain import cache_folder
 
 

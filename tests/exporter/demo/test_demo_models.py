@@ -151,7 +151,7 @@ def test_no_answer_hangs_by_a_hair(demo_models, speech):
 @pytest.mark.trained
 def test_every_linear_row_of_the_adapted_layers_is_whole_blocks(demo_models):
     """Both the weights and what the adapter adds to them; a K-quant block is 256 values."""
-    from exporter.inputs.checkpoint import open_checkpoint
+    from exporter.inputs.open_checkpoint import open_checkpoint
 
     tensors = open_checkpoint(demo_models.base).tensors
     linear = [tensor for name, tensor in tensors.items() if name.endswith("_proj.weight")]

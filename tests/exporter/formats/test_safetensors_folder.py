@@ -15,7 +15,7 @@ from exporter.core.atomic_file import sha256_file
 from exporter.core.errors import AdapterError, OutputError, SpaceError
 from exporter.export import export
 from exporter.formats.safetensors_folder import plan_shards, save_merged, settled
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from tests.support.architectures import ARCHITECTURES, make_architecture

@@ -17,7 +17,7 @@ from exporter.core.errors import AdapterError, OutputError, UnsupportedError
 from exporter.core.events import Note
 from exporter.formats.vllm import export_for_vllm
 from exporter.inputs.adapter import open_adapter
-from exporter.store import file_name
+from exporter.model_store import file_name
 from runtime.engine.adapters import Adapter, parse_adapter
 from runtime.engine.opened_model import open_model
 from runtime.gateway.catalog import Catalog

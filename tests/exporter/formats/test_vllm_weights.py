@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from exporter.formats.vllm import NamedAdapter, VllmRequest, export_for_vllm
-from exporter.inputs.adapter import open_adapter, scaling_of
+from exporter.inputs.adapter import open_adapter
+from exporter.inputs.adapter_spec import scaling_of
 from exporter.inputs.lazy_tensor import read_tensor
 from tests.support.raw import edit_json, write_adapter
 from tests.support.tiny import make_adapter

@@ -14,7 +14,7 @@ from exporter.formats.gguf_lora import LoraRequest, export_lora
 from exporter.formats.vllm import NamedAdapter, VllmRequest, export_for_vllm
 from exporter.gguf_inputs.placed_adapter import on_base
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter

@@ -18,7 +18,7 @@ from exporter.hub.endpoints import parse_endpoint
 from exporter.hub.pull_plan import FileFilter
 from exporter.hub.repo_refs import Ref
 from exporter.hub.resolve import Hub, pull_checkpoint, pull_gguf
-from exporter.inputs.adapter import AdapterSpec
+from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.locate import find_base
 from tests.conftest import Decant
 from tests.exporter.hub.conftest import Events

@@ -12,9 +12,9 @@ from exporter.hub.access_token import TokenRule
 from exporter.hub.endpoints import parse_endpoint
 from exporter.hub.repo_refs import Ref
 from exporter.hub.resolve import Hub, choose_gguf, folder_of, is_repo, pull_checkpoint, pull_gguf
-from exporter.inputs.adapter import AdapterSpec
+from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.locate import Sources, absent, bring, find_base
-from exporter.store import find_model
+from exporter.model_store import find_model
 from tests.conftest import Decant
 from tests.support.hub_files import REPO, FakeFile
 from tests.support.hub_stage import Stage

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from exporter.core.errors import AdapterError, DecantError, UnsupportedError
 from exporter.core.safetensors import StoredTensor
-from exporter.inputs.adapter import AdapterSpec, open_adapter, scaling_of, sort_tensors
+from exporter.inputs.adapter import open_adapter, sort_tensors
+from exporter.inputs.adapter_spec import AdapterSpec, scaling_of
 from tests.support.raw import ADAPTER, edit_json, write_adapter, write_safetensors
 
 STEM = "base_model.model.model.layers.0.self_attn.q_proj"

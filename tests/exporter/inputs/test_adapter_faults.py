@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from exporter.core.errors import AdapterError, CheckpointError, DecantError
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import MergePlan, WeightedAdapter
 from tests.support.raw import ADAPTER, CONFIG, write_safetensors

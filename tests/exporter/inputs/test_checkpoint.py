@@ -5,7 +5,8 @@ import json
 import pytest
 
 from exporter.core.errors import CheckpointError, UnsupportedError
-from exporter.inputs.checkpoint import open_checkpoint, read_tensor
+from exporter.inputs.lazy_tensor import read_tensor
+from exporter.inputs.open_checkpoint import open_checkpoint
 from tests.support.raw import edit_json, write_base, write_safetensors
 
 

@@ -12,8 +12,9 @@ from exporter.formats.export_request import ExportRequest
 from exporter.formats.gguf_lora import LoraRequest, export_lora
 from exporter.formats.gguf_lora_cache import adapter_gguf
 from exporter.formats.vllm import NamedAdapter, VllmRequest, export_for_vllm
-from exporter.inputs.adapter import open_adapter, scaling_of
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.adapter import open_adapter
+from exporter.inputs.adapter_spec import scaling_of
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter

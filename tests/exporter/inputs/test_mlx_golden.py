@@ -13,8 +13,8 @@ from exporter.core.safetensors import read_header
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.quantized import mlx_affine
 from exporter.inputs.quantized.mlx_float import MODES
 from exporter.merge.apply import MergedTensors

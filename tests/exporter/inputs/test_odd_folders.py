@@ -11,9 +11,9 @@ from exporter.core.errors import AdapterError, CheckpointError
 from exporter.core.events import Note
 from exporter.core.safetensors import read_header
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
 from exporter.inputs.locate import Sources, bring, named_base
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.peft_folder import peft_folder
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter

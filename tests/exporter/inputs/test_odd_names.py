@@ -13,8 +13,8 @@ from exporter.cli.outputs.request_options import output_paths
 from exporter.core.errors import AdapterError, CheckpointError, InputError
 from exporter.core.events import silent
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.locate import Sources, bring
+from exporter.inputs.open_checkpoint import open_checkpoint
 from tests.support.raw import write_adapter, write_base, write_tiny_gguf
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from exporter.core.errors import AdapterError, CheckpointError
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.distcp import read_distcp
 from exporter.inputs.find_model import find_model
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter

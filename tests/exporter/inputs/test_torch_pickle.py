@@ -11,7 +11,8 @@ import pytest
 
 from exporter.core.errors import AdapterError, CheckpointError
 from exporter.core.safetensors import StoredTensor
-from exporter.inputs.checkpoint import open_checkpoint, read_tensor
+from exporter.inputs.lazy_tensor import read_tensor
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.torch_pickle import read_pickled
 from tests.support.raw import write_base
 

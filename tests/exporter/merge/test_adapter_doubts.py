@@ -6,7 +6,7 @@ import pytest
 
 from exporter.core.events import Warn
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.adapter_doubts import say_doubts
 from exporter.merge.merge_plan import plan_merge
 from tests.support.odd_adapters import STEM, changed

@@ -214,7 +214,7 @@ def test_the_rows_of_a_frozen_head_that_no_file_holds_are_refused(bases, tmp_pat
 
 def test_two_adapters_that_saved_the_same_head_of_the_base_go_together(bases, tmp_path):
     from exporter.inputs.adapter import open_adapter
-    from exporter.inputs.checkpoint import open_checkpoint
+    from exporter.inputs.open_checkpoint import open_checkpoint
     from exporter.merge.merge_plan import plan_merge
     from exporter.merge.operations import LoraSum, WeightedAdapter
 
@@ -232,7 +232,7 @@ def test_two_adapters_in_turn_are_both_there(bases, tmp_path):
     import torch
 
     from exporter.inputs.adapter import open_adapter
-    from exporter.inputs.checkpoint import open_checkpoint
+    from exporter.inputs.open_checkpoint import open_checkpoint
     from exporter.merge.apply import MergedTensors
     from exporter.merge.merge_plan import plan_merge
     from exporter.merge.operations import WeightedAdapter
@@ -269,7 +269,7 @@ def test_combined_adapters_are_pefts_weighted_adapter(bases, tmp_path, how):
     from transformers import AutoModelForCausalLM
 
     from exporter.inputs.adapter import open_adapter
-    from exporter.inputs.checkpoint import open_checkpoint
+    from exporter.inputs.open_checkpoint import open_checkpoint
     from exporter.merge.apply import MergedTensors
     from exporter.merge.merge_plan import plan_merge
     from exporter.merge.operations import WeightedAdapter

@@ -6,7 +6,7 @@ import pytest
 
 from exporter.core.errors import AdapterError, UnsupportedError
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter, describe
 from tests.support.raw import write_adapter, write_base, write_safetensors

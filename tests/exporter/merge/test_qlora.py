@@ -8,7 +8,8 @@ import pytest
 
 from exporter.core.events import Note, Warn
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint, read_tensor
+from exporter.inputs.lazy_tensor import read_tensor
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.quantized.nf4_fake_quant import nf4_fake_quantize
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge

@@ -8,7 +8,7 @@ from exporter.core.errors import CheckpointError
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge import apply
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge

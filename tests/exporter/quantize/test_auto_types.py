@@ -18,8 +18,8 @@ from exporter.formats.export_request import ExportRequest
 from exporter.llamacpp.converter_import import imported
 from exporter.quantize.auto_types import candidates_of, file_type, sensitivity
 from exporter.quantize.quantizer import Quantizer
-from exporter.quantize.recipe import Recipe, parse_rule, read_recipe
 from exporter.quantize.size_budget import SizeBudget
+from exporter.quantize.type_recipe import Recipe, parse_rule, read_recipe
 from tests.support.reference import convert_with_llamacpp, quantize_with_llamacpp
 from tests.support.reference import read_gguf as read_with_llamacpp
 from tests.support.tiny import make_base

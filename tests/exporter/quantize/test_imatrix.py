@@ -19,7 +19,7 @@ from exporter.llamacpp.converter_import import imported
 from exporter.llamacpp.toolchain import Toolchain, run_tool
 from exporter.quantize.imatrix import ImportanceMatrix, check_fit, importance, keys, read_imatrix
 from exporter.quantize.quantizer import runs
-from exporter.quantize.recipe import Recipe
+from exporter.quantize.type_recipe import Recipe
 from tests.support.reference import convert_with_llamacpp, quantize_with_llamacpp, read_gguf
 from tests.support.tiny import TEXT, make_base, make_tokenizer
 

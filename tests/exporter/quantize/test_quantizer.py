@@ -5,7 +5,7 @@ import pytest
 from exporter.convert.to_gguf import convert
 from exporter.core.errors import ToolchainError, UnsupportedError
 from exporter.core.ggml_types import GGMLType
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.llamacpp.toolchain import run_tool
 from exporter.merge.apply import MergedTensors
 from exporter.merge.merge_plan import plan_merge

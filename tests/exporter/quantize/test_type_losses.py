@@ -16,9 +16,9 @@ from exporter.llamacpp.converter_import import imported
 from exporter.quantize import type_losses
 from exporter.quantize.imatrix import Importance
 from exporter.quantize.quantizer import Quantizer
-from exporter.quantize.recipe import Recipe
 from exporter.quantize.size_budget import SizeBudget
 from exporter.quantize.type_losses import UNDONE, Weights, measure_losses
+from exporter.quantize.type_recipe import Recipe
 from tests.support.tiny import make_adapter, make_base
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]

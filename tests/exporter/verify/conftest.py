@@ -10,12 +10,13 @@ import pytest
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.inputs.adapter import open_adapter
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.merge.merge_plan import plan_merge
 from exporter.merge.operations import WeightedAdapter
-from exporter.verify.light import expected_of, verify_light
-from exporter.verify.report import Verification
+from exporter.verify.expected import expected_of
+from exporter.verify.light import verify_light
+from exporter.verify.verification import Verification
 
 Verify = Callable[..., Verification]
 

@@ -14,8 +14,8 @@ import pytest
 from exporter.core.errors import SpaceError, VerifyError
 from exporter.verify.distances import compare
 from exporter.verify.full import RemadeDistances, judge, verify_full
-from exporter.verify.report import Verification
 from exporter.verify.unmerged import unmerged
+from exporter.verify.verification import Verification
 from tests.support.other_tokenizers import make_tuner
 from tests.support.raw import edit_json
 from tests.support.tiny import make_adapter, make_base

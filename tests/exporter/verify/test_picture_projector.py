@@ -12,12 +12,12 @@ import pytest
 from exporter.core.errors import VerifyError
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.merge_plan import plan_merge
 from exporter.verify.full import verify_full
 from exporter.verify.pictures import judge, verify_pictures
 from exporter.verify.projector import expected_projector, verify_projector
-from exporter.verify.report import Verification
+from exporter.verify.verification import Verification
 from tests.support.mutate import set_number
 from tests.support.verified import check, values_of
 from tests.support.vision import make_seeing

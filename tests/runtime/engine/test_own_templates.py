@@ -377,9 +377,9 @@ def test_a_folder_is_talked_to_and_served_and_its_base_exported_once(
     assert (exported.name, exported.stat().st_mtime_ns) == ("base-Q4_K_M.gguf", made)
 
 
+@pytest.mark.slow
 def test_a_base_that_is_named_is_taken_as_it_is(decant, folders, model):
     done = decant("chat", folders["chatml"], "--base", model, "-p", "the cat", "-n", "1", "--json")
-
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"] == str(model)
 

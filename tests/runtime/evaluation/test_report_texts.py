@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.evaluation.metric import Difference, Interval
+from runtime.evaluation.report.card_section import escaped, model_card
 from runtime.evaluation.report.figure_text import (
     duration_text,
     figure_text,
@@ -19,7 +20,6 @@ from runtime.evaluation.report.figure_text import (
     range_text,
     signed_text,
 )
-from runtime.evaluation.report.model_card import escaped, model_card
 from runtime.evaluation.report.terminal_table import (
     columns_of,
     group_table,

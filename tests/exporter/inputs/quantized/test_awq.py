@@ -7,8 +7,8 @@ import json
 import pytest
 
 from exporter.core.errors import CheckpointError, UnsupportedError
-from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.merge.merge_plan import plan_merge
 from exporter.verify.unmerged import load_base
 from tests.support.raw import copy, edit_json

@@ -11,7 +11,8 @@ from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.core.safetensors import read_header
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
-from exporter.inputs.checkpoint import open_checkpoint, read_tensor
+from exporter.inputs.lazy_tensor import read_tensor
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.quantized.bitsandbytes import dequantized, is_quantized
 from exporter.inputs.quantized.nf4_fake_quant import nf4_fake_quantize
 from exporter.llamacpp.converter_import import imported

@@ -8,8 +8,8 @@ import pytest
 
 from exporter.core.errors import CheckpointError
 from exporter.core.events import Note
-from exporter.inputs.checkpoint import open_checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.quantized.plain_base import dequantized
 
 NAME = "model.layers.0.mlp.experts.gate_up_proj"

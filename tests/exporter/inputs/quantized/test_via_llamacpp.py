@@ -8,7 +8,7 @@ from exporter.cli.app import run
 from exporter.core.errors import CheckpointError, UnsupportedError
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
-from exporter.inputs.checkpoint import open_checkpoint
+from exporter.inputs.open_checkpoint import open_checkpoint
 from exporter.inputs.quantized.via_llamacpp import dequantized_by_llamacpp, plain_release
 from exporter.llamacpp.converter_import import imported
 from tests.support.quantized import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exporter.core.errors import AdapterError
 from exporter.core.paths import last_part, repo_at
-from exporter.inputs.adapter import AdapterSpec, LoraPair
+from exporter.inputs.adapter_spec import AdapterSpec, LoraPair
 from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.lazy_tensor import read_tensor
 from exporter.merge.operations import Kind

@@ -10,7 +10,7 @@ from exporter.core.errors import InputError, UnsupportedError
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from exporter.llamacpp.converter_import import imported
-from exporter.quantize.recipe import Recipe, check_recipe, parse_rule
+from exporter.quantize.type_recipe import Recipe, check_recipe, parse_rule
 from tests.support.reference import convert_with_llamacpp, quantize_with_llamacpp, read_gguf
 
 TYPES = {"--output-tensor-type": "output_type", "--token-embedding-type": "embedding_type"}
