@@ -26,7 +26,6 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
 from benchmarks.harness import against_harness  # noqa: E402
-from benchmarks.random_gguf import LLAMA_1_5B, write_random  # noqa: E402
 from exporter.core.machine import cores, physical_cores  # noqa: E402
 from exporter.demo import make_demo_models  # noqa: E402
 from exporter.demo.corpus import ANIMALS, COLOURS, COUNTRIES  # noqa: E402
@@ -41,6 +40,7 @@ from exporter.llamacpp.toolchain import (  # noqa: E402
 from runtime.engine.llama_server import Server, ServerSpec  # noqa: E402
 from runtime.engine.openai_client import ask_json  # noqa: E402
 from runtime.evaluation.local_model import peak_of  # noqa: E402
+from tests.support.random_gguf import LLAMA_1_5B, write_random  # noqa: E402
 
 RESULTS = Path(__file__).with_suffix(".json")
 QUANTS = ("F16", "Q8_0", "Q4_K_M")

@@ -34,16 +34,17 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
 from benchmarks.gpu_speeds import Run, bench, chat, speed  # noqa: E402
-from benchmarks.random_gguf import LLAMA_1_5B, TINY, write_random  # noqa: E402
 from exporter.core.errors import DecantError  # noqa: E402
 from exporter.core.machine import cores  # noqa: E402
 from exporter.llamacpp.gpus import listed_gpus, nvidia_gpus  # noqa: E402
 from exporter.llamacpp.toolchain import (  # noqa: E402
     build_toolchain,
     cache_folder,
+    find_toolchain,
     host_facts,
 )
 from tests.runtime.gateway.conftest import serving, until  # noqa: E402
+from tests.support.random_gguf import LLAMA_1_5B, LLAMA_8B, TINY, write_random  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "gpu.json"
 LITTLE = 1_600_000_000  # bytes left free on the GPU; llama.cpp leaves 1 GiB of them
@@ -114,6 +115,15 @@ def train() -> None:
         "make_demo_models(cache_folder() / 'demo')\n"
     )
     subprocess.run(["nice", sys.executable, "-c", code], cwd=CHECKOUT, check=False)
+
+
+def larger(run: Run) -> dict[str, Any]:
+    """The chat with 8 billion weights: a token takes longer, and sampling it does not."""
+    other = Run(run.folder / "larger", run.is_tiny)
+    other.folder.mkdir(exist_ok=True)
+    gguf_py = find_toolchain().source / "gguf-py"
+    nbytes = write_random(other.model, TINY if run.is_tiny else LLAMA_8B, gguf_py)
+    return {"model_bytes": nbytes, **chat(other)}
 
 
 def exported(run: Run) -> dict[str, Path]:
@@ -254,9 +264,9 @@ def doctor(run: Run) -> dict[str, Any]:
 
 
 STEPS: dict[str, Callable[[Run], dict[str, Any]]] = {
-    "build": build, "bench": bench, "speed": speed, "chat": chat, "little_memory": little_memory,
-    "doctor": doctor, "isolation": isolation, "verify": verify, "demo": demo,
-    "calibrate": calibrate,
+    "build": build, "bench": bench, "speed": speed, "chat": chat, "larger": larger,
+    "little_memory": little_memory, "doctor": doctor, "isolation": isolation, "verify": verify,
+    "demo": demo, "calibrate": calibrate,
 }  # fmt: skip
 
 

@@ -23,9 +23,9 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
-from benchmarks.random_gguf import ENDS, LLAMA_1_5B, Shape, tokens_of, write_random  # noqa: E402
 from exporter.core.machine import physical_cores  # noqa: E402
 from exporter.llamacpp.toolchain import Toolchain, cache_folder, find_toolchain  # noqa: E402
+from tests.support.random_gguf import ENDS, LLAMA_1_5B, Shape, tokens_of, write_random  # noqa: E402
 
 DTYPES = ("float32", "bfloat16")
 BATCH = 8  # the labels of an item

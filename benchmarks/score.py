@@ -29,11 +29,11 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
-from benchmarks.random_gguf import Shape, write_random  # noqa: E402
 from exporter.core.machine import physical_cores  # noqa: E402
 from exporter.llamacpp.toolchain import find_toolchain, host_facts, scrubbed  # noqa: E402
 from runtime.scoring.scorer import Scorer  # noqa: E402
 from tests.runtime.gateway.conftest import Served, serving  # noqa: E402
+from tests.support.random_gguf import Shape, write_random  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "score.json"
 SHAPE = Shape(layers=2, vocabulary=16384, context=2048)

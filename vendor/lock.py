@@ -1,4 +1,7 @@
-"""An advisory lock on a file, for one process at a time."""
+"""An advisory lock on a file, for one process at a time.
+
+Without the package filelock: this runs before any package is installed.
+"""
 
 from __future__ import annotations
 

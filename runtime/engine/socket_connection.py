@@ -1,4 +1,4 @@
-"""HTTP over a Unix socket."""
+"""HTTP over a Unix socket: http.client, which has everything but the way to connect to one."""
 
 from __future__ import annotations
 

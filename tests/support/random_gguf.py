@@ -39,6 +39,8 @@ class Shape:
     kv_heads: int = 8
     vocabulary: int = 128256
     context: int = 131072
+    has_plain_head: bool = False
+    """Whether the head is in float32, so that no two logits are equal."""
 
     @property
     def kv_width(self) -> int:
@@ -47,6 +49,8 @@ class Shape:
 
 LLAMA_1_5B = Shape()
 """Llama 3.2 1B's, with a head of its own as large as its embedding."""
+LLAMA_8B = Shape(layers=32, width=4096, inner=14336)
+"""Llama 3.1 8B's."""
 TINY = Shape(layers=2, width=256, inner=512, heads=4, kv_heads=2, vocabulary=2048, context=4096)
 
 
@@ -74,7 +78,11 @@ def write_random(path: Path, shape: Shape, gguf_py: Path) -> int:
         writer.add_tensor(f"{name}.weight", np.ones(shape.width, np.float32))
 
     add("token_embd", shape.vocabulary, shape.width, kinds.Q4_K)
-    add("output", shape.vocabulary, shape.width, kinds.Q6_K)
+    if shape.has_plain_head:
+        head = draw.standard_normal((shape.vocabulary, shape.width), np.float32)
+        writer.add_tensor("output.weight", head)
+    else:
+        add("output", shape.vocabulary, shape.width, kinds.Q6_K)
     add_norm("output_norm")
     for layer in range(shape.layers):
         block = f"blk.{layer}."
