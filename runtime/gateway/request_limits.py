@@ -16,6 +16,12 @@ from runtime.gateway.api_errors import bad_request
 Body = Mapping[str, Any]
 HELD = ("content", "tool_calls", "images", "output")
 """Fields of messages and their parts that hold lists."""
+GRAMMAR_PART = re.compile(
+    r"""#[^\n]*|"(?:\\.|[^"\\])*(?:"|\\?\Z)|(?P<cls>\[(?:\\.|[^\]\\])*(?:\]|\\?\Z)|\.)""", re.DOTALL
+)
+"""A comment, a text or a character class of a grammar; one without an end goes to the end, so that
+the time is linear."""
+PATTERN_CLASS = re.compile(r"[\[.]|\\[dwsDWS]")
 DIGITS = 15  # digits of the largest limit
 
 
@@ -42,6 +48,9 @@ class Limits:
     biases: int = 1024
     breakers: int = 64
     grammar_bytes: int = 64 << 10
+    classes: int = 512
+    """Character classes in a grammar and in the patterns of schemas: the engine may try each with
+    every token of the vocabulary, where equal characters are tried together."""
     schema_nodes: int = 16384
     """Values in all schemas of a request, including those of its tools."""
     schema_depth: int = 64
@@ -144,6 +153,20 @@ def grammar(body: Body) -> int:
     return len(text.encode("utf-8", errors="replace")) if isinstance(text, str) else 0
 
 
+def classes(body: Body) -> int:
+    """The number of character classes ([a-z], [^"], `.`) in the grammar and in patterns."""
+    text = body.get("grammar")
+    patterns = (
+        node["pattern"]
+        for schema in schemas(body)
+        for node in nodes(schema)
+        if isinstance(node, dict) and isinstance(node.get("pattern"), str)
+    )
+    parts = GRAMMAR_PART.finditer(text) if isinstance(text, str) else ()
+    in_grammar = sum(1 for part in parts if part["cls"])
+    return in_grammar + sum(len(PATTERN_CLASS.findall(pattern)) for pattern in patterns)
+
+
 def length(value: object) -> int:
     return len(value) if isinstance(value, list | dict) else 0
 
@@ -190,6 +213,7 @@ COUNTED: tuple[tuple[str, str, Count], ...] = (
     ("biases", "token biases", lambda body: length(body.get("logit_bias"))),
     ("breakers", "DRY sequence breakers", lambda body: length(body.get("dry_sequence_breakers"))),
     ("grammar_bytes", "bytes of grammar", grammar),
+    ("classes", "character classes", classes),
     ("schema_nodes", "values in schemas", schema_nodes),
     ("schema_depth", "levels in a schema", schema_depth),
 )

@@ -29,7 +29,7 @@ from tests.support.raw import write_tiny_gguf
 DOCUMENT = Path(__file__).parents[3] / "docs" / "serve.md"
 SMALL = Limits(
     prompts=2, inputs=2, messages=2, parts=2, tools=2, n=2, stops=2, biases=2, breakers=2,
-    grammar_bytes=2, schema_nodes=20, schema_depth=8, properties=2, items=2,
+    grammar_bytes=40, classes=2, schema_nodes=20, schema_depth=8, properties=2, items=2,
 )  # fmt: skip
 HI = {"role": "user", "content": "hi"}
 PART = {"type": "text", "text": "hi"}
@@ -57,7 +57,13 @@ TOO_MUCH: dict[str, list[dict[str, Any]]] = {
               {"options": {"stop": list("abc")}}],
     "biases": [{"logit_bias": [[1, 1]] * 3}, {"logit_bias": {"1": 1, "2": 1, "3": 1}}],
     "breakers": [{"dry_sequence_breakers": list("abc")}],
-    "grammar_bytes": [{"grammar": "éé"}],
+    "grammar_bytes": [{"grammar": "é" * 21}],
+    "classes": [
+        {"grammar": "root ::= [a] [^b] [c-d]"}, {"grammar": "root ::= [a] . ."},
+        {"grammar": 'root ::= ["] [a] [b] ["]'}, {"grammar": '# "\nroot ::= [a] . [\\]"]'},
+        {"json_schema": {"pattern": r"^\d[a]\w$"}},
+        {"tools": [{"function": {"parameters": {"anyOf": [{"pattern": "[a]"}] * 3}}}]},
+    ],
     "properties": [
         {"response_format": {"type": "json_schema", "json_schema": {"schema": WIDE}}},
         {"json_schema": WIDE}, {"format": WIDE},
@@ -290,3 +296,9 @@ def test_one_client_cannot_hold_all_the_memory_for_bodies(monkeypatch):
         assert not bodies.held
 
     asyncio.run(run())
+
+
+def test_classes_in_texts_and_comments_are_not_counted():
+    grammar = 'root ::= "[a] . [b] \\" ." [c] # [d] . "\n'
+
+    refuse_too_many({"grammar": grammar}, Limits(classes=1))
