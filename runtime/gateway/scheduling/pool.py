@@ -27,9 +27,10 @@ from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.scheduling.adapter_watch import AdapterFiles
 from runtime.gateway.scheduling.engine_entry import CrowdedError, EngineEntry, as_reason, key_of
 from runtime.gateway.scheduling.engine_phase import Failed, Loaded, Loading, Unloaded
+from runtime.gateway.scheduling.health import until_unwell
 from runtime.gateway.scheduling.placement import TALKLESS, Key, Plan, Role, Room, plan_engine
 from runtime.gateway.scheduling.request_queue import RequestQueue
-from runtime.gateway.scheduling.upstream import address_of, is_well
+from runtime.gateway.scheduling.upstream import address_of
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts, preflight
 
@@ -301,13 +302,8 @@ class EnginePool:
 
     async def watch_health(self, engine: EngineEntry, server: Server) -> None:
         """Restart an engine whose process runs but fails its health check."""
-        limit_s = self.settings.health_s
-        while limit_s and engine.server is server and engine.address is not None:
-            if not await is_well(engine.address, limit_s):
-                why = f"it has not answered a health check for {limit_s:g} s"
-                self.spawn(self.renew(engine, server, why))
-                return
-            await asyncio.sleep(limit_s / 4)
+        if why := await until_unwell(engine, server, self.settings.health_s):
+            self.spawn(self.renew(engine, server, why))
 
     async def renew(self, engine: EngineEntry, server: Server | None, why: str) -> None:
         """Replace a process that is of no use any more, unless another has taken its place."""
