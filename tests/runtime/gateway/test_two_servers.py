@@ -32,7 +32,7 @@ def store(pirate, tmp_path) -> Path:
 def two(store, tmp_path) -> Iterator[list[Served]]:
     env = {"DECANT_STORE": str(store)}
     with ExitStack() as stack:
-        yield [stack.enter_context(serving(tmp_path, "--ttl", "3s", env=env)) for _ in range(2)]
+        yield [stack.enter_context(serving(tmp_path, "--ttl", "2s", env=env)) for _ in range(2)]
 
 
 def answers(served: Served) -> list[str]:
