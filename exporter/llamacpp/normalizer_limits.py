@@ -30,8 +30,11 @@ LINEAR = re.compile(rf"\^?{ATOM}*{LAST}(?:\|\^?{ATOM}*{LAST})*", re.DOTALL)
 MAY_BE_EMPTY = re.compile(r"[*?]|\{0")
 
 
-def problem_of(steps: Iterable[Step]) -> str:
-    """Why a normalizer might take much time or memory; empty if it cannot."""
+def problem_of(steps: Iterable[Step], *, patterns: bool = True) -> str:
+    """Why a normalizer might take much time or memory; empty if it cannot.
+
+    patterns: whether to refuse those that may backtrack, too, which `tokenizers` breaks off.
+    """
     growth, charsmaps, count = 1.0, 0, 0
     for step in steps:
         kind, count = step.get("type"), count + 1
@@ -39,7 +42,7 @@ def problem_of(steps: Iterable[Step]) -> str:
             content, pattern = step.get("content"), step.get("pattern")
             if not isinstance(content, str) or not isinstance(pattern, Mapping):
                 return "a step Replace lacks its pattern or its content"
-            if why := pattern_problem(pattern):
+            if patterns and (why := pattern_problem(pattern)):
                 return why
             growth *= growth_of(pattern, content)
         elif kind == "Prepend":
