@@ -19,7 +19,7 @@ from exporter.merge.fingerprint import identity
 from exporter.merge.operations import MergePlan
 from exporter.model_store import file_name
 from exporter.quantize.imatrix import read_imatrix
-from exporter.quantize.type_recipe import Recipe, check_recipe
+from exporter.quantize.type_recipe import Recipe, check_recipe, no_text
 
 CONTEXT = 512  # tokens per chunk, llama-imatrix's default
 CHUNKS = 2  # minimum for llama-imatrix
@@ -46,7 +46,7 @@ def with_matrix(
         return request
     check_recipe(request.recipe, request.quants)
     if not text.is_file():
-        raise InputError(f"there is no text `{text}` to calibrate on", hint="is the path right?")
+        raise no_text(text)
     merge = plan_request(request, toolchain, report=report)
     context = context_of(merge)
     refuse_short(text, text.stat().st_size, context)

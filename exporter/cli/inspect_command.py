@@ -12,19 +12,25 @@ import click
 from exporter.cli.common_options import json_option, store
 from exporter.cli.terminal_renderer import print_json, print_pairs, print_table, reporting
 from exporter.core.errors import ModelError
-from exporter.core.events import Report, silent
-from exporter.core.gguf import Array, GGUFFile, Value, read_gguf
+from exporter.core.events import Note, Report, silent
+from exporter.core.gguf import MAGIC, SUFFIX, Array, GGUFFile, Value, read_gguf
 from exporter.core.paths import size_text
 from exporter.inputs.adapter import open_adapter
 from exporter.inputs.find_adapter import CONFIG, find_adapter
-from exporter.inputs.find_model import model_in_place_of_adapter
+from exporter.inputs.find_model import (
+    has_model,
+    model_in_place_of_adapter,
+    stands_for_folder,
+)
 from exporter.inputs.open_checkpoint import open_checkpoint
-from exporter.inputs.zipped_adapter import zip_above
+from exporter.inputs.zipped_adapter import ARCHIVES, zip_above
 from exporter.merge.operations import kind_text
 from exporter.model_store import find_model, is_stored
 from exporter.quantize.type_recipe import read_recipe
 
 SAVED_BY = {"mlx": "mlx-lm", "gguf": "llama.cpp"}
+PLACES = (".safetensors", ".bin", ".pt", ".zip")
+"""Endings of files that stand for a model or an adapter."""
 LONG = 100  # characters shown of a value
 
 
@@ -83,21 +89,46 @@ def print_recipe(text: str) -> None:
 
 
 def describe(text: str, report: Report) -> dict[str, object]:
-    """The kind of `text`, its facts and its tensors."""
+    """The kind of `text`, its facts and its tensors. Raises ModelError for an empty text."""
+    if not text:
+        raise ModelError("PATH is empty", hint="is a variable of the shell not set?")
     path = Path(text)
-    is_place = path.is_dir() or zip_above(path) or path.suffix in (".safetensors", ".bin")
-    if is_place and not (path.is_dir() and is_stored(text, store())):
-        return describe_place(path)
+    if path.is_dir():
+        is_place = not is_stored(text, store())
+    else:
+        is_place = zip_above(path) is not None or (path.is_file() and path.suffix != SUFFIX)
+        is_place = is_place and not begins_as_gguf(path)
+    if is_place:
+        return describe_place(path, report)
     found = path if path.is_file() else find_model(text, store(), report=report)
     return describe_gguf(read_gguf(found))
 
 
-def describe_place(path: Path) -> dict[str, object]:
-    """Describe an adapter or a model, found as in an export. Raises ModelError without one."""
+def begins_as_gguf(path: Path) -> bool:
+    """Whether a file is a GGUF, whatever its name; Ollama names its files by hash."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def describe_place(path: Path, report: Report) -> dict[str, object]:
+    """Describe an adapter or a model, found as in an export, with a note of what was taken.
+
+    Raises ModelError without one.
+    """
+    refuse_other_kind(path)
+    if path.is_file() and stands_for_folder(path) and has_model(path.parent):
+        report(Note(f"`{path.name}` is a file of the model in `{path.parent}`"))
+        return describe_checkpoint(path.parent)
     if whole := model_in_place_of_adapter(path, report=silent):
-        is_gguf = whole.suffix == ".gguf"
-        return describe_gguf(read_gguf(whole)) if is_gguf else describe_checkpoint(whole)
-    found = find_adapter(path, report=silent)
+        if whole.suffix == SUFFIX:
+            report(Note(f"the model in `{path}` is a GGUF: `{whole.name}`"))
+            return describe_gguf(read_gguf(whole))
+        if whole != path:
+            report(Note(f"`{path}` is a training run: its newest checkpoint is `{whole.name}`"))
+        return describe_checkpoint(whole)
+    found = find_adapter(path, report=report)
     if found.weights is None and not (found.folder / CONFIG).exists():
         if (path / "config.json").exists():
             return describe_checkpoint(path)
@@ -106,6 +137,16 @@ def describe_place(path: Path) -> dict[str, object]:
             hint="a model has config.json, an adapter adapter_config.json",
         )
     return describe_adapter(path)
+
+
+def refuse_other_kind(path: Path) -> None:
+    """Raise ModelError for a file that belongs neither to a model nor to an adapter."""
+    is_known = path.suffix in PLACES or path.name.endswith(ARCHIVES)
+    if path.is_file() and not is_known and path.name not in ("config.json", CONFIG):
+        raise ModelError(
+            f"`{path}` is neither a GGUF nor a file of a model or an adapter",
+            hint="name a GGUF, or the folder of a model or an adapter",
+        )
 
 
 def describe_gguf(file: GGUFFile) -> dict[str, object]:

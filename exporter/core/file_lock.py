@@ -8,6 +8,9 @@ so that a writer can see that another has just published what it has opened.
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 
@@ -23,3 +26,17 @@ def try_lock(file: int | IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def one_at_a_time(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock of a file, which is created and stays; processes with the same path wait.
+
+    waiting: called before a wait for another process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        if not try_lock(file):
+            waiting()
+            lock(file)
+        yield

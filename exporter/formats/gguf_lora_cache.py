@@ -15,7 +15,8 @@ from pathlib import Path
 
 from exporter.core.atomic_file import atomic_write, sha256_file
 from exporter.core.errors import DecantError, ModelError
-from exporter.core.events import Report, silent
+from exporter.core.events import Report, Step, silent
+from exporter.core.file_lock import one_at_a_time
 from exporter.core.gguf import read_gguf
 from exporter.core.version import own_version
 from exporter.formats.adapter_prompts import prompts_identity
@@ -75,11 +76,15 @@ def adapter_gguf(folder: Path, base: Path, *, cache: Path, report: Report = sile
     from exporter.formats.gguf_lora import LoraRequest, export_lora
 
     kept = kept_adapter(folder, base, cache, report=report)
-    if not kept.is_whole:
-        request = LoraRequest(kept.adapter, base, kept.path, force=True)
-        made = export_lora(request, find_toolchain(), report=report)
-        with atomic_write(kept.digest, force=True) as file:
-            file.write(sha256_file(made.path).encode())
+    if kept.is_whole:
+        return kept.path
+    wait = Step(f"another process converts `{folder}`: waiting")
+    with one_at_a_time(kept.path.with_suffix(".lock"), lambda: report(wait)):
+        if not kept.is_whole:
+            request = LoraRequest(kept.adapter, base, kept.path, force=True)
+            made = export_lora(request, find_toolchain(), report=report)
+            with atomic_write(kept.digest, force=True) as file:
+                file.write(sha256_file(made.path).encode())
     return kept.path
 
 

@@ -99,7 +99,7 @@ def save_merged(
     is taken, SpaceError before any weight is read, and the errors of planning and merging.
     """
     started = time.monotonic()
-    refuse_taken(folder, MARKS, force=request.force, folders=(NAMED, *module_folders(folder)))
+    refuse_folder(folder, force=request.force)
     report(Step("reading the adapter and the base"))
     plan = plan_request(request, toolchain, report=report)
     refuse_inputs(folder, inputs(plan))
@@ -120,6 +120,11 @@ def save_merged(
         len(plan.changes),
         time.monotonic() - started,
     )
+
+
+def refuse_folder(folder: Path, *, force: bool) -> None:
+    """Raise OutputError unless a merged checkpoint may be written to `folder`."""
+    refuse_taken(folder, MARKS, force=force, folders=(NAMED, *module_folders(folder)))
 
 
 def inputs(plan: MergePlan) -> list[Path]:

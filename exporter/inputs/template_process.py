@@ -25,6 +25,7 @@ WALL_S = 120  # seconds on a busy machine; otherwise CPU_S ends it
 MEMORY = 1 << 30  # bytes
 TEXT_MAX = 1 << 20  # characters of one prompt
 GROWTH = 8  # times the length of the messages: a template may repeat them
+Talk = Sequence[Mapping[str, Any]]
 TALK = (
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi there"},
@@ -101,12 +102,15 @@ def refuse_too_much(found: Sequence[Rendered], path: Path | None = None) -> None
             )
 
 
-def refuse_runaway(template: str, path: Path | None = None) -> None:
-    """Raise ModelError for a template that exceeds the limits on a short conversation.
+def refuse_runaway(
+    template: str, path: Path | None = None, talks: Sequence[Talk] = (TALK, TALK[1:])
+) -> None:
+    """Raise ModelError for a template that exceeds the limits on one of these conversations.
 
     Callers then render it without limits.
     """
-    refuse_too_much(render_all(template, {}, [RenderJob(TALK), RenderJob(TALK[1:])]), path)
+    jobs = [RenderJob(talk, generation=prompt) for talk in talks for prompt in (True, False)]
+    refuse_too_much(render_all(template, {}, jobs), path)
 
 
 def main() -> None:

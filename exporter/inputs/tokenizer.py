@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from exporter.core.errors import CheckpointError
 from exporter.inputs.tokenizer_memo import MEMO, TokenizerFiles
 from exporter.llamacpp.normalizer import FIRST, ONCE, SPACE, Step, flat
+from exporter.llamacpp.normalizer_limits import problem_of
 
 UNREADABLE = (
     OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, IndexError,
@@ -87,7 +88,7 @@ def load_tokenizer(
     """Load transformers' tokenizer of `folder`; None without one, or for one in Python only.
 
     files: the folder's, if they are hashed already. Raises CheckpointError for a damaged
-    tokenizer.json.
+    tokenizer.json, and for one whose normalizer would fill the memory.
     """
     config = kind_alone(folder)
     options = {"config": config} if config else {}
@@ -105,6 +106,12 @@ def load_tokenizer(
         ) from error
     if not hasattr(found, "backend_tokenizer"):
         return None
+    loaded = LoadedTokenizer(found)
+    if problem := problem_of(loaded.steps("normalizer"), patterns=False):
+        raise CheckpointError(
+            f"the normalizer of the tokenizer in `{folder}` is refused: {problem}",
+            hint="it is no usual one: is the model from a place you trust?",
+        )
     return LoadedTokenizer(merged_by_score(found, folder))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from exporter.core.errors import ModelError
+from exporter.llamacpp.normalizer_limits import problem_of
 
 NORMALIZER = "decant.tokenizer.normalizer"
 """GGUF key: the missing steps in the form of tokenizer.json's "normalizer"; absent without any."""
@@ -69,17 +70,22 @@ def spaced(text: str, written: str | None) -> str:
 
 
 def read_steps(written: str) -> Step:
-    """Parse the steps from JSON. Raises ModelError for anything else."""
+    """Parse the steps from JSON. Raises ModelError for anything else, and for costly steps."""
     hint = "export the model again with this version of decant"
     try:
         found = json.loads(written)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{NORMALIZER} is no JSON: {error}", hint=hint) from error
     if not isinstance(found, dict):
         raise ModelError(f"{NORMALIZER} is {written[:60]!r}, which is no normalizer", hint=hint)
     unknown = sorted({str(step.get("type")) for step in flat(found)} - KNOWN)
     if unknown:
         raise ModelError(f"{NORMALIZER} has a step {unknown[0]!r}, which is unknown", hint=hint)
+    if problem := problem_of(flat(found)):
+        raise ModelError(
+            f"{NORMALIZER} is refused: {problem}",
+            hint="the tokenizer's normalizer is no usual one: is the model from a place you trust?",
+        )
     return found
 
 

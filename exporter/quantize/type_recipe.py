@@ -160,6 +160,10 @@ def check_recipe(recipe: Recipe, quants: Sequence[str]) -> None:
         )
 
 
+def no_text(text: Path) -> InputError:
+    return InputError(f"there is no text `{text}` to calibrate on", hint="is the path right?")
+
+
 def check_rules(recipe: Recipe, types: dict[str, GGMLType], slots: Iterable[Slot]) -> None:
     """Raise InputError if a rule matches no tensor, or none that can have its type.
 

@@ -9,6 +9,7 @@ from exporter.convert.gguf_layout import Conversion
 from exporter.core.atomic_file import read_json_object
 from exporter.core.errors import CheckpointError
 from exporter.core.gguf import Array, GGUFFile, Value
+from exporter.inputs.chat_template import MISTAKES
 from exporter.inputs.template_process import refuse_runaway
 from exporter.verify.loading import gives_embeddings
 from exporter.verify.logits_engine import VocabularyFacts
@@ -208,7 +209,7 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
         return Check("chat template", missing, "none")
     tokens = {f"{name}_token": facts.texts[name] for name in ("bos", "eos")}
     for text in {ours, *(theirs.values() if isinstance(theirs, dict) else (theirs,))}:
-        refuse_runaway(text, file.path)
+        refuse_runaway(text, file.path, CONVERSATIONS)
     problems: tuple[str, ...] = ()
     refused, rendered = list[str](), 0
     for messages in CONVERSATIONS:
@@ -217,7 +218,7 @@ def check_template(file: GGUFFile, facts: VocabularyFacts, tokenizer: Any) -> Ch
             for template, extra in ((ours, tokens), (None, {})):
                 try:
                     answers.append(render(tokenizer, messages, template, prompt, extra))
-                except (TemplateError, ValueError, TypeError, KeyError) as error:
+                except (TemplateError, *MISTAKES) as error:
                     answers.append(f"{ERROR}{error}")  # both must refuse in the same way
             rendered += 1
             if answers[1].startswith(ERROR):

@@ -6,6 +6,8 @@ adapter that no GGUF adapter can hold is merged, once, too.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +22,9 @@ from exporter.core.errors import (
     UnsupportedError,
 )
 from exporter.core.events import Note, Report, Step, silent
+from exporter.core.file_lock import one_at_a_time
 from exporter.core.gguf import SUFFIX, GGUFFile, read_gguf
+from exporter.llamacpp.toolchain import cache_folder
 from exporter.model_store import file_name, find_model, is_stored, list_models, plain_name
 from runtime.engine.adapters import BASE, Adapter, Wanted, gguf_of
 
@@ -104,21 +108,43 @@ def exported(base: Path, store: Path, *, report: Report) -> Path:
         same = header.text("decant.base.commit") in (None, "", commit) or not commit
         return header.text("decant.base") == name and not header.text("decant.adapter") and same
 
-    if (found := stored(store, is_it)) is not None:
-        return found
-    report(Step(f"exporting the base {name} to {QUANT}, once"))
-    return export(["-", "--base", str(base)], store / file_name(name, QUANT), report=report)
+    arguments = ["-", "--base", str(base)]
+    return once(store, name, is_it, f"the base {name}", arguments, report=report)
 
 
 def merged(adapter: Path, sha256: str, base: Path, store: Path, *, report: Report) -> Path:
     """The stored model that this adapter was merged into; exported if there is none."""
-    found = stored(store, lambda header: header.text("decant.adapter.sha256") == sha256)
-    if found is not None:
-        return found
     name = plain_name(adapter.stem if adapter.is_file() else adapter.name)
-    report(Step(f"exporting {name} to {QUANT}, once"))
-    arguments = [str(adapter), "--base", str(base)]
-    return export(arguments, store / file_name(name, QUANT), report=report)
+
+    def is_it(header: GGUFFile) -> bool:
+        return header.text("decant.adapter.sha256") == sha256
+
+    return once(store, name, is_it, name, [str(adapter), "--base", str(base)], report=report)
+
+
+def once(
+    store: Path,
+    name: str,
+    is_it: Callable[[GGUFFile], bool],
+    what: str,
+    arguments: Sequence[str],
+    *,
+    report: Report,
+) -> Path:
+    """The stored model that `is_it` accepts; exported if there is none, by one process of several.
+
+    what: the model's name in messages.
+    """
+    if (found := stored(store, is_it)) is not None:
+        return found
+    output = store / file_name(name, QUANT)
+    place = hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:32]
+    wait = Step(f"another process exports {what}: waiting")
+    with one_at_a_time(cache_folder() / "exports" / f"{place}.lock", lambda: report(wait)):
+        if (found := stored(store, is_it)) is not None:
+            return found
+        report(Step(f"exporting {what} to {QUANT}, once"))
+        return export(arguments, output, report=report)
 
 
 def stored(store: Path, is_it: Callable[[GGUFFile], bool]) -> Path | None:

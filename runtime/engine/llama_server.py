@@ -23,12 +23,14 @@ from typing_extensions import Self
 
 from exporter.core.errors import EngineDiedError, EngineError, TemplateRefusedError
 from exporter.core.events import Progress, Report, Step, silent
+from exporter.core.paths import size_text
 from exporter.inputs.template_process import refuse_runaway
 from exporter.llamacpp.toolchain import LAST_LINES, Toolchain, scrubbed
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
 from runtime.engine.model_server import ModelServer
 from runtime.engine.socket_connection import SocketConnection
 from runtime.process.kept_processes import deepen_stacks, start_kept
+from runtime.process.memory_watch import MemoryLimit, MemoryWatch, end_first
 from runtime.process.run_dir import RunFolder, has_sockets
 from runtime.rpc.protocol import Spread, preflight, rpc_flags
 
@@ -80,6 +82,10 @@ class ServerSpec:
     """Further flags of llama-server."""
     niceness: int = 0
     """Added to this process's niceness for the engine's."""
+    memory: MemoryLimit | None = None
+    """The memory that the engine may take; None for any."""
+    copies: int | None = None
+    """Copies of a slot's state to keep; None for llama-server's default."""
     use_socket: bool = True
     """Whether to use a Unix socket if the system has them; else a port on the loopback."""
 
@@ -97,6 +103,7 @@ class Server(ModelServer):
         self.folder: RunFolder | None = None
         self.port: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self.watch: MemoryWatch | None = None
         self.in_flight = 0
         self.changed = threading.Condition()
 
@@ -128,7 +135,12 @@ class Server(ModelServer):
                 )
             with suppress(OSError):  # it has ended already
                 os.setpriority(os.PRIO_PROCESS, self.process.pid, self.own_niceness())
+            end_first(self.process.pid)
+            if self.spec.memory is not None:
+                self.watch = MemoryWatch(self.process, self.spec.memory)
             self.wait_until_ready(on_port=on_port)
+            if self.watch is not None:
+                self.watch.is_ready()
         except BaseException:
             self.stop()
             raise
@@ -181,6 +193,8 @@ class Server(ModelServer):
             scales = spec.scales or (0.0,) * len(spec.adapters)
             scaled = ",".join(f"{number}.gguf:{scale:g}" for number, scale in enumerate(scales))
             argv += ["--lora-scaled", scaled]
+        if spec.copies is not None:
+            argv += ["--ctx-checkpoints", str(spec.copies)]
         if spec.projector is not None:
             argv += ["--mmproj", str(spec.projector.absolute())]
         if spec.chat.template is not None:
@@ -280,6 +294,9 @@ class Server(ModelServer):
         status = process.returncode
         kind = TemplateRefusedError if self.says(TEMPLATE_REFUSED) else EngineDiedError
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with {status}"
+        if self.watch is not None and self.watch.taken:
+            took, most = size_text(self.watch.taken), size_text(self.watch.most)
+            how += f", because it took {took} of memory and may take {most},"
         raise kind(
             f"{self.spec.engine} ended {how} {when} `{self.spec.model}`" + self.last_lines(),
             hint="is the file a complete GGUF for this llama.cpp? `decant inspect` shows it",

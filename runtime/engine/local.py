@@ -20,6 +20,7 @@ from exporter.llamacpp.toolchain import find_toolchain
 from runtime.engine.adapters import BASE
 from runtime.engine.llama_server import Server, ServerSpec, lora_vector
 from runtime.engine.memory_fit import Fit, FitOptions, fit, spread_over
+from runtime.engine.memory_limit import copies, memory_limit
 from runtime.engine.openai_client import (
     Message,
     Piece,
@@ -122,11 +123,12 @@ class LocalEngine:
 
     @property
     def spec(self) -> ServerSpec:
+        header, parallel = self.loaded.header, self.options.parallel
         return ServerSpec(
-            self.loaded.header.path,
+            header.path,
             self.fit.context,
             self.fit.threads,
-            self.options.parallel,
+            parallel,
             tuple(adapter.path for adapter in self.loaded.adapters),
             self.loaded.projector,
             self.fit.cache_type,
@@ -136,6 +138,8 @@ class LocalEngine:
             rpc=self.rpc,
             chat=self.loaded.chat,
             extra=self.gpu_flags,
+            memory=memory_limit(header, self.fit, parallel, sees=self.sees),
+            copies=copies(header, self.fit, parallel),
         )
 
     @property

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from runtime.engine.llama_server import lora_vector
 from runtime.engine.purpose import ROUTE, WHAT, purpose_of
@@ -15,7 +14,7 @@ from runtime.engine.request_texts import CHATS
 from runtime.engine.template_choice import NO_TEMPLATE
 from runtime.gateway.api_errors import bad_request
 from runtime.gateway.catalog import ResolvedModel
-from runtime.gateway.picture_size import pixels_of
+from runtime.gateway.media_checks import refuse_media
 from runtime.gateway.settings import Settings
 from runtime.gateway.vectors import ROUTES as VECTORS
 from runtime.gateway.vectors import ready_for_vectors
@@ -35,7 +34,6 @@ LIMIT_OF = {
     "/v1/responses": "max_output_tokens",
 }  # fmt: skip
 """The field that limits the answer when the client sets none of LIMITS."""
-IMAGES = ("image_url", "input_image", "image", "video_url", "input_video", "audio_url")
 LISTED = ("prompt", "input", "content", "documents", "texts")
 """Fields with one text, or with a list of texts that are answered separately."""
 WORD_MAX = 100_000  # characters
@@ -200,79 +198,6 @@ def texts(body: Mapping[str, Any]) -> Iterator[str]:
             todo.extend(one.values())
         elif isinstance(one, list):
             todo.extend(one)
-
-
-def refuse_media(body: Mapping[str, Any], resolved: ResolvedModel, settings: Settings) -> None:
-    """Raise ApiError for images that the engine would download or cannot read."""
-    for address in media(body.get("messages")):
-        check_media(address, resolved, settings)
-    for address in media(body.get("input")):
-        check_media(address, resolved, settings)
-    for packed in packed_media(body.get("prompt")):
-        check_size(packed, settings)
-
-
-def media(value: object) -> Iterator[object]:
-    """All addresses of images, video and audio in OpenAI's or Anthropic's messages."""
-    todo = [value]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, list):
-            todo.extend(one)
-        elif isinstance(one, dict):
-            kind = one.get("type")
-            if kind in IMAGES:
-                yield address_in(one, str(kind))
-            todo.extend(inner for key, inner in one.items() if key in ("content", "output"))
-
-
-def address_in(part: Mapping[str, Any], kind: str) -> object:
-    found = part.get(kind) if kind in part else part.get("image_url", part.get("source"))
-    if isinstance(found, dict):
-        if found.get("type") == "base64":
-            return f"data:;base64,{found.get('data', '')}"
-        found = found.get("url")
-    return found
-
-
-def check_media(address: object, resolved: ResolvedModel, settings: Settings) -> None:
-    if not isinstance(address, str) or not address:
-        raise bad_request("an image has no address: give it as a data: URL")
-    if not address.startswith("data:"):
-        host = urlsplit_host(address)
-        if host not in settings.media_hosts:
-            raise bad_request(
-                f"images are not fetched from {address[:80]!r}: send them as data: URLs"
-            )
-    if resolved.model.projector is None:
-        raise bad_request(f"{resolved.id!r} cannot see: it has no projector")
-    if address.startswith("data:"):
-        check_size(address.partition(",")[2], settings)
-
-
-def packed_media(value: object) -> Iterator[str]:
-    """The pictures in llama.cpp's own form of prompts, in base64."""
-    for one in value if isinstance(value, list) else [value]:
-        held = one.get("multimodal_data") if isinstance(one, dict) else None
-        if isinstance(held, list):
-            yield from (packed for packed in held if isinstance(packed, str))
-
-
-def check_size(packed: str, settings: Settings) -> None:
-    """Raise ApiError for a picture too large when decoded, even if its file is small."""
-    most = settings.limits.pixels
-    if (found := pixels_of(packed) or 0) > most:
-        raise bad_request(
-            f"an image has {found} pixels, and this server takes {most}", code="too_many"
-        )
-
-
-def urlsplit_host(address: str) -> str | None:
-    try:
-        found = urlsplit(address)
-    except ValueError:
-        return None
-    return found.hostname if found.scheme in ("http", "https") else None
 
 
 def cost(body: Mapping[str, Any]) -> int:

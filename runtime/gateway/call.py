@@ -68,6 +68,7 @@ class Gateway:
         sees = any(model.projector is not None for model in self.catalog.models.values())
         self.bodies = Bodies(self.settings, sees=sees)
         self.pool.adapter_files.note(self.catalog.models.values())
+        self.pool.model_files.note(self.catalog.models.values())
 
     def role_of(self, route: str, resolved: ResolvedModel) -> Role:
         """The role of the engine that answers a route."""

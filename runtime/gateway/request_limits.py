@@ -59,6 +59,10 @@ class Limits:
     """Properties of one object in a schema: time grows with the cube of the optional ones."""
     pixels: int = 1 << 26
     """Pixels of one decoded image."""
+    total_pixels: int = 1 << 27
+    """Pixels of all images of a request, which an engine decodes before it uses the first."""
+    audio_s: int = 3600
+    """Seconds of all recordings of a request, which become samples in the same way."""
     items: int = 1024
     """Items of any other list."""
     logprobs: int = 1 << 18

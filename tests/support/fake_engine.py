@@ -3,7 +3,8 @@
 It listens where llama-server would. MODEL.fake is JSON: `load_s` and `takes_s`, how long it loads
 and answers; `stubborn`, whether it goes on when its client has left; `stays`, whether it does not
 leave when its input ends; `deaf`, a file whose being there keeps it from answering anything;
-`asked`, a file to which it writes each request.
+`asked`, a file to which it writes each request; `load_mib`, memory that it takes when it loads,
+`mib`, for a prompt with "large" in it.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Handler(BaseHTTPRequestHandler):
             with self.lock, Path(path).open("a") as file:
                 file.write(json.dumps(body) + "\n")
         self.wait_if_deaf()
+        if "large" in str(body.get("prompt")):
+            take_memory(self.how.get("mib", 0))
         time.sleep(self.how.get("takes_s", 0))
         if self.how.get("stubborn"):
             time.sleep(600)
@@ -109,6 +112,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(text)
 
 
+def take_memory(mib: int) -> None:
+    """Fill memory, a little at a time, and keep it for a while."""
+    held = []
+    for _ in range(mib):
+        held.append(b"x" * (1 << 20))
+        time.sleep(0.001)
+    time.sleep(1)
+
+
 def leave_with_input() -> None:
     while sys.stdin.buffer.read(1 << 10):
         pass
@@ -123,6 +135,8 @@ def main() -> None:
     if not Handler.how.get("stays"):
         threading.Thread(target=leave_with_input, daemon=True).start()
     time.sleep(Handler.how.get("load_s", 0))
+    if mib := Handler.how.get("load_mib"):
+        take_memory(mib)
     Server(argv[argv.index("--host") + 1], Handler).serve_forever()
 
 

@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.evaluated_output import evaluation_after
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
-from exporter.cli.outputs.request_options import brought, chosen_quants, merge_request
+from exporter.cli.outputs.request_options import (
+    chosen_quants,
+    merge_request,
+    output_paths,
+    refuse_recipe,
+    refuse_taken_files,
+)
+from exporter.cli.sizes import parse_size
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
+from exporter.core.events import silent
 from exporter.core.paths import size_text
 
 if TYPE_CHECKING:
@@ -28,7 +37,7 @@ def export_gguf(options: ExportOptions) -> None:
     from exporter.llamacpp.toolchain import find_toolchain
 
     evaluation = evaluation_after(options)
-    if (found := brought(options, chosen_quants(options.quants))) is None:
+    if (found := brought(options, gguf_ahead(options))) is None:
         return
     _, request = merge_request(options, *found)
     toolchain = find_toolchain()
@@ -48,6 +57,21 @@ def export_gguf(options: ExportOptions) -> None:
         raise
     if options.as_json:
         print_json(asdict(result) | {"dry_run": False, "evaluation": measured})
+
+
+def gguf_ahead(options: ExportOptions) -> Ahead:
+    """The refusals before the inputs are pulled. Raises for options that cannot be used."""
+    quants = chosen_quants(options.quants)
+    refuse_recipe(options.recipe, quants)
+    if options.split_max_size:
+        parse_size("--split-max-size", options.split_max_size)
+    output_paths(options.output, "model", quants)  # raises for a name that no GGUF can have
+    return Ahead(
+        "gguf",
+        lambda name: refuse_taken_files(options, quants, name, report=silent),
+        sizes=quants,
+        folder=options.output,
+    )
 
 
 def show(result: ExportResult, *, dry_run: bool, as_json: bool) -> None:

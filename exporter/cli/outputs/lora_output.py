@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli.common_options import store
+from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
-from exporter.cli.outputs.request_options import brought
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError
 from exporter.core.paths import size_text
@@ -33,6 +33,7 @@ WITHOUT_MEANING = {
 
 def export_lora(options: ExportOptions) -> None:
     """Write the first adapter as a GGUF and print it."""
+    from exporter.core.atomic_file import refuse_existing
     from exporter.formats.gguf_lora import LoraRequest
     from exporter.formats.gguf_lora import export_lora as run
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
@@ -41,7 +42,19 @@ def export_lora(options: ExportOptions) -> None:
     from exporter.inputs.locate import need_adapters
     from exporter.llamacpp.toolchain import find_toolchain
 
-    if (found := brought(options)) is None:
+    output_path(options.output, "adapter")  # raises for a name that no GGUF can have
+
+    def refuse_output(name: str) -> None:
+        refuse_existing(output_path(options.output, name), force=options.force)
+
+    ahead = Ahead(
+        "lora",
+        refuse_output,
+        refuse_kind=refuse_for_adapter_file,
+        needs_adapter=True,
+        needs_checkpoint=True,
+    )
+    if (found := brought(options, ahead)) is None:
         return
     adapters, base = found
     need_adapters(adapters, base, "--to lora")

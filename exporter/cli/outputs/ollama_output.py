@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import (
-    brought,
+    chosen_quants,
     merge_request,
     output_folder,
     refuse_file,
+    refuse_recipe,
     show_folder,
 )
 from exporter.cli.terminal_renderer import reporting
+from exporter.core.atomic_folder import refuse_taken
 
 
 def export_ollama(options: ExportOptions) -> None:
     """Write the folder and print it. Raises UsageError for several quantizations."""
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
     from exporter.llamacpp.toolchain import find_toolchain
-    from exporter.ollama_folder import export_for_ollama
+    from exporter.ollama_folder import MARKS, export_for_ollama
 
     refuse_file(options.output, "ollama")
-    if (found := brought(options)) is None:
+    quants = chosen_quants(options.quants)
+    if len(quants) > 1:
+        raise click.UsageError("a Modelfile names one GGUF: give -q once with --to ollama")
+    refuse_recipe(options.recipe, quants)
+
+    def refuse_output(name: str) -> None:
+        refuse_taken(output_folder(options, name, "ollama"), MARKS, force=options.force)
+
+    folder = options.output or Path()
+    ahead = Ahead("ollama", refuse_output, sizes=quants, folder=folder, needs_checkpoint=True)
+    if (found := brought(options, ahead)) is None:
         return
     name, request = merge_request(options, *found)
     refuse_gguf_base(request.base, "ollama")
     folder = output_folder(options, name, "ollama")
-    if len(request.quants) > 1:
-        raise click.UsageError("a Modelfile names one GGUF: give -q once with --to ollama")
     toolchain, dry_run = find_toolchain(), options.dry_run
     with reporting(quiet=options.quiet) as report:
         request = calibrated(request, toolchain, dry_run=dry_run, report=report)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
-from exporter.cli.outputs.request_options import brought
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import UnsupportedError
 from exporter.model_store import plain_name
@@ -36,16 +36,23 @@ def export_peft(options: ExportOptions) -> None:
     from exporter.inputs.open_checkpoint import open_checkpoint
     from exporter.inputs.peft_folder import can_be_written, write_peft
 
-    if (found := brought(options)) is None:
+    marks, force = ("adapter_config.json",), options.force
+
+    def refuse_output(name: str) -> None:
+        refuse_taken(options.output or Path(f"{plain_name(name)}-peft"), marks, force=force)
+
+    ahead = Ahead(
+        "peft", refuse_output, needs_adapter=True, needs_checkpoint=True, needs_build=False
+    )
+    if (found := brought(options, ahead)) is None:
         return
     adapters, base = found
     need_adapters(adapters, base, "--to peft")
     refuse_gguf_base(base, "peft")
-    force, dry_run, trust = options.force, options.dry_run, options.trust_remote_code
+    dry_run, trust = options.dry_run, options.trust_remote_code
     with reporting(quiet=options.quiet) as report:
         adapter = open_adapter(adapters[0], report=report)
         folder = options.output or Path(f"{plain_name(adapter.name)}-peft")
-        marks = ("adapter_config.json",)
         refuse_taken(folder, marks, force=force)
         if adapter.read_by_peft:
             raise UnsupportedError(

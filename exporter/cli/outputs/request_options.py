@@ -1,9 +1,8 @@
-"""Steps that the formats of `decant export` share: inputs pulled, a request made of the options."""
+"""Steps that the formats of `decant export` share: a request and its outputs, of the options."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +12,13 @@ import click
 from exporter.cli.common_options import store
 from exporter.cli.outputs.output_format import ExportOptions
 from exporter.cli.sizes import parse_size
-from exporter.cli.terminal_renderer import print_json, print_table, reporting
+from exporter.cli.terminal_renderer import print_json, print_table
 from exporter.core.errors import InputError
-from exporter.core.events import silent
+from exporter.core.events import Report
 from exporter.core.ggml_types import parse_quant
 from exporter.core.paths import model_name, size_text
 from exporter.model_store import file_name
+from exporter.quantize.type_recipe import Recipe, check_recipe, no_text
 
 if TYPE_CHECKING:
     from exporter.formats.export_request import ExportRequest, FolderResult
@@ -27,30 +27,6 @@ if TYPE_CHECKING:
 LONGEST_NAME = 220  # bytes of 255: .NAME-00001-of-00002.gguf.partial is written first
 FEW_CHARACTERS = 40  # of a long name, as an error message quotes it
 OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
-
-
-def brought(
-    options: ExportOptions, quants: Sequence[str] = ()
-) -> tuple[list[Path], Path | None] | None:
-    """The local paths of adapters and base, pulled if missing.
-
-    None if a dry run has listed the missing files. quants: the types of the GGUFs to be written;
-    raises SpaceError, before anything is pulled, if the disk has no room for them.
-    """
-    from exporter.cli.outputs.room_ahead import check_room
-    from exporter.inputs.locate import Sources, absent, bring
-
-    named = tuple(text for text, _ in options.adapters)
-    sources = Sources(named, options.base, options.revision, options.subfolder)
-    with reporting(quiet=options.quiet) as report:
-        planning = report if options.dry_run else silent  # a pull reports it again
-        pulls = absent(sources, report=planning) if options.dry_run or quants else ()
-        if pulls and options.dry_run:
-            show_absent(pulls, as_json=options.as_json)
-            return None
-        if pulls and quants:
-            check_room(pulls, options.output or store(), quants, report)
-        return bring(sources, report=report)
 
 
 def merge_request(
@@ -155,6 +131,24 @@ def pull_value(pulled: Pulled) -> dict[str, object]:
         "files": [{"path": file.path, "nbytes": file.size} for file in pulled.missing],
         "nbytes": sum(file.size for file in pulled.missing),
     }
+
+
+def refuse_taken_files(
+    options: ExportOptions, quants: tuple[str, ...], name: str, *, report: Report
+) -> None:
+    """Raise OutputError for a GGUF that exists, by the result's name."""
+    from exporter.export import refuse_outputs
+
+    if not options.split_max_size:  # split files have other names
+        paths = output_paths(options.output, name, quants)
+        refuse_outputs(paths, force=options.force, dry_run=False, report=report)
+
+
+def refuse_recipe(recipe: Recipe, quants: tuple[str, ...]) -> None:
+    """Raise UnsupportedError for options without use, InputError for a text that is missing."""
+    check_recipe(recipe, quants)
+    if recipe.calibrate is not None and not recipe.calibrate.is_file():
+        raise no_text(recipe.calibrate)
 
 
 def output_folder(options: ExportOptions, name: str, ending: str) -> Path:

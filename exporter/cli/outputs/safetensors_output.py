@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import (
-    brought,
     merge_request,
     output_folder,
     refuse_file,
@@ -22,16 +23,28 @@ if TYPE_CHECKING:
 
 def export_safetensors(options: ExportOptions) -> None:
     """Write the folder and print it."""
-    from exporter.formats.safetensors_folder import save_merged
+    from exporter.formats.safetensors_folder import refuse_folder, save_merged
     from exporter.gguf_inputs.gguf_base import refuse_gguf_base
 
     refuse_file(options.output, "safetensors")
-    if (found := brought(options)) is None:
+    max_shard = parse_size("--max-shard-size", options.max_shard_size)
+
+    def refuse_output(name: str) -> None:
+        refuse_folder(output_folder(options, name, "merged"), force=options.force)
+
+    ahead = Ahead(
+        "safetensors",
+        refuse_output,
+        sizes=("the merged model, in 16 bits,",),
+        folder=options.output or Path(),
+        needs_checkpoint=True,
+        needs_build=False,
+    )
+    if (found := brought(options, ahead)) is None:
         return
     name, request = merge_request(options, *found)
     refuse_gguf_base(request.base, "safetensors")
     folder = output_folder(options, name, "merged")
-    max_shard = parse_size("--max-shard-size", options.max_shard_size)
     with reporting(quiet=options.quiet) as report:
         made = save_merged(
             request,

@@ -15,6 +15,7 @@ from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
 from runtime.engine.llama_server import ServerSpec
 from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Fit, FitOptions, fit, spread_over
+from runtime.engine.memory_limit import copies, memory_limit
 from runtime.engine.opened_model import ANY_TEMPLATE, Model
 from runtime.gateway.scheduling.request_queue import LoraScales
 from runtime.gateway.settings import Settings
@@ -76,9 +77,13 @@ class Room:
 def plan_engine(key: Key, model: Model, settings: Settings, room: Room) -> Plan:
     """The plan of one engine. Raises SpaceError when it does not fit."""
     parallel, fitted = choose_slots(key.role, model, settings, room)
+    limit = memory_limit(model.header, fitted, parallel, sees=model.projector is not None)
     if key.role == "score":
-        return Plan(score_spec(model, fitted, SCORES), fitted, is_short(fitted, settings))
+        spec = replace(score_spec(model, fitted, SCORES), memory=limit)
+        return Plan(spec, fitted, is_short(fitted, settings))
     server = server_spec(key, model, parallel, fitted)
+    # the user's flags may make it larger than planned
+    server = replace(server, memory=None if settings.extra else limit)
     server = replace(server, extra=(*server.extra, *flags_of(settings, key.role)))
     if settings.rpc is not None and not model.is_encoder_decoder:
         backend = room.toolchain.info["backend"]
@@ -167,6 +172,7 @@ def server_spec(key: Key, model: Model, parallel: int, fitted: Fit) -> ServerSpe
         "seq2seq" if model.is_encoder_decoder else "llama-server",
         chat=model.chat,
         extra=(*alias, "--metrics"),
+        copies=copies(model.header, fitted, parallel),
     )
     if role == "generate":
         return found

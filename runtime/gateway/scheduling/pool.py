@@ -27,9 +27,11 @@ from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.scheduling.adapter_watch import AdapterFiles
 from runtime.gateway.scheduling.engine_entry import CrowdedError, EngineEntry, as_reason, key_of
 from runtime.gateway.scheduling.engine_phase import Failed, Loaded, Loading, Unloaded
+from runtime.gateway.scheduling.health import until_unwell
+from runtime.gateway.scheduling.model_watch import ModelFiles
 from runtime.gateway.scheduling.placement import TALKLESS, Key, Plan, Role, Room, plan_engine
 from runtime.gateway.scheduling.request_queue import RequestQueue
-from runtime.gateway.scheduling.upstream import address_of, is_well
+from runtime.gateway.scheduling.upstream import address_of
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts, preflight
 
@@ -55,9 +57,10 @@ class EnginePool:
     """Runs starts, which may hang; its threads live as long as the pool."""
     is_closed: bool = False
     adapter_files: AdapterFiles = field(init=False)
+    model_files: ModelFiles = field(init=False)
 
     def __post_init__(self) -> None:
-        self.adapter_files = AdapterFiles(self.report)
+        self.adapter_files, self.model_files = AdapterFiles(self.report), ModelFiles(self.report)
 
     def engine(self, resolved: ResolvedModel, role: Role = "generate") -> EngineEntry:
         """The engine of a model, loaded or not; created if it is new."""
@@ -140,6 +143,7 @@ class EnginePool:
         Raises ModelError for an adapter that cannot be used, and whatever else loading raises.
         """
         began = self.clock()
+        engine.model = await self.in_thread(self.model_files.checked, engine.model)
         await self.in_thread(getattr, engine.model, "chat")  # parsing may be slow
         engine.out = await self.in_thread(self.adapter_files.checked, engine.model)
         if why := engine.missing(engine.key.lora_scales):
@@ -301,13 +305,8 @@ class EnginePool:
 
     async def watch_health(self, engine: EngineEntry, server: Server) -> None:
         """Restart an engine whose process runs but fails its health check."""
-        limit_s = self.settings.health_s
-        while limit_s and engine.server is server and engine.address is not None:
-            if not await is_well(engine.address, limit_s):
-                why = f"it has not answered a health check for {limit_s:g} s"
-                self.spawn(self.renew(engine, server, why))
-                return
-            await asyncio.sleep(limit_s / 4)
+        if why := await until_unwell(engine, server, self.settings.health_s):
+            self.spawn(self.renew(engine, server, why))
 
     async def renew(self, engine: EngineEntry, server: Server | None, why: str) -> None:
         """Replace a process that is of no use any more, unless another has taken its place."""

@@ -140,11 +140,11 @@ async def get(address: Address, route: str) -> Reply:
     return await send(address, "GET", route, b"")
 
 
-async def is_well(address: Address, limit_s: float) -> bool:
+async def is_well(address: Address, route: str, limit_s: float) -> bool:
     """Whether an engine answers in time, with any status; True for one that has ended."""
     reply = None
     try:
-        reply = await get(address, "/health")
+        reply = await get(address, route)
         await asyncio.wait_for(reply.read_head(), limit_s)
     except EngineGoneError:
         return True

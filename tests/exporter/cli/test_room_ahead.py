@@ -51,7 +51,12 @@ def test_where_base_and_result_do_not_fit_nothing_is_pulled(base, tmp_path, monk
     assert not sent_weights(base)
 
 
-def test_where_it_depends_on_the_base_it_is_a_warning(base, tmp_path, monkeypatch, capsys):
+@pytest.mark.llamacpp
+def test_where_it_depends_on_the_base_it_is_a_warning(
+    base, toolchain, tmp_path, monkeypatch, capsys
+):
+    (base.folder / "decant").mkdir(exist_ok=True)
+    (base.folder / "decant" / "llama.cpp").symlink_to(toolchain.folder.parent)
     monkeypatch.setattr(room_ahead, "free_bytes", lambda folder: NBYTES + 3 * MIB // 2)
 
     run(["export", "-", "--base", REPO, "-q", "Q4_K_M", "-o", str(tmp_path / "out")])

@@ -11,8 +11,10 @@ from exporter.core.events import silent
 from exporter.core.gguf import GGUFFile
 from exporter.formats.ollama import turns_of
 from exporter.inputs import template_process
+from exporter.inputs.chat_template import environment
 from exporter.inputs.template_process import RenderJob, render_all
 from exporter.verify.metadata import check_template
+from exporter.verify.texts import CONVERSATIONS
 
 TALK = ({"role": "user", "content": "Hi"},)
 TOOLS = ({"type": "function", "function": {"name": "weather"}},)
@@ -82,6 +84,36 @@ def test_a_template_that_does_not_end_is_refused_before_it_is_rendered_without_l
         turns_of(file, report=silent)
     with pytest.raises(ModelError, match=r"the chat template of `.*m\.gguf` cannot be used"):
         check_template(file, facts, tokenizer)
+
+
+@pytest.mark.lasting
+def test_a_template_that_waits_for_verifys_own_conversation_is_found_out(monkeypatch, tmp_path):
+    """And one that jinja2's sandbox refuses is a template that refuses, on both sides."""
+    monkeypatch.setattr(template_process, "WALL_S", 1)
+    waited = CONVERSATIONS[-1][-1]["content"]
+    waits = f"{{% if messages[-1].content == {waited!r} %}}{ENDLESS}{{% endif %}}"
+    facts = SimpleNamespace(texts={"bos": "", "eos": ""})
+
+    def checked(template: str):
+        file = GGUFFile(tmp_path / "m.gguf", 0, {"tokenizer.chat_template": template}, ())
+        return check_template(file, facts, Tokenizer(template))
+
+    with pytest.raises(ModelError, match="cannot be used"):
+        checked(waits)
+    found = checked("{% for a in range(99999999) %}{% endfor %}")
+    assert not found.problems
+    assert "it renders no conversation, in transformers neither: Range too big" in found.notes[0]
+
+
+class Tokenizer:
+    """transformers' tokenizer, as far as it renders templates."""
+
+    def __init__(self, chat_template: str) -> None:
+        self.chat_template = chat_template
+
+    def apply_chat_template(self, messages, *, chat_template, add_generation_prompt, **others):
+        template = environment().from_string(chat_template or self.chat_template)
+        return template.render(messages=messages, add_generation_prompt=add_generation_prompt)
 
 
 def test_a_long_conversation_may_have_a_long_prompt():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.request_limits import Limits
 from runtime.gateway.settings import Settings
+from tests.support.png import png_head
 from tests.support.raw import write_tiny_gguf
 
 JSON = st.recursive(
@@ -129,6 +131,7 @@ def message(part: dict[str, object]) -> dict[str, object]:
     return {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]}
 
 
+PICTURE = "data:image/png;base64," + base64.b64encode(png_head(8, 8)).decode()
 REMOTE = [
     message({"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}}),
     message({"type": "image_url", "image_url": "https://example.com/x.png"}),
@@ -140,6 +143,13 @@ REMOTE = [
     {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://a/x"}]}]},
     message({"type": "image_url"}),
     message({"type": "image_url", "image_url": {"url": 3}}),
+    message({"type": "input_audio", "input_audio": {"data": "http://127.0.0.1/x"}}),
+    message({"type": "input_audio", "input_audio": {"url": "http://127.0.0.1/x"}}),
+    message({"type": "video_url", "video_url": {"url": PICTURE, "data": "http://a/x"}}),
+    message({"type": "image_url", "image_url": {"url": PICTURE}, "source": {"url": "http://a/x"}}),
+    {"content": {"content": [{"type": "image_url", "image_url": {"url": "http://a/x"}}]}},
+    {"input": [{"content": [{"type": "input_audio", "input_audio": {"data": "http://a/x"}}]}]},
+    message({"type": "image_url", "image_url": {"url": "httpx"}}),
 ]  # fmt: skip
 
 
@@ -152,10 +162,10 @@ def test_nothing_is_fetched_for_a_client(body, model, tmp_path):
 
 
 def test_images_that_are_sent_are_let_through_where_the_model_sees(model, tmp_path):
-    data = "data:image/png;base64,AAAA"
+    packed = PICTURE.partition(",")[2]
     bodies = [
-        message({"type": "image_url", "image_url": {"url": data}}),
-        message({"type": "image", "source": {"type": "base64", "data": "AAAA"}}),
+        message({"type": "image_url", "image_url": {"url": PICTURE}}),
+        message({"type": "image", "source": {"type": "base64", "data": packed}}),
     ]
     seeing = ResolvedModel("m", "m", replace(model, projector=tmp_path), None, ())
     blind = ResolvedModel("m", "m", model, None, ())

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
-import struct
 import time
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from exporter.core.errors import InputError
-from runtime.engine.opened_model import open_model
 from runtime.gateway import body_reader as bodies_module
 from runtime.gateway.api_errors import ApiError
-from runtime.gateway.body import refuse_media
 from runtime.gateway.body_reader import Bodies
-from runtime.gateway.catalog import ResolvedModel
-from runtime.gateway.picture_size import pixels, pixels_of
 from runtime.gateway.request_limits import Limits, limits_of, refuse_too_many
 from runtime.gateway.settings import Settings
-from tests.support.raw import write_tiny_gguf
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "serve.md"
 SMALL = Limits(
@@ -182,64 +175,6 @@ def test_large_bodies_are_read_beside_the_loop_which_answers_meanwhile(monkeypat
     asyncio.run(run())
     assert len(waits) > 20
     assert max(waits) < 0.5
-
-
-WIDE_AND_HIGH = (40_000, 30_000)
-
-
-def pictures() -> dict[str, bytes]:
-    """The first bytes of pictures of that size, as their formats have them."""
-    width, height = WIDE_AND_HIGH
-    bits = (16_000 - 1) | (15_000 - 1) << 14
-    exif = b"\xff\xe1" + struct.pack(">H", 60_000) + b"\0" * 59_998
-    frame = b"\xff\xc2\x00\x11\x08" + struct.pack(">HH", height, width)
-    extended = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    return {
-        "png": b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" + struct.pack(">II", width, height),
-        "gif": b"GIF89a" + struct.pack("<HH", width, height),
-        "bmp": b"BM" + b"\0" * 16 + struct.pack("<ii", width, -height),
-        "jpeg": b"\xff\xd8\xff\xe0\x00\x04ab" + exif + b"\xff\xff\xd0" + frame,
-        "webp, extended": b"RIFF\0\0\0\0WEBPVP8X\0\0\0\0\0\0\0\0" + extended,
-        "webp, lossless": b"RIFF\0\0\0\0WEBPVP8L\0\0\0\0\x2f" + struct.pack("<I", bits),
-        "webp, lossy": b"RIFF\0\0\0\0WEBPVP8 \0\0\0\0\0\0\0\x9d\x01\x2a"
-        + struct.pack("<HH", 16_000, 15_000),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", pictures())
-def test_a_picture_that_would_fill_the_memory_is_refused_by_its_first_bytes(kind, tmp_path):
-    raw = pictures()[kind]
-    packed = base64.b64encode(raw + b"\0" * 100).decode()
-    url = f"data:image/{kind[:4]};base64,{packed}"
-    source = {"type": "base64", "media_type": "image/png", "data": packed}
-    bodies = [
-        {"messages": [{"content": [{"type": "image_url", "image_url": {"url": url}}]}]},
-        {"messages": [{"content": [{"type": "image", "source": source}]}]},
-        {"input": [{"content": [{"type": "input_image", "image_url": url}]}]},
-        {"prompt": {"prompt_string": "x", "multimodal_data": [packed]}},
-        {"prompt": ["x", {"prompt_string": "x", "multimodal_data": [packed]}]},
-    ]
-    model = replace(open_model(write_tiny_gguf(tmp_path / "m.gguf")), projector=tmp_path)
-    resolved = ResolvedModel("m", "m", model, None, ())
-
-    assert pixels(raw) in (1_200_000_000, 240_000_000)
-    for body in bodies:
-        with pytest.raises(ApiError, match=r"an image has \d+ pixels"):
-            refuse_media(body, resolved, Settings())
-        refuse_media(body, resolved, Settings(limits=Limits(pixels=1 << 31)))
-
-
-@pytest.mark.parametrize("raw", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd8\xff", b"GIF89a",
-                                 b"RIFF\0\0\0\0WEBPVP8 ", b"\xff\xd8" + b"\xff" * 99,
-                                 b"hello"])  # fmt: skip
-def test_what_is_no_whole_picture_is_the_engines_to_refuse(raw):
-    assert not pixels(raw)
-    assert not pixels_of(base64.b64encode(raw).decode())
-
-
-@pytest.mark.parametrize("text", ["", "é", "=", "A", "AAAA=AAAA", "A" * 5])
-def test_what_is_no_base64_is_the_engines_to_refuse(text):
-    assert not pixels_of(text)
 
 
 @pytest.mark.lasting

@@ -156,26 +156,50 @@ def test_a_program_that_is_not_there_is_an_end_with_a_word(tmp_path):
     assert process.returncode == 127
 
 
+REAL_STARTER = """
+import sys, threading
+from functools import partial
+from pathlib import Path
+from exporter.llamacpp.toolchain import find_toolchain
+from runtime.engine import llama_server
+from runtime.engine.llama_server import Server, ServerSpec
+from runtime.process.kept_processes import start_kept
+
+model, doing, by = sys.argv[1:]
+llama_server.start_kept = partial(start_kept, by_kernel=by == "kernel")
+server = Server(ServerSpec(Path(model), 1 << 16, 1), find_toolchain())
+server.__enter__()
+def ask():
+    body = {"prompt": "x " * 9000, "n_predict": 1 << 20, "ignore_eos": True, "stream": True}
+    with server.post("/completion", body) as response:
+        while response.read(1 << 10):
+            print("token", flush=True)
+threading.Thread(target=ask if doing != "stopped" else print, daemon=True).start()
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.mark.llamacpp
-def test_a_stopped_llama_server_ends_with_its_starter(toolchain: Toolchain, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks into /proc")
+@pytest.mark.parametrize("by", ["kernel", "guard"])
+@pytest.mark.parametrize("doing", ["prompt", "decode", "stopped"])
+def test_a_llama_server_ends_with_its_starter(doing, by, toolchain: Toolchain, tmp_path):
+    """While it computes a prompt or tokens, and where it is stopped."""
     model = write_tiny_gguf(tmp_path / "m.gguf")
-    code = (
-        "import sys; from pathlib import Path;"
-        "from exporter.llamacpp.toolchain import find_toolchain;"
-        "from runtime.engine.llama_server import Server, ServerSpec;"
-        f"Server(ServerSpec(Path({str(model)!r}), 64, 1), find_toolchain()).__enter__();"
-        "print('up', flush=True); sys.stdin.read()"
-    )
     starter = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=CHECKOUT,
+        [sys.executable, "-c", REAL_STARTER, str(model), doing, by], cwd=CHECKOUT,
         env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     with starter:
         assert starter.stdout is not None
-        assert starter.stdout.readline()
+        awaited = b"token\n" if doing == "decode" else b"up\n"
+        while starter.stdout.readline() != awaited:
+            assert starter.poll() is None
         (engine,) = engines_of(tmp_path)
-        os.kill(engine, signal.SIGSTOP)
+        if doing == "stopped":
+            os.kill(engine, signal.SIGSTOP)
         starter.kill()
 
     assert wait_until(lambda: not engines_of(tmp_path), 5)
