@@ -3,7 +3,8 @@
 It listens where llama-server would. MODEL.fake is JSON: `load_s` and `takes_s`, how long it loads
 and answers; `stubborn`, whether it goes on when its client has left; `stays`, whether it does not
 leave when its input ends; `deaf`, a file whose being there keeps it from answering anything;
-`asked`, a file to which it writes each request.
+`asked`, a file to which it writes each request; `names`, whether a completion's text is the names
+of the adapters that are applied.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         usage = {"prompt_tokens": 1, "total_tokens": 1}
+        if self.how.get("names"):
+            return {"choices": [{"index": 0, "text": applied(body)}], "usage": usage}
         if isinstance(texts := body.get("input"), list):
             data = [{"index": n, "embedding": [float(len(t))]} for n, t in enumerate(texts)]
             return {"object": "list", "data": data, "usage": usage}
@@ -107,6 +110,18 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
+
+
+def applied(body: dict[str, Any]) -> str:
+    """The stems of the adapters' files that a request applies, or the start did."""
+    argv = sys.argv
+    pairs = argv[argv.index("--lora-scaled") + 1].split(",") if "--lora-scaled" in argv else []
+    scales = {n: float(pair.rpartition(":")[2]) for n, pair in enumerate(pairs)}
+    if "lora" in body:
+        scales |= {one["id"]: one["scale"] for one in body["lora"]}
+    elif pairs and not any(scales.values()):
+        return "the request leaves out its scales"
+    return " ".join(Path(f"{n}.gguf").readlink().stem for n, scale in scales.items() if scale)
 
 
 def leave_with_input() -> None:
