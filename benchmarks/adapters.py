@@ -35,6 +35,11 @@ from tests.support.raw import write_tiny_gguf  # noqa: E402
 from tests.support.tiny_lora import is_by, write_tiny_lora  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "adapters.json"
+DOCUMENT = CHECKOUT / "docs" / "serve.md"
+MARKS = (
+    "<!-- adapters: written by benchmarks/adapters.py --write -->\n",
+    "<!-- end of adapters -->\n",
+)
 COUNTS = (1, 8, 32, 100, 300, 1000)
 CLIENTS, TOKENS, SLOTS, CONTEXT = 16, 8, 4, 128
 JSON = {"Content-Type": "application/json"}
@@ -97,7 +102,8 @@ def serving_tiny(folder: Path, count: int) -> Iterator[tuple[Served, float]]:
     pairs = ", ".join(f"{name} = {json.dumps(path)}" for name, path in named.items())
     config = folder / f"{count}.toml"
     config.write_text(f'[[model]]\npath = "{folder / "tiny.gguf"}"\nadapters = {{ {pairs} }}\n')
-    arguments = ("--config", config, "--parallel", SLOTS, "--ctx", CONTEXT, "--max-per-client", 64)
+    # one thread: several that wait for each other's turn on busy cores would be measured instead
+    arguments = ("--config", config, "--parallel", SLOTS, "--ctx", CONTEXT, "--threads", 1)
     began = time.monotonic()
     more = ("--allow-adapter-path", folder / "adapters", "--limit", f"adapters={2 * max(COUNTS)}")
     with serving(folder, *arguments, *more) as served:
@@ -166,6 +172,35 @@ def quantile(values: Sequence[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
+def table(results: dict[str, Any]) -> str:
+    """The figures as a table of Markdown, and the machine."""
+    lines = [
+        "| adapters | ready after | median | answers a second | wrong answers | engine | decant |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['adapters']:,} | {row['ready_s']:.1f} s | {row['p50_ms']:.0f} ms |"
+        f" {row['requests_per_s']:.0f} | {row['wrong']} of {row['answers']:,} |"
+        f" {row['engine_rss_bytes'] / 1e6:.0f} MB | {row['gateway_rss_bytes'] / 1e6:.0f} MB |"
+        for row in results["at_start"]
+    ]
+    added = results["at_run_time"]
+    return "\n".join(lines) + (
+        f"\n\nAt run time: {added['adapters']:,} adapters were added one by one in"
+        f" {added['add_one_ms']:.1f} ms each; the first answer of the last one came after"
+        f" {added['first_answer_s']:.2f} s; removing it took {added['remove_one_ms']:.1f} ms."
+        f" Machine: {results['machine']}.\n"
+    )
+
+
+def write(results: dict[str, Any]) -> None:
+    """Write the figures, and the table in the document."""
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    before, begin, rest = DOCUMENT.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    DOCUMENT.write_text(f"{before}{begin}\n{table(results)}\n{end}{after}")
+
+
 def main() -> None:
     """Measure, print the figures, and write them where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -188,7 +223,7 @@ def main() -> None:
         }  # fmt: skip
     print(json.dumps(results, indent=2))
     if options.write:
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        write(results)
     sys.exit(any(row["wrong"] for row in rows))
 
 

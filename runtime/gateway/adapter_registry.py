@@ -87,7 +87,9 @@ class AdapterRegistry:
             try:
                 checked = await self.pool.in_thread(self.check, change, bases, is_trusted)
             except DecantError as error:
-                raise self.refusal(change, error) from error
+                raise refusal(change, error) from error
+            except (OSError, ValueError) as error:  # a file that changes while it is read
+                raise bad_request(f"the adapter {change.name!r} cannot be read: {error}") from error
             self.refuse_taken(change, self.candidates(change))  # it may have changed meanwhile
             self.commit(checked)
         self.added += 1
@@ -190,16 +192,17 @@ class AdapterRegistry:
         self.catalog.models[id_] = model
         self.pool.set_adapters(id_, model)
 
-    def refusal(self, change: Change, error: DecantError) -> ApiError:
-        """The answer for an adapter that cannot be served; paths become the client's words."""
-        message = f"the adapter {change.name!r} cannot be loaded: {error.message}"
-        if error.hint:
-            message += f" ({error.hint})"
-        if isinstance(error, InputError):
-            return bad_request(message)
-        if isinstance(error, DownloadError):
-            return ApiError(HTTPStatus.NOT_FOUND, message, "not_found")
-        return unavailable(message, retry_after=60 if isinstance(error, SpaceError) else 1)
+
+def refusal(change: Change, error: DecantError) -> ApiError:
+    """The answer for an adapter that cannot be served."""
+    message = f"the adapter {change.name!r} cannot be loaded: {error.message}"
+    if error.hint:
+        message += f" ({error.hint})"
+    if isinstance(error, InputError):
+        return bad_request(message)
+    if isinstance(error, DownloadError):
+        return ApiError(HTTPStatus.NOT_FOUND, message, "not_found")
+    return unavailable(message, retry_after=60 if isinstance(error, SpaceError) else 1)
 
 
 def refuse_name(name: str) -> None:

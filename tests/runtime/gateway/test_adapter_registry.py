@@ -40,6 +40,8 @@ def test_vllms_bodies_add_an_adapter_and_remove_it(serve):
         assert (status, told) == (200, b"Success: LoRA adapter 'a' removed successfully.")
         assert await server.ids() == ["m"]
         assert [await server.answer(one) for one in ("m:a", "a", "m")] == [404, 404, ""]
+        _, metrics = await asked(server.gateway, "/metrics", None)
+        assert b'model="m:a"' not in metrics
 
     serve(test)
 
@@ -109,6 +111,43 @@ def test_what_runs_finishes_and_what_is_new_waits_for_no_one(serve):
         assert server.pool.roster.beside == set()
 
     serve(test, how={"takes_s": 0.5})
+
+
+@pytest.mark.lasting
+def test_a_request_in_portions_finishes_after_its_adapter_went(serve):
+    async def test(server: Server) -> None:
+        await server.load("a")
+        body = {"model": "a", "prompt": ["x"] * 8}
+        whole = asyncio.ensure_future(asked(server.gateway, "/v1/completions", body))
+        await eventually(lambda: any(one.queue.used for one in server.pool.engines.values()))
+        assert (await server.unload("a"))[0] == 200
+        assert not whole.done()
+        status, told = await whole
+        assert (status, [one["text"] for one in told["choices"]]) == (200, ["a"] * 8)
+        assert await server.answer("m:a") == 404
+        await eventually(lambda: processes(server.pool) == 1)
+
+    serve(test, how={"takes_s": 0.1})
+
+
+@pytest.mark.lasting
+def test_a_request_that_was_accepted_before_its_adapter_went_is_answered(serve):
+    """Even where no engine has the adapter any more; that engine ends with it."""
+
+    async def test(server: Server) -> None:
+        await server.load("a")
+        accepted = server.gateway.catalog.find("m:a")
+        await server.unload("a")
+        async with server.pool.using(accepted) as engine:
+            assert [path.stem for path in engine.server.spec.adapters] == ["a"]
+            assert engine.is_retired
+            assert not server.pool.engines
+            async with server.pool.using(accepted) as another:
+                assert another is engine
+        await eventually(lambda: not server.pool.roster.beside)
+        assert processes(server.pool) == 0
+
+    serve(test)
 
 
 @pytest.mark.lasting
