@@ -3,6 +3,7 @@
 It listens where llama-server would. MODEL.fake is JSON: `load_s` and `takes_s`, how long it loads
 and answers; `stubborn`, whether it goes on when its client has left; `stays`, whether it does not
 leave when its input ends; `deaf`, a file whose being there keeps it from answering anything;
+`holds`, one whose being there keeps it from answering requests alone;
 `asked`, a file to which it writes each request; `names`, whether a completion's text is the names
 of the adapters that are applied.
 """
@@ -66,6 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             with self.lock, Path(path).open("a") as file:
                 file.write(json.dumps(body) + "\n")
         self.wait_if_deaf()
+        self.wait_while("holds")
         time.sleep(self.how.get("takes_s", 0))
         if self.how.get("stubborn"):
             time.sleep(600)
@@ -98,7 +100,10 @@ class Handler(BaseHTTPRequestHandler):
         return {"choices": [{"index": n, "text": p} for n, p in enumerate(prompts)], "usage": usage}
 
     def wait_if_deaf(self) -> None:
-        path = self.how.get("deaf")
+        self.wait_while("deaf")
+
+    def wait_while(self, name: str) -> None:
+        path = self.how.get(name)
         while path and Path(path).exists():
             time.sleep(0.01)
 
@@ -138,6 +143,8 @@ def main() -> None:
     if not Handler.how.get("stays"):
         threading.Thread(target=leave_with_input, daemon=True).start()
     time.sleep(Handler.how.get("load_s", 0))
+    if missing := [link for link in Path.cwd().glob("*.gguf") if not link.exists()]:
+        sys.exit(f"failed to load {missing}")  # as llama-server does
     Server(argv[argv.index("--host") + 1], Handler).serve_forever()
 
 

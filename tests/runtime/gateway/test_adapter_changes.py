@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.llamacpp.toolchain import cache_folder
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import Served, serving, until
 from tests.support.raw import write_tiny_gguf
@@ -191,3 +193,32 @@ def test_two_hundred_changes_under_eight_clients_lose_nothing(tiny, tmp_path):
     assert traffic.right.total() > 200
     assert set(traffic.right) == {"tiny", *names}
     assert max(sizes[5:]) <= max(sizes[:5]) + 8 * MIB, sizes
+
+
+@pytest.mark.trained
+@pytest.mark.slow
+def test_a_trainers_folder_that_appears_is_converted_and_served(
+    demo_base, demo_models, liar_lora, voices, tmp_path
+):
+    """Named by a request, too; what is asked meanwhile is answered."""
+    with serving(tmp_path, *voices) as served:
+        served.wait_until_ready()
+        expected = [served.says("base:pirate", prompt) for prompt in PROMPTS]
+        base = served.says("base", PROMPTS[0])
+    watched = tmp_path / "adapters"
+    watched.mkdir()
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "llama.cpp").symlink_to(cache_folder() / "llama.cpp")
+    env = {"DECANT_CACHE": str(cache)}
+    with serving(tmp_path, demo_base, "--adapter-dir", watched, env=env) as served:
+        served.wait_until_ready()
+        shutil.copytree(demo_models.adapter, watched / "pirate")
+        while "base:pirate" not in [one["id"] for one in served.get("/v1/models")[1]["data"]]:
+            assert served.says("base", PROMPTS[0]) == base
+        assert [served.says("base:pirate", prompt) for prompt in PROMPTS] == expected
+        assert change(served, LOAD, lora_name="again", lora_path="pirate") == 200
+        assert [served.says("again", prompt) for prompt in PROMPTS] == expected
+        shutil.rmtree(watched / "pirate")
+        assert until(lambda: served.get("/v1/models/base:pirate")[0] == 404)
+        assert served.says("again", PROMPTS[0]) == expected[0]

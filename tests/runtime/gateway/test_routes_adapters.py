@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from runtime.gateway import adapter_registry
+from runtime.gateway.adapter_places import permitted
+from runtime.gateway.api_errors import ApiError
 from runtime.gateway.request_limits import Limits
+from runtime.gateway.settings import Settings
 from tests.support.changing_server import LOAD, UNLOAD, Server
 from tests.support.fake_pool import asked
 from tests.support.raw import write_adapter, write_tiny_gguf
@@ -154,6 +161,28 @@ def test_two_that_take_one_name_at_once_get_it_once(serve):
 
 
 @pytest.mark.lasting
+def test_one_adapter_is_converted_at_a_time(serve, monkeypatch):
+    """A conversion takes memory and processors, which answers need."""
+    read, at_once, most = adapter_registry.gguf_of, [0], [0]
+
+    def slow(*arguments: Any, **more: Any) -> Path:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.05)
+        at_once[0] -= 1
+        return read(*arguments, **more)
+
+    monkeypatch.setattr(adapter_registry, "gguf_of", slow)
+
+    async def test(server: Server) -> None:
+        found = await asyncio.gather(*(server.load(name) for name in "abc"))
+        assert [int(status) for status, _ in found] == [200] * 3
+
+    serve(test)
+    assert most == [1]
+
+
+@pytest.mark.lasting
 def test_a_peft_folder_without_its_base_here_says_what_to_do(serve):
     async def test(server: Server) -> None:
         write_adapter(server.folder / "peft")
@@ -163,3 +192,19 @@ def test_a_peft_folder_without_its_base_here_says_what_to_do(serve):
         assert "--allow-pull" in told["error"]["message"]
 
     serve(test)
+
+
+@pytest.mark.parametrize("place", ["org/name", "org/name@main", "https://huggingface.co/org/name"])
+def test_a_repo_is_taken_only_where_downloads_are_allowed(place, tmp_path):
+    settings = Settings(adapter_folders=(tmp_path,))
+
+    assert permitted(place, replace(settings, allow_pull=True)) == place
+    with pytest.raises(ApiError, match="--allow-pull"):
+        permitted(place, settings)
+
+
+def test_a_folder_comes_before_a_repo_of_its_name(tmp_path):
+    write_adapter(tmp_path / "org" / "name")
+    settings = Settings(adapter_folders=(tmp_path / "none", tmp_path), allow_pull=True)
+
+    assert permitted("org/name", settings) == str(tmp_path / "org" / "name")
