@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +17,6 @@ from runtime.engine.template_choice import NO_TEMPLATE
 from runtime.gateway.api_errors import bad_request
 from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.picture_size import pixels_of
-from runtime.gateway.scheduling.request_queue import LoraScales
 from runtime.gateway.settings import Settings
 from runtime.gateway.vectors import ROUTES as VECTORS
 from runtime.gateway.vectors import ready_for_vectors
@@ -119,7 +117,7 @@ def prepared(
         if name not in WITHHELD or name in settings.allow_fields
     }
     if can_say and resolved.lora_scales and "lora" not in kept:
-        kept["lora"] = own_vector(resolved.lora_scales)
+        kept |= lora_vector(resolved.lora_scales)
     if settings.max_tokens is not None:
         kept |= limited(kept, route, settings.max_tokens)
     return kept | within_context(kept, resolved)
@@ -140,16 +138,10 @@ def refuse_without_answers(route: str, resolved: ResolvedModel) -> None:
         )
 
 
-@lru_cache(maxsize=256)
-def own_vector(lora_scales: LoraScales) -> object:
-    """The `lora` of a model's requests; shared by them, so that nothing may change it."""
-    return lora_vector(lora_scales)["lora"]
-
-
 def applied(body: Mapping[str, Any], resolved: ResolvedModel) -> Sequence[float]:
     """The scales that choose the template: those of `lora` in the body, else the name's."""
     lora = body.get("lora")
-    if not isinstance(lora, list) or lora == own_vector(resolved.lora_scales):
+    if not isinstance(lora, list) or lora == lora_vector(resolved.lora_scales)["lora"]:
         return resolved.template_scales
     pairs = [(one.get("id"), one.get("scale")) for one in lora if isinstance(one, dict)]
     scales = {number: scale for number, scale in pairs if isinstance(scale, int | float)}

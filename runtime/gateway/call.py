@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -167,7 +167,7 @@ class Call:
         try:
             self.state = "answering"
             try:
-                front = engine.front(resolved, applied(body, resolved))
+                front = engine.front(resolved, self.template_scales(body, resolved))
                 numbered = engine.for_engine(body, resolved.model.adapters)
                 payload = await self.gateway.bodies.beside(
                     self.nbytes,
@@ -189,6 +189,12 @@ class Call:
                 give_back()
                 if reply is not None:
                     reply.close()
+
+    def template_scales(self, body: Mapping[str, Any], resolved: ResolvedModel) -> Sequence[float]:
+        """The scales that choose the template of a prepared request."""
+        if "lora" in self.gateway.settings.allow_fields:
+            return applied(body, resolved)
+        return resolved.template_scales
 
     async def wait_for_turn(
         self, engine: EngineEntry, route: str, resolved: ResolvedModel, body: Mapping[str, Any]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ LATEST = ":latest"  # appended by Ollama's clients
 OWNER = "decant"
 NAME_MAX = 512  # characters
 SHOWN = 200  # characters of a name in an error
+NEAR_MAX = 128  # names that are compared with an unknown one, in some 10 ms
 SCALE = re.compile(r"[+-]?(\d{1,3}(\.\d{0,8})?|\.\d{1,8})(e-?\d{1,2})?", re.ASCII)
 
 
@@ -55,7 +57,8 @@ class ResolvedModel:
     @property
     def can_chat(self) -> bool:
         """Whether this name has a chat template."""
-        return self.model.can_chat_with(self.template_scales)
+        model = self.model
+        return model.can_chat or (any(model.own) and model.can_chat_with(self.template_scales))
 
     @property
     def template_scales(self) -> Sequence[float]:
@@ -135,7 +138,8 @@ class Catalog:
 
     def unknown(self, name: str) -> ApiError:
         shown = name[:SHOWN]
-        near = difflib.get_close_matches(shown, self.ids(), n=1, cutoff=0.5)
+        ids = [resolved.id for resolved in islice(self, NEAR_MAX)]
+        near = difflib.get_close_matches(shown, ids, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else "GET /v1/models lists the models"
         return ApiError(
             HTTPStatus.NOT_FOUND, f"there is no model {shown!r}; {advice}", "model_not_found"
