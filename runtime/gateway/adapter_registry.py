@@ -65,7 +65,8 @@ class AdapterRegistry:
     catalog: Catalog
     pool: EnginePool
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while an adapter is converted and checked: one at a time."""
+    """Held while an adapter is converted, checked and added: one at a time, so that a name that was
+    free before is free after."""
     versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     added: int = 0
     """Adapters added since the start."""
@@ -88,9 +89,8 @@ class AdapterRegistry:
                 checked = await self.pool.in_thread(self.check, change, bases, is_trusted)
             except DecantError as error:
                 raise refusal(change, error) from error
-            except (OSError, ValueError) as error:  # a file that changes while it is read
+            except (OSError, ValueError, RuntimeError) as error:  # such as links in a circle
                 raise bad_request(f"the adapter {change.name!r} cannot be read: {error}") from error
-            self.refuse_taken(change, self.candidates(change))  # it may have changed meanwhile
             self.commit(checked)
         self.added += 1
         id_ = f"{checked.base}:{change.name}"

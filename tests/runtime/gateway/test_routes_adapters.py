@@ -50,21 +50,20 @@ BROKEN: dict[str, tuple[Callable[[Path], object], int, str]] = {
 
 
 @pytest.mark.lasting
-@pytest.mark.parametrize("kind", BROKEN)
-def test_what_does_not_fit_is_refused_and_disturbs_nothing(kind, serve):
-    make, expected, words = BROKEN[kind]
-
+def test_what_does_not_fit_is_refused_and_disturbs_nothing(serve):
     async def test(server: Server) -> None:
         await server.load("a")
         assert await server.answer("m:a") == "a"
         engines = dict(server.pool.engines)
-        make(server.folder / "bad.gguf")
-        status, told = await server.load("bad")
-        assert (status, words in told["error"]["message"]) == (expected, True), told
-        assert told["error"].keys() == {"message", "type", "param", "code"}
-        assert await server.ids() == ["m", "m:a"]
+        for kind, (make, expected, words) in BROKEN.items():
+            make(server.folder / f"{kind}.gguf")
+            status, told = await server.load(kind)
+            assert (status, words in told["error"]["message"]) == (expected, True), told
+            assert told["error"].keys() == {"message", "type", "param", "code"}
+            assert await server.ids() == ["m", "m:a"]
         assert await server.answer("m:a") == "a"
         assert server.pool.engines == engines
+        assert not server.pool.roster.beside
 
     serve(test)
 
@@ -90,6 +89,9 @@ def test_what_does_not_fit_is_refused_and_disturbs_nothing(kind, serve):
         ({"lora_name": "a", "lora_path": "../m.gguf"}, 403, "outside the folders"),
         ({"lora_name": "a", "lora_path": "link.gguf"}, 403, "outside the folders"),
         ({"lora_name": "a", "lora_path": "a\0.gguf"}, 400, "one line"),
+        ({"lora_name": "a", "lora_path": "loop.gguf"}, 400, "cannot be read"),
+        ({"lora_name": "a", "lora_path": "x" * 300}, 400, "cannot be read"),
+        ({"lora_name": "a", "lora_path": "x" * 5000}, 400, "one line"),
         ({"lora_name": "a", "lora_path": "org/name"}, 403, "--allow-pull"),
         ({"lora_name": "a", "lora_path": "none.gguf"}, 404, "there is no"),
     ],
@@ -97,6 +99,7 @@ def test_what_does_not_fit_is_refused_and_disturbs_nothing(kind, serve):
 def test_wrong_requests_are_refused(body, status, words, serve):
     async def test(server: Server) -> None:
         (server.folder / "link.gguf").symlink_to(server.folder.parent / "m.gguf")
+        (server.folder / "loop.gguf").symlink_to("loop.gguf")
         found, told = await asked(server.gateway, LOAD, body)
         assert (found, words in told["error"]["message"]) == (status, True), told
         assert await server.ids() == ["m"]
