@@ -6,10 +6,8 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import click
@@ -17,18 +15,14 @@ import click
 from exporter.cli.common_options import json_option, offline_option, quiet_option, store
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError, ModelError
-from exporter.core.events import Report
 from exporter.core.machine import give_back_large_blocks
 from exporter.llamacpp.toolchain import find_toolchain
-from exporter.model_store import find_model
-from runtime.cli.from_folder import model_of
-from runtime.engine.adapters import Adapter, bring_adapters, check_adapter
-from runtime.engine.opened_model import Model, open_model
+from runtime.cli.served_models import Named, models_of, with_templates
 from runtime.engine.purpose import ROUTE, WHAT, purpose_of
 from runtime.engine.remote import check_key, read_key
-from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template
+from runtime.engine.template_choice import HELP, NO_TEMPLATE
 from runtime.gateway.access import checked_host, checked_origin
-from runtime.gateway.catalog import Catalog, stored_models, with_adapters_of
+from runtime.gateway.catalog import Catalog
 from runtime.gateway.config_file import ModelTable, load_config
 from runtime.gateway.request_limits import limits_of
 from runtime.gateway.settings import Settings, check_tls, seconds
@@ -48,7 +42,11 @@ class Options:
     host: str
     port: int
     key_files: tuple[Path, ...]
+    admin_key_files: tuple[Path, ...]
     no_key: bool
+    adapter_dir: Path | None
+    adapter_paths: tuple[Path, ...]
+    allow_pull: bool
     parallel: int | None
     context: int | None
     threads: int | None
@@ -76,6 +74,7 @@ class Options:
 
 
 FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command(epilog="Example: decant serve BASE.gguf --adapter pirate=./my-lora --port 8080")
@@ -84,12 +83,28 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
     help="A LoRA beside its base, served as BASE:NAME. Repeatable.",
 )  # fmt: skip
+@click.option(
+    "--adapter-dir", type=FOLDER,
+    help="Serve the adapters in this folder, as they come and go.",
+)  # fmt: skip
+@click.option(
+    "--allow-adapter-path", "adapter_paths", multiple=True, type=FOLDER, metavar="DIR",
+    help="Let requests load adapters from this folder. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--allow-pull", is_flag=True,
+    help="Let requests load adapters from the hub, and download their bases.",
+)  # fmt: skip
 @click.option("--base", help="The base's folder or repo; default: the one a PEFT folder names.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on; default: 127.0.0.1.")
 @click.option("--port", default=8080, type=click.IntRange(0, 65535), help="Default: 8080.")
 @click.option(
     "--api-key-file", "key_files", multiple=True, type=FILE,
     help=f"A file with a key that clients must send; or {KEY_VARIABLE}. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--admin-key-file", "admin_key_files", multiple=True, type=FILE,
+    help="A file with a key that may load and unload adapters. Repeatable.",
 )  # fmt: skip
 @click.option("--insecure-no-key", "no_key", is_flag=True, help="Serve the network without a key.")
 @click.option(
@@ -178,9 +193,10 @@ def serve(**given: Any) -> int:  # the values of the options above
     a single one at once.
     """
     options = Options(**given)
-    settings = settings_of(options)
+    settings = with_changes(settings_of(options), options)
     with reporting(quiet=options.quiet) as report:
-        catalog = Catalog(with_templates(models_of(options, report), options.chat_template))
+        named = Named(options.models, options.adapters, options.base, options.tables)
+        catalog = Catalog(with_templates(models_of(named, report), options.chat_template))
     if not catalog.models:
         raise ModelError(
             f"there is no model in `{store()}`", hint="make one: decant export ADAPTER"
@@ -235,85 +251,33 @@ def settings_of(options: Options) -> Settings:
     )
 
 
-def models_of(options: Options, report: Report) -> list[Model]:
-    """The models to serve. Raises the errors of finding, pulling and reading them."""
-    if not options.models and not options.tables:
-        if options.adapters:
-            raise click.UsageError("--adapter needs the MODEL that is its base")
-        return stored_models(store(), report=report)
-    named, beside = placed(options, report)
-    models = [open_model(path) for path in named]
-    adapters = bring_adapters(options.adapters, options.base, store(), report=report)
-    found = assigned(models, adapters, beside)
-    for table in options.tables:
-        path = find_model(table.path, store(), report=report)
-        own = bring_adapters(table.adapters, table.base, store(), report=report)
-        found.append(open_model(path, own))
-    return found
-
-
-def placed(options: Options, report: Report) -> tuple[tuple[Path, ...], dict[Path, list[Adapter]]]:
-    """The GGUFs that are named, each once, and the adapters of named folders by their GGUF."""
-    paths, beside = [], dict[Path, list[Adapter]]()
-    for name in options.models:
-        found = model_of(name, options.base, store(), report=report)
-        paths.append(found.path)
-        if found.adapter is not None:
-            beside.setdefault(found.path, []).append(found.adapter)
-    return tuple(dict.fromkeys(paths)), beside
-
-
-def with_templates(models: Sequence[Model], name: str | None) -> list[Model]:
-    """Give the named template to the only model; of several models, to those without one."""
-    if name is None:
-        return list(models)
-    text = read_template(name)
-    return [
-        with_template(model, text) if len(models) == 1 or not model.can_chat else model
-        for model in models
-    ]
-
-
-def assigned(
-    models: Sequence[Model],
-    adapters: Sequence[Adapter],
-    beside: Mapping[Path, Sequence[Adapter]] = MappingProxyType({}),
-) -> list[Model]:
-    """Load each adapter beside the model that it fits.
-
-    beside: adapters whose models are known. Raises ModelError or InputError if no model fits,
-    InputError if several do.
-    """
-    mine = {path: list(known) for path, known in beside.items()}
-    for adapter in adapters:
-        fitting, error = [], None
-        for model in models:
-            try:
-                check_adapter(adapter, model.header)
-                fitting.append(model)
-            except ModelError as caught:
-                error = caught
-        if not fitting:
-            raise error or InputError(f"no MODEL is the base of {adapter.name!r}")
-        # adapters are trained on a base, so a merged model is the second choice
-        fitting = [one for one in fitting if not is_merged(one)] or fitting
-        if len(fitting) > 1:
-            names = " and ".join(model.name for model in fitting)
-            raise InputError(
-                f"the adapter {adapter.name!r} fits {names}",
-                hint="assign it to one in a file: --config; docs/serve.md shows how",
-            )
-        mine.setdefault(fitting[0].header.path, []).append(adapter)
-    return [with_adapters_of(model, mine) for model in models]
-
-
-def is_merged(model: Model) -> bool:
-    return model.header.text("decant.adapter") is not None
+def with_changes(settings: Settings, options: Options) -> Settings:
+    """The settings, with what may change while the server runs. Raises InputError."""
+    watched = (options.adapter_dir,) if options.adapter_dir is not None else ()
+    folders = (*watched, *options.adapter_paths)
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"there is no folder `{folder}`", hint=f"mkdir -p {folder}")
+    admin_keys = tuple(read_key(path) for path in options.admin_key_files)
+    if set(admin_keys) & set(settings.keys):
+        raise InputError(
+            "a key of --admin-key-file is an API key, too: all clients could change adapters",
+            hint="make another key for them",
+        )
+    return replace(
+        settings,
+        admin_keys=admin_keys,
+        adapter_dir=options.adapter_dir,
+        adapter_folders=tuple(folder.resolve() for folder in folders),
+        adapter_base=options.base,
+        allow_pull=options.allow_pull,
+    )
 
 
 def run(options: Options, settings: Settings, catalog: Catalog) -> int:
     """Listen, print the address, and serve until the end; return the exit code."""
     from exporter.core.paths import evaluations_folder
+    from runtime.gateway.adapter_folder import begin
     from runtime.gateway.asgi_app import build_app
     from runtime.gateway.call import Gateway
     from runtime.gateway.evaluation_reports import Reports
@@ -339,7 +303,7 @@ def run(options: Options, settings: Settings, catalog: Catalog) -> int:
         tell(options, settings, catalog, url)
 
         async def beside() -> None:
-            chores = [gateway.preload()] if len(catalog.models) == 1 else []
+            chores = [begin(gateway)]
             if isinstance(journal, Table):
                 chores.append(journal.draw(gateway))
             await asyncio.gather(*chores)

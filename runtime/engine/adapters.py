@@ -31,6 +31,10 @@ BASE = "base"
 SCALE_MAX = 100.0  # a larger number is taken for a mistake
 LAST_LINES = 10  # of the converter's output, shown in an error
 A, B = ".lora_a", ".lora_b"
+EMBEDDING = "token_embd.weight"
+NORM = "_norm.weight"
+"""The end of the names of tensors that llama.cpp skips in an adapter."""
+MATRIX = 2  # dimensions
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class Adapter:
     path: Path
     scale: float
     """The scale that is applied by default."""
+    version: int = 0
+    """Differs from those of the adapters that had this name before."""
 
 
 def parse_adapter(text: str) -> Wanted:
@@ -179,6 +185,7 @@ def check_adapter(adapter: Adapter, model: GGUFFile) -> None:
         )
     here = {tensor.name: tensor for tensor in model.tensors}
     parts = {tensor.name: tensor for tensor in header.tensors}
+    refuse_unpaired(adapter, header, parts)
     for name in (name.removesuffix(A) for name in parts if name.endswith(A)):
         if name not in here:
             raise another_base(adapter, header, model, f"the model has no `{name}`")
@@ -192,6 +199,31 @@ def check_adapter(adapter: Adapter, model: GGUFFile) -> None:
                 f" {' × '.join(map(str, here[name].shape))}",
             )
     refuse_unscaled(adapter, header, here)
+
+
+def refuse_unpaired(adapter: Adapter, header: GGUFFile, parts: Mapping[str, TensorInfo]) -> None:
+    """Raise ModelError for a file that is no LoRA, or whose A and B are not pairs of one rank."""
+    kind = header.text("adapter.type")
+    wrong = [f"its adapter.type is {kind!r}, not 'lora'"] if kind != "lora" else []
+    wrong += [] if parts else ["it holds no tensor"]
+    for name, tensor in parts.items():
+        if name.endswith(NORM):
+            continue
+        stem = name.removesuffix(A).removesuffix(B)
+        a, b = parts.get(stem + A), parts.get(stem + B)
+        if stem == name:
+            wrong.append(f"`{name}` is neither an A nor a B")
+        elif a is None or b is None:
+            wrong.append(f"`{stem}` has only one of A and B")
+        elif len(tensor.shape) < MATRIX:
+            wrong.append(f"`{name}` is no matrix: its shape is {tensor.shape}")
+        elif a.shape[-2:-1] != b.shape[-1:] and not stem.endswith(EMBEDDING):
+            wrong.append(f"the ranks of `{stem}` differ: A has {a.shape}, B {b.shape}")
+    if wrong:
+        raise ModelError(
+            f"llama.cpp cannot load the adapter {adapter.name!r}: {wrong[0]}",
+            hint="convert it again: decant export ADAPTER --to lora",
+        )
 
 
 def refuse_unscaled(adapter: Adapter, header: GGUFFile, here: Mapping[str, TensorInfo]) -> None:
@@ -214,7 +246,7 @@ def refuse_unscaled(adapter: Adapter, header: GGUFFile, here: Mapping[str, Tenso
 
 
 def fits(weight: TensorInfo, a: TensorInfo, b: TensorInfo) -> bool:
-    if weight.name.endswith("token_embd.weight"):  # a lookup: llama.cpp swaps its A and B
+    if weight.name.endswith(EMBEDDING):  # a lookup: llama.cpp swaps its A and B
         return (b.shape[-2], a.shape[-2]) == (weight.shape[-1], weight.shape[-2])
     return (a.shape[-1], b.shape[-2]) == (weight.shape[-1], weight.shape[-2])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -18,6 +18,10 @@ OPEN = ("/livez", "/readyz", "/health", "/v1/health", "/")
 PAGE = "/page/"
 REPORT = re.compile(r"/evaluations/[^/]+/report\.html")
 """The path of a report's page. Its handler checks the key: a frame sends a ticket instead."""
+ADMIN = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+"""The paths of requests that change what is served."""
+FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+"""Headers of proxies on this machine, whose requests come from elsewhere."""
 JSON_TYPE = b"application/json"
 CLOSE = ((b"connection", b"close"),)
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]]*)(:\d*)?")
@@ -38,9 +42,14 @@ class Guard:
         self.check_host(head.get(b"host", b""))
         self.check_page(method, path, head)
 
-    def check_request(self, method: str, path: str, head: Head) -> None:
-        """Raise ApiError for a missing key (401), or a body that is not JSON (415)."""
+    def check_request(self, method: str, path: str, head: Head, address: str = "") -> None:
+        """Raise ApiError for a missing key (401, 403), or a body that is not JSON (415).
+
+        address: the sender's.
+        """
         self.check_key(path, head)
+        if path in ADMIN:
+            self.check_admin(head, address)
         if method in ("POST", "PUT", "PATCH"):
             check_type(head)
 
@@ -96,12 +105,40 @@ class Guard:
         if self.client_key(head) is None and not REPORT.fullmatch(path):
             raise key_needed("a key is needed: Authorization: Bearer KEY")
 
+    def check_admin(self, head: Head, address: str) -> None:
+        """Raise ApiError (401, 403) unless the sender may change what is served.
+
+        That takes an admin key; on a server without keys, a program on this machine may, too.
+        """
+        settings = self.settings
+        if settings.admin_keys:
+            if key_index(settings.admin_keys, head) is not None:
+                return
+            if self.client_key(head) is not None:
+                raise refused("this key may not change adapters: use a key of --admin-key-file")
+            raise key_needed("an admin key is needed: Authorization: Bearer KEY")
+        if settings.keys:
+            raise refused("adapters are changed with an admin key: --admin-key-file FILE sets one")
+        is_direct = not any(name in head for name in FORWARDED)
+        is_own = b"origin" not in head or self.is_own(head[b"origin"], head)
+        is_here = is_loopback(address) and host_name(head.get(b"host", b"")) in LOOPBACK_NAMES
+        if not (is_direct and is_own and is_here):
+            raise refused(
+                "without an admin key only programs on this machine may change adapters:"
+                " --admin-key-file FILE sets one"
+            )
+
     def client_key(self, head: Head) -> int | None:
-        """The index of the request's key; None for a wrong or missing key. Compares all keys."""
-        scheme, _, bearer = head.get(b"authorization", b"").partition(b" ")
-        given = bearer.strip() if scheme.lower() == b"bearer" else head.get(b"x-api-key", b"")
-        equal = [hmac.compare_digest(key.encode(), given) for key in self.settings.keys]
-        return equal.index(True) if any(equal) else None
+        """The index of the request's key; None for a wrong or missing key, or without API keys."""
+        return key_index(self.settings.all_keys, head)
+
+
+def key_index(keys: Sequence[str], head: Head) -> int | None:
+    """The index of a request's key; None for a wrong or missing one. Compares all keys."""
+    scheme, _, bearer = head.get(b"authorization", b"").partition(b" ")
+    given = bearer.strip() if scheme.lower() == b"bearer" else head.get(b"x-api-key", b"")
+    equal = [hmac.compare_digest(key.encode(), given) for key in keys]
+    return equal.index(True) if any(equal) else None
 
 
 def host_name(value: bytes) -> str:

@@ -19,12 +19,12 @@ from starlette.routing import BaseRoute
 from starlette.routing import Route as Path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.gateway import routes_evaluations, routes_llama, routes_status
+from runtime.gateway import routes_adapters, routes_evaluations, routes_llama, routes_status
 from runtime.gateway.access import Guard
 from runtime.gateway.api_errors import ApiError, ClientGoneError, form_of, unavailable
 from runtime.gateway.body_reader import Taken
 from runtime.gateway.call import Call, Gateway, Handler, Route
-from runtime.gateway.metrics import PoolCollector
+from runtime.gateway.metrics import AdapterCollector, PoolCollector
 from runtime.gateway.ollama import ollama_routes
 from runtime.gateway.openapi import openapi_routes
 from runtime.gateway.request_record import Record, address_of
@@ -58,6 +58,7 @@ def no_log(record: Mapping[str, Any]) -> None:
 def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no_log) -> ASGIApp:
     """The server's ASGI app. `more` are plain routes, such as those of the page."""
     gateway.metrics.registry.register(PoolCollector(gateway.pool.engines))
+    gateway.metrics.registry.register(AdapterCollector(gateway.catalog.models))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -76,6 +77,7 @@ def build_app(gateway: Gateway, *, more: Sequence[BaseRoute] = (), log: Log = no
     ours = (
         *routes_llama.ROUTES,
         *routes_status.ROUTES,
+        *routes_adapters.ROUTES,
         *routes_evaluations.ROUTES,
         *openapi_routes.ROUTES,
         *ollama_routes.ROUTES,
@@ -166,7 +168,7 @@ class Front:
         """Check the key and the content type. An allowed page can read all answers from here on."""
         method, path = scope["method"], scope["path"]
         try:
-            self.guard.check_request(method, path, dict(scope["headers"]))
+            self.guard.check_request(method, path, dict(scope["headers"]), address_of(scope))
             if self.gateway.is_draining and path not in ALWAYS:
                 raise unavailable("the server is shutting down", retry_after=5)
         except ApiError as error:
@@ -180,7 +182,7 @@ class Front:
 
     def client_of(self, scope: Scope, head: Mapping[bytes, bytes]) -> str:
         """The client's identity: its key where there are several keys, else its address."""
-        if len(self.gateway.settings.keys) > 1:
+        if len(self.gateway.settings.all_keys) > 1:
             return f"key {self.guard.client_key(head)}"
         return address_of(scope)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from runtime.engine.adapters import Adapter
 from runtime.engine.llama_server import lora_vector
 from runtime.engine.purpose import ROUTE, WHAT, purpose_of
 from runtime.engine.request_texts import CHATS
@@ -143,6 +144,12 @@ def applied(body: Mapping[str, Any], resolved: ResolvedModel) -> Sequence[float]
     pairs = [(one.get("id"), one.get("scale")) for one in lora if isinstance(one, dict)]
     scales = {number: scale for number, scale in pairs if isinstance(scale, int | float)}
     return [scales.get(number, 0.0) for number in range(len(resolved.lora_scales))]
+
+
+def needed(body: Mapping[str, Any], resolved: ResolvedModel) -> Sequence[Adapter]:
+    """The adapters of a request whose client may set `lora`."""
+    scaled = zip(resolved.model.adapters, applied(body, resolved), strict=True)
+    return tuple(dict.fromkeys((*resolved.needs, *(one for one, scale in scaled if scale))))
 
 
 def within_context(body: Mapping[str, Any], resolved: ResolvedModel) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,8 +14,9 @@ from starlette.types import Message
 
 from exporter.core.errors import ModelError
 from runtime.engine.purpose import ROUTE, purpose_of
+from runtime.gateway.adapter_registry import AdapterRegistry
 from runtime.gateway.api_errors import ApiError, EngineGoneError, NotThereError, unavailable
-from runtime.gateway.body import applied, cost, dumped, prepared
+from runtime.gateway.body import applied, cost, dumped, needed, prepared
 from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import Catalog, ResolvedModel
 from runtime.gateway.evaluation_reports import Reports
@@ -62,8 +63,10 @@ class Gateway:
     """Whether the first model is still being loaded at the start."""
     clients: Clients = field(init=False)
     bodies: Bodies = field(init=False)
+    adapters: AdapterRegistry = field(init=False)
 
     def __post_init__(self) -> None:
+        self.adapters = AdapterRegistry(self.settings, self.catalog, self.pool)
         self.clients = Clients(self.settings.max_per_client)
         sees = any(model.projector is not None for model in self.catalog.models.values())
         self.bodies = Bodies(self.settings, sees=sees)
@@ -113,6 +116,18 @@ class Call:
     """The reason why the server cancelled it; empty when it did not."""
     nbytes: int = 0
     """The body's size in bytes; a large body is processed in a thread."""
+    resolved: dict[str, ResolvedModel] = field(default_factory=dict)
+    """The models by their names, as they were when the call first named them."""
+
+    def find(self, name: object) -> ResolvedModel:
+        """The model that a name means, the same until the call ends. Raises ApiError."""
+        key = name if isinstance(name, str) else None
+        if key is None or key not in self.resolved:
+            found = self.gateway.catalog.find(name)
+            if key is None:
+                return found
+            self.resolved[key] = found
+        return self.resolved[key]
 
     @asynccontextmanager
     async def forward(self, route: str, body: Mapping[str, Any]) -> AsyncIterator[Reply]:
@@ -122,7 +137,7 @@ class Call:
         rest of the answer. Raises ApiError when the request cannot be answered.
         """
         gateway = self.gateway
-        resolved = gateway.catalog.find(body.get("model"))
+        resolved = self.find(body.get("model"))
         self.record.model, self.record.label = resolved.id, resolved.label
         role = gateway.role_of(route, resolved)
         settings, can_say = gateway.settings, role in SAYING
@@ -132,7 +147,8 @@ class Call:
             self.record.client_id,
         )
         self.state = "loading"
-        async with gateway.pool.using(resolved, role) as engine:
+        needs = needed(ready, resolved) if "lora" in settings.allow_fields else None
+        async with gateway.pool.using(resolved, role, needs) as engine:
             self.state = "waiting"
             async with self.send_in_turn(engine, route, resolved, ready) as reply:
                 yield reply
@@ -145,19 +161,18 @@ class Call:
 
         Leaving the block cancels the rest of the answer. Raises ApiError.
         """
-        if why := engine.missing(resolved.lora_scales):
+        if why := engine.missing(engine.scales_for(resolved)):
             raise unavailable(why, retry_after=60)
         give_back = await self.wait_for_turn(engine, route, resolved, body)
         reply = None
         try:
             self.state = "answering"
             try:
-                front = engine.fronts.of(applied(body, resolved))
+                front = engine.front(resolved, self.template_scales(body, resolved))
+                numbered = engine.for_engine(body, resolved.model.adapters)
                 payload = await self.gateway.bodies.beside(
                     self.nbytes,
-                    lambda: dumped(
-                        {**front.ready(route, engine.for_engine(body)), "model": resolved.id}
-                    ),
+                    lambda: dumped({**front.ready(route, numbered), "model": resolved.id}),
                     self.record.client_id,
                 )
             except ModelError as error:
@@ -176,6 +191,12 @@ class Call:
                 if reply is not None:
                     reply.close()
 
+    def template_scales(self, body: Mapping[str, Any], resolved: ResolvedModel) -> Sequence[float]:
+        """The scales that choose the template of a prepared request."""
+        if "lora" in self.gateway.settings.allow_fields:
+            return applied(body, resolved)
+        return resolved.template_scales
+
     async def wait_for_turn(
         self, engine: EngineEntry, route: str, resolved: ResolvedModel, body: Mapping[str, Any]
     ) -> Callable[[], None]:
@@ -184,7 +205,8 @@ class Call:
             aside = await engine.beside.admit((), client=self.record.client_id)
             return lambda: engine.beside.release(aside)
         slots = 1 if route == SCORE else cost(body)
-        waiter = await engine.queue.admit(resolved.lora_scales, slots, self.record.client_id)
+        scales = engine.scales_for(resolved)
+        waiter = await engine.queue.admit(scales, slots, self.record.client_id)
         self.record.waited_s += waiter.waited_s
         self.gateway.metrics.waited(resolved.label, waiter.waited_s)
         return lambda: engine.queue.release(waiter)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ LATEST = ":latest"  # appended by Ollama's clients
 OWNER = "decant"
 NAME_MAX = 512  # characters
 SHOWN = 200  # characters of a name in an error
+NEAR_MAX = 128  # names that are compared with an unknown one, in some 10 ms
 SCALE = re.compile(r"[+-]?(\d{1,3}(\.\d{0,8})?|\.\d{1,8})(e-?\d{1,2})?", re.ASCII)
 
 
@@ -42,9 +44,21 @@ class ResolvedModel:
     lora_scales: LoraScales
 
     @property
+    def needs(self) -> tuple[Adapter, ...]:
+        """The adapters that answer: those with a scale, and one whose template is used."""
+        adapters = self.model.adapters
+        own = self.model.own or (None,) * len(adapters)
+        return tuple(
+            adapter
+            for adapter, scale, template in zip(adapters, self.lora_scales, own, strict=True)
+            if scale or (adapter is self.adapter and template)
+        )
+
+    @property
     def can_chat(self) -> bool:
         """Whether this name has a chat template."""
-        return self.model.can_chat_with(self.template_scales)
+        model = self.model
+        return model.can_chat or (any(model.own) and model.can_chat_with(self.template_scales))
 
     @property
     def template_scales(self) -> Sequence[float]:
@@ -100,25 +114,32 @@ class Catalog:
             if not rest:
                 return ResolvedModel(id_, id_, model, None, (0.0,) * len(model.adapters))
             return self.adapted(id_, model, rest, name)
+        bases = self.bases_of(plain.partition("@")[0])
+        if len(bases) == 1:
+            return self.adapted(bases[0], self.models[bases[0]], plain, name)
         raise self.unknown(name)
 
     def adapted(self, id_: str, model: Model, rest: str, name: str) -> ResolvedModel:
         called, at, text = rest.partition("@")
         if called == BASE and not at:
             return ResolvedModel(id_, id_, model, None, (0.0,) * len(model.adapters))
-        for adapter in model.adapters:
+        for place, adapter in enumerate(model.adapters):
             if adapter.name == called:
-                scale = adapter.scale
-                if at:
-                    scale = scale_of(text)
-                    called = f"{called}@{scale:g}"
-                lora_scales = tuple(scale if one is adapter else 0.0 for one in model.adapters)
-                return ResolvedModel(f"{id_}:{called}", id_, model, adapter, lora_scales)
+                return with_adapter(id_, model, place, scale_of(text) if at else None)
         raise self.unknown(name)
+
+    def bases_of(self, adapter: str) -> list[str]:
+        """The ids of the models that have an adapter of this name."""
+        return [
+            id_
+            for id_, model in self.models.items()
+            if any(one.name == adapter for one in model.adapters)
+        ]
 
     def unknown(self, name: str) -> ApiError:
         shown = name[:SHOWN]
-        near = difflib.get_close_matches(shown, self.ids(), n=1, cutoff=0.5)
+        ids = [resolved.id for resolved in islice(self, NEAR_MAX)]
+        near = difflib.get_close_matches(shown, ids, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else "GET /v1/models lists the models"
         return ApiError(
             HTTPStatus.NOT_FOUND, f"there is no model {shown!r}; {advice}", "model_not_found"
@@ -129,9 +150,19 @@ class Catalog:
 
     def __iter__(self) -> Iterator[ResolvedModel]:
         for id_, model in self.models.items():
-            yield self.find(id_)
-            for adapter in model.adapters:
-                yield self.find(f"{id_}:{adapter.name}")
+            yield ResolvedModel(id_, id_, model, None, (0.0,) * len(model.adapters))
+            for place in range(len(model.adapters)):
+                yield with_adapter(id_, model, place)
+
+
+def with_adapter(id_: str, model: Model, place: int, scale: float | None = None) -> ResolvedModel:
+    """A base with one of its adapters, by its index; scale: None for the adapter's own."""
+    adapter = model.adapters[place]
+    name = f"{id_}:{adapter.name}" if scale is None else f"{id_}:{adapter.name}@{scale:g}"
+    applied = adapter.scale if scale is None else scale
+    others = len(model.adapters) - place - 1
+    lora_scales = (*(0.0,) * place, applied, *(0.0,) * others)
+    return ResolvedModel(name, id_, model, adapter, lora_scales)
 
 
 def scale_of(text: str) -> float:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from runtime.engine.opened_model import Model
 from runtime.gateway.scheduling.engine_entry import EngineEntry
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -58,6 +59,13 @@ class Metrics:
     def waited(self, model: str, seconds: float) -> None:
         self.wait.labels(model).observe(seconds)
 
+    def forget(self, model: str) -> None:
+        """Drop the series of a model that is no longer served."""
+        for metric in (
+            self.requests, self.duration, self.first, self.wait, self.gone, self.streamed
+        ):  # fmt: skip
+            metric.remove_by_labels({"model": model})
+
     def text(self) -> bytes:
         found: bytes = generate_latest(self.registry)
         return found
@@ -92,6 +100,20 @@ class PoolCollector(Collector):
                 for engine in self.engines.values():
                     family.add_sample(name + suffix, {"model": engine.name}, float(read(engine)))
                 yield family
+
+
+class AdapterCollector(Collector):
+    """Collects how many adapters each model has."""
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        """models: the catalog's own mapping, so that later changes are included."""
+        self.models = models
+
+    def collect(self) -> Iterator[Metric]:
+        family = Metric("decant_adapters", "Adapters that are served.", "gauge")
+        for id_, model in self.models.items():
+            family.add_sample("decant_adapters", {"model": id_}, float(len(model.adapters)))
+        yield family
 
 
 def relabelled(texts: dict[str, str]) -> bytes:

@@ -110,7 +110,7 @@ def listed(value: object) -> Sequence[Any]:
 
 def limit_of(call: Call, *, has_target: bool) -> int:
     """The number of tokens to generate; -1: until the model ends. Raises ApiError."""
-    resolved = call.gateway.catalog.find(call.body.get("model"))
+    resolved = call.find(call.body.get("model"))
     cannot = resolved.model.is_encoder_decoder or has_target
     name = next((name for name in LIMIT_NAMES if call.body.get(name) is not None), None)
     limit = call.body[name] if name else (0 if cannot else -1)

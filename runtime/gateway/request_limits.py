@@ -69,6 +69,8 @@ class Limits:
     """Log-probabilities in one answer with `echo`: one per token, and those of the likeliest."""
     scales: int = 4
     """Engines for client-chosen scales, on routes where each choice needs a separate engine."""
+    adapters: int = 1024
+    """Adapters of all models, beyond which a request or a watched folder adds none."""
 
 
 def limits_of(texts: Sequence[str]) -> Limits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from runtime.gateway.api_errors import ApiError, bad_request, form_of
 from runtime.gateway.call import Call, Handler, Route
 from runtime.gateway.prompt_scores import answer_echo
+from runtime.gateway.scheduling.engine_entry import EngineEntry
 from runtime.gateway.scheduling.placement import POOLING_KEY, POOLING_RANK
 from runtime.gateway.scheduling.portions import (
     Joined,
@@ -67,12 +69,13 @@ def passing(route: str) -> Handler:
         if route == "/v1/completions" and call.body.get("echo"):
             return await answer_echo(call, read_refusal)
         if name := list_of(route, call.body):
-            slots = await slots_for(call, route)
-            if len(call.body[name]) > slots:
-                portions = cut(call.body[name], (slots + 1) // 2)  # two of them fill the slots
-                is_stream = route in COMPLETED and call.body.get("stream")
-                way = stream_portions if is_stream else join_portions
-                return await way(call, route, [{**call.body, name: part} for part in portions])
+            async with engine_for(call, route) as engine:  # it stays until the last portion
+                slots = engine.queue.capacity
+                if len(call.body[name]) > slots:
+                    portions = cut(call.body[name], (slots + 1) // 2)  # two of them fill the slots
+                    is_stream = route in COMPLETED and call.body.get("stream")
+                    way = stream_portions if is_stream else join_portions
+                    return await way(call, route, [{**call.body, name: part} for part in portions])
         async with call.forward(route, call.body) as reply:
             if is_to_be_put_otherwise(reply.status, call):
                 raise await read_refusal(reply)
@@ -88,12 +91,10 @@ def passing(route: str) -> Handler:
     return handler
 
 
-async def slots_for(call: Call, route: str) -> int:
-    """The number of slots of the engine that answers a call."""
-    gateway = call.gateway
-    resolved = gateway.catalog.find(call.body.get("model"))
-    async with gateway.pool.using(resolved, gateway.role_of(route, resolved)) as engine:
-        return engine.queue.capacity
+def engine_for(call: Call, route: str) -> AbstractAsyncContextManager[EngineEntry]:
+    """The engine that answers a call, which stays loaded inside the block."""
+    resolved = call.find(call.body.get("model"))
+    return call.gateway.pool.using(resolved, call.gateway.role_of(route, resolved))
 
 
 async def join_portions(call: Call, route: str, portions: Sequence[Mapping[str, Any]]) -> Response:
@@ -187,13 +188,13 @@ def check(route: str, call: Call) -> None:
 
 def ranks(call: Call) -> bool:
     """Whether the model is a reranker; llama-server would rank with any model."""
-    header = call.gateway.catalog.find(call.body.get("model")).model.header
+    header = call.find(call.body.get("model")).model.header
     has_head = any(tensor.name.startswith("cls.") for tensor in header.tensors)
     return has_head or pooling_of(call) == POOLING_RANK
 
 
 def pooling_of(call: Call) -> int | None:
-    header = call.gateway.catalog.find(call.body.get("model")).model.header
+    header = call.find(call.body.get("model")).model.header
     return header.number(f"{header.architecture}.{POOLING_KEY}")
 
 

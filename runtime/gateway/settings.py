@@ -21,6 +21,16 @@ class Settings:
     """The address that the server listens on."""
     keys: tuple[str, ...] = ()
     """API keys, any of which is accepted; without keys, access is open."""
+    admin_keys: tuple[str, ...] = ()
+    """Keys that add and remove adapters; where there are API keys, they are accepted as those."""
+    adapter_dir: Path | None = None
+    """A folder whose adapters are served, as they come and go."""
+    adapter_folders: tuple[Path, ...] = ()
+    """The folders from which a request may add an adapter."""
+    adapter_base: str | None = None
+    """The base's folder or repo for adapters that must be converted; None for the one they name."""
+    allow_pull: bool = False
+    """Whether an adapter or a base that is missing may be downloaded for a request."""
     origins: frozenset[str] = frozenset()
     """Origins of pages that may call the server, such as https://chat.example."""
     hosts: frozenset[str] = frozenset()
@@ -70,6 +80,11 @@ class Settings:
     """Hosts from which the engine may download images; none by default."""
     extra: tuple[str, ...] = ()
     """More flags of llama-server, for every engine."""
+
+    @property
+    def all_keys(self) -> tuple[str, ...]:
+        """The keys that open all routes; none where access is open."""
+        return (*self.keys, *self.admin_keys) if self.keys else ()
 
 
 def is_address(name: str) -> bool:

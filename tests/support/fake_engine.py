@@ -3,8 +3,10 @@
 It listens where llama-server would. MODEL.fake is JSON: `load_s` and `takes_s`, how long it loads
 and answers; `stubborn`, whether it goes on when its client has left; `stays`, whether it does not
 leave when its input ends; `deaf`, a file whose being there keeps it from answering anything;
-`asked`, a file to which it writes each request; `load_mib`, memory that it takes when it loads,
-`mib`, for a prompt with "large" in it.
+`holds`, one whose being there keeps it from answering requests alone;
+`asked`, a file to which it writes each request; `names`, whether a completion's text is the names
+of the adapters that are applied; `load_mib`, memory that it takes when it loads, `mib`, for a
+prompt with "large" in it.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wait_if_deaf()
         if "large" in str(body.get("prompt")):
             take_memory(self.how.get("mib", 0))
+        self.wait_while("holds")
         time.sleep(self.how.get("takes_s", 0))
         if self.how.get("stubborn"):
             time.sleep(600)
@@ -86,6 +89,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         usage = {"prompt_tokens": 1, "total_tokens": 1}
+        if self.how.get("names"):
+            return {"choices": [{"index": 0, "text": applied(body)}], "usage": usage}
         if isinstance(texts := body.get("input"), list):
             data = [{"index": n, "embedding": [float(len(t))]} for n, t in enumerate(texts)]
             return {"object": "list", "data": data, "usage": usage}
@@ -98,7 +103,10 @@ class Handler(BaseHTTPRequestHandler):
         return {"choices": [{"index": n, "text": p} for n, p in enumerate(prompts)], "usage": usage}
 
     def wait_if_deaf(self) -> None:
-        path = self.how.get("deaf")
+        self.wait_while("deaf")
+
+    def wait_while(self, name: str) -> None:
+        path = self.how.get(name)
         while path and Path(path).exists():
             time.sleep(0.01)
 
@@ -121,6 +129,18 @@ def take_memory(mib: int) -> None:
     time.sleep(1)
 
 
+def applied(body: dict[str, Any]) -> str:
+    """The stems of the adapters' files that a request applies, or the start did."""
+    argv = sys.argv
+    pairs = argv[argv.index("--lora-scaled") + 1].split(",") if "--lora-scaled" in argv else []
+    scales = {n: float(pair.rpartition(":")[2]) for n, pair in enumerate(pairs)}
+    if "lora" in body:
+        scales |= {one["id"]: one["scale"] for one in body["lora"]}
+    elif pairs and not any(scales.values()):
+        return "the request leaves out its scales"
+    return " ".join(Path(f"{n}.gguf").readlink().stem for n, scale in scales.items() if scale)
+
+
 def leave_with_input() -> None:
     while sys.stdin.buffer.read(1 << 10):
         pass
@@ -137,6 +157,8 @@ def main() -> None:
     time.sleep(Handler.how.get("load_s", 0))
     if mib := Handler.how.get("load_mib"):
         take_memory(mib)
+    if missing := [link for link in Path.cwd().glob("*.gguf") if not link.exists()]:
+        sys.exit(f"failed to load {missing}")  # as llama-server does
     Server(argv[argv.index("--host") + 1], Handler).serve_forever()
 
 

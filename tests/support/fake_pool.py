@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,19 @@ async def eventually(fact: Callable[[], object]) -> None:
     await asyncio.wait_for(wait(), 10)
 
 
-async def asked(gateway: Gateway, route: str, body: object, *, patience_s: float = 60) -> Any:
-    """Ask the app; the client leaves after so long. The status and what was answered."""
+async def asked(
+    gateway: Gateway,
+    route: str,
+    body: object,
+    *,
+    patience_s: float = 60,
+    head: Sequence[tuple[bytes, bytes]] = (),
+    address: str = "127.0.0.1",
+) -> Any:
+    """Ask the app; the client leaves after so long. The status and what was answered.
+
+    A body of None is a GET.
+    """  # fmt: skip
     app = build_app(gateway)
     sent: list[dict[str, Any]] = []
     messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
@@ -70,11 +81,14 @@ async def asked(gateway: Gateway, route: str, body: object, *, patience_s: float
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    scope = {"type": "http", "method": "POST", "path": route, "headers": headers,
-             "client": ("127.0.0.1", 1), "query_string": b"", "root_path": ""}  # fmt: skip
+    headers = [*head, (b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "GET" if body is None else "POST", "path": route,
+             "headers": headers, "client": (address, 1), "query_string": b"",
+             "root_path": ""}  # fmt: skip
     await app(scope, receive, send)
     text = b"".join(message.get("body", b"") for message in sent)
     if not sent:
         return None, None
-    return sent[0]["status"], text if b"data: " in text else json.loads(text)
+    heads = {(name.lower(), value) for name, value in sent[0]["headers"]}
+    is_json = (b"content-type", b"application/json") in heads
+    return sent[0]["status"], json.loads(text) if is_json else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runtime.gateway.access import ADMIN
 from runtime.gateway.asgi_app import build_app
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
@@ -24,4 +25,5 @@ def served_paths() -> list[tuple[str, str]]:
 def asked_of_models() -> list[str]:
     """The paths of requests to a model, each once."""
     posted = [path for method, path in served_paths() if method == "POST"]
-    return [path for path in posted if path not in ALIASES and not path.startswith(NOT_DONE)]
+    others = (*ALIASES, *ADMIN)
+    return [path for path in posted if path not in others and not path.startswith(NOT_DONE)]

@@ -18,7 +18,7 @@ from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.ollama.ollama_engine import ask, find, load
 from runtime.gateway.ollama.ollama_request import Question, embed_question, text
 from runtime.gateway.ollama.ollama_response import NS, read_object
-from runtime.gateway.scheduling.engine_entry import EngineEntry
+from runtime.gateway.scheduling.engine_entry import EngineEntry, key_of
 from runtime.gateway.scheduling.placement import POOLING_KEY, POOLING_RANK
 from runtime.gateway.scheduling.portions import cut, in_order
 from runtime.gateway.scheduling.upstream import post
@@ -42,7 +42,8 @@ async def embed(call: Call) -> Response:
         texts = await cut_to_fit(call, resolved, texts)
     question.body.update({"input": texts, PROMPT_NAME: ""})  # the texts already begin with it
     vectors, prompt_tokens = await embed_texts(call, question, resolved)
-    loaded = max(call.gateway.pool.engine(resolved, "embed").began - began, 0)
+    engine = call.gateway.pool.engines.get(key_of(resolved, "embed"))
+    loaded = max(engine.began - began, 0) if engine is not None else 0
     numbers = {
         "total_duration": int((time.monotonic() - began) * NS),
         "load_duration": int(loaded * NS),

@@ -23,7 +23,7 @@ def find(call: Call) -> ResolvedModel:
         raise bad_request("model is required")
     call.body["model"] = name
     try:
-        resolved = call.gateway.catalog.find(name)
+        resolved = call.find(name)
     except ApiError as error:
         if error.status == HTTPStatus.NOT_FOUND:
             error.message = f"model '{name[:200]}' not found"

@@ -65,7 +65,8 @@ async def version(call: Call) -> Response:
 
 
 async def tags(call: Call) -> Response:
-    found = [tag(resolved) for resolved in call.gateway.catalog]
+    models = list(call.gateway.catalog)
+    found = await asyncio.to_thread(lambda: [tag(resolved) for resolved in models])
     return JSONResponse({"models": sorted(found, key=lambda one: one["modified_at"], reverse=True)})
 
 

@@ -23,7 +23,7 @@ ERRORS = {"openai": "Error", "anthropic": "AnthropicError", "ollama": "OllamaErr
 EVERYWHERE = {
     "400": "The request is wrong; the message says how.",
     "401": "The key is missing or wrong.",
-    "403": "The Host name or the page's Origin is not allowed.",
+    "403": "The Host name, the page's Origin or the key is not allowed.",
 }
 WITH_BODY = {
     "404": "There is no such model.",
@@ -52,6 +52,8 @@ class RouteDoc:
     """Whether the route needs no key."""
     content_type: str = "text/plain"
     """The type of an answer that is not JSON."""
+    is_text: bool = False
+    """Whether a request with a body is answered in `content_type`."""
     id_schema: str = "ModelName"
     """The name of the schema of `{id}`."""
 
@@ -82,6 +84,13 @@ OWN: dict[tuple[str, str], RouteDoc] = {
     ("GET", "/models"): RouteDoc("List the models", "Models"),
     ("GET", "/v1/models/{id}"): RouteDoc("Describe one model", "Model"),
     ("GET", "/models/{id}"): RouteDoc("Describe one model", "Model"),
+    ("GET", "/lora-adapters"): RouteDoc("List the adapters", "Adapters"),
+    ("POST", "/v1/load_lora_adapter"): RouteDoc(
+        "Serve an adapter from now on", None, "LoadAdapterRequest", is_text=True
+    ),
+    ("POST", "/v1/unload_lora_adapter"): RouteDoc(
+        "Serve an adapter no longer", None, "UnloadAdapterRequest", is_text=True
+    ),
     ("GET", "/livez"): RouteDoc("Whether the process runs", "Status", is_open=True),
     ("GET", "/readyz"): RouteDoc("Whether the server takes requests", "Status", is_open=True),
     ("GET", "/health"): RouteDoc("Whether the server takes requests", "Status", is_open=True),
@@ -175,7 +184,7 @@ def operation(path: str, doc: RouteDoc) -> Json:
 def contents(doc: RouteDoc) -> Mapping[str, Json]:
     """The content types of an answer, each with its schema if it has one."""
     if doc.answer is None:
-        return {JSON: {}} if doc.request else {doc.content_type: {}}
+        return {JSON: {}} if doc.request and not doc.is_text else {doc.content_type: {}}
     found: dict[str, Json] = {JSON: {"schema": ref(doc.answer)} if doc.answer else {}}
     return found | ({doc.stream: {}} if doc.stream else {})
 

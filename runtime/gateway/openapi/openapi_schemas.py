@@ -24,6 +24,17 @@ PROMPT_NAME: Schema = {
     "description": "Names the model's prompt that precedes each text; empty for none.",
 }
 
+ADAPTER_NAME: Schema = {
+    "type": "string",
+    "pattern": r"^[A-Za-z0-9_.+-]+$",
+    "maxLength": 128,
+    "description": "The adapter's name, without its base's.",
+}
+BASE_NAME: Schema = {
+    "type": "string",
+    "description": "The served base; needed only where several have the adapter or fit it.",
+}
+
 
 def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
@@ -225,6 +236,29 @@ OWN: dict[str, Schema] = {
         status=OBJECT,
     ),
     "Models": fields("object", "data", object={"const": "list"}, data=listed(ref("Model"))),
+    "LoadAdapterRequest": fields(
+        "lora_name", "lora_path",
+        lora_name=ADAPTER_NAME,
+        lora_path={
+            "type": "string",
+            "description": "A GGUF or a trainer's folder, in a folder that the server allows, or"
+            " relative to one; a repo with --allow-pull.",
+        },
+        load_inplace={
+            "type": "boolean", "description": "Replaces an adapter of the same name.",
+        },
+        model=BASE_NAME,
+        base_model_name=BASE_NAME,
+    ),
+    "UnloadAdapterRequest": fields("lora_name", lora_name=ADAPTER_NAME, model=BASE_NAME),
+    "Adapters": listed(
+        fields(
+            "id", "path", "scale", "name", "model",
+            id={**COUNT, "description": "Its number in a request's `lora`."},
+            path={"type": "string", "description": "Its file's name."},
+            scale={"type": "number"}, name=ADAPTER_NAME, model=ref("ModelName"),
+        )
+    ),
     "EvaluationId": {**NAME, "description": "The id that GET /evaluations lists."},
     "Evaluation": fields(
         "id", "object", "began", "data", "items", "models", "headline", "is_complete", "report",

@@ -5,9 +5,11 @@ import { Compare } from "./compare.js";
 import { announce, el } from "./dom.js";
 import { Evaluate } from "./evaluate.js";
 import { takeKeyFromAddress } from "./key.js";
-import { loadBases } from "./models.js";
+import { loadBases, refreshBases } from "./models.js";
 import { useTabs } from "./tabs.js";
 import { Tokens } from "./tokens.js";
+
+const REFRESH_MS = 1000; // between two looks at the server's list of models
 
 takeKeyFromAddress();
 window.addEventListener("hashchange", () => { if (takeKeyFromAddress()) start(); });
@@ -42,6 +44,28 @@ function build(bases) {
   }
   views[up]?.shown?.();
   announce("Ready");
+  keepCurrent(bases);
+}
+
+/** Show changes of the server's adapters when the reader comes back, or reaches for the list. */
+function keepCurrent(bases) {
+  let [listed, after] = [JSON.stringify(bases), 0];
+  const refresh = async () => {
+    if (document.hidden || performance.now() < after) return;
+    after = performance.now() + REFRESH_MS;
+    try {
+      await refreshBases(bases);
+    } catch {
+      return; // the reader's next request says what is wrong
+    }
+    const now = JSON.stringify(bases);
+    if (now !== listed) window.dispatchEvent(new Event("models"));
+    listed = now;
+  };
+  document.addEventListener("visibilitychange", refresh);
+  for (const kind of ["focusin", "pointerover"]) {
+    document.addEventListener(kind, ({ target }) => { if (target.closest?.(".choice")) refresh(); });
+  }
 }
 
 /** Show a problem that concerns the whole page, or none. */

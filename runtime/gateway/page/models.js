@@ -17,6 +17,11 @@ export async function loadBases() {
   return basesOf(models);
 }
 
+/** Bring a list of bases up to date in place, while the server may add and remove adapters. */
+export async function refreshBases(bases) {
+  bases.splice(0, bases.length, ...await loadBases());
+}
+
 /** Whether a model answers conversations; one without a template only continues a text. */
 export function hasTemplate(id) {
   return !withoutTemplate.has(id.replace(/@[^:@]*$/, ""));

@@ -68,6 +68,16 @@ export class Picker {
     this.show();
   }
 
+  /** Offer the server's present models; the choice stays where it is still among them. */
+  refresh() {
+    const [base, adapter, scale] = [this.base.value, this.adapter.value, this.scale];
+    this.base.replaceChildren(...optionsOf(this.bases.map(({ id }) => [id, id])));
+    if (this.bases.some(({ id }) => id === base)) this.base.value = base;
+    this.fillAdapters(adapter);
+    if (adapter && this.adapter.value === adapter) this.scale = scale;
+    if (this.base.value !== base || this.adapter.value !== adapter) this.changed();
+  }
+
   /** Hide fields without a choice, and begin at the adapter's scale. */
   show() {
     this.scale = this.chosenAdapter?.scale ?? 1;
@@ -78,6 +88,7 @@ export class Picker {
   listen() {
     this.base.addEventListener("change", () => { this.fillAdapters(); this.changed(); });
     this.adapter.addEventListener("change", () => { this.show(); this.changed(); });
+    window.addEventListener("models", () => this.refresh());
     this.slider.addEventListener("input", () => { this.number.value = this.slider.value; this.changed(); });
     this.number.addEventListener("change", () => {
       this.scale = this.scale; // within bounds, and on the slider too

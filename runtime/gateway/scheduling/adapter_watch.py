@@ -37,6 +37,12 @@ class AdapterFiles:
                 with suppress(OSError):  # a missing file is reported at the next load
                     self.seen[adapter.path, model.header.path] = mark_of(adapter.path)
 
+    def forget(self, adapter: Adapter, model: Model) -> None:
+        """Drop the state of a removed adapter's file."""
+        with self.lock:
+            self.seen.pop((adapter.path, model.header.path), None)
+            self.broken.pop((adapter.path, model.header.path), None)
+
     def checked(self, model: Model) -> dict[int, str]:
         """The unusable adapters of a model: their index, and the reason. Reads the files."""
         with self.lock:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from exporter.core.errors import DecantError, EngineError, SpaceError
+from runtime.engine.adapters import Adapter
 from runtime.engine.llama_server import Server
 from runtime.engine.opened_model import Model
-from runtime.engine.request_texts import Fronts
+from runtime.engine.request_texts import Front, Fronts
 from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.scheduling.engine_phase import (
     BACKOFF_S,
@@ -21,7 +22,7 @@ from runtime.gateway.scheduling.engine_phase import (
     PhaseName,
     Unloaded,
 )
-from runtime.gateway.scheduling.placement import SAYING, Key, Role
+from runtime.gateway.scheduling.placement import SAYING, TALKLESS, Key, Role
 from runtime.gateway.scheduling.request_queue import LoraScales, RequestQueue
 from runtime.gateway.scheduling.upstream import Address
 
@@ -60,6 +61,12 @@ class EngineEntry:
     """Number of failures in a row."""
     out: dict[int, str] = field(default_factory=dict)
     """Adapters that could not be loaded: their index, and the reason."""
+    successor: EngineEntry | None = None
+    """The engine that takes its place once it is loaded, with the adapters that are served then."""
+    is_retired: bool = False
+    """Whether it answers only the requests that it has, and ends after the last of them."""
+    is_ending: bool = False
+    """Whether it is retired, has no request any more, and its process is being stopped."""
 
     def __post_init__(self) -> None:
         self.beside = RequestQueue(ASIDE, self.queue.settings, self.queue.clock)
@@ -129,23 +136,49 @@ class EngineEntry:
                 return f"the adapter {self.model.adapters[place].name!r} cannot be used: {why}"
         return ""
 
-    def for_engine(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The request with the engine's numbers for its adapters."""
-        scales = body.get("lora")
-        if not self.out or not isinstance(scales, list):
+    def has(self, needs: Sequence[Adapter]) -> bool:
+        """Whether its process has these adapters, or will have them after the present start."""
+        return all(adapter in self.model.adapters for adapter in needs)
+
+    def scales_for(self, resolved: ResolvedModel) -> LoraScales:
+        """The LoRA scales of a request in the order of this engine's adapters."""
+        if resolved.model.adapters == self.model.adapters:
+            return resolved.lora_scales
+        scales = dict(zip(resolved.model.adapters, resolved.lora_scales, strict=True))
+        return tuple(scales.get(adapter, 0.0) for adapter in self.model.adapters)
+
+    def front(self, resolved: ResolvedModel, scales: Sequence[float]) -> Front:
+        """The preparation of a request; scales: those that choose the template."""
+        if self.key.role in TALKLESS:
+            return self.fronts.base
+        return replace(self.fronts, own=resolved.model.own).of(scales)
+
+    def for_engine(self, body: Mapping[str, Any], named: Sequence[Adapter]) -> Mapping[str, Any]:
+        """The request with the engine's numbers for its adapters, each with a scale.
+
+        named: the adapters that the body's numbers count. A body without `lora` names none: it is
+        for a model that has no adapters any more.
+        """
+        scales = body.get("lora", [] if self.key.role in SAYING else None)
+        if not isinstance(scales, list):
             return body
-        kept = [place for place in range(len(self.model.adapters)) if place not in self.out]
+        if not self.out and tuple(named) == self.model.adapters:
+            return body
+        if not self.engine_model.adapters and "lora" not in body:
+            return body
+        given = {one["id"]: one for one in scales if is_numbered(one)}
+        by_adapter = {one: given[place] for place, one in enumerate(named) if place in given}
         lora = [
-            {**one, "id": kept.index(one["id"])}
-            for one in scales
-            if isinstance(one, dict) and one.get("id") in kept
+            {**by_adapter.get(adapter, {"scale": 0.0}), "id": number}
+            for number, adapter in enumerate(self.engine_model.adapters)
         ]
         return {**body, "lora": lora}
 
     @property
     def is_chosen(self) -> bool:
         """Whether a client chose its LoRA scales, of which there are unlimited many."""
-        return is_chosen(self.key.lora_scales, self.model)
+        is_zero = bool(self.key.adapters) and not any(self.key.lora_scales)
+        return is_zero or is_chosen(self.key.lora_scales, self.model)
 
     @property
     def niceness(self) -> int:
@@ -175,7 +208,26 @@ def key_of(resolved: ResolvedModel, role: Role) -> Key:
     """The engine for a model and role: one for all scales where requests can set them."""
     if role in SAYING:
         return Key(resolved.base, role)
-    return Key(resolved.base, role, resolved.lora_scales, resolved.id)
+    needs = resolved.needs
+    scales = dict(zip(resolved.model.adapters, resolved.lora_scales, strict=True))
+    return Key(resolved.base, role, tuple(map(scales.__getitem__, needs)), needs, resolved.id)
+
+
+def model_for(key: Key, model: Model) -> Model:
+    """The model that an engine loads: with all adapters where requests choose among them."""
+    if key.role in SAYING:
+        return model
+    kept = [place for place, adapter in enumerate(model.adapters) if adapter in key.adapters]
+    return replace(
+        model,
+        adapters=tuple(model.adapters[place] for place in kept),
+        own=tuple(model.own[place] for place in kept) if model.own else (),
+    )
+
+
+def is_numbered(value: object) -> bool:
+    """Whether an item of `lora` names an adapter by its number."""
+    return isinstance(value, dict) and type(value.get("id")) is int
 
 
 def is_chosen(lora_scales: LoraScales, model: Model) -> bool:

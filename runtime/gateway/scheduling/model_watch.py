@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exporter.core.errors import ModelError
 from exporter.core.events import Note, Report
-from exporter.core.gguf import Value
+from exporter.core.gguf import GGUFFile, Value
 from runtime.engine.opened_model import Model, open_model
 from runtime.gateway.scheduling.adapter_watch import Mark, mark_of
 
@@ -27,6 +27,8 @@ class ModelFiles:
 
     report: Report
     seen: dict[Path, Mark] = field(default_factory=dict)
+    headers: dict[Path, GGUFFile] = field(default_factory=dict)
+    """The headers of the files that have changed."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, models: Iterable[Model]) -> None:
@@ -51,11 +53,12 @@ class ModelFiles:
                     hint=f"export or download it again, or {AGAIN}",
                 ) from error
             if self.seen.setdefault(path, mark) == mark:
-                return model
+                header = self.headers.get(path, model.header)
+                return model if header is model.header else replace(model, header=header)
             found = open_model(path, (), model.projector)
             if not is_same(model.header.metadata, found.header.metadata):
                 raise ModelError(f"`{path}` is another model than at the start", hint=AGAIN)
-            self.seen[path] = mark
+            self.seen[path], self.headers[path] = mark, found.header
         self.report(Note(f"`{path.name}` has changed on disk: the new file is used"))
         return replace(model, header=found.header)
 

@@ -12,6 +12,7 @@ from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes, physical_cores
 from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import Toolchain
+from runtime.engine.adapters import Adapter
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
 from runtime.engine.llama_server import ServerSpec
 from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Fit, FitOptions, fit, spread_over
@@ -59,6 +60,8 @@ class Key:
     role: Role = "generate"
     lora_scales: LoraScales = ()
     """The LoRA scales, for roles whose requests cannot set them."""
+    adapters: tuple[Adapter, ...] = ()
+    """The adapters that the scales belong to."""
     name: str = field(default="", compare=False)
     """The model name in the engine's answers."""
 

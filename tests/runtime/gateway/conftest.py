@@ -20,7 +20,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from runtime.gateway.call import Gateway
+from runtime.gateway.catalog import Catalog
+from runtime.gateway.scheduling.pool import EnginePool
+from tests.support.changing_server import Server, Test, base
+from tests.support.fake_pool import running
 from tests.support.processes import wait_until
+from tests.support.tiny_lora import write_tiny_lora
 
 CHECKOUT = Path(__file__).parents[3]
 JSON = {"Content-Type": "application/json"}
@@ -188,3 +194,22 @@ def served(voices, tmp_path_factory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("served"), *voices, "--parallel", "4") as found:
         found.wait_until_ready()
         yield found
+
+
+@pytest.fixture
+def serve(tmp_path) -> Callable[..., EnginePool]:
+    """Run a test over bases `m`, and over a folder with the adapters a, b and c."""
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    for number, name in enumerate("abc"):
+        write_tiny_lora(folder / f"{name}.gguf", number)
+
+    def run(test: Test, *names: str, how: dict[str, object] | None = None, **settings: Any) -> Any:
+        models = [base(tmp_path, name, **(how or {})) for name in names or ("m",)]
+
+        async def begin(pool: EnginePool, catalog: Catalog) -> None:
+            await test(Server(Gateway(pool.settings, catalog, pool), folder))
+
+        return running(begin, tmp_path, *models, **({"adapter_folders": (folder,)} | settings))
+
+    return run

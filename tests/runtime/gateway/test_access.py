@@ -168,3 +168,69 @@ def test_where_no_page_is_allowed_none_is_told_anything():
 
     assert preflight(client, FRIEND).status_code == 403
     assert "access-control-allow-origin" not in client.get("/livez").headers
+
+
+def lets_change(settings: Settings, address: str = "127.0.0.1", **more: str) -> int:
+    """The status for a client that removes an adapter, or 200."""
+    guard = Guard(settings)
+    given = head("localhost", kind="application/json", **more)
+    try:
+        guard.check_sender("POST", "/v1/unload_lora_adapter", given)
+        guard.check_request("POST", "/v1/unload_lora_adapter", given, address)
+    except ApiError as error:
+        return error.status
+    return 200
+
+
+HERE = Settings(hosts=frozenset({"my.name"}), origins=frozenset({FRIEND}))
+
+
+@pytest.mark.parametrize(
+    ("status", "address", "sent"),
+    [
+        (200, "127.0.0.1", {}), (200, "::1", {}), (200, "127.0.0.9", {}),
+        (403, "192.0.2.7", {}), (403, "", {}), (403, "10.0.0.1", {}),
+        (403, "127.0.0.1", {"x_forwarded_for": "192.0.2.7"}),
+        (403, "127.0.0.1", {"forwarded": "for=192.0.2.7"}),
+        (403, "127.0.0.1", {"x_real_ip": "192.0.2.7"}),
+        (403, "127.0.0.1", {"origin": FRIEND}),
+        (200, "127.0.0.1", {"origin": "http://localhost"}),
+    ],
+)  # fmt: skip
+def test_without_keys_only_programs_here_change_adapters(status, address, sent):
+    assert lets_change(HERE, address, **sent) == status
+
+
+def test_a_proxy_that_passes_its_name_on_changes_no_adapters():
+    given = head("my.name", None, "application/json")
+
+    with pytest.raises(ApiError) as caught:
+        Guard(HERE).check_request("POST", "/v1/load_lora_adapter", given, "127.0.0.1")
+    assert caught.value.status == 403
+    assert "--admin-key-file" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("keys", "admins", "sent", "status"),
+    [
+        (("user",), (), "user", 403), (("user",), (), "", 401), (("user",), ("boss",), "user", 403),
+        (("user",), ("boss",), "boss", 200), (("user",), ("boss",), "wrong", 401),
+        (("user",), ("boss",), "", 401), ((), ("boss",), "boss", 200), ((), ("boss",), "", 401),
+        ((), ("boss", "chief"), "chief", 200), ((), ("boss",), "wrong", 401),
+    ],
+)  # fmt: skip
+def test_with_keys_only_an_admin_key_changes_adapters(keys, admins, sent, status):
+    more = {"authorization": f"Bearer {sent}"} if sent else {}
+
+    assert lets_change(Settings(keys=keys, admin_keys=admins), **more) == status
+
+
+@pytest.mark.parametrize(
+    ("keys", "sent", "status"),
+    [(("user",), "boss", 200), (("user",), "user", 200), (("user",), "", 401), ((), "", 200)],
+)
+def test_an_admin_key_opens_the_other_routes_too_and_closes_none(keys, sent, status):
+    more = {"authorization": f"Bearer {sent}"} if sent else {}
+    guard = Guard(Settings(keys=keys, admin_keys=("boss",)))
+
+    assert lets_in(guard, "GET", "/v1/models", head("localhost", **more)) == status

@@ -9,8 +9,8 @@ import click
 import pytest
 
 from exporter.core.errors import DecantError, InputError
-from runtime.cli.serve_command import KEY_VARIABLE, Options, serve, settings_of
-from runtime.gateway.settings import seconds
+from runtime.cli.serve_command import KEY_VARIABLE, Options, serve, settings_of, with_changes
+from runtime.gateway.settings import Settings, seconds
 
 
 def parsed(*arguments: object) -> Options:
@@ -184,3 +184,49 @@ def test_times_are_read(text, found):
 def test_what_is_no_time_is_refused(text):
     with pytest.raises(InputError):
         seconds(text)
+
+
+def key_file(folder: Path, key: str) -> Path:
+    path = folder / f"{key}.key"
+    path.touch(0o600)
+    path.write_text(key)
+    return path
+
+
+def changed(*arguments: object) -> Settings:
+    """The settings with what may change while the server runs."""
+    options = parsed(*arguments)
+    return with_changes(settings_of(options), options)
+
+
+def test_requests_may_add_adapters_from_the_named_folders_and_the_watched_one(tmp_path):
+    for name in ("watched", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("other")
+    config = write(tmp_path, f'allow-adapter-path = ["{tmp_path / "link"}"]\nallow-pull = true')
+
+    settings = changed("--config", config, "--adapter-dir", tmp_path / "watched", "--base", "b")
+
+    assert settings.adapter_folders == (tmp_path / "watched", tmp_path / "other")
+    assert settings.adapter_dir == tmp_path / "watched"
+    assert (settings.allow_pull, settings.adapter_base) == (True, "b")
+    assert changed().adapter_folders == ()
+    assert not changed().allow_pull
+
+
+@pytest.mark.parametrize("option", ["--adapter-dir", "--allow-adapter-path"])
+def test_a_folder_of_adapters_must_be_there(option, tmp_path):
+    with pytest.raises(InputError, match="there is no folder") as caught:
+        changed(option, tmp_path / "none")
+    assert "mkdir" in caught.value.hint
+
+
+def test_an_admin_key_is_no_api_key(tmp_path):
+    one, two = key_file(tmp_path, "one"), key_file(tmp_path, "two")
+
+    settings = changed("--api-key-file", one, "--admin-key-file", two)
+    assert (settings.keys, settings.admin_keys) == (("one",), ("two",))
+    with pytest.raises(InputError, match="is an API key, too"):
+        changed("--api-key-file", one, "--admin-key-file", one)
+    with pytest.raises(click.UsageError, match="is reached from the network"):
+        changed("--host", "0.0.0.0", "--admin-key-file", two)

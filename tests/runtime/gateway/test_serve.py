@@ -217,7 +217,7 @@ def test_nothing_of_the_callers_environment_reaches_the_engine(voices, tmp_path)
            "LLAMA_ARG_PORT": "1", "LLAMA_ARG_HOST": "0.0.0.0", "HF_TOKEN": "hf_secret"}  # fmt: skip
     with serving(tmp_path, *voices, env=env) as poisoned:
         assert poisoned.says("base", PROMPTS[2]).startswith("A cow")
-        for path in ("/tools", "/predict", "/props", "/slots", "/lora-adapters", "/cors-proxy"):
+        for path in ("/tools", "/predict", "/props", "/slots", "/cors-proxy"):
             assert poisoned.get(path)[0] == 404
         (child,) = poisoned.children()
         inside = Path(f"/proc/{child}/environ").read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import struct
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -20,14 +19,14 @@ from runtime.gateway.api_errors import ApiError
 from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.request_limits import Limits
-from runtime.gateway.scheduling import placement
-from runtime.gateway.scheduling import pool as pool_module
+from runtime.gateway.scheduling import engine_memory, placement
 from runtime.gateway.scheduling.engine_entry import CHOSEN_NICENESS
 from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 from tests.runtime.gateway.conftest import children_of
 from tests.support.fake_engine import toolchain
 from tests.support.fake_pool import asked, eventually, hold, running
+from tests.support.tiny_lora import write_tiny_lora
 
 
 def is_engine(pid: int) -> bool:
@@ -151,7 +150,7 @@ def test_whatever_a_start_fails_by_is_a_failure_that_is_told(error, model, tmp_p
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(pool_module, "plan_engine", fail)
+    monkeypatch.setattr(engine_memory, "plan_engine", fail)
 
     async def test(pool: EnginePool, catalog: Catalog) -> None:
         with pytest.raises(ApiError, match=type(error).__name__) as caught:
@@ -164,8 +163,8 @@ def test_whatever_a_start_fails_by_is_a_failure_that_is_told(error, model, tmp_p
 
 @pytest.mark.lasting
 def test_planning_does_not_keep_the_loop_from_others(model, tmp_path, monkeypatch):
-    plan = pool_module.plan_engine
-    monkeypatch.setattr(pool_module, "plan_engine", lambda *a: (time.sleep(0.5), plan(*a))[1])
+    plan = engine_memory.plan_engine
+    monkeypatch.setattr(engine_memory, "plan_engine", lambda *a: (time.sleep(0.5), plan(*a))[1])
 
     async def test(pool: EnginePool, catalog: Catalog) -> None:
         loading = asyncio.ensure_future(hold(pool, catalog.find("m")))
@@ -236,31 +235,19 @@ def test_one_client_has_so_many_requests_whatever_models_they_are_for(model, tmp
     running(test, tmp_path, *models, max_per_client=2, release_s=0.1)
 
 
-def write_adapter(path: Path, kind: str = "adapter") -> Path:
-    """A GGUF adapter of any llama, without tensors."""
-
-    def text(value: str) -> bytes:
-        return struct.pack("<Q", len(value)) + value.encode()
-
-    pairs = {"general.type": kind, "general.architecture": "llama"}
-    keys = b"".join(text(k) + struct.pack("<I", 8) + text(v) for k, v in pairs.items())
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + keys)
-    return path
-
-
 @pytest.mark.lasting
 def test_an_adapter_that_breaks_while_it_is_served_is_out_and_nothing_else(model, tmp_path):
     """What is replaced by another that fits is taken, and both are told."""
     log, told = tmp_path / "asked", tmp_path / "told"
     base = model("m", asked=str(log))
-    files = [write_adapter(tmp_path / f"{name}.lora.gguf") for name in ("x", "y", "z")]
+    files = [write_tiny_lora(tmp_path / f"{name}.lora.gguf") for name in ("x", "y", "z")]
     adapters = [Adapter(path.name[0], path, 1.0) for path in files]
     base = replace(base, adapters=tuple(adapters), own=(None,) * len(adapters))
 
     async def test(pool: EnginePool, catalog: Catalog) -> None:
         gateway = Gateway(pool.settings, catalog, pool)
         files[0].write_bytes(b"GGUF and no more of it that could be read")
-        write_adapter(files[1], "model")
+        write_tiny_lora(files[1], kind="model")
         files[2].write_bytes(files[2].read_bytes() + b"\0" * 64)
 
         async def answer(name: str, route: str = "/v1/completions") -> Any:
@@ -274,7 +261,7 @@ def test_an_adapter_that_breaks_while_it_is_served_is_out_and_nothing_else(model
             await hold(pool, catalog.find("m:y"), "fixed")
         await hold(pool, catalog.find("m:z"), "fixed")
 
-        write_adapter(files[0])
+        write_tiny_lora(files[0])
         for engine in pool.engines.values():
             await pool.stop(engine)
         assert [await answer(name) for name in ("m", "m:x", "m:y")] == [200, 200, 503]

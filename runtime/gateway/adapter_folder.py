@@ -1,0 +1,169 @@
+"""Watches a folder of adapters: those that appear are served, those that go are not.
+
+An adapter is taken when its files have stayed the same for a moment and its header is right, so
+that one that is being copied is left alone. The folder is looked at again and again: no
+notification of the system works on every file system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import NamedTuple
+
+from exporter.core.events import Warn
+from exporter.core.gguf import SUFFIX
+from exporter.inputs.find_adapter import CONFIG
+from runtime.gateway.adapter_registry import AdapterRegistry, Change
+from runtime.gateway.api_errors import ApiError
+from runtime.gateway.call import Gateway
+
+POLL_S = 0.5  # between two looks at the folder
+SETTLE_S = 1.0  # for which an adapter's files must stay the same
+RETRY_S = 10  # before another try of what the server had no room for
+Mark = tuple[tuple[str, int, int, int], ...]
+"""Name, size, modification time in ns and inode of each file of an adapter."""
+
+
+class Found(NamedTuple):
+    """An adapter's place and the state of its files."""
+
+    path: Path
+    mark: Mark
+
+
+@dataclass(eq=False)
+class AdapterFolder:
+    """A watched folder. Its adapters have the names of their files and folders."""
+
+    folder: Path
+    registry: AdapterRegistry
+    clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
+    since: dict[str, tuple[Mark, float]] = field(default_factory=dict)
+    """The last seen state of each adapter, and the time since when it can be taken."""
+    served: dict[str, tuple[Mark, str]] = field(default_factory=dict)
+    """The state of each adapter when it was taken, and its base."""
+    refused: dict[str, Mark] = field(default_factory=dict)
+    """The state of each adapter that cannot be served."""
+    is_readable: bool = True
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self.look()
+
+    async def settle(self) -> None:
+        """Look until every adapter that was in the folder is served or refused."""
+        await self.look()
+        for name in list(self.since):
+            while name in self.since and not self.is_decided(name):
+                await asyncio.sleep(SETTLE_S / 4)
+                await self.look()
+
+    def is_decided(self, name: str) -> bool:
+        mark, ready_at = self.since[name]
+        taken = self.served.get(name)
+        is_late = ready_at > self.clock() + SETTLE_S  # it waits for room
+        return (taken is not None and taken[0] == mark) or self.refused.get(name) == mark or is_late
+
+    async def look(self) -> None:
+        """Add the adapters that are complete, and remove those that are absent."""
+        try:
+            found = await asyncio.to_thread(adapters_in, self.folder)
+        except OSError as error:
+            if self.is_readable:
+                self.registry.report(Warn(f"cannot read `{self.folder}`: {error.strerror}"))
+            self.is_readable = False
+            return
+        self.is_readable = True
+        for name in [name for name in self.served if name not in found]:
+            self.remove(name)
+        for known in (self.since, self.refused):
+            for name in [name for name in known if name not in found]:
+                del known[name]
+        for name, one in found.items():
+            if self.is_new(name, one.mark):
+                await self.add(name, one)
+
+    def is_new(self, name: str, mark: Mark) -> bool:
+        """Whether an adapter's files have stayed the same since they changed."""
+        taken = self.served.get(name)
+        if (taken is not None and taken[0] == mark) or self.refused.get(name) == mark:
+            return False
+        seen, ready_at = self.since.get(name, ((), 0.0))
+        if seen != mark:
+            self.since[name] = (mark, self.clock() + SETTLE_S)
+            return False
+        return self.clock() >= ready_at
+
+    async def add(self, name: str, found: Found) -> None:
+        """Serve an adapter, or report why it cannot be served."""
+        change = Change(name, str(found.path), in_place=name in self.served)
+        try:
+            id_ = await self.registry.add(change, is_trusted=True)
+        except ApiError as error:
+            self.registry.report(Warn(f"`{found.path}` is not served: {error.message}"))
+            if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                self.since[name] = (found.mark, self.clock() + RETRY_S)
+            else:
+                self.refused[name] = found.mark
+        else:
+            self.served[name] = (found.mark, id_.removesuffix(f":{name}"))
+            self.refused.pop(name, None)
+
+    def remove(self, name: str) -> None:
+        _, base = self.served.pop(name)
+        try:
+            self.registry.remove(name, base)
+        except ApiError:  # a request has removed it
+            return
+
+
+async def begin(gateway: Gateway) -> None:
+    """Serve the watched folder's adapters, load an only model, and watch the folder from then on.
+
+    /readyz answers 503 until the first two are done.
+    """
+    gateway.is_loading = True
+    folder = gateway.settings.adapter_dir
+    watch = AdapterFolder(folder, gateway.adapters) if folder is not None else None
+    if watch is not None:
+        await watch.settle()
+    if len(gateway.catalog.models) == 1:
+        await gateway.preload()
+    gateway.is_loading = False
+    if watch is not None:
+        await watch.run()
+
+
+def adapters_in(folder: Path) -> dict[str, Found]:
+    """The adapters in a folder by their names: GGUFs, and folders with an adapter's config.
+
+    Raises OSError for a folder that cannot be read.
+    """
+    found: dict[str, Found] = {}
+    for entry in sorted(os.scandir(folder), key=lambda one: one.name):
+        if entry.name.startswith("."):
+            continue
+        path = Path(entry.path)
+        try:
+            if entry.is_dir():
+                files = [one for one in os.scandir(path) if one.is_file()]
+                if not any(one.name == CONFIG for one in files):
+                    continue
+                name = entry.name
+            elif entry.name.endswith(SUFFIX):
+                files, name = [entry], entry.name.removesuffix(SUFFIX).removesuffix(".lora")
+            else:
+                continue
+            marks = sorted((one.name, one.stat()) for one in files)
+        except OSError:  # it has gone meanwhile
+            continue
+        mark = tuple((one, at.st_size, at.st_mtime_ns, at.st_ino) for one, at in marks)
+        found.setdefault(name, Found(path, mark))
+    return found
