@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import resource
 import socket
 import ssl
@@ -289,3 +290,15 @@ def test_faults_of_a_loop_are_told_alike():
     assert [event.message for event in told] == [
         "accept failed: OSError: [Errno 24] Too many open files"
     ]
+
+
+def test_no_wait_is_measured_by_a_clock_that_may_be_set():
+    """NTP and people set the wall clock: only stamps for people and clients come from it."""
+    folder = Path(__file__).parents[3] / "runtime" / "gateway"
+    found = {
+        path.name
+        for path in folder.rglob("*.py")
+        if re.search(r"\btime\.time(?:_ns)?\b|datetime\.now", path.read_text())
+    }
+
+    assert found == {"ollama_routes.py", "ollama_response.py", "request_log.py"}
