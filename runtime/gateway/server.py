@@ -36,6 +36,7 @@ FULL = (
     b"content-length: 0\r\n\r\n"
 )
 CUT_S = 2  # the time to tell clients that their answers were cut
+LOOK_S = 1  # between looks for closed connections that are not read
 TICK_S = 0.02  # between checks whether uvicorn has started
 CLOSE_S = 1  # the time to close idle connections
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -222,20 +223,40 @@ async def serve(
     if ways.faults is not None:
         loop.set_exception_handler(ways.faults.of_loop)
     if tls is not None:  # asyncio's default is 60 s, in which the connection is not counted
-        limited = partial(loop.create_server, ssl_handshake_timeout=gateway.settings.head_s)
+        limits = {"ssl_handshake_timeout": gateway.settings.head_s}
+        if sys.version_info >= (3, 11):  # else a silent client's connection closes after 30 s
+            limits["ssl_shutdown_timeout"] = CLOSE_S
+        limited = partial(loop.create_server, **limits)
         loop.create_server = limited  # type: ignore[method-assign]
     for number in SIGNALS:
         loop.add_signal_handler(number, ending.on_signal, number)
-    chore = asyncio.ensure_future(beside()) if beside else None
+    chores = [asyncio.ensure_future(abort_unread(server, gateway.settings.stall_s))]
+    chores += [asyncio.ensure_future(beside())] if beside else []
     try:
         await server.serve([listener])
     finally:
         for number in SIGNALS:
             loop.remove_signal_handler(number)
-        if chore is not None:
+        for chore in chores:
             chore.cancel()
-            await asyncio.wait({chore})
+        await asyncio.wait(chores)
     return ending.code
+
+
+async def abort_unread(server: uvicorn.Server, limit_s: float) -> None:
+    """Abort closed connections whose clients do not read what is left; runs until cancelled.
+
+    asyncio closes a connection when all is sent, which may be never.
+    """
+    since: dict[Any, float] = {}
+    while True:
+        await asyncio.sleep(LOOK_S)
+        now, connections = time.monotonic(), list(server.server_state.connections)
+        closing = [one for one in connections if one.transport.is_closing()]
+        since = {one: since.get(one, now) for one in closing}
+        for one, began in since.items():
+            if now - began > limit_s:
+                one.transport.abort()
 
 
 class Ending:

@@ -7,8 +7,10 @@ import contextlib
 import json
 import logging
 import os
+import re
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ from runtime.gateway.call import Gateway
 from runtime.gateway.catalog import Catalog
 from runtime.gateway.fault_log import Faults, listened
 from runtime.gateway.log_writer import Writer
+from runtime.gateway.request_limits import Limits
 from runtime.gateway.request_log import Lines
 from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.server import Tls, Ways, connections_max, listening, serve
@@ -69,16 +72,22 @@ def served_here(folder: Path, ways: Ways, act: Callable[[int], None], **settings
     asyncio.run(run())
 
 
+def make_cert(folder: Path) -> Path:
+    """A file with a key and its certificate."""
+    cert = folder / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", cert, "-out",
+         folder / "public.pem", "-days", "1", "-subj", "/CN=localhost"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    cert.write_bytes(cert.read_bytes() + (folder / "public.pem").read_bytes())
+    return cert
+
+
 @pytest.mark.lasting
 def test_handshakes_that_do_not_come_are_not_waited_for(tmp_path):
     """Nobody has counted their connections by then."""
-    cert = tmp_path / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", cert, "-out",
-         tmp_path / "public.pem", "-days", "1", "-subj", "/CN=localhost"],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    cert.write_bytes(cert.read_bytes() + (tmp_path / "public.pem").read_bytes())
+    cert = make_cert(tmp_path)
     took: list[float] = []
 
     def stall(port: int) -> None:
@@ -89,6 +98,73 @@ def test_handshakes_that_do_not_come_are_not_waited_for(tmp_path):
 
     served_here(tmp_path, Ways(Tls(cert, None)), stall, head_s=0.3)
     assert took[0] < 10
+
+
+@pytest.mark.lasting
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio has no limit before")
+def test_a_tls_client_that_is_silent_after_its_handshake_is_closed_without_its_consent(tmp_path):
+    """The end of TLS is announced; asyncio would wait 30 seconds for the client's answer."""
+    cert = make_cert(tmp_path)
+    took: list[float] = []
+
+    def stall(port: int) -> None:
+        before, began = open_sockets(), time.monotonic()
+        context = ssl._create_unverified_context()
+        raw = socket.create_connection(("127.0.0.1", port), 20)
+        with context.wrap_socket(raw, server_hostname="localhost"):
+            assert until(lambda: open_sockets() == before + 1, 20)  # the client's end
+            took.append(time.monotonic() - began)
+
+    served_here(tmp_path, Ways(Tls(cert, None)), stall, head_s=0.3)
+    assert took[0] < 10
+
+
+@pytest.mark.lasting
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_client_that_reads_a_byte_at_a_time_is_cut_off(is_stream, tmp_path):
+    """Its connection is closed at once, and not when it has read what is left."""
+    size = 12 << 20
+    body = {"model": "m", "prompt": "x " * (size // 2), "stream": is_stream}
+    took: list[float] = []
+
+    def read_slowly(port: int) -> None:
+        before = open_sockets()
+        with contextlib.closing(socket.socket()) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.connect(("127.0.0.1", port))
+            text = json.dumps(body).encode()
+            head = (
+                "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+            )
+            connection.sendall(head.encode() + text)
+            assert connection.recv(1) == b"H"
+            began = time.monotonic()
+
+            def is_cut() -> bool:
+                with contextlib.suppress(OSError):  # it is reset
+                    connection.recv(1)
+                return open_sockets() <= before + 1
+
+            assert until(is_cut, 20)
+            took.append(time.monotonic() - began)
+
+    limits = Limits(body=2 * size)
+    served_here(tmp_path, Ways(), read_slowly, stall_s=1, limits=limits)
+    assert took[0] < 10
+
+
+def open_sockets() -> int:
+    """The connections over TCP that this process holds."""
+    with contextlib.suppress(OSError):
+        inodes = {
+            line.split()[9] for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+        }
+    links = []
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # it is just being closed
+            links.append(str(fd.readlink()))
+    return sum(link[8:-1] in inodes for link in links if link.startswith("socket:"))
 
 
 @pytest.mark.lasting
@@ -214,3 +290,15 @@ def test_faults_of_a_loop_are_told_alike():
     assert [event.message for event in told] == [
         "accept failed: OSError: [Errno 24] Too many open files"
     ]
+
+
+def test_no_wait_is_measured_by_a_clock_that_may_be_set():
+    """NTP and people set the wall clock: only stamps for people and clients come from it."""
+    folder = Path(__file__).parents[3] / "runtime" / "gateway"
+    found = {
+        path.name
+        for path in folder.rglob("*.py")
+        if re.search(r"\btime\.time(?:_ns)?\b|datetime\.now", path.read_text())
+    }
+
+    assert found == {"ollama_routes.py", "ollama_response.py", "request_log.py"}
