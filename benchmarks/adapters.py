@@ -175,7 +175,7 @@ def quantile(values: Sequence[float], part: float) -> float:
 def table(results: dict[str, Any]) -> str:
     """The figures as a table of Markdown, and the machine."""
     lines = [
-        "| adapters | ready after | median | answers a second | wrong answers | engine | decant |",
+        "| adapters | ready | median answer | answers/s | wrong | engine's memory | decant's |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [

@@ -27,6 +27,9 @@ from runtime.gateway.scheduling.request_queue import LoraScales, RequestQueue
 from runtime.gateway.scheduling.upstream import Address
 
 ASIDE = 2  # requests without a slot at once; more would delay the health check
+EXPLICIT_MAX = 32
+"""Adapters in `lora` whose zeros are written out. Those that a list leaves out have a scale of 0,
+unless the list is empty; a thousand of them would take longer to read than a short answer."""
 CHOSEN_NICENESS = 5  # about a third of a processor that other engines use as well
 
 
@@ -154,25 +157,25 @@ class EngineEntry:
         return replace(self.fronts, own=resolved.model.own).of(scales)
 
     def for_engine(self, body: Mapping[str, Any], named: Sequence[Adapter]) -> Mapping[str, Any]:
-        """The request with the engine's numbers for its adapters, each with a scale.
+        """The request with the engine's numbers for its adapters, and all others at 0.
 
         named: the adapters that the body's numbers count. A body without `lora` names none: it is
         for a model that has no adapters any more.
         """
         scales = body.get("lora", [] if self.key.role in SAYING else None)
-        if not isinstance(scales, list):
+        loaded = self.engine_model.adapters
+        if not isinstance(scales, list) or not (loaded or "lora" in body):
             return body
-        if not self.out and tuple(named) == self.model.adapters:
-            return body
-        if not self.engine_model.adapters and "lora" not in body:
-            return body
-        given = {one["id"]: one for one in scales if is_numbered(one)}
-        by_adapter = {one: given[place] for place, one in enumerate(named) if place in given}
-        lora = [
-            {**by_adapter.get(adapter, {"scale": 0.0}), "id": number}
-            for number, adapter in enumerate(self.engine_model.adapters)
-        ]
-        return {**body, "lora": lora}
+        if self.out or tuple(named) != loaded:
+            given = {one["id"]: one for one in scales if is_numbered(one)}
+            by_adapter = {one: given[place] for place, one in enumerate(named) if place in given}
+            scales = [
+                {**by_adapter.get(adapter, {"scale": 0.0}), "id": number}
+                for number, adapter in enumerate(loaded)
+            ]
+        if len(scales) > EXPLICIT_MAX:
+            scales = [one for one in scales if not is_zero(one)] or scales[:1]
+        return {**body, "lora": scales}
 
     @property
     def is_chosen(self) -> bool:
@@ -228,6 +231,11 @@ def model_for(key: Key, model: Model) -> Model:
 def is_numbered(value: object) -> bool:
     """Whether an item of `lora` names an adapter by its number."""
     return isinstance(value, dict) and type(value.get("id")) is int
+
+
+def is_zero(value: object) -> bool:
+    """Whether an item of `lora` sets a scale of 0, as an adapter that the list leaves out has."""
+    return is_numbered(value) and isinstance(value, dict) and value.get("scale") == 0
 
 
 def is_chosen(lora_scales: LoraScales, model: Model) -> bool:

@@ -136,6 +136,23 @@ def test_an_answer_is_that_of_the_adapter_alone_before_and_after_changes(tiny, t
         assert not [path for path in held if path.startswith(str(tiny[1]))]
 
 
+@pytest.mark.lasting
+def test_of_forty_adapters_the_right_one_answers(tiny, tmp_path):
+    """So many that a request does not name all of them; the base is asked in between."""
+    folder = tiny[1]
+    for number in range(COUNT, 40):
+        write_tiny_lora(folder / f"{number}.gguf", number)
+    dice = random.Random(2)
+    with changing(tmp_path, tiny) as served:
+        base = completion(served, "tiny")
+        assert [load(served, number) for number in range(40)] == [200] * 40
+        for _ in range(30):
+            number = dice.randrange(40)
+            status, answer = completion(served, f"a{number}")
+            assert (status, is_by(answer, number)) == (200, True), (number, answer)
+            assert completion(served, "tiny") == base
+
+
 @pytest.mark.trained
 @pytest.mark.lasting
 def test_adapters_that_a_trainer_made_answer_as_alone_after_they_came(

@@ -89,6 +89,29 @@ def test_an_adapter_that_is_not_asked_for_restarts_nothing(serve):
 
 
 @pytest.mark.lasting
+def test_an_engine_that_is_not_loaded_starts_once_with_what_is_served_then(serve, tmp_path):
+    def starts() -> int:
+        return (tmp_path / "told").read_text().count("Step(message='loading m')")
+
+    async def test(server: Server) -> None:
+        async def stop() -> None:
+            for engine in server.pool.engines.values():
+                await server.pool.stop(engine)
+
+        assert await server.answer("m") == ""
+        await stop()
+        await server.load("a")
+        assert (await server.answer("m:a"), starts()) == ("a", 2)
+        await stop()
+        await server.unload("a")
+        assert (await server.answer("m"), starts()) == ("", 3)
+        assert not server.pool.roster.beside
+        assert not server.pool.roster.holds_removed(next(iter(server.pool.engines.values())))
+
+    serve(test)
+
+
+@pytest.mark.lasting
 def test_what_runs_finishes_and_what_is_new_waits_for_no_one(serve, tmp_path):
     """The old engine answers beside the new one, and ends after its last request."""
     held = tmp_path / "held"
@@ -106,6 +129,8 @@ def test_what_runs_finishes_and_what_is_new_waits_for_no_one(serve, tmp_path):
         engines = server.pool.engines
         await eventually(lambda: any(one.queue.used for one in engines.values() if one is not old))
         assert old.is_loaded
+        await server.pool.replace(old)  # it has been replaced already
+        assert server.pool.roster.beside == {old}
         held.unlink()
         assert [await slow, await new] == ["a", "b"]
         await eventually(lambda: processes(server.pool) == 1)
