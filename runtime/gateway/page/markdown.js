@@ -2,7 +2,9 @@
 
 import { blocksOf } from "./blocks.js";
 import { copyButton, el } from "./dom.js";
+import { Highlighted } from "./highlight.js";
 import { inlineOf } from "./inline.js";
+import { t } from "./words.js";
 
 const MOST = 100_000; // characters that are parsed as markdown; the rest is shown as plain text
 const LOWEST = 6;
@@ -33,6 +35,7 @@ export class LiveMarkdown {
     this.root = root;
     this.settled = "";
     this.nodes = 0;
+    this.code = null; // the block of code at the end, which grows in place
   }
 
   /** Show `text`, usually the previous text with more at its end. */
@@ -44,6 +47,7 @@ export class LiveMarkdown {
     const from = this.settled.length;
     const end = endOf(text);
     const blocks = blocksOf(text.slice(from, end));
+    if (end === text.length && this.grows(blocks, from)) return;
     patch(this.root, [...blocks.map(blockNode), ...restOf(text, end)], this.nodes);
     if (end < text.length) {
       this.settled = text.slice(0, end);
@@ -57,6 +61,27 @@ export class LiveMarkdown {
       this.settled = text.slice(0, from + blocks[settled].start);
       this.nodes += settled;
     }
+  }
+
+  /** Whether the only unsettled block is code that is on the page already: it grows there. */
+  grows([block, ...others], from) {
+    if (block?.type !== "code" || others.length) return this.forget();
+    const { code } = this;
+    if (code?.from === from && code.language === block.language && this.root.contains(code.highlighted.element)) {
+      code.highlighted.write(block.text);
+      return true;
+    }
+    const highlighted = new Highlighted(block.language);
+    patch(this.root, [codeNode(block, highlighted)], this.nodes);
+    const element = this.root.childNodes[this.nodes].querySelector("code");
+    if (element !== highlighted.element) highlighted.adopt(element); // the patch kept what was there
+    this.code = { from, language: block.language, highlighted };
+    return true;
+  }
+
+  forget() {
+    this.code = null;
+    return false;
   }
 }
 
@@ -95,21 +120,37 @@ const BLOCKS = {
   code,
   list,
   table,
+  math: ({ text }) => el("div", { class: "math", tabIndex: 0 }, text),
 };
 
 function blockNode(block) {
   return BLOCKS[block.type](block);
 }
 
-function code({ language, text }) {
-  const pre = el("pre", { tabIndex: 0 }, el("code", {}, text));
+function code(block) {
+  return codeNode(block, new Highlighted(block.language));
+}
+
+function codeNode({ language, text }, highlighted) {
+  const pre = el("pre", { tabIndex: 0 }, highlighted.write(text));
   const copy = copyButton(() => pre.textContent, "Copy code");
-  return el("figure", { class: "code" }, el("figcaption", {}, el("span", {}, language || "code"), copy), pre);
+  return el("figure", { class: "code" }, el("figcaption", {}, el("span", {}, language || t("code")), copy), pre);
 }
 
 function list({ ordered, first, isLoose, items }) {
-  const nodes = items.map((blocks) => el("li", {}, blocks.flatMap((block) => itemNodes(block, isLoose))));
+  const nodes = items.map((blocks) => item(blocks, isLoose));
   return ordered ? el("ol", { start: first }, nodes) : el("ul", {}, nodes);
+}
+
+const TASK = /^\[([ xX])\][ \t]+(?=\S)/;
+
+function item([first, ...others], isLoose) {
+  const task = first?.type === "paragraph" ? TASK.exec(first.text) : null;
+  if (!task) return el("li", {}, [first, ...others].filter(Boolean).flatMap((block) => itemNodes(block, isLoose)));
+  const isDone = task[1] !== " ";
+  const box = el("span", { class: "box", role: "img", "aria-label": t(isDone ? "done" : "not done") }, isDone ? "☑" : "☐");
+  const rest = { ...first, text: first.text.slice(task[0].length) };
+  return el("li", { class: "task" }, box, " ", [rest, ...others].flatMap((block) => itemNodes(block, isLoose)));
 }
 
 function itemNodes(block, isLoose) {
@@ -130,6 +171,7 @@ const INLINE = {
   text: ({ text }) => text,
   break: () => el("br"),
   code: ({ text }) => el("code", {}, text),
+  math: ({ text }) => el("span", { class: "math" }, text),
   em: ({ children }) => el("em", {}, children.map(inlineNode)),
   strong: ({ children }) => el("strong", {}, children.map(inlineNode)),
   del: ({ children }) => el("del", {}, children.map(inlineNode)),
@@ -153,5 +195,5 @@ function anchor(href, children) {
 
 /** A picture is never downloaded: its server would learn of the conversation. */
 function image({ href, text }) {
-  return el("span", { class: "picture" }, `[picture: ${text || "no description"}]`, href ? el("span", {}, " ", anchor(href, ["address"])) : null);
+  return el("span", { class: "picture" }, t("[picture: {text}]", { text: text || t("no description") }), href ? el("span", {}, " ", anchor(href, [t("address")])) : null);
 }

@@ -1,0 +1,3 @@
+/** The page's words in Chinese. */
+
+export const CHINESE = {};
