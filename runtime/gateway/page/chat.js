@@ -103,6 +103,7 @@ export class Chat {
     const running = this.running.get(id);
     const found = running ? null : await loadThread(id);
     if (running || found) this.show(running?.thread ?? new Thread(found.record, found.messages));
+    else this.history.load(); // another tab has deleted it
     if (!WIDE.matches) this.showHistory(false);
     this.area.focus();
   }
@@ -112,6 +113,15 @@ export class Chat {
     if (!WIDE.matches) this.showHistory(false);
     this.area.focus();
     announce(t("New chat"));
+  }
+
+  search() {
+    this.showHistory(true);
+    this.history.field.focus();
+  }
+
+  editLast() {
+    this.views.findLast(({ answer }) => !answer)?.edit();
   }
 
   rename(id, title) {
@@ -341,12 +351,14 @@ export class Chat {
   async keep(thread, messages, isListed = true) {
     if (thread.isEmpty || thread.isDeleted) return;
     try {
-      await save(thread.record, messages);
+      await save(thread.record, messages, [...thread.messages.values()]);
       if (isListed && thread.messages.size <= 2) await trim(thread.id);
     } catch {
       this.attached.say(t("This browser does not keep the conversation: it has no room for it, or keeps nothing."));
     }
-    if (isListed) await this.history.load(this.thread.id);
+    if (!isListed) return;
+    this.history.share();
+    await this.history.load(this.thread.id);
   }
 
   /** The tab is left: keep for its next page what may not be saved. */

@@ -28,6 +28,16 @@ export class History {
       this.timer = setTimeout(() => this.load(), PAUSE_MS);
     });
     this.all.addEventListener("click", () => this.removeAll());
+    this.tabs = new BroadcastChannel("decant"); // the other tabs of this server in this browser
+    this.tabs.onmessage = ({ data }) => {
+      if ("removed" in data) this.actions.removed(data.removed);
+      this.load();
+    };
+  }
+
+  /** Tell the other tabs that a conversation has changed. */
+  share() {
+    this.tabs.postMessage({});
   }
 
   /** Load the list, with `current` as the open conversation, and show what the search leaves. */
@@ -95,11 +105,13 @@ export class History {
   async remove(id, title) {
     this.actions.removed(id);
     const found = await remove(id);
+    this.tabs.postMessage({ removed: id });
     await this.load("");
     const undo = el("button", { type: "button", class: "quiet small" }, t("Undo"));
     undo.addEventListener("click", async () => {
       this.undo.hidden = true;
       await restore(found);
+      this.share();
       this.actions.open(id);
       announce(t("The conversation is back"));
     });
@@ -113,6 +125,7 @@ export class History {
     if (!confirm(t("Delete all conversations? This cannot be undone."))) return;
     this.actions.removed(null);
     await removeAll().catch(() => {});
+    this.tabs.postMessage({ removed: null });
     this.undo.hidden = true;
     await this.load("");
     this.field.focus();

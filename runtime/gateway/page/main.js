@@ -6,6 +6,7 @@ import { announce, el } from "./dom.js";
 import { Evaluate } from "./evaluate.js";
 import { takeKeyFromAddress } from "./key.js";
 import { loadBases } from "./models.js";
+import { useShortcuts } from "./shortcuts.js";
 import { useTabs } from "./tabs.js";
 import { Tokens } from "./tokens.js";
 import { t, translatePage } from "./words.js";
@@ -43,6 +44,7 @@ async function build(bases) {
     await views[id].ready;
     root.inert = false;
   }
+  useShortcuts(views.chat);
   views[up]?.shown?.();
   announce(t("Ready"));
 }

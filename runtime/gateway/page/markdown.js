@@ -8,6 +8,7 @@ import { t } from "./words.js";
 
 const MOST = 100_000; // characters that are parsed as markdown; the rest is shown as plain text
 const LOWEST = 6;
+const PART = 40; // blocks of a growing text that are laid out together
 const BELOW = 2; // an answer's headings stand under the page's own
 
 /** The elements of a whole text. */
@@ -28,13 +29,14 @@ function restOf(text, end) {
 
 /**
  * A text that grows: finished blocks stay unchanged, the rest is patched, so that nothing flickers,
- * scrolls back or loses a selection.
+ * scrolls back or loses a selection. Long ones are laid out in parts.
  */
 export class LiveMarkdown {
   constructor(root) {
     this.root = root;
     this.settled = "";
-    this.nodes = 0;
+    this.part = root; // the element that holds the newest blocks
+    this.nodes = 0; // the settled ones of them
     this.code = null; // the block of code at the end, which grows in place
   }
 
@@ -42,13 +44,14 @@ export class LiveMarkdown {
   write(text) {
     if (!text.startsWith(this.settled)) {
       this.settled = "";
+      this.part = this.root;
       this.nodes = 0;
     }
     const from = this.settled.length;
     const end = endOf(text);
     const blocks = blocksOf(text.slice(from, end));
     if (end === text.length && this.grows(blocks, from)) return;
-    patch(this.root, [...blocks.map(blockNode), ...restOf(text, end)], this.nodes);
+    patch(this.part, [...blocks.map(blockNode), ...restOf(text, end)], this.nodes);
     if (end < text.length) {
       this.settled = text.slice(0, end);
       this.nodes += blocks.length;
@@ -60,7 +63,15 @@ export class LiveMarkdown {
     if (settled > 0) {
       this.settled = text.slice(0, from + blocks[settled].start);
       this.nodes += settled;
+      if (this.nodes >= PART) this.beginPart();
     }
+  }
+
+  beginPart() {
+    const unsettled = [...this.part.childNodes].slice(this.nodes);
+    this.part = el("div", { class: "part" }, unsettled);
+    this.nodes = 0;
+    this.root.append(this.part);
   }
 
   /** Whether the only unsettled block is code that is on the page already: it grows there. */
@@ -72,8 +83,8 @@ export class LiveMarkdown {
       return true;
     }
     const highlighted = new Highlighted(block.language);
-    patch(this.root, [codeNode(block, highlighted)], this.nodes);
-    const element = this.root.childNodes[this.nodes].querySelector("code");
+    patch(this.part, [codeNode(block, highlighted)], this.nodes);
+    const element = this.part.childNodes[this.nodes].querySelector("code");
     if (element !== highlighted.element) highlighted.adopt(element); // the patch kept what was there
     this.code = { from, language: block.language, highlighted };
     return true;

@@ -48,6 +48,7 @@ export class MessageView {
 
   /** Put a field in the text's place; what is sent becomes another version of the message. */
   edit() {
+    if (this.place.querySelector("form")) return; // it is being edited
     const area = el("textarea", { value: this.message.content, "aria-label": t("Message"), rows: 2 });
     const end = () => {
       form.remove();

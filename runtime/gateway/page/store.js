@@ -65,11 +65,17 @@ export async function loadThread(id) {
   }
 }
 
-/** Keep a conversation's record, and those of its messages that have changed. */
-export function save(record, messages = []) {
-  return run("readwrite", (threads, all) => {
-    threads.put(record);
-    messages.forEach((message) => all.put(message));
+/**
+ * Keep a conversation's record and the messages that have changed; all of them where the browser
+ * does not have the conversation any more.
+ */
+export function save(record, changed = [], all = changed) {
+  return run("readwrite", (threads, messages) => {
+    const before = threads.get(record.id);
+    before.onsuccess = () => {
+      threads.put(record);
+      (before.result ? changed : all).forEach((message) => messages.put(message));
+    };
   });
 }
 

@@ -26,7 +26,7 @@ export function counted(count, one, many) {
 
 /** A size in bytes as people read it. */
 export function sized(nbytes) {
-  const [unit, size] = nbytes < 1 << 20 ? ["kB", nbytes / 1024] : ["MB", nbytes / (1 << 20)];
+  const [unit, size] = [["MB", nbytes / (1 << 20)], ["kB", nbytes / 1024], ["B", nbytes]].find(([, number]) => number >= 1) ?? ["B", 0];
   return `${numeral(size, { maximumFractionDigits: size < 10 ? 1 : 0 })} ${unit}`;
 }
 

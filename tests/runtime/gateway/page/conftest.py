@@ -162,7 +162,7 @@ KEEP = """async (messages) => {
   const { Thread } = await import('/page/thread.js');
   const { save } = await import('/page/store.js');
   const thread = new Thread();
-  messages.forEach((message) => thread.add(message));
+  messages.forEach((message) => thread.add({ ...message }));
   await save(thread.record, [...thread.messages.values()]);
   sessionStorage['decant.thread'] = JSON.stringify(thread.id);
 }"""

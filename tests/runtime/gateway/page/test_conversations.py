@@ -40,7 +40,7 @@ def begin(visit: Visit, *texts: str) -> None:
     for text in texts:
         visit["#chat [data-clear]"].click()
         ask(visit, text)
-    assert until(lambda: visit.texts(TITLES) == [*reversed(texts)])
+    assert until(lambda: visit.texts(TITLES)[: len(texts)] == [*reversed(texts)])
 
 
 def tool(visit: Visit, name: str) -> None:
@@ -142,6 +142,22 @@ def test_a_deleted_conversation_comes_back_whole(visit):
     visit["[data-remove-all]"].click()
     assert until(lambda: kept(visit) == ([], []))
     assert visit["#chat .message"].count() == 0
+
+
+def test_tabs_share_the_list_and_what_one_deletes_is_gone_in_the_other(visit, served):
+    begin(visit, "One.")
+    page = visit.page.context.new_page()
+    page.set_viewport_size(WIDE)
+    page.goto(f"{served.url}/#key={KEY}")
+    page.locator(f"{TITLES} >> text=One.").click()
+    page.locator("[data-again]").wait_for()
+    begin(visit, "Two.")
+    assert until(lambda: page.locator(TITLES).all_inner_texts() == ["Two.", "One."])
+    open_at(visit, "One.")
+    tool(visit, "Delete")
+    assert until(lambda: page.locator(".message").count() == 0)
+    assert until(lambda: page.locator(TITLES).all_inner_texts() == ["Two."])
+    page.close()
 
 
 def test_deleting_while_the_answer_is_written_leaves_nothing(opened, served):

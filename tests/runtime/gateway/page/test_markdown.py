@@ -30,7 +30,9 @@ LIVE = """async ([text, cuts]) => {
     live.write(text.slice(0, cut));
     const whole = document.createElement('div');
     whole.append(...rendered(text.slice(0, cut)));
-    if (root.innerHTML !== whole.innerHTML) return [text.slice(0, cut), root.innerHTML, whole.innerHTML];
+    const parts = root.cloneNode(true);
+    parts.querySelectorAll(':scope > .part').forEach((part) => part.replaceWith(...part.childNodes));
+    if (parts.innerHTML !== whole.innerHTML) return [text.slice(0, cut), parts.innerHTML, whole.innerHTML];
   }
   return null;
 }"""  # noqa: E501 - one line of JavaScript
@@ -241,8 +243,26 @@ def test_what_is_written_while_it_grows_is_what_the_whole_text_gives(visit):
         text = "\n".join(chance.choices(PARTS, k=chance.randint(2, 14)))
         cuts = sorted(chance.choices(range(len(text) + 1), k=25))
         assert visit.page.evaluate(LIVE, [text, cuts]) is None
+    long = "\n\n".join(chance.choices(PARTS, k=300))
+    assert visit.page.evaluate(LIVE, [long, list(range(0, len(long), 7))]) is None
     everything = "\n".join(PARTS)
     assert visit.page.evaluate(LIVE, [everything, list(range(len(everything)))]) is None
+
+
+def test_long_code_is_the_same_in_blocks_of_lines_and_copied_whole(visit):
+    code = 'a = f("b", 1)  # c\n/* open\n' * 90 + "\n\nlast"
+    for language in ("js", "py", "unknown"):
+        text = f"text\n\n```{language}\n{code}\n```\nmore"
+        markup = visit.page.evaluate(RENDER, text)
+        assert visit["#probe pre"].text_content() == code
+        assert markup.count('class="lines"') == (0 if language == "js" else 182 // 50)
+        cuts = [*range(0, len(text), 97), *range(1000, 1100)]
+        assert visit.page.evaluate(LIVE, [text, sorted(cuts)]) is None
+    copied = visit.page.evaluate(
+        """() => { getSelection().selectAllChildren(document.querySelector('#probe pre'));
+        return getSelection().toString(); }"""
+    )
+    assert copied == code
 
 
 def test_what_stands_is_kept_in_place_while_more_is_written(visit):

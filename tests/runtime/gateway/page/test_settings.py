@@ -23,6 +23,29 @@ COW = PROMPTS[2]
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
 
+# a server that answers for one model until `finish()`, and lets all others wait
+IN_TURN = """(first) => {
+  const real = window.fetch;
+  let goes = true;
+  window.finish = () => { goes = false; };
+  window.fetch = (url, options) => {
+    if (!String(url).endsWith('/v1/chat/completions')) return real(url, options);
+    if (JSON.parse(options.body).model !== first) {
+      return new Promise((_, reject) => options.signal.addEventListener('abort', () => reject(options.signal.reason)));
+    }
+    const encoder = new TextEncoder();
+    const body = new ReadableStream({
+      async pull(controller) {
+        await new Promise((resolve) => setTimeout(resolve, 20));
+        controller.enqueue(encoder.encode(goes ? 'data: {"choices": [{"delta": {"content": "a "}}]}\\n\\n' : 'data: [DONE]\\n\\n'));
+        if (!goes) controller.close();
+      },
+    });
+    return Promise.resolve(new Response(body));
+  };
+}"""  # noqa: E501 - JavaScript
+
+
 def test_every_sampler_is_sent_as_it_is_set(opened):
     visit = opened()
     configure(
@@ -126,6 +149,19 @@ def test_typing_loads_no_model(opened, served):
     assert visit.asked("/tokenize") == []
     assert [r for r in visit.requests if "/v1/models/" in r.url]
     assert visit["#chat [data-context]"].is_hidden()
+
+
+def test_a_column_that_waits_says_for_which_one(opened, served):
+    visit = opened("compare")
+    visit.page.evaluate(IN_TURN, base_of(served))
+    visit["#prompt"].fill(COW)
+    visit["#compare [data-send]"].click()
+    waiting = "#compare .column:nth-child(2) .waiting"
+    assert until(lambda: "Waiting for its turn: column 1 answers…" in visit.text(waiting))
+    visit.page.evaluate("finish()")
+    assert until(lambda: f"Waiting for {base_of(served)}:pirate…" in visit.text(waiting))
+    visit["#compare [data-stop]"].click()
+    visit["#compare [data-send]"].wait_for()
 
 
 def test_compare_says_which_columns_take_turns(opened, served):
