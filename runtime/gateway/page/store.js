@@ -73,8 +73,12 @@ export function save(record, changed = [], all = changed) {
   return run("readwrite", (threads, messages) => {
     const before = threads.get(record.id);
     before.onsuccess = () => {
-      threads.put(record);
-      (before.result ? changed : all).forEach((message) => messages.put(message));
+      try {
+        threads.put(record);
+        (before.result ? changed : all).forEach((message) => messages.put(message));
+      } catch {
+        before.transaction.abort(); // what is half kept would be no conversation
+      }
     };
   });
 }

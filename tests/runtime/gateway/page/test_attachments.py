@@ -102,6 +102,18 @@ def test_a_file_may_be_all_of_a_message_and_be_taken_off_again(visit):
     assert until(lambda: kept(visit)[0][0]["title"] == "notes.md")
 
 
+def test_a_files_name_and_text_become_no_markup(visit):
+    name, text = "<img src=x onerror=window.ran=1>.md", "<script>window.ran=1</script>"
+    given(visit, "drop", name, "", text.encode())
+    assert name in visit.text(".chips li")
+    ask(visit, "Read it.")
+    visit[".text-file summary"].click()
+
+    assert visit["#chat .text-file pre"].text_content() == text
+    assert visit["#chat .messages :is(img, script)"].count() == 0
+    assert visit.page.evaluate("window.ran") is None
+
+
 def test_an_edited_message_keeps_its_files(visit):
     given(visit, "drop", "notes.md", "", NOTES.encode())
     ask(visit, "One.")

@@ -286,6 +286,14 @@ def test_the_oldest_conversations_make_room_and_the_open_one_stays(visit):
     assert "The newest." in [thread["title"] for thread in threads]
 
 
+def test_a_full_store_is_said_and_the_answer_stays_on_the_page(visit):
+    visit.page.evaluate("""() => { IDBObjectStore.prototype.put = () => {
+      throw new DOMException('full', 'QuotaExceededError'); } }""")
+    assert ask(visit, "One.") == "An answer."
+    assert "does not keep" in visit.text("[data-file-problems]")
+    assert visit["#chat .threads li"].count() == 0
+
+
 def test_without_a_store_the_page_works_on_and_says_so(browser, served):
     with visiting(browser, served.url) as visit:
         visit.page.add_init_script("delete IDBFactory.prototype.open;")
