@@ -196,6 +196,7 @@ def listing(resolved: ResolvedModel) -> dict[str, Any]:
     """A model's entry in GET /v1/models."""
     path = resolved.adapter.path if resolved.adapter else resolved.model.header.path
     scale = {"scale": resolved.adapter.scale} if resolved.adapter else {}
+    inputs = ["text"] if resolved.model.projector is None else ["text", "image"]
     return {
         "id": resolved.id,
         "object": "model",
@@ -204,6 +205,7 @@ def listing(resolved: ResolvedModel) -> dict[str, Any]:
         "root": resolved.base,
         "parent": resolved.base if resolved.adapter else None,
         "chat_template": resolved.can_chat,
+        "architecture": {"input_modalities": inputs, "output_modalities": ["text"]},
     } | scale
 
 

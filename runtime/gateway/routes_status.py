@@ -22,7 +22,8 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 async def models(call: Call) -> Response:
     gateway = call.gateway
     data = [described(gateway, resolved) for resolved in gateway.catalog]
-    return JSONResponse({"object": "list", "data": data})
+    limits = {"body": gateway.bodies.most, "pixels": gateway.settings.limits.pixels}
+    return JSONResponse({"object": "list", "data": data, "limits": limits})
 
 
 async def model(call: Call) -> Response:
@@ -31,14 +32,18 @@ async def model(call: Call) -> Response:
 
 
 def described(gateway: Gateway, resolved: ResolvedModel) -> dict[str, Any]:
-    """A model's entry in the list, and whether it is loaded."""
-    engine = gateway.pool.engines.get(key_of(resolved, gateway.role_of(CHAT, resolved)))
+    """A model's entry in the list, whether it is loaded, and the process that answers it.
+
+    Models with one `engine` share a process, in which different LoRA scales take turns.
+    """
+    key = key_of(resolved, gateway.role_of(CHAT, resolved))
+    engine = gateway.pool.engines.get(key)
     status: dict[str, Any] = {"value": engine.state if engine else "unloaded"}
     if engine is not None and engine.state == "loading":
         status["progress"] = round(engine.progress, 3)
     if engine is not None and engine.state == "loaded":
         status |= {"context": engine.context, "parallel": engine.queue.capacity}
-    return listing(resolved) | {"status": status}
+    return listing(resolved) | {"status": status, "engine": key.name or key.base}
 
 
 async def livez(call: Call) -> Response:

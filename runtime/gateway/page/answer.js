@@ -4,6 +4,7 @@ import { isAbort, modelStatus, streamed } from "./api.js";
 import { copyButton, el, oncePerFrame } from "./dom.js";
 import { LiveMarkdown } from "./markdown.js";
 import { hasTemplate } from "./models.js";
+import { counted, numeral, t } from "./words.js";
 
 const PATIENCE_MS = 2000;
 const RAW_TOKENS = 256; // the limit of an answer without a chat template, as in `decant chat`
@@ -13,22 +14,24 @@ const RAW_TOKENS = 256; // the limit of an answer without a chat template, as in
  * @param {string} model
  */
 export function newAnswer(model) {
-  return { role: "assistant", model, content: "", reasoning: "", finish: null, tokens: null, speed: null, error: null, isRaw: false, isStopped: false };
+  return { role: "assistant", model, content: "", reasoning: "", finish: null, tokens: null, used: null, speed: null, error: null, isRaw: false, isStopped: false };
+}
+
+/** Whether an answer ended before the model ended it, and has a text to continue. */
+export function canContinue({ content, finish, error, isStopped }) {
+  return content !== "" && (isStopped || error !== null || finish === "length");
 }
 
 /**
  * Fill `answer` from the server, calling `changed` after each piece. It does not throw: an error
- * becomes part of the answer. A model without a chat template continues the text.
+ * becomes part of the answer. A model without a chat template continues the text. What an answer
+ * holds already is continued.
  */
 export async function receive(answer, { messages, sampling }, signal, changed) {
-  const body = { model: answer.model, ...sampling, stream: true, stream_options: { include_usage: true } };
-  const clock = { began: null };
-  answer.isRaw = !hasTemplate(answer.model);
-  const asked = answer.isRaw
-    ? streamed("v1/completions", { max_tokens: RAW_TOKENS, ...body, prompt: textOf(messages) }, signal)
-    : streamed("v1/chat/completions", { ...body, messages }, signal);
+  const clock = { began: null, before: answer.content ? answer.tokens ?? 0 : 0 };
+  const [route, body] = requestOf(answer, messages, sampling);
   try {
-    for await (const event of asked) {
+    for await (const event of streamed(route, body, signal)) {
       take(answer, event, clock);
       changed();
     }
@@ -38,9 +41,24 @@ export async function receive(answer, { messages, sampling }, signal, changed) {
   }
 }
 
+function requestOf(answer, messages, sampling) {
+  const body = { model: answer.model, ...sampling, stream: true, stream_options: { include_usage: true } };
+  const { content } = answer;
+  Object.assign(answer, { isRaw: !hasTemplate(answer.model), finish: null, error: null, isStopped: false });
+  if (answer.isRaw) {
+    const { response_format: format, ...rest } = body;
+    const schema = format ? { json_schema: format.json_schema.schema } : {};
+    return ["v1/completions", { max_tokens: RAW_TOKENS, ...rest, ...schema, prompt: textOf(messages) + content }];
+  }
+  if (!content) return ["v1/chat/completions", { ...body, messages }];
+  const begun = { messages: [...messages, { role: "assistant", content }], continue_final_message: true, add_generation_prompt: false };
+  return ["v1/chat/completions", { ...body, ...begun }];
+}
+
 /** All messages, one line each. */
 function textOf(messages) {
-  return messages.map(({ content }) => content).join("\n");
+  const texts = ({ content }) => (typeof content === "string" ? content : content.map(({ text = "" }) => text).join(""));
+  return messages.map(texts).join("\n");
 }
 
 /** Add one event of the stream. */
@@ -52,22 +70,30 @@ function take(answer, event, clock) {
   answer.content += text;
   answer.reasoning += thought;
   answer.finish = choice?.finish_reason ?? answer.finish;
-  answer.tokens = event.usage?.completion_tokens ?? answer.tokens;
+  if (event.usage) {
+    answer.tokens = clock.before + event.usage.completion_tokens;
+    answer.used = (event.usage.prompt_tokens ?? 0) + event.usage.completion_tokens;
+  }
   answer.speed = event.timings?.predicted_per_second ?? answer.speed;
   if (event.usage && answer.speed === null && clock.began !== null) {
-    answer.speed = (answer.tokens * 1000) / Math.max(performance.now() - clock.began, 1);
+    answer.speed = ((answer.tokens - clock.before) * 1000) / Math.max(performance.now() - clock.began, 1);
   }
 }
 
 /** The line under an answer: its length and speed, and why it ended early. */
 export function factsOf({ tokens, speed, finish, isRaw, isStopped }) {
   const facts = [];
-  if (isRaw) facts.push("the model has no chat template: it continues the text");
-  if (tokens !== null) facts.push(tokens === 1 ? "1 token" : `${tokens.toLocaleString("en")} tokens`);
-  if (tokens > 1 && Number.isFinite(speed)) facts.push(`${speed.toFixed(speed < 100 ? 1 : 0)} tokens/s`);
-  if (finish === "length") facts.push("cut off at the token limit");
-  if (isStopped) facts.push("stopped by you");
+  if (isRaw) facts.push(t("the model has no chat template: it continues the text"));
+  if (tokens !== null) facts.push(counted(tokens, "1 token", "{count} tokens"));
+  if (tokens > 1 && Number.isFinite(speed)) facts.push(t("{speed} tokens/s", { speed: rounded(speed) }));
+  if (finish === "length") facts.push(t("cut off at the token limit"));
+  if (isStopped) facts.push(t("stopped by you"));
   return facts;
+}
+
+function rounded(speed) {
+  const digits = speed < 100 ? 1 : 0;
+  return numeral(speed, { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: false });
 }
 
 /** An answer on the page. */
@@ -79,7 +105,7 @@ export class AnswerView {
   constructor(answer, around = (change) => change()) {
     this.answer = answer;
     this.thoughts = el("div", { class: "markdown" });
-    this.reasoning = el("details", { class: "reasoning", hidden: true }, el("summary", {}, "Reasoning"), this.thoughts);
+    this.reasoning = el("details", { class: "reasoning", hidden: true }, el("summary", {}, t("Reasoning")), this.thoughts);
     this.body = el("div", { class: "markdown", dir: "auto" });
     this.waiting = el("p", { class: "waiting" });
     this.error = el("p", { class: "error" });
@@ -90,6 +116,9 @@ export class AnswerView {
     this.element = el("div", { class: "answer" }, this.reasoning, this.body, this.waiting, this.error, foot);
     this.live = { body: new LiveMarkdown(this.body), thoughts: new LiveMarkdown(this.thoughts) };
     this.isOpen = false;
+    this.before = this.patience = "";
+    /** Why the answer waits, where the page knows it. */
+    this.note = "";
     this.update = oncePerFrame(() => { if (this.isOpen) around(() => this.show()); });
     this.show();
   }
@@ -98,28 +127,40 @@ export class AnswerView {
   open() {
     const began = performance.now();
     this.isOpen = true;
+    this.before = this.answer.content;
     this.element.setAttribute("aria-busy", "true");
     this.timer = setInterval(() => {
       const waited = performance.now() - began;
-      if (waited > PATIENCE_MS && !this.answer.content) this.beWaited(Math.floor(waited / 1000));
+      if (waited > PATIENCE_MS && this.isAwaited) this.beWaited(Math.floor(waited / 1000));
     }, 1000);
     this.show();
+  }
+
+  /** Whether nothing has come since the answer was opened. */
+  get isAwaited() {
+    return this.isOpen && this.answer.content === this.before;
   }
 
   /** Show the waiting time, and whether the model is being loaded. */
   async beWaited(seconds) {
     const { value, progress } = await modelStatus(this.answer.model);
     const loaded = progress ? ` ${Math.round(progress * 100)} %` : "";
-    this.patience = ` ${value === "loading" ? `loading${loaded}, ` : ""}${seconds} s`;
+    this.patience = ` ${value === "loading" ? `${t("loading")}${loaded}, ` : ""}${seconds} s`;
     if (this.isOpen) this.show();
   }
 
   /** Show the whole answer at once. */
   close() {
-    this.isOpen = false;
-    clearInterval(this.timer);
+    this.leave();
     this.element.removeAttribute("aria-busy");
     this.show();
+  }
+
+  /** Show nothing more: the answer has ended, or this view is not on the page any more. */
+  leave() {
+    this.isOpen = false;
+    this.patience = "";
+    clearInterval(this.timer);
   }
 
   show() {
@@ -128,7 +169,7 @@ export class AnswerView {
     if (reasoning) this.live.thoughts.write(reasoning);
     this.live.body.write(content);
     const isEmpty = !content && !error;
-    this.waiting.hidden = !(this.isOpen ? !content : isEmpty);
+    this.waiting.hidden = !(this.isOpen ? this.isAwaited : isEmpty);
     this.waiting.textContent = this.waitingFor(reasoning);
     this.error.hidden = !error;
     this.error.textContent = error ?? "";
@@ -137,7 +178,8 @@ export class AnswerView {
   }
 
   waitingFor(reasoning) {
-    if (!this.isOpen) return "No answer.";
-    return `${reasoning ? "Reasoning…" : `Waiting for ${this.answer.model}…`}${this.patience ?? ""}`;
+    if (!this.isOpen) return t("No answer.");
+    const what = reasoning ? t("Reasoning…") : this.note || t("Waiting for {model}…", { model: this.answer.model });
+    return `${what}${this.patience}`;
   }
 }

@@ -1,6 +1,7 @@
 /** Requests to the server: JSON to it, JSON or a stream of events back. */
 
 import { askForKey, keyHeaders } from "./key.js";
+import { t } from "./words.js";
 
 const ALONE = { credentials: "omit", redirect: "error", cache: "no-store" };
 
@@ -17,9 +18,9 @@ export function isAbort(error) {
   return error instanceof DOMException && error.name === "AbortError";
 }
 
-/** The models of the server, as /v1/models lists them. */
-export async function listModels() {
-  return (await answered("v1/models", {})).data;
+/** The models of the server and its limits, as /v1/models lists them. */
+export function listModels() {
+  return answered("v1/models", {});
 }
 
 /** The reports of evaluations, the newest first, and notes on the damaged ones. */
@@ -48,7 +49,7 @@ async function answered(route, options) {
     return await response.json();
   } catch (error) {
     if (isAbort(error)) throw error;
-    throw new ServerError("The server sent an incomplete answer. Try again.");
+    throw new ServerError(t("The server sent an incomplete answer. Try again."));
   }
 }
 
@@ -78,14 +79,14 @@ async function fetched(url, options) {
     return await fetch(url, { ...options, ...ALONE });
   } catch (error) {
     if (isAbort(error)) throw error;
-    throw new ServerError("The server does not answer. Is it still running?");
+    throw new ServerError(t("The server does not answer. Is it still running?"));
   }
 }
 
 /** The error of a response, in any of the formats. */
 async function refusal(response) {
   const text = await response.text().catch(() => "");
-  return new ServerError(messageIn(text) || `The server answered ${response.status} ${response.statusText}`.trim(), response.status);
+  return new ServerError(messageIn(text) || t("The server answered {status}", { status: `${response.status} ${response.statusText}`.trim() }), response.status);
 }
 
 function messageIn(text) {
@@ -109,7 +110,7 @@ export async function* streamed(route, body, signal) {
   try {
     while (!isDone) {
       const { done, value } = await read(reader);
-      if (done) throw new ServerError("The connection closed before the answer ended.");
+      if (done) throw new ServerError(t("The connection closed before the answer ended."));
       const lines = (rest + value).split(/\r\n|\n|\r(?!$)/);
       rest = lines.pop();
       for (const line of lines) {
@@ -134,7 +135,7 @@ async function read(reader) {
     return await reader.read();
   } catch (error) {
     if (isAbort(error)) throw error;
-    throw new ServerError("The connection broke before the answer ended.");
+    throw new ServerError(t("The connection broke before the answer ended."));
   }
 }
 
@@ -144,8 +145,8 @@ function eventOf(data) {
   try {
     event = JSON.parse(data);
   } catch {
-    throw new ServerError("The server sent something that is not JSON.");
+    throw new ServerError(t("The server sent something that is not JSON."));
   }
-  if (event.error) throw new ServerError(messageIn(data) || "The answer failed.");
+  if (event.error) throw new ServerError(messageIn(data) || t("The answer failed."));
   return event;
 }

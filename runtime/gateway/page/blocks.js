@@ -16,6 +16,8 @@ const DELIMITERS = /^[ \t|:-]*$/;
 const DELIMITER = /^:?-+:?$/;
 const MOST_COLUMNS = 100; // a row with more is text
 const MOST_PADDING = 10_000; // missing cells that are added; beyond, rows stay short
+const MATH = [/^[ \t]*\$\$(?!\$)/, /^[ \t]*\\\[/]; // how a formula begins, and below how it ends
+const MATH_ENDS = [/\$\$[ \t]*$/, /\\\][ \t]*$/];
 const TAB = "    ";
 
 /**
@@ -47,7 +49,7 @@ function parsed(lines, depth) {
 
 function blockAt(lines, at, depth) {
   const nested = depth < DEEPEST ? quoteAt(lines, at, depth) ?? ruleAt(lines, at) ?? listAt(lines, at, depth) : null;
-  return fenceAt(lines, at) ?? headingAt(lines, at) ?? nested ?? tableAt(lines, at) ?? paragraphAt(lines, at);
+  return fenceAt(lines, at) ?? mathAt(lines, at) ?? headingAt(lines, at) ?? nested ?? tableAt(lines, at) ?? paragraphAt(lines, at);
 }
 
 function isBlank(line) {
@@ -60,7 +62,7 @@ function interrupts(lines, at) {
   if (goesOn) return false;
   const marker = MARKER.exec(text);
   const isItem = marker?.[3] !== undefined && (!/\d/.test(marker[2]) || /^1[.)]$/.test(marker[2]));
-  return isItem || isFence(text) || HEADING.test(text) || RULE.test(text) || QUOTE.test(text) || isTable(lines, at);
+  return isItem || isFence(text) || mathKind(text) >= 0 || HEADING.test(text) || RULE.test(text) || QUOTE.test(text) || isTable(lines, at);
 }
 
 function isFence(line) {
@@ -85,6 +87,31 @@ function fenceAt(lines, at) {
 function closes(line, fence) {
   const text = line.trim();
   return text.length >= fence.length && text[0] === fence[0] && text === fence[0].repeat(text.length);
+}
+
+/** Which of MATH begins in a line, without more text after its end; -1 for none. */
+function mathKind(line) {
+  return MATH.findIndex((begin, kind) => {
+    const found = begin.exec(line);
+    if (!found) return false;
+    const rest = line.slice(found[0].length);
+    const closing = rest.indexOf(["$$", "\\]"][kind]);
+    return closing < 0 || rest.slice(closing + 2).trim() === "";
+  });
+}
+
+/** A formula between lines: up to its end, or to a blank line. */
+function mathAt(lines, at) {
+  const kind = mathKind(lines[at].text);
+  if (kind < 0) return null;
+  const inside = [lines[at].text.replace(MATH[kind], "")];
+  let next = at + 1;
+  while (!MATH_ENDS[kind].test(inside.at(-1)) && next < lines.length && !isBlank(lines[next].text)) {
+    inside.push(lines[next].text);
+    next += 1;
+  }
+  inside.push(inside.pop().replace(MATH_ENDS[kind], ""));
+  return { block: { type: "math", text: inside.map((line) => line.trim()).join("\n").trim() }, next };
 }
 
 function headingAt(lines, at) {

@@ -6,6 +6,7 @@ import { markDifferences } from "./diff.js";
 import { keep, kept } from "./kept.js";
 import { Picker } from "./picker.js";
 import { Settings } from "./settings.js";
+import { t } from "./words.js";
 
 const FEWEST = 2;
 const MOST = 6;
@@ -22,6 +23,7 @@ export class Compare {
     this.addButton = part(root, "add");
     this.sendButton = part(root, "send");
     this.stopButton = part(root, "stop");
+    this.turns = part(root, "turns");
     this.columns = [];
     this.running = false;
     growing(this.area);
@@ -41,7 +43,7 @@ export class Compare {
   }
 
   add() {
-    const column = new Column(this.bases, this.columns.length, () => this.remove(column));
+    const column = new Column(this.bases, this.columns.length, { removed: () => this.remove(column), changed: () => this.showTurns() });
     this.columns.push(column);
     this.grid.append(column.element);
     this.refresh();
@@ -55,7 +57,7 @@ export class Compare {
     column.element.remove();
     this.refresh();
     this.columns[Math.min(at, this.columns.length - 1)].element.focus();
-    announce(`${this.columns.length} columns are left`);
+    announce(t("{count} columns are left", { count: this.columns.length }));
   }
 
   /** Number the columns, and enable the buttons that can be used now. */
@@ -67,6 +69,30 @@ export class Compare {
     this.stopButton.hidden = !this.running;
     if (!this.running && hadFocus) this.area.focus();
     keep("columns", this.columns.length);
+    this.showTurns();
+  }
+
+  /** The columns that share a process with others, but not their scales: they answer in turn. */
+  get inTurn() {
+    return this.columns.filter(({ picker }) => this.columns.some(({ picker: other }) => other.engine === picker.engine && other.id !== picker.id));
+  }
+
+  /** Say before the question which columns will wait for each other. */
+  showTurns() {
+    const numbers = this.inTurn.map((column) => this.columns.indexOf(column) + 1);
+    this.turns.hidden = numbers.length === 0;
+    this.turns.textContent = t("Columns {numbers} take turns: one process answers with one adapter and scale at a time.", { numbers: numbers.join(", ") });
+  }
+
+  /** Say in the columns that wait which one has its turn. */
+  noteTurns() {
+    const { inTurn } = this;
+    for (const { view, picker } of inTurn) {
+      const ahead = inTurn.find((other) => other.picker.engine === picker.engine && other.view?.isOpen && !other.view.isAwaited);
+      if (!view?.isAwaited) continue;
+      view.note = ahead ? t("Waiting for its turn: {column} answers…", { column: ahead.title.textContent.toLowerCase() }) : "";
+      view.update();
+    }
   }
 
   stop() {
@@ -77,11 +103,12 @@ export class Compare {
   async run() {
     const content = this.area.value.trim();
     if (!content || this.running) return;
+    if (this.settings.problem()) return this.settings.reveal();
     this.running = true;
     this.refresh();
-    announce("Answering");
+    announce(t("Answering"));
     const request = { messages: this.settings.withSystem([{ role: "user", content }]), sampling: this.settings.sampling() };
-    await Promise.all(this.columns.map((column) => column.ask(request)));
+    await Promise.all(this.columns.map((column) => column.ask(request, () => this.noteTurns())));
     this.running = false;
     this.refresh();
     announce(this.told());
@@ -90,31 +117,32 @@ export class Compare {
   /** Mark and count the differences; returns the text for a screen reader. */
   told() {
     const [first, ...others] = this.columns.filter((column) => column.view);
-    first?.say(others.length ? "The other columns are compared with this one." : "");
+    first?.say(others.length ? t("The other columns are compared with this one.") : "");
     return others.map((column) => column.compareWith(first)).join(" ");
   }
 }
 
 /** One model and its answer. */
 class Column {
-  constructor(bases, index, removed) {
+  /** `removed` and `changed` are called when the reader removes the column or picks another model. */
+  constructor(bases, index, { removed, changed }) {
     this.title = el("h2", { id: freshId("column") });
-    this.removeButton = el("button", { type: "button", class: "quiet small", onclick: removed }, "Remove");
+    this.removeButton = el("button", { type: "button", class: "quiet small", onclick: removed }, t("Remove"));
     this.place = el("div", { class: "place" });
     this.difference = el("p", { class: "facts" });
     this.running = null;
     this.view = null;
     const root = el("div", { class: "picker" });
-    this.picker = new Picker(root, { name: `compare.${index}`, bases, preferred: index });
+    this.picker = new Picker(root, { name: `compare.${index}`, bases, preferred: index, onchange: changed });
     const head = el("div", { class: "row" }, this.title, this.removeButton);
     const labels = { class: "column", role: "group", "aria-labelledby": this.title.id, tabIndex: -1 };
     this.element = el("div", labels, head, root, this.place, this.difference);
   }
 
   number(number, canGo) {
-    this.title.textContent = `Column ${number}`;
+    this.title.textContent = t("Column {number}", { number });
     this.removeButton.hidden = !canGo;
-    this.removeButton.setAttribute("aria-label", `Remove column ${number}`);
+    this.removeButton.setAttribute("aria-label", t("Remove column {number}", { number }));
   }
 
   say(text) {
@@ -125,20 +153,25 @@ class Column {
     this.running?.abort();
   }
 
-  async ask(request) {
+  /** Show the answer to a request; `noted` is called before each change of it. */
+  async ask(request, noted) {
     this.running = new AbortController();
     this.view = new AnswerView(newAnswer(this.picker.id));
     this.say("");
     this.place.replaceChildren(el("p", { class: "model" }, this.view.answer.model), this.view.element);
     this.view.open();
-    await receive(this.view.answer, request, this.running.signal, this.view.update);
+    await receive(this.view.answer, request, this.running.signal, () => {
+      noted();
+      this.view.update();
+    });
     this.view.close();
+    noted();
   }
 
   /** Mark and count the words that are not in the first column's answer. */
   compareWith(first) {
     const name = this.title.textContent;
-    if (!this.view.answer.content || !first.view.answer.content) return `${name}: nothing to compare.`;
+    if (!this.view.answer.content || !first.view.answer.content) return t("{name}: nothing to compare.", { name });
     const found = markDifferences(first.view.body, this.view.body);
     this.say(toldOf(found, first.title.textContent.toLowerCase()));
     return `${name}: ${this.difference.textContent}`;
@@ -146,7 +179,7 @@ class Column {
 }
 
 function toldOf(found, first) {
-  if (found === null) return "Too long to compare word by word.";
+  if (found === null) return t("Too long to compare word by word.");
   const { words, differ } = found;
-  return differ ? `${differ} of ${words} words differ from ${first}.` : `No word differs from ${first}.`;
+  return differ ? t("{differ} of {words} words differ from {first}.", { differ, words, first }) : t("No word differs from {first}.", { first });
 }

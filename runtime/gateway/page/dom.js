@@ -1,5 +1,7 @@
 /** Makes the page's elements from names and texts; it never parses markup. */
 
+import { t } from "./words.js";
+
 /**
  * A new element.
  * @param {string} tag
@@ -63,12 +65,12 @@ export function oncePerFrame(act) {
 
 /** A button that copies the result of `text()`, and shows that it did. */
 export function copyButton(text, label = "Copy") {
-  const button = el("button", { type: "button", class: "quiet small" }, label);
+  const button = el("button", { type: "button", class: "quiet small" }, t(label));
   button.addEventListener("click", async () => {
     const copied = await copy(text());
-    button.textContent = copied ? "Copied" : "Not copied";
+    button.textContent = t(copied ? "Copied" : "Not copied");
     announce(button.textContent);
-    setTimeout(() => { button.textContent = label; }, 1500);
+    setTimeout(() => { button.textContent = t(label); }, 1500);
   });
   return button;
 }

@@ -2,6 +2,7 @@
 
 import { addressOf, listEvaluations } from "./api.js";
 import { announce, el, part } from "./dom.js";
+import { LANGUAGE, counted, t } from "./words.js";
 
 /** The list, or the report that was chosen from it. */
 export class Evaluate {
@@ -47,17 +48,17 @@ export class Evaluate {
   }
 
   fail(problem) {
-    const again = el("button", { type: "button", class: "quiet small", onclick: () => this.load() }, "Try again");
+    const again = el("button", { type: "button", class: "quiet small", onclick: () => this.load() }, t("Try again"));
     this.list.replaceChildren();
     this.notes.replaceChildren();
     this.state.replaceChildren(el("p", { class: "notice", role: "alert" }, problem, " ", again));
   }
 
   row(entry) {
-    const button = el("button", { type: "button", onclick: () => this.open(entry.id) }, entry.data || "(no name)");
+    const button = el("button", { type: "button", onclick: () => this.open(entry.id) }, entry.data || t("(no name)"));
     button.dataset.id = entry.id;
-    const facts = [entry.models.join(", "), counted(entry.items), timeOf(entry.began)];
-    const broken = entry.is_complete ? null : el("span", { class: "badge" }, "interrupted");
+    const facts = [entry.models.join(", "), counted(entry.items, "1 item", "{count} items"), timeOf(entry.began)];
+    const broken = entry.is_complete ? null : el("span", { class: "badge" }, t("interrupted"));
     return el("li", {},
       el("h2", {}, button, broken),
       el("p", {}, entry.headline),
@@ -74,7 +75,7 @@ export class Evaluate {
     if (!entries) return;
     const entry = entries.find((one) => one.id === id);
     if (!entry) {
-      this.fail("This report has been removed.");
+      this.fail(t("This report has been removed."));
       return;
     }
     const source = addressOf(entry.report).href;
@@ -82,11 +83,11 @@ export class Evaluate {
     this.alone.href = source;
     // a new frame, because another address in an old one would be a step in the tab's history
     this.frame.replaceChildren(el("iframe", {
-      title: `Report on ${entry.data}`, sandbox: "allow-scripts", referrerPolicy: "no-referrer", src: source,
+      title: t("Report on {data}", { data: entry.data }), sandbox: "allow-scripts", referrerPolicy: "no-referrer", src: source,
     }));
     this.turn(id);
     part(this.root, "back").focus();
-    announce(`Report on ${entry.data}`);
+    announce(t("Report on {data}", { data: entry.data }));
   }
 
   async close() {
@@ -109,18 +110,14 @@ export class Evaluate {
 function emptyState() {
   return [
     el("p", { class: "empty" },
-      "No evaluation yet. This command measures models on your data, and its report appears here: ",
+      t("No evaluation yet. This command measures models on your data, and its report appears here:"), " ",
       el("code", {}, "decant eval MODEL --data FILE")),
   ];
-}
-
-function counted(items) {
-  return `${items.toLocaleString("en")} item${items === 1 ? "" : "s"}`;
 }
 
 /** A time for people; a text that is no time stays as it is. */
 function timeOf(text) {
   const time = new Date(text.replace(/([+-]\d\d)(\d\d)$/, "$1:$2")); // strftime's %z has no colon
   if (Number.isNaN(time.getTime())) return text;
-  return time.toLocaleString("en", { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" });
+  return time.toLocaleString(LANGUAGE, { dateStyle: "medium", timeStyle: "short", hourCycle: "h23" });
 }

@@ -7,7 +7,7 @@ const DEEPEST = 16;
 const LONGEST_RUN = 6; // asterisks; longer runs are text
 const LOOKED_BACK = 8;
 const SAFE = new Set(["http:", "https:", "mailto:"]);
-const PLAIN = /[^\\`*_~[\]!<&\nh]+/y;
+const PLAIN = /[^\\`*_~[\]!<&\nh$]+/y;
 const ESCAPED = /\\([!-/:-@[-`{-~])/y;
 const TICKS = /`+/y;
 const RUN = /\*+|_+|~+/y;
@@ -17,6 +17,8 @@ const BARE = /https?:\/\/[^\s<>"`*[\]]+/y;
 const ENTITY = /&(amp|lt|gt|quot|apos|nbsp|#\d{1,7}|#x[\da-f]{1,6});/iy;
 const NAMED = { amp: "&", lt: "<", gt: ">", quot: "\"", apos: "'", nbsp: "\u00a0" };
 const SPACE = /\s/;
+const DOLLARS = /\$\$?/y;
+const MATH_ENDS = /\\[\s\S]|\$\$?/g; // an escaped character ends nothing, but for ) and ]
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 
 /** A link's address as the browser follows it; null for one that is not allowed. */
@@ -35,7 +37,7 @@ export function safeAddress(text) {
  * @returns {Array<Object>}
  */
 export function inlineOf(source) {
-  const state = { source, at: 0, nodes: [], brackets: [], ticks: ticksOf(source) };
+  const state = { source, at: 0, nodes: [], brackets: [], ticks: ticksOf(source), math: mathEndsOf(source) };
   while (state.at < source.length) {
     const read = READERS[source[state.at]];
     if (!read?.(state)) plain(state);
@@ -56,10 +58,14 @@ const READERS = {
   "<": (state) => matched(state, AUTOLINK, ([, address]) => linkTo(address, address)),
   "&": (state) => matched(state, ENTITY, entity),
   "h": bareLink,
+  "$": dollars,
 };
 
 function escape(state) {
-  if (state.source[state.at + 1] === "\n") return push(state, { type: "break" }, 2);
+  const next = state.source[state.at + 1];
+  if (next === "\n") return push(state, { type: "break" }, 2);
+  if (next === "(" && formula(state, 2, "\\)")) return true;
+  if (next === "[" && formula(state, 2, "\\]")) return true;
   return matched(state, ESCAPED, ([, character]) => ({ type: "text", text: character }));
 }
 
@@ -133,6 +139,37 @@ function codeSpan(state) {
   const isApart = text.startsWith(" ") && text.endsWith(" ") && /[^ ]/.test(text);
   if (isApart) text = text.slice(1, -1); // spaces that keep backticks apart
   return push(state, { type: "code", text }, end + run.length - state.at);
+}
+
+/** The places where formulas may end, by what ends them. */
+function mathEndsOf(source) {
+  const places = { "$": { all: [], next: 0 }, "$$": { all: [], next: 0 }, "\\)": { all: [], next: 0 }, "\\]": { all: [], next: 0 } };
+  for (const { 0: end, index } of source.matchAll(MATH_ENDS)) {
+    // a price is no end: "$5 or $6"
+    if (end === "$" && (SPACE.test(source[index - 1] ?? " ") || /[\p{L}\p{N}]/u.test(source[index + 1] ?? ""))) continue;
+    places[end]?.all.push(index);
+  }
+  return places;
+}
+
+function dollars(state) {
+  DOLLARS.lastIndex = state.at;
+  const mark = DOLLARS.exec(state.source)[0];
+  const before = state.source[state.at - 1] ?? "";
+  const after = state.source[state.at + mark.length] ?? " ";
+  const opens = mark === "$$" || (!SPACE.test(after) && !/[\p{L}\p{N}]/u.test(before));
+  if (opens && formula(state, mark.length, mark)) return true;
+  return push(state, { type: "text", text: mark }, mark.length);
+}
+
+/** A formula up to `end`, as it is written; whether there is one. */
+function formula(state, length, end) {
+  const places = state.math[end];
+  const from = state.at + length;
+  while (places.all[places.next] <= from) places.next += 1; // it holds a character at least
+  const to = places.all[places.next];
+  if (to === undefined) return false;
+  return push(state, { type: "math", text: state.source.slice(from, to).trim() }, to + end.length - state.at);
 }
 
 function delimiters(state) {

@@ -6,11 +6,14 @@ import { announce, el } from "./dom.js";
 import { Evaluate } from "./evaluate.js";
 import { takeKeyFromAddress } from "./key.js";
 import { loadBases, refreshBases } from "./models.js";
+import { useShortcuts } from "./shortcuts.js";
 import { useTabs } from "./tabs.js";
 import { Tokens } from "./tokens.js";
+import { t, translatePage } from "./words.js";
 
 const REFRESH_MS = 1000; // between two looks at the server's list of models
 
+translatePage();
 takeKeyFromAddress();
 window.addEventListener("hashchange", () => { if (takeKeyFromAddress()) start(); });
 
@@ -27,23 +30,25 @@ async function start() {
   if (Object.keys(views).length) return;
   try {
     const bases = await loadBases();
-    if (!bases.length) throw new Error("This server has no models yet.");
+    if (!bases.length) throw new Error(t("This server has no models yet."));
     say();
-    build(bases);
+    await build(bases);
   } catch (error) {
     say(error.message);
   }
 }
 
-function build(bases) {
+async function build(bases) {
   const kinds = { chat: Chat, compare: Compare, tokens: Tokens, evaluate: Evaluate };
   for (const [id, View] of Object.entries(kinds)) {
     const root = document.getElementById(id);
     views[id] = new View(root, bases);
+    await views[id].ready;
     root.inert = false;
   }
+  useShortcuts(views.chat);
   views[up]?.shown?.();
-  announce("Ready");
+  announce(t("Ready"));
   keepCurrent(bases);
 }
 
@@ -72,5 +77,5 @@ function keepCurrent(bases) {
 function say(problem = "") {
   const notice = document.getElementById("notice");
   notice.replaceChildren();
-  if (problem) notice.append(el("p", { class: "notice" }, problem, " ", el("button", { type: "button", class: "quiet small", onclick: start }, "Try again")));
+  if (problem) notice.append(el("p", { class: "notice" }, problem, " ", el("button", { type: "button", class: "quiet small", onclick: start }, t("Try again"))));
 }

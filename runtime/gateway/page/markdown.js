@@ -2,10 +2,13 @@
 
 import { blocksOf } from "./blocks.js";
 import { copyButton, el } from "./dom.js";
+import { Highlighted } from "./highlight.js";
 import { inlineOf } from "./inline.js";
+import { t } from "./words.js";
 
 const MOST = 100_000; // characters that are parsed as markdown; the rest is shown as plain text
 const LOWEST = 6;
+const PART = 40; // blocks of a growing text that are laid out together
 const BELOW = 2; // an answer's headings stand under the page's own
 
 /** The elements of a whole text. */
@@ -26,25 +29,29 @@ function restOf(text, end) {
 
 /**
  * A text that grows: finished blocks stay unchanged, the rest is patched, so that nothing flickers,
- * scrolls back or loses a selection.
+ * scrolls back or loses a selection. Long ones are laid out in parts.
  */
 export class LiveMarkdown {
   constructor(root) {
     this.root = root;
     this.settled = "";
-    this.nodes = 0;
+    this.part = root; // the element that holds the newest blocks
+    this.nodes = 0; // the settled ones of them
+    this.code = null; // the block of code at the end, which grows in place
   }
 
   /** Show `text`, usually the previous text with more at its end. */
   write(text) {
     if (!text.startsWith(this.settled)) {
       this.settled = "";
+      this.part = this.root;
       this.nodes = 0;
     }
     const from = this.settled.length;
     const end = endOf(text);
     const blocks = blocksOf(text.slice(from, end));
-    patch(this.root, [...blocks.map(blockNode), ...restOf(text, end)], this.nodes);
+    if (end === text.length && this.grows(blocks, from)) return;
+    patch(this.part, [...blocks.map(blockNode), ...restOf(text, end)], this.nodes);
     if (end < text.length) {
       this.settled = text.slice(0, end);
       this.nodes += blocks.length;
@@ -56,7 +63,36 @@ export class LiveMarkdown {
     if (settled > 0) {
       this.settled = text.slice(0, from + blocks[settled].start);
       this.nodes += settled;
+      if (this.nodes >= PART) this.beginPart();
     }
+  }
+
+  beginPart() {
+    const unsettled = [...this.part.childNodes].slice(this.nodes);
+    this.part = el("div", { class: "part" }, unsettled);
+    this.nodes = 0;
+    this.root.append(this.part);
+  }
+
+  /** Whether the only unsettled block is code that is on the page already: it grows there. */
+  grows([block, ...others], from) {
+    if (block?.type !== "code" || others.length) return this.forget();
+    const { code } = this;
+    if (code?.from === from && code.language === block.language && this.root.contains(code.highlighted.element)) {
+      code.highlighted.write(block.text);
+      return true;
+    }
+    const highlighted = new Highlighted(block.language);
+    patch(this.part, [codeNode(block, highlighted)], this.nodes);
+    const element = this.part.childNodes[this.nodes].querySelector("code");
+    if (element !== highlighted.element) highlighted.adopt(element); // the patch kept what was there
+    this.code = { from, language: block.language, highlighted };
+    return true;
+  }
+
+  forget() {
+    this.code = null;
+    return false;
   }
 }
 
@@ -95,21 +131,37 @@ const BLOCKS = {
   code,
   list,
   table,
+  math: ({ text }) => el("div", { class: "math", tabIndex: 0 }, text),
 };
 
 function blockNode(block) {
   return BLOCKS[block.type](block);
 }
 
-function code({ language, text }) {
-  const pre = el("pre", { tabIndex: 0 }, el("code", {}, text));
+function code(block) {
+  return codeNode(block, new Highlighted(block.language));
+}
+
+function codeNode({ language, text }, highlighted) {
+  const pre = el("pre", { tabIndex: 0 }, highlighted.write(text));
   const copy = copyButton(() => pre.textContent, "Copy code");
-  return el("figure", { class: "code" }, el("figcaption", {}, el("span", {}, language || "code"), copy), pre);
+  return el("figure", { class: "code" }, el("figcaption", {}, el("span", {}, language || t("code")), copy), pre);
 }
 
 function list({ ordered, first, isLoose, items }) {
-  const nodes = items.map((blocks) => el("li", {}, blocks.flatMap((block) => itemNodes(block, isLoose))));
+  const nodes = items.map((blocks) => item(blocks, isLoose));
   return ordered ? el("ol", { start: first }, nodes) : el("ul", {}, nodes);
+}
+
+const TASK = /^\[([ xX])\][ \t]+(?=\S)/;
+
+function item([first, ...others], isLoose) {
+  const task = first?.type === "paragraph" ? TASK.exec(first.text) : null;
+  if (!task) return el("li", {}, [first, ...others].filter(Boolean).flatMap((block) => itemNodes(block, isLoose)));
+  const isDone = task[1] !== " ";
+  const box = el("span", { class: "box", role: "img", "aria-label": t(isDone ? "done" : "not done") }, isDone ? "☑" : "☐");
+  const rest = { ...first, text: first.text.slice(task[0].length) };
+  return el("li", { class: "task" }, box, " ", [rest, ...others].flatMap((block) => itemNodes(block, isLoose)));
 }
 
 function itemNodes(block, isLoose) {
@@ -130,6 +182,7 @@ const INLINE = {
   text: ({ text }) => text,
   break: () => el("br"),
   code: ({ text }) => el("code", {}, text),
+  math: ({ text }) => el("span", { class: "math" }, text),
   em: ({ children }) => el("em", {}, children.map(inlineNode)),
   strong: ({ children }) => el("strong", {}, children.map(inlineNode)),
   del: ({ children }) => el("del", {}, children.map(inlineNode)),
@@ -153,5 +206,5 @@ function anchor(href, children) {
 
 /** A picture is never downloaded: its server would learn of the conversation. */
 function image({ href, text }) {
-  return el("span", { class: "picture" }, `[picture: ${text || "no description"}]`, href ? el("span", {}, " ", anchor(href, ["address"])) : null);
+  return el("span", { class: "picture" }, t("[picture: {text}]", { text: text || t("no description") }), href ? el("span", {}, " ", anchor(href, [t("address")])) : null);
 }

@@ -3,18 +3,28 @@
 import { listModels } from "./api.js";
 
 /**
- * @typedef {{id: string, name: string, scale?: number}} Adapter `scale` applies without `@`
- * @typedef {{id: string, adapters: Adapter[]}} Base
+ * @typedef {{id: string, name: string, scale?: number, engine?: string}} Adapter `scale` applies
+ *   without `@`
+ * @typedef {{id: string, engine?: string, adapters: Adapter[]}} Base
  */
 
 const withoutTemplate = new Set();
+const seeing = new Set();
+
+/** The most that a request may hold: bytes of its body, pixels of a picture. */
+export const limits = { body: 2 << 20, pixels: 1 << 26 };
 
 /** @returns {Promise<Base[]>} */
 export async function loadBases() {
-  const models = await listModels();
+  const { data, limits: most } = await listModels();
+  Object.assign(limits, most);
   withoutTemplate.clear();
-  for (const { id, chat_template } of models) if (chat_template === false) withoutTemplate.add(id);
-  return basesOf(models);
+  seeing.clear();
+  for (const { id, chat_template, architecture } of data) {
+    if (chat_template === false) withoutTemplate.add(id);
+    if (architecture?.input_modalities?.includes("image")) seeing.add(id);
+  }
+  return basesOf(data);
 }
 
 /** Bring a list of bases up to date in place, while the server may add and remove adapters. */
@@ -24,14 +34,24 @@ export async function refreshBases(bases) {
 
 /** Whether a model answers conversations; one without a template only continues a text. */
 export function hasTemplate(id) {
-  return !withoutTemplate.has(id.replace(/@[^:@]*$/, ""));
+  return !withoutTemplate.has(unscaled(id));
+}
+
+/** Whether a model takes pictures. */
+export function takesImages(id) {
+  return seeing.has(unscaled(id));
+}
+
+/** A model's id without the scale that the reader chose. */
+export function unscaled(id) {
+  return id.replace(/@[^:@]*$/, "");
 }
 
 /** The models of /v1/models, with the adapters under their bases. */
 export function basesOf(models) {
-  const bases = new Map(models.filter(({ parent }) => !parent).map(({ id }) => [id, { id, adapters: [] }]));
-  for (const { id, parent, scale } of models) {
-    bases.get(parent)?.adapters.push({ id, name: nameOf(id, parent), scale });
+  const bases = new Map(models.filter(({ parent }) => !parent).map(({ id, engine }) => [id, { id, engine, adapters: [] }]));
+  for (const { id, parent, scale, engine } of models) {
+    bases.get(parent)?.adapters.push({ id, name: nameOf(id, parent), scale, engine });
   }
   return [...bases.values()];
 }

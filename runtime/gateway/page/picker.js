@@ -3,6 +3,7 @@
 import { el, freshId } from "./dom.js";
 import { keep, kept } from "./kept.js";
 import { scaledId } from "./models.js";
+import { t } from "./words.js";
 
 const STRONGEST = 2;
 const STEP = 0.05;
@@ -21,11 +22,11 @@ export class Picker {
     this.adapter = select([]);
     const scales = { min: 0, max: STRONGEST, step: STEP, value: "1" };
     this.slider = el("input", { type: "range", ...scales });
-    this.number = el("input", { type: "number", inputMode: "decimal", ...scales, "aria-label": "Scale as a number" });
-    this.adapterField = labelled("Adapter", this.adapter);
-    this.scaleField = labelled("Scale", this.slider);
+    this.number = el("input", { type: "number", inputMode: "decimal", ...scales, "aria-label": t("Scale as a number") });
+    this.adapterField = labelled(t("Adapter"), this.adapter);
+    this.scaleField = labelled(t("Scale"), this.slider);
     this.scaleField.append(this.number);
-    root.replaceChildren(labelled("Model", this.base), this.adapterField, this.scaleField);
+    root.replaceChildren(labelled(t("Model"), this.base), this.adapterField, this.scaleField);
     this.restore(preferred);
     this.listen();
   }
@@ -41,6 +42,13 @@ export class Picker {
   /** The model's id, as requests name it. */
   get id() {
     return this.chosenAdapter ? scaledId(this.chosenAdapter, this.scale) : this.base.value;
+  }
+
+  /** The process that answers: models with one share it, and different scales take turns there. */
+  get engine() {
+    const { engine } = this.chosenAdapter ?? this.chosenBase;
+    const isShared = engine === this.chosenBase.engine;
+    return isShared || this.chosenAdapter.id === this.id ? engine : this.id;
   }
 
   get scale() {
@@ -62,7 +70,7 @@ export class Picker {
   /** Offer the chosen base's adapters, with `wanted` chosen where it is among them. */
   fillAdapters(wanted = "") {
     const adapters = this.hasAdapters ? this.chosenBase?.adapters ?? [] : [];
-    const options = [["", "none"], ...adapters.map(({ id, name }) => [id, name])];
+    const options = [["", t("none")], ...adapters.map(({ id, name }) => [id, name])];
     this.adapter.replaceChildren(...optionsOf(options));
     this.adapter.value = adapters.some(({ id }) => id === wanted) ? wanted : "";
     this.show();

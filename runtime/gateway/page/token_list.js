@@ -2,6 +2,7 @@
 
 import { el, freshId } from "./dom.js";
 import { bytesOf, hex, shownPiece } from "./pieces.js";
+import { counted, numeral, t } from "./words.js";
 
 const HUES = 5;
 const MOST = 4000; // elements; a browser becomes slow long before a tokenizer does
@@ -45,7 +46,7 @@ export class TokenList {
     this.list.replaceChildren();
     drawn.forEach((node, index) => this.list.append(node, endsLine(shown[index]) ? "\n" : ""));
     this.enter(drawn[0]);
-    const left = tokens.length > MOST ? [`the first ${MOST.toLocaleString("en")} are shown`] : [];
+    const left = tokens.length > MOST ? [t("the first {count} are shown", { count: numeral(MOST) })] : [];
     this.facts.replaceChildren(el("strong", {}, this.told()), [...["", ...facts], ...left].join(" · "));
     this.reveal(null);
     this.describe(drawn[0]);
@@ -73,8 +74,7 @@ export class TokenList {
 
   /** The number of tokens, in words. */
   told() {
-    const count = this.tokens?.length ?? 0;
-    return count === 1 ? "1 token" : `${count.toLocaleString("en")} tokens`;
+    return counted(this.tokens?.length ?? 0, "1 token", "{count} tokens");
   }
 
   move(event) {
@@ -102,8 +102,8 @@ export class TokenList {
     const index = Number(node.dataset.index);
     const token = this.tokens[index];
     this.current.replaceChildren(
-      `Token ${index + 1} of ${this.tokens.length}: id `, el("strong", {}, String(token.id)), ", ",
-      el("code", {}, shownPiece(token) || "nothing"), `, ${bytesTold(token)}`,
+      t("Token {at} of {count}: id", { at: index + 1, count: this.tokens.length }), " ", el("strong", {}, String(token.id)), ", ",
+      el("code", {}, shownPiece(token) || t("nothing")), `, ${bytesTold(token)}`,
     );
   }
 }
@@ -114,12 +114,12 @@ function endsLine({ piece }) {
 
 function bytesTold(token) {
   const bytes = bytesOf(token);
-  return bytes.length ? `bytes ${hex(bytes)}` : "no bytes";
+  return bytes.length ? t("bytes {hex}", { hex: hex(bytes) }) : t("no bytes");
 }
 
 function tokenNode(token, index, look) {
   const shown = shownPiece(token);
-  const label = `${shown || "empty"}, id ${token.id}${look === "added" ? ", from the template" : ""}`;
+  const label = `${shown || t("empty")}, id ${token.id}${look === "added" ? t(", from the template") : ""}`;
   const node = el("span", { class: `token ${look}`, role: "option", tabIndex: -1, title: `id ${token.id}`, "aria-label": label, "aria-selected": "false" }, shown);
   node.dataset.index = index;
   node.dataset.id = token.id;

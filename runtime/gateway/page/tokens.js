@@ -6,6 +6,7 @@ import { keep, kept } from "./kept.js";
 import { Picker } from "./picker.js";
 import { byteCount, holding, tokenize } from "./pieces.js";
 import { TokenList } from "./token_list.js";
+import { counted, t } from "./words.js";
 
 const PAUSE_MS = 250;
 
@@ -16,8 +17,8 @@ export class Tokens {
     this.picker = new Picker(part(root, "picker"), { name: "tokens", bases, hasAdapters: false, onchange: () => this.soon(0) });
     this.area = root.querySelector("textarea");
     this.fit = growing(this.area);
-    this.text = new TokenList(part(root, "text-tokens"), "The text alone");
-    this.chat = new TokenList(part(root, "chat-tokens"), "As a message, with the chat template");
+    this.text = new TokenList(part(root, "text-tokens"), t("The text alone"));
+    this.chat = new TokenList(part(root, "chat-tokens"), t("As a message, with the chat template"));
     this.running = null;
     this.area.value = kept("text", "");
     this.area.addEventListener("input", () => this.soon(PAUSE_MS));
@@ -50,7 +51,7 @@ export class Tokens {
     ]);
     if (signal.aborted) return;
     this.root.removeAttribute("aria-busy");
-    announce(`${this.text.told()}; as a message ${this.chat.told()}`);
+    announce(t("{text}; as a message {chat}", { text: this.text.told(), chat: this.chat.told() }));
   }
 
   clear() {
@@ -62,7 +63,7 @@ export class Tokens {
   async cutText(asked, signal) {
     const tokens = await tokenize(asked, false, signal);
     const { content } = asked;
-    const facts = [counted([...content].length, "character"), counted(byteCount(content), "byte")];
+    const facts = [counted([...content].length, "1 character", "{count} characters"), counted(byteCount(content), "1 byte", "{count} bytes")];
     return { tokens, facts };
   }
 
@@ -73,8 +74,8 @@ export class Tokens {
     const own = holding(content, tokens);
     const added = own?.filter((isOwn) => !isOwn).length;
     const facts = own
-      ? [`the template adds ${added}, shown with a dashed border`]
-      : ["the template changes the text, so its tokens cannot be separated"];
+      ? [t("the template adds {added}, shown with a dashed border", { added })]
+      : [t("the template changes the text, so its tokens cannot be separated")];
     return { tokens, facts, own };
   }
 }
@@ -85,8 +86,4 @@ async function shownIn(list, found) {
   } catch (error) {
     if (!isAbort(error)) list.fail(error.message);
   }
-}
-
-function counted(count, noun) {
-  return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,16 @@ def test_the_list_names_parents_and_no_paths(catalog, tmp_path):
     ]  # fmt: skip
     assert str(tmp_path) not in str(rows)
     assert all(row["created"] > 0 for row in rows)
+
+
+def test_the_list_says_which_models_take_images(tmp_path):
+    blind = model(tmp_path, "blind")
+    seeing = replace(model(tmp_path, "seeing"), projector=tmp_path / "mmproj.gguf")
+    rows = [listing(named) for named in Catalog([blind, seeing])]
+
+    assert [row["architecture"]["input_modalities"] for row in rows] == [
+        ["text"], ["text", "image"]
+    ]  # fmt: skip
 
 
 def test_scales_that_clients_choose_make_no_new_labels(catalog):

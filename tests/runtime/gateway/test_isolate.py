@@ -40,6 +40,15 @@ def test_the_base_has_a_process_and_adapters_have_theirs_when_they_are_asked_for
         assert len(fresh.children()) == 2
 
 
+def test_the_list_says_which_models_share_a_process(isolated, served):
+    engines = {
+        name: [model["engine"] for model in gateway.get("/v1/models")[1]["data"]]
+        for name, gateway in (("isolated", isolated), ("shared", served))
+    }
+
+    assert engines == {"isolated": list(MODELS), "shared": ["base"] * 3}
+
+
 def test_answers_are_those_of_a_shared_process(isolated, served):
     for model in (*MODELS, *reversed(MODELS), "base:pirate@0.5"):
         for prompt in PROMPTS:

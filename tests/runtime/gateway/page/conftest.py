@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from tests.runtime.gateway.conftest import Served, serving
 from tests.support.stored_reports import stored
 
 if TYPE_CHECKING:  # the fast tests are collected where there is no playwright
-    from playwright.sync_api import Browser, Locator, Page, Playwright, Request
+    from playwright.sync_api import Browser, Locator, Page, Playwright, Request, Route
 
 KEY = "page-key%of+tests"
 CHAT = "/v1/chat/completions"
@@ -157,6 +158,41 @@ def opened(browser, served) -> Iterator[Opened]:
         yield open_page
 
 
+KEEP = """async (messages) => {
+  const { Thread } = await import('/page/thread.js');
+  const { save } = await import('/page/store.js');
+  const thread = new Thread();
+  messages.forEach((message) => thread.add({ ...message }));
+  await save(thread.record, [...thread.messages.values()]);
+  sessionStorage['decant.thread'] = JSON.stringify(thread.id);
+}"""
+# everything that the browser keeps, as one text
+KEPT = """() => new Promise((resolve) => {
+  const opening = indexedDB.open('decant');
+  opening.onsuccess = () => {
+    const stores = opening.result.transaction(['threads', 'messages']);
+    const requests = ['threads', 'messages'].map((name) => stores.objectStore(name).getAll());
+    stores.oncomplete = () => {
+      opening.result.close();
+      resolve(requests.map(({ result }) => result));
+    };
+  };
+})"""
+
+
+def keep(visit: Visit, messages: list[dict[str, Any]]) -> None:
+    """Keep a conversation in the browser, and open it."""
+    visit.page.evaluate(KEEP, messages)
+    visit.page.reload()
+    visit["#chat:not([inert])"].wait_for(state="attached")
+
+
+def kept(visit: Visit) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The conversations and messages that the browser keeps."""
+    threads, messages = visit.page.evaluate(KEPT)
+    return threads, messages
+
+
 def base_of(served: Served) -> str:
     return served.models[0]
 
@@ -184,3 +220,19 @@ def ask(visit: Visit, text: str) -> str:
     visit["#message"].press("Enter")
     visit["[data-again]"].wait_for()
     return visit.text(LAST)
+
+
+def event(**fields: object) -> str:
+    return f"data: {json.dumps(fields)}\n\n"
+
+
+def delta(**fields: str) -> str:
+    return event(choices=[{"index": 0, "delta": fields, "finish_reason": None}])
+
+
+def answering(stream: str) -> Callable[[Route], None]:
+    return lambda route: route.fulfill(body=stream, content_type="text/event-stream")
+
+
+DONE = "data: [DONE]\n\n"
+ENDED = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])

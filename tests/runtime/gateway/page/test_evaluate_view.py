@@ -175,6 +175,7 @@ def test_the_view_works_by_keys_alone(browser, root):
         press("ArrowRight")
         assert visit.page.evaluate("location.hash") == "#evaluate"
         visit["#evaluate .entries button"].first.wait_for()
+        press("Tab")  # the list of keys
         press("Tab")
         assert visit.page.evaluate(focused) == "second.jsonl"
         assert visit.page.evaluate("document.activeElement.matches(':focus-visible')")

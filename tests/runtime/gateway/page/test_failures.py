@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
 import pytest
 
-from tests.runtime.gateway.page.conftest import CHAT, LAST, ask, base_of
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Route
+from tests.runtime.gateway.page.conftest import (
+    CHAT,
+    DONE,
+    ENDED,
+    LAST,
+    answering,
+    ask,
+    base_of,
+    delta,
+    event,
+)
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 
-def event(**fields: object) -> str:
-    return f"data: {json.dumps(fields)}\n\n"
-
-
-def delta(**fields: str) -> str:
-    return event(choices=[{"index": 0, "delta": fields, "finish_reason": None}])
-
-
-def answering(stream: str) -> Callable[[Route], None]:
-    return lambda route: route.fulfill(body=stream, content_type="text/event-stream")
-
-
-DONE = "data: [DONE]\n\n"
-ENDED = event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
 USED = event(choices=[], usage={"completion_tokens": 7}, timings={"predicted_per_second": 3.5})
 STREAMS = {
     "whole": (delta(content="a") + ": ping\n\n" + ENDED + USED + DONE, "a", ""),

@@ -19,6 +19,7 @@ from tests.runtime.gateway.page.conftest import (
     base_of,
     choose,
     endless_of,
+    keep,
     visiting,
 )
 
@@ -104,9 +105,8 @@ UNNAMED_GROUPS = {"group"}  # <details>, which its summary names for every reade
 def filled(browser, served) -> Iterator[Visit]:
     """A page with something in every view."""
     with visiting(browser, served.url) as visit:
-        kept = json.dumps(json.dumps(CONVERSATION))
-        visit.page.add_init_script(f"sessionStorage['decant.chat'] = {kept}")
         visit.open(f"#key={quote(KEY)}")
+        keep(visit, CONVERSATION)
         choose(visit, "#chat", base_of(served), "pirate")
         for view in VIEWS[:2]:
             visit[f"#tab-{view}"].click()

@@ -30,7 +30,9 @@ LIVE = """async ([text, cuts]) => {
     live.write(text.slice(0, cut));
     const whole = document.createElement('div');
     whole.append(...rendered(text.slice(0, cut)));
-    if (root.innerHTML !== whole.innerHTML) return [text.slice(0, cut), root.innerHTML, whole.innerHTML];
+    const parts = root.cloneNode(true);
+    parts.querySelectorAll(':scope > .part').forEach((part) => part.replaceWith(...part.childNodes));
+    if (parts.innerHTML !== whole.innerHTML) return [text.slice(0, cut), parts.innerHTML, whole.innerHTML];
   }
   return null;
 }"""  # noqa: E501 - one line of JavaScript
@@ -44,6 +46,7 @@ TOOK = """async (text) => {
 Rendered = Callable[[str], str]
 
 LINK = '<a href="{0}" title="{0}" target="_blank" rel="noopener noreferrer nofollow">{1}</a>'
+BOX = '<span class="box" role="img" aria-label="{}">{}</span>'
 WRITTEN = {
     "a *b* **c** ***d*** ~~e~~ `f*` _g_": "<p>a <em>b</em> <strong>c</strong> "
     "<em><strong>d</strong></em> <del>e</del> <code>f*</code> <em>g</em></p>",
@@ -59,7 +62,8 @@ WRITTEN = {
     "- a\n\n- b": "<ul><li><p>a</p></li><li><p>b</p></li></ul>",
     "* a\ngoes on": "<ul><li>a<br>goes on</li></ul>",
     "p\n```py\n<i>\n# x\n```\nq": '<p>p</p><figure class="code"><figcaption><span>py</span>'
-    '</figcaption><pre tabindex="0"><code>&lt;i&gt;\n# x</code></pre></figure><p>q</p>',
+    '</figcaption><pre tabindex="0"><code>&lt;i&gt;\n<span class="code-comment"># x</span>'
+    "</code></pre></figure><p>q</p>",
     "~~~\nopen": '<figure class="code"><figcaption><span>code</span></figcaption>'
     '<pre tabindex="0"><code>open</code></pre></figure>',
     "|a|b|\n|:-:|--:|\n|*c*|\\|": '<div class="table" tabindex="0"><table><thead><tr>'
@@ -76,6 +80,18 @@ WRITTEN = {
     "![cat](https://a.example/c.png)": '<p><span class="picture">[picture: cat]<span> '
     + LINK.format("https://a.example/c.png", "address") + "</span></span></p>",
     "[a](b) [c]": "<p><span>a (b)</span> [c]</p>",
+    "- [x] a\n- [ ] *b*\n- [y] c": f'<ul><li class="task">{BOX.format("done", "☑")} a</li>'
+    f'<li class="task">{BOX.format("not done", "☐")} <em>b</em></li><li>[y] c</li></ul>',
+    "```py\nif f(1): # <b>\n  'a\n```": '<figure class="code"><figcaption><span>py</span>'
+    '</figcaption><pre tabindex="0"><code><span class="code-keyword">if</span> <span '
+    'class="code-call">f</span>(<span class="code-number">1</span>): <span class="code-comment">'
+    "# &lt;b&gt;</span>\n  <span class=\"code-string\">'a</span></code></pre></figure>",
+    "a $x_1*y*z$ and \\(a_b_c\\), $5 or $6, $A$B": '<p>a <span class="math">x_1*y*z</span> and '
+    '<span class="math">a_b_c</span>, $5 or $6, $A$B</p>',
+    "so\n$$\na*b*\n  \\\\ c<d\n$$\nthen $$ x $$.": '<p>so</p><div class="math" tabindex="0">a*b*\n'
+    '\\\\ c&lt;d</div><p>then <span class="math">x</span>.</p>',
+    "\\[ x \\]\n\n$$open\n- a\n\nb": '<div class="math" tabindex="0">x</div>'
+    '<div class="math" tabindex="0">open\n- a</div><p>b</p>',
 }  # fmt: skip
 HOSTILE = (
     "<img src=x onerror=window.ran=1>",
@@ -92,6 +108,9 @@ HOSTILE = (
     '```"><img src=x onerror=window.ran=1>\n</code></pre><script>window.ran=1</script>\n```',
     "|<img src=x onerror=window.ran=1>|b|\n|-|-|\n|[x](javascript:window.ran=1)|c|",
     "# <base href=//evil.example>\n> <form action=//evil.example><button>x</button></form>",
+    "```html\n<img src=x onerror=window.ran=1><script>window.ran=1</script>\n```",
+    "$<img src=x onerror=window.ran=1>$ $$<script>window.ran=1</script>$$ \\(<b>\\)",
+    "$$\n<img src=x onerror=window.ran=1>\n$$\n- [x] <img src=x onerror=window.ran=1>",
     "&lt;script&gt;window.ran=1&lt;/script&gt; &#60;img src=x onerror=window.ran=1&#62;",
 )
 ALLOWED = {
@@ -99,7 +118,7 @@ ALLOWED = {
     "FIGCAPTION", "SPAN", "PRE", "CODE", "TABLE", "THEAD", "TBODY", "TR", "TH", "TD", "EM",
     "STRONG", "DEL", "A",
 }  # fmt: skip
-ATTRIBUTES = {"href", "title", "target", "rel", "class", "start", "tabindex"}
+ATTRIBUTES = {"href", "title", "target", "rel", "class", "start", "tabindex", "role", "aria-label"}
 LONG = 30_000
 ENDLESS = {
     "stars": "*a " * LONG, "runs": "**" * LONG, "both": "*a _b " * LONG, "open": "[" * LONG,
@@ -131,13 +150,22 @@ LARGE = {
     "pictures": "![a](b)" * (MILLION // 7), "quotes and lines": "> a\nb\n" * (MILLION // 6),
     "tables": "|a|\n|-|\n" * (MILLION // 8), "rows": "|a|b|\n|-|-|\n" + "|a|b|\n" * (MILLION // 6),
     "backticks": "\n".join("`" * (n % 1000) for n in range(MILLION // 500)),
+    "formulas": "$a" * (MILLION // 2),
+    "ends of formulas": "\\(" * (MILLION // 4) + "\\)" * (MILLION // 4),
+    "prices": " $1 $$" * (MILLION // 6), "lines of formulas": "$$\n" * (MILLION // 3),
+    "open strings": "```js\n" + '"a ' * (MILLION // 3),
+    "comments": "```c\n" + "/*" * (MILLION // 2),
+    "keys": "```json\n" + '"\\a' * (MILLION // 3), "words": "```py\n" + "a(" * (MILLION // 2),
+    "one word": "```yaml\n" + "a" * MILLION, "a string": '```json\n"' + "a" * MILLION,
+    "tags": "```html\n" + "<a-" * (MILLION // 3), "digits": "```py\n" + "1_" * (MILLION // 2),
     "addresses": "http://a) " * (MILLION // 10), "backslashes": "\\*" * (MILLION // 2),
 }  # fmt: skip
 """A million characters each."""
 PARTS = (
     "# Head", "text *it* **bo", "ld** `co`", "- item", "  - nested", "1. one", "2. two", "> quote",
     "```py", "code < 1", "```", "|a|b|", "|-|-|", "|1|2|", "---", "", "", "[x](https://a.example)",
-    "    deep", "~~no~~", "***", "#", "-", "1.", "a | b",
+    "    deep", "~~no~~", "***", "#", "-", "1.", "a | b", "- [x] done", "$$", "a $b$ c", "\\[",
+    "\\]", "```js", 'const a = "b', "/* open", "*/ f(1)", "$$ x $$", "```json", '{"key": 1}',
 )  # fmt: skip
 
 
@@ -215,8 +243,26 @@ def test_what_is_written_while_it_grows_is_what_the_whole_text_gives(visit):
         text = "\n".join(chance.choices(PARTS, k=chance.randint(2, 14)))
         cuts = sorted(chance.choices(range(len(text) + 1), k=25))
         assert visit.page.evaluate(LIVE, [text, cuts]) is None
+    long = "\n\n".join(chance.choices(PARTS, k=300))
+    assert visit.page.evaluate(LIVE, [long, list(range(0, len(long), 7))]) is None
     everything = "\n".join(PARTS)
     assert visit.page.evaluate(LIVE, [everything, list(range(len(everything)))]) is None
+
+
+def test_long_code_is_the_same_in_blocks_of_lines_and_copied_whole(visit):
+    code = 'a = f("b", 1)  # c\n/* open\n' * 90 + "\n\nlast"
+    for language in ("js", "py", "unknown"):
+        text = f"text\n\n```{language}\n{code}\n```\nmore"
+        markup = visit.page.evaluate(RENDER, text)
+        assert visit["#probe pre"].text_content() == code
+        assert markup.count('class="lines"') == (0 if language == "js" else 182 // 50)
+        cuts = [*range(0, len(text), 97), *range(1000, 1100)]
+        assert visit.page.evaluate(LIVE, [text, sorted(cuts)]) is None
+    copied = visit.page.evaluate(
+        """() => { getSelection().selectAllChildren(document.querySelector('#probe pre'));
+        return getSelection().toString(); }"""
+    )
+    assert copied == code
 
 
 def test_what_stands_is_kept_in_place_while_more_is_written(visit):

@@ -11,7 +11,7 @@ from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.engine.local import RAW_TOKENS
 from tests.runtime.gateway.conftest import serving
-from tests.runtime.gateway.page.conftest import CHAT, ask, visiting
+from tests.runtime.gateway.page.conftest import CHAT, ask, configure, visiting
 from tests.support.tiny import make_base
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
@@ -37,3 +37,13 @@ def test_the_text_is_gone_on_with_up_to_a_limit_and_the_page_says_so(browser, un
         assert (body["prompt"], body["max_tokens"]) == ("the cat", RAW_TOKENS)
         assert visit.asked(CHAT) == []
         assert "no chat template" in visit.text(".foot .facts")
+        visit["#chat [data-clear]"].click()
+        configure(visit, "chat", Token_limit="3")
+        ask(visit, "the dog")
+        visit["[data-proceed]"].click()
+        visit["[data-again]"].wait_for()
+        _, begun, continued = visit.asked("/v1/completions")
+        assert begun["prompt"] == "the dog"
+        assert continued["prompt"].startswith("the dog")
+        assert len(continued["prompt"]) > len("the dog")
+        assert "6 tokens" in visit.text(".foot .facts")

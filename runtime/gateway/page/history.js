@@ -1,0 +1,143 @@
+/** The list of conversations that this browser keeps: opened, searched, renamed, deleted. */
+
+import { announce, el, part } from "./dom.js";
+import { listThreads, remove, removeAll, restore, search } from "./store.js";
+import { LANGUAGE, t } from "./words.js";
+
+const PAUSE_MS = 150;
+
+/** The list beside the chat. */
+export class History {
+  /**
+   * @param {Element} root
+   * @param {{open: function(string): void, rename: function(string, string): void,
+   *   removed: function(string|null): void, download: function(string): void}} actions
+   *   `removed` receives null when all are deleted; `download` receives the kind of file
+   */
+  constructor(root, actions) {
+    this.actions = actions;
+    this.field = root.querySelector("[type=search]");
+    this.list = part(root, "threads");
+    this.none = part(root, "none");
+    this.undo = part(root, "undo");
+    this.all = part(root, "remove-all");
+    this.records = [];
+    this.current = "";
+    this.field.addEventListener("input", () => {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.load(), PAUSE_MS);
+    });
+    this.all.addEventListener("click", () => this.removeAll());
+    this.tabs = new BroadcastChannel("decant"); // the other tabs of this server in this browser
+    this.tabs.onmessage = ({ data }) => {
+      if ("removed" in data) this.actions.removed(data.removed);
+      this.load();
+    };
+  }
+
+  /** Tell the other tabs that a conversation has changed. */
+  share() {
+    this.tabs.postMessage({});
+  }
+
+  /** Load the list, with `current` as the open conversation, and show what the search leaves. */
+  async load(current = this.current) {
+    this.current = current;
+    const wanted = this.field.value.trim();
+    const found = wanted ? await search(wanted).catch(() => new Set()) : null;
+    this.records = await listThreads();
+    if (wanted !== this.field.value.trim()) return; // a newer search is under way
+    const lower = wanted.toLowerCase();
+    const shown = this.records.filter(({ id, title }) => !found || found.has(id) || title.toLowerCase().includes(lower));
+    this.show(shown, wanted);
+  }
+
+  show(records, wanted) {
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("[data-id]")?.dataset.id : null;
+    this.list.replaceChildren(...records.map((record) => this.row(record)));
+    this.none.hidden = records.length > 0;
+    this.none.textContent = wanted ? t("No conversation contains this text.") : t("Conversations appear here. Only this browser keeps them.");
+    this.all.hidden = this.records.length === 0;
+    if (focused) this.rowOf(focused)?.querySelector("button").focus();
+  }
+
+  rowOf(id) {
+    return [...this.list.children].find(({ dataset }) => dataset.id === id);
+  }
+
+  row({ id, title, updated }) {
+    const isOpen = id === this.current;
+    const open = el("button", { type: "button", class: "thread", title, onclick: () => this.actions.open(id) },
+      el("span", { dir: "auto" }, title || t("(no title)")), el("span", { class: "facts" }, whenOf(updated)));
+    if (isOpen) open.setAttribute("aria-current", "true");
+    const row = el("li", { "data-id": id }, open, isOpen ? this.tools(id, title) : null);
+    return row;
+  }
+
+  tools(id, title) {
+    const tool = (text, act) => el("button", { type: "button", class: "quiet small", onclick: act }, t(text));
+    return el("div", { class: "tools" },
+      tool("Rename", () => this.rename(id, title)),
+      tool("Markdown", () => this.actions.download("md")),
+      tool("JSON", () => this.actions.download("json")),
+      tool("Delete", () => this.remove(id, title)));
+  }
+
+  rename(id, title) {
+    const row = this.rowOf(id);
+    const field = el("input", { value: title, "aria-label": t("Title"), maxLength: 200 });
+    const form = el("form", { class: "renaming" }, field, el("button", { type: "submit", class: "quiet small" }, t("Rename")));
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (field.value.trim()) this.actions.rename(id, field.value.trim());
+      this.load().then(() => this.rowOf(id)?.querySelector("button").focus());
+    });
+    form.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      this.load().then(() => this.rowOf(id)?.querySelector("button").focus());
+    });
+    row.replaceChildren(form);
+    field.select();
+  }
+
+  /** Delete a conversation, and offer to bring it back until another one is deleted. */
+  async remove(id, title) {
+    this.actions.removed(id);
+    const found = await remove(id);
+    this.tabs.postMessage({ removed: id });
+    await this.load("");
+    const undo = el("button", { type: "button", class: "quiet small" }, t("Undo"));
+    undo.addEventListener("click", async () => {
+      this.undo.hidden = true;
+      await restore(found);
+      this.share();
+      this.actions.open(id);
+      announce(t("The conversation is back"));
+    });
+    this.undo.replaceChildren(el("span", {}, t("Deleted: {title}", { title })), undo);
+    this.undo.hidden = found === null;
+    undo.focus();
+    announce(t("Deleted: {title}", { title }));
+  }
+
+  async removeAll() {
+    if (!confirm(t("Delete all conversations? This cannot be undone."))) return;
+    this.actions.removed(null);
+    await removeAll().catch(() => {});
+    this.tabs.postMessage({ removed: null });
+    this.undo.hidden = true;
+    await this.load("");
+    this.field.focus();
+    announce(t("All conversations are deleted"));
+  }
+}
+
+/** The time of today, the date of other days. */
+function whenOf(updated) {
+  const date = new Date(updated);
+  const isToday = date.toDateString() === new Date().toDateString();
+  return isToday
+    ? date.toLocaleTimeString(LANGUAGE, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" })
+    : date.toLocaleDateString(LANGUAGE, { dateStyle: "medium" });
+}

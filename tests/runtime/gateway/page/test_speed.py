@@ -1,0 +1,160 @@
+"""How smooth the page stays: a long history, and a long answer while it is written.
+
+What is bounded is the processor time that the page's thread takes for one frame, from Chromium's
+trace: the time on the clock depends on what else this machine does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.runtime.gateway.page.conftest import KEY, LAST, Visit, keep, visiting
+
+pytestmark = [
+    pytest.mark.llamacpp,
+    pytest.mark.trained,
+    pytest.mark.programs,
+]
+
+FRAME_MS = 1000 / 60
+PIECE = 400  # characters; 100 pieces a second are 10,000 tokens a second
+MESSAGES = 2000
+SECTION = """## Part {n}
+
+Some *words* about `code` and **more** of them, with a [link](https://a.example/{n}) and $x_{n}$.
+
+- [x] one
+- two, which goes on for a while until the line is full and the next one has to begin
+  1. deep
+
+```python
+def f_{n}(a: int, b: str = "text") -> None:
+    return a + {n}  # a comment
+```
+
+| a | b |
+|---|--:|
+| {n} | `c` |
+
+"""
+ANSWERS = {
+    "markdown": "".join(SECTION.replace("{n}", str(n)) for n in range(230))[:100_000],
+    "code": "```python\n" + 'def f(a, b="c"):\n    return a + 1  # why\n\n' * 2200,
+    "one paragraph": "Some words, and *more* of them. " * 3200,
+}
+# a server that streams an answer in pieces, ten milliseconds apart
+STREAMING = """([text, size]) => {
+  const real = window.fetch;
+  window.fetch = async (url, options) => {
+    if (!String(url).endsWith('/v1/chat/completions')) return real(url, options);
+    const encoder = new TextEncoder();
+    const event = (fields) => encoder.encode(`data: ${JSON.stringify(fields)}\\n\\n`);
+    let at = 0;
+    const stream = new ReadableStream({
+      async pull(controller) {
+        await new Promise((resolve) => setTimeout(resolve, 10));
+        if (at < text.length) controller.enqueue(event({ choices: [{ delta: { content: text.slice(at, at + size) } }] }));
+        else {
+          controller.enqueue(encoder.encode('data: [DONE]\\n\\n'));
+          controller.close();
+        }
+        at += size;
+      },
+    });
+    return new Response(stream, { headers: { 'Content-Type': 'text/event-stream' } });
+  };
+}"""  # noqa: E501 - JavaScript
+CATEGORIES = ["toplevel", "devtools.timeline", "disabled-by-default-devtools.timeline"]
+
+
+def history(count: int) -> list[dict[str, Any]]:
+    """A conversation with messages as long as people and models write them."""
+    facts = {"finish": "stop", "tokens": 90, "used": 900, "speed": 30.0, "error": None}
+    question = {"role": "user", "content": "And what about the next one? " * 3}
+    answer = {"role": "assistant", "model": "base", "reasoning": "", **facts}
+    return [question, {**answer, "content": SECTION.replace("{n}", "7")}] * (count // 2)
+
+
+def busy(trace: bytes) -> list[float]:
+    """The processor time of each task of the page's thread that drew a frame, in ms."""
+    events = json.loads(trace)["traceEvents"]
+    mains = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event["name"] == "thread_name" and event["args"].get("name") == "CrRendererMain"
+    }
+    ours = [event for event in events if (event["pid"], event["tid"]) in mains]
+    frames = [event["ts"] for event in ours if event["name"] == "FireAnimationFrame"]
+    tasks = [event for event in ours if event["name"].endswith("RunTask") and "tdur" in event]
+    return [
+        task["tdur"] / 1000
+        for task in tasks
+        if any(task["ts"] <= at <= task["ts"] + task["dur"] for at in frames)
+    ]
+
+
+def share(values: list[float], part: float) -> float:
+    return sorted(values)[min(int(len(values) * part), len(values) - 1)]
+
+
+@pytest.fixture(scope="module")
+def long(browser, served) -> Iterator[Visit]:
+    """A page with a conversation of 2,000 messages open."""
+    with visiting(browser, served.url, viewport={"width": 1280, "height": 800}) as visit:
+        visit.open(f"#key={KEY}")
+        keep(visit, history(MESSAGES))
+        yield visit
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound_ms"), [("markdown", FRAME_MS), ("code", FRAME_MS), ("one paragraph", 50)]
+)
+def test_a_long_answer_below_a_long_history_is_drawn_in_time(browser, long, kind, bound_ms):
+    """A paragraph of 100 kB, which nobody writes, is laid out as a whole: it misses frames."""
+    long.page.reload()
+    long["[data-again]"].wait_for()
+    long.page.evaluate(STREAMING, [ANSWERS[kind], PIECE])
+    browser.start_tracing(page=long.page, categories=CATEGORIES)
+    long["#message"].fill("Go on.")
+    long["#message"].press("Enter")
+    long["[data-stop]"].first.wait_for()
+    long["[data-again]"].wait_for()
+    took = busy(browser.stop_tracing())
+    shown = long[LAST].evaluate("e => e.textContent.length")
+
+    assert shown > 50_000
+    assert len(took) > 50
+    figures = [round(share(took, part), 1) for part in (0.5, 0.95, 1)]
+    assert share(took, 0.95) <= bound_ms, figures
+    if kind != "one paragraph":  # a frame does not take longer because much is written already
+        quarter = len(took) // 4
+        assert share(took[-quarter:], 0.25) <= 2 * share(took[:quarter], 0.25)
+    assert share(took, 1) <= 6 * FRAME_MS, figures
+
+
+@pytest.mark.parametrize("anchor", ["auto", "none"])
+def test_a_long_history_is_put_on_the_page_as_it_is_read(long, anchor):
+    """In browsers that keep what is read in place by themselves, and in others."""
+    long.page.reload()
+    long["[data-again]"].wait_for()
+    long.page.evaluate(f"document.querySelector('[data-log]').style.overflowAnchor = '{anchor}'")
+    count = "document.querySelectorAll('#chat .message').length"
+    log = "document.querySelector('[data-log]')"
+    assert long.page.evaluate(count) == 60
+    last = "document.querySelector('.message:last-child').getBoundingClientRect().bottom"
+    assert long.page.evaluate(f"{last} <= innerHeight")
+    read = "document.querySelectorAll('#chat .message')[30]"
+    long.page.evaluate(f"window.read = {read}; read.scrollIntoView()")
+    top = "read.getBoundingClientRect().top"
+    long.page.wait_for_timeout(100)
+    before = long.page.evaluate(top)
+    long["[data-earlier]"].dispatch_event("click")
+    assert long.page.evaluate(count) >= 120
+    long.page.wait_for_timeout(200)
+    assert abs(long.page.evaluate(top) - before) < 2
+    long.page.evaluate(f"{log}.scrollTop = 0")
+    long.until(f"{count} >= 180")
