@@ -278,7 +278,7 @@ def test_a_disk_that_is_too_small_is_known_before_a_weight_is_read(refused, tmp_
         (["export", "x", "-q", "Q4_M"], 3, "unknown quantization 'Q4_M'"),
         (["export", "x", "--merge-dtype", "bf16"], 2, "float32"),
         (["export", "x", "--scale", "nan"], 2, "--scale nan"),
-        (["export", "x", "-q", "Q4_0", "-q", "Q8_0", "-o", "one.gguf"], 3, "no adapter folder"),
+        (["export", "x", "-q", "Q4_0", "-q", "Q8_0", "-o", "one.gguf"], 3, "2 quantizations"),
     ],
 )
 def test_a_mistyped_command_line(arguments, exit_code, said, capsys):
