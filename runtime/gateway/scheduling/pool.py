@@ -136,10 +136,9 @@ class EnginePool(EngineMemory):
 
     async def have_adapters_changed(self, engine: EngineEntry) -> bool:
         """Whether an adapter or its file has changed since the start that has failed."""
-        is_outdated = self.roster.is_outdated(engine)
-        return is_outdated or engine.out != await self.in_thread(
-            self.adapter_files.checked, engine.model
-        )
+        is_outdated, before = self.roster.is_outdated(engine), engine.out
+        engine.out = await self.in_thread(self.adapter_files.checked, engine.model)
+        return is_outdated or engine.out != before
 
     async def try_load(self, engine: EngineEntry) -> BaseException | None:
         """The exception that loading raises, of any type; None when it succeeds."""
