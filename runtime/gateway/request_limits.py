@@ -48,7 +48,7 @@ class Limits:
     biases: int = 1024
     breakers: int = 64
     grammar_bytes: int = 64 << 10
-    classes: int = 512
+    classes: int = 128
     """Character classes in a grammar and in the patterns of schemas: the engine may try each with
     every token of the vocabulary, where equal characters are tried together."""
     schema_nodes: int = 16384

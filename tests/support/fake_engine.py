@@ -3,7 +3,7 @@
 It listens where llama-server would. MODEL.fake is JSON: `load_s` and `takes_s`, how long it loads
 and answers; `stubborn`, whether it goes on when its client has left; `stays`, whether it does not
 leave when its input ends; `deaf`, a file whose being there keeps it from answering anything;
-`holds`, one whose being there keeps it from answering requests alone;
+`stuck`, one that keeps it from answering any GET but /health, and `holds`, from requests alone;
 `asked`, a file to which it writes each request; `names`, whether a completion's text is the names
 of the adapters that are applied; `load_mib`, memory that it takes when it loads, `mib`, for a
 prompt with "large" in it.
@@ -57,6 +57,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.wait_if_deaf()
+        if self.path != "/health":
+            self.wait_while("stuck")
         self.reply({"status": "ok"})
 
     def do_POST(self) -> None:

@@ -32,8 +32,7 @@ async def until_unwell(engine: EngineEntry, server: Server, health_s: float) -> 
 def health_route(engine: Engine) -> str:
     """The route that the computing thread answers.
 
-    llama-server's /health is answered by another thread, even while a grammar keeps the computing
-    thread at one token for hours.
+    llama-server's /health is answered by another thread, even while the computing thread hangs.
     """
     return "/lora-adapters" if engine == "llama-server" else "/health"
 
