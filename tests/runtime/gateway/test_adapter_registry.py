@@ -130,7 +130,8 @@ def test_what_runs_finishes_and_what_is_new_waits_for_no_one(serve, tmp_path):
         await eventually(lambda: any(one.queue.used for one in engines.values() if one is not old))
         assert old.is_loaded
         await server.pool.replace(old)  # it has been replaced already
-        assert server.pool.roster.beside == {old}
+        # an engine that the unload began, without either adapter, may be ending
+        await eventually(lambda: server.pool.roster.beside == {old})
         held.unlink()
         assert [await slow, await new] == ["a", "b"]
         await eventually(lambda: processes(server.pool) == 1)
