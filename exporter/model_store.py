@@ -27,7 +27,7 @@ class StoredModel:
     path: Path
     """The first file of a split model."""
     is_finished: bool = True
-    """Whether it has its final name, or is the remainder of a stopped export."""
+    """Whether it has its final name; False for the remainder of a stopped export."""
 
     @property
     def full_name(self) -> str:
@@ -77,7 +77,7 @@ def list_models(store: Path) -> list[StoredModel]:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path names a model: of a split one only the first file does."""
+    """Whether a path names a model; of a split model, only the first file does."""
     shard = SHARD.fullmatch(path.name)
     return not path.name.startswith(".") and (not shard or int(shard["number"]) == 1)
 
@@ -139,8 +139,8 @@ def find_models(text: str, store: Path, *, unfinished: bool = False) -> list[Sto
 def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
     """The one GGUF that MODEL means: a path, a name in the store, or a repo, which is pulled.
 
-    A stored model goes before a folder of its name, with a note. Raises ModelError when there is
-    none, or when a name alone means several.
+    A stored model takes precedence over a folder of its name, with a note. Raises ModelError when
+    there is none, or when a name alone means several.
     """
     path = Path(text)
     if path.suffix == SUFFIX and path.exists():
@@ -170,7 +170,7 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
 
 
 def is_stored(text: str, store: Path) -> bool:
-    """Whether a stored model has this name: it goes before a folder that is called so, too."""
+    """Whether a stored model has this name; it takes precedence over a folder of that name."""
     return "/" not in text and text in {
         name for model in list_models(store) for name in (model.name, model.full_name)
     }

@@ -124,7 +124,7 @@ def hint_of_log() -> str:
 def run_pip(argv: list[str], numbers: Iterator[int]) -> int:
     """Run pip, write its output to the log, show its progress, and return its exit code.
 
-    numbers: count the packages, over several runs.
+    numbers: the counter of the packages, which several runs of pip share.
     """
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     total = sum(bool(re.match(r"\w", line)) for line in (CHECKOUT / VERSIONS).open())
@@ -145,7 +145,10 @@ def run_pip(argv: list[str], numbers: Iterator[int]) -> int:
 
 
 def live(text: str) -> None:
-    """Show `text` on a line that the next call replaces; without a terminal, show only some."""
+    """Show `text` on a line that the next call replaces.
+
+    Without a terminal, print only the count at every fifth package.
+    """
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns - 1
         print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)

@@ -84,7 +84,7 @@ class BuildJob:
         return Build(self.folder, info)
 
     def plan(self) -> tuple[CompilePlan, AmxVerdict]:
-        """Return the settings of the compilation, checked before anything is fetched."""
+        """Return the settings of the compilation, checked before the source is fetched."""
         backend, jobs = self.choice.backend, count_jobs(self.env)
         self.report(BuildEvent("tools", f"backend {backend}: {self.choice.reason}"))
         if self.cuda is not None:

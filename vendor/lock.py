@@ -1,6 +1,6 @@
 """An advisory lock on a file, for one process at a time.
 
-Without the package filelock: this runs before any package is installed.
+It does not use the package filelock: this module runs before any package is installed.
 """
 
 from __future__ import annotations

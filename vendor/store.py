@@ -1,6 +1,6 @@
 """Finished builds on disk: their folders, their keys, and the search for them.
 
-Every command of decant imports this first, so it imports only modules that load fast.
+Commands of decant import this to find the build, so it imports only modules that load fast.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from exporter.core.file_lock import try_lock
 
 CHUNK = 1 << 20  # bytes per read
 PARTIAL = ".partial"
-"""Ends the hidden name of a file that is being written."""
+"""Suffix of the hidden name of a file that is being written."""
 BLOCK = 512  # bytes, the unit of st_blocks
 
 
@@ -45,13 +45,13 @@ def atomic_write(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file lies while it is written."""
+    """The path of the temporary file through which `path` is written."""
     return path.with_name(f".{path.name}{PARTIAL}")
 
 
 @contextmanager
 def open_locked(partial: Path, path: Path, *, empty: bool = True) -> Iterator[BinaryIO]:
-    """Open `partial` locked, and `empty`. Raises OutputError when another process holds it."""
+    """Open and lock `partial`; `empty` truncates it. Raises OutputError if it is locked already."""
     while True:
         file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         with file:
@@ -188,7 +188,7 @@ def is_there(path: Path) -> bool:
 def describe_missing(path: Path) -> str:
     """The message part that says why a path has no file: a dangling link, or nothing there."""
     if path.is_symlink() and not path.exists():
-        return f"is a link to `{os.readlink(path)}`, which is gone"  # noqa: PTH115 - as it is
+        return f"is a link to `{os.readlink(path)}`, which is gone"  # noqa: PTH115 - as text
     return "is missing"
 
 

@@ -29,9 +29,9 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """Fill a folder beside `path`, renamed to `path` when the block ends without error.
 
-    The folder is `.NAME.partial`, locked: a second process stops. After a kill or Ctrl-C it stays,
-    and a run with the same `plan` finds its files in it; a run with another plan starts empty. Any
-    other exception removes it. The caller syncs each file that it writes.
+    The folder is `.NAME.partial`, locked: a second process stops. After a kill or Ctrl-C the folder
+    stays: a run with the same `plan` finds its files there, a run with another plan starts empty.
+    Any other exception removes the folder. The caller syncs each file that it writes.
 
     marks: file names that identify a folder which `force` may replace; folders: subfolders that may
     lie in it. Raises OutputError when `path` is taken, at the start and before the rename.

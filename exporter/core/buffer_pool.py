@@ -14,7 +14,7 @@ SMALL = 1 << 20  # bytes; malloc reuses smaller blocks by itself
 class Pool:
     """Blocks of memory, recycled when nothing refers to them any more.
 
-    Fresh pages from the system take several times as long as filling them does.
+    Getting fresh pages from the system takes several times as long as filling them.
     """
 
     def __init__(self, idle_nbytes: int = IDLE_NBYTES) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 HEAD = 512  # bytes, enough to recognize each kind
 LONGEST_ANSWER = 1024  # bytes of a server's plain answer, such as "Entry not found"
-SHOWN = 80  # characters of it in a message
-HEADER_LENGTH = 8  # bytes, then the JSON of safetensors
+SHOWN = 80  # characters of such an answer in a message
+HEADER_LENGTH = 8  # bytes of safetensors' first field; the JSON follows
 AGAIN = "download or copy the file again"
 LFS = b"version https://git-lfs.github.com/spec/"
 PAGES = (b"<!doctype html", b"<html")

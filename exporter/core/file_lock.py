@@ -1,8 +1,8 @@
 """Locks on files under construction; the system releases them when a process dies.
 
-flock and not the package filelock: that locks a file beside, which it removes afterwards. Here the
-lock is on the partial file, the folder or the session itself and goes with it when it is renamed,
-so that a writer can see that another has just published what it has opened.
+This module uses flock, not the package filelock, which locks a separate file and removes that file
+afterwards. Here the lock is on the partial file, the folder or the session itself and survives its
+renaming, so that a writer sees that another one has just published the file it opened.
 """
 
 from __future__ import annotations

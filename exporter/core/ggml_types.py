@@ -67,9 +67,9 @@ FTYPES = {
 """llama_ftype numbers (llama.h) of the quantizations that `decant export -q` makes."""
 
 AUTO = "AUTO"
-"""The quantization whose types are chosen tensor by tensor, for a size."""
+"""The quantization whose types are chosen tensor by tensor, to fit a size."""
 QUANTS = (*FTYPES, AUTO)
-"""All that `-q` takes."""
+"""All values of the option `-q`."""
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # llama-quantize's own
 FLOATS = ("F32", "F16", "BF16")

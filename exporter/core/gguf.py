@@ -43,7 +43,7 @@ BLOCK = 1 << 20  # bytes per read while texts are skipped
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A metadata array; `items` holds its first values only, when the rest was skipped."""
+    """A metadata array; `items` holds only its first values if the rest was skipped."""
 
     length: int
     items: tuple[Value, ...]
@@ -120,8 +120,8 @@ def shard_paths(path: Path, count: int) -> tuple[Path, ...]:
 def read_gguf(path: Path, *, keep_items: int = 8) -> GGUFFile:
     """Read a header; of each array only the first `keep_items` items are kept.
 
-    The first file's name stands for a split model. Raises ModelError, with the fault, for anything
-    but a whole GGUF.
+    For a split model, `path` is its first file. Raises ModelError, with the fault, for anything but
+    a whole GGUF.
     """
     found = read_files(path, keep_items)
     refuse_wrong_counts(found)

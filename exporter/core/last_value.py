@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class LastValue(Generic[Key, Value]):
-    """One value and its key, which is what the value was made from: contents, never names."""
+    """One value and its key: the contents that the value was made from, never their names."""
 
     def __init__(self) -> None:
         self.last: tuple[Key, Value] | None = None

@@ -1,4 +1,4 @@
-"""Temporary folders of this process, and the removal of those that killed processes left."""
+"""Makes temporary folders, and deletes those that killed processes left."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 
 def temporary_folder(folder: Path, prefix: str) -> TemporaryDirectory[str]:
-    """A new folder whose name holds this process's id; those left of killed ones are deleted.
+    """A new folder whose name holds this process's id; deletes the folders of ended processes.
 
-    prefix: of the names of such folders in `folder`.
+    prefix: the start of the names of such folders in `folder`.
     """
     sweep(folder, prefix)
     return TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=folder)
@@ -25,5 +25,5 @@ def sweep(folder: Path, prefix: str) -> None:
             os.kill(int(pid), 0)
         except (ProcessLookupError, ValueError):
             shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:  # it is another user's, and runs
+        except PermissionError:  # the process runs, as another user
             continue

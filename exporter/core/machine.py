@@ -17,7 +17,7 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def cores() -> int:
-    """The processors this process may use, in a container fewer than the machine has."""
+    """The number of processors that this process may use; a container may have only some."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -42,7 +42,7 @@ def physical_cores() -> int:
 
 
 def quota() -> int:
-    """Whole processors that a container's limit allows; all of them without a limit."""
+    """The number of whole processors that a container's limit allows; `cores()` without a limit."""
     try:
         limit, period = CPU_MAX.read_text().split()
         return max(1, int(limit) // int(period))

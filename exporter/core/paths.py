@@ -1,7 +1,7 @@
 """Folders where decant keeps things on this machine, and sizes as text.
 
-Without platformdirs: `vendor/store.py` finds the cache before any package is installed, and three
-lines for the data folder beside it do not justify another dependency.
+It does not use platformdirs: `vendor/store.py` finds the cache before any package is installed, and
+three more lines for the data folder do not justify another dependency.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def evaluations_folder(env: Mapping[str, str]) -> Path:
 
 
 def model_name(folder: Path) -> str:
-    """The name of a model's folder for people: in the hub cache the repo, not the commit.
+    """The name to show for a model's folder: in the hub cache the repo's, not the commit's.
 
     A folder such as `checkpoint-50` gets its run's name in front. A folder of FSDP shards takes the
     name of its checkpoint.
@@ -66,7 +66,7 @@ def size_text(nbytes: float) -> str:
 def snapshot_of(folder: Path) -> Path:
     """The snapshot inside a repo's folder in the hub's cache (models--ORG--NAME), else `folder`.
 
-    The snapshot of the branch main where it was downloaded, else the only one.
+    It is the snapshot of the branch main if that was downloaded, else the only one.
     """
     snapshots = folder / "snapshots"
     if not folder.resolve().name.startswith("models--") or not snapshots.is_dir():

@@ -42,7 +42,7 @@ class Unfinished:
     size: int
     """Bytes of the whole file."""
     facts: Mapping[str, str]
-    """Parts it is made of, under the names a person knows them by, with their hashes."""
+    """The hashes of the file's inputs, under the names by which a person knows the inputs."""
 
     @property
     def partial(self) -> Path:
@@ -208,7 +208,7 @@ def read_journal(path: Path) -> Record:
 def begin(item: Unfinished, file: BinaryIO, log: BinaryIO, done: set[str]) -> None:
     """Position the log after its last whole line; a new log gets its first line.
 
-    The old journal is removed from the disk before the bytes it records are.
+    The old journal is emptied on the disk first, and the bytes that it records after that.
     """
     if done:
         log.seek(item.journal.read_bytes().rfind(b"\n") + 1)

@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
     """Limit torch to one thread inside the block.
 
     Its threads spin while they wait for each other. On cores that also quantize, the second thread
-    cost up to ten times what it saves.
+    costs up to ten times what it saves.
     """
     import torch
 

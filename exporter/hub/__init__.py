@@ -1,5 +1,5 @@
 """Downloads from the hub and its mirrors.
 
-Our own and not huggingface_hub's, which asks one endpoint for a file: here several endpoints serve
-the ranges of one file, and what one of them fails at is fetched from another.
+It does not use huggingface_hub's downloader, which asks one endpoint for a file. Here several
+endpoints serve the ranges of one file, and another endpoint serves a range that one fails to send.
 """

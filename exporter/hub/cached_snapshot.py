@@ -1,7 +1,7 @@
 """Finds out without a network which files of a revision the hub's cache has.
 
 The file list comes from decant's saved plan of the commit, or from the listing that huggingface_hub
-keeps. Without either it is the files in the snapshot, the files that their indexes name, and the
+keeps. Without either, the list has the snapshot's files, the files that their indexes name, and the
 other parts of split files.
 """
 

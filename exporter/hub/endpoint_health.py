@@ -54,7 +54,7 @@ class Allowance:
             self.more_at = self.clock() + self.more_wait
 
     def served(self, level: int, *, is_sure: bool = False) -> None:
-        """Count a success with `level` connections open, or all delivering if `is_sure`."""
+        """Count a success with `level` open connections; `is_sure`: all of them deliver bytes."""
         self.granted = max(self.granted, level)
         if is_sure:
             self.proven = max(self.proven, level)
@@ -67,9 +67,9 @@ class Allowance:
     def refused(self, level: int, *, began: float, wait_s: float = 0.0) -> bool:
         """Lower the estimate after a refusal of the `level`-th simultaneous connection.
 
-        began: start of the refused request. Returns whether `level` exceeds what is known to be
-        served: then the number was refused. Otherwise the cause is unknown, and the estimate is
-        halved, once per moment.
+        began: start of the refused request. Returns whether `level` exceeds the number known to be
+        served: then the endpoint refused the number. Otherwise the cause is unknown, and the
+        estimate is halved, once for all requests that were open at that time.
         """
         is_same = began < self.lowered_at  # as a refusal that was counted before
         if is_same and level > self.most:
@@ -145,7 +145,7 @@ class Site:
         return min(self.per_file.most, self.in_all.most)
 
     def full(self, of_file: int) -> list[Allowance]:
-        """The allowances that refuse one more connection for a file that has `of_file`."""
+        """The allowances that refuse one more connection for a file with `of_file` open."""
         counts = ((self.in_all, self.active), (self.per_file, of_file))
         return [which for which, count in counts if count >= which.room]
 
@@ -163,7 +163,7 @@ class Health:
         clock: Callable[[], float],
         memory: ProbeHistory | None = None,
     ) -> None:
-        """Health of an endpoint about which only `memory` is known."""
+        """State before the first request; `memory` holds the results of earlier pulls."""
         self.endpoint, self.limits, self.clock = endpoint, limits, clock
         self.memory = memory or ProbeHistory()
         self.active = 0
@@ -179,7 +179,7 @@ class Health:
         self.failures = 0
         """Failures in a row without a byte in between."""
         self.waits = 0
-        """Requests to wait, in a row without a byte in between."""
+        """Answers in a row that ask to wait, without a byte in between."""
         self.failed_at = -1.0
         self.closed_until = 0.0
         """Time before which it gets no request."""
@@ -249,7 +249,7 @@ class Health:
             self.rate = nbytes / seconds
 
     def failed(self, problem: str, *, began: float, got_bytes: bool, growth: int = 2) -> None:
-        """Count a failure; requests begun before the last one count as the same failure.
+        """Count a failure; requests that began before the last failure count as part of it.
 
         Each wait is `growth` times the one before.
         """
@@ -264,7 +264,10 @@ class Health:
         self.closed_until = max(self.closed_until, now + wait)
 
     def pause_for(self, seconds: float, problem: str, *, began: float) -> None:
-        """Pause it for `seconds`; requests begun before its last such answer count as one."""
+        """Pause the endpoint for `seconds` or longer.
+
+        Requests that began before its last failure are not counted again.
+        """
         now, limits = self.clock(), self.limits
         self.problem = problem
         if began >= self.failed_at:
@@ -282,8 +285,8 @@ class Health:
 def is_slow(health: Health, rate: float, rates: Sequence[float], others: Iterable[Health]) -> bool:
     """Whether to replace a connection by one to another endpoint, or by a new one.
 
-    True if it delivers less than a tenth of the median connection, or if it is slow and another
-    endpoint is free that is not known to be as slow.
+    True if it delivers less than a tenth of the median connection, or less than `slow_rate` while
+    another endpoint is free and not known to be as slow.
     """
     if len(rates) >= 3 and rate < sorted(rates)[len(rates) // 2] / 10:  # noqa: PLR2004
         return True

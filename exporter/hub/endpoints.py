@@ -38,7 +38,7 @@ class Endpoint:
 
 
 def settle_endpoints(env: MutableMapping[str, str]) -> None:
-    """Allow HF_ENDPOINT to be a list: huggingface_hub reads it as one address."""
+    """Move a list in HF_ENDPOINT to DECANT_ENDPOINTS; leave one address for huggingface_hub."""
     listed = env.get("HF_ENDPOINT", "")
     if "," in listed:
         env[LIST] = listed

@@ -147,7 +147,7 @@ class DiskPart(Part):
         except OSError as error:
             raise disk_error(error, path, 0) from error
         try:
-            # another process has it, or has just published it
+            # one of them is false if another process has the part, or has just published it
             if try_lock(descriptor) and os.path.samestat(os.fstat(descriptor), path.stat()):
                 return cls(file, folder, limits, descriptor)
         except FileNotFoundError:
@@ -167,7 +167,7 @@ class DiskPart(Part):
                 journal.seek(0)
                 journal.truncate(0)
                 header = HEADER.pack(MAGIC, file.size, self.limits.cell, 0)
-                journal.write(header + bytes(4 * cells))  # no holes: mapped ones could trap
+                journal.write(header + bytes(4 * cells))  # no holes: a mapped hole could trap
                 journal.flush()
                 os.ftruncate(self.descriptor, 0)
             return mmap.mmap(journal.fileno(), 0)

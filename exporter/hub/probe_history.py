@@ -2,8 +2,8 @@
 
 The next pull then neither waits for them nor opens too many connections again. No endpoint is
 excluded: one that did not answer gets less time for its first answer, one that sent no bytes starts
-behind the others, and a success clears the entry. A host that refused connections gets more than it
-allowed only later.
+behind the others, and a success clears the entry. A host that refused connections gets the number
+that it allowed, and more only later.
 """
 
 from __future__ import annotations

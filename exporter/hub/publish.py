@@ -31,7 +31,7 @@ class Place:
         return self.root / OWN
 
     def folder(self, commit: str) -> Path:
-        """The folder that the user gets to see."""
+        """The folder that the user sees, with the files under their names in the repo."""
         return self.root / "snapshots" / commit if self.is_cache else self.root
 
     def content(self, file: PlannedFile) -> Path:
@@ -39,7 +39,11 @@ class Place:
         return self.root / "blobs" / file.etag if self.is_cache else self.root / file.path
 
     def has(self, file: PlannedFile, limits: Limits) -> bool:
-        """Whether a file is complete. Cache names are hashes; small files are hashed again."""
+        """Whether a file is complete.
+
+        A large blob is not hashed again, since its name is its hash, unless a lock file has another
+        hash of it. All other files are hashed.
+        """
         path = self.content(file)
         if not path.is_file() or path.stat().st_size != file.size:
             return False
@@ -113,7 +117,7 @@ def prepare(place: Place) -> None:
 
 
 def link_snapshot(place: Place, plan: Plan) -> None:
-    """Create the commit's folder of links, and the ref that points to it. All blobs exist."""
+    """Create the commit's folder of links, and the ref that points to it. All blobs must exist."""
     folder = place.folder(plan.commit)
     for file in plan.files:
         link = folder / file.path

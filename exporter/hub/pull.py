@@ -177,7 +177,7 @@ def plan_of(request: PullRequest, place: Place, report: Report) -> Plan:
 
 
 def remember(plan: Plan, place: Place) -> None:
-    """Save the plan of the commit, so that offline runs know when it is complete."""
+    """Save the plan of the commit, so that offline runs know whether files are missing."""
     path = place.own / f"{plan.commit}.json"
     if not path.exists():
         write_plan(plan, path, place)

@@ -91,7 +91,7 @@ def make_plan(
     """Ask the hub, else its mirrors in order, for all files of `ref`.
 
     The hub's answer suffices; a mirror's is compared with every other mirror's. Passing errors are
-    retried, silence only once if the revision `is_cached`. Raises DownloadError with each
+    retried, but silence is not if the revision `is_cached`. Raises DownloadError with each
     endpoint's answer; it is UnansweredError where the cache may be used instead.
     """
     memory = memory or ProbeHistory()

@@ -213,9 +213,10 @@ def split_quant(text: str) -> tuple[str, str]:
 
 
 def choose_gguf(text: str, names: Sequence[str], quant: str) -> str:
-    """The first file of the wanted GGUF. Raises ModelError, with the choices, without one.
+    """The first file of the wanted GGUF.
 
-    It is AdapterRepoError where the repo holds an adapter.
+    Raises ModelError, with the choices, unless exactly one GGUF fits, and AdapterRepoError if the
+    repo holds an adapter and no GGUF.
     """
     models = {
         name: SPLIT.sub("", name.removesuffix(".gguf"))

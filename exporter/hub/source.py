@@ -41,7 +41,7 @@ class BusyError(Exception):
 class DeniedError(RefusedError):
     """The endpoint denies the file, or one more connection for it.
 
-    The message fits an endpoint that has sent nothing; from one that has, it means `busy`.
+    The message is right for an endpoint that has sent no bytes; for any other, `busy` is right.
     """
 
     def __init__(self, message: str, busy: BusyError) -> None:
@@ -51,7 +51,7 @@ class DeniedError(RefusedError):
 
 
 class CutError(Exception):
-    """The answer broke off, stalled, or was a passing error."""
+    """The answer broke off, stalled, or reported a passing error."""
 
 
 class NoRangesError(Exception):
@@ -252,7 +252,7 @@ class Source:
 
 
 def address(here: str, location: str) -> str:
-    """The target of a redirect. Raises RefusedError, which never quotes a bad one."""
+    """The target of a redirect. Raises RefusedError for a bad one, without quoting it."""
     try:
         target = urljoin(here, location)
         parts = urlsplit(target)
@@ -319,7 +319,7 @@ def words(error: Exception) -> str:
 
 
 def modelscope_files(endpoint: Endpoint, plan: Plan, wire: Wire) -> dict[str, tuple[int, str]]:
-    """Size and sha256 of each file that ModelScope has under the repo's name; empty without any."""
+    """Size and sha256 of each file that ModelScope has under the repo's name; empty if unknown."""
     import httpx2
 
     url = f"{endpoint.url}/api/v1/models/{endpoint.repo or plan.ref.repo}/repo/files"

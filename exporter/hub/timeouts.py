@@ -29,7 +29,7 @@ class Limits:
     tries: int = 8
     """Failures in a row, without a new byte, after which an endpoint is dead."""
     waits: int = 20
-    """Requests to wait in a row, without a new byte, after which an endpoint is dead."""
+    """Answers in a row that ask to wait, without a new byte, after which an endpoint is dead."""
     start_s: float = 1.0
     """Time for which other endpoints wait while a preferred one shows what it allows."""
     proof_s: float = 0.05

@@ -138,7 +138,7 @@ def meant(attempt: Attempt, error: Exception | None) -> Exception | None:
 
 
 def refuse(attempt: Attempt, error: BusyError) -> tuple[str, int | None]:
-    """Open fewer connections; pause if it was the only one, or if fewer did not help.
+    """Open fewer connections; pause the endpoint if only one was open, or if fewer did not help.
 
     Returns the problem, and the file's new limit of connections if it changed.
     """
@@ -158,8 +158,8 @@ def refuse(attempt: Attempt, error: BusyError) -> tuple[str, int | None]:
 def lower(attempt: Attempt, wait_s: float = 0.0) -> tuple[bool, int | None]:
     """Lower the expected number of connections after a request without an answer.
 
-    Returns whether the number exceeded what is known to be served at once, and the file's new limit
-    of connections if it changed.
+    Returns whether there were more connections than are known to be served at once, and the file's
+    new limit of connections if it changed.
     """
     site, began, level = attempt.site, attempt.began, attempt.at_once
     in_all, per_file = site.in_all, site.per_file

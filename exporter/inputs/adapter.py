@@ -123,8 +123,8 @@ def sort_tensors(adapter: AdapterSpec, tensors: dict[str, Tensor]) -> AdapterSpe
 def without_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop the copies that PEFT's save_embedding_layers adds to modules_to_save of an embedding.
 
-    They are the wrapper's names, beside the trained values under their plain name, (rows, columns)
-    both; PEFT does not read them either.
+    A copy has the wrapper's name; the trained values, (rows, columns) as well, have the plain name.
+    PEFT does not read the copies either.
     """
     return {
         name: tensor

@@ -41,7 +41,7 @@ COPY = re.compile(r"(?P<stem>.+?) ?(\(\d+\)|-?\d| copy)(?P<end>\.\w+)")
 TRAINED = re.compile(r"[._]lora_(A|B|a|b|embedding|magnitude)|\.(hada|lokr|ia3|oft|vera)_")
 MLX_CONFIG = '{"lora_parameters": {"rank": 8, "scale": 20.0}}'
 OF_LORA = ("r", "target_modules")
-"""Settings in every config of PEFT's LoRA, and in no other tool's."""
+"""Settings in every LoRA config of PEFT's form, with or without a peft_type."""
 DEPTHS = ("*/*/", "*/*/*/", "*/*/*/*/")
 """Depths below a folder at which adapters are searched for hints."""
 PICTURES = re.compile(r"(^|\.)(lora_unet|lora_te|unet\.|transformer\.(single_)?transformer_blocks)")
@@ -52,7 +52,7 @@ FUSED = re.compile(r"lora_(down|up)\.weight$")
 def weight_files(found: FoundAdapter, *, report: Report) -> tuple[Path, ...]:
     """The file, the FSDP folder or the shards that hold an adapter's weights.
 
-    Raises AdapterError without any, with a hint about the files that exist.
+    Raises AdapterError if there are none, with a hint about the files that exist.
     """
     folder = found.folder
     if found.weights is not None:
@@ -95,7 +95,7 @@ def read_config(folder: Path) -> dict[str, object]:
 def mlx_weights(folder: Path, *, report: Report) -> Path:
     """The weights of mlx-lm's training: the final ones, else those of its newest step.
 
-    Raises AdapterError without any.
+    Raises AdapterError if there are none.
     """
     weights = folder / MLX_WEIGHTS
     if is_there(weights):
@@ -133,7 +133,7 @@ class AdapterWeights:
 
 
 def read_weights(found: FoundAdapter, *, report: Report) -> AdapterWeights:
-    """Read the headers of the files that hold the weights. Raises AdapterError without any."""
+    """Read the headers of the weight files. Raises AdapterError if there are none."""
     files = weight_files(found, report=report)
     stored: dict[str, Tensor] = {}
     for path in files:

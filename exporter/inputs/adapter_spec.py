@@ -61,7 +61,7 @@ class AdapterSpec:
     values: dict[str, Tensor] = field(default_factory=dict)
     """Whole tensors that replace the base's (modules_to_save, biases), by name in the model."""
     saved: dict[str, Tensor] = field(default_factory=dict)
-    """The base's embeddings, saved beside what was trained on them."""
+    """Embeddings of the base, which PEFT saved beside their trained tensors."""
     rows: dict[str, Tensor] = field(default_factory=dict)
     """New values of some rows of an embedding (trainable tokens), by module."""
     tuner: dict[str, Tensor] = field(default_factory=dict)

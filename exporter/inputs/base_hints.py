@@ -17,7 +17,7 @@ FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
 BASE_MODEL = re.compile(r"^base_model:(?P<inline>.*)$(?P<items>(\n[ \t]*-[ \t].*)*)", re.MULTILINE)
 CACHED = "models--"
 DOT = "___"
-"""ModelScope's cache writes a dot of a repo's name so: Qwen/Qwen2___5-7B."""
+"""The text that ModelScope's cache writes for a dot in a repo's name: Qwen/Qwen2___5-7B."""
 NO_ORGS = {
     "base", "bases", "cache", "checkpoints", "ckpt", "data", "downloads", "hf", "home", "hub",
     "llm", "llms", "mnt", "model", "models", "output", "outputs", "pretrained", "root", "snapshots",

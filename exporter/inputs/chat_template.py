@@ -44,8 +44,8 @@ class Template:
     ) -> str:
         """Render a conversation as transformers' apply_chat_template does.
 
-        generation: whether the beginning of an answer comes last; variables: further variables such
-        as enable_thinking; has_tools: False leaves `tools` undefined, which transformers never
+        generation: whether the text ends with the beginning of an answer; variables: further ones
+        such as enable_thinking; has_tools: False leaves `tools` undefined, which transformers never
         does. Raises IrregularError with the template's message.
         """
         import jinja2
@@ -74,18 +74,18 @@ def as_transformers_has_it(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment(clock: Clock | None = None) -> Any:  # jinja2's, imported where it is needed
-    """A jinja environment as transformers sets it up; a clock only where one is given.
+    """A jinja environment as transformers sets it up, with strftime_now only if `clock` is given.
 
-    Texts that must be reproducible get no date.
+    Without a clock the rendered texts contain no date and are reproducible.
     """
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks answers for training and prints its contents."""
+        """The tag `{% generation %}` marks answers for training; its contents are printed."""
 
-        tags = {"generation"}  # noqa: RUF012 - jinja2 asks for it so
+        tags = {"generation"}  # noqa: RUF012 - jinja2 requires a set
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)

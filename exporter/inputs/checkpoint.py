@@ -24,22 +24,23 @@ class Checkpoint:
     quantized_as: str = ""
     """The kind of quantization that reading its tensors undoes; empty for plain weights."""
     fake_quantized_as: str = ""
-    """The form whose rounding its weights have (fake quantization), such as nf4; empty if none."""
+    """The type of the fake quantization of its weights, such as nf4; empty without any."""
 
     @property
     def name(self) -> str:
         return self.title or model_name(self.folder)
 
     def with_plain(self, tensors: dict[str, Tensor]) -> Checkpoint:
-        """The same with `tensors`, none of which is quantized any more."""
+        """The checkpoint with plain `tensors`, and without the quantization_config."""
         quantization = "quantization_config"
         config = {key: value for key, value in self.config.items() if key != quantization}
         return replace(self, config=config, tensors=tensors)
 
     @property
     def architecture(self) -> str:
-        """The first class in config.json, such as LlamaForCausalLM. Raises CheckpointError without
-        one.
+        """The first class in config.json, such as LlamaForCausalLM.
+
+        Raises CheckpointError if the config names none.
         """
         named = self.config.get("architectures")
         if isinstance(named, list) and named and isinstance(named[0], str):

@@ -96,7 +96,7 @@ class Sharded:
 
 
 class Records(pickle.Unpickler):
-    """Unpickles torch's records; any other class ends it."""
+    """Unpickles torch's records; any other class raises UnpicklingError."""
 
     def find_class(self, module: str, name: str) -> Any:
         import torch

@@ -50,7 +50,7 @@ def find_adapter(place: Path, *, report: Report) -> FoundAdapter:
     """The adapter that `place` means; reads none of its files.
 
     A training run's folder stands for its newest checkpoint. Raises AdapterError for a path without
-    an adapter, or with several of equal rank.
+    an adapter, or with several and no reason to prefer one.
     """
     if (archive := zip_above(place)) is not None:
         place = unpacked(archive, report=report) / place.relative_to(archive)
@@ -116,12 +116,12 @@ def newest_checkpoint(folder: Path, *, report: Report) -> Path:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder has an adapter's config and its weights; some trainers write it early."""
+    """Whether a folder has an adapter's config and weights; some trainers save the config first."""
     return is_there(folder / CONFIG) and any(is_there(folder / name) for name in USUAL)
 
 
 def inside(folder: Path) -> list[Path]:
-    """The adapters in a folder: itself, else those that PEFT saved under a name in it."""
+    """The adapters in a folder: the folder itself, else those that PEFT saved in it by name."""
     if is_whole(folder) or (is_there(folder / CONFIG) and not fsdp_in(folder)):
         return [folder]
     return [child for child in children(folder) if is_there(child / CONFIG)]

@@ -61,8 +61,8 @@ def is_merged(folder: Path) -> bool:
 def find_model(place: Path, *, report: Report) -> Path:
     """The folder that `place` means as a base; `place` itself if nothing better is found.
 
-    A training run's folder stands for its newest checkpoint, shards without a config for the model
-    whose config lies above them.
+    A training run's folder stands for its newest checkpoint. Shards without a config stand for the
+    model whose config lies above them.
     """
     if place.is_file() and stands_for_folder(place):
         return place.parent
@@ -110,7 +110,7 @@ def is_model(path: Path) -> bool:
 
 
 def model_in_place_of_adapter(place: Path, *, report: Report) -> Path | None:
-    """The whole model that was named as an adapter; None if it is an adapter, or nothing."""
+    """The whole model that was named as an adapter; None if `place` holds no whole model."""
     if place.is_dir() and is_merged(place):
         report(Note(f"`{place}` is a whole model, whose {ADAPTER_CONFIG} is left from training"))
         return place

@@ -78,7 +78,7 @@ class Quantized:
 
 
 def gguf_tensor(info: TensorInfo, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
-    """A tensor of a GGUF under the name `name`; shape: the same values as (rows, columns)."""
+    """A tensor of a GGUF under the name `name`; shape: another (rows, columns) for its values."""
     shape = shape or info.shape
     assert math.prod(shape) == math.prod(info.shape)
     if info.type.name in FLOATS:

@@ -1,7 +1,7 @@
 """Reads how an adapter's prompts are made from its GGUF's metadata.
 
 A trainer saves tokenizer and chat template beside the adapter, and a base may have others, or no
-template at all. Templates have the keys of a model's file; `adapter_prompts.py` writes them.
+template at all. Templates have the same keys as in a model; `adapter_prompts.py` writes them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from exporter.llamacpp.header_tokens import SPECIAL
 
 TEMPLATE, DEFAULT = "tokenizer.chat_template", "default"
 ENDS, ADDED = "decant.tokenizer.ends", "decant.tokenizer.added"
-"""Keys of JSON: texts that end an answer; the base's ids of the tokens in templates, ends and
-special tokens.
+"""GGUF keys of JSON: the texts that end an answer; the base's ids of the tokens that occur in
+templates, ends and special tokens.
 """
 KEYS = (SPECIAL, ENDS, ADDED)
 

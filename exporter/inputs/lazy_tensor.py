@@ -109,7 +109,7 @@ def renamed(tensor: Tensor, name: str) -> Tensor:
 def read_stored(tensor: StoredTensor, pool: Pool | None = None) -> torch.Tensor:
     """Read a stored tensor, (rows, columns) or any shape, into a new buffer, from `pool` if given.
 
-    It is not mapped: pages of a mapped file would count as this process's memory. Raises
+    The file is not mapped: mapped pages would count as this process's memory. Raises
     CheckpointError if the file has become shorter.
     """
     import torch

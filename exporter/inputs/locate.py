@@ -50,8 +50,8 @@ class Sources:
 def bring(sources: Sources, *, report: Report = silent) -> tuple[list[Path], Path | None]:
     """The local paths of the adapters and the named base, pulled if missing.
 
-    A whole model in place of the only adapter becomes the base. Raises AdapterError for one beside
-    a base or other adapters.
+    A whole model in place of the only adapter becomes the base. Raises AdapterError for a whole
+    model beside a base or other adapters, CheckpointError for an adapter as base.
     """
     adapters = [
         place_of(text, revision=revision, subfolder=subfolder, report=report)
@@ -217,7 +217,7 @@ def named_base(adapter: AdapterSpec, *, report: Report = silent) -> Path | PullR
 
 
 def base_elsewhere(adapter: AdapterSpec, *, report: Report) -> Path | PullRequest:
-    """The base in the adapter's model card, if its config has a path or nothing.
+    """The base in the adapter's model card, for a config that names only a path or nothing.
 
     Raises AdapterError, with a suggestion for --base, if the card does not name it either.
     """

@@ -31,14 +31,14 @@ OF_VLM = ("rank", "alpha")
 MARKS = ("fine_tune_type", "lora_parameters", "lora_layers")
 STACK = 3  # dimensions of the experts' B
 EMBEDDING = re.compile(r"(?!embed_out$)(.*embed.*|w[tp]e)")
-# names in checkpoints that keep their experts apart
+# mlx-lm's names of stacked experts, which a checkpoint of the hub keeps apart
 EXPERTS = re.compile(r"(?P<parent>.+)\.(switch_mlp|switch_glu|experts)\.(?P<part>\w+)")
 MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 OF_MIXTRAL = "block_sparse_moe"
 CHANGED = {
     "falcon_h1": "it multiplies Falcon-H1's weights by the config's multipliers when it loads them",
 }
-"""Model types whose weights mlx-lm changes, and how: its pairs fit only the changed ones."""
+"""Model types whose weights mlx-lm changes, and how: its pairs fit only the changed weights."""
 FUSE = "fuse it with mlx-lm first: mlx_lm.fuse --dequantize"
 AGAIN = "restore the file that mlx-lm wrote"
 
@@ -166,7 +166,7 @@ def of_experts(
     """One matrix per expert under a checkpoint's names, each a slice of the file.
 
     tensor: B (experts, n_out, rank); A (experts, rank, n_in), or (rank * experts, n_in) before
-    October 2025. Raises AdapterError if its size does not divide by the experts.
+    October 2025. Raises AdapterError if its rows do not divide evenly among the experts.
     """
     found = EXPERTS.fullmatch(module)
     assert found is not None

@@ -20,7 +20,7 @@ ROOTS = {"model", "language_model", "text_model", "transformer", "gpt_neox", "ba
          "bert", "roberta", "distilbert", "deberta", "electra", "rwkv", "backbone"}  # fmt: skip
 Found = TypeVar("Found")
 EXPERTS = ".experts."
-ROUTER_LAYER = ".router.linear"  # 4-bit trainers wrap a router that is one weight so
+ROUTER_LAYER = ".router.linear"  # 4-bit trainers wrap a router without a linear layer in one
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Names:
     """Looks up a checkpoint's modules by the names that adapters use."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Index the checkpoint's names; transformers is consulted only if they do not suffice."""
+        """Names of a checkpoint; transformers is asked only when these names do not suffice."""
         self.checkpoint = checkpoint
 
     @cached_property
@@ -72,7 +72,7 @@ class Names:
         return self.plain_tensor(name) or self.leaf_of(self.module(name.rpartition(".")[0]), name)
 
     def plain_tensor(self, name: str) -> str | None:
-        """The same from the checkpoint's names alone, without transformers."""
+        """The checkpoint's name of a tensor, from its names alone, without transformers."""
         if name in self.checkpoint.tensors:
             return name
         return self.leaf_of(find(name.rpartition(".")[0], self.modules), name)
@@ -187,8 +187,8 @@ class Names:
 def chunks(key: str, name: str, pattern: str, converters: list[Any]) -> dict[str, RowRange]:
     """The tensors in memory that transformers cuts a checkpoint tensor into, by rows.
 
-    key: the first one's name; name: the checkpoint's; pattern: the part of it that a converter
-    matches.
+    key: the first one's name in memory; name: the checkpoint tensor's; pattern: the part of `name`
+    that a converter matches.
     """
     for converter in converters:
         targets = converter.target_patterns

@@ -31,7 +31,7 @@ def is_value_head(name: str) -> bool:
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A whole model's tensors under its names, if all of them carry a wrapper's prefix.
+    """A whole model's tensors under their plain names, if all of them have a wrapper's prefix.
 
     Shapes, (rows, columns) for a matrix, stay the same. A prefix of only some tensors is no
     wrapper's: such a checkpoint stays unchanged.

@@ -12,7 +12,7 @@ from exporter.core.errors import CheckpointError, InputError
 
 ADAPTER_CONFIG = "adapter_config.json"
 ORIGINAL = ("params.json", "consolidated*")
-"""The form that Meta and Mistral publish beside the one for transformers."""
+"""Files of the format that Meta and Mistral publish beside the one for transformers."""
 OTHERS = {
     "model_index.json": "is a model of Diffusers', which makes pictures",
     "lit_model.pth": "is in LitGPT's form",

@@ -10,10 +10,10 @@ from exporter.core.errors import UnsupportedError
 
 @contextmanager
 def no_code_run() -> Iterator[None]:
-    """Keep transformers from running a folder's code, which the converter asks it to do.
+    """Keep transformers from running a folder's code, although the converter requests it.
 
     Every path to such code passes through the one function that fetches its file.
-    Raises UnsupportedError inside the block when it is called.
+    Inside the block that function raises UnsupportedError.
     """
     from transformers import dynamic_module_utils
 

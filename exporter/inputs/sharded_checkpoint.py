@@ -42,7 +42,7 @@ def fsdp_inside(folder: Path) -> Path | None:
 
 
 def zero_in(folder: Path) -> Path | None:
-    """The DeepSpeed ZeRO checkpoint that a folder is, or whose global_stepN it is."""
+    """The DeepSpeed ZeRO checkpoint at a folder: itself, or its parent if it is a global_stepN."""
     if any(any(folder.glob(f"global_step*/{states}")) for states in ZERO_STATES):
         return folder
     if any(any(folder.glob(states)) for states in ZERO_STATES):
@@ -51,7 +51,7 @@ def zero_in(folder: Path) -> Path | None:
 
 
 def zero_inside(folder: Path) -> Path | None:
-    """The same, or the newest such checkpoint of a training run."""
+    """The ZeRO checkpoint at a folder, else the newest one of a training run."""
     return zero_in(folder) or newest(folder, zero_in)
 
 
@@ -89,7 +89,7 @@ def zero_hint(checkpoint: Path, *, is_adapter: bool) -> str:
 
 
 def shards_by_name(folder: Path, stem: str, error: type[InputError]) -> list[Path]:
-    """The files STEM-00001-of-0000N of a folder without an index; empty without any.
+    """The files STEM-00001-of-0000N of a folder without an index, if it has any.
 
     Raises `error` if one of the N is missing, or for two sets.
     """
@@ -148,7 +148,7 @@ def config_above(shards: Path, name: str) -> Path | None:
 
 
 def home_of_adapter(shards: Path) -> Path:
-    """The folder with the config of a sharded adapter. Raises AdapterError without one."""
+    """The folder with the config of a sharded adapter. Raises AdapterError if there is none."""
     if home := config_above(shards, CONFIG):
         return home
     raise AdapterError(
@@ -160,7 +160,7 @@ def home_of_adapter(shards: Path) -> Path:
 
 
 def home_of_model(shards: Path) -> Path:
-    """The folder with the config of a sharded model. Raises CheckpointError without one."""
+    """The folder with the config of a sharded model. Raises CheckpointError if there is none."""
     if home := config_above(shards, "config.json"):
         return home
     raise CheckpointError(

@@ -27,7 +27,7 @@ def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str,
     """The tensors under PEFT's names; a file that PEFT saved stays unchanged.
 
     Shapes, (rows, columns) for a matrix, stay the same. The frozen base weights under PEFT's layers
-    are dropped; other tensors of the base replace it by equal or trained values. Raises
+    are dropped; other tensors stay, and replace the base's by equal or trained values. Raises
     AdapterError for tensors of several adapters in one file.
     """
     found = {name: match for name in tensors if (match := NAMED.fullmatch(name))}

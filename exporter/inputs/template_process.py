@@ -44,7 +44,7 @@ class RenderJob:
     has_tools: bool = True
     """Whether `tools` is defined; transformers always defines it, as None without tools."""
     generation: bool = True
-    """Whether the beginning of an answer comes last."""
+    """Whether the prompt ends with the beginning of an answer."""
 
 
 @dataclass(frozen=True, slots=True)

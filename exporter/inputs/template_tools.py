@@ -32,7 +32,7 @@ class ToolTurns:
     opening: tuple[str, ...]
     """Text up to the first question without a system message; TOOLS marks the tools."""
     opening_with_system: tuple[str, ...] | None
-    """The same with a system message, marked by SYSTEM; None if the template ignores one."""
+    """`opening` with a system message, marked by SYSTEM; None if the template ignores one."""
     is_function_only: bool
     """Whether a tool is written as its `function` alone."""
     between_tools: str
@@ -116,7 +116,7 @@ def find_tools(render: Rendering, *, to_answer: str, closing: str, has_system: b
     """The texts that a template puts around tools.
 
     to_answer: what it puts between a question and an answer; closing: what follows the last
-    question. Raises IrregularError, saying why, where they are no such texts.
+    question. Raises IrregularError, with the reason, for a template that does more.
     """
     talk = [asking(QUESTIONS[0])]
     opening, is_function_only, between = cut_opening(render, talk, closing)
@@ -147,7 +147,7 @@ def find_tools(render: Rendering, *, to_answer: str, closing: str, has_system: b
 
 
 def with_quoted_results(found: ToolTurns) -> ToolTurns:
-    """The same for results written as JSON strings: their quotes are not part of the texts."""
+    """`found` for results written as JSON strings, without the quotes around the results."""
     off = found.closing_off
     return replace(
         found,

@@ -41,12 +41,12 @@ class Turns:
     system: tuple[str, str] | None = None
     """Texts around a system message, up to the question; None if the template ignores one."""
     system_is_last: bool = False
-    """Whether it comes before the last question, and not in place of `opening`."""
+    """Whether the system message stands before the last question, not in place of `opening`."""
     default_system: str = ""
     """The template's default system message."""
     closing_off: str | None = None
-    """`closing` with thinking turned off; None without such a switch, or if it is off by default,
-    which Ollama does by itself for every model that can think.
+    """`closing` with thinking turned off; None without such a switch, or if thinking is off by
+    default, since Ollama by itself turns thinking on in every model that can think.
     """
     thoughts: tuple[str, str] = ("", "")
     """Texts around the thoughts of a final answer, before its text; with `closing_off`."""

@@ -85,9 +85,9 @@ class LoadedTokenizer:
 def load_tokenizer(
     folder: Path, *, trust_remote_code: bool = False, files: TokenizerFiles | None = None
 ) -> LoadedTokenizer | None:
-    """Load transformers' tokenizer of `folder`; None without one, or for one in Python only.
+    """Load transformers' tokenizer of `folder`; None if there is none, or only one in Python.
 
-    files: the folder's, if they are hashed already. Raises CheckpointError for a damaged
+    files: the folder's tokenizer files, if hashed already. Raises CheckpointError for a damaged
     tokenizer.json, and for one whose normalizer would fill the memory.
     """
     config = kind_alone(folder)
@@ -191,7 +191,7 @@ def space_before(loaded: LoadedTokenizer, *, in_chats: bool) -> tuple[bool, str 
 
 
 def of_scheme(metaspace: Mapping[str, Any], *, in_chats: bool) -> tuple[bool, str | None]:
-    """The same for a Metaspace, which adds no second space."""
+    """The result of `space_before` for a Metaspace, which adds no second space."""
     match metaspace.get("prepend_scheme", "always"):
         case "always":
             return True, ONCE
@@ -202,7 +202,7 @@ def of_scheme(metaspace: Mapping[str, Any], *, in_chats: bool) -> tuple[bool, st
 
 
 def first_ids(loaded: LoadedTokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after a text."""
+    """Ids of the special tokens that the tokenizer puts before and after a text."""
     text = "a"
     whole = loaded.tokenizer(text, add_special_tokens=True)["input_ids"]
     own = loaded.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -15,7 +15,7 @@ from typing import Any
 from exporter.core.last_value import LastValue
 
 SUFFIXES = {".json", ".model", ".txt", ".jinja", ".tiktoken", ".vocab", ".bpe", ".py"}
-"""Of the files from which transformers makes a tokenizer."""
+"""Suffixes of the files from which transformers makes a tokenizer."""
 REMOTE_CODE = b'"auto_map"'
 """The key in a config that names a class in the folder's own code."""
 
@@ -31,7 +31,7 @@ class TokenizerFiles:
     """Whether they name a class in the folder's own code."""
 
     def laid_over(self, folder: Path, changed: Mapping[str, bytes]) -> TokenizerFiles:
-        """The files of `folder`, which are these with the changed ones added or in their place."""
+        """The files of `folder`: these files, with the `changed` ones added or replaced."""
         content, has_code = hashed([("", self.content.encode()), *sorted(changed.items())])
         return TokenizerFiles(folder, content, has_code or self.has_code)
 

@@ -1,7 +1,7 @@
 """The GPUs that llama.cpp may use on this machine, and their memory.
 
 NVIDIA's management library (NVML, a part of the driver) reports free memory in milliseconds and
-takes none of it; llama.cpp itself reports it for every backend, in half a second.
+uses no GPU memory. llama.cpp reports free memory for every backend, but takes half a second.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from exporter.core.gguf import Array, GGUFFile, read_gguf, read_texts
 
 TOKENS = "tokenizer.ggml.tokens"
 SPECIAL = "decant.tokenizer.special"
-"""JSON: special tokens by their template names, where the keys of ids name others."""
+"""GGUF key with JSON: special tokens by template names, if the keys of ids name others."""
 MODEL, PRE = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 # template name -> key in the GGUF; "seperator" is the format's spelling
 TEMPLATE_TOKENS = {
@@ -62,7 +62,7 @@ def special_tokens(gguf: GGUFFile) -> dict[str, str]:
 
 
 def tokens_by_id(gguf: GGUFFile) -> dict[str, str]:
-    """The same from the keys of ids alone, as llama.cpp reads them."""
+    """Texts of the special tokens from the keys of ids alone, as llama.cpp reads them."""
     ids = {
         f"{name}_token": gguf.number(f"tokenizer.ggml.{key}_token_id")
         for name, key in TEMPLATE_TOKENS.items()

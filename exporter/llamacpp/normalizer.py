@@ -1,7 +1,7 @@
 """Text normalization that a tokenizer does and llama.cpp does not.
 
 The export writes the missing steps into the GGUF; chat, serve and tokens apply them to a text
-before llama.cpp reads it. Needs the `tokenizers` library, and neither torch nor transformers.
+before llama.cpp reads it. This needs the `tokenizers` library, but not torch or transformers.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read_steps(written: str) -> Step:
 
 
 def missing_normalizer(tokenizer_json: Mapping[str, Any], model: str) -> str | None:
-    """The steps of a tokenizer.json's normalizer that llama.cpp leaves out; None without any.
+    """The steps of a tokenizer.json's normalizer that llama.cpp leaves out; None if there are none.
 
     model: the GGUF's tokenizer.ggml.model, which decides what llama.cpp does by itself.
     """
@@ -125,7 +125,7 @@ def flat(step: Mapping[str, Any]) -> Iterable[Step]:
 
 
 def all_of(step: Step) -> Step | None:
-    """The step where BPE omits it: any but ByteLevel, which writes bytes as letters."""
+    """The step, unless it is ByteLevel (bytes as letters), which llama.cpp's BPE does."""
     return None if step["type"] == "ByteLevel" else step
 
 
@@ -145,7 +145,7 @@ def is_space_escape(step: Step) -> bool:
 
 
 def but_for_charsmap(step: Step) -> Step | None:
-    """The step, unless UGM does it: it applies the charsmap, and merges and strips spaces."""
+    """The step, unless llama.cpp's Unigram does it: charsmap, merging and stripping of spaces."""
     if step["type"] in ("Precompiled", "Strip"):
         return None
     merges = step["type"] == "Replace" and step.get("pattern") == {"Regex": " {2,}"}
@@ -155,8 +155,8 @@ def but_for_charsmap(step: Step) -> Step | None:
 def but_for_case(step: Step) -> Step | None:
     """The rest of a step after WordPiece, whose table lacks some decompositions (Hangul).
 
-    WordPiece lowers letters and drops accents according to the settings; text that is decomposed
-    beforehand gives it the same result otherwise.
+    WordPiece lowers letters and drops accents according to the settings. It gives the tokenizer's
+    result for text that is decomposed (NFD) beforehand.
     """
     if step["type"] == "BertNormalizer":
         strips = step.get("strip_accents")

@@ -1,7 +1,7 @@
 """Bounds the time and memory of a normalizer, a program that comes with a model's file.
 
-It runs in decant's own processes, the server's among them. Forty steps that double a letter, or a
-pattern that backtracks, would end or stop them.
+It runs in decant's own processes, the server's among them. Forty steps that double a letter would
+crash these processes, and a pattern that backtracks would block them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GROWTH_MAX = 32  # times the length of the text, by all steps together
 TEXT_MAX = 256  # characters that a step may put into a text at one place
 LONGEST_MAX = 64  # bytes that one character may become by a charsmap; NFKC's longest have 33
 GROWTH = {"ByteLevel": 4.0, "BertNormalizer": 3.0}
-"""Of steps whose growth does not depend on their settings: bytes as letters, spaces around CJK."""
+"""Growth by steps, whatever their settings: bytes as letters, spaces around CJK."""
 
 CLASS = r"\[\^?(?:\\.|[^\]\[\\])+\]"
 ATOM = rf"(?:\\[^\dkgpPxucCM]|\\[pP]\{{\w+\}}|\\x[0-9A-Fa-f]{{2}}|{CLASS}|[^\\\[\](){{}}*+?|^$])"
@@ -33,7 +33,7 @@ MAY_BE_EMPTY = re.compile(r"[*?]|\{0")
 def problem_of(steps: Iterable[Step], *, patterns: bool = True) -> str:
     """Why a normalizer might take much time or memory; empty if it cannot.
 
-    patterns: whether to refuse those that may backtrack, too, which `tokenizers` breaks off.
+    patterns: whether to refuse patterns that may backtrack, too; `tokenizers` itself aborts them.
     """
     growth, charsmaps, count = 1.0, 0, 0
     for step in steps:
@@ -62,7 +62,7 @@ def problem_of(steps: Iterable[Step], *, patterns: bool = True) -> str:
 
 
 def pattern_problem(pattern: Mapping[str, Any]) -> str:
-    """Why a pattern is refused: one that backtracks may take any time."""
+    """Why a pattern is refused, as it may backtrack for any time; empty if it is not refused."""
     regex = pattern.get("Regex")
     if isinstance(regex, str) and not LINEAR.fullmatch(regex):
         return f"the pattern {regex[:60]!r} may take any time"
@@ -81,7 +81,7 @@ def growth_of(pattern: Mapping[str, Any], content: str) -> float:
 def longest_of(charsmap: object) -> int:
     """Bytes of the longest text in sentencepiece's charsmap; 0 for one that cannot be read.
 
-    It is a size, a trie of that size, and texts that end in NUL.
+    A charsmap consists of a size, a trie of that size, and texts that end in NUL.
     """
     if not isinstance(charsmap, str):
         return 0

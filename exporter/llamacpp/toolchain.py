@@ -73,8 +73,9 @@ class HostFacts:
     host: Any  # vendor.host.Host
 
     def compiler(self) -> str:
-        """The C++ compiler's version. Raises ToolchainError, with a package to install, without
-        one.
+        """The C++ compiler's version.
+
+        Raises ToolchainError, with a package to install, if there is no compiler.
         """
         with translated():
             version: str = (
@@ -202,10 +203,10 @@ def run_tool(
 def follow_tool(
     toolchain: Toolchain, name: str, arguments: Sequence[str], on_output: Callable[[str], None]
 ) -> str:
-    """Run a tool and call `heard` with its whole output so far whenever it prints.
+    """Run a tool and call `on_output` with its whole output so far whenever it prints.
 
-    It may use the GPU. An exception kills it. Raises ToolchainError with its last lines when it
-    fails.
+    The tool may use the GPU. An exception in `on_output` kills it. Raises ToolchainError, with the
+    tool's last lines, when it fails.
     """
     argv = [str(toolchain.tool(name)), *arguments]
     printed = ""

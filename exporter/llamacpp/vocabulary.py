@@ -103,7 +103,7 @@ class Vocabulary:
         return bool(self.bindings.llama_vocab_get_attr(self.handle, token) & kinds)
 
     def is_end(self, token: int) -> bool:
-        """Whether a generation ends with it."""
+        """Whether a token ends a generation."""
         return bool(self.bindings.llama_vocab_is_eog(self.handle, token))
 
     def adds_bos(self) -> bool:

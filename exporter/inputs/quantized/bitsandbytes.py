@@ -40,7 +40,7 @@ BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # block sizes of bitsandbyte
 CHUNK = 1 << 20  # values per step: a multiple of every block
 INT8_STEP = 7.874015718698502e-3  # 1 / 127, as bitsandbytes writes it
 AGAIN = "download or copy the folder again"
-# modules that keep a weight as (n_in, n_out), which bitsandbytes transposes first
+# model types that keep a weight as (n_in, n_out), which bitsandbytes transposes first
 TURNED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 
 
@@ -91,7 +91,7 @@ class FourBit:
 
 @dataclass(frozen=True, slots=True)
 class EightBit:
-    """A LLM.int8 weight: each row in whole steps of 1/127 of its largest value."""
+    """An LLM.int8 weight: each row in whole steps of 1/127 of its largest value."""
 
     name: str
     dtype: str

@@ -28,7 +28,7 @@ PARTS = ("weight", "scales", "biases")
 WORD = 32  # bits
 CHUNK = 1 << 20  # codes dequantized per step
 CHANGED = ("falcon_h1", "qwen3_next", "qwen3_5", "qwen3_5_moe", "gpt2", "mamba", "mamba2")
-"""Model types whose values mlx-lm changes under the hub's names: norms, factors, transposes."""
+"""Model types whose values mlx-lm changes without renaming them: norms, factors, transposes."""
 ORIGINAL = "use the original release of this base, from which it was converted for MLX"
 AGAIN = "download or copy the folder again"
 
@@ -95,7 +95,7 @@ def unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def is_quantized(config: Mapping[str, object]) -> bool:
-    """Whether mlx-lm quantized the model; its settings have their separate key."""
+    """Whether mlx-lm quantized the model: its settings are under a key that only mlx-lm writes."""
     settings = config.get(SETTINGS)
     return isinstance(settings, dict) and "bits" in settings and "group_size" in settings
 

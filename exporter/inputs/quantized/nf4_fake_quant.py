@@ -1,6 +1,6 @@
 """NF4 fake-quantization: the base's weights as a QLoRA training saw them.
 
-Such an adapter learns the difference to these weights, not to the 16-bit ones they came from.
+An adapter from QLoRA learns the difference to these weights, not to the original 16-bit ones.
 """
 
 from __future__ import annotations

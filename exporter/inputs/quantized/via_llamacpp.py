@@ -46,7 +46,7 @@ class Dequantized:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    make: Callable[[], Any]  # a LazyTorchTensor of the build's own, untyped
+    make: Callable[[], Any]  # makes a LazyTorchTensor of the build, untyped
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +121,7 @@ def method(settings: object) -> object:
 
 
 def lazy(tensor: Tensor) -> Any:
-    """llama.cpp's deferred tensor for one of ours, of the same shape (rows, columns) or other."""
+    """llama.cpp's deferred tensor for `tensor`, of the same shape, (rows, columns) or any other."""
     from conversion.base import LazyTorchTensor
 
     meta = LazyTorchTensor.meta_with_dtype_and_shape(torch_dtype(tensor.dtype), tensor.shape)
