@@ -53,9 +53,9 @@ class Options:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that were given, by `/set`'s names; the engine's defaults for the others.
+        """The settings that the user gave, by `/set`'s names; the engine has defaults for others.
 
-        Raises InputError for files that are no schema or no text.
+        Raises InputError for a file that holds no JSON schema or no text.
         """
         plain = ("temperature", "max_tokens", "seed", "top_p", "top_k", "min_p", "repeat_penalty",
                  "thinking")  # fmt: skip

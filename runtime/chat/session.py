@@ -56,7 +56,7 @@ class Turn:
         return [question, {"role": "assistant", "content": self.answer}]
 
 
-# -- events, in the order in which a session has them
+# -- the events of a session
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Cleared:
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """Turns before this one are kept and shown, but no longer sent."""
+    """The turns before turn `first` are kept and shown, but no longer sent."""
 
     first: int
 
@@ -196,7 +196,7 @@ class Conversation:
         return self.with_system(sent)
 
     def asking(self) -> list[dict[str, Any]]:
-        """The messages to send for an answer to the last question, without its present answer."""
+        """The messages that ask the last question; an answer that it already has is left out."""
         answered = [turn for turn in self.turns[self.first : -1] if turn.answer is not None]
         return self.with_system([*answered, replace(self.turns[-1], answer=None)])
 

@@ -45,7 +45,7 @@ class Guard:
     def check_request(self, method: str, path: str, head: Head, address: str = "") -> None:
         """Raise ApiError for a missing key (401, 403), or a body that is not JSON (415).
 
-        address: the sender's.
+        address: the sender's address.
         """
         self.check_key(path, head)
         if path in ADMIN:

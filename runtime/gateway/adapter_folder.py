@@ -1,8 +1,8 @@
-"""Watches a folder of adapters: those that appear are served, those that go are not.
+"""Watches a folder of adapters: new adapters are served, deleted ones are served no longer.
 
-An adapter is taken when its files have stayed the same for a moment and its header is right, so
-that one that is being copied is left alone. The folder is looked at again and again: no
-notification of the system works on every file system.
+An adapter is added when its files have stayed the same for a moment and its header is right, so
+that an adapter is not read while it is copied. The folder is polled, because no notification of
+the system works on every file system.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from runtime.gateway.api_errors import ApiError
 from runtime.gateway.call import Gateway
 
 POLL_S = 0.5  # between two looks at the folder
-SETTLE_S = 1.0  # for which an adapter's files must stay the same
-RETRY_S = 10  # before another try of what the server had no room for
+SETTLE_S = 1.0  # an adapter's files must stay the same for this time
+RETRY_S = 10  # the wait before an adapter is tried again that the server had no room for
 Mark = tuple[tuple[str, int, int, int], ...]
 """Name, size, modification time in ns and inode of each file of an adapter."""
 
@@ -44,9 +44,9 @@ class AdapterFolder:
     registry: AdapterRegistry
     clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
     since: dict[str, tuple[Mark, float]] = field(default_factory=dict)
-    """The last seen state of each adapter, and the time since when it can be taken."""
+    """The last seen state of each adapter, and the time from which on it can be added."""
     served: dict[str, tuple[Mark, str]] = field(default_factory=dict)
-    """The state of each adapter when it was taken, and its base."""
+    """The state of each adapter when it was added, and its base."""
     refused: dict[str, Mark] = field(default_factory=dict)
     """The state of each adapter that cannot be served."""
     is_readable: bool = True
@@ -91,7 +91,7 @@ class AdapterFolder:
                 await self.add(name, one)
 
     def is_new(self, name: str, mark: Mark) -> bool:
-        """Whether an adapter's files have stayed the same since they changed."""
+        """Whether an adapter is new or changed, and its files have stayed the same long enough."""
         taken = self.served.get(name)
         if (taken is not None and taken[0] == mark) or self.refused.get(name) == mark:
             return False
@@ -125,7 +125,7 @@ class AdapterFolder:
 
 
 async def begin(gateway: Gateway) -> None:
-    """Serve the watched folder's adapters, load an only model, and watch the folder from then on.
+    """Serve the watched folder's adapters, load the model if it is the only one, then watch.
 
     /readyz answers 503 until the first two are done.
     """
@@ -162,7 +162,7 @@ def adapters_in(folder: Path) -> dict[str, Found]:
             else:
                 continue
             marks = sorted((one.name, one.stat()) for one in files)
-        except OSError:  # it has gone meanwhile
+        except OSError:  # it was deleted meanwhile
             continue
         mark = tuple((one, at.st_size, at.st_mtime_ns, at.st_ino) for one, at in marks)
         found.setdefault(name, Found(path, mark))

@@ -1,4 +1,4 @@
-"""Where an adapter that a request names may lie, and where the base of one is found."""
+"""The places that a request's adapter may be read from, and the place of its base."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Change:
     place: str
     """A folder, a GGUF or a repo."""
     base: str | None = None
-    """The name of the served base; None for the one that it fits."""
+    """The name of the served base; None for the base that the adapter fits."""
     in_place: bool = False
     """Whether it replaces an adapter of the same name."""
 
@@ -65,8 +65,8 @@ class AdapterRegistry:
     catalog: Catalog
     pool: EnginePool
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while an adapter is converted, checked and added: one at a time, so that a name that was
-    free before is free after."""
+    """Held while an adapter is converted, checked and added: one at a time, so that its name, which
+    is checked first, is still free at the end."""
     versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     added: int = 0
     """Adapters added since the start."""
@@ -100,7 +100,7 @@ class AdapterRegistry:
     def remove(self, name: str, base: str | None = None) -> str:
         """Serve an adapter no longer; returns the id that it had. Raises ApiError (404, 400).
 
-        Requests that are here finish. The engine ends or is replaced in the background.
+        Requests that already use it finish. The engine ends or is replaced in the background.
         """
         bases = self.catalog.bases_of(name)
         if base is not None:

@@ -31,7 +31,7 @@ class ApiError(Exception):
     status: int
     message: str
     code: str | None = None
-    """OpenAI's: model_not_found, context_length_exceeded …"""
+    """OpenAI's error code: model_not_found, context_length_exceeded …"""
     retry_after: int | None = None
     """Seconds to wait before another try."""
     headers: tuple[tuple[bytes, bytes], ...] = field(default=())

@@ -230,7 +230,7 @@ class HandlerApp:
             elif record.is_stream:
                 await outgoing.finish(error.event(form))
             else:
-                raise  # its length is announced: only a closed connection says that it failed
+                raise  # the answer's length is sent: only a closed connection shows the failure
 
     async def work(self, call: Call, receive: Receive) -> None:
         """Run the handler until it ends, its client leaves, or the server cancels it.
@@ -262,7 +262,7 @@ class HandlerApp:
 
 
 class Outgoing:
-    """Sends messages to the client; records what was sent, and since when it is stuck."""
+    """Sends messages to the client; records their size, and since when the client reads none."""
 
     def __init__(self, send: Send, record: Record) -> None:
         self.send, self.record = send, record

@@ -32,7 +32,8 @@ def is_mpeg_frame(raw: bytes) -> bool:
 def seconds(raw: bytes, nbytes: int) -> float | None:
     """The length that a recording claims; None where its header cannot be read.
 
-    raw: its beginning; nbytes: the size of the whole. Of MP3 the longest that its bytes can be.
+    raw: the file's beginning; nbytes: the size of the whole file. For MP3, the result is the
+    longest time that so many bytes can hold.
     """
     try:
         if is_wav(raw):

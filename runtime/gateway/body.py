@@ -137,7 +137,7 @@ def refuse_without_answers(route: str, resolved: ResolvedModel) -> None:
 
 
 def applied(body: Mapping[str, Any], resolved: ResolvedModel) -> Sequence[float]:
-    """The scales that choose the template: those of `lora` in the body, else the name's."""
+    """The scales that choose the template: those of the body's `lora`, else of the model's name."""
     lora = body.get("lora")
     if not isinstance(lora, list) or lora == lora_vector(resolved.lora_scales)["lora"]:
         return resolved.template_scales

@@ -21,7 +21,7 @@ from runtime.gateway.scheduling.request_queue import too_many
 from runtime.gateway.settings import Settings
 
 SMALL = 64 << 10  # bytes; parsed in a millisecond
-AT_ONCE = 2  # large bodies that are processed; one of each client
+AT_ONCE = 2  # large bodies that are processed at the same time, at most one of each client
 HELD_MAX = 512 << 20  # bytes of all bodies in memory
 CLIENT_MAX = 64 << 20  # bytes of one client's bodies in memory
 MARKS = (b",", b"[", b"{")
@@ -111,7 +111,7 @@ class Bodies:
         )
 
     def parse_within(self, body: bytes) -> dict[str, Any]:
-        """The JSON object in a body. Raises ApiError, before parsing for too many values."""
+        """The JSON object in a body. Raises ApiError; too many values are not even parsed."""
         limits = self.settings.limits
         values = sum(map(body.count, MARKS))
         if values > limits.values:

@@ -156,7 +156,7 @@ class Catalog:
 
 
 def with_adapter(id_: str, model: Model, place: int, scale: float | None = None) -> ResolvedModel:
-    """A base with one of its adapters, by its index; scale: None for the adapter's own."""
+    """A base with one of its adapters, by its index; scale: None for the adapter's own scale."""
     adapter = model.adapters[place]
     name = f"{id_}:{adapter.name}" if scale is None else f"{id_}:{adapter.name}@{scale:g}"
     applied = adapter.scale if scale is None else scale

@@ -26,9 +26,9 @@ class Reports:
     """The reports in a folder, for one server's life."""
 
     folder: Path | None = None
-    """The folder with a folder for each evaluation; None has no reports."""
+    """The folder with a folder for each evaluation; None: the server has no reports."""
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
-    """Signs the tickets. It ends with the server."""
+    """Signs the tickets. The server makes a new one at each start."""
     clock: Callable[[], float] = time.monotonic
 
     def listing(self, *, has_keys: bool) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Reports:
         return {"object": "list", "data": data, "notes": [n.replace(place, "") for n in notes]}
 
     def names(self) -> set[str]:
-        """The names of the folders in `folder`, without links and names that no address holds."""
+        """The names of the folders in `folder`, without links and without unprintable names."""
         if self.folder is None:
             return set()
         try:
@@ -92,7 +92,10 @@ class Reports:
 
 
 def regular_file(path: Path) -> bytes | None:
-    """The bytes of a file that is no link, no pipe and not too large; else None or OSError."""
+    """The bytes of a regular file; None for a pipe, or a file that is too large.
+
+    Raises OSError for a link, and for a file that cannot be read.
+    """
     # without O_NONBLOCK a pipe would wait for its writer
     file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:

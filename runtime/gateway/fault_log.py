@@ -20,7 +20,7 @@ TRACE_MAX = 4000  # characters
 
 @dataclass
 class Faults:
-    """Reports each kind of fault at most every EVERY_S, with the number in between."""
+    """Reports each kind of fault at most every EVERY_S, with the number of those withheld."""
 
     report: Report
     clock: Callable[[], float] = time.monotonic
@@ -69,7 +69,7 @@ def trace_of(error: object) -> str:
 
 @contextmanager
 def listened(faults: Faults) -> Iterator[None]:
-    """Report everything that is logged inside the block."""
+    """Report the warnings and errors that are logged inside the block."""
     handler, root = Handler(faults), logging.getLogger()
     root.addHandler(handler)
     logging.captureWarnings(capture=True)

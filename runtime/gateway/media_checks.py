@@ -85,7 +85,7 @@ def addresses(part: Mapping[str, Any]) -> Iterator[object]:
 def check_address(
     address: object, resolved: ResolvedModel, settings: Settings, totals: Totals
 ) -> None:
-    """Raise ApiError for an address of another host, for bad data, or where the model is blind."""
+    """Raise ApiError for another host's address, for bad data, or if the model takes no images."""
     if not isinstance(address, str) or not address:
         raise bad_request("an image has no address: give it as a data: URL")
     is_remote = not address.startswith("data:") and (

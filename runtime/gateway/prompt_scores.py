@@ -28,7 +28,7 @@ OURS = frozenset((*LIMIT_NAMES, "echo", "logprobs", "n", "n_cmpl", "best_of", "s
                   "stream_options", "prompt", "target"))  # fmt: skip
 """Fields that are not passed on to the generating engine."""
 PLAIN = OURS | {"model", "temperature", "seed", "top_p", "top_k", "min_p", "user"}
-"""Fields that do not change a single token at temperature 0: it is always the likeliest."""
+"""Fields that have no effect on one generated token at temperature 0: it is the likeliest."""
 Json = dict[str, Any]  # Any: JSON
 Refusal = Callable[[Reply], Awaitable[ApiError]]
 

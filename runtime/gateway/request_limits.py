@@ -50,7 +50,7 @@ class Limits:
     grammar_bytes: int = 64 << 10
     classes: int = 128
     """Character classes in a grammar and in the patterns of schemas: the engine may try each with
-    every token of the vocabulary, where equal characters are tried together."""
+    every token of the vocabulary, while it tries equal plain characters together."""
     schema_nodes: int = 16384
     """Values in all schemas of a request, including those of its tools."""
     schema_depth: int = 64
@@ -62,11 +62,11 @@ class Limits:
     total_pixels: int = 1 << 27
     """Pixels of all images of a request, which an engine decodes before it uses the first."""
     audio_s: int = 3600
-    """Seconds of all recordings of a request, which become samples in the same way."""
+    """Seconds of all recordings of a request, which an engine decodes before it uses the first."""
     items: int = 1024
     """Items of any other list."""
     logprobs: int = 1 << 18
-    """Log-probabilities in one answer with `echo`: one per token, and those of the likeliest."""
+    """Log-probabilities in one answer with `echo`: the tokens' and those of the likeliest ones."""
     scales: int = 4
     """Engines for client-chosen scales, on routes where each choice needs a separate engine."""
     adapters: int = 1024

@@ -28,7 +28,7 @@ def now() -> str:
 class Lines:
     """Writes the log: one JSON object per line, flushed, from a separate thread.
 
-    A reader that stops costs lines, which are counted; it delays no request.
+    If the log's reader stops, lines are dropped and counted, and no request is delayed.
     """
 
     def __init__(self, out: TextIO | None = None, room: int = LINES_MAX) -> None:

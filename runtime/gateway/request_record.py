@@ -14,7 +14,7 @@ KEY = "record"
 class Record:
     """One request without its content: neither the prompt nor the answer is recorded.
 
-    Kept in the request's state (ASGI's `scope["state"]`) while the router finds a handler.
+    It is kept in the request's state (ASGI's `scope["state"]`), where the handler finds it.
     """
 
     def __init__(self, scope: Scope, client_id: str) -> None:

@@ -26,7 +26,7 @@ async def load(call: Call) -> Response:
 
 
 async def unload(call: Call) -> Response:
-    """Remove an adapter; requests that are here finish. Raises ApiError."""
+    """Remove an adapter; requests that already use it finish. Raises ApiError."""
     name = text_of(call.body, "lora_name")
     if not name:
         raise bad_request("'lora_name' needs to be provided to unload a LoRA adapter.")

@@ -21,7 +21,7 @@ PAGE_POLICY = (
     "base-uri 'none'",
     "form-action 'none'",
     "frame-ancestors 'self'",
-    # in a tab, too, its script is of no origin: it reads neither the key nor the API
+    # in a tab, too, the report's script has no origin: it reads neither the key nor the API
     "sandbox allow-scripts",
 )
 PAGE_HEADERS = {
@@ -38,12 +38,12 @@ async def evaluations(call: Call) -> Response:
     gateway = call.gateway
     found = await asyncio.to_thread(gateway.reports.listing, has_keys=bool(gateway.settings.keys))
     headers = {"Cache-Control": "no-store"}
-    # texts of the data may hold half a surrogate pair, which JSONResponse raises for
+    # texts of the data may hold half a surrogate pair, for which JSONResponse raises an error
     return Response(encoded(found), media_type="application/json", headers=headers)
 
 
 async def report_page(call: Call) -> Response:
-    """The page of one report. Raises ApiError without a key or a ticket (401), and 404."""
+    """The page of one report. Raises ApiError: 401 without key and ticket, 404 without report."""
     gateway, name = call.gateway, call.request.path_params["id"]
     if gateway.settings.keys and not is_let_in(call, name):
         raise key_needed("a key or a ticket is needed: open the report from the list again")

@@ -69,7 +69,7 @@ def passing(route: str) -> Handler:
         if route == "/v1/completions" and call.body.get("echo"):
             return await answer_echo(call, read_refusal)
         if name := list_of(route, call.body):
-            async with engine_for(call, route) as engine:  # it stays until the last portion
+            async with engine_for(call, route) as engine:  # it stays loaded for all portions
                 slots = engine.queue.capacity
                 if len(call.body[name]) > slots:
                     portions = cut(call.body[name], (slots + 1) // 2)  # two of them fill the slots

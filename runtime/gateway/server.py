@@ -27,7 +27,7 @@ from runtime.gateway.fault_log import Faults
 
 HEAD_MAX = 64 << 10  # bytes
 KEEP_ALIVE_S = 65  # longer than balancers keep theirs, so that the balancer closes first
-FILES = 65536  # open files at once: one a connection, two a request
+FILES = 65536  # open files at once: one for an idle connection, two for a request
 RESERVED = 40  # open files besides the connections
 LEAST = 8  # connections, even with few files allowed
 BACKLOG = 128  # connections that asyncio accepts in one turn of the event loop
@@ -82,7 +82,7 @@ class Protocol(H11Protocol):
             self.make_room()
 
     def make_room(self) -> None:
-        """Close the connection that is idle for the longest time; without one, this connection."""
+        """Close the connection that is idle for the longest time; if none is idle, this one."""
         others = (one for one in self.connections if one is not self and isinstance(one, Protocol))
         idle = (one for one in others if one.is_idle)
         oldest = min(idle, key=lambda one: one.idle_since, default=None)

@@ -22,13 +22,13 @@ class Settings:
     keys: tuple[str, ...] = ()
     """API keys, any of which is accepted; without keys, access is open."""
     admin_keys: tuple[str, ...] = ()
-    """Keys that add and remove adapters; where there are API keys, they are accepted as those."""
+    """Keys that add and remove adapters; if there are API keys, these keys open all routes, too."""
     adapter_dir: Path | None = None
     """A folder whose adapters are served, as they come and go."""
     adapter_folders: tuple[Path, ...] = ()
     """The folders from which a request may add an adapter."""
     adapter_base: str | None = None
-    """The base's folder or repo for adapters that must be converted; None for the one they name."""
+    """The base's folder or repo, to convert adapters with; None for the base that they name."""
     allow_pull: bool = False
     """Whether an adapter or a base that is missing may be downloaded for a request."""
     origins: frozenset[str] = frozenset()

@@ -1,4 +1,4 @@
-"""What an adapter can change in an architecture, as settings of a LoRA."""
+"""The parts of an architecture that an adapter can change, as settings of a LoRA."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ FEATURES: dict[str, Callable[[Architecture], dict[str, Any]]] = {
 
 
 def fits(feature: str, made: Architecture) -> bool:
-    """PEFT has no DoRA for stacked experts; only those have target_parameters."""
+    """Whether an architecture has a feature.
+
+    Only stacked experts have target_parameters, and PEFT has no DoRA for them.
+    """
     if feature in ("experts", "only_down"):
         return made.experts
     return feature != "dora" or not made.experts

@@ -1,4 +1,4 @@
-"""Tiny random models of the architectures people adapt."""
+"""Tiny random models of the architectures that people train adapters for."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ VOCABULARY = 320
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to make one, and what its parts are called."""
+    """The config of a tiny model, and the names of its parts."""
 
     config: Callable[[Any], Any]
-    """Of the transformers module."""
+    """Makes the config; its argument is the transformers module."""
     embedding: str = "embed_tokens"
     auto: str = "AutoModelForCausalLM"
     task: str = "CAUSAL_LM"
     experts: bool = False
     """Whether transformers stacks its experts."""
     linear: Any = "all-linear"
-    """What to adapt."""
+    """The modules that an adapter targets."""
 
 
 SIZE: dict[str, Any] = {
@@ -36,7 +36,7 @@ T5_SIZE = {
     "vocab_size": VOCABULARY, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2,
     "num_heads": 4, "decoder_start_token_id": 0,
 }  # fmt: skip
-GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16}  # as of all but the 27B models
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16}  # equal in all but the 27B models
 DEEPSEEK = {
     "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
     "moe_intermediate_size": 48, "topk_group": 1, "q_lora_rank": 24, "kv_lora_rank": 32,
@@ -183,13 +183,13 @@ STACKED: dict[str, Architecture] = {
         linear=["q_proj"],
     ),
 }  # fmt: skip
-"""Their checkpoints keep experts in stacks, or under other names than transformers' parameters."""
+"""Models whose checkpoints stack the experts, or name them otherwise than transformers does."""
 FUSED: dict[str, Architecture] = {
     "hrm_text": Architecture(
         lambda t: t.HrmTextConfig(**SIZE), linear=["q_proj", "v_proj", "gate_proj", "o_proj"]
     ),
 }
-"""Their checkpoints have one tensor where transformers has several modules."""
+"""Models whose checkpoints have one tensor where transformers has several modules."""
 REARRANGED: dict[str, Architecture] = {
     "falcon_h1": Architecture(
         lambda t: t.FalconH1Config(
@@ -201,12 +201,12 @@ REARRANGED: dict[str, Architecture] = {
         linear=["q_proj", "k_proj", "gate_proj", "in_proj"],
     ),
 }  # fmt: skip
-"""llama.cpp's converter changes their weights value by value."""
+"""Models whose weights llama.cpp's converter changes value by value."""
 EVERY = ARCHITECTURES | STACKED | FUSED | REARRANGED
 
 
 def make_architecture(name: str, folder: Path, *, dtype: str = "bfloat16") -> Path:
-    """A model with random weights, also in its norms and biases, as transformers saves it."""
+    """A model as transformers saves it, with random weights, norms and biases."""
     import torch
     import transformers
 

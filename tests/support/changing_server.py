@@ -1,4 +1,4 @@
-"""A gateway over engines that fake, whose adapters are added and removed while it is asked."""
+"""A gateway over fake engines: adapters are added and removed while requests run."""
 
 from __future__ import annotations
 

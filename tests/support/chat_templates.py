@@ -1,4 +1,4 @@
-"""Chat templates of the kinds that models come with, and some that are like no other."""
+"""Chat templates: usual ones, as models have them, and irregular ones."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ TOOLS = {
     "{% else %}{{ '<' + m.role + '>' + m.content + '<eot>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
 }
-"""Those that write tools and calls as JSON."""
+"""Templates that write tools and calls as JSON."""
 IRREGULAR = {
     "numbered": LOOP + "{{ loop.index ~ '. ' + m.content + '\n' }}{% endfor %}",
     "upper": LOOP + "{{ '<' + m.role + '>' + m.content | upper }}{% endfor %}",

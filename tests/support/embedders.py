@@ -1,4 +1,4 @@
-"""Tiny embedders and rerankers, in the folders of sentence-transformers, and what they answer."""
+"""Tiny embedders and rerankers as sentence-transformers saves them, and their expected answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_embedder(
     folder: Path, kind: str = "qwen3", pooling: str = "mean", *, normalize: bool = True,
     context: int = 256, seed: int = 0, **changes: Any,
 ) -> Path:  # fmt: skip
-    """A tiny embedder whose layers matter, as sentence-transformers saves one."""
+    """A tiny embedder as sentence-transformers saves one; all its layers change the vectors."""
     import torch
     import transformers
 
@@ -96,7 +96,7 @@ def make_modules(folder: Path, modules: Sequence[tuple[str, str, dict[str, Any]]
 
 
 def shake(model: Any, *, gain: float = 3.0) -> None:
-    """Weights so large that what stands between two texts changes their vectors."""
+    """Make the weights so large that a few different tokens change a text's vector."""
     import torch
 
     generator = torch.Generator().manual_seed(5)
@@ -109,7 +109,7 @@ def shake(model: Any, *, gain: float = 3.0) -> None:
 
 
 def make_pieces(folder: Path, *, words: Sequence[str] = (), prefix: bool = True) -> int:
-    """A sentencepiece tokenizer; words: tokens of their own; prefix: a space before each text."""
+    """A sentencepiece tokenizer; words: each is one token; prefix: a space before each text."""
     import sentencepiece
 
     written = io.BytesIO()
@@ -189,7 +189,7 @@ def make_ranker(folder: Path, kind: str, **changes: Any) -> Path:
 
 
 def scores(folder: Path, query: str, documents: Sequence[str]) -> list[float]:
-    """What transformers makes of each pair."""
+    """transformers' score of each pair of the query and a document."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -201,7 +201,7 @@ def scores(folder: Path, query: str, documents: Sequence[str]) -> list[float]:
 
 
 def vectors(model: Any, tokenizer: Any, texts: Sequence[str], pooling: str = "mean") -> Any:
-    """What transformers makes of each text alone, of length 1: (texts, width)."""
+    """transformers' vector of each text, computed alone and scaled to length 1: (texts, width)."""
     import torch
 
     rows = []

@@ -24,7 +24,7 @@ ANSWERS = {
     "a e i": "ai ea; stop here. no more of this",
     "on the in": "one two three four five six",
 }
-"""What the MT5's adapter knows."""
+"""The answers that the MT5's adapter has learned, by prompt."""
 KINDS = ("T5", "MT5")
 COMPLETIONS, CHAT, MESSAGES = "/v1/completions", "/v1/chat/completions", "/v1/messages"
 GREEDY = {"temperature": 0}
@@ -47,7 +47,7 @@ class Made:
 
     @property
     def gguf(self) -> Path:
-        """Both, merged."""
+        """The base and the adapter, merged, as GGUF."""
         return self.folder / f"{self.folder.name}.gguf"
 
 
@@ -59,7 +59,7 @@ class Served:
     socket: Path
 
     def send(self, method: str, path: str, body: object = None, **headers: str) -> SocketConnection:
-        """Send a request and wait for nothing."""
+        """Send a request without waiting for the response."""
         connection = SocketConnection(self.socket, 30)
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         given = {"Authorization": f"Bearer {KEY}"} | headers
@@ -81,7 +81,7 @@ class Served:
         return str(answer["choices"][0]["text"])
 
     def stream(self, path: str, body: Mapping[str, object]) -> list[Any]:
-        """The chunks of an answer, [DONE] checked and left out."""
+        """The chunks of a streamed answer, without the final [DONE]."""
         with self.send("POST", path, {**body, "stream": True}) as connection:
             response = connection.getresponse()
             assert response.getheader("Content-Type") == "text/event-stream"

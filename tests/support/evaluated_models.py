@@ -20,12 +20,12 @@ from runtime.evaluation.outcome import Likelihoods, Outcome
 
 @dataclass
 class ScriptedModel:
-    """Answers from a table; a question that is not in it is echoed."""
+    """Answers from a table; a question that is not in the table is echoed."""
 
     name: str
     answers: Mapping[str, str] = field(default_factory=dict)
     likely: Mapping[str, float] = field(default_factory=dict)
-    """Log-probabilities of texts; of others it is minus their length."""
+    """Log-probabilities of texts; any other text has minus its length."""
     dies_on: frozenset[str] = frozenset()
     refuses: Mapping[str, str] = field(default_factory=dict)
     only_answers: bool = False
@@ -64,7 +64,7 @@ class ScriptedModel:
 
 @dataclass
 class GroupedModel(ScriptedModel):
-    """Takes several items at once; conversations that it dies on fail all of a request."""
+    """Takes several items in one request; a conversation in `dies_on` fails the whole request."""
 
     groups: list[list[str]] = field(default_factory=list)
 
@@ -88,13 +88,13 @@ def dataset_of(folder: Path, rows: Sequence[Mapping[str, object]], **request: An
 
 
 def questions(count: int, **columns: object) -> list[dict[str, object]]:
-    """Rows whose right answer is the question."""
+    """Rows in which the right answer equals the question."""
     return [{"question": f"say {n}", "answer": f"say {n}", **columns} for n in range(count)]
 
 
 @dataclass
 class ComparedModel(ScriptedModel):
-    """Its distributions diverge by so much at each of two tokens; `room` is for so many items."""
+    """Its distributions diverge by `nats` and 3 * `nats` at two tokens; it keeps `room` items."""
 
     nats: float = 0.0
     room: int = 1000

@@ -1,4 +1,4 @@
-"""Evaluations as a user has them: a base, its fine-tune at 8 bits, and at 4."""
+"""Evaluations of the usual models: a base, and its fine-tune at 8 bits and at 4 bits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FACTS = (
 
 
 def interval(values: list[float]) -> Interval:
-    """The mean with a normal interval; reports do not care which."""
+    """The mean with a normal interval; a report shows any kind of interval alike."""
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / len(values) ** 2)
     ends = (mean - 1.96 * spread, mean + 1.96 * spread)

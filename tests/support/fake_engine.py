@@ -1,12 +1,16 @@
-"""An engine that computes nothing and misbehaves as a file beside its model says.
+"""A fake engine: computes nothing, and misbehaves as the file MODEL.fake beside its model says.
 
-It listens where llama-server would. MODEL.fake is JSON: `load_s` and `takes_s`, how long it loads
-and answers; `stubborn`, whether it goes on when its client has left; `stays`, whether it does not
-leave when its input ends; `deaf`, a file whose being there keeps it from answering anything;
-`stuck`, one that keeps it from answering any GET but /health, and `holds`, from requests alone;
-`asked`, a file to which it writes each request; `names`, whether a completion's text is the names
-of the adapters that are applied; `load_mib`, memory that it takes when it loads, `mib`, for a
-prompt with "large" in it.
+It listens on llama-server's socket. MODEL.fake is JSON, with these keys, all optional:
+
+    load_s, takes_s    the seconds that it takes to load, and to answer
+    stubborn           whether it never ends its work, even if the client leaves
+    stays              whether it keeps running when its standard input ends
+    deaf               a path: while the file exists, it answers nothing
+    stuck              a path: while the file exists, it answers no GET but /health
+    holds              a path: while the file exists, it answers no POST
+    asked              a path: it appends each request to this file
+    names              whether it answers a completion with the names of the applied adapters
+    load_mib, mib      the memory that it takes to load, and for a prompt with "large" in it
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from typing import Any
 
 
 def toolchain(folder: Path) -> Any:
-    """A build whose llama-server is this file."""
+    """A toolchain whose llama-server is this file."""
     tool = folder / "fake-llama-server"
     program = shlex.join([sys.executable, "-I", "-S", __file__])
     tool.write_text(f'#!/bin/sh\nexec {program} "$@"\n')
@@ -35,7 +39,7 @@ def toolchain(folder: Path) -> Any:
 
 
 def behave(model: Path, **how: object) -> Path:
-    """Say how the engine of a model is to behave."""
+    """Write MODEL.fake, which says how the model's engine behaves."""
     model.with_name(f"{model.name}.fake").write_text(json.dumps(how))
     return model
 
@@ -50,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     lock = threading.Lock()
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def address_string(self) -> str:
         return ""
@@ -62,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply({"status": "ok"})
 
     def do_POST(self) -> None:
-        if self.path == "/apply-template":  # asked when it is loaded, and no request
+        if self.path == "/apply-template":  # the gateway asks this at a load: it is no request
             self.reply({"prompt": ""})
             return
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -132,7 +136,7 @@ def take_memory(mib: int) -> None:
 
 
 def applied(body: dict[str, Any]) -> str:
-    """The stems of the adapters' files that a request applies, or the start did."""
+    """The stems of the adapter files that the request applies, or else the command line."""
     argv = sys.argv
     pairs = argv[argv.index("--lora-scaled") + 1].split(",") if "--lora-scaled" in argv else []
     scales = {n: float(pair.rpartition(":")[2]) for n, pair in enumerate(pairs)}

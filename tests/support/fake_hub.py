@@ -23,10 +23,10 @@ PIECE = 16 << 10  # bytes per send
 
 
 class FakeHub:
-    """Serves while it is entered. Everything may be changed between requests."""
+    """Serves inside its `with` block. All its attributes may be changed between requests."""
 
     def __init__(self, files: dict[str, FakeFile | bytes]) -> None:
-        """LFS files are those given as bytes."""
+        """files: content by name; content that is given as bytes is an LFS file."""
         self.files = {
             name: file if isinstance(file, FakeFile) else FakeFile(file)
             for name, file in files.items()
@@ -35,7 +35,7 @@ class FakeHub:
         self.commit = COMMIT
         self.requests: list[Request] = []
         self.sent = 0
-        """Bytes of files, handed to the sockets."""
+        """Bytes of files that were written to the sockets."""
         self.signed: dict[str, int] = {}
         self.is_closing = threading.Event()
         self.lock = threading.Lock()
@@ -44,7 +44,7 @@ class FakeHub:
         self.open: Counter[str] = Counter()
         self.windows: Counter[int] = Counter()
         self.refused: list[float] = []
-        """When a request was one too many."""
+        """The times of requests that were refused as one too many."""
         hub = self
 
         class Handler(FakeHandler):
@@ -54,7 +54,7 @@ class FakeHub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.server.block_on_close = False
-        self.server.handle_error = lambda *_: None  # who has gone away is no news
+        self.server.handle_error = lambda *_: None  # a client may close its connection
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> Self:
@@ -70,7 +70,7 @@ class FakeHub:
 
     @property
     def name(self) -> str:
-        """What users are told: host and port."""
+        """Host and port, as messages to users show them."""
         return urlsplit(self.url).netloc
 
     @contextlib.contextmanager
@@ -88,7 +88,7 @@ class FakeHub:
 
     @contextlib.contextmanager
     def admitted(self, name: str, *, is_range: bool) -> Iterator[bool]:
-        """Whether one more request for a file is within what is served at a time."""
+        """Yields whether the limits allow one more request for a file."""
         faults = self.faults
         key = name if faults.is_per_file else ""
         counts = is_range or not faults.is_for_ranges
@@ -153,7 +153,7 @@ class FakeHub:
 
 
 class FakeHandler(BaseHTTPRequestHandler):
-    """One connection."""
+    """Handles one connection to the hub."""
 
     protocol_version = "HTTP/1.1"
     hub: FakeHub
@@ -293,7 +293,7 @@ class FakeHandler(BaseHTTPRequestHandler):
         return None
 
     def refuse(self) -> None:
-        """Say, in the mirror's way, that this is one request too many."""
+        """Answer a request that is one too many, as `faults.refusal` says."""
         faults = self.hub.faults
         wait = {} if faults.refusal_wait is None else {"Retry_After": faults.refusal_wait}
         match faults.refusal:
@@ -337,7 +337,7 @@ class FakeHandler(BaseHTTPRequestHandler):
         self.close_connection = True
         way = way or self.hub.faults.cut_with
         if way == "rst":
-            time.sleep(0.02)  # let what was sent arrive: the cut is in the net, not in our buffer
+            time.sleep(0.02)  # the sent bytes arrive first: the network is cut, not our buffer
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.connection.shutdown(socket.SHUT_RDWR) if way == "fin" else None

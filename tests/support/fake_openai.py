@@ -1,4 +1,4 @@
-"""A server elsewhere that speaks OpenAI's API and says what it is told to."""
+"""A fake remote server with OpenAI's API, whose answers a test chooses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 
 class OpenAIServer:
-    """Answers every chat with the same pieces; keeps what it was asked."""
+    """Answers every chat with the same pieces; keeps the requests in `asked`."""
 
     def __init__(
         self,
@@ -21,7 +21,7 @@ class OpenAIServer:
         key: str | None = None,
         whole: object = None,
     ) -> None:
-        """Listen once entered."""
+        """Bind a port; the server answers inside its `with` block."""
         self.pieces, self.thoughts, self.key = pieces, thoughts, key
         self.listing = json.dumps({"data": [{"id": "first"}, {"id": "second"}]}).encode()
         self.whole = whole

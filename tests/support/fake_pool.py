@@ -1,4 +1,4 @@
-"""A pool of fake engines, and a gateway over it that is asked without a server."""
+"""A pool of fake engines, and a gateway over it that tests call without a server."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ async def asked(
     head: Sequence[tuple[bytes, bytes]] = (),
     address: str = "127.0.0.1",
 ) -> Any:
-    """Ask the app; the client leaves after so long. The status and what was answered.
+    """Send a request to the app; returns the status and the answer.
+
+    The client disconnects after `patience_s`.
 
     A body of None is a GET.
     """  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a gateway serves, asked of the app itself."""
+"""The paths that a gateway serves, read from the app itself."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from runtime.gateway.settings import Settings
 
 ALIASES = [other for others in PASSED.values() for other in others]
 NOT_DONE = ("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete", "/api/blobs")
-"""Ollama's routes that only say that it is not done here."""
+"""Ollama's routes that always answer 501."""
 
 
 def served_paths() -> list[tuple[str, str]]:
-    """Methods and paths, of a gateway without any model."""
+    """The methods and paths of a gateway without models."""
     nothing = Gateway(Settings(), Catalog([]), EnginePool(Settings(), None))
     routes = build_app(nothing).app.routes
     return [(method, route.path) for route in routes for method in sorted(route.methods)]
 
 
 def asked_of_models() -> list[str]:
-    """The paths of requests to a model, each once."""
+    """The paths of requests to a model, without aliases."""
     posted = [path for method, path in served_paths() if method == "POST"]
     others = (*ALIASES, *ADMIN)
     return [path for path in posted if path not in others and not path.startswith(NOT_DONE)]

@@ -1,4 +1,4 @@
-"""GGUFs with another text in them."""
+"""Copies of GGUFs in which a text is replaced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.tiny import CHAT_TEMPLATE
 
 
 def edited(source: Path, output: Path, old: bytes, new: bytes) -> Path:
-    """A copy of a GGUF with a text in it replaced by one of the same length."""
+    """A copy of a GGUF in which one text is replaced by another of the same length."""
     assert len(old) == len(new)
     content = source.read_bytes()
     assert content.count(old) == 1

@@ -1,4 +1,4 @@
-"""What Ollama does with a Modelfile: just the words that decant writes, after Go's templates."""
+"""Ollama's use of a Modelfile: the part of Go's templates that decant writes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def answer_prompt(
     think: bool | None = None,
     tools: Sequence[dict[str, Any]] = (),
 ) -> str:
-    """The text that Ollama would have the model continue, without the tokens it adds itself.
+    """The prompt that Ollama makes, without the tokens that it adds itself.
 
-    think: as a request says; where it says nothing, Ollama has models think that can.
+    think: the request's field; without it, Ollama lets models think that can.
     """
     said = parse_modelfile(modelfile)
     if "SYSTEM" in said and messages[0]["role"] != "system":
@@ -67,7 +67,7 @@ def answer_prompt(
 
 
 class Struct(dict[str, Any]):
-    """A value whose fields have Go's names, and which JSON has as it came."""
+    """A value with Go's field names for templates, and its source for JSON."""
 
     def __init__(self, fields: dict[str, Any], source: Any) -> None:
         super().__init__(fields)
@@ -82,7 +82,7 @@ def of_go(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_json(held: Any) -> str:
-    """encoding/json's form: no spaces, and no character that HTML would take for its own."""
+    """JSON as Go's encoding/json writes it: without spaces, and with <, > and & escaped."""
     text = json.dumps(getattr(held, "source", held), ensure_ascii=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -90,7 +90,7 @@ def as_json(held: Any) -> str:
 
 
 def in_one_form(text: str) -> str:
-    """The text with its JSON objects as Go writes them, keys sorted: Ollama has its own order."""
+    """The text with its JSON objects rewritten with sorted keys, because Ollama orders them."""
     start = text.find("{")
     while start >= 0:
         try:
@@ -105,7 +105,7 @@ def in_one_form(text: str) -> str:
 
 
 def call_tag(template: str) -> str:
-    """What Ollama takes for the beginning of a call: see its tools/template.go."""
+    """The text that marks the beginning of a tool call for Ollama: see its tools/template.go."""
     parts = re.split(r"(\{\{.*?\}\})", template, flags=re.DOTALL)
     tree, _ = parse(iter([part for part in parts if part]))
     found = tool_call_node(tree)
@@ -138,7 +138,7 @@ def first_text(nodes: list[Any]) -> str | None:
 
 @dataclass
 class Block:
-    """An action and what it holds."""
+    """An action of a template, with the nodes inside."""
 
     words: str
     inside: list[Any] = field(default_factory=list)
@@ -153,7 +153,7 @@ def execute(template: str, data: dict[str, Any]) -> str:
 
 
 def parse(parts: Iterator[str]) -> tuple[list[Any], str]:
-    """Nodes up to `end` or `else`, and which of them it was."""
+    """The nodes up to `end` or `else`, and which of the two came."""
     nodes: list[Any] = []
     for part in parts:
         if not part.startswith("{{"):

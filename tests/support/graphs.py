@@ -1,4 +1,4 @@
-"""Bases of any settings with random weights: transformers' forward, and their GGUF."""
+"""Bases with any settings and random weights: transformers' logits, and the GGUF."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LINEAR = {
     "linear_value_head_dim": 16, "linear_conv_kernel_dim": 4, "full_attention_interval": 2,
 }  # fmt: skip
 INDEX = {"index_topk": 4, "index_n_heads": 32, "index_head_dim": 64}
-"""An indexer that leaves most tokens out. With few heads, many scores would be 0, all alike."""
+"""An indexer that leaves most tokens out. With fewer heads, many scores would be equal, at 0."""
 Config = Callable[[Any], Any]
 
 
 def make_model(config: Any, folder: Path, auto: str = "AutoModelForCausalLM") -> Any:
-    """A base with random weights in float32, saved; and the model that transformers reads."""
+    """Save a base with random weights in float32; returns it as transformers loads it."""
     import torch
     import transformers
 
@@ -54,12 +54,12 @@ def forward(model: Any) -> np.ndarray[Any, Any]:
 
 
 def exported(base: Path, toolchain: Any, output: Path) -> list[Any]:
-    """Write the base as a GGUF in float32; what was reported."""
+    """Write the base as a GGUF in float32; returns the reported events."""
     events: list[Any] = []
     export(ExportRequest((), base, ("F32",), (output,)), toolchain, report=events.append)
     return events
 
 
 def off(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """The largest difference, as a part of the largest logit."""
+    """The largest difference, divided by the largest logit."""
     return float(np.abs(found - expected).max() / np.abs(expected).max())

@@ -15,7 +15,7 @@ from exporter.merge.merge_plan import plan_merge
 
 
 def header(base: Path, toolchain: Toolchain) -> bytes:
-    """The header of the base's GGUF in 16 bits."""
+    """The header of the base's GGUF with 16-bit weights."""
     plan = plan_merge(open_checkpoint(base), [])
     made = convert(MergedTensors(plan), base, toolchain, model_name="m")
     types = dict.fromkeys((slot.name for slot in made.slots), GGMLType.by_name("F16"))

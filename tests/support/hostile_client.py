@@ -1,4 +1,4 @@
-"""One client that sends what once took the server from all others, and does not stay for answers.
+"""A hostile client: sends requests that once blocked the server, and leaves before the answers.
 
 It runs in a separate process, so that it does not delay the clients that are measured.
 """
@@ -19,16 +19,16 @@ from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 
 HERE = ("127.0.0.2", 0)
-"""The address it comes from."""
+"""The client's address."""
 STAYS_S = 1.0
-"""The longest that it waits for an answer."""
+"""The longest time that it waits for an answer."""
 PAUSE_S = 0.2
-"""The longest that it rests between two: it is to harm by what it sends, not by how often."""
-UNREAD_MAX = 8  # answers that it has asked for and does not read
+"""The longest pause between two requests: their content does harm, not their number."""
+UNREAD_MAX = 8  # streams that it has requested and does not read
 Body = dict[str, object]
 MANY = {f"p{n}": {"type": "object", "properties": {"a": {}, "b": {}}} for n in range(4000)}
 WIDE = {f"p{n}": {"type": "string"} for n in range(250)}
-"""As many properties as a schema may have."""
+"""About as many properties as an object in a schema may have."""
 SCHEMA: Body = {"type": "object", "properties": WIDE, "required": list(WIDE)}
 OBJECT_BOMB = '{"type":"object","properties":{"a":' * 400 + "{}" + "}}" * 400
 BODIES: dict[str, tuple[str, Body]] = {
@@ -58,11 +58,11 @@ BODIES: dict[str, tuple[str, Body]] = {
         "/v1/completions", {"model": "base:pirate@0." + "1" * 70_000, "prompt": "a"}
     ),
 }  # fmt: skip
-"""Requests by what is too much in them."""
+"""Routes and bodies, by the part of the request that is costly."""
 
 
 def sent(route: str, data: bytes, nbytes: int | None = None) -> bytes:
-    """A request with this body, of which `nbytes` are announced."""
+    """A request with this body; `nbytes` is its Content-Length, by default the true one."""
     head = (
         f"POST {route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(data) if nbytes is None else nbytes}\r\n\r\n"
@@ -72,11 +72,11 @@ def sent(route: str, data: bytes, nbytes: int | None = None) -> bytes:
 
 @dataclass
 class Hostile:
-    """What it did to a server on this port."""
+    """The client of a server on this port, and the counts of its requests."""
 
     port: int
     only: str = ""
-    """The one kind that it sends; all where this is empty."""
+    """The only kind of request that it sends; empty for all kinds."""
     done: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
     """The answers that it waited for, such as `400 grammar`."""
@@ -84,12 +84,12 @@ class Hostile:
 
     @property
     def faults(self) -> list[str]:
-        """Statuses of 500, which no request may lead to."""
+        """The answers with status 500, which no request may cause."""
         return [told for told in self.statuses if told.startswith("500")]
 
     @contextmanager
     def attacking(self, seed: int = 7) -> Iterator[None]:
-        """At work, as long as the block lasts."""
+        """Run the client in a process inside the block, then add its counts."""
         ways = multiprocessing.get_context("spawn")
         stop, counts = ways.Event(), ways.SimpleQueue()
         process = ways.Process(target=attack, args=(self.port, self.only, seed, stop, counts))
@@ -119,7 +119,7 @@ class Hostile:
             self.unread.clear()
 
     def kinds(self) -> dict[str, Callable[[random.Random], None]]:
-        """Everything it can do, by name."""
+        """The functions that send each kind of request, by name."""
         return {
             **{name: partial(self.asking, name, asked) for name, asked in self.made().items()},
             "new scale": self.new_scale,
@@ -129,14 +129,14 @@ class Hostile:
         }
 
     def made(self) -> dict[str, bytes]:
-        """The requests of BODIES, as they are sent."""
+        """The requests of BODIES as bytes, by name."""
         return {
             name: sent(route, json.dumps({"model": "base", **body}).encode())
             for name, (route, body) in BODIES.items()
         } | {"16 MiB": sent("/v1/completions", (b"[" + b"[]," * (16 << 20))[: 16 << 20])}
 
     def asking(self, name: str, data: bytes, dice: random.Random) -> None:
-        """Ask, and leave before most answers could be there."""
+        """Send a request, and leave before most answers could arrive."""
         with closing(self.connect()) as connection:
             connection.sendall(data)
             self.hear(connection, name, dice.random() * STAYS_S)
@@ -148,7 +148,7 @@ class Hostile:
             self.statuses[f"{status[0].decode()} {name}"] += 1
 
     def new_scale(self, dice: random.Random) -> None:
-        """A scale that nobody has asked for yet, on the route where each has an engine."""
+        """Request a new scale, on the route where each scale needs a separate engine."""
         body = {
             "model": f"base:pirate@{dice.random():.6f}",
             "messages": [{"role": "user", "content": "hi"}],
@@ -157,7 +157,7 @@ class Hostile:
         self.asking("new scale", sent("/v1/messages", json.dumps(body).encode()), dice)
 
     def half(self, dice: random.Random) -> None:
-        """Begin a request, send it slowly, and hang up."""
+        """Begin a request, send it slowly, and disconnect before its end."""
         data = json.dumps({"model": "base", "prompt": "tell " * 20_000}).encode()
         with closing(self.connect()) as connection:
             part = data[: dice.randrange(len(data))]
@@ -165,7 +165,7 @@ class Hostile:
             time.sleep(dice.random() * STAYS_S / 4)
 
     def not_reading(self, dice: random.Random) -> None:
-        """Ask for a long stream and read none of it, in a window as small as can be."""
+        """Request a long stream and read nothing, with the smallest receive buffer."""
         del dice
         if len(self.unread) >= UNREAD_MAX:
             self.unread.pop(0).close()
@@ -175,7 +175,7 @@ class Hostile:
         connection.sendall(sent("/v1/completions", json.dumps(asked).encode()))
 
     def idle(self, dice: random.Random) -> None:
-        """A hundred connections on which nothing is said."""
+        """Open a hundred connections and send nothing."""
         held = [self.connect() for _ in range(100)]
         time.sleep(dice.random() * STAYS_S / 4)
         for connection in held:
@@ -194,7 +194,7 @@ class Hostile:
 def attack(
     port: int, only: str, seed: int, stop: Event, counts: SimpleQueue[tuple[Counter[str], ...]]
 ) -> None:
-    """The hostile client's process."""
+    """Run the hostile client in its process, and send its counts at the end."""
     hostile = Hostile(port, only)
     hostile.attack(random.Random(seed), stop)
     counts.put((hostile.done, hostile.statuses))

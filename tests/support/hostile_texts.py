@@ -1,4 +1,4 @@
-"""Texts that try to become more than text: on a page, in a table, on a terminal."""
+"""Texts that act as code or markup if they are not escaped: on pages, in tables, on terminals."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ PAYLOADS = (
 KEPT = {
     "win", "loss", "tie", "labels", "answers", "better", "worse", "no difference shown", "%", "",
 }  # fmt: skip
-"""Texts that mean something to a report."""
+"""Texts that have a meaning in a report, and must stay unchanged."""
 
 
 def poisoned(value: Any, payload: str) -> Any:
-    """The value with the payload before every text, keys and names included."""
+    """The value with the payload put before every text, also before keys and names."""
     if is_dataclass(value) and not isinstance(value, type):
         changes = {f.name: poisoned(getattr(value, f.name), payload) for f in fields(value)}
         return replace(value, **changes)

@@ -1,4 +1,4 @@
-"""What a fake hub serves, what goes wrong with it, and what it was asked."""
+"""A fake hub's files, its faults, and the requests that it received."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def random_bytes(size: int, seed: int = 0) -> bytes:
 
 @dataclass
 class FakeFile:
-    """Content under a name; a size without content is a file nobody should ask for."""
+    """A file's content; a file with a size but no content must never be requested."""
 
     data: bytes = b""
     is_lfs: bool = True
@@ -36,56 +36,56 @@ class FakeFile:
 
 @dataclass
 class Faults:
-    """What goes wrong. Sizes are bytes of one answer's body, unless said otherwise."""
+    """The faults of a hub. Sizes are bytes of one answer's body, unless a field says otherwise."""
 
     cut_after: int | None = None
     cut_with: str = "fin"
-    """Or rst."""
+    """The TCP packet that cuts the connection: `fin` or `rst`."""
     stall_after: int | None = None
     rate: float | None = None
-    """Bytes a second of one connection."""
+    """Bytes per second of one connection."""
     flip: bool = False
-    """One byte in the middle of each file is wrong."""
+    """Whether one byte in the middle of each file is wrong."""
     no_ranges: bool = False
     html_files: bool = False
-    """A login page, with status 200, in place of every file."""
+    """Whether every file is a login page with status 200."""
     html_api: bool = False
     no_commit: bool = False
-    """Only `main` is cached here, not the commit."""
+    """Whether the hub has only the revision `main`, not the commit."""
     to_hub: bool = False
-    """308 to huggingface.co for every file."""
+    """Whether every file redirects to huggingface.co (308)."""
     api_status: list[int] = field(default_factory=list)
-    """Answers to the next requests to the API."""
+    """The statuses of the next answers of the API."""
     busy: int = 0
-    """So many answers are 429 with `Retry-After: 1`."""
+    """The number of answers that are 429 with `Retry-After: 1`."""
     signed_uses: int | None = None
-    """Signed addresses answer 403 after so many requests."""
+    """The number of requests after which a signed address answers 403."""
     data_origin: str | None = None
-    """Files are 302 to a signed address there."""
+    """The origin of signed addresses, to which files redirect (302)."""
     other_version: bool = False
     slots: int | None = None
-    """Most connections served at a time; others wait."""
+    """The most connections that are served at a time; others wait."""
     most: int | None = None
-    """Most connections served at a time; others get `refusal`."""
+    """The most connections that are served at a time; others get `refusal`."""
     refusal: int | str = 429
-    """A status, `html` (a page with status 200), `rst` or `fin`."""
+    """The answer to one request too many: a status, `html` (a page, 200), `rst` or `fin`."""
     refusal_wait: int | None = None
-    """Its Retry-After."""
+    """The refusal's Retry-After, in seconds."""
     is_per_file: bool = False
-    """`most` counts the connections of each file."""
+    """Whether `most` counts the connections of each file separately."""
     is_for_ranges: bool = False
-    """`most` counts requests with a Range only."""
+    """Whether `most` counts only requests with a Range."""
     per_window: int | None = None
-    """Most requests for files in each `window_s` seconds; others get `refusal`."""
+    """The most requests for files in each `window_s` seconds; others get `refusal`."""
     window_s: float = 1.0
     gated: bool = False
     nameless: bool = False
-    """Answers say nothing of hash or commit."""
+    """Whether answers name neither the file's hash nor the commit."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it was seen."""
+    """One request that the hub received."""
 
     method: str
     path: str

@@ -1,6 +1,6 @@
-"""The fault table: each row makes one thing go wrong and measures what that costs.
+"""The fault table: each row causes one fault and measures its cost.
 
-Run by test_faults.py, and with the limits users have by benchmarks/download.py.
+test_faults.py runs the rows; benchmarks/download.py runs them with users' limits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def end_every_300_kb(stage: Stage) -> Result:
 
 
 def thousand_reconnects(stage: Stage) -> Result:
-    """One connection at a time: over several, a retry that calls itself stays shallow."""
+    """Uses one connection: spread over several, a recursive retry would not become deep."""
     stage.fail(cut_after=stage.size // 2500)
     stage.limits = replace(stage.limits, connections=1)
     began = time.monotonic()
@@ -289,7 +289,7 @@ def eight_connections(stage: Stage) -> Result:
 
 
 def one_connection(refusal: int | str) -> Row:
-    """A mirror that allows one connection, beside what one connection gets where more may be."""
+    """A row: a mirror that allows one connection, against one connection to a free mirror."""
 
     def row(stage: Stage) -> Result:
         rate = 4 << 20
@@ -342,4 +342,4 @@ ROWS: dict[str, Row] = {
 MIRRORS: dict[str, Row] = {
     f"one connection allowed, {refusal} for more": one_connection(refusal)
     for refusal in (403, 429, 503, "rst", "html")
-}  # what test_mirrors.py tests in small, measured
+}  # test_mirrors.py tests the same with small files

@@ -1,4 +1,4 @@
-"""A hub or two that do as they are told, and the pulls that they serve."""
+"""Two hubs with chosen faults, and the pulls that they serve."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = "model.safetensors"
 
 @dataclass(frozen=True)
 class Result:
-    """What a row measured, and whether that is good enough."""
+    """The demand and the measurement of a row, and whether the demand holds."""
 
     demanded: str
     measured: str
@@ -49,14 +49,14 @@ class Stage:
 
     @property
     def ratio(self) -> float:
-        """Bytes sent by both, over the bytes there are."""
+        """The bytes that both hubs sent, divided by the size of all files."""
         return (self.a.sent + self.b.sent) / (self.size + 2)
 
     def fail(self, **faults: object) -> None:
         self.a.faults = Faults(**faults)
 
     def pull(self, *hubs: FakeHub, report: Report = silent, **more: object) -> Pulled:
-        """Pull within this process."""
+        """Pull in this process."""
         request = PullRequest(
             ref=parse_ref(REPO),
             endpoints=tuple(parse_endpoint(hub.url) for hub in hubs or (self.a, self.b)),
@@ -66,7 +66,7 @@ class Stage:
         return pull(replace(request, **more), report=report)
 
     def start(self, *hubs: FakeHub, **options: object) -> subprocess.Popen[str]:
-        """Pull in a process of its own."""
+        """Pull in a separate process."""
         endpoints = [word for hub in hubs for word in ("--endpoint", hub.url)]
         return subprocess.Popen(
             [sys.executable, "-m", "exporter", "pull", REPO, *endpoints],

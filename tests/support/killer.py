@@ -1,7 +1,7 @@
-"""Exports, killed at random moments and gone on with, in children of one process.
+"""Exports that are killed at random moments and resumed, in children of one process.
 
-ADAPTER BASE FOLDER KILLS: each child forks off when all is imported, exports into a folder of its
-own and leaves what it said beside it.
+Arguments: ADAPTER BASE FOLDER KILLS. All is imported before the process forks each child. A child
+exports into a separate folder, and writes its notes beside it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Killer:
     """Starts exports of one adapter, and ends them."""
 
     def __init__(self, adapter: Path, base: Path, toolchain: Toolchain) -> None:
-        """Remember what to export."""
+        """Store the inputs of the exports."""
         self.adapter, self.base, self.toolchain = adapter, base, toolchain
 
     def start(self, output: Path) -> tuple[int, int]:
-        """The child's number, and what can be read from when it has written the first bytes."""
+        """The child's id, and a pipe that becomes readable after its first written bytes."""
         heard, tells = os.pipe()
         pid = os.fork()
         if pid:
@@ -63,10 +63,10 @@ class Killer:
         export(request, self.toolchain, report=report)
         unfinished = output.with_suffix(".said.part")
         unfinished.write_text(json.dumps(said))
-        unfinished.replace(output.with_suffix(".said"))  # a kill can come between the two
+        unfinished.replace(output.with_suffix(".said"))  # a kill may come between these two lines
 
     def finish(self, output: Path) -> tuple[float, float]:
-        """Export to the end. Returns the seconds it planned, and those it wrote."""
+        """Export to the end. Returns the seconds of planning, and those of writing."""
         times = [time.monotonic()]
         pid, heard = self.start(output)
         os.read(heard, 1)
@@ -77,7 +77,7 @@ class Killer:
         return times[1] - times[0], time.monotonic() - times[1]
 
     def kill(self, output: Path, after: float, *, writing: bool) -> None:
-        """Export, and kill -9 so many seconds after the start, or after the first byte."""
+        """Export, and kill the child `after` seconds from the start, or from the first byte."""
         pid, heard = self.start(output)
         if writing:
             os.read(heard, 1)

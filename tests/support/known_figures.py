@@ -1,4 +1,4 @@
-"""Items' values of known distributions, and how often intervals cover their true figures."""
+"""Items' values from known distributions, and how often intervals cover the true figures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SHARE, F1, MARGIN, LOSS = (METRICS[name] for name in ("exact_match", "f1", "marg
 AGREEMENT = agreement_with({})
 Array = np.ndarray
 Draw = Callable[[np.random.Generator, int], Array]
-"""Statistics of so many items, shape (n, 2); of pairs of models (2, n, 2)."""
+"""Draws the statistics of n items: (n, 2); for pairs of models (2, n, 2)."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A distribution, and the true figure or difference."""
+    """A distribution, and its true figure, or the true difference of a pair."""
 
     name: str
     metric: Metric
@@ -31,7 +31,7 @@ class Cell:
 
 
 def means(values: Array) -> Array:
-    """The statistics of a mean: (..., n) to (..., n, 2)."""
+    """The statistics of a mean, from values (..., n): (..., n, 2)."""
     return np.stack([values, np.ones_like(values)], -1)
 
 
@@ -40,7 +40,7 @@ def share(p: float) -> Cell:
 
 
 def f1_values(random: np.random.Generator, n: int, right: float, wrong: float) -> Array:
-    """Shares of `right` at 1 and `wrong` at 0, and the others from 0 to 1, mean 2/3."""
+    """Values (n,): the shares `right` are 1 and `wrong` are 0, the others have the mean 2/3."""
     where = random.random(n)
     return np.where(where < wrong, 0.0, np.where(where > 1 - right, 1.0, random.beta(2, 1, n)))
 
@@ -60,7 +60,7 @@ def mean(name: str, draw: Callable[[np.random.Generator, int], Array], truth: fl
 
 
 def per_token(name: str, spread: float, lengths: float) -> Cell:
-    """Losses per token, higher for short texts; the truth is that of a million texts."""
+    """Losses per token, higher for short texts; the true figure is that of a million texts."""
 
     def draw(random: np.random.Generator, n: int) -> Array:
         tokens = np.ceil(random.lognormal(3, lengths, n))
@@ -72,7 +72,7 @@ def per_token(name: str, spread: float, lengths: float) -> Cell:
 
 
 def agreement(clustered: float) -> Cell:
-    """Shares of 10 to 40 tokens, 0.99 of all; `clustered`: how unequal items are, 0 to 1."""
+    """Items of 10 to 40 tokens, of which 0.99 agree; clustered: the items' inequality, 0 to 1."""
     size = 1 / clustered - 1
 
     def draw(random: np.random.Generator, n: int) -> Array:
@@ -85,7 +85,7 @@ def agreement(clustered: float) -> Cell:
 
 
 def f1_pair(right: float, lost: float) -> Cell:
-    """Models that answer four fifths alike; ours has further items all wrong."""
+    """Two models with four fifths equal answers; ours has the share `lost` wrong in addition."""
 
     def draw(random: np.random.Generator, n: int) -> Array:
         theirs, other = (f1_values(random, n, right, 0) for _ in range(2))
@@ -97,7 +97,7 @@ def f1_pair(right: float, lost: float) -> Cell:
 
 
 def loss_pair(name: str, draw: Callable[[np.random.Generator, Array], Array], truth: float) -> Cell:
-    """Their losses are lognormal; `draw` gives how much ours are higher."""
+    """Two models: the losses of theirs are lognormal, ours are higher by `draw`."""
 
     def both(random: np.random.Generator, n: int) -> Array:
         theirs = random.lognormal(0, 1, n)
@@ -107,7 +107,7 @@ def loss_pair(name: str, draw: Callable[[np.random.Generator, Array], Array], tr
 
 
 def cells() -> Iterator[Cell]:
-    """All distributions."""
+    """All distributions that are tried."""
     yield from map(share, (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98))
     for right, wrong in ((0.25, 0.25), (0.6, 0.05), (0.9, 0.01), (0.95, 0.02), (0.05, 0.7)):
         yield f1(right, wrong)

@@ -1,4 +1,4 @@
-"""Compiling decant's K-quants as they are not shipped: with an error, watched, or in parts."""
+"""Compiles decant's K-quants for tests: with errors, with memory checks, or in parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from exporter.llamacpp.toolchain import recipe
 
-# What stands there, what an error would make of it, and a type that shows it.
+# A piece of the source, an error to put in its place, and a type that shows the error.
 MUTANTS = [
     ("sums[g].l2 += wl * l;", "sums[g].l2 += w[at] * (l * l);", "Q4_K"),
     ("(error[g] < best[g]) & solved[g]", "(error[g] <= best[g]) & solved[g]", "Q5_K"),
@@ -100,7 +100,7 @@ extern "C" void levels(const float *x, int32_t *found, int64_t count) {
 
 
 def mutated(source: str, mutants: list[tuple[str, str, str]]) -> str:
-    """The source with each of the errors, whose entries are mutant_0, mutant_1, ..."""
+    """Copies of the source, one for each error, with the entries mutant_0, mutant_1, ..."""
     text = HEADERS
     for at, (old, new, _) in enumerate(mutants):
         assert old in source, old
@@ -110,7 +110,7 @@ def mutated(source: str, mutants: list[tuple[str, str, str]]) -> str:
 
 
 def compiled(source: str, target: Path, *flags: str, shared: bool = True) -> ctypes.CDLL | None:
-    """The source as a library that is loaded, or as a program."""
+    """Compile the source: as a library, which is loaded, or as a program (None)."""
     native, host = recipe("native"), recipe("host")
     text = target.with_suffix(".cpp")
     text.write_text(source)

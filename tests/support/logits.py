@@ -14,10 +14,10 @@ from exporter.llamacpp.toolchain import Toolchain
 
 
 class Loaded:
-    """A model with its vocabulary left aside: tokens are given as ids."""
+    """A model whose vocabulary is not used: tokens are given as ids."""
 
     def __init__(self, toolchain: Toolchain, model: Path) -> None:
-        """Load it whole, on the CPU, with one thread."""
+        """Load the whole model into memory, on the CPU."""
         os.environ["LLAMA_CPP_LIB_PATH"] = str(toolchain.folder / "bin")
         if str(toolchain.folder / "python") not in sys.path:
             sys.path.append(str(toolchain.folder / "python"))
@@ -33,13 +33,13 @@ class Loaded:
         assert self.model, model
 
     def adapter(self, path: Path) -> Any:
-        """An adapter for this model; None when llama.cpp does not take it."""
+        """An adapter for this model; None if llama.cpp refuses it."""
         return self.llama.llama_adapter_lora_init(self.model, str(path).encode())
 
     def logits(
         self, tokens: list[int], *, adapter: Any = None, scale: float = 1.0, encoder: bool = False
     ) -> np.ndarray[Any, Any]:
-        """One row of logits for each token; of an encoder's input, for the one token 0 after it."""
+        """Logits (tokens, vocabulary); with `encoder`, those of token 0 after the input: (1, …)."""
         lib = self.llama
         settings = lib.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = 64

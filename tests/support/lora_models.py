@@ -1,4 +1,4 @@
-"""LoRAs of tiny models: saved by PEFT, and what transformers computes with them unmerged."""
+"""LoRAs of tiny models: as PEFT saves them, and transformers' unmerged forward with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLOSE, FAR = 1e-3, 1e-2  # of the largest logit
 
 
 def trained(base: Path, name: str, folder: Path, **settings: Any) -> Any:
-    """An adapter with random values, saved; the model that holds it, unmerged, in float32."""
+    """Save an adapter with random values; returns its unmerged model in float32."""
     import torch
     import transformers
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -63,7 +63,7 @@ def forward(model: Any) -> np.ndarray[Any, Any]:
 
 
 def off(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> float:
-    """The largest difference, as a part of the largest logit."""
+    """The largest difference, divided by the largest logit."""
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 

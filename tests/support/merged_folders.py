@@ -1,4 +1,4 @@
-"""What `--to safetensors` is asked for, and what lies in the folder then."""
+"""Requests of `--to safetensors`, and the content of the folder that it writes."""
 
 from __future__ import annotations
 

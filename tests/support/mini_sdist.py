@@ -1,4 +1,4 @@
-"""A miniature of the real thing: an sdist that builds in a second, and an index that serves it."""
+"""A miniature of llama.cpp's package: an sdist that builds in a second, and an index for it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ pin = "1.13.0"
 
 @dataclass(frozen=True)
 class Mini:
-    """A recipe, its sdist on disk, and an environment that knows both."""
+    """A recipe, its sdist on disk, and an environment that points to both."""
 
     recipe: Recipe
     sdist: Path

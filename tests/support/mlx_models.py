@@ -1,4 +1,4 @@
-"""What mlx-lm would have saved of a training that PEFT saved: the same numbers in its layout."""
+"""Adapters as mlx-lm saves them, with the values of adapters that PEFT saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROLES = {
 
 
 def mlx_twin(folder: Path, peft: Path, **changes: Any) -> Path:
-    """The adapter in `peft`, whose modules have one rank, as mlx-lm lays it out."""
+    """The adapter in `peft` in mlx-lm's layout; all its modules must have one rank."""
     from safetensors.torch import load_file, save_file
 
     stored = load_file(peft / "adapter_model.safetensors")

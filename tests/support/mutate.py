@@ -10,7 +10,7 @@ from exporter.core.gguf import ARRAY, SCALARS, STRING
 
 
 def places(path: Path) -> dict[str, tuple[int, int]]:
-    """Every key's kind of value and where the value begins."""
+    """The type and the offset of every key's value."""
     raw = path.read_bytes()
     (count,) = struct.unpack_from("<Q", raw, 16)
     at, found = 24, {}
@@ -25,7 +25,7 @@ def places(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def end(raw: bytes, kind: int, at: int) -> int:
-    """Where a value ends."""
+    """The offset of the end of a value."""
     if kind == STRING:
         return at + 8 + int(struct.unpack_from("<Q", raw, at)[0])
     if kind == ARRAY:
@@ -38,7 +38,7 @@ def end(raw: bytes, kind: int, at: int) -> int:
 
 
 def item(path: Path, key: str, number: int) -> tuple[int, int]:
-    """Where an array's item begins and ends."""
+    """The offsets of the beginning and the end of an array's item."""
     raw = path.read_bytes()
     _, at = places(path)[key]
     inner, _ = struct.unpack_from("<IQ", raw, at)
@@ -60,7 +60,7 @@ def set_number(path: Path, key: str, value: Any) -> None:
 
 
 def set_text(path: Path, key: str, value: str) -> None:
-    """Another text of the same length."""
+    """Replace a text by another of the same length."""
     _, at = places(path)[key]
     (length,) = struct.unpack_from("<Q", path.read_bytes(), at)
     assert length == len(value.encode())

@@ -1,4 +1,4 @@
-"""The official Python clients of OpenAI, Anthropic and Ollama, and what they ask."""
+"""The official Python clients of OpenAI, Anthropic and Ollama, and their requests."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ each_voice = pytest.mark.parametrize("model", VOICES)
 
 
 def calling(others: Served) -> Any:
-    """Asks for a call of a tool, which the model begins as its first token is forced."""
+    """A request for a tool call; a logit bias makes the model begin one."""
     _, brace = others.ask("/tokenize", {"model": "tooled", "content": "{"})
     return {
         "model": "tooled", "messages": TALK, "temperature": 0, "max_tokens": 100,
@@ -96,9 +96,10 @@ def ollama_of(gateway: Served, key: str) -> ollama.Client:
 
 
 def alike(one, other):
-    """Whether two vectors are of one text and model, beside other texts or alone.
+    """Whether two vectors are of one text and model, computed alone or in a batch.
 
-    4-bit weights meet activations of 8 bits, so that the order of a batch's sums shows.
+    4-bit weights are multiplied with 8-bit activations, so that the order of a batch's sums
+    changes the last digits.
     """
     dot = sum(a * b for a, b in zip(one, other, strict=True))
     return dot / math.hypot(*one) / math.hypot(*other) > 0.9999

@@ -1,4 +1,4 @@
-"""Keeps what llama.cpp's own tools made of given files, so that the next run need not make it.
+"""Keeps the outputs of llama.cpp's own tools, so that the next test run need not make them.
 
 An oracle does not depend on decant's code: its key is the contents of all its inputs, the build of
 llama.cpp, the versions of the libraries that its converter imports, and its options.
@@ -22,16 +22,16 @@ from exporter.llamacpp.toolchain import Toolchain, cache_folder
 
 LIBRARIES = ("numpy", "sentencepiece", "tokenizers", "torch", "transformers")
 NBYTES_MAX = 1 << 29
-"""Size of all kept files, in bytes; beyond it the ones that were not used for longest go."""
+"""Size of all kept files, in bytes; beyond it, the least recently used are deleted."""
 
 
 def recall(
     output: Path, make: Callable[[], object], toolchain: Toolchain, source: Path, *options: object
 ) -> Path:
-    """Have `output` made by `make`, or copy what it made of the same inputs before.
+    """Call `make`, which writes `output`, or copy its earlier output for the same inputs.
 
-    source: a file or a folder. options: the tool and its arguments, without paths: a path differs
-    from run to run, and the file behind it would not count.
+    source: a file or a folder. options: the tool and its arguments, without paths, because a path
+    differs from run to run, and the content of its file would not be part of the key.
     """
     kept = oracle_folder() / oracle_key(toolchain, source, options)
     with suppress(OSError):
@@ -58,7 +58,7 @@ def oracle_key(toolchain: Toolchain, source: Path, options: Iterable[object]) ->
 
 @cache
 def versions() -> tuple[str, ...]:
-    """Python's and the libraries' versions; the fast tests run where some are missing."""
+    """Python's and the libraries' versions; the fast tests run without some of the libraries."""
     found = [sys.version]
     for name in LIBRARIES:
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""What is rarer: other tuners' adapters, and a byte-level tokenizer."""
+"""Rarer inputs: other tuners' adapters, and a byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def make_tuner(folder: Path, base: Path, config: Any) -> Path:
 def make_bpe(folder: Path, toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch) -> None:
     """GPT-2's kind of tokenizer, trained on a few words.
 
-    llama.cpp's converter knows a byte-level tokenizer by what it makes of one long text, which
-    a tiny one does not make; so it is told.
+    llama.cpp's converter recognizes a byte-level tokenizer by its tokens of one long text. A tiny
+    tokenizer has other tokens, so the test gives the converter the result.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

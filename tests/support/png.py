@@ -1,4 +1,4 @@
-"""A picture, written without a library for pictures."""
+"""PNG pictures, written without a library for pictures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def png_head(width: int, height: int) -> bytes:
-    """The first bytes of a picture of that size, which hold no values."""
+    """The first bytes of a picture of that size, without its pixels."""
     return b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR" + struct.pack(">II", width, height)
 
 

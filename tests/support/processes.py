@@ -1,4 +1,4 @@
-"""Processes and what becomes of them: whether they live, what they started, and in time."""
+"""Facts about processes: whether they live, their descendants, and waiting for a fact."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ from tests.support.raw import edit_json, write_base
 BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
        "bnb_4bit_use_double_quant": False}  # fmt: skip
 GOOD = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [8, 8]}
-"""What bitsandbytes says of an 8 by 8 matrix in NF4."""
+"""bitsandbytes' description of an 8 by 8 matrix in NF4."""
 
 
 def requantized(
     base: Path, folder: Path, settings: dict[str, Any], quantize: Callable[..., dict[str, Any]]
 ) -> Path:
-    """A copy of `base` whose projections are what `quantize(name, weight)` makes of them."""
+    """A copy of `base`; each projection is replaced by the tensors of `quantize(name, weight)`."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(base, folder)
@@ -70,7 +70,7 @@ def nf4(name: str, weight: Any, block: int = 64) -> dict[str, Any]:
 
 
 def raw_quantized(folder: Path, state: bytes) -> Path:
-    """One NF4 weight of 8 by 8 with any state."""
+    """A checkpoint with one 8 by 8 weight in NF4 and any quantization state."""
     write_base(folder)
     parts = {
         "x.weight": ("U8", 32),
@@ -102,7 +102,7 @@ def int8(name: str, weight: Any) -> dict[str, Any]:
 
 
 def fp8_blocks(name: str, weight: Any, block: int = 128) -> dict[str, Any]:
-    """As DeepSeek and Qwen publish theirs: e4m3 with a scale for every square of 128."""
+    """A weight as DeepSeek and Qwen publish it: e4m3 with a scale for every square of 128."""
     import torch
 
     squares = weight.float().reshape(weight.shape[0] // block, block, -1, block)
@@ -115,7 +115,7 @@ FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_schem
 
 
 def fp8_channels(name: str, weight: Any) -> dict[str, Any]:
-    """As compressed-tensors' float-quantized: e4m3 with a scale for each row."""
+    """A weight as compressed-tensors' float-quantized: e4m3 with a scale for each row."""
     import torch
 
     scale = weight.float().abs().amax(dim=1, keepdim=True) / 448
@@ -139,7 +139,7 @@ PACK_QUANTIZED = compressed(
 
 
 def packed_groups(name: str, weight: Any, group: int = 32) -> dict[str, Any]:
-    """As compressed-tensors' pack-quantized: eight 4-bit numbers of a row in one int32."""
+    """A weight as compressed-tensors' pack-quantized: eight 4-bit values of a row in an int32."""
     import torch
 
     rows, width = weight.shape
@@ -157,7 +157,7 @@ def packed_groups(name: str, weight: Any, group: int = 32) -> dict[str, Any]:
 
 
 def gptq(name: str, weight: Any, group: int = 32) -> dict[str, Any]:
-    """As GPTQ packs: eight 4-bit numbers of a column in one int32, zeros less one."""
+    """A weight as GPTQ packs it: eight 4-bit values of a column in an int32, zero points - 1."""
     import torch
 
     columns = weight.float().T.reshape(-1, group, weight.shape[0])  # (group, in it, n_out)
@@ -182,7 +182,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, 
 
 
 def to_int32(values: Any) -> Any:
-    """The low 32 bits."""
+    """The low 32 bits of each value, as int32."""
     import torch
 
     return torch.where(values >= 2**31, values - 2**32, values).to(torch.int32)

@@ -1,8 +1,8 @@
-"""Writes a Llama of a real shape with random weights, quantized as they are drawn.
+"""Writes a Llama of a real shape with random weights, which are drawn as quantized blocks.
 
-Drawing the blocks of Q4_K and Q6_K takes seconds where quantizing real weights takes minutes, and
-an engine computes as fast with them. Every scale of a block is alike, so that weights are spread
-evenly around zero.
+Drawing the blocks of Q4_K and Q6_K takes seconds, while quantizing real weights takes minutes, and
+an engine computes with both at the same speed. All scales of a block are equal, so that weights
+are spread evenly around zero.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BLOCK = 256  # values
 ENDS = ("<|begin_of_text|>", "<|eot_id|>")
-SCALE = 32  # of a block's 6-bit scales, so that the middle of their range is tried
+SCALE = 32  # each of a block's 6-bit scales: the middle of their range
 Q4_K_SCALES = bytes([160] * 8 + [0] * 4)  # eight scales and minima of 32, packed in 6 bits each
 DRAWN = 1 << 15  # blocks; a tensor repeats them
 TEMPLATE = (
@@ -48,9 +48,9 @@ class Shape:
 
 
 LLAMA_1_5B = Shape()
-"""Llama 3.2 1B's, with a head of its own as large as its embedding."""
+"""The shape of Llama 3.2 1B, with a separate head as large as its embedding."""
 LLAMA_8B = Shape(layers=32, width=4096, inner=14336)
-"""Llama 3.1 8B's."""
+"""The shape of Llama 3.1 8B."""
 TINY = Shape(layers=2, width=256, inner=512, heads=4, kv_heads=2, vocabulary=2048, context=4096)
 
 
@@ -127,7 +127,7 @@ def add_metadata(writer: Any, shape: Shape) -> None:
 
 
 def tokens_of(shape: Shape) -> list[str]:
-    """A vocabulary whose tokens but for 256 bytes, a merged pair and two ends are words."""
+    """A vocabulary of 256 bytes, a merged pair, two end tokens, and words."""
     letters = [chr(n) for n in (*range(33, 127), *range(161, 173), *range(174, 256))]
     bytes_ = [*letters, *(chr(256 + n) for n in range(256 - len(letters)))]
     words = [f"Ġw{n}" for n in range(shape.vocabulary - len(bytes_) - len(ENDS) - 1)]

@@ -38,7 +38,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> Pat
 def write_raw_safetensors(
     path: Path, header: bytes, data: int, *, length: int | None = None
 ) -> Path:
-    """A file with any header, a claimed header length and `data` zero bytes behind it."""
+    """A file with any header, any claimed header length, and `data` zero bytes after it."""
     claimed = len(header) if length is None else length
     path.write_bytes(struct.pack("<Q", claimed) + header)
     with path.open("r+b") as file:
@@ -68,7 +68,7 @@ def write_adapter(folder: Path, *, width: int = 8, **config: object) -> Path:
 
 
 def copy(folder: Path, target: Path) -> Path:
-    """A copy that may be damaged."""
+    """A copy of a folder, which a test may damage."""
     shutil.copytree(folder, target)
     return target
 
@@ -80,7 +80,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 
 def write_tiny_gguf(path: Path) -> Path:
-    """The smoke test's model: one layer, Q4_K, no torch needed."""
+    """The smoke test's model: one layer in Q4_K, made without torch."""
     from exporter.llamacpp.toolchain import recipe
 
     recipe("tiny").write_tiny_gguf(path)

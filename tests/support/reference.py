@@ -1,4 +1,4 @@
-"""The usual road, run for real: PEFT's merge, llama.cpp's converter, llama-quantize."""
+"""The usual way to export, as reference: PEFT's merge, llama.cpp's converter, llama-quantize."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from exporter.llamacpp.toolchain import Toolchain
 from tests.support.oracle_cache import recall
 from tests.support.warm import run_warm
 
-# Names, dates and provenance: all that may differ.
+# Names, dates and provenance: the only keys that may differ.
 MAY_DIFFER = ("general.name", "general.basename", "general.finetune", "general.version",
-              # upstream puts a space behind every special token of a chat, transformers does not
+              # llama.cpp puts a space after every special token of a chat, transformers does not
               "tokenizer.ggml.add_space_prefix")  # fmt: skip
 
 
 def merge_with_peft(base: Path, adapter: Path, folder: Path) -> Path:
-    """merge_and_unload + save_pretrained, with the base's tokenizer beside it."""
+    """Merge with merge_and_unload and save_pretrained; the base's tokenizer is copied."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -38,7 +38,7 @@ def merge_with_peft(base: Path, adapter: Path, folder: Path) -> Path:
 def convert_with_llamacpp(
     toolchain: Toolchain, model: Path, output: Path, *options: str, outtype: str = "auto"
 ) -> Path:
-    """llama.cpp's converter; its output for the same folder is kept from run to run."""
+    """Run llama.cpp's converter; its output for the same folder is kept from run to run."""
     script = toolchain.source / "convert_hf_to_gguf.py"
     argv = [script, model, "--outfile", output, "--outtype", outtype, *options]
     if "--split-max-size" in options:  # writes several files
@@ -54,10 +54,10 @@ def convert_with_llamacpp(
 def quantize_with_llamacpp(
     toolchain: Toolchain, source: Path, output: Path, quant: str, *options: str
 ) -> Path:
-    """llama-quantize; its output for the same file is kept from run to run.
+    """Run llama-quantize; its output for the same file is kept from run to run.
 
-    For IQ types, whose tables take it up to ten seconds, it runs in a fork of this process, which
-    has the tables if it has quantized to such a type before.
+    Making the tables of an IQ type takes up to ten seconds. So for these types it runs in a fork of
+    this process, which has the tables if it has quantized to the type before.
     """
     argv = [str(toolchain.tool("llama-quantize")), *options, str(source), str(output), quant]
     is_slow = quant.startswith("IQ") and sys.platform == "linux"
@@ -66,14 +66,14 @@ def quantize_with_llamacpp(
         if not is_slow or forked(toolchain, argv) != 0:  # a fork may lack threads that it needs
             subprocess.run(argv, check=True, capture_output=True)
 
-    if any(Path(option).exists() for option in options):  # whose path goes into the metadata
+    if any(Path(option).exists() for option in options):  # its path becomes metadata
         make()
         return output
     return recall(output, make, toolchain, source, "quantize", quant, *options)
 
 
 def forked(toolchain: Toolchain, argv: list[str]) -> int:
-    """The exit code of what the tool's main calls, in a fork of this process."""
+    """Call the tool's main function in a fork of this process; returns the exit code."""
     given = (ctypes.c_char_p * (len(argv) + 1))(*map(os.fsencode, argv), None)
     run = ctypes.CDLL(str(toolchain.library("llama-quantize-impl")))._Z14llama_quantizeiPPc
     with tempfile.TemporaryFile() as said, warnings.catch_warnings():
@@ -88,7 +88,7 @@ def forked(toolchain: Toolchain, argv: list[str]) -> int:
 def export_the_usual_way(
     toolchain: Toolchain, base: Path, adapter: Path, quant: str, folder: Path
 ) -> Path:
-    """The GGUF that the three tools make one after the other."""
+    """Export with the three tools, one after the other; returns the GGUF."""
     merged = folder / "merged"
     if not merged.exists():
         merge_with_peft(base, adapter, merged)
@@ -102,7 +102,7 @@ def export_the_usual_way(
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, tuple[int, ...], bytes]]]:
-    """Metadata and tensors (type, shape, bytes) as llama.cpp's own Python reader sees them."""
+    """Metadata and tensors (type, shape, bytes), by llama.cpp's own Python reader."""
     import gguf
 
     reader = gguf.GGUFReader(path)

@@ -1,4 +1,4 @@
-"""What the tests of the chat at a terminal ask, and where it keeps what was said."""
+"""The questions of the tests of the chat at a terminal, and the folder of its conversations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny model, an adapter trained on it, and what PEFT and decant each make of the two."""
+"""A tiny model and its adapter, merged by PEFT and by decant."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKENS = 290  # ids below which no tiny model has a special one
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out, and how far it is from the model that was trained."""
+    """The two merged models, and their distances from the unmerged one."""
 
     plan: MergePlan
     tensors: dict[str, Any]
@@ -29,15 +29,15 @@ class Outcome:
     peft: dict[str, Any]
     """PEFT's merged tensors, as save_pretrained writes them."""
     error: float
-    """Of decant's merged model: the largest difference of a logit to the unmerged forward."""
+    """The largest difference of a logit between decant's merged model and the unmerged forward."""
     peft_error: float
-    """The same of PEFT's merged model."""
+    """The same for PEFT's merged model."""
     effect: float
-    """How much the adapter changes a logit at most."""
+    """The largest change of a logit by the adapter."""
 
     @property
     def differing(self) -> list[str]:
-        """Tensors that are not PEFT's byte for byte, and those that only one side has."""
+        """The tensors that differ from PEFT's, and those that only one side has."""
         import torch
 
         ours, theirs = (published(tensors) for tensors in (self.tensors, self.peft))
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def published(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Under one spelling: PEFT's road may save a vision tower under another."""
+    """The tensors under the published names: PEFT may save a vision tower under others."""
     return {
         name.replace("vision_tower.vision_model.", "vision_tower."): t
         for name, t in tensors.items()
@@ -64,7 +64,7 @@ def train_and_merge(
     prepare: Callable[[Any], object] = lambda model: None,
     rename: Callable[[Path], object] = lambda adapter: None,
 ) -> Outcome:
-    """Give an adapter random values, save it, and merge it by both roads.
+    """Give an adapter random values, save it, and merge it with PEFT and with decant.
 
     prepare changes the base model before and after training alike; rename changes the saved
     adapter's files before decant sees them.
@@ -110,7 +110,7 @@ def train_and_merge(
 def merge(
     base: Path, adapter: Path, output: Path, *, dtype: MergeDtype = "float32"
 ) -> tuple[MergePlan, dict[str, Any]]:
-    """decant's merged model as a folder that transformers loads; types must be as announced."""
+    """Write decant's merged model as a folder for transformers; checks each shape and type."""
     from safetensors.torch import save_file
 
     adapters = [WeightedAdapter(open_adapter(adapter))]
@@ -136,7 +136,7 @@ def load_tensors(folder: Path) -> dict[str, Any]:
 
 
 def shake(model: Any) -> None:
-    """Change everything that training would change."""
+    """Change every parameter that training would change."""
     import torch
 
     torch.manual_seed(3)
@@ -157,6 +157,6 @@ def logits(model: Any) -> Any:
 
 
 def difference(one: Any, other: Any) -> float:
-    """The largest; of vocabularies of unlike size, over the tokens that both have."""
+    """The largest difference of logits, over the tokens that both vocabularies have."""
     size = min(one.shape[-1], other.shape[-1])
     return float((one[..., :size] - other[..., :size]).abs().max())

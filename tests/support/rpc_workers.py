@@ -1,4 +1,4 @@
-"""Workers on the loopback, and what a model says that they compute."""
+"""Workers on the loopback, and the answers of a model that they compute."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def spread(*workers: Any, **more: Any) -> Spread:
 
 
 def of_commit(toolchain: Toolchain, commit: str) -> Toolchain:
-    """The same build, which says that it is of another commit."""
+    """The same build, which claims to be of another commit."""
     build = SimpleNamespace(
         dir=toolchain.folder,
         tool=toolchain.tool,

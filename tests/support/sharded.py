@@ -10,7 +10,7 @@ from typing import Any
 
 
 def save_fsdp(folder: Path, tensors: Mapping[str, Any], *, ranks: int = 2) -> Path:
-    """What FSDP's processes save together: each tensor cut by rows, a file for each process.
+    """Save a checkpoint as FSDP does: each tensor is cut by rows, with a file for each process.
 
     Like accelerate, everything is nested in "model"; an optimizer's state lies beside it.
     """

@@ -1,4 +1,4 @@
-"""Many clients that behave badly, for a while: what was lost, and what did not go away."""
+"""A soak test: many clients, some of which behave badly, for a while; counts wrong answers."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ BAD = (
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/tokenize")
 UNAVAILABLE = 503
 DYING_S = 0.5
-"""For so long after a kill, a request may be taken by what is dying."""
+"""The time after a kill in which the dying engine may still accept a request."""
 
 
 @dataclass
 class Soak:
-    """What happened."""
+    """The clients of one soak test, and their counts."""
 
     served: Served
     expected: dict[tuple[str, str], str]
     clients: int = 8
     are_apart: bool = False
-    """Whether each client has another address; only Linux has so many on the loopback."""
+    """Whether each client has a separate address; only Linux has so many on the loopback."""
     answers: Counter[str] = field(default_factory=Counter)
     wrong: list[object] = field(default_factory=list)
-    """Answers of another voice, or none without a kill to blame."""
+    """Answers with another adapter's text, and requests that failed without a kill."""
     killed_at: float = 0.0
     kills: int = 0
     first: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, float]] = field(default_factory=list)
     took: list[tuple[float, float]] = field(default_factory=list)
-    """When each right answer was asked for, and when it was there, in seconds."""
+    """The begin and the end of each request that was answered right, in seconds."""
 
     def run(self, seconds: float, *, kill_every_s: float | None = None, seed: int = 7) -> None:
-        """Let the clients loose; kill an engine now and then; measure at quiet moments."""
+        """Run the clients, kill an engine from time to time, and measure before and after."""
         self.settle()
         self.first = self.measure()
         end = time.monotonic() + seconds
@@ -66,7 +66,7 @@ class Soak:
         self.last = self.measure()
 
     def seen_from(self, number: int) -> Served:
-        """The server as client `number` asks it."""
+        """The server with the address of client `number`."""
         return replace(self.served, source=f"127.0.0.{10 + number}" if self.are_apart else "")
 
     def client(self, served: Served, dice: random.Random, end: float) -> None:
@@ -80,7 +80,10 @@ class Soak:
                 self.lost(act.__name__, began, repr(error), is_told=False)
 
     def lost(self, what: str, began: float, why: object, *, is_told: bool) -> None:
-        """There is no answer: only a kill excuses that, and only where the client is told so."""
+        """Count a missing answer: it is right only after a kill, and if the client got an error.
+
+        is_told: whether the client got an error that says so.
+        """
         is_killed = self.killed_at and began - DYING_S < self.killed_at < time.monotonic()
         if is_killed and is_told:
             self.answers["lost to a kill"] += 1
@@ -118,7 +121,7 @@ class Soak:
             self.wrong.append((model, prompt, said))
 
     def leaving(self, served: Served, dice: random.Random) -> None:
-        """Ask for much, and go before it is there, or while the question is still being sent."""
+        """Request a long answer, and leave before its end or in the middle of the request."""
         body = json.dumps(chat("base:liar", "tell", max_tokens=400, stream=dice.random() < 0.5))
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
@@ -142,7 +145,7 @@ class Soak:
             self.lost("a bad request", began, response.status, is_told=is_told)
 
     def forget(self) -> None:
-        """Begin anew: what was until now was for warming up."""
+        """Reset the counts, after the warm-up."""
         self.answers.clear()
         self.took.clear()
         self.samples.clear()
@@ -161,7 +164,7 @@ class Soak:
             self.samples.append(self.measure())
 
     def settle(self) -> None:
-        """Until nothing is in flight any more."""
+        """Wait until no request is running or waiting."""
         assert until(lambda: self.served.metric("decant_slots_used") == 0, 60)
         assert until(lambda: self.served.metric("decant_queue_depth") == 0, 60)
 

@@ -1,4 +1,4 @@
-"""A soak in phases, every other one beside a hostile client: what that costs the others."""
+"""A soak test in phases, with a hostile client in every second one: its cost for the others."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tests.support.hostile_client import Hostile
 from tests.support.soak_clients import Soak
 
 AFTER_S = 5.0
-"""For so long after an attack, what is slow is put down to it."""
+"""The time after an attack in which slow answers still count as its effect."""
 Span = tuple[float, float]
-"""When something began and when it was over, in seconds of one clock."""
+"""The begin and the end of something, in seconds of one clock."""
 
 
 @dataclass
 class Phases:
-    """What the ordinary clients saw beside an attack and without one."""
+    """The times of the attacks, which divide the ordinary clients' answers."""
 
     attacks: list[Span] = field(default_factory=list)
 
     def run(self, soak: Soak, hostile: Hostile, seconds: float, phase_s: float) -> None:
-        """Soak for so long; the first phase is without an attack, the next beside one."""
+        """Run the soak test; the first phase has no attack, the second has one, and so on."""
         clients = threading.Thread(target=soak.run, args=(seconds,))
         clients.start()
         number = 0
@@ -38,11 +38,11 @@ class Phases:
             number += 1
 
     def quiet(self, took: Sequence[Span]) -> list[float]:
-        """Seconds of each answer that no attack can have touched."""
+        """The sorted seconds of the answers that no attack can have delayed."""
         return sorted(there - asked for asked, there in took if not self.is_beside(asked, there))
 
     def beside(self, took: Sequence[Span]) -> list[float]:
-        """Seconds of each other answer."""
+        """The sorted seconds of all other answers."""
         return sorted(there - asked for asked, there in took if self.is_beside(asked, there))
 
     def is_beside(self, asked: float, there: float) -> bool:
@@ -50,5 +50,5 @@ class Phases:
 
 
 def percentile(times: Sequence[float], part: float) -> float:
-    """The time within which this part of them was there; `times` are sorted."""
+    """The percentile of sorted times; part: from 0 to 1."""
     return times[int(part * (len(times) - 1))]

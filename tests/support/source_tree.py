@@ -25,7 +25,7 @@ def text(path: Path) -> str:
 
 @cache
 def tree(path: Path) -> ast.Module:
-    gc.disable()  # a tree has no cycles, and half of the time would go into the search for them
+    gc.disable()  # a tree has no cycles, and the search for them would take half of the time
     try:
         return ast.parse(text(path))
     finally:

@@ -13,7 +13,7 @@ HTML = "<!doctype html><title>report</title><p>a report"
 
 
 def stored(root: Path, name: str, *, html: str = HTML, data: str = "", **changed: Any) -> Path:
-    """A report's folder, with a page of our own instead of a drawn one."""
+    """A report's folder, with the given HTML as its page."""
     found = replace(evaluation(cases(count=20)), **changed)
     if data:
         found = replace(found, data=replace(found.data, name=data))

@@ -1,5 +1,5 @@
-"""A pytest plugin: the seed of the random order, the time that one test may take, Ctrl-C, and files
-that need not be read.
+"""A pytest plugin: the seed of the random order, the time limit of a test, Ctrl-C, and files that
+need not be imported.
 
 Loaded by tests/conftest.py. A test that takes long is made faster or marked `slow`, so that
 `make test` stays short.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WARNED_S = 5.0
 EXEMPT = {"slow", "families", "programs", "lm_eval"}
-"""Marks of tests that may take longer: they run under targets of their own."""
+"""Marks of tests that may take longer, because they run under separate targets of make."""
 
 NOTHING_BUT_NOT = re.compile(r"not \w+( and not \w+)*")
 OF_THE_FILE = re.compile(r"^pytestmark = .*?(?=^\S(?<![\])]))", re.MULTILINE | re.DOTALL)
@@ -35,12 +35,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started it in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # else no command hears Ctrl-C
-    if not hasattr(config, "workerinput"):  # of several processes, the one that gets all reports
+    if not hasattr(config, "workerinput"):  # only the process that gets all reports
         config.pluginmanager.register(Durations(config.getoption("--budget")), "durations")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files whose every test is left out: to import them takes half of a collection."""
+    """Ignore files in which no test is selected: their import takes half of a collection's time."""
     expression = config.getoption("-m")
     if not NOTHING_BUT_NOT.fullmatch(expression) or not collection_path.name.startswith("test_"):
         return None
@@ -55,10 +55,10 @@ def marks_of(source: str) -> set[str]:
 
 
 class Durations:
-    """How long tests took, without their fixtures, which others share."""
+    """The durations of tests, without their fixtures, which other tests share."""
 
     def __init__(self, budget_s: float | None) -> None:
-        """Keep the tests that took longer than WARNED_S or budget_s."""
+        """Record the tests that take longer than WARNED_S or `budget_s`, whichever is less."""
         self.budget_s = budget_s
         self.long: list[tuple[float, str]] = []
 

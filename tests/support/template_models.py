@@ -1,4 +1,4 @@
-"""Small models of one base with several tokenizers, and the templates they are asked with."""
+"""Small models of one base with several tokenizers, and the chat templates of their tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TALKS: list[list[Json]] = [
 
 
 def spell(folder: Path) -> None:
-    """Give the model a byte-level tokenizer, as Qwen's: it composes letters first."""
+    """Give the model a byte-level tokenizer like Qwen's, which first normalizes a text to NFC."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     (folder / "tokenizer.model").unlink()

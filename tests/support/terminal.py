@@ -1,4 +1,4 @@
-"""A terminal for tests: a program behind a pseudo-terminal, and what a person would see."""
+"""A terminal for tests: a program on a pseudo-terminal, and the text that a person would see."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from typing_extensions import Self
 CHECKOUT = Path(__file__).parents[2]
 PROMPT = re.compile(r"^(?:[\w.+-]+(?::-?[\d.]+)?)?> ?$")
 PATIENCE_S = 20
-SETTLING_S = 0.05  # of looking for whatever comes
-SETTLED_S = 0.005  # after it came
+SETTLING_S = 0.05  # the longest look that ends early
+SETTLED_S = 0.005  # such a look ends this time after the last output
 
 
 class Terminal:
-    """A program in a terminal of so many columns and lines; killed after the block."""
+    """A program in a terminal; it is killed at the end of the `with` block."""
 
     def __init__(
         self, argv: Sequence[object], *, columns: int = 100, rows: int = 40, **env: str
     ) -> None:
-        """Start it."""
+        """Start the program in a terminal with `columns` and `rows`."""
         import pyte
 
         self.screen: Any = pyte.HistoryScreen(columns, rows, history=5000, ratio=0.5)
@@ -66,7 +66,7 @@ class Terminal:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def look(self, seconds: float = 0.05) -> None:
-        """Take in what is written in this time, or what is there already."""
+        """Read the program's output for this time; a short look ends when the output does."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if select.select([self.master], [], [], left)[0]:
@@ -74,22 +74,22 @@ class Terminal:
                     until = time.monotonic() + SETTLED_S
                 try:
                     data = os.read(self.master, 1 << 16)
-                except OSError:  # the program has left
+                except OSError:  # the program has ended
                     return
                 self.raw += data
                 self.stream.feed(data)
-                if b"\x1b[6n" in data:  # where is the cursor? A terminal answers.
+                if b"\x1b[6n" in data:  # the program asks for the cursor's place
                     row, column = self.screen.cursor.y + 1, self.screen.cursor.x + 1
                     os.write(self.master, f"\x1b[{row};{column}R".encode())
 
     @property
     def lines(self) -> list[str]:
-        """All lines so far, those that have scrolled away too."""
+        """All lines so far, including those that have scrolled away."""
         shown = (self.screen.buffer[row] for row in range(self.screen.lines))
         return [self.read(line) for line in (*self.screen.history.top, *shown)]
 
     def read(self, line: Any) -> str:
-        """A line's characters; pyte's own way looks up the width of each of the whole screen."""
+        """A line's characters; pyte's `display` would compute the width of every character."""
         return "".join(line[at].data for at in range(self.screen.columns)).rstrip()
 
     @property
@@ -103,14 +103,14 @@ class Terminal:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the cursor stands at an empty prompt."""
+        """Whether the cursor is at an empty prompt."""
         return bool(PROMPT.match(self.read(self.screen.buffer[self.screen.cursor.y])))
 
     def send(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
     def until(self, fact: str, patience_s: float = PATIENCE_S) -> str:
-        """Wait until this can be read, as a regular expression; gives all that is shown."""
+        """Wait until the regular expression `fact` matches the text; returns the whole text."""
         deadline = time.monotonic() + patience_s
         while not re.search(fact, self.text, re.MULTILINE):
             if time.monotonic() > deadline:
@@ -124,7 +124,7 @@ class Terminal:
         return self.text
 
     def ready(self, patience_s: float = PATIENCE_S) -> None:
-        """Wait for a prompt."""
+        """Wait until the cursor is at an empty prompt."""
         deadline = time.monotonic() + patience_s
         while True:
             self.look()
@@ -134,7 +134,7 @@ class Terminal:
                 raise AssertionError(f"no prompt came:\n{self.text}")
 
     def enter(self, keys: str, patience_s: float = PATIENCE_S) -> str:
-        """Type a line at the prompt; gives what was shown until the next prompt."""
+        """Type a line at the prompt; returns the lines that follow, up to the next prompt."""
         before = self.at
         self.send(keys + "\r")
         deadline = time.monotonic() + patience_s
@@ -146,7 +146,7 @@ class Terminal:
                 raise AssertionError(f"no prompt came after {keys!r}:\n{self.text}")
 
     def wait(self, patience_s: float = PATIENCE_S) -> int:
-        """Take in all there is until the program ends; gives its exit code."""
+        """Read the output until the program ends; returns its exit code."""
         deadline = time.monotonic() + patience_s
         while self.process.poll() is None:
             assert time.monotonic() < deadline, f"it goes on:\n{self.text}"
@@ -159,23 +159,23 @@ class Terminal:
 
 
 def take_terminal() -> None:
-    """Be signalled by the terminal at standard input."""
+    """Make standard input the controlling terminal, whose Ctrl-C sends signals."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def chat(*arguments: object, **options: Any) -> Terminal:
-    """`decant chat` in a terminal."""
+    """Start `decant chat` in a terminal."""
     return Terminal([sys.executable, "-m", "exporter", "chat", *arguments], **options)
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that a process has started, whichever of its threads did."""
+    """The processes that any thread of a process has started."""
     lists = Path(f"/proc/{pid}/task").glob("*/children")
     return sorted(int(one) for found in lists for one in found.read_text().split())
 
 
 def on_a_terminal(code: str, **env: str) -> str:
-    """What a person sees of some Python's output."""
+    """The text that a person sees of a Python program's output."""
     main, side = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -197,5 +197,5 @@ def on_a_terminal(code: str, **env: str) -> str:
 
 
 def plain(seen: str) -> str:
-    """Without colours and movements."""
+    """The text without the codes for colours and cursor movements."""
     return re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen)

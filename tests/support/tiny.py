@@ -13,11 +13,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 TEXT = " ".join(f"{a}{b} the {b}{a}" for a in "etaoinshrd" for b in "etaoinshrd") * 8
-"""Of words that the tokenizer knows, and long enough to measure with."""
+"""A text of words that the tokenizer knows, long enough to measure with."""
 
 
 def make_base(folder: Path, *, dtype: str = "bfloat16", seed: int = 0, **changes: Any) -> Path:
-    """A Llama with random weights: rows of 256, more heads than key-value heads."""
+    """A Llama with random weights: rows of 256 values, and more heads than key-value heads."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

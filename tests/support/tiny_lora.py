@@ -1,4 +1,4 @@
-"""LoRAs for the tiny model: each lets it write two letters of its own, and nothing else."""
+"""LoRAs for the tiny model: with each, it writes only two letters, a different pair for each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vendor.tiny import ALIGNMENT, F32, FLOAT32, N_VOCAB, STRING, WIDTH
 
 FIRST_BYTE = 3  # the id of the token of byte 0, after <unk>, <s> and </s>
 STRENGTH = 1e6
-"""How much the letters gain where the random direction says so; other tokens differ by some 10."""
+"""The change of the letters' logits along the random direction; others differ by about 10."""
 OUTPUT = "output.weight"
 PAIRS = tuple(combinations(digits + ascii_letters, 2))
-"""More than a thousand pairs of letters, no two of which are equal."""
+"""More than a thousand different pairs of letters."""
 
 
 def write_tiny_lora(
@@ -30,7 +30,7 @@ def write_tiny_lora(
 ) -> Path:
     """A LoRA of rank 1 for `write_tiny_gguf`'s model, whose answers consist of PAIRS[number].
 
-    kind, architecture, width, tensors: other ones, for files that do not fit.
+    kind, architecture, width, tensors: other values make a file that does not fit the model.
     """  # fmt: skip
     dice = random.Random(number)
     a = [dice.gauss(0, 1 / 16) for _ in range(width)]
@@ -59,7 +59,7 @@ def write_tiny_lora(
 
 
 def is_by(answer: str, number: int) -> bool:
-    """Whether an answer can be that of `write_tiny_lora(path, number)`."""
+    """Whether an answer may come from the LoRA of `write_tiny_lora(path, number)`."""
     return bool(answer) and set(answer) <= set(PAIRS[number])
 
 

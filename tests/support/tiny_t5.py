@@ -1,4 +1,4 @@
-"""Tiny encoder-decoder models: random or taught a few answers, with their own tokenizers."""
+"""Tiny encoder-decoder models, random or trained on a few answers, with tokenizers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZE: dict[str, Any] = {
 
 
 def make_unigram(folder: Path, *, bytes_too: bool = False) -> int:
-    """A tokenizer as T5 has it, saved; how many pieces it has."""
+    """Save a tokenizer like T5's; returns the number of its pieces."""
     import sentencepiece
 
     text = [f"{a}{b} {b}{a}{c} the {c}{a}" for a in LETTERS for b in LETTERS for c in "aeiou"]
@@ -45,7 +45,7 @@ def make_unigram(folder: Path, *, bytes_too: bool = False) -> int:
 
 
 def make_t5(folder: Path) -> Path:
-    """A T5 in float32 with random weights whose answers are not one token again and again."""
+    """A T5 in float32 with random weights; its answers do not repeat one token."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -55,14 +55,14 @@ def make_t5(folder: Path) -> Path:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))
-        # else the last token is what the next one is most like: the head is the embedding
+        # the head is the embedding: with larger values, each token would predict itself
         model.shared.weight.mul_(0.01)
     model.save_pretrained(folder)
     return folder
 
 
 def adapt_t5(base: Path, folder: Path) -> Any:
-    """A LoRA on all linear layers with random values, saved; the model that holds it, unmerged."""
+    """Save a LoRA with random values on all linear layers; returns its unmerged model."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForSeq2SeqLM
@@ -81,9 +81,9 @@ def adapt_t5(base: Path, folder: Path) -> Any:
 
 
 def teach_mt5(base: Path, folder: Path, answers: Mapping[str, str]) -> Any:
-    """A random MT5 with a token for every byte, and a LoRA that knows these answers by heart.
+    """Save a random MT5 with a token for every byte, and a LoRA that has learned these answers.
 
-    Both are saved; the model that holds the LoRA, unmerged, is returned.
+    Returns the model with the LoRA, unmerged.
     """
     import sentencepiece
     import torch

@@ -13,7 +13,7 @@ class Unmerged:
     """A base in float32 and its adapters, each with its name and scale."""
 
     def __init__(self, base: Path, adapters: Sequence[Path] = ()) -> None:
-        """Load them on the CPU."""
+        """Load the base and the adapters on the CPU."""
         import torch
         from peft import PeftModel
         from peft.tuners.lora import LoraLayer
@@ -33,7 +33,7 @@ class Unmerged:
         self.trained = [dict(layer.scaling) for layer in self.layers]
 
     def logprobs(self, text: Sequence[int], scales: Sequence[float] = ()) -> np.ndarray[Any, Any]:
-        """(tokens, vocabulary) in float64: of what follows each token of the text."""
+        """Log-probabilities of the token after each token of the text: (tokens, vocabulary)."""
         import torch
 
         for layer, trained in zip(self.layers, self.trained, strict=True):
@@ -44,5 +44,5 @@ class Unmerged:
         return torch.log_softmax(logits, dim=-1).numpy()
 
     def tokens(self, text: Sequence[int], scales: Sequence[float] = ()) -> np.ndarray[Any, Any]:
-        """(tokens - 1,): of each token after the first."""
+        """The log-probability of each token after the first: (tokens - 1,)."""
         return self.logprobs(text[:-1], scales)[np.arange(len(text) - 1), list(text[1:])]

@@ -1,4 +1,4 @@
-"""What the tests of the verification ask of its findings, and what it is given."""
+"""Inputs of the verification's tests, and checks of its findings."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weakened(adapter: Path, factor: float) -> Path:
 
 
 def values_of(path: Path, name: str) -> np.ndarray[Any, Any]:
-    """A tensor's bytes, row by row, which may be changed in the file."""
+    """A tensor's bytes (rows, bytes); writing to them changes the file."""
     info = next(info for info in read_gguf(path).tensors if info.name == name)
     columns = info.type.row_nbytes(info.shape[-1])
     rows = int(np.prod(info.shape[:-1])) if len(info.shape) > 1 else 1

@@ -1,4 +1,4 @@
-"""Tiny models that see, whole folders: weights, tokenizer and what prepares pictures."""
+"""Tiny vision models as whole folders: weights, tokenizer and picture preprocessor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BREAK = "[IMG_BREAK]"
 
 
 def make_seeing(name: str, folder: Path) -> Path:
-    """One of tests.support.architectures, or "pixtral": Mistral 3 with Pixtral's tower."""
+    """A model of tests.support.architectures, or "pixtral": Mistral 3 with Pixtral's tower."""
     if name == "pixtral":
         make_pixtral(folder)
     else:

@@ -1,4 +1,4 @@
-"""Tiny models with tokenizers as trainers save them today, and what llama.cpp makes of theirs."""
+"""Tiny models with tokenizers as trainers save them today, and their GGUFs in llama.cpp."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXTS = (*PLAIN, *RARE)
 
 @dataclass
 class Converted:
-    """A folder's tokenizer in llama.cpp, in transformers, and the keys between."""
+    """A folder's tokenizer in llama.cpp and in transformers, and the GGUF's keys for it."""
 
     loaded: Vocabulary
     file: GGUFFile
@@ -43,7 +43,7 @@ class Converted:
     events: list[Event] = field(default_factory=list)
 
     def ids(self, text: str, **options: bool) -> list[int]:
-        """The ids of a raw text that decant's own front gives llama.cpp."""
+        """llama.cpp's ids of a raw text that decant's front has prepared."""
         ready = normalizer(self.file.text(NORMALIZER))(text)
         special = tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values())
         if not ready.startswith(special):
@@ -51,7 +51,7 @@ class Converted:
         return self.loaded.encode(ready, **options)
 
     def unlike(self, texts: Sequence[str], *, special: bool = False) -> list[str]:
-        """The texts that transformers cuts otherwise."""
+        """The texts for which transformers' tokenizer gives other ids."""
         return [
             text
             for text in texts
@@ -60,7 +60,7 @@ class Converted:
         ]
 
     def unlike_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
-        """The conversations, rendered, whose ids differ from transformers' own."""
+        """The rendered conversations whose ids differ from those of transformers."""
         found = []
         for chat in chats:
             text = self.tokenizer.apply_chat_template(list(chat), tokenize=False)
@@ -75,7 +75,7 @@ class Converted:
 
 @contextmanager
 def converted(folder: Path, toolchain: Toolchain, name: str = "m") -> Iterator[Converted]:
-    """Lay a folder's model out as GGUF and load its vocabulary, without a weight."""
+    """Write the header of a folder's GGUF, without weights, and load its vocabulary."""
     from transformers import AutoTokenizer
 
     events: list[Event] = []
@@ -102,7 +102,7 @@ def make_model(folder: Path, rows: int, kind: str = "Llama", **changes: Any) -> 
 
 
 def save_pieces(folder: Path, *, legacy: bool = False, template: str | None = CHAT_TEMPLATE) -> int:
-    """A Llama's tokenizer as transformers 5 saves it, tokenizer.json alone; its tokens."""
+    """Save a Llama's tokenizer as transformers 5 does, only tokenizer.json; returns its size."""
     from transformers import AutoTokenizer
 
     folder.mkdir(exist_ok=True)
@@ -117,7 +117,7 @@ def save_pieces(folder: Path, *, legacy: bool = False, template: str | None = CH
 
 
 def save_unigram(folder: Path) -> int:
-    """A T5's tokenizer as transformers 5 saves it; its tokens."""
+    """Save a T5's tokenizer as transformers 5 does; returns its size."""
     from transformers import AutoTokenizer
 
     make_unigram(folder)
@@ -131,9 +131,10 @@ def save_unigram(folder: Path) -> int:
 def save_bytes(
     folder: Path, *cuts: Any, normalizer: Any = None, words: Sequence[Any] = (), **options: Any
 ) -> int:
-    """A byte-level BPE trained on a few words, with those pre-tokenizers; its tokens.
+    """Save a byte-level BPE that is trained on a few words; returns its size.
 
-    words: added to it afterwards; options: of transformers' tokenizer.
+    cuts: its pre-tokenizers; words: tokens that are added after the training; options: settings of
+    transformers' tokenizer.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -164,7 +165,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 
 def add_token(folder: Path, content: str, **flags: bool) -> None:
-    """One more token at the end of tokenizer.json."""
+    """Add a token at the end of tokenizer.json."""
     whole = json.loads((folder / "tokenizer.json").read_text())
     number = max(*whole["model"]["vocab"].values(), *(t["id"] for t in whole["added_tokens"])) + 1
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -179,7 +180,7 @@ def byte_level(**options: bool) -> Any:
 
 
 def save_neox(folder: Path, toolchain: Toolchain) -> int:
-    """GPT-NeoX's real tokenizer, put together again from the vocabulary that llama.cpp has."""
+    """Save GPT-NeoX's real tokenizer, rebuilt from llama.cpp's copy of the vocabulary."""
     keys = upstream_vocabulary(toolchain, "gpt-neox")
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
     added = [
@@ -199,7 +200,7 @@ def save_neox(folder: Path, toolchain: Toolchain) -> int:
 
 
 def save_llama2(folder: Path, toolchain: Toolchain) -> int:
-    """Llama 2's real tokenizer as transformers makes tokenizer.json of its pieces."""
+    """Save Llama 2's real tokenizer as the tokenizer.json that transformers makes of it."""
     keys = upstream_vocabulary(toolchain, "llama-spm")
     vocabulary = {text: at for at, text in enumerate(keys["tokens"])}
     merges = [
@@ -228,7 +229,7 @@ def save_llama2(folder: Path, toolchain: Toolchain) -> int:
 
 
 def save_llama2_pieces(folder: Path, toolchain: Toolchain) -> int:
-    """Llama 2's real tokenizer.model, put together again, and no tokenizer.json."""
+    """Save Llama 2's real tokenizer.model, rebuilt, without tokenizer.json."""
     from sentencepiece import sentencepiece_model_pb2 as schema
 
     keys = upstream_vocabulary(toolchain, "llama-spm")

@@ -1,9 +1,9 @@
-"""Python programs as processes of their own that need not import torch: forks of one that has.
+"""Runs Python programs as forks of a process that has imported torch, to save the import time.
 
-`python -m tests.support.warm` is that one. It reads a job a line, forks, and writes the child's
-number and, when the child has ended, its status. It never runs anything itself, so that a child
-differs from a process that python has just started only by what is imported. What is tested for its
-imports, for signals or for its start is started as ever.
+`python -m tests.support.warm` is that process. It reads one job per line, forks, and writes the
+child's id and, when the child has ended, its status. It never runs a job itself, so that a child
+differs from a new Python process only by the imported modules. Tests of imports, of signals or of
+the start use new processes instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHECKOUT = Path(__file__).parents[2]
 def run_warm(
     argv: Sequence[object], *, env: Mapping[str, str] | None = None, timeout_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """A script (`x.py`) or module with its arguments, as subprocess.run would give it."""
+    """Run a script (`x.py`) or a module with its arguments; returns as subprocess.run does."""
     command = [str(argument) for argument in argv]
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
@@ -40,10 +40,10 @@ def run_warm(
 
 
 class Forks:
-    """The process that forks, seen from outside."""
+    """Starts the forking process, and sends it jobs."""
 
     def __init__(self) -> None:
-        """Start it; it imports while others work."""
+        """Start the process; it imports torch in the background."""
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "tests.support.warm"],
             cwd=CHECKOUT,
@@ -75,7 +75,7 @@ class Forks:
 
 
 def next_job() -> dict[str, Any] | None:
-    """Returns in each child, with what it is to do; at the end with nothing."""
+    """Fork for each job; returns the job in each child, and None in the parent at the end."""
     gc.collect()
     gc.freeze()
     for line in sys.stdin.buffer:
@@ -94,7 +94,7 @@ def tell(number: int) -> None:
 
 
 def run_here(argv: list[str], env: dict[str, str], out: str, err: str) -> None:
-    """Be the program, with these files as its output."""
+    """Run the program in this process, with these files as its output."""
     for number, path in enumerate((os.devnull, out, err)):
         opened = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(opened, number)
@@ -115,7 +115,7 @@ def main() -> None:
     import torch  # noqa: F401
     import transformers
 
-    assert transformers.LlamaForCausalLM  # what is named is imported with much else
+    assert transformers.LlamaForCausalLM  # transformers imports a class when it is named
     assert transformers.LlamaTokenizer
     if job := next_job():
         try:

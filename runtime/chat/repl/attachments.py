@@ -34,7 +34,7 @@ def read_text(path: Path) -> str:
 
 
 def decoded(path: Path, hint: str) -> str:
-    """A text file's content. Raises InputError for other files; hint: where it is not UTF-8."""
+    """A text file's content. Raises InputError for other files, with `hint` if it is not UTF-8."""
     try:
         return read_file(path, TEXT_MAX).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -51,7 +51,7 @@ def is_image(path: Path) -> bool:
 
 
 def user_path(text: str) -> Path:
-    """The path that was typed, with `~` expanded. Raises InputError for no path."""
+    """The path that was typed, with `~` expanded. Raises InputError for a text that is no path."""
     if not text or "\0" in text:
         raise InputError("which file?", hint="/help shows what each command takes")
     try:

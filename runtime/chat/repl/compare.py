@@ -60,7 +60,7 @@ def default_names(repl: Repl) -> list[str]:
 
 
 def adapters_as_loaded(repl: Repl) -> list[AdapterSelection]:
-    """Every adapter with its scale: the one in use as set now, the others as loaded."""
+    """Every adapter: the one in use with its present scale, the others with their loaded scales."""
     if not isinstance(repl.engine, LocalEngine):
         return []
     loaded = (

@@ -166,7 +166,7 @@ def completer(completions: Completions) -> Completer:
     paths = PathCompleter(expanduser=True)
 
     class Words(Completer):
-        """Completes commands, adapters and models; else paths."""
+        """Completes the words that `completions` gives, or paths where it gives None."""
 
         def get_completions(
             self, document: Document, complete_event: CompleteEvent

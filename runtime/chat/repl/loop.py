@@ -119,7 +119,7 @@ def take_turn(repl: Repl, text: str) -> None:
 
 
 def answer_last(repl: Repl) -> None:
-    """Answer the last question, again if it has an answer, and record the result."""
+    """Answer the last question, even if it already has an answer, and record the result."""
     taken = Taken()
     try:
         stream(repl, taken)
@@ -189,7 +189,7 @@ class Taken:
 
 
 def shown_raw(repl: Repl, pieces: Iterator[Delta | Thought]) -> None:
-    """Show pieces as they come, without the controls that a terminal obeys."""
+    """Show pieces as they come; a terminal gets no control characters."""
     thinking = False
     for piece in pieces:
         if isinstance(piece, Thought):
@@ -228,7 +228,7 @@ def show_thought(repl: Repl, text: str, *, first: bool) -> None:
 
 
 def tell_end(repl: Repl, taken: Taken) -> None:
-    """Report an end that was not the answer's own, and the numbers."""
+    """Report why an answer ended early, and show its numbers."""
     if taken.error is not None:
         repl.screen.error(taken.error)
         return
@@ -291,9 +291,10 @@ def make_room(repl: Repl, error: ContextFullError) -> None:
 
 
 def trim(repl: Repl, context: int) -> None:
-    """Leave out the oldest turns until they fill half of the context at most.
+    """Leave out the oldest turns until the others fill at most half of the context.
 
-    The last turn is always kept; if the server does not count tokens, half of the turns go.
+    The last turn is always kept. If the server does not count tokens, half of the turns are
+    left out.
     """
     conversation = repl.session.conversation
     last = len(conversation.turns) - 1

@@ -82,7 +82,7 @@ class Screen:
             self.line(f"{name:<{width}}  {value}")
 
     def report(self, event: Event) -> None:
-        """Write an event of the library's."""
+        """Write an event that the library reports."""
         match event:
             case Warn():
                 self.warn(event.message)

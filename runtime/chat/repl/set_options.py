@@ -22,7 +22,7 @@ class Setting:
     summary: str
     parse: Callable[[str], Value]
     is_sent: bool = True
-    """Whether it is sent to the engine; else it is the terminal's."""
+    """Whether it is sent to the engine; other settings change only the terminal."""
 
 
 def number(least: float, most: float = math.inf) -> Callable[[str], Value]:

@@ -50,7 +50,7 @@ def converse(
         add_file(repl, path)
     if options.system is not None:
         session.record(SystemSet(options.system))
-    if settings := options.settings:  # read from files, perhaps
+    if settings := options.settings:  # this may read files
         session.record(SettingsSet({**session.conversation.settings, **settings}))
     if kept is not None:
         welcome_back(repl)

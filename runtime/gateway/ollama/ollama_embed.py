@@ -40,7 +40,7 @@ async def embed(call: Call) -> Response:
     texts = prompted(question.body["input"], call.body.get(PROMPT_NAME), resolved.model.header)
     if call.body.get("truncate") is not False:
         texts = await cut_to_fit(call, resolved, texts)
-    question.body.update({"input": texts, PROMPT_NAME: ""})  # the texts already begin with it
+    question.body.update({"input": texts, PROMPT_NAME: ""})  # each text has it already
     vectors, prompt_tokens = await embed_texts(call, question, resolved)
     engine = call.gateway.pool.engines.get(key_of(resolved, "embed"))
     loaded = max(engine.began - began, 0) if engine is not None else 0
@@ -117,7 +117,7 @@ async def cut_to_fit(
 
 async def cut_text(engine: EngineEntry, whole: str, limit: int) -> str | list[int]:
     """The text, or its first tokens with the tokenizer's ending, `limit` in all."""
-    if len(whole.encode("utf-8", errors="replace")) + SPECIAL <= limit:  # each token has a byte
+    if len(whole.encode("utf-8", errors="replace")) + SPECIAL <= limit:  # a token has a byte
         return whole
     tokens = await tokens_of(engine, whole, special=True)
     if len(tokens) <= limit:

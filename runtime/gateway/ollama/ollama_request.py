@@ -1,7 +1,7 @@
 """Translates the requests of Ollama's clients into requests to an engine.
 
-This does without pydantic, which costs 8 MB of memory, in a gateway of 37 MB, and 90 ms at the
-start: most of this is translation. The checks are `text`, `objects` and `option`; their errors
+pydantic is not used: it costs 8 MB of memory (the gateway has 37 MB) and 90 ms at the start, and
+most of this module is translation. The checks are `text`, `objects` and `option`; their errors
 have the wording of Ollama's server, which clients show.
 """
 
@@ -146,7 +146,7 @@ def shared(body: Json, model: Ability) -> Json:
         value = options.get(name)
         if value is not None:
             request[ours] = option(name, value, kind)
-    if request.get("max_tokens", 0) < 0:  # up to the end of the context
+    if request.get("max_tokens", 0) < 0:  # negative: to the end of the context
         del request["max_tokens"]
     if "repeat_last_n" in request:  # the engine allocates memory for all of them
         room = model.context or 0

@@ -17,9 +17,9 @@ Json: TypeAlias = dict[str, Any]  # Any: whatever JSON holds
 NS = 1_000_000_000  # nanoseconds in a second
 NS_PER_MS = 1_000_000
 """Nanoseconds in a millisecond."""
-LAST_STATUS = 600  # HTTP statuses are below
+LAST_STATUS = 600  # every HTTP status is below
 UNPARSED = "unparsed"
-"""Field of an answer, the engine's and ours: it does not follow its template's format."""
+"""Field of the engine's answers and of ours: whether an answer breaks its template's format."""
 
 
 class EventReader:

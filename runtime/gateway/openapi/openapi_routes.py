@@ -43,7 +43,8 @@ class RouteDoc:
 
     summary: str
     answer: str | None = None
-    """The name of the answer's schema; empty for any JSON, None for another type."""
+    """The name of the answer's schema; empty for any JSON. None: any JSON if the route takes a
+    body and `is_text` is false, else `content_type`."""
     request: str | None = None
     """The name of the body's schema."""
     stream: str | None = None

@@ -24,8 +24,8 @@ export function canContinue({ content, finish, error, isStopped }) {
 
 /**
  * Fill `answer` from the server, calling `changed` after each piece. It does not throw: an error
- * becomes part of the answer. A model without a chat template continues the text. What an answer
- * holds already is continued.
+ * becomes part of the answer. A model without a chat template continues the text. An answer that
+ * already has a text is continued.
  */
 export async function receive(answer, { messages, sampling }, signal, changed) {
   const clock = { began: null, before: answer.content ? answer.tokens ?? 0 : 0 };
@@ -55,7 +55,7 @@ function requestOf(answer, messages, sampling) {
   return ["v1/chat/completions", { ...body, ...begun }];
 }
 
-/** All messages, one line each. */
+/** The texts of all messages, joined by line breaks. */
 function textOf(messages) {
   const texts = ({ content }) => (typeof content === "string" ? content : content.map(({ text = "" }) => text).join(""));
   return messages.map(texts).join("\n");

@@ -109,7 +109,7 @@ export class Attachments {
     this.problems.textContent = problem;
   }
 
-  /** The files for a message; none are left. */
+  /** Take the files for a message; then no file is attached any more. */
   takeAll() {
     const { files } = this;
     this.files = [];

@@ -16,8 +16,8 @@ import { t } from "./words.js";
 
 const NEAR_END = 60; // pixels; a reader who has scrolled further up stays there
 const READ_OUT = 600; // characters; a screen reader announces only the end of longer answers
-const AT_ONCE = 60; // messages that are put on the page; earlier ones follow when they are scrolled to
-const SAVED_MS = 2000; // the pause between two savings of an answer that grows
+const AT_ONCE = 60; // messages that are put on the page; scrolling up adds earlier ones
+const SAVED_MS = 2000; // the time between two saves of a growing answer
 const WIDE = matchMedia("(min-width: 64rem)"); // windows with room for the list beside the chat
 
 /** The open conversation and its actions. */
@@ -168,7 +168,7 @@ export class Chat {
     return true;
   }
 
-  /** Send a message anew as another version of it, from which the conversation branches. */
+  /** Send a changed message as another version, at which the conversation branches. */
   edit(message, content) {
     if (this.isRunning || this.isRefused()) return;
     const { files } = message;
@@ -300,7 +300,7 @@ export class Chat {
     this.sendButton.hidden = !isIdle;
     this.stopButton.hidden = isIdle;
     this.empty.hidden = !this.thread.isEmpty;
-    this.views.slice(-3).forEach((view) => view.offer([])); // at most these had them
+    this.views.slice(-3).forEach((view) => view.offer([])); // no earlier message has buttons
     if (isIdle && this.thread.last?.role === "assistant") this.views.at(-1).offer(this.lastButtons());
     if (isIdle && hadFocus) this.area.focus();
     this.measure();
@@ -319,7 +319,7 @@ export class Chat {
 
   /** Show the system message above the conversation. */
   showSystem() {
-    if (!this.settings) return; // they are being made
+    if (!this.settings) return; // the settings are not built yet
     const content = this.settings.system.value.trim();
     this.systemLine.hidden = !content;
     this.systemLine.replaceChildren(el("strong", {}, t("System message")), el("span", { dir: "auto" }, content));
@@ -361,7 +361,7 @@ export class Chat {
     await this.history.load(this.thread.id);
   }
 
-  /** The tab is left: keep for its next page what may not be saved. */
+  /** The reader leaves the page: keep what may be unsaved, for this tab's next page. */
   keepUnsaved() {
     keep("draft", this.area.value || null);
     const unsaved = [...this.running.values()].map(({ thread, answer }) => ({ record: thread.record, messages: [answer] }));

@@ -72,7 +72,7 @@ export class Compare {
     this.showTurns();
   }
 
-  /** The columns that share a process with others, but not their scales: they answer in turn. */
+  /** The columns that share a process with others but have other scales: they answer in turn. */
   get inTurn() {
     return this.columns.filter(({ picker }) => this.columns.some(({ picker: other }) => other.engine === picker.engine && other.id !== picker.id));
   }

@@ -37,7 +37,7 @@ export class ContextMeter {
       return;
     }
     const { context = 0 } = await modelStatus(model);
-    // a model that is not loaded stays so: it is asked for tokens only when it is there
+    // counting tokens would load a model that is not loaded: only a loaded one is asked
     const typed = context && draft ? await countOf(model, draft, signal) : 0;
     if (signal.aborted) return;
     this.root.hidden = !context || used + typed === 0;
@@ -61,6 +61,6 @@ async function countOf(model, content, signal) {
   try {
     return (await tokenize({ model, content }, false, signal)).length;
   } catch {
-    return 0; // it is sent all the same, and then the server says what is wrong
+    return 0; // the text can still be sent; then the server says what is wrong
   }
 }

@@ -69,7 +69,7 @@ export class Evaluate {
     return [...this.list.querySelectorAll("button")].find(({ dataset }) => dataset.id === id);
   }
 
-  /** Show a report; its address is asked for anew, because the ticket in it ends. */
+  /** Show a report; its address is requested again, because its ticket ends after a while. */
   async open(id) {
     const entries = await this.load();
     if (!entries) return;

@@ -1,6 +1,6 @@
 /**
- * Colours code: splits a text into words of a language and the rest. What a word is depends only on
- * the text from its first character on, so that a text that grows is split from its last word on.
+ * Colours code: splits a text into words of a language and the rest. The kind of a word depends
+ * only on the text from its first character on: of a growing text, only the end is split again.
  * Long code is put into blocks of lines, because a browser lays out a whole block at a time.
  */
 
@@ -12,7 +12,7 @@ const LINES = 50; // of one block
 const PLAIN = { pattern: /\n|[^\n]+/y, keywords: new Set() };
 const START = { at: 0, nodes: 0, lines: 0, colored: 0 };
 
-/** A code element whose text grows; words that stand are not made again. */
+/** A code element whose text grows; the nodes of finished words are kept. */
 export class Highlighted {
   constructor(name) {
     this.language = languageOf(name) ?? PLAIN;
@@ -21,7 +21,7 @@ export class Highlighted {
     this.settled = START; // the text before it, and the nodes that show that, no longer change
   }
 
-  /** Go on in another element, which shows the same. */
+  /** Continue in another element that shows the same text. */
   adopt(element) {
     this.element = element;
     this.settled = START;
@@ -69,7 +69,7 @@ export class Highlighted {
     }
   }
 
-  /** Make the nodes after the settled ones those of `tail`; what is there already stays. */
+  /** Make the nodes after the settled ones equal to those of `tail`; equal nodes stay. */
   show(tail) {
     const { element, settled } = this;
     tail.forEach(({ kind, word }, index) => {

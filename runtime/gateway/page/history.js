@@ -40,7 +40,7 @@ export class History {
     this.tabs.postMessage({});
   }
 
-  /** Load the list, with `current` as the open conversation, and show what the search leaves. */
+  /** Load the list, with `current` as the open conversation, and show what the search finds. */
   async load(current = this.current) {
     this.current = current;
     const wanted = this.field.value.trim();

@@ -118,7 +118,7 @@ function isAfterAddress(text, end) {
   return ".,:;!?'_~]".includes(last) || (last === ")" && !text.slice(Math.max(0, end - 200), end).includes("("));
 }
 
-/** The places of the runs of backticks, by length, so that none is searched for. */
+/** The places of the runs of backticks, by length: collected once, so that the time is linear. */
 function ticksOf(source) {
   const places = new Map();
   for (const { 0: run, index } of source.matchAll(/`+/g)) {
@@ -141,7 +141,7 @@ function codeSpan(state) {
   return push(state, { type: "code", text }, end + run.length - state.at);
 }
 
-/** The places where formulas may end, by what ends them. */
+/** The places where formulas may end, by their closing mark. */
 function mathEndsOf(source) {
   const places = { "$": { all: [], next: 0 }, "$$": { all: [], next: 0 }, "\\)": { all: [], next: 0 }, "\\]": { all: [], next: 0 } };
   for (const { 0: end, index } of source.matchAll(MATH_ENDS)) {
@@ -162,7 +162,7 @@ function dollars(state) {
   return push(state, { type: "text", text: mark }, mark.length);
 }
 
-/** A formula up to `end`, as it is written; whether there is one. */
+/** Read a formula up to `end`, as it is written; returns whether there is one. */
 function formula(state, length, end) {
   const places = state.math[end];
   const from = state.at + length;
@@ -188,7 +188,7 @@ function delimiters(state) {
   return push(state, node, run.length);
 }
 
-/** Whether a run leans on `inner`, with `outer` on its other side. */
+/** Whether a run flanks `inner`, with `outer` on its other side: CommonMark's rule. */
 function isFlanking(inner, outer) {
   if (SPACE.test(inner)) return false;
   return !PUNCTUATION.test(inner) || SPACE.test(outer) || PUNCTUATION.test(outer);

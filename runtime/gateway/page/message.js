@@ -1,4 +1,4 @@
-/** A message on the page: what was said, its files, its tools and its other versions. */
+/** A message on the page: its text, its files, its tools and its other versions. */
 
 import { AnswerView } from "./answer.js";
 import { announce, copyButton, el, growing, submitsOnEnter } from "./dom.js";
@@ -46,7 +46,7 @@ export class MessageView {
     this.versions.replaceChildren(to(-1, "‹", "Previous version"), el("span", {}, shown), to(1, "›", "Next version"));
   }
 
-  /** Put a field in the text's place; what is sent becomes another version of the message. */
+  /** Replace the text by a field; the text that is sent becomes another version of the message. */
   edit() {
     if (this.place.querySelector("form")) return; // it is being edited
     const area = el("textarea", { value: this.message.content, "aria-label": t("Message"), rows: 2 });
@@ -66,7 +66,7 @@ export class MessageView {
     });
     form.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
-      event.stopPropagation(); // it stops no answer
+      event.stopPropagation(); // else Escape would stop an answer as well
       end();
     });
     submitsOnEnter(area);

@@ -13,8 +13,8 @@ export class Picker {
   /**
    * @param {Element} root
    * @param {{name: string, bases: Object[], preferred?: number, hasAdapters?: boolean,
-   *   onchange?: function(): void}} options `name` is what the choice is kept under; `preferred`
-   *   is the place of what to begin with among all bases, each followed by its adapters
+   *   onchange?: function(): void}} options the choice is kept under `name`; `preferred` is the
+   *   index of the first choice among all bases, each followed by its adapters
    */
   constructor(root, { name, bases, preferred = 0, hasAdapters = true, onchange = () => {} }) {
     Object.assign(this, { name, bases, hasAdapters, onchange });
@@ -44,7 +44,7 @@ export class Picker {
     return this.chosenAdapter ? scaledId(this.chosenAdapter, this.scale) : this.base.value;
   }
 
-  /** The process that answers: models with one share it, and different scales take turns there. */
+  /** The process that answers: several models may share one, where different scales take turns. */
   get engine() {
     const { engine } = this.chosenAdapter ?? this.chosenBase;
     const isShared = engine === this.chosenBase.engine;

@@ -43,7 +43,7 @@ function codeOf(character) {
 }
 
 /**
- * Whether each token of a prompt holds a part of `text`; the others are the template's.
+ * Whether each token of a prompt holds a part of `text`; the others belong to the template.
  * @returns {boolean[]|null} null when the prompt does not contain the unchanged text
  */
 export function holding(text, tokens) {

@@ -79,7 +79,7 @@ export class Settings {
     return brief.length ? `: ${brief.join(", ")}` : "";
   }
 
-  /** What keeps the settings from being used; empty when nothing does. */
+  /** The reason why the settings cannot be used; empty when they can. */
   problem() {
     const wrong = NUMBERS.find(([key]) => !this.numbers[key].validity.valid);
     if (!wrong) return this.schemaProblem();

@@ -77,7 +77,7 @@ export function save(record, changed = [], all = changed) {
         threads.put(record);
         (before.result ? changed : all).forEach((message) => messages.put(message));
       } catch {
-        before.transaction.abort(); // what is half kept would be no conversation
+        before.transaction.abort(); // half of a conversation would be useless
       }
     };
   });

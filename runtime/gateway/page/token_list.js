@@ -32,7 +32,7 @@ export class TokenList {
 
   /**
    * @param {{tokens: Object[], facts: string[], own?: boolean[]|null}} found `own` says which
-   *   tokens are the text's; the others are the template's
+   *   tokens belong to the text; the others belong to the template
    */
   show({ tokens, facts, own = null }) {
     this.tokens = tokens;

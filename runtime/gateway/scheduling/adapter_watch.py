@@ -68,7 +68,7 @@ class AdapterFiles:
         return ""
 
     def note_broken(self, key: tuple[Path, Path], why: str, adapter: Adapter) -> str:
-        """The reason without the file's path; reported once."""
+        """Report the reason once; returns it without the file's path."""
         shown = why.replace(f"`{adapter.path}`", repr(adapter.name))
         if self.broken.get(key) != shown:
             self.broken[key] = shown

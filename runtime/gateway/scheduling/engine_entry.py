@@ -28,8 +28,9 @@ from runtime.gateway.scheduling.upstream import Address
 
 ASIDE = 2  # requests without a slot at once; more would delay the health check
 EXPLICIT_MAX = 32
-"""Adapters in `lora` whose zeros are written out. Those that a list leaves out have a scale of 0,
-unless the list is empty; a thousand of them would take longer to read than a short answer."""
+"""A longer `lora` lists no adapters with scale 0: llama-server gives that scale to adapters that
+the list leaves out, unless it is empty. It would read a thousand entries more slowly than it
+computes a short answer."""
 CHOSEN_NICENESS = 5  # about a third of a processor that other engines use as well
 
 
@@ -65,7 +66,7 @@ class EngineEntry:
     out: dict[int, str] = field(default_factory=dict)
     """Adapters that could not be loaded: their index, and the reason."""
     successor: EngineEntry | None = None
-    """The engine that takes its place once it is loaded, with the adapters that are served then."""
+    """The engine that replaces this one as soon as it is loaded, with the adapters served then."""
     is_retired: bool = False
     """Whether it answers only the requests that it has, and ends after the last of them."""
     is_ending: bool = False
@@ -157,9 +158,9 @@ class EngineEntry:
         return replace(self.fronts, own=resolved.model.own).of(scales)
 
     def for_engine(self, body: Mapping[str, Any], named: Sequence[Adapter]) -> Mapping[str, Any]:
-        """The request with the engine's numbers for its adapters, and all others at 0.
+        """The request with the engine's own numbers in `lora`, and all other adapters at 0.
 
-        named: the adapters that the body's numbers count. A body without `lora` names none: it is
+        named: the adapters that the body's numbers stand for, in order. A body without `lora` is
         for a model that has no adapters any more.
         """
         scales = body.get("lora", [] if self.key.role in SAYING else None)
@@ -179,7 +180,7 @@ class EngineEntry:
 
     @property
     def is_chosen(self) -> bool:
-        """Whether a client chose its LoRA scales, of which there are unlimited many."""
+        """Whether a client chose its LoRA scales; there is no limit to the number of choices."""
         is_zero = bool(self.key.adapters) and not any(self.key.lora_scales)
         return is_zero or is_chosen(self.key.lora_scales, self.model)
 
@@ -234,7 +235,7 @@ def is_numbered(value: object) -> bool:
 
 
 def is_zero(value: object) -> bool:
-    """Whether an item of `lora` sets a scale of 0, as an adapter that the list leaves out has."""
+    """Whether an item of `lora` sets a scale of 0, like an adapter that the list leaves out."""
     return is_numbered(value) and isinstance(value, dict) and value.get("scale") == 0
 
 

@@ -1,4 +1,4 @@
-"""The memory of all engines: which may start, and which are unloaded or awaited for that."""
+"""The memory of all engines: which engine may start, and which ones make room for it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class EngineMemory:
         return any(one is not engine for one in self.roster.leaving())
 
     def will_leave(self, engine: EngineEntry) -> bool:
-        """Whether retiring the engine whose place this one takes will release memory."""
+        """Retire the engine that this one succeeds; returns whether memory will be released."""
         if (old := self.roster.take_over(engine)) is not None:
             self.dismiss_if_done(old)
         return self.leaves_soon(engine)

@@ -1,4 +1,4 @@
-"""The phases of an engine's life, one at a time, each with what is known in it alone.
+"""The phases of an engine's life, one at a time, each with the values that only it has.
 
     Unloaded -> Loading            a request asks for the model
     Loading  -> Loaded             the process answers
@@ -8,7 +8,7 @@
     Loaded   -> Failed             the process died, or hangs
     Failed   -> Loading            its backoff is over, and a request asks for it
 
-Only `pool.py` changes an engine's phase.
+Only `EnginePool`, `EngineMemory.stop` and `EngineEntry.fail` change an engine's phase.
 """
 
 from __future__ import annotations

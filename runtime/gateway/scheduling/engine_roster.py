@@ -1,8 +1,9 @@
 """Which engine answers a request, while adapters are added and removed. Starts and stops nothing.
 
 llama-server takes its adapters when it starts. A request for an adapter that an engine lacks goes
-to its successor, which takes its place when it is loaded: the engine is retired, answers the
-requests that it has, and ends. Requests for other adapters stay at the engine until then.
+to the engine's successor. Requests for other adapters stay at the engine until the successor is
+loaded and takes its place. Then the engine is retired: it answers the requests that it has, and
+ends.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ WATCH_S = 0.1  # between two checks that a process runs
 
 
 async def death_of(engine: EngineEntry, server: Server) -> EngineDiedError | None:
-    """Wait until the process has died, or has been replaced by another; the error if it died."""
+    """Wait until the process has died or has been replaced; returns the error if it died."""
     while engine.is_loaded and engine.server is server:
         try:
             server.raise_if_gone()

@@ -1,4 +1,4 @@
-"""Asks engines for their health, in the thread that computes."""
+"""Checks the health of engines, by a route that the computing thread answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VALUE_BYTES = 2  # of a projector's values, in 16 bits
 async def until_unwell(engine: EngineEntry, server: Server, health_s: float) -> str:
     """Wait until a process fails its health check, and return why; empty when it has ended.
 
-    health_s: the seconds that a check may take beside the engine's longest step; 0 for no checks.
+    health_s: the seconds that a check may take, plus the engine's longest step; 0 for no checks.
     """
     limit_s = health_s + longest_step_s(engine.model, server.spec.threads)
     route = health_route(server.spec.engine)

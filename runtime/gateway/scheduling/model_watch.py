@@ -1,4 +1,4 @@
-"""Watches the models' files, which others may replace or delete while they are served."""
+"""Watches the models' files, which other programs may replace or delete while they are served."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from runtime.gateway.scheduling.adapter_watch import Mark, mark_of
 
 AGAIN = "restart `decant serve`"
 OF_A_FILE = ("general.", "decant.", "quantize.", "split.")
-"""Metadata keys that requests do not depend on begin so."""
+"""The beginnings of metadata keys that requests do not depend on."""
 OF_DECANT = ("decant.tokenizer", "decant.embedding")
-"""Keys of decant's that they do depend on."""
+"""The beginnings of decant's keys that requests depend on."""
 
 
 @dataclass
@@ -40,8 +40,8 @@ class ModelFiles:
     def checked(self, model: Model) -> Model:
         """The model as its file is now. Reads the file.
 
-        Raises ModelError for a missing file, and for another model, whose requests would be
-        prepared with the tokens and the template of the one that was there.
+        Raises ModelError for a missing file, and for another model's file: its requests would be
+        prepared with the tokens and the template of the first model.
         """
         path = model.header.path
         with self.lock:

@@ -33,7 +33,7 @@ POOLING_KEY = "pooling_type"  # present in GGUFs of embedding models
 CAUSAL_KEY = "attention.causal"
 POOLING_LAST, POOLING_RANK = 3, 4  # llama.h; the latter marks rerankers
 UNUSED = ChatFormat(ANY_TEMPLATE)
-"""For an engine without conversations that does not start with the model's template."""
+"""The chat format of an engine without conversations, if the model's template was refused."""
 SCORES = 2  # scoring requests at once: one is computed while the next is parsed
 ROLE_FLAGS = {"embed": "--embeddings", "rerank": "--rerank"}
 TALKLESS = frozenset((*ROLE_FLAGS, "score"))
@@ -209,7 +209,7 @@ def is_causal(model: GGUFFile) -> bool:
 def is_cut_wrongly(model: GGUFFile, role: Role) -> bool:
     """Whether llama-server would cut a text that must be whole, when another text precedes it.
 
-    It checks only the pooling. With one slot no other text precedes.
+    llama-server checks only the pooling. With one slot no other text precedes.
     """
     pooling = model.number(f"{model.architecture}.{POOLING_KEY}")
     has_cache = model.architecture not in CACHELESS

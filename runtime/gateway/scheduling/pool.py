@@ -73,7 +73,7 @@ class EnginePool(EngineMemory):
             self.dismiss_if_done(engine)
 
     def set_adapters(self, base: str, model: Model) -> None:
-        """Serve a base with other adapters from now on; requests that are here finish as they came.
+        """Serve a base with other adapters from now on; earlier requests keep their adapters.
 
         An engine that has a removed adapter is replaced at once, in the background; an added
         adapter is loaded at its first request.
@@ -89,7 +89,7 @@ class EnginePool(EngineMemory):
         """Load the successor of an engine, which takes its place."""
         if self.engines.get(engine.key) is not engine:
             return
-        with suppress(ApiError):  # the log has it, and the name of the removed adapter is gone
+        with suppress(ApiError):  # the log has the error, and no name leads to the removed adapter
             async with self.keep(self.roster.successor_of(engine)):
                 pass
 
@@ -151,7 +151,7 @@ class EnginePool(EngineMemory):
     async def load(self, engine: EngineEntry, loading: Loading) -> None:
         """Load the engine, unless all requests for it have left.
 
-        Raises ModelError for an adapter that cannot be used, and whatever else loading raises.
+        Raises ModelError for an adapter that cannot be used, and the errors of loading.
         """
         began = self.clock()
         engine.model = await self.in_thread(self.model_files.checked, engine.model)
@@ -179,7 +179,7 @@ class EnginePool(EngineMemory):
         engine.queue.open()
 
     def take_over(self, engine: EngineEntry) -> None:
-        """Put a successor in its predecessor's place, which ends after its last request."""
+        """Put a successor in its predecessor's place; the latter ends after its last request."""
         if (old := self.roster.take_over(engine)) is not None:
             self.dismiss_if_done(old)
         if engine.is_loaded and not engine.is_retired and self.roster.holds_removed(engine):

@@ -95,7 +95,7 @@ def summed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 async def in_order(
     works: Sequence[Callable[[], Coroutine[Any, Any, Result]]],
 ) -> AsyncIterator[AsyncIterator[Result]]:
-    """Yields the results in order; meanwhile the next portion waits in the queue.
+    """Yields the results in order; meanwhile the next portions wait in the queue.
 
     Leaving the block cancels unfinished portions.
     """

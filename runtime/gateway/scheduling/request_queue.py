@@ -5,7 +5,7 @@ for ever while others wait. Here they may join only within a batch window. After
 with other scales wait, the running ones finish and another request begins the next window.
 
 Clients take turns: the client with the fewest slots comes first, then the one with the fewest
-slot-seconds since it came. Among one client's requests the longest waiting comes next.
+slot-seconds since it came. Among one client's requests, the one that waits longest comes first.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class RequestQueue:
         return min(equals, key=self.order, default=None)
 
     def order(self, waiter: Waiter) -> tuple[int, float, float]:
-        """The sort key of a waiting request, the next first; `min` keeps the queue's order."""
+        """The sort key: the smallest is next, and of equal ones `min` takes the queue's first."""
         share = self.shares[waiter.client]
         return share.slots, share.slot_s, waiter.since
 

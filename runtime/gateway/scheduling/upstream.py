@@ -81,7 +81,7 @@ class Reply:
         ]
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes, each time all that have arrived.
+        """The body's bytes; each chunk holds all bytes that have arrived.
 
         With many streams several pieces of an answer arrive at once, and sending each of them
         alone costs more than everything else that the gateway does. Raises EngineGoneError when
