@@ -27,7 +27,7 @@ class StoredModel:
     path: Path
     """The first file of a split model."""
     is_finished: bool = True
-    """Whether it has its final name, or is the remainder of a stopped export."""
+    """Whether the file has its final name; otherwise it is the remainder of a stopped export."""
 
     @property
     def full_name(self) -> str:
@@ -56,7 +56,7 @@ def plain_name(name: str) -> str:
 
 
 def projector_beside(path: Path, names: Sequence[str]) -> Path | None:
-    """The projector (mmproj) beside a model: that of one of `names`, else the only one there."""
+    """The projector (mmproj) beside a model: the one of a model in `names`, else the only one."""
     named = (path.with_name(f"mmproj-{name}{SUFFIX}") for name in names)
     if found := next((projector for projector in named if projector.exists()), None):
         return found
@@ -77,7 +77,7 @@ def list_models(store: Path) -> list[StoredModel]:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path names a model: of a split one only the first file does."""
+    """Whether a path names a model: only the first file of a split model does."""
     shard = SHARD.fullmatch(path.name)
     return not path.name.startswith(".") and (not shard or int(shard["number"]) == 1)
 
@@ -170,7 +170,7 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
 
 
 def is_stored(text: str, store: Path) -> bool:
-    """Whether a stored model has this name: it goes before a folder that is called so, too."""
+    """Whether a stored model has this name: it goes before a folder of the same name."""
     return "/" not in text and text in {
         name for model in list_models(store) for name in (model.name, model.full_name)
     }
