@@ -22,7 +22,7 @@ from exporter.quantize.imatrix import read_imatrix
 from exporter.quantize.type_recipe import Recipe, check_recipe, no_text
 
 CONTEXT = 512  # tokens per chunk, llama-imatrix's default
-CHUNKS = 2  # minimum for llama-imatrix
+CHUNKS = 2  # least number of chunks for llama-imatrix
 COUNT = re.compile(r"computing over (\d+) chunks")
 DONE = re.compile(r"\[(\d+)\]-?(?:[\d.]+|nan|inf),")
 TOKENS = re.compile(r"Total number of tokens: (\d+)")

@@ -49,7 +49,7 @@ class ExportedFile:
     shards: tuple[Path, ...] = ()
     """All files of a split model; `path` is the first."""
     chosen: dict[str, str] = field(default_factory=dict)
-    """Tensor -> type, of a file whose types were chosen tensor by tensor."""
+    """Tensor -> type, if the file's types were chosen tensor by tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,8 +290,8 @@ def outtype_for(quant: str) -> Outtype:
 
 
 def rounding(conversion: Conversion, quant: str, merge_dtype: MergeDtype) -> dict[str, GGMLType]:
-    """Tensors that the usual pipeline rounds, which quantizes a 16-bit GGUF, by their rounded
-    type.
+    """Tensors to round, with the 16-bit type: the usual pipeline quantizes a 16-bit GGUF, and so
+    rounds them.
     """
     if merge_dtype == "float32" or quant in FLOATS:
         return {}

@@ -33,7 +33,7 @@ MARKS = ("adapter_config.json",)
 WEIGHTS = "adapter_model.safetensors"
 WHOLE_SVD = 768  # rows or columns up to which the exact SVD takes less than a second
 OVERSAMPLING = 16  # dimensions beyond the rank in the randomized SVD (Halko et al., 2011)
-ITERATIONS = 4  # of its power method: within some per mille of the exact loss
+ITERATIONS = 4  # of the power method: the loss is within some per mille of the exact one
 SEED = 0
 
 

@@ -16,7 +16,7 @@ CONV1D = ("gpt2", "openai-gpt")
 TOKENS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings", "tok_embeddings",
           "shared")  # fmt: skip
 OTHERS = ("wpe", "embed_positions", "position_embeddings", "token_type_embeddings")
-"""transformers' names of embedding tables; those of TOKENS may be tied to the head."""
+"""transformers' names of other embedding tables; only those in TOKENS may be tied to the head."""
 HEAD = "lm_head"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -89,7 +89,7 @@ class ExtractPlan:
 
 
 def in_short(modules: list[str], matrices: tuple[str, ...]) -> list[str]:
-    """The modules by their last names if that covers exactly them, else in full."""
+    """The modules by their last names; in full where matrices beside them share the last name."""
     chosen = set(modules)
 
     def last(module: str) -> str:
@@ -102,7 +102,7 @@ def in_short(modules: list[str], matrices: tuple[str, ...]) -> list[str]:
 def plan_extraction(
     tuned: Checkpoint, base: Checkpoint, rank: int, *, only_pairs: bool = False, report: Report
 ) -> ExtractPlan:
-    """Pair the tensors of both, and decide how each different one is stored.
+    """Pair the tensors of both models, and decide how each changed one is stored.
 
     only_pairs: drop the parts that a GGUF adapter lacks. Raises CheckpointError if the two differ
     in architecture or are equal.

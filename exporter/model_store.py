@@ -56,7 +56,7 @@ def plain_name(name: str) -> str:
 
 
 def projector_beside(path: Path, names: Sequence[str]) -> Path | None:
-    """The projector (mmproj) beside a model: that of one of `names`, else the only one there."""
+    """The projector (mmproj) beside a model: the one of a model in `names`, else the only one."""
     named = (path.with_name(f"mmproj-{name}{SUFFIX}") for name in names)
     if found := next((projector for projector in named if projector.exists()), None):
         return found

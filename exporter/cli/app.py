@@ -154,7 +154,7 @@ def run(  # noqa: PLR0911 - one return a family
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
-    except SystemExit:  # click raises it when the reader has gone: `decant list | head -1`
+    except SystemExit:  # click raises it when the pipe is closed: `decant list | head -1`
         return 0
     except Exception as error:  # noqa: BLE001 - the one boundary
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

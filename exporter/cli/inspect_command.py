@@ -113,7 +113,7 @@ def begins_as_gguf(path: Path) -> bool:
 
 
 def describe_place(path: Path, report: Report) -> dict[str, object]:
-    """Describe an adapter or a model, found as in an export, with a note of what was taken.
+    """Describe an adapter or a model, found as in an export; a note says which one was found.
 
     Raises ModelError without one.
     """
@@ -172,7 +172,7 @@ def describe_gguf(file: GGUFFile) -> dict[str, object]:
 
 
 def made_of(file: GGUFFile) -> dict[str, str | None]:
-    """How decant made the file, for people; empty for a foreign file."""
+    """Facts about how decant made the file, for people; empty for a foreign file."""
     text = file.text
     if text("decant.version") is None:
         return {}

@@ -20,7 +20,7 @@ from exporter.quantize.type_recipe import Recipe, parse_rule, read_recipe
 
 HERE = "here"  # --fit without a size
 ROOM = "runtime.engine.weights_room"
-"""The module that knows what a context takes; the exporter names runtime in strings."""
+"""The module that knows how much memory a context takes; the exporter names runtime in strings."""
 
 OPTIONS = (
     click.option(
@@ -63,7 +63,7 @@ OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class TypedRecipe:
-    """The options of OPTIONS as click gives them, by the names of their parameters."""
+    """The values of OPTIONS as click passes them, under their parameters' names."""
 
     imatrix: Path | None
     calibrate: Path | None
@@ -120,11 +120,11 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 def parse_budget(
     bpw: float | None, size: str | None, fit: str | None, context: int | None
 ) -> SizeBudget | None:
-    """The size that one of the options gives. Raises UsageError for more than one of them."""
+    """The size that one of the options sets. Raises UsageError for more than one of them."""
     given_ones = [
         name
         for name, value in (("--bpw", bpw), ("--size", size), ("--fit", fit))
-        if value is not None  # an empty text, as of a variable that is not set, is refused below
+        if value is not None  # an empty text, from an unset shell variable, is refused below
     ]
     if len(given_ones) > 1:
         raise click.UsageError(f"{' and '.join(given_ones)} all set the size: choose one")
@@ -140,7 +140,9 @@ def parse_budget(
 
 
 def quants_with_auto(quants: tuple[str, ...]) -> tuple[str, ...]:
-    """The quantizations, where options for AUTO are given. Raises UsageError without AUTO."""
+    """The quantizations if an option for AUTO is given: AUTO by default. Raises UsageError without
+    AUTO.
+    """
     if not given("quants"):
         return (AUTO,)
     if AUTO not in map(str.upper, quants):

@@ -50,10 +50,11 @@ def published_name(name: str, hparams: Mapping[str, Any]) -> str:
 
 
 def breaking_embedding(name: str, hparams: Mapping[str, Any]) -> str | None:
-    """The name under which Pixtral's projector finds the embedding, of which it needs one row.
+    """The name under which Pixtral's projector finds the embedding; None for other tensors.
 
-    It puts the token [IMG_BREAK] between lines of a picture. The converter's class takes that row
-    (llava.py, modify_tensors), but its parent drops the whole language model before.
+    The projector puts the token [IMG_BREAK] between lines of a picture, and needs its row. The
+    converter's class takes that row (llava.py, modify_tensors), but under the published name its
+    parent class drops it with the language model.
     """
     vision = hparams.get("vision_config")
     is_pixtral = isinstance(vision, dict) and vision.get("model_type") == "pixtral"
@@ -145,7 +146,7 @@ def query_norms_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
 
 
 def fused_queries_scaled(name: str, tensor: Any, part: Mapping[str, Any]) -> Any:
-    """Scale fused queries by transformers' factor beyond 1 / sqrt(head size), unknown to llama.cpp.
+    """Scale fused queries by the ratio of transformers' factor to llama.cpp's 1 / sqrt(head size).
 
     tensor: a weight or bias of queries, keys and values in one; (n_in, n_out) in GPT-2, (n_out,
     n_in) in others.

@@ -1,8 +1,8 @@
 """Reads a model's config with transformers' defaults in a child process, ahead of time.
 
 transformers 5 imports torch's compiler and distributed tensors before it returns a config, which
-takes longer than the rest of a plan. Without torch it skips them and returns the same config; so a
-child that hides torch reads it while this process imports torch.
+takes longer than the rest of a plan. Without torch it skips them and returns the same config. So a
+child that hides torch reads the config while this process imports torch.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Config:
     """The part of a config object that the converter uses."""
 
     def __init__(self, printed: bytes, folder: Path | str = "") -> None:
-        """Keep a config as a Python literal, and the folder if it was read from another."""
+        """printed: a config as a Python literal; folder: to name in it, if read in another."""
         self.printed, self.folder = printed, folder
 
     def to_dict(self) -> dict[str, Any]:

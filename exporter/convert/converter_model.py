@@ -29,7 +29,10 @@ def converter_model(checkpoint: Checkpoint) -> tuple[Any, Arrange]:
 def model_of_config(
     checkpoint: Checkpoint, folder: Path, hparams: dict[str, Any]
 ) -> tuple[Any, Arrange]:
-    """The same for a given config; folder: place of config.json and the tokenizer."""
+    """llama.cpp's class, and decant's rearrangement, for a given config.
+
+    folder: with config.json and the tokenizer.
+    """
     import gguf
 
     model_class, architecture = find_class(hparams, "text", checkpoint.tensors)

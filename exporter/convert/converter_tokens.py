@@ -44,7 +44,7 @@ class ConverterTokens:
     folder: Path
     """Folder in which the converter reads the tokenizer."""
     loaded: LoadedTokenizer | None
-    """transformers' tokenizer; None if it finds none, and the converter's result stays."""
+    """transformers' tokenizer; None if it finds none: the converter's keys then stay unchanged."""
     made_of_json: bool = False
     """Whether the only sentencepiece file is the one made of tokenizer.json."""
     hooks: tuple[Hook, ...] = ()
@@ -104,7 +104,7 @@ def files_of(folder: Path) -> TokenizerFiles:
 
 
 def written_once(model_class: Any, hook: Hook, content: str) -> Hook:
-    """The hook for the converter's class, with the token keys that it wrote for these files.
+    """Hook that writes the token keys as `hook` does, or those written before for these files.
 
     content: the hash of the files.
     """
@@ -114,7 +114,7 @@ def written_once(model_class: Any, hook: Hook, content: str) -> Hook:
 
 
 def loaded_once(files: TokenizerFiles) -> Hook:
-    """Hook that gives the converter the tokenizer of these files that was loaded before."""
+    """Hook that gives the converter the tokenizer that is already loaded from these files."""
     from transformers import AutoTokenizer
 
     original = AutoTokenizer.from_pretrained

@@ -87,8 +87,8 @@ def check_pooling(module: Module, *, report: Report) -> None:
 
 
 def check_dense(folder: Path, module: Module) -> None:
-    """Raise UnsupportedError for a dense layer beyond one matrix, CheckpointError without its
-    file.
+    """Raise UnsupportedError for a dense layer of more than one matrix, CheckpointError without
+    its file.
     """
     activation = module.settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     name = f"its dense layer `{module.path}`"
@@ -219,7 +219,7 @@ def metadata(folder: Path, modules: tuple[Module, ...]) -> dict[str, str | bool]
 
 
 def write_keys(writer: Any, folder: Path, modules: tuple[Module, ...]) -> None:
-    """Add keys to a GGUFWriter that the converter leaves out: the pooling of most architectures."""
+    """Add keys that the converter omits: most poolings, the dense layers' width, and decant's."""
     pooled = next((module for module in modules if module.kind == POOLING), None)
     key = f"{writer.arch}.pooling_type"
     if pooled is not None and key not in writer.kv_data[0]:
@@ -234,9 +234,9 @@ def write_keys(writer: Any, folder: Path, modules: tuple[Module, ...]) -> None:
 def class_hooks(model_class: Any, modules: tuple[Module, ...], *, ranks: bool) -> tuple[Hook, ...]:
     """Hooks that let llama.cpp's class convert dense layers, and a reranker if `ranks`.
 
-    The class's lists of dense layers would grow with every model; it recognizes a reranker by the
-    folder's name, which a download or a merge does not keep. Raises UnsupportedError for dense
-    layers or a kind of reranker that it does not know.
+    The class gets empty lists of dense layers: all models share its lists, which would grow. It
+    recognizes a reranker by the folder's name, which changes by a download or a merge. Raises
+    UnsupportedError for dense layers or a kind of reranker that the class does not know.
     """
     dense = [module for module in modules if module.kind == DENSE]
     if dense and model_class.__name__ not in WITH_DENSE:

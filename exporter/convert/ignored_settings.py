@@ -1,7 +1,8 @@
 """Warns at export of settings that llama.cpp ignores for an architecture.
 
-The files in src/models/ build its graphs, and some fix what only some models have. A GGUF of
-another such model is as right as possible, and its answers still differ from transformers'.
+The files in src/models/ build its graphs, and some of them fix a setting that varies between models
+of the architecture. A GGUF of a model with another value is as right as possible; its answers still
+differ from transformers'.
 """
 
 from __future__ import annotations

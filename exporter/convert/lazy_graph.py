@@ -68,8 +68,8 @@ def split_stack(node: Node) -> list[Node]:
 def before_casts(node: Node) -> Node:
     """The node before its last steps, if these only change the type: to numpy, or to float32.
 
-    The values are the same, in half of the memory. A step whose one setting is float32 and that
-    keeps the shape of 16-bit values casts them: a view of them as float32 would have half as many.
+    The values are the same, in half of the memory. A step on 16-bit values whose only setting is
+    float32 is a cast if it keeps the shape; a view as float32 would have half as many values.
     """
     import gguf
     import torch

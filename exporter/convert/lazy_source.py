@@ -33,7 +33,7 @@ class LazySource:
         *,
         projector: bool = False,
     ) -> None:
-        """hparams, architecture: the model's, which decide names and rearrangements of its tensors.
+        """hparams, architecture: of the model; they decide its tensors' names and rearrangements.
 
         projector: whether the vision part is converted.
         """
@@ -83,7 +83,7 @@ class LazySource:
 
 
 class Unquantized:
-    """Replaces a quantized output of the converter: the node of the values in float32."""
+    """Replaces an output that the converter would round: holds the node of the exact values."""
 
     dtype = FLOAT32
 

@@ -23,7 +23,7 @@ class Product:
     """The product b @ a, unmultiplied: a is (…, rank, n_in), b is (…, n_out, rank)."""
 
     def __init__(self, a: torch.Tensor, b: torch.Tensor, sources: frozenset[str]) -> None:
-        """sources: the checkpoint's tensors that the product changes; a and b as in the class."""
+        """a, b: as the class describes them; sources: the checkpoint's tensors that they change."""
         assert a.dim() == b.dim(), (a.shape, b.shape)
         assert a.shape[-2] == b.shape[-1], (a.shape, b.shape)
         self.a, self.b, self.sources = a, b, sources
@@ -220,7 +220,7 @@ def widened(part: Product, rank: int) -> Product:
 
 
 def joined(parts: Sequence[Product], dim: int = 0) -> Product:
-    """Concatenate parts. Rows or columns without a common matrix get separate ranks."""
+    """Concatenate parts along `dim`. Rows without a common A, and columns, get separate ranks."""
     import torch
 
     dim %= parts[0].ndim

@@ -19,9 +19,9 @@ OWN_PARTS = (".eh_proj.", ".enorm.", ".hnorm.", ".shared_head.")
 
 
 def settle_prediction(hparams: dict[str, Any], names: Iterable[str]) -> str:
-    """Set the number of prediction layers to those in the checkpoint.
+    """Set the number of prediction layers in the config to that in the checkpoint.
 
-    names: its tensors' names. Returns a note for the user, or an empty text.
+    names: the tensors' names. Returns a note for the user, or an empty text.
     """
     names = tuple(names)
     text = hparams.get("text_config")
@@ -48,7 +48,7 @@ def has_prediction(names: Iterable[str]) -> bool:
 
 
 def appended(names: Iterable[str]) -> set[str]:
-    """The numbers of such layers if they continue the model's numbering."""
+    """The numbers of prediction layers that continue the numbering of the model's layers."""
     return {
         found["number"]
         for name in names
@@ -61,7 +61,7 @@ def is_own_part(name: str) -> bool:
 
 
 def without_prediction(model_class: Any) -> Any:
-    """The converter's class with `--no-mtp`: it neither expects nor counts such layers.
+    """The converter's class with `--no-mtp`: it neither expects nor counts prediction layers.
 
     It is a subclass, since the converter stores its filters on the class.
     """

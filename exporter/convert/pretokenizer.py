@@ -26,13 +26,13 @@ SUFFIXES = re.compile(r"\(\?i:'s\|'t\|'re\|'ve\|'m\|'ll\|'d\)")
 
 METHOD = "get_vocab_base_pre"
 NEEDLESS = ("tokenizer.model", "add_bos_token")
-"""Parts of errors about files that a byte-level tokenizer does not need: the tokens around a text
-are set later (tokenizer_keys.py).
+"""Parts of errors about a file or a setting that a byte-level tokenizer does not need: the tokens
+around a text are set later (tokenizer_keys.py).
 """
 
 
 def pre_tokenizer_found(model_class: Any, loaded: LoadedTokenizer | None) -> Hook:
-    """Hook that finds the pre-tokenizer of more tokenizers than the converter's hashes do.
+    """Hook that finds pre-tokenizers also for tokenizers whose hash the converter does not know.
 
     model_class: the converter's class of any text model.
     """
@@ -113,7 +113,7 @@ def found_otherwise(
 
 
 def without_words(loaded: LoadedTokenizer) -> Iterator[Any]:
-    """Encoders without the tokenizer's added words: first all but spaces, then spaces too."""
+    """Encoders without the tokenizer's added words: first with added spaces, then without them."""
     from tokenizers import Tokenizer
 
     words = {number for number, token in loaded.added.items() if not token.special}

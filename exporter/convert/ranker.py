@@ -34,7 +34,7 @@ class Purpose:
     """The purpose of a model besides text: vectors of texts, or scores of pairs."""
 
     folder: Path
-    """Folder with its config and the files of sentence-transformers."""
+    """Folder with the model's config and the files of sentence-transformers."""
     architecture: str
     modules: tuple[Module, ...] = ()
     ranks: bool = False
@@ -121,8 +121,8 @@ def type_gap(tensors: MergedTensors) -> float:
 def converter_name(architecture: str, name: str) -> str:
     """The name under which llama.cpp's converter gets a tensor.
 
-    It drops the pooler of every BERT, although a classifier's head uses it; under the name of the
-    first half of RoBERTa's head, which is computed the same way, it keeps it.
+    The converter drops the pooler of every BERT, although a classifier's head uses it. It keeps the
+    pooler under the name of the first half of RoBERTa's head, which is computed the same way.
     """
     plain = name.removeprefix(INNER)
     if architecture == BERT and plain.startswith(POOLER):
@@ -145,11 +145,11 @@ def ranks_by_logits(plan: MergePlan, folder: Path, modules: tuple[Module, ...]) 
 
 
 def settle_head(model: Any, architecture: str, modules: tuple[Module, ...]) -> None:
-    """Set values on the converter's model that it reads elsewhere or defaults.
+    """Set the labels and the two words of a score on the converter's `model`.
 
-    Two labels without names are a classifier's, not transformers' placeholders; the words of a
-    score by logits come from sentence-transformers' module. Raises UnsupportedError for a score
-    that is not of two words.
+    The converter ignores two labels without names, as transformers' placeholders; a classifier has
+    them. The words of a score by logits come from sentence-transformers' module. Raises
+    UnsupportedError for a score that is not of two words.
     """
     labels = model.hparams.get("id2label")
     if architecture.endswith(HEADED) and hasattr(model, "cls_out_labels") and labels:

@@ -2,7 +2,7 @@
 
 If an operation cannot be applied to A and B separately (Product refuses it), the class runs on
 matrices that hold their row and column numbers. If each row of the result is one row of the weight,
-and each column one column, the same is done to B and A.
+and each column one column, B's rows and A's columns are moved in the same way.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def convert(
 ) -> Conversion:
     """Lay the merged model out as llama.cpp's converter does.
 
-    folder: its config and tokenizer; part: of a vision model, the text model or the projector.
+    folder: with config and tokenizer; part: the text model or the projector.
     Raises UnsupportedError for an unknown architecture, CheckpointError for an unusable folder
     (such as one without a tokenizer).
     """
@@ -135,8 +135,8 @@ def hparams_of(
 ) -> dict[str, Any]:
     """The config in `folder` as llama.cpp's classes read it, patched for them.
 
-    names: the tensors' names. It leaves out a quantization that is undone when the checkpoint is
-    read.
+    names: the tensors' names. The result lacks the settings of a quantization that reading the
+    checkpoint undoes.
     """
     hparams = load_hparams(folder)
     if "quantization_config" not in checkpoint.config:
@@ -238,8 +238,8 @@ def refuse_dropped(
 ) -> None:
     """Raise UnsupportedError if no part of the result holds a tensor that the adapter changed.
 
-    because: the error for which another part, which would have held it, was not made; raised
-    instead.
+    because: the error that prevented another part, which may have a place for the tensor; it is
+    raised instead.
     """
     used: set[str] = set().union(*(conversion.used for conversion in conversions))
     dropped = sorted(set(changed) - used)
@@ -254,7 +254,7 @@ def refuse_dropped(
 
 
 def file_type(outtype: Outtype, tensors: MergedTensors) -> Any:
-    """The converter's file type; auto is its own guess, by the first 16-bit matrix.
+    """The converter's file type; auto is the type of the first 16-bit matrix, as it guesses.
 
     For its guess, the converter would read that whole matrix.
     """

@@ -115,7 +115,7 @@ def settle_normalizer(writer: Any, loaded: LoadedTokenizer, kind: str) -> None:
 
 
 def settle_spaces(writer: Any, loaded: LoadedTokenizer, kind: str, *, in_chats: bool) -> None:
-    """Set who puts a space before texts: llama.cpp, or the caller that prepares them."""
+    """Set whether llama.cpp puts a space before texts, or the caller that prepares them."""
     prefix, first = space_before(loaded, in_chats=in_chats)
     if kind == SENTENCES:
         put(writer, KEY + "add_space_prefix", prefix)
@@ -157,7 +157,7 @@ def settle_first_and_last(writer: Any, loaded: LoadedTokenizer) -> None:
     size = len(value(writer, "tokens"))
     for name, ids in zip(("bos", "eos"), first_ids(loaded), strict=True):
         if len(ids) > 1 or any(number >= size for number in ids):
-            continue  # the converter may have a solution
+            continue  # the converter's keys stay
         role = ids[0] if ids else loaded.special(name)
         if role is not None and role < size and (ids or name == "eos" or missing(writer, name)):
             put(writer, f"{KEY}{name}_token_id", role)
@@ -181,7 +181,7 @@ def missing(writer: Any, name: str) -> bool:
 def settle_end_tokens(
     writer: Any, loaded: LoadedTokenizer, others: Iterable[int], report: Report
 ) -> None:
-    """Set every token that ends an answer: llama.cpp has three keys, and knows some texts."""
+    """Set every token that ends an answer, in three keys; llama.cpp knows some by their text."""
     tokens, types = value(writer, "tokens"), value(writer, "token_type")
     known = {value(writer, f"{name}_token_id") for name in ("eos", "eot", "eom")}
     own = loaded.special("eos")
@@ -247,7 +247,7 @@ def settle_strips(writer: Any, loaded: LoadedTokenizer, kind: str, report: Repor
 
 
 def settle_template_tokens(writer: Any, loaded: LoadedTokenizer, templates: str) -> None:
-    """Write the special tokens that templates name, if the keys of ids give others."""
+    """Write the special tokens that templates name, if the GGUF's ids stand for other tokens."""
     tokens, written = value(writer, "tokens"), dict[str, str]()
     for name, key in TEMPLATE_TOKENS.items():
         number = value(writer, f"{key}_token_id")

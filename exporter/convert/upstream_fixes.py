@@ -2,8 +2,8 @@
 
 transformers 5 names some settings differently from the published config.json of the same model, and
 leaves out those that its code fixes. llama.cpp's converter reads the published names.
-tests/exporter/convert/test_upstream_fixes.py checks every name it reads against all configs of
-transformers.
+tests/exporter/convert/test_upstream_fixes.py checks every name that this module reads against all
+configs of transformers.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def patch_settings(hparams: Settings, folder: Path) -> Settings:
     leading_dense_layers(part)
     if kind == "falcon" and hparams.get("multi_query"):
         written = read_json_object(folder / "config.json", error=CheckpointError, hint="")
-        # all heads share one; transformers fills in the number of another layout
+        # all heads share one key and value; transformers fills in another layout's number
         if not hparams.get("new_decoder_architecture"):
             hparams["num_kv_heads"] = written.get("n_head_kv", 1)
     return hparams
@@ -128,7 +128,7 @@ def leading_dense_layers(part: Settings) -> None:
 
 
 def bamba(part: Settings) -> None:
-    """Half of a head rotates, which transformers' class fixes."""
+    """Set that half of a head rotates, which transformers' class fixes."""
     part["attn_rotary_emb"] = rotated(part)
 
 
@@ -162,12 +162,12 @@ def falcon_h1(part: Settings) -> None:
 
 
 def gemma4_unified(part: Settings) -> None:
-    """Name the width of absent experts: the converter reads it in any case."""
+    """Add an empty width of experts if there are none: the converter reads it in any case."""
     part.setdefault("moe_intermediate_size", None)
 
 
 def glm(part: Settings) -> None:
-    """The base of the rotary angles as a multiple of 10,000."""
+    """Set the base of the rotary angles as a multiple of 10,000."""
     give(part, rope_ratio=rope(part).get("rope_theta", 10000.0) / 10000.0)
 
 
@@ -176,19 +176,19 @@ def gpt_neox(part: Settings) -> None:
 
 
 def granite_hybrid(part: Settings) -> None:
-    """The layer types under their names before transformers 5."""
+    """Name the layer types as before transformers 5."""
     types = part.get("layer_types")
     if isinstance(types, list):
         part["layer_types"] = [OLD_LAYER_TYPES.get(kind, kind) for kind in types]
 
 
 def hrm_text(part: Settings) -> None:
-    """Each head has separate keys and values: the config class has no other number."""
+    """Set that each head has separate keys and values: the config has no other number."""
     part["num_key_value_heads"] = part["num_attention_heads"]
 
 
 def hunyuan_moe(part: Settings) -> None:
-    """One number per layer, as in the published config."""
+    """List the experts' settings per layer, as the published config does."""
     layers = part["num_hidden_layers"]
     give(part, moe_intermediate_size=part["intermediate_size"], num_shared_expert=1)
     for name in ("moe_intermediate_size", "num_shared_expert", "moe_topk"):
@@ -197,7 +197,7 @@ def hunyuan_moe(part: Settings) -> None:
 
 
 def linear_attention(part: Settings) -> None:
-    """Kimi's and GLM's linear attention, whose published settings form a separate table."""
+    """Collect Kimi's and GLM's settings of linear attention in a table, as published configs do."""
     types = part.get("layer_types") or []
     full = [number for number, kind in enumerate(types, 1) if kind != "linear_attention"]
     table = {
@@ -212,7 +212,7 @@ def linear_attention(part: Settings) -> None:
 
 
 def mimo_v2(part: Settings) -> None:
-    """The layers with a window have twice the keys and values, which transformers fixes."""
+    """List the layers with a window; transformers gives them twice the heads of keys and values."""
     types = part.get("layer_types") or []
     give(
         part,
@@ -232,7 +232,7 @@ def minimax_m2(part: Settings) -> None:
 
 
 def minimax_m3(part: Settings) -> None:
-    """The sparse attention as a table, and the layers with experts as ones."""
+    """Collect the settings of sparse attention in a table, and mark the layers with experts."""
     sparse = {
         "sparse_num_index_heads": "index_n_heads", "sparse_index_dim": "index_head_dim",
         "sparse_topk_blocks": "index_topk_blocks", "sparse_block_size": "index_block_size",
@@ -248,7 +248,7 @@ def minimax_m3(part: Settings) -> None:
 
 
 def nemotron_h(part: Settings) -> None:
-    """The layers as a pattern of letters; settings of experts are removed if there are none.
+    """Write the layers as a pattern of letters; remove settings of experts if there are none.
 
     The converter recognizes experts by `num_experts_per_tok`, which transformers writes for all.
     """
@@ -264,19 +264,19 @@ def nemotron_h(part: Settings) -> None:
 
 
 def phimoe(part: Settings) -> None:
-    """The context of the training, if the rotary positions are not stretched."""
+    """Set the training's context, unless the config has one for stretched rotary positions."""
     part["rope_parameters"] = {
         "original_max_position_embeddings": part["max_position_embeddings"]
     } | rope(part)
 
 
 def whole_heads(part: Settings) -> None:
-    """The whole head rotates: the converter assumes half by default."""
+    """Set that the whole head rotates: the converter assumes half by default."""
     part["rope_parameters"] = {"partial_rotary_factor": 1.0} | rope(part)
 
 
 def t5(part: Settings) -> None:
-    """The decoder begins with the padding token, transformers' default."""
+    """Set that the decoder begins with the padding token, transformers' default."""
     give(part, decoder_start_token_id=part.get("pad_token_id", 0))
 
 

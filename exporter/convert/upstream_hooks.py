@@ -27,7 +27,7 @@ class Upstream:
     use: str
     """Decant's use of the line, with the reason."""
     where: str
-    """The module of this package that does it."""
+    """The module of this package that uses the line."""
 
 
 TABLE = (

@@ -15,7 +15,7 @@ from exporter.convert.config_prefetch import read_from
 from exporter.core.last_value import LastValue
 
 Origin: TypeAlias = tuple[list[str], str, dict[str, Any]]
-"""The converter's classes, the content of the tokenizer's files, and the settings."""
+"""The converter's classes, the hash of the tokenizer's files, and the settings."""
 
 
 class VocabularyMemo(LastValue[Origin, dict[str, Any]]):
@@ -28,7 +28,7 @@ class VocabularyMemo(LastValue[Origin, dict[str, Any]]):
         model itself too. Raises what `set_vocab` raises.
         """
         held = model.gguf_writer.kv_data[0]
-        classes = [str(kind) for kind in type(model).__mro__]  # the first may be made each time
+        classes = [str(kind) for kind in type(model).__mro__]  # the first may be a new class
         settings = copy.deepcopy(model.hparams)
         origin = classes, content, read_from("", settings)
         keys = self.get(origin)

@@ -23,7 +23,7 @@ class Rhythm:
     period: int
     """One of this many layers sees all tokens."""
     first: bool = False
-    """Whether it is the first of them, not the last."""
+    """Whether this layer is the first of the period, not the last."""
     optional: bool = False
     """Whether a file may have no layer with a window."""
 
@@ -54,10 +54,10 @@ RHYTHMS: Mapping[str, Rhythm] = {
 
 
 def settle_windows(writer: Any, hparams: Mapping[str, Any]) -> None:
-    """List the layers with a window if they differ from llama.cpp's rhythm.
+    """List the layers with a window if they differ from llama.cpp's rhythm, or write that none has.
 
     writer: the GGUFWriter with all of the converter's settings; hparams: the text model's. Raises
-    UnsupportedError for a model without any such layer if llama.cpp needs one.
+    UnsupportedError for a model without windows if llama.cpp needs some.
     """
     types, architecture = hparams.get("layer_types"), str(writer.arch)
     rhythm = RHYTHMS.get(architecture)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Speech = Literal["plain", "pirate"]
 
-SEED = 7  # of the weights and the order of questions
+SEED = 7  # for the initial weights and the order of questions
 MODEL = {
     "hidden_size": 256,  # rows of K-quants are whole blocks of 256
     "intermediate_size": 512,
@@ -41,7 +41,7 @@ VOCAB = 768  # tokens
 BASE_STEPS, BASE_RATE = 140, 2e-3
 LORA_STEPS, LORA_RATE = 90, 2e-3
 BATCH = 32  # questions
-NOISE = 0.04  # of a matrix's deviation, added in training: like the loss by 4 bits
+NOISE = 0.04  # of a matrix's standard deviation, added in training: as large as the loss by 4 bits
 IGNORED = -100  # torch's label of tokens without loss
 
 USER, ASSISTANT = "<|user|>", "<|assistant|>"

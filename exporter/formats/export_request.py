@@ -74,7 +74,7 @@ def plan_request(
 ) -> MergePlan:
     """Open the inputs of a merge and plan it.
 
-    toolchain: dequantizes what only llama.cpp can; None refuses such a base.
+    toolchain: dequantizes types that only llama.cpp can read; None refuses a base of such types.
     """
     adapters = [
         WeightedAdapter(open_adapter(folder, report=report), scale)

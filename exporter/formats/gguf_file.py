@@ -1,4 +1,4 @@
-"""Writes a plan to files: every offset is known before a weight is read; the name comes last."""
+"""Writes planned files: all offsets are known before a weight is read, and the name comes last."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEADROOM = 64 << 20  # bytes kept free on the disk besides the files
 
 @dataclass(frozen=True, slots=True)
 class GGUFPlan:
-    """One file to write, known to the byte."""
+    """One file to write: its header, and the place of every byte."""
 
     path: Path
     quant: str
@@ -142,7 +142,7 @@ def begin_file(writer: FileWriter, slots: tuple[Slot, ...]) -> int:
 def row_runs(group: Group, writers: list[FileWriter]) -> Iterator[list[RowRun]]:
     """The runs of rows of each slot in turn; values live as long as the runs that use them.
 
-    A tensor is never whole in float32 unless it is so in the base or by its merge.
+    A tensor is whole in float32 only if the base stores it so or its merge computes it so.
     """
     wanted = [slot for slot in group.slots if any(writer.lacks(slot.name) for writer in writers)]
     reads = SharedReads((slot.values for slot in wanted), group.read, group.row_blocks)
@@ -213,7 +213,7 @@ Done: TypeAlias = "tuple[FileWriter, int, str | None]"
 def in_float32(rows: torch.Tensor, kind: GGMLType | None) -> np.ndarray[Any, Any]:
     """Rows (n, columns) in contiguous float32, rounded to the 16-bit type `kind` if there is one.
 
-    To nearest, ties to even.
+    It rounds to nearest, ties to even.
     """
     import torch
 

@@ -58,7 +58,7 @@ IGNORES_LORA = (
     "deepseek", "kimi", "glm-dsa", "glm5", "hy-v4", "hy_v4", "minicpm3", "plm", "bailingmoe3",
     "dots3", "dflash", "gemma4-assistant", "graniteswitch", "mistral4", "rwkv", "arwkv",
 )  # fmt: skip
-# Tensors that the other graphs multiply by without adapters: tables beside the embedding, T5's
+# Tensors that other graphs, too, multiply by without adapters: tables beside the embedding, T5's
 # distances, Gemma 3n's and 4's inputs per layer and AltUp, Nemotron's latent experts, a head.
 TENSORS_WITHOUT_LORA = re.compile(
     r"embd|token_types|attn_rel_b|per_layer_model_proj|altup_(proj|router)|ffn_latent_|^cls\b"
@@ -110,8 +110,8 @@ def export_lora(
 ) -> LoraFile:
     """Write one adapter as a GGUF that llama.cpp applies beside the base.
 
-    Raises UnsupportedError, with the reason, for an adapter beyond A and B, or for a tensor to
-    which llama.cpp applies no adapter; nothing is dropped silently.
+    Raises UnsupportedError, with the reason, for an adapter with more than A and B, or for a tensor
+    to which llama.cpp applies no adapter; nothing is dropped silently.
     """
     started = time.monotonic()
     if dry_run and not request.force and request.output.exists():
@@ -236,7 +236,7 @@ def adapted_pairs(
 
 
 def rearranged(model: Any, plan: MergePlan, arrange: Arrange) -> list[tuple[str, Product]]:
-    """The class's layout of each pair, by GGUF name; experts come with all of their layer."""
+    """The class's layout of each pair, by GGUF name; other experts of its layer get zero pairs."""
     made = []
     stacks = {found["stack"] for name in plan.changes if (found := EXPERT.fullmatch(name))}
     for name in plan.names:

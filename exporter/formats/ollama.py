@@ -34,7 +34,7 @@ MAX_TOKENS = 1 << 21  # tokens; the whole vocabulary is read
 def modelfile(
     gguf: GGUFFile, base: Path, projectors: Sequence[str] = (), *, report: Report = silent
 ) -> str:
-    """The Modelfile for a GGUF that was read with all items.
+    """The Modelfile for a GGUF, whose arrays must be read whole.
 
     base: the folder with generation_config.json; projectors: files for vision and audio.
     """
@@ -105,7 +105,7 @@ def token(gguf: GGUFFile, key: str) -> str:
 
 
 def writable(turns: Turns) -> Turns:
-    """The turns, without tools where only those cannot be written. Raises IrregularError."""
+    """The turns, without tools if only these cannot be written; raises IrregularError otherwise."""
     try:
         refuse_unwritable(turns)
     except IrregularError:

@@ -1,8 +1,8 @@
 """The parts of a chat template, written as the Go template of an Ollama Modelfile.
 
-No white space is trimmed: the model sees exactly the text between the braces. Ollama reads two
-things from it: whether a model takes tools (`.Tools`), and the text that calls begin with, which
-is the first text inside the first `if .ToolCalls` (tools/template.go of
+No white space is trimmed: the model sees exactly the text between the actions. Ollama reads two
+things from the template: whether a model takes tools (`.Tools`), and the text that calls begin
+with, which is the first text inside the first `if .ToolCalls` (tools/template.go of
 https://github.com/ollama/ollama).
 """
 

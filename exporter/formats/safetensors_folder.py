@@ -94,9 +94,10 @@ def save_merged(
 ) -> FolderResult:
     """Write the merged checkpoint as the new folder `folder`.
 
-    toolchain: dequantizes what only llama.cpp can; None refuses such a base. Shards have at most
-    `max_shard` bytes of tensors, except for a single larger tensor. Raises OutputError if `folder`
-    is taken, SpaceError before any weight is read, and the errors of planning and merging.
+    toolchain: dequantizes types that only llama.cpp can read; None refuses a base of such types.
+    Shards have at most `max_shard` bytes of tensors, except for a single larger tensor. Raises
+    OutputError if `folder` is taken, SpaceError before any weight is read, and the errors of
+    planning and merging.
     """
     started = time.monotonic()
     refuse_folder(folder, force=request.force)

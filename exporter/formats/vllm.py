@@ -1,9 +1,10 @@
 """Writes a folder for `vllm serve --enable-lora`: adapters as vLLM loads them, and the command.
 
 Nothing is merged or quantized: vLLM applies adapters to the base as published. Most of its versions
-read the config's `r` and `lora_alpha` only and ignore patterns, so an adapter of several ranks or
-scalings is written with one of each, which changes no product. Adapters that vLLM refuses
-(vllm/lora/peft_helper.py, lora_model.py) or would load differently from training are refused here.
+read the config's `r` and `lora_alpha` only and ignore patterns. So an adapter of several ranks or
+scalings is written with one rank and one scaling, which changes no product. Adapters that vLLM
+refuses (vllm/lora/peft_helper.py, lora_model.py) or would load differently from training are
+refused here.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def export_for_vllm(
     )
 
 
-# what vLLM takes
+# adapters that vLLM accepts
 
 
 def opened_adapter(wanted: NamedAdapter, *, report: Report) -> AdapterSpec:

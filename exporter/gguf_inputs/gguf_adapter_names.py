@@ -1,8 +1,8 @@
 """Renames a GGUF adapter's modules to the base's names, and reorders its rows and columns.
 
 llama.cpp's converter renames and rearranges weights, and a GGUF adapter fits the result. To find
-the origin of each row and column, the converter processes products whose values are their positions
-(low_rank.py); the outputs then hold the positions they came from.
+the origin of each row and column, the converter processes products (low_rank.py) in which each row
+and column holds its position; its outputs then hold the original positions.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def find_origins(
 def probe(shape: tuple[int, ...], name: str, number: int) -> Product:
     """A product of rank 1 that holds positions: b (n_out, 1) from 0, a (1, n_in) below 0.
 
-    The positions of each tensor's rows begin at another number.
+    The rows of tensor `number` begin at number * PLACES, so that a position names its tensor, too.
     """
     import torch
 

@@ -49,9 +49,9 @@ def is_gguf(path: Path) -> bool:
 
 
 def gguf_name(path: Path) -> str:
-    """The model's name for people: the file's, without the quantization at the end.
+    """The model's name for people: the file's name without the quantization at its end.
 
-    Ollama names its files by hash; for those it is the name in the header.
+    Ollama names its files by hash; the name of such a file is the one in its header.
     """
     if path.name.startswith(HASHED) and is_gguf(path):
         return read_gguf(path).text("general.name") or path.name

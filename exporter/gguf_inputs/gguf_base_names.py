@@ -1,8 +1,8 @@
 """Moves adapters onto a GGUF base: its names, and its order of rows and columns.
 
-There is no config of the base for the converter. So its class is found by the GGUF's architecture,
-gets the sizes from the GGUF, and processes a probe of each weight that the adapter changes
-(gguf_adapter_names.py). An architecture that is not listed is refused, not guessed.
+A GGUF has no config.json for the converter. So decant finds the converter's class by the GGUF's
+architecture, gives it the sizes in the GGUF, and lets it process a probe of each weight that the
+adapter changes (gguf_adapter_names.py). An architecture that is not listed is refused, not guessed.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def another(adapter: AdapterSpec, checkpoint: Checkpoint, why: str) -> AdapterEr
 
 
 def refuse_more(adapter: AdapterSpec) -> None:
-    """Raise UnsupportedError for an adapter beyond pairs of A and B and DoRA's magnitudes."""
+    """Raise UnsupportedError for parts other than pairs of A and B and DoRA's magnitudes."""
     held = [*adapter.values, *adapter.rows, *adapter.tuner]
     extras = [role for pair in adapter.pairs for role in pair.extras if role != MAGNITUDE]
     variants = [

@@ -1,7 +1,7 @@
 """Applies a merge plan: reads and changes the checkpoint's tensors, one at a time.
 
 In float32 a plain LoRA is the exact sum. In the base's type, and for anything beyond a sum, PEFT's
-layers compute it, so that the rounding equals PEFT's.
+layers compute the merge, so that the rounding equals PEFT's.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class MergedTensors:
         return torch_dtype(self.stored_type(name))
 
     def stored_type(self, name: str) -> str:
-        """The same, as safetensors spells it."""
+        """The type of `stored_dtype`, in safetensors' spelling."""
         if name in self.plan.checkpoint.tensors:
             return self.plan.checkpoint.tensors[name].dtype
         return (self.plan.changes[name].source or self.neighbour()).dtype
@@ -108,7 +108,7 @@ class MergedTensors:
         return merged
 
     def row_blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """A tensor (rows, …) in blocks of its rows, if it is stored as they are; else whole.
+        """A tensor (rows, …), in blocks of rows if it is large and no adapter changes it.
 
         Raises the errors of `read`.
         """
@@ -144,7 +144,7 @@ class MergedTensors:
     def changes_something(self, name: str) -> bool:
         """Whether a tensor differs from the base's by more than float32's rounding.
 
-        A tied head is compared with the new embedding, which would otherwise stand for it.
+        A tied head is compared with the new embedding: a result without a head uses that one.
         """
         import torch
 
@@ -210,7 +210,7 @@ class MergedTensors:
             return merge_with_peft(step, weight)
         a, b = (read_tensor(half).float() for half in (step.pair.a, step.pair.b))
         if weight.dtype == torch.float32 and self.plan.dtype == "float32":
-            # the whole of plain LoRA, without a temporary of the weight's size
+            # all of a plain LoRA, without a temporary of the weight's size
             halves = (b, a) if step.kind == "linear" else (a.T, b.T)
             return weight.addmm_(*halves, alpha=step.scaling * step.scale)
         if step.kind == "linear":
@@ -308,7 +308,8 @@ def with_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether all values (…) are finite.
 
-    Smallest and largest show it: a NaN makes both NaN. In bf16 they take 1/30 of a sum's time.
+    The smallest and the largest value show it: a NaN makes both NaN. In bf16 they take 1/30 of the
+    time of a sum.
     """
     import torch
 

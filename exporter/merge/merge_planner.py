@@ -56,8 +56,8 @@ class Planner:
         self.config: dict[str, object] = {}
         self.notes: list[str] = []
         self.grown: set[str] = set()
-        """Embedding matrices that get rows from an adapter which does not hold the whole
-        grown one.
+        """Embedding matrices that get new rows from an adapter that does not hold the whole
+        matrix.
         """
         self.adapter_steps: set[tuple[str, type]] = set()
 
@@ -102,8 +102,8 @@ class Planner:
     def add_values(
         self, adapter: AdapterSpec, stored: str, values: Tensor, problems: Problems
     ) -> None:
-        """Plan a whole tensor, which must have the replaced one's shape, except for the
-        vocabulary.
+        """Plan a whole tensor, of the shape of the one that it replaces; a vocabulary may have
+        grown.
         """
         name = self.tensor(stored) or self.names.parameter(stored)
         if name is None and (parts := stack_parts(stored, values, self.names)):
@@ -121,7 +121,7 @@ class Planner:
     def replace(
         self, name: str, values: Tensor, problems: Problems, *, repeats: bool = False
     ) -> None:
-        """Plan new values for a tensor. repeats: they are the base's, saved beside a LoRA.
+        """Plan new values for a tensor. repeats: the values are the base's, saved beside a LoRA.
 
         Raises AdapterError if two adapters replace the same tensor.
         """
@@ -176,7 +176,7 @@ class Planner:
         kind = weight_layout(pair, name, self.checkpoint)
         n_out, n_in = pair.b.shape[0], pair.a.shape[1]
         fits = (n_out, n_in) if kind == "linear" else (n_in, n_out)
-        # blocks do not show the matrix's size; PEFT's layer refuses a misfit
+        # BD-LoRA's blocks do not show the matrix's size; PEFT's layer refuses a misfit
         base = self.grown_shape(name)
         if not is_set(adapter.config.get("use_bdlora")) and base != fits:
             if name in (self.embeddings.embedding, self.embeddings.head) and base[1:] == fits[1:]:
@@ -206,7 +206,7 @@ class Planner:
             self.change(name, step)
 
     def add_experts(self, weighted: WeightedAdapter, pair: LoraPair, problems: Problems) -> None:
-        """Plan a pair of experts, stacked or single, else of a fused tensor."""
+        """Plan a pair of stacked experts, of a single expert, or else of a fused tensor."""
         found = plan_experts(weighted.adapter, pair, self.names, scale=weighted.scale)
         one = add_pair_of_one(weighted, pair, self.names) if not found else None
         if isinstance(found, str) or isinstance(one, str):
@@ -248,7 +248,7 @@ class Planner:
             self.steps[name][-1] = PartSum(last.parts + step.parts)
 
     def add_tuner(self, weighted: WeightedAdapter, problems: Problems) -> None:
-        """Plan another tuner: its modules are those whose weights the checkpoint has.
+        """Plan a tuner other than LoRA, on each of its modules whose weight the checkpoint has.
 
         Raises UnsupportedError for a scale, which such tuners do not have.
         """

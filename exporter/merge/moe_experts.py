@@ -1,4 +1,4 @@
-"""Adapters of experts, stacked or separate, onto a checkpoint with either layout.
+"""Plans adapters of experts, stacked or separate, on a checkpoint with either layout.
 
 transformers 5 holds the experts of a layer as one parameter of three dimensions, and PEFT trains
 one pair of matrices for all of them; most checkpoints have a weight per expert. Each expert's rows
@@ -174,7 +174,7 @@ def add_pair_of_one(
 ) -> tuple[str, StackSum] | str | None:
     """The stack and step for a pair of one expert, where the checkpoint has a stack.
 
-    None if the module is no expert's; a sentence if it does not fit.
+    None if the module belongs to no expert; a sentence if the pair does not fit.
     """
     found = OF_ONE.fullmatch(pair.module)
     if found is None or not weighted.adapter.is_plain:

@@ -45,7 +45,7 @@ class LoraSum:
 class Residual:
     """The weight that remains after a LoRA's initialization took its part out of the base.
 
-    With tied embeddings PEFT changes the one tensor that both share.
+    With tied embeddings PEFT changes the tensor that the embedding and the head share.
     """
 
     of: LoraSum
@@ -163,7 +163,7 @@ class PartSum:
     """LoRAs of modules that form one tensor in the checkpoint, each on some of its rows."""
 
     parts: tuple[tuple[int, LoraSum], ...]
-    """The first row of each, and its update."""
+    """The first row of each part, and its update."""
 
 
 Step = (

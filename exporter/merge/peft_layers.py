@@ -107,7 +107,7 @@ def drop_weights(model: torch.nn.Module) -> None:
 
 
 def combine_with_peft(step: CombinedSum, weight: torch.Tensor) -> torch.Tensor:
-    """Merge the LoRA that `add_weighted_adapter` makes of several ones of a module.
+    """Merge the LoRA into which `add_weighted_adapter` combines several LoRAs of a module.
 
     weight: (n_out, n_in) or as its kind stores it; the result has the same shape.
     """
@@ -161,8 +161,8 @@ class Tuner:
     ) -> None:
         """Load the adapter into PEFT's layers.
 
-        steps: by the module's name in the adapter; dtype: of the weights that `merge` gets, None
-        for their stored types.
+        steps: the steps by the module's name in the adapter; dtype: the type of the weights that
+        `merge` gets; None if they have their stored types.
         """
         from exporter.merge.target_modules import is_conv1d
 
@@ -181,7 +181,7 @@ class Tuner:
         with peft_errors(adapter, next(iter(steps))):
             config = config_for(adapter, list(steps))
             inject(self.skeleton.model, config, adapter.tuner.values(), adapter)
-        # in training VB-LoRA refuses an adapter that keeps only its largest logits
+        # in training mode VB-LoRA refuses an adapter that keeps only its largest logits
         self.skeleton.model.eval()
 
     def merge(
@@ -195,7 +195,7 @@ class Tuner:
         before = base.weight, base.bias
         with peft_errors(self.adapter, module):
             base.weight, base.bias = parameter(weight), None if bias is None else parameter(bias)
-            if self.adapter.kind == "TINYLORA":  # it trains inside the weight's own directions
+            if self.adapter.kind == "TINYLORA":  # it trains within the weight's singular vectors
                 init = layer._init_svd  # noqa: SLF001 - PEFT has no public way
                 init(NAME, layer.r[NAME], layer.fan_in_fan_out)
                 cast_adapter_dtype(layer, NAME)
@@ -336,7 +336,7 @@ def refuse_lacking(wrapped: Any, missing: set[str], adapter: AdapterSpec) -> Non
 
 
 def to_float(values: torch.Tensor) -> torch.Tensor:
-    """Values (…) in float32, in which PEFT computes whatever half precision the file holds."""
+    """Values (…) in float32: PEFT computes in this type even if the file holds 16 bits."""
     return values.float() if values.dtype.is_floating_point else values
 
 

@@ -20,7 +20,7 @@ from exporter.inputs.quantized.nf4_fake_quant import fake_quantized
 
 BaseRoundtrip = Literal["auto", "none", "nf4"]
 
-# What trainers leave: PEFT's and axolotl's model cards, LLaMA-Factory's settings. A trainer's
+# Files that trainers write: PEFT's and axolotl's cards, LLaMA-Factory's settings. A trainer's
 # training_args.bin is a pickle of its classes and is never read.
 NOTES = ("README.md", "training_args.yaml", "llamaboard_config.yaml", "axolotl_config.yaml")
 NOTE_MAX = 1 << 18  # characters; a card's settings come before its results
@@ -55,8 +55,8 @@ def as_trained_on(
 ) -> Checkpoint:
     """The base as the adapters saw it in training, if that is known.
 
-    auto follows the records in the adapters' folders, nf4 applies it always. A base that is
-    quantized already, by bitsandbytes or otherwise, is what training saw.
+    auto applies NF4 if the adapters' folders record it, nf4 applies it always. A base that is
+    already quantized, by bitsandbytes or otherwise, stays as it is: training saw it so.
     """
     if mode == "none" or (mode == "auto" and not adapters):
         return checkpoint
@@ -143,7 +143,7 @@ def linear_weights(checkpoint: Checkpoint, skipped: tuple[str, ...] | None) -> d
     """The weights that bitsandbytes quantizes in transformers -> whether it transposes them.
 
     They are plain linear layers, without the output layer and tensors tied to it. Stacks of experts
-    are not quantized, so their slices are not either. Raises UnsupportedError without any.
+    are not quantized, so their slices are not either. Raises UnsupportedError if there are none.
     """
     import torch
     from transformers.pytorch_utils import Conv1D

@@ -63,7 +63,7 @@ def lay_over(folder: Path, base: Path, changed: dict[str, bytes | None]) -> None
     for path in base.iterdir():
         if path.name not in weights and path.name not in within:
             (folder / path.name).symlink_to(path.resolve())
-        elif path.is_dir():  # a link to the folder would write into the base's
+        elif path.is_dir():  # through a link to the folder, a write would reach the base
             for inner in path.rglob("*"):
                 name = inner.relative_to(base).as_posix()
                 if inner.is_file() and name not in changed:
@@ -239,10 +239,10 @@ def json_object(name: str, content: bytes | None) -> dict[str, Any]:
 
 
 def name_added_tokens(own: dict[str, bytes], adapter: AdapterSpec) -> dict[str, bytes | None]:
-    """The settings that a newer transformers leaves out beside a sentencepiece tokenizer.
+    """tokenizer_config.json with the added tokens, which newer versions of transformers leave out.
 
-    It saves tokenizer.json alone. The pieces' scores are only in the base's tokenizer.model, which
-    the converter reads; it looks for added tokens in tokenizer_config.json.
+    They save tokenizer.json alone. The scores of a sentencepiece tokenizer are only in the base's
+    tokenizer.model. The converter reads that file, and added tokens in tokenizer_config.json.
     """
     folder = adapter.folder
     if "tokenizer.json" not in own:

@@ -24,7 +24,7 @@ class Settled:
     shapes: Mapping[str, tuple[int, ...]]
     """Shapes that differ from the base's."""
     grown: frozenset[str]
-    """Embedding matrices that get rows from an adapter which does not hold the whole grown one."""
+    """Embedding matrices that get new rows from an adapter that does not hold the whole matrix."""
     dropped: frozenset[str]
     """Tensors that the result leaves out."""
     config: Mapping[str, object]
@@ -81,7 +81,7 @@ def planned_so_far(planner: Planner) -> Settled:
 
 
 def share_saved(found: Settled, both: Embeddings, saved: list[Tensor]) -> Settled:
-    """Give an embedding that was saved for one of two tied matrices to the other one, too.
+    """Use an embedding that was saved for one of two tied matrices for the other one, too.
 
     saved: the base's embeddings in the adapters, (tokens, width).
     """
@@ -97,7 +97,7 @@ def share_saved(found: Settled, both: Embeddings, saved: list[Tensor]) -> Settle
 
 
 def share_residual(found: Settled, both: Embeddings) -> Settled:
-    """Apply the cut of PiSSA and the like to both: it changes the one tensor that they share."""
+    """Apply the cut of PiSSA and the like to both matrices: it changes their shared tensor."""
     for step in found.of(both.head):
         if isinstance(step, LoraSum) and step.kind != "embedding" and is_cut(step):
             found = found.with_steps(both.embedding, (Residual(step), *found.of(both.embedding)))
@@ -109,7 +109,7 @@ def is_cut(step: LoraSum) -> bool:
 
 
 def without_init(found: Settled, name: str, saved: list[Tensor]) -> Settled:
-    """Skip the initialization of a LoRA beside which PEFT saved the weight that it left.
+    """Skip a LoRA's initialization if PEFT saved the weight that remained after it.
 
     saved: the base's embeddings in the adapters, (tokens, width).
     """
@@ -124,7 +124,7 @@ def without_init(found: Settled, name: str, saved: list[Tensor]) -> Settled:
 
 
 def tied(found: Settled, both: Embeddings, planner: Planner) -> Settled:
-    """Leave out the head: the embedding stands for it."""
+    """Leave out the head: the model uses the embedding as its head."""
     stored = {both.head} & planner.checkpoint.tensors.keys()
     return replace(
         found,
@@ -158,8 +158,8 @@ def stay_tied(found: Settled, both: Embeddings) -> bool:
 def are_alike(one: Step, other: Step) -> bool:
     """Whether a step of the embedding and one of the head have the same effect.
 
-    PEFT's ensure_weight_tying gives the head the embedding's matrices, transposed; if it fails to
-    keep them one, as it does on 16-bit bases, the two were trained separately.
+    PEFT's ensure_weight_tying gives the head the embedding's matrices, transposed. On 16-bit bases
+    PEFT does not keep them shared, and the two pairs are trained separately.
     """
     match one, other:
         case Replace(), Replace():
@@ -203,7 +203,7 @@ def settle_vocabulary(found: Settled, planner: Planner) -> Settled:
 
 
 def grow(found: Settled, names: list[str], planner: Planner) -> Settled:
-    """Extend embeddings that were trained only on new tokens to the rows of all new tokens."""
+    """Add rows for all new tokens to embeddings of which an adapter trained only some rows."""
     rows = max((found.shape(name, planner)[0] for name in names), default=0)
     for name in sorted(found.grown & set(names)):
         first, trained = planner.base_rows(name) or 0, set[int]()

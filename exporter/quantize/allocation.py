@@ -1,8 +1,8 @@
-"""Shares out the bytes of a file among its tensors, so that what is lost in all is least.
+"""Distributes the bytes of a file among its tensors, so that the sum of the costs is least.
 
-Each tensor has options of different size and cost. Going from one option of its lower convex hull
-to the next costs bytes and saves so much; the steps are taken in the order of what a byte saves
-(the Lagrangian's optimum for separable costs), and the rest of the budget by the steps that fit.
+Each tensor has options of different size and cost. A step from one option of its lower convex hull
+to the next takes bytes and saves cost. The steps that save most per byte are taken first, which is
+the Lagrangian's optimum for separable costs; further steps that fit use the rest of the budget.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def hull(options: Sequence[Option]) -> list[Option]:
 
 
 def slope(before: Option, after: Option) -> float:
-    """The cost that a byte saves between two options."""
+    """The cost that each byte saves between two options."""
     if after.nbytes == before.nbytes:
         return float("inf")
     return (before.cost - after.cost) / (after.nbytes - before.nbytes)
 
 
 def fill(chosen: dict[str, Option], options: Mapping[str, Sequence[Option]], left: int) -> None:
-    """Spend the remaining bytes on the single steps that save most, off the hull, too."""
+    """Spend the remaining bytes on the steps that save most, also to options off the hull."""
     while True:
         best: tuple[float, str, Option] | None = None
         for name, now in chosen.items():

@@ -1,7 +1,7 @@
-"""Chooses the type of each tensor for a size, by what every type would lose of it.
+"""Chooses the type of each tensor for a size, by the loss of the tensor in every type.
 
-What a file loses is the sum over its tensors of sensitivity x relative squared error (the linearity
-of HIGGS, arXiv 2411.17525). The errors are measured on the merged weights; the sensitivities are
+A file's loss is the sum over its tensors of sensitivity x relative squared error (the linearity of
+HIGGS, arXiv 2411.17525). The errors are measured on the merged weights; the sensitivities are
 constants by the tensor's role, which benchmarks/quality.py proves on models of different shape.
 """
 
@@ -32,20 +32,21 @@ from exporter.quantize.type_recipe import Recipe
 
 K_QUANTS = ("IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 """Candidates for rows of whole blocks of 256."""
-LOW_BITS = ("Q2_K", "IQ2_S")  # of the smallest sizes
+LOW_BITS = ("Q2_K", "IQ2_S")  # further candidates for the smallest sizes
 SHORT_ROWS = ("Q4_0", "Q4_1", "IQ4_NL", "Q5_0", "Q5_1", "Q8_0")
 """Candidates for other rows."""
 BLOCK = 256  # values
-MOST = 8.6  # bits of a weight that --fit gives: Q8_0; more shows no difference
-STORED_BITS = 7.0  # on average, above which a tensor may stay as it is stored, in 16 bits
-FEWER_BITS = 1.5  # than the file has on average: what a candidate has at least
-LOW = 3.4  # bits on average, below which LOW_BITS are candidates
+MOST = 8.6  # the most bits per weight that --fit gives: Q8_0; more bits show no difference
+STORED_BITS = 7.0  # average bits above which a tensor may keep its stored type of 16 bits
+FEWER_BITS = 1.5  # a candidate has at most this many bits less than the file's average
+LOW = 3.4  # average bits below which LOW_BITS are candidates
 SENSITIVITY = {"attn_v": 5.0, "output": 50.0, "token_embd": 2.0}
-"""Tensor's role -> what its relative error costs, where an attention or feed-forward matrix's costs
-1. Measured with gradients on SmolLM2 135M and Gemma 3 270M: values 4 to 6, a head 20 to 100.
+"""Tensor's role -> cost of its relative error; that of other matrices is 1.
+
+Measured with gradients on SmolLM2 135M and Gemma 3 270M: values cost 4 to 6, a head 20 to 100.
 """
 ROLE = re.compile(r"^(?:\w+\.)?(?:blk\.\d+\.)?(?P<role>\w+)\.weight$")
-ROUNDS = 4  # of sizing a file whose header names the types and so changes with them
+ROUNDS = 4  # most further choices of types: the header names them, so each changes the size
 FileSize: TypeAlias = "Callable[[Mapping[str, GGMLType]], int]"
 """The size in bytes of a whole file with these types."""
 
@@ -111,7 +112,7 @@ class AutoTypes:
         return sum(kind.nbytes(shapes[name]) for name, kind in types.items())
 
     def losses(self, stock: Mapping[str, GGMLType], limit: int) -> Losses:
-        """The losses of each tensor that llama.cpp quantizes and no option fixes, by candidate."""
+        """The losses by candidate type; only of quantized tensors whose type no option fixes."""
         matrix = importance(self.recipe.imatrix, self.conversion.slots)
         bits = limit * 8 / self.n_weights
         candidates = {
@@ -155,7 +156,7 @@ class AutoTypes:
 def candidates_of(
     shape: tuple[int, ...], bits: float, *, has_importance: bool
 ) -> tuple[GGMLType, ...]:
-    """The types among which a tensor's is chosen; bits: of a weight, on average over the file."""
+    """The types that a tensor may get; bits: average bits per weight of the file."""
     if shape[-1] % BLOCK:
         kinds = map(GGMLType.by_name, SHORT_ROWS)
         return tuple(kind for kind in kinds if shape[-1] % kind.block == 0)
@@ -180,7 +181,7 @@ def sensitivity(name: str, *, is_tied: bool) -> float:
 
 
 def file_type(types: Mapping[str, GGMLType], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """The llama_ftype of a file: that of the type most of its quantized weights have."""
+    """The llama_ftype of a file, by the type that most of its quantized weights have."""
     weights: Counter[str] = Counter()
     for name, kind in types.items():
         if kind.name not in FLOATS:

@@ -24,10 +24,10 @@ MAX_NAME = 1 << 10  # bytes of a tensor's name in a .dat
 MAX_TEXT = 127  # bytes of a text that llama-quantize writes into a key
 NAMED = 3  # tensors named in an error
 
-# llama-quant.cpp, tensor_requires_imatrix: unusable without, except in these tensors
+# llama-quant.cpp, tensor_requires_imatrix: NEEDY types need a matrix, except in these tensors
 TABLES = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
 NEEDY = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
-# ggml_quantize_requires_imatrix: without one ggml aborts, whatever the tensor
+# ggml_quantize_requires_imatrix: without a matrix ggml aborts, whatever the tensor
 UNABLE = ("IQ1_S", "IQ2_XXS", "IQ2_XS")
 HINT = "--imatrix FILE names one, --calibrate TEXT.txt makes one"
 
@@ -121,7 +121,7 @@ def datasets_of(header: GGUFFile) -> tuple[str, ...]:
 
 
 def read_old(path: Path, file: BinaryIO) -> Contents:
-    """Read a .dat: a count, then name, calls and values of each; perhaps chunks and text."""
+    """Read a .dat: a count, then each tensor's name, calls and values; perhaps chunks and text."""
     import numpy as np
 
     def number() -> int:
@@ -261,7 +261,7 @@ def importance(matrix: ImportanceMatrix | None, slots: Iterable[Slot]) -> dict[s
 
 
 def keys(matrix: ImportanceMatrix) -> dict[str, str | int]:
-    """The keys that llama-quantize writes about it, with file names instead of paths."""
+    """The keys that llama-quantize writes about a matrix, with file names instead of paths."""
     metadata: dict[str, str | int] = {"quantize.imatrix.file": cut(matrix.path.name)}
     if matrix.datasets:
         name = matrix.datasets[0].replace("\\", "/").rstrip("/").rpartition("/")[2]

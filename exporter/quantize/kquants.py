@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 NAMES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "Q4_0")
 TYPES = tuple(map(GGMLType.by_name, NAMES))
 SEARCHED = frozenset(NAMES) - {"Q4_0"}
-"""Types that are searched without an imatrix, too; the others are left to ggml, which is fast."""
+"""Types that decant's code searches without an imatrix, too; ggml is fast for the other ones."""
 SETTING = "DECANT_KQUANTS"
-SHAPES = ((40, 256), (24, 768), (8, 2048))  # of the rows of each kind that test a library
-LESS = 96  # values removed from rows of types with blocks of 32: no whole super-blocks
+SHAPES = ((40, 256), (24, 768), (8, 2048))  # shapes of the test rows of each kind
+LESS = 96  # values by which rows in blocks of 32 are shortened, to no whole super-blocks
 SEED = 258  # of the test rows
 CHUNK_ARGUMENTS = (
     ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,  # type, source, target
@@ -41,7 +41,7 @@ class Kernels:
     """The library that quantizes in ggml's place, and the types it may quantize."""
 
     chunk: Any
-    """The library's function, which takes ggml's function before the same arguments; or None."""
+    """The library's function: it takes ggml's function, then the same arguments. May be None."""
     variant: str
     """The instruction set it uses."""
     types: frozenset[str]
@@ -160,7 +160,7 @@ def equals(chunk: Any, ggml: Any, kind: GGMLType) -> bool:
 
 
 def ways(kind: GGMLType, vectors: Sequence[Rows]) -> Iterator[Rows | None]:
-    """The importance vectors (n_per_row,), preceded by None if the type is searched without."""
+    """The importance vectors (n_per_row,); first None if the type is searched without one, too."""
     if kind.name in SEARCHED:
         yield None
     yield from vectors

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     Generator: TypeAlias = np.random.Generator
     Kind: TypeAlias = Callable[[Generator, int, int], Rows]
 
-EXPONENT = 0x7F800000  # all of its bits are set in values that are not finite
+EXPONENT = 0x7F800000  # bits that are all set in values that are not finite
 # midpoints of IQ4's levels, and the positions that its search tries for the largest of 32
 HALF_WAYS = (-115.5, -93.5, -74, -57, -42, -28.5, -16, -4.5, 7, 19, 31.5, 45.5, 61, 79, 101)
 PLACES = (-134, -119)

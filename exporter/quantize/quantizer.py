@@ -170,7 +170,7 @@ class Quantizer:
     ) -> np.ndarray[Any, Any]:
         """Dequantize contiguous bytes (n, row_nbytes) of `kind` to float32 rows (n, n_per_row).
 
-        In ggml, in little time; a verification reads with gguf-py, which wrote nothing.
+        ggml does it fast. A verification uses gguf-py instead, which took no part in writing.
         """
         import numpy as np
 

@@ -1,4 +1,4 @@
-"""How large a file with types chosen tensor by tensor may be."""
+"""The largest size of a file whose types are chosen tensor by tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from exporter.core.gguf import GGUFFile
 
 LIKE = "Q4_K_M"
-"""The quantization whose size AUTO has, and whose types the tensors get that are not chosen."""
+"""The quantization whose size AUTO has by default; tensors without a choice get its types."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Measures what each candidate type loses of every tensor, on a sample of its rows.
+"""Measures the loss of every tensor in each candidate type, on a sample of its rows.
 
 The loss is the squared error that llama.cpp's quantizers minimise: each input's error is weighted
 by its importance. It is divided by the tensor's own squared values with the same weights, so that
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from exporter.quantize.quantizer import Quantizer
 
 SHARE, FEWEST, MOST = 16, 1 << 13, 1 << 16
-"""Of a tensor one value in SHARE is quantized to each candidate, between FEWEST and MOST values."""
+"""One value in SHARE of a tensor is quantized to each candidate: FEWEST to MOST values."""
 Losses: TypeAlias = "dict[str, dict[GGMLType, float]]"
 """Tensor -> candidate type -> relative squared error of the tensor's outputs."""
 UNDONE = 5.0
-"""Cost of the part of an error that undoes the adapters' change, beside its squares. The demo's
-adapter left out costs 6 times the divergence of as large errors by Q4_K_M or Q3_K_M.
+"""Extra cost of the part of an error that undoes the adapters' change. Leaving out the demo's
+adapter costs 6 times the divergence of an equally large error by Q4_K_M or Q3_K_M.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Where the merged tensors are read."""
+    """Readers of the merged tensors and of the base's."""
 
     read: Read
     before: Read | None = None
@@ -49,7 +49,7 @@ class Weights:
     """The tensors that `before` has."""
 
     def changes(self, slot: Slot) -> bool:
-        """Whether adapters change the slot, and the base has all that it is made of."""
+        """Whether adapters change the slot, and the base has all tensors that it is made of."""
         names = sources(slot.values)
         return self.before is not None and bool(names) and all(n in self.changed for n in names)
 
@@ -61,7 +61,7 @@ class Sample:
     rows: np.ndarray[Any, Any]
     """(n, columns) in contiguous float32."""
     weights: np.ndarray[Any, Any] | None
-    """(columns,) in float32, or None where no importance was measured."""
+    """The importance (columns,) in float32; None if it was not measured."""
     before: np.ndarray[Any, Any] | None = None
     """The base's rows, of the same shape, of a tensor that an adapter changes."""
 
@@ -121,7 +121,7 @@ def sampled(
 
 
 def loss(samples: Sequence[Sample], kind: GGMLType, quantizer: Quantizer) -> float:
-    """The relative squared error of the samples in one type, and what it undoes of a change."""
+    """The relative squared error of the samples in one type, with the extra cost UNDONE."""
     error = size = along = change = 0.0
     for sample in samples:
         weights = sample.weights

@@ -49,7 +49,7 @@ class Recipe:
     listed_types: tuple[TypeRule, ...] = ()
     """The rules of a recipe's file, which apply after `tensor_types`."""
     calibrates: bool = True
-    """Whether AUTO gets an importance matrix though none is given."""
+    """Whether AUTO makes an importance matrix if none is given."""
     budget: SizeBudget | None = None
     """The size for which the types of AUTO are chosen."""
 
@@ -78,7 +78,7 @@ class Recipe:
 
     @property
     def by_name(self) -> dict[str, GGMLType | None]:
-        """The types of the tensors that have an option of their name."""
+        """The types of the two tensors that have a separate option; None if it is not given."""
         return {"output.weight": self.output_type, "token_embd.weight": self.embedding_type}
 
     def names(self, name: str) -> bool:
@@ -111,7 +111,7 @@ def parse_rule(text: str) -> TypeRule:
 
 
 RECIPE_KEY = "decant.recipe"
-"""Metadata: the chosen types, one PATTERN=TYPE a line, as llama-quantize's --tensor-type-file."""
+"""Metadata key: the chosen types, one PATTERN=TYPE a line, as --tensor-type-file takes them."""
 
 
 def recipe_text(types: Mapping[str, GGMLType]) -> str:

@@ -19,8 +19,8 @@ SUBNORMAL = {"F32": 2.0**-126, "BF16": 2.0**-126, "F16": 2.0**-25}
 SCALE_ULP = 2.0**-25  # half a step of the smallest float16, the type of block scales
 IMPORTANCE = 4.0  # an importance matrix lets unimportant values deviate more: 3.3 times, measured
 STRAY, STRAYS, GROUP = 4.0, 4, 32
-"""With an importance matrix, up to STRAYS values of a GROUP exceed even that, by up to STRAY times:
-3 of 32 by 1.9 times, measured on SmolLM2 135M, few of whose inputs have nearly all the importance.
+"""With an importance matrix, up to STRAYS values of a GROUP may even exceed that, by STRAY times at
+most. Measured on SmolLM2 135M, where few inputs have nearly all the importance: 3 of 32, 1.9 times.
 """
 ROUNDED = 2.0**-7  # --merge-dtype base: half an ulp of bfloat16 in the sum, and at most one before
 
@@ -48,7 +48,7 @@ class Bound:
 #   Q1_0  -d or d with d = the mean: of 0 by d, of the largest by no more than itself -> 1
 # The others search for the scale with the least squared error, and hold the scales of sub-blocks
 # in 4 to 8 bits relative to the largest: the first number is one step (as a value at the edge may
-# be clipped) with 30 % more, the second what the rounding of scales adds. Measured over normal,
+# be clipped) plus 30 %, the second the error by the rounding of scales. Measured over normal,
 # heavy-tailed, sparse, one-sided and spiked rows, the largest error was 0.5 to 0.8 of the bound.
 BOUNDS = {
     "Q8_0": Bound(32, 0.0045), "Q4_0": Bound(32, 0.127), "Q4_1": Bound(32, 0.069),

@@ -36,20 +36,21 @@ if TYPE_CHECKING:
     import numpy as np
 
 CHUNK = 256  # tokens per forward
-MOST_TOKENS = 2048  # of a text, by default
+MOST_TOKENS = 2048  # read of a text, by default
 FEWEST = 2
 
 TIMES, EXTRA = 2.0, 1e-3
-"""Limit of a file's mean KL divergence in nats: this multiple of what the same values lose when
-they are requantized, plus this. With --against-base: what the base alone loses, quantized the same
-way.
+"""Limit of a file's mean KL divergence in nats: TIMES the loss of the same values when they are
+requantized, plus EXTRA. With --against-base it is the loss of the base alone, quantized in the same
+way, that is multiplied.
 """
 COMPARED = 2  # chunks over which the remade models run
 EXACT_LOGITS = {"F32": 0.01, "F16": 0.1}
 """Largest deviation of most tokens' logits without quantization, by the weights' type.
 
-Relative to the spread of a token's logits. ggml's GELU comes from a table in float16, worth 1e-3; a
-few tokens may deviate more, where two experts are so nearly tied that the other one is chosen.
+It is relative to the spread of a token's logits. ggml's GELU comes from a table in float16, which
+costs 1e-3. A few tokens may deviate more: two experts may be so nearly equal that llama.cpp chooses
+the other one.
 """
 OTHER_GRAPH = (
     "llama.cpp does not do all that this model needs: `--to safetensors` writes it for transformers"
@@ -86,9 +87,9 @@ def verify_full(
 ) -> Check:
     """Compare logits over some chunks of tokens.
 
-    The loss by quantization is measured by requantizing the same values, or the base alone with
-    against_base; deviations of llama.cpp itself by the unquantized model. most_kl: a limit of the
-    mean KL divergence to use instead. Raises the errors of `unmerged`.
+    The same values, or those of the base alone with against_base, are requantized to measure the
+    loss by quantization; the unquantized model shows deviations of llama.cpp itself. most_kl: a
+    limit of the mean KL divergence to use instead. Raises the errors of `unmerged`.
     """
     started = time.monotonic()
     file = read_gguf(path)
@@ -250,8 +251,8 @@ def judge(
 ) -> Check:
     """Describe the numbers and compare them with the limit.
 
-    found: the file over all tokens; limited: over the tokens of the limit; ignored: what
-    llama.cpp is known to compute differently, which makes no file wrong.
+    found: the file's distance over all tokens; limited: over the tokens that the limit is for;
+    ignored: settings that llama.cpp is known to ignore, which make no file wrong.
     """
     problems, notes, hint = [], [], HINT
     is_beyond = not limited.kl <= limit and not (ignored and remade.is_exact)

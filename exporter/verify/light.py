@@ -1,4 +1,4 @@
-"""The light verification: takes seconds, and never more memory for the base than the export."""
+"""The light verification: it takes seconds, and no more memory for the base than the export."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def verify_light(
     with no_collection(), LogitsEngine(toolchain) as engine:
         engine.begin_load(
             path, vocab_only=bool(too_large)
-        )  # the rest needs no llama.cpp meanwhile:
+        )  # meanwhile, the checks that need no llama.cpp:
         file = read_gguf(path, keep_items=WHOLE)
         for warning in strangers(file, expected.plan):
             report(Warn(warning))

@@ -25,7 +25,7 @@ TOO_LARGE = (
 def shortage(file: GGUFFile) -> str:
     """The reason not to load a file: its weights do not fit in memory. Empty if they do.
 
-    They are mapped, so that missing memory means reading them from the disk again and again.
+    llama.cpp maps the weights: without enough memory it reads them from disk again and again.
     """
     needed, free = file.nbytes + ROOM, available_nbytes()
     if needed <= free:

@@ -1,4 +1,4 @@
-"""Runs the build's llama.cpp over one GGUF in a child process, which an abort may end."""
+"""Runs the build's llama.cpp over one GGUF in a child process: an abort ends only the child."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from exporter.llamacpp.toolchain import Toolchain
 
-LAST_LINES = 4  # shown of the child's messages; further ones are addresses
+LAST_LINES = 4  # lines shown of the child's messages; further ones are addresses
 # ggml prints a stack trace before it aborts, with a debugger if it finds one
 QUIET = {"GGML_NO_BACKTRACE": "1", "PYTHONFAULTHANDLER": "", **NO_GPU}
 

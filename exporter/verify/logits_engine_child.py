@@ -25,7 +25,7 @@ from exporter.verify.projector_child import Projector
 PROBE = "The quick brown fox jumps over the lazy dog."
 PROBE_CONTEXT = 64  # tokens
 PROBE_TOKENS = 8  # computed by a probe
-F32 = 0  # ggml's type number; an exact cache leaves only the file's differences
+F32 = 0  # ggml's type number; with an exact cache, only the file causes differences
 FLASH_OFF = 0  # llama_flash_attn_type
 ERROR, CONTINUED = 4, 5  # ggml_log_level
 NO_VOCABULARY = 0  # LLAMA_VOCAB_TYPE_NONE
@@ -188,7 +188,7 @@ class LoadedModel:
     def project(
         self, path: str, picture: str, size: tuple[int, int], written: str, most: int | None
     ) -> dict[str, Any]:
-        """Encode a picture with a projector, or a tone if it only hears.
+        """Encode a picture with a projector; a tone if the projector takes only sound.
 
         picture: a file with its pixels; size: width and height; written: file for the embeddings,
         (tokens, width) in float32; most: number of parts of the picture to encode. Raises

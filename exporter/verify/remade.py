@@ -1,7 +1,7 @@
 """Remakes a model for comparison: quantized like a file, and not quantized at all.
 
-The first shows the loss by its types, whatever llama.cpp makes of the model; the second whether
-llama.cpp computes the model as transformers does.
+The first shows the loss by the file's types, also if llama.cpp computes the model differently from
+transformers; the second shows whether it does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from exporter.merge.operations import MergePlan
 
 FLOAT32 = 4  # bytes
-SMALL = 2 << 30  # bytes of a float32 model; larger ones are made in float16
+SMALL = 2 << 30  # bytes of a float32 model; a larger model is remade in float16
 
 
 def ignored_by_llamacpp(plan: MergePlan, toolchain: Toolchain) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def remake(
     *,
     report: Report = silent,
 ) -> Remade:
-    """Export a plan to `folder` in both ways, in one pass.
+    """Export a plan to `folder` with both kinds of types, in one pass.
 
     Raises SpaceError if the disk has no room, UnsupportedError for a type that cannot be quantized
     to.

@@ -44,7 +44,7 @@ def is_of_gguf(plan: MergePlan) -> bool:
 def verify_requantized(
     path: Path, plan: MergePlan, toolchain: Toolchain, *, rows: int = ROWS
 ) -> Verification:
-    """Check one file's weights and settings; rows: of each tensor, 0 for all.
+    """Check one file's weights and settings; rows: how many of each tensor, 0 for all.
 
     Logits are not compared: transformers has no model of a GGUF. Raises ModelError for a file that
     is not a GGUF.

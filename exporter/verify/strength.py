@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
     Rows = np.ndarray[Any, Any]
 
-OFF_ALONE, OFF_TOGETHER = 0.3, 0.05  # relative to the adapter's change: of one tensor, of all
+OFF_ALONE, OFF_TOGETHER = 0.3, 0.05  # allowed errors of the strength: of one tensor, of all
 OFF_EACH, SURE_OF_EACH = 0.03, 4.0  # the same for one of several adapters
 SURE = 6.0  # standard errors
-BLIND = 0.15  # standard error of the strength from which on it proves nothing
+BLIND = 0.15  # with a larger standard error, a strength proves nothing
 LOW = 0.9  # share of the change that survives; less is noted
 LOW_ALONE = 0.7  # the same for one tensor, if all together hold more than LOW
-SLOW_ROWS = 4  # of a tensor whose type takes long to quantize
+SLOW_ROWS = 4  # rows of a tensor whose type takes long to quantize
 SLOW = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S")
 KNOWN = (
     "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
@@ -98,10 +98,10 @@ class Sums:
         return Strength(1 + lost.value, lost.error) if lost else None
 
     def off(self, tolerance: float, *, loose: bool) -> float | None:
-        """The share of the change in the file relative to what its type can hold, if it is wrong.
+        """The share of the change, relative to what the type can hold; None if it is right.
 
-        Without requantized values, the share of the change itself. loose: the file was quantized
-        with an importance matrix, the comparison without.
+        Without requantized values, it is the share of the change itself. loose: the file was
+        quantized with an importance matrix, the comparison without one.
         """
         astray, held = self.astray.share(), self.held.share()
         if astray is None or held is None:
@@ -134,10 +134,10 @@ class Strengths:
     """For several adapters, by folder: the file's values minus the requantized exact ones."""
     swallowed: list[Swallowed] = field(default_factory=list)
     better: dict[str, Along] = field(default_factory=dict)
-    """Type -> the loss of the change in those tensors if they had that type."""
+    """Type -> the loss of the change in the swallowed tensors if they had that type."""
 
     def missing(self) -> list[str]:
-        """Sentences about adapters, of several, that are not fully in the file.
+        """Sentences about those of several adapters whose change is not fully in the file.
 
         Beside a strong adapter, a missing weak one changes little.
         """

@@ -55,8 +55,8 @@ RARE = (
     "3.14 -7 +8 1e10 0x1F 1/2 ٣٤٥ १२३ Ⅷ",
     "\x00\x01\x1f\x7f",
 )
-"""Other scripts, rare characters and spaces, which llama.cpp splits differently in some models,
-even with the right vocabulary.
+"""Texts with other scripts, rare characters and spaces: for some models llama.cpp splits them
+differently, even with the right vocabulary.
 """
 
 SPECIAL_LOOKALIKES = (

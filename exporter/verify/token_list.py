@@ -1,6 +1,6 @@
 """Compares the tokens of a GGUF, one by one, with transformers' tokenizer.
 
-tokenization.py compares what llama.cpp makes of them; errors here are the export's.
+Errors here come from the export. tokenization.py compares how llama.cpp uses the tokens.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def compare_vocabulary(
 ) -> VocabularyFindings:
     """Compare tokens, their types, merges and scores. `file` must hold whole arrays.
 
-    whole: the contents of tokenizer.json, empty without one; rows: of the embedding: a token beyond
-    them has no meaning for the model.
+    whole: the contents of tokenizer.json, empty without one; rows: rows of the embedding; a token
+    beyond them has no meaning for the model.
     """
     found = VocabularyFindings()
     model = file.text(f"{KEY}model")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FEW = 3  # differences shown
 MOST_RARE = 0.25  # share of rare texts; a wrong tokenizer splits most of them differently
 UNIGRAM = "t5"  # tokenizer.ggml.model
-MADE_UP, WORDS, PARTS, SEED = 16, 8, 3, 20  # texts, words of each, tokens of each word
+MADE_UP, WORDS, PARTS, SEED = 16, 8, 3, 20  # texts, words of a text, tokens of a word
 SPACES = f"{SPACE}\u0120#"  # marks of a word's beginning or middle in vocabularies
 ADDED = 64  # added tokens that are searched in a text
 HINT = "export it again, with the tokenizer that was saved with the adapter, or else the base's"
@@ -304,7 +304,7 @@ def made_up(tokens: Sequence[Any], types: Sequence[Any]) -> list[str]:
     ]
     if not parts:
         return []
-    chosen = random.Random(SEED)  # noqa: S311 - it has to be the same each time
+    chosen = random.Random(SEED)  # noqa: S311 - the texts must be the same each time
     half = MADE_UP * WORDS // 2
     words = chosen.sample(parts, min(half, len(parts)))
     words += ["".join(chosen.choices(parts, k=PARTS)) for _ in range(half)]
@@ -319,7 +319,7 @@ def ids_of(tokenizer: Any, text: str, *, special: bool = False, **options: bool)
 def is_one_more_space(actual: Ids, expected: Ids, tokenizer: Any) -> bool:
     """Whether the ids differ only in the space that sentencepiece puts before every text.
 
-    transformers omits it before an initial space; llama.cpp does as sentencepiece.
+    transformers omits it before an initial space; llama.cpp adds it as sentencepiece does.
     """
     pairs = enumerate(zip(actual, expected, strict=False))
     at = next((place for place, (a, b) in pairs if a != b), 0)

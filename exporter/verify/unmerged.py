@@ -164,7 +164,7 @@ class Unmerged:
                 adapters_stay() if self.placed else nullcontext(),
                 nothing_lost(saved),
             ):
-                # otherwise PEFT distributes the model again, adapter included
+                # otherwise PEFT distributes the model again, with the adapter
                 vars(self.model).pop("hf_device_map", None)
                 self.model = PeftModel.from_pretrained(
                     self.model,

@@ -1,9 +1,9 @@
 """Compares every merged tensor of a GGUF, and some others, with rows that are computed again.
 
 It tests two things. Is each value as near as its type allows? That finds permuted, damaged and
-foreign values. And is the adapter's whole change there? A few bits may hide a change that is
-smaller than their step from the first test, but not from the second: the error's part along the
-change is measured over thousands of values.
+foreign values. And is the adapter's whole change there? The first test does not see a change that
+is smaller than the step of a type of few bits. The second does: it measures the error's part along
+the change over thousands of values.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     import torch
 
 SEED = 20  # of the choice of rows
-POOL = 64  # rows of a group of slots whose origins are known
-UNCHANGED = 48  # tensors without a change whose rows are checked, too
+POOL = 64  # rows whose origins are traced, per group of slots
+UNCHANGED = 48  # number of unchanged tensors whose rows are checked, too
 HALF_ENDS = 65_504  # the largest float16
 NO_ROOM = "cannot hold"
 OTHER_BASE = "is it of this base, adapter and scale? if so, export it again"
@@ -135,7 +135,7 @@ class ExpectedWeights:
                 found.weaker.append(text)
 
     def measure(self, slot: Slot, info: TensorInfo, rows: Changed, found: Strengths) -> str:
-        """Add the share of the change in some rows (n, columns); a sentence if it is wrong."""
+        """Add the share of the change in rows (n, columns); returns a sentence if it is wrong."""
         is_rounded = self.rounded and slot.type.name != "F32"
         rounded = slot.type if is_rounded else None
         sums, better, each = measure(rows, info.type, self.requantizer, rounded)

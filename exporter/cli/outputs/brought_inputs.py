@@ -1,7 +1,7 @@
-"""Brings an export's inputs to this machine, after it has refused what can be refused.
+"""Pulls an export's missing inputs, after it has raised the errors that are known before.
 
 A base takes gigabytes and a build of llama.cpp ten minutes. Errors of the adapter, the output and
-the disk come before both, the missing build before the base.
+the disk are raised before both, and a missing build is reported before the base is pulled.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ KindRefusal = Callable[[dict[str, object], Path], None]
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """The refusals of one format of `--to` before a base is pulled."""
+    """The checks of one format of `--to` before a base is pulled."""
 
     to: str
     refuse_output: Callable[[str], None]
-    """Raises for a taken output, by the result's name."""
+    """Raises if the output for a result of this name exists."""
     sizes: Sequence[str] = ()
     """The types of the results, whose room on the disk is checked; empty for small results."""
     folder: Path | None = None
     """The folder that the results are written to."""
     refuse_kind: KindRefusal | None = None
-    """Raises for a kind of adapter that the format cannot hold; None for one that cannot be merged.
+    """Raises for a kind of adapter that the format cannot hold; None refuses kinds that cannot be
+    merged.
     """
     needs_adapter: bool = False
     needs_checkpoint: bool = False
@@ -51,8 +52,8 @@ class Ahead:
 def brought(options: ExportOptions, ahead: Ahead) -> tuple[list[Path], Path | None] | None:
     """The local paths of adapters and base, pulled if missing; adapters first, which are small.
 
-    None if a dry run has listed the missing files. Before a base is pulled, it raises the errors of
-    an export for its adapters, its output, the disk and the build.
+    None if a dry run has listed the missing files. Before a base is pulled, it raises an export's
+    errors of the adapters, the output, the disk and the build.
     """
     from exporter.inputs.locate import Sources, absent, bring
 
@@ -68,7 +69,7 @@ def brought(options: ExportOptions, ahead: Ahead) -> tuple[list[Path], Path | No
 
 
 def refuse_ahead(sources: Sources, options: ExportOptions, ahead: Ahead, report: Report) -> None:
-    """Raise UnsupportedError, OutputError, SpaceError, ToolchainError and those of the inputs.
+    """Raise UnsupportedError, OutputError, SpaceError, ToolchainError or an input's error.
 
     The user's mistakes come first, then the disk, then the build.
     """
@@ -160,7 +161,7 @@ def base_name(base: Path) -> str:
 def near(
     text: str, revision: str | None, subfolder: str | None, *, report: Report
 ) -> Path | Pulled | None:
-    """A local path, an adapter's folder, pulled if missing, or the plan of a whole model's pull.
+    """A local path, or an adapter's folder after its pull, or the planned pull of a whole model.
 
     None for a repo whose kind is known only after the pull.
     """

@@ -1,4 +1,4 @@
-"""The importance matrix of an export: the one that is asked for, or the one that AUTO gets."""
+"""Makes the importance matrix of an export, for --calibrate or for AUTO."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 TRAINING = "runtime.cli.training_text"
 """The module that reads training data; the exporter names runtime in strings."""
 TEXT = Path(__file__).parents[2] / "quantize" / "calibration.txt"
-"""Some thousand tokens in many languages, with code, to calibrate on where nothing better is."""
+"""Some thousand tokens in many languages, with code: the text if there is no training data."""
 
 
 def calibrated(
     request: ExportRequest, toolchain: Toolchain, *, dry_run: bool, report: Report
 ) -> ExportRequest:
-    """The request with its importance matrix. AUTO has one from the training data, or from TEXT.
+    """The request with its importance matrix; AUTO gets one from the training data, or from TEXT.
 
-    Without a matrix where llama.cpp cannot measure one for such a model.
+    If that matrix cannot be made, it warns and returns the request unchanged.
     """
     from exporter.calibrate import with_matrix
 

@@ -1,4 +1,4 @@
-"""`decant export --eval DATA`: the files that were made, measured beside what they came from."""
+"""`decant export --eval DATA`: measures the new files, the base and the 16-bit merged model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 RUNTIME = "runtime.cli.eval_export"
 """The module that measures; the exporter names runtime in strings, as `app.py` does."""
 REFERENCES = ("BF16", "F16", "F32")
-"""The types of a file that the others are compared with, the first choice first."""
+"""Types of the file with which the others are compared, in order of preference."""
 
 PREFIX = ".eval-"
-"""Of the temporary folder; its process's id follows."""
+"""Prefix of the temporary folder's name, before the id of the process."""
 ONCE = "was exported for this evaluation only"
 
 
@@ -41,7 +41,7 @@ class EvaluationAfter:
     measure: Callable[..., dict[str, object]]
     """Runtime's ExportMeasure.measure, which holds the data."""
     notes: list[str] = field(default_factory=list)
-    """Sentences for the reader on models that are left out."""
+    """Sentences for the user about the models that are compared or left out."""
 
     def of(
         self, request: ExportRequest, result: ExportResult, toolchain: Toolchain
@@ -87,7 +87,7 @@ def evaluation_after(options: ExportOptions) -> EvaluationAfter | None:
 
 @dataclass(frozen=True, slots=True)
 class SixteenBits:
-    """Exports what the quantized files are compared with, to a temporary folder."""
+    """Exports the models with which the quantized files are compared, to a temporary folder."""
 
     request: ExportRequest
     result: ExportResult
@@ -127,9 +127,9 @@ class SixteenBits:
         return path
 
     def base(self, notes: list[str]) -> Path | None:
-        """The base without adapters: a GGUF as it is, else exported in 16 bits, else a stored one.
+        """The base without adapters: its GGUF, else an export in 16 bits, else a stored model.
 
-        None, with a note, where there is no room and none is stored.
+        None, with a note, if it cannot be exported and none is stored.
         """
         from exporter.core.paths import model_name
         from exporter.gguf_inputs.gguf_base import is_gguf
@@ -189,8 +189,8 @@ def measured_models(
 def compared_with(
     quants: Sequence[ExportedFile], reference: Path | None, base: Path | None
 ) -> str | None:
-    """The name of the 16-bit model; without it of the largest of several files, else of the
-    base.
+    """The name of the 16-bit model; without one, of the largest of several files, else of the
+    base. None if there is no model to compare with.
     """
     if reference is None and len(quants) > 1:
         reference = max(quants, key=lambda file: file.nbytes).path
@@ -199,7 +199,7 @@ def compared_with(
 
 
 def sizes_of(quants: Sequence[ExportedFile], reference: Path | None) -> dict[str, int]:
-    """Bytes of the files to choose from, by the model's name; none without a reference."""
+    """Bytes of the files to choose from, by name; empty for one file without a 16-bit model."""
     if reference is None and len(quants) == 1:
         return {}
     return {StoredModel(file.path).full_name: file.nbytes for file in quants}

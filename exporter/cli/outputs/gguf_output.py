@@ -51,7 +51,7 @@ def export_gguf(options: ExportOptions) -> None:
         return
     try:
         measured = evaluation.of(request, result, toolchain)
-    except BaseException:  # Ctrl-C, too: the files are made, and a program wants to know
+    except BaseException:  # Ctrl-C, too: the files are complete, and --json must list them
         if options.as_json:
             show(result, dry_run=False, as_json=True)
         raise

@@ -1,4 +1,4 @@
-"""Steps that the formats of `decant export` share: a request and its outputs, of the options."""
+"""Steps that the formats of `decant export` share: they turn options into a request and paths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from exporter.hub.pull import Pulled
 
 LONGEST_NAME = 220  # bytes of 255: .NAME-00001-of-00002.gguf.partial is written first
-FEW_CHARACTERS = 40  # of a long name, as an error message quotes it
+FEW_CHARACTERS = 40  # characters of a long name that an error message shows
 OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
 
 
@@ -136,7 +136,7 @@ def pull_value(pulled: Pulled) -> dict[str, object]:
 def refuse_taken_files(
     options: ExportOptions, quants: tuple[str, ...], name: str, *, report: Report
 ) -> None:
-    """Raise OutputError for a GGUF that exists, by the result's name."""
+    """Raise OutputError if a GGUF of the result's name exists."""
     from exporter.export import refuse_outputs
 
     if not options.split_max_size:  # split files have other names
@@ -145,7 +145,7 @@ def refuse_taken_files(
 
 
 def refuse_recipe(recipe: Recipe, quants: tuple[str, ...]) -> None:
-    """Raise UnsupportedError for options without use, InputError for a text that is missing."""
+    """Raise UnsupportedError for options without effect, InputError for a missing text."""
     check_recipe(recipe, quants)
     if recipe.calibrate is not None and not recipe.calibrate.is_file():
         raise no_text(recipe.calibrate)

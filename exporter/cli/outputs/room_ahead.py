@@ -1,4 +1,4 @@
-"""Whether the disk has room for an export's result, asked before what it is made of is pulled."""
+"""Checks, before an export pulls its base, that the disk has room for the result."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ if TYPE_CHECKING:
 
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 STORED_BITS, MOST_STORED_BITS = 16, 32
-"""Of a base's value: as nearly all have them, and the most."""
+"""Bits of a base's value: the usual number, and the largest."""
 BITS = re.compile(r"\d+")
 
 
 def check_room(
     pulls: Sequence[Pulled], folder: Path, quants: Sequence[str], report: Report
 ) -> None:
-    """Raise SpaceError where a pull and the result of it cannot both fit, whatever the base's type.
+    """Raise SpaceError if pull and result together do not fit on the disk, whatever the type.
 
-    Warns where they do not fit if the base has 16 bits a value. The exact sizes are compared when
-    the plan stands.
+    Warns if they do not fit for a base of 16 bits a value. The plan compares the exact sizes later.
     """
     here = [pulled for pulled in pulls if is_same_disk(pulled.folder, folder)]
     to_pull = sum(file.size for pulled in here for file in pulled.missing)
@@ -46,7 +45,7 @@ def check_room(
 
 
 def weights_of(pulled: Pulled) -> int:
-    """Bytes of the weights in what is pulled, those that are here as well."""
+    """Bytes of the weight files of a pull, including those that are already here."""
     return sum(file.size for file in pulled.plan.files if file.path.endswith(WEIGHTS))
 
 
@@ -57,5 +56,5 @@ def bits_of(quant: str) -> int:
 
 
 def is_same_disk(one: Path, other: Path) -> bool:
-    """Whether two folders, which need not exist yet, lie on one file system."""
+    """Whether two folders, which may not exist yet, are on the same file system."""
     return existing_part(one).stat().st_dev == existing_part(other).stat().st_dev

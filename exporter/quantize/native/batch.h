@@ -4,7 +4,7 @@
 
 namespace {
 
-// A batch: the values, an imatrix' weights or null, and room for the weights and the levels.
+// A batch: the values, their importance by an imatrix, and room for the weights and the levels.
 struct Batch {
     F x[N], importance[N], w[N];
     I levels[N], words[56];
@@ -16,7 +16,7 @@ INLINE I pack4(const I *bytes) {
     return bytes[0] | bytes[1] << 8 | bytes[2] << 16 | bytes[3] << 24;
 }
 
-// 6-bit scales and minimums of 8 sub-blocks in 12 bytes.
+// Packs 6-bit scales and minimums of 8 sub-blocks in 12 bytes.
 INLINE void pack_scales(const I *ls, const I *lm, I *bytes) {
     for (int j = 0; j < 4; j++) {
         bytes[j] = (ls[j] | (ls[j + 4] >> 4) << 6) & 255;
@@ -35,12 +35,12 @@ INLINE void unpack_scale(const I *bytes, int j, I *scale, I *min) {
     }
 }
 
-// The weights of an imatrix: its values by the root of sigma2 + x^2.
+// Weights with an imatrix: importance * sqrt(sigma2 + x^2).
 template <int COUNT> INLINE void weigh_by(Batch &b, F sigma2) {
     for (int i = 0; i < COUNT; i++) b.w[i] = b.importance[i] * root(sigma2 + b.x[i] * b.x[i]);
 }
 
-// Sigma2 from all 256 values.
+// The same, with sigma2 = factor * the mean square of all 256 values.
 INLINE void weigh(Batch &b, float factor) {
     F sum{};
     for (int i = 0; i < N; i++) sum += b.x[i] * b.x[i];

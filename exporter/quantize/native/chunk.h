@@ -1,4 +1,4 @@
-// Rows in, blocks out: which types there are, and how blocks come into lanes.
+// Quantizes rows to blocks: lists the types, and distributes blocks over lanes.
 
 #pragma once
 
@@ -6,7 +6,7 @@ namespace {
 
 struct Kind {
     int type;  // ggml's number
-    int block; // values, of which a lane takes one block
+    int block; // values of a block; each lane has one block
     int nbytes;
     void (*quantize)(Batch &);
 };
@@ -24,7 +24,7 @@ const Kind KINDS[] = {
     {IQ4_XS, N, 136, quantize_iq4_xs},
 };
 
-// Where a batch's blocks come from and go to.
+// Sources and targets of a batch's blocks, by lane.
 struct Lanes {
     const float *x[W], *importance[W];
     unsigned char *y[W];
@@ -32,7 +32,7 @@ struct Lanes {
     int count;
 };
 
-// 4 values of every row.
+// Transposes 4 values of each of W rows into 4 vectors.
 INLINE void transpose4(const float *const *rows, int64_t i, F *columns) {
 #if defined(ZMM) || defined(YMM) || defined(XMM)
     F v[4];
@@ -50,7 +50,7 @@ INLINE void transpose4(const float *const *rows, int64_t i, F *columns) {
         v[r] = (F)_mm_loadu_ps(row[0] + i);
 #endif
     }
-    // 4 by 4 within every 128 bits
+    // transposes 4 by 4 values within every 128 bits
     F a = low_pairs(v[0], v[1]), b = high_pairs(v[0], v[1]);
     F c = low_pairs(v[2], v[3]), d = high_pairs(v[2], v[3]);
     columns[0] = low_halves(a, c);
@@ -85,7 +85,7 @@ void run(const Kind &kind, Batch &batch, Lanes &lanes) {
             int32_t word = batch.words[i][lane];
             memcpy(y, &word, 4);
         }
-        int16_t rest = (int16_t)batch.words[words][lane]; // no block's bytes are odd in number
+        int16_t rest = (int16_t)batch.words[words][lane]; // every block has an even number of bytes
         if (kind.nbytes % 4) memcpy(y, &rest, 2);
     }
     lanes.count = 0;
@@ -102,14 +102,14 @@ bool is_finite(const float *x, int64_t count) {
     return largest < 0x7f800000;
 }
 
-// An imatrix as it comes from squares: anything else is left to ggml.
+// Whether an imatrix is finite and not negative, as a mean of squares is; else ggml quantizes.
 bool is_usual(const float *importance, int64_t count) {
     for (int64_t i = 0; i < count; i++)
         if (!(importance[i] >= 0.f)) return false;
     return is_finite(importance, count);
 }
 
-// The mean squares of up to W rows that lie behind each other, a lane summing one as ggml does.
+// The mean squares of up to W consecutive rows; each lane sums one row in ggml's order.
 void mean_squares(const float *x, int64_t count, int64_t n_per_row, float *means) {
     const float *rows[W];
     for (int64_t r = 0; r < W; r++) rows[r] = x + (r < count ? r : 0) * n_per_row;

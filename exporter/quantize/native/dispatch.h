@@ -1,4 +1,4 @@
-// Which variant this processor takes: compiled without any of their instructions.
+// Chooses the variant for this processor; compiled without the instructions of any variant.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// Q2_K to Q6_K: what a batch of blocks becomes.
+// Quantizes a batch of blocks to Q2_K to Q6_K.
 
 #pragma once
 
@@ -145,7 +145,7 @@ void quantize_q6(Batch &b) {
     for (I *word = b.words; word < out; word++) *word &= ~zero;
 }
 
-// 2 low bits of every level, 4 of them in a byte.
+// Packs the 2 low bits of every level, 4 levels in a byte.
 INLINE I *pack_pairs(const Batch &b, I *out) {
     for (int j = 0; j < N; j += 128)
         for (int l = j; l < j + 32; l += 4) {
@@ -203,7 +203,7 @@ void quantize_q2(Batch &b) {
     *out++ = half | half_min << 16;
 }
 
-// The final levels over those of the search.
+// Replaces the search's levels by the final ones, except where d is 0.
 INLINE void levels_of_q3(Batch &b, int j, F d) {
     const F *x = b.x + 16 * j;
     I *levels = b.levels + 16 * j, found[16];
@@ -217,7 +217,7 @@ INLINE void levels_of_q3(Batch &b, int j, F d) {
     for (int i = 0; i < 16; i++) levels[i] = choose(d == 0.f, found[i], levels[i] + 4);
 }
 
-// A scale for 16 values by ggml's make_q3_quants, and the levels, 4 added.
+// A scale for 16 values by ggml's make_q3_quants, and their levels plus 4.
 F fit_q3(const F *x, I *levels) {
     constexpr int COUNT = 16, TOP = 4;
     F max{}, size{}, sum_lx{}, sum_l2{}, w[COUNT];
@@ -261,7 +261,7 @@ F fit_q3(const F *x, I *levels) {
 
 void quantize_q3(Batch &b) {
     constexpr int COUNT = 16, BLOCKS = 16;
-    I scales[BLOCKS], half; // the scales' levels, 32 added
+    I scales[BLOCKS], half; // the scales' levels plus 32
     Symmetric fit[BLOCKS];
     F scale[BLOCKS];
     if (b.weighted) {

@@ -1,12 +1,12 @@
-// The K-quants of ggml, IQ4 and Q4_0 with an imatrix, byte for byte: one block in every vector
-// lane, which is a super-block of 256 values or, in IQ4_NL and Q4_0, one of 32.
+// Quantizes to ggml's K-quants, to IQ4, and with an imatrix to Q4_0, with the same bytes as ggml.
+// Every vector lane has one block: a super-block of 256 values or, in IQ4_NL and Q4_0, 32 values.
 //
-// A lane does what ggml's scalar search does, in its order: sums are serial, nothing is fused,
-// divisions are divisions. What ggml decides by a branch is decided here by a mask.
+// A lane does what ggml's scalar search does, in the same order: sums are serial, no operations are
+// fused, divisions stay divisions. Where ggml branches, this code uses a mask.
 // Compile with -ffp-contract=off and without fast-math, once for each set of instructions with
 // KQ_ENTRY as the entry's name, and once with KQ_DISPATCH for the entry that chooses.
 // The parts are included in the order in which they need each other.
-// Blocks holding NaN or Inf, and types that are not known here, go to ggml's own function.
+// ggml's own function quantizes blocks with NaN or Inf, and types that are not listed here.
 
 #include <stddef.h>
 #include <stdint.h>
@@ -15,7 +15,7 @@
 extern "C" {
 typedef size_t quantize_chunk(int type, const float *src, void *dst, int64_t start, int64_t nrows,
                               int64_t n_per_row, const float *imatrix);
-// ggml_quantize_chunk's meaning; `ggml` is that function of the build to be equal to.
+// Does the same as ggml_quantize_chunk; `ggml` is that function in the user's build.
 typedef size_t entry(quantize_chunk *ggml, int type, const float *src, void *dst, int64_t start,
                      int64_t nrows, int64_t n_per_row, const float *imatrix);
 entry decant_kquants_avx512, decant_kquants_avx2, decant_kquants_baseline;
@@ -48,7 +48,7 @@ extern "C" size_t KQ_ENTRY(quantize_chunk *ggml, int type, const float *src, voi
     Lanes lanes{};
     const float *x = src + start;
     unsigned char *y = (unsigned char *)dst + start / kind->block * kind->nbytes;
-    // What one value can change: its block, or in Q4_0 its row.
+    // The values that depend on each other: a block, or in Q4_0 a row.
     const int64_t span = type == Q4_0 ? n_per_row : kind->block, spans = nrows * n_per_row / span;
     const int64_t span_nbytes = span / kind->block * kind->nbytes;
     float sigma2[W] = {};

@@ -1,4 +1,4 @@
-// A vector's lanes, and what ggml's scalar code does with one number, done with all of them.
+// Operations on all lanes of a vector; each does in every lane what ggml does with one number.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 #elif !defined(KQ_LANES)
 #define KQ_LANES 4
 #endif
-// Other widths than the processor's own go by the compiler's vectors alone.
+// Intrinsics exist for the processor's own width; the compiler's vectors do the other widths.
 #if KQ_LANES == 16 && defined(__AVX512F__)
 #define ZMM
 #elif KQ_LANES == 8 && defined(__AVX2__)
@@ -25,10 +25,10 @@ namespace {
 
 constexpr int W = KQ_LANES;
 constexpr int N = 256; // values in a super-block
-// The sub-blocks searched side by side, so that one's sums fill the waiting of another's.
+// Number of sub-blocks that are searched at once: one is summed while another's sums wait.
 constexpr int SIDE = W == 16 ? 4 : 2;
-constexpr int CANDIDATES = W == 16 ? 6 : 3; // scales tried in one pass where they are known ahead
-constexpr int TURNS_AT_ONCE = W == 16 ? 5 : 3; // and of IQ4's
+constexpr int CANDIDATES = W == 16 ? 6 : 3; // scales tried in one pass, if known before it
+constexpr int TURNS_AT_ONCE = W == 16 ? 5 : 3; // the same for IQ4
 
 typedef float F __attribute__((vector_size(4 * W), may_alias));
 typedef int32_t I __attribute__((vector_size(4 * W), may_alias));
@@ -44,7 +44,7 @@ INLINE I choose(I mask, I yes, I no) { return mask ? yes : no; }
 INLINE F where(I mask, F x) { return (F)(mask & bits(x)); }
 INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
 
-// The operands' order is ggml's `x < bound ? x : bound`, which also says what NaN does.
+// The operands' order is that of ggml's `x < bound ? x : bound`, so that NaN gives the same result.
 INLINE F lesser(F x, F bound) {
 #if defined(ZMM)
     return (F)_mm512_min_ps((__m512)x, (__m512)bound);
@@ -97,7 +97,7 @@ INLINE bool any(I mask) {
 #endif
 }
 
-// Values of two vectors, taken within every 128 bits.
+// Values of two vectors, combined within every 128 bits.
 #if defined(ZMM)
 INLINE F low_pairs(F x, F y) { return (F)_mm512_unpacklo_ps((__m512)x, (__m512)y); }
 INLINE F high_pairs(F x, F y) { return (F)_mm512_unpackhi_ps((__m512)x, (__m512)y); }
@@ -120,7 +120,7 @@ constexpr int32_t MAGIC_BITS = 0x4b400000;
 constexpr float ROUNDABLE = 4194303.f; // beyond it ggml's nearest_int wraps
 constexpr float ALL_ZERO = 1e-15f;     // GROUP_MAX_EPS
 
-// ggml's nearest_int for every float, with what it makes of those too large for it.
+// ggml's nearest_int for every float, with the same results for floats that are too large for it.
 INLINE I nearest(F x) { return (bits(x + MAGIC) & 0x007fffff) - 0x00400000; }
 
 INLINE I clamp(I x, int low, int high) {
@@ -128,8 +128,8 @@ INLINE I clamp(I x, int low, int high) {
     return choose(x > low, x, I{} + low);
 }
 
-// How a level is found: as ggml does, or with floats where the range allows, and held to the
-// bounds that may be passed.
+// How a level is computed: EXACT as ggml does it, or with floats if the range allows that; then the
+// bounds that may be exceeded are enforced.
 enum Rounding { FREE = 0, FROM_BELOW = 1, FROM_ABOVE = 2, CLAMPED = 3, EXACT = 4 };
 
 // The level of x, low <= level <= high, as a float.
@@ -141,7 +141,7 @@ template <Rounding HOW> INLINE F level(F x, int low, int high) {
     return sum - MAGIC;
 }
 
-INLINE I beyond(F x) { return ~(magnitude(x) < ROUNDABLE); } // NaN too
+INLINE I beyond(F x) { return ~(magnitude(x) < ROUNDABLE); } // true for NaN, too
 
 INLINE I to_half(F x) {
     F base = (magnitude(x) * 0x1.0p+112f) * 0x1.0p-110f;

@@ -4,12 +4,12 @@
 
 namespace {
 
-// A scale and a minimum for a sub-block of COUNT values, level 0..TOP, by ggml's make_qkx2_quants
-// and make_qkx3_quants, which do the same.
+// A scale and a minimum for a sub-block of COUNT values with levels 0..TOP, as ggml's
+// make_qkx2_quants and make_qkx3_quants compute them; these two do the same.
 struct Fit {
     F scale, min;
-    F iscale, base; // what the levels were rounded with: (x - base) * iscale
-    F low, high;    // of the values
+    F iscale, base; // the levels are (x - base) * iscale, rounded
+    F low, high;    // the lowest and the highest value
 };
 
 struct Sums {
@@ -45,14 +45,14 @@ INLINE void sum_errors(const F *x, const F *w, const F *levels, const F *scale, 
         }
 }
 
-// Whether every level can be had with floats, and whether none is above TOP.
+// EXACT if a level is beyond float rounding, CLAMPED if one may be above TOP, else FROM_BELOW.
 template <int TOP> INLINE Rounding rounding(const Fit *fit, const F *iscale) {
     I wild{}, tall{};
     for (int g = 0; g < SIDE; g++) {
         F first = iscale[g] * (fit[g].low - fit[g].min);
         F last = iscale[g] * (fit[g].high - fit[g].min);
         wild |= beyond(first) | beyond(last);
-        // Where the minimum has moved beyond all values, iscale is negative: the first is highest.
+        // If the minimum has moved beyond all values, iscale is negative, and `first` is highest.
         tall |= greater(first, last) + MAGIC > MAGIC + TOP;
     }
     return any(wild) ? EXACT : any(tall) ? CLAMPED : FROM_BELOW;
@@ -73,7 +73,7 @@ struct Search {
     int steps;
 };
 
-// SIDE sub-blocks that lie behind each other.
+// Searches SIDE consecutive sub-blocks.
 template <int COUNT, int TOP, bool MAD>
 __attribute__((noinline)) void fit_scale_and_min(const F *x, const F *w, const Search &search,
                                                  Fit *fit) {
@@ -97,7 +97,7 @@ __attribute__((noinline)) void fit_scale_and_min(const F *x, const F *w, const S
         fit[g].min = choose(low > 0.f, F{}, low);
         alive[g] = ~(high <= fit[g].min);
         some |= alive[g];
-        // A lane that ggml leaves at once must not look like one whose levels run wild.
+        // A lane that ggml does not search gets iscale 0, so that its levels are not beyond floats.
         iscale[g] = where(alive[g], all(TOP) / (high - fit[g].min));
         fit[g].iscale = iscale[g];
         fit[g].base = fit[g].min;
@@ -192,12 +192,12 @@ template <int COUNT> F fit_positive(const F *x, const F *w, int top, I *levels) 
     return where(alive & (sum_l2 > 0.f), sum_lx / sum_l2);
 }
 
-// A scale for COUNT values, level -TOP..TOP-1, by ggml's make_qx_quants. The levels can be had
-// again from `iscale`; a lane that is not alive has none.
+// A scale for COUNT values with levels -TOP..TOP-1, by ggml's make_qx_quants. `iscale` gives the
+// levels again; a lane that is not alive has none.
 struct Symmetric {
     F scale, iscale;
     I alive;
-    F low, high; // of the values
+    F low, high; // the lowest and the highest value
 };
 
 template <int COUNT, int TOP, Rounding HOW, int TRIED>
@@ -225,7 +225,7 @@ INLINE void sum_fast(const F *x, const F *w, const F *iscale, Rounding how, F *l
     }
 }
 
-// FINITE values stay near -TOP..TOP when they are scaled; others may become anything.
+// If FINITE, the scaled values stay near -TOP..TOP; otherwise they may have any value.
 template <int COUNT, int TOP, bool FINITE>
 __attribute__((noinline)) Symmetric fit_symmetric(const F *x, const F *w) {
     F max{}, size{}, low = x[0], high = x[0];
@@ -250,7 +250,7 @@ __attribute__((noinline)) Symmetric fit_symmetric(const F *x, const F *w) {
             tried[c] = where(alive, -(TOP + 0.1f * step) / max);
         }
         if (FINITE) {
-            // The last is the largest; below a half beyond TOP, none is rounded to below -TOP.
+            // The last scale is the largest. Up to step 4, no value is rounded to below -TOP.
             F last = tried[CANDIDATES - 1];
             I tall = greater(last * low, last * high) + MAGIC > MAGIC + (TOP - 1);
             int how = (any(tall) ? FROM_ABOVE : FREE) | (step > 4 ? FROM_BELOW : FREE);
@@ -269,8 +269,8 @@ __attribute__((noinline)) Symmetric fit_symmetric(const F *x, const F *w) {
     return {where(alive, scale), iscale, alive, low, high};
 }
 
-// The final levels of a sub-block: (x + shift) / d, or what the search found where d is 0.
-// `low` and `high` bound the values.
+// The final levels of a sub-block: (x + shift) / d, rounded. Where d is 0 they have no meaning, and
+// the caller takes those of the search. low, high: the lowest and the highest value.
 template <int COUNT, bool SHIFTED>
 INLINE void final_levels(const F *x, F shift, F d, F low, F high, int least, int most, I *levels) {
     d = choose(d == 0.f, all(__builtin_inff()), d);

@@ -1,18 +1,18 @@
-// IQ4_NL and IQ4_XS, whose 16 levels are uneven, and Q4_0, whose blocks look like theirs.
+// IQ4_NL and IQ4_XS, whose 16 levels are uneven, and Q4_0, whose blocks have the same layout.
 
 #pragma once
 
 namespace {
 
-// IQ4: 16 levels that lie closer together around 0, and for every value the nearest of them.
+// IQ4's 16 levels, which are closer together around 0; each value gets the nearest level.
 constexpr int LEVELS[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                             1,    13,   25,  38,  53,  69,  89,  113};
 constexpr int OUTERMOST = -LEVELS[0];
-constexpr int TURNS = 7; // the largest value is tried on -127 and up to this much beside it
+constexpr int TURNS = 7; // the largest value is tried on -127 and up to TURNS beside it
 
-// A step leads from a level to the next. It is taken half-way: differences of floats are exact
-// there, so that ggml's comparison of both distances comes to this. Every half-way, and half the
-// distance, is a float of 16 bits.
+// A step leads from one level to the next; a value beyond the half-way point gets the next one.
+// ggml compares the two distances, with the same result: float differences are exact there.
+// Half-way points and half steps are floats of 16 bits.
 constexpr float half_way(int i) { return (LEVELS[i] + LEVELS[i + 1]) / 2.f; }
 constexpr float half_step(int i) { return (LEVELS[i + 1] - LEVELS[i]) / 2.f; }
 
@@ -24,7 +24,7 @@ constexpr uint32_t upper_half(float x) {
     return sign | exponent << 7 | (uint32_t)((x - 1) * 128);
 }
 
-// The steps from 0 outwards: 8 up, the last of them twice, and 8 down.
+// The steps from 0 outwards: 8 places up, with the last step twice, and 8 down.
 constexpr int UP = 0, DOWN = 8, INWARD = 7; // INWARD: the last step below 0
 constexpr int step_at(int place) {
     return place >= DOWN ? INWARD - (place - DOWN) : place < 6 ? INWARD + 1 + place : 14;
@@ -34,7 +34,7 @@ struct Table {
     alignas(64) int32_t word[16];
 };
 
-// Each step's half-way in the upper 16 bits of its word; in the lower ones half its height.
+// Each word has the half-way point of a step in the upper 16 bits, and the half step in the lower.
 constexpr Table table_of_steps(bool with_height) {
     Table table{};
     for (int place = 0; place < 16; place++) {
@@ -46,9 +46,9 @@ constexpr Table table_of_steps(bool with_height) {
 }
 constexpr Table STEPS = table_of_steps(true), HALF_WAYS = table_of_steps(false);
 
-// A bucket is 0..7, from 0 outwards. Whether the values whose magnitude is from `first` to `last`
-// times that of one in a bucket of this width have no other step than the bucket's in reach; the
-// margin is more than all roundings together.
+// Values are put by magnitude into buckets 0..7 of this width, from 0 outwards, one step in each.
+// Whether a value, multiplied by `first` to `last`, still reaches no other step than its bucket's.
+// The margin is more than all roundings together.
 constexpr bool suits(float width, float first, float last) {
     for (int place = 0; place < 16; place++) {
         int bucket = place % 8, i = step_at(place);
@@ -63,8 +63,8 @@ constexpr bool suits(float width, float first, float last) {
     return true;
 }
 
-// The word of a bucket, which stands in the lowest bits of a float: a magic number has been added.
-// Among the steps down where the upper bit of `side` is set.
+// The word of a bucket, whose number is in the lowest bits of a float to which a magic number has
+// been added. If the sign bit of `side` is set, the word is one of the steps down.
 INLINE I pick(const Table &table, F bucket, I side) {
 #if defined(ZMM)
     I at = (bits(bucket) & 7) | (I)((U)side >> 31 << 3);
@@ -85,12 +85,12 @@ INLINE I pick(const Table &table, F bucket, I side) {
 #endif
 }
 
-// The number of the level that is nearest; the higher of two, and the highest for NaN.
+// The number of the nearest level: the higher one of two equally near, the highest for NaN.
 INLINE I nearest_level(F x) {
 #if defined(ZMM) || defined(YMM)
     static_assert(suits(16, 1, 1), "one step in each bucket");
     const F magic = all(16 * MAGIC);
-    x = lesser(x, all(half_way(14) + 1)); // NaN too
+    x = lesser(x, all(half_way(14) + 1)); // NaN, too, becomes this bound
     F bucket = lesser(magnitude(x) + magic, magic + 112.f);
     I below = x < (F)pick(HALF_WAYS, bucket, bits(x));
     return ((bits(bucket) & 7) ^ (bits(x) >> 31)) + below + 9;
@@ -101,12 +101,12 @@ INLINE I nearest_level(F x) {
 #endif
 }
 
-// A scale for 32 values, by ggml's search for IQ4_NL. It puts the largest on 127, then on each of
-// -127 - 7 ... -127 + 7. The latter lie so close that a value takes at most one step among all of
-// them: its two levels, and their parts of the sums, are found once.
+// A scale for 32 values, by ggml's search for IQ4_NL. It puts the largest value on 127, then on
+// each of -127 - 7 ... -127 + 7. These 15 scales are so close that a value crosses at most one
+// step: its two levels, and their parts of the sums, are computed once.
 struct Uneven {
-    F at[32];               // where the step is
-    F lx[2][32], l2[2][32]; // the value's part of both sums above the step and below
+    F at[32];               // the half-way point of the step
+    F lx[2][32], l2[2][32]; // the value's parts of the two sums: above the step, below it
 };
 
 template <int TRIED>
@@ -123,7 +123,7 @@ INLINE void sum_uneven(const F *x, const Uneven &both, const F *iscale, F *sum_l
 }
 
 __attribute__((noinline)) F fit_uneven(const F *x, const F *w) {
-    constexpr float WIDTH = 15.32f; // of a bucket, where the largest is on 127
+    constexpr float WIDTH = 15.32f; // of a bucket, when the largest value is on 127
     static_assert(suits(WIDTH, (OUTERMOST - TURNS) / 127.f, (OUTERMOST + TURNS) / 127.f),
                   "one step in reach of each bucket");
     F max{}, size{}, lx{}, l2{};
@@ -139,7 +139,7 @@ __attribute__((noinline)) F fit_uneven(const F *x, const F *w) {
     Uneven both;
     for (int i = 0; i < 32; i++) {
         F bucket = lesser(magnitude(x[i]) * outward + MAGIC, all(MAGIC + 7));
-        I side = bits(x[i]) ^ bits(max); // its sign, were the largest put on 127
+        I side = bits(x[i]) ^ bits(max); // its sign if the largest value is put on 127
         I word = pick(STEPS, bucket, side);
         F at = (F)(word & (int32_t)0xffff0000), half = (F)((U)word << 16);
         F l = choose(iscale * x[i] < at, at - half, at + half), wl = w[i] * l;
@@ -170,7 +170,7 @@ __attribute__((noinline)) F fit_uneven(const F *x, const F *w) {
     return where(alive, scale);
 }
 
-// The weights of IQ4: squares, or an imatrix' by the root of the mean square twice and x^2.
+// The weights of IQ4: x^2, or importance * sqrt(2 * mean square + x^2) with an imatrix.
 template <int COUNT> INLINE void weigh_uneven(Batch &b) {
     if (!b.weighted) {
         for (int i = 0; i < COUNT; i++) b.w[i] = b.x[i] * b.x[i];
@@ -181,12 +181,12 @@ template <int COUNT> INLINE void weigh_uneven(Batch &b) {
     weigh_by<COUNT>(b, sum * (2.f / COUNT));
 }
 
-// 32 levels in 16 bytes: the first 16 in the lower halves.
+// Packs 32 levels in 16 bytes: the first 16 in the lower halves.
 INLINE void pack_halves(const I *levels, I *bytes) {
     for (int i = 0; i < 16; i++) bytes[i] = levels[i] | levels[i + 16] << 4;
 }
 
-// A block of 18 bytes: its scale as a half, and 32 levels.
+// Packs a block of 18 bytes: its scale as float16, and 32 levels.
 INLINE void pack_block(Batch &b, F scale) {
     I bytes[20], half = to_half(scale);
     bytes[0] = half & 255;
@@ -231,7 +231,7 @@ void quantize_iq4_xs(Batch &b) {
     b.words[1] = pack4(low);
 }
 
-// With an imatrix only: without one it needs no search, and ggml is as fast.
+// Only with an imatrix: without one, Q4_0 needs no search, and ggml is as fast.
 void quantize_q4_0(Batch &b) {
     weigh_by<32>(b, b.sigma2);
     Symmetric fit = fit_symmetric<32, 8, true>(b.x, b.w);
