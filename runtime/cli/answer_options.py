@@ -1,4 +1,4 @@
-"""The options of `decant chat` about how an answer is made, and what goes with a question."""
+"""The options of `decant chat` for the answers, the model and the first question's files."""
 
 from __future__ import annotations
 

@@ -333,7 +333,7 @@ def as_json(
 
 
 def read_stdin() -> str:
-    """The question on standard input. Raises UsageError for none, InputError for no UTF-8."""
+    """The question on standard input. Raises UsageError without one, InputError if not UTF-8."""
     if sys.stdin.isatty():
         raise click.UsageError(NOTHING_TO_ASK.format("standard input is the terminal"))
     try:

@@ -33,7 +33,7 @@ def measure_demo(
 ) -> Verdict | None:
     """Measure the demo's GGUF against its base's, on questions of the training.
 
-    None after a warning if that does not work: the demo's own promise is another one. Raises
+    Returns None, after a warning, if the evaluation fails: the demo can succeed without it. Raises
     KeyboardInterrupt.
     """
     from runtime.cli.eval_command import run_evaluation

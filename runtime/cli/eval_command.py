@@ -147,7 +147,7 @@ def run_evaluation(options: EvalOptions, report: Report) -> Finished:
 
 
 def load_libraries() -> None:
-    """Import what the report needs, in a second in which the engines are waited for."""
+    """Import the libraries that the report needs, while the engines load."""
     for name in ("sacrebleu.metrics", "matplotlib.figure", "matplotlib.backends.backend_svg"):
         with suppress(ImportError):
             importlib.import_module(name)
@@ -156,7 +156,7 @@ def load_libraries() -> None:
 def measured(options: EvalOptions, run: Run, root: Path, report: Report) -> tuple[Evaluation, Path]:
     """Ask the models, and write the report; returns the results and the report's folder.
 
-    What ended it early is kept in the run. Raises the errors of a run without results.
+    The run keeps the error that ended it early. Raises the errors of a run without results.
     """
     from runtime.evaluation.report.report_folder import write_report
 
@@ -173,7 +173,7 @@ def measured(options: EvalOptions, run: Run, root: Path, report: Report) -> tupl
 
 
 def opened_data(options: EvalOptions, report: Report) -> Dataset:
-    """The data, described aloud. Raises InputError."""
+    """Open the data, and report its size and its layout. Raises InputError."""
     from runtime.evaluation.data.open_data import DataRequest, open_data
 
     share = share_of(options.split)
@@ -220,7 +220,7 @@ def column_role(text: str) -> tuple[str, str]:
 def results(
     options: EvalOptions, run: Run, root: Path, report: Report
 ) -> tuple[Summary, Evaluation]:
-    """The results, named by the time and the first model. Raises EngineError for no item."""
+    """The results, named by the time and the last model. Raises EngineError for no item."""
     from exporter.core.version import own_version
     from exporter.model_store import plain_name
 

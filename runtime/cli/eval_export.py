@@ -1,4 +1,4 @@
-"""The evaluation of `decant export --eval`: which of the files that were made is small enough."""
+"""The evaluation of `decant export --eval`: the smallest exported file without a loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from runtime.evaluation.evaluation import Evaluation
 
 LOSS = "loss"
-"""The metric that is looked at beside the deciding one: it shows a loss of quality first."""
+"""The metric that counts beside the deciding one, as it shows a loss of quality first."""
 
 
 def read_data(
@@ -57,9 +57,9 @@ class ExportMeasure:
         """Measure the models; print the results, or return them as JSON's values.
 
         against: the model that the others are compared with. sizes: bytes of the files to choose
-        from, by the model's name. adapters: the folders of those merged into them. notes: what the
-        reader should know. Raises EngineError and what ended the evaluation early,
-        KeyboardInterrupt too.
+        from, by the model's name. adapters: the folders of the adapters merged into the models.
+        notes: sentences for the reader. Raises EngineError, and the error or KeyboardInterrupt that
+        ended the evaluation early.
         """
         from runtime.cli.prepared_run import prepared
         from runtime.evaluation.data.training_data import leaks

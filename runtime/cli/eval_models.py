@@ -77,7 +77,7 @@ def open_models(
 def local_group(
     model: Model, options: FitOptions, cache: OutcomeCache, report: Report
 ) -> ModelGroup:
-    """A GGUF alone, or as the base and with each of its adapters."""
+    """The models of a GGUF: the GGUF alone, and with each of its adapters."""
     engines = LocalEngines(model, options, report=report)
     header = model.header
     sha256 = hash_of(header, cache)
@@ -113,7 +113,7 @@ def local_group(
 
 
 def hash_of(header: GGUFFile, cache: OutcomeCache) -> str:
-    """The file's hash; of a split model, that of its files' hashes."""
+    """The file's hash; for a split model, the hash of its files' hashes."""
     if not header.shards:
         return cache.sha256_of(header.path)
     hashes = [cache.sha256_of(path) for path in header.shards]

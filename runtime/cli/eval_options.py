@@ -13,7 +13,7 @@ class EvalOptions:
     models: tuple[str, ...]
     data: str | None = None
     tasks: str | None = None
-    """Of lm-evaluation-harness, in place of data."""
+    """Tasks of lm-evaluation-harness, in place of data."""
     adapters: tuple[str, ...] = ()
     base: str | None = None
     against: str | None = None

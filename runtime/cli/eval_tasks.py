@@ -36,7 +36,7 @@ HINT = "pip install 'lm_eval[api]'"
 TASKS_FILE = "tasks.json"
 CONTEXT_MAX = 4096
 """Tokens of context without --ctx: few-shot prompts of the usual benchmarks fit."""
-PROMPTS = 16  # a request; decant scores their common beginning once
+PROMPTS = 16  # prompts of a request; decant scores their common beginning once
 KEPT = ("results", "groups", "versions", "n-shot")
 """The parts of the harness's results that are repeated in ours."""
 STOP_S = 5  # seconds for a child to end after SIGTERM
@@ -49,7 +49,7 @@ ONLY_DATA = (
 
 
 def run_tasks(options: EvalOptions) -> int:
-    """Run the harness on each model, print its tables, and write the results; the exit code.
+    """Run the harness on each model, print its tables, write results; return the exit code.
 
     Raises UsageError for options of --data, InputError without the harness or a tokenizer, and
     EngineError if the server or the harness fails.
@@ -74,7 +74,7 @@ def run_tasks(options: EvalOptions) -> int:
             tokenizer = tokenizer_of(model, options.base)
             with served(model, options, path.parent, report) as (url, names):
                 for name in names:
-                    shown = model.name + name.removeprefix(names[0])  # a server's has no quant
+                    shown = model.name + name.removeprefix(names[0])  # a server's name has no quant
                     report(Step(f"running {options.tasks} on {shown}"))
                     settings = model_settings(model, name, url, tokenizer, options)
                     place = path.with_name(plain_name(shown))
@@ -122,7 +122,7 @@ def refuse_other_purpose(model: Model) -> None:
 
 
 def tokenizer_of(model: Model, base: str | None) -> str:
-    """The folder or the repo of the base's tokenizer, which the harness cuts texts with.
+    """The folder or the repo of the base's tokenizer, with which the harness tokenizes.
 
     Raises InputError where neither --base nor the GGUF names one.
     """
@@ -166,8 +166,8 @@ def served(
 ) -> Iterator[tuple[str, list[str]]]:
     """`decant serve` with one model: its address, and the names of base and adapters.
 
-    It ends with the block, or with this process. Raises EngineError and the error that it ended
-    with.
+    The server ends with the block, or with this process. Raises EngineError and the error that
+    ended the server.
     """
     path = model.header.path
     report(Step(f"serving {model.name}"))

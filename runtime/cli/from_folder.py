@@ -161,7 +161,7 @@ def stored(store: Path, is_it: Callable[[GGUFFile], bool]) -> Path | None:
 
 
 def export(arguments: Sequence[str], output: Path, *, report: Report) -> Path:
-    """Export in another process, as that loads torch. Raises the error that it ended with."""
+    """Export in another process, as exporting loads torch. Raises that process's error."""
     argv = [sys.executable, "-m", "exporter", "export", *arguments, "-o", str(output)]
     lines: list[str] = []
     with subprocess.Popen(

@@ -252,7 +252,7 @@ def settings_of(options: Options) -> Settings:
 
 
 def with_changes(settings: Settings, options: Options) -> Settings:
-    """The settings, with what may change while the server runs. Raises InputError."""
+    """The settings, with those for adapters that come while the server runs. Raises InputError."""
     watched = (options.adapter_dir,) if options.adapter_dir is not None else ()
     folders = (*watched, *options.adapter_paths)
     for folder in folders:

@@ -107,7 +107,7 @@ def tokens(
 
 
 def find(model: str) -> Path:
-    """The GGUF of a name. A bar is drawn only if something is pulled, as that loads rich."""
+    """The GGUF of a name. Only a pull draws a progress bar, as drawing loads rich."""
     with ExitStack() as stack:
         reports: list[Report] = []
 
@@ -120,7 +120,7 @@ def find(model: str) -> Path:
 
 
 def own_template_of_adapter(text: str, base: Path, chosen: str | None) -> OwnTemplate | None:
-    """An adapter's template; a folder is converted first. Raises the errors of that."""
+    """An adapter's template; a folder is converted first. Raises the errors of converting."""
     with reporting() as report:
         found = gguf_of(parse_adapter(text), None, store(), report=report)
     adapter = Adapter("adapter", found, 1.0)
@@ -149,7 +149,7 @@ def refuse_contradictions(system: str | None) -> None:
 
 
 def read_text(text: str | None) -> str:
-    """TEXT, or all of standard input, unchanged. Raises UsageError for neither, InputError."""
+    """TEXT, or all of standard input, unchanged. Raises UsageError without one, and InputError."""
     if text is not None and text != "-":
         return decoded(os.fsencode(text), "the text")
     if sys.stdin.isatty():

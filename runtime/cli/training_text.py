@@ -1,4 +1,4 @@
-"""The data that an adapter was trained on as one text, where its folder names it and it is here."""
+"""An adapter's training data as one text, if its folder names files on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.cli.eval_options import EvalOptions
 from runtime.evaluation.data.training_data import named_data, places_of
 from runtime.evaluation.item import Item
 
-LONGEST = 200_000  # characters: more makes a matrix no better, and takes time
+LONGEST = 200_000  # characters: more make an imatrix no better, and take time
 LEAST = 8_000  # characters: fewer are not worth it
 
 
@@ -30,7 +30,7 @@ def training_text(adapters: Sequence[Path], *, report: Report = silent) -> tuple
 
 
 def named_files(adapters: Sequence[Path]) -> Iterator[Path]:
-    """The files that the adapters' folders name as training data, relative to either folder."""
+    """The training files that adapters' folders name, also relative to the folder or its parent."""
     for adapter in adapters:
         for place in places_of(adapter):
             for _, name in named_data(place):

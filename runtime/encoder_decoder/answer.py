@@ -84,7 +84,7 @@ def answer(model: EncoderDecoder, task: Task, stop: Flag) -> Iterator[Event]:
 
 
 class Text:
-    """Turns tokens' bytes into text: whole characters, without the beginning of a stop text.
+    """Turns tokens' bytes into text: whole characters, up to what may begin a stop text.
 
     The pieces, joined, are the same however the bytes are cut.
     """

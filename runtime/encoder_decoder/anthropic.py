@@ -23,7 +23,7 @@ from runtime.encoder_decoder.openai import (
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 SETTINGS = ("temperature", "top_p", "top_k", "seed", "lora", "tools", "tool_choice")
-"""Settings with one meaning in both APIs, or that both refuse."""
+"""Settings that mean the same in both APIs, or that both refuse."""
 ERRORS = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.NOT_FOUND: "not_found_error",

@@ -1,4 +1,4 @@
-"""The frame of an engine's program: signals, options, the key, and an end with its parent."""
+"""The parts of every engine's program: signals, options, the key, and ending with its parent."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """llama-server's routes over a Unix socket, for a model that another thread runs.
 
-With the standard library's http.server: over uvicorn and starlette the same routes, limits and
-refusals took 379 lines, 60 ms more to start and 4.6 MB more of memory, and a private method of
-uvicorn's to answer malformed HTTP. Most of this file is about the answers, not HTTP.
+It uses the standard library's http.server: with uvicorn and starlette the same routes, limits and
+refusals took 379 lines, 60 ms more to start and 4.6 MB more of memory, and needed a private method
+of uvicorn's to answer malformed HTTP. Most of this file is about the answers, not HTTP.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Job:
 
 
 class Listener(ThreadingMixIn, UnixStreamServer):
-    """Answers once constructed: until `model` is set, that the model is being loaded.
+    """Answers once constructed; until `model` is set, it answers that the model is being loaded.
 
     Raises EngineError if the socket cannot be bound.
     """

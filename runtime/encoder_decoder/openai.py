@@ -1,7 +1,7 @@
 """OpenAI's API for an encoder-decoder model: checks requests and builds the answers.
 
-`Fields` and not pydantic, which would save 55 lines and add 90 ms and 8 MB to the engine. OpenAI's
-clients send null for a default, and every refusal names the field, its value and its range.
+It uses `Fields` and not pydantic, which would save 55 lines and add 90 ms and 8 MB to the engine.
+OpenAI's clients send null for a default, and every refusal names the field, value and range.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def content(message: Json) -> str:
 def rendered(
     template: str, messages: Sequence[tuple[str, str]], model: EncoderDecoder
 ) -> list[int]:
-    """The ids of a conversation's prompt; a child process renders it, as the template is foreign.
+    """The ids of a conversation's prompt; a child process renders it, as templates are not trusted.
 
     Raises RefusedError if the template refuses the messages.
     """

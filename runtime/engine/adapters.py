@@ -56,7 +56,7 @@ class Adapter:
     scale: float
     """The scale that is applied by default."""
     version: int = 0
-    """Differs from those of the adapters that had this name before."""
+    """A number that no earlier adapter of this name had."""
 
 
 def parse_adapter(text: str) -> Wanted:
@@ -142,7 +142,7 @@ def linked(place: str, *, report: Report) -> Path | None:
 
 
 def convert(adapter: Path, base: Path, cache: Path) -> None:
-    """Convert in another process, as that may load torch. Raises its error, or EngineError."""
+    """Convert in a child process, which may load torch. Raises its error, or EngineError."""
     argv = [
         sys.executable,
         "-m",
@@ -229,7 +229,7 @@ def refuse_unpaired(adapter: Adapter, header: GGUFFile, parts: Mapping[str, Tens
 def refuse_unscaled(adapter: Adapter, header: GGUFFile, here: Mapping[str, TensorInfo]) -> None:
     """Raise ModelError if llama.cpp would scale the base's part of a sum and not the adapter's.
 
-    It multiplies a weight's output by the `.scale` beside it before it adds the adapter's.
+    It multiplies a weight's output by the `.scale` beside the weight, then adds the adapter's.
     """
     known = set((header.text(SCALED) or "").split(","))
     for name in (tensor.name.removesuffix(A) for tensor in header.tensors):

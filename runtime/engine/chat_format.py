@@ -2,8 +2,8 @@
 
 llama-server defines variables that transformers leaves undefined (thinking is on, today's date,
 earlier thoughts are kept), and leaves some undefined that transformers sets to None. A fine-tune
-was trained on transformers' rendering. So llama-server gets the template with a few lines before it
-that undo this, and null as the default of those switches; what a request sets still applies.
+was trained on transformers' rendering. So llama-server gets the template with a few lines in front
+that undo this, and null as the default of those switches; a request can still set them.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class ChatFormat:
     variables: tuple[tuple[str, str | None], ...] = ()
     """Defaults of the template's variables; a request may override them."""
     not_added: tuple[str, ...] = ()
-    """Of bos and eos, the tokens that the tokenizer would add to a prompt but must not."""
+    """The tokens among bos and eos that the tokenizer would add to a prompt but must not."""
     bos: str = ""
     """The BOS to put before plain texts, as the engine adds none; empty for none."""
     added_bos: str = ""
@@ -131,7 +131,7 @@ class Facts:
     """Special tokens by their names in templates."""
     adds_bos: bool
     adds_eos: bool
-    """Whether llama.cpp adds EOS after a text, as adds_bos is for BOS before it."""
+    """Whether llama.cpp adds EOS after a text; adds_bos: BOS before it."""
     puts_space: bool
     """Whether the tokenizer begins a text with a space and llama.cpp does not."""
     is_chosen: bool

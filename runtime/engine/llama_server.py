@@ -47,8 +47,8 @@ LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 WAITING = frozenset(("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
 """The variables by which a user says how OpenMP's threads wait for each other."""
 SPINS = "1000"
-"""The looks of libgomp where there are more threads than processors; some 300,000 else. On two
-virtual processors a small model's batches then took 13 times as long, and a large one's the same.
+"""How often a thread of libgomp looks before it sleeps; the default is some 300,000. With that,
+a small model's batches took 13 times as long on two virtual processors, a large one's the same.
 """
 Engine = Literal["llama-server", "seq2seq", "scoring"]
 """`scoring` computes log-likelihoods of texts that are given: `runtime.scoring`."""
@@ -81,7 +81,7 @@ class ServerSpec:
     extra: tuple[str, ...] = ()
     """Further flags of llama-server."""
     niceness: int = 0
-    """Added to this process's niceness for the engine's."""
+    """Added to this process's niceness; the sum is the engine's."""
     memory: MemoryLimit | None = None
     """The memory that the engine may take; None for any."""
     copies: int | None = None
@@ -281,8 +281,8 @@ class Server(ModelServer):
     def raise_if_dead(self, when: str, *, wait_s: float = 0) -> None:
         """Raise EngineDiedError, with the status and the log's end, if the process has ended.
 
-        wait_s: time for a process that has just closed its sockets to end. A process that `stop`
-        ended, perhaps in another thread, does not raise.
+        wait_s: time for a process that has just closed its sockets to end. There is no error for a
+        process that `stop` ended, perhaps in another thread.
         """
         process = self.process
         if process is None:

@@ -191,8 +191,8 @@ def fit(
     """Choose the open settings so that the model fits into `free` bytes and a GPU's `gpu` bytes.
 
     others: files loaded beside the model: adapters, a projector. Raises SpaceError, with the sizes
-    and a change that fits, if nothing does. The processor computes the layers that the GPU has no
-    room for. If a GPU's memory is unknown, the context stays and llama.cpp places the layers.
+    and a change that would fit, if no settings fit. The processor computes the layers that the GPU
+    has no room for. If a GPU's memory is unknown, the context stays, and llama.cpp places layers.
     Metal's memory is the machine's.
     """
     on_gpu = backend in ("cuda", "vulkan")
@@ -263,7 +263,7 @@ def spread_over(
 ) -> Spread:
     """Divide a model's layers: the workers get as many as fit.
 
-    Users name workers that are faster, or because the model is too large for this machine. A worker
+    Users name workers for speed, or because the model is too large for this machine. A worker
     without a GPU reports all its memory to llama.cpp, not the free part, so the shares are passed.
     If this machine has GPUs, they take part, and llama.cpp divides by the memory that it knows.
     """

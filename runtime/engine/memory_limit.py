@@ -1,8 +1,8 @@
 """The memory that an engine may take beyond its plan, and what it keeps of earlier prompts.
 
-A model whose state cannot be cut back (sliding windows, recurrent layers) is copied by llama-server
-at some places of each prompt, to go on from there. Upstream's 32 copies for each slot may be larger
-than the model, so their number follows from the memory that is left.
+Some models' state cannot be cut back (sliding windows, recurrent layers): llama-server copies it at
+some places of each prompt, and later prompts continue from a copy. Upstream's 32 copies for each
+slot may be larger than the model, so their number follows from the memory that is left.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def memory_limit(model: GGUFFile, fit: Fit, parallel: int, *, sees: bool = False
     """The memory that an engine may take, beside mapped weights.
 
     parallel: its slots; sees: whether it decodes pictures or recordings. Activations may take
-    three times the estimate, and scores are allowed for where flash attention is not used.
+    three times the estimate. Attention scores count, too: only flash attention stores none.
     """
     need = fit.need
     kept = (copies(model, fit, parallel) or 0) * copy_nbytes(model, fit) * parallel

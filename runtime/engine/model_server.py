@@ -1,7 +1,7 @@
 """A server of OpenAI's routes over HTTP: an engine in a child process, or a remote server.
 
-With http.client and not httpx, which takes a third longer for a stream of short events over a Unix
-socket, 40 ms to make a client and 60 ms to import, and reads lines without a limit.
+It uses http.client and not httpx, which takes a third longer for a stream of short events over a
+Unix socket, 40 ms to make a client and 60 ms to import, and reads lines without a limit.
 """
 
 from __future__ import annotations

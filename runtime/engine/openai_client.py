@@ -182,7 +182,7 @@ def read_event(data: str) -> dict[str, Any]:
 
 
 def refused(response: HTTPResponse) -> EngineError:
-    """The error that a refusing response stands for."""
+    """The error for a response that is a refusal."""
     text = read_text(response)
     try:
         error = mapped(mapped(json.loads(text)).get("error"))

@@ -40,7 +40,7 @@ class Model:
     own: tuple[OwnTemplate | None, ...] = ()
     """The adapters' templates, by index; None for an adapter without one."""
     is_handed_over: bool = False
-    """Whether its template comes with each request, as its engine does not start with it."""
+    """Whether each request brings the template, because the engine does not start with it."""
 
     @property
     def name(self) -> str:

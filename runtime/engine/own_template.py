@@ -104,7 +104,7 @@ def all_ends(own: OwnTemplate) -> list[str]:
 
 
 def handed_over_template(base: Path, chosen: str | None = None) -> OwnTemplate | None:
-    """A model's template in this form, for an engine that does not start with it."""
+    """A model's template as an OwnTemplate, for an engine that does not start with it."""
     header = read_gguf(base)
     plain, tool_use = (chosen, "") if chosen else templates_of(header)
     tokens = special_tokens(header)
@@ -172,7 +172,7 @@ def chosen_of(prompts: AdapterPrompts, base: tuple[str, str]) -> tuple[str, str]
 def renamed(
     prompts: AdapterPrompts, base: GGUFFile
 ) -> tuple[Callable[[str], str], tuple[str, ...]]:
-    """A function that replaces the adapter's token texts by the base's, and the lost tokens."""
+    """A function that writes a text in the base's tokens, and the tokens that the base lacks."""
     here = token_texts(base, prompts.added.values())
     names, lost = dict[str, str](), list[str]()
     for text, number in prompts.added.items():

@@ -52,7 +52,7 @@ class Front:
     """Prepares the requests to one engine."""
 
     normalize: Normalize | None = None
-    """The tokenizer's normalizer; None if the engine does all that it does."""
+    """The tokenizer's normalizer; None if the engine normalizes in the same way."""
     begin: Normalize | None = None
     """Adds the first space of a plain text, if the engine does not."""
     bos: str = ""
@@ -157,7 +157,7 @@ def front_of(header: GGUFFile, chat: ChatFormat = AS_IT_IS) -> Front:
 
 
 def ended(body: Mapping[str, Any], ends: Sequence[str]) -> dict[str, list[object]]:
-    """The fields that end a text at an adapter's end texts, too, special tokens among them."""
+    """The fields that make a text end at an adapter's end texts, too, even at special tokens."""
     found: dict[str, list[object]] = {}
     for name in ("stop", "preserved_tokens"):
         given = body.get(name)
@@ -188,7 +188,7 @@ def normalize_between(written: str, path: Path) -> Normalize:
 
 
 def first_space(written: str, path: Path) -> Normalize:
-    """Adds or drops the first space of a text, unless the text begins with a special token."""
+    """A function that adds or drops a text's first space, except before a special token."""
     special = special_texts(path)
 
     def begin(text: str) -> str:

@@ -1,4 +1,4 @@
-"""HTTP over a Unix socket: http.client, which has everything but the way to connect to one."""
+"""HTTP over a Unix socket: http.client, with another way to connect."""
 
 from __future__ import annotations
 

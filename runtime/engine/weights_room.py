@@ -12,9 +12,9 @@ from runtime.engine.memory_fit import DEFAULT_CONTEXT, GPU_MARGIN, MARGIN, recko
 def weights_room(model: GGUFFile, *, nbytes: int | None, context: int | None) -> int:
     """The bytes for the tensors' data; less than 0 where the context alone is too large.
 
-    model: its settings count, and the shapes of its tensors. nbytes: the memory of another machine
-    that is free for the model; None for this machine's, the GPU's where llama.cpp is built for one.
-    context: tokens; None for as many as `decant chat` gives.
+    model: only its settings and its tensors' shapes matter. nbytes: the free memory of another
+    machine; None for this machine's, or its GPU's if llama.cpp is built for one. context: tokens;
+    None for as many as `decant chat` gives.
     """
     trained = model.number(f"{model.architecture}.context_length") or DEFAULT_CONTEXT
     tokens = min(context or DEFAULT_CONTEXT, trained)
@@ -23,7 +23,7 @@ def weights_room(model: GGUFFile, *, nbytes: int | None, context: int | None) ->
 
 
 def usable_nbytes(nbytes: int | None) -> int:
-    """Of another machine's free memory, or of this one's, what a model may take in all."""
+    """The bytes that a model may take of another machine's free memory, or of this machine's."""
     if nbytes is None and (gpu := free_nbytes(find_toolchain())) is not None:
         return gpu - GPU_MARGIN
     return int(MARGIN * (available_nbytes() if nbytes is None else nbytes))

@@ -1,1 +1,1 @@
-"""Measures models on a user's data: what each answers, how good that is, and whether it differs."""
+"""Measures models on a user's data: their answers, how good they are, and how they differ."""

@@ -1,4 +1,4 @@
-"""Which items' distributions are compared, and with which model's."""
+"""The items whose distributions are compared, and the model that they are compared with."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from runtime.evaluation.outcome_cache import OutcomeCache, key_of
 
 KEPT_NBYTES = 2 << 30
 """The most that distributions take on disk: some 7,000 tokens of a vocabulary of 150,000."""
-DISK_SHARE = 2  # they take no more than one part in so many of what is free
+DISK_SHARE = 2  # distributions take at most 1 / DISK_SHARE of the free disk
 PREFIX = ".kept-"
-"""Of the temporary folder; its process's id follows."""
-DIGITS = 6  # of a divergence in the cache
+"""The beginning of the temporary folder's name; the process's id follows."""
+DIGITS = 6  # significant digits of a divergence in the cache
 
 
 @dataclass
@@ -28,13 +28,13 @@ class DivergencePlan:
     """The models of one evaluation whose distributions are compared."""
 
     reference: HasDistributions
-    """Asked first: its distributions are kept."""
+    """The model that is asked first: its distributions are kept."""
     others: Sequence[HasDistributions]
     cache: OutcomeCache
     kept: set[int] = field(default_factory=set)
     """The numbers of the items whose distributions are kept."""
     has_no_room: bool = False
-    """Whether those of some items were not kept."""
+    """Whether the distributions of some items were not kept."""
 
     def key(self, model: EvaluatedModel, item: Item) -> bytes:
         """The key of an item's divergences."""
@@ -43,7 +43,7 @@ class DivergencePlan:
         return key_of(model.identity, {**question, "from": self.reference.identity})
 
     def is_missing(self, model: EvaluatedModel, item: Item, number: int) -> bool:
-        """Whether the model is to be asked for an item's divergences or what they need."""
+        """Whether the model must give an item's divergences, or distributions for them."""
         if not item.references:
             return False
         if model is self.reference:
@@ -51,7 +51,7 @@ class DivergencePlan:
         return number in self.kept and self.cache.get(self.key(model, item)) is None
 
     def ask(self, model: EvaluatedModel, item: Item, number: int) -> Outcome:
-        """The reference's likelihoods with the divergences. Raises EngineError."""
+        """The likelihoods of an item's right answer, with the divergences. Raises EngineError."""
         assert isinstance(model, HasDistributions), "only such models are in the plan"
         text = item.references[0]
         if model is self.reference:

@@ -15,14 +15,14 @@ MAX_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """The settings of all answers; they are greedy."""
+    """The settings of all answers; answers are greedy."""
 
     max_tokens: int = MAX_TOKENS
     seed: int = 0
     """Greedy answers ignore it; a remote server may not be greedy in ties."""
     stop: tuple[str, ...] = ()
     json_schema: dict[str, Any] | None = None
-    """JSON that answers must have the form of; the engine lets nothing else be written."""
+    """The JSON schema of the answers; the engine generates nothing else."""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def as_request(self) -> dict[str, object]:
@@ -42,7 +42,7 @@ class AnswerSettings:
 
 
 class EvaluatedModel(Protocol):
-    """A model, or a base with one adapter; for several threads at once."""
+    """A model, or a base with one adapter; several threads may use it at once."""
 
     @property
     def name(self) -> str: ...
@@ -94,7 +94,7 @@ class HasDistributions(EvaluatedModel, Protocol):
     ) -> tuple[Likelihoods, tuple[float, ...]] | str:
         """The text's likelihoods, and its divergences from what is kept under the number.
 
-        They are empty where the two models cut the text into other tokens. Returns the refusal of a
+        They are empty if the two models tokenize the text differently. Returns the refusal of a
         text that is too long. Raises EngineError.
         """
         ...

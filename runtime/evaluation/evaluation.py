@@ -14,7 +14,7 @@ Scores = Mapping[str, Mapping[str, Interval]]
 
 @dataclass(frozen=True, slots=True)
 class DataFacts:
-    """Which data was measured on."""
+    """The data that models were measured on."""
 
     name: str
     """The file or dataset, as the user named it."""
@@ -34,7 +34,7 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """One of the models, and what it took."""
+    """One of the models, with its costs and refusals."""
 
     name: str
     """Unique in the evaluation."""
@@ -51,7 +51,7 @@ class ModelFacts:
     """Median over items; 0 if unknown."""
     first_token_s: float = 0.0
     seconds: float = 0.0
-    """Time that the items took, those from the cache left out."""
+    """Time that the items took, without those from the cache."""
     cached: int = 0
     """Items whose outcomes came from the cache."""
     refusals: Mapping[str, int] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class Case:
     values: Mapping[str, Mapping[str, float]]
     """By model, then metric; a metric without a value for this item is absent."""
     verdicts: Mapping[str, str]
-    """By model but the one compared with: win, loss or tie, by the deciding metric."""
+    """By model, except the one compared with: win, loss or tie in the deciding metric."""
     columns: Mapping[str, str]
 
 
@@ -115,18 +115,18 @@ class JudgeResult:
     wins: int
     losses: int
     ties: int
-    """Also items where the two orders contradict each other."""
+    """All other items, such as those where the two orders contradict each other."""
     first_preferred: float
     """Share of all verdicts for the answer shown first, ties left out; 0.5 is without bias."""
     p: float
-    """The sign test's, two-sided, without the ties."""
+    """The p of the two-sided sign test, without the ties."""
     unusable: int = 0
     """Replies of the judge that are no verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All results but the items', which another file holds: one Case per line."""
+    """All results except the items', which another file holds: one Case per line."""
 
     id: str
     began: str
@@ -140,7 +140,7 @@ class Evaluation:
     """The model that the others are compared with; empty for a single model."""
     scores: Scores
     differences: Mapping[str, Mapping[str, Difference]]
-    """By model but the one compared with, then by metric."""
+    """By model, except the one compared with, then by metric."""
     groups: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
     """By column, then by its value."""
     confusion: Mapping[str, Confusion] = field(default_factory=dict)

@@ -11,9 +11,9 @@ FEW = (12.706205, 4.302653, 3.182446, 2.776445)
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """The exact two-sided p of as unequal wins and losses, were both as likely; 1.0 without any.
+    """The exact two-sided p of wins and losses this unequal if both are as likely; 1.0 without any.
 
-    Of the items on which two models differ it is McNemar's exact test.
+    For the items on which two models differ, it is McNemar's exact test.
     """
     n, fewer = wins + losses, min(wins, losses)
     if n == 0 or wins == losses:
@@ -27,7 +27,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def t_quantile(freedom: int) -> float:
-    """Student's t whose absolute value is exceeded in 5 % of cases; infinite for 0 degrees."""
+    """The value that Student's |t| exceeds in 5 % of cases; infinite for 0 degrees of freedom."""
     if freedom < 1:
         return math.inf
     if freedom <= len(FEW):
@@ -57,7 +57,7 @@ def share_interval(count: float, n: int) -> tuple[float, float]:
 
 
 def arcsine_interval(share: float, n: float, quantile: float) -> tuple[float, float]:
-    """The interval of a share of n items, as `share_interval` has it; n need not be whole.
+    """The interval of a share of n items, as in `share_interval`; n may be a fraction.
 
     quantile: half the interval's width in standard errors.
     """

@@ -24,7 +24,7 @@ class Item:
     messages: tuple[Message, ...] = ()
     """The conversation up to the answer; empty for a text without a question."""
     references: tuple[str, ...] = ()
-    """The right answers, the first before others; of a preference the chosen one."""
+    """The right answers, the main one first; for a preference, the chosen answer."""
     rejected: str = ""
     """The answer that was rejected; only preferences have one."""
     columns: Mapping[str, str] = field(default_factory=dict)

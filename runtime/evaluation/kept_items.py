@@ -1,4 +1,4 @@
-"""Items that stay in memory, as each is read several times for each model."""
+"""Keeps items in memory, as each is read several times for each model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from runtime.evaluation.likelihood_groups import shown
 from runtime.evaluation.measure import Items
 
 MOST, CHARACTERS = 2_048, 4_000
-"""Of items that stay, and of one's texts: longer ones are read from the data each time."""
+"""The most items that stay, and characters of one; longer ones are read each time."""
 
 
 class KeptItems:
-    """The items of a dataset, the last of which stay; for several threads at once."""
+    """The items of a dataset, some of which stay; several threads may read them at once."""
 
     def __init__(self, items: Items) -> None:
         self.items = items
@@ -37,7 +37,7 @@ class KeptItems:
         return found
 
     def keep(self, number: int, item: Item) -> None:
-        """Keep an item, in place of the one that has been kept longest if they are many."""
+        """Keep an item; from MOST on, it replaces the item that was kept longest."""
         with self.lock:
             if len(self.kept) >= MOST:
                 del self.kept[next(iter(self.kept))]

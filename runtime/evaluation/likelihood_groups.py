@@ -11,7 +11,7 @@ from runtime.evaluation.metric import Needs
 from runtime.evaluation.outcome import Likelihoods
 
 ITEMS, CHARACTERS = 16, 8_000
-"""The most of one request: with more, steps of the model are no fuller."""
+"""The most items and characters of one request: more make the model's steps no fuller."""
 GROUPED: frozenset[Needs] = frozenset(("reference", "rejected", "labels"))
 """The parts of outcomes that are asked for together."""
 Continuations: TypeAlias = tuple[Sequence[Message], Sequence[str]]
@@ -30,9 +30,9 @@ class TakesGroups(EvaluatedModel, Protocol):
 def groups_of(items: Iterator[Item], wanted: Mapping[int, Sequence[Needs]]) -> Iterator[list[int]]:
     """The numbers of the items that are asked for together, in their order.
 
-    items: all items of the data. Where a group begins depends on them alone and not on what is
-    asked of them, so that an evaluation which goes on groups them as before: a quantized model's
-    likelihoods vary by some hundredths of a nat with what is computed beside them.
+    items: all items of the data. Where a group begins depends on them alone, not on the
+    wanted parts, so that an evaluation that is resumed has the same groups: a quantized model's
+    likelihoods vary by some hundredths of a nat with the items computed beside them.
     """
     group: list[int] = []
     count = size = 0
@@ -59,6 +59,6 @@ def shown(item: Item) -> str:
 
 
 def alike(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The number of equal characters at the beginning of two texts."""
     most = min(len(one), len(other), CHARACTERS)
     return next((place for place in range(most) if one[place] != other[place]), most)

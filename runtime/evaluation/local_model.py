@@ -1,4 +1,4 @@
-"""A GGUF, or one with an adapter, as an evaluation asks it: by two engines in child processes.
+"""A GGUF, with or without an adapter, that an evaluation asks through two child processes.
 
 llama-server generates and renders the template; the scoring engine, started when it is first
 needed, gives likelihoods. An engine that dies is started again, once for each request.
@@ -38,7 +38,7 @@ RENDER, TOKENIZE = "/apply-template", "/tokenize"
 THOUGHTS = re.compile(r"^.*?</think>\s*", re.DOTALL)
 PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 EARLY_NBYTES = 512 << 20
-"""Of the largest file that is loaded while another model answers: more takes long."""
+"""The largest file that is loaded while another model answers: a larger one takes long."""
 Answer = TypeVar("Answer")
 
 
@@ -48,14 +48,14 @@ class KeptPlace:
 
     folder: Path
     nbytes: int
-    """The most that they may take."""
+    """The most bytes that they may take."""
 
 
 class LocalEngines:
     """The engines of one GGUF with its adapters, shared by the models made of them."""
 
     def __init__(self, model: Model, options: FitOptions, *, report: Report = silent) -> None:
-        """Fit the model into memory. Raises SpaceError, and UnsupportedError for an embedder."""
+        """Fit the model into memory. Raises SpaceError; UnsupportedError if it writes no text."""
         self.engine = LocalEngine(model, options, report=report)
         # each prompt is asked once: caches of earlier ones would fill memory for nothing
         self.engine.fit = replace(self.engine.fit, prompt_cache=0)
@@ -82,9 +82,9 @@ class LocalEngines:
     def start_early(self, other: int) -> None:
         """Start llama-server in another thread, if that takes little time and memory.
 
-        other: bytes that the model takes which is asked before.
+        other: bytes of memory that the model asked before takes.
 
-        A request meanwhile waits for it. An error is left to the requests, which start it again.
+        A request meanwhile waits for the start. After an error, a request starts it again.
         """
         engine = self.engine
         if (
@@ -170,7 +170,7 @@ class LocalModel:
 
     @property
     def requests(self) -> int:
-        """One more than there are slots, so that none waits for the next request."""
+        """One more than there are slots, so that no slot waits for a request."""
         return self.engines.engine.options.parallel + 1
 
     @property
@@ -276,7 +276,7 @@ class LocalModel:
         return [self.answered(mapped(one)) for one in listed(found.get("answers"))]
 
     def answered(self, found: dict[str, Any]) -> list[Likelihoods] | str:
-        """One answer of several. Raises EngineError for an error but a full context."""
+        """The likelihoods or refusal in one answer. Raises EngineError for other errors."""
         error = mapped(found.get("error"))
         if not error:
             return likelihoods_in(found)

@@ -16,11 +16,11 @@ from runtime.evaluation.exact_tests import Z, arcsine_interval, t_quantile
 if TYPE_CHECKING:
     from runtime.evaluation.metric import Floats
 
-RESERVE = 1.05  # times the half-width: fewer than 5 % of equal models are found different
+RESERVE = 1.05  # factor of the half-width: fewer than 5 % of equal models are found different
 LEAST_SKEWED = 3  # items from which a skewness can be computed
 FLAT = 1e-6  # skewness: with less, the correction is nothing but rounding
-ADDED = 0.5  # items: of a variance that few unequal items estimate
-LARGEST = 30.0  # of an exponent: an end beyond says nothing
+ADDED = 0.5  # items, added to a variance that few unequal items estimate
+LARGEST = 30.0  # an exponent: an interval's end beyond it says nothing
 TOGETHER = 4  # tokens that are right or wrong together, before there is evidence of more or fewer
 
 
@@ -69,9 +69,9 @@ def mean_interval(found: Spread, reserve: float = 1.0) -> tuple[float, float]:
 
 
 def weighted_interval(found: Spread, items: float) -> tuple[float, float]:
-    """The 95 % interval of a ratio of sums of values that are never negative, by unequal items.
+    """The 95 % interval of a ratio of sums over unequal items whose values are never negative.
 
-    items: as many equal ones tell as much (Kish 1965), more than 1. They give t its degrees of
+    items: how many equal items tell as much (Kish 1965), more than 1. They give t its degrees of
     freedom, and the upper end is at least that of the logarithm's interval: few long texts carry
     the figure, and a longer tail than they show is likely.
     """
@@ -91,14 +91,13 @@ def hall(end: float, found: Spread) -> float:
 
 
 def bounded_interval(found: Spread, at_ends: float, weight: float = 1.0) -> tuple[float, float]:
-    """The 95 % interval of values between 0 and 1: that of a share, of as many items as tell as
-    much.
+    """The 95 % interval of values between 0 and 1, as of a share of an effective number of items.
 
     at_ends: the share of items whose value is 0 or 1; where it is 1, this is a share's interval.
-    weight: how many of what is counted an item has, such as tokens. A variance below a share's
-    counts as more items (Korn and Graubard 1998). Half an item moves it towards a share's, or two
-    tokens towards that of groups of four: of answers that are nearly all right, few items estimate
-    it.
+    weight: the mean number of counted things in an item, such as tokens. A variance below a
+    share's counts as more items (Korn and Graubard 1998). Half an item moves the variance towards a
+    share's, or two tokens towards that of groups of four: few items estimate it if nearly all
+    answers are right.
     """
     n, value = found.n, min(max(found.value, 0.0), 1.0)
     most = n * weight * value * (1 - value)
@@ -117,9 +116,9 @@ def bounded_interval(found: Spread, at_ends: float, weight: float = 1.0) -> tupl
 def bounded_difference(found: Spread, tied: float) -> tuple[float, float]:
     """The 95 % interval of a difference of values between 0 and 1.
 
-    tied: the share of items on which both are equal. So much of an item is added that is 1 higher
-    in one, and of one that is 1 lower, half each: as with shares, a difference that no item shows
-    is still possible.
+    tied: the share of items on which both are equal. Half as much of an item that is 1 higher in
+    one is added, and of an item that is 1 lower: as with shares, a difference that no item shows is
+    still possible.
     """
     added = ADDED * tied
     n, total = found.n, found.n + 2 * added

@@ -59,7 +59,7 @@ class Measured:
     divergences: DivergencePlan | None = None
     """None where the model's distributions are not compared."""
     refusals: dict[int, str] = field(default_factory=dict)
-    """By item's number. They are not cached: another context may change them."""
+    """By the item's number. They are not cached: another context may change them."""
     cached: int = 0
     """Items that were complete before this run."""
     seconds: float = 0.0
@@ -111,14 +111,14 @@ class Measured:
 
 
 def is_wanted(item: Item, part: Needs) -> bool:
-    """Whether an item has what the part is about."""
+    """Whether an item has the texts that the part needs."""
     if part == "answer":
         return bool(item.messages)
     return bool(item.rejected) if part == "rejected" else bool(item.references)
 
 
 def texts_of(item: Item, part: Needs, labels: Sequence[str]) -> list[str]:
-    """The texts whose likelihood a part is about."""
+    """The texts whose likelihoods the part holds."""
     if part == "labels":
         return list(labels)
     return [item.rejected if part == "rejected" else item.references[0]]
@@ -139,7 +139,7 @@ def merged(found: Outcome, kept: dict[str, Any], part: Needs) -> Outcome:
 
 
 def measure(measured: Measured, *, report: Report = silent) -> None:
-    """Ask for all that is missing. Raises EngineError once several items in a row failed.
+    """Ask the model for all missing parts. Raises EngineError once several items in a row failed.
 
     Ctrl-C ends it at once; the cache keeps what was answered.
     """
@@ -188,7 +188,7 @@ def ask_all(measured: Measured, wanted: Mapping[int, Sequence[Needs]], report: R
 def works(
     measured: Measured, wanted: Mapping[int, Sequence[Needs]], failures: Failures
 ) -> Iterator[tuple[Sequence[int], Callable[[], None]]]:
-    """The requests: the numbers of the items of each, and the work."""
+    """The requests: the numbers of each one's items, and the work."""
     model = measured.model
     grouped = {n: parts for n, parts in wanted.items() if GROUPED.issuperset(parts)}
     if not isinstance(model, TakesGroups):
@@ -203,7 +203,7 @@ def works(
 
 
 def unless(event: threading.Event, work: Callable[[], None]) -> Callable[[], None]:
-    """The work, not begun once the event is set."""
+    """The work, which does nothing once the event is set."""
     return lambda: None if event.is_set() else work()
 
 
@@ -222,7 +222,7 @@ class Failures:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, error: DecantError | None) -> None:
-        """Count a failure, or forget those before a success. Raises EngineError."""
+        """Count a failure; a success sets the count to 0. Raises EngineError for too many."""
         with self.lock:
             self.count = self.count + 1 if error else 0
             if error and self.count >= FAILURES:
@@ -268,7 +268,7 @@ def ask_group(
 ) -> Callable[[], None]:
     """The work for several items: asks for their likelihoods, and keeps all of them at once.
 
-    If it fails, they are asked one by one, so that the one it fails on is found.
+    If that fails, the items are asked one by one, to find the one that fails.
     """
 
     def work() -> None:
@@ -351,7 +351,7 @@ def sparse(outcome: Outcome) -> dict[str, Any]:
 
 
 def complete(measured: Sequence[Measured]) -> Iterator[int]:
-    """The numbers of the items that every model has an outcome of."""
+    """The numbers of the items for which every model has an outcome."""
     if not measured:
         return
     for number in range(len(measured[0].items)):

@@ -41,12 +41,12 @@ class Metric:
     unit: str = ""
     """Shown behind the figure, such as `%` (of a figure that is already times 100) or `nats`."""
     judged_by: str = ""
-    """A metric that this one rises and falls with: where that is computed, two models are compared
-    by that alone."""
+    """A metric that rises and falls with this one: if it is computed, two models are compared by
+    it alone."""
     is_bounded: bool = False
     """Whether an item's value is between 0 and 1, and the figure is the ratio of two sums."""
     of_ratio: Callable[[Floats], Floats] | None = None
-    """Of a figure that is a rising function of the ratio of two sums: that function, of any shape
+    """The function, if the figure is a rising function of the ratio of two sums; of any shape
     (...)."""
     is_binary: bool = False
     """Whether an item's value is 0 or 1: two models are then compared by McNemar's test."""
@@ -75,7 +75,7 @@ class Difference:
     low: float
     high: float
     n: int
-    """The items that both have statistics of."""
+    """The number of items for which both have statistics."""
     p: float | None
     """McNemar's exact p for binary metrics; None for others."""
     verdict: Verdict

@@ -36,7 +36,7 @@ class Outcome:
     tokens_per_second: float = 0.0
     """The engine's own figure; 0 if the server does not say."""
     reference: Likelihoods | None = None
-    """Of the first reference."""
+    """The likelihoods of the first reference."""
     rejected: Likelihoods | None = None
     labels: Mapping[str, float] = field(default_factory=dict)
     """Each label's log-probability after the question, in nats, summed over its tokens."""

@@ -1,6 +1,6 @@
-"""Outcomes kept on disk, so that an evaluation goes on where it was ended and asks nothing twice.
+"""Outcomes kept on disk, so that an evaluation resumes where it ended, and asks nothing twice.
 
-SQLite with a write-ahead log: what was put is there after a kill of this process, and several
+It is SQLite with a write-ahead log: what was put survives a kill of this process, and several
 evaluations may write at once.
 """
 
@@ -34,10 +34,10 @@ create table if not exists hashes (
 
 
 class OutcomeCache:
-    """The cache in one file; for several threads at once."""
+    """The cache in one file; several threads may use it at once."""
 
     def __init__(self, path: Path) -> None:
-        """Open it, and make it where it is absent. Raises OutputError."""
+        """Open the cache's file, or create it if it is absent. Raises OutputError."""
         self.path, self.lock = path, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -51,7 +51,7 @@ class OutcomeCache:
     def opened(self) -> sqlite3.Connection:
         """The connection, with the tables made. Raises sqlite3.DatabaseError.
 
-        One process at a time: SQLite does not wait when two make the write-ahead log at once.
+        One process opens it at a time: SQLite does not wait if two make the log at once.
         """
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
@@ -79,7 +79,7 @@ class OutcomeCache:
             self.connection.close()
 
     def get(self, key: bytes) -> Any | None:
-        """The JSON value under a key; None without one."""
+        """The JSON value under a key; None if there is none."""
         with self.lock:
             row = self.connection.execute(
                 "select outcome from outcomes where key = ?", (key,)
@@ -123,6 +123,6 @@ class OutcomeCache:
 
 
 def key_of(*parts: Any) -> bytes:
-    """The key of JSON values, in which the order of an object's keys is of no account."""
+    """The key of JSON values; the order of an object's keys does not matter."""
     written = json.dumps([VERSION, *parts], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(written.encode("utf-8", errors="surrogatepass")).digest()

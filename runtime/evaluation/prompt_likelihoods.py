@@ -1,7 +1,7 @@
 """Likelihoods from a server whose completions repeat the prompt with its log-probabilities.
 
-OpenAI's `/v1/completions` did so with `echo` and `logprobs`; decant's and vLLM's do. Where a text
-begins among the tokens is found by the characters before it.
+OpenAI's `/v1/completions` did so with `echo` and `logprobs`; decant's and vLLM's do. The number of
+characters before a text shows at which token it begins.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PromptScorer:
     post: Post
     model: str
     limit: int = 0
-    """Tokens that each request has generated."""
+    """Tokens that the server generates for each request."""
 
     def likelihoods(self, prompt: str, texts: Sequence[str]) -> list[Likelihoods]:
         """How likely each text is after the prompt. Raises EngineError."""
@@ -94,7 +94,7 @@ def unusable(why: str) -> EngineError:
 
 
 def prompt_scorer(post: Post, model: str, *, has_questions: bool) -> PromptScorer | str:
-    """The scorer of a server's model, or the reason why it has none, by a request or two.
+    """The scorer of a server's model, or the reason why it has none; it asks the server.
 
     has_questions: whether conversations are to be rendered, too.
     """

@@ -27,7 +27,7 @@ REQUESTS = 4
 BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Waits before a busy server is asked again, if it does not say how long."""
-LONGEST_S = 120.0  # that a server may ask to be waited for
+LONGEST_S = 120.0  # the longest wait that a server may ask for
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RemoteModel:
 
     @cached_property
     def scorer(self) -> PromptScorer | str:
-        """Its likelihoods, or the reason why it gives none; the first access asks the server."""
+        """The scorer, or the reason why there is none; the first access asks the server."""
         return prompt_scorer(self.ask, self.model, has_questions=self.has_questions)
 
     def why_no_likelihoods(self) -> str:

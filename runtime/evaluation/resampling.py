@@ -1,4 +1,4 @@
-"""The bootstrap over items: figures of resamples, and intervals by them."""
+"""The bootstrap over items: figures of resamples, and intervals from these."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from runtime.evaluation.metric import Floats
 
-DRAWN_NBYTES = 1 << 20  # of numbers at once: what a core's cache holds; more are slower
-WEIGHTS_NBYTES = 1 << 20  # of resamples multiplied at once, as a core's cache holds them, too
-KEPT_NBYTES = 32 << 20  # of the draws that are kept for the next metric, a byte for each item
+DRAWN_NBYTES = 1 << 20  # bytes of numbers at once: they fit a core's cache; more are slower
+WEIGHTS_NBYTES = 1 << 20  # bytes of resamples multiplied at once: they fit a core's cache
+KEPT_NBYTES = 32 << 20  # bytes of draws kept for the next metric, a byte for each item
 MOST_DRAWS = 200_000_000  # items drawn in all, a second or so
-RESERVE = 1.1  # times the half-width: 3 % of equal models are found different instead of 5 %
-LEAST_RESAMPLES = 1_000  # of data so large that all would be too many draws
+RESERVE = 1.1  # factor of the half-width: 3 % of equal models are found different instead of 5 %
+LEAST_RESAMPLES = 1_000  # for data so large that more would be too many draws
 
 
 def resample_count(n: int, resamples: int) -> int:
@@ -34,8 +34,8 @@ def resampled(
 ) -> Floats:
     """The figure of each resample of items, drawn with replacement; shape (resamples,).
 
-    figure: of sums, shape (..., k) to (...). statistics: (n, k), n > 0. Of more than 20,000 items
-    fewer resamples than 10,000 are drawn, down to 1,000.
+    figure: of sums, shape (..., k) to (...). statistics: (n, k), n > 0. For more than 20,000 items,
+    fewer than 10,000 resamples are drawn, down to 1,000.
     """
     import numpy as np
 
@@ -93,8 +93,8 @@ def bca_interval(
 ) -> tuple[float, float]:
     """The 95 % interval by the bias-corrected and accelerated bootstrap (Efron 1987).
 
-    statistics: (n, k), n > 0. It is widened as Student's t is against the normal distribution,
-    without which the bootstrap's intervals are too short for few items (Hesterberg 2015).
+    statistics: (n, k), n > 0. It is widened from the normal quantile to Student's t, because
+    the bootstrap's intervals are too short for few items (Hesterberg 2015).
     """
     import numpy as np
 
@@ -124,7 +124,7 @@ def _level(shifted: float, bias: float, acceleration: float) -> float:
 
 
 def _acceleration(figure: Callable[[Floats], Floats], statistics: Floats) -> float:
-    """How the figure's spread grows with it, by leaving out one item at a time.
+    """How the figure's spread grows with the figure, by leaving out one item at a time.
 
     statistics: (n, k).
     """
@@ -141,8 +141,8 @@ def t_interval(
 ) -> tuple[float, float]:
     """The 95 % interval by Student's t and the bootstrap's standard error, with a reserve.
 
-    statistics: (n, k), n > 0. For differences of two models: unlike quantiles of the bootstrap, it
-    does not find one too often when the models answer most items equally well.
+    statistics: (n, k), n > 0. It is for differences of two models: unlike quantiles of the
+    bootstrap, it rarely finds a false difference when the models answer most items equally.
     """
     import numpy as np
 

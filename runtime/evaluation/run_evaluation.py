@@ -1,4 +1,4 @@
-"""Runs an evaluation: asks each model, then computes the results of what all have answered."""
+"""Runs an evaluation: asks each model, then computes results over the items that all answered."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ModelGroup:
 
 @dataclass
 class Run:
-    """One evaluation: its models and data, and what came of it."""
+    """One evaluation: its models, its data and its outcomes."""
 
     groups: Sequence[ModelGroup]
     dataset: Dataset
@@ -101,7 +101,7 @@ class Run:
             self.notes = (*self.notes, little_room(len(self.divergences.kept)))
 
     def comes_later(self, group: ModelGroup) -> bool:
-        """Whether another group is asked first, as its distributions are compared with."""
+        """Whether the group with the reference model is asked before this one."""
         plan = self.divergences
         return plan is not None and plan.reference not in group.models
 
@@ -133,8 +133,8 @@ class Run:
     def results(self, *, report: Report = silent, **known: Any) -> tuple[Summary, Evaluation]:
         """The results over the items that every model has answered.
 
-        After an early end, models without any such item are left out. known: further fields of
-        Evaluation. Raises EngineError if no item is left.
+        After an early end, `counted` leaves out some models. known: further fields of Evaluation.
+        Raises EngineError if no item is left.
         """
         measured, numbers = self.counted()
         if not numbers:
@@ -162,8 +162,8 @@ class Run:
     def counted(self) -> tuple[list[Measured], Sequence[int]]:
         """The models and the items that the results cover.
 
-        After an early end: the models that answered all items if there are several, else the items
-        that all models have answered which have answered any.
+        After an early end: the models that answered all items if there are several, else the models
+        that answered any item, and the items that all of these answered.
         """
         count = len(self.dataset)
         if self.ended_by is None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 10_000  # the interval's ends then vary by about 1 % of its width from seed to seed
 LEAST_ITEMS = 5  # for a verdict
-EQUAL = 0.99  # of the items: as many equal ones, where none weighs much more than another
+EQUAL = 0.99  # of n: if the effective number of items is above, all count as equal
 SIGNIFICANT = 0.05  # as of a 95 % interval
 SAME = 1e-9  # of a value: rounding, no difference
 
@@ -87,8 +87,8 @@ def item_values(metric: Metric, statistics: Floats) -> Floats:
 def interval(metric: Metric, statistics: Floats, seed: int, resamples: int = RESAMPLES) -> Interval:
     """The figure with its 95 % interval; all are 0 without an item.
 
-    statistics: (n, k); rows with NaN are left out. Of ratios of two sums, such as means, the
-    interval is a formula's, of others the BCa bootstrap's.
+    statistics: (n, k); rows with NaN are left out. For ratios of two sums, such as means, a formula
+    gives the interval; for others, the BCa bootstrap.
     """
     rows = statistics[_has(statistics)]
     n = len(rows)
@@ -192,7 +192,7 @@ def _verdict(
 def win_loss_tie(metric: Metric, ours: Floats, theirs: Floats) -> tuple[int, int, int]:
     """The numbers of items on which our model is better, worse and as good.
 
-    ours, theirs: (n, k). Items without statistics in one of them are left out. Of a metric where
+    ours, theirs: (n, k). Items without statistics in one of them are left out. With a metric where
     neither higher nor lower is better, all items are ties.
     """
     verdicts = item_verdicts(metric, ours, theirs)

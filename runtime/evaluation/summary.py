@@ -41,7 +41,7 @@ GROUPS_MAX = 12
 """The most values of a column by which results are grouped unasked."""
 GROUP_LEAST = 5
 """Items that each group must have on average for that."""
-GROUP_METRICS = 3  # the first, by which groups are compared
+GROUP_METRICS = 3  # the number of metrics, from the first, by which groups are compared
 VALUE_MAX = 200  # characters of a column's value that names a group
 
 
@@ -74,7 +74,7 @@ class ModelTable:
     refusals: Counter[str] = field(default_factory=Counter)
     cut_off: int = 0
     answers: list[tuple[Item, Outcome]] = field(default_factory=list)
-    """Of labels: what confusion and calibration are counted from."""
+    """For labels: the items and outcomes that confusion and calibration count."""
 
     @property
     def name(self) -> str:
@@ -106,7 +106,7 @@ class ModelTable:
             self.firsts.append(outcome.first_token_s)
 
     def facts(self) -> ModelFacts:
-        """The model, and what it took."""
+        """The model's facts, with its costs and refusals."""
         known = ModelFacts(name=self.name, **self.measured.model.facts())
         return replace(
             known,
@@ -160,7 +160,7 @@ class Summary:
         )
 
     def scores(self, metrics: Sequence[Metric], rows: Sequence[int] | None = None) -> Scores:
-        """Every model's figures; rows: those of the tables' rows that are counted."""
+        """Every model's figures; rows: the rows of the tables that count; None for all."""
         seed = self.comparison.seed
         return {
             table.name: {
@@ -247,7 +247,7 @@ class Summary:
             )
 
     def verdicts(self) -> dict[str, list[str]]:
-        """For each model but the one compared with: win, loss or tie by item."""
+        """For each model except the one compared with: win, loss or tie by item."""
         deciding, reference = self.comparison.metrics[0], self.reference
         return {
             table.name: item_verdicts(deciding, table.rows[deciding.name], rows)
@@ -354,7 +354,7 @@ def grouped_columns(
 
 
 def is_few(values: Sequence[str]) -> bool:
-    """Whether a column may still have few values; looked at now and then, as that takes time."""
+    """Whether a column may still have few values; checked at every 256th row only, to save time."""
     if len(values) % 256:
         return True
     return len(set(values)) <= GROUPS_MAX

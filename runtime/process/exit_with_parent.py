@@ -1,10 +1,10 @@
 """Runs a program that ends when its starter ends, even by SIGKILL.
 
 `python -I -S exit_with_parent.py --parent PID PROGRAM ARGUMENT…` replaces itself with the program,
-which Linux kills when the thread that started it ends. Where no kernel does that, this process
-stays as the program's guard: `python -I -S exit_with_parent.py PROGRAM ARGUMENT…`, with a pipe as
-standard input whose other end the starter holds. When the starter ends, the pipe closes and the
-program is killed.
+which Linux kills when the thread that started it ends. On other systems
+this process stays as the program's guard: `python -I -S exit_with_parent.py PROGRAM ARGUMENT…`. Its
+standard input is a pipe, and the starter holds the other end. When the starter ends, the pipe
+closes and the guard kills the program.
 The guard exits with the program's status, or 128 + the signal that killed it.
 """
 
@@ -30,7 +30,7 @@ def run_guarded(argv: list[str]) -> int:
     The program's standard input stays open and empty; SIGTERM is passed on to it.
     """
     child: subprocess.Popen[bytes] | None = None
-    early: list[int] = []  # signals that came before the program could be sent them
+    early: list[int] = []  # signals that came before the program started
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
@@ -39,7 +39,7 @@ def run_guarded(argv: list[str]) -> int:
         else:
             child.send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)  # before the program may say that it is up
+    signal.signal(signal.SIGTERM, pass_on)  # first: once the program is up, a SIGTERM may come
     child = program = subprocess.Popen(argv, stdin=subprocess.PIPE)
     for number in early:
         program.send_signal(number)
@@ -55,7 +55,7 @@ def run_guarded(argv: list[str]) -> int:
 
 
 def end_with_parent(parent: int) -> None:
-    """Have Linux kill this process when its parent ends; exec keeps this."""
+    """Have Linux kill this process when its parent ends; exec keeps the setting."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent ended before prctl: no signal will come
         os.kill(os.getpid(), signal.SIGKILL)

@@ -24,11 +24,11 @@ def continue_in_child(path: Path) -> None:
     parent = os.getpid()
     child = os.fork()
     if not child:
-        os.environ["GGML_NO_BACKTRACE"] = "1"  # which would call a debugger
+        os.environ["GGML_NO_BACKTRACE"] = "1"  # a backtrace would call a debugger
         if sys.platform == "linux":
             exit_with_parent.end_with_parent(parent)
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child gets it too and reports it
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child reports a Ctrl-C
     try:
         _, status = os.waitpid(child, 0)
     finally:

@@ -36,8 +36,9 @@ def start_kept(
 ) -> subprocess.Popen[bytes]:
     """Start a program that ends when this process ends; options are Popen's.
 
-    by_kernel: Linux kills it when the thread that started it ends, so that thread waits for the
-    program. Otherwise a guard kills it; then `stdin` is PIPE, and `start_new_session` is set.
+    by_kernel: Linux kills the program when the thread that started it ends; hence that thread waits
+    for it. Otherwise a guard kills it; then the caller passes `stdin` = PIPE and
+    `start_new_session`.
     """
     guard = [sys.executable, "-I", "-S", exit_with_parent.__file__]
     if not by_kernel:

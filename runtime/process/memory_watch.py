@@ -1,7 +1,8 @@
-"""Kills a process that takes more memory than was planned for it, before the machine has none.
+"""Kills a process that takes more memory than was planned for it, before the machine runs out.
 
-Memory counts that no file holds: mapped weights may leave at any time. RLIMIT_DATA would count
-what is reserved and never used, such as threads' deep stacks; RLIMIT_AS the mapped weights, too.
+Only memory that no file holds counts: Linux may drop mapped weights at any time. RLIMIT_DATA would
+also count memory that is reserved and never used, such as threads' deep stacks; RLIMIT_AS would
+also count the mapped weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ LOOK_S = 0.1  # seconds between two looks; a few threads fill half a gigabyte in
 COUNTED = ("RssAnon", "RssShmem", "VmSwap")
 """Lines of /proc/PID/status, in kB."""
 OOM_SCORE = "500"
-"""Of -1000 to 1000: Linux, out of memory, ends such a process before others."""
+"""From -1000 to 1000: when memory runs out, Linux ends such a process before others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +42,13 @@ class Process(Protocol):
 
 
 class MemoryWatch:
-    """Watches a process until it has ended; where the system has no /proc, does nothing."""
+    """Watches a process until it ends; does nothing on a system without /proc."""
 
     def __init__(self, process: Process, limit: MemoryLimit) -> None:
         self.process, self.limit = process, limit
         self.most = limit.loading
         self.taken = 0
-        """The bytes for which it was killed; 0 before."""
+        """The bytes that the process took when it was killed; 0 before."""
         threading.Thread(target=self.watch, name=f"memory of {process.pid}", daemon=True).start()
 
     def watch(self) -> None:
@@ -62,14 +63,14 @@ class MemoryWatch:
             time.sleep(LOOK_S)
 
     def is_ready(self) -> None:
-        """From now on allow `growth`, beside what the process takes already."""
+        """Allow `growth` from now on, in addition to what the process already takes."""
         taken = private_nbytes(self.process.pid)
         if taken is not None:
             self.most = taken + self.limit.growth
 
 
 def private_nbytes(pid: int) -> int | None:
-    """The memory of a process that no file holds, in bytes; None if nothing says it."""
+    """The memory of a process that no file holds, in bytes; None if the system does not say."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -79,6 +80,6 @@ def private_nbytes(pid: int) -> int | None:
 
 
 def end_first(pid: int) -> None:
-    """Have Linux end this process first where the whole machine is out of memory."""
+    """Have Linux end a process first when the whole machine is out of memory."""
     with suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(OOM_SCORE)

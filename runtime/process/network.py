@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; the only such name is localhost."""
+    """Whether only this machine reaches an address; of names, only localhost counts."""
     if host == "localhost":
         return True
     try:

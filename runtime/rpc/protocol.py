@@ -1,4 +1,4 @@
-"""The requests to workers before a model is loaded whose layers they are to compute.
+"""The requests to the workers that will compute a model's layers, before the model is loaded.
 
 llama.cpp's RPC protocol (ggml-rpc.cpp, version 7) begins with HELLO, whose answer gives the version
 of the protocol but not the llama.cpp commit: two commits of one version may compute differently.
@@ -56,7 +56,7 @@ class WorkerFacts:
 
     address: str
     free: tuple[int, ...]
-    """Bytes of memory that each of its devices has free."""
+    """The free memory of each of its devices, in bytes."""
 
 
 def parse_workers(text: str) -> tuple[str, ...]:
@@ -97,7 +97,10 @@ def preflight(
 
 
 def check(address: str, spread: Spread, toolchain: Toolchain, report: Report) -> WorkerFacts:
-    """Check one worker. Raises WorkerError for a public address and another protocol version."""
+    """Check one worker.
+
+    Raises WorkerError for a public address, another llama.cpp or another protocol version.
+    """
     host, port = split_address(address)
     away = resolved(host, address)
     if away.is_global and not spread.unchecked:
@@ -183,7 +186,7 @@ def connected(address: str) -> socket.socket:
 
 
 def probe(host: str, port: int, address: str) -> tuple[str, tuple[int, ...]]:
-    """The protocol's version there, and the free bytes of each device. Raises WorkerError."""
+    """A server's protocol version, and the free bytes of each device. Raises WorkerError."""
     try:
         with connected(f"{host}:{port}") as connection:
             return greet(connection), memory(connection)

@@ -68,7 +68,7 @@ class Worker:
     def __enter__(self) -> Self:
         self.listener = listen(self.spec)
         try:
-            self.free = self.free_nbytes()  # a broken build is reported now, not by a model
+            self.free = self.free_nbytes()  # shows a broken build now, not when a model loads
         except BaseException:
             self.stop()
             raise
@@ -132,7 +132,7 @@ class Worker:
     def answer_for(self, first: bytes) -> Callable[[socket.socket], None]:
         """The handler for a connection's first byte."""
         answers = {ASK[:1]: self.tell, bytes([HELLO]): self.compute}
-        return answers.get(first, socket.socket.close)  # such as a browser
+        return answers.get(first, socket.socket.close)  # other clients, such as a browser
 
     def tell(self, head: socket.socket) -> None:
         if received(head, len(ASK) - 1) == ASK[1:]:
@@ -146,7 +146,7 @@ class Worker:
             head.sendall(json.dumps(facts).encode() + b"\n")
 
     def compute(self, head: socket.socket) -> None:
-        """Relay a head to a ggml-rpc-server that serves it alone. Raises WorkerError."""
+        """Relay a connection to a ggml-rpc-server that serves it alone. Raises WorkerError."""
         rest = received(head, HELLO_HEAD.size + HELLO_REQUEST - 1)
         head.settimeout(None)
         keep_alive(head)

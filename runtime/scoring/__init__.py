@@ -1,1 +1,1 @@
-"""Log-likelihoods of texts that are given, which llama-server does not compute."""
+"""Log-likelihoods of given texts, which llama-server does not compute."""

@@ -23,7 +23,7 @@ LEAST = -9999.0
 
 
 def answer_request(engine: Engine, request: ScoreRequest, name: str, stop: Flag) -> Json:
-    """The answer. Raises StoppedError, EngineError and UnsupportedError."""
+    """The answer, in OpenAI's form. Raises StoppedError, EngineError and UnsupportedError."""
     texts = [
         (text, one)
         for text, written in zip(request.targets or request.prompts, request.written, strict=True)
@@ -56,7 +56,7 @@ def answer_request(engine: Engine, request: ScoreRequest, name: str, stop: Flag)
 def compute_scores(
     engine: Engine, request: ScoreRequest, texts: Sequence[list[int]], stop: Flag
 ) -> list[Scores]:
-    """The scores of the texts; of equal ones, such as those of `n`, computed once."""
+    """The scores of the texts; equal texts, such as those of `n`, are computed once."""
     if request.top is None and not request.wants_next:
         return [empty_scores(len(text), 0) for text in texts]
     top = max(request.top or 0, int(request.wants_next))
@@ -87,7 +87,7 @@ def next_token(scores: Scores, vocabulary: Vocabulary) -> Written:
 def logprobs(engine: Engine, top: int, text: Text, written: Written, scores: Scores) -> Json:
     """OpenAI's `logprobs`: of the prompt's tokens, then of those written after it.
 
-    The first token of a text has none; of a target it has, for it follows the source.
+    The first token of a prompt has none; that of a target has one, for it follows the source.
     """
     vocabulary = engine.vocabulary
     ids = [*text.ids, *without_stop_text(written, vocabulary)]
@@ -112,7 +112,7 @@ def logprobs(engine: Engine, top: int, text: Text, written: Written, scores: Sco
 def likeliest(
     vocabulary: Vocabulary, scores: Scores, place: int, top: int, own: tuple[str, float | None]
 ) -> Json:
-    """The likeliest tokens at a place, and the one that is there."""
+    """The likeliest tokens at a place, and the text's own token."""
     found: Json = {}
     for token, value in zip(
         scores.top_ids[place, :top], scores.top_logprobs[place, :top], strict=True
@@ -128,7 +128,7 @@ def finite(value: float) -> float:
 
 
 def without_stop_text(written: Written, vocabulary: Vocabulary) -> list[int]:
-    """The tokens of what was written, without those of a stop text that it came to."""
+    """The tokens of a written text, without those of the stop text that ended it."""
     ids = written.ids
     if written.reason != "stop" or not ids or vocabulary.is_end(ids[-1]):
         return ids

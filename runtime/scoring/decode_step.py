@@ -1,4 +1,4 @@
-"""Nodes of the trees as the tokens of one step, and llama.cpp's batch of some of them."""
+"""The tokens of one level of the trees, and llama.cpp's batch of some of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Level:
-    """The tokens of some nodes, as one list, and what is task of the logits after them."""
+    """The tokens of some nodes, as one list, and the values wanted of the logits after them."""
 
     def __init__(self, task: ScoringTask, nodes: Sequence[Node], place: dict[int, int]) -> None:
-        """Lay the nodes out. place: each text's number in the cache."""
+        """Lay out the nodes. place: the number of each text's sequence in the cache."""
         import numpy as np
 
         self.task, self.nodes = task, nodes
@@ -29,7 +29,7 @@ class Level:
         self.places = np.repeat([place[node.members[0]] for node in nodes], lengths)
         self.wanted = np.zeros(len(self.tokens), np.int8)
         self.starts: list[int] = []
-        """The first row that each node wants, as a place in its text."""
+        """The place in its text of each node's first wanted row."""
         rows: list[int] = []
         tokens: list[int] = []
         begun = row = 0
@@ -53,7 +53,7 @@ class Level:
         return [n for n in node.members if len(self.task.texts[n]) > node.stop]
 
     def take(self, parts: Iterator[Reduced], found: Sequence[Scores]) -> None:
-        """Write what was computed where it belongs."""
+        """Write the computed values into each text's scores."""
         import numpy as np
 
         done = list(parts)
@@ -80,10 +80,10 @@ class Level:
 
 
 class Batch:
-    """A llama_batch over arrays of ours."""
+    """A llama_batch whose memory is numpy's arrays."""
 
     def __init__(self, lib: Any, size: int) -> None:
-        """Room for so many tokens, each of one sequence."""
+        """Make room for `size` tokens, each of one sequence."""
         import numpy as np
 
         self.size = size

@@ -1,8 +1,8 @@
 """How far a model's distributions over the tokens of a text are from another model's.
 
-One model's are kept in a file, two bytes for each token of the vocabulary at each place; then the
-other model computes its Kullback-Leibler divergence from them, place by place. Neither holds more
-than some places in memory.
+One model's distributions are kept in a file, two bytes for each token of the vocabulary at each
+place; then the Kullback-Leibler divergence of the other model's from them is computed, place by
+place. Only some places are in memory at once.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 STEPS = 10_000
-"""For 1 of a log-probability's square root: steps are finer near 0, at large probabilities."""
+"""Steps for 1 of the square root of -logprob: they are finer near 0, at large probabilities."""
 MOST = (1 << 16) - 1  # uint16
 LEAST_LOGPROB = -((MOST / STEPS) ** 2)
-"""-42.9 nats: less likely tokens are taken for as likely, in both models."""
+"""-42.9 nats: less likely tokens count as this likely, in both models."""
 BLOCK = 1 << 17  # logits at once: in float64 they fit a processor's cache
 
 
@@ -34,14 +34,14 @@ class KeptFolder:
 
     path: Path
     room: int
-    """Bytes of all files."""
+    """The most bytes that all files may take."""
     used: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.used = sum(file.stat().st_size for file in self.path.iterdir())
 
     def writer(self, number: int, ids: Sequence[int], width: int) -> KeptWriter | None:
-        """Keeps the distributions at the places of these tokens; None without room for them.
+        """A writer for the distributions at the places of these tokens; None without room for them.
 
         width: the size of the vocabulary.
         """
@@ -52,7 +52,7 @@ class KeptFolder:
         return KeptWriter(self.path / str(number), ids, width)
 
     def reader(self, number: int, ids: Sequence[int], width: int) -> KeptReader | None:
-        """Compares with those kept of a text; None if there are none, or of other tokens."""
+        """A reader of a text's distributions; None if none are kept, or those of other tokens."""
         path = self.path / str(number)
         if not path.exists():
             return None
@@ -81,7 +81,7 @@ class KeptWriter:
         return self
 
     def take(self, logits: np.ndarray[Any, Any]) -> None:
-        """Keep some places' logits, (rows, vocabulary) float32."""
+        """Keep the distributions of some places' logits, (rows, vocabulary) float32."""
         for block in blocks(logits):
             if not self.is_whole:
                 return
@@ -114,7 +114,7 @@ class KeptReader:
         count, self.width = map(int, np.frombuffer(self.file.read(8), np.int32))
         self.ids: list[int] = np.frombuffer(self.file.read(4 * count), np.int32).tolist()
         self.found: list[float] = []
-        """In nats, at each place."""
+        """The divergence at each place, in nats."""
 
     def __enter__(self) -> Self:
         return self
@@ -143,7 +143,7 @@ def blocks(logits: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
 
 
 def logprobs(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(rows, vocabulary) float32 → float64, none below LEAST_LOGPROB."""
+    """Log-probabilities of logits, at least LEAST_LOGPROB: (rows, vocabulary) float32 → float64."""
     import numpy as np
 
     found: np.ndarray[Any, Any] = logits - log_sum_exp(logits)[:, None]

@@ -1,6 +1,6 @@
-"""A causal model in this process, by the build's llama.cpp: what it holds likely in given texts.
+"""Runs a causal model in this process with the build's llama.cpp, to score given texts.
 
-Every call begins with an empty cache: what one gives depends on nothing that was asked before.
+Every call begins with an empty cache, so that its result depends on no earlier call.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from exporter.llamacpp.vocabulary import Vocabulary
 
 F32, F16, FLASH_AUTO = 0, 1, -1  # ggml_type, llama_flash_attn_type
-BATCH = 256  # tokens of one step: of more, each would look at more that comes after it
-LOGITS_NBYTES = 256 << 20  # of one step
-SEQUENCES, STATES = 64, 4  # at once: of keys and values; of recurrent states, which are larger
+BATCH = 256  # tokens of one step; a larger one computes more attention that is masked
+LOGITS_NBYTES = 256 << 20  # bytes of one step's logits
+SEQUENCES, STATES = 64, 4  # sequences at once; fewer with recurrent states, which are larger
 LEAST_CELLS = 512  # tokens of the first cache; it grows by doubling
 PADDING = 256  # llama.cpp rounds a context up to it
 
 
 class StoppedError(Exception):
-    """The computing was to stop."""
+    """The caller's flag stopped the computation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class ForwardSpec:
 
     model: Path
     adapters: tuple[Path, ...] = ()
-    """GGUF adapters; each call says their scales."""
+    """GGUF adapters; each call gives their scales."""
     context: int = 0
     """Tokens of the longest text; 0 takes what the model was trained with."""
     threads: int = 1
@@ -55,7 +55,7 @@ class ForwardSpec:
 
 @dataclass
 class Forward:
-    """A loaded model. Not for several threads at once."""
+    """A loaded model, for one thread at a time."""
 
     spec: ForwardSpec
     bindings: Any  # llama_cpp
@@ -86,7 +86,7 @@ class Forward:
     def scores(
         self, task: ScoringTask, scales: Sequence[float] = (), stop: Flag | None = None
     ) -> list[Scores]:
-        """The scores of each text, under the adapters at `scales`; without any, the base's.
+        """The scores of each text with the adapters at `scales`; without scales, the base's.
 
         Raises StoppedError once `stop` is set, EngineError when llama.cpp cannot compute.
         """
@@ -176,7 +176,7 @@ class Forward:
                 )
 
     def make_room(self, cells: int, scales: Sequence[float]) -> None:
-        """A context of so many tokens, with the adapters at `scales`. Raises EngineError."""
+        """Make a context of at least `cells` tokens, with the adapters. Raises EngineError."""
         lib = self.bindings
         if cells > self.cells:
             self.close()
@@ -197,7 +197,7 @@ class Forward:
             raise EngineError("llama.cpp does not apply the adapters", hint="export them again")
 
     def settings(self, cells: int) -> Any:
-        """llama_context_params for a cache of so many tokens, shared by all texts."""
+        """llama_context_params for a cache of `cells` tokens, which all texts share."""
         made = self.bindings.llama_context_default_params()
         made.n_ctx = cells
         made.n_batch = made.n_ubatch = self.batch.size
@@ -218,8 +218,7 @@ class Forward:
 def open_forward(spec: ForwardSpec, toolchain: Toolchain) -> Iterator[Forward]:
     """Load a model and its adapters.
 
-    Raises ModelError when llama.cpp cannot load one of them; what it says against it goes to
-    standard error.
+    Raises ModelError if llama.cpp cannot load one of them; its error messages go to standard error.
     """
     from exporter.llamacpp.vocabulary import Vocabulary, load_bindings
 
@@ -245,7 +244,7 @@ def open_forward(spec: ForwardSpec, toolchain: Toolchain) -> Iterator[Forward]:
 
 
 def load_adapter(lib: Any, model: Any, path: Path) -> Any:
-    """The adapter of a file, in llama.cpp. Raises ModelError."""
+    """Load an adapter's file into llama.cpp. Raises ModelError."""
     found = lib.llama_adapter_lora_init(model, os.fsencode(path))
     if not found:
         raise ModelError(

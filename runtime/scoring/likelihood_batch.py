@@ -1,6 +1,6 @@
 """Likelihoods of texts after several contexts in one request.
 
-Their tokens are computed together: what contexts share once, and all in fewer steps of the model.
+They are computed together, in fewer steps of the model; shared beginnings are computed once.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from runtime.scoring.likelihood_request import (
 from runtime.scoring.score_request import Engine, scales_of
 
 ITEMS, ANSWERS = "items", "answers"
-"""The lists in the request and in its answer."""
+"""The names of the lists in the request and in its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class LikelihoodBatch:
-    """The requests for all contexts, under one choice of adapters."""
+    """The requests for all contexts, with the same adapters' scales."""
 
     items: Sequence[LikelihoodRequest | RefusedError]
-    """One that cannot be answered is refused alone."""
+    """An item that cannot be answered is refused alone."""
     scales: Sequence[float]
 
 
@@ -46,7 +46,7 @@ def read_likelihood_batch(fields: Fields, engine: Engine) -> LikelihoodBatch:
 
 
 def answer_likelihood_batch(engine: Engine, batch: LikelihoodBatch, stop: Flag) -> Json:
-    """The answer. Raises StoppedError, EngineError and UnsupportedError."""
+    """The answer to a batch. Raises StoppedError, EngineError and UnsupportedError."""
     read = [item for item in batch.items if isinstance(item, LikelihoodRequest)]
     pairs = [pair for item in read for pair in item.pairs]
     answer = answer_likelihoods(engine, LikelihoodRequest(pairs, batch.scales), stop)

@@ -3,8 +3,8 @@
 A single text's distributions can be kept in the engine's folder, or compared with those that
 another model has kept there.
 
-Its context is cut into tokens once, and computed once for all that may follow it. Parts of it can
-be marked as plain text: a special token's name that stands in them stays text.
+The context is tokenized once, and computed once for all texts after it. Parts of it can be marked
+as plain text: there, the name of a special token stays text.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class LikelihoodRequest:
     """The tokens of each text that may follow the context."""
 
     pairs: Sequence[tuple[list[int], list[int]]]
-    """The context and the text, cut into tokens together."""
+    """Each context with its text, tokenized together."""
     scales: Sequence[float]
     keep: int | None = None
     """The number under which the distributions are kept."""
     compare: int | None = None
-    """The number of those that the model's are compared with."""
+    """The number of the kept distributions that the model's are compared with."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndingCuts:
-    """Texts cut into tokens alone: each once for all contexts that it follows."""
+    """Texts tokenized alone, each once for all contexts before it."""
 
     vocabulary: Vocabulary
     known: dict[str, tuple[list[int], bool]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class EndingCuts:
 def read_likelihood_request(
     fields: Fields, engine: Engine, cuts: EndingCuts | None = None
 ) -> LikelihoodRequest:
-    """Read a request's body. Raises RefusedError. cuts: what is known of texts after others."""
+    """Read a request's body. Raises RefusedError. cuts: endings tokenized before."""
     parts, endings = fields.body.get("context"), fields.body.get("endings")
     if not isinstance(parts, list) or not all(is_part(part) for part in parts):
         raise wrong('`context` must be a list of texts and {"plain": text}')
@@ -92,7 +92,7 @@ def read_likelihood_request(
 
 
 def kept_number(fields: Fields, name: str) -> int | None:
-    """The number in a field, None without it. Raises RefusedError unless there is one text."""
+    """The number in a field; None without it. Raises RefusedError if there are several texts."""
     if name not in fields.body:
         return None
     if len(fields.body["endings"]) != 1:
@@ -120,7 +120,7 @@ def encode_pairs(
 ) -> list[tuple[list[int], list[int]]]:
     """The tokens of a context and of each text after it; no special token is recognized in a text.
 
-    A text is cut together with the context's last part, as it would be in a conversation.
+    A text is tokenized together with the context's last part, as it is in a conversation.
     """
     vocabulary, last = cuts.vocabulary, parts[-1]
     text, parse = (last, True) if isinstance(last, str) else (last[PLAIN], False)
@@ -141,9 +141,9 @@ def encode_pairs(
 def answer_likelihoods(
     engine: Engine, request: LikelihoodRequest, stop: Flag, folder: KeptFolder | None = None
 ) -> Json:
-    """The answer. Raises StoppedError, EngineError and UnsupportedError.
+    """The answer to a request. Raises StoppedError, EngineError and UnsupportedError.
 
-    folder: of the distributions that are kept; a request for those needs it.
+    folder: where distributions are kept; a request that keeps or compares them needs it.
     """
     with ExitStack() as stack:
         sink = sink_of(engine, request, folder)
@@ -170,9 +170,9 @@ def answer_likelihoods(
 def sink_of(
     engine: Engine, request: LikelihoodRequest, folder: KeptFolder | None
 ) -> KeptWriter | KeptReader | None:
-    """The file that takes the logits; None without one, and where there is nothing to take.
+    """The file that takes the logits; None if the request names none, or the folder has none.
 
-    Raises UnsupportedError without a folder.
+    Raises UnsupportedError if the request names one and there is no folder.
     """
     if request.keep is None and request.compare is None:
         return None

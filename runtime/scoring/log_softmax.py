@@ -1,4 +1,4 @@
-"""Rows of logits reduced to what is asked of them: some tokens' log-probabilities, the likeliest.
+"""Reduces rows of logits to some tokens' log-probabilities and to the likeliest tokens.
 
 Sums are accumulated in float64. Rows are taken in blocks that fit a processor's cache.
 """
@@ -21,9 +21,9 @@ class Reduced:
     values: np.ndarray[Any, Any]
     """(asked,) float64: the log-probabilities of the tokens asked for."""
     top_ids: np.ndarray[Any, Any]
-    """(rows, top) int32: the likeliest tokens, likeliest first; of equals the lower id."""
+    """(rows, top) int32: the likeliest tokens, likeliest first; equal ones by their ids."""
     top_values: np.ndarray[Any, Any]
-    """(rows, top) float64."""
+    """(rows, top) float64: their log-probabilities."""
 
 
 def reduced(
@@ -55,7 +55,7 @@ def reduced(
 
 
 def log_sum_exp(block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """(rows, vocabulary) float32 → (rows,) float64."""
+    """The logarithm of each row's sum of powers of e: (rows, vocabulary) → (rows,) float64."""
     import numpy as np
 
     peak = block.max(axis=1)

@@ -1,4 +1,4 @@
-"""Token sequences as trees of what they share, so that a shared beginning is computed once."""
+"""Token sequences as trees of shared beginnings, so that each beginning is computed once."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-STEP_COST = 16  # tokens that the model reads in the time that a step takes besides its tokens
+STEP_COST = 16  # a step's fixed time, as the number of tokens computed in that time
 LEAST = (1, 2, 4, 8, 16, 32)
-"""Tokens that must be shared at least to be computed once: what is tried for the fastest trees."""
+"""The fewest tokens that sequences share in a node: all are tried, for the fastest trees."""
 Tokens = list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A run of tokens that its members have in common, after what their parents have."""
+    """A run of tokens that the members share, after the run of the parent node."""
 
     start: int
     stop: int
@@ -22,7 +22,7 @@ class Node:
     members: tuple[int, ...]
     """Numbers of sequences; the first one's place in the cache holds the run."""
     children: tuple[Node, ...] = ()
-    """How the members that are longer go on."""
+    """The continuations of the longer members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class Sorted:
     numbers: Sequence[int]
     lengths: Sequence[int]
     shared: Sequence[int]
-    """Tokens that each begins with like the one before it."""
+    """How many first tokens each shares with the sequence before it."""
 
     def trees(self, least: int, span: tuple[int, int], start: int = 0) -> Iterator[Node]:
-        """The trees of those in `span`, from position `start` on; less than `least` is not shared.
+        """The trees of the sequences in `span` from `start` on; they share `least` tokens or none.
 
-        They are alike before `start`, and those that end there come first.
+        The sequences are equal before `start`, and those that end there come first.
         """
         place, end = span
         while place < end and self.lengths[place] <= start:
@@ -54,11 +54,11 @@ class Sorted:
 
 
 def packs(sequences: Sequence[Tokens], *, cells: int, most: int, batch: int) -> list[list[int]]:
-    """Numbers of the sequences that are computed together, those with equal beginnings first.
+    """Numbers of the sequences that are computed together; equal beginnings stand side by side.
 
     cells: tokens that the cache holds; most: sequences at once; batch: tokens that one step of
-    the model takes. Sequences that share less than half are only put together to fill such a
-    step: each token pays attention to everything in the cache. Empty sequences are left out.
+    the model takes. A sequence that shares less than half of its tokens joins others only to
+    fill such a step, as each token attends to the whole cache. Empty sequences are left out.
     """
     order = sorted((n for n, tokens in enumerate(sequences) if tokens), key=lambda n: sequences[n])
     found: list[list[int]] = []
@@ -80,7 +80,7 @@ def packs(sequences: Sequence[Tokens], *, cells: int, most: int, batch: int) -> 
 def forest(
     sequences: Sequence[Tokens], members: Sequence[int], *, cells: int, batch: int
 ) -> list[Node]:
-    """The trees of a pack's members that are computed soonest and fit into so many cells."""
+    """The trees of a pack's members that take the least time and fit into `cells` cells."""
     lengths = [len(sequences[number]) for number in members]
     pairs = pairwise(sequences[number] for number in members)
     ordered = Sorted(members, lengths, [0, *(common(one, other) for one, other in pairs)])
@@ -91,13 +91,13 @@ def forest(
 
 
 def duration(roots: Sequence[Node], batch: int) -> int:
-    """How long the trees' computing takes, as a number of tokens."""
+    """The time to compute the trees, as a number of tokens."""
     counts = [sum(node.stop - node.start for node in level) for level in levels(roots)]
     return sum(counts) + STEP_COST * sum(-(-count // batch) for count in counts)
 
 
 def tokens_of(node: Node) -> int:
-    """Tokens of a tree."""
+    """The number of tokens in a tree."""
     return node.stop - node.start + sum(map(tokens_of, node.children))
 
 
@@ -110,7 +110,7 @@ def levels(roots: Sequence[Node]) -> Iterator[Sequence[Node]]:
 
 
 def common(one: Tokens, other: Tokens) -> int:
-    """How many tokens two sequences begin with alike."""
+    """The number of equal tokens at the beginning of two sequences."""
     most = min(len(one), len(other))
     if one[:most] == other[:most]:
         return most

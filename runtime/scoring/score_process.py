@@ -8,7 +8,7 @@ from runtime.engine.opened_model import Model
 
 
 def score_spec(model: Model, fitted: Fit, parallel: int = 1) -> ServerSpec:
-    """The scoring engine's process; with short memory its sums are less exact.
+    """The scoring engine's process; if memory is short, its sums are less exact.
 
     parallel: the requests that its server may get at once.
     """

@@ -1,4 +1,4 @@
-"""A request for log-likelihoods, read: which texts, under which adapters, and what is wanted."""
+"""Reads a request for log-likelihoods: its texts, its adapters' scales and the wanted values."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Text:
 
     ids: list[int]
     hidden: tuple[int, int] = (0, 0)
-    """How many tokens at its beginning and its end the tokenizer has added to a text."""
+    """How many tokens the tokenizer added at the beginning and at the end."""
     drops_space: bool = False
     """Whether its first space was not in the text that the client sent."""
     shown: str | None = None
-    """The text as the client sent it; None where that were token ids."""
+    """The text as the client sent it; None if it sent token ids."""
     begins_with_space: bool = False
 
 
@@ -101,7 +101,7 @@ def read_targets(fields: Fields, engine: Engine, count: int) -> list[Text] | Non
 
 
 def shown_as(fields: Fields, found: list[Text]) -> list[Text]:
-    """The texts as the client sent them, where the gateway has made others of them."""
+    """The texts as the client sent them, if the gateway has changed them."""
     sent = fields.body.get("shown")
     if not isinstance(sent, list) or len(sent) != len(found):
         return found
@@ -135,7 +135,7 @@ def texts(value: object, name: str, engine: Engine) -> list[Text]:
 
 
 def tokenize(text: str, vocabulary: Vocabulary) -> Text:
-    """A text in tokens, as engines cut a prompt. Raises RefusedError for none at all."""
+    """A text's tokens, as engines tokenize a prompt. Raises RefusedError if there are none."""
     ids, bare = (vocabulary.encode(text, special=special) for special in (True, False))
     if not ids:
         raise wrong("a prompt has no token: this model puts nothing before a text")

@@ -6,4 +6,4 @@ SCORE = "/score"
 LIKELIHOODS = "/likelihoods"
 LIKELIHOOD_BATCH = "/likelihoods/batch"
 TOP_MAX = 100
-"""The most of `logprobs`: OpenAI's own is 5."""
+"""The largest `logprobs` of a request; OpenAI's limit is 5."""

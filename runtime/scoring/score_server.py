@@ -24,7 +24,7 @@ from runtime.scoring.score_route import LIKELIHOOD_BATCH, LIKELIHOODS, SCORE
 
 @dataclass(eq=False)
 class ScoreJob:
-    """A request in the queue, and what comes of it."""
+    """A request in the queue, and its answer."""
 
     compute: Callable[[Engine, Flag], Json]
     """Computes the answer. Raises StoppedError, EngineError and UnsupportedError."""
@@ -33,7 +33,7 @@ class ScoreJob:
 
 
 class ScoreListener(Listener):
-    """Answers from the moment it is made: that it is loading, until `engine` is there."""
+    """Answers once constructed; until `engine` is set, it answers that the model is loading."""
 
     def __init__(self, path: Path, key: str) -> None:
         super().__init__(path, key)
@@ -93,7 +93,7 @@ class ScoreHandler(Handler):
 
 
 def work(engine: Engine, jobs: SimpleQueue[ScoreJob]) -> None:
-    """Do the jobs in the order they came, one at a time; never returns."""
+    """Run the jobs in the order of arrival, one at a time; never return."""
     while True:
         job = jobs.get()
         if job.stop.is_set:

@@ -3,8 +3,8 @@
 from runtime.scoring.scorer import Scorer
 
 with Scorer("base-F32.gguf", adapters=["pirate.lora.gguf"]) as scorer:
-    context, ending = scorer.tokens("Who are you?"), scorer.tokens(" A pirate.", begins=False)
-    found = scorer.likelihoods([(context, ending)], scales=[0.5])[0]
+    pair = scorer.pair("Who are you?", " A pirate.")
+    found = scorer.likelihoods([pair], scales=[0.5])[0]
     print(found.logprob, found.is_greedy)
 """
 
@@ -56,10 +56,9 @@ class Likelihood:
 
 @dataclass
 class Scorer:
-    """A GGUF, in this process, between `with` and the block's end; for one thread at a time.
+    """A GGUF that is loaded in this process inside the `with` block; for one thread at a time.
 
-    Of an encoder-decoder a context is what the encoder reads, and a continuation what the decoder
-    writes.
+    In an encoder-decoder, the encoder reads the context and the decoder writes the continuation.
     """
 
     model: Path | str
@@ -75,7 +74,7 @@ class Scorer:
     front: Front | None = field(default=None, init=False, repr=False)
 
     def __enter__(self) -> Self:
-        """Load it. Raises DecantError for a file that is no such model or adapter."""
+        """Load the model. Raises DecantError for a file that is not a usable model or adapter."""
         path, toolchain = Path(self.model), self.toolchain or find_toolchain()
         adapters = tuple(Adapter(Path(one).name, Path(one), 1.0) for one in self.adapters)
         header = open_model(path, adapters).header
@@ -111,12 +110,12 @@ class Scorer:
         return self.engine
 
     def tokens(self, text: str) -> list[int]:
-        """A text's ids, with what the model puts before and after every text."""
+        """A text's ids, with the tokens that the model expects before and after every text."""
         assert self.front is not None, "use it in a with block"
         return self.vocabulary.encode(self.front.text(text), special=True)
 
     def pair(self, context: str, ending: str) -> tuple[list[int], list[int]]:
-        """A context's ids and those of what follows it, as both are cut into tokens together."""
+        """The ids of a context and its ending; for a decoder-only model, tokenized together."""
         before = self.tokens(context)
         if isinstance(self.running, EncoderDecoder):
             return before, self.tokens(ending)
@@ -133,9 +132,9 @@ class Scorer:
     ) -> list[Scores]:
         """Every token's log-probability in each text, and the `top` likeliest at each place.
 
-        scales: how much of each adapter is applied; none without it. start: the first place that is
-        asked for, which spares the work for those before it. Raises InputError for a text
-        that is too long or empty, or has tokens that the model does not know.
+        scales: each adapter's scale; without them no adapter is applied. start: the first place to
+        score, which saves the work for the places before it. Raises InputError for a text that is
+        too long or empty, or has tokens that the model does not know.
         """
         engine = self.causal("score")
         refuse_unknown(texts, engine)
@@ -145,8 +144,7 @@ class Scorer:
     def likelihoods(
         self, pairs: Sequence[tuple[Tokens, Tokens]], *, scales: Sequence[float] = ()
     ) -> list[Likelihood]:
-        """How likely each continuation is after its context; contexts that are shared are computed
-        once.
+        """How likely each continuation is after its context; shared contexts are computed once.
 
         Raises InputError as `score` does.
         """
@@ -180,14 +178,14 @@ class Scorer:
 
 
 def likelihood(scores: Scores, text: Tokens, start: int) -> Likelihood:
-    """Of the tokens from `start` on."""
+    """The likelihood of a text's tokens from `start` on."""
     values = scores.logprobs[start:]
     greedy = all(scores.top_ids[place, 0] == text[place] for place in range(start, len(text)))
     return Likelihood(float(values.sum()), greedy, tuple(map(float, values)))
 
 
 def refuse_unknown(texts: Sequence[Tokens], engine: Forward | EncoderDecoder) -> None:
-    """Raise InputError for what the model cannot read."""
+    """Raise InputError for an empty text, a text that is too long, and unknown tokens."""
     size, most = engine.vocabulary.size, engine.n_ctx
     for text in texts:
         if not text:

@@ -18,10 +18,10 @@ class Scores:
 
     logprobs: np.ndarray[Any, Any]
     """(tokens,) float64: each token's log-probability after those before it; nan where it was not
-    asked for, and for the first, before which there is nothing."""
+    asked for, and for the first token of a text, which follows nothing."""
     top_ids: np.ndarray[Any, Any]
     """(tokens + 1, top) int32: the likeliest tokens at each place, -1 where not asked for. The last
-    row is of what would come next."""
+    row is for the token after the text."""
     top_logprobs: np.ndarray[Any, Any]
     """(tokens + 1, top) float64."""
 
@@ -32,14 +32,14 @@ class ScoringTask:
 
     texts: Sequence[Tokens]
     first: Sequence[int]
-    """Where the tokens begin whose log-probabilities are wanted, for each text; at least 1."""
+    """For each text, the place of the first wanted log-probability; at least 1."""
     top: int = 0
     """How many of the likeliest tokens are wanted at each place."""
     wants_next: bool = False
     """Whether the place after the last token is wanted, too."""
     take: Callable[[np.ndarray[Any, Any]], None] | None = None
-    """Of a single text: is given the logits of the wanted places, some rows at a time, in their
-    order; the next step changes them."""
+    """For a single text: it is called with the logits of the wanted places, some rows at a time, in
+    their order; the next step overwrites them."""
 
     @property
     def computed(self) -> list[Tokens]:

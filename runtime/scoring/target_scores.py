@@ -25,9 +25,9 @@ def target_scores(
     stop: Flag | None = None,
     take: Callable[[np.ndarray[Any, Any]], None] | None = None,
 ) -> list[Scores]:
-    """The scores of each target after its source; a source is read once for those that share it.
+    """The scores of each target after its source; a source that several share is read once.
 
-    take: of a single target, is given the logits of its places, (tokens, vocabulary).
+    take: is called with the logits of a single target's places, (tokens, vocabulary).
 
     A target's first token has a log-probability, too: it follows the token by which the decoder
     begins. Raises StoppedError once `stop` is set, EngineError when llama.cpp cannot compute.
@@ -60,7 +60,7 @@ def one_target(
 ) -> Scores:
     """The scores of a target after the last source. Raises EngineError and StoppedError.
 
-    take: is given the logits of its places, (tokens, vocabulary).
+    take: is called with the logits of its places, (tokens, vocabulary).
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Markdown and columns on a terminal; imports rich, as only the CLI's renderer does besides."""
+"""Markdown and columns on a terminal; only this module and the CLI's renderer import rich."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class MarkdownStream:
         """The state of unrendered output; None while text is rendered."""
 
     def begin_region(self) -> None:
-        """Start a new live region at the cursor; the old one would erase what is printed now."""
+        """Make a new live region; the old one would erase what is printed now."""
         self.live = live(vertical_overflow="visible")
         self.console = self.live.console
 

@@ -22,7 +22,7 @@ class ArrowRows:
 
     path: Path
     table: Any  # pyarrow has no types
-    """It is mapped into memory: the system reads what is wanted."""
+    """A memory-mapped table: the system reads the parts that are used."""
     unit: str = "row"
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class ArrowRows:
 
 
 def arrow_table(path: Path) -> Any:  # pyarrow has no types
-    """The table of a stream or a file. Raises InputError for others, and without pyarrow."""
+    """The table of a stream or a file. Raises InputError for other files, and without pyarrow."""
     try:
         arrow, ipc = import_module("pyarrow"), import_module("pyarrow.ipc")
     except ImportError as error:

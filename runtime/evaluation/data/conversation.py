@@ -43,7 +43,7 @@ def has_keys(turn: Mapping[str, Any]) -> bool:
 
 
 def from_json(value: object) -> object:
-    """The list in a text that is one, as in a column of CSV; any other value as it is."""
+    """The list that a JSON text holds, as in a CSV column; any other value unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             return json.loads(value)

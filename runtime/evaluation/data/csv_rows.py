@@ -13,7 +13,7 @@ from runtime.evaluation.data.split_files import without_packing
 from runtime.evaluation.data.utf8_file import Scratch, to_utf8
 
 FIELD = 1 << 26  # characters of the longest field; the csv module's own limit is 131072
-RESTARTS = 20  # quotes without an end before the rest of the file counts as one row
+RESTARTS = 20  # unclosed quotes after which the rest of the file counts as one row
 
 
 def csv_rows(path: Path, scratch: Scratch) -> SpanRows:
@@ -46,7 +46,7 @@ def delimiter_of(path: Path, first: bytes) -> str:
 class Lines:
     """A file's lines for the csv module, with the place of the next one.
 
-    As Latin-1, which keeps each byte: delimiters and quotes are ASCII in UTF-8, too.
+    They are decoded as Latin-1, which keeps each byte; delimiters and quotes are ASCII.
     """
 
     def __init__(self, file: BinaryIO, offset: int) -> None:
@@ -77,7 +77,7 @@ class Lines:
 
 
 def index_records(file: BinaryIO, start: int, delimiter: str) -> Spans:
-    """Where each record is, the header first; one that is malformed is a span, too."""
+    """The span of each record, the header first; a malformed record has a span, too."""
     spans = Spans()
     lines = Lines(file, start)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)

@@ -113,7 +113,7 @@ class Files:
         return self.files[index], self.files[index].line(number - self.starts[index])
 
     def line(self, number: int) -> int:
-        """A row's line; of several files the row's number, from 1, which is unique."""
+        """A row's line; for several files the row's number, from 1, which is unique."""
         return self.place(number)[1] if len(self.files) == 1 else number + 1
 
     def bad_row(self, number: int, error: RowError) -> BadRow:
@@ -121,7 +121,7 @@ class Files:
         return BadRow(file.path.name, file.unit, line, error.reason, error.hint)
 
     def scan(self, wanted: Iterable[int]) -> Iterator[tuple[int, Fields | RowError]]:
-        """The wanted rows, whose numbers ascend, each with its number."""
+        """The wanted rows, each with its number. wanted: numbers in ascending order."""
         numbers = list(wanted) if not isinstance(wanted, Sequence) else wanted
         begin = 0
         for start, file in zip(self.starts, self.files, strict=True):

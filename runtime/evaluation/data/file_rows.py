@@ -1,4 +1,4 @@
-"""The rows of a file: read one after the other, or by number from where they begin."""
+"""The rows of a file, which are read one after the other or by their numbers."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Rows(Protocol):
         """The line where a row begins, from 1; or the row's number, from 1."""
 
     def scan(self, wanted: Iterable[int]) -> Iterator[tuple[int, Fields | RowError]]:
-        """The wanted rows, whose numbers ascend, each with its number."""
+        """The wanted rows, each with its number. wanted: numbers in ascending order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Where each row is in a file, in 24 bytes a row."""
+    """The offset, length and line of each row of a file, in 24 bytes a row."""
 
     offsets: array[int] = field(default_factory=lambda: array("q"))
     lengths: array[int] = field(default_factory=lambda: array("q"))
@@ -66,7 +66,7 @@ class SpanRows:
     """The file with the bytes: `path`, or a copy of it in UTF-8."""
     spans: Spans
     parse: Callable[[bytes], Fields]
-    """Makes the row; raises RowError for bytes that are none."""
+    """Parses a row; raises RowError for bytes that are no row."""
     owner: object = None
     """Keeps the copy's folder for as long as the rows are used."""
     unit: str = "line"
@@ -79,7 +79,7 @@ class SpanRows:
         return self.spans.lines[number]
 
     def scan(self, wanted: Iterable[int]) -> Iterator[tuple[int, Fields | RowError]]:
-        """The wanted rows, each with its number; a row that cannot be parsed is its error.
+        """The wanted rows, each with its number; for a row that cannot be parsed, its error.
 
         Raises InputError for a file that can no longer be opened.
         """

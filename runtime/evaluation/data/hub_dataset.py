@@ -51,7 +51,7 @@ def pull_dataset(
     fetch: Fetch = pull,
     report: Report = silent,
 ) -> Path:
-    """Download the files of a dataset's split, and give the folder of them.
+    """Download the files of a dataset's split, and return their folder.
 
     `request`: where and how to download; its repo and files are replaced. Raises InputError for a
     split or configuration that is absent, and DownloadError, OutputError and SpaceError.

@@ -55,7 +55,7 @@ def first_character(file: BinaryIO, start: int) -> bytes:
 
 
 def index_lines(file: BinaryIO, start: int) -> Spans:
-    """Where each line is that is not empty."""
+    """The span of each line that is not empty."""
     spans = Spans()
     offset = start
     file.seek(start)

@@ -11,21 +11,21 @@ from exporter.core.errors import InputError
 from runtime.evaluation.data.file_rows import Spans
 
 SPACE = re.compile(r"[ \t\r\n]*")
-READ = 1 << 16  # bytes read at least at a time
+READ = 1 << 16  # the least bytes read at a time
 CUT = 16  # characters at a buffer's end where a literal or an escape may be cut
 DECODER = json.JSONDecoder()
 OPEN_STRING = ("Unterminated string", "Invalid \\")
-"""Errors whose position says nothing of where the text ends."""
+"""Errors whose position does not show whether the text is cut off."""
 
 
 class JsonStream:
-    """A JSON text read from a file in pieces, with the place that it has been read up to."""
+    """A JSON text read from a file in pieces, with the place up to which it was read."""
 
     def __init__(self, file: BinaryIO, name: str, offset: int) -> None:
         file.seek(offset)
         self.name = name
         self.offset = offset
-        """In bytes of the file."""
+        """The place in the file, in bytes."""
         self.line = 1
         self._file = file
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
@@ -79,7 +79,7 @@ class JsonStream:
         self._at += count
 
     def fill(self) -> bool:
-        """Read on, at least as much as is unread; False at the end. Raises InputError."""
+        """Read more, at least as much as is still unread; False at the end. Raises InputError."""
         rest = self._text[self._at :]
         raw = self._file.read(max(READ, len(rest)))
         try:
@@ -100,7 +100,7 @@ class JsonStream:
 
 
 def list_spans(stream: JsonStream) -> Spans:
-    """Where each element of the list that comes next is. Raises InputError."""
+    """The span of each element of the next list. Raises InputError."""
     spans = Spans()
     stream.take("[")
     if stream.peek() == "]":
@@ -116,7 +116,7 @@ def list_spans(stream: JsonStream) -> Spans:
 
 
 def lists_of_object(stream: JsonStream) -> tuple[dict[str, Spans], tuple[str, ...]]:
-    """Elements' places of each list in the object that comes next, and all keys.
+    """The spans of the elements of each list in the next object, and all its keys.
 
     Raises InputError for text that is no JSON.
     """

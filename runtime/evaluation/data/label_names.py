@@ -14,7 +14,7 @@ from runtime.evaluation.data.parquet_rows import parquet_label_names
 def label_names(column: str, files: Sequence[Path], folder: Path | None) -> tuple[str, ...]:
     """The labels' names, by number; empty if none are declared.
 
-    In the metadata of a Parquet or Arrow file, in a README, or in `dataset_info.json`, beside the
+    They are declared in a Parquet or Arrow file, or in a README or `dataset_info.json` beside the
     files or in `folder`. Raises InputError for a damaged file.
     """
     for path in files[:1]:

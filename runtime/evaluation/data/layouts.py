@@ -18,7 +18,7 @@ ANSWERS = (
     "references", "expected", "expected_output", "ideal", "answerkey",
 )  # fmt: skip
 LONG_PROMPTS = ("document", "article", "source", "dialogue", "text", "passage")
-"""Taken for the question only where no other column is."""
+"""They hold the question only if no other column does."""
 LONG_ANSWERS = ("summary", "highlights", "targets")
 TEXTS = ("text", "sentence", "content", "review", "utterance", "tweet", "headline", "comment")
 PAIRS = (
@@ -116,7 +116,7 @@ def layout_of(row: Fields, forced: str | None, chosen: Mapping[str, str]) -> Lay
 
 
 def names_for(chosen: Mapping[str, str]) -> Sequence[str]:
-    """The layouts that have the roles that the user gave columns, the likeliest first."""
+    """The layouts with the roles that the user gave to columns, the likeliest first."""
     roles = set(chosen) - {"system", "id"}
     if "rejected" in roles:
         return ("preferences",)

@@ -32,7 +32,7 @@ from runtime.evaluation.data.utf8_file import Scratch
 from runtime.evaluation.evaluation import DataFacts
 
 Pull = Callable[[str, "str | None"], Path]
-"""Downloads a hub dataset's split, and gives the folder with its files."""
+"""Downloads a hub dataset's split, and returns the folder with its files."""
 FIRST = 100  # rows by which the layout is recognized
 BAD = "correct it, or leave such rows out with --skip-bad"
 
@@ -44,11 +44,11 @@ class DataRequest:
     source: str
     """A file, a folder of files, or a hub dataset: ORG/NAME[@REVISION][:CONFIG]."""
     layout: str | None = None
-    """One of the layouts' names, if it is not to be recognized."""
+    """The name of the layout; None to recognize it."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Columns by role, such as {"answer": "my_answer"}."""
     split: str | None = None
-    """Of a folder or a hub dataset."""
+    """The name of a split of a folder or a hub dataset."""
     held_out: float | None = None
     """Share of the rows to measure, chosen by the seed and independent of the limit."""
     limit: int | None = None
@@ -67,7 +67,7 @@ class FirstPass:
     good: array[int] = field(default_factory=lambda: array("q"))
     """Numbers of the rows that can be used."""
     bad: list[BadRow] = field(default_factory=list)
-    """The first of those that cannot."""
+    """The first of the rows that cannot be used."""
     n_bad: int = 0
     references: ReferenceCount = field(default_factory=ReferenceCount)
     after: int = 0
@@ -81,8 +81,8 @@ class FirstPass:
 def open_data(request: DataRequest, *, pull: Pull | None = None) -> Dataset:
     """Open data: all rows are read once and checked, and items are read again when wanted.
 
-    Raises InputError for data that cannot be read or understood, and for bad rows unless they are
-    to be left out; whatever `pull` raises for a hub dataset.
+    Raises InputError for data that cannot be read or understood, and for bad rows unless
+    `request.skip_bad` leaves them out; for a hub dataset also the errors of `pull`.
     """
     check_request(request)
     paths, split, folder = find_files(request, pull)
@@ -128,7 +128,7 @@ def check_request(request: DataRequest) -> None:
 def find_files(
     request: DataRequest, pull: Pull | None
 ) -> tuple[list[Path], Split | None, Path | None]:
-    """The files of the data; of a folder or a hub dataset also the split and the folder.
+    """The files of the data; for a folder or a hub dataset also the split and the folder.
 
     Raises InputError for data that does not exist, and for splits of a single file.
     """
@@ -247,7 +247,7 @@ def hash_of(name: str) -> int:
 
 
 def drop_repeated(found: FirstPass, files: Files, reader: RowReader, hashes: Sequence[int]) -> None:
-    """Count rows as bad whose id an earlier row has."""
+    """Count a row as bad if an earlier row has its id."""
     repeated = list(repeated_places(hashes))
     if not repeated:
         return
@@ -264,7 +264,7 @@ def drop_repeated(found: FirstPass, files: Files, reader: RowReader, hashes: Seq
 
 
 def repeated_id(files: Files, reader: RowReader, number: int, earlier: int) -> str:
-    """Why a row is bad that has an earlier one's id."""
+    """The reason why a row is bad: an earlier row has its id."""
     row = next(files.scan([number]))[1]
     name = "" if isinstance(row, RowError) else reader.id_of(row, number + 1)
     file, line = files.place(earlier)
@@ -273,7 +273,7 @@ def repeated_id(files: Files, reader: RowReader, number: int, earlier: int) -> s
 
 
 def repeated_places(hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Each place with a value that was there before, and the first place with that value."""
+    """Each place whose value an earlier place has, and the first place with that value."""
     import numpy as np
 
     values = np.asarray(hashes, dtype=np.uint64)
@@ -305,7 +305,7 @@ def refuse_bad(found: FirstPass, request: DataRequest) -> None:
 
 
 def choose(good: Sequence[int], request: DataRequest) -> Sequence[int]:
-    """The rows to measure: the held-out share, and of it the limit."""
+    """The rows to measure: the held-out share, or a sample of it up to the limit."""
     if request.held_out is not None:
         count = max(1, round(request.held_out * len(good)))
         good = seeded_sample(good, count, request.seed, "held out")

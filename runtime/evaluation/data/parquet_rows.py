@@ -95,7 +95,7 @@ class ParquetRows:
 
 
 def row_of(batch: Any, number: int) -> Fields | RowError:  # pyarrow has no types
-    """A row of a batch, or why its values are none of Python's."""
+    """A row of a batch, or the error for a value that Python cannot hold."""
     try:
         row: Fields = batch.slice(number, 1).to_pylist()[0]
     except (ValueError, OverflowError, import_module("pyarrow").ArrowException) as error:
@@ -149,7 +149,7 @@ def parquet_rows(path: Path) -> ParquetRows:
 
 
 def is_left_out(kind: Any) -> bool:  # a pyarrow type
-    """Whether a column has bytes, or times, of which Python has not all."""
+    """Whether a column has bytes, or times, some of which Python cannot hold."""
     types = import_module("pyarrow.types")
     if types.is_temporal(kind):
         return True

@@ -30,7 +30,7 @@ TRANSCRIPT = re.compile(r"\n\n(Human|Assistant): ?")
 BEFORE = "\n\nHuman:"
 CONTEXTS = ("context", "passage")
 OPTIONS = ("choices", "options")
-LONG_NUMBER = 4  # digits that no option's number has
+LONG_NUMBER = 4  # digits: no option's number has as many
 PAIR = 2  # LLaMA-Factory's history: an instruction and its response
 
 
@@ -179,7 +179,7 @@ def read_labelled(row: Fields, layout: Layout, names: Sequence[str]) -> Parts:
 
 
 def label_name(value: object, column: str, names: Sequence[str]) -> str:
-    """The label's name: of a number the known one. Raises RowError."""
+    """The label's name; for a number, the name in `names`. Raises RowError."""
     if isinstance(value, list):
         if len(value) != 1:
             raise RowError(f"its `{column}` holds {len(value)} labels, and one is measured")
@@ -231,7 +231,7 @@ def split_preferred(value: object, column: str, before: list[Turn]) -> Parts:
 
 
 def transcript(text: str) -> list[Turn]:
-    """The turns of a conversation that is one text. Raises RowError for none."""
+    """The turns of a conversation that is one text."""
     pieces = TRANSCRIPT.split(text)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
     return [

@@ -10,8 +10,8 @@ from hashlib import blake2b
 def seeded_sample(rows: Sequence[int], count: int, seed: int, purpose: str) -> list[int]:
     """`count` of the rows, in their order; a larger sample holds a smaller one of the same seed.
 
-    Each row has a hash of its number, and those with the smallest are taken: so a row's lot does
-    not depend on which others there are.
+    The rows whose numbers have the smallest hashes are taken: a row's hash does not depend on the
+    other rows.
     """
     if count >= len(rows):
         return list(rows)

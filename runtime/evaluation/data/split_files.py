@@ -11,7 +11,7 @@ from typing import Any
 from exporter.core.errors import InputError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-"""Files of rows, by the end of their name; those of text also with one of PACKED behind it."""
+"""Endings of data files' names; text files may also have one of PACKED after it."""
 PACKED = (".gz", ".zst")
 OF_PYARROW = (".parquet", ".arrow")
 NO_SPLIT = "data"
@@ -147,7 +147,7 @@ def matching(files: Sequence[str], patterns: object, folder: str) -> list[str]:
 def by_names(files: Sequence[str], config: str | None) -> dict[str, list[str]]:
     """Files by the split in their names; those without any are train's, as `datasets` has it.
 
-    `config`: only the files below folders of this name, where there are any.
+    `config`: only the files in folders of this name count; None for all.
     """
     if config:
         files = [path for path in files if config in path.split("/")[:-1]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from runtime.evaluation.item import Task
 
-LABELS = 20  # distinct references, at most, that are labels although no column says so
+LABELS = 20  # most distinct references that count as labels without a column of labels
 LABEL_WORDS = 5  # words of the longest such label
 RECURS = 3  # rows for each such label, on average
 MOST = 1000  # distinct references kept; a column with more labels holds free text

@@ -24,7 +24,7 @@ KEYS = {
 }  # fmt: skip
 """Names of settings for training data: axolotl's, LLaMA-Factory's, TRL's, MLX's and others'."""
 INSIDE = {"path", "name", "repo_id", "ds_name", "train", *KEYS}
-"""Keys of an object that describes a dataset; others in it are no names."""
+"""Keys of an object that describes a dataset; its other keys hold no names."""
 SUFFIX = (".yaml", ".yml", ".json")
 NOT_SETTINGS = ("tokenizer", "vocab", "special_tokens", "added_tokens", "model.safetensors")
 
@@ -32,10 +32,10 @@ NOT_SETTINGS = ("tokenizer", "vocab", "special_tokens", "added_tokens", "model.s
 def leaks(
     adapter: Path, source: str, *, split: str | None = None, is_held_out: bool = False
 ) -> str | None:
-    """A sentence for the reader where an adapter names the data as what it was trained on.
+    """A sentence for the reader if an adapter's files name the data as its training data.
 
-    `adapter`: its folder, or a file in it. `split`: the hub dataset's, which only counts as trained
-    on if it is `train`. None where no file in the folder names the data.
+    `adapter`: its folder, or a file in it. `split`: a hub dataset's split; only `train` counts as
+    training data. Returns None if no file in the folder names the data.
     """
     is_hub = not Path(source).exists()
     is_unseen = split is not None and KEYWORDS.get(split.lower(), "train") != "train"

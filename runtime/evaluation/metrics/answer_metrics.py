@@ -44,9 +44,9 @@ def exact_match(item: Item, outcome: Outcome) -> float | None:
 
 
 def token_f1(item: Item, outcome: Outcome) -> float | None:
-    """SQuAD's F1 over words, of the reference that gives the largest.
+    """SQuAD's F1 over words, the largest of all references.
 
-    Of Chinese, Japanese, Thai and other text without spaces each character is a word.
+    In Chinese, Japanese, Thai and other text without spaces, each character is a word.
     """
     if outcome.answer is None or not item.references:
         return None

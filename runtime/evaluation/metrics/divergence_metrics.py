@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from runtime.evaluation.metric import Floats
 
 LEAST, MOST = 1e-6, 50.0
-"""Nats, between which divergences are counted by classes of equal width in the logarithm."""
+"""In nats: between them, divergences are counted by classes of equal width in the logarithm."""
 CLASSES = 128  # each 15 % above the one before
 QUANTILE = 0.99  # as llama-perplexity gives it
 

@@ -66,7 +66,7 @@ def of_schema(path: Path) -> Metric:
     validator = kind(schema, registry=without_network())
 
     def value(_item: Item, outcome: Outcome) -> float | None:
-        """Whether an answer satisfies it. Raises InputError for a reference it cannot follow."""
+        """Whether an answer fits the schema. Raises InputError if it refers to another one."""
         if outcome.answer is None:
             return None
         try:

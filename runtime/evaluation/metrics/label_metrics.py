@@ -42,7 +42,7 @@ def accuracy(item: Item, outcome: Outcome) -> float | None:
 
 
 def f1_counts(item: Item, outcome: Outcome) -> Floats | None:
-    """Each label as right one, as given one and as both; shape (k,).
+    """Counts of each label as the right one, as the given one and as both; shape (k,).
 
     The labels are in alphabetical order, and k is 3 * (their number + 1): the last place of each
     third is for a right label that is none of them.

@@ -24,19 +24,19 @@ def loss_sums(_item: Item, outcome: Outcome) -> Floats | None:
 
 
 def perplexity_of(sums: Floats) -> Floats:
-    """The power of e to the mean loss per token: shape (..., 2) to (...)."""
+    """The exponential of the mean loss per token: shape (..., 2) to (...)."""
     return bounded_exp(ratio(sums))
 
 
 def bounded_exp(loss: Floats) -> Floats:
-    """The power of e to losses: shape (n,) to (n,)."""
+    """The exponential of losses: shape (n,) to (n,)."""
     import numpy as np
 
     return np.exp(np.minimum(loss, LARGEST_LOSS))
 
 
 def bits_and_bytes(item: Item, outcome: Outcome) -> Floats | None:
-    """The reference's bits and its length in UTF-8; shape (2,).
+    """The reference's bits and its bytes in UTF-8; shape (2,).
 
     Unlike the loss it is comparable between models with different tokenizers.
     """
@@ -76,9 +76,9 @@ def margin(_item: Item, outcome: Outcome) -> float | None:
 
 
 def agreement(ours: Outcome, theirs: Outcome) -> float | None:
-    """The share of the reference's tokens at whose places both models' likeliest token is equal.
+    """The share of the reference's places at which both models have the same likeliest token.
 
-    None if one has no such tokens or their numbers differ, as those of two tokenizers do.
+    None if a model has no likeliest tokens, or if their numbers differ, as with two tokenizers.
     """
     if ours.reference is None or theirs.reference is None:
         return None

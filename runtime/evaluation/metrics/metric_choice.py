@@ -71,7 +71,7 @@ def left_out(
 ) -> tuple[str, ...]:
     """A sentence for each metric that would be computed if its package were installed.
 
-    changes: the user's, as `chosen_metrics` has them; a metric that they remove has no sentence.
+    changes: the user's, as in `chosen_metrics`; a metric that they remove has no sentence.
     """
     names = metrics_for(task, references_are_short)
     reasons = (available(METRICS[name]) for name in names if f"-{name}" not in changes)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from runtime.evaluation.metric import Floats
 
 MOST_CHARACTERS = 100_000  # of a text in BLEU and chrF, which take a second for 1 MB
-MOST_WORDS = 2_000  # of a text in ROUGE-L, whose time grows with the square: then it is a second
+MOST_WORDS = 2_000  # of a text in ROUGE-L, whose time grows with the square; these take a second
 ORDERS = 4  # BLEU's: n-grams of 1 to 4 words
 BETA = 2.0  # chrF2: recall counts twice as much as precision
 HAN = re.compile("[\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -55,7 +55,7 @@ def bleu_counts(item: Item, outcome: Outcome) -> Floats | None:
     """BLEU's counts of an item: its length, the reference's, matches and n-grams; shape (10,).
 
     sacrebleu's tokenizer is `13a`; `zh` for references with Chinese characters, and `char` for
-    those in Japanese, Thai and other scripts without spaces. Of a text the first 100,000
+    those in Japanese, Thai and other scripts without spaces. Only a text's first 100,000
     characters count.
     """
     if outcome.answer is None or not item.references:
@@ -92,8 +92,8 @@ def bleu_of(sums: Floats) -> Floats:
 def chrf_counts(item: Item, outcome: Outcome) -> Floats | None:
     """The counts of chrF for an item: n-grams, the reference's, matches, by order; shape (18,).
 
-    Of several references the one that gives the largest chrF counts, and of a text the first
-    100,000 characters.
+    Only the reference that gives the largest chrF counts, and only a text's first 100,000
+    characters.
     """
     if outcome.answer is None or not item.references:
         return None
@@ -119,9 +119,9 @@ def chrf_of(sums: Floats) -> Floats:
 
 
 def rouge_l(item: Item, outcome: Outcome) -> float | None:
-    """ROUGE-L's F-measure, 0 to 1, of the reference that gives the largest; without stemming.
+    """ROUGE-L's F-measure, 0 to 1, the largest of all references; without stemming.
 
-    Letters of all scripts count, not a to z only. Of a text the first 2,000 words do.
+    Letters of all scripts count, not a to z only. Only a text's first 2,000 words count.
     """
     if outcome.answer is None or not item.references:
         return None

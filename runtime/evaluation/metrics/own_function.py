@@ -16,7 +16,7 @@ from runtime.evaluation.metrics.figures import mean_metric
 from runtime.evaluation.outcome import Outcome
 
 Function = Callable[[str, list[str], dict[str, Any]], Any]
-"""It may return anything; what is no number is an error."""
+"""It may return anything; a result that is neither a number nor None is an error."""
 
 
 def is_own(name: str) -> bool:
@@ -25,7 +25,7 @@ def is_own(name: str) -> bool:
 
 
 def own_metric(name: str) -> Metric:
-    """The mean of what a user's function gives for each item; None leaves the item out.
+    """The mean of a user's function over the items; an item with None is left out.
 
     The function is called with the answer, the references and the item's fields. Higher is better,
     unless the function has an attribute `higher_is_better` that is False or None; it is binary if

@@ -1,8 +1,8 @@
 """Texts as words to compare, in all scripts.
 
-Latin text is normalised as SQuAD's evaluation does (Rajpurkar et al. 2016). For other scripts we
-follow MLQA's (Lewis et al. 2020): punctuation is Unicode's, and of scripts that put no spaces
-between words each character is a word.
+Latin text is normalised as SQuAD's evaluation does (Rajpurkar et al. 2016). Other scripts
+follow MLQA's (Lewis et al. 2020): punctuation is Unicode's, and in scripts that put no spaces
+between words, each character is a word.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _WORDS_APART = _WordsApart()
 def normalized(text: str) -> str:
     """A text in lower case without punctuation, articles and needless spaces.
 
-    Where this would leave nothing, as of the answer "A", articles stay; where still nothing is
-    left, as of "+", punctuation does too. SQuAD's own evaluation would hold all such answers for
-    equal, and for as right as an empty one.
+    If this leaves nothing, as with the answer "A", articles stay; if still nothing is left, as
+    with "+", punctuation stays, too. In SQuAD's own evaluation all such answers are equal to each
+    other, and to an empty one.
     """
     lower = unicodedata.normalize("NFC", text).lower()
     plain = lower.translate(_WITHOUT_PUNCTUATION)

@@ -10,19 +10,19 @@ from runtime.evaluation.evaluation import Evaluation, JudgeResult, MetricFacts, 
 from runtime.evaluation.metric import Difference, Interval
 
 MISSING = "–"
-"""Stands where a figure is unknown."""
+"""The sign in place of an unknown figure."""
 ONE_DECIMAL = 10
 """From here on figures need no second and third decimal."""
 NO_DECIMAL = 1000
 """From here on figures need no decimal."""
 TWO_DIGITS = 0.01
-"""Below, figures have two digits that are not 0, such as the divergence of Q8_0."""
+"""Smaller figures, such as the divergence of Q8_0, have two significant digits."""
 MOST_DECIMALS = 7
 """Smaller figures are rounding."""
 
 
 def figure_text(value: float, unit: str = "", *, size: float = 0.0) -> str:
-    """A figure with its unit, and as many decimals as its size deserves, or a larger one's."""
+    """A figure with its unit; its size, or a larger `size`, decides the number of decimals."""
     if not math.isfinite(value):
         return "∞" if value == math.inf else MISSING
     size = max(abs(value), size)
@@ -45,7 +45,7 @@ def item_figure(value: float, unit: str = "") -> str:
 
 
 def signed_text(value: float, unit: str = "") -> str:
-    """A difference with its sign; one of percentages is in points."""
+    """A difference with its sign; a difference of percentages is in points."""
     text = figure_text(value, unit).replace("%", "points")
     return f"+{text}" if value > 0 else text
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).with_name("page")
 ITEMS_BYTES = 2_800_000
-"""Of all listed items together, so that a page stays below 5 MB."""
+"""The most bytes of all listed items together, so that a page stays below 5 MB."""
 GROUPS_MAX = 30
 """Groups of a column that are listed, the worst ones."""
 COLUMNS_MAX = 12
@@ -106,7 +106,7 @@ def page_of(evaluation: Evaluation, gathering: Gathering) -> str:
 
 @cache
 def page_environment() -> Environment:
-    """Templates that escape whatever they insert but the parts that were made here."""
+    """Templates that escape all that they insert, except the parts that are made here."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -250,7 +250,7 @@ def item_parts(
 
 
 def column_choices(cases: list[Case]) -> dict[str, list[str]]:
-    """The columns with few values, and these."""
+    """The columns with few values, each with its values."""
     found: dict[str, set[str]] = {}
     for case in cases:
         for name, value in case.columns.items():

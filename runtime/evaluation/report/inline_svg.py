@@ -32,7 +32,7 @@ FONT = re.compile(r"(?:(?P<weight>bold|\d{3}) )?(?P<size>[\d.]+px)")
 
 
 def plain_label(text: str, most: int) -> str:
-    """The text on one line, of at most so many characters, without those that XML lacks."""
+    """The text on one line, of at most `most` characters, without those that XML lacks."""
     line = " ".join(UNREADABLE.sub("\ufffd", without_controls(text)).split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
@@ -40,7 +40,7 @@ def plain_label(text: str, most: int) -> str:
 def inline_svg(source: str, name: str, title: str, description: str) -> str:
     """The plot as an element of a page, with a title and a description for screen readers.
 
-    `name` is the plot's own on the page: ids begin with it.
+    `name`: the plot's name on the page; ids begin with it.
     """
     root = ET.fromstring(source)  # noqa: S314 - matplotlib's
     prune(root)

@@ -1,4 +1,4 @@
-"""Keeps, of a stream of cases, the ones that a reader wants to see and the figures for plots."""
+"""Keeps the cases of a stream that a reader wants to see, and the figures for plots."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Gathering:
     lengths: dict[str, array[int]] = field(default_factory=dict)
     """By model: words of each answer."""
     losses: dict[str, tuple[array[float], array[float]]] = field(default_factory=dict)
-    """By model but the one compared with: the losses of that one, and the model's own."""
+    """By model, except the one compared with: that one's losses, and the model's."""
     tallies: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By model but the one compared with: how many wins, losses and ties."""
+    """By model, except the one compared with: its numbers of wins, losses and ties."""
 
     def add(self, case: Case) -> None:
         """Take one more case into account."""

@@ -31,7 +31,7 @@ class Legend:
 
     name: str
     number: int
-    """Of its colour and marker, from 1."""
+    """The number of its colour and marker, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Sketch:
     title: str
     caption: str
     description: str
-    """For readers who do not see it."""
+    """The text for readers who do not see the plot."""
     height: float
     """In inches, the axes' labels included."""
     draw: Callable[[Axes], None]

@@ -10,7 +10,7 @@ from runtime.evaluation.report.plot_drawing import Plot, drawn
 from runtime.evaluation.report.plot_kinds import sketches
 
 BYTES_MAX = 1_500_000
-"""Of all plots of a page together."""
+"""The most bytes of all plots of a page together."""
 MISSING_LIBRARY = (
     "There are no plots, as matplotlib is not installed: `pip install 'decant-llm[eval]'`."
 )

@@ -17,7 +17,7 @@ from runtime.evaluation.report.stored_fields import plain, restored
 
 REPORT, ITEMS, PAGE = "report.json", "items.jsonl", "report.html"
 VERSION = 1
-"""Of the layout of both files; a reader refuses others."""
+"""The version of both files' layout; a reader refuses others."""
 HINT = "run the evaluation again: outcomes that are cached take no time"
 OFFSET = re.compile(r"([+-]\d\d)(\d\d)$")
 """The offset of a time without its colon."""

@@ -42,11 +42,11 @@ def restored(kind: type[T], value: object, place: str) -> T:
 
 
 def build(kind: Any, value: Any, place: str) -> Any:  # Any: a type of any field, and JSON
-    """The value as the type asks. Raises InputError where it is of another."""
+    """The value as an object of the type. Raises InputError for a value of another type."""
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         return build_object(kind, value, place)
-    if origin in (Union, types.UnionType):  # of a type and None; no field has another
+    if origin in (Union, types.UnionType):  # a type or None; no field has another union
         return None if value is None else build(inner[0], value, place)
     if is_kind(origin, Mapping) and isinstance(value, dict):
         return {name: build(inner[1], part, f"{place}.{name}") for name, part in value.items()}
@@ -64,7 +64,7 @@ def is_kind(origin: object, base: type) -> bool:
 
 
 def number_of(value: object) -> float | None:
-    """The figure that `plain` wrote; None if it is none."""
+    """The figure that `plain` wrote; None for a value that is no figure."""
     if value is None:
         return math.nan
     if value in ("inf", "-inf") or (isinstance(value, int | float) and not isinstance(value, bool)):

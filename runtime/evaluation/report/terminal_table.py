@@ -52,7 +52,7 @@ class TerminalTable:
 
 
 def terminal_tables(evaluation: Evaluation) -> list[TerminalTable]:
-    """All tables but the items' one: scores, wins, groups, size against score, what it took."""
+    """All tables except the items': scores, wins, groups, size against score, and costs."""
     tables = [score_table(evaluation), outcome_table(evaluation)]
     tables += [group_table(evaluation, column) for column in evaluation.groups]
     tables += [size_table(evaluation), cost_table(evaluation)]
@@ -200,7 +200,7 @@ def one_line(text: str) -> str:
 
 
 def shortened_line(text: str, width: int) -> str:
-    """The text on one line of at most so many columns; wide characters take two."""
+    """The text on one line of at most `width` columns; wide characters take two."""
     line = one_line(text)
     if columns_of(line) <= width:
         return line

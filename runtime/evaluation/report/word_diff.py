@@ -10,7 +10,7 @@ WORDS = re.compile(
     "[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]\\s*"
     "|[^\\s\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+\\s*|\\s+"
 )
-"""A word with the space behind it; scripts without spaces go by characters."""
+"""A word with the space behind it; in scripts without spaces, a character."""
 MOST = 800
 """Words beyond which texts are not compared: the time grows with the square."""
 ALIKE = 0.35
@@ -25,7 +25,7 @@ class Piece(NamedTuple):
 
 
 def marked(before: str, after: str) -> list[Piece]:
-    """The text `after`, with the words that `before` lacks, and those only `before` has.
+    """The words of both texts: the same in both, added in `after`, or removed from `before`.
 
     Texts with little in common come back unmarked.
     """
