@@ -49,7 +49,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.lasting
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_test_over_the_budget_fails_the_run_by_its_name(tmp_path, processes):
     done = run(tmp_path, "--budget", "0.2", *(["-p", "xdist", "-n", "1"] if processes else []))

@@ -235,6 +235,7 @@ def closed_port() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_commands_use_the_cache_and_hint_at_what_they_have(
     stage: Stage, decant: Decant, tmp_path: Path
 ):

@@ -142,6 +142,7 @@ def test_an_engine_that_dies_is_started_again_and_the_next_request_works(endless
             assert used(found) == 0
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_said_not_tried_forever(pirate, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(pirate.read_bytes())

@@ -119,7 +119,7 @@ def test_a_tls_client_that_is_silent_after_its_handshake_is_closed_without_its_c
     assert took[0] < 10
 
 
-@pytest.mark.lasting
+@pytest.mark.slow
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_a_client_that_reads_a_byte_at_a_time_is_cut_off(is_stream, tmp_path):
     """Its connection is closed at once, and not when it has read what is left."""

@@ -118,6 +118,7 @@ def engine_of(served: Served, name: str) -> int:
     raise AssertionError(name)
 
 
+@pytest.mark.slow
 @pytest.mark.llamacpp
 @pytest.mark.trained
 def test_two_gateways_share_a_store_and_the_cache_of_adapters(demo_base, demo_models, tmp_path):
