@@ -10,14 +10,14 @@ from types import MappingProxyType
 import click
 
 from exporter.cli.common_options import store
-from exporter.core.errors import InputError, ModelError
+from exporter.core.errors import InputError
 from exporter.core.events import Report
 from exporter.model_store import find_model
 from runtime.cli.from_folder import model_of
-from runtime.engine.adapters import Adapter, bring_adapters, check_adapter
+from runtime.engine.adapters import Adapter, bring_adapters
 from runtime.engine.opened_model import Model, open_model
 from runtime.engine.template_choice import read_template, with_template
-from runtime.gateway.catalog import stored_models, with_adapters_of
+from runtime.gateway.catalog import fitting_models, stored_models, with_adapters_of
 from runtime.gateway.config_file import ModelTable
 
 
@@ -83,17 +83,9 @@ def assigned(
     """
     mine = {path: list(known) for path, known in beside.items()}
     for adapter in adapters:
-        fitting, error = [], None
-        for model in models:
-            try:
-                check_adapter(adapter, model.header)
-                fitting.append(model)
-            except ModelError as caught:
-                error = caught
+        fitting = fitting_models(adapter, models)
         if not fitting:
-            raise error or InputError(f"no MODEL is the base of {adapter.name!r}")
-        # adapters are trained on a base, so a merged model is the second choice
-        fitting = [one for one in fitting if not is_merged(one)] or fitting
+            raise InputError(f"no MODEL is the base of {adapter.name!r}")
         if len(fitting) > 1:
             names = " and ".join(model.name for model in fitting)
             raise InputError(
@@ -102,7 +94,3 @@ def assigned(
             )
         mine.setdefault(fitting[0].header.path, []).append(adapter)
     return [with_adapters_of(model, mine) for model in models]
-
-
-def is_merged(model: Model) -> bool:
-    return model.header.text("decant.adapter") is not None

@@ -16,12 +16,12 @@ from pathlib import Path
 from exporter.core.errors import DecantError, DownloadError, InputError, ModelError, SpaceError
 from exporter.core.events import Note, Report
 from exporter.core.gguf import SUFFIX
-from runtime.engine.adapters import BASE, NAME, Adapter, Wanted, check_adapter, gguf_of
+from runtime.engine.adapters import BASE, NAME, Adapter, Wanted, gguf_of
 from runtime.engine.opened_model import Model
 from runtime.engine.own_template import OwnTemplate, own_template
 from runtime.gateway.adapter_places import base_here, permitted
 from runtime.gateway.api_errors import ApiError, bad_request, unavailable
-from runtime.gateway.catalog import Catalog
+from runtime.gateway.catalog import Catalog, fitting_models
 from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 
@@ -231,22 +231,16 @@ def fitting(adapter: Adapter, bases: dict[str, Model]) -> str:
 
     Raises ModelError where none fits, InputError where several do.
     """
-    found, error = [], None
-    for id_, model in bases.items():
-        if model.is_encoder_decoder:
-            error = error or ModelError(
-                f"{id_!r} is an encoder-decoder, whose engine takes no adapters",
-                hint="merge it into the model: decant export ADAPTER",
-            )
-            continue
-        try:
-            check_adapter(adapter, model.header)
-            found.append(id_)
-        except ModelError as caught:
-            error = caught
-    if not found:
-        raise error or ModelError("no model is served", hint="decant serve BASE.gguf")
-    plain = [id_ for id_ in found if bases[id_].header.text("decant.adapter") is None] or found
+    if not bases:
+        raise ModelError("no model is served", hint="decant serve BASE.gguf")
+    open_to = {id_: model for id_, model in bases.items() if not model.is_encoder_decoder}
+    if not open_to:
+        raise ModelError(
+            f"{next(iter(bases))!r} is an encoder-decoder, whose engine takes no adapters",
+            hint="merge it into the model: decant export ADAPTER",
+        )
+    found = fitting_models(adapter, open_to.values())
+    plain = [id_ for id_, model in open_to.items() if any(model is one for one in found)]
     if len(plain) > 1:
         raise InputError(
             f"it fits {' and '.join(map(repr, plain))}", hint="name one of them as `model`"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from exporter.core.errors import DecantError, InputError
+from exporter.core.errors import DecantError, InputError, ModelError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import read_gguf
 from exporter.model_store import StoredModel, list_models
-from runtime.engine.adapters import BASE, SCALE_MAX, Adapter
+from runtime.engine.adapters import BASE, SCALE_MAX, Adapter, check_adapter
 from runtime.engine.chat_format import templates_of
 from runtime.engine.memory_fit import LAYERS_KEPT
 from runtime.engine.opened_model import Model, open_model
@@ -243,6 +243,24 @@ def with_adapters(
     except DecantError as error:
         report(Warn(f"`{header.path.name}` is served without adapters: {error.message}"))
         return model
+
+
+def fitting_models(adapter: Adapter, models: Iterable[Model]) -> list[Model]:
+    """The models that an adapter fits; of these, the merged ones only if there are no others.
+
+    Adapters are trained on a base, so a merged model is the second choice. Raises the ModelError
+    of the last model if none fits.
+    """
+    found, error = [], None
+    for model in models:
+        try:
+            check_adapter(adapter, model.header)
+            found.append(model)
+        except ModelError as caught:
+            error = caught
+    if not found and error is not None:
+        raise error
+    return [one for one in found if one.header.text("decant.adapter") is None] or found
 
 
 def with_adapters_of(model: Model, adapters: Mapping[Path, Sequence[Adapter]]) -> Model:

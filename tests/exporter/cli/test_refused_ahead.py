@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from exporter.cli.app import run
 from exporter.cli.outputs import room_ahead
+from tests.exporter.cli.conftest import MIB, NBYTES
 from tests.support.hub_files import REPO, FakeFile
 from tests.support.hub_stage import Stage
 from tests.support.raw import write_adapter, write_base, write_tiny_gguf
 
 pytestmark = pytest.mark.trained
 
-MIB = 1 << 20
-NBYTES = 8 * MIB
 FORMATS = ("gguf", "lora", "safetensors", "ollama")
 NOT_BUILT = "llama.cpp has not been built on this machine yet"
 
 
 @pytest.fixture
-def machine(tmp_path, monkeypatch) -> Iterator[Stage]:
+def machine(base, tmp_path, monkeypatch) -> Stage:
     """An empty cache without a build, and a hub with a base of 8 MiB of weights."""
-    stage = Stage(tmp_path, size=NBYTES)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
-    monkeypatch.setenv("HF_ENDPOINT", stage.a.url)
-    monkeypatch.setenv("DECANT_CACHE", str(tmp_path / "decant"))
     monkeypatch.setenv("DECANT_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(stage.cache))
-    with stage.stack:
-        yield stage
+    return base
 
 
 @pytest.fixture

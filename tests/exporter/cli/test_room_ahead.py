@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
 
 import pytest
-from huggingface_hub import constants
 
 from exporter.cli.app import run
 from exporter.cli.outputs import room_ahead
 from exporter.cli.outputs.room_ahead import bits_of
 from exporter.core.atomic_file import partial_path
+from tests.exporter.cli.conftest import MIB, NBYTES
 from tests.support.hub_files import REPO
 from tests.support.hub_stage import Stage
 from tests.support.raw import write_base
 
 pytestmark = pytest.mark.trained
-
-MIB = 1 << 20
-NBYTES = 8 * MIB
-
-
-@pytest.fixture
-def base(tmp_path, monkeypatch) -> Iterator[Stage]:
-    """A hub with a base of 8 MiB of weights, of which nothing is here."""
-    stage = Stage(tmp_path, size=NBYTES)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
-    monkeypatch.setenv("HF_ENDPOINT", stage.a.url)
-    monkeypatch.setenv("DECANT_CACHE", str(stage.folder / "decant"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(stage.cache))
-    with stage.stack:
-        yield stage
 
 
 def sent_weights(hub: Stage) -> bool:
