@@ -75,7 +75,7 @@ class EngineMemory:
             try:
                 plan = await self.in_thread(plan_engine, *planned, self.settings, room)
             except SpaceError:
-                if oldest is None and (reserved or was_leaving or self.will_leave(engine)):
+                if oldest is None and (reserved or was_leaving or self.retire_for(engine)):
                     return None
                 if oldest is None:
                     raise
@@ -83,7 +83,7 @@ class EngineMemory:
                 if not plan.is_short:
                     return plan
                 if oldest is None:
-                    return None if reserved or was_leaving or self.will_leave(engine) else plan
+                    return None if reserved or was_leaving or self.retire_for(engine) else plan
             self.report(Step(f"unloading {oldest.name}: its memory is needed"))
             await self.stop(oldest)
 
@@ -91,11 +91,15 @@ class EngineMemory:
         """Whether a retired engine will release memory for this one."""
         return any(one is not engine for one in self.roster.leaving())
 
-    def will_leave(self, engine: EngineEntry) -> bool:
-        """Retire the engine that this one succeeds; returns whether memory will be released."""
+    def retire_for(self, engine: EngineEntry) -> bool:
+        """Put the engine in its predecessor's place; returns whether that will release memory."""
+        self.put_in_place(engine)
+        return self.leaves_soon(engine)
+
+    def put_in_place(self, engine: EngineEntry) -> None:
+        """Put a successor in its predecessor's place; the latter ends after its last request."""
         if (old := self.roster.take_over(engine)) is not None:
             self.dismiss_if_done(old)
-        return self.leaves_soon(engine)
 
     async def workers_for(self, engine: EngineEntry) -> Sequence[WorkerFacts]:
         """The workers' present state; encoder-decoders and scoring use no workers."""

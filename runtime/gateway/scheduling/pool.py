@@ -179,9 +179,8 @@ class EnginePool(EngineMemory):
         engine.queue.open()
 
     def take_over(self, engine: EngineEntry) -> None:
-        """Put a successor in its predecessor's place; the latter ends after its last request."""
-        if (old := self.roster.take_over(engine)) is not None:
-            self.dismiss_if_done(old)
+        """Put a successor in place, and replace it at once if an adapter was removed meanwhile."""
+        self.put_in_place(engine)
         if engine.is_loaded and not engine.is_retired and self.roster.holds_removed(engine):
             self.spawn(self.replace(engine))
 

@@ -1,4 +1,4 @@
-"""Two servers on one store: each answers as if it were alone, and what one loses is told."""
+"""Two servers on one store answer independently, and each reports a model that is deleted."""
 
 from __future__ import annotations
 
