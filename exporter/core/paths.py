@@ -32,6 +32,11 @@ def evaluations_folder(env: Mapping[str, str]) -> Path:
     return data_folder(env) / "evaluations"
 
 
+def prompts_folder(env: Mapping[str, str]) -> Path:
+    """The folder of what engines have computed of their conversations."""
+    return data_folder(env) / "prompts"
+
+
 def model_name(folder: Path) -> str:
     """The name to show for a model's folder: in the hub cache the repo's, not the commit's.
 

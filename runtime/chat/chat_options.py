@@ -50,6 +50,7 @@ class Options:
     files: tuple[Path, ...] = ()
     gpu_layers: int | None = None
     delete: str | None = None
+    spec: str = "auto"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -16,14 +16,15 @@ from exporter.cli.common_options import json_option, offline_option, quiet_optio
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.errors import InputError
 from exporter.core.events import Report
-from exporter.core.paths import data_folder
+from exporter.core.paths import data_folder, prompts_folder
 from exporter.core.terminal_text import without_controls
+from exporter.model_store import find_model
 from runtime.chat.chat_options import Options
 from runtime.chat.repl.attachments import is_image, read_image, read_text
 from runtime.chat.repl.set_options import sent
 from runtime.chat.session import Conversation, Turn
 from runtime.chat.session_files import Session, delete_session, find_session, list_sessions, resume
-from runtime.cli.answer_options import answer_options
+from runtime.cli.answer_options import answer_options, spec_option
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import bring_adapters
 from runtime.engine.local import RAW_TOKENS, Engine, LocalEngine, answerer, opening_selection
@@ -33,6 +34,7 @@ from runtime.engine.opened_model import open_model
 from runtime.engine.remote import parse_url, read_key
 from runtime.engine.remote_engine import RemoteEngine
 from runtime.engine.selection import AdapterSelection
+from runtime.engine.speculation import speculation_of
 from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template
 
 NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
@@ -67,6 +69,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 )  # fmt: skip
 @click.option("--chat-template", metavar="NAME|FILE", help=HELP)
 @answer_options
+@spec_option
 @click.option("--raw", is_flag=True, help="Continue your text, without a chat template.")
 @click.option("--url", help="Use a remote server that speaks OpenAI's API.")
 @click.option(
@@ -217,7 +220,18 @@ def local_engine(options: Options, report: Report) -> LocalEngine:
     fit_options = FitOptions(
         options.context, options.threads, force=options.force, gpu_layers=options.gpu_layers
     )
-    return LocalEngine(model, fit_options, raw=options.raw, report=report)
+    speculation = speculation_of(
+        options.spec, lambda name: find_model(name, store(), report=report)
+    )
+    is_kept = options.save and is_conversation(options)
+    return LocalEngine(
+        model,
+        fit_options,
+        raw=options.raw,
+        speculation=speculation,
+        prompt_folder=prompts_folder(os.environ) if is_kept else None,
+        report=report,
+    )
 
 
 def converse(options: Options) -> int:

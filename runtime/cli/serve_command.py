@@ -13,11 +13,14 @@ from typing import Any
 import click
 
 from exporter.cli.common_options import json_option, offline_option, quiet_option, store
+from exporter.cli.sizes import parse_size
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError, ModelError
 from exporter.core.machine import give_back_large_blocks
+from exporter.core.paths import prompts_folder
 from exporter.llamacpp.toolchain import find_toolchain
-from runtime.cli.served_models import Named, models_of, with_templates
+from runtime.cli.answer_options import spec_option
+from runtime.cli.served_models import Named, models_of, speculation_for_models, with_templates
 from runtime.engine.purpose import ROUTE, WHAT, purpose_of
 from runtime.engine.remote import check_key, read_key
 from runtime.engine.template_choice import HELP, NO_TEMPLATE
@@ -51,10 +54,12 @@ class Options:
     context: int | None
     threads: int | None
     chat_template: str | None
+    spec: str
     isolate: bool
     rpc: str | None
     rpc_unchecked: bool
     ttl: str
+    keep_prompts: str
     linger: str
     grace: str
     max_queue: int
@@ -121,6 +126,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     "--chat-template", metavar="NAME|FILE",
     help=HELP + " With several models, for those without one.",
 )  # fmt: skip
+@spec_option
 @click.option(
     "--isolate", is_flag=True,
     help="Run a process per adapter, so that they answer side by side, with shared weights.",
@@ -136,6 +142,10 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--ttl", default="10m", help="Unload a model that is idle this long; default: 10m; 0: never."
 )
+@click.option(
+    "--keep-prompts", default="4GB", metavar="SIZE",
+    help="Keep computed prompts on disk while a model is unloaded; default: 4GB; 0: none.",
+)  # fmt: skip
 @click.option(
     "--linger", default="0s",
     help="Accept requests this long after a SIGTERM, until balancers know; default: 0s.",
@@ -196,7 +206,9 @@ def serve(**given: Any) -> int:  # the values of the options above
     settings = with_changes(settings_of(options), options)
     with reporting(quiet=options.quiet) as report:
         named = Named(options.models, options.adapters, options.base, options.tables)
-        catalog = Catalog(with_templates(models_of(named, report), options.chat_template))
+        models = with_templates(models_of(named, report), options.chat_template)
+        speculation = speculation_for_models(options.spec, models, report)
+    settings, catalog = replace(settings, speculation=speculation), Catalog(models)
     if not catalog.models:
         raise ModelError(
             f"there is no model in `{store()}`", hint="make one: decant export ADAPTER"
@@ -224,6 +236,7 @@ def settings_of(options: Options) -> Settings:
         check_tls(options.tls_cert, options.tls_key)
     if options.rpc_unchecked and not options.rpc:
         raise click.UsageError("--rpc-unchecked goes with --rpc")
+    kept = parse_size("--keep-prompts", options.keep_prompts) if options.keep_prompts != "0" else 0
     return Settings(
         host=options.host,
         keys=tuple(keys),
@@ -236,6 +249,8 @@ def settings_of(options: Options) -> Settings:
         rpc=Spread(parse_workers(options.rpc), unchecked=options.rpc_unchecked)
         if options.rpc
         else None,
+        prompt_folder=prompts_folder(os.environ),
+        prompt_nbytes=kept,
         ttl_s=seconds(options.ttl),
         linger_s=seconds(options.linger),
         grace_s=seconds(options.grace),

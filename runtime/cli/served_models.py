@@ -10,12 +10,13 @@ from types import MappingProxyType
 import click
 
 from exporter.cli.common_options import store
-from exporter.core.errors import InputError
-from exporter.core.events import Report
+from exporter.core.errors import InputError, UnsupportedError
+from exporter.core.events import Note, Report
 from exporter.model_store import find_model
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import Adapter, bring_adapters
 from runtime.engine.opened_model import Model, open_model
+from runtime.engine.speculation import Speculation, speculation_of
 from runtime.engine.template_choice import read_template, with_template
 from runtime.gateway.catalog import fitting_models, stored_models, with_adapters_of
 from runtime.gateway.config_file import ModelTable
@@ -69,6 +70,25 @@ def with_templates(models: Sequence[Model], name: str | None) -> list[Model]:
         with_template(model, text) if len(models) == 1 or not model.can_chat else model
         for model in models
     ]
+
+
+def speculation_for_models(text: str, models: Sequence[Model], report: Report) -> Speculation:
+    """The meaning of --spec for these models; reports those that cannot use it.
+
+    Raises UnsupportedError if none can, and the errors of finding and reading a draft model.
+    """
+    speculation = speculation_of(text, lambda name: find_model(name, store(), report=report))
+    refused = []
+    for model in models:
+        try:
+            speculation.fitted(model)
+        except UnsupportedError as error:
+            refused.append(error)
+    if refused and len(refused) == len(models):
+        raise refused[0]
+    for refusal in refused:
+        report(Note(f"{refusal.message}: it answers without"))
+    return speculation
 
 
 def assigned(

@@ -12,8 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -27,7 +27,8 @@ from exporter.core.paths import size_text
 from exporter.inputs.template_process import refuse_runaway
 from exporter.llamacpp.toolchain import LAST_LINES, Toolchain, scrubbed
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
-from runtime.engine.model_server import ModelServer
+from runtime.engine.model_server import DYING_S, ModelServer
+from runtime.engine.saved_prompts import PromptPlan, SavedPrompts
 from runtime.engine.socket_connection import SocketConnection
 from runtime.process.kept_processes import deepen_stacks, start_kept
 from runtime.process.memory_watch import MemoryLimit, MemoryWatch, end_first
@@ -37,7 +38,6 @@ from runtime.rpc.protocol import Spread, preflight, rpc_flags
 TRIAL_S = 2  # seconds of loading after which the template is tested
 READY_S = 600  # seconds for loading; a large model on a slow disk
 POLL_S = 0.01  # seconds between looks while loading
-DYING_S = 0.5  # seconds for a process to end after it closed its sockets
 GET_S = 5  # seconds for the response to a GET
 STOP_S = (1.0, 2.0)  # waits after the first and the second SIGTERM; upstream may ignore one
 PING_S = 5  # seconds between pings while a prompt is computed: upstream then sees a SIGTERM
@@ -47,8 +47,8 @@ LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 WAITING = frozenset(("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
 """The variables by which a user says how OpenMP's threads wait for each other."""
 SPINS = "1000"
-"""How often a thread of libgomp looks before it sleeps; the default is some 300,000. With that,
-a small model's batches took 13 times as long on two virtual processors, a large one's the same.
+"""How often a thread of libgomp looks for work before it sleeps; the default is some 300,000, with
+which an engine's threads keep processors busy that other engines need.
 """
 Engine = Literal["llama-server", "seq2seq", "scoring"]
 """`scoring` computes log-likelihoods of texts that are given: `runtime.scoring`."""
@@ -86,6 +86,8 @@ class ServerSpec:
     """The memory that the engine may take; None for any."""
     copies: int | None = None
     """Copies of a slot's state to keep; None for llama-server's default."""
+    prompts: PromptPlan | None = None
+    """Where the prompts of its slots are kept while it does not run."""
     use_socket: bool = True
     """Whether to use a Unix socket if the system has them; else a port on the loopback."""
 
@@ -104,6 +106,7 @@ class Server(ModelServer):
         self.port: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.watch: MemoryWatch | None = None
+        self.saved: SavedPrompts | None = None
         self.in_flight = 0
         self.changed = threading.Condition()
 
@@ -119,6 +122,9 @@ class Server(ModelServer):
         deepen_stacks()
         try:
             self.report(Step(f"loading {self.spec.model.name}"))
+            if self.spec.prompts is not None:
+                with suppress(OSError):  # the disk is full, or may not be written
+                    self.saved = SavedPrompts(self.spec.prompts)
             self.link_adapters()
             if self.spec.chat.template is not None:
                 self.template_file.write_text(self.spec.chat.template, encoding="utf-8")
@@ -141,6 +147,8 @@ class Server(ModelServer):
             self.wait_until_ready(on_port=on_port)
             if self.watch is not None:
                 self.watch.is_ready()
+            if self.saved is not None:
+                self.saved.restore(self)
         except BaseException:
             self.stop()
             raise
@@ -200,7 +208,8 @@ class Server(ModelServer):
         if spec.chat.template is not None:
             argv += ["--chat-template-file", str(self.template_file)]
         rpc = rpc_flags(spec.rpc) if spec.rpc else []
-        return [*argv, *spec.chat.flags, *rpc, *spec.extra]
+        saved = self.saved.flags() if self.saved else ()
+        return [*argv, *spec.chat.flags, *rpc, *saved, *spec.extra]
 
     def own_argv(self, module: str) -> list[str]:
         """The command line of an engine that is a module of decant's."""
@@ -223,7 +232,7 @@ class Server(ModelServer):
         }
         if self.spec.engine != "llama-server":  # it imports our packages from the same places
             env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-        if self.spec.engine == "scoring" and not WAITING.intersection(os.environ):
+        if not WAITING.intersection(os.environ):
             env["GOMP_SPINCOUNT"] = SPINS
         return env
 
@@ -358,11 +367,16 @@ class Server(ModelServer):
                 self.in_flight -= 1
                 self.changed.notify_all()
 
-    def stop(self, *, grace_s: float = 0) -> None:
-        """End the process and remove its folder.
+    def stop(self, *, grace_s: float = 0, is_saving: bool = False) -> None:
+        """End the process and remove its folder; with `is_saving`, save its prompts first.
 
         Requests in flight have `grace_s` seconds to finish; then come two SIGTERMs and a SIGKILL.
         """
+        saved, self.saved = self.saved, None
+        if saved is not None:
+            with closing(saved):
+                if is_saving and self.process is not None and not self.in_flight:
+                    saved.save(self, self.process.kill)
         process, self.process = self.process, None
         if process is not None:
             with self.changed:
@@ -382,11 +396,3 @@ class Server(ModelServer):
                 process.wait()
         if self.folder is not None:
             self.folder.remove()
-
-
-def lora_vector(scales: Sequence[float]) -> dict[str, object]:
-    """The `lora` field of a request to an engine with adapters: every adapter's scale, by index.
-
-    An adapter that the field leaves out would keep the scale that another request gave it.
-    """
-    return {"lora": [{"id": number, "scale": scale} for number, scale in enumerate(scales)]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from exporter.core.errors import (
@@ -18,7 +19,8 @@ from exporter.core.machine import available_nbytes, physical_cores
 from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.engine.adapters import BASE
-from runtime.engine.llama_server import Server, ServerSpec, lora_vector
+from runtime.engine.llama_server import Server, ServerSpec
+from runtime.engine.lora_scales import lora_vector
 from runtime.engine.memory_fit import Fit, FitOptions, fit, spread_over
 from runtime.engine.memory_limit import copies, memory_limit
 from runtime.engine.openai_client import (
@@ -34,9 +36,11 @@ from runtime.engine.opened_model import Model
 from runtime.engine.own_template import (
     template_refused,
 )
+from runtime.engine.prompt_plan import KEPT_NBYTES, with_prompts
 from runtime.engine.purpose import refuse_without_answers
 from runtime.engine.request_texts import Front, Fronts, template_notes, unlike
 from runtime.engine.selection import MERGED, AdapterSelection
+from runtime.engine.speculation import OFF, Speculation
 from runtime.rpc.protocol import WorkerFacts, preflight
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -90,14 +94,24 @@ class LocalEngine:
     """A model in a child process, which is started again after it died."""
 
     def __init__(
-        self, model: Model, options: FitOptions, *, raw: bool = False, report: Report = silent
+        self,
+        model: Model,
+        options: FitOptions,
+        *,
+        raw: bool = False,
+        speculation: Speculation = OFF,
+        prompt_folder: Path | None = None,
+        report: Report = silent,
     ) -> None:
         """Fit the model into this machine's memory. Raises SpaceError if it does not fit.
 
-        raw: continue the messages' text without the chat template. Raises UnsupportedError for a
-        model that generates no text.
+        raw: continue the messages' text without the chat template; prompt_folder: where its prompt
+        is kept when it stops. Raises UnsupportedError for a model that generates no text, or cannot
+        use the kind of speculation.
         """
         refuse_without_answers(model.header)
+        self.wanted, self.speculation = speculation, speculation.fitted(model)
+        options = replace(options, draft=self.speculation.draft)
         self.loaded, self.options, self.raw, self.report = model, options, raw, report
         self.toolchain = find_toolchain()
         beside = [adapter.path for adapter in model.adapters]
@@ -117,6 +131,7 @@ class LocalEngine:
         )
         for warning in self.fit.warnings():
             report(Warn(warning))
+        self.prompt_folder = prompt_folder
         self.server: Server | None = None
         self.fronts = Fronts()
         self.was_compared = False
@@ -124,7 +139,7 @@ class LocalEngine:
     @property
     def spec(self) -> ServerSpec:
         header, parallel = self.loaded.header, self.options.parallel
-        return ServerSpec(
+        found = ServerSpec(
             header.path,
             self.fit.context,
             self.fit.threads,
@@ -137,10 +152,15 @@ class LocalEngine:
             "seq2seq" if self.loaded.is_encoder_decoder else "llama-server",
             rpc=self.rpc,
             chat=self.loaded.chat,
-            extra=self.gpu_flags,
+            extra=(*self.gpu_flags, *self.speculation.flags()),
             memory=memory_limit(header, self.fit, parallel, sees=self.sees),
             copies=copies(header, self.fit, parallel),
         )
+        if self.prompt_folder is None:
+            return found
+        kept = self.prompt_folder, KEPT_NBYTES
+        beside = self.loaded, self.toolchain, self.speculation
+        return with_prompts(found, *beside, self.gpu_flags, kept)
 
     @property
     def gpu_flags(self) -> tuple[str, ...]:
@@ -206,7 +226,7 @@ class LocalEngine:
     def stop(self) -> None:
         server, self.server = self.server, None
         if server is not None:
-            server.stop()
+            server.stop(is_saving=True)
 
     def answer(
         self,

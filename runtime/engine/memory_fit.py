@@ -1,8 +1,4 @@
-"""Estimates the memory that a model needs from its header, before anything is loaded.
-
-The sizes follow llama.cpp's for a CPU (llama-kv-cache.cpp, ggml's graph allocator); the tests
-compare them with the allocations that a llama-server logs.
-"""
+"""Chooses the settings with which a model fits into this machine's memory."""
 
 from __future__ import annotations
 
@@ -12,55 +8,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.core.errors import SpaceError
-from exporter.core.gguf import Array, GGUFFile
+from exporter.core.gguf import GGUFFile
 from exporter.core.paths import size_text
+from runtime.engine.memory_need import (
+    BATCH,
+    Need,
+    cache_may_be_quantized,
+    layer_count,
+    reckon,
+    score_nbytes,
+)
 from runtime.rpc.protocol import ALL_LAYERS, Spread, WorkerFacts
 
 DEFAULT_CONTEXT = 8192  # tokens; enough for a conversation, and its cache fits a laptop
 LEAST_CONTEXT = 512  # tokens; below this one question fills it
 MARGIN = 0.9  # of the free memory; the rest is for other programs
 GPU_MARGIN = 1 << 30  # bytes that llama.cpp leaves free on a GPU: its --fit-target
-BATCH = 512  # tokens computed at once: llama.cpp's default --ubatch-size
-CACHE_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "q8_0": 34 / 32,
-}  # per value; q8_0 has 32 values and a scale in 34
-Q8_BLOCK = 32  # values
 PROMPT_CACHE_MAX = 1 << 30  # bytes of earlier prompts kept in memory
 PROMPT_CACHE_SHARE = 0.25  # of the memory left over
-LAYERS_KEPT = 1024  # items kept of a header's per-layer settings; no model has more layers
 BLOCK = re.compile(r"blk\.(\d+)\.")
-CACHELESS = frozenset(
-    ("bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "modern-bert",
-     "neo-bert", "eurobert", "gemma-embedding")
-)  # fmt: skip
-"""Encoder architectures: they read a text once, without a cache of keys and values or logits."""
 # bits per weight of whole models of several billion weights, from llama-quantize's table
 BITS = {"Q8_0": 8.5, "Q6_K": 6.57, "Q5_K_M": 5.7, "Q4_K_M": 4.9, "Q3_K_M": 4.0, "Q2_K": 3.35,
         "IQ2_XXS": 2.38}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """Bytes of memory, by what takes them."""
-
-    weights: int
-    cache: int
-    """Keys and values of the whole context."""
-    work: int
-    """Activations, and the logits."""
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.cache + self.work
-
-    def __str__(self) -> str:
-        """The sizes as text for people."""
-        return (
-            f"{size_text(self.total)} ({size_text(self.weights)} weights,"
-            f" {size_text(self.cache)} context, {size_text(self.work)} work)"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +52,8 @@ class FitOptions:
     """Whether keys and values are stored in 32 bits if memory allows."""
     gpu_layers: int | None = None
     """Layers on the GPU; None for as many as fit."""
+    draft: GGUFFile | None = None
+    """The model that guesses tokens: see `speculation`."""
 
     @property
     def best_type(self) -> str:
@@ -205,17 +176,18 @@ def fit(
 
     def found(context: int, cache_type: str) -> Fit:
         batch = context if options.whole_texts else min(BATCH, context)
-        need = reckon(model, context * options.parallel, cache_type, extra, batch)
-        scores = score_nbytes(model, context * options.parallel, batch)
+        tokens = context * options.parallel
+        need = reckon(model, tokens, cache_type, extra, batch, options.draft)
+        scores = score_nbytes(model, tokens, batch)
         is_exact = options.exact and cache_type in ("f32", "f16") and backend == "cpu"
         if is_exact := is_exact and need.total + scores <= budget:
             need = replace(need, work=need.work + scores)
         left = int(max(0, budget - max(need.total, room)) * PROMPT_CACHE_SHARE)
         kept = min(left, PROMPT_CACHE_MAX)
-        threads = options.threads or cores
         fitted = Fit(
-            context, trained, threads, cache_type, kept, need, free, backend, batch, is_exact,
-            layers=layer_count(model) + 1, name=model.path.name, best_type=options.best_type,
+            context, trained, options.threads or cores, cache_type, kept, need, free, backend,
+            batch, is_exact, layers=layer_count(model) + 1, name=model.path.name,
+            best_type=options.best_type,
         )  # fmt: skip
         if not on_gpu or gpu is None:
             return fitted
@@ -282,75 +254,6 @@ def halves(context: int) -> list[int]:
     while found[-1] // 2 >= LEAST_CONTEXT:
         found.append(found[-1] // 2)
     return found
-
-
-def reckon(model: GGUFFile, context: int, cache_type: str, extra: int, batch: int = BATCH) -> Need:
-    """The memory for `context` tokens; extra: bytes of files beside the model.
-
-    batch: the tokens computed at once.
-    """
-    weights = sum(tensor.nbytes for tensor in model.tensors) + extra
-    cache = int(cache_values(model, context) * CACHE_BYTES[cache_type])
-    return Need(weights, cache, work_nbytes(model, context, batch))
-
-
-def cache_values(model: GGUFFile, context: int) -> int:
-    """The number of key and value elements of `context` tokens, over all layers."""
-    if model.architecture in CACHELESS:
-        return 0
-    layers, heads = layer_count(model), per_layer(model, "attention.head_count")
-    groups = per_layer(model, "attention.head_count_kv", heads)
-    pairs = zip(groups[:layers], heads[:layers], strict=True)
-    return context * sum(group * sum(head_widths(model, head)) for group, head in pairs)
-
-
-def head_widths(model: GGUFFile, heads: int) -> tuple[int, int]:
-    """The widths of a head's key and value, in a layer of `heads` heads."""
-    name = model.architecture
-    width = (model.number(f"{name}.embedding_length") or 0) // heads if heads else 0
-    keys = model.number(f"{name}.attention.key_length") or width
-    return keys, model.number(f"{name}.attention.value_length") or width
-
-
-def layer_count(model: GGUFFile) -> int:
-    name = model.architecture
-    return model.number(f"{name}.decoder_block_count") or model.number(f"{name}.block_count") or 0
-
-
-def per_layer(model: GGUFFile, key: str, default: list[int] | None = None) -> list[int]:
-    """A setting per layer; the header gives one number for all layers, or a list."""
-    value = model.metadata.get(f"{model.architecture}.{key}")
-    layers = layer_count(model)
-    if isinstance(value, Array):
-        numbers = [item for item in value.items if isinstance(item, int)]
-        return (numbers + [0] * layers)[:layers]
-    if isinstance(value, int):
-        return [value] * layers
-    return default if default is not None else [0] * layers
-
-
-def work_nbytes(model: GGUFFile, context: int, batch: int = BATCH) -> int:
-    """Estimate the graph allocator's bytes: the widest activations of a batch, in float32."""
-    name = model.architecture
-    width = model.number(f"{name}.embedding_length") or 0
-    inner = max(per_layer(model, "feed_forward_length"), default=0)
-    vocabulary = next((t.shape[0] for t in model.tensors if t.name == "token_embd.weight"), 0)
-    if name in CACHELESS:
-        vocabulary, context = 0, batch
-    batch = min(batch, context)
-    return batch * 4 * max(vocabulary + width, 2 * inner + 4 * width) + context * batch * 2
-
-
-def score_nbytes(model: GGUFFile, context: int, batch: int) -> int:
-    """Bytes of a batch's attention scores, in float32; flash attention stores none."""
-    seen = batch if model.architecture in CACHELESS else context
-    return max(per_layer(model, "attention.head_count"), default=0) * batch * seen * 4
-
-
-def cache_may_be_quantized(model: GGUFFile) -> bool:
-    """Whether every head's keys and values fill whole blocks of Q8_0."""
-    keys, values = head_widths(model, max(per_layer(model, "attention.head_count"), default=0))
-    return bool(keys and values) and keys % Q8_BLOCK == 0 == values % Q8_BLOCK
 
 
 def what_would_fit(

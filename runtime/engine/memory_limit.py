@@ -8,20 +8,21 @@ slot may be larger than the model, so their number follows from the memory that 
 from __future__ import annotations
 
 from exporter.core.gguf import GGUFFile
-from runtime.engine.memory_fit import (
-    BATCH,
-    CACHE_BYTES,
-    Fit,
-    cache_values,
-    layer_count,
-    score_nbytes,
-)
+from runtime.engine.memory_fit import Fit
+from runtime.engine.memory_need import BATCH, CACHE_BYTES, cache_values, layer_count, score_nbytes
 from runtime.process.memory_watch import MemoryLimit
 
 SLACK = 1 << 30  # bytes: tables of a vocabulary, grammars, bodies, the allocator's holes
 MEDIA_SLACK = 2 << 30  # bytes of decoded pictures and recordings
 COPIES_MAX = 32  # llama-server's --ctx-checkpoints by default
 STATE_BYTES = 4  # recurrent states are float32
+
+
+def has_uncut_state(model: GGUFFile) -> bool:
+    """Whether a model's state cannot be cut back: it has a sliding window or recurrent layers."""
+    name = model.architecture
+    keys = ("attention.sliding_window", "ssm.inner_size", "wkv.head_size")
+    return any(model.number(f"{name}.{key}") for key in keys)
 
 
 def copy_nbytes(model: GGUFFile, fit: Fit) -> int:

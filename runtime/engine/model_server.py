@@ -14,6 +14,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 
 from exporter.core.errors import EngineError
 
+DYING_S = 0.5  # seconds for a process to end after it closed its sockets
+
 
 class ModelServer(ABC):
     """One server. Each request uses a new connection, which leaving its block closes."""

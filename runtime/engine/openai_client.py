@@ -13,8 +13,7 @@ from typing import Any, TypeAlias
 
 from exporter.core.errors import ContextFullError, EngineError
 from exporter.core.terminal_text import without_controls
-from runtime.engine.llama_server import DYING_S
-from runtime.engine.model_server import ModelServer
+from runtime.engine.model_server import DYING_S, ModelServer
 
 BODY_MAX = 16 << 20  # bytes
 COUNT = re.compile(r"\b\d+\b")

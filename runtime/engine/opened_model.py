@@ -15,7 +15,7 @@ from exporter.model_store import StoredModel, projector_beside, refuse_adapter
 from runtime.encoder_decoder.model import is_encoder_decoder
 from runtime.engine.adapters import Adapter, check_adapter
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat, chat_format, templates_of
-from runtime.engine.memory_fit import LAYERS_KEPT
+from runtime.engine.memory_need import LAYERS_KEPT
 from runtime.engine.own_template import (
     OwnTemplate,
     first_own,

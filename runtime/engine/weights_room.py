@@ -6,7 +6,8 @@ from exporter.core.gguf import GGUFFile
 from exporter.core.machine import available_nbytes
 from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import find_toolchain
-from runtime.engine.memory_fit import DEFAULT_CONTEXT, GPU_MARGIN, MARGIN, reckon
+from runtime.engine.memory_fit import DEFAULT_CONTEXT, GPU_MARGIN, MARGIN
+from runtime.engine.memory_need import reckon
 
 
 def weights_room(model: GGUFFile, *, nbytes: int | None, context: int | None) -> int:

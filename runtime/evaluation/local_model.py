@@ -19,8 +19,9 @@ from exporter.core.events import Report, silent
 from exporter.core.machine import available_nbytes, physical_cores
 from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.header_tokens import control_texts
-from runtime.engine.llama_server import Server, ServerSpec, lora_vector
+from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.local import CHAT, COMPLETIONS, LocalEngine
+from runtime.engine.lora_scales import lora_vector
 from runtime.engine.memory_fit import MARGIN, FitOptions, fit
 from runtime.engine.openai_client import as_one_text, ask_json, listed, mapped, number
 from runtime.engine.opened_model import Model

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from runtime.engine.adapters import Adapter
-from runtime.engine.llama_server import lora_vector
+from runtime.engine.lora_scales import lora_vector
 from runtime.engine.purpose import ROUTE, WHAT, purpose_of
 from runtime.engine.request_texts import CHATS
 from runtime.engine.template_choice import NO_TEMPLATE

@@ -17,7 +17,7 @@ from exporter.core.gguf import read_gguf
 from exporter.model_store import StoredModel, list_models
 from runtime.engine.adapters import BASE, SCALE_MAX, Adapter, check_adapter
 from runtime.engine.chat_format import templates_of
-from runtime.engine.memory_fit import LAYERS_KEPT
+from runtime.engine.memory_need import LAYERS_KEPT
 from runtime.engine.opened_model import Model, open_model
 from runtime.engine.own_template import first_own
 from runtime.gateway.api_errors import ApiError, bad_request

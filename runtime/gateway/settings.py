@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter.core.errors import InputError
+from runtime.engine.speculation import OFF, Speculation
 from runtime.gateway.request_limits import Limits
 from runtime.rpc.protocol import Spread
 
@@ -44,6 +45,12 @@ class Settings:
     """Whether each adapter, and the base alone, runs in a separate process."""
     rpc: Spread | None = None
     """Workers that compute layers of each model."""
+    speculation: Speculation = OFF
+    """The kind of speculation, for the models that can use it."""
+    prompt_folder: Path = Path()
+    """Where engines' prompts are kept while they do not run."""
+    prompt_nbytes: int = 0
+    """The most bytes that are kept there; 0 keeps none."""
     ttl_s: float = 600
     """The idle time after which a model is unloaded; 0 keeps it."""
     linger_s: float = 0

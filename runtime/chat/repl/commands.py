@@ -80,7 +80,13 @@ def model(repl: Repl, argument: str) -> None:
         opened = repl.first if is_first and repl.first else open_model(path)
         old.stop()  # the new model may need its memory
         try:
-            new = LocalEngine(opened, old.options, report=repl.screen.report)
+            new = LocalEngine(
+                opened,
+                old.options,
+                speculation=old.wanted.for_another(),
+                prompt_folder=old.prompt_folder,
+                report=repl.screen.report,
+            )
             new.start()
         except DecantError:
             old.start()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from exporter.core.errors import SpaceError
@@ -85,7 +86,7 @@ class EngineMemory:
                 if oldest is None:
                     return None if reserved or was_leaving or self.retire_for(engine) else plan
             self.report(Step(f"unloading {oldest.name}: its memory is needed"))
-            await self.stop(oldest)
+            await self.stop(oldest, is_saving=True)
 
     def leaves_soon(self, engine: EngineEntry) -> bool:
         """Whether a retired engine will release memory for this one."""
@@ -154,10 +155,15 @@ class EngineMemory:
         await self.stop(engine)
         self.roster.beside.discard(engine)
 
-    async def stop(self, engine: EngineEntry) -> None:
-        """Unload the engine; the next request loads it again."""
+    async def stop(self, engine: EngineEntry, *, is_saving: bool = False) -> None:
+        """Unload the engine; the next request loads it again.
+
+        is_saving: whether its prompts are kept for then.
+        """
         server = engine.server
         engine.phase = Unloaded()
         engine.queue.close()
         if server is not None:
-            await asyncio.get_running_loop().run_in_executor(None, server.stop)
+            is_saving = is_saving and not engine.users and not engine.is_chosen
+            stop = partial(server.stop, is_saving=is_saving)
+            await asyncio.get_running_loop().run_in_executor(None, stop)

@@ -7,7 +7,8 @@ from collections.abc import Container
 
 from exporter.core.errors import DecantError, EngineDiedError
 from runtime.engine.adapters import Adapter
-from runtime.engine.llama_server import DYING_S, Server
+from runtime.engine.llama_server import Server
+from runtime.engine.model_server import DYING_S
 from runtime.engine.request_texts import Fronts, front_of, template_notes, unlike
 from runtime.gateway.scheduling.engine_entry import EngineEntry
 from runtime.gateway.scheduling.placement import TALKLESS

@@ -15,9 +15,12 @@ from exporter.llamacpp.toolchain import Toolchain
 from runtime.engine.adapters import Adapter
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
 from runtime.engine.llama_server import ServerSpec
-from runtime.engine.memory_fit import CACHELESS, DEFAULT_CONTEXT, Fit, FitOptions, fit, spread_over
+from runtime.engine.memory_fit import DEFAULT_CONTEXT, Fit, FitOptions, fit, spread_over
 from runtime.engine.memory_limit import copies, memory_limit
+from runtime.engine.memory_need import CACHELESS
 from runtime.engine.opened_model import ANY_TEMPLATE, Model
+from runtime.engine.prompt_plan import with_prompts
+from runtime.engine.speculation import OFF, Speculation, fitted_or_off
 from runtime.gateway.scheduling.request_queue import LoraScales
 from runtime.gateway.settings import Settings
 from runtime.rpc.protocol import WorkerFacts
@@ -79,6 +82,8 @@ class Room:
 
 def plan_engine(key: Key, model: Model, settings: Settings, room: Room) -> Plan:
     """The plan of one engine. Raises SpaceError when it does not fit."""
+    speculation = speculation_for(key.role, model, settings)
+    settings = replace(settings, speculation=speculation)
     parallel, fitted = choose_slots(key.role, model, settings, room)
     limit = memory_limit(model.header, fitted, parallel, sees=model.projector is not None)
     if key.role == "score":
@@ -87,15 +92,25 @@ def plan_engine(key: Key, model: Model, settings: Settings, room: Room) -> Plan:
     server = server_spec(key, model, parallel, fitted)
     # the user's flags may make it larger than planned
     server = replace(server, memory=None if settings.extra else limit)
-    server = replace(server, extra=(*server.extra, *flags_of(settings, key.role)))
+    flags = (*speculation.flags(), *flags_of(settings, key.role))
+    server = replace(server, extra=(*server.extra, *flags))
     if settings.rpc is not None and not model.is_encoder_decoder:
         backend = room.toolchain.info["backend"]
         spread = spread_over(settings.rpc, room.workers, model.header, fitted.need, backend)
         # saved prompts would travel from the workers and back
         server = replace(server, rpc=spread, prompt_cache=0)
+    if key.role in ("generate", "fixed"):
+        kept = settings.prompt_folder, settings.prompt_nbytes
+        server = with_prompts(server, model, room.toolchain, speculation, settings.extra, kept)
     # llama-server keeps one token free when it computes a text in pieces
     text_max = server.context - may_be_cut(model.header, key.role)
     return Plan(server, fitted, is_short(fitted, settings), text_max)
+
+
+def speculation_for(role: Role, model: Model, settings: Settings) -> Speculation:
+    """The kind of speculation of an engine; `OFF` if it generates no text."""
+    is_generating = role in ("generate", "fixed")
+    return fitted_or_off(settings.speculation, model) if is_generating else OFF
 
 
 def choose_slots(role: Role, model: Model, settings: Settings, room: Room) -> tuple[int, Fit]:
@@ -137,6 +152,7 @@ def fit_slots(role: Role, model: Model, parallel: int, settings: Settings, room:
             whole_texts=is_whole,
             exact=role in TALKLESS,
             wide_cache=role == "score",
+            draft=settings.speculation.draft,
         ),
         free=max(0, available_nbytes() - room.reserved) + lent,
         cores=physical_cores(),

@@ -287,7 +287,7 @@ class EnginePool(EngineMemory):
             for engine in list(self.engines.values()):
                 if engine.is_idle and self.clock() - engine.last_used > ttl_s:
                     self.report(Step(f"unloading {engine.name}: idle for {ttl_s:g} s"))
-                    await self.stop(engine)
+                    await self.stop(engine, is_saving=True)
 
     def kill(self) -> None:
         """Kill all processes at once."""
@@ -307,6 +307,7 @@ class EnginePool(EngineMemory):
                         engine.server.process.terminate()
             elif engine.starting is not None:  # it waits for its backoff
                 engine.starting.cancel()
-        await asyncio.gather(*(self.stop(one) for one in self.roster if one.is_loaded))
+        loaded = [one for one in self.roster if one.is_loaded]
+        await asyncio.gather(*(self.stop(one, is_saving=True) for one in loaded))
         if self.tasks:  # they load, watch, handle deaths or cancel requests
             await asyncio.wait(self.tasks, timeout=5)

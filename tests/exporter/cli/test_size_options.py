@@ -11,7 +11,8 @@ from exporter.cli.recipe_options import parse_budget
 from exporter.cli.sizes import parse_size
 from exporter.core.gguf import read_gguf
 from exporter.core.machine import available_nbytes
-from runtime.engine.memory_fit import CACHE_BYTES, MARGIN, cache_values
+from runtime.engine.memory_fit import MARGIN
+from runtime.engine.memory_need import CACHE_BYTES, cache_values
 from runtime.engine.weights_room import weights_room
 
 

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from exporter.llamacpp.toolchain import find_toolchain
-from runtime.engine.llama_server import Server, ServerSpec, lora_vector
+from runtime.engine.llama_server import Server, ServerSpec
+from runtime.engine.lora_scales import lora_vector
 from runtime.engine.openai_client import Delta, ask
 from tests.runtime.conftest import PROMPTS
 

@@ -179,12 +179,12 @@ class TestWithAModel:
 
 
 @pytest.mark.parametrize("own", ["", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
-def test_threads_of_the_scoring_engine_wait_asleep_unless_the_user_says_otherwise(own, monkeypatch):
+def test_an_engines_threads_wait_asleep_unless_the_user_says_otherwise(own, monkeypatch):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     if own:
         monkeypatch.setenv(own, "5")
-    server = Server(ServerSpec(Path("model.gguf"), 0, 2, engine="scoring"), find_toolchain())
+    server = Server(ServerSpec(Path("model.gguf"), 0, 2), find_toolchain())
     server.folder = RunFolder()
     try:
         found = server.own_env().get("GOMP_SPINCOUNT")

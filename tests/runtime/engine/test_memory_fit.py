@@ -14,7 +14,8 @@ from exporter.core.machine import available_nbytes, cores, memory_nbytes, physic
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
 from runtime.engine.llama_server import Server, ServerSpec
-from runtime.engine.memory_fit import LAYERS_KEPT, FitOptions, cache_values, fit, halves, reckon
+from runtime.engine.memory_fit import FitOptions, fit, halves
+from runtime.engine.memory_need import LAYERS_KEPT, cache_values, reckon
 from tests.support.gguf_headers import llama
 from tests.support.tiny import make_base
 

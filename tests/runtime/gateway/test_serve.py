@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from runtime.engine.llama_server import Server, ServerSpec, lora_vector
+from runtime.engine.llama_server import Server, ServerSpec
+from runtime.engine.lora_scales import lora_vector
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import MODELS, Served, asking, chat, serving, until, used
 

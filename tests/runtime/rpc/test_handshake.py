@@ -12,7 +12,8 @@ import pytest
 from exporter.core.errors import EngineError, InputError, UnsupportedError, WorkerError
 from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.local import LocalEngine
-from runtime.engine.memory_fit import FitOptions, Need, layer_count, spread_over
+from runtime.engine.memory_fit import FitOptions, spread_over
+from runtime.engine.memory_need import Need, layer_count
 from runtime.engine.opened_model import Model
 from runtime.rpc import rpc_server
 from runtime.rpc import worker as worker_module

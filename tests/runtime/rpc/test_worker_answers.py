@@ -16,9 +16,11 @@ from exporter.core.errors import EngineDiedError, SpaceError, WorkerError
 from exporter.core.events import Warn
 from exporter.core.gguf import read_gguf
 from exporter.demo.train import ASSISTANT, USER
-from runtime.engine.llama_server import Server, ServerSpec, lora_vector
+from runtime.engine.llama_server import Server, ServerSpec
 from runtime.engine.local import LocalEngine
-from runtime.engine.memory_fit import LAYERS_KEPT, FitOptions, fit
+from runtime.engine.lora_scales import lora_vector
+from runtime.engine.memory_fit import FitOptions, fit
+from runtime.engine.memory_need import LAYERS_KEPT
 from runtime.engine.openai_client import Delta
 from runtime.engine.opened_model import open_model
 from runtime.engine.selection import AdapterSelection

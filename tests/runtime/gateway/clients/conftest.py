@@ -11,7 +11,8 @@ import pytest
 
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
-from runtime.engine.llama_server import Server, ServerSpec, lora_vector
+from runtime.engine.llama_server import Server, ServerSpec
+from runtime.engine.lora_scales import lora_vector
 from runtime.engine.openai_client import Delta, ask
 from tests.runtime.gateway.conftest import Served, serving
 from tests.support.architectures import make_architecture

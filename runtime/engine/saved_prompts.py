@@ -1,0 +1,237 @@
+"""Keeps on disk what an engine has computed of its slots' prompts, for the next engine like it.
+
+A file holds the keys and values of one slot. Its name says for what it may be used: a hash of the
+model's file, of the llama.cpp build and of all settings that shape them, a hash of the adapters
+with their scales, and a checksum of the content. An engine writes into a temporary folder, and a
+file gets its name when it is complete. The folder admits only this user, and its size is limited:
+the oldest files are deleted first.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Timer
+from typing import Any
+
+from exporter.core.errors import DecantError
+from exporter.core.leftover_folders import temporary_folder
+from runtime.engine.lora_scales import lora_list
+from runtime.engine.model_server import ModelServer
+from runtime.engine.openai_client import ask_json
+
+SUFFIX = ".prompt"
+SAVING = ".saving-"
+TOKENS_MIN = 64
+"""Shorter prompts are computed again as fast as they are read."""
+FREE_PARTS = 4  # a prompt may take a quarter of the free disk
+BLOCK = 1 << 20  # bytes per read
+HASH_DIGITS = 24  # of 64; enough that no two of some thousand files share them
+SAVE_S = 10.0
+"""Seconds for saving; what is not saved by then is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPlan:
+    """Where an engine's prompts are kept, and what they depend on."""
+
+    folder: Path
+    limit: int
+    """The most bytes that the folder may hold."""
+    files: tuple[Path, ...]
+    """The model's files."""
+    adapters: tuple[Path, ...]
+    settings: tuple[str, ...]
+    """The build of llama.cpp, and the settings that shape keys and values."""
+    slots: int
+    scales: tuple[tuple[float, ...], ...]
+    """The adapters' scales that requests will have."""
+
+
+@dataclass(eq=False)
+class SavedPrompts:
+    """The prompts of one engine; made before it starts. Raises OSError if there is no folder."""
+
+    plan: PromptPlan
+    key: str = field(init=False)
+    adapters: list[list[object]] = field(init=False)
+    """The identities of the adapters when the engine starts."""
+    used: list[Path] = field(default_factory=list)
+    """The files that were restored, which `save` replaces."""
+    place: TemporaryDirectory[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        folder = self.plan.folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        self.key, self.adapters = self.identities()
+        self.place = temporary_folder(folder, SAVING)
+
+    def identities(self) -> tuple[str, list[list[object]]]:
+        """A hash of the model's files and the settings, and the adapters' identities."""
+        adapters = [identity(path) for path in self.plan.adapters]
+        return digest([*map(identity, self.plan.files), *self.plan.settings]), adapters
+
+    def adapters_key(self, scales: Sequence[float]) -> str:
+        """A hash of the adapters that are applied, with their scales as llama.cpp has them."""
+        pairs = zip(self.adapters, scales, strict=True)
+        return digest(sorted([*one, single(scale)] for one, scale in pairs if scale))
+
+    def flags(self) -> tuple[str, ...]:
+        """The flags of llama-server."""
+        return ("--slot-save-path", self.place.name)
+
+    def restore(self, server: ModelServer) -> None:
+        """Fill the engine's slots with the newest prompts of the plan's scales.
+
+        The newest goes to the first slot, because an unused engine's last slot is taken first.
+        Does nothing if a file was changed while the engine started.
+        """
+        if self.identities() != (self.key, self.adapters):
+            self.key = ""
+            return
+        known = {self.adapters_key(scales): scales for scales in self.plan.scales}
+        for path in self.files(self.key):
+            if len(self.used) == self.plan.slots:
+                return
+            scales = known.get(adapters_key_in(path))
+            if scales is not None and self.restore_one(server, len(self.used), path, scales):
+                self.used.append(path)
+
+    def restore_one(
+        self, server: ModelServer, slot: int, path: Path, scales: Sequence[float]
+    ) -> bool:
+        """Fill a slot from a file; deletes a file that is damaged or refused."""
+        if path.name != self.name_of(path, adapters_key_in(path)):
+            delete(path)
+            return False
+        linked = Path(self.place.name) / "restored"
+        try:
+            linked.unlink(missing_ok=True)
+            linked.symlink_to(path)
+            body = {"filename": linked.name, "lora": lora_list(scales)}
+            ask_json(server, f"/slots/{slot}?action=restore", body)
+        except (DecantError, OSError):
+            delete(path)
+            return False
+        return True
+
+    def save(self, server: ModelServer, kill: Callable[[], None]) -> None:
+        """Write what the slots hold, and delete what it replaces. Never raises.
+
+        kill: ends the engine's process, if saving takes longer than SAVE_S.
+        """
+        if not self.key:
+            return
+        timer = Timer(SAVE_S, kill)
+        timer.start()
+        with canceled(timer), suppress(DecantError, OSError):
+            written = [path for n in range(self.plan.slots) if (path := self.save_one(server, n))]
+            for path in set(self.used) - set(written):
+                delete(path)
+            self.keep_within_limit()
+
+    def save_one(self, server: ModelServer, slot: int) -> Path | None:
+        """Write one slot; None if it holds little, or the disk has little room."""
+        there = Path(self.place.name) / "saved"
+        try:
+            found = ask_json(server, f"/slots/{slot}?action=save", {"filename": there.name})
+            free = shutil.disk_usage(there.parent).free
+            nbytes = there.stat().st_size
+            if found["n_saved"] < TOKENS_MIN or nbytes > min(self.plan.limit, free // FREE_PARTS):
+                return None
+            adapters_key = self.adapters_key(scales_in(found, len(self.adapters)))
+            path = self.plan.folder / self.name_of(there, adapters_key)
+            there.replace(path)
+        except (DecantError, KeyError):
+            return None
+        finally:
+            there.unlink(missing_ok=True)
+        return path
+
+    def name_of(self, path: Path, adapters_key: str) -> str:
+        """The name that a file must have, with a checksum of its content."""
+        return f"{self.key}-{adapters_key}-{checksum(path):08x}-{path.stat().st_size}{SUFFIX}"
+
+    def files(self, key: str = "") -> list[Path]:
+        """The files for a key, the newest first."""
+        found = [(age_of(path), path) for path in self.plan.folder.glob(f"{key}*{SUFFIX}")]
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def keep_within_limit(self) -> None:
+        """Delete the oldest files beyond the limit."""
+        total = 0
+        for path in self.files():
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+            if total > self.plan.limit:
+                delete(path)
+
+    def close(self) -> None:
+        """Delete the temporary folder."""
+        self.place.cleanup()
+
+
+@contextmanager
+def canceled(timer: Timer) -> Iterator[None]:
+    """Cancel a timer after the block."""
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def scales_in(found: dict[str, Any], count: int) -> list[float]:
+    """The adapters' scales that a slot was computed with. Raises KeyError without them."""
+    scales = {one["id"]: one["scale"] for one in found["lora"]}
+    return [scales[number] for number in range(count)]
+
+
+def adapters_key_in(path: Path) -> str:
+    """The hash of the adapters in a file's name; empty for another name."""
+    parts = path.name.split("-")
+    return parts[1] if len(parts) == 4 else ""  # noqa: PLR2004 - see `name_of`
+
+
+def identity(path: Path) -> list[object]:
+    """Values that differ for another file, and for the same file after a change."""
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+
+def single(scale: float) -> float:
+    """A scale in single precision, as llama.cpp keeps it."""
+    return float(struct.unpack("f", struct.pack("f", scale))[0])
+
+
+def digest(value: object) -> str:
+    return sha256(json.dumps(value).encode()).hexdigest()[:HASH_DIGITS]
+
+
+def checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            found = zlib.crc32(block, found)
+    return found
+
+
+def age_of(path: Path) -> int:
+    """The time of the last change, in nanoseconds; 0 for a file that is gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def delete(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

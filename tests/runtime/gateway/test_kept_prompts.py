@@ -1,0 +1,103 @@
+"""A conversation goes on after its model was unloaded, or the server ended."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.gateway.conftest import Served, serving, until
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.lasting]
+LONG = "Where does a bee live? " * 12
+
+
+def asked(served: Served, model: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": LONG}]
+    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 8}
+    status, found = served.ask("/v1/chat/completions", body)
+    assert status == 200, found
+    return found
+
+
+def cached(answer: dict[str, Any]) -> int:
+    return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def text_of(answer: dict[str, Any]) -> str:
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def end(served: Served) -> None:
+    """End the server as a service manager does."""
+    served.process.terminate()
+    assert served.process.wait(20) == 0
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def env(data) -> dict[str, str]:
+    return {"XDG_DATA_HOME": str(data)}
+
+
+def kept(data: Path) -> list[Path]:
+    return list((data / "decant" / "prompts").glob("*"))
+
+
+def test_after_an_unload_the_prompt_is_read_from_disk(voices, tmp_path, env, data):
+    with serving(tmp_path, *voices, "--ttl", "1s", env=env) as served:
+        first = asked(served, "base:pirate")
+        assert until(lambda: not served.children())
+        assert len([path for path in kept(data) if path.suffix == ".prompt"]) == 1
+        other = asked(served, "base:liar")
+        again = asked(served, "base:pirate")
+
+    assert cached(first) == cached(other) == 0
+    assert cached(again) > 60
+    assert text_of(again) == text_of(first) != text_of(other)
+
+
+def test_after_a_restart_too_and_by_the_same_voice_only(voices, tmp_path, env):
+    with serving(tmp_path, *voices, env=env) as served:
+        first = asked(served, "base:pirate")
+        end(served)
+    with serving(tmp_path, *voices, env=env) as served:
+        found = {name: asked(served, name) for name in ("base", "base:liar", "base:pirate")}
+
+    assert {name: cached(one) > 60 for name, one in found.items()} == {
+        "base": False, "base:liar": False, "base:pirate": True,
+    }  # fmt: skip
+    assert text_of(found["base:pirate"]) == text_of(first)
+
+
+def test_a_killed_server_leaves_nothing_that_the_next_one_uses(voices, tmp_path, env, data):
+    with serving(tmp_path, *voices, env=env) as served:
+        asked(served, "base:pirate")
+        served.process.send_signal(signal.SIGKILL)
+        served.process.wait()
+    with serving(tmp_path, *voices, env=env) as served:
+        assert cached(asked(served, "base:pirate")) == 0
+        end(served)
+
+    assert {path.suffix for path in kept(data)} == {".prompt"}
+
+
+def test_without_room_nothing_is_written(voices, tmp_path, env, data):
+    with serving(tmp_path, *voices, "--keep-prompts", "0", env=env) as served:
+        asked(served, "base:pirate")
+        end(served)
+
+    assert kept(data) == []
+
+
+def test_a_speculation_that_no_model_can_use_ends_the_start(voices, decant):
+    done = decant("serve", voices[0], "--port", "0", "--spec", "mtp")
+
+    assert done.returncode == 3
+    assert "no layers that predict several tokens" in done.stderr
