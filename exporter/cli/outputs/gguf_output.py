@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -39,7 +40,15 @@ def export_gguf(options: ExportOptions) -> None:
     evaluation = evaluation_after(options)
     if (found := brought(options, gguf_ahead(options))) is None:
         return
-    _, request = merge_request(options, *found)
+    names, request = merge_request(options, *found)
+
+    def output(quant: str) -> Path:
+        def by(name: str) -> Path:
+            return output_paths(options.output, name, (quant,))[0]
+
+        return names.output(by, quiet=options.quiet)
+
+    request = replace(request, outputs=tuple(map(output, request.quants)))
     toolchain = find_toolchain()
     with reporting(quiet=options.quiet) as report:
         request = calibrated(request, toolchain, dry_run=options.dry_run, report=report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def export_safetensors(options: ExportOptions) -> None:
     max_shard = parse_size("--max-shard-size", options.max_shard_size)
 
     def refuse_output(name: str) -> None:
-        refuse_folder(output_folder(options, name, "merged"), force=options.force)
+        refuse_folder(output_folder(options, "merged", name), force=options.force)
 
     ahead = Ahead(
         "safetensors",
@@ -42,9 +43,9 @@ def export_safetensors(options: ExportOptions) -> None:
     )
     if (found := brought(options, ahead)) is None:
         return
-    name, request = merge_request(options, *found)
+    names, request = merge_request(options, *found)
     refuse_gguf_base(request.base, "safetensors")
-    folder = output_folder(options, name, "merged")
+    folder = names.output(partial(output_folder, options, "merged"), quiet=options.quiet)
     with reporting(quiet=options.quiet) as report:
         made = save_merged(
             request,
