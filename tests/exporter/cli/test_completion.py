@@ -1,0 +1,118 @@
+"""Completion in the shell: what it offers, how fast, and nothing else on the screen."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from exporter.cli.app import COMMANDS, run
+from exporter.cli.completion_command import INSTALL
+from exporter.core.ggml_types import QUANTS
+
+FAST_S = 0.3
+
+
+def offered(store, *words: str, last: str = "") -> list[str]:
+    """What the Tab key offers behind the words, as bash's script asks for it."""
+    env = os.environ | {
+        "_DECANT_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(["decant", *words, last]),
+        "COMP_CWORD": str(len(words) + 1),
+        "DECANT_STORE": str(store),
+    }
+    program = "from exporter.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
+    )
+    assert not done.stderr
+    return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def store(tmp_path):
+    for name in ("my-lora-Q4_K_M", "my-lora-Q8_0", "other-F16"):
+        (tmp_path / f"{name}.gguf").write_bytes(b"")
+    return tmp_path
+
+
+def test_it_completes_commands_options_models_and_quantizations(store):
+    assert set(COMMANDS) <= set(offered(store))
+    assert offered(store, last="exp") == ["export"]
+    assert "--temperature" in offered(store, "chat", last="--temp")
+    assert offered(store, "rm", last="my") == ["my-lora-Q4_K_M", "my-lora-Q8_0"]
+    assert "my-lora-Q8_0" in offered(store, "chat", last="my-")
+    assert set(offered(store, "export", "x", "-q")) >= set(QUANTS)
+    assert offered(store, "export", "x", "-q", last="q4_k") == ["Q4_K_S", "Q4_K_M"]
+    assert offered(store, "export", "--to", last="sa") == ["safetensors"]
+
+
+def test_it_completes_behind_another_name_of_a_command(store):
+    assert "my-lora-Q8_0" in offered(store, "run", last="my-")
+
+
+@pytest.mark.parametrize("command", ["export", "chat", "serve", "eval", "verify"])
+def test_it_loads_nothing_heavy_and_is_fast(store, command):
+    program = (
+        "import sys; from exporter.cli.app import run; run(); "
+        "print(*sorted({'torch', 'transformers', 'numpy', 'rich', 'starlette'} & set(sys.modules)),"
+        " file=sys.stderr)"
+    )
+    env = os.environ | {
+        "_DECANT_COMPLETE": "bash_complete", "COMP_WORDS": f"decant {command} ", "COMP_CWORD": "2",
+        "DECANT_STORE": str(store),
+    }  # fmt: skip
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+        )
+        took.append(time.monotonic() - began)
+        assert not done.stderr.strip()
+
+    assert min(took) < FAST_S
+
+
+@pytest.mark.parametrize("shell", INSTALL)
+def test_the_script_is_one_of_its_shell_and_says_how_to_install_it(shell, capsys):
+    assert run(["completion", shell]) == 0
+    out, err = capsys.readouterr()
+
+    assert not err
+    assert out.startswith(f"# {INSTALL[shell]}\n")
+    assert f"_DECANT_COMPLETE={shell}_complete" in out
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=out, text=True, check=True)
+
+
+def test_bash_completes_with_the_script(store, tmp_path, capsys):
+    assert run(["completion", "bash"]) == 0
+    (tmp_path / "decant").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "from exporter.cli.app import main; main()" "$@"\n'
+    )
+    (tmp_path / "decant").chmod(0o755)
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    asked = (
+        f"source {tmp_path}/script; COMP_WORDS=(decant chat my); COMP_CWORD=2;"
+        ' _decant_completion decant my chat; echo "${COMPREPLY[@]}"'
+    )
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "DECANT_STORE": str(store)}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", asked], env=env, capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout.split()[:2] == ["my-lora-Q4_K_M", "my-lora-Q8_0"]
+
+
+def test_without_a_shell_it_is_the_users(capsys, monkeypatch):
+    monkeypatch.setenv("SHELL", "/usr/bin/fish")
+    assert run(["completion"]) == 0
+    assert "fish" in capsys.readouterr().out
+    monkeypatch.setenv("SHELL", "/bin/tcsh")
+    assert run(["completion"]) == 2
+    assert "name the shell: bash, zsh, fish" in capsys.readouterr().err
