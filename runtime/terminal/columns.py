@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any  # Any: rich's own options
@@ -36,16 +38,33 @@ class Columns:
 
     def __enter__(self) -> Self:
         self.live.start(refresh=True)
+        self.before = signal.getsignal(signal.SIGTSTP)
+        if self.before == signal.SIG_DFL:
+            signal.signal(signal.SIGTSTP, self.suspend)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def suspend(self, *_: object) -> None:
+        """Leave the shell its own screen after Ctrl-Z, and draw again after `fg`."""
+        self.leave()
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, self.suspend)
+        self.live.start(refresh=True)
+
+    def leave(self) -> None:
+        """Return to the usual screen."""
         from rich.control import Control
 
         with self.live._lock:  # noqa: SLF001 - else rich's thread may draw in between
-            if self.live.console.is_alt_screen:
+            if self.console.is_alt_screen:
                 # a terminal without an alternate screen would keep the last frame
                 self.console.control(Control.home(), Control.clear())
             self.live.stop()
+
+    def __exit__(self, *exc: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTSTP, self.before)
+        self.leave()
         if fits(self.console.width, len(self.heads)):
             self.console.print(self.table(self.texts))
             return

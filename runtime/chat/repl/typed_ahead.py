@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import signal
 import termios
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,13 @@ class TypedAhead:
         self.kept: list[KeyPress] = []
         self.before: list[Any] | None = None  # termios' own form
         """The terminal's modes before `begin`; None outside."""
+        self.is_between = False
+        """Whether no prompt is open."""
 
     def begin(self) -> None:
         """Stop the echo; without effect on a terminal that is gone."""
+        self.is_between = True
+        signal.signal(signal.SIGCONT, self.go_on)  # the shell has set its own modes
         with suppress(termios.error, OSError):
             modes = termios.tcgetattr(self.input.fileno())
             if self.before is None:
@@ -41,8 +46,14 @@ class TypedAhead:
             self.output.enable_bracketed_paste()  # a pasted newline is not an Enter
             self.output.flush()
 
+    def go_on(self, *_: object) -> None:
+        """Set the modes again after Ctrl-Z and `fg`."""
+        if self.is_between:
+            self.begin()
+
     def end(self) -> None:
         """Restore the terminal's modes."""
+        self.is_between = False
         if self.before is None:
             return
         with suppress(termios.error, OSError):
@@ -56,6 +67,7 @@ class TypedAhead:
         from prompt_toolkit.input.typeahead import get_typeahead
         from prompt_toolkit.keys import Keys
 
+        self.is_between = False
         found = get_typeahead(self.input)
         with suppress(OSError):
             while not self.input.closed and select.select([self.input.fileno()], [], [], 0)[0]:
