@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def models(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """The stored models, and files."""
+    """Files, and the stored models; in this order, as bash's script drops what precedes files."""
     del ctx, parameter
-    return [*beginning(model_names(), incomplete), CompletionItem(incomplete, type="file")]
+    return [CompletionItem(incomplete, type="file"), *beginning(model_names(), incomplete)]
 
 
 def stored(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

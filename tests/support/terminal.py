@@ -169,6 +169,10 @@ def two_screens() -> Any:
     class Screen(pyte.HistoryScreen):  # type: ignore[misc]  # pyte ships no types
         kept: Any = None
 
+        def index(self) -> None:
+            kind = pyte.HistoryScreen if self.kept is None else pyte.Screen
+            kind.index(self)  # the alternate screen has no history
+
         def set_mode(self, *modes: int, **kwargs: Any) -> None:
             super().set_mode(*modes, **kwargs)
             if ALTERNATE in modes and self.kept is None:
