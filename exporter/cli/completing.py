@@ -1,4 +1,4 @@
-"""What the shell's Tab key offers for the arguments and options of the commands."""
+"""Completions of arguments and options for the shell's Tab key."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ WITHOUT_TWIN = {
     " quantized again with `decant export - --base FILE.gguf -q Q4_K_M`",
     "imatrix": "`decant export ADAPTER --calibrate TEXT` measures the importance of weights first",
     "split": "`decant export ADAPTER --split-max-size 2GB` writes several files",
-    "upload": "decant sends no file to anybody; `decant list --json` shows the path to upload",
+    "upload": "decant sends files nowhere; `decant list --json` shows the path to upload",
     "login": "decant uses the hub's own token: the variable HF_TOKEN, or the file that its own"
     " program saves",
     "train": "decant does not train: `decant demo` shows what a trained adapter becomes",

@@ -85,7 +85,8 @@ def from_folder(text: str, base: str | None, store: Path, *, report: Report = si
     place = Path(text)
     if (whole := model_in_place_of_adapter(place, report=report)) is not None:
         run = run_of(place, whole)
-        return FromFolder(exported(whole, store, name=run and model_name(run), report=report))
+        title = model_name(run) if run else None
+        return FromFolder(exported(whole, store, name=title, report=report))
     adapter = open_adapter(place, refuse=nothing, report=report)
     over = place_of(base, report=report) if base is not None else None
     here = over if over is not None and over.suffix == SUFFIX else None

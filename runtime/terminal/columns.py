@@ -77,7 +77,7 @@ class Columns:
         self.texts[number] += without_controls(text)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """What fits on the screen: the title, the heads and the end of each text."""
+        """Yield a frame that fits on the screen: title, heads and the end of each text."""
         from rich.text import Text
 
         yield Text(self.title, style="dim", no_wrap=True, overflow="ellipsis")
