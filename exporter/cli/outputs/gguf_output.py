@@ -42,13 +42,11 @@ def export_gguf(options: ExportOptions) -> None:
         return
     names, request = merge_request(options, *found)
 
-    def output(quant: str) -> Path:
-        def by(name: str) -> Path:
-            return output_paths(options.output, name, (quant,))[0]
+    def outputs(name: str) -> tuple[Path, ...]:
+        return output_paths(options.output, name, request.quants)
 
-        return names.output(by, quiet=options.quiet)
-
-    request = replace(request, outputs=tuple(map(output, request.quants)))
+    name = names.chosen(outputs, quiet=options.quiet)
+    request = replace(request, outputs=outputs(name), name=name)
     toolchain = find_toolchain()
     with reporting(quiet=options.quiet) as report:
         request = calibrated(request, toolchain, dry_run=options.dry_run, report=report)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,10 +63,11 @@ def export_lora(options: ExportOptions) -> None:
     adapter = adapters[0]
     opened = open_adapter(adapter, refuse=refuse_for_adapter_file)
     names = ResultNames(opened.name, opened.exact_name)
+    name = names.chosen(lambda by: (output_path(options.output, by),), quiet=options.quiet)
     request = LoraRequest(
         adapter,
         base,
-        names.output(partial(output_path, options.output), quiet=options.quiet),
+        output_path(options.output, name),
         scale=options.scale,
         trust_remote_code=options.trust_remote_code,
         force=options.force,

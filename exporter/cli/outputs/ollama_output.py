@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import (
     chosen_quants,
+    folder_by,
     merge_request,
     output_folder,
     refuse_file,
@@ -43,7 +43,7 @@ def export_ollama(options: ExportOptions) -> None:
         return
     names, request = merge_request(options, *found)
     refuse_gguf_base(request.base, "ollama")
-    folder = names.output(partial(output_folder, options, "ollama"), quiet=options.quiet)
+    folder = folder_by(names, options, "ollama")
     toolchain, dry_run = find_toolchain(), options.dry_run
     with reporting(quiet=options.quiet) as report:
         request = calibrated(request, toolchain, dry_run=dry_run, report=report)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import click
 
 from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
-from exporter.cli.outputs.request_options import ResultNames, output_folder
+from exporter.cli.outputs.request_options import ResultNames, folder_by, output_folder
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import UnsupportedError
 
@@ -53,7 +51,7 @@ def export_peft(options: ExportOptions) -> None:
     with reporting(quiet=options.quiet) as report:
         adapter = open_adapter(adapters[0], report=report)
         names = ResultNames(adapter.name, adapter.exact_name)
-        folder = names.output(partial(output_folder, options, "peft"), quiet=options.quiet)
+        folder = folder_by(names, options, "peft")
         refuse_taken(folder, marks, force=force)
         if adapter.read_by_peft:
             raise UnsupportedError(

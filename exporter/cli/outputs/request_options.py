@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 220  # bytes of 255: .NAME-00001-of-00002.gguf.partial is written first
 FEW_CHARACTERS = 40  # characters of a long name that an error message shows
+PARTS = "{}-?????-of-?????.gguf"  # the files of a split model
 OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
 
 
@@ -71,26 +73,38 @@ class ResultNames:
     exact: str
     """The name with the checkpoint that decant chose in the run; else the same."""
 
-    def output(self, path_by: Callable[[str], Path], *, quiet: bool) -> Path:
-        """The path to write: the one by `name`, or the one by `exact` of a stopped export.
+    def chosen(self, paths_by: Callable[[str], Sequence[Path]], *, quiet: bool) -> str:
+        """The name to write by: `name`, or `exact` if an export by that name was stopped.
 
-        Results of training runs had the exact name before. Such a result stays, and is reported.
+        paths_by: the paths to write by a name. Results of training runs had the exact name before.
+        Such a result stays, and is reported.
         """
-        path, earlier = path_by(self.name), path_by(self.exact)
-        if path == earlier:
-            return path
+        if self.name == self.exact:
+            return self.name
+        paths, earlier = paths_by(self.name), paths_by(self.exact)
+        if paths == earlier:  # -o names the file
+            return self.name
+        is_begun = any(is_result(path) or is_unfinished(path) for path in paths)
         with reporting(quiet=quiet) as report:
-            if is_unfinished(earlier) and not (path.exists() or is_unfinished(path)):
-                report(Note(f"a stopped export of this checkpoint goes on: `{earlier.name}`"))
-                return earlier
-            if earlier.exists():
-                report(Note(f"`{earlier}`, an earlier export of this checkpoint, stays as it is"))
-        return path
+            if not is_begun and (left := list(filter(is_unfinished, earlier))):
+                report(Note(f"a stopped export of this checkpoint goes on: `{left[0].name}`"))
+                return self.exact
+            for path in filter(is_result, earlier):
+                report(Note(f"`{path}`, an earlier export of this checkpoint, stays as it is"))
+        return self.name
+
+
+def is_result(path: Path) -> bool:
+    """Whether a result exists, whole or in parts."""
+    return path.exists() or any(path.parent.glob(PARTS.format(escape(path.stem))))
 
 
 def is_unfinished(path: Path) -> bool:
     """Whether a stopped export left the remains of a file or a folder, which can be resumed."""
-    return journal_path(path).exists() or partial_path(path).is_dir()
+    parts = f".{PARTS}.journal".format(escape(path.stem))
+    return (
+        journal_path(path).exists() or partial_path(path).is_dir() or any(path.parent.glob(parts))
+    )
 
 
 def names_of(options: ExportOptions, adapters: list[Path], base: Path | None) -> ResultNames:
@@ -200,6 +214,15 @@ def output_folder(options: ExportOptions, ending: str, name: str) -> Path:
     from exporter.model_store import plain_name
 
     return options.output or Path(f"{plain_name(name)}-{ending}")
+
+
+def folder_by(names: ResultNames, options: ExportOptions, ending: str) -> Path:
+    """The folder to write, by the result's name."""
+
+    def folders(name: str) -> tuple[Path, ...]:
+        return (output_folder(options, ending, name),)
+
+    return folders(names.chosen(folders, quiet=options.quiet))[0]
 
 
 def refuse_file(output: Path | None, to: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import (
+    folder_by,
     merge_request,
     output_folder,
     refuse_file,
@@ -45,7 +45,7 @@ def export_safetensors(options: ExportOptions) -> None:
         return
     names, request = merge_request(options, *found)
     refuse_gguf_base(request.base, "safetensors")
-    folder = names.output(partial(output_folder, options, "merged"), quiet=options.quiet)
+    folder = folder_by(names, options, "merged")
     with reporting(quiet=options.quiet) as report:
         made = save_merged(
             request,

@@ -16,37 +16,43 @@ from exporter.model_store import file_name
 NAMES = ResultNames("my-run", "my-run-checkpoint-60")
 
 
-def in_folder(folder, name):
-    return folder / file_name(name, "Q8_0")
-
-
 @pytest.fixture
-def output(tmp_path):
-    return partial(NAMES.output, partial(in_folder, tmp_path), quiet=False)
+def chosen(tmp_path):
+    """The name by which two quantizations are written to the folder."""
+
+    def paths_by(name):
+        return tuple(tmp_path / file_name(name, quant) for quant in ("Q8_0", "F16"))
+
+    return partial(NAMES.chosen, paths_by, quiet=False)
 
 
-def test_a_result_is_named_after_the_run(output, tmp_path, capsys):
-    assert output() == tmp_path / "my-run-Q8_0.gguf"
+def test_a_result_is_named_after_the_run(chosen, tmp_path, capsys):
+    assert chosen() == "my-run"
     assert not capsys.readouterr().err
 
 
-def test_an_earlier_export_by_the_checkpoints_name_stays_and_is_told(output, tmp_path, capsys):
+def test_an_earlier_export_by_the_checkpoints_name_stays_and_is_told(chosen, tmp_path, capsys):
     earlier = tmp_path / "my-run-checkpoint-60-Q8_0.gguf"
     earlier.write_bytes(b"GGUF")
 
-    assert output() == tmp_path / "my-run-Q8_0.gguf"
+    assert chosen() == "my-run"
     assert f"`{earlier}`, an earlier export of this checkpoint, stays" in capsys.readouterr().err
     assert earlier.read_bytes() == b"GGUF"
 
 
-def test_a_stopped_export_by_the_checkpoints_name_goes_on(output, tmp_path, capsys):
+def test_a_stopped_export_by_the_checkpoints_name_goes_on(chosen, tmp_path, capsys):
     earlier = tmp_path / "my-run-checkpoint-60-Q8_0.gguf"
     journal_path(earlier).write_bytes(b"{}\n")
 
-    assert output() == earlier
+    assert chosen() == "my-run-checkpoint-60"
     assert "goes on: `my-run-checkpoint-60-Q8_0.gguf`" in capsys.readouterr().err
     journal_path(tmp_path / "my-run-Q8_0.gguf").write_bytes(b"{}\n")
-    assert output() == tmp_path / "my-run-Q8_0.gguf"  # which was begun later
+    assert chosen() == "my-run"  # which was begun later
+
+
+def test_a_stopped_export_in_parts_goes_on_too(chosen, tmp_path):
+    (tmp_path / ".my-run-checkpoint-60-F16-00001-of-00002.gguf.journal").write_bytes(b"{}\n")
+    assert chosen() == "my-run-checkpoint-60"
 
 
 @pytest.mark.trained
