@@ -80,6 +80,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_keys(half, server, home):
 
 
 def test_a_text_pasted_meanwhile_is_one_message(half, server, gate):
+    assert half.raw.rfind(b"\x1b[?2004h") > half.raw.rfind(b"\x1b[?2004l")  # pastes are marked
     pasted = "\n".join(f"line {number}" for number in range(400))  # more than one read
     half.send(f"\x1b[200~{pasted}\x1b[201~")
     half.look(0.2)
