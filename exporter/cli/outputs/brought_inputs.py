@@ -104,6 +104,8 @@ def is_named_gguf(base: str) -> bool:
 
 def refuse_output(ahead: Ahead, name: str, checkpoint: Path | None) -> None:
     """Raise OutputError if the output exists, which an earlier checkpoint may have given."""
+    from exporter.inputs.locate import quoted
+
     try:
         ahead.refuse_output(name)
     except OutputError as error:
@@ -111,7 +113,8 @@ def refuse_output(ahead: Ahead, name: str, checkpoint: Path | None) -> None:
             raise
         raise OutputError(
             error.message,
-            hint=f"{error.hint}; name the checkpoint to keep both: decant export {checkpoint}",
+            hint=f"{error.hint}; to keep both, name the checkpoint: decant export"
+            f" {quoted(checkpoint)}",
         ) from error
 
 
