@@ -155,7 +155,7 @@ def plan_files(
     slots = next(iter(conversions.values())).slots
     groups = [Group(plans, slots, tensors.read, tensors.row_blocks)]
     if projector:
-        path = request.outputs[0].with_name(f"mmproj-{result_name(merge)}.gguf")
+        path = request.outputs[0].with_name(f"mmproj-{request.name or result_name(merge)}.gguf")
         stored = {slot.name: slot.type for slot in projector.slots}
         plans = planner.plan(path, FLOAT_NAMES[projector.ftype], projector, stored)
         groups.append(Group(plans, projector.slots, tensors.read, tensors.row_blocks))
@@ -224,10 +224,9 @@ def convert_all(
 
     Raises UnsupportedError if neither holds a tensor that an adapter changed.
     """
-    trust = request.trust_remote_code
+    trust, name = request.trust_remote_code, request.name or result_name(tensors.plan)
     report = once(report)  # the converter's messages repeat for each output type
     if is_gguf(tensors.plan.checkpoint.folder):
-        name = result_name(tensors.plan)
         return {
             outtype: gguf_conversion(tensors, toolchain, outtype=outtype, model_name=name)
             for outtype in dict.fromkeys(map(outtype_for, request.quants))
@@ -245,7 +244,7 @@ def convert_all(
                 folder,
                 toolchain,
                 outtype=outtype,
-                model_name=result_name(tensors.plan),
+                model_name=name,
                 part=part,
                 trust_remote_code=trust,
                 report=report,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from exporter.core.errors import ModelError
 from exporter.core.events import Note, Report, silent
 from exporter.core.ggml_types import QUANTS, parse_quant
 from exporter.core.gguf import SHARD, SUFFIX, GGUFFile, read_gguf, shard_paths
+from exporter.core.near_names import did_you_mean, near_files
 from exporter.core.resumable_file import Unfinished
 
 HUB_NAME = re.compile(r"[A-Z][\w.]*-[\w.-]+", re.ASCII)
@@ -123,9 +123,11 @@ def find_models(text: str, store: Path, *, unfinished: bool = False) -> list[Sto
     if found:
         return found
     names = sorted({name for model in models for name in (model.name, model.full_name)})
-    near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-    advice = f"did you mean {' or '.join(near)}?" if near else "`decant list` shows the models"
-    if not near and HUB_NAME.fullmatch(text):
+    otherwise = "`decant list` shows the models"
+    if text.endswith(SUFFIX):
+        otherwise = near_files(Path(text), otherwise, (SUFFIX,))
+    advice = did_you_mean(text, names, otherwise, most=3, alike=0.5)
+    if advice == otherwise and HUB_NAME.fullmatch(text):
         advice += f"; a model of the hub is named with its owner: ORG/{text}"
     if Path(text).is_dir():
         advice = f"if you mean the folder, export it first: decant export {text}"
@@ -155,7 +157,9 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
         is_folder = path.is_dir()
         raise ModelError(
             f"`{text}` is a folder, not a GGUF" if is_folder else f"there is no GGUF `{text}`",
-            hint=f"export it first: decant export {text}" if is_folder else "is the path right?",
+            hint=f"export it first: decant export {text}"
+            if is_folder
+            else near_files(path, "is the path right?"),
         )
     found = find_models(text, store)
     if len(found) > 1:

@@ -24,7 +24,11 @@ HEAVY = {
     "conversion",
     "safetensors",
 }
-RICH = {"exporter/cli/terminal_renderer.py", "runtime/terminal/markdown.py"}
+RICH = {
+    "exporter/cli/terminal_renderer.py",
+    "runtime/terminal/columns.py",
+    "runtime/terminal/markdown.py",
+}
 # where running processes is the job; everything else asks these
 DOORS = {
     "exporter/convert/config_prefetch.py",

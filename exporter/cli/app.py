@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 import errno
 import gc
 import importlib
@@ -14,7 +14,10 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import CompletionItem
 
+from exporter.cli.other_names import ALIASES, advice_for, others_of
+from exporter.cli.usage_hints import UnknownCommandError, usage_hint
 from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DecantError, InputError
+from exporter.core.near_names import did_you_mean
 from exporter.core.terminal_text import without_controls
 from exporter.hub.endpoints import settle_endpoints
 
@@ -50,6 +53,14 @@ COMMANDS = {
     "tokens": ("runtime.cli.tokens_command:tokens", "Show how a model cuts a text into tokens."),
     "list": ("exporter.cli.models_command:list_", "List the exported models."),
     "rm": ("exporter.cli.models_command:rm", "Delete exported models."),
+    "completion": (
+        "exporter.cli.completion_command:completion",
+        "Print a script for the shell's Tab key.",
+    ),
+    "update-check": (
+        "exporter.cli.update_command:update_check",
+        "Say which version this is and how to update.",
+    ),
 }
 
 SHOWN = 60  # characters shown of a name in an error
@@ -78,19 +89,25 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in COMMANDS:
             return None
+        others = ", ".join(f"decant {name}" for name in others_of(cmd_name))
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
+        if others:
+            command = copy.copy(command)
+            command.epilog = f"{command.epilog}\n\nAlso: {others}"
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            advice = f"did you mean `decant {near[0]}`?" if near else "`decant --help` lists them"
-            raise click.UsageError(f"there is no command {args[0]!r}; {advice}", ctx)
-        return super().resolve_command(ctx, args)
+        name = ALIASES.get(args[0], args[0])
+        if name not in COMMANDS and not name.startswith("-"):
+            advice = advice_for(name) or did_you_mean(
+                name, [*COMMANDS, *ALIASES], "`decant --help` lists them", form="`decant {}`"
+            )
+            raise UnknownCommandError(name, advice, ctx)
+        return super().resolve_command(ctx, [name, *args[1:]])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
@@ -166,11 +183,6 @@ def run(  # noqa: PLR0911 - one return a family
         hint = "this is a bug in decant; DECANT_DEBUG=1 shows where"
         return fail(f"{type(error).__name__}: {error}", hint, EXIT_BUG)
     return status if isinstance(status, int) else 0
-
-
-def usage_hint(error: click.ClickException) -> str | None:
-    ctx = error.ctx if isinstance(error, click.UsageError) else None
-    return f"`{ctx.command_path} --help` shows how to call it" if ctx else None
 
 
 def fail(message: str, hint: str | None, exit_code: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import click
 
+from exporter.cli import completing
 from exporter.cli.common_options import given, json_option, offline_option, quiet_option
 from exporter.cli.outputs.output_format import ExportOptions
 from exporter.cli.outputs.registry import FORMATS, check_output, formats_help
@@ -28,7 +29,7 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
 @click.command(
     help=HELP, epilog="Example: decant export ./my-lora --base ./Llama-3.2-1B -q Q4_K_M -q Q8_0"
 )
-@click.argument("adapter", required=False)
+@click.argument("adapter", required=False, shell_complete=completing.paths)
 @click.option("--revision", help="Branch, tag or commit of ADAPTER's repo.")
 @click.option("--subfolder", help="The adapter's folder in ADAPTER's repo or folder.")
 @click.option(
@@ -39,9 +40,13 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
     "--combine", type=click.Choice(get_args(Combination)),
     help="Make one LoRA of all adapters first, as peft's add_weighted_adapter does.",
 )  # fmt: skip
-@click.option("--base", help="The base model: a folder, a GGUF, ollama:NAME, ORG/NAME, or a link.")
+@click.option(
+    "--base", shell_complete=completing.paths,
+    help="The base model: a folder, a GGUF, ollama:NAME, ORG/NAME, or a link.",
+)  # fmt: skip
 @click.option(
     "-q", "--quant", "quants", multiple=True, default=("Q4_K_M",), show_default=True,
+    shell_complete=completing.quants,
     help="Quantization; give it again for several files from one pass.",
 )  # fmt: skip
 @recipe_options

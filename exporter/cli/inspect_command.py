@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from exporter.cli import completing
 from exporter.cli.common_options import json_option, store
 from exporter.cli.terminal_renderer import print_json, print_pairs, print_table, reporting
 from exporter.core.errors import ModelError
@@ -35,7 +36,7 @@ LONG = 100  # characters shown of a value
 
 
 @click.command(epilog="Example: decant inspect my-lora --tensors")
-@click.argument("path")
+@click.argument("path", shell_complete=completing.models)
 @click.option("--tensors", "show_tensors", is_flag=True, help="List every tensor too.")
 @click.option(
     "--recipe", "only_recipe", is_flag=True,
@@ -171,6 +172,11 @@ def describe_gguf(file: GGUFFile) -> dict[str, object]:
     }
 
 
+def at_checkpoint(file: GGUFFile, key: str) -> str:
+    checkpoint = file.text(f"{key}.checkpoint")
+    return f" ({checkpoint})" if checkpoint else ""
+
+
 def made_of(file: GGUFFile) -> dict[str, str | None]:
     """Facts about how decant made the file, for people; empty for a foreign file."""
     text = file.text
@@ -182,7 +188,7 @@ def made_of(file: GGUFFile) -> dict[str, str | None]:
         if text(key) is None:
             break
         adapters["adapter" if not number else f"adapter {number + 1}"] = (
-            f"{from_hub(file, key)}, scale {text(f'{key}.scale')},"
+            f"{from_hub(file, key)}{at_checkpoint(file, key)}, scale {text(f'{key}.scale')},"
             f" sha256 {(text(f'{key}.sha256') or '')[:12]}"
         )
     matrix, on = text("quantize.imatrix.file"), text("quantize.imatrix.dataset")

@@ -6,6 +6,7 @@ import time
 
 import click
 
+from exporter.cli import completing
 from exporter.cli.common_options import json_option, store
 from exporter.cli.terminal_renderer import print_json, print_table
 from exporter.core.errors import ModelError
@@ -65,7 +66,9 @@ def millions(parameters: object) -> str:
 
 
 @click.command("rm", epilog="Example: decant rm my-lora-Q4_K_M")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument(
+    "names", metavar="NAME...", nargs=-1, required=True, shell_complete=completing.stored
+)
 @click.option("--all", "every", is_flag=True, help="Delete every quantization of NAME.")
 @json_option
 def rm(names: tuple[str, ...], every: bool, as_json: bool) -> None:

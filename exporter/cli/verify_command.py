@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from exporter.cli import completing
 from exporter.cli.common_options import json_option, offline_option, quiet_option, store
 from exporter.cli.export_command import adapters_named, require_packages
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example: decant verify my-lora --base ./Llama-3.2-1B --adapter ./my-lora")
-@click.argument("gguf")
+@click.argument("gguf", shell_complete=completing.models)
 @click.option("--base", help="The base model: a folder, ORG/NAME[@REVISION], or a link to it.")
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="PATH[:SCALE]",

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 from exporter.core.errors import UnsupportedError
+from exporter.core.near_names import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ def parse_quant(text: str) -> str:
     name = ALIASES.get(name, name)
     if name not in QUANTS:
         raise UnsupportedError(
-            f"unknown quantization {text!r}", hint=f"choose among {', '.join(QUANTS)}"
+            f"unknown quantization {text!r}",
+            hint=did_you_mean(text, QUANTS, f"choose among {', '.join(QUANTS)}", most=3),
         )
     return name
 
@@ -95,6 +97,9 @@ def parse_type(text: str) -> GGMLType:
     """The type of a single tensor, such as q8_0 in either case. Raises UnsupportedError."""
     name = text.upper()
     if name not in _BY_NAME or name in NO_TARGET:
-        choices = ", ".join(kind.name for kind in GGML_TYPES if kind.name not in NO_TARGET)
-        raise UnsupportedError(f"unknown tensor type {text!r}", hint=f"choose among {choices}")
+        choices = [kind.name for kind in GGML_TYPES if kind.name not in NO_TARGET]
+        raise UnsupportedError(
+            f"unknown tensor type {text!r}",
+            hint=did_you_mean(text, choices, f"choose among {', '.join(choices)}", most=3),
+        )
     return _BY_NAME[name]

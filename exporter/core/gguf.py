@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeAlias
 from exporter.core.contents import foreign_contents
 from exporter.core.errors import ModelError
 from exporter.core.ggml_types import GGMLType
+from exporter.core.near_names import near_files
 
 MAGIC = b"GGUF"
 SUFFIX = ".gguf"
@@ -184,7 +185,8 @@ def read_file(path: Path, keep_items: int) -> GGUFFile:
             return parse(Cursor(file, size, path, keep_items))
     except FileNotFoundError as error:
         raise ModelError(
-            f"there is no file `{path}`", hint="`decant list` shows the models"
+            f"there is no file `{path}`",
+            hint=near_files(path, "`decant list` shows the models", (SUFFIX,)),
         ) from error
     except OSError as error:
         raise ModelError(f"cannot read `{path}`: {error.strerror}", hint="is it a file?") from error

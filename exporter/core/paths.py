@@ -53,6 +53,12 @@ def model_name(folder: Path) -> str:
     return folder.name
 
 
+def run_of(named: Path, found: Path) -> Path | None:
+    """The training run that was named, if what was found is a checkpoint in it, else None."""
+    checkpoint = found.parent if found.name == FSDP else found
+    return named if is_checkpoint(checkpoint) and checkpoint.parent == named else None
+
+
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder has a trainer's checkpoint name, such as checkpoint-50."""
     head, _, step = folder.name.partition("-")

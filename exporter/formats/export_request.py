@@ -47,6 +47,8 @@ class ExportRequest:
     split_max: int = 0
     """Bytes of tensors per file, above which a model is split; 0 for no limit."""
     force: bool = False
+    name: str = ""
+    """The result's name; without it, the one of the adapters or the base."""
     verify: bool = False
     """Whether to compare the files with base and adapters after writing."""
     threads: int = field(default_factory=cores)

@@ -48,7 +48,7 @@ def open_adapter(
     if found.weights is not None and found.weights.suffix == SUFFIX:
         config, tensors = gguf_adapter.read_adapter(found.weights)
         refuse(config, found.weights)
-        spec = AdapterSpec(folder, config, (), weights=found.weights, origin="gguf")
+        spec = AdapterSpec(folder, config, (), weights=found.weights, origin="gguf", run=found.run)
         return sort_tensors(spec, tensors)
     config = read_config(folder)
     if mlx_adapter.is_mlx(config):
@@ -62,6 +62,7 @@ def open_adapter(
         weights=held.files[0],
         files=held.files,
         read_by_peft=held.read_by_peft,
+        run=found.run,
     )
     return sort_tensors(spec, held.tensors)
 
@@ -79,7 +80,8 @@ def open_mlx(
     config, tensors = mlx_adapter.as_peft(stored, header, found.folder, report=report)
     refuse(config, found.folder)
     return sort_tensors(
-        AdapterSpec(found.folder, config, (), weights=weights, origin="mlx"), tensors
+        AdapterSpec(found.folder, config, (), weights=weights, origin="mlx", run=found.run),
+        tensors,
     )
 
 

@@ -75,6 +75,8 @@ class AdapterSpec:
     """The format on disk; config and tensors are always in PEFT's form."""
     renamed: bool = False
     """Whether the modules have the names of a GGUF base, and the config matches them."""
+    run: Path | None = None
+    """The training run that the user named, if decant chose this checkpoint of it."""
 
     @property
     def kind(self) -> str:
@@ -87,12 +89,25 @@ class AdapterSpec:
 
     @property
     def name(self) -> str:
-        """The adapter's name for people."""
+        """The adapter's name for people: of a training run that was named, the run's name."""
+        return self.name_by(self.run)
+
+    @property
+    def exact_name(self) -> str:
+        """The name that says which checkpoint of a training run it is."""
+        return self.name_by(None)
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint's name, if decant chose it in the training run; else empty."""
+        return self.exact_name.removeprefix(f"{self.name}-") if self.run else ""
+
+    def name_by(self, run: Path | None) -> str:
         if self.origin == "gguf":
             return self.weights.stem.removesuffix(".lora")
         if self.weights.name and self.weights.is_dir():
-            return model_name(self.weights)
-        name = model_name(self.folder)
+            return model_name(run or self.weights)
+        name = model_name(run or self.folder)
         return name if self.place == self.folder else f"{name}-{self.weights.stem}"
 
     @property

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.core.atomic_file import children, is_there
 from exporter.core.errors import AdapterError, ModelError
 from exporter.core.events import Note, Report
 from exporter.core.gguf import SUFFIX, read_gguf
+from exporter.core.near_names import braced, did_you_mean, near_files
+from exporter.core.paths import run_of
 from exporter.inputs.sharded_checkpoint import (
     FSDP_WHOLE,
     fsdp_in,
@@ -44,6 +46,8 @@ class FoundAdapter:
 
     folder: Path
     weights: Path | None = None
+    run: Path | None = None
+    """The training run that was named, if this is the checkpoint of it that decant chose."""
 
 
 def find_adapter(place: Path, *, report: Report) -> FoundAdapter:
@@ -58,6 +62,13 @@ def find_adapter(place: Path, *, report: Report) -> FoundAdapter:
         return of_file(place)
     if not place.is_dir():
         raise AdapterError(f"there is no adapter folder `{place}`", hint=hint_beside(place))
+    found = inside_folder(place, report=report)
+    at = found.weights if found.weights and found.weights.is_dir() else found.folder
+    return replace(found, run=run_of(place, at))
+
+
+def inside_folder(place: Path, *, report: Report) -> FoundAdapter:
+    """The adapter in a folder, or in a training run's newest checkpoint. Raises AdapterError."""
     folder = named_inside(newest_checkpoint(place, report=report), report=report)
     if not is_whole(folder):
         if shards := fsdp_inside(folder):
@@ -175,5 +186,6 @@ def hint_beside(place: Path) -> str:
     near = place.parent
     names = [child.name for child in inside(near) if child != near] if near.is_dir() else []
     if names:
-        return f"`{near}` has {listed(names)}"
-    return "name the folder that holds adapter_config.json"
+        all_of_them = f"`{near}` has {listed(names)}"
+        return did_you_mean(place.name, names, all_of_them, form=f"`{braced(str(near))}/{{}}`")
+    return near_files(place, "name the folder that holds adapter_config.json")

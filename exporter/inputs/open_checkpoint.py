@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporter.core.atomic_file import describe_missing, read_json_object
 from exporter.core.errors import CheckpointError, UnsupportedError
+from exporter.core.near_names import near_files
 from exporter.core.safetensors import read_header
 from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.distcp import read_distcp
@@ -46,7 +47,9 @@ def open_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpo
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no base model folder `{folder}`",
-            hint="name it with --base FOLDER, or with --base ORG/NAME, its name on the hub",
+            hint=near_files(
+                folder, "name it with --base FOLDER, or with --base ORG/NAME, its name on the hub"
+            ),
         )
     if not (folder / "config.json").exists() and (known := not_a_model(folder)):
         raise known

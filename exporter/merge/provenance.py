@@ -32,6 +32,7 @@ def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str
         repo, commit = repo_at(adapter.folder)
         metadata |= {
             key: adapter.name,
+            f"{key}.checkpoint": adapter.checkpoint,
             f"{key}.repo": repo,
             f"{key}.commit": commit,
             f"{key}.sha256": adapter.sha256(),

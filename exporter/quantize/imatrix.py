@@ -12,6 +12,7 @@ from exporter.core.atomic_file import sha256_file
 from exporter.core.errors import InputError, ModelError, UnsupportedError
 from exporter.core.ggml_types import GGMLType
 from exporter.core.gguf import MAGIC, Array, GGUFFile, TensorInfo, read_gguf
+from exporter.core.near_names import near_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,9 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
             read = read_new if is_gguf else read_old
             datasets, chunks, entries = read(path, file)
     except FileNotFoundError as error:
-        raise ModelError(f"there is no importance matrix `{path}`", hint=HINT) from error
+        raise ModelError(
+            f"there is no importance matrix `{path}`", hint=near_files(path, HINT)
+        ) from error
     except OSError as error:
         raise ModelError(f"cannot read `{path}`: {error.strerror}", hint="is it a file?") from error
     check_finite(path, entries)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.ggml_types import AUTO, FLOATS, GGMLType, parse_type
 from exporter.core.gguf import MAGIC, read_gguf
+from exporter.core.near_names import near_files
 from exporter.quantize.imatrix import ImportanceMatrix, keys
 from exporter.quantize.size_budget import SizeBudget
 
@@ -161,7 +162,9 @@ def check_recipe(recipe: Recipe, quants: Sequence[str]) -> None:
 
 
 def no_text(text: Path) -> InputError:
-    return InputError(f"there is no text `{text}` to calibrate on", hint="is the path right?")
+    return InputError(
+        f"there is no text `{text}` to calibrate on", hint=near_files(text, "is the path right?")
+    )
 
 
 def check_rules(recipe: Recipe, types: dict[str, GGMLType], slots: Iterable[Slot]) -> None:

@@ -17,6 +17,7 @@ from typing_extensions import Self
 from exporter.core.atomic_file import explained, make_folder
 from exporter.core.errors import DecantError, InputError, OutputError
 from exporter.core.file_lock import try_lock
+from exporter.core.near_names import did_you_mean
 from runtime.chat.session import (
     Conversation,
     Event,
@@ -241,7 +242,11 @@ def find_session(folder: Path, text: str | None) -> Path:
         ]
     if not found:
         what = f"no session {text!r}" if text else "no session to continue"
-        raise InputError(f"there is {what} in `{folder}`", hint="`decant chat --list` lists them")
+        names = [name for one in kept for name in (one.name, one.id) if name]
+        raise InputError(
+            f"there is {what} in `{folder}`",
+            hint=did_you_mean(text or "", names, "`decant chat --list` lists them", most=3),
+        )
     if len(found) > 1:
         raise InputError(
             f"{text!r} means {len(found)} sessions: {', '.join(one.id for one in found[:5])}",

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from exporter.cli import completing
 from exporter.cli.common_options import json_option, offline_option, quiet_option, store
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.errors import InputError
@@ -41,7 +42,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 
 
 @click.command(epilog="Example: decant chat BASE.gguf --adapter pirate=./my-lora")
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=completing.models)
 @click.option("-p", "--prompt", help="Ask this, print the answer and end.")
 @click.option("--system", help="System message.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter.cli import completing
 from exporter.cli.common_options import json_option, offline_option, quiet_option
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.errors import EXIT_INTERRUPTED, DecantError, InputError
@@ -43,7 +44,7 @@ class Finished:
 
 
 @click.command("eval", epilog="Example: decant eval ./my-lora --data test.jsonl")
-@click.argument("models", metavar="[MODEL]...", nargs=-1)
+@click.argument("models", metavar="[MODEL]...", nargs=-1, shell_complete=completing.models)
 @click.option("--data", help="JSONL, JSON, CSV, Parquet or Arrow, or a hub dataset.")
 @click.option(
     "--tasks", metavar="NAME,…", help="In place of --data: tasks of lm-evaluation-harness."

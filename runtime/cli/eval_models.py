@@ -11,6 +11,7 @@ from typing import Any
 from exporter.core.errors import InputError
 from exporter.core.events import Report, Warn
 from exporter.core.gguf import SHARD, GGUFFile
+from exporter.core.near_names import did_you_mean
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import BASE, bring_adapters, parse_adapter
@@ -154,7 +155,8 @@ def compared_with(groups: Sequence[ModelGroup], named: str | None) -> str:
             return bases(groups)[0].name
         if named not in names:
             raise InputError(
-                f"--against {named!r} is none of the models", hint=f"one of {', '.join(names)}"
+                f"--against {named!r} is none of the models",
+                hint=did_you_mean(named, names, f"one of {', '.join(names)}"),
             )
         return named
     if len(models) == 1:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from exporter.core.errors import (
     AdapterRepoError,
@@ -24,9 +25,13 @@ from exporter.core.errors import (
 from exporter.core.events import Note, Report, Step, silent
 from exporter.core.file_lock import one_at_a_time
 from exporter.core.gguf import SUFFIX, GGUFFile, read_gguf
+from exporter.core.paths import model_name, run_of
 from exporter.llamacpp.toolchain import cache_folder
 from exporter.model_store import file_name, find_model, is_stored, list_models, plain_name
 from runtime.engine.adapters import BASE, Adapter, Wanted, gguf_of
+
+if TYPE_CHECKING:
+    from exporter.inputs.adapter_spec import AdapterSpec
 
 QUANT = "Q4_K_M"
 """The type of the models exported here: the default of `decant export`."""
@@ -79,7 +84,9 @@ def from_folder(text: str, base: str | None, store: Path, *, report: Report = si
 
     place = Path(text)
     if (whole := model_in_place_of_adapter(place, report=report)) is not None:
-        return FromFolder(exported(whole, store, report=report))
+        run = run_of(place, whole)
+        title = model_name(run) if run else None
+        return FromFolder(exported(whole, store, name=title, report=report))
     adapter = open_adapter(place, refuse=nothing, report=report)
     over = place_of(base, report=report) if base is not None else None
     here = over if over is not None and over.suffix == SUFFIX else None
@@ -92,52 +99,62 @@ def from_folder(text: str, base: str | None, store: Path, *, report: Report = si
         made = gguf_of(wanted, str(trained_on), store, report=report)
     except UnsupportedError as error:
         report(Note(f"{error.message}: it is merged into its base"))
-        return FromFolder(merged(adapter.place, adapter.sha256(), trained_on, store, report=report))
+        return FromFolder(merged(adapter, trained_on, store, report=report))
     path = here or exported(trained_on, store, report=report)
     return FromFolder(path, Adapter(name, made, 1.0))
 
 
-def exported(base: Path, store: Path, *, report: Report) -> Path:
-    """The stored model of this base without an adapter; exported if there is none."""
+def exported(base: Path, store: Path, *, name: str | None = None, report: Report) -> Path:
+    """The stored model of this base without an adapter; exported if there is none.
+
+    name: of the file, if it is not the base's.
+    """
     from exporter.core.paths import repo_at
     from exporter.inputs.open_checkpoint import open_checkpoint
 
-    name, commit = open_checkpoint(base).name, repo_at(base)[1]
+    exact, commit = open_checkpoint(base).name, repo_at(base)[1]
 
     def is_it(header: GGUFFile) -> bool:
         same = header.text("decant.base.commit") in (None, "", commit) or not commit
-        return header.text("decant.base") == name and not header.text("decant.adapter") and same
+        return header.text("decant.base") == exact and not header.text("decant.adapter") and same
 
     arguments = ["-", "--base", str(base)]
-    return once(store, name, is_it, f"the base {name}", arguments, report=report)
+    output = new_file(store, (name or exact, exact))
+    return once(store, output, is_it, f"the base {exact}", arguments, report=report)
 
 
-def merged(adapter: Path, sha256: str, base: Path, store: Path, *, report: Report) -> Path:
+def merged(adapter: AdapterSpec, base: Path, store: Path, *, report: Report) -> Path:
     """The stored model that this adapter was merged into; exported if there is none."""
-    name = plain_name(adapter.stem if adapter.is_file() else adapter.name)
 
     def is_it(header: GGUFFile) -> bool:
-        return header.text("decant.adapter.sha256") == sha256
+        return header.text("decant.adapter.sha256") == adapter.sha256()
 
-    return once(store, name, is_it, name, [str(adapter), "--base", str(base)], report=report)
+    output = new_file(store, (adapter.name, adapter.exact_name))
+    arguments = [str(adapter.place), "--base", str(base)]
+    return once(store, output, is_it, adapter.name, arguments, report=report)
+
+
+def new_file(store: Path, names: Sequence[str]) -> Path:
+    """The path by the first of the names that no stored model has, else by the last."""
+    paths = [store / file_name(name, QUANT) for name in names]
+    return next((path for path in paths if not path.exists()), paths[-1])
 
 
 def once(
     store: Path,
-    name: str,
+    output: Path,
     is_it: Callable[[GGUFFile], bool],
     what: str,
     arguments: Sequence[str],
     *,
     report: Report,
 ) -> Path:
-    """The stored model that `is_it` accepts; exported if there is none, by one process of several.
+    """The stored model that `is_it` accepts; if there is none, one process of several exports it.
 
     what: the model's name in messages.
     """
     if (found := stored(store, is_it)) is not None:
         return found
-    output = store / file_name(name, QUANT)
     place = hashlib.sha256(os.fsencode(output.absolute())).hexdigest()[:32]
     wait = Step(f"another process exports {what}: waiting")
     with one_at_a_time(cache_folder() / "exports" / f"{place}.lock", lambda: report(wait)):

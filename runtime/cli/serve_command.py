@@ -12,12 +12,14 @@ from typing import Any
 
 import click
 
+from exporter.cli import completing
 from exporter.cli.common_options import json_option, offline_option, quiet_option, store
 from exporter.cli.sizes import parse_size
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError, ModelError
 from exporter.core.machine import give_back_large_blocks
 from exporter.core.paths import prompts_folder
+from exporter.core.near_names import near_files
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.cli.answer_options import spec_option
 from runtime.cli.served_models import Named, models_of, speculation_for_models, with_templates
@@ -83,7 +85,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command(epilog="Example: decant serve BASE.gguf --adapter pirate=./my-lora --port 8080")
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=completing.models)
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",
     help="A LoRA beside its base, served as BASE:NAME. Repeatable.",
@@ -231,7 +233,9 @@ def settings_of(options: Options) -> Settings:
         raise click.UsageError("--tls-key needs --tls-cert")
     for path in (options.tls_cert, options.tls_key):
         if path is not None and not path.exists():
-            raise InputError(f"there is no file `{path}`", hint="is the path right?")
+            raise InputError(
+                f"there is no file `{path}`", hint=near_files(path, "is the path right?")
+            )
     if options.tls_cert is not None:
         check_tls(options.tls_cert, options.tls_key)
     if options.rpc_unchecked and not options.rpc:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from exporter.cli import completing
 from exporter.cli.app import colours
 from exporter.cli.common_options import given, json_option, offline_option, store
 from exporter.cli.terminal_renderer import print_json, reporting
@@ -46,7 +47,7 @@ SEPARATOR = "|"
 
 
 @click.command(epilog='Example: decant tokens my-lora "What is the capital of France?"')
-@click.argument("model")
+@click.argument("model", shell_complete=completing.models)
 @click.argument("text", required=False)
 @click.option("--chat", "as_chat", is_flag=True, help="Use TEXT as a question in the template.")
 @click.option("--system", help="System message; with --chat.")

@@ -16,6 +16,7 @@ from exporter.core.errors import (
 )
 from exporter.core.events import Note, Report, Warn, silent
 from exporter.core.machine import available_nbytes, physical_cores
+from exporter.core.near_names import did_you_mean
 from exporter.llamacpp.gpus import free_nbytes
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.engine.adapters import BASE
@@ -262,7 +263,8 @@ class LocalEngine:
         """Every adapter's scale: 0, but for the chosen one. Raises InputError for another name."""
         if selection.adapter not in ("", BASE, *self.choices):
             raise InputError(
-                f"there is no adapter {selection.adapter!r}", hint=f"there are: {self.named}"
+                f"there is no adapter {selection.adapter!r}",
+                hint=did_you_mean(selection.adapter, self.choices, f"there are: {self.named}"),
             )
         return [selection.scale if selection.adapter == name else 0.0 for name in self.choices]
 

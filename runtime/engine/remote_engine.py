@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 from exporter.core.errors import EngineError
+from exporter.core.near_names import did_you_mean
 from exporter.core.terminal_text import without_controls
 from runtime.engine.local import RAW_LIMIT
 from runtime.engine.openai_client import (
@@ -35,7 +36,8 @@ class RemoteEngine:
             raise EngineError(f"{remote} lists no model", hint="name one: --model NAME")
         if model is not None and names and model not in names:
             raise EngineError(
-                f"{remote} has no model {model!r}", hint=f"it lists {', '.join(names[:10])}"
+                f"{remote} has no model {model!r}",
+                hint=did_you_mean(model, names, f"it lists {', '.join(names[:10])}", most=3),
             )
         self.name, self.names = model or names[0], names
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 
 from exporter.core.errors import InputError, UnsupportedError
+from exporter.core.near_names import did_you_mean
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.engine.opened_model import Model
 from runtime.engine.own_template import own_templates
@@ -46,13 +46,9 @@ def read_template(name: str) -> str:
     known = {path.stem.lower(): path for path in sorted(brought.glob("*.jinja"))}
     if path := known.get(name.lower()):
         return read_file(path)
-    near = [stem for stem in known if name.lower() in stem]
-    near += difflib.get_close_matches(name.lower(), known, n=SHOWN, cutoff=0.3)
-    shown = [known[stem].stem for stem in dict.fromkeys(near)][:SHOWN]
-    raise InputError(
-        f"there is no chat template {name!r}",
-        hint=f"there are chatml, {', '.join(shown)}" if shown else f"`ls {brought}` shows them",
-    )
+    names = ["chatml", *(path.stem for path in known.values())]
+    hint = did_you_mean(name, names, f"`ls {brought}` shows them", most=SHOWN, alike=0.3)
+    raise InputError(f"there is no chat template {name!r}", hint=hint)
 
 
 def read_file(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 from exporter.core.errors import DecantError, InputError, ModelError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import read_gguf
+from exporter.core.near_names import did_you_mean
 from exporter.model_store import StoredModel, list_models
 from runtime.engine.adapters import BASE, SCALE_MAX, Adapter, check_adapter
 from runtime.engine.chat_format import templates_of
@@ -139,8 +139,8 @@ class Catalog:
     def unknown(self, name: str) -> ApiError:
         shown = name[:SHOWN]
         ids = [resolved.id for resolved in islice(self, NEAR_MAX)]
-        near = difflib.get_close_matches(shown, ids, n=1, cutoff=0.5)
-        advice = f"did you mean {near[0]!r}?" if near else "GET /v1/models lists the models"
+        otherwise = "GET /v1/models lists the models"
+        advice = did_you_mean(shown, ids, otherwise, form="{!r}", alike=0.5)
         return ApiError(
             HTTPStatus.NOT_FOUND, f"there is no model {shown!r}; {advice}", "model_not_found"
         )

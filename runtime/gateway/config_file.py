@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from exporter.core.errors import InputError
+from exporter.core.near_names import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,10 +88,7 @@ def options(ctx: click.Context, path: Path, found: dict[str, Any]) -> dict[str, 
     for name, value in found.items():
         parameter = known.get(name.replace("-", "_"))
         if parameter is None:
-            near = difflib.get_close_matches(name, known, n=1)
-            advice = (
-                f"did you mean {near[0]}?" if near else f"the settings: {', '.join(sorted(known))}"
-            )
+            advice = did_you_mean(name, known, f"the settings: {', '.join(sorted(known))}")
             raise InputError(f"`{path}`: there is no setting {name!r}", hint=advice)
         is_many = parameter.multiple if isinstance(parameter, click.Option) else True
         if is_many != isinstance(value, list):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from exporter.core.errors import InputError
+from exporter.core.near_names import did_you_mean
 from runtime.gateway.api_errors import bad_request
 
 Body = Mapping[str, Any]
@@ -81,7 +82,10 @@ def limits_of(texts: Sequence[str]) -> Limits:
         name, _, number = text.partition("=")
         name = name.strip().replace("-", "_")
         if name not in known:
-            raise InputError(f"there is no limit {name!r}", hint=f"the limits: {', '.join(known)}")
+            raise InputError(
+                f"there is no limit {name!r}",
+                hint=did_you_mean(name, known, f"the limits: {', '.join(known)}"),
+            )
         if not re.fullmatch(rf"\d{{1,{DIGITS}}}", number.strip(), re.ASCII):
             raise InputError(
                 f"the limit {text!r} has no number", hint=f"example: --limit {name}=1000"

@@ -1,4 +1,4 @@
-"""Markdown and columns on a terminal; only this module and the CLI's renderer import rich."""
+"""Markdown and tables on a terminal."""
 
 from __future__ import annotations
 
@@ -167,41 +167,6 @@ def split_complete(text: str) -> tuple[str, str]:
             following = lines[number + 1]
             cut = number + 1 if following.strip() and not following[0].isdigit() else cut
     return "".join(lines[:cut]), "".join(lines[cut:])
-
-
-class Columns:
-    """Texts side by side that grow while they are drawn."""
-
-    def __init__(self, heads: Sequence[str]) -> None:
-        self.heads = heads
-        self.texts = [""] * len(heads)
-        self.live = live(get_renderable=self.table, vertical_overflow="ellipsis")
-        self.console = self.live.console
-
-    def __enter__(self) -> Self:
-        self.live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.live.stop()
-        self.console.print(self.table(whole=True))
-
-    def write(self, number: int, text: str) -> None:
-        """Append text to a column."""
-        self.texts[number] += without_controls(text)
-
-    def table(self, *, whole: bool = False) -> Table:
-        """The columns as a table; while they grow, only the ends of long texts."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table.grid(expand=True, padding=(0, GAP, 0, 0))
-        for _ in self.heads:
-            table.add_column(ratio=1, overflow="fold")
-        table.add_row(*(Text(without_controls(head), style="bold") for head in self.heads))
-        least = 0 if whole else -DRAWN_MAX
-        table.add_row(*(Text(text[least:].strip()) for text in self.texts))
-        return table
 
 
 class Board:

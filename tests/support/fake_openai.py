@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from typing_extensions import Self
 
@@ -20,11 +22,15 @@ class OpenAIServer:
         thoughts: Sequence[str] = (),
         key: str | None = None,
         whole: object = None,
+        gate: threading.Event | None = None,
     ) -> None:
-        """Bind a port; the server answers inside its `with` block."""
+        """Bind a port; the server answers inside its `with` block.
+
+        gate: each answer waits for it before its last piece.
+        """
         self.pieces, self.thoughts, self.key = pieces, thoughts, key
         self.listing = json.dumps({"data": [{"id": "first"}, {"id": "second"}]}).encode()
-        self.whole = whole
+        self.whole, self.gate = whole, gate
         self.asked: list[dict] = []
         outer = self
 
@@ -55,10 +61,7 @@ class OpenAIServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if self.is_let_in():
                     outer.asked.append(body)
-                    if outer.whole is None:
-                        self.reply(200, outer.stream(), "text/event-stream")
-                    else:
-                        self.reply(200, json.dumps(outer.whole).encode())
+                    outer.answer(self)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         serve = self.server.serve_forever
@@ -67,6 +70,23 @@ class OpenAIServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}"
+
+    def answer(self, handler: Any) -> None:  # a Handler
+        if self.whole is not None:
+            handler.reply(200, json.dumps(self.whole).encode())
+            return
+        if self.gate is None:
+            handler.reply(200, self.stream(), "text/event-stream")
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        *events, last, stop, done = self.stream().split(b"\n\n")[:-1]
+        handler.wfile.write(b"".join(event + b"\n\n" for event in events))
+        self.gate.wait(60)
+        with suppress(OSError):  # the client may have left
+            handler.wfile.write(b"\n\n".join((last, stop, done, b"")))
 
     def stream(self) -> bytes:
         deltas = [{"reasoning_content": text} for text in self.thoughts]

@@ -14,6 +14,8 @@ import sys
 import termios
 import time
 from collections.abc import Sequence
+from copy import copy, deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from typing_extensions import Self
 CHECKOUT = Path(__file__).parents[2]
 PROMPT = re.compile(r"^(?:[\w.+-]+(?::-?[\d.]+)?)?> ?$")
 PATIENCE_S = 20
+ALTERNATE = 1049  # the private mode of the alternate screen
 SETTLING_S = 0.05  # the longest look that ends early
 SETTLED_S = 0.005  # such a look ends this time after the last output
 
@@ -35,7 +38,7 @@ class Terminal:
         """Start the program in a terminal with `columns` and `rows`."""
         import pyte
 
-        self.screen: Any = pyte.HistoryScreen(columns, rows, history=5000, ratio=0.5)
+        self.screen: Any = two_screens()(columns, rows, history=5000, ratio=0.5)
         self.stream: Any = pyte.ByteStream(self.screen)
         self.raw = b""
         self.master, slave = pty.openpty()
@@ -156,6 +159,35 @@ class Terminal:
 
     def signal(self, number: int = signal.SIGINT) -> None:
         self.process.send_signal(number)
+
+
+@cache
+def two_screens() -> Any:
+    """A class of pyte's screens that has the alternate screen, which pyte itself lacks."""
+    import pyte
+
+    class Screen(pyte.HistoryScreen):  # type: ignore[misc]  # pyte ships no types
+        kept: Any = None
+
+        def index(self) -> None:
+            kind = pyte.HistoryScreen if self.kept is None else pyte.Screen
+            kind.index(self)  # the alternate screen has no history
+
+        def set_mode(self, *modes: int, **kwargs: Any) -> None:
+            super().set_mode(*modes, **kwargs)
+            if ALTERNATE in modes and self.kept is None:
+                self.kept = deepcopy(self.buffer), copy(self.cursor)
+                self.erase_in_display(2)
+
+        def reset_mode(self, *modes: int, **kwargs: Any) -> None:
+            super().reset_mode(*modes, **kwargs)
+            if ALTERNATE in modes and self.kept is not None:
+                self.buffer, self.cursor = self.kept
+                self.cursor.y = min(self.cursor.y, self.lines - 1)
+                self.dirty.update(range(self.lines))
+                self.kept = None
+
+    return Screen
 
 
 def take_terminal() -> None:

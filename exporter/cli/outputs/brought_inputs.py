@@ -16,6 +16,7 @@ from exporter.cli.common_options import store
 from exporter.cli.outputs.output_format import ExportOptions
 from exporter.cli.outputs.request_options import show_absent
 from exporter.cli.terminal_renderer import reporting
+from exporter.core.errors import OutputError
 from exporter.core.events import Report, silent
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def refuse_ahead(sources: Sources, options: ExportOptions, ahead: Ahead, report:
             f"`{base}` is a GGUF, and --to {ahead.to} needs the base's config.json and tokenizer",
             hint=f"leave out --to {ahead.to}, or name the checkpoint's repo as --base ORG/NAME",
         )
-    name = refused_inputs(sources, options.trust_remote_code, ahead, report)
-    if name is not None:
-        ahead.refuse_output(name)
+    named = refused_inputs(sources, options.trust_remote_code, ahead, report)
+    if named is not None:
+        refuse_output(ahead, *named)
     pulls = absent(sources, report=silent)  # the pull reports it again
     if pulls and ahead.sizes:
         check_room(pulls, ahead.folder or store(), ahead.sizes, report)
@@ -101,8 +102,28 @@ def is_named_gguf(base: str) -> bool:
     return is_ollama(base) or names_gguf(base)
 
 
-def refused_inputs(sources: Sources, trust: bool, ahead: Ahead, report: Report) -> str | None:
-    """The result's name; None if something must be pulled to know it.
+def refuse_output(ahead: Ahead, name: str, checkpoint: Path | None) -> None:
+    """Raise OutputError if the output exists, which an earlier checkpoint may have given."""
+    from exporter.inputs.locate import quoted
+
+    try:
+        ahead.refuse_output(name)
+    except OutputError as error:
+        if checkpoint is None or "--force" not in (error.hint or ""):
+            raise
+        raise OutputError(
+            error.message,
+            hint=f"{error.hint}; to keep both, name the checkpoint: decant export"
+            f" {quoted(checkpoint)}",
+        ) from error
+
+
+def refused_inputs(
+    sources: Sources, trust: bool, ahead: Ahead, report: Report
+) -> tuple[str, Path | None] | None:
+    """The result's name, and the checkpoint that decant chose in a training run, if it did.
+
+    None if something must be pulled to know the name.
 
     Raises for adapters and local bases that cannot be used. An adapter's repo is pulled; a whole
     model's is not.
@@ -128,9 +149,10 @@ def refused_inputs(sources: Sources, trust: bool, ahead: Ahead, report: Report) 
     if None in places:
         return None
     if adapters:
-        return "-".join(adapter.name for adapter in adapters)
+        chosen = next((adapter.folder for adapter in adapters if adapter.run), None)
+        return "-".join(adapter.name for adapter in adapters), chosen
     whole = next(iter(places), base)
-    return base_name(folder_at(whole)) if whole is not None else None
+    return (base_name(folder_at(whole)), None) if whole is not None else None
 
 
 def folder_at(place: Path | Pulled) -> Path:

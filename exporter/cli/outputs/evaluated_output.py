@@ -141,7 +141,9 @@ class SixteenBits:
         if StoredModel(self.request.outputs[0]).name == name:
             name = f"base-{name}"  # the merged model may be called like its base
         try:
-            alone = replace(self.request, adapters=(), combine=None, base=base, quants=(kind,))
+            alone = replace(
+                self.request, adapters=(), combine=None, base=base, quants=(kind,), name=""
+            )
             path = self.exported(alone, name, f"the base in {kind}")
         except DecantError as error:
             if (found := stored_base(model_name(base))) is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -39,7 +40,13 @@ def export_gguf(options: ExportOptions) -> None:
     evaluation = evaluation_after(options)
     if (found := brought(options, gguf_ahead(options))) is None:
         return
-    _, request = merge_request(options, *found)
+    names, request = merge_request(options, *found)
+
+    def outputs(name: str) -> tuple[Path, ...]:
+        return output_paths(options.output, name, request.quants)
+
+    name = names.chosen(outputs, quiet=options.quiet)
+    request = replace(request, outputs=outputs(name), name=name)
     toolchain = find_toolchain()
     with reporting(quiet=options.quiet) as report:
         request = calibrated(request, toolchain, dry_run=options.dry_run, report=report)

@@ -11,6 +11,7 @@ import click
 from exporter.cli.common_options import store
 from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.request_options import ResultNames
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError
 from exporter.core.paths import size_text
@@ -60,7 +61,9 @@ def export_lora(options: ExportOptions) -> None:
     need_adapters(adapters, base, "--to lora")
     refuse_gguf_base(base, "lora")
     adapter = adapters[0]
-    name = open_adapter(adapter, refuse=refuse_for_adapter_file).name
+    opened = open_adapter(adapter, refuse=refuse_for_adapter_file)
+    names = ResultNames(opened.name, opened.exact_name)
+    name = names.chosen(lambda by: (output_path(options.output, by),), quiet=options.quiet)
     request = LoraRequest(
         adapter,
         base,

@@ -11,6 +11,7 @@ from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import (
     chosen_quants,
+    folder_by,
     merge_request,
     output_folder,
     refuse_file,
@@ -34,15 +35,15 @@ def export_ollama(options: ExportOptions) -> None:
     refuse_recipe(options.recipe, quants)
 
     def refuse_output(name: str) -> None:
-        refuse_taken(output_folder(options, name, "ollama"), MARKS, force=options.force)
+        refuse_taken(output_folder(options, "ollama", name), MARKS, force=options.force)
 
     folder = options.output or Path()
     ahead = Ahead("ollama", refuse_output, sizes=quants, folder=folder, needs_checkpoint=True)
     if (found := brought(options, ahead)) is None:
         return
-    name, request = merge_request(options, *found)
+    names, request = merge_request(options, *found)
     refuse_gguf_base(request.base, "ollama")
-    folder = output_folder(options, name, "ollama")
+    folder = folder_by(names, options, "ollama")
     toolchain, dry_run = find_toolchain(), options.dry_run
     with reporting(quiet=options.quiet) as report:
         request = calibrated(request, toolchain, dry_run=dry_run, report=report)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.request_options import ResultNames, folder_by, output_folder
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import UnsupportedError
-from exporter.model_store import plain_name
 
 WITHOUT_MEANING = {
     "quants": "-q quantizes a merged model: --to peft keeps the adapter's own numbers",
@@ -39,7 +37,7 @@ def export_peft(options: ExportOptions) -> None:
     marks, force = ("adapter_config.json",), options.force
 
     def refuse_output(name: str) -> None:
-        refuse_taken(options.output or Path(f"{plain_name(name)}-peft"), marks, force=force)
+        refuse_taken(output_folder(options, "peft", name), marks, force=force)
 
     ahead = Ahead(
         "peft", refuse_output, needs_adapter=True, needs_checkpoint=True, needs_build=False
@@ -52,7 +50,8 @@ def export_peft(options: ExportOptions) -> None:
     dry_run, trust = options.dry_run, options.trust_remote_code
     with reporting(quiet=options.quiet) as report:
         adapter = open_adapter(adapters[0], report=report)
-        folder = options.output or Path(f"{plain_name(adapter.name)}-peft")
+        names = ResultNames(adapter.name, adapter.exact_name)
+        folder = folder_by(names, options, "peft")
         refuse_taken(folder, marks, force=force)
         if adapter.read_by_peft:
             raise UnsupportedError(

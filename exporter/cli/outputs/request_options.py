@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +14,13 @@ import click
 from exporter.cli.common_options import store
 from exporter.cli.outputs.output_format import ExportOptions
 from exporter.cli.sizes import parse_size
-from exporter.cli.terminal_renderer import print_json, print_table
+from exporter.cli.terminal_renderer import print_json, print_table, reporting
+from exporter.core.atomic_file import partial_path
 from exporter.core.errors import InputError
-from exporter.core.events import Report
+from exporter.core.events import Note, Report
 from exporter.core.ggml_types import parse_quant
-from exporter.core.paths import model_name, size_text
+from exporter.core.paths import model_name, run_of, size_text
+from exporter.core.resumable_file import journal_path
 from exporter.model_store import file_name
 from exporter.quantize.type_recipe import Recipe, check_recipe, no_text
 
@@ -26,22 +30,24 @@ if TYPE_CHECKING:
 
 LONGEST_NAME = 220  # bytes of 255: .NAME-00001-of-00002.gguf.partial is written first
 FEW_CHARACTERS = 40  # characters of a long name that an error message shows
+PARTS = "{}-?????-of-?????.gguf"  # the files of a split model
 OTHER_FILES = (".bin", ".safetensors", ".pt", ".pth", ".ggml", ".zip", ".onnx")
 
 
 def merge_request(
     options: ExportOptions, adapters: list[Path], base: Path | None
-) -> tuple[str, ExportRequest]:
-    """The merged model's name for people, and the request for it."""
+) -> tuple[ResultNames, ExportRequest]:
+    """The merged model's names, and the request for it."""
     from exporter.formats.export_request import ExportRequest
 
-    chosen, name = chosen_quants(options.quants), name_of(adapters, base)
+    chosen, names = chosen_quants(options.quants), names_of(options, adapters, base)
     split = options.split_max_size
-    return name, ExportRequest(
+    return names, ExportRequest(
         tuple(zip(adapters, (weight for _, weight in options.adapters), strict=False)),
         base,
         chosen,
-        outputs=output_paths(options.output, name, chosen),
+        outputs=output_paths(options.output, names.name, chosen),
+        name=names.name,
         recipe=options.recipe,
         merge_dtype=options.merge_dtype,
         combine=options.combine,
@@ -58,14 +64,66 @@ def chosen_quants(quants: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parse_quant(quant) for quant in quants))
 
 
-def name_of(adapters: list[Path], base: Path | None) -> str:
-    """The result's name for people."""
+@dataclass(frozen=True, slots=True)
+class ResultNames:
+    """The names that a result may have."""
+
+    name: str
+    """The one for people: of a training run that the user named, the run's."""
+    exact: str
+    """The name with the checkpoint that decant chose in the run; else the same."""
+
+    def chosen(self, paths_by: Callable[[str], Sequence[Path]], *, quiet: bool) -> str:
+        """The name to write by: `name`, or `exact` if an export by that name was stopped.
+
+        paths_by: the paths to write by a name. Results of training runs had the exact name before.
+        Such a result stays, and is reported.
+        """
+        if self.name == self.exact:
+            return self.name
+        paths, earlier = paths_by(self.name), paths_by(self.exact)
+        if paths == earlier:  # -o names the file
+            return self.name
+        is_begun = any(is_result(path) or is_unfinished(path) for path in paths)
+        with reporting(quiet=quiet) as report:
+            if not is_begun and (left := list(filter(is_unfinished, earlier))):
+                report(Note(f"a stopped export of this checkpoint goes on: `{left[0].name}`"))
+                return self.exact
+            for path in filter(is_result, earlier):
+                report(Note(f"`{path}`, an earlier export of this checkpoint, stays as it is"))
+        return self.name
+
+
+def is_result(path: Path) -> bool:
+    """Whether a result exists, whole or in parts."""
+    return path.exists() or any(path.parent.glob(PARTS.format(escape(path.stem))))
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a stopped export left the remains of a file or a folder, which can be resumed."""
+    parts = f".{PARTS}.journal".format(escape(path.stem))
+    return (
+        journal_path(path).exists() or partial_path(path).is_dir() or any(path.parent.glob(parts))
+    )
+
+
+def names_of(options: ExportOptions, adapters: list[Path], base: Path | None) -> ResultNames:
+    """The names of the result of these inputs."""
     from exporter.gguf_inputs.gguf_base import gguf_name, is_gguf
     from exporter.inputs.adapter import open_adapter
 
+    if adapters:
+        opened = [open_adapter(folder) for folder in adapters]
+        return ResultNames(
+            "-".join(adapter.name for adapter in opened),
+            "-".join(adapter.exact_name for adapter in opened),
+        )
     base = base or Path()
-    named = gguf_name(base) if is_gguf(base) else model_name(base)
-    return "-".join(open_adapter(folder).name for folder in adapters) or named
+    if is_gguf(base):
+        return ResultNames(gguf_name(base), gguf_name(base))
+    named = options.adapters[0][0] if options.adapters else options.base
+    run = run_of(Path(named or ""), base)
+    return ResultNames(model_name(run or base), model_name(base))
 
 
 def output_paths(output: Path | None, name: str, quants: tuple[str, ...]) -> tuple[Path, ...]:
@@ -151,11 +209,20 @@ def refuse_recipe(recipe: Recipe, quants: tuple[str, ...]) -> None:
         raise no_text(recipe.calibrate)
 
 
-def output_folder(options: ExportOptions, name: str, ending: str) -> Path:
+def output_folder(options: ExportOptions, ending: str, name: str) -> Path:
     """The folder of -o, else NAME-ending in the current folder."""
     from exporter.model_store import plain_name
 
     return options.output or Path(f"{plain_name(name)}-{ending}")
+
+
+def folder_by(names: ResultNames, options: ExportOptions, ending: str) -> Path:
+    """The folder to write, by the result's name."""
+
+    def folders(name: str) -> tuple[Path, ...]:
+        return (output_folder(options, ending, name),)
+
+    return folders(names.chosen(folders, quiet=options.quiet))[0]
 
 
 def refuse_file(output: Path | None, to: str) -> None:

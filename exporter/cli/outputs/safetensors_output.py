@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
 from exporter.cli.outputs.request_options import (
+    folder_by,
     merge_request,
     output_folder,
     refuse_file,
@@ -30,7 +31,7 @@ def export_safetensors(options: ExportOptions) -> None:
     max_shard = parse_size("--max-shard-size", options.max_shard_size)
 
     def refuse_output(name: str) -> None:
-        refuse_folder(output_folder(options, name, "merged"), force=options.force)
+        refuse_folder(output_folder(options, "merged", name), force=options.force)
 
     ahead = Ahead(
         "safetensors",
@@ -42,9 +43,9 @@ def export_safetensors(options: ExportOptions) -> None:
     )
     if (found := brought(options, ahead)) is None:
         return
-    name, request = merge_request(options, *found)
+    names, request = merge_request(options, *found)
     refuse_gguf_base(request.base, "safetensors")
-    folder = output_folder(options, name, "merged")
+    folder = folder_by(names, options, "merged")
     with reporting(quiet=options.quiet) as report:
         made = save_merged(
             request,

@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 from exporter.core.errors import InputError
+from exporter.core.near_names import near_files
 from exporter.core.paths import size_text
 from runtime.chat.session import Image
 from runtime.engine.media import image_kind
@@ -75,5 +76,5 @@ def read_file(path: Path, most: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"cannot read `{path}`: {error.strerror}", hint="is the path right?"
+            f"cannot read `{path}`: {error.strerror}", hint=near_files(path, "is the path right?")
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Literal
 import click
 
 from exporter.core.errors import DecantError, InputError
+from exporter.core.near_names import did_you_mean
 from exporter.model_store import find_model
 from runtime.chat.repl.compare import compare
 from runtime.chat.repl.keeping import attach, copy_, export_, load, read, save
@@ -47,10 +47,9 @@ def handle(repl: Repl, text: str) -> None:
     name = ALIASES.get(name, name)
     command = COMMANDS.get(name)
     if command is None:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise InputError(
             f"there is no command /{name}",
-            hint=f"did you mean /{near[0]}?" if near else "/help lists them",
+            hint=did_you_mean(name, COMMANDS, "/help lists them", form="/{}"),
         )
     command.run(repl, argument.strip())
 
@@ -114,7 +113,10 @@ def adapter(repl: Repl, argument: str) -> None:
         return
     name, colon, number = argument.partition(":")
     if name not in names:
-        raise InputError(f"there is no adapter {name!r}", hint=f"there are: {', '.join(names)}")
+        raise InputError(
+            f"there is no adapter {name!r}",
+            hint=did_you_mean(name, names, f"there are: {', '.join(names)}"),
+        )
     if name == BASE:
         choose(repl, AdapterSelection())
         return
@@ -207,7 +209,10 @@ def show(repl: Repl, argument: str) -> None:
             thoughts = conversation.last.thoughts if conversation.last else ""
             repl.screen.line(thoughts or "(the last answer has none)", DIM)
         case other:
-            raise InputError(f"there is no topic {other!r}", hint=f"/show {'|'.join(TOPICS)}")
+            raise InputError(
+                f"there is no topic {other!r}",
+                hint=did_you_mean(other, TOPICS, f"/show {'|'.join(TOPICS)}", form="/show {}"),
+            )
 
 
 def stats(repl: Repl, argument: str) -> None:
@@ -274,7 +279,8 @@ def edit(repl: Repl, argument: str) -> None:
     del argument
     last = repl.session.conversation.last
     try:
-        text = click.edit(last.question if last else "", extension=".md")
+        with repl.lines.lent():
+            text = click.edit(last.question if last else "", extension=".md")
     except click.ClickException as error:
         raise InputError(error.format_message(), hint="does $EDITOR name a program?") from error
     if text is None or not text.strip():

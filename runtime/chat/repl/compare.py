@@ -20,9 +20,7 @@ from runtime.engine.openai_client import Delta
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote_engine import RemoteEngine
 from runtime.engine.selection import AdapterSelection
-from runtime.terminal.markdown import Columns
-
-NARROWEST = 20  # columns of text that are still readable side by side
+from runtime.terminal.columns import Columns, fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +127,13 @@ def answers(repl: Repl, candidates: list[Candidate]) -> list[Taken]:
     """Ask the candidates one after another, in columns if they fit. Ctrl-C stops."""
     names = [one.name for one in candidates]
     taken = [Taken() for _ in candidates]
-    in_columns = repl.screen.is_fancy and repl.screen.width >= NARROWEST * len(names)
+    in_columns = repl.screen.is_fancy and fits(repl.screen.width, len(names))
     try:
         if in_columns:
             heads = [f"{number} {name}" for number, name in enumerate(names, 1)]
-            with repl.screen.undisturbed(), Columns(heads) as columns:
+            last = repl.session.conversation.last
+            title = last.question if last else ""
+            with repl.screen.undisturbed(), Columns(heads, title) as columns:
                 for number, one in enumerate(candidates):
                     ask_one(repl, one, taken[number], partial(columns.write, number))
         else:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from runtime.chat.repl.typed_ahead import TypedAhead
 
 if TYPE_CHECKING:
     from prompt_toolkit.buffer import Buffer
@@ -33,6 +36,14 @@ class Lines(Protocol):
         """Ask for a short answer, which does not go into the history."""
         ...
 
+    def lent(self) -> AbstractContextManager[None]:
+        """Leave the terminal to another program in the block."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        ...
+
 
 class PlainLines:
     """Reads lines from standard input, for dumb terminals."""
@@ -46,6 +57,12 @@ class PlainLines:
     def choose(self, prompt: str) -> str:
         return self.line(prompt).strip()
 
+    def lent(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def close(self) -> None:
+        """Change nothing: the terminal's modes are its own."""
+
     def line(self, prompt: str) -> str:
         sys.stderr.write(prompt)
         sys.stderr.flush()
@@ -56,7 +73,11 @@ class PlainLines:
 
 
 class EditedLines:
-    """A line editor: history, completion, blocks, paste, $EDITOR."""
+    """A line editor: history, completion, blocks, paste, $EDITOR.
+
+    Keys that are typed between two prompts wait for the next message: `choose` does not take them
+    for the answer to a question that was not there yet.
+    """
 
     def __init__(self, history: Path | None, completions: Completions) -> None:
         """Keep the history in a file that only this user may read; None: in memory.
@@ -79,15 +100,37 @@ class EditedLines:
             mouse_support=False,
             tempfile_suffix=".md",
         )
+        self.ahead = TypedAhead(self.session.input, self.session.output)
 
     def read(self, prompt: str) -> str:
-        return without_block(self.session.prompt(prompt))
+        self.ahead.collect()
+        self.ahead.give_back()
+        try:
+            return without_block(self.session.prompt(prompt))
+        finally:
+            self.ahead.begin()
 
     def choose(self, prompt: str) -> str:
         from prompt_toolkit import PromptSession
 
+        self.ahead.collect()
         asking: PromptSession[str] = PromptSession()
-        return asking.prompt(prompt).strip()
+        try:
+            return asking.prompt(prompt).strip()
+        finally:
+            self.ahead.begin()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        self.ahead.collect()
+        self.ahead.end()
+        try:
+            yield
+        finally:
+            self.ahead.begin()
+
+    def close(self) -> None:
+        self.ahead.end()
 
 
 def is_open_block(text: str) -> bool:

@@ -28,6 +28,8 @@ class Screen:
         self.colours = colours(self.is_terminal)
         self.at_start = True
         """Whether the cursor is at the beginning of a line."""
+        self.held: list[Event] | None = None
+        """The events reported while other code draws; None at other times."""
 
     @property
     def is_fancy(self) -> bool:
@@ -83,6 +85,9 @@ class Screen:
 
     def report(self, event: Event) -> None:
         """Write an event that the library reports."""
+        if self.held is not None:
+            self.held.append(event)
+            return
         match event:
             case Warn():
                 self.warn(event.message)
@@ -93,7 +98,16 @@ class Screen:
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Let other code draw in the block; the cursor is then at the beginning of a line."""
+        """Let other code draw in the block; the cursor is then at the beginning of a line.
+
+        Events that are reported meanwhile are written after the block.
+        """
         self.fresh_line()
-        yield
-        self.at_start = True
+        self.held = []
+        try:
+            yield
+            self.at_start = True
+        finally:
+            held, self.held = self.held, None
+            for event in held:
+                self.report(event)

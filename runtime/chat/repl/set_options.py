@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from exporter.core.errors import InputError
+from exporter.core.near_names import did_you_mean
 from runtime.chat.repl.attachments import decoded, user_path
 
 Value = float | int | bool | str | list[str] | None
@@ -101,10 +101,9 @@ def parse_setting(text: str) -> tuple[str, Value]:
     name, equals, value = (part.strip() for part in text.partition("="))
     setting = BY_NAME.get(name)
     if setting is None:
-        near = difflib.get_close_matches(name, BY_NAME, n=1)
         raise InputError(
             f"there is no setting {name!r}",
-            hint=f"did you mean {near[0]}?" if near else f"there are {', '.join(BY_NAME)}",
+            hint=did_you_mean(name, BY_NAME, f"there are {', '.join(BY_NAME)}"),
         )
     if not equals:
         raise InputError(f"{name} needs a value", hint=f"/set {name}=…: {setting.summary}")

@@ -61,6 +61,7 @@ def converse(
     try:
         return run(repl, handle)
     finally:
+        repl.lines.close()
         repl.session.close()
         repl.engine.stop()
         for other in repl.others.values():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from exporter.core.errors import InputError
+from exporter.core.near_names import did_you_mean
 from runtime.evaluation.data.conversation import is_conversation, is_sharegpt
 from runtime.evaluation.data.file_rows import Fields
 
@@ -96,16 +97,20 @@ def find_layout(rows: Sequence[Fields], forced: str | None, chosen: Mapping[str,
 def check_choice(forced: str | None, chosen: Mapping[str, str], names: Sequence[str]) -> None:
     """Check what the user chose. Raises InputError."""
     if forced is not None and forced not in NAMES:
-        raise InputError(f"there is no layout {forced!r}", hint=f"one of: {', '.join(NAMES)}")
+        raise InputError(
+            f"there is no layout {forced!r}",
+            hint=did_you_mean(forced, NAMES, f"one of: {', '.join(NAMES)}"),
+        )
     for role, name in chosen.items():
         if role not in ROLES:
             raise InputError(
-                f"there is no role {role!r} for a column", hint=f"one of: {', '.join(ROLES)}"
+                f"there is no role {role!r} for a column",
+                hint=did_you_mean(role, ROLES, f"one of: {', '.join(ROLES)}"),
             )
         if name not in names and (name or role != "id"):
             raise InputError(
                 f"the data has no column {name!r} for --column {role}={name}",
-                hint=f"its columns: {', '.join(names[:20])}",
+                hint=did_you_mean(name, names, f"its columns: {', '.join(names[:20])}"),
             )
 
 

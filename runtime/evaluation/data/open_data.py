@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from exporter.core.errors import InputError
+from exporter.core.near_names import near_files
 from runtime.evaluation.data.arrow_rows import arrow_rows
 from runtime.evaluation.data.csv_rows import csv_rows
 from runtime.evaluation.data.dataset import SHOWN, BadRow, Dataset, Files, RowReader
@@ -152,7 +153,7 @@ def find_files(
         if pull is None or is_path or not is_dataset_name(request.source):
             raise InputError(
                 f"there is no file or folder {request.source}",
-                hint="check the path; a dataset on the hub is named as ORG/NAME",
+                hint=near_files(path, "check the path; a dataset on the hub is named as ORG/NAME"),
             )
         ref, config = dataset_ref(request.source)
         path = pull(request.source, request.split)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 from exporter.core.errors import InputError
+from exporter.core.near_names import did_you_mean
 from runtime.evaluation.item import Task
 from runtime.evaluation.metric import Metric, Needs
 from runtime.evaluation.metrics.answer_metrics import ANSWER_METRICS
@@ -132,10 +132,10 @@ def _added(name: str, task: Task, trust: bool) -> Metric:
 def _known(name: str) -> Metric:
     if name in METRICS:
         return METRICS[name]
-    lower = {known.lower(): known for known in METRICS}
-    near = difflib.get_close_matches(name.lower().replace("-", "_"), lower, 3, 0.5)
-    names = " or ".join(lower[found] for found in near) or ", ".join(METRICS)
-    raise InputError(f"there is no metric {name!r}", hint=f"--metric {names}")
+    hint = did_you_mean(
+        name, METRICS, f"--metric {', '.join(METRICS)}", form="--metric {}", most=3, alike=0.5
+    )
+    raise InputError(f"there is no metric {name!r}", hint=hint)
 
 
 def _usable(name: str, task: Task) -> Metric:

@@ -26,7 +26,8 @@ def find(call: Call) -> ResolvedModel:
         resolved = call.find(name)
     except ApiError as error:
         if error.status == HTTPStatus.NOT_FOUND:
-            error.message = f"model '{name[:200]}' not found"
+            _, near, named = error.message.rpartition("; did you mean ")
+            error.message = f"model '{name[:200]}' not found{near}{named if near else ''}"
         raise
     call.record.model, call.record.label = resolved.id, resolved.label
     return resolved

@@ -23,9 +23,10 @@ def test_an_adapter_opens_with_its_pairs(tmp_path):
 
 
 def test_a_checkpoint_is_called_after_its_run(tmp_path):
-    assert (
-        open_adapter(write_adapter(tmp_path / "run" / "checkpoint-50")).name == "run-checkpoint-50"
-    )
+    adapter = open_adapter(write_adapter(tmp_path / "run" / "checkpoint-50"))
+
+    assert adapter.name == adapter.exact_name == "run-checkpoint-50"
+    assert adapter.checkpoint == ""  # the user named it
 
 
 def test_a_missing_config_is_named(tmp_path):
@@ -44,7 +45,8 @@ def test_a_training_runs_folder_stands_for_its_newest_checkpoint_and_says_so(tmp
 
     adapter = open_adapter(tmp_path / "run", report=said.append)
 
-    assert adapter.name == "run-checkpoint-200"
+    assert adapter.name == "run"
+    assert (adapter.exact_name, adapter.checkpoint) == ("run-checkpoint-200", "checkpoint-200")
     assert any("checkpoint-200" in event.message for event in said)
 
 

@@ -90,5 +90,5 @@ def test_a_full_fine_tunes_run_is_exported_as_its_model(tmp_path, tiny_base, cap
     assert run(["export", "--base", str(tiny_base), *options]) == 0
 
     made = [read_gguf(tmp_path / f"{name}-Q8_0.gguf")[1]
-            for name in ("run-checkpoint-7", tiny_base.name)]  # fmt: skip
+            for name in ("run", tiny_base.name)]  # fmt: skip
     assert made[0] == made[1]

@@ -140,7 +140,8 @@ def test_an_adapter_in_fsdps_shards_is_the_one_that_peft_would_have_saved(
     plans = [plan_merge(base, [WeightedAdapter(adapter)]) for adapter in adapters]
     (name,) = plans[0].changes
     assert torch.equal(*(MergedTensors(plan).read(name) for plan in plans))
-    assert adapters[0].name == "run-checkpoint-50"
+    assert adapters[0].name == ("run-checkpoint-50" if named else "run")
+    assert adapters[0].exact_name == "run-checkpoint-50"
     assert len(adapters[0].sha256()) == 64
     assert open_adapter(adapters[0].place).sha256() == adapters[0].sha256()
 

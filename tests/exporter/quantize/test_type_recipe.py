@@ -122,7 +122,7 @@ def test_a_wrong_pattern_and_a_wrong_type_are_named():
         parse_rule("a(=q8_0")
     with pytest.raises(UnsupportedError, match="unknown tensor type 'q4_k_m'") as caught:
         parse_rule("a=q4_k_m")
-    assert "Q4_K," in caught.value.hint
+    assert "did you mean Q4_K or" in caught.value.hint
     assert "Q8_1" not in caught.value.hint
 
 

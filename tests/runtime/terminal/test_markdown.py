@@ -7,7 +7,7 @@ from itertools import chain, repeat
 
 import pytest
 
-from runtime.terminal.markdown import BLOCK_MAX, Columns, MarkdownStream
+from runtime.terminal.markdown import BLOCK_MAX, MarkdownStream
 
 MILLION = 1_000_000
 HOSTILE = {
@@ -77,12 +77,3 @@ def test_what_comes_faster_than_it_is_rendered_is_printed_as_it_is(capsys):
 
     assert "*0*" not in out
     assert "say *39*" in out
-
-
-def test_columns_that_grow_are_drawn_by_their_ends_and_printed_whole(capsys):
-    with Columns(["one", "two"]) as columns:
-        columns.write(0, "first " + "word " * 5000)
-        began = time.monotonic()
-        columns.table()
-        assert time.monotonic() - began < 1
-    assert "first" in capsys.readouterr().out

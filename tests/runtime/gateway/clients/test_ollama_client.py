@@ -237,6 +237,8 @@ def test_ollama_raises_what_is_wrong(gateway, ollama_client):
     assert status(lambda: list(ollama_client.chat("nobody", TALK, stream=True))) == missing
     assert status(lambda: ollama_client.show("nobody")) == missing
     assert status(lambda: ollama_client.embed("nobody", "x")) == missing
+    near = (404, "model 'bas' not found; did you mean 'base'?")
+    assert status(lambda: ollama_client.show("bas")) == near
     assert status(lambda: ollama_client.chat("base", LONG))[0] == 400
     assert status(lambda: list(ollama_client.chat("base", LONG, stream=True)))[0] == 400
     assert status(lambda: ollama_client.chat("base", TALK, options={"top_k": "x"}))[0] == 400

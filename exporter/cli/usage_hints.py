@@ -1,0 +1,38 @@
+"""Hints for mistyped command lines."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from exporter.core.near_names import did_you_mean, near_files
+
+CHOICE = re.compile(r"'(?P<value>.*?)' is not one of", re.DOTALL)
+NO_FILE = re.compile(r"'(?P<value>.*)' does not exist", re.DOTALL)
+
+
+class UnknownCommandError(click.UsageError):
+    """A command that decant does not have."""
+
+    def __init__(self, name: str, advice: str, ctx: click.Context) -> None:
+        super().__init__(f"there is no command {name!r}", ctx)
+        self.advice = advice
+
+
+def usage_hint(error: click.ClickException) -> str | None:
+    """The hint for click's error: near values of an option, or where its help is."""
+    if isinstance(error, UnknownCommandError):
+        return error.advice
+    if not isinstance(error, click.UsageError) or error.ctx is None:
+        return None
+    help_ = f"`{error.ctx.command_path} --help` shows how to call it"
+    if error.ctx.info_name == "chat" and "unexpected extra argument" in error.message:
+        return "a question is an option: decant chat MODEL -p QUESTION"
+    kind = error.param.type if isinstance(error, click.BadParameter) and error.param else None
+    if isinstance(kind, click.Choice) and (found := CHOICE.search(error.message)):
+        return did_you_mean(found["value"], map(str, kind.choices), help_)
+    if isinstance(kind, click.Path) and (found := NO_FILE.search(error.message)):
+        return near_files(Path(found["value"]), help_)
+    return help_
