@@ -186,6 +186,7 @@ def evaluation_of(options: PushOptions, report: Report) -> Callable[[Mapping[str
 
 def show_pushed(pushed: Pushed, *, dry_run: bool) -> None:
     """Print the address, or after a dry run the files; the summary goes to stderr."""
+    from exporter.cli.outputs.request_options import files_text
     from exporter.cli.terminal_renderer import print_table
 
     missing = [file for file in pushed.files if file.state == "to send"]
@@ -200,8 +201,8 @@ def show_pushed(pushed: Pushed, *, dry_run: bool) -> None:
     done = "to send" if dry_run else "sent"
     commit = f"; commit {pushed.commit[:12]}" if pushed.commit else ""
     click.echo(
-        f"{pushed.repo} ({made}{seen[pushed.is_private]}): {len(pushed.files)} files, {done}:"
-        f" {len(missing)} files, {size_text(pushed.sent)}{commit}",
+        f"{pushed.repo} ({made}{seen[pushed.is_private]}): {files_text(len(pushed.files))}, {done}:"
+        f" {files_text(len(missing))}, {size_text(pushed.sent)}{commit}",
         err=True,
     )
 

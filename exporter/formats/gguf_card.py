@@ -55,7 +55,7 @@ class CardFile:
         """A word on the verification, for the table of files."""
         verdicts = [check[1] for check in self.checks]
         if not verdicts:
-            return "no"
+            return "no" if self.kind == "model" else "–"
         return "WRONG" if "WRONG" in verdicts else "right"
 
 
@@ -89,7 +89,7 @@ def gguf_card(files: Sequence[CardFile], place: CardPlace, evaluation: str) -> s
         f"{first.title}, as GGUF, by decant." if first.title else "GGUFs, published by decant.",
         "", licence_sentence(first.carried), "",
         *files_section(files),
-        *commands_section(models, place),
+        *(commands_section(models, place) if models else adapter_commands(first, place)),
         *verification_section(files),
         *([OPENING, evaluation.strip(), CLOSING, ""] if evaluation.strip() else []),
         *provenance_section(files),
@@ -113,9 +113,7 @@ def files_section(files: Sequence[CardFile]) -> list[str]:
 
 
 def commands_section(models: Sequence[CardFile], place: CardPlace) -> list[str]:
-    """Lines to paste, for the quantization that most programs prefer; empty without a model."""
-    if not models:
-        return adapter_commands(place)
+    """Lines to paste, for the quantization that most programs prefer."""
     chosen = next((one for one in models if one.quant == PREFERRED), models[0])
     tag = f":{chosen.quant}" if chosen.quant else ""
     repo = place.repo
@@ -131,13 +129,13 @@ def commands_section(models: Sequence[CardFile], place: CardPlace) -> list[str]:
     return found
 
 
-def adapter_commands(place: CardPlace) -> list[str]:
+def adapter_commands(file: CardFile, place: CardPlace) -> list[str]:
     return [
         "## How to run it", "",
         "It is an adapter, without its base. With the base as a GGUF:", "", "```sh",
-        f"hf download {place.repo} --local-dir .",
-        "llama-cli -m BASE.gguf --lora FILE.gguf",
-        "decant chat BASE.gguf --adapter FILE.gguf",
+        f"{place.variable}hf download {place.repo} {file.name} --local-dir .",
+        f"llama-cli -m BASE.gguf --lora {file.name}",
+        f"decant chat BASE.gguf --adapter {file.name}",
         "```", "",
     ]  # fmt: skip
 

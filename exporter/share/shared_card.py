@@ -18,7 +18,7 @@ from exporter.formats.gguf_card import (
 )
 from exporter.hub.endpoints import Endpoint
 from exporter.hub.upload.remote_repo import CARD, RemoteRepo
-from exporter.model_store import QUANT_AT_END
+from exporter.model_store import QUANT_AT_END, plain_name
 from exporter.share.shared_files import SharedModel
 
 HUB_HOST = "hf.co"
@@ -26,6 +26,9 @@ ADAPTER_KEY = re.compile(r"decant\.adapter\d*")
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
 ADDRESSES = ("general.base_model.0.repo_url", "general.source.repo_url")
 """Keys in which converters name the base."""
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+LANGUAGE = re.compile(r"[a-z]{2,3}")
+LANGUAGES = 64  # languages, above which a list is left out
 ORDER = ("model", "adapter", "projector")
 GENERAL = {
     "license": "general.license",
@@ -174,7 +177,11 @@ def carried_of(header: GGUFFile) -> dict[str, str | list[str]]:
     found: dict[str, str | list[str]] = {
         key: value for key, name in GENERAL.items() if (value := header.text(name))
     }
-    languages = header.metadata.get("general.languages")
-    if isinstance(languages, Array) and 0 < len(languages.items) == languages.length:
-        found["language"] = [str(item) for item in languages.items]
+    licence = found.get("license")
+    if isinstance(licence, str) and not LICENCE.fullmatch(licence):  # a name, and no id of the hub
+        found |= {"license": "other", "license_name": plain_name(licence).lower()}
+    listed = header.metadata.get("general.languages")
+    items = listed.items if isinstance(listed, Array) and listed.length < LANGUAGES else ()
+    if codes := [item for item in items if isinstance(item, str) and LANGUAGE.fullmatch(item)]:
+        found["language"] = codes
     return found

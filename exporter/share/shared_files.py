@@ -70,6 +70,11 @@ def shared_models(
                 paths[projector] = None
                 models.append(open_shared(projector))
                 report(Note(f"{projector.name} belongs to {model.path.name} and goes along"))
+    if all(model.kind == "projector" for model in models):
+        raise UnsupportedError(
+            f"`{models[0].path}` is a projector, which belongs to a model",
+            hint="push the model: a projector beside it goes along",
+        )
     for model in models:
         refuse_wrong(model, verify=verify, report=report)
     return tuple(models)
@@ -86,7 +91,7 @@ def named_paths(text: str, store: Path) -> Iterator[Path]:
         yield path
     elif path.is_dir() and not is_stored(text, store):
         yield from ggufs_in(path)
-    elif is_repo(text):
+    elif is_repo(text) and path.suffix != SUFFIX:
         raise UnsupportedError(f"{text!r} is a repo of a hub, and no file here", hint=TAKES)
     elif "/" in text:
         refuse_other_file(text)
@@ -153,7 +158,7 @@ def quant_of(header: GGUFFile) -> str:
 def refuse_wrong(model: SharedModel, *, verify: bool, report: Report) -> None:
     """Raise VerifyError for a file that is known to be wrong; warn of one that is not verified."""
     if model.verified is None:
-        if model.kind != "projector":
+        if model.kind == "model":
             report(Warn(f"{model.path.name} was not verified by decant; the card says so"))
     elif problems := model.verified.problems:
         if verify:

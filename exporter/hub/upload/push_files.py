@@ -139,6 +139,7 @@ class Upload:
 
     def run(self, *, dry_run: bool) -> Pushed:
         """Do the upload. Raises the errors of `push`."""
+        self.report(Step(f"asking {self.request.endpoint.name} for {self.repo}"))
         remote = before = self.read()
         self.hash_files()
         if dry_run:
@@ -161,7 +162,6 @@ class Upload:
 
     def read(self) -> RemoteRepo | None:
         """The repo's state. Raises InputError for a public one if it must be private."""
-        self.report(Step(f"asking {self.request.endpoint.name} for {self.repo}"))
         reading = f"reading {self.repo}"
         remote = self.errors.patiently(lambda: read_repo(self.api, self.repo), reading)
         if self.request.private and remote and not remote.is_private:
@@ -175,16 +175,18 @@ class Upload:
         """Open and hash every file. Raises InputError for one that cannot be read."""
         from huggingface_hub import CommitOperationAdd
 
-        total = sum(file.path.stat().st_size for file in self.request.files)
-        self.report(Step(f"hashing {len(self.request.files)} files, {size_text(total)}"))
         for file in self.request.files:
             sent = self.stack.enter_context(SentFile(file, report=self.report))
-            operation = CommitOperationAdd(file.name, sent)
+            self.files[file.name] = sent
+        total = sum(sent.size for sent in self.files.values())
+        self.report(Step(f"hashing {files_text(len(self.files))}, {size_text(total)}"))
+        for name, sent in self.files.items():
+            operation = CommitOperationAdd(name, sent)
             if sent.size <= SMALL:
-                self.blobs[file.name] = git_hash(sent.read())
+                self.blobs[name] = git_hash(sent.read())
                 sent.seek(0)
             sent.expect(operation.upload_info.sha256)
-            self.files[file.name], self.operations[file.name] = sent, operation
+            self.operations[name] = operation
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -247,7 +249,7 @@ class Upload:
         new = [name for name in names if self.operations[name]._upload_mode is None]  # noqa: SLF001
         nbytes = sum(self.files[name].size for name in new)
         if new:
-            count = "1 file" if len(new) == 1 else f"{len(new)} files"
+            count = files_text(len(new))
             self.report(Step(f"sending {count}, {size_text(nbytes)}, to {self.repo}"))
         for done, name in enumerate(new):
             try:
@@ -382,6 +384,10 @@ class Upload:
             f"asking what {self.repo} has",
         )
         return {large[one["oid"]] for one in answers if not one.get("actions")}
+
+
+def files_text(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
 
 
 def message_of(names: Sequence[str]) -> str:

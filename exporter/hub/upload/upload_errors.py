@@ -51,6 +51,11 @@ class UploadErrors:
                 return self.explained(error.__cause__, doing)
             case HfHubHTTPError():
                 return self.of_status(error, doing)
+            case ValueError() if str(error).startswith("Invalid metadata"):
+                return UploadError(
+                    f"{doing}: {host} refuses the card: {self.plain(str(error))}",
+                    hint="a licence or language in the GGUF's metadata is none that it knows",
+                )
             case httpx2.HTTPError():
                 return UploadError(f"{doing}: {host} {words(error)}", hint=AGAIN)
             case _:
