@@ -208,7 +208,7 @@ def show_pushed(pushed: Pushed, *, dry_run: bool) -> None:
 
 
 def card_row(pushed: Pushed) -> tuple[str, str, str]:
-    size = size_text(len(pushed.card.encode())) if pushed.card else ""
+    size = size_text(len(pushed.card.encode())) if pushed.card else "–"
     there = {"to send": "no", "there": "yes", "kept": "yes, another's: kept"}
     return ("README.md", size, there[pushed.card_state])
 

@@ -159,14 +159,14 @@ def refuse_wrong(model: SharedModel, *, verify: bool, report: Report) -> None:
     """Raise VerifyError for a file that is known to be wrong; warn of one that is not verified."""
     if model.verified is None:
         if model.kind == "model":
-            report(Warn(f"{model.path.name} was not verified by decant; the card says so"))
+            report(Warn(f"{model.path.name} was not verified by decant"))
     elif problems := model.verified.problems:
         if verify:
             raise VerifyError(
                 f"`{model.path}` failed its verification: {problems[0]}",
                 hint="export it again; --no-verify publishes it as it is, and the card says so",
             )
-        report(Warn(f"{model.path.name} failed its verification; the card says so"))
+        report(Warn(f"{model.path.name} failed its verification"))
 
 
 def projectors_beside(model: SharedModel) -> Iterator[Path]:

@@ -304,7 +304,7 @@ class Upload:
             if last or not (is_moved or is_passing(error)):
                 raise self.errors.explained(error, doing) from error
             if is_moved:
-                self.report(Note(f"another commit came first: onto the new head of {self.repo}"))
+                self.report(Note("another commit came first: committing onto the new head"))
             else:
                 self.errors.wait(error, 1)
             return None
