@@ -68,6 +68,7 @@ def environment(hub: FakeUploadHub, **more: str) -> dict[str, str]:
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": TOKEN,
         "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
         "PYTHONPATH": str(CHECKOUT),
         **more,
     }

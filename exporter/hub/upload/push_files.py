@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, TypeAlias, cast
 
 from exporter.core.errors import InputError, UploadError
 from exporter.core.events import Note, Report, Step, Warn, silent
@@ -181,7 +181,7 @@ class Upload:
         total = sum(sent.size for sent in self.files.values())
         self.report(Step(f"hashing {files_text(len(self.files))}, {size_text(total)}"))
         for name, sent in self.files.items():
-            operation = CommitOperationAdd(name, sent)
+            operation = CommitOperationAdd(name, cast("BinaryIO", sent))
             if sent.size <= SMALL:
                 self.blobs[name] = git_hash(sent.read())
                 sent.seek(0)
@@ -277,7 +277,7 @@ class Upload:
                 gitignore_content="",  # else a .gitignore of the repo drops files silently
             )
         except library_errors() as error:  # after the library's own retries
-            raise self.errors.explained(error, doing) from error
+            raise self.errors.explained(error, doing) from None
 
     def commit(
         self, operations: Sequence[CommitOperationAdd], remote: RemoteRepo, *, last: bool
@@ -302,7 +302,7 @@ class Upload:
         except library_errors() as error:
             is_moved = status_of(error) in CONFLICTS
             if last or not (is_moved or is_passing(error)):
-                raise self.errors.explained(error, doing) from error
+                raise self.errors.explained(error, doing) from None
             if is_moved:
                 self.report(Note("another commit came first: committing onto the new head"))
             else:

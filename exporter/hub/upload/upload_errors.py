@@ -1,4 +1,8 @@
-"""Turns what goes wrong in an upload into errors that say what to do, without the token."""
+"""Turns what goes wrong in an upload into errors that say what to do, without the token.
+
+The library's errors are never chained: their messages have signed addresses and the server's words,
+and DECANT_DEBUG=1 would print them.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +105,7 @@ class UploadErrors:
                 return call()
             except library_errors() as error:
                 if not is_passing(error) or not left:
-                    raise self.explained(error, doing) from error
+                    raise self.explained(error, doing) from None
                 self.wait(error, TRIES - left)
         raise AssertionError("the last try returns or raises")
 

@@ -138,7 +138,7 @@ def guarded(guard: UploadGuard, limits: Limits, *, report: Report) -> Iterator[N
 def quiet_library(name: str, report: Report) -> Iterator[None]:
     """huggingface_hub prints nothing and sends no telemetry here; its warnings are reported."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import (
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # lazily exported
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,

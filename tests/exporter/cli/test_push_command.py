@@ -48,7 +48,7 @@ def test_a_push_prints_the_address_and_says_what_it_does(push: Decant, hub: Fake
     done = push("my-lora", REPO, *TRUST)
 
     assert (done.returncode, done.stdout) == (0, f"{hub.url}/{REPO}\n")
-    assert "sending my-lora-Q4_K_M.gguf: 100% of 4.7" in done.stderr
+    assert "sending my-lora-Q4_K_M.gguf: 100% of 4." in done.stderr
     assert "org/my-lora-GGUF (created, public): 2 files, sent: 2 files" in done.stderr
     assert "Q4_K_M.gguf was not verified by decant" in done.stderr
     assert set(hub.contents(REPO)) == {

@@ -21,7 +21,7 @@ def killed_at(pushing: Pushing, step: str, *, after: bool, how: signal.Signals) 
     hub.faults = UploadFaults(hold=step, hold_after=after)
     process = start_push(hub, *pushing.paths, REPO, "--private")
     try:
-        assert hub.holds.wait(30), process.communicate()
+        assert hub.holds.wait(10), process.communicate()
         process.send_signal(how)
         _, said = process.communicate(timeout=30)
     finally:
