@@ -57,7 +57,7 @@ def parse_repo(text: str, endpoint: Endpoint) -> str:
     if is_link(text) and named != host and not (endpoint.is_reference and named in HUB):
         raise InputError(
             f"`{text}` is on {named}, and the endpoint is {endpoint.name}",
-            hint=f"--endpoint https://{named}, or name the repo alone: {ref.repo}",
+            hint=f"HF_ENDPOINT=https://{named}, or name the repo alone: {ref.repo}",
         )
     if "/" not in ref.repo:
         raise InputError(
@@ -102,7 +102,7 @@ def push_request(options: PushOptions) -> PushRequest:
             f"{endpoint.name} does not get the token: only {HUB[0]} and hosts of --trust-token do"
             + (", over https" if is_plain else ""),
             hint=f"--trust-token {endpoint.name} if that hub is yours;"
-            " --endpoint https://huggingface.co for the public one",
+            " HF_ENDPOINT=https://huggingface.co for the public one",
         )
     return PushRequest(repo, endpoint, token, private=options.private)
 
@@ -119,7 +119,7 @@ def chosen_endpoint(given: str | None) -> Endpoint:
         if found.kind == "modelscope":
             raise InputError(
                 "ModelScope has another interface for uploads",
-                hint="push to a hub: --endpoint https://huggingface.co",
+                hint="push to a hub: HF_ENDPOINT=https://huggingface.co",
             )
         return found
     hubs = [one for one in endpoints_from((), os.environ) if one.kind == "hub"]
@@ -127,7 +127,7 @@ def chosen_endpoint(given: str | None) -> Endpoint:
     if len(own) > 1:
         raise InputError(
             f"HF_ENDPOINT names {len(own)} hubs, and a push goes to one",
-            hint=f"--endpoint {own[0].url}",
+            hint=f"HF_ENDPOINT={own[0].url}, or `decant push … --endpoint {own[0].url}`",
         )
     return own[0]
 
@@ -178,7 +178,7 @@ def evaluation_of(options: PushOptions, report: Report) -> Callable[[Mapping[str
             section = importlib.import_module(RUNTIME).newest_section(frozenset(hashes.values()))
             found["text"], what = section or ("", "")
             if what:
-                report(Note(f"the card has the evaluation {what}; --no-evaluation leaves it out"))
+                report(Note(f"the card has the evaluation {what}"))
         return found["text"]
 
     return search

@@ -46,7 +46,7 @@ class CardFile:
     base: str = ""
     """The base's name on the hub; empty if unknown."""
     title: str = ""
-    """What it is, in a few words of Markdown, such as `my-lora` merged into `org/base`."""
+    """A description in Markdown, such as `my-lora` merged into `org/base`."""
     carried: Mapping[str, str | list[str]] = field(default_factory=dict)
     """The base's licence and languages."""
 
@@ -199,7 +199,7 @@ def digest(text: str) -> str:
 
 
 def is_ours(text: str) -> bool:
-    """Whether decant wrote a card, and nobody changed it since."""
+    """Whether decant wrote a card, and it is unchanged since."""
     found = SIGNATURE.search(text)
     return found is not None and found[1] == digest(text[: found.start()])
 

@@ -62,7 +62,7 @@ class SharedCard:
                 self.report(
                     Warn(
                         f"the {CARD} of {self.repo} was not written by decant, or was changed"
-                        " since: it is kept; --overwrite-card replaces it"
+                        " since: it is kept; `decant push … --overwrite-card` replaces it"
                     )
                 )
             self.was_reported = True
@@ -158,7 +158,7 @@ def base_of(header: GGUFFile) -> str:
 
 
 def title_of(header: GGUFFile) -> str:
-    """What the model is, in a few words; empty for a file that decant did not make."""
+    """A description of the model in Markdown; empty for a file that decant did not make."""
     adapters = [str(value) for key, value in header.metadata.items() if ADAPTER_KEY.fullmatch(key)]
     base = base_of(header) or header.text("decant.base") or ""
     if not base:

@@ -81,7 +81,10 @@ def shared_models(
 
 
 def named_paths(text: str, store: Path) -> Iterator[Path]:
-    """The first files of the GGUFs that a text names. Raises the errors of `shared_models`."""
+    """The first files of the GGUFs that a text names.
+
+    Raises ModelError, UnsupportedError and VerifyError, as `shared_models` does.
+    """
     path = Path(text)
     if not text:
         raise ModelError("MODEL is empty", hint="is a variable of the shell not set?")

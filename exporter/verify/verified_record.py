@@ -1,4 +1,4 @@
-"""What verifications found, kept for `decant push`: one small file for each GGUF.
+"""Keeps the results of verifications for `decant push`: one small file for each GGUF.
 
 A record belongs to a file's first and last bytes, its size and the time of its last change: it
 follows the file to another name, and counts no more once the file is replaced.

@@ -345,6 +345,7 @@ class UploadHandler(BaseHTTPRequestHandler):
                 return
             else:
                 changed[value["path"]] = FakeFile(self.hub.stored[value["oid"]])
+        changed.pop(faults.dropped, None)
         self.step("commit", lambda: repo.commit(header["value"]["summary"], changed))
         if faults.lost:
             faults.lost -= 1

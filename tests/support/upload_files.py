@@ -60,6 +60,8 @@ class UploadFaults:
     rivals: int = 0
     """The number of commits before which another one is made."""
     rival_file: tuple[str, bytes] = ("rival.txt", b"rival")
+    dropped: str = ""
+    """A file that commits leave out without saying so."""
     redirect: str | None = None
     """The origin to which the API redirects (307)."""
     store: str | None = None

@@ -23,7 +23,7 @@ T = TypeVar("T")
 TRIES = 5
 """Attempts of one request, and of the commit while others commit to the same repo."""
 PASSING = (408, 429, 500, 502, 503, 504)
-"""HTTP statuses that may be gone a moment later."""
+"""HTTP statuses after which the same request may succeed a moment later."""
 CONFLICTS = (409, 412)
 """HTTP statuses of a commit onto a head that is no longer the head."""
 AGAIN = "run the same command again: what has arrived is not sent a second time"
@@ -68,27 +68,29 @@ class UploadErrors:
     def of_status(self, error: Exception, doing: str) -> UploadError:
         """The error for an HTTP status that refuses something."""
         status, owner = status_of(error), self.repo.partition("/")[0]
-        said = self.plain(str(getattr(error, "server_message", None) or ""))
-        said = f": {said}" if said else ""
+        reason = self.plain(str(getattr(error, "server_message", None) or ""))
+        reason = f": {reason}" if reason else ""
         where = f"{doing}: {self.endpoint.name}"
         match status:
             case 401:
-                message = f"{where} does not accept the token (401){said}"
+                message = f"{where} does not accept the token (401){reason}"
                 hint = f"`hf auth login`, or HF_TOKEN, with a token that may write: {TOKENS}"
             case 403:
-                message = f"{where} does not allow it with this token (403){said}"
+                message = f"{where} does not allow it with this token (403){reason}"
                 hint = f"a token with write access to {owner}: {TOKENS}; or another name"
             case 404:
-                message = f"{where} has no user, organization or repo {self.repo} (404){said}"
+                message = f"{where} has no user, organization or repo {self.repo} (404){reason}"
                 hint = f"is {owner!r} spelled right, and may the token see it?"
             case 413:
-                message = f"{where} takes no file or commit as large as this (413){said}"
+                message = f"{where} takes no file or commit as large as this (413){reason}"
                 hint = "export it in parts: decant export … --split-max-size 20GB"
             case 409 | 412:
-                message = f"{where}: others commit to {self.repo} at the same time ({status}){said}"
+                message = (
+                    f"{where}: others commit to {self.repo} at the same time ({status}){reason}"
+                )
                 hint = AGAIN
             case _:
-                message = f"{where} answers {status}{said}"
+                message = f"{where} answers {status}{reason}"
                 hint = AGAIN if status in PASSING else "the message above is the hub's"
         return UploadError(message, hint=hint)
 
@@ -112,9 +114,11 @@ class UploadErrors:
     def wait(self, error: Exception, tried: int) -> None:
         """Pause before the next try, for as long as the server asks, or longer each time."""
         pause = min(self.limits.backoff_s * 2 ** (tried - 1), self.limits.backoff_max_s)
-        asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
-        if asked.isdecimal():
-            pause = max(pause, min(float(asked), self.limits.retry_after_max_s))
+        retry_after = getattr(getattr(error, "response", None), "headers", {}).get(
+            "Retry-After", ""
+        )
+        if retry_after.isdecimal():
+            pause = max(pause, min(float(retry_after), self.limits.retry_after_max_s))
         status = status_of(error)
         what = f"answers {status}" if status else words(error)
         self.report(Note(f"{self.endpoint.name} {what}: again in {pause:.1f} s"))

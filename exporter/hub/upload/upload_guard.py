@@ -30,7 +30,7 @@ LARGE_FILES = "/info/lfs/objects/batch"
 ANSWER_S = 300.0
 """Seconds for an answer after the last byte: a hub checks gigabytes before it answers."""
 LOGGER = "huggingface_hub"
-ADVICE = "name the host with --endpoint if it is yours"
+ADVICE = "if that host is yours, name it: HF_ENDPOINT=https://HOST"
 
 
 @dataclass(slots=True)

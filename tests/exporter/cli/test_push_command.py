@@ -84,7 +84,7 @@ def test_a_readme_of_somebody_is_kept_unless_it_is_said(push: Decant, hub: FakeU
 
     done = push("my-lora", REPO, *TRUST)
     assert (done.returncode, hub.contents(REPO)["README.md"]) == (0, b"# Mine\n")
-    assert "is kept; --overwrite-card replaces it" in done.stderr
+    assert "is kept; `decant push … --overwrite-card` replaces it" in done.stderr
 
     push("my-lora", REPO, *TRUST, "--overwrite-card")
     assert hub.contents(REPO)["README.md"].startswith(b"---\nbase_model: org/small-base\n")

@@ -86,7 +86,7 @@ def test_a_readme_that_decant_did_not_write_is_kept_and_said_once(small: Path, o
     assert card.text(remote(), hashes(small), old) is None
     assert card.text(remote(), hashes(small), old) is None
     (warning,) = seen
-    assert "--overwrite-card replaces it" in warning.message
+    assert "--overwrite-card` replaces it" in warning.message
 
 
 def test_a_readme_that_was_changed_is_kept(small: Path):

@@ -186,6 +186,14 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(pushing: Pushing):
     assert len(pushing.hub.repos[REPO].commits) == 2
 
 
+@pytest.mark.parametrize("name", ["m-Q8_0.gguf", "README.md"])
+def test_a_commit_that_lacks_a_file_is_noticed(pushing: Pushing, name: str):
+    pushing.hub.faults = UploadFaults(dropped=name)
+
+    with pytest.raises(UploadError, match=f"does not hold {name} after the commit"):
+        pushing.push()
+
+
 @pytest.mark.parametrize("faults", [{"api": [503, 500]}, {"commit": [500]}, {"commit": [502, 503]}])
 def test_failures_that_pass_are_tried_again(pushing: Pushing, faults: dict[str, list[int]]):
     pushing.hub.faults = UploadFaults(**faults)
