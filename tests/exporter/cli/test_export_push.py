@@ -42,7 +42,7 @@ def test_the_files_of_an_export_are_pushed_with_their_verification(
         Path(file["path"]).name: Path(file["path"]).read_bytes() for file in value["files"]
     } == {name: data for name, data in hub.contents(REPO).items() if name != "README.md"}
     card = hub.contents(REPO)["README.md"].decode()
-    assert ModelCard(card).data.to_dict()["base_model_relation"] == "quantized"
+    assert ModelCard(card).data.to_dict()["quantized_by"] == "decant"
     assert "| `tiny-lora-Q8_0.gguf` | weights | right |" in card
     assert "not verified" not in card
     assert str(tiny_base.parent) not in card

@@ -10,7 +10,7 @@ from tests.exporter.hub.upload.conftest import Pushing
 from tests.support.upload_files import UploadFaults
 from tests.support.upload_stage import REPO, start_push
 
-pytestmark = pytest.mark.faults  # processes: some seconds each
+pytestmark = pytest.mark.slow  # two processes a test
 
 STEPS = ("read", "create", "preupload", "batch", "put", "verify", "commit")
 
@@ -31,15 +31,20 @@ def killed_at(pushing: Pushing, step: str, *, after: bool, how: signal.Signals) 
     return said
 
 
+def pushed_again(pushing: Pushing) -> bool:
+    """Whether the same command works now."""
+    process = start_push(pushing.hub, *pushing.paths, REPO, "--private")
+    said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    return True
+
+
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_and_run_again(pushing: Pushing, step: str, after: bool):
     killed_at(pushing, step, after=after, how=signal.SIGKILL)
 
-    again = start_push(pushing.hub, *pushing.paths, REPO, "--private")
-    said = again.communicate(timeout=60)
-
-    assert again.returncode == 0, said
+    assert pushed_again(pushing)
     repo = pushing.hub.repos[REPO]
     contents = pushing.hub.contents(REPO)
     assert {path.name: contents.pop(path.name) for path in pushing.paths} == {
@@ -57,8 +62,7 @@ def test_interrupted_and_run_again(pushing: Pushing, step: str):
     assert said.rstrip().endswith("interrupted")
     if step == "put":
         assert "stopped: 0 of 2 files have arrived, and the repo shows none of them yet" in said
-    again = start_push(pushing.hub, *pushing.paths, REPO, "--private")
-    assert again.wait(60) == 0
+    assert pushed_again(pushing)
     assert len(pushing.hub.repos[REPO].commits) == 2
 
 
@@ -67,7 +71,5 @@ def test_only_what_is_missing_is_sent_after_a_kill(pushing: Pushing):
     killed_at(pushing, "commit", after=False, how=signal.SIGKILL)
     before = len(hub.puts())
 
-    again = start_push(hub, *pushing.paths, REPO)
-
-    assert again.wait(60) == 0
+    assert pushed_again(pushing)
     assert len(hub.puts()) == before == 2
