@@ -75,6 +75,11 @@ class UploadHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: FakeUploadHub
 
+    def setup(self) -> None:
+        # else a client's delayed ACK makes each answer wait for 40 ms
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().setup()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
         pass
 
@@ -208,7 +213,10 @@ class UploadHandler(BaseHTTPRequestHandler):
         return True
 
     def json(self, value: object) -> None:
-        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
+        more = self.hub.faults.next_page if "/tree/" in self.path else None
+        link = {"Link": f'<{more}{self.path}>; rel="next"'} if more else {}
+        body = json.dumps(value).encode()
+        self.answer(200, body, Content_Type="application/json", **link)
 
     def answer(self, status: int, body: bytes, **headers: object) -> None:
         self.send_response(status)
@@ -227,6 +235,9 @@ class UploadHandler(BaseHTTPRequestHandler):
         if (repo := self.repo(name)) is None:
             return
         self.step("read", lambda: None)
+        if self.hub.faults.gated:
+            self.answer(403, b"", X_Error_Code="GatedRepo")
+            return
         if commit is None:
             self.json(
                 {"id": name, "sha": repo.head, "private": repo.private, "tags": [], "siblings": []}

@@ -60,10 +60,14 @@ class UploadFaults:
     rivals: int = 0
     """The number of commits before which another one is made."""
     rival_file: tuple[str, bytes] = ("rival.txt", b"rival")
+    gated: bool = False
+    """Whether readers must ask for access first."""
     dropped: str = ""
     """A file that commits leave out without saying so."""
     redirect: str | None = None
     """The origin to which the API redirects (307)."""
+    next_page: str | None = None
+    """The origin to which the list of files refers for more of it."""
     store: str | None = None
     """The origin of the addresses for large files; None for the hub itself."""
     chunk: int | None = None

@@ -273,7 +273,6 @@ class Upload:
                 self.repo,
                 [operation],
                 num_threads=1,
-                free_memory=False,
                 gitignore_content="",  # else a .gitignore of the repo drops files silently
             )
         except library_errors() as error:  # after the library's own retries

@@ -52,7 +52,8 @@ class UploadGuard:
         request.headers.pop("Authorization", None)
         if str(request.url) not in self.addresses:
             raise UploadError(
-                f"{self.endpoint.name} asks to send data to {request.url.host}, which it may not",
+                f"{self.endpoint.name} refers to {request.url.host}, which is none of its hosts for"
+                " large files",
                 hint=ADVICE,
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -12,11 +13,14 @@ import pytest
 from exporter.core.errors import InputError, UploadError
 from exporter.core.events import Event, Progress
 from exporter.hub.endpoints import parse_endpoint
+from exporter.hub.upload.upload_guard import addresses_in
 from tests.exporter.hub.conftest import Events
 from tests.exporter.hub.upload.conftest import Pushing
 from tests.support.hub_files import FakeFile
 from tests.support.upload_files import TOKEN, FakeRepo, UploadFaults
 from tests.support.upload_stage import REPO, write_gguf
+
+pytestmark = pytest.mark.lasting  # a hub and sockets: seconds in all
 
 
 def test_a_new_repo_has_the_files_and_the_card_in_one_commit(pushing: Pushing):
@@ -126,6 +130,48 @@ def test_a_redirect_to_another_host_is_an_error_and_sends_nothing_there(pushing:
     assert not [one for one in pushing.hub.requests if one.host.startswith("localhost")]
 
 
+def test_no_host_is_asked_that_large_files_do_not_go_to(pushing: Pushing):
+    pushing.hub.repos[REPO] = FakeRepo()
+    pushing.hub.faults.next_page = pushing.hub.other
+
+    with pytest.raises(UploadError, match="refers to localhost, which is none of its hosts"):
+        pushing.push()
+
+    assert not [one for one in pushing.hub.requests if one.host.startswith("localhost")]
+
+
+@pytest.mark.parametrize(
+    ("answer", "addresses"),
+    [
+        (
+            {
+                "href": "https://a.example/x",
+                "header": {
+                    "1": "https://b.example/1",
+                    "2": "http://c.example/2",
+                    "chunk_size": "9",
+                },
+            },
+            {"https://a.example/x", "https://b.example/1"},
+        ),
+        ({"href": "http://a.example/x"}, set()),
+        ({"href": "file:///etc/passwd"}, set()),
+        ({}, set()),
+    ],
+)
+def test_large_files_leave_an_https_hub_by_https_alone(answer: object, addresses: set[str]):
+    batch = json.dumps({"objects": [{"oid": "x", "actions": {"upload": answer}}]}).encode()
+
+    assert set(addresses_in(batch, "https")) == addresses
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"[]", b'{"objects": 1}', b'{"objects": [{"actions": 1}]}']
+)
+def test_an_answer_of_another_form_names_no_address(answer: bytes):
+    assert set(addresses_in(answer, "https")) == set()
+
+
 def test_a_repo_that_must_be_private_is_created_so(pushing: Pushing):
     assert pushing.push(private=True).is_private is True
     assert pushing.hub.repos[REPO].private
@@ -204,7 +250,6 @@ def test_failures_that_pass_are_tried_again(pushing: Pushing, faults: dict[str, 
     assert len(pushing.hub.repos[REPO].commits) == 2
 
 
-@pytest.mark.lasting
 @pytest.mark.parametrize("faults", [{"put": [500]}, {"cuts": [1000]}, {"cuts": [0]}])
 def test_large_files_are_sent_again_after_a_failure(
     pushing: Pushing, events: Events, faults: dict[str, list[int]]
@@ -243,6 +288,16 @@ def test_a_refusal_says_what_to_do_and_not_the_token(
     said = f"{stopped.value.message} {stopped.value.hint} {events.text} {pushing.request()!r}"
     assert TOKEN not in said
     assert "s3cret" not in said
+
+
+def test_a_repo_that_is_not_shown_to_us_is_not_created_anew(pushing: Pushing):
+    pushing.hub.repos[REPO] = FakeRepo()
+    pushing.hub.faults.gated = True
+
+    with pytest.raises(UploadError, match="does not allow it with this token"):
+        pushing.push()
+
+    assert {one.method for one in pushing.hub.requests} == {"GET"}
 
 
 def test_an_owner_without_a_place_for_us_is_an_error(pushing: Pushing):
@@ -293,6 +348,21 @@ def test_a_file_that_changes_while_it_is_sent_is_not_published(pushing: Pushing,
 
     assert "changing.gguf" not in pushing.hub.contents(REPO)
     assert not pushing.hub.stored
+
+
+def test_a_change_is_noticed_at_the_next_read(pushing: Pushing):
+    path = write_gguf(pushing.folder / "changing.gguf", size=1_000_000)
+    sent: list[Event] = []
+
+    def change(event: Event) -> None:
+        if isinstance(event, Progress) and event.task == "sending changing.gguf":
+            sent.append(event)
+            path.touch()
+
+    with pytest.raises(InputError, match="changed while it was read"):
+        pushing.push(path, report=change)
+
+    assert len(sent) == 1
 
 
 def test_a_file_that_grows_is_not_published(pushing: Pushing):
