@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from exporter.cli.app import root
 from tests.conftest import CHECKOUT, Decant
 from tests.support.fake_upload_hub import FakeUploadHub
 from tests.support.hub_files import FakeFile
@@ -19,6 +22,8 @@ from tests.support.upload_stage import MADE, REPO, environment, write_gguf
 
 pytestmark = pytest.mark.faults  # processes: about a second each
 PAGE = (CHECKOUT / "docs" / "share.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.splitlines()]
 TRUST = ("--trust-token", "127.0.0.1")
 
 
@@ -160,10 +165,17 @@ def test_an_evaluation_of_a_file_is_in_the_card(push: Decant, hub: FakeUploadHub
     assert b"81 % of the answers are right." in hub.contents(REPO)["README.md"]
 
 
+def test_every_other_command_of_the_page_is_one():
+    (line,) = [line for line in LINES if not line.startswith("decant push")]
+    program, name, *arguments = shlex.split(line)
+
+    command = root.get_command(click.Context(root), name)
+    assert program == "decant"
+    assert command.make_context(name, arguments).params["push"] == "ORG/my-lora-GGUF"
+
+
 def test_every_push_of_the_page_runs_in_order(hub: FakeUploadHub, store: Path, tmp_path: Path):
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    pushes = [line.replace("ORG/", "org/") for line in lines if line.startswith("decant push")]
+    pushes = [line.replace("ORG/", "org/") for line in LINES if line.startswith("decant push")]
     write_gguf(tmp_path / "exported" / "my-lora-F16.gguf", MADE)
     command = tmp_path / "decant"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m exporter "$@" {" ".join(TRUST)}\n')

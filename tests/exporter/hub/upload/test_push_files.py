@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
 from exporter.core.errors import InputError, UploadError
-from exporter.core.events import Event, Progress
 from exporter.hub.endpoints import parse_endpoint
-from exporter.hub.upload.upload_guard import addresses_in
 from tests.exporter.hub.conftest import Events
 from tests.exporter.hub.upload.conftest import Pushing
 from tests.support.hub_files import FakeFile
@@ -99,77 +94,6 @@ def test_a_file_in_parts_is_the_same_file(pushing: Pushing):
 
     assert pushing.is_right()
     assert len(pushing.hub.puts()) == 2 * 5
-
-
-def test_the_other_host_of_large_files_gets_no_token(pushing: Pushing):
-    pushing.hub.faults.store = pushing.hub.other
-
-    pushing.push()
-
-    assert pushing.is_right()
-    elsewhere = [one for one in pushing.hub.requests if one.host.startswith("localhost")]
-    assert {one.method for one in elsewhere} == {"PUT", "POST"}
-    assert {one.authorization for one in elsewhere} == {None}
-
-
-def test_the_parts_of_a_large_file_may_go_elsewhere_too(pushing: Pushing):
-    pushing.hub.faults.store, pushing.hub.faults.chunk = pushing.hub.other, 1500
-
-    pushing.push()
-
-    assert pushing.is_right()
-    assert {one.authorization for one in pushing.hub.puts()} == {None}
-
-
-def test_a_redirect_to_another_host_is_an_error_and_sends_nothing_there(pushing: Pushing):
-    pushing.hub.faults.redirect = pushing.hub.other
-
-    with pytest.raises(UploadError, match="redirects to http://localhost, and an upload goes only"):
-        pushing.push()
-
-    assert not [one for one in pushing.hub.requests if one.host.startswith("localhost")]
-
-
-def test_no_host_is_asked_that_large_files_do_not_go_to(pushing: Pushing):
-    pushing.hub.repos[REPO] = FakeRepo()
-    pushing.hub.faults.next_page = pushing.hub.other
-
-    with pytest.raises(UploadError, match="refers to localhost, which is none of its hosts"):
-        pushing.push()
-
-    assert not [one for one in pushing.hub.requests if one.host.startswith("localhost")]
-
-
-@pytest.mark.parametrize(
-    ("answer", "addresses"),
-    [
-        (
-            {
-                "href": "https://a.example/x",
-                "header": {
-                    "1": "https://b.example/1",
-                    "2": "http://c.example/2",
-                    "chunk_size": "9",
-                },
-            },
-            {"https://a.example/x", "https://b.example/1"},
-        ),
-        ({"href": "http://a.example/x"}, set()),
-        ({"href": "file:///etc/passwd"}, set()),
-        ({}, set()),
-    ],
-)
-def test_large_files_leave_an_https_hub_by_https_alone(answer: object, addresses: set[str]):
-    batch = json.dumps({"objects": [{"oid": "x", "actions": {"upload": answer}}]}).encode()
-
-    assert set(addresses_in(batch, "https")) == addresses
-
-
-@pytest.mark.parametrize(
-    "answer", [b"", b"[]", b'{"objects": 1}', b'{"objects": [{"actions": 1}]}']
-)
-def test_an_answer_of_another_form_names_no_address(answer: bytes):
-    assert set(addresses_in(answer, "https")) == set()
 
 
 def test_a_repo_that_must_be_private_is_created_so(pushing: Pushing):
@@ -322,81 +246,3 @@ def test_a_gitignore_of_the_repo_drops_no_file(pushing: Pushing):
     pushing.push()
 
     assert pushing.hub.contents(REPO)["m-Q8_0.gguf"] == pushing.paths[1].read_bytes()
-
-
-@pytest.mark.parametrize("chunk", [None, 1000])
-def test_a_file_that_changes_while_it_is_sent_is_not_published(pushing: Pushing, chunk: int | None):
-    path = write_gguf(pushing.folder / "changing.gguf", size=300_000)
-    stat = path.stat()
-    pushing.hub.faults.chunk = chunk and 100_000
-
-    changed: list[Event] = []
-
-    def change(event: Event) -> None:
-        is_hashed = isinstance(event, Progress) and event.task == "hashing changing.gguf"
-        if is_hashed and not changed:
-            changed.append(event)
-            with path.open("r+b") as file:  # the last bytes, and no trace in the file's times
-                file.seek(-1, os.SEEK_END)
-                last = file.read(1)
-                file.seek(-1, os.SEEK_END)
-                file.write(bytes([last[0] ^ 1]))
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-
-    with pytest.raises(InputError, match=r"changing.gguf` changed while it was read"):
-        pushing.push(path, report=change)
-
-    assert "changing.gguf" not in pushing.hub.contents(REPO)
-    assert not pushing.hub.stored
-
-
-def test_a_change_is_noticed_at_the_next_read(pushing: Pushing):
-    path = write_gguf(pushing.folder / "changing.gguf", size=1_000_000)
-    sent: list[Event] = []
-
-    def change(event: Event) -> None:
-        if isinstance(event, Progress) and event.task == "sending changing.gguf":
-            sent.append(event)
-            path.touch()
-
-    with pytest.raises(InputError, match="changed while it was read"):
-        pushing.push(path, report=change)
-
-    assert len(sent) == 1
-
-
-def test_a_file_that_grows_is_not_published(pushing: Pushing):
-    def grow(event: Event) -> None:
-        if isinstance(event, Progress) and event.task.startswith("hashing"):
-            with pushing.paths[0].open("ab") as file:
-                file.write(b"more")
-
-    with pytest.raises(InputError, match="changed while it was read"):
-        pushing.push(report=grow)
-
-
-def test_a_file_that_is_gone_is_an_error(pushing: Pushing, tmp_path: Path):
-    pushing.paths[1].unlink()
-
-    with pytest.raises(InputError, match=r"m-Q8_0\.gguf"):
-        pushing.push()
-
-
-def test_huggingface_hub_is_left_as_it_was(pushing: Pushing):
-    import logging
-
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import are_progress_bars_disabled
-
-    logger = logging.getLogger("huggingface_hub")
-
-    def state() -> tuple[object, ...]:
-        return (
-            list(logger.handlers), logger.level, logger.propagate, are_progress_bars_disabled(),
-            constants.HF_HUB_DISABLE_TELEMETRY, len(get_session().event_hooks["response"]),
-        )  # fmt: skip
-
-    before = state()
-    pushing.push()
-
-    assert state() == before
