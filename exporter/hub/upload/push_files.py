@@ -220,7 +220,7 @@ class Upload:
         return text, [CommitOperationAdd(CARD, text.encode())]
 
     def create(self) -> RemoteRepo:
-        """Create the repo; one that another process has just created is as good.
+        """Create the repo, or use the one that another process has just created.
 
         Raises UploadError.
         """
@@ -245,7 +245,7 @@ class Upload:
         return remote
 
     def send(self, names: Sequence[str]) -> None:
-        """Send the bytes of large files, one file after the other; small ones ride the commit."""
+        """Send the bytes of large files, one after the other; small files go with the commit."""
         new = [name for name in names if self.operations[name]._upload_mode is None]  # noqa: SLF001
         nbytes = sum(self.files[name].size for name in new)
         if new:
