@@ -80,8 +80,8 @@ PARTICIPLE = re.compile(r"(?!embed$|feed$|need$).*ed|gone|left|said|sent|taken|t
 LAYERS = {
     "exporter": (
         "core", "llamacpp", "hub", "model_store", "inputs", "merge", "convert", "gguf_inputs",
-        "quantize", "formats", "verify", "export", "ollama_folder", "calibrate", "extract_plan",
-        "extract", "demo", "cli", "__main__",
+        "quantize", "formats", "verify", "share", "export", "ollama_folder", "calibrate",
+        "extract_plan", "extract", "demo", "cli", "__main__",
     ),
     "runtime": (
         "process", "terminal", "rpc", "encoder_decoder", "engine", "scoring", "evaluation",

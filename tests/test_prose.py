@@ -18,7 +18,7 @@ from tests.support.source_tree import CHECKOUT, FILES, Function, name, nodes, te
 PAGES = (
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "docs/eval.md",
     "docs/families.md", "docs/gpu.md", "docs/scale.md", "docs/scores.md", "docs/serve.md",
-    "docs/upgrading.md",
+    "docs/share.md", "docs/upgrading.md",
 )  # fmt: skip
 
 PHRASES = (

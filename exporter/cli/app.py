@@ -44,6 +44,7 @@ COMMANDS = {
         "Show what a GGUF, model or adapter holds.",
     ),
     "eval": ("runtime.cli.eval_command:eval_", "Measure models on your data."),
+    "push": ("exporter.cli.push_command:push", "Publish models on a hub, with a model card."),
     "chat": ("runtime.cli.chat_command:chat", "Ask a model."),
     "serve": ("runtime.cli.serve_command:serve", "Serve models over HTTP."),
     "worker": (
@@ -74,7 +75,7 @@ Examples:
 
 \b
 Exit codes: 0 done, 1 a bug, 2 command line, 3 input, 4 llama.cpp or a package missing,
-5 disk or memory, 6 download, 7 verification, 8 output, 9 engine, 130 interrupted.
+5 disk or memory, 6 download or upload, 7 verification, 8 output, 9 engine, 130 interrupted.
 """
 
 

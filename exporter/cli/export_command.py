@@ -92,6 +92,16 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
     "--eval", "eval_data", metavar="DATA",
     help="Measure base, 16-bit model and files on DATA, and name the smallest without a loss.",
 )  # fmt: skip
+@click.option(
+    "--push",
+    metavar="ORG/NAME",
+    help="Publish the GGUFs in this repo; see `decant push`.",
+)
+@click.option("--private", is_flag=True, help="Of --push: create the repo private.")
+@click.option(
+    "--trust-token", "trusted", metavar="HOST", multiple=True,
+    help="Of --push: a host that gets the access token, as huggingface.co does.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
 @offline_option

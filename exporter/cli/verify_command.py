@@ -106,6 +106,7 @@ def verify(
     from exporter.formats.export_request import ExportRequest, plan_request, result_name
     from exporter.inputs.locate import Sources, bring
     from exporter.llamacpp.toolchain import find_toolchain
+    from exporter.verify.verified_record import record
     from exporter.verify.verify_file import VerifyOptions, verify_file
 
     toolchain = find_toolchain()
@@ -123,6 +124,7 @@ def verify(
             max_kl, trust_remote_code,
         )  # fmt: skip
         found = verify_file(chosen_options, plan, toolchain, report=report)
+    record(found)
     show(found, as_json=as_json)
     found.refuse()
 

@@ -9,6 +9,7 @@
     ├── ToolchainError    4  llama.cpp or a Python package is missing or did not build
     ├── SpaceError        5  not enough disk or memory
     ├── DownloadError     6  the bytes did not arrive or have another hash
+    ├── UploadError       6  the hub did not take the bytes
     ├── VerifyError       7  the result differs too much from its reference
     ├── OutputError       8  the output exists, is in use or cannot be written
     └── EngineError       9  the model could not be loaded or stopped answering
@@ -78,6 +79,12 @@ class SpaceError(DecantError):
 
 class DownloadError(DecantError):
     """The requested bytes did not arrive, or have another hash than announced."""
+
+    exit_code = 6
+
+
+class UploadError(DecantError):
+    """The hub cannot be reached, refuses the upload, or did not store all of it."""
 
     exit_code = 6
 

@@ -11,6 +11,7 @@ from exporter.core.gguf import read_gguf
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.merge.operations import MergePlan
 from exporter.verify.verification import Verification
+from exporter.verify.verified_record import record
 
 REJECTED = ".rejected"
 
@@ -61,7 +62,8 @@ def verify_exported(
 
 
 def kept_or_rejected(result: Verification, report: Report) -> Verification:
-    """Rename a wrong file. Returns the verification."""
+    """Record the verification, and rename a wrong file. Returns the verification."""
+    record(result)
     if not result.ok:
         for shard in read_gguf(result.path).shards or (result.path,):
             shard.rename(shard.with_name(shard.name + REJECTED))

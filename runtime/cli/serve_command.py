@@ -18,8 +18,8 @@ from exporter.cli.sizes import parse_size
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError, ModelError
 from exporter.core.machine import give_back_large_blocks
-from exporter.core.paths import prompts_folder
 from exporter.core.near_names import near_files
+from exporter.core.paths import prompts_folder
 from exporter.llamacpp.toolchain import find_toolchain
 from runtime.cli.answer_options import spec_option
 from runtime.cli.served_models import Named, models_of, speculation_for_models, with_templates

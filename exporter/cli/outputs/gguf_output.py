@@ -14,6 +14,7 @@ from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.evaluated_output import evaluation_after
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.pushed_output import push_after
 from exporter.cli.outputs.request_options import (
     chosen_quants,
     merge_request,
@@ -33,12 +34,13 @@ LAYER = re.compile(r"(?:\w+\.)?blk\.(?P<number>\d+)\.(?P<role>.*)")
 
 
 def export_gguf(options: ExportOptions) -> None:
-    """Write the GGUF files and print them, and what --eval finds. Raises its errors, too."""
+    """Write the GGUF files and print them, and what --eval and --push give. Raises their errors."""
     from exporter.export import export as run
     from exporter.llamacpp.toolchain import find_toolchain
 
-    evaluation = evaluation_after(options)
-    if (found := brought(options, gguf_ahead(options))) is None:
+    evaluation, ahead = evaluation_after(options), gguf_ahead(options)
+    pushing = push_after(options)
+    if (found := brought(options, ahead)) is None:
         return
     names, request = merge_request(options, *found)
 
@@ -51,19 +53,17 @@ def export_gguf(options: ExportOptions) -> None:
     with reporting(quiet=options.quiet) as report:
         request = calibrated(request, toolchain, dry_run=options.dry_run, report=report)
         result = run(request, toolchain, dry_run=options.dry_run, report=report)
-    is_measured = evaluation is not None and not options.dry_run
-    if not (is_measured and options.as_json):
-        show(result, dry_run=options.dry_run, as_json=options.as_json)
-    if evaluation is None or not is_measured:
-        return
+    value = asdict(result) | {"dry_run": options.dry_run}
+    if not options.as_json:
+        show(result, dry_run=options.dry_run)
     try:
-        measured = evaluation.of(request, result, toolchain)
-    except BaseException:  # Ctrl-C, too: the files are complete, and --json must list them
+        if evaluation is not None and not options.dry_run:
+            value["evaluation"] = evaluation.of(request, result, toolchain)
+        if pushing is not None:
+            value["pushed"] = pushing.of([file.path for file in result.files])
+    finally:  # after an error or Ctrl-C, too: the files are complete, and --json must list them
         if options.as_json:
-            show(result, dry_run=False, as_json=True)
-        raise
-    if options.as_json:
-        print_json(asdict(result) | {"dry_run": False, "evaluation": measured})
+            print_json(value)
 
 
 def gguf_ahead(options: ExportOptions) -> Ahead:
@@ -81,10 +81,7 @@ def gguf_ahead(options: ExportOptions) -> Ahead:
     )
 
 
-def show(result: ExportResult, *, dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(result) | {"dry_run": dry_run})
-        return
+def show(result: ExportResult, *, dry_run: bool) -> None:
     for file in result.files:
         if dry_run and file.chosen:
             show_choice(file.chosen)
@@ -119,4 +116,5 @@ GGUF = OutputFormat(
     export_gguf,
     own={"eval_data": "--eval is for --to gguf, the models that decant runs"},
     takes_recipe=True,
+    is_pushed=True,
 )

@@ -11,6 +11,7 @@ import click
 from exporter.cli.common_options import store
 from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.pushed_output import push_after
 from exporter.cli.outputs.request_options import ResultNames
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.errors import InputError
@@ -55,6 +56,7 @@ def export_lora(options: ExportOptions) -> None:
         needs_adapter=True,
         needs_checkpoint=True,
     )
+    pushing = push_after(options)
     if (found := brought(options, ahead)) is None:
         return
     adapters, base = found
@@ -74,7 +76,15 @@ def export_lora(options: ExportOptions) -> None:
     )
     with reporting(quiet=options.quiet) as report:
         made = run(request, find_toolchain(), dry_run=options.dry_run, report=report)
-    show(made, dry_run=options.dry_run, as_json=options.as_json)
+    value = asdict(made) | {"dry_run": options.dry_run}
+    if not options.as_json:
+        show(made, dry_run=options.dry_run)
+    try:
+        if pushing is not None:
+            value["pushed"] = pushing.of([made.path])
+    finally:  # after an error, too: the file is complete, and --json must list it
+        if options.as_json:
+            print_json(value)
 
 
 def output_path(output: Path | None, name: str) -> Path:
@@ -91,10 +101,7 @@ def output_path(output: Path | None, name: str) -> Path:
     return (output or store()) / adapter_file_name(name)
 
 
-def show(made: LoraFile, *, dry_run: bool, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(made) | {"dry_run": dry_run})
-        return
+def show(made: LoraFile, *, dry_run: bool) -> None:
     click.echo(f"{made.path}")
     done = "would adapt" if dry_run else f"{made.seconds:.1f} s; adapts"
     click.echo(f"  F32, {size_text(made.nbytes)}; {done} {made.pairs} tensors", err=True)
@@ -108,4 +115,5 @@ LORA = OutputFormat(
     export_lora,
     without_meaning=WITHOUT_MEANING,
     needs_adapter="--to lora needs an adapter: a base alone has no A and B",
+    is_pushed=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import click
 from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
+from exporter.cli.outputs.pushed_output import push_after
 from exporter.cli.outputs.request_options import (
     chosen_quants,
     folder_by,
@@ -18,7 +20,7 @@ from exporter.cli.outputs.request_options import (
     refuse_recipe,
     show_folder,
 )
-from exporter.cli.terminal_renderer import reporting
+from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.atomic_folder import refuse_taken
 
 
@@ -39,6 +41,7 @@ def export_ollama(options: ExportOptions) -> None:
 
     folder = options.output or Path()
     ahead = Ahead("ollama", refuse_output, sizes=quants, folder=folder, needs_checkpoint=True)
+    pushing = push_after(options)
     if (found := brought(options, ahead)) is None:
         return
     names, request = merge_request(options, *found)
@@ -48,7 +51,15 @@ def export_ollama(options: ExportOptions) -> None:
     with reporting(quiet=options.quiet) as report:
         request = calibrated(request, toolchain, dry_run=dry_run, report=report)
         made = export_for_ollama(request, folder, toolchain, dry_run=dry_run, report=report)
-    show_folder(made, dry_run=dry_run, as_json=options.as_json)
+    value = asdict(made) | {"dry_run": dry_run}
+    if not options.as_json:
+        show_folder(made, dry_run=dry_run, as_json=False)
+    try:
+        if pushing is not None:
+            value["pushed"] = pushing.of([made.path])
+    finally:  # after an error, too: the folder is complete, and --json must list it
+        if options.as_json:
+            print_json(value)
 
 
 OLLAMA = OutputFormat(
@@ -57,4 +68,5 @@ OLLAMA = OutputFormat(
     export_ollama,
     without_meaning={"split_max_size": "Ollama imports no split GGUF: leave out --split-max-size"},
     takes_recipe=True,
+    is_pushed=True,
 )

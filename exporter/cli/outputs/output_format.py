@@ -45,6 +45,11 @@ class ExportOptions:
     served_name: str | None
     eval_data: str | None = None
     """Data to measure the result on."""
+    push: str | None = None
+    """The repo to publish the result in."""
+    private: bool = False
+    trusted: tuple[str, ...] = ()
+    """Hosts that get the access token in a push."""
     adapters: tuple[tuple[str, float], ...] = ()
     """Every named adapter with its scale."""
     given: frozenset[str] = field(default_factory=frozenset)
@@ -77,12 +82,21 @@ class OutputFormat:
     """Why a base alone is not enough; empty if it is."""
     takes_recipe: bool = False
     """Whether types and importance matrices apply to it."""
+    is_pushed: bool = False
+    """Whether it writes GGUFs, which --push publishes."""
 
     def check(self, options: ExportOptions) -> None:
         """Raise UsageError for options without a meaning for this format."""
         for parameter, reason in self.without_meaning.items():
             if parameter in options.given:
                 raise click.UsageError(reason)
+        if options.push is None and options.given & {"private", "trusted"}:
+            raise click.UsageError("--private and --trust-token are options of --push ORG/NAME")
+        if options.push is not None and not self.is_pushed:
+            raise click.UsageError(
+                f"--push publishes GGUFs (--to gguf, lora or ollama), not --to {self.name}:"
+                f" `hf upload {options.push or 'ORG/NAME'} FOLDER` publishes any folder"
+            )
         if self.needs_adapter and not options.has_first:
             raise click.UsageError(self.needs_adapter)
         if not self.takes_recipe and options.recipe != PLAIN:
