@@ -152,6 +152,14 @@ def chat(page: Page) -> None:
         page.locator("[data-again]").wait_for()
 
 
+def compare(page: Page) -> None:
+    page.locator("#tab-compare").click()
+    page.locator(".column:nth-child(2) select").nth(1).select_option(label="pirate")
+    page.locator("#prompt").fill(QUESTIONS[0])
+    page.locator("#compare [data-send]").click()
+    page.locator("#compare mark").last.wait_for()
+
+
 def photograph(browser: Browser, url: str, light: str) -> None:
     """Save the page's picture in one light."""
     context = browser.new_context(
@@ -165,6 +173,8 @@ def photograph(browser: Browser, url: str, light: str) -> None:
     page.locator("#chat:not([inert])").wait_for(state="attached")
     chat(page)
     page.screenshot(path=str(PICTURES / f"page-{light}.png"))
+    compare(page)
+    page.screenshot(path=str(PICTURES / f"compare-{light}.png"))
     context.close()
 
 

@@ -68,9 +68,14 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """Its commands without comments; continued lines are joined."""
-        lines = re.sub(r" *\\\n\s*", " ", self.text).splitlines()
-        return [stripped for line in lines if (stripped := COMMENT.sub("", line).strip())]
+        """Its commands without comments; continued lines and open quotes are joined."""
+        found, text = [], ""
+        for line in re.sub(r" *\\\n\s*", " ", self.text).splitlines():
+            text += line if text else COMMENT.sub("", line).strip()
+            if text and text.count("'") % 2 == 0:
+                found.append(text)
+                text = ""
+        return found
 
 
 def blocks(page: Path) -> Iterator[Block]:
