@@ -50,17 +50,16 @@ def problem(arguments: list[str]) -> str | None:
     assert command is not None
     context = click.Context(command, group, arguments[0])
     try:
-        values, _, _ = command.make_parser(context).parse_args(arguments[1:])
-        for parameter in command.params:
-            given = values.get(parameter.name or "")
-            if isinstance(parameter.type, click.Path) or parameter.name not in values:
-                continue
-            if given is None and not parameter.required:
-                continue
-            parameter.type_cast_value(context, given)
+        values, rest, given = command.make_parser(context).parse_args(arguments[1:])
+        for option in given:
+            if isinstance(option, click.Option) and not isinstance(option.type, click.Path):
+                option.type_cast_value(context, values[option.name])
     except click.ClickException as error:
         return error.format_message()
-    return None
+    words = [one for one in command.params if isinstance(one, click.Argument) and one.required]
+    if missing := [one.name for one in words if not isinstance(values[one.name], str | tuple)]:
+        return f"{missing} is missing"
+    return f"{rest} is too much" if rest else None
 
 
 ALL = [
@@ -80,7 +79,7 @@ def test_each_command_line_is_one_that_decant_takes(command, arguments):
     "line",
     [
         "decant exprot x", "decant export x --bese y", "decant export x --to gguff",
-        "decant serve x --port many",
+        "decant serve x --port many", "decant tokens", "decant inspect x y",
     ],
 )  # fmt: skip
 def test_a_wrong_command_line_is_found(line):

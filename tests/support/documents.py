@@ -100,9 +100,9 @@ def reason_not_run(command: str) -> str | None:
 def decant_arguments(command: str) -> Iterator[list[str]]:
     """The arguments of each `decant` in a line of a shell."""
     for part in re.split(r"\s[|;]\s|&&|\s&$", command):
-        words = shlex.split(part.replace("…", "MORE"))
+        words = shlex.split(part.partition(" > ")[0])
         if words[:1] == ["decant"]:
-            yield [word for word in words[1:] if word != ">"]
+            yield words[1:]
 
 
 def anchors(page: Path) -> set[str]:
