@@ -72,7 +72,8 @@ docs: packages ## write docs/cli.md and docs/export.md's formats from the comman
 	@$(PY) -m exporter.cli.reference .
 
 site: packages ## build the pages of docs/ into dist/site; fails on a broken link
-	@$(PY) -m pip install -q -c constraints.txt -e '.[docs]' && $(PY) -m mkdocs -q build
+	@$(PY) -m pip install -q -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build # with -q it would pass over what it warns of
 
 pictures: setup ## draw the pictures of the pages (needs Chromium)
 	@$(PY) docs/screenshots.py
