@@ -163,6 +163,18 @@ def test_the_readme_is_one_screen(readme):
     assert len((CHECKOUT / readme).read_text(encoding="utf-8").splitlines()) <= SCREEN
 
 
+def test_the_losses_are_those_of_the_benchmark():
+    table = (DOCS / "quality.md").read_text(encoding="utf-8")
+    measured = re.findall(
+        r"^\| smollm2-135m .*?\| ([\d.]+) ± .*?\| ([\d.]+) ±", table, re.MULTILINE
+    )
+    page = (DOCS / "which-quant.md").read_text(encoding="utf-8")
+    said = page.partition("## How exact")[2].partition("## Which one")[0]
+
+    stock, chosen = zip(*measured, strict=True)
+    assert re.findall(r"0\.\d+", said) == [f"{float(loss):.3f}" for loss in (*stock, *chosen)]
+
+
 @pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
 def test_the_readmes_figures_are_those_of_the_benchmark(readme):
     page = (DOCS / "how-it-works.md").read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from exporter.demo import DemoModels
 from exporter.demo.corpus import DEMO_QUESTIONS
+from tests.conftest import KEPT, SCRUBBED
 from tests.support.documents import CHECKOUT
 from tests.support.fake_hub import FakeHub
 from tests.support.hub_files import FakeFile, random_bytes
@@ -114,8 +115,14 @@ def environment(folder: Path) -> dict[str, str]:
     decant = programs / "decant"
     decant.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m exporter "$@"\n')
     decant.chmod(0o755)
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT or not name.startswith(SCRUBBED)
+    }
     return {
-        **os.environ,
+        **kept,
+        "HF_HUB_OFFLINE": "1",
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(CHECKOUT),
         "DECANT_STORE": str(folder / "store"),
