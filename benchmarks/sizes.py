@@ -27,13 +27,15 @@ MARKS = ("<!-- sizes: written by benchmarks/sizes.py --write -->\n", "<!-- end o
 QUANTS = ("BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
 VOCABULARY = 128_256  # tokens of Llama 3
 KEYS = 8  # attention heads that hold keys
+ABOUT = """\
+Files of models with the shapes of Llama 3.2 1B and 3B and Llama 3.1 8B, as `--dry-run` gives them.
+For another model, multiply its billions of parameters by the bits, and divide by 8."""
 SHAPES = {
     "1 B": {"hidden": 2048, "inner": 8192, "layers": 16, "heads": 32, "head": 64, "tied": True},
     "3 B": {"hidden": 3072, "inner": 8192, "layers": 28, "heads": 24, "head": 128, "tied": True},
     "8 B": {"hidden": 4096, "inner": 14336, "layers": 32, "heads": 32, "head": 128, "tied": False},
-    "70 B": {"hidden": 8192, "inner": 28672, "layers": 80, "heads": 64, "head": 128, "tied": False},
 }
-"""Llama 3.2 1B and 3B, Llama 3.1 8B and 70B."""
+"""Llama 3.2 1B and 3B, Llama 3.1 8B."""
 
 
 def tensors(shape: dict[str, int]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -105,10 +107,7 @@ def table(found: dict[str, dict[str, int]]) -> str:
         bits = 8 * found["8 B"][quant] / weights["8 B"]
         cells = " | ".join(f"{found[name][quant] / 1e9:.1f} GB" for name in found)
         lines.append(f"| `{quant}` | {bits:.1f} | {cells} |")
-    return (
-        "\n".join(lines)
-        + "\n\nFiles of models with the shapes of Llama 3.2 and 3.1, as `--dry-run` gives them.\n"
-    )
+    return "\n".join((*lines, "", ABOUT, ""))
 
 
 def main() -> None:
