@@ -12,6 +12,7 @@ import pytest
 from exporter.cli.app import COMMANDS, root
 from tests.support.documents import (
     CHECKOUT,
+    FENCE,
     GENERATED,
     NOT_RUN,
     PAGES,
@@ -33,6 +34,8 @@ CHINESE = {
     "docs/zh/download.md": "docs/download.md",
     "docs/zh/faq.md": "docs/faq.md",
 }
+SHORTENED = (" is missing", "requires an argument.")
+"""What a sentence may leave out of a command."""
 LARGEST = 150_000  # bytes of a picture
 SCREEN = 60  # lines of the README
 
@@ -44,6 +47,8 @@ def name(page: Path) -> str:
 def problem(arguments: list[str]) -> str | None:
     """What click has against a command line; files need not exist."""
     group = click.Context(root, info_name="decant")
+    if arguments in (["--help"], ["--version"]):
+        return None
     if not arguments or arguments[0] not in COMMANDS:
         return f"there is no command {arguments[:1]}"
     command = root.get_command(group, arguments[0])
@@ -73,6 +78,20 @@ ALL = [
 @pytest.mark.parametrize(("command", "arguments"), ALL)
 def test_each_command_line_is_one_that_decant_takes(command, arguments):
     assert problem(arguments) is None, command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_options_in_a_sentence_are_the_commands(page):
+    """Of `decant export --fit`, and of `decant export … -q IQ2_M`."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    found = [
+        (line, why)
+        for line in re.findall(r"`(decant [^`\n]+)`", text)
+        for arguments in decant_arguments(line.replace("…", ""))
+        if (why := problem(arguments)) and not why.endswith(SHORTENED)
+    ]
+
+    assert not found
 
 
 @pytest.mark.parametrize(
