@@ -11,7 +11,7 @@ UNBUILT = not llamacpp and not trained and not faults and not slow and not progr
 FAST = $(UNBUILT) and not lasting
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast unbuilt coverage test test-slow programs families lm-eval bench fmt docs release lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast unbuilt coverage test test-slow programs families lm-eval bench fmt docs site pictures release lock wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -68,8 +68,15 @@ bench: setup ## measure the export against the usual road
 fmt: packages ## format the code
 	@$(PY) -m ruff format -q . && $(PY) -m ruff check -q --fix .
 
-docs: packages ## write docs/cli.md and the README's formats from the commands
+docs: packages ## write docs/cli.md and docs/export.md's formats from the commands
 	@$(PY) -m exporter.cli.reference .
+
+site: packages ## build the pages of docs/ into dist/site; fails on a broken link
+	@$(PY) -m pip install -q -c constraints.txt -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build # with -q it would pass over what it warns of
+
+pictures: setup ## draw the pictures of the pages (needs Chromium)
+	@$(PY) docs/screenshots.py
 
 release: setup ## build the wheel and the sdist, check both, say what to do next
 	@sh vendor/release.sh $(PY)

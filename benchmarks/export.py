@@ -46,7 +46,7 @@ LLAMA_3_2 = {
 MODELS = {"llama-3.2-1b": LLAMA_3_2, "small-vocabulary": {**SHAPE, "vocab_size": 8192}}
 """Settings of LlamaConfig by the name that --model takes."""
 QUANT = "Q4_K_M"
-README = CHECKOUT / "README.md"
+PAGE = CHECKOUT / "docs" / "how-it-works.md"
 MARKS = ("<!-- bench: written by benchmarks/export.py --write -->\n", "<!-- end of bench -->\n")
 RESULTS = CHECKOUT / "benchmarks" / "export.json"
 LIMITS = {
@@ -250,7 +250,9 @@ def main() -> int:
     parser.add_argument("--model", choices=MODELS, default="llama-3.2-1b")
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument(
-        "--write", action="store_true", help="keep the result beside this file and in the README"
+        "--write",
+        action="store_true",
+        help="keep the result beside this file and in docs/how-it-works.md",
     )
     arguments = parser.parse_args()
     machine = f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}"
@@ -268,10 +270,10 @@ def main() -> int:
         known[arguments.model] = {"machine": machine, "runs": runs}
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     if arguments.write and arguments.model == "llama-3.2-1b":
-        text = README.read_text(encoding="utf-8")
+        text = PAGE.read_text(encoding="utf-8")
         before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
         shown = f"{MARKS[0]}{table(runs[-1])}\n\nOn {machine}.\n{MARKS[1]}"
-        README.write_text(before + shown + after, encoding="utf-8")
+        PAGE.write_text(before + shown + after, encoding="utf-8")
     return 1 if any(verdict(run) for run in runs) else 0
 
 

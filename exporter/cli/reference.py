@@ -1,4 +1,4 @@
-"""Writes documents from the commands: docs/cli.md, and the README's list of formats.
+"""Writes documents from the commands: docs/cli.md, and the list of formats in docs/export.md.
 
 `python -m exporter.cli.reference CHECKOUT` writes both.
 """
@@ -41,15 +41,15 @@ def section(title: str, text: str) -> str:
     return f"## {title}\n\n```\n{lines}\n```\n"
 
 
-def with_formats(readme: str) -> str:
-    """The README with the current list of formats."""
+def with_formats(page: str) -> str:
+    """The page with the current list of formats."""
     place = r"(<!-- formats: written by make docs -->\n).*?(<!-- /formats -->)"
-    return re.sub(place, lambda at: at[1] + formats_table() + at[2], readme, flags=re.DOTALL)
+    return re.sub(place, lambda at: at[1] + formats_table() + at[2], page, flags=re.DOTALL)
 
 
 def write(checkout: Path) -> None:
-    readme = checkout / "README.md"
-    readme.write_text(with_formats(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    page = checkout / "docs" / "export.md"
+    page.write_text(with_formats(page.read_text(encoding="utf-8")), encoding="utf-8")
     (checkout / "docs" / "cli.md").write_text(reference(), encoding="utf-8")
 
 

@@ -71,7 +71,7 @@ class OutputFormat:
 
     name: str
     line: str
-    """Its description in --help and in the README."""
+    """Its description in --help and in docs/export.md."""
     run: Callable[[ExportOptions], None]
     """Writes the result and prints it; raises the errors of an export."""
     without_meaning: Mapping[str, str] = field(default_factory=dict)

@@ -32,6 +32,6 @@ def formats_help() -> str:
 
 
 def formats_table() -> str:
-    """The README's table of the formats."""
+    """The table of the formats in docs/export.md."""
     rows = [f"| `--to {format_.name}` | {format_.line} |" for format_ in FORMATS.values()]
     return "\n".join(("| output | what it is |", "|---|---|", *rows)) + "\n"
