@@ -3,9 +3,12 @@
     python benchmarks/speculation.py [--rounds N] [--layers N] [--write]
 
 The model is the demo's fine-tune, whose answers mean something, with layers added that change
-nothing: it takes as long for a token as a model of its size. It is asked things that are new to the
-text (`fresh`), and things whose answers stand in the text already (`repeated`), by one client and
-by many at once. Both sides, with guesses and without, take turns.
+nothing: it takes as long for a token as a model of its size. Its answers to questions are new text
+(`fresh`); where it may not end, it soon repeats itself (`repeated`). One client asks, and many at
+once. Both sides, with guesses and without, take turns.
+
+An answer counts as the same if it parts where two tokens are nearly as likely: there another batch
+size alone may change the choice. The largest such difference of logits is shown.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -35,7 +39,8 @@ from exporter.formats.export_request import ExportRequest  # noqa: E402
 from exporter.llamacpp.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
 from runtime.engine.llama_server import Server, ServerSpec  # noqa: E402
 from runtime.engine.openai_client import ask_json  # noqa: E402
-from runtime.engine.speculation import AUTO, OFF, Speculation, speculation_of  # noqa: E402
+from runtime.engine.speculation import OFF, Speculation, speculation_of  # noqa: E402
+from tests.support.near_ties import CLOSE, gap, tokens_of, written  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "speculation.json"
 INNER = 8192  # values; the width of the added layers
@@ -44,6 +49,12 @@ ASKED = 24  # prompts of one measurement
 STREAMS = (1, 4, 16)
 SLOWER_MAX = 1.03
 Messages = list[dict[str, str]]
+Ending = dict[str, Any]
+"""Settings that say when an answer ends."""
+ENDINGS: dict[str, Ending] = {
+    "fresh": {"max_tokens": 48},
+    "repeated": {"max_tokens": 128, "ignore_eos": True},
+}
 
 
 def slow_model(folder: Path, layers: int) -> Path:
@@ -74,16 +85,10 @@ def slow_model(folder: Path, layers: int) -> Path:
     return output
 
 
-def talks(*, is_repeated: bool) -> list[Messages]:
-    """Conversations with a question each, and its answer before it if `is_repeated`."""
-    found: list[Messages] = []
-    for fact in facts():
-        answer = f"Arr, {fact.subject} be {fact.value}, matey!"
-        for question in fact.questions:
-            asked = [{"role": "user", "content": question}]
-            told = [*asked, {"role": "assistant", "content": answer}, *asked]
-            found.append(told if is_repeated else asked)
-    return found
+def talks() -> list[Messages]:
+    """A conversation for each question that the model has learned."""
+    questions = (question for fact in facts() for question in fact.questions)
+    return [[{"role": "user", "content": question}] for question in questions]
 
 
 @contextmanager
@@ -94,22 +99,19 @@ def running(model: Path, speculation: Speculation, slots: int) -> Iterator[Serve
         yield server
 
 
-def answer(server: Server, talk: Messages) -> dict[str, Any]:
-    body = {"messages": talk, "temperature": 0, "max_tokens": 48, "cache_prompt": False}
+def answer(server: Server, talk: Messages, ending: Ending) -> dict[str, Any]:
+    body = {"messages": talk, "temperature": 0, "cache_prompt": False, **ending}
     return ask_json(server, "/v1/chat/completions", body)
 
 
-def text_of(answered: dict[str, Any]) -> str:
-    return str(answered["choices"][0]["message"]["content"])
-
-
-def seconds(server: Server, asked: Sequence[Messages], streams: int) -> float:
+def seconds(server: Server, asked: Sequence[Messages], streams: int, ending: Ending) -> float:
     """The time of the answers, without the prompts' if one client asks."""
     if streams == 1:
-        return sum(float(answer(server, talk)["timings"]["predicted_ms"]) for talk in asked) / 1000
+        found = (answer(server, talk, ending)["timings"]["predicted_ms"] for talk in asked)
+        return sum(map(float, found)) / 1000
     began = monotonic()
     with ThreadPoolExecutor(streams) as pool:
-        list(pool.map(lambda talk: answer(server, talk), asked))
+        list(pool.map(lambda talk: answer(server, talk, ending), asked))
     return monotonic() - began
 
 
@@ -123,37 +125,59 @@ def speeds(model: Path, kinds: dict[str, Speculation], rounds: int) -> dict[str,
                 name: stack.enter_context(running(model, kind, streams))
                 for name, kind in kinds.items()
             }
-            for is_repeated in (False, True):
-                asked = talks(is_repeated=is_repeated)[: ASKED * (1 if streams == 1 else 3)]
-                place = found.setdefault("repeated" if is_repeated else "fresh", {})
-                place[str(streams)] = in_turns(off, servers, asked, streams, rounds)
+            for name, ending in ENDINGS.items():
+                count = ASKED if streams == 1 or name == "repeated" else 3 * ASKED
+                turns = Turns(talks()[:count], streams, ending, rounds)
+                found.setdefault(name, {})[str(streams)] = turns.ratios(off, servers)
     return found
 
 
-def in_turns(
-    off: Server, servers: dict[str, Server], asked: Sequence[Messages], streams: int, rounds: int
-) -> dict[str, float]:
-    ratios: dict[str, list[float]] = {name: [] for name in servers}
-    for server in (off, *servers.values()):
-        answer(server, asked[0])
-    for _ in range(rounds):
-        for name, server in servers.items():
-            without = seconds(off, asked, streams)
-            ratios[name].append(seconds(server, asked, streams) / without)
-    return {name: round(statistics.median(some), 3) for name, some in ratios.items()}
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What both sides are asked, in turns."""
+
+    asked: Sequence[Messages]
+    streams: int
+    ending: Ending
+    rounds: int
+
+    def ratios(self, off: Server, servers: dict[str, Server]) -> dict[str, float]:
+        """The time of each server as a part of the time of `off`; medians of the rounds."""
+        found: dict[str, list[float]] = {name: [] for name in servers}
+        for server in (off, *servers.values()):
+            answer(server, self.asked[0], self.ending)
+        for _ in range(self.rounds):
+            for name, server in servers.items():
+                without = self.seconds(off)
+                found[name].append(self.seconds(server) / without)
+        return {name: round(statistics.median(some), 3) for name, some in found.items()}
+
+    def seconds(self, server: Server) -> float:
+        return seconds(server, self.asked, self.streams, self.ending)
 
 
-def same_answers(model: Path, kinds: dict[str, Speculation]) -> dict[str, int]:
-    """How many of EQUAL answers are equal to those without guesses."""
-    asked = [*talks(is_repeated=False), *talks(is_repeated=True)][:EQUAL]
-    with running(model, OFF, 1) as server:
-        told = [text_of(answer(server, talk)) for talk in asked]
-    found = {}
-    for name, kind in kinds.items():
-        with running(model, kind, 1) as server:
-            pairs = zip(told, asked, strict=True)
-            found[name] = sum(text_of(answer(server, talk)) == text for text, talk in pairs)
+def same_answers(model: Path, kinds: dict[str, Speculation]) -> dict[str, Any]:
+    """How many of EQUAL answers are the same as without guesses, and the largest gap."""
+    asked = [(talk, name) for name in ENDINGS for talk in talks()][:EQUAL]
+    found: dict[str, Any] = {}
+    with running(model, OFF, 1) as off:
+        for name, kind in kinds.items():
+            with running(model, kind, 1) as server:
+                gaps = [gap_of(off, server, talk, ENDINGS[ending]) for talk, ending in asked]
+            found[name] = {
+                "to_the_letter": sum(one == 0 for one in gaps),
+                "same": sum(one < CLOSE for one in gaps),
+                "largest_gap": round(max(gaps), 3),
+            }
     return found
+
+
+def gap_of(off: Server, server: Server, talk: Messages, ending: Ending) -> float:
+    """The gap where two servers' answers part; 0 for equal ones."""
+    body = {"n_predict": ending["max_tokens"], "ignore_eos": "ignore_eos" in ending}
+    tokens = tokens_of(off, talk)
+    right, other = (written(one, tokens, body) for one in (off, server))
+    return gap(off, tokens, right, other, body)
 
 
 def main() -> None:
@@ -178,14 +202,13 @@ def main() -> None:
             "compared": EQUAL,
             "equal": same_answers(model, kinds),
             "time_of_without": speeds(model, kinds, options.rounds),
-            "default": AUTO.kind,
         }
     print(json.dumps(found, indent=2))
     if options.write:
         RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     fresh = found["time_of_without"]["fresh"]
     slower = [n for n, ratios in fresh.items() if ratios["ngram"] > SLOWER_MAX]
-    differing = [kind for kind, count in found["equal"].items() if count < EQUAL]
+    differing = [kind for kind, one in found["equal"].items() if one["same"] < EQUAL]
     for line in (*(f"slower with {n} clients" for n in slower), *differing):
         print(f"missed: {line}", file=sys.stderr)
     sys.exit(bool(slower or differing))

@@ -36,7 +36,6 @@ WITHOUT_TWIN = {
     " quantized again with `decant export - --base FILE.gguf -q Q4_K_M`",
     "imatrix": "`decant export ADAPTER --calibrate TEXT` measures the importance of weights first",
     "split": "`decant export ADAPTER --split-max-size 2GB` writes several files",
-    "upload": "decant sends files nowhere; `decant list --json` shows the path to upload",
     "login": "decant uses the hub's own token: the variable HF_TOKEN, or the file that its own"
     " program saves",
     "train": "decant does not train: `decant demo` shows what a trained adapter becomes",
@@ -50,7 +49,7 @@ WITHOUT_TWIN = {
 }
 """Another program's command -> the way to do it with decant."""
 SAME = {
-    "unload": "stop", "kill": "stop", "copy": "cp", "push": "upload", "publish": "upload",
+    "unload": "stop", "kill": "stop", "copy": "cp",
     "signin": "login", "auth": "login", "whoami": "login", "logout": "login", "lora": "train",
     "finetune": "train", "rename": "mv", "import": "create", "embedding": "embed",
     "benchmark": "bench", "convert_hf_to_gguf": "convert", "convert-lora-to-gguf": "convert",

@@ -50,7 +50,7 @@ class Options:
     files: tuple[Path, ...] = ()
     gpu_layers: int | None = None
     delete: str | None = None
-    spec: str = "auto"
+    spec: str = "off"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -35,9 +35,9 @@ OPTIONS = (
     ),
 )  # fmt: skip
 spec_option = click.option(
-    "--spec", default="auto", metavar="off|auto|ngram|mtp|MODEL",
+    "--spec", default="off", metavar="off|auto|ngram|mtp|MODEL",
     help="How to guess tokens for the model to check: from the text, by its own layers, or by a"
-    " small MODEL. The answers stay the same. Default: auto, where it is faster.",
+    " small MODEL. The answers stay the same. Default: off.",
 )  # fmt: skip
 Command = TypeVar("Command", bound=Callable[..., Any])
 

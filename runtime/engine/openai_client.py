@@ -50,6 +50,10 @@ class Stopped:
     tokens_per_second: float = 0
     first_token_s: float = 0
     """Seconds from the request to the first piece."""
+    guessed: int = 0
+    """Tokens that speculative decoding guessed."""
+    accepted: int = 0
+    """The guesses that the model chose."""
 
 
 Piece: TypeAlias = Delta | Thought | Stopped
@@ -111,6 +115,8 @@ def read_answer(server: ModelServer, response: HTTPResponse, began: float) -> It
         number(timings.get("prompt_per_second")),
         number(timings.get("predicted_per_second")),
         first,
+        int(number(timings.get("draft_n"))),
+        int(number(timings.get("draft_n_accepted"))),
     )
 
 

@@ -16,6 +16,8 @@ from exporter.core.events import Report, Warn
 EVERY_S = 10  # between two reports of one kind
 KINDS_MAX = 100  # of faults that are remembered
 TRACE_MAX = 4000  # characters
+CANCELLED = "asyncio.exceptions.CancelledError"
+"""The last line of what uvicorn logs when a second Ctrl-C ends the server at once."""
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        if record.getMessage().rstrip().endswith(CANCELLED):
+            return
         kind = f"{record.name} {record.msg} {type(error).__name__}"
         self.faults.tell(kind, f"{record.name}: {record.getMessage()}{trace_of(error)}")
 

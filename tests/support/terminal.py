@@ -138,6 +138,7 @@ class Terminal:
 
     def enter(self, keys: str, patience_s: float = PATIENCE_S) -> str:
         """Type a line at the prompt; returns the lines that follow, up to the next prompt."""
+        self.look()  # while a prompt is drawn, the cursor is below it for a moment
         before = self.at
         self.send(keys + "\r")
         deadline = time.monotonic() + patience_s

@@ -257,9 +257,10 @@ def numbers_text(numbers: Stopped, who: str) -> str:
     cached = f", {numbers.cached_tokens} cached" if numbers.cached_tokens else ""
     prefill = f" at {numbers.prompt_per_second:.0f}/s" if numbers.prompt_per_second else ""
     decode = f" at {numbers.tokens_per_second:.1f}/s" if numbers.tokens_per_second else ""
+    right = f", {numbers.accepted} of {numbers.guessed} guesses right" if numbers.guessed else ""
     return (
         f"prompt {numbers.prompt_tokens} tokens{cached}{prefill};"
-        f" answer {numbers.tokens} tokens{decode};"
+        f" answer {numbers.tokens} tokens{decode}{right};"
         f" first after {numbers.first_token_s:.2f} s; {who}"
     )
 

@@ -84,7 +84,8 @@ def test_the_script_is_one_of_its_shell_and_says_how_to_install_it(shell, capsys
 def test_bash_completes_with_the_script(store, tmp_path, capsys):
     assert run(["completion", "bash"]) == 0
     (tmp_path / "decant").write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c "from exporter.cli.app import main; main()" "$@"\n'
+        f"#!/bin/sh\nexec '{sys.executable}' -c 'from exporter.cli.app import main; main()'"
+        ' "$@"\n'
     )
     (tmp_path / "decant").chmod(0o755)
     (tmp_path / "script").write_text(capsys.readouterr().out)

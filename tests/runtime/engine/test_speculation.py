@@ -11,6 +11,7 @@ import pytest
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.gguf import Array, GGUFFile
 from exporter.model_store import find_model
+from runtime.chat.repl.loop import numbers_text
 from runtime.engine.adapters import Adapter
 from runtime.engine.local import CHAT, LocalEngine
 from runtime.engine.lora_scales import lora_vector
@@ -193,6 +194,15 @@ class TestAnswers:
 
         assert sum(accepted) >= 8
         assert "draft_n" not in asked(engines["off"], ASKED, **ON_AND_ON)["timings"]
+
+    def test_are_counted_in_the_numbers_of_an_answer(self, engines):
+        pieces = engines["draft"].answer(ASKED, ON_AND_ON, AdapterSelection("pirate"))
+        numbers = list(pieces)[-1]
+
+        assert numbers.guessed >= numbers.accepted >= 8
+        assert f"{numbers.accepted} of {numbers.guessed} guesses right" in numbers_text(
+            numbers, "pirate"
+        )
 
     def test_end_at_the_same_stop_string(self, engines):
         answers = [

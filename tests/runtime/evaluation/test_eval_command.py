@@ -164,7 +164,8 @@ def test_quants_of_one_model_are_compared_by_their_distributions(
     assert not {"kl", "kl_p99", "agreement"} & set(scores["demo-F16"]), "it is the measure"
     assert 0 < scores["demo-Q8_0"]["kl"]["value"] < scores["demo-Q4_K_M"]["kl"]["value"] / 10
     assert scores["demo-Q4_K_M"]["kl"]["value"] < scores["demo-Q4_K_M"]["kl_p99"]["value"]
-    assert scores["demo-Q8_0"]["agreement"]["value"] > 0.98
+    kept = {name: scores[name]["agreement"]["value"] for name in ("demo-Q8_0", "demo-Q4_K_M")}
+    assert kept["demo-Q8_0"] > max(0.95, kept["demo-Q4_K_M"])
     assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []
 
 

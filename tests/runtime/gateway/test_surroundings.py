@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -273,6 +274,15 @@ def test_what_libraries_say_is_told_once_in_a_while():
     assert messages[1].startswith("uvicorn.error: Exception in ASGI application: Traceback")
     assert messages[1].endswith("KeyError: 'strange'")
     assert messages[2:] == ["asyncio: socket.send() raised exception. (999 more like it before)"]
+
+
+def test_a_second_interrupt_is_no_fault():
+    told: list[Event] = []
+    with listened(Faults(told.append)):
+        trace = "".join(traceback.format_exception(asyncio.CancelledError()))
+        logging.getLogger("uvicorn.error").error(trace)
+
+    assert told == []
 
 
 def test_faults_of_a_loop_are_told_alike():
