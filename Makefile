@@ -7,11 +7,11 @@ WORKERS ?= 2# processes of pytest
 PYTEST_OPTIONS ?=# such as --randomly-seed=1
 PYTEST = $(PY) -m pytest -q $(PYTEST_OPTIONS)
 PARALLEL = -n $(WORKERS) --dist loadfile
-UNBUILT = not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval
+UNBUILT = not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval and not pages
 FAST = $(UNBUILT) and not lasting
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast unbuilt coverage test test-slow programs families lm-eval bench fmt docs site pictures release lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast unbuilt coverage test test-slow programs pages families lm-eval bench fmt docs site pictures release lock wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -20,13 +20,16 @@ demo: setup ## set up, then run the main job on a tiny model made on the spot
 	@$(PY) -m exporter demo
 
 test: setup lint type ## set up, then lint, types and every test but those of the next three
-	@$(PYTEST) $(PARALLEL) -m "not slow and not programs and not families and not lm_eval"
+	@$(PYTEST) $(PARALLEL) -m "not slow and not programs and not families and not lm_eval and not pages"
 
 test-slow: setup ## what is long by nature: kills, soaks, the wheel, llama.cpp's own server tests
 	@$(PYTEST) $(PARALLEL) -m slow
 
 programs: setup ## the tests that need Chromium and HAProxy: the page, and a balancer
 	@$(PYTEST) -m programs tests/runtime/gateway
+
+pages: setup ## every command of the README and of docs/, on the demo's models
+	@$(PYTEST) $(PARALLEL) -m pages tests/test_readme.py
 
 families: setup ## popular families with their real tokenizers (npm, pip): docs/families.md
 	@$(PYTEST) -n $(WORKERS) -m families tests/families tests/exporter tests/runtime

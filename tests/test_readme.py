@@ -122,7 +122,7 @@ CHECKS = {"export.md": check_exports, "chat.md": check_answers}
 """What must hold after the commands of a page have run."""
 
 
-@pytest.mark.slow
+@pytest.mark.pages
 @pytest.mark.llamacpp
 @pytest.mark.trained
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ PROGRAMS = re.compile(
     r"^\s*(decant|make|pip|curl|export|ssh|tar|hf|llama-\w+|lm_eval|ollama|sudo|\S*python3?) \S"
 )
 
+PUSH = "tests/exporter/cli/test_push_command.py"
 HUB, GATEWAY = "tests/exporter/hub", "tests/runtime/gateway"
 QUANTIZE, EVALUATION = "tests/exporter/quantize", "tests/runtime/evaluation"
 NOT_RUN = (
@@ -47,6 +48,7 @@ NOT_RUN = (
     (r"decant (chat|eval) .*--(url|data ORG)", f"needs a server, or the hub: {EVALUATION}"),
     (r"decant eval .*--tasks", "needs lm-evaluation-harness: make lm-eval"),
     (r"decant serve\b", f"goes on until it is stopped: {GATEWAY}"),
+    (r"decant (push|export .*--push)\b", f"needs a hub that takes files: {PUSH}"),
     (r"curl ", f"needs that server: {GATEWAY}"),
     (r"(for-vllm/serve\.sh|decant export .*--to vllm)\b", "needs vLLM: tests/exporter/formats"),
     (r"lm_eval ", "needs lm-evaluation-harness: make lm-eval"),

@@ -22,7 +22,7 @@ from tests.support.upload_stage import MADE, REPO, environment, write_gguf
 
 pytestmark = pytest.mark.faults  # processes: about a second each
 PAGE = (CHECKOUT / "docs" / "share.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.splitlines()]
 TRUST = ("--trust-token", "127.0.0.1")
 
