@@ -8,6 +8,10 @@ from exporter.cli.app import run
 from tests.support.raw import write_adapter
 
 
+WITH_TORCH = pytest.mark.trained
+"""The command says first that a package is missing."""
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with an adapter, a text and a store."""
@@ -28,7 +32,7 @@ def place(tmp_path, monkeypatch):
     [
         ("chat my-lroa -p hi", "my-lora"),
         ("serve my-lroa", "my-lora"),
-        ("verify my-lroa --base x", "my-lora"),
+        pytest.param("verify my-lroa --base x", "my-lora", marks=WITH_TORCH),
         ("inspect my-lroa", "my-lora"),
         ("rm my-lroa", "my-lora"),
         ("rm my-lora:Q4_K_N", "Q4_K_M"),
@@ -37,8 +41,8 @@ def place(tmp_path, monkeypatch):
         ("chat ./modle.gguf -p hi", "`model.gguf`"),
         ("tokens ./modle.gguf hi", "`model.gguf`"),
         ("eval my-lora --data ./question.jsonl", "`questions.jsonl`"),
-        ("export ./pirat -q Q8_0", "`./pirate`"),
-        ("export pirate -q Q4KM", "Q4_K_M"),
+        pytest.param("export ./pirat -q Q8_0", "`./pirate`", marks=WITH_TORCH),
+        pytest.param("export pirate -q Q4KM", "Q4_K_M", marks=WITH_TORCH),
         ("export pirate --to gguff", "gguf"),
         ("serve --limit promt=3", "prompts"),
         ("serve --config confg.toml", ""),
