@@ -7,7 +7,6 @@ import pytest
 from exporter.cli.app import run
 from tests.support.raw import write_adapter
 
-
 WITH_TORCH = pytest.mark.trained
 """The command says first that a package is missing."""
 
