@@ -22,8 +22,8 @@ pytestmark = [
 
 FRAME_MS = 1000 / 60
 SLOWER = 2.5
-"""How much slower than a laptop a machine of CI may be. On two cores of an EPYC with AVX2, code takes
-22 ms a frame and a paragraph of 100 kB 97; on faster ones both keep to the bounds below.
+"""How much slower than a laptop a machine of CI may be. On two cores of an EPYC with AVX2, code
+takes 22 ms a frame and a paragraph of 100 kB 97; on faster ones both keep to the bounds below.
 """
 PIECE = 400  # characters; 100 pieces a second are 10,000 tokens a second
 MESSAGES = 2000
