@@ -194,7 +194,7 @@ def main() -> None:
         demo = make_demo_models(cache_folder() / "demo")
         adapters = ((demo.adapter, 1.0),)
         export(ExportRequest(adapters, demo.base, ("Q4_K_M",), (small,)), find_toolchain())
-        kinds = {"ngram": Speculation("ngram"), "draft": speculation_of("small", lambda _: small)}
+        kinds = {"ngram": Speculation("ngram"), "draft": speculation_of(str(small), folder)}
         nbytes = model.stat().st_size
         found: dict[str, Any] = {
             "machine": f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}",

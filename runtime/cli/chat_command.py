@@ -19,7 +19,6 @@ from exporter.core.errors import InputError
 from exporter.core.events import Report
 from exporter.core.paths import data_folder, prompts_folder
 from exporter.core.terminal_text import without_controls
-from exporter.model_store import find_model
 from runtime.chat.chat_options import Options
 from runtime.chat.repl.attachments import is_image, read_image, read_text
 from runtime.chat.repl.set_options import sent
@@ -221,9 +220,7 @@ def local_engine(options: Options, report: Report) -> LocalEngine:
     fit_options = FitOptions(
         options.context, options.threads, force=options.force, gpu_layers=options.gpu_layers
     )
-    speculation = speculation_of(
-        options.spec, lambda name: find_model(name, store(), report=report)
-    )
+    speculation = speculation_of(options.spec, store(), report=report)
     is_kept = options.save and is_conversation(options)
     return LocalEngine(
         model,

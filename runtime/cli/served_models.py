@@ -77,7 +77,7 @@ def speculation_for_models(text: str, models: Sequence[Model], report: Report) -
 
     Raises UnsupportedError if none can, and the errors of finding and reading a draft model.
     """
-    speculation = speculation_of(text, lambda name: find_model(name, store(), report=report))
+    speculation = speculation_of(text, store(), report=report)
     refused = []
     for model in models:
         try:

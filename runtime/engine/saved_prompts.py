@@ -13,8 +13,8 @@ import json
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -133,11 +133,15 @@ class SavedPrompts:
             return
         timer = Timer(SAVE_S, kill)
         timer.start()
-        with canceled(timer), suppress(DecantError, OSError):
+        try:
             written = [path for n in range(self.plan.slots) if (path := self.save_one(server, n))]
             for path in set(self.used) - set(written):
                 delete(path)
             self.keep_within_limit()
+        except (DecantError, OSError):
+            return
+        finally:
+            timer.cancel()
 
     def save_one(self, server: ModelServer, slot: int) -> Path | None:
         """Write one slot; None if it holds little, or the disk has little room."""
@@ -178,15 +182,6 @@ class SavedPrompts:
     def close(self) -> None:
         """Delete the temporary folder."""
         self.place.cleanup()
-
-
-@contextmanager
-def canceled(timer: Timer) -> Iterator[None]:
-    """Cancel a timer after the block."""
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def scales_in(found: dict[str, Any], count: int) -> list[float]:

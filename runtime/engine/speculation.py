@@ -11,13 +11,16 @@ client's speed depends on another client's text.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from exporter.core.errors import InputError, ModelError, UnsupportedError
+from exporter.core.events import Report, silent
 from exporter.core.gguf import MAX_ITEMS, Array, GGUFFile, read_gguf
+from exporter.llamacpp.header_tokens import stamp
+from exporter.model_store import find_model
 from runtime.engine.memory_limit import has_uncut_state
 from runtime.engine.memory_need import LAYERS_KEPT
 from runtime.engine.opened_model import Model
@@ -83,8 +86,8 @@ OFF = Speculation()
 AUTO = Speculation("auto")
 
 
-def speculation_of(text: str, find: Callable[[str], Path]) -> Speculation:
-    """The value of --spec: a kind, or a draft model, which `find` turns into a path.
+def speculation_of(text: str, store: Path, *, report: Report = silent) -> Speculation:
+    """The value of --spec: a kind, or a draft model, as `find_model` finds it.
 
     Raises InputError for anything else, and the errors of reading the model.
     """
@@ -92,7 +95,7 @@ def speculation_of(text: str, find: Callable[[str], Path]) -> Speculation:
         if text == kind:
             return Speculation(kind)
     try:
-        path = find(text)
+        path = find_model(text, store, report=report)
     except ModelError as error:
         raise InputError(
             f"--spec {text!r} is no way to guess, and no model: {error.message}",
@@ -141,15 +144,19 @@ def refuse_other_vocabulary(model: GGUFFile, draft: GGUFFile) -> None:
 
     The comparison is llama.cpp's, which would run without guesses and say nothing.
     """
-    if why := vocabulary_difference(read_whole(model), read_whole(draft)):
+    if why := difference_between(model.path, draft.path, (stamp(model.path), stamp(draft.path))):
         raise UnsupportedError(
             f"`{draft.path}` cannot guess for `{model.path}`: {why}",
             hint="take a small model of the same family, or --spec ngram",
         )
 
 
-def read_whole(model: GGUFFile) -> GGUFFile:
-    return read_gguf(model.path, keep_items=MAX_ITEMS)
+@lru_cache(maxsize=64)
+def difference_between(model: Path, draft: Path, written: tuple[tuple[int, int], ...]) -> str:
+    """`vocabulary_difference` of two files; each start of an engine asks for it."""
+    del written
+    whole = (read_gguf(path, keep_items=MAX_ITEMS) for path in (model, draft))
+    return vocabulary_difference(*whole)
 
 
 def vocabulary_difference(model: GGUFFile, draft: GGUFFile) -> str:

@@ -75,7 +75,7 @@ def environment(hub: FakeUploadHub, **more: str) -> dict[str, str]:
 
 
 def start_push(hub: FakeUploadHub, *arguments: object, **options: object) -> subprocess.Popen[str]:
-    """`decant push … --trust-token 127.0.0.1` in a process of its own."""
+    """Run `decant push … --trust-token 127.0.0.1` in a separate process."""
     words = [*map(str, arguments), "--trust-token", "127.0.0.1"]
     return subprocess.Popen(
         [sys.executable, "-m", "exporter", "push", *words],

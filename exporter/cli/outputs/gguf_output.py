@@ -14,7 +14,7 @@ from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.evaluated_output import evaluation_after
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
-from exporter.cli.outputs.pushed_output import push_after
+from exporter.cli.outputs.pushed_output import push_after, then_json
 from exporter.cli.outputs.request_options import (
     chosen_quants,
     merge_request,
@@ -23,7 +23,7 @@ from exporter.cli.outputs.request_options import (
     refuse_taken_files,
 )
 from exporter.cli.sizes import parse_size
-from exporter.cli.terminal_renderer import print_json, print_table, reporting
+from exporter.cli.terminal_renderer import print_table, reporting
 from exporter.core.events import silent
 from exporter.core.paths import size_text
 
@@ -56,14 +56,11 @@ def export_gguf(options: ExportOptions) -> None:
     value = asdict(result) | {"dry_run": options.dry_run}
     if not options.as_json:
         show(result, dry_run=options.dry_run)
-    try:
+    with then_json(value, as_json=options.as_json):
         if evaluation is not None and not options.dry_run:
             value["evaluation"] = evaluation.of(request, result, toolchain)
         if pushing is not None:
             value["pushed"] = pushing.of([file.path for file in result.files])
-    finally:  # after an error or Ctrl-C, too: the files are complete, and --json must list them
-        if options.as_json:
-            print_json(value)
 
 
 def gguf_ahead(options: ExportOptions) -> Ahead:

@@ -11,9 +11,9 @@ import click
 from exporter.cli.common_options import store
 from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
-from exporter.cli.outputs.pushed_output import push_after
+from exporter.cli.outputs.pushed_output import push_after, then_json
 from exporter.cli.outputs.request_options import ResultNames
-from exporter.cli.terminal_renderer import print_json, reporting
+from exporter.cli.terminal_renderer import reporting
 from exporter.core.errors import InputError
 from exporter.core.paths import size_text
 from exporter.model_store import adapter_file_name
@@ -79,12 +79,9 @@ def export_lora(options: ExportOptions) -> None:
     value = asdict(made) | {"dry_run": options.dry_run}
     if not options.as_json:
         show(made, dry_run=options.dry_run)
-    try:
+    with then_json(value, as_json=options.as_json):
         if pushing is not None:
             value["pushed"] = pushing.of([made.path])
-    finally:  # after an error, too: the file is complete, and --json must list it
-        if options.as_json:
-            print_json(value)
 
 
 def output_path(output: Path | None, name: str) -> Path:

@@ -10,7 +10,7 @@ import click
 from exporter.cli.outputs.brought_inputs import Ahead, brought
 from exporter.cli.outputs.calibration import calibrated
 from exporter.cli.outputs.output_format import ExportOptions, OutputFormat
-from exporter.cli.outputs.pushed_output import push_after
+from exporter.cli.outputs.pushed_output import push_after, then_json
 from exporter.cli.outputs.request_options import (
     chosen_quants,
     folder_by,
@@ -20,7 +20,7 @@ from exporter.cli.outputs.request_options import (
     refuse_recipe,
     show_folder,
 )
-from exporter.cli.terminal_renderer import print_json, reporting
+from exporter.cli.terminal_renderer import reporting
 from exporter.core.atomic_folder import refuse_taken
 
 
@@ -54,12 +54,9 @@ def export_ollama(options: ExportOptions) -> None:
     value = asdict(made) | {"dry_run": dry_run}
     if not options.as_json:
         show_folder(made, dry_run=dry_run, as_json=False)
-    try:
+    with then_json(value, as_json=options.as_json):
         if pushing is not None:
             value["pushed"] = pushing.of([made.path])
-    finally:  # after an error, too: the folder is complete, and --json must list it
-        if options.as_json:
-            print_json(value)
 
 
 OLLAMA = OutputFormat(

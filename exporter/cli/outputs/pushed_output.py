@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,20 @@ from exporter.cli.push_options import (
     pushed_value,
     show_pushed,
 )
-from exporter.cli.terminal_renderer import reporting
+from exporter.cli.terminal_renderer import print_json, reporting
+
+
+@contextmanager
+def then_json(value: Mapping[str, object], *, as_json: bool) -> Iterator[None]:
+    """Print JSON's values after the block, which may add some.
+
+    After an error or Ctrl-C, too: the files are complete, and --json must list them.
+    """
+    try:
+        yield
+    finally:
+        if as_json:
+            print_json(value)
 
 
 @dataclass(frozen=True, slots=True)

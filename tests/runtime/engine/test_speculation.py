@@ -10,7 +10,6 @@ import pytest
 
 from exporter.core.errors import InputError, UnsupportedError
 from exporter.core.gguf import Array, GGUFFile
-from exporter.model_store import find_model
 from runtime.chat.repl.loop import numbers_text
 from runtime.engine.adapters import Adapter
 from runtime.engine.local import CHAT, LocalEngine
@@ -40,10 +39,6 @@ ASKED = [{"role": "user", "content": QUESTION}]
 SCHEMA = {"type": "object", "properties": {"town": {"type": "string"}}, "required": ["town"]}
 
 
-def nowhere(text: str):
-    raise AssertionError(text)
-
-
 def with_tokens(path: Path, *tokens: str, **settings: object) -> GGUFFile:
     """A header with a vocabulary."""
     told = {"model": "gpt2", "tokens": Array(len(tokens), tokens), **settings}
@@ -56,12 +51,12 @@ ABC = tuple("<>|#@abcdefgh")
 class TestWhatGuesses:
     """The kind for a model."""
 
-    def test_a_name_of_a_kind_is_the_kind(self):
-        assert speculation_of("ngram", nowhere) == Speculation("ngram")
+    def test_a_name_of_a_kind_is_the_kind(self, tmp_path):
+        assert speculation_of("ngram", tmp_path) == Speculation("ngram")
 
     def test_a_mistyped_kind_is_told_the_kinds(self, tmp_path):
         with pytest.raises(InputError, match="'ngarm' is no way to guess") as caught:
-            speculation_of("ngarm", lambda text: find_model(text, tmp_path))
+            speculation_of("ngarm", tmp_path)
 
         assert "off, auto, ngram, mtp, or a small model" in caught.value.hint
 
@@ -69,7 +64,7 @@ class TestWhatGuesses:
         path = tmp_path / "a.gguf"
         write_tiny_lora(path, 0)
         with pytest.raises(InputError, match="is an adapter"):
-            speculation_of("small", lambda _: path)
+            speculation_of(str(path), tmp_path)
 
     @pytest.mark.parametrize(
         ("changes", "kind"),
@@ -157,7 +152,7 @@ class TestAnswers:
     def engines(cls, demo_base, pirate_lora, pirate):
         """The demo's base with its adapter: without guesses, from the text, from a draft model."""
         model = open_model(demo_base, (Adapter("pirate", pirate_lora, 1.0),))
-        draft = speculation_of("pirate", lambda _: pirate)
+        draft = speculation_of(str(pirate), pirate.parent)
         kinds = {"off": OFF, "ngram": Speculation("ngram"), "draft": draft}
         engines = {
             name: LocalEngine(model, FitOptions(512, 1), speculation=kind)
