@@ -61,6 +61,7 @@ SUBPROCESS = {
     "vendor/smoke.py",
 }
 WALL_CLOCK = {
+    "exporter/core/kept_values.py",  # an hour after a file was written
     "exporter/hub/probe_history.py",  # a week, across processes
     "exporter/hub/pull_plan.py",  # until a date that a server names
     "runtime/chat/session_files.py",  # when a conversation began

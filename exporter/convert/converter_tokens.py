@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from exporter.convert.kept_tokens import Recording, TokenKeys, TokenStore, copied
 from exporter.convert.pretokenizer import METHOD, byte_level_taken, pre_tokenizer_found
 from exporter.convert.sentencepiece_pieces import (
     UNIGRAM,
@@ -25,7 +26,7 @@ from exporter.convert.sentencepiece_pieces import (
     with_charsmap,
 )
 from exporter.convert.token_rows import leave_out, rowless, rows_of, shortened
-from exporter.convert.tokenizer_keys import settle, settle_unigram
+from exporter.convert.tokenizer_keys import say_base_model, settle, settle_unigram
 from exporter.convert.upstream_hooks import Hook, upstream_hooks
 from exporter.convert.vocabulary_memo import MEMO as VOCABULARY
 from exporter.core.errors import CheckpointError
@@ -49,13 +50,29 @@ class ConverterTokens:
     """Whether the only sentencepiece file is the one made of tokenizer.json."""
     hooks: tuple[Hook, ...] = ()
     """Hooks that let the converter's class read this tokenizer."""
+    content: str = ""
+    """Hash of the tokenizer's files; empty if the result depends on more than them."""
+    kept: TokenKeys | None = None
+    """The keys that an earlier export wrote; transformers' tokenizer is then not loaded."""
+    store: TokenStore | None = None
+    """Where the keys will be kept."""
+    recording: Recording | None = None
 
     def settle(self, model: Any, report: Report) -> None:
         """Correct the token keys that the converter's `model` wrote to match transformers."""
-        if self.loaded is not None:
-            settle(model, self.loaded, self.folder, report)
+        held = getattr(model, "impl", model).gguf_writer.kv_data[0]
+        if self.kept is not None:
+            self.kept.settle(held, report)
+        elif self.loaded is not None:
+            before, recording = copied(held), self.recording or Recording(report)
+            settle(model, self.loaded, self.folder, recording.report)
             if self.made_of_json:
                 settle_unigram(model, self.loaded)
+            if self.store is not None and (keys := recording.corrected(before, held)) is not None:
+                self.store.keep(keys)
+        else:
+            return
+        say_base_model(model, report)
 
 
 @contextmanager
@@ -64,32 +81,56 @@ def converter_tokens(
     hparams: Mapping[str, Any],
     model_class: Any,
     trust_remote_code: bool,
+    build: str,
     report: Report,
 ) -> Iterator[ConverterTokens]:
     """The tokenizer in `folder` in the form that the converter's `model_class` reads.
 
-    Raises CheckpointError if the embedding lacks rows for necessary tokens, and, while the
-    converter runs with the hooks, UnsupportedError for a pre-tokenizer unknown to llama.cpp.
+    build: of llama.cpp. Raises CheckpointError if the embedding lacks rows for necessary tokens,
+    and, while the converter runs with the hooks, UnsupportedError for a pre-tokenizer unknown to
+    llama.cpp.
     """
     if not hasattr(model_class, METHOD):
         yield ConverterTokens(folder, None)  # a projector has no tokens
         return
     files = files_of(folder)
+    store = None if files.has_code else TokenStore(files.content, model_class, hparams, build)
+    if store is not None and (kept := store.read()) is not None:
+        hook = Hook(model_class, {"set_vocab": lambda model: kept.write(held_by(model))})
+        yield ConverterTokens(folder, None, hooks=(hook,), content=files.content, kept=kept)
+        return
+    recording = Recording(report)
     loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code, files=files)
     with tempfile.TemporaryDirectory(prefix="decant-") as temporary:
-        changed = changed_files(loaded, folder, rows_of(hparams), report) if loaded else {}
+        rows = rows_of(hparams)
+        changed = changed_files(loaded, folder, rows, recording.report) if loaded else {}
+        content = files.content
         if changed:
             laid = Path(temporary) / folder.name  # the converter derives names from it
             laid.mkdir()
             lay_over(laid, folder, dict(changed))
             files = files.laid_over(laid, changed)
+        taken = byte_level_taken(model_class, loaded)
         hooks = (
             loaded_once(files),
             pre_tokenizer_found(model_class, loaded),
-            written_once(model_class, byte_level_taken(model_class, loaded), files.content),
+            written_once(model_class, taken, files.content, recording),
         )
-        made_of_json = bool(changed) and not has_pieces(folder)
-        yield ConverterTokens(files.folder, loaded, made_of_json, hooks)
+        yield ConverterTokens(
+            files.folder,
+            loaded,
+            made_of_json=bool(changed) and not has_pieces(folder),
+            hooks=hooks,
+            content="" if files.has_code else content,
+            store=None if changed else store,
+            recording=recording,
+        )
+
+
+def held_by(model: Any) -> dict[str, Any]:
+    """The keys that the converter's `model` has written."""
+    held: dict[str, Any] = model.gguf_writer.kv_data[0]
+    return held
 
 
 def files_of(folder: Path) -> TokenizerFiles:
@@ -103,14 +144,19 @@ def files_of(folder: Path) -> TokenizerFiles:
         ) from error
 
 
-def written_once(model_class: Any, hook: Hook, content: str) -> Hook:
+def written_once(model_class: Any, hook: Hook, content: str, recording: Recording) -> Hook:
     """Hook that writes the token keys as `hook` does, or those written before for these files.
 
     content: the hash of the files.
     """
     set_vocab = hook.changes.get("set_vocab", model_class.set_vocab)
-    write = VOCABULARY.write
-    return Hook(model_class, {"set_vocab": lambda model: write(model, set_vocab, content)})
+
+    def write(model: Any) -> None:
+        before = set(held_by(model))
+        if VOCABULARY.write(model, set_vocab, content):
+            recording.wrote(before, held_by(model))
+
+    return Hook(model_class, {"set_vocab": write})
 
 
 def loaded_once(files: TokenizerFiles) -> Hook:

@@ -53,9 +53,11 @@ class Conversion:
     used: frozenset[str] = frozenset()
     """The checkpoint's tensors that the slots are made of."""
     loaded: LoadedTokenizer | None = None
-    """transformers' tokenizer, which corrected the token keys; it uses much memory."""
+    """transformers' tokenizer, if it corrected the token keys; it uses much memory."""
     ignored: tuple[str, ...] = ()
     """Settings that llama.cpp ignores, as sentences; its answers differ from transformers'."""
+    tokenizer_hash: str = ""
+    """Hash of the tokenizer's files; empty if the token keys depend on more than them."""
 
     def headers(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,7 +85,9 @@ def convert(
             source = LazySource(tensors, hparams, architecture, projector=part == "projector")
             purpose = find_purpose(folder, architecture, tensors, part, report=report)
             with (
-                converter_tokens(folder, hparams, model_class, trust_remote_code, report) as tokens,
+                converter_tokens(
+                    folder, hparams, model_class, trust_remote_code, toolchain.folder.name, report
+                ) as tokens,
                 upstream_hooks(
                     merged_tensors_indexed(source),
                     floats_left_unrounded(),
@@ -109,8 +112,8 @@ def convert(
         for warning in ignored:
             report(Warn(warning))
         used = source.used()
-    ftype = int(model.ftype)
-    return Conversion(tuple(source.slots), model.gguf_writer, ftype, used, tokens.loaded, ignored)
+    made = Conversion(tuple(source.slots), model.gguf_writer, int(model.ftype), used)
+    return replace(made, loaded=tokens.loaded, ignored=ignored, tokenizer_hash=tokens.content)
 
 
 def recognized(

@@ -29,6 +29,7 @@ from exporter.llamacpp.normalizer import NORMALIZER, SPACE, SPACE_PREFIX, missin
 
 KEY = "tokenizer.ggml."
 SENTENCES, WORDPIECE, UNIGRAM, BYTES, GEMMA4 = "llama", "bert", "t5", "gpt2", "gemma4"
+KINDS = {SENTENCES, WORDPIECE, UNIGRAM, BYTES, GEMMA4}
 """Values of tokenizer.ggml.model."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """Values of tokenizer.ggml.token_type."""
@@ -46,7 +47,7 @@ def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) ->
     """Correct the token keys that the converter's `model` wrote to match transformers."""
     writer = getattr(model, "impl", model).gguf_writer
     kind = value(writer, "model")
-    if kind not in {SENTENCES, WORDPIECE, UNIGRAM, BYTES, GEMMA4}:
+    if kind not in KINDS:
         return
     templates = templates_of(loaded)
     settle_types(writer, loaded, model.does_token_look_special)
@@ -61,7 +62,13 @@ def settle(model: Any, loaded: LoadedTokenizer, folder: Path, report: Report) ->
     settle_templates(writer, templates)
     settle_template_tokens(writer, loaded, "\n".join(templates.values()))
     settle_strips(writer, loaded, kind, report)
-    if is_base_model(model, writer, kind):
+
+
+def say_base_model(model: Any, report: Report) -> None:
+    """Report a model that generates text and has no template for a chat."""
+    writer = getattr(model, "impl", model).gguf_writer
+    kind = value(writer, "model")
+    if kind in KINDS and is_base_model(model, writer, kind):
         report(Note(BASE_MODEL))
 
 

@@ -21,11 +21,11 @@ Origin: TypeAlias = tuple[list[str], str, dict[str, Any]]
 class VocabularyMemo(LastValue[Origin, dict[str, Any]]):
     """The token keys of the last model, by their origin."""
 
-    def write(self, model: Any, set_vocab: Callable[[Any], None], content: str) -> None:
+    def write(self, model: Any, set_vocab: Callable[[Any], None], content: str) -> bool:
         """Write the token keys of the converter's `model` as its `set_vocab` does.
 
-        content: the hash of the tokenizer's files. The keys are kept unless `set_vocab` changes the
-        model itself too. Raises what `set_vocab` raises.
+        content: the hash of the tokenizer's files. Returns false if `set_vocab` changes the model
+        itself too; the keys are then not kept. Raises what `set_vocab` raises.
         """
         held = model.gguf_writer.kv_data[0]
         classes = [str(kind) for kind in type(model).__mro__]  # the first may be a new class
@@ -34,16 +34,17 @@ class VocabularyMemo(LastValue[Origin, dict[str, Any]]):
         keys = self.get(origin)
         if keys is not None:
             held.update({key: copied(value) for key, value in keys.items()})
-            return
+            return True
         self.forget()
         before, state = set(held), dict(vars(model))
         set_vocab(model)
         is_as_before = vars(model).keys() == state.keys() and all(
             value is state[name] for name, value in vars(model).items()
         )
-        if is_as_before and model.hparams == settings:
-            written = {key: copied(value) for key, value in held.items() if key not in before}
-            self.keep(origin, written)
+        if not is_as_before or model.hparams != settings:
+            return False
+        self.keep(origin, {key: copied(value) for key, value in held.items() if key not in before})
+        return True
 
 
 def copied(value: Any) -> Any:

@@ -37,6 +37,11 @@ def prompts_folder(env: Mapping[str, str]) -> Path:
     return data_folder(env) / "prompts"
 
 
+def tokenizers_folder(env: Mapping[str, str]) -> Path:
+    """The folder of converted tokenizers, and of their verifications."""
+    return data_folder(env) / "tokenizers"
+
+
 def model_name(folder: Path) -> str:
     """The name to show for a model's folder: in the hub cache the repo's, not the commit's.
 

@@ -6,6 +6,9 @@ import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from exporter.core.on_import import Undo, on_import
 
 
 @contextmanager
@@ -13,18 +16,22 @@ def quiet_libraries() -> Iterator[None]:
     """Suppress warnings, progress bars and log lines of transformers and peft in the block."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from transformers.utils import logging
-
-        before = logging.get_verbosity()
-        bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
+        with on_import("transformers.utils.logging", silenced):
             yield
-        finally:
-            logging.set_verbosity(before)
-            if bars:
-                logging.enable_progress_bar()
+
+
+def silenced(logging: Any) -> Undo:
+    """Silence the module transformers.utils.logging; returns the way back."""
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+    def undo() -> None:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+    return undo
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -28,3 +30,13 @@ def own_version(project: Path = PROJECT) -> str:
     except OSError:
         return "unknown"
     return found[1] if found else "unknown"
+
+
+@cache
+def code_hash(folder: Path = PROJECT.parent / "exporter") -> str:
+    """A hash of decant's Python files, for what is kept on disk only as long as they stay."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return found.hexdigest()

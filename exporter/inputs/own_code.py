@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from exporter.core.errors import UnsupportedError
+from exporter.core.on_import import Undo, on_import
+
+DYNAMIC = "transformers.dynamic_module_utils"
 
 
 @contextmanager
@@ -15,9 +19,13 @@ def no_code_run() -> Iterator[None]:
     Every path to such code passes through the one function that fetches its file.
     Inside the block that function raises UnsupportedError.
     """
-    from transformers import dynamic_module_utils
+    with on_import(DYNAMIC, refuse_code):
+        yield
 
-    original = dynamic_module_utils.get_cached_module_file
+
+def refuse_code(module: Any) -> Undo:
+    """Replace the function that fetches code."""
+    original = module.get_cached_module_file
 
     def refuse(folder: object, name: object, *_: object, **__: object) -> str:
         """Raise UnsupportedError for any code file."""
@@ -26,8 +34,9 @@ def no_code_run() -> Iterator[None]:
             hint="read that code, and pass --trust-remote-code if you trust it",
         )
 
-    dynamic_module_utils.get_cached_module_file = refuse
-    try:
-        yield
-    finally:
-        dynamic_module_utils.get_cached_module_file = original
+    module.get_cached_module_file = refuse
+
+    def undo() -> None:
+        module.get_cached_module_file = original
+
+    return undo

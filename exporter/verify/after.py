@@ -43,7 +43,7 @@ def verify_exported(
     ) as expected:
         for path in paths:
             result = (
-                verify_light(path, expected, toolchain, report=report)
+                verify_light(path, expected, toolchain, again=False, report=report)
                 if expected
                 else verify_requantized(path, plan, toolchain)
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from exporter.convert.gguf_layout import Conversion
 from exporter.convert.to_gguf import ModelPart, convert
 from exporter.core.gguf import GGUFFile
 from exporter.core.silence import no_collection, one_thread, quiet_libraries
+from exporter.inputs.tokenizer import LoadedTokenizer, load_tokenizer
 from exporter.inputs.tokenizer_memo import MEMO
 from exporter.llamacpp.converter_import import imported
 from exporter.llamacpp.toolchain import Toolchain
@@ -31,6 +33,32 @@ MERGED_EXACTLY = "float32"
 IMATRIX = "quantize.imatrix."  # prefix of llama-quantize's keys
 
 
+class FolderTokenizer:
+    """transformers' tokenizer of a folder, loaded when it is first used."""
+
+    def __init__(self, folder: Path, found: LoadedTokenizer | None, trusted: bool) -> None:
+        """found: the tokenizer, if it is loaded already; trusted: whether its code may run."""
+        self.folder, self.found, self.trusted = folder, found, trusted
+
+    @cached_property
+    def loaded(self) -> LoadedTokenizer | None:
+        """The tokenizer; None for one in Python only."""
+        return self.found or load_tokenizer(self.folder, trust_remote_code=self.trusted)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The object of transformers."""
+        if self.loaded is not None:
+            return self.loaded.tokenizer
+        return MEMO.load(self.folder, trust_remote_code=self.trusted)
+
+    @cached_property
+    def whole(self) -> Mapping[str, Any]:
+        """tokenizer.json as transformers has loaded it; empty for a tokenizer in Python only."""
+        with no_collection():
+            return self.loaded.written if self.loaded is not None else {}
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
     """The expected result of a plan: its layout, rows on demand, folder and tokenizer."""
@@ -38,11 +66,18 @@ class Expected:
     plan: MergePlan
     conversion: Conversion
     folder: Path
-    tokenizer: Any  # transformers' tokenizer
+    tokens: FolderTokenizer
     rows: int
     requantizer: Requantizer
-    whole: Mapping[str, Any] = field(default_factory=dict)
-    """tokenizer.json as transformers has loaded it; empty for a tokenizer in Python only."""
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.tokens.tokenizer
+
+    @property
+    def whole(self) -> Mapping[str, Any]:
+        """tokenizer.json as transformers has loaded it; empty for a tokenizer in Python only."""
+        return self.tokens.whole
 
     def weights(self, file: GGUFFile) -> ExpectedWeights:
         return ExpectedWeights(
@@ -65,12 +100,9 @@ def expected_of(
 ) -> Iterator[Expected]:
     """Lay the plan's model out once, for all files made from it. Reads no weight."""
     with laid_out(plan, toolchain, "text", trust_remote_code) as (conversion, folder):
-        loaded = conversion.loaded
-        tokenizer = loaded.tokenizer if loaded else slow_tokenizer(folder, trust_remote_code)
-        with no_collection():
-            whole = loaded.written if loaded else {}
+        tokens = FolderTokenizer(folder, conversion.loaded, trust_remote_code)
         requantizer = Requantizer(Quantizer.load(toolchain))
-        yield Expected(plan, conversion, folder, tokenizer, rows, requantizer, whole)
+        yield Expected(plan, conversion, folder, tokens, rows, requantizer)
 
 
 @contextmanager
@@ -92,8 +124,3 @@ def laid_out(
             tensors, folder, toolchain, model_name="verify", part=part,
             trust_remote_code=trust_remote_code,
         ), folder  # fmt: skip
-
-
-def slow_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    """A tokenizer in Python only."""
-    return MEMO.load(folder, trust_remote_code=trust_remote_code)

@@ -13,10 +13,11 @@ from exporter.core.silence import no_collection
 from exporter.llamacpp.toolchain import Toolchain
 from exporter.merge.operations import MergePlan
 from exporter.verify.expected import Expected
+from exporter.verify.kept_checks import KeptChecks
 from exporter.verify.loading import check_loading, not_loaded, shortage, unloadable
 from exporter.verify.logits_engine import LogitsEngine
 from exporter.verify.metadata import check_metadata, check_special, check_template
-from exporter.verify.token_list import compare_vocabulary
+from exporter.verify.token_list import VocabularyFindings, compare_vocabulary
 from exporter.verify.tokenization import check_tokens
 from exporter.verify.verification import Check, Verification
 
@@ -25,11 +26,17 @@ EMBEDDING = "token_embd.weight"
 
 
 def verify_light(
-    path: Path, expected: Expected, toolchain: Toolchain, *, report: Report = silent
+    path: Path,
+    expected: Expected,
+    toolchain: Toolchain,
+    *,
+    again: bool = True,
+    report: Report = silent,
 ) -> Verification:
     """Check one file's weights, tokenizer, template and settings, and load it once in llama.cpp.
 
-    Raises ModelError for a file that is not a GGUF.
+    again: whether to check a tokenizer whose like was found right. Raises ModelError for a file
+    that is not a GGUF.
     """
     started = time.monotonic()
     too_large = shortage(read_gguf(path))
@@ -41,18 +48,15 @@ def verify_light(
         for warning in strangers(file, expected.plan):
             report(Warn(warning))
         weights = expected.weights(file).check(file, report=report)
-        whole, tokenizer = expected.whole, expected.tokenizer
-        vocabulary = compare_vocabulary(file, tokenizer, whole, rows_of(expected))
+        kept = KeptChecks(file, expected, toolchain, rows_of(expected))
+        checks = [] if again else kept.read()
+        vocabulary = None if checks else vocabulary_of(file, expected)
         settings = check_metadata(file, expected.conversion, expected.folder)
-        checks: list[Check] = []
         try:
             engine.finish_load()
-            facts = engine.facts()
-            checks = [
-                check_tokens(engine, facts, file, expected, vocabulary),
-                check_special(facts, file, tokenizer, expected.folder),
-                check_template(file, facts, tokenizer),
-            ]
+            if vocabulary is not None:
+                checks = tokenizer_checks(engine, file, expected, vocabulary)
+                kept.keep(checks)
             loading = not_loaded(too_large) if too_large else check_loading(engine, file)
         except (EngineError, ModelError) as error:
             loading = unloadable(error)
@@ -60,6 +64,22 @@ def verify_light(
             loading = not_loaded(error.message)
     found = (weights, *checks, settings, loading)
     return Verification(path, found, time.monotonic() - started)
+
+
+def vocabulary_of(file: GGUFFile, expected: Expected) -> VocabularyFindings:
+    return compare_vocabulary(file, expected.tokenizer, expected.whole, rows_of(expected))
+
+
+def tokenizer_checks(
+    engine: LogitsEngine, file: GGUFFile, expected: Expected, vocabulary: VocabularyFindings
+) -> list[Check]:
+    """The checks that compare llama.cpp's tokenizer with transformers'."""
+    facts, tokenizer = engine.facts(), expected.tokenizer
+    return [
+        check_tokens(engine, facts, file, expected, vocabulary),
+        check_special(facts, file, tokenizer, expected.folder),
+        check_template(file, facts, tokenizer),
+    ]
 
 
 def rows_of(expected: Expected) -> int:

@@ -18,7 +18,7 @@ from exporter.core.gguf import GGUFFile, read_gguf
 from exporter.core.machine import available_nbytes
 from exporter.core.paths import size_text
 from exporter.quantize.quantizer import Quantizer
-from exporter.verify.expected import ROWS, Expected, laid_out
+from exporter.verify.expected import ROWS, Expected, FolderTokenizer, laid_out
 from exporter.verify.light import WHOLE
 from exporter.verify.loading import ROOM, not_loaded
 from exporter.verify.logits_engine import LogitsEngine
@@ -63,7 +63,8 @@ def expected_projector(
     """Lay out the projector of a plan's model, as `expected_of` does the model. Reads no weight."""
     with laid_out(plan, toolchain, "projector", trust_remote_code) as (conversion, folder):
         requantizer = Requantizer(Quantizer.load(toolchain))
-        yield Expected(plan, conversion, folder, None, rows, requantizer)
+        tokens = FolderTokenizer(folder, conversion.loaded, trust_remote_code)
+        yield Expected(plan, conversion, folder, tokens, rows, requantizer)
 
 
 def verify_projector(

@@ -77,11 +77,16 @@ def test_a_plan_imports_nothing_it_can_do_without(tmp_path):
     adapter = make_adapter(tmp_path / "lora", base)
     argv = [sys.executable, "-c", DRY_RUN, "export", str(adapter), "--base", str(base), "--dry-run"]
 
-    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    first, second = (
+        subprocess.run(argv, check=True, capture_output=True, text=True).stderr for _ in range(2)
+    )
 
-    loaded = done.stderr.splitlines()[-1].split()
-    assert "torch" in loaded
+    loaded = first.splitlines()[-1].split()
+    assert {"torch", "transformers.tokenization_utils_base"} <= set(loaded)
     assert not set(HEAVY) & set(loaded)
+    loaded = second.splitlines()[-1].split()  # the tokenizer's keys are kept
+    assert "torch" in loaded
+    assert "transformers" not in loaded
 
 
 @pytest.fixture
