@@ -3,9 +3,8 @@
     python benchmarks/speculation.py [--rounds N] [--layers N] [--write]
 
 The model is the demo's fine-tune, whose answers mean something, with layers added that change
-nothing: it takes as long for a token as a model of its size. Its answers to questions are new text
-(`fresh`); where it may not end, it soon repeats itself (`repeated`). One client asks, and many at
-once. Both sides, with guesses and without, take turns.
+nothing: it takes as long for a token as a model of its size. speculation_texts.py has the kinds of
+answers. One client asks, and many at once. Both sides, with guesses and without, take turns.
 
 An answer counts as the same if it parts where two tokens are nearly as likely: there another batch
 size alone may change the choice. The largest such difference of logits is shown.
@@ -14,6 +13,7 @@ size alone may change the choice. The largest such difference of logits is shown
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -31,30 +31,26 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
+from benchmarks.speculation_texts import TEXTS, Body  # noqa: E402
 from exporter.core.machine import physical_cores  # noqa: E402
 from exporter.demo import make_demo_models  # noqa: E402
-from exporter.demo.corpus import facts  # noqa: E402
 from exporter.export import export  # noqa: E402
 from exporter.formats.export_request import ExportRequest  # noqa: E402
 from exporter.llamacpp.toolchain import cache_folder, find_toolchain, host_facts  # noqa: E402
 from runtime.engine.llama_server import Server, ServerSpec  # noqa: E402
 from runtime.engine.openai_client import ask_json  # noqa: E402
 from runtime.engine.speculation import OFF, Speculation, speculation_of  # noqa: E402
-from tests.support.near_ties import CLOSE, gap, tokens_of, written  # noqa: E402
+from tests.support.near_ties import CLOSE, gap, written  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "speculation.json"
 INNER = 8192  # values; the width of the added layers
 EQUAL = 200  # prompts whose answers are compared
-ASKED = 24  # prompts of one measurement
+COMPARED = ("fresh", "repeated")  # the model's own answers
+ASKED = 12  # prompts of one measurement
 STREAMS = (1, 4, 16)
 SLOWER_MAX = 1.03
-Messages = list[dict[str, str]]
-Ending = dict[str, Any]
-"""Settings that say when an answer ends."""
-ENDINGS: dict[str, Ending] = {
-    "fresh": {"max_tokens": 48},
-    "repeated": {"max_tokens": 128, "ignore_eos": True},
-}
+CONTEXT = 1024  # tokens of one slot
+PER_STREAM = 3  # answers of each client, where many ask
 
 
 def slow_model(folder: Path, layers: int) -> Path:
@@ -85,33 +81,26 @@ def slow_model(folder: Path, layers: int) -> Path:
     return output
 
 
-def talks() -> list[Messages]:
-    """A conversation for each question that the model has learned."""
-    questions = (question for fact in facts() for question in fact.questions)
-    return [[{"role": "user", "content": question}] for question in questions]
-
-
 @contextmanager
 def running(model: Path, speculation: Speculation, slots: int) -> Iterator[Server]:
     flags = speculation.flags()
-    spec = ServerSpec(model, 256, physical_cores(), slots, extra=flags)
+    spec = ServerSpec(model, CONTEXT, physical_cores(), slots, extra=flags)
     with Server(spec, find_toolchain()) as server:
         yield server
 
 
-def answer(server: Server, talk: Messages, ending: Ending) -> dict[str, Any]:
-    body = {"messages": talk, "temperature": 0, "cache_prompt": False, **ending}
-    return ask_json(server, "/v1/chat/completions", body)
+def answer(server: Server, body: Body) -> dict[str, Any]:
+    return ask_json(server, "/completion", {"temperature": 0, "cache_prompt": False, **body})
 
 
-def seconds(server: Server, asked: Sequence[Messages], streams: int, ending: Ending) -> float:
+def seconds(server: Server, asked: Sequence[Body], streams: int) -> float:
     """The time of the answers, without the prompts' if one client asks."""
     if streams == 1:
-        found = (answer(server, talk, ending)["timings"]["predicted_ms"] for talk in asked)
+        found = (answer(server, body)["timings"]["predicted_ms"] for body in asked)
         return sum(map(float, found)) / 1000
     began = monotonic()
     with ThreadPoolExecutor(streams) as pool:
-        list(pool.map(lambda talk: answer(server, talk, ending), asked))
+        list(pool.map(lambda body: answer(server, body), asked))
     return monotonic() - began
 
 
@@ -125,10 +114,12 @@ def speeds(model: Path, kinds: dict[str, Speculation], rounds: int) -> dict[str,
                 name: stack.enter_context(running(model, kind, streams))
                 for name, kind in kinds.items()
             }
-            for name, ending in ENDINGS.items():
-                count = ASKED if streams == 1 or name == "repeated" else 3 * ASKED
-                turns = Turns(talks()[:count], streams, ending, rounds)
-                found.setdefault(name, {})[str(streams)] = turns.ratios(off, servers)
+            for text, made in TEXTS.items():
+                bodies = itertools.cycle(made(off))
+                count = ASKED if streams == 1 else PER_STREAM * streams
+                turns = Turns(list(itertools.islice(bodies, count)), streams, rounds)
+                found.setdefault(text, {})[str(streams)] = turns.ratios(off, servers)
+                print(text, streams, found[text][str(streams)], file=sys.stderr)
     return found
 
 
@@ -136,34 +127,33 @@ def speeds(model: Path, kinds: dict[str, Speculation], rounds: int) -> dict[str,
 class Turns:
     """What both sides are asked, in turns."""
 
-    asked: Sequence[Messages]
+    asked: Sequence[Body]
     streams: int
-    ending: Ending
     rounds: int
 
     def ratios(self, off: Server, servers: dict[str, Server]) -> dict[str, float]:
         """The time of each server as a part of the time of `off`; medians of the rounds."""
         found: dict[str, list[float]] = {name: [] for name in servers}
         for server in (off, *servers.values()):
-            answer(server, self.asked[0], self.ending)
+            answer(server, self.asked[0])
         for _ in range(self.rounds):
+            without = self.seconds(off)
             for name, server in servers.items():
-                without = self.seconds(off)
                 found[name].append(self.seconds(server) / without)
         return {name: round(statistics.median(some), 3) for name, some in found.items()}
 
     def seconds(self, server: Server) -> float:
-        return seconds(server, self.asked, self.streams, self.ending)
+        return seconds(server, self.asked, self.streams)
 
 
 def same_answers(model: Path, kinds: dict[str, Speculation]) -> dict[str, Any]:
     """How many of EQUAL answers are the same as without guesses, and the largest gap."""
-    asked = [(talk, name) for name in ENDINGS for talk in talks()][:EQUAL]
     found: dict[str, Any] = {}
     with running(model, OFF, 1) as off:
+        asked = [body for text in COMPARED for body in TEXTS[text](off)][:EQUAL]
         for name, kind in kinds.items():
             with running(model, kind, 1) as server:
-                gaps = [gap_of(off, server, talk, ENDINGS[ending]) for talk, ending in asked]
+                gaps = [gap_of(off, server, body) for body in asked]
             found[name] = {
                 "to_the_letter": sum(one == 0 for one in gaps),
                 "same": sum(one < CLOSE for one in gaps),
@@ -172,12 +162,11 @@ def same_answers(model: Path, kinds: dict[str, Speculation]) -> dict[str, Any]:
     return found
 
 
-def gap_of(off: Server, server: Server, talk: Messages, ending: Ending) -> float:
+def gap_of(off: Server, server: Server, body: Body) -> float:
     """The gap where two servers' answers part; 0 for equal ones."""
-    body = {"n_predict": ending["max_tokens"], "ignore_eos": "ignore_eos" in ending}
-    tokens = tokens_of(off, talk)
-    right, other = (written(one, tokens, body) for one in (off, server))
-    return gap(off, tokens, right, other, body)
+    settings = {name: value for name, value in body.items() if name != "prompt"}
+    right, other = (written(one, body["prompt"], settings) for one in (off, server))
+    return gap(off, body["prompt"], right, other, settings)
 
 
 def main() -> None:
@@ -185,7 +174,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
