@@ -109,20 +109,26 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise OutputError(f"`{path}` exists", hint="pass --force to replace it, or -o another name")
 
 
-def make_folder(folder: Path) -> None:
+ELSEWHERE = "name a place that can be written to with -o"
+
+
+def make_folder(folder: Path, *, hint: str = ELSEWHERE) -> None:
     """Create the folder and its parents. Raises OutputError when the system does not allow it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"cannot make the folder `{folder}`: {error.strerror}",
-            hint="name a place that can be written to with -o",
+            hint=hint,
         ) from error
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the system's errors while writing `path` into SpaceError or OutputError."""
+def explained(path: Path, *, hint: str = "name another place with -o") -> Iterator[None]:
+    """Turn the system's errors while writing `path` into SpaceError or OutputError.
+
+    hint: what to do where writing is not allowed.
+    """
     try:
         yield
     except OSError as error:
@@ -133,7 +139,7 @@ def explained(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(
-                f"cannot write `{path}`: {error.strerror}", hint="name another place with -o"
+                f"cannot write `{path}`: {error.strerror}", hint=hint
             ) from error
         raise
 
