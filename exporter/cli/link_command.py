@@ -62,8 +62,6 @@ def link(
 
 def show(made: Linked, target: str, *, as_json: bool) -> None:
     if as_json:
-        print_json(
-            {"program": target, "name": made.name, "place": made.place, "link": made.kind}
-        )
+        print_json({"program": target, "name": made.name, "place": made.place, "link": made.kind})
     else:
         click.echo(made.name)

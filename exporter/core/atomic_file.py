@@ -138,9 +138,7 @@ def explained(path: Path, *, hint: str = "name another place with -o") -> Iterat
                 hint="free some space, or name another disk with -o",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise OutputError(
-                f"cannot write `{path}`: {error.strerror}", hint=hint
-            ) from error
+            raise OutputError(f"cannot write `{path}`: {error.strerror}", hint=hint) from error
         raise
 
 

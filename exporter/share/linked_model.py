@@ -28,7 +28,7 @@ SHARED = {
     "hard": "nothing is copied: the file has two names now",
     "symbolic": "nothing is copied: it is a link, which is dead when `decant rm` deletes the file",
     "same": "nothing is copied: it has the file already",
-    "copy": "Ollama has a copy of its own",
+    "copy": "Ollama has a copy now",
 }
 
 

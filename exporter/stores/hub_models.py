@@ -76,9 +76,7 @@ def is_model(name: str) -> bool:
 def other(
     repo: CachedRepoInfo, revision: CachedRevisionInfo, problem: str, instead: str
 ) -> OtherModel:
-    return OtherModel(
-        "hf", repo.repo_id, revision.size_on_disk, problem=problem, instead=instead
-    )
+    return OtherModel("hf", repo.repo_id, revision.size_on_disk, problem=problem, instead=instead)
 
 
 def gguf_model(repo: str, name: str, files: dict[str, CachedFileInfo]) -> OtherModel:

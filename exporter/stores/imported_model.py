@@ -130,8 +130,8 @@ def checked_header(model: OtherModel) -> GGUFFile:
             f" {'an adapter' if header.is_adapter else 'a projector, or no tensors'}",
             hint="name the model that it belongs to",
         )
-    for file in (*model.projectors, *model.adapters):
-        read_gguf(file.path)
+    for other in (*model.projectors, *model.adapters):
+        read_gguf(other.path)
     return header
 
 
@@ -171,4 +171,3 @@ def named_adapters(model: OtherModel, full: str, store: Path) -> list[Path]:
     count = len(model.adapters)
     names = [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
     return [store / adapter_file_name(one) for one in names]
-

@@ -16,8 +16,10 @@ from exporter.stores.other_model import OtherFile, OtherModel, no_such_model, on
 POINTER = ".lmstudio-home-pointer"
 OLDER = Path(".cache", "lm-studio")
 PROJECTOR = "mmproj"
-NO_STORE = "decant looks for its models in the folder that LM Studio's settings name, else in" \
-    " ~/.lmstudio/models"  # fmt: skip
+NO_STORE = (
+    "decant looks for its models in the folder that LM Studio's settings name, else in"
+    " ~/.lmstudio/models"
+)
 
 
 def lmstudio_home() -> Path:

@@ -1,7 +1,7 @@
 """What decant asks a running Ollama: whether it has a model, and to create one.
 
 The routes are those of docs/api.md in https://github.com/ollama/ollama. A model that is created
-this way is a copy: Ollama stores the bytes that are sent, and writes the GGUF anew.
+this way is a copy: Ollama stores the bytes that are sent, and newer versions rewrite the GGUF.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from exporter.stores.ollama_writer import LinkedBlob, NewModel
 
 PORT = 11434
 SOON_S = 2  # to say whether it runs
-LONG_S = 3600  # to take a large file in, and to write it anew
+LONG_S = 3600  # to take a large file in, and to rewrite it
 LONGEST = 1 << 20  # bytes of an answer that are read
 FAILED = 400
 
@@ -166,4 +166,3 @@ def asked(
     except (ValueError, RecursionError):
         value = {}
     return answer.status, value if isinstance(value, dict) else {}
-

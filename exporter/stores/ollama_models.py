@@ -103,7 +103,9 @@ def ollama_models(env: Mapping[str, str]) -> list[OtherModel]:
     for home in ollama_homes(env):
         for named in all_named(home):
             if named.name.folded in found:
-                why = f"another store has that name; that of `{home}`: OLLAMA_MODELS={home} decant …"
+                why = (
+                    f"another store has that name; that of `{home}`: OLLAMA_MODELS={home} decant …"
+                )
                 hidden.append(OtherModel("ollama", str(named.name), problem=why))
             else:
                 found[named.name.folded] = described(named)

@@ -56,7 +56,8 @@ def parse_ollama_name(text: str) -> OllamaName:
         path, tag = text, TAG
     parts = path.split("/")
     if len(parts) <= 3:  # noqa: PLR2004 - host, user and model
-        name = OllamaName(*[HOST, USER][: 3 - len(parts)], *parts, tag)
+        host, user, model = [*[HOST, USER][: 3 - len(parts)], *parts]
+        name = OllamaName(host, user, model, tag)
         if is_allowed(name):
             return name
     raise ModelError(

@@ -23,10 +23,11 @@ from exporter.core.atomic_file import (
     link_new,
     make_folder,
     open_locked,
+    partial_path,
     sync_folder,
 )
 from exporter.core.errors import DecantError, OutputError
-from exporter.stores.file_link import LinkKind, link_file
+from exporter.stores.file_link import LinkKind, is_same, link_file
 from exporter.stores.ollama_manifest import (
     CONFIG,
     KIND,
@@ -74,6 +75,7 @@ def write_model(new: NewModel, home: Path, *, if_taken: str) -> LinkKind:
     if_taken: the hint for a name that another model has. Raises OutputError.
     """
     if (named := find_same_name(new.name, home)) and is_same_model(new, named):
+        delete_second_name(home / "manifests" / PARTIAL, named.path)
         return "same"
     refuse_taken(new.name, home, if_taken)
     refuse_read_only(home)
@@ -93,9 +95,7 @@ def refuse_read_only(home: Path) -> None:
 def write_blobs(new: NewModel, blobs: Path) -> tuple[dict[str, Any], LinkKind]:
     """Write the blobs that are missing; gives the manifest, and how the GGUF is linked."""
     kinds = [link_blob(blob, blobs) for blob in new.linked]
-    layers = [
-        layer(KIND + blob.kind, blob.sha256, blob.path.stat().st_size) for blob in new.linked
-    ]
+    layers = [layer(KIND + blob.kind, blob.sha256, blob.path.stat().st_size) for blob in new.linked]
     layers += [small_blob(KIND + kind, content, blobs) for kind, content in new.texts]
     config = small_blob(CONFIG, as_json(new.config), blobs)
     manifest = {
@@ -137,10 +137,18 @@ def small_blob(kind: str, content: bytes, blobs: Path) -> dict[str, Any]:
     """Store a small layer, if it is not there. Raises OutputError."""
     sha256 = hashlib.sha256(content).hexdigest()
     place = blob_place(blobs, sha256)
-    if not is_there(place):
+    if is_there(place):
+        delete_second_name(partial_path(place), place)
+    else:
         with atomic_write(place) as file:
             file.write(content)
     return layer(kind, sha256, len(content))
+
+
+def delete_second_name(partial: Path, path: Path) -> None:
+    """Delete the temporary name that a file still has if its writer was killed at the end."""
+    if is_same(partial, path):
+        partial.unlink(missing_ok=True)
 
 
 def layer(kind: str, sha256: str, nbytes: int) -> dict[str, Any]:

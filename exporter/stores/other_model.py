@@ -63,7 +63,10 @@ def no_such_model(
 
 
 def one_of(
-    program: Program, name: str, models: Sequence[OtherModel], names: Callable[[OtherModel], set[str]]
+    program: Program,
+    name: str,
+    models: Sequence[OtherModel],
+    names: Callable[[OtherModel], set[str]],
 ) -> OtherModel | None:
     """The model of that name, None without one. Raises ModelError if several have it.
 
