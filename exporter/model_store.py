@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.core.atomic_file import PARTIAL, explained, refuse_locked, taken_bytes
+from exporter.core.atomic_file import (
+    PARTIAL,
+    describe_missing,
+    explained,
+    refuse_locked,
+    taken_bytes,
+)
 from exporter.core.errors import ModelError
 from exporter.core.events import Note, Report, silent
 from exporter.core.ggml_types import QUANTS, parse_quant
@@ -94,7 +100,7 @@ def list_gone(store: Path) -> list[StoredModel]:
 def gone(model: StoredModel) -> ModelError:
     """The error for a model whose file another program has deleted."""
     return ModelError(
-        f"{model.full_name!r} is a link to `{os.readlink(model.path)}`, which is gone",  # noqa: PTH115 - as text
+        f"{model.full_name!r} {describe_missing(model.path)}",
         hint="get it again in the program it was imported from, or delete the link: decant rm"
         f" {model.full_name}",
     )
@@ -187,7 +193,7 @@ def find_local(text: str, store: Path, *, report: Report = silent) -> Path:
     if path.suffix == SUFFIX and path.exists():
         return path
     if path.suffix == SUFFIX and path.is_symlink():
-        raise gone(StoredModel(path))
+        raise ModelError(f"`{text}` {describe_missing(path)}", hint="is its disk there?")
     if "/" in text:
         refuse_other_file(text)
         is_folder = path.is_dir()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from exporter.cli import completing
 from exporter.cli.common_options import json_option, quiet_option, store
 from exporter.cli.terminal_renderer import print_json, reporting
 from exporter.core.events import Note
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     "--from", "program", required=True, type=click.Choice(get_args(Program)),
     help="The program that has it; hf: the cache of huggingface_hub.",
 )  # fmt: skip
-@click.argument("name")
+@click.argument("name", shell_complete=completing.importable)
 @click.option("--as", "chosen", metavar="NAME", help="Its name in decant's store.")
 @json_option
 @quiet_option

@@ -18,9 +18,8 @@ from exporter.stores.checked_hash import hashed
 from exporter.stores.file_link import LinkKind
 from exporter.stores.lmstudio_writer import link_into, lmstudio_place
 from exporter.stores.ollama_api import create_copy, ollama_address, refuse_absent, sees
-from exporter.stores.ollama_models import ollama_homes
 from exporter.stores.ollama_names import OllamaName, parse_ollama_name, speakable
-from exporter.stores.ollama_writer import LinkedBlob, NewModel, writable_home, write_model
+from exporter.stores.ollama_writer import LinkedBlob, NewModel, home_to_write, write_model
 
 Target: TypeAlias = Literal["ollama", "lmstudio"]
 UNITS = ((1e9, "B"), (1e6, "M"), (1e3, "K"))
@@ -80,6 +79,7 @@ def to_lmstudio(header: GGUFFile, name: str | None) -> Linked:
 
 
 def to_ollama(header: GGUFFile, name: str | None, *, copy: bool, report: Report) -> Linked:
+    """Write a model into Ollama's store, or send it. Raises UnsupportedError for a split one."""
     if header.shards:
         raise UnsupportedError(
             f"`{header.path}` is split into {len(header.shards)} files, and Ollama takes one",
@@ -88,21 +88,17 @@ def to_ollama(header: GGUFFile, name: str | None, *, copy: bool, report: Report)
     stored = StoredModel(header.path)
     wanted = parse_ollama_name(name) if name else usual_name(stored)
     taken = f"`decant link {stored.full_name} --to ollama --as NAME` gives it another name"
-    homes = ollama_homes(os.environ)
     address = ollama_address(os.environ)
     if copy:
         refuse_absent(address, wanted, if_taken=taken)
-    else:
-        writable_home(homes)  # an error without one, before the file is hashed
-    new = new_model(header, wanted, report=report)
-    if copy:
-        create_copy(new, address, report=report)
+        create_copy(new_model(header, wanted, report=report), address, report=report)
         return Linked(str(wanted), None, "copy")
-    kind = write_model(new, homes[0], if_taken=taken)
+    home = home_to_write(os.environ)  # an error without one, before the file is hashed
+    kind = write_model(new_model(header, wanted, report=report), home, if_taken=taken)
     if sees(address, wanted) is False:
         report(Warn(f"the Ollama at {address} does not show {str(wanted)!r}: it has another store"
-                    f" than `{homes[0]}`; OLLAMA_MODELS names the right one"))  # fmt: skip
-    return Linked(str(wanted), homes[0], kind)
+                    f" than `{home}`; OLLAMA_MODELS names the right one"))  # fmt: skip
+    return Linked(str(wanted), home, kind)
 
 
 def usual_name(stored: StoredModel) -> OllamaName:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from exporter.model_store import StoredModel, list_models
 from exporter.stores.hub_models import find_hub, hub_folder, hub_models
@@ -19,7 +20,13 @@ FileId = tuple[int, int]
 
 def other_models(env: Mapping[str, str]) -> list[OtherModel]:
     """The models of Ollama, LM Studio and the hub's cache; only headers and lists are read."""
-    return [*ollama_models(env), *lmstudio_models(), *hub_models(hub_folder())]
+    return [model for program in get_args(Program) for model in models_of_program(program, env)]
+
+
+def models_of_program(program: Program, env: Mapping[str, str]) -> list[OtherModel]:
+    if program == "ollama":
+        return ollama_models(env)
+    return lmstudio_models() if program == "lmstudio" else hub_models(hub_folder())
 
 
 def find_other(
@@ -54,7 +61,7 @@ def here_by_file(store: Path) -> dict[FileId, StoredModel]:
 
 
 def advice(model: OtherModel, here: Mapping[FileId, StoredModel]) -> str:
-    """What to type to have a model in decant's store, or why it cannot be there."""
+    """The command that imports a model, its name in the store, or why it cannot be imported."""
     key = file_id(model.files[0].path) if model.files else None
     if key and key in here:
         return f"here as {here[key].full_name}"

@@ -84,7 +84,7 @@ def import_model(
 
 
 def taken_hint(model: OtherModel, path: Path) -> str:
-    """What to do if the store has another model of the name."""
+    """The hint for a name that another model of the store has."""
     command = f"decant import --from {model.program} {shlex.quote(model.name)} --as NAME"
     if path.is_symlink() and not path.exists():
         name = StoredModel(path).full_name

@@ -1,4 +1,4 @@
-"""What decant asks a running Ollama: whether it has a model, and to create one.
+"""Asks a running Ollama whether it has a model, and to create one.
 
 The routes are those of docs/api.md in https://github.com/ollama/ollama. A model that is created
 this way is a copy: Ollama stores the bytes that are sent, and newer versions rewrite the GGUF.
@@ -18,11 +18,11 @@ from exporter.core.events import Progress, Report
 from exporter.stores.ollama_names import OllamaName
 from exporter.stores.ollama_writer import LinkedBlob, NewModel
 
-PORT = 11434
+PORT = 11434  # Ollama's default
 SOON_S = 2  # to say whether it runs
 LONG_S = 3600  # to take a large file in, and to rewrite it
 LONGEST = 1 << 20  # bytes of an answer that are read
-FAILED = 400
+FAILED = 400  # the first status of errors (RFC 9110)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def ollama_address(env: Mapping[str, str]) -> Address:
 def sees(address: Address, name: OllamaName) -> bool | None:
     """Whether a running Ollama has a model of this name; None if none runs there."""
     try:
-        status, _ = asked(address, "POST", "/api/show", {"model": str(name)}, timeout_s=SOON_S)
+        status, _ = answer_to(address, "POST", "/api/show", {"model": str(name)}, timeout_s=SOON_S)
     except (OSError, http.client.HTTPException):
         return None
     return status < FAILED
@@ -85,7 +85,7 @@ def create_copy(new: NewModel, address: Address, *, report: Report) -> None:
     try:
         for blob in new.linked:
             send(blob, address, report=report)
-        status, answer = asked(address, "POST", "/api/create", body_of(new), timeout_s=LONG_S)
+        status, answer = answer_to(address, "POST", "/api/create", body_of(new), timeout_s=LONG_S)
     except (OSError, http.client.HTTPException) as error:
         raise OutputError(
             f"Ollama at {address} stopped answering: {error}", hint="run the same command again"
@@ -149,7 +149,7 @@ class Counted:
         return content
 
 
-def asked(
+def answer_to(
     address: Address, method: str, path: str, body: Mapping[str, Any], *, timeout_s: float
 ) -> tuple[int, dict[str, Any]]:
     """The status and the JSON object of an answer; an empty one for other content."""

@@ -1,6 +1,6 @@
-"""What a model of Ollama's has beside its weights: a template, a system message, parameters.
+"""The template, the system message and the parameters of a model of Ollama's.
 
-decant takes the chat template in the GGUF; for the rest it says what to type.
+decant takes the chat template in the GGUF; for the rest it shows options of `decant chat`.
 """
 
 from __future__ import annotations

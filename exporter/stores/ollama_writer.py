@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from exporter.stores.ollama_manifest import (
     blob_place,
     read_manifest,
 )
-from exporter.stores.ollama_models import Named, all_named
+from exporter.stores.ollama_models import Named, all_named, ollama_homes
 from exporter.stores.ollama_names import OllamaName
 
 PARTIAL = ".decant.partial"
@@ -176,8 +176,13 @@ def as_json(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def writable_home(homes: Sequence[Path]) -> Path:
+def home_to_write(env: Mapping[str, str]) -> Path:
     """The store to which a model is given: the first. Raises OutputError without one."""
+    named, homes = env.get("OLLAMA_MODELS"), ollama_homes(env)
+    if named and not is_there(Path(named)):
+        raise OutputError(
+            f"OLLAMA_MODELS names `{named}`, which is not there", hint="is its disk there?"
+        )
     if not homes:
         raise OutputError(
             "Ollama has no store on this machine",

@@ -43,9 +43,9 @@ class OtherModel:
     projectors: tuple[OtherFile, ...] = ()
     adapters: tuple[OtherFile, ...] = ()
     problem: str = ""
-    """Why it cannot be imported; empty if it can."""
+    """The reason that it cannot be imported; empty if it can."""
     instead: str = ""
-    """What to do if it cannot be imported."""
+    """The command to run instead if it cannot be imported."""
 
 
 def no_such_model(

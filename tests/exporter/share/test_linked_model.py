@@ -20,6 +20,8 @@ from tests.support.other_home import OtherHome, make_home
 from tests.support.other_stores import MODEL, TEMPLATE, contents
 from tests.support.upload_stage import write_gguf, write_split
 
+pytestmark = pytest.mark.lasting
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OtherHome:
@@ -66,8 +68,14 @@ def test_ollama_shows_the_models_facts(home, model):
 
 @pytest.mark.parametrize(
     ("count", "shown"),
-    [(999, "999"), (1024, "1.02K"), (541_440, "541.44K"), (2_000_000, "2M"), (1_235_814_432, "1.2B")],
-)  # fmt: skip
+    [
+        (999, "999"),
+        (1024, "1.02K"),
+        (541_440, "541.44K"),
+        (2_000_000, "2M"),
+        (1_235_814_432, "1.2B"),
+    ],
+)
 def test_numbers_are_shown_as_ollama_does(count, shown):
     assert short_count(count) == shown
 
@@ -219,3 +227,11 @@ class TestCopies:
         with pytest.raises(DecantError, match="OLLAMA_HOST is"):
             link_model(model, "ollama", "cat", copy=True, report=silent)
         assert os.environ["OLLAMA_HOST"] == host
+
+
+def test_a_store_that_is_named_and_missing_is_not_replaced_by_another(home, model, monkeypatch):
+    monkeypatch.setenv("OLLAMA_MODELS", str(home.path / "unplugged"))
+
+    with pytest.raises(OutputError, match="OLLAMA_MODELS names"):
+        link_model(model, "ollama", None, report=silent)
+    assert contents(home.ollama.home) == {}

@@ -38,7 +38,8 @@ def test_a_model_of_ollamas_gets_a_second_name(home):
     made = brought(home, "ollama", "llama3.2:1b")
 
     assert made.path == home.store / "llama3.2-1b-Q8_0.gguf"
-    assert made.path.samefile(blob) and not made.path.is_symlink()
+    assert made.path.samefile(blob)
+    assert not made.path.is_symlink()
     assert contents(home.path) == before
     assert [model.full_name for model in list_models(home.store)] == ["llama3.2-1b-Q8_0"]
 
@@ -186,7 +187,7 @@ def test_on_another_disk_it_is_a_symbolic_link_and_says_when_it_dies(home, monke
     assert any("is gone when Ollama deletes that file" in str(event) for event in said)
     blob.unlink()
     assert [model.full_name for model in list_gone(home.store)] == ["cat-Q8_0"]
-    with pytest.raises(ModelError, match="is a link to .* which is gone") as refused:
+    with pytest.raises(ModelError, match=r"is a link to .* which is gone") as refused:
         find_local("cat", home.store)
     assert "decant rm cat-Q8_0" in (refused.value.hint or "")
 
@@ -264,7 +265,9 @@ class TestSettings:
         return [event.message for event in events]
 
     def test_parameters_are_options_of_chat(self, home):
-        params = b'{"temperature":0.6,"stop":["<|eot|>","it\'s"],"num_ctx":4096,"odd":[1],"seed":true}'
+        params = (
+            b'{"temperature":0.6,"stop":["<|eot|>","it\'s"],"num_ctx":4096,"odd":[1],"seed":true}'
+        )
         (line,) = self.said(home, params=params)
 
         assert line == (
@@ -279,7 +282,8 @@ class TestSettings:
     def test_a_system_message_is_cut_and_cleaned(self, home):
         (line,) = self.said(home, system=b"\x1b[31mBe " + b"x" * 500)
 
-        assert "--system" in line and "\x1b" not in line
+        assert "--system" in line
+        assert "\x1b" not in line
         assert len(line) < 200
 
     def test_a_template_matters_where_the_gguf_has_none(self, home):
