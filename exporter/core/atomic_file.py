@@ -49,16 +49,24 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}{PARTIAL}")
 
 
+IN_USE = "wait until it is done, or name another file with -o"
+
+
 @contextmanager
-def open_locked(partial: Path, path: Path, *, empty: bool = True) -> Iterator[BinaryIO]:
-    """Open and lock `partial`; `empty` truncates it. Raises OutputError if it is locked already."""
+def open_locked(
+    partial: Path, path: Path, *, empty: bool = True, hint: str = IN_USE
+) -> Iterator[BinaryIO]:
+    """Open and lock `partial`; `empty` truncates it.
+
+    Raises OutputError, with the hint, if it is locked already.
+    """
     while True:
         file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         with file:
             if not try_lock(file):
                 raise OutputError(
                     f"another process is writing `{path}`",
-                    hint="wait until it is done, or name another file with -o",
+                    hint=hint,
                 )
             if not is_same_file(file, partial):
                 continue  # its writer renamed it between our open and our lock

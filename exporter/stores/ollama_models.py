@@ -19,7 +19,7 @@ from exporter.stores.other_model import OtherModel, no_such_model
 PREFIX = "ollama:"
 SERVICE = Path("/usr/share/ollama/.ollama/models")  # used by Linux packages
 NO_STORE = "decant looks for its models in OLLAMA_MODELS and in ~/.ollama/models"
-CLOUD = "it runs in Ollama's cloud: no weights are on this machine"
+CLOUD = "it runs in Ollama's cloud, and no weights are on this machine"
 TENSORS = "its weights are safetensors, for Ollama's own engine, and no GGUF"
 
 
@@ -76,24 +76,34 @@ def find_named(text: str, env: Mapping[str, str]) -> Named:
         if named.name.folded == wanted.folded:
             return named
     known = [str(named.name) for named in found]
-    raise no_such_model("ollama", text, [name.removesuffix(f":{TAG}") for name in known], NO_STORE)
+    names = [name.removesuffix(f":{TAG}") for name in known]
+    raise no_such_model("ollama", text, names, NO_STORE + unreadable(SERVICE.parents[1]))
+
+
+def unreadable(folder: Path) -> str:
+    """The end of a hint if a folder is there and this user may not read it, else nothing."""
+    is_closed = folder.exists() and not os.access(folder, os.R_OK | os.X_OK)
+    return f"; `{folder}` is another user's, and you may not read it" if is_closed else ""
 
 
 def gguf_layer_of(manifest: Manifest, named: Named) -> Layer:
     """The layer of the model itself. Raises UnsupportedError without exactly one."""
-    layers = manifest.of("model")
-    if len(layers) == 1:
-        return layers[0]
+    if reason := unfit(manifest):
+        raise UnsupportedError(
+            f"{str(named.name)!r} of Ollama's cannot be used: {reason}",
+            hint="`ollama pull` another tag of the model",
+        )
+    return manifest.of("model")[0]
+
+
+def unfit(manifest: Manifest) -> str:
+    """The reason that a model cannot be used as a GGUF; empty if it can."""
+    count = len(manifest.of("model"))
+    if count == 1:
+        return ""
     if manifest.of("tensor"):
-        what = TENSORS
-    elif not layers:
-        what = CLOUD
-    else:
-        what = f"it consists of {len(layers)} GGUFs, and one is needed"
-    raise UnsupportedError(
-        f"{str(named.name)!r} of Ollama's cannot be used: {what}",
-        hint="`ollama pull` another tag of the model",
-    )
+        return TENSORS
+    return f"it consists of {count} GGUFs, and one is needed" if count else CLOUD
 
 
 def ollama_models(env: Mapping[str, str]) -> list[OtherModel]:
@@ -115,7 +125,10 @@ def ollama_models(env: Mapping[str, str]) -> list[OtherModel]:
 def described(named: Named) -> OtherModel:
     """A model for a list; only its manifest is read."""
     try:
-        return opened(named, read_manifest(named.path, named.home))
+        manifest = read_manifest(named.path, named.home)
+        if reason := unfit(manifest):
+            return OtherModel("ollama", str(named.name), manifest.nbytes, problem=reason)
+        return opened(named, manifest)
     except DecantError as error:
         return OtherModel("ollama", str(named.name), problem=error.message)
 

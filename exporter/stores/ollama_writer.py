@@ -161,15 +161,26 @@ def publish_manifest(name: OllamaName, content: bytes, home: Path, if_taken: str
     path = root / name.place
     make_folder(path.parent, hint=NOT_WRITABLE)
     partial = root / PARTIAL
-    with explained(path, hint=NOT_WRITABLE), open_locked(partial, path) as file:
+    with (
+        explained(path, hint=NOT_WRITABLE),
+        open_locked(partial, path, hint="try again in a moment") as file,
+    ):
         try:
             file.write(content)
             file.flush()
             refuse_taken(name, home, if_taken)
-            link_new(partial, path)
+            take_name(partial, path, if_taken)
             sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def take_name(partial: Path, path: Path, hint: str) -> None:
+    """Give a manifest its name. Raises OutputError, with the hint, if it was taken meanwhile."""
+    try:
+        link_new(partial, path)
+    except OutputError as error:
+        raise OutputError(error.message, hint=hint) from error
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:

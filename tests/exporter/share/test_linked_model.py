@@ -162,6 +162,15 @@ def test_a_taken_file_of_lm_studio_is_refused(home, model):
     assert theirs.read_bytes() == before
 
 
+def test_of_a_refused_model_no_part_is_linked(home):
+    parts = write_split(home.store, "big")
+    theirs = write_gguf(home.lmstudio / "decant" / "big" / parts[0].name, {**MODEL, "x": "y"})
+
+    with pytest.raises(OutputError, match="exists"):
+        link_model(parts[0], "lmstudio", None, report=silent)
+    assert list(theirs.parent.iterdir()) == [theirs]
+
+
 def test_programs_that_are_not_here_are_told(tmp_path, monkeypatch):
     home = make_home(tmp_path / "empty", monkeypatch)
     path = write_gguf(home.store / "cat-Q8_0.gguf", MODEL)

@@ -23,7 +23,7 @@ from tests.support.other_stores import (
     contents,
     gguf,
 )
-from tests.support.upload_stage import write_split
+from tests.support.upload_stage import write_gguf, write_split
 
 
 def brought(home, program, name, chosen=None, report=silent) -> Imported:
@@ -94,6 +94,15 @@ def test_a_taken_name_is_refused_with_the_way_to_another(home):
     )
     assert made.path.read_bytes() == before
     assert brought(home, "lmstudio", "cat", "other").name == "other-Q8_0"
+
+
+def test_of_a_refused_model_no_part_is_linked(home):
+    home.ollama.add("eye", projector=gguf(home.path, "eye", general_architecture="clip"))
+    taken = write_gguf(home.store / "eye-Q8_0.gguf", MODEL)
+
+    with pytest.raises(OutputError, match="exists"):
+        brought(home, "ollama", "eye")
+    assert list(home.store.iterdir()) == [taken]
 
 
 @pytest.mark.parametrize("program", ["ollama", "hf"])

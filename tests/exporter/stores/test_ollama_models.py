@@ -8,6 +8,7 @@ import os
 import pytest
 
 from exporter.core.errors import InputError, ModelError, UnsupportedError
+from exporter.stores import ollama_models as module
 from exporter.stores.all_stores import find_other
 from exporter.stores.ollama_manifest import LARGEST, LIST
 from exporter.stores.ollama_models import ollama_gguf, ollama_models
@@ -37,6 +38,14 @@ def test_an_unknown_name_is_answered_with_the_known_ones(home):
 
 def test_without_a_store_the_hint_says_where_decant_looks(home):
     assert "OLLAMA_MODELS" in (refusal("llama").hint or "")
+
+
+def test_a_store_of_another_user_is_told(home, monkeypatch):
+    assert module.unreadable(home.path) == ""
+    monkeypatch.setattr(module.os, "access", lambda *args: False)
+
+    assert "you may not read it" in module.unreadable(home.path)
+    assert module.unreadable(home.path / "none") == ""
 
 
 def test_a_list_holds_all_and_says_what_cannot_be_imported(home):

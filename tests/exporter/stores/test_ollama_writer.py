@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from exporter.core.errors import OutputError
+from exporter.core.file_lock import try_lock
 from exporter.stores import file_link, ollama_writer
 from exporter.stores.ollama_manifest import read_manifest
 from exporter.stores.ollama_models import all_named, find_named, ollama_gguf
@@ -115,9 +116,21 @@ def test_a_name_that_appears_meanwhile_is_not_replaced(home, new, monkeypatch):
         home.ollama.name(place, "theirs")
 
     monkeypatch.setattr(ollama_writer, "refuse_taken", and_ollama_writes)
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError) as refused:
         write(new, home)
+    assert refused.value.hint == TAKEN
     assert (home.ollama.home / "manifests" / place).read_text() == "theirs"
+
+
+def test_two_at_a_time_do_not_mix(home, new):
+    partial = home.ollama.home / "manifests" / ollama_writer.PARTIAL
+    with partial.open("wb") as file:
+        assert try_lock(file)
+        with pytest.raises(OutputError, match="another process is writing") as refused:
+            write(new, home)
+    assert refused.value.hint == "try again in a moment"
+    assert write(new, home) == "same"  # the blobs are there
+    assert ollama_gguf("ollama:cat:Q8_0").samefile(new.linked[0].path)
 
 
 def test_on_another_disk_the_blob_is_a_symbolic_link(home, new, monkeypatch):
