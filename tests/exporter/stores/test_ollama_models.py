@@ -6,11 +6,12 @@ import json
 import os
 
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies
 
 from exporter.core.errors import InputError, ModelError, UnsupportedError
 from exporter.stores import ollama_models as module
 from exporter.stores.all_stores import find_other
-from exporter.stores.ollama_manifest import LARGEST, LIST
+from exporter.stores.ollama_manifest import LARGEST, LIST, MANIFEST
 from exporter.stores.ollama_models import ollama_gguf, ollama_models
 from tests.support.other_stores import LIBRARY, OllamaStore, contents, gguf
 
@@ -165,6 +166,34 @@ def test_several_ggufs_are_one_too_many(home):
     store.name(f"{LIBRARY}/cat/latest", store.manifest(layers))
 
     assert "consists of 2 GGUFs" in refusal("cat").message
+
+
+KEYS = ("schemaVersion", "mediaType", "config", "layers", "manifests", "digest", "size", "runner",
+        "format")  # fmt: skip
+LEAVES = strategies.one_of(
+    strategies.none(), strategies.integers(), strategies.text(max_size=4), strategies.booleans(),
+    strategies.sampled_from((LIST, MANIFEST, 2, "gguf", "llamacpp", "sha256:" + "0" * 64)),
+)  # fmt: skip
+JSON = strategies.recursive(
+    LEAVES,
+    lambda inner: (
+        strategies.lists(inner, max_size=3)
+        | strategies.dictionaries(strategies.sampled_from(KEYS), inner, max_size=6)
+    ),
+    max_leaves=12,
+)
+
+
+@pytest.mark.lasting
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(value=strategies.dictionaries(strategies.sampled_from(KEYS), JSON))
+def test_no_manifest_keeps_the_others_from_being_listed(home, value):
+    home.ollama.name(f"{LIBRARY}/odd/latest", value)
+    home.ollama.name(f"{LIBRARY}/zoo/latest", home.ollama.manifest([]))
+
+    found = {model.name: model.problem for model in ollama_models({})}
+    assert found["odd:latest"]
+    assert len(found) == 2
 
 
 class TestLists:
