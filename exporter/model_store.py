@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.core.atomic_file import PARTIAL, explained, refuse_locked, taken_bytes
+from exporter.core.atomic_file import (
+    PARTIAL,
+    describe_missing,
+    explained,
+    refuse_locked,
+    taken_bytes,
+)
 from exporter.core.errors import ModelError
 from exporter.core.events import Note, Report, silent
 from exporter.core.ggml_types import QUANTS, parse_quant
@@ -82,6 +89,23 @@ def is_model(path: Path) -> bool:
     return not path.name.startswith(".") and (not shard or int(shard["number"]) == 1)
 
 
+def list_gone(store: Path) -> list[StoredModel]:
+    """Imported models that are links to files of other programs, which are gone."""
+    if not store.is_dir():
+        return []
+    links = (path for path in store.iterdir() if path.suffix == SUFFIX and path.is_symlink())
+    return [StoredModel(path) for path in sorted(links) if is_model(path) and not path.exists()]
+
+
+def gone(model: StoredModel) -> ModelError:
+    """The error for a model whose file another program has deleted."""
+    return ModelError(
+        f"{model.full_name!r} {describe_missing(model.path)}",
+        hint="get it again in the program it was imported from, or delete the link: decant rm"
+        f" {model.full_name}",
+    )
+
+
 def list_unfinished(store: Path) -> list[StoredModel]:
     """Remainders of stopped exports, which the same export resumes."""
     if not store.is_dir():
@@ -103,18 +127,20 @@ def files_of(model: StoredModel) -> list[Path]:
     """All files of a model in the store, with the remainders of a stopped export."""
     items = [Unfinished(path, 0, {}) for path in shards_of(model)]
     paths = (path for item in items for path in (item.path, item.partial, item.journal))
-    return [path for path in paths if path.exists()]
+    return [path for path in paths if os.path.lexists(path)]
 
 
 def find_models(text: str, store: Path, *, unfinished: bool = False) -> list[StoredModel]:
-    """The stored models that NAME, NAME-QUANT or NAME:QUANT means, with `unfinished` ones too.
+    """The stored models that NAME, NAME-QUANT or NAME:QUANT means.
 
-    Raises ModelError, with the nearest names, when there is none.
+    unfinished: whether those of stopped exports, and links whose files are gone, count, too. Raises
+    ModelError, with the nearest names, when there is none.
     """
     models = list_models(store)
     if unfinished:
         here = {model.path for model in models}
         models += [model for model in list_unfinished(store) if model.path not in here]
+        models += list_gone(store)
     name, colon, quant = text.partition(":")
     wanted = f"{name}-{parse_quant(quant)}" if colon else text.removesuffix(SUFFIX)
     found = [model for model in models if model.full_name == wanted]
@@ -122,6 +148,9 @@ def find_models(text: str, store: Path, *, unfinished: bool = False) -> list[Sto
         found = [model for model in models if model.name == wanted]
     if found:
         return found
+    for model in list_gone(store):
+        if wanted == model.full_name or (wanted == model.name and not colon):
+            raise gone(model)
     names = sorted({name for model in models for name in (model.name, model.full_name)})
     otherwise = "`decant list` shows the models"
     if text.endswith(SUFFIX):
@@ -152,6 +181,19 @@ def find_model(text: str, store: Path, *, report: Report = silent) -> Path:
 
     if is_link(text) or (not text.endswith(SUFFIX) and is_repo(text)):
         return pull_gguf(text, report=report)
+    return find_local(text, store, report=report)
+
+
+def find_local(text: str, store: Path, *, report: Report = silent) -> Path:
+    """The one GGUF that MODEL means on this machine: a path, or a name in the store.
+
+    Raises ModelError when there is none, or when a name alone means several.
+    """
+    path = Path(text)
+    if path.suffix == SUFFIX and path.exists():
+        return path
+    if path.suffix == SUFFIX and path.is_symlink():
+        raise ModelError(f"`{text}` {describe_missing(path)}", hint="is its disk there?")
     if "/" in text:
         refuse_other_file(text)
         is_folder = path.is_dir()
@@ -209,8 +251,14 @@ def size_of(path: Path) -> int:
     return taken_bytes(path) if path.name.startswith(".") else path.stat().st_size
 
 
+def own_bytes(path: Path) -> int:
+    """The bytes that deleting a file frees: none if it has another name, or is a link."""
+    is_shared = path.is_symlink() or path.stat().st_nlink > 1
+    return 0 if is_shared else size_of(path)
+
+
 def remove_models(models: list[StoredModel]) -> int:
-    """Delete the files. Returns the bytes they took.
+    """Delete the files. Returns the bytes that this frees.
 
     Raises OutputError, before anything is deleted, for one that an export is writing.
     """
@@ -220,7 +268,7 @@ def remove_models(models: list[StoredModel]) -> int:
         if path.name.endswith(PARTIAL):
             refuse_locked(path)
     for path in paths:
-        freed += size_of(path)
+        freed += own_bytes(path)
         with explained(path):
             path.unlink()
     return freed

@@ -80,9 +80,9 @@ TEST_FILE = re.compile(
 PARTICIPLE = re.compile(r"(?!embed$|feed$|need$).*ed|gone|left|said|sent|taken|told|written")
 LAYERS = {
     "exporter": (
-        "core", "llamacpp", "hub", "model_store", "inputs", "merge", "convert", "gguf_inputs",
-        "quantize", "formats", "verify", "share", "export", "ollama_folder", "calibrate",
-        "extract_plan", "extract", "demo", "cli", "__main__",
+        "core", "llamacpp", "hub", "model_store", "stores", "inputs", "merge", "convert",
+        "gguf_inputs", "quantize", "formats", "verify", "share", "export", "ollama_folder",
+        "calibrate", "extract_plan", "extract", "demo", "cli", "__main__",
     ),
     "runtime": (
         "process", "terminal", "rpc", "encoder_decoder", "engine", "scoring", "evaluation",

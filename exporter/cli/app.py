@@ -33,6 +33,10 @@ COMMANDS = {
         "exporter.cli.pull_command:pull",
         "Download a model: resumable, verified, from mirrors.",
     ),
+    "import": (
+        "exporter.cli.import_command:import_",
+        "Take a model that Ollama, LM Studio or the hub's cache has.",
+    ),
     "export": ("exporter.cli.export_command:export", "Turn an adapter into a GGUF."),
     "extract": (
         "exporter.cli.extract_command:extract",
@@ -45,6 +49,10 @@ COMMANDS = {
     ),
     "eval": ("runtime.cli.eval_command:eval_", "Measure models on your data."),
     "push": ("exporter.cli.push_command:push", "Publish models on a hub, with a model card."),
+    "link": (
+        "exporter.cli.link_command:link",
+        "Give a model to Ollama or LM Studio, without a copy.",
+    ),
     "chat": ("runtime.cli.chat_command:chat", "Ask a model."),
     "serve": ("runtime.cli.serve_command:serve", "Serve models over HTTP."),
     "worker": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,18 @@ def stored(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
     """The stored models alone."""
     del ctx, parameter
     return beginning(model_names(), incomplete)
+
+
+def importable(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The models of the program that --from names."""
+    from exporter.stores.all_stores import models_of_program
+
+    del parameter
+    program = ctx.params.get("program")
+    found = models_of_program(program, os.environ) if program else []
+    return beginning([model.name for model in found if not model.problem], incomplete)
 
 
 def quants(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -7,6 +7,7 @@ ALIASES = {
     "ls": "list", "models": "list",
     "show": "inspect", "info": "inspect",
     "download": "pull", "get": "pull",
+    "ln": "link",
     "remove": "rm", "delete": "rm", "del": "rm",
     "server": "serve", "start": "serve",
     "evaluate": "eval",
@@ -26,8 +27,10 @@ WITHOUT_TWIN = {
     " shows the exported models",
     "stop": "nothing stays loaded behind decant: Ctrl-C ends `decant chat` and `decant serve`",
     "load": "`decant serve` loads a model when a request names it; `decant chat MODEL` asks it",
-    "create": "`decant export ADAPTER --to ollama` writes the GGUF with its Modelfile",
-    "cp": "an exported model is a file: `decant list --json` shows its path",
+    "create": "`decant link MODEL --to ollama` gives an exported model to Ollama; `decant export"
+    " ADAPTER --to ollama` writes the GGUF with its Modelfile",
+    "cp": "an exported model is a file: `decant list --json` shows its path; `decant link` gives"
+    " it to Ollama or LM Studio without a copy",
     "mv": "an exported model is a file: `decant list --json` shows its path",
     "convert": WITH_ADAPTER,
     "merge": WITH_ADAPTER,
@@ -51,7 +54,7 @@ WITHOUT_TWIN = {
 SAME = {
     "unload": "stop", "kill": "stop", "copy": "cp",
     "signin": "login", "auth": "login", "whoami": "login", "logout": "login", "lora": "train",
-    "finetune": "train", "rename": "mv", "import": "create", "embedding": "embed",
+    "finetune": "train", "rename": "mv", "embedding": "embed",
     "benchmark": "bench", "convert_hf_to_gguf": "convert", "convert-lora-to-gguf": "convert",
     "export-lora": "convert",
     "llama-quantize": "quantize", "gguf-split": "split", "quant": "quantize",

@@ -49,16 +49,24 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}{PARTIAL}")
 
 
+IN_USE = "wait until it is done, or name another file with -o"
+
+
 @contextmanager
-def open_locked(partial: Path, path: Path, *, empty: bool = True) -> Iterator[BinaryIO]:
-    """Open and lock `partial`; `empty` truncates it. Raises OutputError if it is locked already."""
+def open_locked(
+    partial: Path, path: Path, *, empty: bool = True, hint: str = IN_USE
+) -> Iterator[BinaryIO]:
+    """Open and lock `partial`; `empty` truncates it.
+
+    Raises OutputError, with the hint, if it is locked already.
+    """
     while True:
         file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
         with file:
             if not try_lock(file):
                 raise OutputError(
                     f"another process is writing `{path}`",
-                    hint="wait until it is done, or name another file with -o",
+                    hint=hint,
                 )
             if not is_same_file(file, partial):
                 continue  # its writer renamed it between our open and our lock
@@ -109,20 +117,26 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise OutputError(f"`{path}` exists", hint="pass --force to replace it, or -o another name")
 
 
-def make_folder(folder: Path) -> None:
+ELSEWHERE = "name a place that can be written to with -o"
+
+
+def make_folder(folder: Path, *, hint: str = ELSEWHERE) -> None:
     """Create the folder and its parents. Raises OutputError when the system does not allow it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"cannot make the folder `{folder}`: {error.strerror}",
-            hint="name a place that can be written to with -o",
+            hint=hint,
         ) from error
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the system's errors while writing `path` into SpaceError or OutputError."""
+def explained(path: Path, *, hint: str = "name another place with -o") -> Iterator[None]:
+    """Turn the system's errors while writing `path` into SpaceError or OutputError.
+
+    hint: what to do where writing is not allowed.
+    """
     try:
         yield
     except OSError as error:
@@ -132,9 +146,7 @@ def explained(path: Path) -> Iterator[None]:
                 hint="free some space, or name another disk with -o",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise OutputError(
-                f"cannot write `{path}`: {error.strerror}", hint="name another place with -o"
-            ) from error
+            raise OutputError(f"cannot write `{path}`: {error.strerror}", hint=hint) from error
         raise
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.core.atomic_file import read_json_object
@@ -24,11 +24,30 @@ PARAMETERS = {
     "max_new_tokens": "num_predict",
 }  # fmt: skip
 """Entries of generation_config.json -> Ollama's names."""
+SAMPLING = "general.sampling."
+OF_GGUF = {
+    "temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
+    "penalty_repeat": "repeat_penalty",
+}  # fmt: skip
+"""Keys of a GGUF, after SAMPLING -> Ollama's names."""
 UNSET_LENGTH = "20"  # transformers' default, which some configs spell out
 TAKEN = {"tools": "with tools", "think": "with and without thinking"}
 END_TOKENS = ("eos", "eot", "eom")
 SAYING_ENDS = ("config.json", "generation_config.json")
 MAX_TOKENS = 1 << 21  # tokens; the whole vocabulary is read
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaSettings:
+    """How Ollama has to use a model."""
+
+    template: str | None
+    """The Go template; None if the chat template cannot be written as one."""
+    system: str
+    """The default system message, or nothing."""
+    stops: tuple[str, ...]
+    parameters: dict[str, str]
+    """Other parameters by Ollama's names, as JSON."""
 
 
 def modelfile(
@@ -38,15 +57,40 @@ def modelfile(
 
     base: the folder with generation_config.json; projectors: files for vision and audio.
     """
-    turns = turns_of(gguf, report=report)
+    settings = ollama_settings(gguf, base, report=report)
     lines = [f"FROM ./{name}" for name in (gguf.path.name, *projectors)]
-    if turns:
-        lines.append(f"TEMPLATE {quoted(go_template(turns))}")
-        if turns.default_system:
-            lines.append(f"SYSTEM {quoted(turns.default_system)}")
-    lines += [f"PARAMETER stop {quoted(text)}" for text in stops(gguf, turns, base)]
-    lines += [f"PARAMETER {name} {value}" for name, value in parameters(base).items()]
+    if settings.template is not None:
+        lines.append(f"TEMPLATE {quoted(settings.template)}")
+    if settings.system:
+        lines.append(f"SYSTEM {quoted(settings.system)}")
+    lines += [f"PARAMETER stop {quoted(text)}" for text in settings.stops]
+    lines += [f"PARAMETER {name} {value}" for name, value in settings.parameters.items()]
     return "\n".join(lines) + "\n"
+
+
+def ollama_settings(
+    gguf: GGUFFile, base: Path | None, *, report: Report = silent
+) -> OllamaSettings:
+    """The settings for a GGUF, whose arrays must be read whole.
+
+    base: the folder with generation_config.json; without one the parameters in the GGUF count.
+    """
+    turns = turns_of(gguf, report=report)
+    return OllamaSettings(
+        go_template(turns) if turns else None,
+        (turns.default_system or "") if turns else "",
+        tuple(stops(gguf, turns, base)),
+        parameters(base) if base else own_parameters(gguf),
+    )
+
+
+def own_parameters(gguf: GGUFFile) -> dict[str, str]:
+    """The parameters that the converter has put into a GGUF, by Ollama's names."""
+    found = {name: gguf.metadata.get(f"{SAMPLING}{key}") for key, name in OF_GGUF.items()}
+    return {
+        name: f"{value:.6g}" for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }  # fmt: skip
 
 
 def turns_of(gguf: GGUFFile, *, report: Report) -> Turns | None:
@@ -130,10 +174,10 @@ def quoted(text: str) -> str:
     return f'"""{text}"""' if '"' in text or "\n" in text else f'"{text}"'
 
 
-def stops(gguf: GGUFFile, turns: Turns | None, base: Path) -> list[str]:
+def stops(gguf: GGUFFile, turns: Turns | None, base: Path | None) -> list[str]:
     """The texts that end an answer: end tokens, and the template's text after answers."""
     found = [token(gguf, f"tokenizer.ggml.{name}_token_id") for name in END_TOKENS]
-    ids = [id_ for name in SAYING_ENDS for id_ in ends(base / name)]
+    ids = [id_ for name in SAYING_ENDS for id_ in ends(base / name)] if base else []
     texts = token_texts(gguf, ids)
     found += [texts[id_] for id_ in ids if id_ in texts]
     if turns:

@@ -55,7 +55,7 @@ def gguf_name(path: Path) -> str:
     """
     if path.name.startswith(HASHED) and is_gguf(path):
         return read_gguf(path).text("general.name") or path.name
-    stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.resolve().name.removesuffix(".gguf"))
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.name.removesuffix(".gguf"))
     return QUANT.sub("", stem) or stem
 
 

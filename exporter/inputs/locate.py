@@ -24,7 +24,7 @@ from exporter.inputs.adapter_spec import AdapterSpec
 from exporter.inputs.base_hints import base_of_card, hint_for_absent
 from exporter.inputs.find_adapter import CONFIG
 from exporter.inputs.find_model import find_model, model_in_place_of_adapter
-from exporter.inputs.ollama_store import is_ollama, ollama_gguf
+from exporter.stores.ollama_models import is_ollama, ollama_gguf
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,9 +176,10 @@ def projectors_beside(model: SharedModel) -> Iterator[Path]:
     """The projectors in a model's folder that are of its export, by their names or their keys."""
     if model.kind != "model":
         return
-    folder, name = model.path.parent, StoredModel(model.path).name
+    folder, stored = model.path.parent, StoredModel(model.path)
+    names = {f"mmproj-{name}{SUFFIX}" for name in (stored.name, stored.full_name)}
     for path in sorted(folder.glob(f"mmproj*{SUFFIX}")):
-        if path.name == f"mmproj-{name}{SUFFIX}" or is_same_export(path, model.header):
+        if path.name in names or is_same_export(path, model.header):
             yield path
 
 

@@ -14,7 +14,7 @@ from exporter.core.errors import DecantError, InputError, ModelError
 from exporter.core.events import Report, Warn, silent
 from exporter.core.gguf import read_gguf
 from exporter.core.near_names import did_you_mean
-from exporter.model_store import StoredModel, list_models
+from exporter.model_store import StoredModel, gone, list_gone, list_models
 from runtime.engine.adapters import BASE, SCALE_MAX, Adapter, check_adapter
 from runtime.engine.chat_format import templates_of
 from runtime.engine.memory_need import LAYERS_KEPT
@@ -226,6 +226,8 @@ def stored_models(store: Path, *, report: Report = silent) -> list[Model]:
                 models.append(open_model(stored.path))
         except DecantError as error:
             report(Warn(f"`{stored.path.name}` is not served: {error.message}"))
+    for stored in list_gone(store):
+        report(Warn(f"`{stored.path.name}` is not served: {gone(stored).message}"))
     return [with_adapters(model, adapters, report=report) for model in models]
 
 

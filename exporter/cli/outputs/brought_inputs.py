@@ -97,7 +97,7 @@ def refuse_ahead(sources: Sources, options: ExportOptions, ahead: Ahead, report:
 
 def is_named_gguf(base: str) -> bool:
     from exporter.hub.resolve import names_gguf
-    from exporter.inputs.ollama_store import is_ollama
+    from exporter.stores.ollama_models import is_ollama
 
     return is_ollama(base) or names_gguf(base)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from exporter.core.gguf import Array, GGUFFile, read_gguf
-from exporter.formats.ollama import modelfile
+from exporter.formats.ollama import modelfile, ollama_settings
 from exporter.inputs.chat_template import IrregularError, Template
 from exporter.inputs.template_turns import DAY
 from exporter.merge.result_files import TEMPLATES
@@ -304,6 +304,16 @@ def test_parameters_are_the_generation_configs(tmp_path, settings, expected):
     said = parse_modelfile(modelfile(made, tmp_path))
 
     assert {k: v for k, (v,) in said.items() if k not in ("FROM", "stop")} == expected
+
+
+def test_without_a_base_the_parameters_are_those_in_the_gguf():
+    keys = {"temp": 0.6000000238418579, "top_k": 20, "min_p": True, "mirostat": 1}
+    made = model(None, **{f"general.sampling.{key}": value for key, value in keys.items()})
+
+    found = ollama_settings(made, None)
+    assert found.parameters == {"temperature": "0.6", "top_k": "20"}
+    assert found.stops == ("</s>",)
+    assert found.template is None
 
 
 @pytest.mark.trained

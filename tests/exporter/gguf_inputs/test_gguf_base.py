@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
 
 from exporter.cli.app import run
-from exporter.core.errors import AdapterError, CheckpointError, UnsupportedError, VerifyError
+from exporter.core.errors import (
+    AdapterError,
+    CheckpointError,
+    ModelError,
+    UnsupportedError,
+    VerifyError,
+)
 from exporter.core.gguf import read_gguf as header_of
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest, plan_request
@@ -21,6 +26,7 @@ from tests.support.architectures import make_architecture
 from tests.support.logits import Loaded
 from tests.support.lora_models import saved
 from tests.support.mlx_models import mlx_twin
+from tests.support.other_stores import OllamaStore
 from tests.support.reference import quantize_with_llamacpp, read_gguf
 from tests.support.tiny import make_adapter, make_base, make_tokenizer
 
@@ -156,20 +162,6 @@ def test_the_command_takes_a_gguf_whatever_its_name(ggufs, tiny_adapter, tmp_pat
     assert file.text("general.name") == tiny_adapter.name
 
 
-def ollama_home(folder, gguf, place):
-    """A model as Ollama keeps it: a manifest, and blobs by their hashes."""
-    manifest = folder / "manifests" / place
-    manifest.parent.mkdir(parents=True)
-    layers = [
-        {"mediaType": "application/vnd.ollama.image.template", "digest": "sha256:aa"},
-        {"mediaType": "application/vnd.ollama.image.model", "digest": "sha256:bb"},
-    ]
-    manifest.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
-    (folder / "blobs").mkdir(exist_ok=True)
-    shutil.copy(gguf, folder / "blobs" / "sha256-bb")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("text", "place"),
     [
@@ -180,14 +172,16 @@ def ollama_home(folder, gguf, place):
     ],
 )
 def test_a_model_of_ollamas_is_found_by_its_name(ggufs, tmp_path, monkeypatch, text, place):
-    home = ollama_home(tmp_path / "models", ggufs["Q8_0"], place)
-    monkeypatch.setenv("OLLAMA_MODELS", str(home))
+    store = OllamaStore(tmp_path / "models")
+    layers = [store.layer("template", b"x"), store.layer("model", ggufs["Q8_0"].read_bytes())]
+    store.name(place, store.manifest(layers))
+    monkeypatch.setenv("OLLAMA_MODELS", str(store.home))
 
     assert absent(Sources((), text)) == ()
     _, base = bring(Sources((), text))
 
-    assert base == home / "blobs" / "sha256-bb"
-    with pytest.raises(CheckpointError, match="no model 'other'") as caught:
+    assert base == store.place(layers[1]["digest"])
+    with pytest.raises(ModelError, match="no model 'other'") as caught:
         bring(Sources((), "ollama:other"))
     assert text.removeprefix("ollama:").partition(":")[0] in caught.value.hint
 
@@ -203,6 +197,12 @@ def test_a_model_of_ollamas_is_found_by_its_name(ggufs, tmp_path, monkeypatch, t
 )
 def test_a_gguf_is_called_without_its_quantization(tmp_path, name, called):
     assert gguf_name(tmp_path / name) == called
+
+
+def test_a_link_to_a_blob_is_called_by_the_links_name(tmp_path):
+    (tmp_path / "cat-Q8_0.gguf").symlink_to(tmp_path / "sha256-0123")
+
+    assert gguf_name(tmp_path / "cat-Q8_0.gguf") == "cat"
 
 
 @pytest.mark.parametrize("to", ["lora", "safetensors", "ollama"])

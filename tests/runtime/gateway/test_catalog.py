@@ -116,6 +116,15 @@ def test_a_file_whose_name_no_request_can_say_is_not_served(tmp_path):
     assert "no request can say" in str(told)
 
 
+def test_a_model_that_another_program_deleted_is_told(tmp_path):
+    told: list[object] = []
+    model(tmp_path, "other")
+    (tmp_path / "dead.gguf").symlink_to(tmp_path / "gone")
+
+    assert [one.name for one in stored_models(tmp_path, report=told.append)] == ["other"]
+    assert "`dead.gguf` is not served: 'dead' is a link to" in str(told)
+
+
 @pytest.mark.parametrize("name", [3, [], {}, True])
 def test_a_name_is_a_text(name, catalog):
     with pytest.raises(ApiError) as caught:

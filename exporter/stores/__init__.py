@@ -1,0 +1,1 @@
+"""Models that other programs keep on this machine: Ollama, LM Studio, the hub's cache."""
