@@ -95,21 +95,20 @@ def converter_tokens(
         return
     files = files_of(folder)
     store = None if files.has_code else TokenStore(files.content, model_class, hparams, build)
-    if store is not None and (kept := store.read()) is not None:
-        hook = Hook(model_class, {"set_vocab": lambda model: kept.write(held_by(model))})
-        yield ConverterTokens(folder, None, hooks=(hook,), content=files.content, kept=kept)
-        return
     recording = Recording(report)
-    loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code, files=files)
     with tempfile.TemporaryDirectory(prefix="decant-") as temporary:
+        if store is not None and (kept := store.read()) is not None:
+            hook = Hook(model_class, {"set_vocab": lambda model: kept.write(held_by(model))})
+            laid = laid_over(folder, kept.files, Path(temporary))
+            yield ConverterTokens(laid, None, hooks=(hook,), content=files.content, kept=kept)
+            return
+        content = "" if files.has_code else files.content
+        loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code, files=files)
         rows = rows_of(hparams)
         changed = changed_files(loaded, folder, rows, recording.report) if loaded else {}
-        content = files.content
         if changed:
-            laid = Path(temporary) / folder.name  # the converter derives names from it
-            laid.mkdir()
-            lay_over(laid, folder, dict(changed))
-            files = files.laid_over(laid, changed)
+            files = files.laid_over(laid_over(folder, changed, Path(temporary)), changed)
+        recording.files = changed
         taken = byte_level_taken(model_class, loaded)
         hooks = (
             loaded_once(files),
@@ -121,10 +120,20 @@ def converter_tokens(
             loaded,
             made_of_json=bool(changed) and not has_pieces(folder),
             hooks=hooks,
-            content="" if files.has_code else content,
-            store=None if changed else store,
+            content=content,
+            store=store,
             recording=recording,
         )
+
+
+def laid_over(folder: Path, changed: Mapping[str, bytes], temporary: Path) -> Path:
+    """A folder with the files of `folder` and the `changed` ones; `folder` if there are none."""
+    if not changed:
+        return folder
+    laid = temporary / folder.name  # the converter derives names from it
+    laid.mkdir()
+    lay_over(laid, folder, dict(changed))
+    return laid
 
 
 def held_by(model: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ Keys = dict[str, Any]
 """GGUF values by key, as a GGUFWriter holds them."""
 MOST = 8  # tokenizers, of 6 to 20 MB each
 SCALARS = (str, int, float, bytes)
+QUICK = 1  # zlib's level
 BYTES = "latin-1"  # a character for each byte
 EVENTS: dict[str, Callable[[str], Event]] = {"Note": Note, "Warn": Warn}
 
@@ -40,6 +43,8 @@ class TokenKeys:
     put: Keys = field(default_factory=dict)
     """Keys that were set after all others, in order."""
     events: list[Event] = field(default_factory=list)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Files that complement or replace the tokenizer's for the converter."""
 
     def write(self, held: Keys) -> None:
         """Write what the class wrote."""
@@ -64,6 +69,7 @@ class TokenKeys:
             "removed": self.removed,
             "put": as_rows(self.put),
             "events": [[type(event).__name__, event.message] for event in events],
+            "files": {name: packed(content) for name, content in self.files.items()},
         }
 
 
@@ -111,6 +117,14 @@ def each(value: Any, turn: Callable[[Any], Any]) -> Any:
     return list(map(turn, value)) if isinstance(value, list) else turn(value)
 
 
+def packed(content: bytes) -> str:
+    return b64encode(zlib.compress(content, QUICK)).decode()
+
+
+def unpacked(text: str) -> bytes:
+    return zlib.decompress(b64decode(text))
+
+
 class TokenStore:
     """Where the keys of one tokenizer and model class are kept."""
 
@@ -131,7 +145,8 @@ class TokenStore:
             return None
         events: list[Event] = [EVENTS[kind](message) for kind, message in value["events"]]
         written, put = from_rows(value["written"]), from_rows(value["put"])
-        found = TokenKeys(written, value["removed"], put, events)
+        files = {name: unpacked(text) for name, text in value["files"].items()}
+        found = TokenKeys(written, value["removed"], put, events, files)
         MEMO.keep(self.path, found)
         return found
 
@@ -152,6 +167,7 @@ class Recording:
         self.keys: TokenKeys | None = None
         """None until the class has written them."""
         self.events: list[Event] = []
+        self.files: Mapping[str, bytes] = {}
 
     def report(self, event: Event) -> None:
         self.events.append(event)
@@ -187,5 +203,5 @@ class Recording:
                 keys.written[key] = copied({key: held[key]})[key]
         if any(key not in keys.written for key in (*keys.removed, *keys.put) if key in before):
             return None
-        keys.events = self.events
+        keys.events, keys.files = self.events, self.files
         return keys

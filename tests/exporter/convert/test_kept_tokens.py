@@ -101,12 +101,17 @@ def test_tokens_of_bytes_are_written_as_they_were(tmp_path, toolchain, later, mo
     assert header(base, toolchain) == first
 
 
-def test_files_that_the_converter_gets_changed_are_made_again(tmp_path, toolchain):
-    pieces = make_base(tmp_path / "pieces")
-    (pieces / "tokenizer.model").unlink()
-    header(pieces, toolchain)
+def test_files_that_the_converter_gets_changed_are_kept_too(
+    tmp_path, toolchain, later, monkeypatch
+):
+    base = make_base(tmp_path / "pieces")
+    (base / "tokenizer.model").unlink()
+    first = header(base, toolchain)
+    later()
+    monkeypatch.setattr(converter_tokens, "load_tokenizer", never)
 
-    assert kept() == []
+    assert header(base, toolchain) == first
+    assert kept_tokens.MEMO.last[1].files
 
 
 def test_a_tokenizer_that_names_code_is_not_kept(base, toolchain):
