@@ -78,7 +78,7 @@ class ToolCommand(click.Command):
 
 @click.command(
     cls=ToolCommand,
-    epilog="Example: decant launch claude my-lora -- -p 'What does main.py do?'",
+    epilog="Example: decant launch codex my-lora -- exec 'What does main.py do?'",
 )
 @click.argument("tool", required=False, type=click.Choice(tuple(TOOLS)))
 @click.argument("model", required=False, shell_complete=completing.models)
@@ -128,18 +128,16 @@ def launch(
         list_tools()
         return 0
     chosen, rest = TOOLS[tool], (*arguments, *click.get_current_context().meta[REST])
-    with reporting(quiet=quiet) as report:
-        if restore:
-            with settings_of(chosen).locked():
-                done = settings_of(chosen).restore()
-            report(Step(done or f"there is nothing to restore: {chosen.title} has your settings"))
-            return 0
-        key = read_key(key_file) if key_file else os.environ.get(KEY_VARIABLE, "")
-        options = Options(
-            chosen, model or only_model(), rest, write, configure, context, url,
-            check_key(key, f"the variable {KEY_VARIABLE}") if key else "",
-        )  # fmt: skip
-        offer_leftover(options, report)
+    if restore:
+        return restore_settings(chosen)
+    if url is not None and context is not None:
+        raise click.UsageError("--ctx is for a server that is started; --url names a running one")
+    key = read_key(key_file) if key_file else os.environ.get(KEY_VARIABLE, "")
+    options = Options(
+        chosen, model or only_model(), rest, write, configure, context, url,
+        check_key(key, f"the variable {KEY_VARIABLE}") if key else "",
+    )  # fmt: skip
+    offer_leftover(options)
     if configure:
         return show_settings(options, quiet=quiet)
     if shutil.which(chosen.program) is None:
@@ -175,22 +173,28 @@ def only_model() -> str:
     raise ModelError(f"no MODEL is named, and the store has {len(models)}", hint=hint)
 
 
-def offer_leftover(options: Options, report: Report) -> None:
+def restore_settings(tool: CodingTool) -> int:
+    """Put the user's settings file back, and say what was done."""
+    settings = settings_of(tool)
+    with settings.locked():
+        done = settings.restore()
+    click.echo(done or f"there is nothing to restore: {tool.title} has your settings", err=True)
+    return 0
+
+
+def offer_leftover(options: Options) -> None:
     """Put back settings that an earlier launch has left behind, or say how."""
     settings = options.settings
     if settings.is_locked():  # their launch still runs
         return
     if (record := settings.leftover()) is None:
         return
-    command = f"decant launch {options.tool.name} --restore"
-    report(Warn(f"`{record.path}` still has the settings of an earlier launch"))
-    is_asked = sys.stdin.isatty() and sys.stderr.isatty()
-    wanted = options.write or (is_asked and click.confirm("Put yours back?", True, err=True))
-    if not wanted:
-        report(Note(f"`{command}` puts yours back"))
-        return
-    with settings.locked():
-        report(Note(settings.restore() or "nothing was changed"))
+    click.echo(f"warning: `{record.path}` still has the settings of an earlier launch", err=True)
+    can_ask = sys.stdin.isatty() and sys.stderr.isatty()
+    if options.write or (can_ask and click.confirm("Put yours back?", default=True, err=True)):
+        restore_settings(options.tool)
+    else:
+        click.echo(f"`decant launch {options.tool.name} --restore` puts yours back", err=True)
 
 
 def show_settings(options: Options, *, quiet: bool) -> int:
@@ -207,7 +211,7 @@ def show_settings(options: Options, *, quiet: bool) -> int:
         if options.write and options.configure:
             with settings.locked():
                 settings.write(tool.content(endpoint), has_key=bool(endpoint.key))
-            report(Step(f"written: `{settings.path}`"))
+            report(Step(f"written: `{settings.path}`" + used_by(tool)))
             report(Note(f"`decant launch {tool.name} --restore` puts yours back"))
     click.echo(settings_text(options, endpoint))
     return 0
@@ -220,8 +224,15 @@ def settings_text(options: Options, endpoint: Endpoint) -> str:
     return shell_lines(options.tool, endpoint, options.arguments)
 
 
+def used_by(tool: CodingTool) -> str:
+    """How the written file is used, if not by starting the tool."""
+    return f"; {tool.after}" if tool.after else ""
+
+
 def running_endpoint(options: Options) -> Endpoint | None:
     """The model on the server of --url, or on the one at the default port; None without it."""
+    if options.context is not None:
+        return None  # a running server's context is fixed
     if options.url is not None:
         return endpoint_at(parse_url(options.url, options.key or None), options.model)
     return endpoint_here(PORT, options.model, options.key)
@@ -252,8 +263,8 @@ def warn_of_context(tool: CodingTool, endpoint: Endpoint, report: Report) -> Non
     if endpoint.context < tool.least:
         report(
             Warn(
-                f"{has}, and {tool.title} sends about {tool.least} before your first word: its"
-                " requests will be refused"
+                f"{has}, and {tool.title} sends about {tool.least} with your first question:"
+                " it will be refused"
             )
         )
     elif endpoint.context < WANTED_CONTEXT:
@@ -261,7 +272,7 @@ def warn_of_context(tool: CodingTool, endpoint: Endpoint, report: Report) -> Non
 
 
 def start(options: Options, *, quiet: bool) -> int:
-    """Run the tool, with a server of its own where none has the model; returns its exit code."""
+    """Run the tool, on a new server if none has the model; returns its exit code."""
     tool = options.tool
     for number in (signal.SIGTERM, signal.SIGHUP):  # end as by Ctrl-C: everything is put back
         signal.signal(number, signal.default_int_handler)
@@ -279,9 +290,8 @@ def start(options: Options, *, quiet: bool) -> int:
                 stack.enter_context(written(options, endpoint))
         if not quiet:
             click.echo(settings_text(options, endpoint), err=True)
-        code = run_tool(
-            [tool.program, *tool.arguments(endpoint), *options.arguments], tool.env(endpoint)
-        )
+        given = (*tool.arguments(endpoint), *tool.overrides(endpoint), *options.arguments)
+        code = run_tool([tool.program, *given], tool.env(endpoint))
         if tool.returns_at_once and not code:
             click.echo(f"{tool.title} goes on; Ctrl-C ends the server", err=True)
             wait_for_ctrl_c()
@@ -295,7 +305,7 @@ def written(options: Options, endpoint: Endpoint) -> Iterator[None]:
     with settings.locked():
         try:
             settings.write(options.tool.content(endpoint), has_key=bool(endpoint.key))
-            click.echo(f"written: `{settings.path}`", err=True)
+            click.echo(f"written: `{settings.path}`" + used_by(options.tool), err=True)
             yield
         finally:
             try:

@@ -49,20 +49,20 @@ class Endpoint:
 
 
 def nothing(endpoint: Endpoint) -> dict[str, str]:
-    """No variables."""
+    """Give no variables."""
     del endpoint
     return {}
 
 
 def no_arguments(endpoint: Endpoint) -> list[str]:
-    """No arguments."""
+    """Give no arguments."""
     del endpoint
     return []
 
 
 @dataclass(frozen=True, slots=True)
 class CodingTool:
-    """A program that asks a model, and how it is told which."""
+    """A program that asks a model, and the settings that choose the model."""
 
     name: str
     title: str
@@ -70,17 +70,21 @@ class CodingTool:
     install: str
     """The command that installs it."""
     least: int
-    """Tokens of context below which its first request does not fit: its own prompt, measured."""
+    """Tokens of its first request for a question of one word, as GPT-4o counts them: measured in
+    November 2026 with 2.1.197 of claude, 0.171.0 of codex, 1.18.33 of opencode and 0.86.2 of aider;
+    0 if unknown."""
     path: Callable[[Mapping[str, str], Path], Path]
     """Its settings file, by the environment and the home folder."""
     format: SettingsFormat
     content: Callable[[Endpoint], Json]
     """The values for that file."""
     env: Callable[[Endpoint], dict[str, str]] = nothing
-    """The variables that tell it the same without a file."""
+    """The same values as variables, so that no file is needed."""
     arguments: Callable[[Endpoint], list[str]] = no_arguments
+    overrides: Callable[[Endpoint], list[str]] = no_arguments
+    """More arguments, for values that the user's settings file has, too."""
     after: str = ""
-    """What to do with the written file, for people."""
+    """How the written file is used, for people."""
     needs_file: bool = False
     """Whether it reads the settings from its file only."""
     returns_at_once: bool = False
@@ -110,8 +114,8 @@ def claude_settings(endpoint: Endpoint) -> Json:
     return {"env": claude_env(endpoint)}
 
 
-def claude_arguments(endpoint: Endpoint) -> list[str]:
-    """Settings on the command line come before the user's file, which comes before variables."""
+def claude_overrides(endpoint: Endpoint) -> list[str]:
+    """The variables on the command line: the user's file takes precedence over the environment."""
     plain = {
         name: value
         for name, value in claude_env(endpoint).items()
@@ -251,24 +255,24 @@ TOOLS = {
     for tool in (
         CodingTool(
             "claude", "Claude Code", "claude", "npm install -g @anthropic-ai/claude-code",
-            16384, claude_path, JsonFile(), claude_settings, claude_env, claude_arguments,
+            18000, claude_path, JsonFile(), claude_settings, claude_env, overrides=claude_overrides,
         ),
         CodingTool(
             "codex", "Codex CLI", "codex", "npm install -g @openai/codex",
-            8192, codex_path, OwnToml(), codex_settings, codex_env, codex_arguments,
+            9000, codex_path, OwnToml(), codex_settings, codex_env, codex_arguments,
             after=f"codex --profile {PROVIDER}",
         ),
         CodingTool(
             "opencode", "opencode", "opencode", "npm install -g opencode-ai",
-            8192, opencode_path, JsonFile(), opencode_settings, opencode_env,
+            7000, opencode_path, JsonFile(), opencode_settings, opencode_env,
         ),
         CodingTool(
             "aider", "aider", "aider", "uv tool install --python 3.12 aider-chat",
-            4096, aider_path, YamlLines(), aider_settings, aider_env, aider_arguments,
+            600, aider_path, YamlLines(), aider_settings, aider_env, aider_arguments,
         ),
         CodingTool(
             "vscode", "Visual Studio Code", "code", "https://code.visualstudio.com",
-            8192, vscode_path, NamedEntries(), vscode_settings,
+            0, vscode_path, NamedEntries(), vscode_settings,
             after="choose the model in the chat's model picker",
             needs_file=True, returns_at_once=True,
         ),

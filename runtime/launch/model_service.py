@@ -40,7 +40,7 @@ SHOWN = 10  # models listed in an error
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model on this machine, for a server of its own."""
+    """A model on this machine, for which a server is started."""
 
     path: Path
     adapter: Adapter | None
@@ -174,6 +174,7 @@ def started(model: LocalModel, key: str, log: Path, *, report: Report) -> Iterat
         report(Note(f"{endpoint.model} on {url}, {endpoint.context} tokens of context"))
         yield endpoint
     finally:
+        report(Step("ending the server"))
         end(process)
 
 

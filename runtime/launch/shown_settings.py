@@ -8,8 +8,6 @@ from pathlib import Path
 
 from runtime.launch.coding_tools import KEY_VARIABLE, CodingTool, Endpoint
 
-LONG = 60  # characters of an argument that stands on a line of its own
-
 
 def shell_lines(tool: CodingTool, endpoint: Endpoint, arguments: tuple[str, ...] = ()) -> str:
     """The variables and the command line of a tool; a key is shown as its variable's name."""

@@ -42,9 +42,9 @@ def run_tool(argv: Sequence[str], variables: Mapping[str, str]) -> int:
 
 def wait_for_ctrl_c() -> None:
     """Wait until a signal asks this process to end."""
-    asked = threading.Event()
-    with handled_by(lambda *_: asked.set()):
-        asked.wait()
+    ending = threading.Event()
+    with handled_by(lambda *_: ending.set()):
+        ending.wait()
 
 
 @contextmanager

@@ -27,12 +27,12 @@ from runtime.launch.settings_formats import Json, SettingsFormat
 
 BACKUP = ".before-decant"
 """Suffix of the copy of the user's file."""
-OWNER_ONLY = 0o600
+OWNER_ONLY = 0o600  # the mode of a file that may hold a key
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What was written where."""
+    """A settings file that decant has changed, and its values in it."""
 
     path: Path
     existed: bool
@@ -40,7 +40,7 @@ class Record:
     sha256: str
     """The hash of the file with decant's values."""
     ours: Json
-    """The values."""
+    """The values that decant has put in."""
 
     @property
     def backup(self) -> Path:

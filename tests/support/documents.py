@@ -50,6 +50,7 @@ NOT_RUN = (
     (r"decant serve\b", f"goes on until it is stopped: {GATEWAY}"),
     (r"decant (push|export .*--push)\b", f"needs a hub that takes files: {PUSH}"),
     (r"decant (import|link|list --all)\b", "needs other programs: tests/exporter/stores"),
+    (r"decant launch\b", "needs the tools: tests/runtime/cli/test_launch_command.py"),
     (r"curl ", f"needs that server: {GATEWAY}"),
     (r"(for-vllm/serve\.sh|decant export .*--to vllm)\b", "needs vLLM: tests/exporter/formats"),
     (r"lm_eval ", "needs lm-evaluation-harness: make lm-eval"),

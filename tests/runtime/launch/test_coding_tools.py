@@ -38,7 +38,7 @@ def test_a_tool_gets_the_address_and_the_model(tool):
 def test_a_key_is_in_no_argument_and_in_no_text_for_people(tool):
     shown = shell_lines(tool, SECRET), file_text(tool, SECRET, Path("file"))
 
-    assert "s3cret" not in " ".join(tool.arguments(SECRET))
+    assert "s3cret" not in " ".join([*tool.arguments(SECRET), *tool.overrides(SECRET)])
     assert not [text for text in shown if "s3cret" in text]
     if not tool.needs_file:
         assert "DECANT_API_KEY" in shown[0]
@@ -46,7 +46,7 @@ def test_a_key_is_in_no_argument_and_in_no_text_for_people(tool):
 
 @ALL
 def test_an_answer_leaves_room_for_the_question(tool):
-    assert 0 < tool.least < WANTED_CONTEXT
+    assert 0 <= tool.least < WANTED_CONTEXT
     assert HERE.answer == 8192
     assert Endpoint("", "", 4096).answer == 1024
 
@@ -71,6 +71,15 @@ def test_codex_gets_on_its_command_line_what_its_profile_has():
     assert profile["model_providers"]["decant"]["wire_api"] == "responses"
     assert profile["model_providers"]["decant"]["env_key"] == "DECANT_API_KEY"
     assert "env_key" not in tool.content(HERE)["model_providers"]["decant"]
+
+
+def test_claude_codes_variables_come_before_those_in_the_users_file():
+    tool = TOOLS["claude"]
+    flag, text = tool.overrides(HERE)
+
+    assert flag == "--settings"
+    assert json.loads(text)["env"].items() < tool.env(HERE).items()
+    assert "ANTHROPIC_BASE_URL" in json.loads(text)["env"]
 
 
 def test_vs_code_is_told_what_fits_into_the_context():
