@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,22 +37,35 @@ def test_handlers_are_as_before():
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.lasting
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_the_tool_gets_the_signals_and_decides(number):
-    """SIGINT comes from the terminal to both; decant waits for what the tool does."""
-    tool = ["sh", "-c", "trap 'exit 5' TERM HUP INT; echo ready; while :; do sleep 0.02; done"]
+@contextmanager
+def running(tool: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs a tool, which has said that it is ready; both in a new group."""
     with subprocess.Popen(
-        [sys.executable, "-c", RUN.format(tool)], cwd=CHECKOUT, stdout=subprocess.PIPE,
+        [sys.executable, "-c", RUN.format(tool)],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
         start_new_session=True,
-    ) as running:  # fmt: skip
-        assert running.stdout is not None
-        assert running.stdout.readline() == b"ready\n"
-        if number == signal.SIGINT:
-            os.killpg(running.pid, number)
-        else:
-            running.send_signal(number)
-        assert running.wait(10) == 5
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+
+
+@pytest.mark.lasting
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_tool_gets_the_signals_and_decides(number):
+    script = "trap 'exit 5' TERM HUP; echo ready; while :; do sleep 0.02; done"
+    with running(["sh", "-c", script]) as process:
+        process.send_signal(number)
+        assert process.wait(10) == 5
+
+
+@pytest.mark.lasting
+def test_a_ctrl_c_is_neither_decants_end_nor_repeated():
+    """The terminal sends it to both; here only decant gets it."""
+    with running(["sh", "-c", "trap 'exit 5' INT; echo ready; sleep 0.4; exit 6"]) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 6
 
 
 @pytest.mark.lasting
