@@ -30,6 +30,8 @@ def usage_hint(error: click.ClickException) -> str | None:
     help_ = f"`{error.ctx.command_path} --help` shows how to call it"
     if error.ctx.info_name == "chat" and "unexpected extra argument" in error.message:
         return "a question is an option: decant chat MODEL -p QUESTION"
+    if error.ctx.info_name == "launch" and "--model" in error.message:
+        return "the model is a word: decant launch TOOL MODEL"
     kind = error.param.type if isinstance(error, click.BadParameter) and error.param else None
     if isinstance(kind, click.Choice) and (found := CHOICE.search(error.message)):
         return did_you_mean(found["value"], map(str, kind.choices), help_)

@@ -71,6 +71,11 @@ def test_a_mistyped_tool_is_found(home, capsys):
     assert "did you mean claude" in capsys.readouterr().err
 
 
+def test_ollamas_option_for_the_model_gets_a_hint(home, capsys):
+    assert run(["launch", "claude", "--model", "m"]) == 2
+    assert "decant launch TOOL MODEL" in capsys.readouterr().err
+
+
 def test_without_a_model_it_says_how_to_make_one(home, capsys):
     assert run(["launch", "claude", "--config", "--", "-p", "hi"]) == 3
     assert "decant export" in capsys.readouterr().err
