@@ -14,7 +14,7 @@ HABITS = (
     ("chat", "unexpected extra argument", "a question is an option: decant chat MODEL -p QUESTION"),
     ("launch", "--model", "the model is a word: decant launch TOOL MODEL"),
 )
-"""What other programs take: the command, a part of click's message, and the hint."""
+"""Words that other programs take: the command, a part of click's message, and the hint."""
 NO_FILE = re.compile(r"'(?P<value>.*)' does not exist", re.DOTALL)
 
 
