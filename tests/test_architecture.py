@@ -46,6 +46,8 @@ SUBPROCESS = {
     "runtime/engine/adapters.py",
     "runtime/engine/llama_server.py",
     "runtime/terminal/clipboard.py",
+    "runtime/launch/model_service.py",
+    "runtime/launch/tool_process.py",
     "runtime/process/exit_with_parent.py",
     "runtime/cli/eval_tasks.py",
     "runtime/cli/from_folder.py",
@@ -86,7 +88,7 @@ LAYERS = {
     ),
     "runtime": (
         "process", "terminal", "rpc", "encoder_decoder", "engine", "scoring", "evaluation",
-        ("chat", "gateway"), "cli",
+        ("chat", "gateway"), "launch", "cli",
     ),
 }  # fmt: skip
 """What each package is made of, the lowest first: a part imports itself and those before it. Parts

@@ -6,10 +6,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-import click
 import pytest
 
-from exporter.cli.app import COMMANDS, root
 from tests.support.documents import (
     CHECKOUT,
     FENCE,
@@ -23,6 +21,7 @@ from tests.support.documents import (
     commands,
     decant_arguments,
     links,
+    problem,
     reason_not_run,
 )
 
@@ -42,29 +41,6 @@ SCREEN = 60  # lines of the README
 
 def name(page: Path) -> str:
     return page.relative_to(CHECKOUT).as_posix()
-
-
-def problem(arguments: list[str]) -> str | None:
-    """What click has against a command line; files need not exist."""
-    group = click.Context(root, info_name="decant")
-    if arguments in (["--help"], ["--version"]):
-        return None
-    if not arguments or arguments[0] not in COMMANDS:
-        return f"there is no command {arguments[:1]}"
-    command = root.get_command(group, arguments[0])
-    assert command is not None
-    context = click.Context(command, group, arguments[0])
-    try:
-        values, rest, given = command.make_parser(context).parse_args(arguments[1:])
-        for option in given:
-            if isinstance(option, click.Option) and not isinstance(option.type, click.Path):
-                option.type_cast_value(context, values[option.name])
-    except click.ClickException as error:
-        return error.format_message()
-    words = [one for one in command.params if isinstance(one, click.Argument) and one.required]
-    if missing := [one.name for one in words if not isinstance(values[one.name], str | tuple)]:
-        return f"{missing} is missing"
-    return f"{rest} is too much" if rest else None
 
 
 ALL = [

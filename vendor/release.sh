@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the wheel and the sdist of the version in pyproject.toml into dist/, tries the wheel in an
-# environment of its own, and says which commands publish it. It pushes nothing.
+# environment of its own, fills the Homebrew formula in, and says which commands publish them. It
+# pushes nothing.
 # $1: a Python.
 set -eu
 python=$1
@@ -17,18 +18,26 @@ trap 'rm -rf "$work"' EXIT
 "$work/build/bin/python" -m pip install -q 'hatchling>=1.27' 'twine>=6'
 rm -rf dist
 "$work/build/bin/python" -m hatchling build -d dist
-"$work/build/bin/python" -m twine check --strict dist/*
+"$work/build/bin/python" -m twine check --strict dist/*.whl dist/*.tar.gz
 "$python" -m venv "$work/try"
 "$work/try/bin/python" -m pip install -q -c constraints.txt dist/*.whl
 printed=$("$work/try/bin/decant" --version)
 [ "$printed" = "decant, version $version" ] || fail "the wheel says '$printed'"
+case $(echo dist/*.whl) in
+    dist/decant_llm-"$version"-py3-none-any.whl) ;;
+    *) fail "there is not one pure wheel of $version in dist/: $(echo dist/*.whl)" ;;
+esac
+"$python" -m vendor.formula "dist/decant_llm-$version.tar.gz" > dist/decant.rb
 
 cat << END
 dist/ holds decant $version. To publish it, once .ci/run is green on this commit:
 
   git tag -a v$version -m "decant $version"
   git push origin v$version
-  $python -m pip install twine && $python -m twine upload dist/*
+  $python -m pip install twine && $python -m twine upload dist/*.whl dist/*.tar.gz
+
+Attach the sdist to the forge's release v$version, where dist/decant.rb, the Homebrew formula, looks
+for it; the formula then goes into the folder Formula of a tap.
 END
 grep -q '^\[project.urls\]' pyproject.toml || cat << END
 

@@ -55,6 +55,10 @@ COMMANDS = {
     ),
     "chat": ("runtime.cli.chat_command:chat", "Ask a model."),
     "serve": ("runtime.cli.serve_command:serve", "Serve models over HTTP."),
+    "launch": (
+        "runtime.cli.launch_command:launch",
+        "Start a coding tool that asks a model of yours.",
+    ),
     "worker": (
         "runtime.cli.worker_command:worker",
         "Compute a part of a model for another machine.",

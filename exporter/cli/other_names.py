@@ -46,6 +46,7 @@ WITHOUT_TWIN = {
     "bench": "`decant chat MODEL --stats` shows the speed of each answer; `decant eval` measures"
     " how good the answers are",
     "embed": "`decant serve MODEL` answers at /v1/embeddings",
+    "claude": "`decant launch TOOL MODEL` starts a coding tool: `decant launch` lists them",
     "daemon": "`decant serve` serves until Ctrl-C",
     "version": "`decant --version` shows it",
     "help": "`decant --help` lists them, and `--help` after a command explains it",
@@ -54,6 +55,8 @@ WITHOUT_TWIN = {
 SAME = {
     "unload": "stop", "kill": "stop", "copy": "cp",
     "signin": "login", "auth": "login", "whoami": "login", "logout": "login", "lora": "train",
+    "codex": "claude", "opencode": "claude", "aider": "claude", "vscode": "claude",
+    "code": "claude",
     "finetune": "train", "rename": "mv", "embedding": "embed",
     "benchmark": "bench", "convert_hf_to_gguf": "convert", "convert-lora-to-gguf": "convert",
     "export-lora": "convert",

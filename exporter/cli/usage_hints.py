@@ -10,6 +10,11 @@ import click
 from exporter.core.near_names import did_you_mean, near_files
 
 CHOICE = re.compile(r"'(?P<value>.*?)' is not one of", re.DOTALL)
+HABITS = (
+    ("chat", "unexpected extra argument", "a question is an option: decant chat MODEL -p QUESTION"),
+    ("launch", "--model", "the model is a word: decant launch TOOL MODEL"),
+)
+"""Words that other programs take: the command, a part of click's message, and the hint."""
 NO_FILE = re.compile(r"'(?P<value>.*)' does not exist", re.DOTALL)
 
 
@@ -28,8 +33,9 @@ def usage_hint(error: click.ClickException) -> str | None:
     if not isinstance(error, click.UsageError) or error.ctx is None:
         return None
     help_ = f"`{error.ctx.command_path} --help` shows how to call it"
-    if error.ctx.info_name == "chat" and "unexpected extra argument" in error.message:
-        return "a question is an option: decant chat MODEL -p QUESTION"
+    for command, part, hint in HABITS:
+        if error.ctx.info_name == command and part in error.message:
+            return hint
     kind = error.param.type if isinstance(error, click.BadParameter) and error.param else None
     if isinstance(kind, click.Choice) and (found := CHOICE.search(error.message)):
         return did_you_mean(found["value"], map(str, kind.choices), help_)

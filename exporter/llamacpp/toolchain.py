@@ -146,12 +146,19 @@ def build_toolchain(*, force: bool = False, report: Report = silent) -> Toolchai
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turn the recipe's BuildError into ToolchainError."""
+    """Turn the recipe's BuildError, and a cache that cannot be written, into ToolchainError."""
     build_error = recipe("report").BuildError
     try:
         yield
     except build_error as error:
         raise ToolchainError(error.message, hint=error.hint or None) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise ToolchainError(
+            f"cannot write `{error.filename}`: {error.strerror}",
+            hint="name a cache folder that you may write to: export DECANT_CACHE=FOLDER",
+        ) from error
 
 
 def cache_folder() -> Path:

@@ -226,8 +226,8 @@ def settings_of(options: Options) -> Settings:
         keys.append(check_key(variable, f"the variable {KEY_VARIABLE}"))
     if not (keys or options.no_key or is_loopback(options.host)):
         raise click.UsageError(
-            f"{options.host} is reached from the network: give --api-key-file FILE,"
-            " or --insecure-no-key to serve it without one"
+            f"{options.host} is reached from the network: give --api-key-file FILE or set"
+            f" {KEY_VARIABLE}, or --insecure-no-key to serve it without one"
         )
     if options.tls_key and not options.tls_cert:
         raise click.UsageError("--tls-key needs --tls-cert")

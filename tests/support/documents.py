@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
+from exporter.cli.app import COMMANDS, root
+
 CHECKOUT = Path(__file__).parents[2]
 GENERATED = CHECKOUT / "docs" / "cli.md"
 AT_THE_TOP = ("README.md", "README.zh-CN.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")
@@ -29,7 +33,8 @@ FENCE = re.compile(
 SHELLS = ("sh", "bash", "powershell")
 COMMENT = re.compile(r"(^|\s)#.*$")
 PROGRAMS = re.compile(
-    r"^\s*(decant|make|pip|curl|export|ssh|tar|hf|llama-\w+|lm_eval|ollama|sudo|\S*python3?) \S"
+    r"^\s*(decant|make|pip|pipx|uv|curl|export|ssh|tar|hf|llama-\w+|lm_eval|ollama|podman|docker"
+    r"|sudo|\S*python3?) \S"
 )
 
 PUSH = "tests/exporter/cli/test_push_command.py"
@@ -38,7 +43,10 @@ QUANTIZE, EVALUATION = "tests/exporter/quantize", "tests/runtime/evaluation"
 NOT_RUN = (
     (r"make (demo|test|setup|check)$", "sets up a checkout: CI runs them"),
     (r"make [a-z-]+$", "runs whole suites, or needs a network: CI runs them"),
-    (r"pip install ", "changes the environment: tests/test_wheel.py installs the wheel"),
+    (
+        r"(pip|pipx|uv tool) install ",
+        "changes the environment: tests/test_wheel.py installs the wheel",
+    ),
     (r"decant setup$", "builds llama.cpp: CI does"),
     (r"decant pull .*modelscope:", f"needs ModelScope: {HUB} has a stand-in"),
     (r"(hf auth login|decant pull ORG/NAME)$", "needs an account"),
@@ -50,6 +58,8 @@ NOT_RUN = (
     (r"decant serve\b", f"goes on until it is stopped: {GATEWAY}"),
     (r"decant (push|export .*--push)\b", f"needs a hub that takes files: {PUSH}"),
     (r"decant (import|link|list --all)\b", "needs other programs: tests/exporter/stores"),
+    (r"decant launch\b", "needs the tools: tests/runtime/cli/test_launch_command.py"),
+    (r"(podman|docker) ", "needs containers: tests/vendor/test_containerfile.py reads the file"),
     (r"curl ", f"needs that server: {GATEWAY}"),
     (r"(for-vllm/serve\.sh|decant export .*--to vllm)\b", "needs vLLM: tests/exporter/formats"),
     (r"lm_eval ", "needs lm-evaluation-harness: make lm-eval"),
@@ -106,6 +116,29 @@ def decant_arguments(command: str) -> Iterator[list[str]]:
         words = shlex.split(part.partition(" > ")[0])
         if words[:1] == ["decant"]:
             yield words[1:]
+
+
+def problem(arguments: list[str]) -> str | None:
+    """What click has against a command line; files need not exist."""
+    group = click.Context(root, info_name="decant")
+    if arguments in (["--help"], ["--version"]):
+        return None
+    if not arguments or arguments[0] not in COMMANDS:
+        return f"there is no command {arguments[:1]}"
+    command = root.get_command(group, arguments[0])
+    assert command is not None
+    context = click.Context(command, group, arguments[0])
+    try:
+        values, rest, given = command.make_parser(context).parse_args(arguments[1:])
+        for option in given:
+            if isinstance(option, click.Option) and not isinstance(option.type, click.Path):
+                option.type_cast_value(context, values[option.name])
+    except click.ClickException as error:
+        return error.format_message()
+    words = [one for one in command.params if isinstance(one, click.Argument) and one.required]
+    if missing := [one.name for one in words if not isinstance(values[one.name], str | tuple)]:
+        return f"{missing} is missing"
+    return f"{rest} is too much" if rest else None
 
 
 def anchors(page: Path) -> set[str]:

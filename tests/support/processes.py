@@ -26,7 +26,9 @@ def wait_until(fact: Callable[[], object], timeout_s: float = 5) -> bool:
 
 
 def descendants(pid: int) -> list[int]:
+    """The processes that a process's threads started, and theirs."""
     found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found += [int(child), *descendants(int(child))]
+    for task in sorted(Path(f"/proc/{pid}/task").glob("*/children")):
+        for child in task.read_text().split():
+            found += [int(child), *descendants(int(child))]
     return found

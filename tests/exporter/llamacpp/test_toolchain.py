@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from exporter.cli.app import run
 from exporter.core.errors import ModelError
 from exporter.llamacpp import vocabulary
 from exporter.llamacpp.toolchain import Toolchain, follow_tool, run_tool, scrubbed, without_gpus
@@ -17,6 +18,16 @@ def test_llama_cpp_sees_no_setting_of_the_callers_but_of_its_hardware():
     env = {"PATH": "/bin", "LLAMA_ARG_TOOLS": "all", "HF_TOKEN": "x", "GOMP_SPINCOUNT": "5"}
 
     assert scrubbed(env) == {"PATH": "/bin", "GOMP_SPINCOUNT": "5"}
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DECANT_CACHE", str(tmp_path / "file" / "cache"))
+
+    assert run(["setup", "--quiet"]) == 4
+    error = capsys.readouterr().err
+    assert f"cannot write `{tmp_path}/file/cache" in error
+    assert "DECANT_CACHE=FOLDER" in error
 
 
 @pytest.fixture
