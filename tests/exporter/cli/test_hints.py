@@ -77,7 +77,9 @@ def test_advice_names_options_that_the_command_has(name):
 
 def test_advice_names_commands_that_there_are():
     told = {
-        found[1] for _, text in all_texts() for found in re.finditer(r"`decant ([a-z][a-z-]*)", text)
+        found[1]
+        for _, text in all_texts()
+        for found in re.finditer(r"`decant ([a-z][a-z-]*)", text)
     }
 
     assert told <= set(COMMANDS)

@@ -1,7 +1,7 @@
 """decant's K-quants against ggml's: the same bytes, or ggml itself.
 
 More of them:
-KQUANTS_VALUES=10000000 pytest tests/exporter/quantize/test_kquants.py -k every_variant
+KQUANTS_VALUES=10000000 pytest tests/exporter/quantize/test_kquants.py -k many_values
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from tests.support.kquants_library import LEVELS, MAIN, MUTANTS, compiled, mutat
 
 pytestmark = pytest.mark.llamacpp
 
-# values of each kind for each type, with and without an imatrix: 50 M in all
-MANY = int(os.environ.get("KQUANTS_VALUES", "366000"))
+FEW = 61_000  # values of each kind for each type, with and without an imatrix
+MANY = int(os.environ.get("KQUANTS_VALUES", "366000"))  # the same: 50 M in all
 LEVELS_OF_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 IQ4 = np.array(LEVELS_OF_IQ4, np.float32)
 
@@ -79,10 +79,23 @@ def agree(variants, ggml, kind, rows, weights=None):
         assert not differ.any(), (kind.name, name, weights is not None, differ.nonzero()[0][:9])
 
 
-@pytest.mark.parametrize("values", kinds(), ids=lambda name: name.replace(" ", "-"))
+KINDS = pytest.mark.parametrize("values", kinds(), ids=lambda name: name.replace(" ", "-"))
+
+
+@KINDS
 def test_every_variant_gives_ggmls_bytes(values, variants, ggml):
+    compare(values, FEW, variants, ggml)
+
+
+@KINDS
+@pytest.mark.slow
+def test_every_variant_gives_ggmls_bytes_of_many_values(values, variants, ggml):
+    compare(values, MANY, variants, ggml)
+
+
+def compare(values, many, variants, ggml):
     generator = np.random.default_rng(sum(values.encode()))
-    shapes = [(MANY // 4 // n_per_row, n_per_row) for n_per_row in (256, 768, 3328, 8192)]
+    shapes = [(many // 4 // n_per_row, n_per_row) for n_per_row in (256, 768, 3328, 8192)]
     jobs = []
     for count, n_per_row in shapes:
         rows = rows_of(kinds()[values], generator, 4 * count, n_per_row)
