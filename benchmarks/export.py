@@ -212,7 +212,7 @@ def run_once(base: Path, adapter: Path, folder: Path) -> dict[str, object]:
         "again_wall_ratio": again.wall_s / theirs.wall_s,
         "again_plan_s": plan_again.wall_s,
         "again_verification_s": again.wall_s - unverified_again.wall_s,
-        "written_over_output": ours.written_bytes / size - 1,
+        "written_over_output": again.written_bytes / size - 1,
     }
 
 
