@@ -151,9 +151,14 @@ def same_answers(model: Path, kinds: dict[str, Speculation]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with running(model, OFF, 1) as off:
         asked = [body for text in COMPARED for body in TEXTS[text](off)][:EQUAL]
+        right = [tokens_after(off, body) for body in asked]
         for name, kind in kinds.items():
             with running(model, kind, 1) as server:
-                gaps = [gap_of(off, server, body) for body in asked]
+                other = [tokens_after(server, body) for body in asked]
+            gaps = [
+                gap(off, body["prompt"], *pair, settings_of(body))
+                for body, *pair in zip(asked, right, other, strict=True)
+            ]
             found[name] = {
                 "to_the_letter": sum(one == 0 for one in gaps),
                 "same": sum(one < CLOSE for one in gaps),
@@ -162,11 +167,14 @@ def same_answers(model: Path, kinds: dict[str, Speculation]) -> dict[str, Any]:
     return found
 
 
-def gap_of(off: Server, server: Server, body: Body) -> float:
-    """The gap where two servers' answers part; 0 for equal ones."""
-    settings = {name: value for name, value in body.items() if name != "prompt"}
-    right, other = (written(one, body["prompt"], settings) for one in (off, server))
-    return gap(off, body["prompt"], right, other, settings)
+def tokens_after(server: Server, body: Body) -> list[int]:
+    """The tokens of an answer."""
+    return written(server, body["prompt"], settings_of(body))
+
+
+def settings_of(body: Body) -> Body:
+    """A request without its prompt."""
+    return {name: value for name, value in body.items() if name != "prompt"}
 
 
 def main() -> None:
