@@ -1,0 +1,175 @@
+"""`--to vllm`: vLLM itself serves the folder, and answers as transformers and peft do.
+
+What decant refuses, vLLM cannot serve: it is asked to load those adapters as they were saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from exporter.cli.app import run
+from exporter.core.errors import UnsupportedError
+from exporter.demo import make_demo_models
+from exporter.demo.train import load_tokenizer, render
+from exporter.llamacpp.toolchain import cache_folder
+from tests.runtime.conftest import PROMPTS, train_liar
+from tests.support.mlx_models import mlx_twin
+from tests.support.vllm_adapters import (
+    REFUSED,
+    SERVED,
+    Oracle,
+    adapters_of,
+    scaling_activations,
+    with_two_words_more,
+)
+from tests.support.vllm_environment import lacking
+from tests.support.vllm_folders import exported
+from tests.support.vllm_server import VllmServer, vllm_serving
+
+pytestmark = [
+    pytest.mark.vllm, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900),
+    pytest.mark.skipif(lacking() is not None, reason=f"this processor lacks {lacking()}"),
+]  # fmt: skip
+
+CLOSE = 1e-3  # nats: two orders of the same float32 sums
+HALF = 0.5
+TRAINED = ("pirate", "liar", "half")
+BY_NAME = (*TRAINED, "mlx", *SERVED)
+FAILING = (*REFUSED, "ia3", "words")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The demo's base, and adapters as trainers saved them."""
+
+    base: Path
+    served: dict[str, Path]
+    refused: dict[str, Path]
+
+    @property
+    def oracle(self) -> Oracle:
+        return Oracle(self.base)
+
+    def trained(self, name: str | None) -> tuple[Path | None, float]:
+        """The folder that PEFT reads for a served adapter, and its scale."""
+        if name is None:
+            return None, 1.0
+        same = {"half": "pirate", "mlx": "pirate"}.get(name, name)
+        return self.served[same], HALF if name == "half" else 1.0
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Models:
+    demo = make_demo_models(cache_folder() / "demo")
+    root: Path = tmp_path_factory.mktemp("adapters")
+    train_liar(root / "liar", demo.base)
+    served = {
+        "pirate": demo.adapter, "liar": root / "liar", "half": demo.adapter,
+        "mlx": mlx_twin(root / "mlx", demo.adapter), **adapters_of(SERVED, root, demo.base),
+    }  # fmt: skip
+    refused = adapters_of(REFUSED, root, demo.base) | {
+        "ia3": scaling_activations(root / "ia3", demo.base),
+        "words": with_two_words_more(root / "words", demo.base),
+    }
+    return Models(demo.base, served, refused)
+
+
+@pytest.fixture(scope="module")
+def server(models, tmp_path_factory) -> Iterator[VllmServer]:
+    """vLLM over the folder that the command writes; adapters may be loaded while it runs."""
+    root: Path = tmp_path_factory.mktemp("vllm")
+    first, *others = (
+        f"{name}={folder}" + (f":{HALF}" if name == "half" else "")
+        for name, folder in models.served.items()
+    )
+    argv = ["export", first, *(word for one in others for word in ("--adapter", one))]
+    code = run([*argv, "--base", str(models.base), "--to", "vllm", "-o", str(root / "out"), "-q"])
+    assert code == 0
+    env = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+    with vllm_serving(root / "out", root / "log", "--enforce-eager", env=env) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def ids(models) -> list[int]:
+    """A conversation that the base and the fine-tunes continue differently."""
+    tokenizer = load_tokenizer(models.base)
+    answer = tokenizer(" Arr, the capital of France be Paris, matey!", add_special_tokens=False)
+    return [*render(tokenizer, PROMPTS[0]), *answer["input_ids"]]
+
+
+def test_it_lists_the_base_and_the_adapters_with_their_base(server):
+    expected = {"base": None} | {f"base:{name}": "base" for name in BY_NAME}
+
+    assert server.models() == expected
+
+
+@pytest.mark.parametrize("name", [None, *TRAINED, "mlx"])
+def test_greedy_answers_are_those_of_transformers_and_peft(name, server, models):
+    asked = f"base:{name}" if name else "base"
+    adapter, scale = models.trained(name)
+    answers = [server.says(asked, prompt) for prompt in PROMPTS]
+
+    assert answers == models.oracle.says(adapter, PROMPTS, scale)
+    assert all(answers)
+
+
+def test_each_adapter_answers_differently(server):
+    answers = [server.says(model, PROMPTS[0]) for model in ("base", "base:pirate", "base:liar")]
+
+    assert len(set(answers)) == len(answers)
+
+
+@pytest.mark.parametrize("name", [None, *BY_NAME])
+def test_likelihoods_are_those_of_transformers_and_peft(name, server, models, ids):
+    adapter, scale = models.trained(name)
+    found = server.likelihoods(f"base:{name}" if name else "base", ids)
+    expected = models.oracle.likelihoods(adapter, ids, scale)
+
+    assert distance(found, expected) <= CLOSE
+    if name:
+        assert distance(found, models.oracle.likelihoods(None, ids)) > 100 * CLOSE
+
+
+def distance(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_what_decant_refuses_vllm_refuses_or_computes_wrongly(name, server, models, ids, tmp_path):
+    folder = models.refused[name]
+    with pytest.raises(UnsupportedError) as refused:
+        exported(tmp_path / "out", folder, base=str(models.base))
+    status, said = server.load(f"as-saved:{name}", folder)
+
+    assert status >= 400, said
+    assert refused.value.hint
+    assert server.says("base:pirate", PROMPTS[0]).startswith("Arr")  # it goes on serving
+
+
+# While it runs.
+
+
+def test_an_adapter_of_a_later_export_is_loaded_and_unloaded_while_it_runs(
+    server, models, ids, tmp_path
+):
+    later = exported(tmp_path / "out", models.served["patterns"], base=str(models.base))
+    status, said = server.load("base:later", later / "adapters" / "patterns")
+
+    assert status == 200, said
+    assert server.likelihoods("base:later", ids) == server.likelihoods("base:patterns", ids)
+    assert server.unload("base:later") == 200
+    assert "base:later" not in server.models()
+
+
+def test_more_adapters_than_a_batch_holds_answer_in_turn(server, models, ids):
+    """--max-loras is 8: others leave a batch for them, and come back."""
+    before = {name: server.likelihoods(f"base:{name}", ids) for name in BY_NAME}
+    after = {name: server.likelihoods(f"base:{name}", ids) for name in reversed(BY_NAME)}
+
+    assert len(BY_NAME) > 8
+    assert before == after
