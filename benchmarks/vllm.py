@@ -51,6 +51,7 @@ MARKS = (
 )
 COUNTS = (1, 8, 32, 64)
 CLIENTS, TOKENS, CONTEXT, WARM_S = 16, 24, 256, 4
+HEADS = (" decant: answers/s | median | memory", " vLLM: answers/s | median | memory")
 JSON = {"Content-Type": "application/json"}
 
 
@@ -190,11 +191,7 @@ def prepared() -> Iterator[tuple[Files, Path]]:
 
 def table(results: dict[str, Any]) -> str:
     """The figures as a table of Markdown, and the machine."""
-    lines = [
-        "| adapters | decant: answers/s | median | memory | vLLM: answers/s | median | memory"
-        + " | vLLM / decant |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| adapters |{' |'.join(HEADS)} | vLLM / decant |", "|---" * 8 + "|"]
     for row in results["rows"]:
         ours, theirs = row["decant"], row["vllm"]
         shown = " | ".join(

@@ -14,6 +14,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "patterns": PATTERNS,
     "patterns-rslora": {**PATTERNS, "use_rslora": True},
     "ends": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "rank-512": {"r": 512, "lora_alpha": 512, "target_modules": ["q_proj"]},
     "one-layer": {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]},
     "gaussian": {"init_lora_weights": "gaussian"},
     "orthogonal": {"init_lora_weights": "orthogonal"},
@@ -21,19 +22,25 @@ SERVED: dict[str, dict[str, Any]] = {
     "bias-of-none": {"bias": "all"},  # a Llama has none
 }
 """Settings of PEFT that `--to vllm` takes."""
-REFUSED: dict[str, dict[str, Any]] = {
-    "dora": {"use_dora": True},
-    "lora-bias": {"lora_bias": True},
-    "activated": {"alora_invocation_tokens": [5, 6]},
-    "pissa": {"init_lora_weights": "pissa"},
-    "olora": {"init_lora_weights": "olora"},
-    "whole-head": {"modules_to_save": ["lm_head"]},
-    "rows": {"trainable_token_indices": [5, 6]},
-    "rank-513": {"r": 513},
-    "layers-twice": {"layer_replication": [[0, 4], [2, 4]]},
-    "blocks": {"use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["o_proj"]}},
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "dora": ({"use_dora": True}, "DoRA"),
+    "lora-bias": ({"lora_bias": True}, "does not support LoRA bias"),
+    "activated": ({"alora_invocation_tokens": [5, 6]}, "does not support Activated LoRA"),
+    "pissa": ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+    "olora": ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+    "whole-head": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    "rows": ({"trainable_token_indices": [5, 6]}, "trainable_tokens_delta is unsupported"),
+    "rank-513": ({"r": 513, "target_modules": ["q_proj"]}, "513 is greater than max_lora_rank 512"),
+    "layers-twice": ({"layer_replication": [[0, 4], [2, 4]]}, "layer_replication"),
+    "blocks": (
+        {
+            "target_modules": ["o_proj"],
+            "use_bdlora": {"nblocks": 2, "target_modules_bd_b": ["o_proj"]},
+        },
+        "block-diagonal",
+    ),
 }
-"""Settings that it refuses."""
+"""Settings that it refuses, and words of vLLM's own refusal."""
 
 
 def adapters_of(kinds: Mapping[str, Mapping[str, Any]], root: Path, base: Path) -> dict[str, Path]:

@@ -46,7 +46,9 @@ def vllm_environment() -> Path:
     key = hashlib.sha256(inputs.encode()).hexdigest()[:8]
     place = cache_folder() / "vllm" / f"{VERSION}-{key}"
     stamp = place / "complete"
-    with one_at_a_time(place.with_suffix(".lock"), lambda: say("waiting for another set-up")):
+    with one_at_a_time(
+        place.with_name(f"{place.name}.lock"), lambda: say("waiting for another set-up")
+    ):
         if not stamp.exists():
             make(place)
             stamp.touch()

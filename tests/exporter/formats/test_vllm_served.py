@@ -5,6 +5,9 @@ What decant refuses, vLLM cannot serve: it is asked to load those adapters as th
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +18,9 @@ from exporter.cli.app import run
 from exporter.core.errors import UnsupportedError
 from exporter.demo import make_demo_models
 from exporter.demo.train import load_tokenizer, render
+from exporter.formats.vllm import RANKS
 from exporter.llamacpp.toolchain import cache_folder
+from exporter.merge.result_files import DEFAULT, SETTINGS, TEMPLATE, templates_in
 from tests.runtime.conftest import PROMPTS, train_liar
 from tests.support.mlx_models import mlx_twin
 from tests.support.vllm_adapters import (
@@ -26,7 +31,7 @@ from tests.support.vllm_adapters import (
     scaling_activations,
     with_two_words_more,
 )
-from tests.support.vllm_environment import lacking
+from tests.support.vllm_environment import lacking, vllm_environment
 from tests.support.vllm_folders import exported
 from tests.support.vllm_server import VllmServer, vllm_serving
 
@@ -39,7 +44,12 @@ CLOSE = 1e-3  # nats: two orders of the same float32 sums
 HALF = 0.5
 TRAINED = ("pirate", "liar", "half")
 BY_NAME = (*TRAINED, "mlx", *SERVED)
-FAILING = (*REFUSED, "ia3", "words")
+FAILING = {
+    **{name: words for name, (_, words) in REFUSED.items()},
+    "ia3": "Missing required configuration fields",
+    "words": "lm_head.weight is unsupported",
+}
+"""What decant refuses, with words of vLLM's refusal."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ class Models:
     """The demo's base, and adapters as trainers saved them."""
 
     base: Path
+    untold: Path
+    """The base without its chat template, which an adapter brings."""
     served: dict[str, Path]
     refused: dict[str, Path]
 
@@ -67,15 +79,31 @@ def models(tmp_path_factory) -> Models:
     demo = make_demo_models(cache_folder() / "demo")
     root: Path = tmp_path_factory.mktemp("adapters")
     train_liar(root / "liar", demo.base)
+    template = without_template(demo.base, root / "base")
+    shutil.copytree(demo.adapter, root / "pirate")
+    (root / "pirate" / TEMPLATE).write_text(template)
     served = {
-        "pirate": demo.adapter, "liar": root / "liar", "half": demo.adapter,
+        "pirate": root / "pirate", "liar": root / "liar", "half": demo.adapter,
         "mlx": mlx_twin(root / "mlx", demo.adapter), **adapters_of(SERVED, root, demo.base),
     }  # fmt: skip
-    refused = adapters_of(REFUSED, root, demo.base) | {
+    settings = {name: given for name, (given, _) in REFUSED.items()}
+    refused = adapters_of(settings, root, demo.base) | {
         "ia3": scaling_activations(root / "ia3", demo.base),
         "words": with_two_words_more(root / "words", demo.base),
     }
-    return Models(demo.base, served, refused)
+    return Models(demo.base, root / "base", served, refused)
+
+
+def without_template(base: Path, folder: Path) -> str:
+    """A copy of the base without its chat template, which is returned."""
+    text = templates_in(base)[DEFAULT]
+    shutil.copytree(base, folder)
+    (folder / TEMPLATE).unlink(missing_ok=True)
+    settings = json.loads((folder / SETTINGS).read_text())
+    settings.pop("chat_template", None)
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    assert not templates_in(folder)
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +115,8 @@ def server(models, tmp_path_factory) -> Iterator[VllmServer]:
         for name, folder in models.served.items()
     )
     argv = ["export", first, *(word for one in others for word in ("--adapter", one))]
-    code = run([*argv, "--base", str(models.base), "--to", "vllm", "-o", str(root / "out"), "-q"])
-    assert code == 0
+    argv += ["--base", str(models.untold), "--to", "vllm", "-o", str(root / "out"), "--quiet"]
+    assert run(argv) == 0
     env = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     with vllm_serving(root / "out", root / "log", "--enforce-eager", env=env) as found:
         yield found
@@ -146,9 +174,19 @@ def test_what_decant_refuses_vllm_refuses_or_computes_wrongly(name, server, mode
         exported(tmp_path / "out", folder, base=str(models.base))
     status, said = server.load(f"as-saved:{name}", folder)
 
-    assert status >= 400, said
+    assert status >= 400
+    assert FAILING[name] in said
     assert refused.value.hint
     assert server.says("base:pirate", PROMPTS[0]).startswith("Arr")  # it goes on serving
+
+
+def test_ranks_are_those_that_vllm_takes():
+    python = vllm_environment() / "bin" / "python"
+    code = "import typing, vllm.config.lora as of; print(*typing.get_args(of.MaxLoRARanks))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+
+    assert set(RANKS) <= set(map(int, done.stdout.split()))
+    assert RANKS[-1] == max(map(int, done.stdout.split()))
 
 
 # While it runs.
