@@ -49,6 +49,7 @@ SETTINGS = {
     "alora_invocation_tokens": "vLLM would apply it to every token",
     "target_parameters": "vLLM's versions differ in how they read adapters of experts",
 }
+NO_VLLM = r"error: vllm is not on the PATH\n\nhint: activate its environment, or pip install vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +339,10 @@ def write_texts(folder: Path, models: Sequence[str], command: Sequence[str]) -> 
         folder / SCRIPT,
         "#!/bin/sh\n"
         "# Further arguments are vLLM's: ./serve.sh --port 8000 --api-key KEY\n"
+        "command -v vllm > /dev/null || {\n"
+        f"    printf '{NO_VLLM}\\n' >&2\n"
+        "    exit 127\n"
+        "}\n"
         'cd "$(dirname "$0")" || exit\n'
         "exec " + " \\\n    ".join([*lines[:-1], '"$@"', lines[-1]]) + "\n",
     )

@@ -20,7 +20,7 @@ from tests.support.vllm_environment import vllm_environment
 
 ARGUMENTS = ("--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "256")
 START_S = 400  # on a busy machine; a quiet one takes 60
-KV_GIB = 1  # for keys and values: its least setting
+KV_GIB = 1  # for keys and values
 ALONE = {
     "VLLM_CPU_KVCACHE_SPACE": str(KV_GIB),
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the machine's other processes keep their share

@@ -91,6 +91,19 @@ def test_the_script_runs_the_command_from_anywhere_with_more_arguments(tmp_path)
     assert (Path(cwd) / json.loads(words[-1])["path"] / "adapter_model.safetensors").is_file()
 
 
+def test_without_vllm_the_script_says_so(tmp_path):
+    folder = exported(tmp_path / "out", write_adapter(tmp_path / "a"))
+    argv, env = [folder / "serve.sh"], {"PATH": str(tmp_path)}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 127
+    assert done.stderr.splitlines() == [
+        "error: vllm is not on the PATH",
+        "",
+        "hint: activate its environment, or pip install vllm",
+    ]
+
+
 @pytest.mark.parametrize(("rank", "allowed"), [(1, "8"), (8, "8"), (17, "32"), (512, "512")])
 def test_the_greatest_rank_is_one_that_vllm_takes(tmp_path, rank, allowed):
     adapter = of_rank(tmp_path / "a", rank)
