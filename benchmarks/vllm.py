@@ -208,9 +208,9 @@ def table(results: dict[str, Any]) -> str:
     found = [row[name] for row in results["rows"] for name in names]
     answers, wrong = (sum(one[key] for one in found) for key in ("answers", "wrong"))
     return "\n".join(lines) + (
-        f"\n\nFrom {first['adapters']} to {last['adapters']} adapters vLLM keeps {kept[1]:.2f} of its"
-        f" speed, decant {kept[0]:.2f}. {wrong or 'None'} of {answers:,} answers differed from those"
-        f" of transformers and peft. decant was ready after {ready[0]:.0f} s, vLLM after"
+        f"\n\nFrom {first['adapters']} to {last['adapters']} adapters vLLM keeps {kept[1]:.2f} of"
+        f" its speed, decant {kept[0]:.2f}. {wrong or 'None'} of {answers:,} answers differed from"
+        f" those of transformers and peft. decant was ready after {ready[0]:.0f} s, vLLM after"
         f" {ready[1]:.0f} s. vLLM's memory includes {KV_GIB} GiB for keys and values. Machine:"
         f" {results['machine']}; vLLM {results['vllm']} for CPUs with {results['library']}.\n"
     )

@@ -254,14 +254,16 @@ def serve_command(
 ) -> list[str]:
     """The argv, with paths relative to the folder.
 
-    The JSON form of --lora-modules names the adapter's base: `parent` in GET /v1/models.
+    The JSON form of --lora-modules names the adapter's base: `parent` in GET /v1/models. One more
+    place than adapters is made where that costs little: on CPUs, vLLM applies what is in the last
+    place to the base, too, in batches of both (vllm-project/vllm#48421).
     """
     modules = [
         json.dumps({"name": f"{name}:{one}", "path": f"{ADAPTERS}/{one}", "base_model_name": name})
         for one in adapters
     ]
     rank = next(allowed for allowed in RANKS if allowed >= rank)
-    at_once = min(len(adapters), LORAS_MAX)
+    at_once = min(len(adapters) + 1, LORAS_MAX)  # the last stays free: see above
     return [
         "vllm", "serve", base.named,
         *(["--revision", base.revision] if base.revision else []),
@@ -386,6 +388,8 @@ What differs from `decant serve`:
 - a new adapter needs another export and a restart. A server that was started with
   `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1`, which vLLM advises against in production, also takes the
   absolute path of an exported folder in `{adapters}`, at `POST /v1/load_lora_adapter`;
+- on a CPU, pass `--max-loras` with one more than there are adapters if those are 8 or more, or are
+  added later: else vLLM may apply one of them to the base (vllm-project/vllm#48421);
 - all models have one chat template, `{template}` if it lies here, else the base's;
 - an adapter has one strength: `NAME@0.5` is unknown here, export it with `--adapter PATH:0.5`;
 - the key is `--api-key`, of which vLLM's documentation says what it does not protect.
