@@ -236,8 +236,7 @@ def base_of(request: VllmRequest, adapters: Sequence[AdapterSpec]) -> VllmBase:
     for folder in (Path(text), adapters[0].folder / text):
         if (folder / "config.json").is_file():
             repo, commit = repo_at(folder)
-            named = (repo, commit) if repo else (str(folder.resolve()), None)
-            return VllmBase(*named, folder)
+            return VllmBase(repo or str(folder.resolve()), commit if repo else None, folder)
     if request.base is not None and Path(text).exists():
         raise InputError(f"`{text}` holds no config.json", hint="name the base model's folder")
     return VllmBase(text, revision)

@@ -39,7 +39,7 @@ def common_template(
     report(
         Note(
             f"vLLM has one chat template for all models, here the base's: {names} had another in"
-            " training; export adapters of one template together, into a folder of their own"
+            " training; export adapters of one template into one folder"
         )
     )
     return None
