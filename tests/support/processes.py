@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,7 +29,8 @@ def wait_until(fact: Callable[[], object], timeout_s: float = 5) -> bool:
 def descendants(pid: int) -> list[int]:
     """The processes that a process's threads started, and theirs."""
     found = []
-    for task in sorted(Path(f"/proc/{pid}/task").glob("*/children")):
-        for child in task.read_text().split():
-            found += [int(child), *descendants(int(child))]
+    for thread in sorted(Path(f"/proc/{pid}/task").iterdir()):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            for child in (thread / "children").read_text().split():
+                found += [int(child), *descendants(int(child))]
     return found

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pytest
 
 WARNED_S = 5.0
-EXEMPT = {"slow", "families", "programs", "pages", "lm_eval"}
+EXEMPT = {"slow", "families", "programs", "pages", "lm_eval", "vllm"}
 """Marks of tests that may take longer, because they run under separate targets of make."""
 
 NOTHING_BUT_NOT = re.compile(r"not \w+( and not \w+)*")

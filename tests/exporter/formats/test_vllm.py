@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -39,7 +40,7 @@ def test_the_command_serves_base_and_adapters_by_decants_names(tmp_path):
     assert made.models == ("base", "base:pirate", "base:liar")
     assert list(made.command) == [
         "vllm", "serve", "org/base", "--served-model-name", "base", "--enable-lora",
-        "--max-lora-rank", "8", "--max-loras", "2", "--lora-modules",
+        "--max-lora-rank", "8", "--max-loras", "3", "--lora-modules",
         '{"name": "base:pirate", "path": "adapters/pirate", "base_model_name": "base"}',
         '{"name": "base:liar", "path": "adapters/liar", "base_model_name": "base"}',
     ]  # fmt: skip
@@ -91,6 +92,19 @@ def test_the_script_runs_the_command_from_anywhere_with_more_arguments(tmp_path)
     assert (Path(cwd) / json.loads(words[-1])["path"] / "adapter_model.safetensors").is_file()
 
 
+def test_without_vllm_the_script_says_so(tmp_path):
+    folder = exported(tmp_path / "out", write_adapter(tmp_path / "a"))
+    argv, env = [folder / "serve.sh"], {"PATH": str(tmp_path)}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 127
+    assert done.stderr.splitlines() == [
+        "error: vllm is not on the PATH",
+        "",
+        "hint: activate its environment, or pip install vllm",
+    ]
+
+
 @pytest.mark.parametrize(("rank", "allowed"), [(1, "8"), (8, "8"), (17, "32"), (512, "512")])
 def test_the_greatest_rank_is_one_that_vllm_takes(tmp_path, rank, allowed):
     adapter = of_rank(tmp_path / "a", rank)
@@ -106,12 +120,19 @@ def of_rank(folder: Path, rank: int) -> Path:
     return folder
 
 
-def test_more_adapters_than_a_batch_holds_are_kept_in_memory(tmp_path):
-    adapters = [write_adapter(tmp_path / f"a{number}") for number in range(9)]
+@pytest.mark.parametrize(
+    ("count", "at_once", "in_memory"),
+    [(1, "2", None), (7, "8", None), (8, "8", None), (9, "8", "9")],
+)
+def test_a_place_stays_free_and_what_a_batch_does_not_hold_is_kept_in_memory(
+    tmp_path, count, at_once, in_memory
+):
+    adapters = [write_adapter(tmp_path / f"a{number}") for number in range(count)]
     command = export_for_vllm(request(tmp_path / "out", *adapters)).command
+    options = dict(itertools.pairwise(command))
 
-    assert command[command.index("--max-loras") + 1] == "8"
-    assert command[command.index("--max-cpu-loras") + 1] == "9"
+    assert options["--max-loras"] == at_once
+    assert options.get("--max-cpu-loras") == in_memory
 
 
 def test_a_base_in_the_hubs_cache_is_named_by_repo_and_commit(tmp_path):

@@ -151,3 +151,15 @@ def test_the_config_is_otherwise_the_trainers(tmp_path):
     assert config["target_modules"] == ["q_proj"]
     assert config["base_model_name_or_path"] == "org/base"
     assert config["lora_alpha"] / config["r"] == pytest.approx(4 / 2**0.5)
+
+
+def test_modules_that_a_trainer_did_not_list_are_named(tmp_path):
+    """vLLM insists on the setting, which mlx-lm's adapters lack."""
+    adapter = write_adapter(tmp_path / "a")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    del config["target_modules"]
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    folder = exported(tmp_path / "out", adapter) / "adapters" / "a"
+
+    found = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert found == ["model.layers.0.self_attn.q_proj"]
