@@ -2,11 +2,12 @@
 
 import { isAbort, modelStatus, streamed } from "./api.js";
 import { copyButton, el, oncePerFrame } from "./dom.js";
-import { LiveMarkdown } from "./markdown.js";
+import { LiveMarkdown } from "./live_markdown.js";
 import { hasTemplate } from "./models.js";
 import { counted, numeral, t } from "./words.js";
 
 const PATIENCE_MS = 2000;
+const MOST_A_FRAME = 1500; // characters that are added while the answer grows: more would miss frames
 const RAW_TOKENS = 256; // the limit of an answer without a chat template, as in `decant chat`
 
 /**
@@ -96,6 +97,11 @@ function rounded(speed) {
   return numeral(speed, { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: false });
 }
 
+/** Make `text` the text of an element; the same text leaves the element alone. */
+function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 /** An answer on the page. */
 export class AnswerView {
   /**
@@ -116,6 +122,7 @@ export class AnswerView {
     this.element = el("div", { class: "answer" }, this.reasoning, this.body, this.waiting, this.error, foot);
     this.live = { body: new LiveMarkdown(this.body), thoughts: new LiveMarkdown(this.thoughts) };
     this.isOpen = false;
+    this.shown = { body: 0, thoughts: 0 }; // the characters of each text that are on the page
     this.before = this.patience = "";
     /** Why the answer waits, where the page knows it. */
     this.note = "";
@@ -154,6 +161,7 @@ export class AnswerView {
     this.leave();
     this.element.removeAttribute("aria-busy");
     this.show();
+    for (const live of Object.values(this.live)) live.close();
   }
 
   /** Show nothing more: the answer has ended, or this view is not on the page any more. */
@@ -166,15 +174,23 @@ export class AnswerView {
   show() {
     const { content, reasoning, error } = this.answer;
     this.reasoning.hidden = !reasoning;
-    if (reasoning) this.live.thoughts.write(reasoning);
-    this.live.body.write(content);
+    this.write("thoughts", reasoning);
+    this.write("body", content);
     const isEmpty = !content && !error;
     this.waiting.hidden = !(this.isOpen ? this.isAwaited : isEmpty);
-    this.waiting.textContent = this.waitingFor(reasoning);
+    say(this.waiting, this.waitingFor(reasoning));
     this.error.hidden = !error;
-    this.error.textContent = error ?? "";
+    say(this.error, error ?? "");
     this.copy.hidden = this.isOpen || !content;
-    this.facts.textContent = factsOf(this.answer).join(" · ");
+    say(this.facts, factsOf(this.answer).join(" · "));
+  }
+
+  /** Write a text, or as much more of it as one frame allows. */
+  write(place, text) {
+    const shown = this.isOpen ? text.slice(0, this.shown[place] + MOST_A_FRAME) : text;
+    if (shown.length > this.shown[place] || !this.isOpen) this.live[place].write(shown);
+    this.shown[place] = shown.length;
+    if (shown.length < text.length) this.update();
   }
 
   waitingFor(reasoning) {
