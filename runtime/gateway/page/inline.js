@@ -221,8 +221,16 @@ function formula(state, length, end) {
   while (places.all[places.next] <= from) places.next += 1; // it holds a character at least
   const to = places.all[places.next];
   if (isBeyond(state, to)) return false;
+  if (end === "$" && dollarIn(state.source, from, to)) return false; // two prices and an end: "$5, $6 or US$"
   const isBlock = end === "$$" || end === "\\]";
   return push(state, { type: "math", isBlock, text: state.source.slice(from, to).trim() }, to + end.length - state.at);
+}
+
+/** Whether there is a dollar that is not escaped. */
+function dollarIn(source, from, to) {
+  let at = source.indexOf("$", from);
+  while (at < to && source[at - 1] === "\\") at = source.indexOf("$", at + 1);
+  return at < to;
 }
 
 function delimiters(state) {

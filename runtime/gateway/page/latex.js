@@ -6,9 +6,9 @@
 import { COMMANDS, INFIX, SWITCHES } from "./latex_commands.js";
 import { SPACES, inAlphabet, signOf, symbolOf } from "./latex_symbols.js";
 import { tableOf } from "./latex_tables.js";
-import { Row, asWritten, joined, ml, ord, scripted, symbolAtom } from "./mathml.js";
+import { Row, asWritten, inRows, joined, ml, ord, scripted, symbolAtom } from "./mathml.js";
 
-const LONGEST = 10_000; // characters; longer formulas are shown as they are written
+const LONGEST = 4000; // characters; longer formulas are shown as they are written
 const DEEPEST = 24; // groups in groups; deeper ones are shown as they are written
 const TOKEN = /\\(?:[a-zA-Z]+|[^])|\s+|\d+(?:\.\d+)?|[^]/uy;
 const GROUP = new Set(["}"]);
@@ -79,7 +79,7 @@ class Formula {
     for (;;) {
       this.skipSpaces();
       const token = this.peek();
-      if (token === "" || ends.has(token)) return row.nodes;
+      if (token === "" || ends.has(token)) return inRows(row.nodes);
       const name = token[0] === "\\" ? token.slice(1) : token;
       if (token[0] === "\\" && Object.hasOwn(INFIX, name) && this.depth < DEEPEST) return this.infix(row, ends);
       if (token[0] === "\\" && Object.hasOwn(SWITCHES, name)) {

@@ -33,6 +33,7 @@ export const COMMANDS = {
   tbinom: (formula) => ord(ml("mstyle", { displaystyle: "false" }, enclosed("(", fraction(formula, { linethickness: "0" }), ")"))),
   sqrt,
   begin: environment,
+  end: (formula) => asWritten(`\\end{${formula.written()}}`), // of nothing that has begun
   left,
   not: negated,
   substack: stacked,

@@ -92,6 +92,7 @@ symbols.set("|", { kind: "fence", text: "‖" });
 
 const signs = new Map();
 for (const [kind, text] of Object.entries(SIGNS)) for (const sign of text) signs.set(sign, { kind, text: sign });
+for (const text of "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") signs.set(text, { kind: "letter", text });
 signs.set("-", { kind: "bin", text: "−" });
 signs.set("*", { kind: "bin", text: "∗" });
 signs.set("/", { kind: "ord", text: "/" });

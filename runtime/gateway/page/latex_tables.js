@@ -70,7 +70,7 @@ function table(rows, { columns, given = "", isBlock, isSmall }) {
   const layout = columns === "given" ? given.replace(/[^lcr|]/g, "") : "";
   const made = rows.map(({ cells, isRuled }) => ml("mtr", isRuled ? { class: "ruled" } : {}, cells.map((nodes, column) => {
     const side = layout ? sideIn(layout, column) : sideOf(columns, column);
-    return ml("mtd", side ? { class: side } : {}, isBlock ? ml("mstyle", { displaystyle: "true" }, nodes) : nodes);
+    return ml("mtd", { ...(side ? { class: side } : {}), ...(isBlock ? { displaystyle: "true" } : {}) }, nodes);
   })));
   const node = ml("mtable", columns === "pairs" ? { class: "pairs" } : {}, made);
   return isSmall ? ml("mstyle", { scriptlevel: "1" }, node) : node;

@@ -3,6 +3,7 @@
 import { inAlphabet } from "./latex_symbols.js";
 
 const MATHML = "http://www.w3.org/1998/Math/MathML";
+const ROW = 100;
 const THIN = "0.1667em";
 const ARROWS = /^[←-⇿⟰-⟿∣∥]$/; // a browser would stretch them beside a high neighbour
 const TERMS = new Set(["ord", "letter", "close", "fence"]);
@@ -17,9 +18,18 @@ const AFTER_FUNCTION = new Set(["ord", "letter", "op", "integral", "function", "
 /** A new element of MathML. */
 export function ml(tag, attributes = {}, ...children) {
   const element = document.createElementNS(MATHML, tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  for (const child of children.flat()) if (child !== null) element.append(child);
+  for (const name of Object.keys(attributes)) element.setAttribute(name, attributes[name]);
+  if (children.length === 1 && typeof children[0] === "string") element.textContent = children[0];
+  else for (const child of children.flat()) if (child !== null) element.append(child);
   return element;
+}
+
+/** The nodes in rows of at most ROW: a browser looks at all of a row for each that is added. */
+export function inRows(nodes) {
+  if (nodes.length <= ROW) return nodes;
+  const rows = [];
+  for (let at = 0; at < nodes.length; at += ROW) rows.push(ml("mrow", {}, nodes.slice(at, at + ROW)));
+  return rows;
 }
 
 /** One element for several. */

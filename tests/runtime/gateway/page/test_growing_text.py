@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.gateway.page.conftest import KEY, Visit, visiting
+from tests.runtime.gateway.page.conftest import FLAT, KEY, Visit, visiting
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
@@ -64,25 +64,23 @@ WHOLE = """async (text) => {
   return [root.innerHTML, whole.innerHTML];
 }"""
 # after each prefix, what was written while it grew against the same text at once
-SAME = """async ([text, cuts]) => {
-  const { LiveMarkdown } = await import('/page/live_markdown.js');
-  const { rendered } = await import('/page/markdown.js');
+SAME = f"""async ([text, cuts]) => {{
+  const {{ LiveMarkdown }} = await import('/page/live_markdown.js');
+  const {{ rendered }} = await import('/page/markdown.js');
+  const flat = {FLAT};
   const root = document.createElement('div');
   const live = new LiveMarkdown(root);
-  for (const cut of [...cuts, text.length]) {
+  for (const cut of [...cuts, text.length]) {{
     live.write(text.slice(0, cut));
     const whole = document.createElement('div');
     whole.append(...rendered(text.slice(0, cut)));
-    const grown = root.cloneNode(true);
-    grown.querySelectorAll(':scope > .part, .frozen').forEach((e) => e.replaceWith(...e.childNodes));
-    if (grown.innerHTML !== whole.innerHTML) {
-      let at = 0;
-      while (grown.innerHTML[at] === whole.innerHTML[at]) at += 1;
-      return [cut, grown.innerHTML.slice(at - 90, at + 90), whole.innerHTML.slice(at - 90, at + 90)];
-    }
-  }
+    const [one, other] = [flat(root).innerHTML, whole.innerHTML];
+    let at = 0;
+    while (one !== other && one[at] === other[at]) at += 1;
+    if (one !== other) return [cut, one.slice(at - 90, at + 90), other.slice(at - 90, at + 90)];
+  }}
   return null;
-}"""
+}}"""
 
 SENTENCE = "Some words, and *more* of them with `code` and a [link](https://a.example/b). "
 CHINESE = "这是一个很长的段落，没有空格，也没有换行，浏览器在任何字之间都可以换行。"
@@ -94,9 +92,8 @@ TEXTS = {
     "list": "".join(f"{n}. item {n} with **some** words\n" for n in range(1, 300)),
     "loose list": "".join(f"- item {n} with **some** words\n\n" for n in range(300)),
     "table": "| a | b |\n|---|--:|\n" + "".join(f"| row {n} | {'x' * (n // 9)} |\n" for n in range(300)),
-    "code": "```python\n" + 'def f(a, b="c"):\n    return a + 1  # why\n\n' * 150 + "```\n",
 }  # fmt: skip
-FROZEN = ".frozen, .pieces, .piece, .lines"
+FROZEN = ".frozen, .pieces, .piece"
 # what may be written in a long paragraph, in any order
 MARKS = (
     "word", "more words", "*", "**", "*em*", "**strong**", "_", "__", "`", "``", "`code`", "[",
@@ -122,14 +119,14 @@ def grown(visit, request) -> tuple[Visit, str]:
 
 def test_what_is_laid_out_in_pieces_looks_as_the_whole_does(grown):
     visit, text = grown
-    assert visit.page.locator(f"#grown :is({FROZEN})").count() > 1
+    assert visit.page.locator(f"#grown :is({FROZEN})").count() > 0
     growing = visit.page.evaluate(PLACES)
     copied = visit.page.evaluate(COPIED)
     built, whole = visit.page.evaluate(WHOLE, text)
 
     assert built == whole
     assert apart(growing, visit.page.evaluate(PLACES)) == []
-    assert copied == visit.page.evaluate(COPIED)
+    assert copied.strip() == visit.page.evaluate(COPIED).strip()
 
 
 def apart(one: list[Any], other: list[Any]) -> list[Any]:
@@ -222,4 +219,4 @@ def test_marks_reach_over_four_thousand_characters_and_no_further(visit):
         words = ("word " * 1000)[: length - 1] + "x"
         assert markup(f"*{words}*").count("<em>") == tags
         assert markup(f"`{words}`").count("<code>") == tags
-        assert markup(f"[{words}](https://a.example)").count("<a ") == tags
+        assert markup(f"[{words}](mailto:a@b.example)").count("<a ") == tags
