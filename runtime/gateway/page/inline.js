@@ -221,7 +221,7 @@ function formula(state, length, end) {
   while (places.all[places.next] <= from) places.next += 1; // it holds a character at least
   const to = places.all[places.next];
   if (isBeyond(state, to)) return false;
-  if (end === "$" && dollarIn(state.source, from, to)) return false; // two prices and an end: "$5, $6 or US$"
+  if (end === "$" && dollarIn(state.source, from, to)) return false; // prices: "$5, $6 and US$"
   const isBlock = end === "$$" || end === "\\]";
   return push(state, { type: "math", isBlock, text: state.source.slice(from, to).trim() }, to + end.length - state.at);
 }

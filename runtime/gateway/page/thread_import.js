@@ -2,7 +2,7 @@
 
 import { Thread } from "./thread.js";
 import { FORMAT, VERSION } from "./thread_export.js";
-import { sized, t } from "./words.js";
+import { numeral, sized, t } from "./words.js";
 
 const MOST_BYTES = 50_000_000;
 const MOST_MESSAGES = 20_000;
@@ -28,7 +28,7 @@ export async function threadOf(file) {
   const found = parsed(await file.text());
   if (found?.format !== FORMAT || !Array.isArray(found.messages)) throw new Error(t("{name} is not a conversation that this page has exported as JSON.", { name }));
   if (found.version !== VERSION) throw new Error(t("{name} has version {version} of the format, and this page reads version {known}.", { name, version: String(found.version), known: VERSION }));
-  if (!found.messages.length || found.messages.length > MOST_MESSAGES) throw new Error(t("{name} has {count} messages: a conversation to import has 1 to {most}.", { name, count: found.messages.length, most: MOST_MESSAGES }));
+  if (!found.messages.length || found.messages.length > MOST_MESSAGES) throw new Error(t("{name} has {count} messages: a conversation to import has 1 to {most}.", { name, count: numeral(found.messages.length), most: numeral(MOST_MESSAGES) }));
   const messages = messagesIn(found.messages, name);
   const thread = new Thread({ title: isText(found.title) ? found.title.slice(0, TITLE_MAX) : "", isNamed: true }, messages);
   messages.forEach((message) => { message.thread = thread.id; });

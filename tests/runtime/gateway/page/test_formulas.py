@@ -121,7 +121,7 @@ READ = {
     "$5 and $10": 0,
     "$5, $6 or $7.50": 0,
     "US$5 to US$6, 5$ and 6$": 0,
-    "$5, $6 or $7 in US$ and $x$": 1,
+    "$5, $6 and $x$": 1,
     "from $5-$10": 0,
     r"\$x\$": 0,
     "`$x$`": 0,
@@ -142,7 +142,7 @@ HOSTILE = {
     "letters": "x" * 3900, "sums": r"\sum_" * 780, "braces": r"\overbrace{" * 360,
     "nested fractions": r"\frac{1}{" * 200 + "x" + "}" * 200,
     "nested matrices": r"\begin{pmatrix}" * 120 + "x" + r"\end{pmatrix}" * 120,
-    "nested scripts": "x_{a^{" * 500 + "y" + "}}" * 500,
+    "nested scripts": "x_{a^{" * 400 + "y" + "}}" * 400,
 }  # fmt: skip
 PIECES = (
     "{", "}", "^", "_", "&", "\\\\", "\\frac", "\\sqrt", "[", "]", "\\left", "\\right", "(", ")",
