@@ -7,7 +7,8 @@ import { hasTemplate } from "./models.js";
 import { counted, numeral, t } from "./words.js";
 
 const PATIENCE_MS = 2000;
-const MOST_A_FRAME = 1500; // characters that are added while the answer grows: more would miss frames
+const MOST_A_FRAME = 600; // characters that are added while the answer grows: more would miss frames
+const CATCH_UP_MS = 2000; // what is not shown by then is shown at once
 const RAW_TOKENS = 256; // the limit of an answer without a chat template, as in `decant chat`
 
 /**
@@ -154,6 +155,15 @@ export class AnswerView {
     const loaded = progress ? ` ${Math.round(progress * 100)} %` : "";
     this.patience = ` ${value === "loading" ? `${t("loading")}${loaded}, ` : ""}${seconds} s`;
     if (this.isOpen) this.show();
+  }
+
+  /** Wait until all that has come is on the page, frame by frame; not long, and not out of sight. */
+  async caughtUp(signal) {
+    const end = performance.now() + CATCH_UP_MS;
+    while (this.isOpen && this.shown.body < this.answer.content.length && performance.now() < end && !document.hidden && !signal.aborted) {
+      this.update();
+      await new Promise((resolve) => setTimeout(resolve, 16)); // no frame comes to a hidden page
+    }
   }
 
   /** Show the whole answer at once. */

@@ -230,6 +230,7 @@ export class Chat {
     this.keep(thread, changed);
     const saving = setInterval(() => this.keep(thread, [answer], false), SAVED_MS);
     await receive(answer, request, controller.signal, () => this.viewOf(answer)?.answer.update());
+    await this.viewOf(answer)?.answer.caughtUp(controller.signal);
     clearInterval(saving);
     this.running.delete(thread.id);
     thread.updated = Date.now();

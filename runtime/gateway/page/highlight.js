@@ -88,6 +88,7 @@ export class Highlighted {
     block.className = "lines";
     while (this.element.lastChild && this.element.lastChild.className !== "lines") block.prepend(this.element.lastChild);
     this.element.append(block);
+    block.previousSibling?.previousSibling?.previousSibling?.classList.add("past"); // far above what is written now
     return 0;
   }
 }

@@ -7,7 +7,7 @@ import { blockNode, endOf, restOf } from "./markdown.js";
 import { patch } from "./patch.js";
 
 const PART = 24; // blocks of a growing text that are laid out together
-const RECENT = 2; // parts that are laid out even where they are out of sight
+const RECENT = 4; // parts that are laid out even where they are out of sight
 
 /**
  * A text that grows: finished blocks stay unchanged, the rest is patched, so that nothing flickers,

@@ -258,7 +258,7 @@ def test_long_code_is_the_same_in_blocks_of_lines_and_copied_whole(visit):
         text = f"text\n\n```{language}\n{code}\n```\nmore"
         markup = visit.page.evaluate(RENDER, text)
         assert visit["#probe pre"].text_content() == code
-        assert markup.count('class="lines"') == (0 if language == "js" else 182 // 50)
+        assert markup.count('class="lines') == (0 if language == "js" else 182 // 50)
         cuts = [*range(0, len(text), 97), *range(1000, 1100)]
         assert visit.page.evaluate(LIVE, [text, sorted(cuts)]) is None
     copied = visit.page.evaluate(
