@@ -99,7 +99,7 @@ export class TablePieces {
   /** A wider cell has come, or the window has another width. */
   align() {
     if (!this.pieces.length) return;
-    if (this.table.parentElement.clientWidth !== this.available) return this.thawed(this.thaw());
+    if (this.table.parentElement.clientWidth !== this.available) return requestAnimationFrame(() => this.thawed(this.thaw()));
     const before = this.widths;
     this.measure();
     if (this.widths.some((width, index) => Math.abs(width - before[index]) > NEAR)) this.apply();

@@ -161,7 +161,7 @@ class GrowingParagraph {
     this.frozenAt = 0; // about where its text begins
     this.width = 0;
     this.watch = new ResizeObserver(([{ contentRect }]) => {
-      if (this.width && contentRect.width !== this.width) this.thaw();
+      if (this.width && contentRect.width !== this.width) requestAnimationFrame(() => { if (this.watch) this.thaw(); });
       this.width = contentRect.width;
     });
     this.watch.observe(element);
@@ -223,6 +223,7 @@ class GrowingParagraph {
 
   close() {
     this.watch.disconnect();
+    this.watch = null;
     this.thaw();
   }
 }

@@ -1,8 +1,8 @@
 /** Markdown that grows: what is finished stays as it is, and only the end is read again. */
 
 import { blocksOf } from "./blocks.js";
-import { growingOf } from "./growing_blocks.js";
 import { el } from "./dom.js";
+import { growingOf } from "./growing_blocks.js";
 import { blockNode, endOf, restOf } from "./markdown.js";
 import { patch } from "./patch.js";
 

@@ -97,6 +97,7 @@ export class Row {
     this.nodes = [];
     this.before = before;
     this.word = null; // a function's name at the end of the row
+    this.relation = null; // a relation there
   }
 
   add({ node, kind, core }) {
@@ -108,6 +109,11 @@ export class Row {
       core.setAttribute("lspace", isAfterTerm ? THIN : "0");
       core.setAttribute("rspace", "0");
     }
+    if (kind === "rel" && this.relation) { // as in `:=`
+      this.relation.setAttribute("rspace", "0");
+      core?.setAttribute("lspace", "0");
+    }
+    this.relation = kind === "rel" ? core : null;
     this.word = isWord ? core : null;
     this.before = kind === "bin" && !isAfterTerm ? "sign" : kind;
     this.nodes.push(node);
@@ -115,6 +121,7 @@ export class Row {
 
   /** Add what is not a term: a space. */
   space(node) {
+    this.relation = null;
     this.nodes.push(node);
   }
 }

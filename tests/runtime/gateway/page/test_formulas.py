@@ -81,8 +81,7 @@ SHAPED = {
     r"\bigl( x \bigr)": "mrow(mo:( mi:x mo:))",
     r"\begin{pmatrix}a&b\\c&d\end{pmatrix}": "mrow(mo:( "
     "mtable(mtr(mtd(mi:a) mtd(mi:b)) mtr(mtd(mi:c) mtd(mi:d))) mo:))",
-    r"\begin{cases}a&b\\c\end{cases}": "mrow(mo:{ "
-    "mtable(mtr(mtd(mi:a) mtd(mi:b)) mtr(mtd(mi:c))))",
+    r"\begin{cases}a&b\\c\end{cases}": "mrow(mo:{ mtable(mtr(mtd(mi:a) mtd(mi:b)) mtr(mtd(mi:c))))",
     r"a&=b\\&=c": "mtable(mtr(mtd(mi:a) mtd(mo:= mi:b)) mtr(mtd mtd(mo:= mi:c)))",
     r"\begin{aligned}a&=b\end{aligned}": "mtable(mtr(mtd(mi:a) mtd(mo:= mi:b)))",
     r"{a\over b}": "mfrac(mi:a mi:b)",
