@@ -1,14 +1,16 @@
 /** One answer: requested, received piece by piece, and shown. */
 
 import { isAbort, modelStatus, streamed } from "./api.js";
-import { copyButton, el, oncePerFrame } from "./dom.js";
+import { afterFrame, copyButton, el, oncePerFrame } from "./dom.js";
 import { LiveMarkdown } from "./live_markdown.js";
 import { hasTemplate } from "./models.js";
 import { counted, numeral, t } from "./words.js";
 
 const PATIENCE_MS = 2000;
-const MOST_A_FRAME = 600; // characters that are added while the answer grows: more would miss frames
-const CATCH_UP_MS = 2000; // what is not shown by then is shown at once
+const FEWEST = 250; // characters that are added in one frame while the answer grows…
+const MOST = 600; // …and what is added where frames are quick
+const QUICK_MS = 9; // of a frame's 16: the rest is for the reader
+const CATCH_UP_MS = 3000; // what is not shown by then is shown at once
 const RAW_TOKENS = 256; // the limit of an answer without a chat template, as in `decant chat`
 
 /**
@@ -124,10 +126,16 @@ export class AnswerView {
     this.live = { body: new LiveMarkdown(this.body), thoughts: new LiveMarkdown(this.thoughts) };
     this.isOpen = false;
     this.shown = { body: 0, thoughts: 0 }; // the characters of each text that are on the page
+    this.step = MOST;
     this.before = this.patience = "";
     /** Why the answer waits, where the page knows it. */
     this.note = "";
-    this.update = oncePerFrame(() => { if (this.isOpen) around(() => this.show()); });
+    this.update = oncePerFrame(() => {
+      if (!this.isOpen) return;
+      const began = performance.now();
+      around(() => this.show());
+      afterFrame(() => this.adapt(performance.now() - began));
+    });
     this.show();
   }
 
@@ -195,9 +203,14 @@ export class AnswerView {
     say(this.facts, factsOf(this.answer).join(" · "));
   }
 
+  /** Add less in a frame after one that took long, and more after a quick one. */
+  adapt(took) {
+    this.step = Math.max(FEWEST, Math.min(MOST, Math.round(this.step * (took > QUICK_MS ? 0.8 : 1.15))));
+  }
+
   /** Write a text, or as much more of it as one frame allows. */
   write(place, text) {
-    const shown = this.isOpen ? text.slice(0, this.shown[place] + MOST_A_FRAME) : text;
+    const shown = this.isOpen ? text.slice(0, this.shown[place] + this.step) : text;
     if (shown.length > this.shown[place] || !this.isOpen) this.live[place].write(shown);
     this.shown[place] = shown.length;
     if (shown.length < text.length) this.update();
