@@ -1,12 +1,16 @@
 /** One answer: requested, received piece by piece, and shown. */
 
 import { isAbort, modelStatus, streamed } from "./api.js";
-import { copyButton, el, oncePerFrame } from "./dom.js";
-import { LiveMarkdown } from "./markdown.js";
+import { afterFrame, copyButton, el, oncePerFrame } from "./dom.js";
+import { LiveMarkdown } from "./live_markdown.js";
 import { hasTemplate } from "./models.js";
 import { counted, numeral, t } from "./words.js";
 
 const PATIENCE_MS = 2000;
+const FEWEST = 250; // characters that are added in one frame while the answer grows…
+const MOST = 600; // …and what is added where frames are quick
+const QUICK_MS = 9; // of a frame's 16: the rest is for the reader
+const CATCH_UP_MS = 3000; // what is not shown by then is shown at once
 const RAW_TOKENS = 256; // the limit of an answer without a chat template, as in `decant chat`
 
 /**
@@ -96,6 +100,11 @@ function rounded(speed) {
   return numeral(speed, { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: false });
 }
 
+/** Make `text` the text of an element; the same text leaves the element alone. */
+function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 /** An answer on the page. */
 export class AnswerView {
   /**
@@ -116,10 +125,17 @@ export class AnswerView {
     this.element = el("div", { class: "answer" }, this.reasoning, this.body, this.waiting, this.error, foot);
     this.live = { body: new LiveMarkdown(this.body), thoughts: new LiveMarkdown(this.thoughts) };
     this.isOpen = false;
+    this.shown = { body: 0, thoughts: 0 }; // the characters of each text that are on the page
+    this.step = MOST;
     this.before = this.patience = "";
     /** Why the answer waits, where the page knows it. */
     this.note = "";
-    this.update = oncePerFrame(() => { if (this.isOpen) around(() => this.show()); });
+    this.update = oncePerFrame(() => {
+      if (!this.isOpen) return;
+      const began = performance.now();
+      around(() => this.show());
+      afterFrame(() => this.adapt(performance.now() - began));
+    });
     this.show();
   }
 
@@ -149,11 +165,21 @@ export class AnswerView {
     if (this.isOpen) this.show();
   }
 
+  /** Wait until all that has come is on the page, frame by frame; not long, and not out of sight. */
+  async caughtUp(signal) {
+    const end = performance.now() + CATCH_UP_MS;
+    while (this.isOpen && this.shown.body < this.answer.content.length && performance.now() < end && !document.hidden && !signal.aborted) {
+      this.update();
+      await new Promise((resolve) => setTimeout(resolve, 16)); // no frame comes to a hidden page
+    }
+  }
+
   /** Show the whole answer at once. */
   close() {
     this.leave();
     this.element.removeAttribute("aria-busy");
     this.show();
+    for (const live of Object.values(this.live)) live.close();
   }
 
   /** Show nothing more: the answer has ended, or this view is not on the page any more. */
@@ -166,15 +192,28 @@ export class AnswerView {
   show() {
     const { content, reasoning, error } = this.answer;
     this.reasoning.hidden = !reasoning;
-    if (reasoning) this.live.thoughts.write(reasoning);
-    this.live.body.write(content);
+    this.write("thoughts", reasoning);
+    this.write("body", content);
     const isEmpty = !content && !error;
     this.waiting.hidden = !(this.isOpen ? this.isAwaited : isEmpty);
-    this.waiting.textContent = this.waitingFor(reasoning);
+    say(this.waiting, this.waitingFor(reasoning));
     this.error.hidden = !error;
-    this.error.textContent = error ?? "";
+    say(this.error, error ?? "");
     this.copy.hidden = this.isOpen || !content;
-    this.facts.textContent = factsOf(this.answer).join(" · ");
+    say(this.facts, factsOf(this.answer).join(" · "));
+  }
+
+  /** Add less in a frame after one that took long, and more after a quick one. */
+  adapt(took) {
+    this.step = Math.max(FEWEST, Math.min(MOST, Math.round(this.step * (took > QUICK_MS ? 0.8 : 1.15))));
+  }
+
+  /** Write a text, or as much more of it as one frame allows. */
+  write(place, text) {
+    const shown = this.isOpen ? text.slice(0, this.shown[place] + this.step) : text;
+    if (shown.length > this.shown[place] || !this.isOpen) this.live[place].write(shown);
+    this.shown[place] = shown.length;
+    if (shown.length < text.length) this.update();
   }
 
   waitingFor(reasoning) {

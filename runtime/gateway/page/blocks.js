@@ -15,9 +15,11 @@ const MARKER = /^([ \t]*)([-*+]|\d{1,9}[.)])(?:([ \t]+)(?=\S)|[ \t]*$)/;
 const DELIMITERS = /^[ \t|:-]*$/;
 const DELIMITER = /^:?-+:?$/;
 const MOST_COLUMNS = 100; // a row with more is text
-const MOST_PADDING = 10_000; // missing cells that are added; beyond, rows stay short
-const MATH = [/^[ \t]*\$\$(?!\$)/, /^[ \t]*\\\[/]; // how a formula begins, and below how it ends
-const MATH_ENDS = [/\$\$[ \t]*$/, /\\\][ \t]*$/];
+export const MOST_PADDING = 10_000; // missing cells that are added; beyond, rows stay short
+const SETS = String.raw`\{(?:equation|align|alignat|flalign|gather|multline|eqnarray)\*?\}`; // environments that are formulas by themselves
+const MATH = [/^[ \t]*\$\$(?!\$)/, /^[ \t]*\\\[/, new RegExp(String.raw`^[ \t]*(?=\\begin${SETS})`)]; // how a formula begins, and below how it ends
+const MATH_ENDS = [/\$\$[ \t]*$/, /\\\][ \t]*$/, new RegExp(String.raw`(?<=\\end${SETS})[ \t]*$`)];
+const MATH_MARKS = ["$$", "\\]", null];
 const TAB = "    ";
 
 /**
@@ -80,7 +82,8 @@ function fenceAt(lines, at) {
     inside.push(dedented(lines[next].text, indent));
     next += 1;
   }
-  const block = { type: "code", language: info.trim().split(/\s/)[0], text: inside.join("\n") };
+  const isClosed = next < lines.length;
+  const block = { type: "code", isClosed, language: info.trim().split(/\s/)[0], text: inside.join("\n") };
   return { block, next: next + 1 };
 }
 
@@ -93,14 +96,14 @@ function closes(line, fence) {
 function mathKind(line) {
   return MATH.findIndex((begin, kind) => {
     const found = begin.exec(line);
-    if (!found) return false;
+    if (!found || MATH_MARKS[kind] === null) return found !== null;
     const rest = line.slice(found[0].length);
-    const closing = rest.indexOf(["$$", "\\]"][kind]);
+    const closing = rest.indexOf(MATH_MARKS[kind]);
     return closing < 0 || rest.slice(closing + 2).trim() === "";
   });
 }
 
-/** A formula between lines: up to its end, or to a blank line. */
+/** A formula between lines: up to its end, or to a blank line, where it is not closed. */
 function mathAt(lines, at) {
   const kind = mathKind(lines[at].text);
   if (kind < 0) return null;
@@ -110,8 +113,9 @@ function mathAt(lines, at) {
     inside.push(lines[next].text);
     next += 1;
   }
+  const isClosed = MATH_ENDS[kind].test(inside.at(-1));
   inside.push(inside.pop().replace(MATH_ENDS[kind], ""));
-  return { block: { type: "math", text: inside.map((line) => line.trim()).join("\n").trim() }, next };
+  return { block: { type: "math", isClosed, text: inside.map((line) => line.trim()).join("\n").trim() }, next };
 }
 
 function headingAt(lines, at) {
@@ -146,6 +150,7 @@ function listAt(lines, at, depth) {
   if (!first) return null;
   const kind = first[2].at(-1);
   const items = [];
+  const starts = [];
   let next = at;
   let isLoose = false;
   while (next < lines.length) {
@@ -153,13 +158,14 @@ function listAt(lines, at, depth) {
     if (marker?.[2].at(-1) !== kind || RULE.test(lines[next].text)) break;
     const { inside, after } = itemAt(lines, next, marker);
     items.push(parsed(inside, depth + 1));
+    starts.push(lines[next].start);
     next = after;
     while (next < lines.length && isBlank(lines[next].text)) next += 1;
     isLoose ||= inside.some(({ text }, index) => isBlank(text) && index < inside.length - 1)
       || (next > after && next < lines.length && MARKER.exec(lines[next].text)?.[2].at(-1) === kind);
   }
   const ordered = /\d/.test(first[2]);
-  return { block: { type: "list", ordered, first: ordered ? parseInt(first[2], 10) : 1, isLoose, items }, next };
+  return { block: { type: "list", ordered, first: ordered ? parseInt(first[2], 10) : 1, isLoose, items, starts }, next };
 }
 
 /** The lines of one list item, without its marker and the indentation. */
@@ -227,16 +233,18 @@ function tableAt(lines, at) {
   if (!isTable(lines, at)) return null;
   const sides = cellsOf(lines[at + 1].text).map(sideOf);
   const rows = [];
+  const missing = []; // cells, by row
   let next = at + 2;
   let padding = MOST_PADDING;
   while (next < lines.length && lines[next].text.includes("|") && !isFence(lines[next].text)) {
     const cells = cellsOf(lines[next].text).slice(0, sides.length);
     const lacking = Math.min(sides.length - cells.length, padding);
     padding -= lacking;
+    missing.push(lacking);
     rows.push([...cells, ...Array(lacking).fill("")]);
     next += 1;
   }
-  return { block: { type: "table", sides, head: cellsOf(lines[at].text), rows }, next };
+  return { block: { type: "table", sides, head: cellsOf(lines[at].text), rows, lacking: missing }, next };
 }
 
 function sideOf(delimiter) {

@@ -6,6 +6,7 @@ import { ContextMeter } from "./context_meter.js";
 import { announce, el, growing, part, submitsOnEnter } from "./dom.js";
 import { History } from "./history.js";
 import { keep, kept } from "./kept.js";
+import { LogScroll } from "./log_scroll.js";
 import { MessageView } from "./message.js";
 import { Picker } from "./picker.js";
 import { Settings } from "./settings.js";
@@ -14,7 +15,6 @@ import { Thread, quoted, turnsOf } from "./thread.js";
 import { download, fileName, jsonOf, markdownOf } from "./thread_export.js";
 import { t } from "./words.js";
 
-const NEAR_END = 60; // pixels; a reader who has scrolled further up stays there
 const READ_OUT = 600; // characters; a screen reader announces only the end of longer answers
 const AT_ONCE = 60; // messages that are put on the page; scrolling up adds earlier ones
 const SAVED_MS = 2000; // the time between two saves of a growing answer
@@ -29,6 +29,7 @@ export class Chat {
     this.running = new Map(); // by conversation: the answer that is being written
     this.log = part(root, "log");
     this.list = part(root, "messages");
+    this.scroll = new LogScroll(this.log, this.list);
     this.empty = part(root, "empty");
     this.earlier = part(root, "earlier");
     this.form = part(root, "form");
@@ -50,7 +51,7 @@ export class Chat {
     this.actions = {
       edit: (message, content) => this.edit(message, content),
       turn: (message, step) => this.turn(message, step),
-      following: (change) => this.following(change),
+      following: (change) => this.scroll.followingFrame(change),
     };
     this.showSystem();
     this.listen(root);
@@ -95,7 +96,7 @@ export class Chat {
     this.first = Math.max(0, thread.path.length - AT_ONCE);
     this.sync();
     this.refresh();
-    this.scrollToEnd();
+    this.scroll.toEnd();
     this.history.load(thread.id);
   }
 
@@ -183,7 +184,7 @@ export class Chat {
     const next = siblings[siblings.indexOf(message) + step];
     if (!next) return;
     this.thread.choose(next);
-    this.following(() => this.sync());
+    this.scroll.following(() => this.sync());
     this.refresh();
     this.keep(this.thread, []);
     const tools = this.viewOf(next).versions;
@@ -224,17 +225,18 @@ export class Chat {
     this.sync();
     this.viewOf(answer).answer.open();
     this.refresh();
-    this.scrollToEnd();
+    this.scroll.toEnd();
     announce(t("Answering"));
     this.keep(thread, changed);
     const saving = setInterval(() => this.keep(thread, [answer], false), SAVED_MS);
     await receive(answer, request, controller.signal, () => this.viewOf(answer)?.answer.update());
+    await this.viewOf(answer)?.answer.caughtUp(controller.signal);
     clearInterval(saving);
     this.running.delete(thread.id);
     thread.updated = Date.now();
     this.keep(thread, [answer]);
     if (thread !== this.thread) return; // the reader has opened another one
-    this.following(() => this.viewOf(answer).answer.close());
+    this.scroll.following(() => this.viewOf(answer).answer.close());
     this.refresh();
     announce(spoken(answer));
   }
@@ -290,7 +292,7 @@ export class Chat {
     this.views.unshift(...views);
     this.first = from;
     this.earlier.hidden = from === 0;
-    this.scroller.scrollTop += anchor.getBoundingClientRect().top - before;
+    this.scroll.scroller.scrollTop += anchor.getBoundingClientRect().top - before;
   }
 
   /** Enable the buttons that can be used now. */
@@ -366,22 +368,6 @@ export class Chat {
     keep("draft", this.area.value || null);
     const unsaved = [...this.running.values()].map(({ thread, answer }) => ({ record: thread.record, messages: [answer] }));
     keep("unsaved", unsaved.length ? unsaved : null);
-  }
-
-  /** The element that scrolls: the log, or in a low window the whole page. */
-  get scroller() {
-    return getComputedStyle(this.log).overflowY === "visible" ? document.scrollingElement : this.log;
-  }
-
-  /** Call `change`, which alters the log's height; a log that was at its end stays there. */
-  following(change) {
-    const { scrollHeight, scrollTop, clientHeight } = this.scroller;
-    change();
-    if (scrollHeight - scrollTop - clientHeight < NEAR_END) this.scrollToEnd();
-  }
-
-  scrollToEnd() {
-    this.scroller.scrollTop = this.scroller.scrollHeight;
   }
 }
 

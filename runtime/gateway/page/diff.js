@@ -69,13 +69,14 @@ export function markDifferences(first, other) {
   return { words: places.length, differ: differ.filter(Boolean).length };
 }
 
-/** The words that an element shows, with their places; captions and buttons do not count. */
+/** The words that an element shows, with their places; captions do not count, and a formula is one word. */
 function wordsOf(root) {
-  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT, (node) =>
-    node.parentElement.closest("figcaption") ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
+  const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT, ({ parentElement }) =>
+    parentElement.closest("figcaption") || (parentElement.closest("math") && parentElement.localName !== "annotation") ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
   const words = [];
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-    for (const { 0: word, index } of node.data.matchAll(WORD)) {
+    if (node.parentElement.localName === "annotation") words.push({ word: node.data, node: node.parentElement.closest("math"), start: 0, end: 0 });
+    else for (const { 0: word, index } of node.data.matchAll(WORD)) {
       words.push({ word, node, start: index, end: index + word.length });
     }
   }
@@ -84,6 +85,11 @@ function wordsOf(root) {
 
 /** Put ranges of a text node into <mark>, with the space between neighbours. */
 function mark(node, ranges) {
+  if (node.localName === "math") {
+    const marked = document.createElement("mark");
+    node.replaceWith(marked);
+    return marked.append(node);
+  }
   const text = node.data;
   const parts = [];
   let at = 0;

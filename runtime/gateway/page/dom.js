@@ -63,6 +63,16 @@ export function oncePerFrame(act) {
   };
 }
 
+const frames = new MessageChannel();
+const waiting = [];
+frames.port1.onmessage = () => waiting.splice(0).forEach((act) => act());
+
+/** Call `act` when the frame that is being prepared has been drawn. */
+export function afterFrame(act) {
+  waiting.push(act);
+  frames.port2.postMessage(null);
+}
+
 /** A button that copies the result of `text()`, and shows that it did. */
 export function copyButton(text, label = "Copy") {
   const button = el("button", { type: "button", class: "quiet small" }, t(label));

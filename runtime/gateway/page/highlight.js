@@ -21,12 +21,12 @@ export class Highlighted {
     this.settled = START; // the text before it, and the nodes that show that, no longer change
   }
 
-  /** Continue in another element that shows the same text. */
-  adopt(element) {
+  /** Continue in an element that shows `text`. */
+  adopt(element, text) {
     this.element = element;
     this.settled = START;
     element.replaceChildren();
-    this.write(this.text);
+    this.write(text);
   }
 
   /** Show `text`, usually the previous one with more at its end. */
@@ -88,6 +88,7 @@ export class Highlighted {
     block.className = "lines";
     while (this.element.lastChild && this.element.lastChild.className !== "lines") block.prepend(this.element.lastChild);
     this.element.append(block);
+    block.previousSibling?.previousSibling?.previousSibling?.classList.add("past"); // far above what is written now
     return 0;
   }
 }

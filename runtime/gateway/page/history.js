@@ -1,7 +1,8 @@
 /** The list of conversations that this browser keeps: opened, searched, renamed, deleted. */
 
 import { announce, el, part } from "./dom.js";
-import { listThreads, remove, removeAll, restore, search } from "./store.js";
+import { hasRoom, listThreads, remove, removeAll, restore, save, search } from "./store.js";
+import { threadOf } from "./thread_import.js";
 import { LANGUAGE, t } from "./words.js";
 
 const PAUSE_MS = 150;
@@ -21,6 +22,8 @@ export class History {
     this.none = part(root, "none");
     this.undo = part(root, "undo");
     this.all = part(root, "remove-all");
+    this.input = part(root, "import-files");
+    this.problems = part(root, "import-problems");
     this.records = [];
     this.current = "";
     this.field.addEventListener("input", () => {
@@ -28,6 +31,11 @@ export class History {
       this.timer = setTimeout(() => this.load(), PAUSE_MS);
     });
     this.all.addEventListener("click", () => this.removeAll());
+    part(root, "import").addEventListener("click", () => this.input.click());
+    this.input.addEventListener("change", async () => {
+      await this.importAll([...this.input.files]);
+      this.input.value = "";
+    });
     this.tabs = new BroadcastChannel("decant"); // the other tabs of this server in this browser
     this.tabs.onmessage = ({ data }) => {
       if ("removed" in data) this.actions.removed(data.removed);
@@ -121,6 +129,25 @@ export class History {
     announce(t("Deleted: {title}", { title }));
   }
 
+  /** Keep the conversations of exported files beside the others, and open the last one. */
+  async importAll(files) {
+    const problems = [];
+    let opened = null;
+    for (const file of files) {
+      try {
+        opened = await imported(file);
+      } catch (error) {
+        problems.push(error.message);
+      }
+    }
+    this.problems.hidden = !problems.length;
+    this.problems.textContent = problems.join(" ");
+    if (opened === null) return;
+    this.share();
+    await this.actions.open(opened);
+    announce(t("Imported"));
+  }
+
   async removeAll() {
     if (!confirm(t("Delete all conversations? This cannot be undone."))) return;
     this.actions.removed(null);
@@ -131,6 +158,19 @@ export class History {
     this.field.focus();
     announce(t("All conversations are deleted"));
   }
+}
+
+/** Keep the conversation of a file; returns its id. */
+async function imported(file) {
+  const thread = await threadOf(file);
+  const { record } = thread;
+  if (!(await hasRoom(record))) throw new Error(t("There is no room for {name}: delete conversations first.", { name: file.name }));
+  try {
+    await save(record, [...thread.messages.values()]);
+  } catch {
+    throw new Error(t("This browser does not keep the conversation: it has no room for it, or keeps nothing."));
+  }
+  return thread.id;
 }
 
 /** The time of today, the date of other days. */

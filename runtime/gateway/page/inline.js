@@ -1,11 +1,13 @@
 /**
  * Markdown inside a block: emphasis, code, links. The result is a tree of plain objects; only this
- * file decides where a link may point. The time is linear in the length of any text.
+ * file decides where a link may point. The time is linear in the length of any text. No mark reaches
+ * further than REACH, so that the beginning of a long text is final while its end is written.
  */
 
 const DEEPEST = 16;
 const LONGEST_RUN = 6; // asterisks; longer runs are text
 const LOOKED_BACK = 8;
+const REACH = 4000; // characters between the marks of one emphasis, link, formula or piece of code
 const SAFE = new Set(["http:", "https:", "mailto:"]);
 const PLAIN = /[^\\`*_~[\]!<&\nh$]+/y;
 const ESCAPED = /\\([!-/:-@[-`{-~])/y;
@@ -13,10 +15,12 @@ const TICKS = /`+/y;
 const RUN = /\*+|_+|~+/y;
 const TARGET = /\(\s*(?:<([^<>\n]*)>|((?:[^\s()]|\([^\s()]*\))+))(?:\s+(?:"[^"\n]*"|'[^'\n]*'))?\s*\)/y;
 const AUTOLINK = /<((?:https?:\/\/|mailto:)[^\s<>]+)>/y;
+const UNCLOSED = /<(?:https?:\/\/|mailto:)[^\s<>]+$/y;
 const BARE = /https?:\/\/[^\s<>"`*[\]]+/y;
 const ENTITY = /&(amp|lt|gt|quot|apos|nbsp|#\d{1,7}|#x[\da-f]{1,6});/iy;
 const NAMED = { amp: "&", lt: "<", gt: ">", quot: "\"", apos: "'", nbsp: "\u00a0" };
 const SPACE = /\s/;
+const WIDE = /[\u2e80-\u9fff\uac00-\ud7af\uff01-\uffee]/; // Chinese, Japanese, Korean
 const DOLLARS = /\$\$?/y;
 const MATH_ENDS = /\\[\s\S]|\$\$?/g; // an escaped character ends nothing, but for ) and ]
 const PUNCTUATION = /[\p{P}\p{S}]/u;
@@ -32,17 +36,47 @@ export function safeAddress(text) {
 }
 
 /**
- * The nodes of a text: text, code, em, strong, del, link, image and break.
+ * The nodes of a text: text, code, math, em, strong, del, link, image and break.
  * @param {string} source
+ * @param {number} [from] where to begin: 0, or what `settledEnd` has returned for an earlier text
  * @returns {Array<Object>}
  */
-export function inlineOf(source) {
-  const state = { source, at: 0, nodes: [], brackets: [], ticks: ticksOf(source), math: mathEndsOf(source) };
+export function inlineOf(source, from = 0) {
+  return resolved(read(source, from).nodes);
+}
+
+function read(source, from) {
+  const state = { source, at: from, nodes: [], brackets: [], open: [], ticks: ticksOf(source, from), math: mathEndsOf(source, from) };
   while (state.at < source.length) {
-    const read = READERS[source[state.at]];
-    if (!read?.(state)) plain(state);
+    const reader = READERS[source[state.at]];
+    if (!reader?.(state)) plain(state);
   }
-  return resolved(state.nodes);
+  return state;
+}
+
+/**
+ * The last place at which a line may end, and up to which no longer text changes the nodes; `from` where
+ * there is none. The nodes before it and those after it are those of the whole text.
+ */
+export function settledEnd(source, from) {
+  const state = read(source, from);
+  const nodes = resolved(state.nodes);
+  const runs = nodes.filter(({ opens }) => opens);
+  const open = [...state.open, ...state.brackets.map(({ at }) => at), ...runs.map(({ at }) => at)];
+  const limit = Math.min(source.length - 1, ...open.filter((at) => source.length - at <= REACH));
+  for (let place = nodes.length - 1; place >= 0; place -= 1) {
+    const { type, at } = nodes[place];
+    const end = Math.min(nodes[place + 1]?.at ?? source.length, limit);
+    if (type === "break" && end === nodes[place + 1]?.at) return end;
+    if (type !== "text" || nodes[place].isJoined || at >= end) continue;
+    for (let cut = end; cut > Math.max(at, from); cut -= 1) if (isApart(source, cut)) return cut;
+  }
+  return from;
+}
+
+/** Whether a line may end before a place: after a space, or between characters that need none. */
+function isApart(source, place) {
+  return source[place - 1] === " " || (WIDE.test(source[place - 1]) && WIDE.test(source[place]));
 }
 
 const READERS = {
@@ -55,7 +89,7 @@ const READERS = {
   "[": (state) => bracket(state, "["),
   "!": (state) => state.source[state.at + 1] === "[" && bracket(state, "!["),
   "]": closing,
-  "<": (state) => matched(state, AUTOLINK, ([, address]) => linkTo(address, address)),
+  "<": autolink,
   "&": (state) => matched(state, ENTITY, entity),
   "h": bareLink,
   "$": dollars,
@@ -69,8 +103,8 @@ function escape(state) {
   return matched(state, ESCAPED, ([, character]) => ({ type: "text", text: character }));
 }
 
-function push(state, node, length) {
-  state.nodes.push(node);
+function push(state, node, length, at = state.at) {
+  state.nodes.push({ ...node, at });
   state.at += length;
   return true;
 }
@@ -86,8 +120,14 @@ function plain(state) {
   const text = PLAIN.exec(state.source)?.[0] ?? state.source[state.at];
   const last = state.nodes.at(-1);
   if (last?.type === "text") last.text += text;
-  else state.nodes.push({ type: "text", text });
+  else state.nodes.push({ type: "text", text, at: state.at });
   state.at += text.length;
+}
+
+function autolink(state) {
+  UNCLOSED.lastIndex = state.at;
+  if (UNCLOSED.test(state.source)) state.open.push(state.at);
+  return matched(state, AUTOLINK, ([, address]) => linkTo(address, address));
 }
 
 function entity([whole, name]) {
@@ -119,9 +159,9 @@ function isAfterAddress(text, end) {
 }
 
 /** The places of the runs of backticks, by length: collected once, so that the time is linear. */
-function ticksOf(source) {
+function ticksOf(source, from) {
   const places = new Map();
-  for (const { 0: run, index } of source.matchAll(/`+/g)) {
+  for (const { 0: run, index } of matchesFrom(source, /`+/g, from)) {
     if (!places.has(run.length)) places.set(run.length, { all: [], next: 0 });
     places.get(run.length).all.push(index);
   }
@@ -134,17 +174,29 @@ function codeSpan(state) {
   const places = state.ticks.get(run.length);
   while (places.all[places.next] <= state.at) places.next += 1;
   const end = places.all[places.next];
-  if (end === undefined) return push(state, { type: "text", text: run }, run.length);
+  if (isBeyond(state, end)) return push(state, { type: "text", text: run }, run.length);
   let text = state.source.slice(state.at + run.length, end).replaceAll("\n", " ");
-  const isApart = text.startsWith(" ") && text.endsWith(" ") && /[^ ]/.test(text);
-  if (isApart) text = text.slice(1, -1); // spaces that keep backticks apart
+  const isPadded = text.startsWith(" ") && text.endsWith(" ") && /[^ ]/.test(text);
+  if (isPadded) text = text.slice(1, -1); // spaces that keep backticks apart
   return push(state, { type: "code", text }, end + run.length - state.at);
 }
 
+/** Whether the end of what begins here is too far, or has not been written yet. */
+function isBeyond(state, end) {
+  if (end === undefined) state.open.push(state.at);
+  return end === undefined || end - state.at > REACH;
+}
+
+function matchesFrom(source, pattern, from) {
+  const own = new RegExp(pattern);
+  own.lastIndex = from;
+  return source.matchAll(own);
+}
+
 /** The places where formulas may end, by their closing mark. */
-function mathEndsOf(source) {
+function mathEndsOf(source, from) {
   const places = { "$": { all: [], next: 0 }, "$$": { all: [], next: 0 }, "\\)": { all: [], next: 0 }, "\\]": { all: [], next: 0 } };
-  for (const { 0: end, index } of source.matchAll(MATH_ENDS)) {
+  for (const { 0: end, index } of matchesFrom(source, MATH_ENDS, from)) {
     // a price is no end: "$5 or $6"
     if (end === "$" && (SPACE.test(source[index - 1] ?? " ") || /[\p{L}\p{N}]/u.test(source[index + 1] ?? ""))) continue;
     places[end]?.all.push(index);
@@ -168,8 +220,17 @@ function formula(state, length, end) {
   const from = state.at + length;
   while (places.all[places.next] <= from) places.next += 1; // it holds a character at least
   const to = places.all[places.next];
-  if (to === undefined) return false;
-  return push(state, { type: "math", text: state.source.slice(from, to).trim() }, to + end.length - state.at);
+  if (isBeyond(state, to)) return false;
+  if (end === "$" && dollarIn(state.source, from, to)) return false; // prices: "$5, $6 and US$"
+  const isBlock = end === "$$" || end === "\\]";
+  return push(state, { type: "math", isBlock, text: state.source.slice(from, to).trim() }, to + end.length - state.at);
+}
+
+/** Whether there is a dollar that is not escaped. */
+function dollarIn(source, from, to) {
+  let at = source.indexOf("$", from);
+  while (at < to && source[at - 1] === "\\") at = source.indexOf("$", at + 1);
+  return at < to;
 }
 
 function delimiters(state) {
@@ -195,7 +256,7 @@ function isFlanking(inner, outer) {
 }
 
 function bracket(state, text) {
-  state.brackets.push({ place: state.nodes.length, isImage: text === "![" });
+  state.brackets.push({ place: state.nodes.length, isImage: text === "![", at: state.at });
   push(state, { type: "text", text }, text.length);
   return push(state, { type: "text", text: "" }, 0); // what follows is not part of the bracket
 }
@@ -203,11 +264,15 @@ function bracket(state, text) {
 function closing(state) {
   const open = state.brackets.pop();
   TARGET.lastIndex = state.at + 1;
-  const found = open && TARGET.exec(state.source);
-  if (!found) return push(state, { type: "text", text: "]" }, 1);
+  const isNear = open && state.at - open.at <= REACH;
+  const found = isNear ? TARGET.exec(state.source) : null;
+  if (!found || found[0].length > REACH) {
+    if (isNear && "(".startsWith(state.source[state.at + 1] ?? "")) state.open.push(open.at); // its address may follow
+    return push(state, { type: "text", text: "]" }, 1);
+  }
   const inside = resolved(state.nodes.splice(open.place).slice(1));
   if (!open.isImage) state.brackets = []; // no link inside a link
-  return push(state, pointing(open.isImage, found[1] ?? found[2], inside), 1 + found[0].length);
+  return push(state, pointing(open.isImage, found[1] ?? found[2], inside), 1 + found[0].length, open.at);
 }
 
 function pointing(isImage, address, inside) {
@@ -275,8 +340,9 @@ function close(closer, out, openers) {
       out.pop();
       openers[closer.character].pop();
     }
-    if (depth > DEEPEST) out.push({ type: "text", text: plainText(inside) });
-    else out.push({ type: tagOf(closer.character, used), children: inside.map(settled), depth });
+    const { at } = opener;
+    if (depth > DEEPEST) out.push({ type: "text", text: plainText(inside), at, isJoined: true });
+    else out.push({ type: tagOf(closer.character, used), children: inside.map(settled), depth, at });
   }
 }
 
@@ -286,12 +352,12 @@ function tagOf(character, used) {
 }
 
 function settled(node) {
-  return node.type === "run" ? { type: "text", text: runText(node) } : node;
+  return node.type === "run" ? { type: "text", text: runText(node), at: node.at, opens: node.opens } : node;
 }
 
 function openerFor(closer, out, places) {
   for (const place of places.slice(-LOOKED_BACK).reverse()) {
-    if (fits(out[place], closer)) return place;
+    if (closer.at - out[place].at <= REACH && fits(out[place], closer)) return place;
   }
   return undefined;
 }

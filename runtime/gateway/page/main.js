@@ -2,6 +2,7 @@
 
 import { Chat } from "./chat.js";
 import { Compare } from "./compare.js";
+import { copySources } from "./copied_text.js";
 import { announce, el } from "./dom.js";
 import { Evaluate } from "./evaluate.js";
 import { takeKeyFromAddress } from "./key.js";
@@ -15,6 +16,7 @@ const REFRESH_MS = 1000; // between two looks at the server's list of models
 
 translatePage();
 takeKeyFromAddress();
+document.addEventListener("copy", copySources);
 window.addEventListener("hashchange", () => { if (takeKeyFromAddress()) start(); });
 
 const views = {};

@@ -1,15 +1,16 @@
-/** Markdown as elements: built from texts, and patched in place while an answer streams. */
+/** Markdown as elements, built from texts: no text is ever read as markup. */
 
 import { blocksOf } from "./blocks.js";
 import { copyButton, el } from "./dom.js";
 import { Highlighted } from "./highlight.js";
 import { inlineOf } from "./inline.js";
+import { formulaOf } from "./latex.js";
 import { t } from "./words.js";
 
 const MOST = 100_000; // characters that are parsed as markdown; the rest is shown as plain text
 const LOWEST = 6;
-const PART = 40; // blocks of a growing text that are laid out together
 const BELOW = 2; // an answer's headings stand under the page's own
+const WIDE = 60; // characters of a formula that may be wider than a phone
 
 /** The elements of a whole text. */
 export function rendered(text) {
@@ -18,109 +19,14 @@ export function rendered(text) {
 }
 
 /** The end of the part that is parsed as markdown: longer texts would block the page. */
-function endOf(text) {
+export function endOf(text) {
   if (text.length <= MOST) return text.length;
   return text.lastIndexOf("\n", MOST - 1) + 1 || MOST;
 }
 
-function restOf(text, end) {
+/** What follows the end, as it is written. */
+export function restOf(text, end) {
   return end < text.length ? [el("p", { class: "rest" }, text.slice(end))] : [];
-}
-
-/**
- * A text that grows: finished blocks stay unchanged, the rest is patched, so that nothing flickers,
- * scrolls back or loses a selection. Long ones are laid out in parts.
- */
-export class LiveMarkdown {
-  constructor(root) {
-    this.root = root;
-    this.settled = "";
-    this.part = root; // the element that holds the newest blocks
-    this.nodes = 0; // the settled ones of them
-    this.code = null; // the block of code at the end, which grows in place
-  }
-
-  /** Show `text`, usually the previous text with more at its end. */
-  write(text) {
-    if (!text.startsWith(this.settled)) {
-      this.settled = "";
-      this.part = this.root;
-      this.nodes = 0;
-    }
-    const from = this.settled.length;
-    const end = endOf(text);
-    const blocks = blocksOf(text.slice(from, end));
-    if (end === text.length && this.grows(blocks, from)) return;
-    patch(this.part, [...blocks.map(blockNode), ...restOf(text, end)], this.nodes);
-    if (end < text.length) {
-      this.settled = text.slice(0, end);
-      this.nodes += blocks.length;
-      return;
-    }
-    // the line that is being written may yet become something else
-    const line = text.lastIndexOf("\n") + 1 - from;
-    const settled = blocks.findLastIndex((block) => block.start < line);
-    if (settled > 0) {
-      this.settled = text.slice(0, from + blocks[settled].start);
-      this.nodes += settled;
-      if (this.nodes >= PART) this.beginPart();
-    }
-  }
-
-  beginPart() {
-    const unsettled = [...this.part.childNodes].slice(this.nodes);
-    this.part = el("div", { class: "part" }, unsettled);
-    this.nodes = 0;
-    this.root.append(this.part);
-  }
-
-  /** Whether the only unsettled block is code that is on the page already: it grows there. */
-  grows([block, ...others], from) {
-    if (block?.type !== "code" || others.length) return this.forget();
-    const { code } = this;
-    if (code?.from === from && code.language === block.language && this.root.contains(code.highlighted.element)) {
-      code.highlighted.write(block.text);
-      return true;
-    }
-    const highlighted = new Highlighted(block.language);
-    patch(this.part, [codeNode(block, highlighted)], this.nodes);
-    const element = this.part.childNodes[this.nodes].querySelector("code");
-    if (element !== highlighted.element) highlighted.adopt(element); // the patch kept what was there
-    this.code = { from, language: block.language, highlighted };
-    return true;
-  }
-
-  forget() {
-    this.code = null;
-    return false;
-  }
-}
-
-/** Make the children of `parent`, from the one numbered `from` on, equal to `fresh`. */
-export function patch(parent, fresh, from = 0) {
-  const old = [...parent.childNodes].slice(from);
-  fresh.forEach((node, index) => {
-    const was = old[index];
-    if (!was) parent.append(node);
-    else if (isSameKind(was, node)) adopt(was, node);
-    else was.replaceWith(node);
-  });
-  old.slice(fresh.length).forEach((node) => node.remove());
-}
-
-function isSameKind(one, other) {
-  if (one.nodeName !== other.nodeName) return false;
-  return one.nodeType === Node.TEXT_NODE || attributesOf(one) === attributesOf(other);
-}
-
-function attributesOf(element) {
-  return [...element.attributes].map(({ name, value }) => `${name}=${value}`).join("\n");
-}
-
-function adopt(was, node) {
-  if (was.nodeType !== Node.TEXT_NODE) patch(was, [...node.childNodes]);
-  else if (node.data.startsWith(was.data)) was.appendData(node.data.slice(was.data.length));
-  else was.data = node.data;
 }
 
 const BLOCKS = {
@@ -131,10 +37,11 @@ const BLOCKS = {
   code,
   list,
   table,
-  math: ({ text }) => el("div", { class: "math", tabIndex: 0 }, text),
+  math: ({ text, isClosed }) => mathBlock(text, isClosed ? formulaOf(text, true) : null),
 };
 
-function blockNode(block) {
+/** The element of a block. */
+export function blockNode(block) {
   return BLOCKS[block.type](block);
 }
 
@@ -142,7 +49,12 @@ function code(block) {
   return codeNode(block, new Highlighted(block.language));
 }
 
-function codeNode({ language, text }, highlighted) {
+function mathBlock(text, formula) {
+  return el("div", { class: formula ? "math" : "math source", tabIndex: 0 }, formula ?? text);
+}
+
+/** A block of code, in which `highlighted` shows the text. */
+export function codeNode({ language, text }, highlighted) {
   const pre = el("pre", { tabIndex: 0 }, highlighted.write(text));
   const copy = copyButton(() => pre.textContent, "Copy code");
   return el("figure", { class: "code" }, el("figcaption", {}, el("span", {}, language || t("code")), copy), pre);
@@ -155,7 +67,8 @@ function list({ ordered, first, isLoose, items }) {
 
 const TASK = /^\[([ xX])\][ \t]+(?=\S)/;
 
-function item([first, ...others], isLoose) {
+/** An item of a list. */
+export function item([first, ...others], isLoose) {
   const task = first?.type === "paragraph" ? TASK.exec(first.text) : null;
   if (!task) return el("li", {}, [first, ...others].filter(Boolean).flatMap((block) => itemNodes(block, isLoose)));
   const isDone = task[1] !== " ";
@@ -169,9 +82,13 @@ function itemNodes(block, isLoose) {
 }
 
 function table({ sides, head, rows }) {
-  const row = (tag, cells) => el("tr", {}, cells.map((cell, column) => el(tag, sideOf(sides[column]), inline(cell))));
-  const body = rows.length ? el("tbody", {}, rows.map((cells) => row("td", cells))) : null;
-  return el("div", { class: "table", tabIndex: 0 }, el("table", {}, el("thead", {}, row("th", head)), body));
+  const body = rows.length ? el("tbody", {}, rows.map((cells) => rowNode("td", cells, sides))) : null;
+  return el("div", { class: "table", tabIndex: 0 }, el("table", {}, el("thead", {}, rowNode("th", head, sides)), body));
+}
+
+/** A row of a table. */
+export function rowNode(tag, cells, sides) {
+  return el("tr", {}, cells.map((cell, column) => el(tag, sideOf(sides[column]), inline(cell))));
 }
 
 function sideOf(side) {
@@ -179,10 +96,10 @@ function sideOf(side) {
 }
 
 const INLINE = {
-  text: ({ text }) => text,
+  text: ({ text }) => document.createTextNode(text),
   break: () => el("br"),
   code: ({ text }) => el("code", {}, text),
-  math: ({ text }) => el("span", { class: "math" }, text),
+  math,
   em: ({ children }) => el("em", {}, children.map(inlineNode)),
   strong: ({ children }) => el("strong", {}, children.map(inlineNode)),
   del: ({ children }) => el("del", {}, children.map(inlineNode)),
@@ -190,8 +107,16 @@ const INLINE = {
   image,
 };
 
-function inline(text) {
-  return inlineOf(text).map(inlineNode);
+/** The nodes of a text inside a block, from a place that `settledEnd` has returned. */
+export function inline(text, from = 0) {
+  return inlineOf(text, from).map(inlineNode);
+}
+
+function math({ text, isBlock }) {
+  const formula = formulaOf(text, false);
+  if (!formula) return el("span", { class: "math source" }, text);
+  if (isBlock) formula.setAttribute("displaystyle", "true");
+  return text.length > WIDE ? el("span", { class: "math wide", tabIndex: 0 }, formula) : el("span", { class: "math" }, formula);
 }
 
 function inlineNode(node) {

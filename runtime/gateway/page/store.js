@@ -115,6 +115,12 @@ export async function trim(kept) {
   for (const { id } of beyond) await remove(id);
 }
 
+/** Whether a conversation has room without older ones being deleted for it. */
+export async function hasRoom({ size }) {
+  const all = await listThreads();
+  return all.length < MOST_THREADS && all.reduce((sum, other) => sum + other.size, size) <= MOST_SIZE;
+}
+
 /** The ids of the conversations with a message that contains `text`, in any case. */
 export async function search(text) {
   const wanted = text.toLowerCase();

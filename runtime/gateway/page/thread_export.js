@@ -3,7 +3,9 @@
 import { quoted } from "./thread.js";
 import { t } from "./words.js";
 
-const FORMAT = "decant-conversation";
+/** What an exported file says of itself. */
+export const FORMAT = "decant-conversation";
+export const VERSION = 1;
 
 /** The path as markdown, with a heading for each message. */
 export function markdownOf(thread) {
@@ -21,7 +23,7 @@ export function jsonOf(thread) {
   const { title, updated } = thread;
   const messages = [...thread.messages.values()].map(({ thread: _, ...message }) => message);
   const path = thread.path.map(({ id }) => id);
-  return `${JSON.stringify({ format: FORMAT, version: 1, title, updated: new Date(updated).toISOString(), path, messages }, null, 2)}\n`;
+  return `${JSON.stringify({ format: FORMAT, version: VERSION, title, updated: new Date(updated).toISOString(), path, messages }, null, 2)}\n`;
 }
 
 /** Hand a text to the browser as a download. */

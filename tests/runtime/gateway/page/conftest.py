@@ -180,6 +180,26 @@ KEPT = """() => new Promise((resolve) => {
 })"""
 
 
+# an answer's element as it is at the end: without the pieces in which it is laid out meanwhile
+FLAT = """((root) => {
+  const flat = root.cloneNode(true);
+  for (const pieces of flat.querySelectorAll('.pieces')) {
+    const [first, ...others] = pieces.children;
+    others.forEach((list) => first.append(...list.childNodes));
+    pieces.replaceWith(first);
+  }
+  for (const place of flat.querySelectorAll('.table:has(.piece)')) {
+    const pieces = [...place.querySelectorAll('.piece')];
+    const { lastElementChild: table } = place;
+    table.tHead.replaceWith(pieces[0].tHead);
+    table.tBodies[0].prepend(...pieces.flatMap((piece) => [...piece.tBodies[0].rows]));
+    pieces.forEach((piece) => piece.remove());
+  }
+  flat.querySelectorAll(':scope > .part, .frozen').forEach((e) => e.replaceWith(...e.childNodes));
+  return flat;
+})"""
+
+
 def keep(visit: Visit, messages: list[dict[str, Any]]) -> None:
     """Keep a conversation in the browser, and open it."""
     visit.page.evaluate(KEEP, messages)
