@@ -8,7 +8,6 @@ still reads the tokenizer with transformers, unless it found the very same keys 
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from base64 import b64decode, b64encode
@@ -134,7 +133,7 @@ class TokenStore:
         """content: hash of the tokenizer's files; build: of llama.cpp."""
         self.values = KeptValues(tokenizers_folder(os.environ), "tokens", MOST)
         classes = [str(kind) for kind in model_class.__mro__]
-        settings = json.dumps(read_from("", hparams), sort_keys=True, default=repr)
+        settings = repr(read_from("", hparams))
         self.path = self.values.path([build, content, settings, *classes])
 
     def read(self) -> TokenKeys | None:

@@ -16,6 +16,8 @@ from exporter.core.last_value import LastValue
 
 SUFFIXES = {".json", ".model", ".txt", ".jinja", ".tiktoken", ".vocab", ".bpe", ".py"}
 """Suffixes of the files from which transformers makes a tokenizer."""
+NAMED = "tokenizer"
+"""The beginning of names of further ones, such as tokenizer.model.v3."""
 REMOTE_CODE = b'"auto_map"'
 """The key in a config that names a class in the folder's own code."""
 
@@ -70,7 +72,7 @@ def tokenizer_files(folder: Path) -> TokenizerFiles:
     content, has_code = hashed(
         (str(path.relative_to(folder)), path.read_bytes())
         for path in paths
-        if path.suffix in SUFFIXES and path.is_file()
+        if (path.suffix in SUFFIXES or path.name.startswith(NAMED)) and path.is_file()
     )
     return TokenizerFiles(folder, content, has_code)
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from exporter.core.errors import InputError
+
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """Signals that end decant; the tool gets them, and decant puts everything back first."""
 
@@ -17,7 +19,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 def run_tool(argv: Sequence[str], variables: Mapping[str, str]) -> int:
     """Run a tool with more variables; returns its exit code, 128 + a signal's number.
 
-    Ctrl-C is the tool's. Raises OSError if it cannot be started.
+    Ctrl-C is the tool's. Raises InputError if it cannot be started.
     """
     tool: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals that came before the tool was started
@@ -33,7 +35,13 @@ def run_tool(argv: Sequence[str], variables: Mapping[str, str]) -> int:
 
     # a handler for Ctrl-C, too, as the tool would inherit SIG_IGN
     with handled_by(handle):
-        tool = process = subprocess.Popen(argv, env={**os.environ, **variables})
+        try:
+            tool = process = subprocess.Popen(argv, env={**os.environ, **variables})
+        except OSError as error:  # such as a script whose interpreter is gone
+            raise InputError(
+                f"`{argv[0]}` cannot be started: {error.strerror}",
+                hint="does it start without decant? else install it again",
+            ) from error
         for number in early:
             process.send_signal(number)
         code = process.wait()

@@ -74,6 +74,15 @@ def test_a_tokenizer_is_loaded_once_while_its_files_are_the_same(base, tmp_path)
     assert second.chat_template == "another"
 
 
+def test_a_tokenizers_file_with_a_version_counts_too(base):
+    before = tokenizer_files(base).content
+    (base / "tokenizer.model.v3").write_bytes(b"1")
+    first = tokenizer_files(base).content
+    (base / "tokenizer.model.v3").write_bytes(b"2")
+
+    assert len({before, first, tokenizer_files(base).content}) == 3
+
+
 def test_code_is_trusted_only_where_it_is_asked_for(base):
     """With and without trust the same files may give two tokenizers if they name code."""
     memo = TokenizerMemo()

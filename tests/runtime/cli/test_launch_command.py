@@ -17,7 +17,8 @@ from tests.support.processes import descendants, is_alive, wait_until
 
 CHECKOUT = Path(__file__).parents[3]
 CLAUDE = """\
-#!{python}
+#!/bin/sh
+''''exec '{python}' "$0" "$@" # a path with spaces cannot stand in the first line'''
 import json, os, sys, urllib.request
 body = {{"model": os.environ["ANTHROPIC_MODEL"], "max_tokens": 24, "temperature": 0,
         "messages": [{{"role": "user", "content": sys.argv[-1]}}]}}

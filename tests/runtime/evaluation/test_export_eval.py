@@ -237,7 +237,7 @@ def test_a_dry_run_measures_nothing(warm_decant, demo_models, toolchain, data, t
 
     assert done.returncode == 0, done.stderr
     assert "evaluation" not in json.loads(done.stdout)
-    assert not (tmp_path / "home").exists()
+    assert not (tmp_path / "home" / "decant" / "evaluations").exists()
 
 
 @pytest.mark.llamacpp

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.core.errors import InputError
 from runtime.launch.tool_process import run_tool
 
 CHECKOUT = Path(__file__).parents[3]
@@ -24,6 +25,18 @@ RUN = (
 def test_the_exit_code_is_the_tools():
     assert run_tool([sys.executable, "-c", SAYS], {"CODE": "7"}) == 7
     assert "CODE" not in os.environ
+
+
+def test_a_script_whose_interpreter_is_gone_is_told(tmp_path):
+    script = tmp_path / "tool"
+    script.write_text("#!/nowhere/python\n")
+    script.chmod(0o755)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(InputError, match=f"`{script}` cannot be started: No such file") as caught:
+        run_tool([str(script)], {})
+
+    assert "install it again" in caught.value.hint
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_signal_gives_a_shells_exit_code():
