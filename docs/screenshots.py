@@ -35,6 +35,7 @@ from tests.support.terminal import Terminal  # noqa: E402
 PICTURES = CHECKOUT / "docs" / "pictures"
 LIGHTS = ("light", "dark")
 COLUMNS, ROWS = 88, 25  # of the terminal
+ALTERNATE = re.compile(rb"\x1b\[\?1049h.*?\x1b\[\?1049l", re.DOTALL)
 CELL, LINE, MARGIN = 8.4, 19, 16  # pixels: a character's width, a line's height, the border
 WIDTH, HEIGHT = 880, 600  # of the page, in CSS pixels
 SHARPNESS = 1.5  # pixels of a picture in one CSS pixel
@@ -85,9 +86,12 @@ def conversation(folder: Path, env: dict[str, str]) -> list[list[Any]]:
 
 
 def shown(raw: bytes) -> list[list[Any]]:
-    """The lines of a screen after this output; dim text, which pyte does not know, is grey."""
+    """The lines of a screen after this output.
+
+    pyte knows neither dim text, which is grey here, nor the alternate screen, which is left out.
+    """
     screen = pyte.Screen(COLUMNS, ROWS)
-    pyte.ByteStream(screen).feed(raw.replace(b"\x1b[2m", b"\x1b[90m"))
+    pyte.ByteStream(screen).feed(ALTERNATE.sub(b"", raw).replace(b"\x1b[2m", b"\x1b[90m"))
     lines = range(screen.cursor.y + 1)
     return [[screen.buffer[line][column] for column in range(COLUMNS)] for line in lines]
 
