@@ -150,12 +150,13 @@ class TokenStore:
         return found
 
     def keep(self, found: TokenKeys) -> None:
+        MEMO.keep(self.path, found)
         if (value := found.as_json()) is not None:
             self.values.write(self.path, value)
 
 
 MEMO: LastValue[Path, TokenKeys] = LastValue()
-"""The keys that were read last: a verification reads them again."""
+"""The keys that were written or read last: a verification needs them again."""
 
 
 class Recording:

@@ -58,6 +58,13 @@ def test_a_later_export_writes_the_same_and_loads_no_tokenizer(base, toolchain, 
     assert header(base, toolchain) == first
 
 
+def test_the_export_that_wrote_them_reads_no_file(base, toolchain, monkeypatch):
+    first = header(base, toolchain)
+    monkeypatch.setattr(kept_tokens.KeptValues, "read", never)
+
+    assert header(base, toolchain) == first
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
