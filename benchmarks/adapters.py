@@ -29,6 +29,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
+from benchmarks.marked_part import write_part  # noqa: E402
 from exporter.llamacpp.toolchain import host_facts  # noqa: E402
 from tests.runtime.gateway.conftest import Served, serving, until  # noqa: E402
 from tests.support.raw import write_tiny_gguf  # noqa: E402
@@ -196,9 +197,7 @@ def table(results: dict[str, Any]) -> str:
 def write(results: dict[str, Any]) -> None:
     """Write the figures, and the table in the document."""
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    before, begin, rest = DOCUMENT.read_text().partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    DOCUMENT.write_text(f"{before}{begin}\n{table(results)}\n{end}{after}")
+    write_part(DOCUMENT, MARKS, f"\n{table(results)}\n")
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
+from benchmarks.marked_part import write_part  # noqa: E402
 from exporter.core.gguf import read_gguf  # noqa: E402
 from exporter.llamacpp.toolchain import find_toolchain, host_facts  # noqa: E402
 
@@ -289,10 +290,7 @@ def main() -> int:
         known[arguments.model] = {"machine": machine, "runs": runs}
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
     if arguments.write and arguments.model == "llama-3.2-1b":
-        text = PAGE.read_text(encoding="utf-8")
-        before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-        shown = f"{MARKS[0]}{table(runs[-1])}\n\nOn {machine}.\n{MARKS[1]}"
-        PAGE.write_text(before + shown + after, encoding="utf-8")
+        write_part(PAGE, MARKS, f"{table(runs[-1])}\n\nOn {machine}.\n")
     return 1 if any(verdict(run) for run in runs) else 0
 
 

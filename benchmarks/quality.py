@@ -25,6 +25,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
+from benchmarks.marked_part import write_part  # noqa: E402
 from benchmarks.quality_models import models, texts  # noqa: E402
 from exporter.core.events import Event, Step  # noqa: E402
 from exporter.core.ggml_types import AUTO  # noqa: E402
@@ -180,11 +181,7 @@ def main() -> None:
     print(text)
     if options.write:
         RESULTS.write_text(text, encoding="utf-8")
-        document = DOCUMENT.read_text(encoding="utf-8")
-        head, rest = document.split(MARKS[0])
-        tail = rest.split(MARKS[1])[1]
-        made = f"{head}{MARKS[0]}{table(figures)}{MARKS[1]}{tail}"
-        DOCUMENT.write_text(made, encoding="utf-8")
+        write_part(DOCUMENT, MARKS, table(figures))
 
 
 if __name__ == "__main__":

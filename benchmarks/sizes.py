@@ -20,6 +20,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
+from benchmarks.marked_part import write_part  # noqa: E402
 from tests.support.tiny import make_tokenizer  # noqa: E402
 
 PAGE = CHECKOUT / "docs" / "which-quant.md"
@@ -123,10 +124,7 @@ def main() -> None:
         shown = table({name: sizes(folder) for name, folder in folders.items()})
     print(shown)
     if write:
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(MARKS[0])
-        _, end, after = rest.partition(MARKS[1])
-        assert end, "the marks are missing"
-        PAGE.write_text(before + MARKS[0] + shown + MARKS[1] + after, encoding="utf-8")
+        write_part(PAGE, MARKS, shown)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(CHECKOUT)  # in place of this folder, where this file is called vllm
 
+from benchmarks.marked_part import write_part  # noqa: E402
 from exporter.demo import make_demo_models  # noqa: E402
 from exporter.export import export  # noqa: E402
 from exporter.formats.export_request import ExportRequest  # noqa: E402
@@ -221,9 +222,7 @@ def table(results: dict[str, Any]) -> str:
 def write(results: dict[str, Any]) -> None:
     """Write the figures, and the table in the document."""
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    before, begin, rest = DOCUMENT.read_text().partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    DOCUMENT.write_text(f"{before}{begin}\n{table(results)}\n{end}{after}")
+    write_part(DOCUMENT, MARKS, f"\n{table(results)}\n")
 
 
 def main() -> None:

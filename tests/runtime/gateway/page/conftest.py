@@ -198,6 +198,24 @@ FLAT = """((root) => {
   flat.querySelectorAll(':scope > .part, .frozen').forEach((e) => e.replaceWith(...e.childNodes));
   return flat;
 })"""
+# after each prefix, what was written while it grew against the same text at once
+GROWN = f"""async ([text, cuts]) => {{
+  const {{ LiveMarkdown }} = await import('/page/live_markdown.js');
+  const {{ rendered }} = await import('/page/markdown.js');
+  const flat = {FLAT};
+  const root = document.createElement('div');
+  const live = new LiveMarkdown(root);
+  for (const cut of [...cuts, text.length]) {{
+    live.write(text.slice(0, cut));
+    const whole = document.createElement('div');
+    whole.append(...rendered(text.slice(0, cut)));
+    const [one, other] = [flat(root).innerHTML, whole.innerHTML];
+    let at = 0;
+    while (one !== other && one[at] === other[at]) at += 1;
+    if (one !== other) return [cut, one.slice(at - 90, at + 90), other.slice(at - 90, at + 90)];
+  }}
+  return null;
+}}"""
 
 
 def keep(visit: Visit, messages: list[dict[str, Any]]) -> None:

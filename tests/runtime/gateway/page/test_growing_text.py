@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.gateway.page.conftest import FLAT, KEY, Visit, visiting
+from tests.runtime.gateway.page.conftest import GROWN, KEY, Visit, visiting
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
@@ -63,24 +63,6 @@ WHOLE = """async (text) => {
   root.querySelectorAll(':scope > .part').forEach((part) => part.replaceWith(...part.childNodes));
   return [root.innerHTML, whole.innerHTML];
 }"""
-# after each prefix, what was written while it grew against the same text at once
-SAME = f"""async ([text, cuts]) => {{
-  const {{ LiveMarkdown }} = await import('/page/live_markdown.js');
-  const {{ rendered }} = await import('/page/markdown.js');
-  const flat = {FLAT};
-  const root = document.createElement('div');
-  const live = new LiveMarkdown(root);
-  for (const cut of [...cuts, text.length]) {{
-    live.write(text.slice(0, cut));
-    const whole = document.createElement('div');
-    whole.append(...rendered(text.slice(0, cut)));
-    const [one, other] = [flat(root).innerHTML, whole.innerHTML];
-    let at = 0;
-    while (one !== other && one[at] === other[at]) at += 1;
-    if (one !== other) return [cut, one.slice(at - 90, at + 90), other.slice(at - 90, at + 90)];
-  }}
-  return null;
-}}"""
 
 SENTENCE = "Some words, and *more* of them with `code` and a [link](https://a.example/b). "
 CHINESE = "这是一个很长的段落，没有空格，也没有换行，浏览器在任何字之间都可以换行。"
@@ -191,7 +173,7 @@ def test_a_long_paragraph_grows_into_what_the_whole_text_gives(visit):
         words = chance.choices(MARKS, k=1500)
         text = "".join(word + chance.choice(("", " ", " ", " ")) for word in words)
         cuts = sorted(chance.choices(range(len(text)), k=60))
-        assert visit.page.evaluate(SAME, [text, cuts]) is None
+        assert visit.page.evaluate(GROWN, [text, cuts]) is None
 
 
 def test_long_lists_and_tables_grow_into_what_the_whole_text_gives(visit):
@@ -207,7 +189,7 @@ def test_long_lists_and_tables_grow_into_what_the_whole_text_gives(visit):
         for end in ("", ends[kind], ends[kind] * 3):
             text = heads[kind] + "\n".join(chance.choices(lines, k=700)) + "\n" + end
             cuts = sorted(chance.choices(range(len(text)), k=60))
-            assert visit.page.evaluate(SAME, [text, cuts]) is None, kind
+            assert visit.page.evaluate(GROWN, [text, cuts]) is None, kind
 
 
 def test_marks_reach_over_four_thousand_characters_and_no_further(visit):

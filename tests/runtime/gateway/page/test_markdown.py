@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.runtime.gateway.page.conftest import FLAT, KEY, Visit, visiting
+from tests.runtime.gateway.page.conftest import GROWN, KEY, Visit, visiting
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
@@ -21,22 +21,6 @@ RENDER = """async (text) => {
   root.querySelectorAll('button').forEach((button) => button.remove());
   return root.innerHTML;
 }"""
-# after each prefix, what was written while it grew against the same text at once
-LIVE = f"""async ([text, cuts]) => {{
-  const {{ LiveMarkdown }} = await import('/page/live_markdown.js');
-  const {{ rendered }} = await import('/page/markdown.js');
-  const flat = {FLAT};
-  const root = document.createElement('div');
-  const live = new LiveMarkdown(root);
-  for (const cut of [...cuts, text.length]) {{
-    live.write(text.slice(0, cut));
-    const whole = document.createElement('div');
-    whole.append(...rendered(text.slice(0, cut)));
-    const grown = flat(root).innerHTML;
-    if (grown !== whole.innerHTML) return [text.slice(0, cut), grown, whole.innerHTML];
-  }}
-  return null;
-}}"""
 TOOK = """async (text) => {
   const { rendered } = await import('/page/markdown.js');
   const began = performance.now();
@@ -228,7 +212,7 @@ def test_what_is_beyond_a_hundred_thousand_characters_is_shown_as_it_is_written(
     assert markup.count("<em>") == 100_000 // 6
     assert markup.endswith('<p class="rest">' + "- *a*\n" * (30_000 - 100_000 // 6) + "</p>")
     cuts = [50_000, 99_999, 100_001, 150_000, len(lines)]
-    assert visit.page.evaluate(LIVE, [lines, cuts]) is None
+    assert visit.page.evaluate(GROWN, [lines, cuts]) is None
 
 
 def test_a_table_has_few_columns_and_a_line_of_more_is_text(visit):
@@ -245,11 +229,11 @@ def test_what_is_written_while_it_grows_is_what_the_whole_text_gives(visit):
     for _ in range(60):
         text = "\n".join(chance.choices(PARTS, k=chance.randint(2, 14)))
         cuts = sorted(chance.choices(range(len(text) + 1), k=25))
-        assert visit.page.evaluate(LIVE, [text, cuts]) is None
+        assert visit.page.evaluate(GROWN, [text, cuts]) is None
     long = "\n\n".join(chance.choices(PARTS, k=300))
-    assert visit.page.evaluate(LIVE, [long, list(range(0, len(long), 7))]) is None
+    assert visit.page.evaluate(GROWN, [long, list(range(0, len(long), 7))]) is None
     everything = "\n".join(PARTS)
-    assert visit.page.evaluate(LIVE, [everything, list(range(len(everything)))]) is None
+    assert visit.page.evaluate(GROWN, [everything, list(range(len(everything)))]) is None
 
 
 def test_long_code_is_the_same_in_blocks_of_lines_and_copied_whole(visit):
@@ -260,7 +244,7 @@ def test_long_code_is_the_same_in_blocks_of_lines_and_copied_whole(visit):
         assert visit["#probe pre"].text_content() == code
         assert markup.count('class="lines') == (0 if language == "js" else 182 // 50)
         cuts = [*range(0, len(text), 97), *range(1000, 1100)]
-        assert visit.page.evaluate(LIVE, [text, sorted(cuts)]) is None
+        assert visit.page.evaluate(GROWN, [text, sorted(cuts)]) is None
     copied = visit.page.evaluate(
         """() => { getSelection().selectAllChildren(document.querySelector('#probe pre'));
         return getSelection().toString(); }"""
