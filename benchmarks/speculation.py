@@ -31,6 +31,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
+from benchmarks.marked_part import write_part  # noqa: E402
 from benchmarks.speculation_texts import TEXTS, Body  # noqa: E402
 from exporter.core.machine import physical_cores  # noqa: E402
 from exporter.demo import make_demo_models  # noqa: E402
@@ -43,6 +44,11 @@ from runtime.engine.speculation import OFF, Speculation, speculation_of  # noqa:
 from tests.support.near_ties import CLOSE, gap, written  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "speculation.json"
+PAGE = CHECKOUT / "docs" / "serve.md"
+MARKS = (
+    "<!-- guesses: written by benchmarks/speculation.py --write -->\n",
+    "<!-- end of guesses -->\n",
+)
 INNER = 8192  # values; the width of the added layers
 EQUAL = 200  # prompts whose answers are compared
 COMPARED = ("fresh", "repeated")  # the model's own answers
@@ -172,6 +178,28 @@ def tokens_after(server: Server, body: Body) -> list[int]:
     return written(server, body["prompt"], settings_of(body))
 
 
+def table(found: dict[str, Any]) -> str:
+    """The times with guesses from the text so far, as Markdown."""
+    times = found["time_of_without"]
+    worst = max(ratios["draft"] for of_text in times.values() for ratios in of_text.values())
+    clients = [f"{n} client{'s' * (n > 1)}" for n in STREAMS]
+    size = f"{found['model_nbytes'] / 1e6:.0f} MB"
+    rows = [
+        [text, *(f"{ratios[str(n)]['ngram']:.2f}" for n in STREAMS)]
+        for text, ratios in times.items()
+    ]
+    about = "The time with `--spec ngram`, as a part of the time without, for a model of"
+    draft = "A draft model whose guesses are nearly all wrong costs more: up to"
+    lines = [
+        f"{about} {size} on {found['machine']}:\n",
+        f"| {' | '.join(['the answer is', *clients])} |",
+        f"|---|{'---|' * len(clients)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        f"\n{draft} {worst:.1f} × there.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def settings_of(body: Body) -> Body:
     """A request without its prompt."""
     return {name: value for name, value in body.items() if name != "prompt"}
@@ -183,7 +211,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help=f"{RESULTS.name} and {PAGE.name}")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -203,6 +231,7 @@ def main() -> None:
     print(json.dumps(found, indent=2))
     if options.write:
         RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+        write_part(PAGE, MARKS, table(found))
     fresh = found["time_of_without"]["fresh"]
     slower = [n for n, ratios in fresh.items() if ratios["ngram"] > SLOWER_MAX]
     differing = [kind for kind, one in found["equal"].items() if one["same"] < EQUAL]
