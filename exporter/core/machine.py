@@ -14,6 +14,7 @@ CPUS = Path("/sys/devices/system/cpu")
 CGROUP = Path("/sys/fs/cgroup")
 CPU_MAX = CGROUP / "cpu.max"
 MEMINFO = Path("/proc/meminfo")
+THREAD_NBYTES = 4 << 20  # weights that are worth a thread
 
 
 def cores() -> int:
@@ -39,6 +40,15 @@ def physical_cores() -> int:
         except OSError:
             return cores()
     return max(1, min(len(siblings), quota()))
+
+
+def useful_threads(weights: int, most: int) -> int:
+    """How many threads, `most` at the most, speed up a model with `weights` bytes.
+
+    With fewer bytes each they wait for one another longer than they compute, above all beside
+    another busy process: benchmarks/threads.py.
+    """
+    return max(1, min(most, weights // THREAD_NBYTES))
 
 
 def quota() -> int:

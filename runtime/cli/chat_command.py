@@ -56,7 +56,9 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
     help="Context in tokens; default: the model's, up to 8192, as memory allows.",
 )  # fmt: skip
 @click.option(
-    "--threads", type=click.IntRange(1, 256), help="Threads; default: one per physical core."
+    "--threads",
+    type=click.IntRange(1, 256),
+    help="Threads; default: one per physical core, fewer for a small model.",
 )
 @click.option(
     "--adapter", "adapters", multiple=True, metavar="NAME=PATH[:SCALE]",

@@ -51,7 +51,6 @@ def measure_demo(
             against=base.stem,
             # these metrics need no library; a likelihood would need one more engine
             metrics=(*(f"-{name}" for name in LONG), "exact_match", "f1", "length"),
-            threads=1,  # two threads spend more time waiting for each other on such a model
             parallel=4,
         )
         found = run_evaluation(options, report)

@@ -78,7 +78,11 @@ class Finished:
 @click.option("--by", multiple=True, metavar="COLUMN", help="Group results by this column.")
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Limit of an answer.")
 @click.option("--ctx", "context", type=click.IntRange(1), help="Context in tokens.")
-@click.option("--threads", type=click.IntRange(1, 256), help="Default: one per physical core.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    help="Default: one per physical core, fewer for a small model.",
+)
 @click.option(
     "--parallel", type=click.IntRange(1, 64), default=1, show_default=True,
     help="Answers at once; of more than 1, two runs may differ in a few words.",

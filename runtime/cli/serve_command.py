@@ -122,7 +122,9 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Context of each conversation in tokens; default: the model's, up to 8192.",
 )  # fmt: skip
 @click.option(
-    "--threads", type=click.IntRange(1, 256), help="Threads; default: one per physical core."
+    "--threads",
+    type=click.IntRange(1, 256),
+    help="Threads; default: one per physical core, fewer for a small model.",
 )
 @click.option(
     "--chat-template", metavar="NAME|FILE",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exporter.core.errors import SpaceError
 from exporter.core.gguf import GGUFFile
+from exporter.core.machine import useful_threads
 from exporter.core.paths import size_text
 from runtime.engine.memory_need import (
     BATCH,
@@ -137,7 +138,7 @@ class Fit:
         of = f" of the {self.trained} it was trained with" if self.trained else ""
         return [
             f"context: {self.context} tokens{of}, cache in {self.cache_type}",
-            f"threads: {self.threads}, one per physical core",
+            f"threads: {self.threads}",
             f"layers on a GPU: {self.placed()}",
             "flash attention: where llama.cpp has it for this model",
             f"memory: {self.need}; {size_text(self.free)} free",
@@ -184,8 +185,9 @@ def fit(
             need = replace(need, work=need.work + scores)
         left = int(max(0, budget - max(need.total, room)) * PROMPT_CACHE_SHARE)
         kept = min(left, PROMPT_CACHE_MAX)
+        threads = options.threads or useful_threads(need.weights, cores)
         fitted = Fit(
-            context, trained, options.threads or cores, cache_type, kept, need, free, backend,
+            context, trained, threads, cache_type, kept, need, free, backend,
             batch, is_exact, layers=layer_count(model) + 1, name=model.path.name,
             best_type=options.best_type,
         )  # fmt: skip

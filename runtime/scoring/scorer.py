@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Self
 
 from exporter.core.errors import InputError
-from exporter.core.machine import physical_cores
+from exporter.core.machine import physical_cores, useful_threads
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
 from runtime.encoder_decoder.model import (
     EncoderDecoder,
@@ -67,7 +67,7 @@ class Scorer:
     context: int = 0
     """Tokens of the longest text; 0 takes what the model was trained with, 8192 at most."""
     threads: int = 0
-    """0 takes one for each physical core."""
+    """0 takes one for each physical core, and fewer for a small model."""
     toolchain: Toolchain | None = None
     stack: ExitStack = field(default_factory=ExitStack, init=False, repr=False)
     engine: Forward | EncoderDecoder | None = field(default=None, init=False, repr=False)
@@ -81,7 +81,7 @@ class Scorer:
         refuse_without_answers(header)
         trained = header.number(f"{header.architecture}.context_length")
         length = self.context or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-        threads = self.threads or physical_cores()
+        threads = self.threads or useful_threads(path.stat().st_size, physical_cores())
         self.front = front_of(header)
         if is_encoder_decoder(header):
             made = open_encoder_decoder(path, toolchain, context=length, threads=threads)

@@ -179,7 +179,19 @@ def test_the_lines_for_verbose_say_what_was_decided(tmp_path):
     found = fitted(llama(tmp_path / "m.gguf"), 16 * GB)
 
     assert "8192 tokens of the 131072" in found.lines()[0]
-    assert "4, one per physical core" in replace(found).lines()[1]
+    assert replace(found).lines()[1] == "threads: 4"
+
+
+@pytest.mark.parametrize(
+    ("rows", "threads"), [(64, 1), (1024, 1), (4096, 2), (8192, 4), (1 << 20, 4)]
+)
+def test_a_small_model_gets_fewer_threads_than_there_are_cores(tmp_path, rows, threads):
+    model = llama(tmp_path / "m.gguf")
+    kind = GGMLType.by_name("Q4_K")
+    model = replace(model, tensors=[TensorInfo("output.weight", (rows, 4096), kind, 0, model.path)])
+
+    assert fitted(model, 16 * GB).threads == threads
+    assert fitted(model, 16 * GB, FitOptions(threads=3)).threads == 3
 
 
 def layered(path, layers: int = 32) -> GGUFFile:
