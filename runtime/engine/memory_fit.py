@@ -183,13 +183,12 @@ def fit(
         is_exact = options.exact and cache_type in ("f32", "f16") and backend == "cpu"
         if is_exact := is_exact and need.total + scores <= budget:
             need = replace(need, work=need.work + scores)
-        left = int(max(0, budget - max(need.total, room)) * PROMPT_CACHE_SHARE)
-        kept = min(left, PROMPT_CACHE_MAX)
+        left = max(0, budget - max(need.total, room))
+        kept = min(int(left * PROMPT_CACHE_SHARE), PROMPT_CACHE_MAX)
         threads = options.threads or useful_threads(need.weights, cores)
         fitted = Fit(
             context, trained, threads, cache_type, kept, need, free, backend,
-            batch, is_exact, layers=layer_count(model) + 1, name=model.path.name,
-            best_type=options.best_type,
+            batch, is_exact, layer_count(model) + 1, name=model.path.name, best_type=options.best_type,
         )  # fmt: skip
         if not on_gpu or gpu is None:
             return fitted
