@@ -187,8 +187,8 @@ def fit(
         kept = min(int(left * PROMPT_CACHE_SHARE), PROMPT_CACHE_MAX)
         threads = options.threads or useful_threads(need.weights, cores)
         fitted = Fit(
-            context, trained, threads, cache_type, kept, need, free, backend,
-            batch, is_exact, layer_count(model) + 1, name=model.path.name, best_type=options.best_type,
+            context, trained, threads, cache_type, kept, need, free, backend, batch, is_exact,
+            layer_count(model) + 1, name=model.path.name, best_type=options.best_type,
         )  # fmt: skip
         if not on_gpu or gpu is None:
             return fitted
