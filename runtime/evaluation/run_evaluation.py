@@ -91,6 +91,7 @@ class Run:
                     if group.engines is not None:
                         stack.callback(group.engines.stop)
                 groups = sorted(self.groups, key=self.comes_later)
+                self.start_early(groups[0])
                 for group, after in zip_longest(groups, groups[1:]):
                     self.start_early(after, group)
                     self.ask_group(group, report)
@@ -105,13 +106,18 @@ class Run:
         plan = self.divergences
         return plan is not None and plan.reference not in group.models
 
-    def start_early(self, group: ModelGroup | None, before: ModelGroup) -> None:
-        """Start the engine of the group that is asked next, if it seems to be needed."""
-        if group is None or group.engines is None or "answer" not in self.plan.parts:
+    def start_early(self, group: ModelGroup | None, before: ModelGroup | None = None) -> None:
+        """Start the engines of a group, if they seem to be needed, while another one is asked."""
+        if group is None or group.engines is None:
             return
         found = Measured(group.models[0], self.items, self.plan, self.cache)
-        if any(found.missing(number) for number in {0, len(self.items) - 1}):
-            group.engines.start_early(before.engines.nbytes if before.engines else 0)
+        ends = {0, len(self.items) - 1}
+        if missing := {part for number in ends for part in found.missing(number)}:
+            group.engines.start_early(
+                before.engines.nbytes if before and before.engines else 0,
+                generates=any(self.items[number].messages for number in ends),
+                scores=missing != {"answer"},
+            )
 
     def ask_group(self, group: ModelGroup, report: Report) -> None:
         """Ask the models of one group, and end its engines. Raises EngineError."""
