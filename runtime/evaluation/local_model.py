@@ -40,6 +40,8 @@ THOUGHTS = re.compile(r"^.*?</think>\s*", re.DOTALL)
 PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 EARLY_NBYTES = 512 << 20
 """The largest file that is loaded while another model answers: a larger one takes long."""
+IN_QUEUE = 2
+"""Requests that wait in an engine's queue."""
 Answer = TypeVar("Answer")
 
 
@@ -180,8 +182,8 @@ class LocalModel:
 
     @property
     def requests(self) -> int:
-        """One more than there are slots, so that no slot waits for a request."""
-        return self.engines.engine.options.parallel + 1
+        """More than there are slots, so that no slot waits for a request."""
+        return self.engines.engine.options.parallel + IN_QUEUE
 
     @property
     def front(self) -> Front:
