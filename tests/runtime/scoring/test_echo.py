@@ -252,10 +252,10 @@ def test_lists_begin_at_the_token_that_is_asked_for(served):
 
 
 def test_a_long_lists_starts_are_cut_with_it_and_unlisted_tokens_are_not_counted(served):
-    texts = drawn(43, *[1000] * 40)
+    texts = drawn(43, *[300] * 40)
 
     answer = ask(
-        served, model="plain", prompt=texts, logprobs=0, logprob_start_len=[998] * 33 + [999] * 7
+        served, model="plain", prompt=texts, logprobs=0, logprob_start_len=[298] * 33 + [299] * 7
     )
 
     lengths = [len(choice["logprobs"]["tokens"]) for choice in answer["choices"]]
