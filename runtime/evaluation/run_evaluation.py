@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from statistics import median
 from typing import Any
 
@@ -223,9 +223,7 @@ def with_answers(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
 def are_short(dataset: Dataset) -> bool:
     """Whether half of the references have few words."""
     words = [
-        len(item.references[0].split())
-        for number in range(min(SAMPLED, len(dataset)))
-        if (item := dataset[number]).references
+        len(item.references[0].split()) for item in islice(dataset, SAMPLED) if item.references
     ]
     return bool(words) and median(words) <= SHORT_WORDS
 
@@ -235,11 +233,7 @@ def token_limit(dataset: Dataset) -> int:
 
     Text has some four characters a token, so that a right answer is not cut off.
     """
-    lengths = [
-        len(reference)
-        for number in range(min(SAMPLED, len(dataset)))
-        for reference in dataset[number].references
-    ]
+    lengths = [len(reference) for item in islice(dataset, SAMPLED) for reference in item.references]
     return min(MOST_TOKENS, max(LEAST_TOKENS, max(lengths, default=MOST_TOKENS)))
 
 
