@@ -118,6 +118,7 @@ def evaluated(root: Path, arguments: list[object]) -> tuple[float, float, dict[s
     argv = [sys.executable, "-m", "exporter", "eval", *map(str, arguments), "--json", "--quiet"]
     with tempfile.TemporaryDirectory(dir=root) as data:
         env = {**os.environ, "XDG_DATA_HOME": data}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled already
         began = time.monotonic()
         process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE)
         peak = 0

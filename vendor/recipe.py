@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def read_recipe(path: Path | None = None) -> Recipe:
     """
     path = path or Path(__file__).with_name(RECIPE_NAME)
     try:
-        return _recipe(tomllib.loads(path.read_text(encoding="utf-8")))
+        return _recipe(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BuildError(f"the recipe `{path}` cannot be read: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -96,7 +97,9 @@ def read_recipe(path: Path | None = None) -> Recipe:
         ) from error
 
 
-def _recipe(table: Mapping[str, Any]) -> Recipe:  # Any: parsed TOML, checked here
+@lru_cache(maxsize=2)
+def _recipe(text: str) -> Recipe:
+    table: Mapping[str, Any] = tomllib.loads(text)  # Any: parsed TOML, checked here
     source, build = table["source"], table["build"]
     if not re.fullmatch(r"[0-9a-f]{64}", source["sha256"]):
         raise ValueError(f"sha256 is {source['sha256']!r}, not 64 hex digits")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import sys
-import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +20,7 @@ from exporter.core.events import Note, Report
 from exporter.core.paths import evaluations_folder
 from exporter.core.terminal_text import without_controls
 from runtime.cli.eval_options import EvalOptions, share_of
+from runtime.cli.loaded_beside import LoadedBeside
 
 if TYPE_CHECKING:
     from runtime.evaluation.data.dataset import Dataset
@@ -142,20 +140,12 @@ def run_evaluation(options: EvalOptions, report: Report) -> Finished:
     from runtime.cli.prepared_run import prepared
     from runtime.evaluation.outcome_cache import OutcomeCache
 
-    threading.Thread(target=load_libraries, name="libraries", daemon=True).start()
     root = evaluations_folder(os.environ)
     with OutcomeCache(root / "outcomes.sqlite") as cache:
         dataset = opened_data(options, report)
         run = prepared(options, dataset, cache, report)
         evaluation, folder = measured(options, run, root, report)
     return Finished(evaluation, folder, run.ended_by)
-
-
-def load_libraries() -> None:
-    """Import the libraries that the report needs, while the engines load."""
-    for name in ("sacrebleu.metrics", "matplotlib.figure", "matplotlib.backends.backend_svg"):
-        with suppress(ImportError):
-            importlib.import_module(name)
 
 
 def measured(options: EvalOptions, run: Run, root: Path, report: Report) -> tuple[Evaluation, Path]:
@@ -165,7 +155,9 @@ def measured(options: EvalOptions, run: Run, root: Path, report: Report) -> tupl
     """
     from runtime.evaluation.report.report_folder import write_report
 
-    run.ask(report=report)
+    beside = LoadedBeside(report, run.comparison.metrics)
+    run.ask(report=beside)
+    beside.wait()
     try:
         summary, evaluation = results(options, run, root, report)
     except DecantError:

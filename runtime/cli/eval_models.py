@@ -12,7 +12,6 @@ from exporter.core.errors import InputError
 from exporter.core.events import Report, Warn
 from exporter.core.gguf import SHARD, GGUFFile
 from exporter.core.near_names import did_you_mean
-from exporter.llamacpp.toolchain import find_toolchain
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import BASE, bring_adapters, parse_adapter
 from runtime.engine.memory_fit import FitOptions
@@ -87,8 +86,7 @@ def local_group(
         "nbytes": header.nbytes,
         "sha256": sha256,
     }
-    build = find_toolchain().folder.name
-    alone = {"model": sha256, "build": build}
+    alone = {"model": sha256, "build": engines.engine.toolchain.folder.name}
     models: list[EvaluatedModel] = [
         LocalModel(model.name, engines, AdapterSelection(), alone, **known)
     ]

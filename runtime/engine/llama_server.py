@@ -27,7 +27,7 @@ from exporter.core.paths import size_text
 from exporter.inputs.template_process import refuse_runaway
 from exporter.llamacpp.toolchain import LAST_LINES, Toolchain, scrubbed
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
-from runtime.engine.model_server import DYING_S, ModelServer
+from runtime.engine.model_server import DYING_S, Kept, ModelServer
 from runtime.engine.saved_prompts import PromptPlan, SavedPrompts
 from runtime.engine.socket_connection import SocketConnection
 from runtime.process.kept_processes import deepen_stacks, start_kept
@@ -106,6 +106,7 @@ class Server(ModelServer):
         self.port: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.watch: MemoryWatch | None = None
+        self.kept = Kept()
         self.saved: SavedPrompts | None = None
         self.in_flight = 0
         self.changed = threading.Condition()
@@ -377,6 +378,7 @@ class Server(ModelServer):
             with closing(saved):
                 if is_saving and self.process is not None and not self.in_flight:
                     saved.save(self, self.process.kill)
+        self.close_kept()
         process, self.process = self.process, None
         if process is not None:
             with self.changed:

@@ -40,6 +40,8 @@ THOUGHTS = re.compile(r"^.*?</think>\s*", re.DOTALL)
 PEAK = re.compile(r"^VmHWM:\s+(\d+) kB", re.MULTILINE)
 EARLY_NBYTES = 512 << 20
 """The largest file that is loaded while another model answers: a larger one takes long."""
+IN_QUEUE = 2
+"""Requests that wait in an engine's queue."""
 Answer = TypeVar("Answer")
 
 
@@ -61,8 +63,8 @@ class LocalEngines:
         # each prompt is asked once: caches of earlier ones would fill memory for nothing
         self.engine.fit = replace(self.engine.fit, prompt_cache=0)
         self.scorer: Server | None = None
-        self.lock = threading.Lock()
-        self.early: threading.Thread | None = None
+        self.lock, self.scorer_lock = threading.Lock(), threading.Lock()
+        self.early: list[threading.Thread] = []
         self.memory = 0
         controls = () if model.is_encoder_decoder else control_texts(model.header.path)
         self.data = PlainData(controls)
@@ -80,31 +82,34 @@ class LocalEngines:
         """Bytes of memory that llama-server takes."""
         return self.engine.fit.need.total
 
-    def start_early(self, other: int) -> None:
-        """Start llama-server in another thread, if that takes little time and memory.
+    def start_early(self, other: int, *, generates: bool, scores: bool) -> None:
+        """Start engines in other threads, if that takes little time and memory.
 
-        other: bytes of memory that the model asked before takes.
+        other: bytes of memory that the model asked before takes. generates, scores: whether
+        llama-server and the scoring engine are needed.
 
         A request meanwhile waits for the start. After an error, a request starts it again.
         """
-        engine = self.engine
+        engine, wanted = self.engine, [generates, scores]
         if (
-            self.early is None
+            not self.early
             and engine.toolchain.info["backend"] == "cpu"
             and engine.loaded.header.path.stat().st_size <= EARLY_NBYTES
-            and self.nbytes + other <= MARGIN * available_nbytes()
+            and sum(wanted) * self.nbytes + other <= MARGIN * available_nbytes()
         ):
-            self.early = threading.Thread(target=self.try_to_start, name="early", daemon=True)
-            self.early.start()
-
-    def try_to_start(self) -> None:
-        with suppress(DecantError):
-            _ = self.generator
+            starts = (lambda: self.generator, lambda: self.running_scorer)
+            self.early = [
+                threading.Thread(target=try_to_start, args=(start,), name="early", daemon=True)
+                for start, is_wanted in zip(starts, wanted, strict=True)
+                if is_wanted
+            ]
+            for thread in self.early:
+                thread.start()
 
     @property
     def running_scorer(self) -> Server:
         """The scoring engine, running. Raises EngineError."""
-        with self.lock:
+        with self.scorer_lock:
             if self.scorer is not None:
                 try:
                     self.scorer.raise_if_gone()
@@ -144,13 +149,19 @@ class LocalEngines:
 
     def stop(self) -> None:
         """End both engines."""
-        if self.early is not None:
-            self.early.join()
+        for thread in self.early:
+            thread.join()
         self.peak_memory()
         scorer, self.scorer = self.scorer, None
         if scorer is not None:
             scorer.stop()
         self.engine.stop()
+
+
+def try_to_start(start: Callable[[], Server]) -> None:
+    """Start an engine; an error is left to the first request, which starts it again."""
+    with suppress(DecantError):
+        start()
 
 
 @dataclass
@@ -171,8 +182,8 @@ class LocalModel:
 
     @property
     def requests(self) -> int:
-        """One more than there are slots, so that no slot waits for a request."""
-        return self.engines.engine.options.parallel + 1
+        """More than there are slots, so that no slot waits for a request."""
+        return self.engines.engine.options.parallel + IN_QUEUE
 
     @property
     def front(self) -> Front:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
 from exporter.core.errors import DecantError, EngineError
@@ -19,6 +19,9 @@ from runtime.evaluation.metric import Needs
 from runtime.evaluation.outcome import Likelihoods, Outcome, outcome_of
 from runtime.evaluation.outcome_cache import OutcomeCache, key_of
 
+LOOK_S = 0.1  # seconds between two reports of the progress
+EMPTY = {field.name: getattr(Outcome(), field.name) for field in fields(Outcome)}
+"""The fields of an outcome without any part."""
 FAILURES = 3
 """Items that may fail one after the other before the model is given up."""
 
@@ -165,24 +168,44 @@ def ask_all(measured: Measured, wanted: Mapping[int, Sequence[Needs]], report: R
     name, total = measured.model.name, len(wanted)
     is_answers = any("answer" in parts for parts in wanted.values())
     task = f"{name}: {'answers' if is_answers else 'likelihoods'}"
-    failures = Failures(name)
-    gone_on = threading.Event()
+    todo = Todo(works(measured, wanted, Failures(name)))
     pool = ThreadPoolExecutor(measured.model.requests, thread_name_prefix="item")
     try:
-        waiting: set[Future[None]] = set()
-        done = 0
-        for numbers, work in works(measured, wanted, failures):
-            report(Progress(task, done, total, "steps"))
-            if len(waiting) >= measured.model.requests:
-                ended, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                raise_first(ended)
-            waiting.add(pool.submit(unless(gone_on, work)))
-            done += len(numbers)
-        raise_first(wait(waiting).done)
+        waiting = {pool.submit(todo.run) for _ in range(measured.model.requests)}
+        while waiting:
+            report(Progress(task, todo.done, total, "steps"))
+            ended, waiting = wait(waiting, LOOK_S, return_when=FIRST_COMPLETED)
+            raise_first(ended)
         report(Progress(task, total, total, "steps"))
     finally:
-        gone_on.set()
+        todo.is_over = True
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class Todo:
+    """The requests that are left; several threads take them, each one after the other."""
+
+    works: Iterator[tuple[Sequence[int], Callable[[], None]]]
+    done: int = 0
+    """Items that were asked for."""
+    is_over: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self) -> None:
+        """Work until nothing is left. Raises the errors of the work."""
+        while True:
+            with self.lock:
+                found = None if self.is_over else next(self.works, None)
+                if found is None:
+                    return
+            try:
+                found[1]()
+            except BaseException:
+                self.is_over = True
+                raise
+            with self.lock:
+                self.done += len(found[0])
 
 
 def works(
@@ -200,11 +223,6 @@ def works(
         for numbers in groups_of(iter(measured.items), grouped):
             chosen = {number: grouped[number] for number in numbers}
             yield numbers, ask_group(measured, model, chosen, failures)
-
-
-def unless(event: threading.Event, work: Callable[[], None]) -> Callable[[], None]:
-    """The work, which does nothing once the event is set."""
-    return lambda: None if event.is_set() else work()
 
 
 def raise_first(ended: set[Future[None]]) -> None:
@@ -346,8 +364,13 @@ def ask_divergences(measured: Measured, item: Item, number: int) -> Outcome:
 
 def sparse(outcome: Outcome) -> dict[str, Any]:
     """The outcome's fields that differ from the defaults."""
-    plain = Outcome().as_json()
-    return {name: value for name, value in outcome.as_json().items() if value != plain[name]}
+    found = {
+        name: value for name, plain in EMPTY.items() if (value := getattr(outcome, name)) != plain
+    }
+    return {
+        name: asdict(value) if isinstance(value, Likelihoods) else value
+        for name, value in found.items()
+    }
 
 
 def complete(measured: Sequence[Measured]) -> Iterator[int]:

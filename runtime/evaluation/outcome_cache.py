@@ -24,6 +24,8 @@ from exporter.core.file_lock import lock
 
 VERSION = 1
 """Part of every key: raised when an outcome's meaning changes."""
+RECENT, RECENT_CHARACTERS = 4_096, 2_000
+"""How many outcomes stay in memory, too, and the characters that each has at most."""
 WAIT_S = 30  # seconds for another process's write
 TABLES = """
 create table if not exists outcomes (key blob primary key, outcome text not null) without rowid;
@@ -39,6 +41,7 @@ class OutcomeCache:
     def __init__(self, path: Path) -> None:
         """Open the cache's file, or create it if it is absent. Raises OutputError."""
         self.path, self.lock = path, threading.Lock()
+        self.recent: dict[bytes, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.connection = self.opened()
@@ -79,12 +82,25 @@ class OutcomeCache:
             self.connection.close()
 
     def get(self, key: bytes) -> Any | None:
-        """The JSON value under a key; None if there is none."""
+        """The JSON value under a key, which is not to be changed; None if there is none."""
         with self.lock:
+            if (found := self.recent.get(key)) is not None:
+                return found
             row = self.connection.execute(
                 "select outcome from outcomes where key = ?", (key,)
             ).fetchone()
-        return json.loads(row[0]) if row else None
+            if row is None:
+                return None
+            found = json.loads(row[0])
+            self.keep(key, found, row[0])
+        return found
+
+    def keep(self, key: bytes, value: Any, text: str) -> None:
+        """Keep a value in memory; from RECENT on, it replaces the value that was kept longest."""
+        if len(text) <= RECENT_CHARACTERS:
+            if len(self.recent) >= RECENT and key not in self.recent:
+                del self.recent[next(iter(self.recent))]
+            self.recent[key] = value
 
     def put(self, key: bytes, value: Mapping[str, Any]) -> None:
         """Keep a JSON value. Raises OutputError when the disk is full."""
@@ -97,6 +113,9 @@ class OutcomeCache:
             with self.lock, self.connection:
                 self.connection.execute("begin immediate")
                 self.connection.executemany("insert or replace into outcomes values (?, ?)", rows)
+            with self.lock:
+                for key, text in rows:
+                    self.keep(key, values[key], text)
         except sqlite3.OperationalError as error:
             raise OutputError(
                 f"`{self.path}` cannot be written: {error}", hint="is the disk full?"

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from statistics import median
 from typing import Any
 
@@ -91,6 +91,7 @@ class Run:
                     if group.engines is not None:
                         stack.callback(group.engines.stop)
                 groups = sorted(self.groups, key=self.comes_later)
+                self.start_early(groups[0])
                 for group, after in zip_longest(groups, groups[1:]):
                     self.start_early(after, group)
                     self.ask_group(group, report)
@@ -105,13 +106,18 @@ class Run:
         plan = self.divergences
         return plan is not None and plan.reference not in group.models
 
-    def start_early(self, group: ModelGroup | None, before: ModelGroup) -> None:
-        """Start the engine of the group that is asked next, if it seems to be needed."""
-        if group is None or group.engines is None or "answer" not in self.plan.parts:
+    def start_early(self, group: ModelGroup | None, before: ModelGroup | None = None) -> None:
+        """Start the engines of a group, if they seem to be needed, while another one is asked."""
+        if group is None or group.engines is None:
             return
         found = Measured(group.models[0], self.items, self.plan, self.cache)
-        if any(found.missing(number) for number in {0, len(self.items) - 1}):
-            group.engines.start_early(before.engines.nbytes if before.engines else 0)
+        ends = {0, len(self.items) - 1}
+        if missing := {part for number in ends for part in found.missing(number)}:
+            group.engines.start_early(
+                before.engines.nbytes if before and before.engines else 0,
+                generates=any(self.items[number].messages for number in ends),
+                scores=missing != {"answer"},
+            )
 
     def ask_group(self, group: ModelGroup, report: Report) -> None:
         """Ask the models of one group, and end its engines. Raises EngineError."""
@@ -217,9 +223,7 @@ def with_answers(metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
 def are_short(dataset: Dataset) -> bool:
     """Whether half of the references have few words."""
     words = [
-        len(item.references[0].split())
-        for number in range(min(SAMPLED, len(dataset)))
-        if (item := dataset[number]).references
+        len(item.references[0].split()) for item in islice(dataset, SAMPLED) if item.references
     ]
     return bool(words) and median(words) <= SHORT_WORDS
 
@@ -229,11 +233,7 @@ def token_limit(dataset: Dataset) -> int:
 
     Text has some four characters a token, so that a right answer is not cut off.
     """
-    lengths = [
-        len(reference)
-        for number in range(min(SAMPLED, len(dataset)))
-        for reference in dataset[number].references
-    ]
+    lengths = [len(reference) for item in islice(dataset, SAMPLED) for reference in item.references]
     return min(MOST_TOKENS, max(LEAST_TOKENS, max(lengths, default=MOST_TOKENS)))
 
 

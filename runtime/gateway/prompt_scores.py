@@ -19,13 +19,13 @@ from runtime.gateway.api_errors import ApiError, bad_request
 from runtime.gateway.call import Call
 from runtime.gateway.scheduling.portions import Joined, cut, in_order
 from runtime.gateway.scheduling.upstream import Reply
-from runtime.scoring.score_route import SCORE, TOP_MAX
+from runtime.scoring.score_route import SCORE, START, TOP_MAX
 
 PORTION = 32
 """Prompts that are scored at once; between two portions other requests have their turn."""
 LIMIT_NAMES = ("n_predict", "max_tokens", "max_completion_tokens")
 OURS = frozenset((*LIMIT_NAMES, "echo", "logprobs", "n", "n_cmpl", "best_of", "stream",
-                  "stream_options", "prompt", "target"))  # fmt: skip
+                  "stream_options", "prompt", "target", START))  # fmt: skip
 """Fields that are not passed on to the generating engine."""
 PLAIN = OURS | {"model", "temperature", "seed", "top_p", "top_k", "min_p", "user"}
 """Fields that have no effect on one generated token at temperature 0: it is the likeliest."""
@@ -97,6 +97,9 @@ def read_echo(call: Call) -> Echo:
     targets = None if body.get("target") is None else listed(body["target"])
     if targets is not None and len(targets) != len(prompts):
         raise bad_request(f"there are {len(targets)} targets for {len(prompts)} prompts")
+    starts = body.get(START)
+    if isinstance(starts, list) and len(starts) != len(prompts):
+        raise bad_request(f"`{START}` has {len(starts)} places for {len(prompts)} prompts")
     limit = limit_of(call, has_target=targets is not None)
     is_likeliest = limit == 1 and body.get("temperature") == 0 and body.keys() <= PLAIN
     return Echo(prompts, targets, limit, count, is_likeliest)
@@ -161,6 +164,8 @@ def score_bodies(
         body = {**shared, "prompt": prompts, "most": most * len(prompts) // total}
         if echo.targets is not None:
             body["target"] = echo.targets[part]
+        if (starts := call.body.get(START)) is not None:
+            body[START] = starts[part] if isinstance(starts, list) else starts
         # the normalizer changes the texts before they are scored
         sent = body.get("target", prompts)
         body["shown"] = [one if isinstance(one, str) else None for one in sent]

@@ -29,7 +29,13 @@ def answer_request(engine: Engine, request: ScoreRequest, name: str, stop: Flag)
         for text, written in zip(request.targets or request.prompts, request.written, strict=True)
         for one in written
     ]
-    scores = compute_scores(engine, request, [[*text.ids, *one.ids] for text, one in texts], stop)
+    starts = [
+        start
+        for start, written in zip(request.starts, request.written, strict=True)
+        for _ in written
+    ]
+    whole = [[*text.ids, *one.ids] for text, one in texts]
+    scores = compute_scores(engine, request, whole, starts, stop)
     if request.wants_next:
         texts = [
             (text, next_token(found, engine.vocabulary))
@@ -41,10 +47,10 @@ def answer_request(engine: Engine, request: ScoreRequest, name: str, stop: Flag)
             "text": shown_text(engine.vocabulary, text) + one.text,
             "logprobs": None
             if request.top is None
-            else logprobs(engine, request.top, text, one, found),
+            else logprobs(engine, (request.top, start), text, one, found),
             "finish_reason": one.reason,
         }
-        for index, ((text, one), found) in enumerate(zip(texts, scores, strict=True))
+        for index, ((text, one), found, start) in enumerate(zip(texts, scores, starts, strict=True))
     ]
     return {
         "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion",
@@ -54,9 +60,16 @@ def answer_request(engine: Engine, request: ScoreRequest, name: str, stop: Flag)
 
 
 def compute_scores(
-    engine: Engine, request: ScoreRequest, texts: Sequence[list[int]], stop: Flag
+    engine: Engine,
+    request: ScoreRequest,
+    texts: Sequence[list[int]],
+    starts: Sequence[int],
+    stop: Flag,
 ) -> list[Scores]:
-    """The scores of the texts; equal texts, such as those of `n`, are computed once."""
+    """The scores of the texts; equal texts, such as those of `n`, are computed once.
+
+    starts: for each text, the place of the first wanted log-probability.
+    """
     if request.top is None and not request.wants_next:
         return [empty_scores(len(text), 0) for text in texts]
     top = max(request.top or 0, int(request.wants_next))
@@ -69,7 +82,10 @@ def compute_scores(
         ]
         return target_scores(engine, list(zip(sources, texts, strict=True)), top, stop)
     assert not isinstance(engine, EncoderDecoder)
-    first = [1 if request.top is not None else len(text) for text in texts]
+    first = [
+        max(1, start) if request.top is not None else len(text)
+        for text, start in zip(texts, starts, strict=True)
+    ]
     return engine.scores(
         ScoringTask(texts, first, top, wants_next=request.wants_next), request.scales, stop
     )
@@ -84,28 +100,32 @@ def next_token(scores: Scores, vocabulary: Vocabulary) -> Written:
     return Written([token], text.decode(errors="replace"), "length")
 
 
-def logprobs(engine: Engine, top: int, text: Text, written: Written, scores: Scores) -> Json:
+def logprobs(
+    engine: Engine, wanted: tuple[int, int], text: Text, written: Written, scores: Scores
+) -> Json:
     """OpenAI's `logprobs`: of the prompt's tokens, then of those written after it.
 
-    The first token of a prompt has none; that of a target has one, for it follows the source.
+    wanted: how many of the likeliest tokens, and the first token that is listed. The first token of
+    a prompt has no log-probability; that of a target has one, for it follows the source.
     """
     vocabulary = engine.vocabulary
+    top, start = wanted
     ids = [*text.ids, *without_stop_text(written, vocabulary)]
-    names = [name_of(vocabulary.piece(token)) for token in ids]
-    values: list[float | None] = [finite(value) for value in scores.logprobs[: len(ids)]]
-    if len(values) < len(ids):  # the token that was written here
+    names = [name_of(vocabulary.piece(token)) for token in ids[start:]]
+    values: list[float | None] = [finite(value) for value in scores.logprobs[start : len(ids)]]
+    if len(values) < len(names):  # the token that was written here
         values.append(finite(scores.top_logprobs[-1, 0]))
     tops: list[Json | None] = [
-        likeliest(vocabulary, scores, place, top, (names[place], values[place]))
-        for place in range(len(ids))
+        likeliest(vocabulary, scores, place, top, own)
+        for place, own in enumerate(zip(names, values, strict=True), start)
     ]
-    if not isinstance(engine, EncoderDecoder):
+    if not start and not isinstance(engine, EncoderDecoder):
         values[0] = tops[0] = None
     return {
         "tokens": names,
         "token_logprobs": values,
         "top_logprobs": tops if top else None,
-        "text_offset": list(offsets(vocabulary, text, ids)),
+        "text_offset": list(offsets(vocabulary, text, ids))[start:],
     }
 
 

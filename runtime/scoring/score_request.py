@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.encoder_decoder.model import EncoderDecoder
 from runtime.encoder_decoder.openai import LARGE, Fields, RefusedError, shown, token_ids, wrong
 from runtime.scoring.forward import Forward
-from runtime.scoring.score_route import TOP_MAX
+from runtime.scoring.score_route import START, TOP_MAX
 
 if TYPE_CHECKING:
     from exporter.llamacpp.vocabulary import Vocabulary
@@ -56,6 +56,8 @@ class ScoreRequest:
     """How many of the likeliest tokens; None for an answer without log-probabilities."""
     wants_next: bool
     """Whether the likeliest next token is written after each prompt."""
+    starts: Sequence[int]
+    """For each prompt, the place of the first token whose log-probability is wanted."""
 
 
 NOTHING = Written([], "", "length")
@@ -77,6 +79,7 @@ def read_request(fields: Fields, engine: Engine) -> ScoreRequest:
         scales_of(fields),
         top if fields.body.get("logprobs") is not None else None,
         fields.flag("wants_next"),
+        read_starts(fields, prompts),
     )
     refuse_too_long(request, engine)
     refuse_too_much(request, fields.integer("most", -1, -1))
@@ -97,6 +100,25 @@ def read_targets(fields: Fields, engine: Engine, count: int) -> list[Text] | Non
     found = shown_as(fields, texts(value, "target", engine))
     if len(found) != count:
         raise wrong(f"there are {len(found)} targets for {count} prompts: give one for each")
+    return found
+
+
+def read_starts(fields: Fields, prompts: Sequence[Text]) -> list[int]:
+    """The place of the first wanted log-probability in each prompt. Raises RefusedError."""
+    value = fields.body.get(START)
+    if value is None:
+        return [0] * len(prompts)
+    if fields.body.get("target") is not None:
+        raise wrong(f"`{START}` goes with a prompt that is scored, not with `target`")
+    found = value if isinstance(value, list) else [value] * len(prompts)
+    if len(found) != len(prompts):
+        raise wrong(f"`{START}` has {len(found)} places for {len(prompts)} prompts")
+    for start, prompt in zip(found, prompts, strict=True):
+        if type(start) is not int or not 0 <= start <= len(prompt.ids):
+            raise wrong(
+                f"`{START}` is {shown(start)} for a prompt of {len(prompt.ids)} tokens: it must be"
+                " the place of a token, from 0"
+            )
     return found
 
 
@@ -182,8 +204,8 @@ def refuse_too_much(request: ScoreRequest, most: int) -> None:
         return
     shown_texts = request.targets or request.prompts
     tokens = sum(
-        (len(text.ids) + len(one.ids)) * (1 + request.top)
-        for text, written in zip(shown_texts, request.written, strict=True)
+        (len(text.ids) - start + len(one.ids)) * (1 + request.top)
+        for text, written, start in zip(shown_texts, request.written, request.starts, strict=True)
         for one in written
     )
     if tokens > most:

@@ -32,6 +32,9 @@ class ScriptedModel:
     asked: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
     requests: int = 2
+    waits_at: str = ""
+    """The question that is answered once `may_answer` is set."""
+    may_answer: threading.Event = field(default_factory=threading.Event)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -44,6 +47,8 @@ class ScriptedModel:
         question = str(messages[-1]["content"])
         with self.lock:
             self.asked.append(question)
+        if question == self.waits_at:
+            self.may_answer.wait(10)
         if question in self.dies_on:
             raise EngineError("the engine ended by SIGKILL")
         if question in self.refuses:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from exporter.core.atomic_file import atomic_write, children, read_json_object
@@ -16,6 +16,7 @@ from runtime.evaluation.report.interest import Gathering
 from runtime.evaluation.report.stored_fields import plain, restored
 
 REPORT, ITEMS, PAGE = "report.json", "items.jsonl", "report.html"
+CASE = tuple(field.name for field in fields(Case))
 VERSION = 1
 """The version of both files' layout; a reader refuses others."""
 HINT = "run the evaluation again: outcomes that are cached take no time"
@@ -42,7 +43,7 @@ def write_report(folder: Path, evaluation: Evaluation, cases: Iterable[Case]) ->
     gathering = Gathering(evaluation)
     with atomic_write(folder / ITEMS, force=True) as file:
         for case in cases:
-            file.write(json_bytes(asdict(case)) + b"\n")
+            file.write(json_bytes({name: getattr(case, name) for name in CASE}) + b"\n")
             gathering.add(case)
     with atomic_write(folder / PAGE, force=True) as file:
         file.write(page_of(evaluation, gathering).encode())

@@ -112,6 +112,10 @@ OPENAI: dict[str, Schema] = {
         presence_penalty=PENALTY,
         echo=FLAG,
         logprobs={"type": "integer", "minimum": 0, "maximum": TOP_MAX},
+        logprob_start_len={
+            **either(COUNT, listed(COUNT)),
+            "description": "With echo: the first token of the prompt that `logprobs` lists.",
+        },
         target={**PROMPT, "description": "With echo, of an encoder-decoder: what is scored."},
         **SAMPLING,
     ),

@@ -181,23 +181,35 @@ def test_a_text_without_a_question_is_scored_from_its_beginning(models, demo_mod
 def test_an_engine_that_is_started_early_answers_and_ends(models):
     engines = LocalEngines(models[0].engines.engine.loaded, FitOptions(256, 1))
     try:
-        engines.start_early(0)
-        early = engines.early
-        assert early is not None
-        server = engines.generator
-        early.join()
+        engines.start_early(0, generates=True, scores=True)
+        assert len(engines.early) == 2
+        servers = engines.generator, engines.running_scorer
+        for thread in engines.early:
+            thread.join()
 
-        assert engines.generator is server
-        assert server.process.poll() is None
-        process = server.process
+        assert (engines.generator, engines.running_scorer) == servers
+        processes = [server.process for server in servers]
+        assert [process.poll() for process in processes] == [None, None]
     finally:
         engines.stop()
-    assert process.poll() is not None
+    assert None not in [process.poll() for process in processes]
+
+
+def test_only_the_engines_that_are_needed_are_started_early(models):
+    engines = LocalEngines(models[0].engines.engine.loaded, FitOptions(256, 1))
+    try:
+        engines.start_early(0, generates=True, scores=False)
+        (thread,) = engines.early
+        thread.join()
+        assert engines.engine.server is not None
+        assert engines.scorer is None
+    finally:
+        engines.stop()
 
 
 def test_what_does_not_fit_beside_another_model_is_not_started_early(models):
     engines = LocalEngines(models[0].engines.engine.loaded, FitOptions(256, 1))
 
-    engines.start_early(available_nbytes())
+    engines.start_early(available_nbytes(), generates=True, scores=True)
 
-    assert engines.early is None
+    assert engines.early == []

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -116,10 +117,14 @@ def runs(request, served, demo_models, tasks, tmp_path_factory) -> tuple[Run, Ru
         "tokenizer": demo_models.base, "num_concurrent": 2, "max_length": 512,
         "add_bos_token": True,  # as `hf` does where the tokenizer does
     }  # fmt: skip
-    return (
-        harness(root / "ours", tasks, "local-completions", ours),
-        harness(root / "theirs", tasks, "hf", theirs),
-    )
+    with ThreadPoolExecutor(2) as pool:  # each spends most of its time on imports
+        found = [
+            pool.submit(harness, root / name, tasks, model, settings)
+            for name, model, settings in (
+                ("ours", "local-completions", ours), ("theirs", "hf", theirs)
+            )
+        ]  # fmt: skip
+        return found[0].result(), found[1].result()
 
 
 def weaker(adapter: Path, folder: Path) -> Path:

@@ -230,9 +230,56 @@ def test_long_lists_are_scored_in_portions_and_come_back_in_order(served, scored
         np.testing.assert_allclose(values(answer["choices"][place]), expected, rtol=0, atol=CLOSE)
 
 
+def test_lists_begin_at_the_token_that_is_asked_for(served):
+    texts = [text for text in families(41) if len(text) > 1]
+    starts = [len(text) * place // len(texts) for place, text in enumerate(texts)]
+    body = {"model": "plain:first", "prompt": texts, "logprobs": 2}
+    whole = ask(served, **body)
+
+    answer = ask(served, **body, logprob_start_len=starts)
+
+    assert max(starts) > 100
+    for start, choice, other in zip(starts, answer["choices"], whole["choices"], strict=True):
+        found, all_of = choice["logprobs"], other["logprobs"]
+        assert choice["text"] == other["text"]
+        assert found["tokens"] == all_of["tokens"][start:]
+        assert found["text_offset"] == all_of["text_offset"][start:]
+        assert [*found["top_logprobs"]][-1].keys() == all_of["top_logprobs"][-1].keys()
+        kept = slice(int(not start), None)
+        np.testing.assert_allclose(
+            found["token_logprobs"][kept], all_of["token_logprobs"][start:][kept], rtol=0, atol=1e-5
+        )
+
+
+def test_a_long_lists_starts_are_cut_with_it_and_unlisted_tokens_are_not_counted(served):
+    texts = drawn(43, *[300] * 40)
+
+    answer = ask(
+        served, model="plain", prompt=texts, logprobs=0, logprob_start_len=[298] * 33 + [299] * 7
+    )
+
+    lengths = [len(choice["logprobs"]["tokens"]) for choice in answer["choices"]]
+    assert lengths == [2] * 33 + [1] * 7
+
+
+def test_the_next_token_follows_a_prompt_that_is_not_listed(served):
+    text = drawn(47, 30)[0]
+    body = {"model": "plain", "prompt": text, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+    whole = ask(served, **body)["choices"][0]["logprobs"]
+
+    answer = ask(served, **body, logprob_start_len=30)["choices"][0]["logprobs"]
+
+    assert answer["tokens"] == whole["tokens"][-1:]
+    assert answer["token_logprobs"] == pytest.approx(whole["token_logprobs"][-1:], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
+        ({"prompt": [5, 6], "logprob_start_len": 3}, "is 3 for a prompt of 2 tokens"),
+        ({"prompt": [5, 6], "logprob_start_len": -1}, "must be the place of a token, from 0"),
+        ({"prompt": [5, 6], "logprob_start_len": "1"}, 'is "1" for a prompt of 2 tokens'),
+        ({"prompt": [[5], [6]], "logprob_start_len": [0]}, "has 1 places for 2 prompts"),
         ({"prompt": [5] * (CONTEXT + 1)}, f"has {CONTEXT + 1} tokens and {CONTEXT} fit"),
         ({"prompt": [5] * 1000, "logprobs": 9}, f"10000 log-probabilities, and this server gives {LIMIT}"),  # noqa: E501
         ({"prompt": ["a"] * 40, "n": 10}, "400 answers"),
