@@ -94,16 +94,16 @@ class EventLines:
     """Events as lines of JSON; of a task's progress, as much as a reader can see."""
 
     def __init__(self) -> None:
-        self.told: dict[str, float] = {}
+        self.sent: dict[str, float] = {}
         self.lock = threading.Lock()
 
     def report(self, event: Event) -> None:
         with self.lock:
             if isinstance(event, Progress) and event.done != event.total:
                 now = time.monotonic()
-                if now - self.told.get(event.task, -JSON_EVERY_S) < JSON_EVERY_S:
+                if now - self.sent.get(event.task, -JSON_EVERY_S) < JSON_EVERY_S:
                     return
-                self.told[event.task] = now
+                self.sent[event.task] = now
             click.echo(event_line(event), err=True)
 
 

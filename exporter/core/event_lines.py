@@ -1,4 +1,4 @@
-"""Events as lines of JSON: from a command that runs in a process of its own to its caller."""
+"""Events as lines of JSON, from a command in another process to its caller."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from exporter.core.events import Event, Note, Progress, Step, Warn
 VARIABLE = "DECANT_EVENTS"
 """The environment variable by which a caller asks for such lines."""
 AS_JSON = "json"
-"""Its value."""
+"""The value of that variable."""
 KINDS: dict[str, type[Event]] = {
     "step": Step, "note": Note, "warning": Warn, "progress": Progress,
 }  # fmt: skip
