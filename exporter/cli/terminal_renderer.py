@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 from typing_extensions import Self, assert_never
 
+from exporter.core.event_lines import event_line, wants_lines
 from exporter.core.events import Event, Note, Progress, Report, Step, Warn
 from exporter.core.paths import size_text
 
@@ -27,12 +28,18 @@ if TYPE_CHECKING:
 CONTROLS = re.compile("[\x7f-\x9f]")  # JSON leaves these unescaped, and terminals obey some
 NARROW = 70  # columns below which a bar does not fit beside its numbers
 PLAIN_EVERY = 0.1  # share of a task between two plain lines
+JSON_EVERY_S = 0.1  # between two lines about one task
 
 
 @contextmanager
 def reporting(*, quiet: bool = False) -> Iterator[Report]:
-    """A report for the library's verbs: bars on a terminal, lines elsewhere, warnings always."""
-    if quiet:
+    """A report for the library's verbs: bars on a terminal, lines elsewhere, warnings always.
+
+    A decant that runs this one shows the events itself, and asks for them as lines of JSON.
+    """
+    if wants_lines(os.environ):
+        yield EventLines().report
+    elif quiet:
         yield warnings_only
     elif is_fancy():
         with Bars() as bars:
@@ -81,6 +88,23 @@ class Lines:
             click.echo(
                 f"  {event.task}: {part:.0%} of {amount(event.total, event)}{detail}", err=True
             )
+
+
+class EventLines:
+    """Events as lines of JSON; of a task's progress, as much as a reader can see."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, float] = {}
+        self.lock = threading.Lock()
+
+    def report(self, event: Event) -> None:
+        with self.lock:
+            if isinstance(event, Progress) and event.done != event.total:
+                now = time.monotonic()
+                if now - self.sent.get(event.task, -JSON_EVERY_S) < JSON_EVERY_S:
+                    return
+                self.sent[event.task] = now
+            click.echo(event_line(event), err=True)
 
 
 class Bars:

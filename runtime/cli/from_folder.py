@@ -22,6 +22,7 @@ from exporter.core.errors import (
     ModelError,
     UnsupportedError,
 )
+from exporter.core.event_lines import AS_JSON, VARIABLE, event_of
 from exporter.core.events import Note, Report, Step, silent
 from exporter.core.file_lock import one_at_a_time
 from exporter.core.gguf import SUFFIX, GGUFFile, read_gguf
@@ -181,14 +182,19 @@ def export(arguments: Sequence[str], output: Path, *, report: Report) -> Path:
     """Export in another process, as exporting loads torch. Raises that process's error."""
     argv = [sys.executable, "-m", "exporter", "export", *arguments, "-o", str(output)]
     lines: list[str] = []
+    env = {**os.environ, VARIABLE: AS_JSON}
     with subprocess.Popen(
-        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
-    ) as process:
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        env=env,
+    ) as process:  # fmt: skip
         assert process.stderr is not None
         for line in process.stderr:
+            if (event := event_of(line)) is not None:
+                report(event)
+                continue
             lines.append(line)
             if line.strip() and "error: " not in "".join(lines):
-                report(Step(line.strip()))
+                report(Note(line.strip()))
     if process.returncode:
         raise failure(process.returncode, "".join(lines), arguments)
     return output

@@ -56,9 +56,7 @@ def handle(repl: Repl, text: str) -> None:
 
 def help_(repl: Repl, argument: str) -> None:
     del argument
-    width = max(len(f"/{command.name} {command.usage}") for command in COMMANDS.values())
-    for command in COMMANDS.values():
-        repl.screen.line(f"{f'/{command.name} {command.usage}':<{width}}  {command.summary}")
+    repl.screen.listed([(f"/{command.name} {command.usage}", command.summary) for command in ALL])
     repl.screen.note(
         '""" begins and ends a block of lines, Alt-Enter begins a new line, Ctrl-G opens $EDITOR;'
         " Ctrl-C stops an answer, twice leaves"
@@ -158,9 +156,9 @@ def system(repl: Repl, argument: str) -> None:
 
 def set_(repl: Repl, argument: str) -> None:
     if not argument:
-        for setting in SETTINGS:
-            shown = value_text(settings_now(repl).get(setting.name))
-            repl.screen.line(f"{setting.name:<18} {shown:<8} {setting.summary}")
+        now = settings_now(repl)
+        shown = [(one.name, value_text(now.get(one.name)), one.summary) for one in SETTINGS]
+        repl.screen.listed([(f"{name:<18} {value:<8}", text) for name, value, text in shown])
         return
     name, value = parse_setting(argument)
     if not BY_NAME[name].is_sent and value is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -15,6 +16,7 @@ from exporter.core.events import Event, Note, Progress, Step, Warn
 from exporter.core.terminal_text import without_controls
 
 DIM, BOLD, RED, YELLOW, RESET = "\x1b[2m", "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
+NARROWEST = 20  # columns of a text that is still readable beside its name
 
 
 class Screen:
@@ -82,6 +84,17 @@ class Screen:
         width = max((len(name) for name in pairs), default=0)
         for name, value in pairs.items():
             self.line(f"{name:<{width}}  {value}")
+
+    def listed(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Write names and texts side by side; a long text continues below its first line."""
+        width = max((len(name) for name, _ in rows), default=0) + 2
+        room = self.width - width - 1
+        for name, text in rows:
+            is_wrapped = self.is_terminal and room >= NARROWEST
+            first, *others = (textwrap.wrap(text, room) if is_wrapped else [text]) or [""]
+            self.line(f"{name:<{width}}{first}")
+            for line in others:
+                self.line(" " * width + line)
 
     def report(self, event: Event) -> None:
         """Write an event that the library reports."""

@@ -179,7 +179,7 @@ export class AnswerView {
     this.leave();
     this.element.removeAttribute("aria-busy");
     this.show();
-    for (const live of Object.values(this.live)) live.close();
+    for (const live of Object.values(this.live)) live.settle();
   }
 
   /** Show nothing more: the answer has ended, or this view is not on the page any more. */

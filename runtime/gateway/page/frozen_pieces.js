@@ -1,13 +1,21 @@
 /**
  * Finished items of a list, and finished rows of a table, laid out by themselves: a browser looks at
- * all items of a list and all cells of a table for each one that is added.
+ * all items of a list and all cells of a table for each one that is added. A complete list or table
+ * becomes one element again, a piece in each frame.
  */
 
 import { el } from "./dom.js";
+import { inFrames } from "./frame_steps.js";
 import { isSelected } from "./frozen_lines.js";
 
 const ENOUGH = 40; // items or rows of a piece
 const NEAR = 0.5; // pixels
+const ALIGNED = 6; // pieces that get other widths in one frame
+
+/** Whether the reader has selected or focused a part of `element`, which would be lost if it moved. */
+function isHeld(element) {
+  return isSelected(element) || (element !== document.activeElement && element.contains(document.activeElement));
+}
 
 /** A list in pieces: each is a list of its own, until the text is complete. */
 export class ListPieces {
@@ -32,14 +40,28 @@ export class ListPieces {
     return count;
   }
 
-  /** Make it one list again. */
-  thaw() {
-    const { list, place } = this;
+  /** Make it one list again, frame by frame. */
+  settle() {
+    const { place } = this;
     if (!place) return;
-    const pieces = [...place.children].slice(0, -1);
-    if (list.nodeName === "OL") list.start = pieces[0].start;
-    list.prepend(...pieces.flatMap((piece) => [...piece.children]));
-    place.replaceWith(list);
+    inFrames(() => {
+      if (this.place !== place || !place.isConnected) return false;
+      const [first, next] = place.children;
+      if (next) {
+        first.append(...next.children);
+        next.remove();
+      }
+      return place.children.length > 1;
+    }, () => isHeld(place));
+  }
+
+  /** Make it one list again, at once. */
+  thaw() {
+    const { place } = this;
+    if (!place) return;
+    const [first, ...others] = place.children;
+    first.append(...others.flatMap((piece) => [...piece.children]));
+    place.replaceWith(first);
     this.place = null;
   }
 }
@@ -52,6 +74,7 @@ export class TablePieces {
     this.thawed = thawed;
     this.head = table.tHead;
     this.pieces = [];
+    this.late = []; // those that have not got their new widths yet
     this.widths = [];
     this.available = 0;
     this.watch = new ResizeObserver(() => this.align());
@@ -75,9 +98,10 @@ export class TablePieces {
       this.available = table.parentElement.clientWidth;
       this.watch.observe(table);
       this.watch.observe(table.parentElement);
+      this.space();
     }
     this.pieces.push(piece);
-    this.apply(isFirst ? undefined : [piece]);
+    this.apply([piece]);
     table.before(piece);
     return count;
   }
@@ -87,33 +111,68 @@ export class TablePieces {
     this.width = this.table.getBoundingClientRect().width;
   }
 
+  /** Keep the columns of the table that grows as wide as they are. */
+  space() {
+    this.spacers.forEach((spacer, index) => { spacer.style.width = `${this.widths[index]}px`; });
+  }
+
   /** Give pieces the widths of the table that grows. */
-  apply(pieces = this.pieces) {
+  apply(pieces) {
     for (const piece of pieces) {
       piece.style.width = `${this.width}px`;
       [...piece.firstChild.children].forEach((column, index) => { column.style.width = `${this.widths[index]}px`; });
     }
-    this.spacers.forEach((spacer, index) => { spacer.style.width = `${this.widths[index]}px`; });
   }
 
   /** A wider cell has come, or the window has another width. */
   align() {
     if (!this.pieces.length) return;
-    if (this.table.parentElement.clientWidth !== this.available) return requestAnimationFrame(() => this.thawed(this.thaw()));
-    const before = this.widths;
+    const { table, widths, available } = this;
+    const place = this.pieces[0].parentElement;
+    if (!place.clientWidth) return; // it is hidden
+    if (place.clientWidth !== available) return requestAnimationFrame(() => this.thawed(this.thaw()));
+    if (!table.isConnected) return;
     this.measure();
-    if (this.widths.some((width, index) => Math.abs(width - before[index]) > NEAR)) this.apply();
+    if (!this.widths.some((width, index) => Math.abs(width - widths[index]) > NEAR)) return;
+    this.space();
+    const isIdle = !this.late.length;
+    this.late = [...this.pieces]; // the nearest ones first
+    if (isIdle) this.alignLate();
   }
 
-  /** Make it one table again; returns the number of rows that come back. */
+  alignLate() {
+    this.apply(this.late.splice(-ALIGNED));
+    if (this.late.length) requestAnimationFrame(() => this.alignLate());
+  }
+
+  /** Make it one table again, frame by frame. Its columns stay as they are until its place has another width. */
+  settle() {
+    const { table, pieces } = this;
+    const [first] = pieces;
+    if (!first) return;
+    let isAligned = false;
+    const whole = first.tBodies[0];
+    inFrames(() => {
+      if (!pieces.length || !first.isConnected) return false;
+      if (!isAligned || this.late.length) return isAligned = true; // the last row's widths come with the next frame
+      const [next] = pieces.splice(1, 1);
+      whole.append(...(next ?? table).tBodies[0].rows);
+      (next ?? table).remove();
+      return Boolean(next);
+    }, () => first.isConnected && isHeld(first.parentElement));
+  }
+
+  /** Make it one table again, at once; returns the number of rows that come back to the one that grows. */
   thaw() {
     const { table, head, pieces } = this;
     if (!pieces.length) return 0;
+    this.watch.disconnect();
+    this.late = [];
     const rows = pieces.flatMap((piece) => [...piece.tBodies[0].rows]);
+    if (!table.isConnected) pieces[0].after(table); // it has become a part of the first piece
     table.tHead.replaceWith(head);
     table.tBodies[0].prepend(...rows);
     pieces.splice(0).forEach((piece) => piece.remove());
-    this.watch.disconnect();
     return rows.length;
   }
 }

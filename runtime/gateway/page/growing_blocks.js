@@ -3,7 +3,9 @@
  * read, so that more text takes the time of that text only.
  *
  * `write` takes the block's text from its first line on, shows it, and returns the block and those
- * after it, or null where the text is not what it was: then the block is read as a whole.
+ * after it, or null where the text is not what it was: then the block is read as a whole. A complete
+ * block is told to `settle`: what was laid out in pieces is put together frame by frame, or stays
+ * where nobody sees them. `close` puts it together at once.
  */
 
 import { MOST_PADDING, blocksOf } from "./blocks.js";
@@ -61,6 +63,8 @@ class GrowingCode {
     return found;
   }
 
+  settle() {}
+
   close() {}
 }
 
@@ -94,6 +98,10 @@ class GrowingTable {
       this.known = text.slice(0, line);
     }
     return found;
+  }
+
+  settle() {
+    this.pieces.settle();
   }
 
   close() {
@@ -143,6 +151,10 @@ class GrowingList {
     return found;
   }
 
+  settle() {
+    this.pieces.settle();
+  }
+
   close() {
     this.pieces.thaw();
   }
@@ -160,9 +172,10 @@ class GrowingParagraph {
     this.loose = 0; // the nodes before the first one that is not in frozen lines
     this.frozenAt = 0; // about where its text begins
     this.width = 0;
-    this.watch = new ResizeObserver(([{ contentRect }]) => {
-      if (this.width && contentRect.width !== this.width) requestAnimationFrame(() => { if (this.watch) this.thaw(); });
-      this.width = contentRect.width;
+    this.watch = new ResizeObserver(([{ contentRect: { width } }]) => {
+      if (!width) return; // it is hidden
+      if (this.width && width !== this.width) requestAnimationFrame(() => { if (this.watch) this.thaw(); });
+      this.width = width;
     });
     this.watch.observe(element);
   }
@@ -220,6 +233,9 @@ class GrowingParagraph {
     this.loose = 0;
     this.frozenAt = 0;
   }
+
+  /** Lines stay as they are until they are to be as long as others. */
+  settle() {}
 
   close() {
     this.watch.disconnect();

@@ -16,20 +16,22 @@ const RECENT = 4; // parts that are laid out even where they are out of sight
 export class LiveMarkdown {
   constructor(root) {
     this.root = root;
+    this.growing = null; // the block at the end, where it is long
+    this.isComplete = false;
     this.begin();
   }
 
   begin() {
-    this.growing?.close();
+    this.close();
     this.settled = "";
     this.part = this.root; // the element that holds the newest blocks
     this.recent = []; // the last parts: to hide and show what is in sight would take a frame
     this.nodes = 0; // the settled ones of them
-    this.growing = null; // the block after them, where it is long
   }
 
   /** Show `text`, usually the previous text with more at its end. */
   write(text) {
+    if (this.isComplete) this.close();
     if (!text.startsWith(this.settled)) this.begin();
     const from = this.settled.length;
     const end = endOf(text);
@@ -47,7 +49,8 @@ export class LiveMarkdown {
     const line = text.lastIndexOf("\n") + 1 - from;
     const settled = blocks.findLastIndex((block) => block.start < line);
     if (settled > 0) {
-      this.close();
+      this.growing?.settle();
+      this.growing = null;
       this.settled = text.slice(0, from + blocks[settled].start);
       this.nodes += settled;
       if (this.nodes >= PART) this.beginPart();
@@ -67,10 +70,17 @@ export class LiveMarkdown {
     return blocksOf(text);
   }
 
-  /** The text is complete for now: what was laid out in pieces is put together again. */
+  /** The text is complete for now: what is laid out in pieces is put together, frame by frame. */
+  settle() {
+    this.growing?.settle();
+    this.isComplete = true;
+  }
+
+  /** Put what is laid out in pieces together at once. */
   close() {
     this.growing?.close();
     this.growing = null;
+    this.isComplete = false;
   }
 
   beginPart() {

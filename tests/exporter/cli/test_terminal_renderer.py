@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from exporter.cli.terminal_renderer import Lines, shortened
+from exporter.core.event_lines import AS_JSON, VARIABLE, event_of
 from exporter.core.events import Note, Progress, Step, Warn
 from tests.support.terminal import on_a_terminal, plain
 
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.lasting
 SHOW = """
 import time
 from exporter.cli.terminal_renderer import reporting, print_table
+from exporter.core.event_lines import AS_JSON, VARIABLE, event_of
 from exporter.core.events import Note, Progress, Step, Warn
 with reporting() as report:
     report(Step("merging [1/2]"))
@@ -65,6 +68,21 @@ def test_a_dumb_terminal_gets_lines():
 
     assert "\x1b[" not in seen.replace("\x1b[1m", "").replace("\x1b[0m", "")
     assert "quantizing: 50%" in seen
+
+
+def test_a_caller_that_asks_gets_each_event_and_some_of_the_progress():
+    env = {**os.environ, VARIABLE: AS_JSON}
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW], capture_output=True, text=True, check=True, env=env
+    )
+    events = [event_of(line) for line in done.stderr.splitlines()]
+
+    assert events[:4] == [
+        Step("merging [1/2]"), Note("a [note]"), Warn("a [warning]"),
+        Progress("quantizing", 0, 100, "bytes"),
+    ]  # fmt: skip
+    assert events[-1] == Progress("quantizing", 100, 100, "bytes")
+    assert len(events) < 15
 
 
 def test_each_tenth_is_told_once(capsys):

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from exporter.core.events import Event, Note, Progress, Step
 from runtime.cli.from_folder import from_folder, new_file
 from tests.support.tiny import make_adapter
 
@@ -45,3 +46,17 @@ def test_a_full_fine_tunes_run_gives_a_model_of_its_name(tiny_base, toolchain, t
 
     assert found.path.name == "full-Q4_K_M.gguf"
     assert from_folder(str(tmp_path / "full"), None, tmp_path / "store") == found
+
+
+@pytest.mark.slow
+@pytest.mark.trained
+@pytest.mark.llamacpp
+def test_the_export_of_a_folder_tells_its_progress_as_it_goes(tiny_base, toolchain, tmp_path):
+    shutil.copytree(tiny_base, tmp_path / "full" / "checkpoint-7")
+    events: list[Event] = []
+    from_folder(str(tmp_path / "full"), None, tmp_path / "store", report=events.append)
+
+    done = [one.task for one in events if isinstance(one, Progress) and one.done == one.total]
+    assert "quantizing" in done
+    said = [event.message for event in events if isinstance(event, Step | Note)]
+    assert not any("quantizing:" in one or one.startswith("{") for one in said), said

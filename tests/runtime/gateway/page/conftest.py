@@ -190,10 +190,12 @@ FLAT = """((root) => {
   }
   for (const place of flat.querySelectorAll('.table:has(.piece)')) {
     const pieces = [...place.querySelectorAll('.piece')];
-    const { lastElementChild: table } = place;
-    table.tHead.replaceWith(pieces[0].tHead);
-    table.tBodies[0].prepend(...pieces.flatMap((piece) => [...piece.tBodies[0].rows]));
-    pieces.forEach((piece) => piece.remove());
+    const table = document.createElement('table');
+    const rows = [...place.querySelectorAll('tbody > tr')];
+    const body = document.createElement('tbody');
+    body.append(...rows);
+    table.append(pieces[0].tHead, body);
+    place.replaceChildren(table);
   }
   flat.querySelectorAll(':scope > .part, .frozen').forEach((e) => e.replaceWith(...e.childNodes));
   return flat;

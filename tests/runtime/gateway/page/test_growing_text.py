@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.runtime.gateway.page.conftest import GROWN, KEY, Visit, visiting
+from tests.runtime.gateway.page.conftest import FLAT, GROWN, KEY, Visit, visiting
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
@@ -64,6 +64,29 @@ WHOLE = """async (text) => {
   return [root.innerHTML, whole.innerHTML];
 }"""
 
+# as WHOLE, with what has become whole frame by frame
+SETTLED = f"""async (text) => {{
+  const {{ rendered }} = await import('/page/markdown.js');
+  const whole = document.createElement('div');
+  whole.append(...rendered(text));
+  return [{FLAT}(document.getElementById('grown')).innerHTML, whole.innerHTML];
+}}"""
+# a text that was complete after some frames, and goes on
+GOES_ON = f"""async ([before, text, frames]) => {{
+  const {{ rendered }} = await import('/page/markdown.js');
+  live.write(before);
+  live.settle();
+  for (let left = frames; left; left -= 1) await new Promise(requestAnimationFrame);
+  for (let at = before.length; at < text.length + 397; at += 397) {{
+    live.write(text.slice(0, at));
+    await new Promise(requestAnimationFrame);
+  }}
+  const whole = document.createElement('div');
+  whole.append(...rendered(text));
+  return [{FLAT}(document.getElementById('grown')).innerHTML, whole.innerHTML];
+}}"""
+COUNT = "document.querySelectorAll('#grown :is(ol, ul, table)').length"
+
 SENTENCE = "Some words, and *more* of them with `code` and a [link](https://a.example/b). "
 CHINESE = "这是一个很长的段落，没有空格，也没有换行，浏览器在任何字之间都可以换行。"
 TEXTS = {
@@ -110,6 +133,45 @@ def test_what_is_laid_out_in_pieces_looks_as_the_whole_does(grown):
     assert built == whole
     assert apart(growing, visit.page.evaluate(PLACES)) == []
     assert copied.strip() == visit.page.evaluate(COPIED).strip()
+
+
+def test_a_complete_text_becomes_whole_frame_by_frame(grown):
+    visit, text = grown
+    growing = visit.page.evaluate(PLACES)
+    before, after = visit.page.evaluate(f"[{COUNT}, live.settle() ?? {COUNT}]")
+    assert before == after
+    visit.until(f"{COUNT} <= 1")
+    built, whole = visit.page.evaluate(SETTLED, text)
+
+    assert built == whole
+    assert apart(growing, visit.page.evaluate(PLACES)) == []
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2, 40])
+@pytest.mark.parametrize("kind", ["list", "table", "paragraph"])
+def test_a_complete_text_goes_on_whatever_is_whole_by_then(visit, kind, frames):
+    text = TEXTS[kind]
+    visit.page.evaluate(GROW, [text[:9000], 397])
+    built, whole = visit.page.evaluate(GOES_ON, [text[:9000], text, frames])
+
+    assert built == whole
+
+
+def test_a_list_in_the_middle_of_an_answer_becomes_one_list(visit):
+    visit.page.evaluate(GROW, [TEXTS["list"] + "\n\nand then\n\n" + TEXTS["table"], 397])
+    visit.until("document.querySelectorAll('#grown ol').length === 1")
+
+
+def test_a_complete_table_fits_another_window(visit):
+    visit.page.evaluate(GROW, [TEXTS["table"], 397])
+    visit.page.evaluate("live.settle()")
+    visit.until(f"{COUNT} === 1")
+    visit.page.set_viewport_size({"width": 500, "height": 700})
+    visit.until("document.querySelectorAll('#grown .piece').length === 0")
+    built, whole = visit.page.evaluate(WHOLE, TEXTS["table"])
+    visit.page.set_viewport_size({"width": 900, "height": 700})
+
+    assert built == whole
 
 
 def apart(one: list[Any], other: list[Any]) -> list[Any]:

@@ -123,6 +123,16 @@ def filled(browser, served) -> Iterator[Visit]:
         yield visit
 
 
+@pytest.fixture
+def visit_with_lists(opened) -> Visit:
+    """A page with an answer that has lists in lists."""
+    visit = opened()
+    answer = {**SAID, "content": "- a\n  - b\n    - c\n"}
+    keep(visit, [{"role": "user", "content": "Why?"}, answer])
+    visit["[data-again]"].wait_for()
+    return visit
+
+
 def resized(visit: Visit, width: int, height: int) -> None:
     visit.page.set_viewport_size({"width": width, "height": height})
 
@@ -154,6 +164,25 @@ def test_the_message_stays_in_sight_also_in_a_low_window(filled):
         filled["#message"].scroll_into_view_if_needed()
         filled["#message"].click()
         assert filled["[data-log]"].bounding_box()["height"] > 100
+
+
+def test_lists_have_the_marks_of_their_own_depth(visit_with_lists):
+    marks = (
+        "[...document.querySelectorAll('.answer ul')].map((e) => getComputedStyle(e).listStyleType)"
+    )
+    assert visit_with_lists.page.evaluate(marks) == ["disc", "circle", "square"]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_tools_of_a_conversation_are_in_one_row(visit_with_lists, width):
+    resized(visit_with_lists, width, 800)
+    if not visit_with_lists["#chat .history"].is_visible():
+        visit_with_lists["[data-history-toggle]"].click()
+    visit_with_lists[".threads .tools button"].first.wait_for()
+    tops = "[...document.querySelectorAll('.threads .tools button')].map((e) => e.offsetTop)"
+    found = visit_with_lists.page.evaluate(tops)
+    assert len(found) > 2
+    assert len(set(found)) == 1
 
 
 @pytest.mark.usefixtures("dialog")
