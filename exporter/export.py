@@ -19,6 +19,8 @@ from exporter.core.gguf import shard_paths
 from exporter.core.machine import give_back_large_blocks
 from exporter.core.resumable_file import journal_path
 from exporter.core.silence import one_thread, quiet_libraries
+from exporter.forecast.forecast import Forecast, forecast
+from exporter.forecast.rates import Rates
 from exporter.formats.export_request import ExportRequest, plan_request, result_name
 from exporter.formats.gguf_file import GGUFPlan, Group, check_space, write_files
 from exporter.gguf_inputs.gguf_base import gguf_conversion, is_gguf
@@ -65,6 +67,8 @@ class ExportResult:
     seconds: float
     verified: tuple[Verification, ...] = ()
     """The verification of each file."""
+    forecast: Forecast | None = None
+    """The forecast of the export, after a dry run."""
 
 
 def export(
@@ -97,7 +101,11 @@ def export(
     refuse_outputs(others, force=request.force, dry_run=dry_run, report=report)
     check_space(plans)
 
-    if not dry_run:
+    expected = None
+    if dry_run:
+        rates = Rates(toolchain, quantizer, request.threads)
+        expected = forecast(groups, merge, rates, verify=request.verify)
+    else:
         report(Step("merging and quantizing"))
         with one_thread():
             write_files(
@@ -119,6 +127,7 @@ def export(
         len(merge.changes),
         time.monotonic() - started,
         verified,
+        expected,
     )
 
 
@@ -153,7 +162,16 @@ def plan_files(
             types = choose_types(conversion, quant, toolchain, replace(recipe, listed_types=()))
         plans += planned(types)
     slots = next(iter(conversions.values())).slots
-    groups = [Group(plans, slots, tensors.read, tensors.row_blocks)]
+    groups = [
+        Group(
+            plans,
+            slots,
+            tensors.read,
+            tensors.row_blocks,
+            next(iter(conversions.values())).vocabulary_strings(),
+            sum(conversion.tokens_s for conversion in conversions.values()),
+        )
+    ]
     if projector:
         path = request.outputs[0].with_name(f"mmproj-{request.name or result_name(merge)}.gguf")
         stored = {slot.name: slot.type for slot in projector.slots}

@@ -58,6 +58,14 @@ class Conversion:
     """Settings that llama.cpp ignores, as sentences; its answers differ from transformers'."""
     tokenizer_hash: str = ""
     """Hash of the tokenizer's files; empty if the token keys depend on more than them."""
+    tokens_s: float = 0.0
+    """Seconds for token keys that are kept for the next export; 0 if they were kept already."""
+
+    def vocabulary_strings(self) -> int:
+        """Number of tokens and merges of the vocabulary."""
+        keys = self.writer.kv_data[0]
+        found = (keys.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
+        return sum(len(one.value) for one in found if one is not None)
 
     def headers(
         self,

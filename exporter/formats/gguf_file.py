@@ -74,6 +74,10 @@ class Group:
     """Returns the merged tensors that the slots are made of."""
     row_blocks: RowBlocks | None = None
     """Returns them in blocks of rows."""
+    strings: int = 0
+    """Tokens and merges of the vocabulary."""
+    tokens_s: float = 0.0
+    """Seconds for token keys that the next export finds kept."""
 
 
 def check_space(plans: list[GGUFPlan]) -> None:
