@@ -12,7 +12,7 @@ from exporter.convert.config_prefetch import read_ahead
 from exporter.convert.gguf_layout import Conversion, lay_out
 from exporter.convert.to_gguf import ModelPart, Outtype, convert, has_projector, refuse_dropped
 from exporter.core.atomic_file import partial_path, refuse_existing, refuse_locked
-from exporter.core.errors import InputError
+from exporter.core.errors import InputError, SpaceError
 from exporter.core.events import Note, Report, Step, Warn, once, silent
 from exporter.core.ggml_types import AUTO, FLOATS, FTYPES, GGMLType
 from exporter.core.gguf import shard_paths
@@ -99,13 +99,13 @@ def export(
     plans = [plan for group in groups for plan in group.plans]
     others = (plan.path for plan in plans if plan.path not in known)
     refuse_outputs(others, force=request.force, dry_run=dry_run, report=report)
-    check_space(plans)
-
     expected = None
     if dry_run:
+        warn_of_space(plans, report=report)
         rates = Rates(toolchain, quantizer, request.threads)
         expected = forecast(groups, merge, rates, verify=request.verify)
     else:
+        check_space(plans)
         report(Step("merging and quantizing"))
         with one_thread():
             write_files(
@@ -168,8 +168,7 @@ def plan_files(
             slots,
             tensors.read,
             tensors.row_blocks,
-            next(iter(conversions.values())).vocabulary_strings(),
-            sum(conversion.tokens_s for conversion in conversions.values()),
+            next(iter(conversions.values())).token_facts(),
         )
     ]
     if projector:
@@ -327,6 +326,14 @@ def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report:
         partial = partial_path(path)
         if not dry_run and partial.exists():
             refuse_locked(partial)
+
+
+def warn_of_space(plans: list[GGUFPlan], *, report: Report) -> None:
+    """Warn if the files do not fit on their disk: a dry run still tells what they need."""
+    try:
+        check_space(plans)
+    except SpaceError as error:
+        report(Warn(f"{error.message}: the export itself will stop"))
 
 
 def exported(plans: list[GGUFPlan]) -> tuple[ExportedFile, ...]:

@@ -17,6 +17,7 @@ from exporter.forecast.work import Work, work_of
 from exporter.formats.gguf_file import GGUFPlan, Group
 from exporter.merge.operations import MergePlan
 from exporter.verify.expected import ROWS
+from exporter.verify.kept_checks import was_verified
 from exporter.verify.loading import ROOM
 from exporter.verify.weights import UNCHANGED
 
@@ -24,6 +25,9 @@ LIBRARIES_NBYTES = 45 << 20
 """Memory that libraries keep after their first use, besides the tensors."""
 PEFT_NBYTES = 120 << 20  # of PEFT itself
 VERIFYING_NBYTES = 64 << 20  # beside what the export keeps: the file's keys and some rows
+TOKENIZER_NBYTES = 40 << 20  # of the library that loads a tokenizer, to verify it
+STRING_NBYTES = 560  # of a token or merge that it holds
+UNFIT_NBYTES = 48 << 20  # the most of them
 ENGINE_NBYTES = 128 << 20  # of the process that loads a file, beside the file
 FIXED, PER_STRING, PER_NEW_STRING = 75.0, 3.3e-4, 2.8e-4
 PER_TENSOR, PER_VALUE, PER_LOADED = 0.07, 2.7e-5, 1.2e-7
@@ -51,8 +55,10 @@ class Forecast:
     planning_s: float
     merging_s: float
     """Of the thread that reads and merges, without waiting for the disk."""
+    computing_s: float
+    """Of all threads together, without waiting for the disk."""
     writing_s: float
-    """From the first tensor to the last, with `merging_s`."""
+    """From the first tensor to the end of writing; contains both."""
     verifying_s: float
     base_nbytes: int
     """Bytes that are read of the base."""
@@ -72,8 +78,7 @@ def forecast(
     It is called when planning is done: the export plans in the same way, except that it finds the
     token keys kept.
     """
-    tokens_s = groups[0].tokens_s
-    planning_s = max(0.0, process_age_s() - tokens_s)
+    planning_s = max(0.0, process_age_s() - groups[0].tokens.seconds)
     used, used_most = memory_in_use()
     work = work_of(groups, merge)
     by_peft = any(part.by_peft for part in work.parts)
@@ -87,9 +92,12 @@ def forecast(
     memory = used + LIBRARIES_NBYTES + by_peft * PEFT_NBYTES + held_nbytes(work)
     if verify:
         free = available_nbytes()
-        strokes, loading = verification(groups[0], merge, free)
+        is_new = not was_verified(rates.toolchain, groups[0].tokens.content)
+        strokes, loading = verification(groups[0], merge, free, is_new=is_new)
         verifying_s = strokes * rates.stroke_s()
         memory += VERIFYING_NBYTES
+        if is_new and not groups[0].tokens.seconds:  # else it is in memory by now
+            memory += TOKENIZER_NBYTES + groups[0].tokens.strings * STRING_NBYTES
     return Forecast(
         seconds=planning_s + writing_s + verifying_s,
         memory_nbytes=max(memory, used_most),
@@ -98,6 +106,7 @@ def forecast(
         is_lower_bound=not work.is_measurable,
         planning_s=planning_s,
         merging_s=main_s,
+        computing_s=all_s,
         writing_s=writing_s,
         verifying_s=verifying_s,
         base_nbytes=work.read_nbytes,
@@ -106,9 +115,9 @@ def forecast(
 
 
 def held_nbytes(work: Work) -> int:
-    """Memory of the tensors at the peak; with one more, as a worker lets go of it late."""
+    """Memory of the tensors at the peak, with idle blocks that no later tensor fitted."""
     largest = max((part.values for part in work.parts if part.exact), default=0)
-    return peak_nbytes(work.parts) + largest * FLOAT32
+    return peak_nbytes(work.parts) + min(largest * FLOAT32, UNFIT_NBYTES)
 
 
 def waiting_s(work: Work) -> tuple[int, float]:
@@ -118,16 +127,16 @@ def waiting_s(work: Work) -> tuple[int, float]:
     return nbytes, nbytes * read_s(cold) if nbytes else 0.0
 
 
-def verification(group: Group, merge: MergePlan, free: int) -> tuple[float, int]:
+def verification(group: Group, merge: MergePlan, free: int, *, is_new: bool) -> tuple[float, int]:
     """Strokes of verifying the models' files, and the memory in which the largest is loaded.
 
-    free: bytes of memory; a larger file is not loaded. A tokenizer whose keys are new has not been
+    free: bytes of memory; a larger file is not loaded. is_new: whether the tokenizer has not been
     verified before.
     """
     checked = checked_slots(group.slots, merge)
     values = sum(min(ROWS, math.prod(slot.shape[:-1])) * slot.shape[-1] for slot in checked)
-    per_string = PER_STRING + (PER_NEW_STRING if group.tokens_s else 0.0)
-    own = FIXED + group.strings * per_string + len(checked) * PER_TENSOR + values * PER_VALUE
+    per_string = PER_STRING + PER_NEW_STRING * is_new
+    own = FIXED + group.tokens.strings * per_string + len(checked) * PER_TENSOR + values * PER_VALUE
     sizes = model_sizes(group.plans)
     loaded = [size for size in sizes if size + ROOM <= free]
     strokes = sum(max(own, FIXED + size * PER_LOADED * (size in loaded)) for size in sizes)

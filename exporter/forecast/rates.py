@@ -33,7 +33,7 @@ class Rates:
     """The rates for one build of llama.cpp, each measured when it is first needed."""
 
     def __init__(self, toolchain: Toolchain, quantizer: Quantizer, threads: int) -> None:
-        self.quantizer, self.threads = quantizer, threads
+        self.toolchain, self.quantizer, self.threads = toolchain, quantizer, threads
         self.values = KeptValues(cache_folder() / "rates", "rate", MOST)
         build, kernels = toolchain.folder.name, quantizer.kernels.variant
         self.machine = (host_facts().model, cores(), build, kernels, threads)
