@@ -18,6 +18,8 @@ PEFT_COPIES = 3
 class HeldMemory:
     """The bytes of exporter/core/buffer_pool.py's blocks, in use and idle, without the blocks."""
 
+    idle_most: int = IDLE_NBYTES
+    """Bytes of idle blocks that the pool keeps."""
     idle: list[int] = field(default_factory=list)
     total: int = 0
     peak: int = 0
@@ -39,7 +41,7 @@ class HeldMemory:
         if not block:
             return
         self.idle.append(block)
-        while sum(self.idle) > IDLE_NBYTES:
+        while sum(self.idle) > self.idle_most:
             self.total -= self.idle.pop(0)
 
     def note(self, more: int) -> None:

@@ -6,9 +6,10 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from exporter.convert.gguf_layout import Slot, lay_out
 from exporter.convert.lazy_graph import Leaf
@@ -18,6 +19,7 @@ from exporter.core.safetensors import StoredTensor
 from exporter.core.silence import one_thread
 from exporter.forecast.work import Task
 from exporter.formats.gguf_file import (
+    CHUNK_VALUES,
     FileWriter,
     GGUFPlan,
     Group,
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
     from exporter.quantize.quantizer import Quantizer
 
 COLUMNS = 4096  # values of a row
-MOST_ROWS, FEWEST_ROWS = 1024, 16  # of a matrix
+MOST_ROWS, FEWEST_ROWS = 1024, 4  # of a matrix
+RUN_ROWS = CHUNK_VALUES // COLUMNS  # of what one thread quantizes in a step
 TENSORS = 5  # of which the first and the last are not timed: nothing runs beside them
 TRIAL_S = 0.06  # seconds for the timed tensors of one task, if it is not of the quickest
 HALF_OF_ONE = 0x3C00
@@ -75,29 +78,38 @@ class Made:
 
 
 def pace_of(task: Task, quantizer: Quantizer, threads: int) -> Pace:
-    """Time one kind of work, with as many rows as a moment allows."""
-    rows = MOST_ROWS
+    """Time one kind of work, with as many rows as a moment allows.
+
+    Where these are too few for all threads, the threads' number divides the time.
+    """
     trial = timed(task, FEWEST_ROWS, quantizer, threads)
-    if trial.all_s:
-        rows = int(TRIAL_S / (trial.all_s * COLUMNS * (TENSORS - 2)))
-    return timed(task, max(FEWEST_ROWS, min(MOST_ROWS, rows)), quantizer, threads)
+    rows = int(TRIAL_S / (trial.all_s * COLUMNS * (TENSORS - 2)))
+    rows = min(max(MOST_ROWS, 2 * threads * RUN_ROWS), rows)
+    found = timed(task, rows, quantizer, threads) if rows > FEWEST_ROWS else trial
+    busy = min(threads, math.ceil(max(rows, FEWEST_ROWS) / RUN_ROWS))
+    return replace(found, all_s=max(found.all_s * busy / threads, found.main_s))
 
 
 def timed(task: Task, rows: int, quantizer: Quantizer, threads: int) -> Pace:
     """The pace with matrices of (rows, COLUMNS)."""
-    with tempfile.TemporaryDirectory(prefix="decant-") as folder, one_thread():
+    with (
+        tempfile.TemporaryDirectory(prefix="decant-") as folder,
+        one_thread(),
+        ExitStack() as files,
+    ):
         base = Path(folder) / "values"
         write_values(base, task.stored, rows)
         group = sample(task, base, rows)
         ends: list[float] = []
         clock = Evaluating()
         with QuantizerThreads(threads) as workers:
-            writers = [open_writer(plan, quantizer) for plan in group.plans]
+            writers = [
+                writer_into(plan, files.enter_context(plan.path.open("w+b")), quantizer)
+                for plan in group.plans
+            ]
             for _, _, name in workers.run(clock.runs(row_runs(group, writers))):
                 if name is not None:
                     ends.append(time.perf_counter())
-        for writer in writers:
-            writer.journal.file.close()
     each = len(group.plans)  # ends of every tensor, one for each file
     values = rows * COLUMNS
     first, last = ends[each - 1], ends[each * (TENSORS - 1) - 1]
@@ -180,8 +192,7 @@ def plan_sample(
     return plan
 
 
-def open_writer(plan: GGUFPlan, quantizer: Quantizer) -> FileWriter:
-    """A writer into a file that is kept in memory as far as possible: nothing is synced."""
-    file = plan.path.open("w+b")
+def writer_into(plan: GGUFPlan, file: BinaryIO, quantizer: Quantizer) -> FileWriter:
+    """A writer into an open file, which is not synced."""
     item = Unfinished(plan.path, plan.layout.size, {})
     return FileWriter(plan, Journal(item, file, file, set()), quantizer)
