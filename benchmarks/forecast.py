@@ -214,7 +214,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--folder", type=Path, help="keep the models here between runs (8 GB)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0: large models alone")
     parser.add_argument("--case", action="append", choices=CASES)
     parser.add_argument("--write", action="store_true", help="keep the figures, and in the page")
     asked = parser.parse_args()
@@ -229,10 +229,13 @@ def main() -> int:
                 print(name, json.dumps(rounds[name][-1]), flush=True)
         rate = disk_rate(folder)
         large = {name: foresee(one, Path(temporary) / "large") for name, one in LARGE.items()}
+    kept_in = f"[{RESULTS.name}](../benchmarks/{RESULTS.name})"
     shown = (
-        f"{large_table(large, rate)}\n\nOn {machine}, whose disk reads {rate / 1e9:.1f} GB/s.\n\n"
-        f"{error_table(rounds)}\n\nMedians of {asked.rounds} rounds.\n"
+        f"{large_table(large, rate)}\n\n"
+        f"On {machine}, whose disk reads {rate / 1e9:.1f} GB/s ({kept_in}).\n"
     )
+    if rounds:
+        shown += f"\n{error_table(rounds)}\n\nMedians of {asked.rounds} rounds.\n"
     print(shown)
     if asked.write:
         kept = {"machine": machine, "disk_rate": rate, "rounds": rounds, "large": large}
