@@ -45,7 +45,19 @@ LLAMA_3_2 = {
     "eos_token_id": [128001, 128008, 128009],
     "pad_token_id": None,
 }
-MODELS = {"llama-3.2-1b": LLAMA_3_2, "small-vocabulary": {**SHAPE, "vocab_size": 8192}}
+THIRD = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}
+MODELS = {
+    "llama-3.2-1b": LLAMA_3_2,
+    "small-vocabulary": {**SHAPE, "vocab_size": 8192},
+    "llama-0.3b": THIRD,
+}
 """Settings of LlamaConfig by the name that --model takes."""
 QUANT = "Q4_K_M"
 PAGE = CHECKOUT / "docs" / "how-it-works.md"

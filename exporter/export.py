@@ -12,13 +12,15 @@ from exporter.convert.config_prefetch import read_ahead
 from exporter.convert.gguf_layout import Conversion, lay_out
 from exporter.convert.to_gguf import ModelPart, Outtype, convert, has_projector, refuse_dropped
 from exporter.core.atomic_file import partial_path, refuse_existing, refuse_locked
-from exporter.core.errors import InputError
+from exporter.core.errors import InputError, SpaceError
 from exporter.core.events import Note, Report, Step, Warn, once, silent
 from exporter.core.ggml_types import AUTO, FLOATS, FTYPES, GGMLType
 from exporter.core.gguf import shard_paths
 from exporter.core.machine import give_back_large_blocks
 from exporter.core.resumable_file import journal_path
 from exporter.core.silence import one_thread, quiet_libraries
+from exporter.forecast.forecast import Forecast, forecast
+from exporter.forecast.rates import Rates
 from exporter.formats.export_request import ExportRequest, plan_request, result_name
 from exporter.formats.gguf_file import GGUFPlan, Group, check_space, write_files
 from exporter.gguf_inputs.gguf_base import gguf_conversion, is_gguf
@@ -65,6 +67,8 @@ class ExportResult:
     seconds: float
     verified: tuple[Verification, ...] = ()
     """The verification of each file."""
+    forecast: Forecast | None = None
+    """The forecast of the export, after a dry run."""
 
 
 def export(
@@ -95,9 +99,13 @@ def export(
     plans = [plan for group in groups for plan in group.plans]
     others = (plan.path for plan in plans if plan.path not in known)
     refuse_outputs(others, force=request.force, dry_run=dry_run, report=report)
-    check_space(plans)
-
-    if not dry_run:
+    expected = None
+    if dry_run:
+        warn_of_space(plans, report=report)
+        rates = Rates(toolchain, quantizer, request.threads)
+        expected = forecast(groups, merge, rates, verify=request.verify)
+    else:
+        check_space(plans)
         report(Step("merging and quantizing"))
         with one_thread():
             write_files(
@@ -119,6 +127,7 @@ def export(
         len(merge.changes),
         time.monotonic() - started,
         verified,
+        expected,
     )
 
 
@@ -153,7 +162,15 @@ def plan_files(
             types = choose_types(conversion, quant, toolchain, replace(recipe, listed_types=()))
         plans += planned(types)
     slots = next(iter(conversions.values())).slots
-    groups = [Group(plans, slots, tensors.read, tensors.row_blocks)]
+    groups = [
+        Group(
+            plans,
+            slots,
+            tensors.read,
+            tensors.row_blocks,
+            next(iter(conversions.values())).token_facts(),
+        )
+    ]
     if projector:
         path = request.outputs[0].with_name(f"mmproj-{request.name or result_name(merge)}.gguf")
         stored = {slot.name: slot.type for slot in projector.slots}
@@ -309,6 +326,14 @@ def refuse_outputs(paths: Iterable[Path], *, force: bool, dry_run: bool, report:
         partial = partial_path(path)
         if not dry_run and partial.exists():
             refuse_locked(partial)
+
+
+def warn_of_space(plans: list[GGUFPlan], *, report: Report) -> None:
+    """Warn if the files do not fit on their disk: a dry run still tells what they need."""
+    try:
+        check_space(plans)
+    except SpaceError as error:
+        report(Warn(f"{error.message}: the export itself will stop"))
 
 
 def exported(plans: list[GGUFPlan]) -> tuple[ExportedFile, ...]:

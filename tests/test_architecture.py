@@ -63,6 +63,7 @@ SUBPROCESS = {
     "vendor/smoke.py",
 }
 WALL_CLOCK = {
+    "exporter/forecast/rates.py",  # an hour, across processes
     "exporter/core/kept_values.py",  # an hour after a file was written
     "exporter/hub/probe_history.py",  # a week, across processes
     "exporter/hub/pull_plan.py",  # until a date that a server names
@@ -83,8 +84,8 @@ PARTICIPLE = re.compile(r"(?!embed$|feed$|need$).*ed|gone|left|said|sent|taken|t
 LAYERS = {
     "exporter": (
         "core", "llamacpp", "hub", "model_store", "stores", "inputs", "merge", "convert",
-        "gguf_inputs", "quantize", "formats", "verify", "share", "export", "ollama_folder",
-        "calibrate", "extract_plan", "extract", "demo", "cli", "__main__",
+        "gguf_inputs", "quantize", "formats", "verify", "share", "forecast", "export",
+        "ollama_folder", "calibrate", "extract_plan", "extract", "demo", "cli", "__main__",
     ),
     "runtime": (
         "process", "terminal", "rpc", "encoder_decoder", "engine", "scoring", "evaluation",

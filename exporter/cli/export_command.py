@@ -103,7 +103,11 @@ ADAPTER (or with `-`) the base is converted as it is, and so is a whole model na
     help="Of --push: a host that gets the access token, as huggingface.co does.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
-@click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be written, for a GGUF also in what time and memory, and stop.",
+)
 @offline_option
 @json_option
 @quiet_option

@@ -10,12 +10,13 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from exporter.convert.gguf_layout import Conversion
 from exporter.convert.kept_tokens import Recording, TokenKeys, TokenStore, copied
 from exporter.convert.pretokenizer import METHOD, byte_level_taken, pre_tokenizer_found
 from exporter.convert.sentencepiece_pieces import (
@@ -58,6 +59,17 @@ class ConverterTokens:
     """Where the keys will be kept."""
     recording: Recording | None = None
 
+    @property
+    def seconds(self) -> float:
+        """Seconds for the keys, if they are kept for the next export."""
+        is_kept = self.store is not None and self.recording is not None
+        return self.recording.seconds if is_kept and self.recording else 0.0
+
+    def noted_in(self, made: Conversion) -> Conversion:
+        """The conversion with the facts about its tokenizer."""
+        facts = replace(made, loaded=self.loaded, tokenizer_hash=self.content)
+        return replace(facts, tokens_s=self.seconds)
+
     def settle(self, model: Any, report: Report) -> None:
         """Correct the token keys that the converter's `model` wrote to match transformers."""
         held = getattr(model, "impl", model).gguf_writer.kv_data[0]
@@ -65,9 +77,10 @@ class ConverterTokens:
             self.kept.settle(held, report)
         elif self.loaded is not None:
             before, recording = copied(held), self.recording or Recording(report)
-            settle(model, self.loaded, self.folder, recording.report)
-            if self.made_of_json:
-                settle_unigram(model, self.loaded)
+            with recording.timed():
+                settle(model, self.loaded, self.folder, recording.report)
+                if self.made_of_json:
+                    settle_unigram(model, self.loaded)
             if self.store is not None and (keys := recording.corrected(before, held)) is not None:
                 self.store.keep(keys)
         else:
@@ -103,9 +116,10 @@ def converter_tokens(
             yield ConverterTokens(laid, None, hooks=(hook,), content=files.content, kept=kept)
             return
         content = "" if files.has_code else files.content
-        loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code, files=files)
-        rows = rows_of(hparams)
-        changed = changed_files(loaded, folder, rows, recording.report) if loaded else {}
+        with recording.timed():
+            loaded = load_tokenizer(folder, trust_remote_code=trust_remote_code, files=files)
+            rows = rows_of(hparams)
+            changed = changed_files(loaded, folder, rows, recording.report) if loaded else {}
         if changed:
             files = files.laid_over(laid_over(folder, changed, Path(temporary)), changed)
         recording.files = changed
@@ -162,7 +176,9 @@ def written_once(model_class: Any, hook: Hook, content: str, recording: Recordin
 
     def write(model: Any) -> None:
         before = set(held_by(model))
-        if VOCABULARY.write(model, set_vocab, content):
+        with recording.timed():
+            is_known = VOCABULARY.write(model, set_vocab, content)
+        if is_known:
             recording.wrote(before, held_by(model))
 
     return Hook(model_class, {"set_vocab": write})

@@ -43,6 +43,21 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """The properties of a tokenizer on which an export's time depends."""
+
+    strings: int
+    """Number of tokens and merges."""
+    seconds: float
+    """Time for keys that are kept for the next export; 0 if they were kept already."""
+    content: str
+    """Hash of the tokenizer's files; empty if the keys depend on more than them."""
+
+
+NO_TOKENS = TokenFacts(0, 0.0, "")
+
+
+@dataclass(frozen=True, slots=True)
 class Conversion:
     """A converted model without its values, before quantization."""
 
@@ -58,6 +73,15 @@ class Conversion:
     """Settings that llama.cpp ignores, as sentences; its answers differ from transformers'."""
     tokenizer_hash: str = ""
     """Hash of the tokenizer's files; empty if the token keys depend on more than them."""
+    tokens_s: float = 0.0
+    """Seconds for token keys that are kept for the next export; 0 if they were kept already."""
+
+    def token_facts(self) -> TokenFacts:
+        """Facts about the vocabulary and what it took."""
+        keys = self.writer.kv_data[0]
+        found = (keys.get(f"tokenizer.ggml.{name}") for name in ("tokens", "merges"))
+        strings = sum(len(one.value) for one in found if one is not None)
+        return TokenFacts(strings, self.tokens_s, self.tokenizer_hash)
 
     def headers(
         self,

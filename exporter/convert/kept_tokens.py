@@ -9,9 +9,11 @@ still reads the tokenizer with transformers, unless it found the very same keys 
 from __future__ import annotations
 
 import os
+import time
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,6 +170,17 @@ class Recording:
         """None until the class has written them."""
         self.events: list[Event] = []
         self.files: Mapping[str, bytes] = {}
+        self.seconds = 0.0
+        """Time of the work that only the first export does."""
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the block's time."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds += time.monotonic() - began
 
     def report(self, event: Event) -> None:
         self.events.append(event)

@@ -113,7 +113,7 @@ def convert(
             report(Warn(warning))
         used = source.used()
     made = Conversion(tuple(source.slots), model.gguf_writer, int(model.ftype), used)
-    return replace(made, loaded=tokens.loaded, ignored=ignored, tokenizer_hash=tokens.content)
+    return replace(tokens.noted_in(made), ignored=ignored)
 
 
 def recognized(

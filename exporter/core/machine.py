@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import sys
+import time
 from pathlib import Path
 
 M_MMAP_THRESHOLD = -3  # malloc.h
@@ -15,6 +17,8 @@ CGROUP = Path("/sys/fs/cgroup")
 CPU_MAX = CGROUP / "cpu.max"
 MEMINFO = Path("/proc/meminfo")
 THREAD_NBYTES = 4 << 20  # weights that are worth a thread
+STATUS, STAT = Path("/proc/self/status"), Path("/proc/self/stat")
+STARTED = 19  # place of the start time in STAT, after the program's name
 
 
 def cores() -> int:
@@ -97,6 +101,28 @@ def container_nbytes() -> int:
 def memory_nbytes() -> int:
     """Bytes of memory in this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_in_use() -> tuple[int, int]:
+    """Bytes of memory that this process has now, and the most that it has had."""
+    try:
+        lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        now, most = (int(lines[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
+    except (OSError, KeyError, ValueError):  # not Linux
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        most *= 1 if sys.platform == "darwin" else 1024
+        return most, most
+    return now, most
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started; of its computing where the system does not say."""
+    try:
+        fields = STAT.read_text().rpartition(")")[2].split()
+        began = int(fields[STARTED]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError, ValueError, IndexError):  # not Linux
+        return time.process_time()
 
 
 def give_back_large_blocks(large_nbytes: int = LARGE_BLOCK) -> None:

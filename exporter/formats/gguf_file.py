@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from typing_extensions import Self
 
-from exporter.convert.gguf_layout import Layout
+from exporter.convert.gguf_layout import NO_TOKENS, Layout, TokenFacts
 from exporter.convert.lazy_graph import Read, RowBlocks, SharedReads
 from exporter.core.atomic_file import free_bytes, taken_bytes
 from exporter.core.errors import SpaceError
@@ -74,6 +74,8 @@ class Group:
     """Returns the merged tensors that the slots are made of."""
     row_blocks: RowBlocks | None = None
     """Returns them in blocks of rows."""
+    tokens: TokenFacts = NO_TOKENS
+    """Facts about the tokenizer whose keys the files hold."""
 
 
 def check_space(plans: list[GGUFPlan]) -> None:

@@ -39,6 +39,7 @@ class KeptChecks:
         name = str(file.metadata.get("general.name", "")).lower()
         is_phi3 = any(phi in name for phi in PHI3)  # llama.cpp reads tokens by the model's name
         files = expected.conversion.tokenizer_hash
+        self.marker = marker_of(self.values, toolchain, files)
         origins = (toolchain.folder.name, files, keys_hash(file), rows, is_phi3)
         self.path: Path | None = self.values.path(origins) if files else None
 
@@ -51,6 +52,21 @@ class KeptChecks:
         """Keep checks that found the tokenizer right."""
         if self.path is not None and all(check.ok and check.judged for check in checks):
             self.values.write(self.path, [asdict(check) for check in checks])
+            self.values.write(self.marker, value=True)
+
+
+def was_verified(toolchain: Toolchain, content: str) -> bool:
+    """Whether checks of a tokenizer are kept, for one model at least.
+
+    content: the hash of its files; empty for a tokenizer whose checks are never kept.
+    """
+    values = KeptValues(tokenizers_folder(os.environ), "checks", MOST)
+    return bool(content) and values.read(marker_of(values, toolchain, content)) is True
+
+
+def marker_of(values: KeptValues, toolchain: Toolchain, content: str) -> Path:
+    """The place of the fact that a tokenizer with this content has been verified."""
+    return values.path((toolchain.folder.name, content))
 
 
 def keys_hash(file: GGUFFile) -> str:

@@ -29,6 +29,7 @@ from exporter.core.paths import size_text
 
 if TYPE_CHECKING:
     from exporter.export import ExportResult
+    from exporter.forecast.forecast import Forecast
 
 LAYER = re.compile(r"(?:\w+\.)?blk\.(?P<number>\d+)\.(?P<role>.*)")
 
@@ -88,6 +89,26 @@ def show(result: ExportResult, *, dry_run: bool) -> None:
         click.echo(f"  {file.quant}, {size_text(file.nbytes)}{parts}: {types}", err=True)
     done = "would change" if dry_run else f"{result.seconds:.1f} s; merged"
     click.echo(f"{done} {result.merged} of {result.tensors} tensors", err=True)
+    if result.forecast is not None:
+        click.echo(forecast_text(result.forecast), err=True)
+
+
+def forecast_text(found: Forecast) -> str:
+    """The forecast of an export as a sentence."""
+    about = "at least" if found.is_lower_bound else "about"
+    text = f"would take {about} {duration_text(found.seconds)}"
+    text += f", {size_text(found.memory_nbytes)} of memory, {size_text(found.disk_nbytes)} of disk"
+    if found.loading_nbytes:
+        text += f"; the verification loads the file, {size_text(found.loading_nbytes)} more"
+    return text
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people: 12 s, 4 min, 2.5 h."""
+    if seconds < 100:  # noqa: PLR2004
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"  # noqa: PLR2004
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"  # noqa: PLR2004
 
 
 def show_choice(chosen: Mapping[str, str]) -> None:
