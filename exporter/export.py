@@ -18,7 +18,7 @@ from exporter.core.ggml_types import AUTO, FLOATS, FTYPES, GGMLType
 from exporter.core.gguf import shard_paths
 from exporter.core.machine import give_back_large_blocks
 from exporter.core.resumable_file import journal_path
-from exporter.core.silence import one_thread, quiet_libraries
+from exporter.core.silence import one_numpy_thread, one_thread, quiet_libraries
 from exporter.formats.export_request import ExportRequest, plan_request, result_name
 from exporter.formats.gguf_file import GGUFPlan, Group, check_space, write_files
 from exporter.gguf_inputs.gguf_base import gguf_conversion, is_gguf
@@ -80,6 +80,7 @@ def export(
     planning, merging and writing, and VerifyError.
     """
     started = time.monotonic()
+    one_numpy_thread()
     check_recipe(request.recipe, request.quants)
     known = () if request.split_max else request.outputs  # split files have other names
     refuse_outputs(known, force=request.force, dry_run=dry_run, report=report)
