@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -84,15 +85,16 @@ def export(
     check_recipe(request.recipe, request.quants)
     known = () if request.split_max else request.outputs  # split files have other names
     refuse_outputs(known, force=request.force, dry_run=dry_run, report=report)
-    report(Step("reading the adapter and the base"))
-    merge = plan_request(request, toolchain, report=report)
-    report(Note(describe(merge)))
+    with read_ahead(request.base) if request.base else nullcontext():
+        report(Step("reading the adapter and the base"))
+        merge = plan_request(request, toolchain, report=report)
+        report(Note(describe(merge)))
 
-    report(Step("planning"))
-    give_back_large_blocks()
-    tensors = MergedTensors(merge)
-    quantizer = Quantizer.load(toolchain, report=report)
-    groups = plan_files(request, tensors, toolchain, quantizer, report=report)
+        report(Step("planning"))
+        give_back_large_blocks()
+        tensors = MergedTensors(merge)
+        quantizer = Quantizer.load(toolchain, report=report)
+        groups = plan_files(request, tensors, toolchain, quantizer, report=report)
     plans = [plan for group in groups for plan in group.plans]
     others = (plan.path for plan in plans if plan.path not in known)
     refuse_outputs(others, force=request.force, dry_run=dry_run, report=report)
