@@ -6,6 +6,7 @@ rounds it. For anything beyond a sum, PEFT's layers compute the merge.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -334,7 +335,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1 or not tensor.numel():
         return True
-    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
+    return all(math.isfinite(bound.item()) for bound in torch.aminmax(tensor))
 
 
 def refuse_non_finite(name: str, tensor: torch.Tensor, *, merged: bool) -> None:
