@@ -285,7 +285,7 @@ class Cursor:
     def strings(self, count: int) -> list[str]:
         """The next texts, read block by block; a vocabulary has hundreds of thousands."""
         start = self.file.tell()
-        block, at, unpack, found = b"", 0, LENGTH.unpack_from, list[bytes]()
+        block, at, length, unpack, found = b"", 0, 0, LENGTH.unpack_from, list[bytes]()
         for _ in range(count):
             end = at + LENGTH.size
             if end <= len(block):

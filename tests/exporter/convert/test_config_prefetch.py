@@ -65,7 +65,7 @@ def test_a_config_read_without_torch_is_the_one_with_it(read_without_torch, name
     folder, printed = read_without_torch[name]
     expected = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
 
-    found = Config(printed).to_dict()
+    found = Config(printed, folder).to_dict()
 
     assert repr(found) == repr(expected)
     assert len(found) > 15  # with transformers' defaults, not the few that were written
