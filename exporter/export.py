@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from exporter.core.ggml_types import AUTO, FLOATS, FTYPES, GGMLType
 from exporter.core.gguf import shard_paths
 from exporter.core.machine import give_back_large_blocks
 from exporter.core.resumable_file import journal_path
-from exporter.core.silence import one_thread, quiet_libraries
+from exporter.core.silence import one_numpy_thread, one_thread, quiet_libraries
 from exporter.forecast.forecast import Forecast, forecast
 from exporter.forecast.rates import Rates
 from exporter.formats.export_request import ExportRequest, plan_request, result_name
@@ -84,18 +85,20 @@ def export(
     planning, merging and writing, and VerifyError.
     """
     started = time.monotonic()
+    one_numpy_thread()
     check_recipe(request.recipe, request.quants)
     known = () if request.split_max else request.outputs  # split files have other names
     refuse_outputs(known, force=request.force, dry_run=dry_run, report=report)
-    report(Step("reading the adapter and the base"))
-    merge = plan_request(request, toolchain, report=report)
-    report(Note(describe(merge)))
+    with read_ahead(request.base) if request.base else nullcontext():
+        report(Step("reading the adapter and the base"))
+        merge = plan_request(request, toolchain, report=report)
+        report(Note(describe(merge)))
 
-    report(Step("planning"))
-    give_back_large_blocks()
-    tensors = MergedTensors(merge)
-    quantizer = Quantizer.load(toolchain, report=report)
-    groups = plan_files(request, tensors, toolchain, quantizer, report=report)
+        report(Step("planning"))
+        give_back_large_blocks()
+        tensors = MergedTensors(merge)
+        quantizer = Quantizer.load(toolchain, report=report)
+        groups = plan_files(request, tensors, toolchain, quantizer, report=report)
     plans = [plan for group in groups for plan in group.plans]
     others = (plan.path for plan in plans if plan.path not in known)
     refuse_outputs(others, force=request.force, dry_run=dry_run, report=report)

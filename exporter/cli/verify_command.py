@@ -103,12 +103,14 @@ def verify(
         path = Path(gguf) if Path(gguf).is_file() else find_model(gguf, store(), report=report)
     refuse_adapter(path)
     content = read_text(text)
+    from exporter.core.silence import one_numpy_thread
     from exporter.formats.export_request import ExportRequest, plan_request, result_name
     from exporter.inputs.locate import Sources, bring
     from exporter.llamacpp.toolchain import find_toolchain
     from exporter.verify.verified_record import record
     from exporter.verify.verify_file import VerifyOptions, verify_file
 
+    one_numpy_thread()
     toolchain = find_toolchain()
     with reporting(quiet=quiet) as report:
         sources = Sources(tuple(named for named, _ in wanted), base)

@@ -2,15 +2,18 @@
 
 transformers 5 imports torch's compiler and distributed tensors before it returns a config, which
 takes longer than the rest of a plan. Without torch it skips them and returns the same config. So a
-child that hides torch reads the config while this process imports torch.
+child that hides torch reads the config while this process imports torch. What it printed is kept on
+disk for the next export of the same base.
 """
 
 from __future__ import annotations
 
 import ast
 import gc
+import hashlib
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,8 +23,11 @@ from types import ModuleType
 from typing import Any
 
 from exporter.convert.upstream_fixes import patch_settings
+from exporter.core.kept_values import KeptValues
 from exporter.core.last_value import LastValue
+from exporter.core.paths import tokenizers_folder
 
+MOST = 32  # kept configs, of some kB
 TIMEOUT = 60.0  # seconds; after it this process reads the config itself
 PLACE = "_name_or_path"  # transformers' entry for the folder that it has read
 CHILD = Path(__file__).with_name("config_child.py")
@@ -67,18 +73,43 @@ def content_of(folder: Path) -> bytes:
         return b""
 
 
+def known(content: bytes) -> bytes:
+    """The config of a config.json with this content as it was printed before; empty if unknown."""
+    if (last := LAST.get(content)) is not None:
+        return last
+    kept, path = kept_at(content)
+    value = kept.read(path)
+    if not content or not isinstance(value, str):
+        return b""
+    LAST.keep(content, value.encode())
+    return value.encode()
+
+
+def awaited(content: bytes) -> bytes:
+    """The config that a child prints, which is then kept; empty without a child, or if it fails."""
+    ahead = AHEAD.get(content)
+    printed = ahead.wait() if ahead else b""
+    if printed:
+        LAST.keep(content, printed)
+        kept, path = kept_at(content)
+        kept.write(path, printed.decode())
+    return printed
+
+
+def kept_at(content: bytes) -> tuple[KeptValues, Path]:
+    """Where the config of a config.json with this content is kept."""
+    kept = KeptValues(tokenizers_folder(os.environ), "config", MOST)
+    return kept, kept.path(["config", hashlib.sha256(content).hexdigest()])
+
+
 class AutoConfig:
     """Replaces transformers' class in llama.cpp's converter, without importing transformers."""
 
     @staticmethod
     def from_pretrained(folder: Path | str, **options: Any) -> Any:
         content = content_of(Path(folder))
-        if content and (last := LAST.get(content)):
-            return Config(last, folder)
-        ahead = AHEAD.get(Path(folder))
-        if ahead and (printed := ahead.wait()):
-            LAST.keep(content, printed)
-            return Config(printed)
+        if printed := known(content) or awaited(content):
+            return Config(printed, folder)
         import transformers
 
         return transformers.AutoConfig.from_pretrained(folder, **options)
@@ -87,14 +118,14 @@ class AutoConfig:
 class Config:
     """The part of a config object that the converter uses."""
 
-    def __init__(self, printed: bytes, folder: Path | str = "") -> None:
-        """printed: a config as a Python literal; folder: to name in it, if read in another."""
+    def __init__(self, printed: bytes, folder: Path | str) -> None:
+        """printed: a config as a Python literal; folder: to name in it."""
         self.printed, self.folder = printed, folder
 
     def to_dict(self) -> dict[str, Any]:
         """A new dictionary on each call, since the converter changes it."""
         found: dict[str, Any] = ast.literal_eval(self.printed.decode())
-        return read_from(self.folder, found) if self.folder else found
+        return read_from(self.folder, found)
 
 
 def read_from(folder: Path | str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,21 +133,23 @@ def read_from(folder: Path | str, settings: Mapping[str, Any]) -> dict[str, Any]
     return {**settings, PLACE: str(folder)}
 
 
-AHEAD: dict[Path, ReadConfig] = {}
-"""Configs that are being read, by folder."""
+AHEAD: dict[bytes, ReadConfig] = {}
+"""Configs that are being read, by the content of their config.json."""
 
 
 @contextmanager
 def read_ahead(folder: Path) -> Iterator[None]:
     """Start reading the config of `folder`, which the converter then finds ready in the block."""
-    if "transformers.configuration_utils" in sys.modules or folder in AHEAD:
-        yield  # transformers is imported already, so that reading is fast
+    content = content_of(folder)
+    is_imported = "transformers.configuration_utils" in sys.modules  # so that reading is fast
+    if not content or is_imported or content in AHEAD or known(content):
+        yield
         return
-    AHEAD[folder] = ReadConfig(folder)
+    AHEAD[content] = ReadConfig(folder)
     try:
         yield
     finally:
-        AHEAD.pop(folder).end()
+        AHEAD.pop(content).end()
 
 
 def conversion() -> ModuleType:

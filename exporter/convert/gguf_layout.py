@@ -161,8 +161,10 @@ def pack_items(values: Sequence[Any]) -> bytes | None:
     if not kinds:
         return None
     if kinds <= {str, bytes}:
-        texts = [text.encode() if isinstance(text, str) else text for text in values]
-        return b"".join(part for text in texts for part in (LENGTH.pack(len(text)), text))
+        parts = [b""] * (2 * len(values))
+        parts[1::2] = [text.encode() if isinstance(text, str) else text for text in values]
+        parts[::2] = map(LENGTH.pack, map(len, parts[1::2]))
+        return b"".join(parts)
     if kinds == {float}:
         return struct.pack(f"<{len(values)}f", *values)
     if all(issubclass(kind, int) and kind is not bool for kind in kinds):

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from exporter.merge.row_blocks import RowBlock, held_blocks
+
 if TYPE_CHECKING:
     import torch
 
 Read: TypeAlias = "Callable[[str], torch.Tensor]"
 """Returns a merged tensor by its name in the checkpoint."""
 
-RowBlocks: TypeAlias = "Callable[[str], Iterator[torch.Tensor]]"
+RowBlocks: TypeAlias = Callable[[str], Iterator[RowBlock]]
 """Returns a merged tensor by its name in the checkpoint, in blocks of its rows."""
 
 
@@ -156,21 +158,31 @@ class SharedReads:
         )
         self.held: dict[str, torch.Tensor] = {}
 
-    def parts(self, node: Node) -> Iterator[torch.Tensor]:
-        """A node's values (…) in their own type: its experts one by one if it stacks them, and
-        blocks of rows if the steps only change the type.
+    def blocks(self, node: Node) -> Iterator[RowBlock]:
+        """A node's rows in blocks, in their own type. The merge's blocks are computed when they are
+        used; where the steps do more than change the type, the values are computed whole at once,
+        or expert by expert if the node stacks them.
         """
         for part in split_stack(node):
             plain = before_casts(part)
             name = leaf_name(plain)
-            if self.row_blocks and name is not None and self.left[name] == 1:
-                for block in self.row_blocks(name):
-                    yield block if isinstance(plain, Leaf) else block.to(plain._meta.dtype)  # noqa: SLF001
-                self.release({name})
+            if self.row_blocks is None or name is None or self.left[name] > 1:
+                yield from held_blocks(self.values(plain))
                 continue
-            read = set[str]()
-            yield as_tensor(evaluate(plain, partial(self.shared, read)))
-            self.release(read)
+            for block in self.row_blocks(name):
+                yield block if isinstance(plain, Leaf) else block.of_type(plain._meta.dtype)  # noqa: SLF001
+            self.release({name})
+
+    def parts(self, node: Node) -> Iterator[torch.Tensor]:
+        """A node's values (…) in their own type: its experts one by one if it stacks them."""
+        return (self.values(before_casts(part)) for part in split_stack(node))
+
+    def values(self, node: Node) -> torch.Tensor:
+        """A node's values (…), computed at once."""
+        read = set[str]()
+        found = as_tensor(evaluate(node, partial(self.shared, read)))
+        self.release(read)
+        return found
 
     def shared(self, read: set[str], name: str) -> torch.Tensor:
         """The values of a leaf, (rows, columns) or any shape; `read` collects the names."""

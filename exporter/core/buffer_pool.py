@@ -29,7 +29,8 @@ class Pool:
         if nbytes < SMALL:
             return (ctypes.c_ubyte * nbytes)()
         with self.lock:
-            fitting = [block for block in self.idle if nbytes <= len(block)]
+            # a small buffer would keep a large block from the next large one
+            fitting = [block for block in self.idle if nbytes <= len(block) <= 2 * nbytes]
             block = min(fitting, key=len, default=None)
             if block is not None:
                 self.idle = [other for other in self.idle if other is not block]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -282,28 +282,39 @@ class Cursor:
             return tuple(self.strings(count))
         return tuple(self.value(kind, depth + 1) for _ in range(count))
 
-    def strings(self, count: int) -> Iterator[str]:
-        """The next texts, read block by block."""
-        block, at, start = b"", 0, self.file.tell()
-
-        def ensure(needed: int) -> None:
-            nonlocal block, at, start
-            if at + needed > len(block):
-                start += at
-                self.file.seek(start)
-                block, at = self.file.read(max(BLOCK, needed)), 0
-                if len(block) < needed:
-                    raise self.damaged(f"it ends after {self.size} bytes, in its header")
-
+    def strings(self, count: int) -> list[str]:
+        """The next texts, read block by block; a vocabulary has hundreds of thousands."""
+        start = self.file.tell()
+        block, at, length, unpack, found = b"", 0, 0, LENGTH.unpack_from, list[bytes]()
         for _ in range(count):
-            ensure(LENGTH.size)
-            (length,) = LENGTH.unpack_from(block, at)
-            if length > MAX_STRING:
-                raise self.damaged(f"a text of {length} bytes")
-            ensure(LENGTH.size + length)
-            yield block[at + 8 : at + 8 + length].decode("utf-8", errors="replace")
-            at += 8 + length
+            end = at + LENGTH.size
+            if end <= len(block):
+                (length,) = unpack(block, at)
+            if end > len(block) or end + length > len(block):
+                start, block, length = self.refilled(start + at)
+                at, end = 0, LENGTH.size
+            at = end + length
+            found.append(block[end:at])
         self.file.seek(start + at)
+        return [text.decode("utf-8", errors="replace") for text in found]
+
+    def refilled(self, start: int) -> tuple[int, bytes, int]:
+        """A block that begins with the text at `start`, and the text's length.
+
+        Returns `start`, too.
+        """
+        self.file.seek(start)
+        block = self.file.read(BLOCK)
+        if len(block) < LENGTH.size:
+            raise self.damaged(f"it ends after {self.size} bytes, in its header")
+        (length,) = LENGTH.unpack_from(block)
+        if length > MAX_STRING:
+            raise self.damaged(f"a text of {length} bytes")
+        if LENGTH.size + length > len(block):
+            block += self.file.read(LENGTH.size + length - len(block))
+        if LENGTH.size + length > len(block):
+            raise self.damaged(f"it ends after {self.size} bytes, in its header")
+        return start, block, length
 
     def skip_strings(self, count: int) -> None:
         """Skip the next texts, block by block; a vocabulary has hundreds of thousands."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,3 +66,12 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_numpy_thread() -> None:
+    """Limit numpy's products to one thread, unless the user has chosen a number.
+
+    Its threads spin for longer than a verification's small products take. numpy reads the number
+    when it is imported.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -54,7 +54,7 @@ class Forecast:
     """Whether a part of the work has no known rate."""
     planning_s: float
     merging_s: float
-    """Of the thread that reads and merges, without waiting for the disk."""
+    """Of the thread that hands the blocks out, without waiting for the disk."""
     computing_s: float
     """Of all threads together, without waiting for the disk."""
     writing_s: float
@@ -89,7 +89,7 @@ def forecast(
     synced_s = work.written_nbytes * rates.write_s(groups[0].plans[0].path.parent)
     writing_s = max(all_s, main_s + disk_s) + synced_s
     verifying_s, loading = 0.0, 0
-    memory = used + LIBRARIES_NBYTES + by_peft * PEFT_NBYTES + held_nbytes(work)
+    memory = used + LIBRARIES_NBYTES + by_peft * PEFT_NBYTES + held_nbytes(work, rates.threads)
     if verify:
         free = available_nbytes()
         is_new = not was_verified(rates.toolchain, groups[0].tokens.content)
@@ -114,10 +114,10 @@ def forecast(
     )
 
 
-def held_nbytes(work: Work) -> int:
+def held_nbytes(work: Work, threads: int) -> int:
     """Memory of the tensors at the peak, with idle blocks that no later tensor fitted."""
-    largest = max((part.values for part in work.parts if part.exact), default=0)
-    return peak_nbytes(work.parts) + min(largest * FLOAT32, UNFIT_NBYTES)
+    largest = max((part.values for part in work.parts if part.exact and part.whole), default=0)
+    return peak_nbytes(work.parts, threads) + min(largest * FLOAT32, UNFIT_NBYTES)
 
 
 def waiting_s(work: Work) -> tuple[int, float]:

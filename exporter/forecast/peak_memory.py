@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from exporter.core.buffer_pool import IDLE_NBYTES, SMALL
 from exporter.forecast.work import Part
-from exporter.merge.apply import BLOCK_NBYTES
+from exporter.merge.row_blocks import BLOCK_VALUES
 
 FLOAT32 = 4  # bytes of a value
+THREAD_NBYTES = 5 * FLOAT32 * BLOCK_VALUES
+"""Of a thread's block: stored, in float32, the product, rounded, and the block before."""
 PEFT_COPIES = 3
 """Copies of an update in float32 that PEFT's layers hold: the product, scaled, and added."""
 
@@ -28,7 +30,7 @@ class HeldMemory:
         """Size of the block that the pool gives for `nbytes`."""
         if nbytes < SMALL:
             return 0
-        block = min((size for size in self.idle if size >= nbytes), default=None)
+        block = min((size for size in self.idle if nbytes <= size <= 2 * nbytes), default=None)
         if block is None:
             block = nbytes
             self.total += nbytes
@@ -49,28 +51,27 @@ class HeldMemory:
         self.peak = max(self.peak, self.total + more)
 
 
-def peak_nbytes(parts: Iterable[Part]) -> int:
-    """Largest sum of what the tensor being merged and the one being written hold, in bytes."""
+def peak_nbytes(parts: Iterable[Part], threads: int) -> int:
+    """Largest sum of what the tensor being merged, the one being written and the threads hold."""
     held = HeldMemory()
     before = copied = 0  # block and copy of the tensor that is being quantized
     for part in parts:
-        is_split = not part.rearranged and not part.exact and part.stored_nbytes > BLOCK_NBYTES
-        for _ in range(2 if is_split else 1):  # of many blocks, two are there at a time
-            nbytes = BLOCK_NBYTES if is_split else part.stored_nbytes
-            block = held.take(nbytes)
-            if part.exact and nbytes != part.values * FLOAT32:
-                exact = held.take(part.values * FLOAT32)
-                held.give(block)
-                block = exact
-            if part.by_peft:
-                held.note(copied + PEFT_COPIES * part.values * FLOAT32)
-            copy = 0
-            if part.rearranged:
-                copy = part.values * FLOAT32 if part.exact else part.stored_nbytes
-                held.note(copied + copy)
-                held.give(block)
-                block = 0
+        if not part.whole:
+            continue
+        block = held.take(part.stored_nbytes)
+        if part.exact and part.stored_nbytes != part.values * FLOAT32:
+            exact = held.take(part.values * FLOAT32)
+            held.give(block)
+            block = exact
+        if part.by_peft:
+            held.note(copied + PEFT_COPIES * part.values * FLOAT32)
+        copy = 0
+        if part.rearranged:
+            copy = part.values * FLOAT32 if part.exact else part.stored_nbytes
             held.note(copied + copy)
-            held.give(before)
-            before, copied = block, copy
-    return held.peak
+            held.give(block)
+            block = 0
+        held.note(copied + copy)
+        held.give(before)
+        before, copied = block, copy
+    return held.peak + threads * THREAD_NBYTES

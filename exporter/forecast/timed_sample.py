@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from exporter.convert.gguf_layout import Slot, lay_out
 from exporter.convert.lazy_graph import Leaf
+from exporter.core.buffer_pool import Pool
 from exporter.core.ggml_types import GGMLType
 from exporter.core.resumable_file import Journal, Unfinished
 from exporter.core.safetensors import StoredTensor
 from exporter.core.silence import one_thread
 from exporter.forecast.work import Task
 from exporter.formats.gguf_file import (
-    CHUNK_VALUES,
     FileWriter,
     GGUFPlan,
     Group,
@@ -32,6 +32,7 @@ from exporter.inputs.checkpoint import Checkpoint
 from exporter.inputs.lazy_tensor import nbytes_of
 from exporter.merge.apply import MergedTensors
 from exporter.merge.operations import Change, LoraSum, MergePlan
+from exporter.merge.row_blocks import BLOCK_VALUES
 from exporter.quantize.imatrix import Importance
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 4096  # values of a row
 MOST_ROWS, FEWEST_ROWS = 1024, 4  # of a matrix
-RUN_ROWS = CHUNK_VALUES // COLUMNS  # of what one thread quantizes in a step
+RUN_ROWS = BLOCK_VALUES // COLUMNS  # about those that one thread computes in a step
 TENSORS = 5  # of which the first and the last are not timed: nothing runs beside them
 TRIAL_S = 0.06  # seconds for the timed tensors of one task, if it is not of the quickest
 HALF_OF_ONE = 0x3C00
@@ -55,7 +56,7 @@ class Pace:
     all_s: float
     """On all threads together."""
     main_s: float
-    """Of the thread that reads and merges."""
+    """Of the thread that hands the blocks out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,9 @@ def timed(task: Task, rows: int, quantizer: Quantizer, threads: int) -> Pace:
         ends: list[float] = []
         clock = Evaluating()
         with QuantizerThreads(threads) as workers:
+            pool = Pool()
             writers = [
-                writer_into(plan, files.enter_context(plan.path.open("w+b")), quantizer)
+                writer_into(plan, files.enter_context(plan.path.open("w+b")), quantizer, pool)
                 for plan in group.plans
             ]
             for _, _, name in workers.run(clock.runs(row_runs(group, writers))):
@@ -113,25 +115,24 @@ def timed(task: Task, rows: int, quantizer: Quantizer, threads: int) -> Pace:
     each = len(group.plans)  # ends of every tensor, one for each file
     values = rows * COLUMNS
     first, last = ends[each - 1], ends[each * (TENSORS - 1) - 1]
-    main_s = sum(clock.seconds[1:TENSORS]) / (TENSORS - 1)
-    return Pace((last - first) / (TENSORS - 2) / values, main_s / values)
+    return Pace((last - first) / (TENSORS - 2) / values, clock.seconds / TENSORS / values)
 
 
 class Evaluating:
-    """Times each step of the generator that reads and merges."""
+    """Times the generator that hands the blocks out, and merges what must be whole."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.seconds = 0.0
 
-    def runs(self, batches: Iterator[list[RowRun]]) -> Iterator[list[RowRun]]:
+    def runs(self, runs: Iterator[RowRun]) -> Iterator[RowRun]:
         """The same runs."""
         while True:
             began = time.thread_time()
-            batch = next(batches, None)
-            self.seconds.append(time.thread_time() - began)
-            if batch is None:
+            run = next(runs, None)
+            self.seconds += time.thread_time() - began
+            if run is None:
                 return
-            yield batch
+            yield run
 
 
 def write_values(path: Path, stored: str, rows: int) -> None:
@@ -192,7 +193,7 @@ def plan_sample(
     return plan
 
 
-def writer_into(plan: GGUFPlan, file: BinaryIO, quantizer: Quantizer) -> FileWriter:
+def writer_into(plan: GGUFPlan, file: BinaryIO, quantizer: Quantizer, pool: Pool) -> FileWriter:
     """A writer into an open file, which is not synced."""
     item = Unfinished(plan.path, plan.layout.size, {})
-    return FileWriter(plan, Journal(item, file, file, set()), quantizer)
+    return FileWriter(plan, Journal(item, file, file, set()), quantizer, pool)

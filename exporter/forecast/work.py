@@ -13,6 +13,7 @@ from exporter.convert.lazy_graph import before_casts, leaf_name, sources, split_
 from exporter.core.safetensors import StoredTensor
 from exporter.formats.gguf_file import GGUFPlan, Group
 from exporter.inputs.lazy_tensor import Tensor
+from exporter.merge.apply import MergedTensors
 from exporter.merge.operations import (
     Change,
     CombinedSum,
@@ -66,6 +67,8 @@ class Part:
     """Whether PEFT's layers merge them."""
     rearranged: bool
     """Whether the converter changes more than their type, which takes a copy."""
+    whole: bool
+    """Whether all of them are in memory; else blocks of rows are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,7 @@ def task_of(slot: Slot, names: Sequence[str], plans: Sequence[GGUFPlan], merge: 
 
 def parts_of(slot: Slot, merge: MergePlan) -> Iterator[Part]:
     """The parts of a slot, which are in memory one after the other."""
+    merged = MergedTensors(merge)
     for part in split_stack(slot.values):
         plain = leaf_name(before_casts(part))
         for name in sources(part):
@@ -135,8 +139,9 @@ def parts_of(slot: Slot, merge: MergePlan) -> Iterator[Part]:
                 math.prod(change.shape if change else tensor.shape),
                 tensor.nbytes,
                 change is not None and merge.dtype == "float32",
-                change is not None and is_by_peft(change, merge),
+                change is not None and is_by_peft(change, merged),
                 plain is None,
+                plain is None or not is_by_row(name, merged),
             )
 
 
@@ -178,7 +183,17 @@ def needs_layers(step: Step) -> bool:
             return isinstance(step, CombinedSum | Residual | Tuned)
 
 
-def is_by_peft(change: Change, merge: MergePlan) -> bool:
+def is_by_peft(change: Change, merged: MergedTensors) -> bool:
     products = (LoraSum, PartSum)
-    rounded = merge.dtype == "base" and any(isinstance(step, products) for step in change.steps)
-    return rounded or any(map(needs_layers, change.steps))
+    rounded = [
+        step
+        for step in change.steps
+        if merged.plan.dtype == "base" and isinstance(step, products) and not merged.is_by_row(step)
+    ]
+    return bool(rounded) or any(map(needs_layers, change.steps))
+
+
+def is_by_row(name: str, merged: MergedTensors) -> bool:
+    """Whether a tensor is read and merged in blocks of rows."""
+    stored, steps = merged.origin(name)
+    return isinstance(stored, StoredTensor) and all(map(merged.is_by_row, steps))

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +17,24 @@ from typing_extensions import Self
 from exporter.convert.gguf_layout import NO_TOKENS, Layout, TokenFacts
 from exporter.convert.lazy_graph import Read, RowBlocks, SharedReads
 from exporter.core.atomic_file import free_bytes, taken_bytes
+from exporter.core.buffer_pool import Pool
 from exporter.core.errors import SpaceError
 from exporter.core.events import Progress, Report, silent
 from exporter.core.ggml_types import GGMLType
 from exporter.core.paths import size_text
 from exporter.core.resumable_file import Journal, Unfinished, journalled
+from exporter.inputs.lazy_tensor import converted
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from exporter.convert.gguf_layout import Slot
+    from exporter.merge.row_blocks import RowBlock
     from exporter.quantize.imatrix import Importance
     from exporter.quantize.quantizer import Quantizer
 
-CHUNK_VALUES = 1 << 19  # values quantized and written per step: 2 MiB of float32
+AHEAD, HELD = 64, 8  # runs of rows per thread that may wait: all, and those of tensors in memory
 HEADROOM = 64 << 20  # bytes kept free on the disk besides the files
 
 
@@ -106,12 +109,13 @@ def write_files(
     """Evaluate every slot once and write it to its group's files; publish all of them when
     complete.
 
-    `threads` workers quantize and write rows while the next slot is evaluated. Finished tensors of
-    a stopped export with the same plans are skipped.
+    `threads` workers read, merge, quantize and write blocks of rows; this thread evaluates slots
+    that must be whole. Finished tensors of a stopped export with the same plans are skipped.
     """
     plans = [plan for group in groups for plan in group.plans]
     total = sum(plan.layout.size for plan in plans)
     items = [plan.unfinished() for plan in plans]
+    pool = Pool()
     with (
         journalled(items, force=force, report=report) as journals,
         QuantizerThreads(threads) as workers,
@@ -119,7 +123,7 @@ def write_files(
         done = sum(plan.layout.size for plan in plans if plan.path not in journals)
         for group in groups:
             writers = [
-                FileWriter(plan, journals[plan.path], quantizer)
+                FileWriter(plan, journals[plan.path], quantizer, pool)
                 for plan in group.plans
                 if plan.path in journals
             ]
@@ -141,31 +145,21 @@ def begin_file(writer: FileWriter, slots: tuple[Slot, ...]) -> int:
     return len(plan.header) + sum(plan.types[slot.name].nbytes(slot.shape) for slot in there)
 
 
-def row_runs(group: Group, writers: list[FileWriter]) -> Iterator[list[RowRun]]:
+def row_runs(group: Group, writers: list[FileWriter]) -> Iterator[RowRun]:
     """The runs of rows of each slot in turn; values live as long as the runs that use them.
 
-    A tensor is whole in float32 only if the base stores it so or its merge computes it so.
+    A tensor is whole in float32 only if its merge is no sum of plain LoRAs or its rows are
+    rearranged.
     """
     wanted = [slot for slot in group.slots if any(writer.lacks(slot.name) for writer in writers)]
     reads = SharedReads((slot.values for slot in wanted), group.read, group.row_blocks)
     for slot in wanted:
-        lacking = [writer for writer in writers if writer.lacks(slot.name)]
+        lacking = tuple(writer for writer in writers if writer.lacks(slot.name))
         first, n_rows = 0, math.prod(slot.shape[:-1])
-        for values in reads.parts(slot.values):
-            rows = values.reshape(-1, values.shape[-1] if values.dim() else 1)
-            step = max(1, CHUNK_VALUES // rows.shape[1])
-            yield [
-                RowRun(
-                    writer,
-                    slot.name,
-                    rows[start : start + step],
-                    first + start,
-                    is_last=first + min(start + step, rows.shape[0]) == n_rows,
-                )
-                for writer in lacking
-                for start in range(0, rows.shape[0], step)
-            ]
-            first += rows.shape[0]
+        for block in reads.blocks(slot.values):
+            last = first + block.n_rows
+            yield RowRun(lacking, slot.name, block, first, is_last=last == n_rows)
+            first = last
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,19 +169,23 @@ class FileWriter:
     plan: GGUFPlan
     journal: Journal
     quantizer: Quantizer
+    pool: Pool
 
     def lacks(self, name: str) -> bool:
         """Whether the tensor belongs into this file and is not written yet."""
         return name in self.plan.types and name not in self.journal.done
 
-    def write(self, run: RowRun) -> int:
-        """Quantize some rows and write them at their offset. Returns the bytes written."""
-        kind, name = self.plan.types[run.name], run.name
-        rows = in_float32(run.rows, self.plan.round_to.get(name))
+    def write(self, name: str, rows: torch.Tensor, first_row: int) -> int:
+        """Quantize rows (n, columns) of a tensor and write them at their offset.
+
+        Returns the bytes written.
+        """
+        kind = self.plan.types[name]
+        values = in_float32(rows, self.plan.round_to.get(name), self.pool)
         packed = self.quantizer.quantize(
-            rows, kind, self.plan.importance.get(name), first_row=run.first_row
+            values, kind, self.plan.importance.get(name), first_row=first_row
         )
-        offset = self.plan.layout.offsets[name] + run.first_row * packed.shape[1]
+        offset = self.plan.layout.offsets[name] + first_row * packed.shape[1]
         view = packed.reshape(-1).data
         while view:
             written = os.pwrite(self.journal.file.fileno(), view, offset)
@@ -197,22 +195,26 @@ class FileWriter:
 
 @dataclass(frozen=True, slots=True)
 class RowRun:
-    """A run of rows of one tensor, for one file."""
+    """A run of rows of one tensor, for all files that lack it."""
 
-    writer: FileWriter
+    writers: tuple[FileWriter, ...]
     name: str
-    rows: torch.Tensor
-    """(n, columns), of any float type."""
+    block: RowBlock
     first_row: int
     is_last: bool
     """Whether it completes the tensor."""
 
+    def write(self) -> list[int]:
+        """Compute the rows and write them to every file. Returns the bytes written to each."""
+        rows = self.block.compute()
+        return [writer.write(self.name, rows, self.first_row) for writer in self.writers]
 
-Done: TypeAlias = "tuple[FileWriter, int, str | None]"
+
+Done: TypeAlias = tuple[FileWriter, int, str | None]
 """The writer, the bytes written, and the tensor that they complete."""
 
 
-def in_float32(rows: torch.Tensor, kind: GGMLType | None) -> np.ndarray[Any, Any]:
+def in_float32(rows: torch.Tensor, kind: GGMLType | None, pool: Pool) -> np.ndarray[Any, Any]:
     """Rows (n, columns) in contiguous float32, rounded to the 16-bit type `kind` if there is one.
 
     It rounds to nearest, ties to even.
@@ -221,17 +223,19 @@ def in_float32(rows: torch.Tensor, kind: GGMLType | None) -> np.ndarray[Any, Any
 
     if kind is not None:
         rounded = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}[kind.name]
-        rows = rows.float().to(rounded)
-    found: np.ndarray[Any, Any] = rows.float().contiguous().numpy()
+        if rows.dtype != rounded:
+            rows = converted(converted(rows, torch.float32, pool), rounded, pool)
+    found: np.ndarray[Any, Any] = converted(rows, torch.float32, pool).contiguous().numpy()
     return found
 
 
 class QuantizerThreads:
-    """Threads that process two slots at a time: the current one and the one before."""
+    """Threads that compute, quantize and write runs of rows."""
 
     def __init__(self, threads: int) -> None:
         import torch
 
+        self.threads = threads
         self.pool = ThreadPoolExecutor(
             threads,
             thread_name_prefix="quantize",
@@ -245,20 +249,40 @@ class QuantizerThreads:
     def __exit__(self, *exc: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def run(self, batches: Iterator[list[RowRun]]) -> Iterator[Done]:
-        """Yield the result of each run, in order. An error in any run is raised here."""
-        running: deque[tuple[FileWriter, Future[int], str | None]] = deque()
-        for batch in batches:
-            while running:  # the slot before this one
-                yield ended(*running.popleft())
-            for run in batch:
-                future = self.pool.submit(run.writer.write, run)
-                running.append((run.writer, future, run.name if run.is_last else None))
-            batch.clear()
-            del run
+    def run(self, runs: Iterable[RowRun]) -> Iterator[Done]:
+        """Yield the result of each run for each file, in order. An error in any run is raised here.
+
+        At most two tensors are in memory besides those that HELD runs are cut from.
+        """
+        running: deque[Running] = deque()
+        held = 0
+        for run in runs:
+            is_held = run.block.is_held
+            while len(running) >= AHEAD * self.threads or (is_held and held >= HELD * self.threads):
+                held -= running[0].is_held
+                yield from running.popleft().ended()
+            name = run.name if run.is_last else None
+            running.append(Running(run.writers, name, is_held, self.pool.submit(run.write)))
+            held += is_held
+            del run  # with its tensor
+            while running and running[0].future.done():
+                held -= running[0].is_held
+                yield from running.popleft().ended()
         while running:
-            yield ended(*running.popleft())
+            yield from running.popleft().ended()
 
 
-def ended(writer: FileWriter, future: Future[int], name: str | None) -> Done:
-    return writer, future.result(), name
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A run of rows that a thread computes."""
+
+    writers: tuple[FileWriter, ...]
+    name: str | None
+    """The tensor that it completes."""
+    is_held: bool
+    future: Future[list[int]]
+
+    def ended(self) -> Iterator[Done]:
+        """Wait for its end; yields its result for each file."""
+        for writer, nbytes in zip(self.writers, self.future.result(), strict=True):
+            yield writer, nbytes, self.name

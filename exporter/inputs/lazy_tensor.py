@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -118,18 +119,19 @@ def read_stored(tensor: StoredTensor, pool: Pool | None = None) -> torch.Tensor:
         values = torch.empty(tensor.nbytes, dtype=torch.uint8)
     else:
         values = take_bytes(pool, tensor.nbytes)
-    view = values.numpy().data
-    with tensor.path.open("rb", buffering=0) as file:
-        file.seek(tensor.offset)
-        done = 0
+    view, done = values.numpy().data, 0
+    file = os.open(tensor.path, os.O_RDONLY)
+    try:
         while done < tensor.nbytes:
-            got = file.readinto(view[done:])
+            got = os.preadv(file, [view[done:]], tensor.offset + done)
             if not got:
                 raise CheckpointError(
                     f"`{tensor.path}` ended inside tensor `{tensor.name}`",
                     hint="the file has changed since it was opened; download or copy it again",
                 )
             done += got
+    finally:
+        os.close(file)
     return values.view(torch_dtype(tensor.dtype)).reshape(tensor.shape)
 
 

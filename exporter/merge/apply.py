@@ -1,13 +1,14 @@
 """Applies a merge plan: reads and changes the checkpoint's tensors, one at a time.
 
-In float32 a plain LoRA is the exact sum. In the base's type, and for anything beyond a sum, PEFT's
-layers compute the merge, so that the rounding equals PEFT's.
+In float32 a plain LoRA is the exact sum; in the base's type it is rounded as PEFT's linear layer
+rounds it. For anything beyond a sum, PEFT's layers compute the merge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from exporter.core.buffer_pool import Pool
@@ -17,7 +18,6 @@ from exporter.inputs.lazy_tensor import converted, read_tensor, torch_dtype
 from exporter.merge.operations import (
     AddRows,
     BiasSum,
-    Change,
     CombinedSum,
     ExpertSum,
     LoraSum,
@@ -33,10 +33,10 @@ from exporter.merge.operations import (
 from exporter.merge.peft_layers import (
     Tuner,
     combine_with_peft,
-    merge_as_peft,
     merge_with_peft,
     residual_with_peft,
 )
+from exporter.merge.row_blocks import PlainSum, RowBlock, held_blocks, stored_blocks
 from exporter.merge.tied_embeddings import find_embeddings
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from exporter.inputs.lazy_tensor import Tensor
 
-BLOCK_NBYTES = 64 << 20  # bytes of a block of rows
 ROUNDING = 1e-6  # relative to a tensor's largest value
 
 
@@ -100,34 +99,65 @@ class MergedTensors:
             weight = read_tensor(self.plan.checkpoint.tensors[name], self.pool)
             refuse_non_finite(name, weight, merged=False)
             return weight
-        merged = self.merge(name, change)
+        merged = self.merge(name)
         if not is_finite(merged):
             if change.source is not None:
                 refuse_non_finite(name, read_tensor(change.source), merged=False)
             refuse_non_finite(name, merged, merged=True)
         return merged
 
-    def row_blocks(self, name: str) -> Iterator[torch.Tensor]:
-        """A tensor (rows, …), in blocks of rows if it is large and no adapter changes it.
+    def row_blocks(self, name: str) -> Iterator[RowBlock]:
+        """A tensor's rows in blocks, which are computed when they are used.
+
+        A tensor whose merge is more than the sum of plain LoRAs is computed whole at once. Blocks
+        and this function raise the errors of `read`.
+        """
+        stored, steps = self.origin(name)
+        if isinstance(stored, StoredTensor) and all(map(self.is_by_row, steps)):
+            sums = [PlainSum.of(step) for step in steps if isinstance(step, LoraSum)]
+            yield from stored_blocks(stored, partial(self.read_rows, name, sums))
+        else:
+            yield from held_blocks(self.read(name))
+
+    def origin(self, name: str) -> tuple[Tensor, Sequence[Step]]:
+        """The tensor with the values before all sums, and the steps that change them."""
+        change = self.plan.changes.get(name)
+        if change is None:
+            return self.plan.checkpoint.tensors[name], ()
+        first = change.steps[0] if change.steps else None
+        if isinstance(first, Replace):
+            return first.values, change.steps[1:]
+        assert change.source is not None, name
+        return change.source, change.steps
+
+    def is_by_row(self, step: Step) -> bool:
+        """Whether a step changes every row alone."""
+        if not isinstance(step, LoraSum) or not step.adapter.is_plain:
+            return False
+        return step.kind == "linear" or self.plan.dtype == "float32"
+
+    def read_rows(
+        self, name: str, sums: Sequence[PlainSum], part: StoredTensor, first: int
+    ) -> torch.Tensor:
+        """Some rows of a tensor, (n, columns). part: their place; first: the first one's number.
 
         Raises the errors of `read`.
         """
-        stored = self.plan.checkpoint.tensors.get(name)
-        is_plain = isinstance(stored, StoredTensor) and name not in self.plan.changes
-        if not is_plain or stored is None or stored.nbytes <= BLOCK_NBYTES:
-            yield self.read(name)
-            return
-        assert isinstance(stored, StoredTensor)
-        n_rows = stored.shape[0]
-        row_nbytes = stored.nbytes // n_rows
-        step = max(1, BLOCK_NBYTES // row_nbytes)
-        for start in range(0, n_rows, step):
-            shape = (min(step, n_rows - start), *stored.shape[1:])
-            offset = stored.offset + start * row_nbytes
-            block = read_tensor(replace(stored, shape=shape, offset=offset), self.pool)
-            if not is_finite(block):
-                self.read(name)  # raises, with the count of the whole tensor
-            yield block
+        rows = converted(read_tensor(part, self.pool), self.dtype(name), self.pool)
+        for one in sums:
+            self.add_sum(one, rows, first)
+        if not is_finite(rows):
+            self.read(name)  # raises, with the count of the whole tensor
+        return rows
+
+    def add_sum(self, one: PlainSum, rows: torch.Tensor, first: int = 0) -> None:
+        """Add a plain pair to rows (n, columns), from number `first` on, in the merge's type."""
+        import torch
+
+        if rows.dtype == torch.float32 and self.plan.dtype == "float32":
+            one.add(rows, first)
+        else:
+            one.add_rounded(rows, self.pool, first)
 
     def has_base(self, name: str) -> bool:
         """Whether an adapter changes a tensor that the base has in the same shape."""
@@ -160,16 +190,14 @@ class MergedTensors:
             after, before, rtol=0, atol=reach * ROUNDING
         )
 
-    def merge(self, name: str, change: Change) -> torch.Tensor:
+    def merge(self, name: str) -> torch.Tensor:
         """Apply the steps in order to the tensor's values, in the type of the merge."""
         import torch
 
-        first = change.steps[0] if change.steps else None
-        source = first.values if isinstance(first, Replace) else change.source
-        assert source is not None, name
+        source, steps = self.origin(name)
         weight = converted(read_tensor(source, self.pool), self.dtype(name), self.pool)
         with torch.no_grad():
-            for step in change.steps[1:] if isinstance(first, Replace) else change.steps:
+            for step in steps:
                 weight = self.apply_step(step, weight)
         return weight
 
@@ -204,18 +232,10 @@ class MergedTensors:
         return self.pair[1:]
 
     def add_lora(self, step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
-        import torch
-
-        if not step.adapter.is_plain:
+        if not self.is_by_row(step):
             return merge_with_peft(step, weight)
-        a, b = (read_tensor(half).float() for half in (step.pair.a, step.pair.b))
-        if weight.dtype == torch.float32 and self.plan.dtype == "float32":
-            # all of a plain LoRA, without a temporary of the weight's size
-            halves = (b, a) if step.kind == "linear" else (a.T, b.T)
-            return weight.addmm_(*halves, alpha=step.scaling * step.scale)
-        if step.kind == "linear":
-            return merge_as_peft(weight, a, b, scaling=step.scaling * step.scale)
-        return merge_with_peft(step, weight)
+        self.add_sum(PlainSum.of(step), weight)
+        return weight
 
     def tune(self, step: Tuned, values: torch.Tensor) -> torch.Tensor:
         """A module's weight or bias from its tuner's layer, which needs both."""
@@ -315,7 +335,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1 or not tensor.numel():
         return True
-    return all(bool(torch.isfinite(bound)) for bound in torch.aminmax(tensor))
+    return all(math.isfinite(bound.item()) for bound in torch.aminmax(tensor))
 
 
 def refuse_non_finite(name: str, tensor: torch.Tensor, *, merged: bool) -> None:

@@ -32,36 +32,6 @@ NEVER_SAVED = (f".ranknum.{NAME}",)  # AdaLoRA's; its value is the config's r
 NUMBERED = ("TINYLORA",)  # tuners whose random numbers depend on the order of the modules
 
 
-def merge_as_peft(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, scaling: float
-) -> torch.Tensor:
-    """Merge a plain pair into `weight` in place with PEFT's linear layer and its rounding.
-
-    weight: (n_out, n_in) in its stored type; a: (rank, n_in), b: (n_out, rank) in float32, the type
-    in which PEFT trains and merges, whatever the file holds.
-    """
-    import torch
-    from peft.tuners.lora import LoraConfig
-    from peft.tuners.lora.layer import Linear
-
-    rank = a.shape[0]
-    config = LoraConfig(r=rank, lora_alpha=1, init_lora_weights=False)
-    with torch.device("meta"):
-        base = torch.nn.Linear(a.shape[1], b.shape[0], bias=False)
-        layer: Any = Linear(base, NAME, config=config, r=rank, lora_alpha=1)
-    for module, values in (
-        (layer.get_base_layer(), weight),
-        (layer.lora_A[NAME], a),
-        (layer.lora_B[NAME], b),
-    ):
-        module.weight = torch.nn.Parameter(values, requires_grad=False)
-    layer.scaling[NAME] = scaling
-    layer.merge()
-    merged = layer.get_base_layer().weight.data
-    assert isinstance(merged, torch.Tensor)
-    return merged
-
-
 def merge_with_peft(step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
     """Merge one module of any kind of LoRA with PEFT's loader, initialization and merge.
 

@@ -39,12 +39,11 @@ def verify_light(
     that is not a GGUF.
     """
     started = time.monotonic()
-    too_large = shortage(read_gguf(path))
-    with no_collection(), LogitsEngine(toolchain) as engine:
-        engine.begin_load(
-            path, vocab_only=bool(too_large)
-        )  # meanwhile, the checks that need no llama.cpp:
+    with no_collection(), LogitsEngine(toolchain) as engine:  # it starts while the header is read
         file = read_gguf(path, keep_items=WHOLE)
+        too_large = shortage(file)
+        engine.begin_load(path, vocab_only=bool(too_large))
+        # meanwhile, the checks that need no llama.cpp:
         for warning in strangers(file, expected.plan):
             report(Warn(warning))
         weights = expected.weights(file).check(file, report=report)

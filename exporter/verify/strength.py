@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.core.buffer_pool import Pool
 from exporter.core.ggml_types import GGMLType
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class Requantizer:
 
             from exporter.formats.gguf_file import in_float32
 
-            values = in_float32(torch.from_numpy(values), rounded)
+            values = in_float32(torch.from_numpy(values), rounded, Pool())
         packed = self.quantizer.quantize(values, kind, self.importance(kind, rows.shape))
         return dequantized(packed, kind)
 

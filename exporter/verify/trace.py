@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from exporter.convert.gguf_layout import Slot
+from exporter.convert.lazy_graph import before_casts, leaf_name
 from exporter.verify.replay import replay, sources
 
 if TYPE_CHECKING:
@@ -38,9 +39,13 @@ class ValueOrigin:
     column: np.ndarray[Any, Any]
     factor: np.ndarray[Any, Any]
     offset: np.ndarray[Any, Any]
+    is_whole_row: bool = False
+    """Whether each row is one row of the only source, with all its columns in order, unchanged."""
 
     def take(self, rows: np.ndarray[Any, Any]) -> ValueOrigin:
         """The origins of some of the rows."""
+        if self.is_whole_row:
+            return whole_rows(self.row[rows, 0], self.row.shape[1])
         return ValueOrigin(
             self.tensor[rows], self.row[rows], self.column[rows],
             self.factor[rows], self.offset[rows],
@@ -87,6 +92,8 @@ def trace(slot: Slot, rows: np.ndarray[Any, Any], shapes: Shapes) -> ValueOrigin
     import numpy as np
 
     names = sources(slot)
+    if leaf_name(before_casts(slot.values)) is not None and shapes(names[0]) == slot.shape:
+        return whole_rows(rows, slot.shape[-1] if slot.shape else 1)
     try:
         probes = probe(slot, rows, shapes)
     except RuntimeError:  # torch does not write into an expanded row
@@ -100,6 +107,17 @@ def trace(slot: Slot, rows: np.ndarray[Any, Any], shapes: Shapes) -> ValueOrigin
     last = len(names) - 1
     number, row, column = (values.astype(np.int64).clip(0) for values in (number, row, column))
     return ValueOrigin(number.clip(0, last), row, column, probes.factor, probes.zeros)
+
+
+def whole_rows(rows: np.ndarray[Any, Any], columns: int) -> ValueOrigin:
+    """The origin of rows (n,) of a slot without any step: themselves."""
+    import numpy as np
+
+    shape = len(rows), columns
+    zeros, row = np.broadcast_to(0, shape), np.broadcast_to(rows[:, None], shape)
+    column = np.broadcast_to(np.arange(columns), shape)
+    one, none = np.broadcast_to(1.0, shape), np.broadcast_to(0.0, shape)
+    return ValueOrigin(zeros, row, column, one, none, is_whole_row=True)
 
 
 def code_of(number: Any) -> Any:

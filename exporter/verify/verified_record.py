@@ -16,7 +16,7 @@ from pathlib import Path
 
 from exporter.core.atomic_file import write_json
 from exporter.core.errors import DecantError
-from exporter.core.gguf import read_gguf
+from exporter.core.gguf import SHARD, read_gguf
 from exporter.core.paths import data_folder
 from exporter.core.version import own_version
 from exporter.verify.verification import Verification
@@ -55,7 +55,8 @@ def record(result: Verification) -> None:
         for check in result.checks
     ]
     with suppress(DecantError, OSError):
-        shards = read_gguf(result.path).shards or (result.path,)
+        is_split = SHARD.fullmatch(result.path.name)
+        shards = (read_gguf(result.path).shards if is_split else ()) or (result.path,)
         kept = {"format": FORMAT, "decant": own_version(), "checks": [asdict(c) for c in checks]}
         write_json(record_path(shards), kept)
 

@@ -41,6 +41,13 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    ExpectedRows = tuple[
+        np.ndarray[Any, Any],
+        np.ndarray[Any, Any] | None,
+        np.ndarray[Any, Any],
+        dict[Path, np.ndarray[Any, Any]],
+    ]
+
 SEED = 20  # of the choice of rows
 POOL = 64  # rows whose origins are traced, per group of slots
 UNCHANGED = 48  # number of unchanged tensors whose rows are checked, too
@@ -203,12 +210,7 @@ class ExpectedWeights:
 
     def expect(
         self, slot: Slot, rows: np.ndarray[Any, Any], origin: ValueOrigin | None
-    ) -> tuple[
-        np.ndarray[Any, Any],
-        np.ndarray[Any, Any] | None,
-        np.ndarray[Any, Any],
-        dict[Path, np.ndarray[Any, Any]],
-    ]:
+    ) -> ExpectedRows:
         """The expected values of rows, the adapters' change, float32's slack, and each adapter's
         change.
 
@@ -220,6 +222,8 @@ class ExpectedWeights:
             expected = compute(slot, rows, self.read_whole)
             return expected, None, np.abs(expected).max(axis=1, keepdims=True) * 2.0**-18, {}
         names = sources(slot)
+        if origin.is_whole_row:
+            return self.expect_rows(names[0], origin.row[:, 0])
         expected, slack = np.zeros(origin.row.shape), np.zeros(origin.row.shape)
         change: np.ndarray[Any, Any] | None = np.zeros(origin.row.shape)
         parts: dict[Path, np.ndarray[Any, Any]] = {}
@@ -242,6 +246,21 @@ class ExpectedWeights:
         if change is not None:
             change = change * origin.factor
         return expected * origin.factor + origin.offset, change, slack * factor, parts
+
+    def expect_rows(self, name: str, numbers: np.ndarray[Any, Any]) -> ExpectedRows:
+        """The result of `expect` for rows (n,) of a merged tensor without any step."""
+        import numpy as np
+
+        merged = self.reference.rows(name, numbers)
+        change: np.ndarray[Any, Any] | None = None
+        if merged.before is not None:
+            change = merged.after - merged.before
+        elif name not in self.reference.plan.changes:
+            change = np.zeros_like(merged.after)
+        parts: dict[Path, np.ndarray[Any, Any]] = {}
+        for folder, added in merged.parts:
+            parts[folder] = parts[folder] + added if folder in parts else added
+        return merged.after, change, merged.slack, parts
 
     def read_whole(self, name: str) -> torch.Tensor:
         """A whole tensor of its shape (rows, columns), computed row by row."""

@@ -12,6 +12,7 @@ import pytest
 from exporter.core.atomic_file import sha256_file
 from exporter.core.errors import OutputError, SpaceError
 from exporter.export import export
+from exporter.formats import gguf_file
 from exporter.formats.export_request import ExportRequest
 from tests.support.architectures import make_architecture
 from tests.support.tiny import make_adapter, make_base, make_tokenizer
@@ -144,8 +145,11 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_disk_that_fills_midway_keeps_what_is_there(toolchain, models, small_disk, tmp_path):
+def test_a_disk_that_fills_midway_keeps_what_is_there(
+    toolchain, models, small_disk, tmp_path, monkeypatch
+):
     output, ballast = small_disk / "m.gguf", small_disk / "ballast"
+    monkeypatch.setattr(gguf_file, "AHEAD", 1)  # the rest waits until the disk is full
 
     def fill(event: object) -> None:
         if getattr(event, "task", "") == "quantizing" and event.done > event.total / 2:

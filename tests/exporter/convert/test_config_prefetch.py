@@ -65,7 +65,7 @@ def test_a_config_read_without_torch_is_the_one_with_it(read_without_torch, name
     folder, printed = read_without_torch[name]
     expected = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
 
-    found = Config(printed).to_dict()
+    found = Config(printed, folder).to_dict()
 
     assert repr(found) == repr(expected)
     assert len(found) > 15  # with transformers' defaults, not the few that were written
@@ -90,10 +90,16 @@ def test_a_plan_imports_nothing_it_can_do_without(tmp_path):
 
 
 @pytest.fixture
-def fresh(monkeypatch):
-    """As in a process that has not imported transformers' configs."""
+def fresh(monkeypatch, tmp_path):
+    """As in a process that has not imported transformers' configs, and where none is kept."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.delitem(sys.modules, "transformers.configuration_utils", raising=False)
     monkeypatch.setattr(config_prefetch, "LAST", LastValue())
+
+
+def forget(tmp_path):
+    config_prefetch.LAST.forget()
+    shutil.rmtree(tmp_path / "data", ignore_errors=True)
 
 
 @pytest.mark.llamacpp
@@ -105,10 +111,27 @@ def test_what_was_read_ahead_is_what_the_converter_gets(toolchain, tmp_path, fre
             (ahead,) = config_prefetch.AHEAD.values()
             assert load_hparams(base) == expected
             monkeypatch.setattr(ahead, "printed", b"{'model_type': 'read ahead'}")
-            config_prefetch.LAST.forget()
-            assert load_hparams(base) == {"model_type": "read ahead"}
+            forget(tmp_path)
+            assert load_hparams(base) == {"model_type": "read ahead", "_name_or_path": str(base)}
     assert config_prefetch.AHEAD == {}
     assert ahead.process.returncode is not None
+
+
+@pytest.mark.llamacpp
+def test_a_config_that_is_kept_needs_no_child(toolchain, tmp_path, fresh):
+    base = make_base(tmp_path / "base")
+    with imported(toolchain):
+        with read_ahead(base):
+            first = load_hparams(base)
+        config_prefetch.LAST.forget()
+        with read_ahead(base):
+            assert config_prefetch.AHEAD == {}
+            assert load_hparams(base) == first
+        (kept,) = (tmp_path / "data").rglob("*.config")
+        kept.write_bytes(kept.read_bytes()[:-1])  # damaged
+        config_prefetch.LAST.forget()
+        with read_ahead(base):
+            assert len(config_prefetch.AHEAD) == 1
 
 
 @pytest.mark.llamacpp

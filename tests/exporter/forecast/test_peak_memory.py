@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from exporter.core.buffer_pool import Pool
-from exporter.forecast.peak_memory import HeldMemory, peak_nbytes
+from exporter.forecast.peak_memory import THREAD_NBYTES, HeldMemory, peak_nbytes
 from exporter.forecast.work import Part
-from exporter.merge.apply import BLOCK_NBYTES
 
 VALUES = 25_000_000
-MERGED = Part(VALUES, 2 * VALUES, exact=True, by_peft=False, rearranged=False)
+MERGED = Part(VALUES, 2 * VALUES, exact=True, by_peft=False, rearranged=False, whole=True)
 
 
 def test_a_block_is_taken_and_freed_as_the_pool_itself_does():
@@ -33,26 +33,26 @@ def test_a_block_is_taken_and_freed_as_the_pool_itself_does():
 
 
 def test_two_merged_tensors_are_held_and_the_stored_one_is_used_again():
-    assert peak_nbytes([MERGED, MERGED]) == 4 * VALUES + 2 * VALUES + 4 * VALUES
+    assert peak_nbytes([MERGED, MERGED], threads=0) == 4 * VALUES + 2 * VALUES + 4 * VALUES
 
 
 def test_a_single_tensor_needs_its_stored_and_its_exact_values():
-    assert peak_nbytes([MERGED]) == 6 * VALUES
+    assert peak_nbytes([MERGED], threads=0) == 6 * VALUES
 
 
-def test_a_large_unchanged_tensor_is_read_in_blocks():
-    part = Part(VALUES * 100, 200 * VALUES, exact=False, by_peft=False, rearranged=False)
+def test_of_a_tensor_that_is_merged_by_rows_the_threads_hold_blocks():
+    part = replace(MERGED, whole=False)
 
-    assert peak_nbytes([part]) == 2 * BLOCK_NBYTES
+    assert peak_nbytes([part, part], threads=3) == 3 * THREAD_NBYTES
 
 
 def test_what_the_converter_rearranges_takes_a_copy():
-    turned = Part(VALUES, 2 * VALUES, exact=True, by_peft=False, rearranged=True)
+    turned = Part(VALUES, 2 * VALUES, exact=True, by_peft=False, rearranged=True, whole=True)
 
-    assert peak_nbytes([turned]) == 10 * VALUES
+    assert peak_nbytes([turned], threads=0) == 10 * VALUES
 
 
 def test_peft_s_layers_take_copies_of_the_update():
-    by_peft = Part(VALUES, 2 * VALUES, exact=False, by_peft=True, rearranged=False)
+    by_peft = Part(VALUES, 2 * VALUES, exact=False, by_peft=True, rearranged=False, whole=True)
 
-    assert peak_nbytes([by_peft]) == 2 * VALUES + 12 * VALUES
+    assert peak_nbytes([by_peft], threads=0) == 2 * VALUES + 12 * VALUES

@@ -13,10 +13,10 @@ from exporter.convert.lazy_graph import Leaf
 from exporter.core.errors import InputError, ModelError, UnsupportedError
 from exporter.core.ggml_types import FLOATS, FTYPES, GGMLType
 from exporter.export import export
-from exporter.formats import gguf_file
 from exporter.formats.export_request import ExportRequest
 from exporter.llamacpp.converter_import import imported
 from exporter.llamacpp.toolchain import Toolchain, run_tool
+from exporter.merge import row_blocks
 from exporter.quantize.imatrix import ImportanceMatrix, check_fit, importance, keys, read_imatrix
 from exporter.quantize.quantizer import runs
 from exporter.quantize.type_recipe import Recipe
@@ -40,7 +40,7 @@ class Measured:
 @pytest.fixture(autouse=True)
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than one run of rows in every matrix; with experts, runs that end amid one."""
-    monkeypatch.setattr(gguf_file, "CHUNK_VALUES", 40_000)
+    monkeypatch.setattr(row_blocks, "BLOCK_VALUES", 40_000)
 
 
 @pytest.fixture(scope="session", params=["dense", "experts"])

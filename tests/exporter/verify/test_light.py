@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,15 +156,15 @@ def test_an_export_that_comes_out_wrong_has_no_name(
     """The merge is made to leave the adapter out of one tensor."""
     from exporter.export import export
     from exporter.formats.export_request import ExportRequest
-    from exporter.merge import apply
+    from exporter.merge.row_blocks import PlainSum
 
-    right = apply.MergedTensors.add_lora
+    right = PlainSum.of
 
-    def forgetful(self, step, weight):
+    def forgetful(step):
         skipped = step.pair.module == "model.layers.1.mlp.up_proj"
-        return weight if skipped else right(self, step, weight)
+        return replace(right(step), factor=0.0) if skipped else right(step)
 
-    monkeypatch.setattr(apply.MergedTensors, "add_lora", forgetful)
+    monkeypatch.setattr(PlainSum, "of", forgetful)
     output = tmp_path / "m.gguf"
 
     with pytest.raises(VerifyError, match=r"`blk\.1\.ffn_up\.weight`"):
