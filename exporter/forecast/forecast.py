@@ -24,17 +24,20 @@ from exporter.verify.weights import UNCHANGED
 LIBRARIES_NBYTES = 45 << 20
 """Memory that libraries keep after their first use, besides the tensors."""
 PEFT_NBYTES = 120 << 20  # of PEFT itself
-VERIFYING_NBYTES = 64 << 20  # beside what the export keeps: the file's keys and some rows
-TOKENIZER_NBYTES = 40 << 20  # of the library that loads a tokenizer, to verify it
+VERIFYING_NBYTES = 40 << 20  # beside what the export keeps: the file's keys and some rows
+TOKENIZER_NBYTES = 16 << 20  # of the library that loads a tokenizer, to verify it
 STRING_NBYTES = 560  # of a token or merge that it holds
-UNFIT_NBYTES = 48 << 20  # the most of them
+UNFIT_NBYTES = 24 << 20  # the most of them
 ENGINE_NBYTES = 128 << 20  # of the process that loads a file, beside the file
-FIXED, PER_STRING, PER_NEW_STRING = 75.0, 3.3e-4, 2.8e-4
+FIXED, PER_STRING = 75.0, 3.3e-4
+NEW, PER_NEW_STRING = 150.0, 9e-4
 PER_TENSOR, PER_VALUE, PER_LOADED = 0.07, 2.7e-5, 1.2e-7
-"""The verification's time in strokes (`Rates.stroke_s`): for a file, for a string of
-the vocabulary, for one that was not checked before, for a checked tensor and for a value of it. The
-last is for a byte that llama.cpp loads meanwhile. Found with benchmarks/forecast.py.
+"""The verification's time in strokes (`Rates.stroke_s`): for a file, for a string of the
+vocabulary, for a tokenizer that was not checked before and a string of it, for a checked tensor and
+a value of it. The last is for a byte that llama.cpp loads meanwhile. Fitted to the exports of
+benchmarks/forecast.py.
 """
+UNHIDDEN = 0.75  # share of the time for syncing that is not spent on computing, too
 PEFT_STROKES = 250.0  # to import PEFT
 
 
@@ -87,7 +90,7 @@ def forecast(
     if by_peft:
         all_s, main_s = (one + PEFT_STROKES * rates.stroke_s() for one in (all_s, main_s))
     synced_s = work.written_nbytes * rates.write_s(groups[0].plans[0].path.parent)
-    writing_s = max(all_s, main_s + disk_s) + synced_s
+    writing_s = max(all_s, main_s + disk_s) + UNHIDDEN * synced_s
     verifying_s, loading = 0.0, 0
     memory = used + LIBRARIES_NBYTES + by_peft * PEFT_NBYTES + held_nbytes(work, rates.threads)
     if verify:
@@ -136,7 +139,13 @@ def verification(group: Group, merge: MergePlan, free: int, *, is_new: bool) -> 
     checked = checked_slots(group.slots, merge)
     values = sum(min(ROWS, math.prod(slot.shape[:-1])) * slot.shape[-1] for slot in checked)
     per_string = PER_STRING + PER_NEW_STRING * is_new
-    own = FIXED + group.tokens.strings * per_string + len(checked) * PER_TENSOR + values * PER_VALUE
+    own = (
+        FIXED
+        + NEW * is_new
+        + group.tokens.strings * per_string
+        + len(checked) * PER_TENSOR
+        + values * PER_VALUE
+    )
     sizes = model_sizes(group.plans)
     loaded = [size for size in sizes if size + ROOM <= free]
     strokes = sum(max(own, FIXED + size * PER_LOADED * (size in loaded)) for size in sizes)

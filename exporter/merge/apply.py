@@ -56,6 +56,7 @@ class MergedTensors:
         self.plan = plan
         self.pool = Pool()
         self.tuners: dict[Path, Tuner] = {}
+        self.by_row: dict[tuple[object, ...], bool] = {}  # by a pair's kind and shapes
         self.pair: tuple[ExpertSum, torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -131,10 +132,17 @@ class MergedTensors:
         return change.source, change.steps
 
     def is_by_row(self, step: Step) -> bool:
-        """Whether a step changes every row alone."""
-        if not isinstance(step, LoraSum) or not step.adapter.is_plain:
+        """Whether a step changes blocks of rows as it changes the whole tensor, bit by bit."""
+        if not isinstance(step, LoraSum) or not self.is_plain_sum(step):
             return False
-        return step.kind == "linear" or self.plan.dtype == "float32"
+        key = (step.kind, step.pair.a.shape, step.pair.b.shape)
+        if key not in self.by_row:
+            self.by_row[key] = PlainSum.of(step).is_same_by_rows()
+        return self.by_row[key]
+
+    def is_plain_sum(self, step: LoraSum) -> bool:
+        """Whether a step adds a product, as it is or as PEFT's linear layer rounds it."""
+        return step.adapter.is_plain and (step.kind == "linear" or self.plan.dtype == "float32")
 
     def read_rows(
         self, name: str, sums: Sequence[PlainSum], part: StoredTensor, first: int
@@ -232,7 +240,8 @@ class MergedTensors:
         return self.pair[1:]
 
     def add_lora(self, step: LoraSum, weight: torch.Tensor) -> torch.Tensor:
-        if not self.is_by_row(step):
+        is_exact = self.plan.dtype == "float32"
+        if not self.is_plain_sum(step) or not (is_exact or self.is_by_row(step)):
             return merge_with_peft(step, weight)
         self.add_sum(PlainSum.of(step), weight)
         return weight

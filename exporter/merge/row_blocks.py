@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 TILE = 48  # rows: a multiple of the tiles of usual sizes, 4, 6, 8, 12, 16 and 24
 BLOCK_VALUES = 1 << 19  # values of a block: 2 MiB of float32, which a core's cache holds
+PROOF_VALUES = 1 << 21  # values of a product that is computed whole and in blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,24 @@ class PlainSum:
         a, b = (read_tensor(half).float() for half in (step.pair.a, step.pair.b))
         left, right = (b, a) if step.kind == "linear" else (a.T, b.T)
         return cls(left, right, step.scaling * step.scale)
+
+    def is_same_by_rows(self) -> bool:
+        """Whether the blocks of the product have the bits of the whole one, as far as tried.
+
+        Libraries for other processors may multiply the last rows of a block in another order.
+        """
+        import torch
+
+        count = max(1, PROOF_VALUES // self.right.shape[1])
+        part = PlainSum(self.left[:count], self.right, self.factor)
+        product = part.left @ part.right
+        added = product.flip(0)
+        whole = added.addmm(part.left, part.right, alpha=self.factor)
+        for start, stop in row_bounds(*product.shape):
+            part.add(added[start:stop], start)
+            if not torch.equal(part.left[start:stop] @ part.right, product[start:stop]):
+                return False
+        return torch.equal(added, whole)
 
     def add(self, weight: torch.Tensor, first: int = 0) -> None:
         """Add exactly, in place, to rows (n, columns) in float32, from number `first` on."""
