@@ -44,7 +44,8 @@ COLUMNS = 4096  # values of a row
 MOST_ROWS, FEWEST_ROWS = 1024, 4  # of a matrix
 RUN_ROWS = BLOCK_VALUES // COLUMNS  # about those that one thread computes in a step
 TENSORS = 5  # of which the first and the last are not timed: nothing runs beside them
-TRIAL_S = 0.06  # seconds for the timed tensors of one task, if it is not of the quickest
+TRIAL_S = 0.25  # seconds for the timed tensors of one task, at the most
+GROWTH = 8  # of the rows, until the next trial would take longer
 HALF_OF_ONE = 0x3C00
 """Bits of values about 0.01 in bfloat16, of 1 in float16."""
 
@@ -83,11 +84,13 @@ def pace_of(task: Task, quantizer: Quantizer, threads: int) -> Pace:
 
     Where these are too few for all threads, the threads' number divides the time.
     """
-    trial = timed(task, FEWEST_ROWS, quantizer, threads)
-    rows = int(TRIAL_S / (trial.all_s * COLUMNS * (TENSORS - 2)))
-    rows = min(max(MOST_ROWS, 2 * threads * RUN_ROWS), rows)
-    found = timed(task, rows, quantizer, threads) if rows > FEWEST_ROWS else trial
-    busy = min(threads, math.ceil(max(rows, FEWEST_ROWS) / RUN_ROWS))
+    rows, most = FEWEST_ROWS, max(MOST_ROWS, 2 * threads * RUN_ROWS)
+    found = timed(task, rows, quantizer, threads)
+    # what a step costs besides its rows makes the first times too long to reckon with
+    while rows < most and found.all_s * rows * COLUMNS * (TENSORS - 2) * GROWTH < TRIAL_S:
+        rows = min(most, rows * GROWTH)
+        found = timed(task, rows, quantizer, threads)
+    busy = min(threads, math.ceil(rows / RUN_ROWS))
     return replace(found, all_s=max(found.all_s * busy / threads, found.main_s))
 
 
