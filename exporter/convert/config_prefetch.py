@@ -75,11 +75,13 @@ def content_of(folder: Path) -> bytes:
 
 def known(content: bytes) -> bytes:
     """The config of a config.json with this content as it was printed before; empty if unknown."""
+    if not content:
+        return b""
     if (last := LAST.get(content)) is not None:
         return last
     kept, path = kept_at(content)
     value = kept.read(path)
-    if not content or not isinstance(value, str):
+    if not isinstance(value, str):
         return b""
     LAST.keep(content, value.encode())
     return value.encode()

@@ -90,11 +90,12 @@ def work_of(groups: Sequence[Group], merge: MergePlan) -> Work:
     """The work of a plan's files."""
     values: Counter[Task] = Counter()
     parts: list[Part] = []
+    merged = MergedTensors(merge)
     for group in groups:
         for slot in group.slots:
             names = sources(slot.values)
             values[task_of(slot, names, group.plans, merge)] += math.prod(slot.shape)
-            parts += parts_of(slot, merge)
+            parts += parts_of(slot, merged)
     tensors = list(merge.checkpoint.tensors.values())
     stored = [tensor for tensor in tensors if isinstance(tensor, StoredTensor)]
     steps = [step for change in merge.changes.values() for step in change.steps]
@@ -126,9 +127,9 @@ def task_of(slot: Slot, names: Sequence[str], plans: Sequence[GGUFPlan], merge: 
     return Task(stored, rank, merge.dtype if rank else "float32", targets)
 
 
-def parts_of(slot: Slot, merge: MergePlan) -> Iterator[Part]:
+def parts_of(slot: Slot, merged: MergedTensors) -> Iterator[Part]:
     """The parts of a slot, which are in memory one after the other."""
-    merged = MergedTensors(merge)
+    merge = merged.plan
     for part in split_stack(slot.values):
         plain = leaf_name(before_casts(part))
         for name in sources(part):
@@ -141,7 +142,7 @@ def parts_of(slot: Slot, merge: MergePlan) -> Iterator[Part]:
                 change is not None and merge.dtype == "float32",
                 change is not None and is_by_peft(change, merged),
                 plain is None,
-                plain is None or not is_by_row(name, merged),
+                plain is None or not merged.is_in_blocks(name),
             )
 
 
@@ -191,9 +192,3 @@ def is_by_peft(change: Change, merged: MergedTensors) -> bool:
         if merged.plan.dtype == "base" and isinstance(step, products) and not merged.is_by_row(step)
     ]
     return bool(rounded) or any(map(needs_layers, change.steps))
-
-
-def is_by_row(name: str, merged: MergedTensors) -> bool:
-    """Whether a tensor is read and merged in blocks of rows."""
-    stored, steps = merged.origin(name)
-    return isinstance(stored, StoredTensor) and all(map(merged.is_by_row, steps))

@@ -114,7 +114,7 @@ class MergedTensors:
         and this function raise the errors of `read`.
         """
         stored, steps = self.origin(name)
-        if isinstance(stored, StoredTensor) and all(map(self.is_by_row, steps)):
+        if isinstance(stored, StoredTensor) and self.is_in_blocks(name):
             sums = [PlainSum.of(step) for step in steps if isinstance(step, LoraSum)]
             yield from stored_blocks(stored, partial(self.read_rows, name, sums))
         else:
@@ -130,6 +130,11 @@ class MergedTensors:
             return first.values, change.steps[1:]
         assert change.source is not None, name
         return change.source, change.steps
+
+    def is_in_blocks(self, name: str) -> bool:
+        """Whether a tensor is read and merged in blocks of rows."""
+        stored, steps = self.origin(name)
+        return isinstance(stored, StoredTensor) and all(map(self.is_by_row, steps))
 
     def is_by_row(self, step: Step) -> bool:
         """Whether a step changes blocks of rows as it changes the whole tensor, bit by bit."""
