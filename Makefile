@@ -25,8 +25,9 @@ test: setup lint type ## set up, then lint, types and every test but those of th
 test-slow: setup ## what is long by nature: kills, soaks, the wheel, llama.cpp's own server tests
 	@$(PYTEST) $(PARALLEL) -m slow
 
-programs: setup ## the tests that need Chromium and HAProxy: the page, and a balancer
-	@$(PYTEST) -m programs tests/runtime/gateway
+programs: setup ## the tests that need Chromium and HAProxy: the page, reports, and a balancer
+	@$(PYTEST) $(PARALLEL) -m "programs and not alone" tests/runtime
+	@$(PYTEST) -m "programs and alone" tests/runtime/gateway
 
 pages: setup ## every command of the README and of docs/, on the demo's models
 	@$(PYTEST) $(PARALLEL) -m pages tests/test_readme.py

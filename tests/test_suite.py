@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.suite import marks_of
+from tests.support.suite import EXEMPT, marks_of
 
 CHECKOUT = Path(__file__).parents[1]
 TESTS = """
@@ -96,3 +97,19 @@ def test_ctrl_c_works_for_what_runs_in_the_background(tmp_path):
 )
 def test_the_marks_of_a_file_are_those_of_all_its_tests(source, marks):
     assert marks_of(source) == marks
+
+
+@pytest.mark.parametrize("mark", sorted(EXEMPT))
+def test_a_target_of_make_runs_in_every_folder_that_has_its_mark(mark):
+    makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    selected = rf'(?:{mark}|"{mark} and[^"]*")'
+    lines = re.findall(rf"^\t@\$\(PYTEST\).* -m {selected}(.*)$", makefile, re.MULTILINE)
+    places = [CHECKOUT / (place or "tests") for place in " ".join(lines).split() or [""]]
+    has_mark = re.compile(rf"^(pytestmark = .*|    |@)pytest\.mark\.{mark}\b", re.MULTILINE)
+    files = (CHECKOUT / "tests").rglob("test_*.py")
+    marked = [path for path in files if has_mark.search(path.read_text(encoding="utf-8"))]
+
+    assert lines
+    assert marked
+    for path in marked:
+        assert any(path.is_relative_to(place) for place in places), path

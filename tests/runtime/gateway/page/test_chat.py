@@ -64,7 +64,7 @@ def test_escape_stops_an_answer_and_the_partial_one_is_part_of_the_conversation(
     visit.until(f"document.querySelector('{LAST}')?.textContent.length > 5")
     visit["#message"].press("Escape")
     visit["[data-again]"].wait_for()
-    configure(visit, "chat", Token_limit="1")
+    configure(visit, "chat", Temperature="0", Token_limit="1")
     ask(visit, "And now?")
 
     *_, body = visit.asked(CHAT)

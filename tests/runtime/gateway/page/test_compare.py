@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.runtime.conftest import PROMPTS
-from tests.runtime.gateway.page.conftest import CHAT, base_of, choose, endless_of
+from tests.runtime.gateway.conftest import serving
+from tests.runtime.gateway.page.conftest import CHAT, base_of, choose, endless_of, visiting
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
@@ -52,3 +53,25 @@ def test_columns_stream_side_by_side_are_stopped_together_and_removed(opened, se
     visit["#compare [data-add]"].click()
     visit["[aria-label='Remove column 1']"].click()
     assert visit.texts(".column h2") == ["Column 1", "Column 2"]
+
+
+def test_columns_with_a_process_each_take_no_turns(browser, voices, served, tmp_path):
+    """With `--isolate`; where they share a process, the gateway counts the turns."""
+    arguments = ("--isolate", "--parallel", "1", "--threads", "1")
+    with (
+        serving(tmp_path, *voices, *arguments) as isolated,
+        visiting(browser, isolated.url) as visit,
+    ):
+        visit.open()
+        visit["#tab-compare"].click()
+        visit["#compare [data-add]"].click()
+        visit["#prompt"].fill(COW)
+        visit["#compare [data-send]"].click()
+        visit.until("document.querySelectorAll('#compare mark').length >= 2")
+
+        names = [f"{base_of(served)}{adapter}" for adapter in ("", ":pirate", ":liar")]
+        assert [body["model"] for body in visit.asked(CHAT)] == names
+        answers = [served.says(name, COW) for name in names]
+        assert visit.texts("#compare .answer > .markdown") == answers
+        assert visit["[data-turns]"].is_hidden()
+        assert isolated.metric("decant_epoch_switches_total") == 0

@@ -195,6 +195,7 @@ def test_no_text_takes_long(visit):
     assert {name: ms for name, ms in took.items() if ms > 10_000} == {}
 
 
+@pytest.mark.alone
 def test_a_million_characters_take_a_second_at_most(visit):
     """On processors that others do not need meanwhile: of three tries one is enough."""
     took = {

@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.llamacpp,
     pytest.mark.trained,
     pytest.mark.programs,
+    pytest.mark.alone,
 ]
 
 FRAME_MS = 1000 / 60
