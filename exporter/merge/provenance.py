@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from exporter.core.paths import repo_at
 from exporter.core.version import own_version, version
+from exporter.inputs.base_sample import COMMIT, NAME, SAMPLE, weights_sample
 
 if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain
@@ -21,9 +22,10 @@ def provenance(merge: MergePlan, toolchain: Toolchain | None = None) -> dict[str
         "decant.llama_cpp": str(toolchain.info.get("commit", "")) if toolchain else "",
         "decant.transformers": version("transformers"),
         "decant.peft": version("peft") if merge.adapters else "",
-        "decant.base": merge.checkpoint.name,
+        NAME: merge.checkpoint.name,
         "decant.base.repo": repo,
-        "decant.base.commit": commit,
+        COMMIT: commit,
+        SAMPLE: "" if commit else weights_sample(merge.checkpoint.folder),
         "decant.merge_dtype": merge.dtype,
         "decant.base_roundtrip": merge.checkpoint.fake_quantized_as,
     }

@@ -110,17 +110,18 @@ def exported(base: Path, store: Path, *, name: str | None = None, report: Report
 
     name: of the file, if it is not the base's.
     """
-    from exporter.core.paths import repo_at
+    from exporter.inputs.base_sample import is_made_of, weights_sample
     from exporter.inputs.open_checkpoint import open_checkpoint
 
-    exact, commit = open_checkpoint(base).name, repo_at(base)[1]
+    checkpoint = open_checkpoint(base)
+    exact, folder = checkpoint.name, checkpoint.folder
 
     def is_it(header: GGUFFile) -> bool:
-        same = header.text("decant.base.commit") in (None, "", commit) or not commit
-        return header.text("decant.base") == exact and not header.text("decant.adapter") and same
+        return not header.text("decant.adapter") and is_made_of(header, exact, folder)
 
     arguments = ["-", "--base", str(base)]
-    output = new_file(store, (name or exact, exact))
+    another = f"{exact}-{weights_sample(folder)[:8]}"
+    output = new_file(store, (name or exact, exact, another))
     return once(store, output, is_it, f"the base {exact}", arguments, report=report)
 
 

@@ -15,6 +15,7 @@ from exporter.core.errors import DecantError, ModelError, SpaceError
 from exporter.core.events import Report, Step
 from exporter.core.gguf import read_gguf
 from exporter.core.leftover_folders import temporary_folder
+from exporter.inputs.base_sample import is_made_of
 from exporter.model_store import StoredModel, file_name, list_models
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class SixteenBits:
             )
             path = self.exported(alone, name, f"the base in {kind}")
         except DecantError as error:
-            if (found := stored_base(model_name(base))) is not None:
+            if (found := stored_base(base)) is not None:
                 notes.append(f"the base is the stored `{found.name}`: {error.message}")
                 return found
             notes.append(f"the base is left out: {error.message}")
@@ -168,13 +169,16 @@ class SixteenBits:
         return path
 
 
-def stored_base(name: str) -> Path | None:
+def stored_base(base: Path) -> Path | None:
     """The largest stored model of a base without an adapter."""
+    from exporter.core.paths import model_name
+
     found: list[Path] = []
     for model in list_models(store()):
         with suppress(ModelError):
             header = read_gguf(model.path)
-            if header.text("decant.base") == name and not header.text("decant.adapter"):
+            is_it = is_made_of(header, model_name(base), base)
+            if is_it and not header.text("decant.adapter"):
                 found.append(model.path)
     return max(found, key=lambda path: path.stat().st_size, default=None)
 

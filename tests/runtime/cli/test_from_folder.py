@@ -8,7 +8,7 @@ import pytest
 
 from exporter.core.events import Event, Note, Progress, Step
 from runtime.cli.from_folder import from_folder, new_file
-from tests.support.tiny import make_adapter
+from tests.support.tiny import make_adapter, make_base
 
 
 def test_a_new_file_has_the_first_name_that_is_free(tmp_path):
@@ -46,6 +46,25 @@ def test_a_full_fine_tunes_run_gives_a_model_of_its_name(tiny_base, toolchain, t
 
     assert found.path.name == "full-Q4_K_M.gguf"
     assert from_folder(str(tmp_path / "full"), None, tmp_path / "store") == found
+
+
+@pytest.mark.slow
+@pytest.mark.trained
+@pytest.mark.llamacpp
+def test_a_model_that_was_trained_again_in_its_folder_is_exported_again(
+    tiny_base, toolchain, tmp_path
+):
+    store, final = tmp_path / "store", tmp_path / "final"
+    shutil.copytree(tiny_base, final)
+    first = from_folder(str(final), None, store).path
+    make_base(final, seed=5)
+    second = from_folder(str(final), None, store).path
+    shutil.copytree(tiny_base, tmp_path / "elsewhere" / "final")
+
+    assert (first.name, second.parent) == ("final-Q4_K_M.gguf", store)
+    assert second != first
+    assert from_folder(str(final), None, store).path == second
+    assert from_folder(str(tmp_path / "elsewhere" / "final"), None, store).path == first
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+"""Bases of one name are told apart by what their weights are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exporter.inputs.base_sample import EVERY_NBYTES, is_made_of, weights_sample
+from tests.support.gguf_headers import llama
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def write(folder: Path, weights: bytes, name: str = "model.safetensors") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(weights)
+    return folder
+
+
+@pytest.mark.parametrize("size", [1, 100, 5000, 3 * EVERY_NBYTES])
+def test_the_same_weights_have_one_sample_and_others_another(tmp_path, size):
+    one, copy = write(tmp_path / "one", b"a" * size), write(tmp_path / "copy", b"a" * size)
+    other = write(tmp_path / "other", b"b" * size)
+
+    assert weights_sample(one) == weights_sample(copy) != weights_sample(other)
+
+
+def test_every_block_of_four_mib_is_seen(tmp_path):
+    weights = bytearray(3 * EVERY_NBYTES)
+    plain = weights_sample(write(tmp_path / "plain", weights))
+    for block in range(3):
+        changed = weights.copy()
+        start = block * EVERY_NBYTES
+        changed[start : start + EVERY_NBYTES] = b"x" * EVERY_NBYTES
+
+        assert weights_sample(write(tmp_path / str(block), changed)) != plain
+
+
+def test_other_files_do_not_count(tmp_path):
+    base = write(tmp_path, b"weights")
+    before = weights_sample(base)
+    (tmp_path / "README.md").write_text("a model")
+
+    assert weights_sample(base) == before
+    assert weights_sample(write(tmp_path / "empty", b"", "config.json")) == ""
+
+
+def test_a_file_is_of_a_base_by_its_commit_else_by_its_sample(tmp_path):
+    cached = write(tmp_path / "models--org--final" / "snapshots" / COMMIT, b"weights")
+    local, other = write(tmp_path / "a" / "final", b"weights"), write(tmp_path / "final", b"tuned")
+    sample = weights_sample(local)
+
+    def found(base: Path, name: str = "final", **keys: str) -> bool:
+        told = {"decant.base": "final", **{f"decant.base.{key}": keys[key] for key in keys}}
+        return is_made_of(llama(tmp_path / "m.gguf", **told), name, base)
+
+    assert found(cached, commit=COMMIT)
+    assert not found(cached, commit="f" * 40)
+    assert found(local, commit=COMMIT)
+    assert found(local, sample=sample)
+    assert found(cached, sample=sample)
+    assert not found(other, sample=sample)
+    assert not found(local, name="other", sample=sample)
+    assert not found(local)
