@@ -106,27 +106,32 @@ class Catalog:
             raise bad_request("`model` must be the name of a model", code="model_required")
         if len(name) > NAME_MAX or not name.isprintable():
             raise self.unknown(name)
-        plain = name.removesuffix(LATEST)
-        for base, rest in splits(plain):
+        # `latest` is an adapter of that name, otherwise the tag of Ollama's clients
+        for spelled in dict.fromkeys((name, name.removesuffix(LATEST))):
+            if (found := self.spelled(spelled)) is not None:
+                return found
+        raise self.unknown(name)
+
+    def spelled(self, name: str) -> ResolvedModel | None:
+        """The model of exactly this name. Raises ApiError for a scale that is no number."""
+        for base, rest in splits(name):
             id_ = self.others.get(base, base)
             if (model := self.models.get(id_)) is None:
                 continue
             if not rest:
                 return ResolvedModel(id_, id_, model, None, (0.0,) * len(model.adapters))
-            return self.adapted(id_, model, rest, name)
-        bases = self.bases_of(plain.partition("@")[0])
-        if len(bases) == 1:
-            return self.adapted(bases[0], self.models[bases[0]], plain, name)
-        raise self.unknown(name)
+            return self.adapted(id_, model, rest)
+        bases = self.bases_of(name.partition("@")[0])
+        return self.adapted(bases[0], self.models[bases[0]], name) if len(bases) == 1 else None
 
-    def adapted(self, id_: str, model: Model, rest: str, name: str) -> ResolvedModel:
+    def adapted(self, id_: str, model: Model, rest: str) -> ResolvedModel | None:
         called, at, text = rest.partition("@")
         if called == BASE and not at:
             return ResolvedModel(id_, id_, model, None, (0.0,) * len(model.adapters))
         for place, adapter in enumerate(model.adapters):
             if adapter.name == called:
                 return with_adapter(id_, model, place, scale_of(text) if at else None)
-        raise self.unknown(name)
+        return None
 
     def bases_of(self, adapter: str) -> list[str]:
         """The ids of the models that have an adapter of this name."""

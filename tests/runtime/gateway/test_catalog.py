@@ -37,6 +37,16 @@ def test_models_are_called_as_briefly_as_they_can_be(catalog):
     assert catalog.ids() == ids
 
 
+def test_an_adapter_may_be_called_latest(tmp_path):
+    catalog = Catalog([model(tmp_path, "m", ("latest", 1.0), ("pirate", 1.0))])
+
+    assert [catalog.find(id_).id for id_ in catalog.ids()] == catalog.ids()
+    assert catalog.find("m:latest").lora_scales == (1, 0)
+    assert catalog.find("latest").id == catalog.find("m:latest:latest").id == "m:latest"
+    assert catalog.find("m:pirate:latest").id == "m:pirate"
+    assert catalog.find("m").lora_scales == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("name", "id_", "lora_scales"),
     [("base", "base", (0, 0)), ("base-Q4_K_M", "base", (0, 0)), ("base:base", "base", (0, 0)),
