@@ -18,13 +18,13 @@ from typing import NamedTuple
 from exporter.core.events import Warn
 from exporter.core.gguf import SUFFIX
 from exporter.inputs.find_adapter import CONFIG
-from runtime.gateway.adapter_registry import AdapterRegistry, Change
+from runtime.gateway.adapter_registry import NAME_TAKEN, TOO_MANY, AdapterRegistry, Change
 from runtime.gateway.api_errors import ApiError
 from runtime.gateway.call import Gateway
 
 POLL_S = 0.5  # between two looks at the folder
 SETTLE_S = 1.0  # an adapter's files must stay the same for this time
-RETRY_S = 10  # the wait before an adapter is tried again that the server had no room for
+RETRY_S = 10  # the wait before an adapter is tried again whose files are not at fault
 Mark = tuple[tuple[str, int, int, int], ...]
 """Name, size, modification time in ns and inode of each file of an adapter."""
 
@@ -36,6 +36,15 @@ class Found(NamedTuple):
     mark: Mark
 
 
+class Taken(NamedTuple):
+    """An adapter that the folder has added."""
+
+    mark: Mark
+    base: str
+    version: int | None
+    """Of the adapter; one that a client has put in its place has another."""
+
+
 @dataclass(eq=False)
 class AdapterFolder:
     """A watched folder. Its adapters have the names of their files and folders."""
@@ -45,10 +54,12 @@ class AdapterFolder:
     clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
     since: dict[str, tuple[Mark, float]] = field(default_factory=dict)
     """The last seen state of each adapter, and the time from which on it can be added."""
-    served: dict[str, tuple[Mark, str]] = field(default_factory=dict)
-    """The state of each adapter when it was added, and its base."""
+    served: dict[str, Taken] = field(default_factory=dict)
+    """The adapters that the folder has added; a request may have removed some of them."""
     refused: dict[str, Mark] = field(default_factory=dict)
     """The state of each adapter that cannot be served."""
+    told: dict[str, str] = field(default_factory=dict)
+    """The last reported refusal of each adapter."""
     is_readable: bool = True
 
     async def run(self) -> None:
@@ -69,7 +80,9 @@ class AdapterFolder:
         mark, ready_at = self.since[name]
         taken = self.served.get(name)
         is_late = ready_at > self.clock() + SETTLE_S  # it waits for room
-        return (taken is not None and taken[0] == mark) or self.refused.get(name) == mark or is_late
+        return (
+            (taken is not None and taken.mark == mark) or self.refused.get(name) == mark or is_late
+        )
 
     async def look(self) -> None:
         """Add the adapters that are complete, and remove those that are absent."""
@@ -83,7 +96,7 @@ class AdapterFolder:
         self.is_readable = True
         for name in [name for name in self.served if name not in found]:
             self.remove(name)
-        for known in (self.since, self.refused):
+        for known in (self.since, self.refused, self.told):
             for name in [name for name in known if name not in found]:
                 del known[name]
         for name, one in found.items():
@@ -93,7 +106,7 @@ class AdapterFolder:
     def is_new(self, name: str, mark: Mark) -> bool:
         """Whether an adapter is new or changed, and its files have stayed the same long enough."""
         taken = self.served.get(name)
-        if (taken is not None and taken[0] == mark) or self.refused.get(name) == mark:
+        if (taken is not None and taken.mark == mark) or self.refused.get(name) == mark:
             return False
         seen, ready_at = self.since.get(name, ((), 0.0))
         if seen != mark:
@@ -101,27 +114,45 @@ class AdapterFolder:
             return False
         return self.clock() >= ready_at
 
+    def is_own(self, name: str) -> bool:
+        """Whether the adapter that is served under a name is the one that the folder added."""
+        taken = self.served.get(name)
+        if taken is None or taken.version is None:
+            return False
+        return self.registry.version_of(name, taken.base) == taken.version
+
     async def add(self, name: str, found: Found) -> None:
         """Serve an adapter, or report why it cannot be served."""
-        change = Change(name, str(found.path), in_place=name in self.served)
+        change = Change(name, str(found.path), in_place=self.is_own(name))
         try:
             id_ = await self.registry.add(change, is_trusted=True)
         except ApiError as error:
-            self.registry.report(Warn(f"`{found.path}` is not served: {error.message}"))
-            if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            message = f"`{found.path}` is not served: {error.message}"
+            if self.told.get(name) != message:
+                self.registry.report(Warn(message))
+            self.told[name] = message
+            if may_pass(error):
                 self.since[name] = (found.mark, self.clock() + RETRY_S)
             else:
                 self.refused[name] = found.mark
         else:
-            self.served[name] = (found.mark, id_.removesuffix(f":{name}"))
+            base = id_.removesuffix(f":{name}")
+            self.served[name] = Taken(found.mark, base, self.registry.version_of(name, base))
             self.refused.pop(name, None)
+            self.told.pop(name, None)
 
     def remove(self, name: str) -> None:
-        _, base = self.served.pop(name)
-        try:
-            self.registry.remove(name, base)
-        except ApiError:  # a request has removed it
-            return
+        """Serve an adapter no longer, unless a request has removed or replaced it."""
+        is_own = self.is_own(name)
+        taken = self.served.pop(name)
+        if is_own:
+            self.registry.remove(name, taken.base)
+
+
+def may_pass(error: ApiError) -> bool:
+    """Whether the same files may be served later: room, a name or a download may be there then."""
+    passing = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.NOT_FOUND)
+    return error.status in passing or error.code in (NAME_TAKEN, TOO_MANY)
 
 
 async def begin(gateway: Gateway) -> None:

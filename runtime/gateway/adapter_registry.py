@@ -32,6 +32,8 @@ TAKEN = (
     " set 'load_inplace' to True."
 )
 """vLLM's words, which its clients may look for."""
+NAME_TAKEN, TOO_MANY = "name_taken", "too_many"
+"""The error codes of what another adapter's removal mends."""
 MISSING = "The lora adapter {name!r} cannot be found."
 
 
@@ -121,6 +123,12 @@ class AdapterRegistry:
         self.report(Note(f"the adapter '{bases[0]}:{name}' is removed"))
         return f"{bases[0]}:{name}"
 
+    def version_of(self, name: str, base: str) -> int | None:
+        """The version of a base's adapter of this name; None without one."""
+        model = self.catalog.models.get(base)
+        adapters = model.adapters if model is not None else ()
+        return next((one.version for one in adapters if one.name == name), None)
+
     def base_called(self, name: str) -> str:
         """The id of a served base. Raises ApiError."""
         found = self.catalog.find(name)
@@ -149,14 +157,14 @@ class AdapterRegistry:
             raise bad_request(f"{name!r} is the name of a served model: choose another")
         holding = [id_ for id_ in self.catalog.bases_of(name) if id_ in bases]
         if holding and not change.in_place:
-            raise bad_request(TAKEN.format(name=name))
+            raise bad_request(TAKEN.format(name=name), code=NAME_TAKEN)
         most = self.settings.limits.adapters
         count = sum(len(model.adapters) for model in self.catalog.models.values())
         if not holding and count >= most:
             raise bad_request(
                 f"{count} adapters are served, and this server takes {most}: unload one, or allow"
                 " more with --limit adapters=N",
-                code="too_many",
+                code=TOO_MANY,
             )
 
     def check(self, change: Change, bases: dict[str, Model], is_trusted: bool) -> Checked:

@@ -166,7 +166,39 @@ def test_a_name_that_is_taken_is_not_taken_away(watching):
         (watched.folder / "a.gguf").unlink()
         assert await watched.twice() == ["a"]
 
-    assert "already been loaded" in watching(test)
+    assert watching(test).count("already been loaded") == 1
+
+
+@pytest.mark.lasting
+def test_what_a_request_has_put_in_its_place_stays(watching):
+    """Whether the folder's file goes or changes."""
+
+    async def test(watched: Watched) -> None:
+        path = write_tiny_lora(watched.folder / "a.gguf", 5)
+        assert await watched.twice() == ["a"]
+        await watched.server.unload("a")
+        assert (await watched.server.load("a"))[0] == 200
+        clients = watched.server.gateway.catalog.find("m:a").adapter
+        write_tiny_lora(path, 6)
+        assert await watched.twice() == ["a"]
+        path.unlink()
+        assert await watched.twice() == ["a"]
+        assert watched.server.gateway.catalog.find("m:a").adapter == clients
+
+    watching(test)
+
+
+@pytest.mark.lasting
+def test_a_name_that_is_free_again_is_taken(watching):
+    async def test(watched: Watched) -> None:
+        await watched.server.load("a")
+        write_tiny_lora(watched.folder / "a.gguf", 5)
+        for _ in range(3):
+            assert await watched.look(later=RETRY_S) == ["a"]
+        await watched.server.unload("a")
+        assert await watched.look(later=RETRY_S) == ["a"]
+
+    assert watching(test).count("is not served") == 1
 
 
 @pytest.mark.lasting
@@ -175,6 +207,8 @@ def test_there_are_only_so_many_in_a_folder_too(watching):
         for number in range(3):
             write_tiny_lora(watched.folder / f"a{number}.gguf", number)
         assert await watched.twice() == ["a0", "a1"]
+        (watched.folder / "a0.gguf").unlink()
+        assert await watched.look(later=RETRY_S) == ["a1", "a2"]
 
     assert "--limit adapters=N" in watching(test, limits=Limits(adapters=2))
 
