@@ -255,6 +255,26 @@ def find_session(folder: Path, text: str | None) -> Path:
     return found[0].path
 
 
+def session_to_delete(folder: Path, text: str) -> Path:
+    """The file of the session with exactly this id or name, also of a damaged one.
+
+    Raises InputError if there is none: the beginning of an id is not enough.
+    """
+    kept = list_sessions(folder)
+    for one in kept:
+        if text in (one.id, one.name):
+            return one.path
+    paths = {path.stem: path for path in folder.glob(f"*{SUFFIX}") if path.is_file()}
+    if text in paths:
+        return paths[text]
+    names = [*(one.name for one in kept if one.name), *paths]
+    otherwise = "give its whole id or its name, as `decant chat --list` shows them"
+    raise InputError(
+        f"there is no session {text!r} in `{folder}`",
+        hint=did_you_mean(text, names, otherwise, most=3),
+    )
+
+
 def delete_session(path: Path) -> None:
     """Delete a session's file. Raises OutputError if it is open in another window."""
     with explained(path), locked(path.open("r+b", buffering=0), path):

@@ -23,7 +23,14 @@ from runtime.chat.chat_options import Options
 from runtime.chat.repl.attachments import is_image, read_image, read_text
 from runtime.chat.repl.set_options import sent
 from runtime.chat.session import Conversation, Turn
-from runtime.chat.session_files import Session, delete_session, find_session, list_sessions, resume
+from runtime.chat.session_files import (
+    Session,
+    delete_session,
+    find_session,
+    list_sessions,
+    resume,
+    session_to_delete,
+)
 from runtime.cli.answer_options import answer_options, spec_option
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import bring_adapters
@@ -83,7 +90,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 @click.option("--save/--no-save", default=True, help="Keep the conversation; the default.")
 @click.option("--continue", "go_on", is_flag=True, help="Continue the last conversation.")
 @click.option("--resume", metavar="ID", help="Continue this conversation.")
-@click.option("--delete", metavar="ID", help="Delete this conversation.")
+@click.option("--delete", metavar="ID", help="Delete the conversation with this whole id or name.")
 @click.option("--list", "list_", is_flag=True, help="List the conversations.")
 @click.option("--force", is_flag=True, help="Load the model even if it seems not to fit.")
 @click.option("--verbose", is_flag=True, help="Show the settings chosen for this machine.")
@@ -104,7 +111,7 @@ def chat(**given: Any) -> int:  # the values of the options above
         show_sessions(as_json=options.as_json)
         return 0
     if options.delete:
-        delete_session(path := find_session(sessions_folder(), options.delete))
+        delete_session(path := session_to_delete(sessions_folder(), options.delete))
         click.echo(f"deleted {path.stem}", err=True)
         return 0
     check(options)

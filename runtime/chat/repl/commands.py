@@ -69,7 +69,7 @@ def model(repl: Repl, argument: str) -> None:
         return
     old = repl.engine
     if isinstance(old, RemoteEngine):
-        repl.engine = RemoteEngine(old.remote, argument)
+        repl.engine = RemoteEngine(old.remote, argument, raw=old.raw)
     else:
         assert isinstance(old, LocalEngine)
         path = find_model(argument, repl.store, report=repl.screen.report)
@@ -80,6 +80,7 @@ def model(repl: Repl, argument: str) -> None:
             new = LocalEngine(
                 opened,
                 old.options,
+                raw=old.raw,
                 speculation=old.wanted.for_another(),
                 prompt_folder=old.prompt_folder,
                 report=repl.screen.report,

@@ -71,7 +71,8 @@ def candidate(repl: Repl, name: str) -> Candidate:
     """The adapter, base or model that a name means. Raises InputError and ModelError."""
     engine = repl.engine
     if isinstance(engine, RemoteEngine):
-        return Candidate(name, RemoteEngine(engine.remote, name), AdapterSelection())
+        other = RemoteEngine(engine.remote, name, raw=engine.raw)
+        return Candidate(name, other, AdapterSelection())
     stem, colon, scale = name.rpartition(":")
     if name in engine.choices:
         loaded = {selection.adapter: selection for selection in adapters_as_loaded(repl)}
@@ -91,9 +92,16 @@ def other_model(repl: Repl, name: str) -> LocalEngine:
     path = find_base(repl) if name == BASE else find_model(name, repl.store)
     key = path.resolve()
     if key not in repl.others:
-        assert isinstance(repl.engine, LocalEngine)
-        options = FitOptions(context=repl.engine.fit.context, threads=repl.engine.fit.threads)
-        repl.others[key] = LocalEngine(open_model(path), options, report=repl.screen.report)
+        engine = repl.engine
+        assert isinstance(engine, LocalEngine)
+        options = FitOptions(
+            context=engine.fit.context,
+            threads=engine.fit.threads,
+            gpu_layers=engine.options.gpu_layers,
+        )
+        repl.others[key] = LocalEngine(
+            open_model(path), options, raw=engine.raw, report=repl.screen.report
+        )
     return repl.others[key]
 
 

@@ -111,6 +111,31 @@ def test_a_conversation_is_deleted_and_a_mistyped_one_is_offered(server, home, c
     assert sessions(home) == []
 
 
+def test_the_beginning_of_an_id_deletes_nothing(server, home, decant):
+    with chat("--url", server.url) as terminal:
+        terminal.ready()
+        terminal.enter("first")
+    (path,) = sessions(home)
+
+    refused = decant("chat", "--delete", path.stem[:-1])
+    assert refused.returncode == 2
+    assert f"did you mean {path.stem}?" in refused.stderr
+    path.write_text("damaged")
+    assert decant("chat", "--delete", path.stem).returncode == 0
+    assert not path.exists()
+
+
+def test_another_model_of_a_server_continues_texts_too(server, home):
+    with chat("--url", server.url, "--raw") as terminal:
+        terminal.ready()
+        terminal.enter("one")
+        terminal.enter("/model second")
+        terminal.enter("two")
+
+    assert [body.get("model") for body in server.asked] == ["first", "second"]
+    assert all("prompt" in body and "messages" not in body for body in server.asked)
+
+
 @pytest.mark.llamacpp
 @pytest.mark.trained
 class TestWithModel:
