@@ -1,4 +1,8 @@
-"""Makes temporary folders, and deletes those that killed processes left."""
+"""Makes temporary folders, and deletes those that killed processes left.
+
+A folder's name holds the id of its process and when that began: in a container, each process that
+is started first has the id 1.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,44 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+PROC = Path("/proc")
+START = 19
+"""The place of the start time in /proc/PID/stat, after the program's name."""
+
 
 def temporary_folder(folder: Path, prefix: str) -> TemporaryDirectory[str]:
-    """A new folder whose name holds this process's id; deletes the folders of ended processes.
+    """A new folder whose name tells this process; deletes the folders of ended processes.
 
     prefix: the start of the names of such folders in `folder`.
     """
     sweep(folder, prefix)
-    return TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-", dir=folder)
+    pid = os.getpid()
+    return TemporaryDirectory(prefix=f"{prefix}{pid}-{start_of(pid)}-", dir=folder)
 
 
 def sweep(folder: Path, prefix: str) -> None:
     """Delete the folders whose processes have ended."""
     for left in folder.glob(f"{prefix}*-*"):
-        pid = left.name.removeprefix(prefix).partition("-")[0]
-        try:
-            os.kill(int(pid), 0)
-        except (ProcessLookupError, ValueError):
+        pid, _, rest = left.name.removeprefix(prefix).partition("-")
+        if not (pid.isdecimal() and is_running(int(pid), rest.partition("-")[0])):
             shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:  # the process runs, as another user
-            continue
+
+
+def is_running(pid: int, start: str) -> bool:
+    """Whether the process with this id runs, and began at this time if that is known."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # the process runs, as another user
+        pass
+    return start_of(pid) in ("", start)
+
+
+def start_of(pid: int) -> str:
+    """When a process began, in clock ticks since the system's start; empty if unknown."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[START]
