@@ -33,8 +33,13 @@ def evaluations_folder(env: Mapping[str, str]) -> Path:
 
 
 def prompts_folder(env: Mapping[str, str]) -> Path:
-    """The folder of what engines have computed of their conversations."""
+    """The folder of what a server's engines have computed of their conversations."""
     return data_folder(env) / "prompts"
+
+
+def chat_prompts_folder(env: Mapping[str, str]) -> Path:
+    """The folder of what `decant chat` has computed of its conversations."""
+    return prompts_folder(env) / "chat"
 
 
 def tokenizers_folder(env: Mapping[str, str]) -> Path:

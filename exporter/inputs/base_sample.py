@@ -11,6 +11,7 @@ from exporter.core.paths import repo_at
 
 WEIGHTS = frozenset((".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf"))
 SAMPLE_NBYTES = 512
+"""Bytes of a sample."""
 EVERY_NBYTES = 4 << 20
 """One sample in so many bytes, so that each matrix of this size is in one."""
 LEAST = 64

@@ -17,7 +17,7 @@ from exporter.cli.common_options import json_option, offline_option, quiet_optio
 from exporter.cli.terminal_renderer import print_json, print_table, reporting
 from exporter.core.errors import InputError
 from exporter.core.events import Report
-from exporter.core.paths import data_folder, prompts_folder
+from exporter.core.paths import chat_prompts_folder, data_folder
 from exporter.core.terminal_text import without_controls
 from runtime.chat.chat_options import Options
 from runtime.chat.repl.attachments import is_image, read_image, read_text
@@ -40,6 +40,7 @@ from runtime.engine.openai_client import Delta, Message, Stopped, Thought
 from runtime.engine.opened_model import open_model
 from runtime.engine.remote import parse_url, read_key
 from runtime.engine.remote_engine import RemoteEngine
+from runtime.engine.saved_prompts import forget_prompts
 from runtime.engine.selection import AdapterSelection
 from runtime.engine.speculation import speculation_of
 from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, with_template
@@ -112,6 +113,7 @@ def chat(**given: Any) -> int:  # the values of the options above
         return 0
     if options.delete:
         delete_session(path := session_to_delete(sessions_folder(), options.delete))
+        forget_prompts(chat_prompts_folder(os.environ))
         click.echo(f"deleted {path.stem}", err=True)
         return 0
     check(options)
@@ -236,7 +238,7 @@ def local_engine(options: Options, report: Report) -> LocalEngine:
         fit_options,
         raw=options.raw,
         speculation=speculation,
-        prompt_folder=prompts_folder(os.environ) if is_kept else None,
+        prompt_folder=chat_prompts_folder(os.environ) if is_kept else None,
         report=report,
     )
 

@@ -184,6 +184,12 @@ class SavedPrompts:
         self.place.cleanup()
 
 
+def forget_prompts(folder: Path) -> None:
+    """Delete what is kept of all conversations in a folder."""
+    for path in folder.glob(f"*{SUFFIX}"):
+        delete(path)
+
+
 def scales_in(found: dict[str, Any], count: int) -> list[float]:
     """The adapters' scales that a slot was computed with. Raises KeyError without them."""
     scales = {one["id"]: one["scale"] for one in found["lora"]}

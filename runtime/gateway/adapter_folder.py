@@ -58,7 +58,7 @@ class AdapterFolder:
     """The adapters that the folder has added; a request may have removed some of them."""
     refused: dict[str, Mark] = field(default_factory=dict)
     """The state of each adapter that cannot be served."""
-    told: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     """The last reported refusal of each adapter."""
     is_readable: bool = True
 
@@ -96,7 +96,7 @@ class AdapterFolder:
         self.is_readable = True
         for name in [name for name in self.served if name not in found]:
             self.remove(name)
-        for known in (self.since, self.refused, self.told):
+        for known in (self.since, self.refused, self.reasons):
             for name in [name for name in known if name not in found]:
                 del known[name]
         for name, one in found.items():
@@ -128,9 +128,9 @@ class AdapterFolder:
             id_ = await self.registry.add(change, is_trusted=True)
         except ApiError as error:
             message = f"`{found.path}` is not served: {error.message}"
-            if self.told.get(name) != message:
+            if self.reasons.get(name) != message:
                 self.registry.report(Warn(message))
-            self.told[name] = message
+            self.reasons[name] = message
             if may_pass(error):
                 self.since[name] = (found.mark, self.clock() + RETRY_S)
             else:
@@ -139,7 +139,7 @@ class AdapterFolder:
             base = id_.removesuffix(f":{name}")
             self.served[name] = Taken(found.mark, base, self.registry.version_of(name, base))
             self.refused.pop(name, None)
-            self.told.pop(name, None)
+            self.reasons.pop(name, None)
 
     def remove(self, name: str) -> None:
         """Serve an adapter no longer, unless a request has removed or replaced it."""

@@ -165,6 +165,19 @@ class TestWithModel:
 
         assert one == other
 
+    def test_with_a_conversation_goes_what_the_model_has_computed_of_it(self, pirate, home, decant):
+        with chat(pirate, "-n", 8, *GREEDY) as terminal:
+            terminal.ready()
+            terminal.enter(f"{QUESTION} " * 12)
+            terminal.send("/bye\r")
+            assert terminal.wait() == 0
+        kept = home / "prompts" / "chat"
+        (path,) = sessions(home)
+
+        assert len([*kept.glob("*.prompt")]) == 1
+        assert decant("chat", "--delete", path.stem).returncode == 0
+        assert [*kept.iterdir()] == []
+
 
 def command_lines(pid: int) -> list[bytes]:
     """The command lines of a process and of those it started."""
