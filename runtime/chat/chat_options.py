@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.chat.repl.set_options import BY_NAME
+from runtime.engine.speculation import OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,17 @@ class Options:
     files: tuple[Path, ...] = ()
     gpu_layers: int | None = None
     delete: str | None = None
-    spec: str = "off"
+    spec: str = OFF.kind
+
+    @property
+    def for_local_models(self) -> list[str]:
+        """The given options that a server decides by itself."""
+        values = {
+            "--adapter": self.adapters, "--mmproj": self.projector, "--ctx": self.context,
+            "--chat-template": self.chat_template, "--threads": self.threads, "--base": self.base,
+            "-ngl": self.gpu_layers, "--spec": self.spec if self.spec != OFF.kind else None,
+        }  # fmt: skip
+        return [name for name, value in values.items() if value not in (None, ())]
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -127,12 +127,9 @@ def chat(**given: Any) -> int:  # the values of the options above
 
 def check(options: Options) -> None:
     """Raise UsageError for options that contradict each other."""
-    if options.url and (
-        options.adapters or options.projector or options.context or options.chat_template
-    ):
-        raise click.UsageError(
-            "--adapter, --mmproj, --chat-template and --ctx are for a local model, not for --url"
-        )
+    if options.url and (given := options.for_local_models):
+        what = "is" if len(given) == 1 else "are"
+        raise click.UsageError(f"{', '.join(given)} {what} for a local model, not for --url")
     if options.raw and (options.json_schema or options.thinking is not None):
         raise click.UsageError(
             "--json-schema and --think are for chats; --grammar-file is for --raw, too"

@@ -16,7 +16,7 @@ from runtime.chat.repl.compare import compare
 from runtime.chat.repl.keeping import attach, copy_, export_, load, read, save
 from runtime.chat.repl.loop import LeaveError, Repl, answer_last, numbers_text, take_turn, trim
 from runtime.chat.repl.screen import DIM
-from runtime.chat.repl.set_options import BY_NAME, SETTINGS, parse_setting
+from runtime.chat.repl.set_options import BY_NAME, SETTINGS, changed, parse_setting
 from runtime.chat.session import Chosen, Cleared, ModelSet, SettingsSet, SystemSet, Undone
 from runtime.engine.adapters import BASE, parse_scale
 from runtime.engine.local import LocalEngine
@@ -167,10 +167,8 @@ def set_(repl: Repl, argument: str) -> None:
     elif not BY_NAME[name].is_sent:
         repl.shown[name] = value
     else:
-        kept = {**repl.session.conversation.settings, name: value}
-        repl.session.record(
-            SettingsSet({name: value for name, value in kept.items() if value is not None})
-        )
+        kept = repl.session.conversation.settings
+        repl.session.record(SettingsSet(changed(kept, {name: value})))
     repl.screen.note(f"({name} = {value_text(value) or 'default'})")
 
 

@@ -94,6 +94,8 @@ SETTINGS = (
     Setting("reasoning", "on or off: show what the model thinks", switch, is_sent=False),
 )
 BY_NAME = {setting.name: setting for setting in SETTINGS}
+FORMS = ("json_schema", "grammar")
+"""The settings of which the engine takes one."""
 
 
 def parse_setting(text: str) -> tuple[str, Value]:
@@ -113,6 +115,15 @@ def parse_setting(text: str) -> tuple[str, Value]:
         return name, setting.parse(value)
     except ValueError:
         raise InputError(f"{name} cannot be {value!r}", hint=setting.summary) from None
+
+
+def changed(kept: Mapping[str, Value], given: Mapping[str, Value]) -> dict[str, Value]:
+    """The settings after a change; None unsets one. A schema replaces a grammar, and vice versa."""
+    found = {**kept, **given}
+    for one, other in (FORMS, FORMS[::-1]):
+        if given.get(one) is not None and other not in given:
+            found.pop(other, None)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def sent(settings: Mapping[str, Value]) -> dict[str, object]:

@@ -14,6 +14,7 @@ from runtime.chat.repl.keeping import add_file, welcome_back
 from runtime.chat.repl.lines import EditedLines, Lines, PlainLines
 from runtime.chat.repl.loop import Repl, run
 from runtime.chat.repl.screen import Screen
+from runtime.chat.repl.set_options import changed
 from runtime.chat.session import Chosen, SettingsSet, SystemSet
 from runtime.chat.session_files import Session, new_session
 from runtime.engine.local import Engine, LocalEngine, opening_selection
@@ -51,7 +52,7 @@ def converse(
     if options.system is not None:
         session.record(SystemSet(options.system))
     if settings := options.settings:  # this may read files
-        session.record(SettingsSet({**session.conversation.settings, **settings}))
+        session.record(SettingsSet(changed(session.conversation.settings, settings)))
     if kept is not None:
         welcome_back(repl)
     if (kept is None or chosen_anew) and isinstance(engine, LocalEngine) and engine.choices:

@@ -9,7 +9,7 @@ import pytest
 from exporter.core.errors import InputError
 from runtime.chat.repl.attachments import is_image
 from runtime.chat.repl.commands import value_text
-from runtime.chat.repl.set_options import parse_setting, sent
+from runtime.chat.repl.set_options import changed, parse_setting, sent
 from runtime.chat.session import QuestionAdded
 from runtime.chat.session_files import list_sessions, new_session
 from tests.runtime.conftest import ANSWER, QUESTION
@@ -92,6 +92,30 @@ def test_options_that_exclude_each_other_are_usage_errors(decant, arguments, mes
     done = decant("chat", "some-model", "-p", "hello", *arguments)
 
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("-ngl", "3", "--adapter", "a=b"), "--adapter, -ngl are for a local model"),
+        (("--threads", "2"), "--threads is for a local model"),
+        (("--spec", "ngram"), "--spec is for a local model"),
+        (("--base", "b"), "--base is for a local model"),
+    ],
+)
+def test_what_a_server_decides_is_refused_with_its_address(decant, arguments, named):
+    done = decant("chat", "--url", "http://127.0.0.1:9", "-p", "hello", *arguments)
+
+    assert (done.returncode, named in done.stderr) == (2, True), done.stderr
+
+
+def test_the_form_given_last_replaces_the_other():
+    assert changed({"grammar": "g", "seed": 1}, {"json_schema": "{}"}) == {
+        "json_schema": "{}", "seed": 1
+    }  # fmt: skip
+    assert changed({"json_schema": "{}"}, {"grammar": "g"}) == {"grammar": "g"}
+    assert changed({"json_schema": "{}"}, {"grammar": None}) == {"json_schema": "{}"}
+    assert changed({"seed": 1}, {"seed": None, "top_k": 3}) == {"top_k": 3}
 
 
 class TestWithModel:
