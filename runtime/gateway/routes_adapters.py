@@ -13,24 +13,22 @@ from runtime.gateway.call import Call, Route
 
 async def load(call: Call) -> Response:
     """Add an adapter. Raises ApiError."""
-    name, place = text_of(call.body, "lora_name"), text_of(call.body, "lora_path")
+    (name, base), place = named_in(call), text_of(call.body, "lora_path")
     if not name or not place:
         raise bad_request("Both 'lora_name' and 'lora_path' must be provided.")
     in_place = call.body.get("load_inplace", False)
     if not isinstance(in_place, bool):
         raise bad_request("`load_inplace` must be true or false")
-    call.record.model = await call.gateway.adapters.add(
-        Change(name, place, base_in(call.body), in_place)
-    )
+    call.record.model = await call.gateway.adapters.add(Change(name, place, base, in_place))
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 
 async def unload(call: Call) -> Response:
     """Remove an adapter; requests that already use it finish. Raises ApiError."""
-    name = text_of(call.body, "lora_name")
+    name, base = named_in(call)
     if not name:
         raise bad_request("'lora_name' needs to be provided to unload a LoRA adapter.")
-    call.record.model = call.gateway.adapters.remove(name, base_in(call.body))
+    call.record.model = call.gateway.adapters.remove(name, base)
     call.gateway.metrics.forget(call.record.model)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
@@ -47,9 +45,17 @@ async def list_adapters(call: Call) -> Response:
     )  # fmt: skip
 
 
-def base_in(body: dict[str, Any]) -> str | None:
-    """The served base that a request names; None where it leaves the choice to the server."""
-    return text_of(body, "model") or text_of(body, "base_model_name") or None
+def named_in(call: Call) -> tuple[str, str | None]:
+    """An adapter's name, and its base; None where the request leaves the choice to the server.
+
+    The name may be the id that lists give, BASE:NAME. Raises ApiError.
+    """
+    name = text_of(call.body, "lora_name")
+    base = text_of(call.body, "model") or text_of(call.body, "base_model_name")
+    before, _, after = name.rpartition(":")
+    if not base and before in call.gateway.catalog.models:
+        return after, before
+    return name, base or None
 
 
 def text_of(body: dict[str, Any], name: str) -> str:

@@ -47,6 +47,19 @@ def test_vllms_bodies_add_an_adapter_and_remove_it(serve):
 
 
 @pytest.mark.lasting
+def test_an_adapter_may_be_named_as_lists_name_it(serve):
+    async def test(server: Server) -> None:
+        assert (await server.load("m:a", server.folder / "a.gguf"))[0] == 200
+        assert await server.ids() == ["m", "m:a"]
+        assert (await server.load("n:b", server.folder / "b.gguf"))[0] == 400
+        assert (await server.unload("m:b"))[0] == 404
+        assert (await server.unload("m:a"))[0] == 200
+        assert await server.ids() == ["m"]
+
+    serve(test)
+
+
+@pytest.mark.lasting
 def test_every_list_shows_the_change_at_once(serve):
     async def test(server: Server) -> None:
         async def shown() -> list[bool]:
