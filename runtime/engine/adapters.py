@@ -112,8 +112,10 @@ def bring_adapters(
 def gguf_of(wanted: Wanted, base: str | None, store: Path, *, report: Report) -> Path:
     path = Path(wanted.place)
     stored = store / adapter_file_name(wanted.place.removesuffix(".lora"))
-    if path.suffix == SUFFIX:
-        return linked(wanted.place, report=report) or path
+    if path.suffix == SUFFIX or ":" in wanted.place:
+        found = linked(wanted.place, report=report)
+        if found or path.suffix == SUFFIX:
+            return found or path
     if "/" not in wanted.place and not path.exists() and stored.exists():
         return stored
     from exporter.formats.gguf_lora_cache import kept_adapter
@@ -135,7 +137,7 @@ def gguf_of(wanted: Wanted, base: str | None, store: Path, *, report: Report) ->
 
 
 def linked(place: str, *, report: Report) -> Path | None:
-    """The GGUF that a link to a repo's file names, downloaded if absent; None for a path."""
+    """The GGUF that a link or ORG/NAME:QUANT names, downloaded if absent; None for a path."""
     from exporter.hub.resolve import names_gguf, pull_gguf
 
     return pull_gguf(place, report=report) if names_gguf(place) else None

@@ -17,7 +17,9 @@ from runtime.gateway.api_errors import ApiError
 from runtime.gateway.request_limits import Limits
 from runtime.gateway.settings import Settings
 from tests.support.changing_server import LOAD, UNLOAD, Server
+from tests.support.fake_hub import FakeHub
 from tests.support.fake_pool import asked
+from tests.support.hub_files import REPO
 from tests.support.raw import write_adapter, write_tiny_gguf
 from tests.support.tiny_lora import OUTPUT, write_tiny_lora
 
@@ -204,6 +206,30 @@ def test_a_repo_is_taken_only_where_downloads_are_allowed(place, tmp_path):
     assert permitted(place, replace(settings, allow_pull=True)) == place
     with pytest.raises(ApiError, match="--allow-pull"):
         permitted(place, settings)
+
+
+@pytest.mark.lasting
+def test_a_repos_adapter_is_downloaded_and_served(serve, tmp_path, monkeypatch):
+    """And where downloads are not allowed, nothing is asked of the hub."""
+    content = write_tiny_lora(tmp_path / "parrot.gguf", 3).read_bytes()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    async def test(server: Server) -> None:
+        status, told = await server.load("parrot", f"{REPO}:F16")
+        if not server.gateway.settings.allow_pull:
+            assert (status, "--allow-pull" in told["error"]["message"]) == (403, True), told
+            return
+        assert (status, await server.ids()) == (200, ["m", "m:parrot"]), told
+        assert await server.answer("m:parrot")
+        assert (await server.load("other", f"{REPO}:Q8_0"))[0] == 400
+
+    with FakeHub({"parrot-F16.gguf": content}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        serve(test, allow_pull=False)
+        assert hub.requests == []
+        serve(test, allow_pull=True)
+        assert hub.sent >= len(content)
 
 
 def test_a_folder_comes_before_a_repo_of_its_name(tmp_path):
