@@ -26,6 +26,7 @@ export class History {
     this.problems = part(root, "import-problems");
     this.records = [];
     this.current = "";
+    this.renaming = null; // the row whose title is being typed
     this.field.addEventListener("input", () => {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.load(), PAUSE_MS);
@@ -50,23 +51,38 @@ export class History {
 
   /** Load the list, with `current` as the open conversation, and show what the search finds. */
   async load(current = this.current) {
+    if (current !== this.current) this.renaming = null;
     this.current = current;
     const wanted = this.field.value.trim();
     const found = wanted ? await search(wanted).catch(() => new Set()) : null;
     this.records = await listThreads();
     if (wanted !== this.field.value.trim()) return; // a newer search is under way
     const lower = wanted.toLowerCase();
-    const shown = this.records.filter(({ id, title }) => !found || found.has(id) || title.toLowerCase().includes(lower));
+    const isShown = ({ id, title }) => !found || found.has(id) || title.toLowerCase().includes(lower) || id === this.renaming?.dataset.id;
+    const shown = this.records.filter(isShown);
     this.show(shown, wanted);
   }
 
   show(records, wanted) {
-    const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("[data-id]")?.dataset.id : null;
-    this.list.replaceChildren(...records.map((record) => this.row(record)));
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("[data-id]") : null;
+    this.put(records.map((record) => (record.id === this.renaming?.dataset.id ? this.renaming : this.row(record))));
     this.none.hidden = records.length > 0;
     this.none.textContent = wanted ? t("No conversation contains this text.") : t("Conversations appear here. Only this browser keeps them.");
     this.all.hidden = this.records.length === 0;
-    if (focused) this.rowOf(focused)?.querySelector("button").focus();
+    if (focused && !focused.isConnected) (this.rowOf(focused.dataset.id)?.querySelector("button") ?? this.field).focus();
+  }
+
+  /** Replace the rows around the one that is being renamed, which keeps its text, caret and focus. */
+  put(rows) {
+    const at = rows.indexOf(this.renaming);
+    if (at < 0) {
+      this.renaming = null;
+      this.list.replaceChildren(...rows);
+      return;
+    }
+    for (const row of [...this.list.children]) if (row !== this.renaming) row.remove();
+    this.list.prepend(...rows.slice(0, at));
+    this.list.append(...rows.slice(at + 1));
   }
 
   rowOf(id) {
@@ -92,20 +108,24 @@ export class History {
   }
 
   rename(id, title) {
-    const row = this.rowOf(id);
     const field = el("input", { value: title, "aria-label": t("Title"), maxLength: 200 });
     const form = el("form", { class: "renaming" }, field, el("button", { type: "submit", class: "quiet small" }, t("Rename")));
+    const end = () => {
+      this.renaming = null;
+      this.load().then(() => this.rowOf(id)?.querySelector("button").focus());
+    };
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       if (field.value.trim()) this.actions.rename(id, field.value.trim());
-      this.load().then(() => this.rowOf(id)?.querySelector("button").focus());
+      end();
     });
     form.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
       event.stopPropagation();
-      this.load().then(() => this.rowOf(id)?.querySelector("button").focus());
+      end();
     });
-    row.replaceChildren(form);
+    this.renaming = this.rowOf(id);
+    this.renaming.replaceChildren(form);
     field.select();
   }
 

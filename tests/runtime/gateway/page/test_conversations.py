@@ -124,6 +124,31 @@ def test_a_conversation_is_renamed_and_keeps_its_name(visit):
     assert until(lambda: visit.texts(TITLES) == ["Better"])
 
 
+def test_a_rename_goes_on_while_the_list_around_it_changes(visit, served):
+    begin(visit, "One.")
+    page = visit.page.context.new_page()
+    page.goto(f"{served.url}/#key={KEY}")
+    page.locator("#chat:not([inert])").wait_for()
+    page.route(f"**{CHAT}", answering(delta(content="An answer.") + ENDED + DONE))
+    tool(visit, "Rename")
+    visit.page.keyboard.type("new ti")
+    visit.page.keyboard.press("ArrowLeft")
+    for text in ("Another.", "And more."):
+        page.fill("#message", text)
+        page.press("#message", "Enter")
+        page.locator("[data-again]").wait_for()
+    assert until(lambda: visit.texts(TITLES) == ["Another."])
+    visit.page.wait_for_timeout(200)
+    visit.page.keyboard.type("n x")
+    page.close()
+
+    assert visit[".renaming input"].input_value() == "new tn xi"
+    assert visit.text(".said") == "One."
+    visit.page.keyboard.press("Enter")
+    assert until(lambda: visit.texts(TITLES) == ["Another.", "new tn xi"])
+    assert visit.page.evaluate("document.activeElement.title") == "new tn xi"
+
+
 def test_a_deleted_conversation_comes_back_whole(visit):
     begin(visit, "One.", "Two.")
     before = kept(visit)
