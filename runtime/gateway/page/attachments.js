@@ -18,6 +18,8 @@ export class Attachments {
   constructor(root, area, { model, changed }) {
     Object.assign(this, { root, area, model, changed });
     this.files = [];
+    this.waiting = []; // those that are still to be read, in order
+    this.reading = Promise.resolve();
     this.chips = part(root, "chips");
     this.problems = part(root, "file-problems");
     this.input = part(root, "files");
@@ -61,20 +63,41 @@ export class Attachments {
   }
 
   /** Attach files; those that cannot be used are named, with the reason. */
-  async take(files) {
+  take(files) {
+    if (!this.waiting.length) this.say("");
+    this.waiting.push(...files);
+    this.show();
+    this.area.focus();
+    this.reading = this.reading.then(() => this.readAll(files));
+    return this.reading;
+  }
+
+  async readAll(files) {
     const problems = [];
     for (const file of files) {
       try {
-        this.files.push(await this.read(file));
+        const found = await this.read(file);
+        this.files.push(found); // the chips may have changed while it was read
       } catch (error) {
         problems.push(error.message);
       }
+      this.waiting.shift();
+      this.show();
     }
-    this.show();
-    this.say(problems.join(" "));
+    if (problems.length) this.say([this.problems.textContent, ...problems].filter(Boolean).join(" "));
     announce(problems.join(" ") || t("Attached: {names}", { names: files.map(({ name }) => name).join(", ") }));
-    this.area.focus();
     this.changed();
+  }
+
+  get isReading() {
+    return this.waiting.length > 0;
+  }
+
+  /** Wait until every file is read; returns whether all of them are attached. */
+  async settled() {
+    announce(t("The message is sent when its files are read"));
+    while (this.isReading) await this.reading;
+    return this.problems.hidden;
   }
 
   /** A file as the conversation keeps it. Throws an Error that says why it is refused. */
@@ -125,11 +148,12 @@ export class Attachments {
       this.area.focus();
       this.changed();
     };
-    this.chips.replaceChildren(...this.files.map((file) => el("li", {},
+    const attached = this.files.map((file) => el("li", {},
       file.kind === "image" ? el("img", { src: file.data, alt: "" }) : null,
       el("span", {}, `${file.name} · ${sized(file.size)}`),
-      el("button", { type: "button", class: "quiet small", "aria-label": t("Remove {name}", { name: file.name }), onclick: () => drop(file) }, "×"))));
-    this.chips.hidden = this.files.length === 0;
+      el("button", { type: "button", class: "quiet small", "aria-label": t("Remove {name}", { name: file.name }), onclick: () => drop(file) }, "×")));
+    this.chips.replaceChildren(...attached, ...this.waiting.map(({ name }) => el("li", { class: "reading" }, t("Reading {name}…", { name }))));
+    this.chips.hidden = !this.files.length && !this.isReading;
     const kinds = takesImages(this.model()) ? t("Attach pictures or text files: by this button, by dropping or by pasting, {most} in a conversation", { most: sized(this.most) })
       : t("Attach text files: by this button, by dropping or by pasting, {most} in a conversation", { most: sized(this.most) });
     this.button.title = kinds;

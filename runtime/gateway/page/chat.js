@@ -148,11 +148,13 @@ export class Chat {
     download(isMarkdown ? markdownOf(this.thread) : jsonOf(this.thread), fileName(this.thread, kind), isMarkdown ? "text/markdown" : "application/json");
   }
 
-  /** Send the typed message with its files, unless an answer is running. */
-  send() {
+  /** Send the typed message with its files, once they are read, unless an answer is running. */
+  async send() {
+    const { thread } = this;
+    if (this.isRunning || (this.attached.isReading && !(await this.attached.settled()))) return;
+    if (this.isRunning || thread !== this.thread) return; // by now
     const content = this.area.value.trim();
-    if ((!content && !this.attached.files.length) || this.isRunning) return;
-    if (this.isRefused()) return;
+    if ((!content && !this.attached.files.length) || this.isRefused()) return;
     const files = this.attached.takeAll();
     this.area.value = "";
     this.fit();

@@ -103,6 +103,8 @@ export const CHINESE = {
   "Attached files": "附件",
   "Files": "文件",
   "Attached: {names}": "已添加附件：{names}",
+  "Reading {name}…": "正在读取 {name}…",
+  "The message is sent when its files are read": "附件读取完毕后将发送消息",
   "Remove {name}": "移除 {name}",
   "Attach pictures or text files: by this button, by dropping or by pasting, {most} in a conversation": "添加图片或文本文件：点击此按钮、拖放或粘贴；每个对话最多 {most}",
   "Attach text files: by this button, by dropping or by pasting, {most} in a conversation": "添加文本文件：点击此按钮、拖放或粘贴；每个对话最多 {most}",

@@ -38,6 +38,15 @@ TRANSFER = """([name, type, bytes]) => {
 }"""
 PASTE = """(area, clipboardData) => area.dispatchEvent(
   new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }))"""
+# files named slow… are read when the test calls release()
+SLOW = """() => {
+  const real = Blob.prototype.arrayBuffer;
+  const released = new Promise((resolve) => { window.release = resolve; });
+  Blob.prototype.arrayBuffer = async function () {
+    if (this.name.startsWith('slow')) await released;
+    return real.call(this);
+  };
+}"""
 # a picture that the browser reads and llama.cpp does not
 WEBP = base64.b64decode("UklGRhoAAABXRUJQVlA4TA0AAAAvAAAAEAcQERGIiP4HAA==")
 
@@ -100,6 +109,65 @@ def test_a_file_may_be_all_of_a_message_and_be_taken_off_again(visit):
 
     assert visit.asked(CHAT)[-1]["messages"] == [{"role": "user", "content": QUOTED}]
     assert until(lambda: kept(visit)[0][0]["title"] == "notes.md")
+
+
+def test_a_message_is_sent_with_the_file_that_was_still_read(visit):
+    visit.page.evaluate(SLOW)
+    given(visit, "drop", "slow.md", "", NOTES.encode())
+    visit["#message"].fill("Read it.")
+    visit["#message"].press("Enter")
+    visit["#message"].press("Enter")
+    visit.page.wait_for_timeout(200)
+    assert visit.asked(CHAT) == []
+    assert visit.texts(".chips li") == ["Reading slow.md…"]
+    visit.page.evaluate("release()")
+    visit["[data-again]"].wait_for()
+
+    (body,) = visit.asked(CHAT)
+    quoted = QUOTED.replace("notes.md", "slow.md")
+    assert body["messages"] == [{"role": "user", "content": f"{quoted}\n\nRead it."}]
+    assert visit[".chips li"].count() == 0
+
+
+def test_a_message_stays_if_its_file_turns_out_to_be_none_that_can_be_sent(visit):
+    visit.page.evaluate(SLOW)
+    given(visit, "drop", "slow.bin", "", b"a\0b")
+    visit["#message"].fill("Read it.")
+    visit["#message"].press("Enter")
+    given(visit, "drop", "notes.md", "", NOTES.encode())
+    visit.page.evaluate("release()")
+    visit[".chips button"].wait_for()
+    visit.page.wait_for_timeout(200)
+
+    assert "neither a text" in visit.text("[data-file-problems]")
+    assert visit["#message"].input_value() == "Read it."
+    assert visit.asked(CHAT) == []
+
+
+def test_a_message_that_waits_for_its_file_goes_into_no_other_conversation(visit):
+    visit.page.evaluate(SLOW)
+    given(visit, "drop", "slow.md", "", NOTES.encode())
+    visit["#message"].fill("Read it.")
+    visit["#message"].press("Enter")
+    visit["#chat [data-clear]"].click()
+    visit.page.evaluate("release()")
+    visit[".chips button"].wait_for()
+    visit.page.wait_for_timeout(200)
+
+    assert visit["#message"].input_value() == "Read it."
+    assert visit.asked(CHAT) == []
+
+
+def test_taking_one_file_off_loses_no_other_that_is_still_read(visit):
+    visit.page.evaluate(SLOW)
+    given(visit, "drop", "more.txt", "text/plain", b"more")
+    visit["[aria-label='Remove more.txt']"].wait_for()
+    given(visit, "drop", "slow.md", "", NOTES.encode())
+    visit["[aria-label='Remove more.txt']"].click()
+    visit.page.evaluate("release()")
+    visit["[aria-label='Remove slow.md']"].wait_for()
+
+    assert visit[".chips li"].count() == 1
 
 
 def test_a_files_name_and_text_become_no_markup(visit):
