@@ -3,7 +3,7 @@
 import { canContinue, newAnswer, receive } from "./answer.js";
 import { Attachments } from "./attachments.js";
 import { ContextMeter } from "./context_meter.js";
-import { announce, el, growing, part, submitsOnEnter } from "./dom.js";
+import { announce, el, growing, onEscape, part, submitsOnEnter } from "./dom.js";
 import { History } from "./history.js";
 import { keep, kept } from "./kept.js";
 import { LogScroll } from "./log_scroll.js";
@@ -75,7 +75,7 @@ export class Chat {
     part(root, "history-toggle").addEventListener("click", () => this.showHistory(part(root, "history").hidden));
     WIDE.addEventListener("change", () => this.fitHistory());
     window.addEventListener("pagehide", () => this.keepUnsaved());
-    root.addEventListener("keydown", ({ key }) => { if (key === "Escape") this.stop(); });
+    onEscape(root, () => this.stop());
   }
 
   /** Open the conversation that this tab had open, with what was not saved when it was left. */

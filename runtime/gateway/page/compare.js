@@ -1,7 +1,7 @@
 /** The view Compare: one prompt, several models at once, and where they differ. */
 
 import { AnswerView, newAnswer, receive } from "./answer.js";
-import { announce, el, freshId, growing, part, submitsOnEnter } from "./dom.js";
+import { announce, el, freshId, growing, onEscape, part, submitsOnEnter } from "./dom.js";
 import { markDifferences } from "./diff.js";
 import { keep, kept } from "./kept.js";
 import { Picker } from "./picker.js";
@@ -39,7 +39,7 @@ export class Compare {
     });
     this.stopButton.addEventListener("click", () => this.stop());
     this.addButton.addEventListener("click", () => this.add().picker.base.focus());
-    root.addEventListener("keydown", ({ key }) => { if (key === "Escape") this.stop(); });
+    onEscape(root, () => this.stop());
   }
 
   add() {

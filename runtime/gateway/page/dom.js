@@ -115,6 +115,14 @@ export function growing(area) {
   return fit;
 }
 
+/** Call `act` on Escape while the view `root` is shown, wherever the focus is. */
+export function onEscape(root, act) {
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.isComposing) return;
+    if (!root.hidden && !document.querySelector("dialog[open]")) act();
+  });
+}
+
 /** Submit a textarea's form on Enter, except with Shift or while text is being composed. */
 export function submitsOnEnter(area) {
   area.addEventListener("keydown", (event) => {

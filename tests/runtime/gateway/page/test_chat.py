@@ -73,6 +73,28 @@ def test_escape_stops_an_answer_and_the_partial_one_is_part_of_the_conversation(
     assert "cut off" in visit.text(".message:last-child .facts")
 
 
+def test_escape_stops_an_answer_after_a_click_on_send(opened, served):
+    visit = opened()
+    choose(visit, "#chat", endless_of(served))
+    visit["#message"].fill("Go on.")
+    visit["#chat [data-send]"].click()
+    visit.until(f"document.querySelector('{LAST}')?.textContent.length > 5")
+    visit["[data-help]"].click()
+    visit.page.keyboard.press("Escape")  # closes the list of keys
+    visit.page.wait_for_timeout(200)
+    assert visit["#chat [data-stop]"].is_visible()
+    visit["#tab-compare"].click()
+    visit.page.keyboard.press("Escape")  # the other view's
+    visit.page.wait_for_timeout(200)
+    visit["#tab-chat"].click()
+    assert visit["#chat [data-stop]"].is_visible()
+    visit.page.evaluate("document.activeElement.blur()")
+    visit.page.keyboard.press("Escape")
+    visit["[data-again]"].wait_for()
+
+    assert "stopped by you" in visit.text(".foot .facts")
+
+
 def test_regenerating_replaces_the_answer_with_the_chosen_models(opened, served):
     visit = opened()
     configure(visit, "chat", Temperature="0")

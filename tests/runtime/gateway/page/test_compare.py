@@ -35,7 +35,8 @@ def test_columns_answer_at_once_and_words_that_differ_are_marked(opened, served)
     assert visit[".column:nth-child(1) mark"].count() == 0
 
 
-def test_columns_stream_side_by_side_are_stopped_together_and_removed(opened, served):
+@pytest.mark.parametrize("way", ["button", "key"])
+def test_columns_stream_side_by_side_are_stopped_together_and_removed(opened, served, way):
     visit = opened("compare")
     for column in (1, 2):
         choose(visit, f".column:nth-child({column})", endless_of(served))
@@ -45,7 +46,10 @@ def test_columns_stream_side_by_side_are_stopped_together_and_removed(opened, se
     visit.until(
         f"(() => {{ const l = {lengths}; return l.length == 2 && l.every(n => n > 10) }})()"
     )
-    visit["#compare [data-stop]"].click()
+    if way == "button":
+        visit["#compare [data-stop]"].click()
+    else:
+        visit.page.keyboard.press("Escape")  # the focus is nowhere after the click
     visit["#compare [data-send]"].wait_for()
 
     assert [text.split(" · ")[-1] for text in visit.texts(".foot .facts")] == ["stopped by you"] * 2
