@@ -171,12 +171,14 @@ export class Chat {
     return true;
   }
 
-  /** Send a changed message as another version, at which the conversation branches. */
+  /** Send a changed message as another version, at which the conversation branches; or say why not. */
   edit(message, content) {
-    if (this.isRunning || this.isRefused()) return;
+    if (this.isRunning) return t("An answer is being written: send this when it has ended, or stop it.");
+    if (this.isRefused()) return "";
     const { files } = message;
     this.begin(this.thread.add({ role: "user", content, ...(files ? { files } : {}) }, message.parent));
     this.area.focus();
+    return "";
   }
 
   /** Show the previous or the next version of a message, with what follows it. */
@@ -304,6 +306,7 @@ export class Chat {
     this.sendButton.hidden = !isIdle;
     this.stopButton.hidden = isIdle;
     this.empty.hidden = !this.thread.isEmpty;
+    if (isIdle) this.views.forEach((view) => view.say(""));
     this.views.slice(-3).forEach((view) => view.offer([])); // no earlier message has buttons
     if (isIdle && this.thread.last?.role === "assistant") this.views.at(-1).offer(this.lastButtons());
     if (isIdle && hadFocus) this.area.focus();

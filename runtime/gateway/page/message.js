@@ -8,8 +8,8 @@ import { sized, t } from "./words.js";
 export class MessageView {
   /**
    * @param {Object} message
-   * @param {{edit: function(Object, string): void, turn: function(Object, number): void,
-   *   following: function(function(): void): void}} actions
+   * @param {{edit: function(Object, string): string, turn: function(Object, number): void,
+   *   following: function(function(): void): void}} actions `edit` returns why it did nothing
    */
   constructor(message, actions) {
     Object.assign(this, { message, actions });
@@ -49,6 +49,7 @@ export class MessageView {
   /** Replace the text by a field; the text that is sent becomes another version of the message. */
   edit() {
     if (this.place.querySelector("form")) return; // it is being edited
+    this.problem = el("p", { class: "error", role: "alert" });
     const area = el("textarea", { value: this.message.content, "aria-label": t("Message"), rows: 2 });
     const end = () => {
       form.remove();
@@ -57,12 +58,12 @@ export class MessageView {
       this.tools.querySelector("[data-edit]").focus();
     };
     const cancel = el("button", { type: "button", class: "quiet", onclick: end }, t("Cancel"));
-    const form = el("form", { class: "editing" }, area,
+    const form = el("form", { class: "editing" }, area, this.problem,
       el("div", { class: "row" }, cancel, el("button", { type: "submit", class: "main" }, t("Send"))));
     form.addEventListener("submit", (event) => {
       event.preventDefault();
       const content = area.value.trim();
-      if (content || this.message.files?.length) this.actions.edit(this.message, content);
+      if (content || this.message.files?.length) this.say(this.actions.edit(this.message, content));
     });
     form.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
@@ -75,6 +76,11 @@ export class MessageView {
     growing(area)();
     area.focus();
     announce(t("Editing: what you send becomes another version, and the first one stays"));
+  }
+
+  /** Say why a changed text is not sent. */
+  say(problem) {
+    if (this.problem) this.problem.textContent = problem;
   }
 
   /** Offer the buttons that only the end of a conversation has. */

@@ -76,6 +76,7 @@ export const CHINESE = {
   "Stop": "停止",
   "Edit": "编辑",
   "Editing: what you send becomes another version, and the first one stays": "正在编辑：发送后会成为新版本，原版本仍会保留",
+  "An answer is being written: send this when it has ended, or stop it.": "正在生成回答：请等它结束或先停止它，再发送。",
   "Previous version": "上一版本",
   "Next version": "下一版本",
   "Version {at} of {count}": "第 {at} 个版本，共 {count} 个",

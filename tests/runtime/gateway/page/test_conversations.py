@@ -258,6 +258,25 @@ def test_an_edit_is_given_up_with_escape(visit):
     assert visit.page.evaluate("document.activeElement.textContent") == "Edit"
 
 
+def test_an_edit_waits_for_the_answer_that_is_written_and_says_so(opened, served):
+    visit = opened()
+    choose(visit, "#chat", endless_of(served))
+    visit["#message"].fill("One.")
+    visit["#message"].press("Enter")
+    visit.until(f"document.querySelector('{LAST}')?.textContent.length > 5")
+    visit["[data-edit]"].click()
+    visit[".editing textarea"].fill("Other.")
+    visit[".editing textarea"].press("Enter")
+    assert "An answer is being written" in visit.text(".editing [role=alert]")
+    assert visit[".editing textarea"].input_value() == "Other."
+    visit["#chat [data-stop]"].click()
+    visit["[data-again]"].wait_for()
+    assert visit.text(".editing [role=alert]") == ""
+    visit[".editing textarea"].press("Enter")
+    visit.until("document.querySelector('.said').textContent == 'Other.'")
+    visit["#chat [data-stop]"].click()
+
+
 def test_an_answer_that_was_cut_off_is_continued_in_its_place(opened, served):
     visit = opened()
     configure(visit, "chat", Temperature="0", Token_limit="3")
