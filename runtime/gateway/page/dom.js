@@ -115,10 +115,15 @@ export function growing(area) {
   return fit;
 }
 
+/** Whether a key belongs to text that is being composed; Safari tells of the last one by 229 only. */
+export function isComposed({ isComposing, keyCode }) {
+  return isComposing || keyCode === 229; // UI Events: an input method has processed the key
+}
+
 /** Call `act` on Escape while the view `root` is shown, wherever the focus is. */
 export function onEscape(root, act) {
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || event.isComposing) return;
+    if (event.key !== "Escape" || isComposed(event)) return;
     if (!root.hidden && !document.querySelector("dialog[open]")) act();
   });
 }
@@ -126,7 +131,7 @@ export function onEscape(root, act) {
 /** Submit a textarea's form on Enter, except with Shift or while text is being composed. */
 export function submitsOnEnter(area) {
   area.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || isComposed(event)) return;
     event.preventDefault();
     area.form.requestSubmit();
   });

@@ -1,6 +1,6 @@
 /** The list of conversations that this browser keeps: opened, searched, renamed, deleted. */
 
-import { announce, el, part } from "./dom.js";
+import { announce, el, isComposed, part } from "./dom.js";
 import { hasRoom, listThreads, remove, removeAll, restore, save, search } from "./store.js";
 import { threadOf } from "./thread_import.js";
 import { LANGUAGE, t } from "./words.js";
@@ -120,7 +120,7 @@ export class History {
       end();
     });
     form.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
+      if (event.key !== "Escape" || isComposed(event)) return;
       event.stopPropagation();
       end();
     });

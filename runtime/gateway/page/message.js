@@ -1,7 +1,7 @@
 /** A message on the page: its text, its files, its tools and its other versions. */
 
 import { AnswerView } from "./answer.js";
-import { announce, copyButton, el, growing, submitsOnEnter } from "./dom.js";
+import { announce, copyButton, el, growing, isComposed, submitsOnEnter } from "./dom.js";
 import { sized, t } from "./words.js";
 
 /** One message of the path. */
@@ -66,7 +66,7 @@ export class MessageView {
       if (content || this.message.files?.length) this.say(this.actions.edit(this.message, content));
     });
     form.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
+      if (event.key !== "Escape" || isComposed(event)) return;
       event.stopPropagation(); // else Escape would stop an answer as well
       end();
     });

@@ -1,6 +1,6 @@
 /** Keys that work wherever nothing is typed, and the list of all keys, which `?` opens. */
 
-import { el, part } from "./dom.js";
+import { el, isComposed, part } from "./dom.js";
 import { keep, kept } from "./kept.js";
 import { t } from "./words.js";
 
@@ -39,7 +39,7 @@ class Shortcuts {
   }
 
   press(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || isComposed(event)) return;
     if (event.target.closest(TYPED) || document.querySelector("dialog[open]")) return;
     const found = SINGLE.find(([key]) => key === event.key);
     if (!found || !(this.isOn.checked || event.key === "?")) return;

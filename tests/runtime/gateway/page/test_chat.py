@@ -95,6 +95,24 @@ def test_escape_stops_an_answer_after_a_click_on_send(opened, served):
     assert "stopped by you" in visit.text(".foot .facts")
 
 
+def test_a_key_of_an_input_method_neither_sends_nor_gives_up_what_is_written(opened):
+    """As Safari reports it: the composition has ended, and only the code tells of it."""
+    press = """(area, key) => area.dispatchEvent(new KeyboardEvent('keydown',
+      { key, keyCode: 229, bubbles: true, cancelable: true }))"""
+    visit = opened()
+    visit["#message"].fill("nǐ hǎo")
+    visit["#message"].evaluate(press, "Enter")
+    visit.page.wait_for_timeout(200)
+    assert visit["#message"].input_value() == "nǐ hǎo"
+    assert visit.asked(CHAT) == []
+    ask(visit, "nǐ hǎo")
+    visit["[data-edit]"].click()
+    for key in ("Enter", "Escape"):
+        visit[".editing textarea"].evaluate(press, key)
+
+    assert visit[".editing textarea"].input_value() == "nǐ hǎo"
+
+
 def test_regenerating_replaces_the_answer_with_the_chosen_models(opened, served):
     visit = opened()
     configure(visit, "chat", Temperature="0")
