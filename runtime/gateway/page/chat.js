@@ -10,7 +10,7 @@ import { LogScroll } from "./log_scroll.js";
 import { MessageView } from "./message.js";
 import { Picker } from "./picker.js";
 import { Settings } from "./settings.js";
-import { loadThread, save, trim } from "./store.js";
+import { loadThread, rename, save, trim } from "./store.js";
 import { Thread, quoted, turnsOf } from "./thread.js";
 import { download, fileName, jsonOf, markdownOf } from "./thread_export.js";
 import { t } from "./words.js";
@@ -45,6 +45,7 @@ export class Chat {
     this.history = new History(part(root, "history"), {
       open: (id) => this.open(id),
       rename: (id, title) => this.rename(id, title),
+      listed: (records) => this.listed(records),
       removed: (id) => this.removed(id),
       download: (kind) => this.download(kind),
     });
@@ -125,10 +126,15 @@ export class Chat {
     this.views.findLast(({ answer }) => !answer)?.edit();
   }
 
-  rename(id, title) {
-    if (id !== this.thread.id) return;
-    this.thread.rename(title);
-    this.keep(this.thread, []);
+  async rename(id, title) {
+    await rename(id, title).catch(() => this.sayUnkept());
+    this.history.share();
+  }
+
+  /** The list is loaded: the reader may have renamed the open conversation, also in another tab. */
+  listed(records) {
+    const found = records.find(({ id }) => id === this.thread.id);
+    if (found?.isNamed) this.thread.rename(found.title);
   }
 
   /** A conversation is deleted, or all of them where `id` is null. */
@@ -361,11 +367,15 @@ export class Chat {
       await save(thread.record, messages, [...thread.messages.values()]);
       if (isListed && thread.messages.size <= 2) await trim(thread.id);
     } catch {
-      this.attached.say(t("This browser does not keep the conversation: it has no room for it, or keeps nothing."));
+      this.sayUnkept();
     }
     if (!isListed) return;
     this.history.share();
     await this.history.load(this.thread.id);
+  }
+
+  sayUnkept() {
+    this.attached.say(t("This browser does not keep the conversation: it has no room for it, or keeps nothing."));
   }
 
   /** The reader leaves the page: keep what may be unsaved, for this tab's next page. */

@@ -11,9 +11,10 @@ const PAUSE_MS = 150;
 export class History {
   /**
    * @param {Element} root
-   * @param {{open: function(string): void, rename: function(string, string): void,
-   *   removed: function(string|null): void, download: function(string): void}} actions
-   *   `removed` receives null when all are deleted; `download` receives the kind of file
+   * @param {{open: function(string): void, rename: function(string, string): Promise<void>,
+   *   listed: function(Object[]): void, removed: function(string|null): void,
+   *   download: function(string): void}} actions
+   *   `listed` receives the records, `removed` null when all are deleted, `download` the kind of file
    */
   constructor(root, actions) {
     this.actions = actions;
@@ -56,6 +57,7 @@ export class History {
     const wanted = this.field.value.trim();
     const found = wanted ? await search(wanted).catch(() => new Set()) : null;
     this.records = await listThreads();
+    this.actions.listed(this.records);
     if (wanted !== this.field.value.trim()) return; // a newer search is under way
     const lower = wanted.toLowerCase();
     const isShown = ({ id, title }) => !found || found.has(id) || title.toLowerCase().includes(lower) || id === this.renaming?.dataset.id;
@@ -114,9 +116,9 @@ export class History {
       this.renaming = null;
       this.load().then(() => this.rowOf(id)?.querySelector("button").focus());
     };
-    form.addEventListener("submit", (event) => {
+    form.addEventListener("submit", async (event) => {
       event.preventDefault();
-      if (field.value.trim()) this.actions.rename(id, field.value.trim());
+      if (field.value.trim()) await this.actions.rename(id, field.value.trim());
       end();
     });
     form.addEventListener("keydown", (event) => {

@@ -67,19 +67,29 @@ export async function loadThread(id) {
 
 /**
  * Keep a conversation's record and the messages that have changed; all of them where the browser
- * does not have the conversation any more.
+ * does not have the conversation any more. A name that the reader has given stays: another tab may
+ * know it, and this one not.
  */
 export function save(record, changed = [], all = changed) {
   return run("readwrite", (threads, messages) => {
     const before = threads.get(record.id);
     before.onsuccess = () => {
       try {
-        threads.put(record);
+        const { isNamed, title } = before.result ?? {};
+        threads.put(isNamed ? { ...record, isNamed, title } : record);
         (before.result ? changed : all).forEach((message) => messages.put(message));
       } catch {
         before.transaction.abort(); // half of a conversation would be useless
       }
     };
+  });
+}
+
+/** Give a conversation the name that the reader wants. */
+export function rename(id, title) {
+  return run("readwrite", (threads) => {
+    const before = threads.get(id);
+    before.onsuccess = () => { if (before.result) threads.put({ ...before.result, title, isNamed: true }); };
   });
 }
 

@@ -149,6 +149,32 @@ def test_a_rename_goes_on_while_the_list_around_it_changes(visit, served):
     assert visit.page.evaluate("document.activeElement.title") == "new tn xi"
 
 
+def test_a_name_stays_that_another_tab_has_given(visit, served):
+    begin(visit, "One.")
+    tool(visit, "Rename")
+    visit.page.keyboard.type("Mine")
+    visit.page.keyboard.press("Enter")
+    assert until(lambda: visit.texts(TITLES) == ["Mine"])
+    page = visit.page.context.new_page()
+    page.set_viewport_size(WIDE)
+    page.goto(f"{served.url}/#key={KEY}")
+    page.locator(f"{TITLES} >> text=Mine").click()
+    page.locator("[data-again]").wait_for()
+    page.get_by_role("button", name="Rename", exact=True).click()
+    page.keyboard.type("Theirs")
+    page.keyboard.press("Enter")
+    assert until(lambda: visit.texts(TITLES) == ["Theirs"])
+    ask(visit, "More.")
+    visit.page.wait_for_timeout(200)
+
+    assert [thread["title"] for thread in kept(visit)[0]] == ["Theirs"]
+    assert visit.texts(TITLES) == page.locator(TITLES).all_inner_texts() == ["Theirs"]
+    page.close()
+    with visit.page.expect_download() as waiting:
+        tool(visit, "Markdown")
+    assert waiting.value.suggested_filename.startswith("Theirs")
+
+
 def test_a_deleted_conversation_comes_back_whole(visit):
     begin(visit, "One.", "Two.")
     before = kept(visit)
