@@ -11,7 +11,7 @@ import { MessageView } from "./message.js";
 import { Picker } from "./picker.js";
 import { Settings } from "./settings.js";
 import { loadThread, rename, save, trim } from "./store.js";
-import { Thread, quoted, turnsOf } from "./thread.js";
+import { Thread, turnsOf } from "./thread.js";
 import { download, fileName, jsonOf, markdownOf } from "./thread_export.js";
 import { t } from "./words.js";
 
@@ -342,10 +342,10 @@ export class Chat {
   /** Show how much of the context is used. */
   measure() {
     const { path } = this.thread;
-    const files = this.attached.files.filter(({ kind }) => kind === "text").map(quoted);
+    const files = this.attached.files.filter(({ kind }) => kind === "text");
     const last = path.findLast(({ used }) => used);
-    const draft = [...(last ? [] : [this.settings.system.value]), ...files, this.area.value].filter(Boolean).join("\n\n");
-    this.meter.soon({ model: this.picker.id, used: last?.used ?? 0, draft });
+    const draft = [...(last ? [] : [this.settings.system.value]), this.area.value].filter(Boolean).join("\n\n");
+    this.meter.soon({ model: this.picker.id, used: last?.used ?? 0, draft, files });
   }
 
   /** Show the list where it has room, unless the reader has closed it there. */

@@ -19,6 +19,7 @@ from tests.runtime.gateway.page.conftest import (
     Visit,
     answering,
     ask,
+    base_of,
     delta,
     kept,
     visiting,
@@ -168,6 +169,25 @@ def test_taking_one_file_off_loses_no_other_that_is_still_read(visit):
     visit["[aria-label='Remove slow.md']"].wait_for()
 
     assert visit[".chips li"].count() == 1
+
+
+def test_a_files_tokens_are_counted_once_and_what_is_typed_after_each_pause(visit, served):
+    def tokens(content: str) -> int:
+        asked = {"model": base_of(served), "content": content}
+        return len(served.ask("/tokenize", asked)[1]["tokens"])
+
+    ask(visit, "Hello.")  # the meter asks only a model that is loaded
+    served.says(base_of(served), "Hello.")
+    given(visit, "drop", "notes.md", "", NOTES.encode())
+    file = tokens(f"{QUOTED}\n\n")
+    assert until(lambda: f"{file} of them typed" in visit.text("#chat [data-context]"))
+    for text in ("One.", "One. Two.", "One. Two. Three."):
+        visit["#message"].fill(text)
+        shown = f"{file + tokens(text)} of them typed"
+        assert until(lambda shown=shown: shown in visit.text("#chat [data-context]"))
+
+    contents = [body["content"] for body in visit.asked("/tokenize")]
+    assert contents == [f"{QUOTED}\n\n", "One.", "One. Two.", "One. Two. Three."]
 
 
 def test_a_files_name_and_text_become_no_markup(visit):
