@@ -69,7 +69,7 @@ export class History {
     const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("[data-id]") : null;
     this.put(records.map((record) => (record.id === this.renaming?.dataset.id ? this.renaming : this.row(record))));
     this.none.hidden = records.length > 0;
-    this.none.textContent = wanted ? t("No conversation contains this text.") : t("Conversations appear here. Only this browser keeps them.");
+    this.none.textContent = wanted ? t("No conversation contains this text.") : t("Conversations appear here. This browser keeps them.");
     this.all.hidden = this.records.length === 0;
     if (focused && !focused.isConnected) (this.rowOf(focused.dataset.id)?.querySelector("button") ?? this.field).focus();
   }

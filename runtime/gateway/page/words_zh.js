@@ -59,7 +59,7 @@ export const CHINESE = {
   "Undo": "撤销",
   "Title": "标题",
   "(no title)": "（无标题）",
-  "Conversations appear here. Only this browser keeps them.": "对话会显示在这里，且只保存在本浏览器中。",
+  "Conversations appear here. This browser keeps them.": "对话会显示在这里，并保存在本浏览器中。",
   "No conversation contains this text.": "没有包含该文字的对话。",
   "Deleted: {title}": "已删除：{title}",
   "The conversation is back": "对话已恢复",
@@ -68,7 +68,7 @@ export const CHINESE = {
   "This browser does not keep the conversation: it has no room for it, or keeps nothing.": "浏览器无法保存此对话：存储空间不足，或已禁用存储。",
 
   // messages
-  "Ask something. Nothing leaves this server, and only this browser keeps the conversation, until you delete it.": "请输入问题。内容不会离开这台服务器；对话只保存在本浏览器中，直到你将其删除。",
+  "Ask something. Nothing leaves this server. This browser keeps the conversation until you delete it; the server may keep the computed prompts on its disk.": "请输入问题。内容不会离开这台服务器。对话保存在本浏览器中，直到你将其删除；服务器可能会把已计算的提示词保存在磁盘上。",
   "Show earlier messages": "显示更早的消息",
   "You": "你",
   "Message": "消息",

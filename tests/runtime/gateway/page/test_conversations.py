@@ -95,6 +95,14 @@ def test_no_key_and_no_sending_of_what_is_kept(opened, served):
     assert not [url for url in later if not any(one in url for one in tools)]
 
 
+def test_the_page_says_that_the_server_may_keep_prompts_too(visit):
+    said = visit.text("[data-empty]") + visit.text("#chat [data-none]")
+
+    assert "This browser keeps the conversation" in said
+    assert "the server may keep the computed prompts on its disk" in said
+    assert "only this browser" not in said.lower()
+
+
 def test_a_search_finds_titles_and_what_was_said_in_any_case(visit):
     begin(visit, "The Tagus flows", "A bridge", HOSTILE)
     for wanted, titles in (
