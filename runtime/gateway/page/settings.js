@@ -11,6 +11,8 @@ const NUMBERS = [
   ["top_k", "Top k", { min: 0, step: 1 }, "Only this many of the likeliest tokens; 0 is all"],
   ["min_p", "Min p", { min: 0, max: 1 }, "Only tokens with at least this part of the likeliest one's probability"],
   ["repeat_penalty", "Repeat penalty", { min: 0, max: 10 }, "Above 1, tokens that came shortly before become less likely; 1 is off"],
+  ["presence_penalty", "Presence penalty", { min: -2, max: 2 }, "Above 0, tokens that came shortly before become less likely; 0 is off"],
+  ["frequency_penalty", "Frequency penalty", { min: -2, max: 2 }, "Above 0, tokens become less likely each time they come; 0 is off"],
   ["max_tokens", "Token limit", { min: 1, step: 1 }, "The most tokens of an answer"],
   ["seed", "Seed", { min: 0, max: 4294967294, step: 1 }, "The same seed, prompt and settings give the same answer"],
 ];
