@@ -50,7 +50,8 @@ def test_every_sampler_is_sent_as_it_is_set(opened):
     visit = opened()
     configure(
         visit, "chat", Temperature="0.5", Top_p="0.9", Top_k="40", Min_p="0.05",
-        Repeat_penalty="1.1", Presence_penalty="0.5", Frequency_penalty="-0.25", Token_limit="12", Seed="7", Stop_at="END\n\\n\\n",
+        Repeat_penalty="1.1", Presence_penalty="0.5", Frequency_penalty="-0.25",
+        Token_limit="12", Seed="7", Stop_at="END\n\\n\\n",
     )  # fmt: skip
     ask(visit, COW)
     (body,) = visit.asked(CHAT)
@@ -58,7 +59,8 @@ def test_every_sampler_is_sent_as_it_is_set(opened):
 
     assert sent == {
         "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repeat_penalty": 1.1,
-        "presence_penalty": 0.5, "frequency_penalty": -0.25, "max_tokens": 12, "seed": 7, "stop": ["END", "\n\n"],
+        "presence_penalty": 0.5, "frequency_penalty": -0.25,
+        "max_tokens": 12, "seed": 7, "stop": ["END", "\n\n"],
         "stream": True, "stream_options": {"include_usage": True},
     }  # fmt: skip
     summary = visit.text("#chat .settings summary")
