@@ -107,7 +107,8 @@ class Catalog:
         if len(name) > NAME_MAX or not name.isprintable():
             raise self.unknown(name)
         # `latest` is an adapter of that name, otherwise the tag of Ollama's clients
-        for spelled in dict.fromkeys((name, name.removesuffix(LATEST))):
+        plain = name.removesuffix(LATEST)
+        for spelled in (plain,) if "@" in plain else dict.fromkeys((name, plain)):
             if (found := self.spelled(spelled)) is not None:
                 return found
         raise self.unknown(name)

@@ -21,7 +21,7 @@ from exporter.cli.outputs.evaluated_output import (
 )
 from exporter.core.errors import EXIT_USAGE, InputError
 from exporter.core.events import silent
-from exporter.core.leftover_folders import sweep
+from exporter.core.leftover_folders import start_of, sweep
 from exporter.export import ExportedFile, ExportResult
 from exporter.formats import gguf_file
 from exporter.formats.export_request import ExportRequest
@@ -264,7 +264,8 @@ def test_what_the_disk_has_no_room_for_is_left_out_and_said(
 def test_what_a_killed_evaluation_left_is_deleted_and_what_a_running_one_uses_is_not(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left, used = tmp_path / f".eval-{dead.pid}-x", tmp_path / f".eval-{os.getpid()}-y"
+    own = os.getpid()
+    left, used = tmp_path / f".eval-{dead.pid}-1-x", tmp_path / f".eval-{own}-{start_of(own)}-y"
     for folder in (left, used):
         folder.mkdir()
         (folder / "base-BF16.gguf").write_bytes(b"weights")

@@ -44,6 +44,7 @@ def test_an_adapter_may_be_called_latest(tmp_path):
     assert catalog.find("m:latest").lora_scales == (1, 0)
     assert catalog.find("latest").id == catalog.find("m:latest:latest").id == "m:latest"
     assert catalog.find("m:pirate:latest").id == "m:pirate"
+    assert catalog.find("m:latest@0.5:latest").id == "m:latest@0.5"
     assert catalog.find("m").lora_scales == (0, 0)
 
 
