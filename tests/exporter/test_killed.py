@@ -95,7 +95,8 @@ def change_adapter(base: Path, adapter: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [(change_base, "base"), (change_adapter, "adapters and options")]
+    ("change", "named"),
+    [(change_base, "base and options"), (change_adapter, "adapters and options")],
 )
 def test_with_other_weights_it_begins_afresh_and_says_why(
     toolchain, models, tmp_path, change, named
