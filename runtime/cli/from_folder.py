@@ -10,7 +10,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,8 +120,12 @@ def exported(base: Path, store: Path, *, name: str | None = None, report: Report
         return not header.text("decant.adapter") and is_made_of(header, exact, folder)
 
     arguments = ["-", "--base", str(base)]
-    another = f"{exact}-{weights_sample(folder)[:8]}"
-    output = new_file(store, (name or exact, exact, another))
+
+    def names() -> Iterator[str]:  # the sample reads the weights: only where it is needed
+        yield from (name or exact, exact)
+        yield f"{exact}-{weights_sample(folder)[:8]}"
+
+    output = new_file(store, names())
     return once(store, output, is_it, f"the base {exact}", arguments, report=report)
 
 
@@ -136,10 +140,13 @@ def merged(adapter: AdapterSpec, base: Path, store: Path, *, report: Report) -> 
     return once(store, output, is_it, adapter.name, arguments, report=report)
 
 
-def new_file(store: Path, names: Sequence[str]) -> Path:
+def new_file(store: Path, names: Iterable[str]) -> Path:
     """The path by the first of the names that no stored model has, else by the last."""
-    paths = [store / file_name(name, QUANT) for name in names]
-    return next((path for path in paths if not path.exists()), paths[-1])
+    paths = (store / file_name(name, QUANT) for name in names)
+    path = next(paths)
+    while path.exists() and (following := next(paths, None)):
+        path = following
+    return path
 
 
 def once(

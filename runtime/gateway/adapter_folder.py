@@ -41,7 +41,7 @@ class Taken(NamedTuple):
 
     mark: Mark
     base: str
-    version: int | None
+    version: int
     """Of the adapter; one that a client has put in its place has another."""
 
 
@@ -78,11 +78,13 @@ class AdapterFolder:
 
     def is_decided(self, name: str) -> bool:
         mark, ready_at = self.since[name]
-        taken = self.served.get(name)
         is_late = ready_at > self.clock() + SETTLE_S  # it waits for room
-        return (
-            (taken is not None and taken.mark == mark) or self.refused.get(name) == mark or is_late
-        )
+        return self.is_known(name, mark) or is_late
+
+    def is_known(self, name: str, mark: Mark) -> bool:
+        """Whether an adapter in this state was added or refused."""
+        taken = self.served.get(name)
+        return (taken is not None and taken.mark == mark) or self.refused.get(name) == mark
 
     async def look(self) -> None:
         """Add the adapters that are complete, and remove those that are absent."""
@@ -105,8 +107,7 @@ class AdapterFolder:
 
     def is_new(self, name: str, mark: Mark) -> bool:
         """Whether an adapter is new or changed, and its files have stayed the same long enough."""
-        taken = self.served.get(name)
-        if (taken is not None and taken.mark == mark) or self.refused.get(name) == mark:
+        if self.is_known(name, mark):
             return False
         seen, ready_at = self.since.get(name, ((), 0.0))
         if seen != mark:
@@ -117,9 +118,7 @@ class AdapterFolder:
     def is_own(self, name: str) -> bool:
         """Whether the adapter that is served under a name is the one that the folder added."""
         taken = self.served.get(name)
-        if taken is None or taken.version is None:
-            return False
-        return self.registry.version_of(name, taken.base) == taken.version
+        return taken is not None and self.registry.version_of(name, taken.base) == taken.version
 
     async def add(self, name: str, found: Found) -> None:
         """Serve an adapter, or report why it cannot be served."""
@@ -137,7 +136,9 @@ class AdapterFolder:
                 self.refused[name] = found.mark
         else:
             base = id_.removesuffix(f":{name}")
-            self.served[name] = Taken(found.mark, base, self.registry.version_of(name, base))
+            version = self.registry.version_of(name, base)
+            assert version is not None, id_
+            self.served[name] = Taken(found.mark, base, version)
             self.refused.pop(name, None)
             self.reasons.pop(name, None)
 

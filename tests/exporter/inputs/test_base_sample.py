@@ -1,4 +1,4 @@
-"""Bases of one name are told apart by what their weights are."""
+"""decant tells bases of the same name apart by their weights."""
 
 from __future__ import annotations
 
