@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from exporter.core.gguf import GGUFFile
@@ -27,12 +28,20 @@ def weights_sample(base: Path) -> str:
     """
     found = base.iterdir() if base.is_dir() else [base]
     files = sorted(path for path in found if path.suffix in WEIGHTS and path.is_file())
+    states = [(path, path.stat()) for path in files]
+    marks = tuple((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in states)
+    return sample_of(marks) if marks else ""
+
+
+@lru_cache(maxsize=16)
+def sample_of(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """The sample of files in these states: path, bytes, time of the last change in ns, inode."""
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    for path, size, *_ in files:
+        digest.update(f"{path.name} {size}\n".encode())
         for sample in samples(path):
             digest.update(sample)
-    return digest.hexdigest() if files else ""
+    return digest.hexdigest()
 
 
 def samples(path: Path) -> Iterator[bytes]:
@@ -59,3 +68,14 @@ def is_made_of(header: GGUFFile, name: str, base: Path) -> bool:
     if sample := header.text(SAMPLE):
         return sample == weights_sample(base)
     return bool(theirs)
+
+
+def are_of_one_base(one: GGUFFile, other: GGUFFile) -> bool:
+    """Whether two GGUFs were made of one base, as far as their headers say."""
+    if one.text(NAME) is None or one.text(NAME) != other.text(NAME):
+        return False
+    for key in (COMMIT, SAMPLE):
+        here, there = one.text(key), other.text(key)
+        if here and there:
+            return here == there
+    return True

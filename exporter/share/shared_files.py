@@ -14,6 +14,7 @@ from exporter.core.gguf import SUFFIX, GGUFFile, read_gguf
 from exporter.formats.ollama import MODELFILE
 from exporter.hub.resolve import is_repo
 from exporter.hub.upload.sent_file import LocalFile
+from exporter.inputs.base_sample import are_of_one_base
 from exporter.model_store import (
     QUANT_AT_END,
     StoredModel,
@@ -28,8 +29,8 @@ from exporter.verify.verified_record import VerifiedRecord, read_record
 
 OLLAMA_FILES = ("template", "system", "params")
 """Files from which Ollama takes a prompt's form and settings when it pulls from a hub."""
-SAME_SOURCE = ("decant.base", "decant.base.commit", "decant.adapter", "decant.adapter.sha256")
-"""Keys by which a projector and a model are of one export."""
+SAME_SOURCE = ("decant.adapter", "decant.adapter.sha256")
+"""Keys by which a projector and a model of one base are of one export."""
 TAKES = "decant push takes GGUFs: a stored model's name, FILE.gguf, or a folder with GGUFs"
 
 
@@ -188,8 +189,9 @@ def is_same_export(path: Path, header: GGUFFile) -> bool:
         other = read_gguf(path)
     except ModelError:
         return False
-    keys = [header.text(key) for key in SAME_SOURCE]
-    return keys[0] is not None and keys == [other.text(key) for key in SAME_SOURCE]
+    return are_of_one_base(header, other) and all(
+        header.text(key) == other.text(key) for key in SAME_SOURCE
+    )
 
 
 def upload_files(models: Sequence[SharedModel], *, report: Report) -> tuple[LocalFile, ...]:

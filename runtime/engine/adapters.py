@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ EMBEDDING = "token_embd.weight"
 NORM = "_norm.weight"
 """The end of the names of tensors that llama.cpp skips in an adapter."""
 MATRIX = 2  # dimensions
+CONVERTING = threading.Lock()
+"""Held while a child process converts an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,10 @@ def linked(place: str, *, report: Report) -> Path | None:
 
 
 def convert(adapter: Path, base: Path, cache: Path) -> None:
-    """Convert in a child process, which may load torch. Raises its error, or EngineError."""
+    """Convert in a child process, which may load torch. Raises its error, or EngineError.
+
+    One at a time: it takes memory and processors, which engines need.
+    """
     argv = [
         sys.executable,
         "-m",
@@ -153,7 +159,8 @@ def convert(adapter: Path, base: Path, cache: Path) -> None:
         str(base),
         str(cache),
     ]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    with CONVERTING:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

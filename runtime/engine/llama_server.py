@@ -88,6 +88,8 @@ class ServerSpec:
     """Copies of a slot's state to keep; None for llama-server's default."""
     prompts: PromptPlan | None = None
     """Where the prompts of its slots are kept while it does not run."""
+    is_restoring: bool = True
+    """Whether it reads these prompts when it starts; otherwise, only `restore` does."""
     use_socket: bool = True
     """Whether to use a Unix socket if the system has them; else a port on the loopback."""
 
@@ -148,8 +150,8 @@ class Server(ModelServer):
             self.wait_until_ready(on_port=on_port)
             if self.watch is not None:
                 self.watch.is_ready()
-            if self.saved is not None:
-                self.saved.restore(self)
+            if self.spec.is_restoring:
+                self.restore()
         except BaseException:
             self.stop()
             raise
@@ -246,7 +248,7 @@ class Server(ModelServer):
                 was_tried = True
                 self.try_template()
             if on_port and self.port is None:
-                found = LISTENING.search(self.run_folder.log.read_text(errors="replace"))
+                found = LISTENING.search(self.run_folder.log_text())
                 self.port = int(found[1]) if found else None
             if (self.port is not None or not on_port) and self.is_healthy():
                 nbytes = self.spec.model.stat().st_size
@@ -280,7 +282,7 @@ class Server(ModelServer):
 
     def report_progress(self, reported: float) -> float:
         """Report and return the loaded fraction if the log shows more than the last report."""
-        states = STATE.findall(self.run_folder.log.read_text(errors="replace"))
+        states = STATE.findall(self.run_folder.log_text())
         payload = json.loads(states[-1]).get("payload", {}) if states else {}
         part = payload.get("value", reported)
         if part > reported:
@@ -302,7 +304,8 @@ class Server(ModelServer):
         if process.returncode is None:
             return
         status = process.returncode
-        kind = TemplateRefusedError if self.says(TEMPLATE_REFUSED) else EngineDiedError
+        was_refused = TEMPLATE_REFUSED.search(self.run_folder.log_text())
+        kind = TemplateRefusedError if was_refused else EngineDiedError
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with {status}"
         if self.watch is not None and self.watch.taken:
             took, most = size_text(self.watch.taken), size_text(self.watch.most)
@@ -321,18 +324,8 @@ class Server(ModelServer):
                 hint="does a program clean up there? Set TMPDIR to another folder",
             )
 
-    def says(self, words: re.Pattern[str]) -> bool:
-        """Whether a pattern is found in the engine's log."""
-        try:
-            return words.search(self.run_folder.log.read_text(errors="replace")) is not None
-        except FileNotFoundError:  # the folder was removed
-            return False
-
     def last_lines(self) -> str:
-        try:
-            lines = self.run_folder.log.read_text(errors="replace").splitlines()
-        except FileNotFoundError:  # the folder was removed
-            return ""
+        lines = self.run_folder.log_text().splitlines()
         last = [line for line in lines if line and not STATE.match(line)][-LAST_LINES:]
         return "; its last lines:\n" + "\n".join(f"  {line}" for line in last) if last else ""
 
@@ -367,6 +360,11 @@ class Server(ModelServer):
             with self.changed:
                 self.in_flight -= 1
                 self.changed.notify_all()
+
+    def restore(self) -> None:
+        """Fill unused slots with the prompts that are kept for this engine."""
+        if (saved := self.saved) is not None:
+            saved.restore(self)
 
     def stop(self, *, grace_s: float = 0, is_saving: bool = False) -> None:
         """End the process and remove its folder; with `is_saving`, save its prompts first.

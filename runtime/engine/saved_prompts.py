@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Timer
@@ -26,7 +27,7 @@ from exporter.core.errors import DecantError
 from exporter.core.leftover_folders import temporary_folder
 from runtime.engine.lora_scales import lora_list
 from runtime.engine.model_server import ModelServer
-from runtime.engine.openai_client import ask_json
+from runtime.engine.openai_client import ask_json, read_text
 
 SUFFIX = ".prompt"
 SAVING = ".saving-"
@@ -90,39 +91,57 @@ class SavedPrompts:
         return ("--slot-save-path", self.place.name)
 
     def restore(self, server: ModelServer) -> None:
-        """Fill the engine's slots with the newest prompts of the plan's scales.
+        """Fill the slots that have had no request with the newest prompts of the plan's scales.
 
         The newest goes to the first slot, because an unused engine's last slot is taken first.
-        Does nothing if a file was changed while the engine started.
+        Does nothing if a file was changed since the engine started. Never raises.
         """
-        if self.identities() != (self.key, self.adapters):
-            self.key = ""
-            return
         known = {self.adapters_key(scales): scales for scales in self.plan.scales}
-        for path in self.files(self.key):
-            if len(self.used) == self.plan.slots:
+        slots = list(range(self.plan.slots))
+        with suppress(OSError):  # the folder or the model's file was removed
+            if self.identities() != (self.key, self.adapters):
+                self.key = ""
                 return
-            scales = known.get(adapters_key_in(path))
-            if scales is not None and self.restore_one(server, len(self.used), path, scales):
-                self.used.append(path)
+            for path in self.files(self.key):
+                scales = known.get(adapters_key_in(path))
+                if path not in self.used and scales is not None and self.is_whole(path):
+                    self.restore_one(server, slots, path, scales)
+
+    def is_whole(self, path: Path) -> bool:
+        """Whether a file has the content that its name says; deletes it otherwise."""
+        with suppress(FileNotFoundError):  # another engine has replaced it
+            if path.name == self.name_of(path, adapters_key_in(path)):
+                return True
+            delete(path)
+        return False
 
     def restore_one(
-        self, server: ModelServer, slot: int, path: Path, scales: Sequence[float]
-    ) -> bool:
-        """Fill a slot from a file; deletes a file that is damaged or refused."""
-        if path.name != self.name_of(path, adapters_key_in(path)):
-            delete(path)
-            return False
+        self, server: ModelServer, slots: list[int], path: Path, scales: Sequence[float]
+    ) -> None:
+        """Fill the next unused slot from a file, and remove that slot and used ones from `slots`.
+
+        Deletes a file that the engine refuses, or that ends it. Raises OSError.
+        """
         linked = Path(self.place.name) / "restored"
-        try:
-            linked.unlink(missing_ok=True)
-            linked.symlink_to(path)
-            body = {"filename": linked.name, "lora": lora_list(scales)}
-            ask_json(server, f"/slots/{slot}?action=restore", body)
-        except (DecantError, OSError):
-            delete(path)
-            return False
-        return True
+        linked.unlink(missing_ok=True)
+        linked.symlink_to(path)
+        body = {"filename": linked.name, "lora": lora_list(scales), "if_unused": True}
+        while slots:
+            try:
+                with server.post(f"/slots/{slots[0]}?action=restore", body) as response:
+                    read_text(response)
+            except DecantError:
+                slots.clear()
+                delete(path)
+                return
+            if response.status == HTTPStatus.OK:
+                self.used.append(path)
+                del slots[0]
+                return
+            if response.status != HTTPStatus.SERVICE_UNAVAILABLE:
+                delete(path)
+                return
+            del slots[0]  # it is in use
 
     def save(self, server: ModelServer, kill: Callable[[], None]) -> None:
         """Write what the slots hold, and delete what it replaces. Never raises.
@@ -146,12 +165,11 @@ class SavedPrompts:
     def save_one(self, server: ModelServer, slot: int) -> Path | None:
         """Write one slot; None if it holds little, or the disk has little room."""
         there = Path(self.place.name) / "saved"
+        free = shutil.disk_usage(there.parent).free
+        most = min(self.plan.limit, free // FREE_PARTS)
+        body = {"filename": there.name, "min_tokens": TOKENS_MIN, "max_bytes": most}
         try:
-            found = ask_json(server, f"/slots/{slot}?action=save", {"filename": there.name})
-            free = shutil.disk_usage(there.parent).free
-            nbytes = there.stat().st_size
-            if found["n_saved"] < TOKENS_MIN or nbytes > min(self.plan.limit, free // FREE_PARTS):
-                return None
+            found = ask_json(server, f"/slots/{slot}?action=save", body)
             adapters_key = self.adapters_key(scales_in(found, len(self.adapters)))
             path = self.plan.folder / self.name_of(there, adapters_key)
             there.replace(path)

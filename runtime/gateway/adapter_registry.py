@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -35,6 +36,8 @@ TAKEN = (
 NAME_TAKEN, TOO_MANY = "name_taken", "too_many"
 """The error codes of what another adapter's removal mends."""
 MISSING = "The lora adapter {name!r} cannot be found."
+DOWNLOADS_MAX = 4
+"""Adapters at once that may have to be downloaded; a mirror may stall for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,10 @@ class AdapterRegistry:
     settings: Settings
     catalog: Catalog
     pool: EnginePool
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while an adapter is converted, checked and added: one at a time, so that its name, which
-    is checked first, is still free at the end."""
+    pending: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Set when the adapter of that name is added or refused."""
+    downloading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOWNLOADS_MAX))
+    """Not held for an adapter that is a GGUF on this machine."""
     versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     added: int = 0
     """Adapters added since the start."""
@@ -85,10 +89,13 @@ class AdapterRegistry:
         and changes nothing then.
         """
         refuse_name(change.name)
-        async with self.changing:
+        async with self.reserve(change.name):
             bases = self.candidates(change)
             try:
-                checked = await self.pool.in_thread(self.check, change, bases, is_trusted)
+                place, is_gguf = await self.pool.in_thread(self.place_of, change, is_trusted)
+                async with nullcontext() if is_gguf else self.downloading:
+                    found = replace(change, place=place)
+                    checked = await self.pool.in_thread(self.check, found, bases)
             except DecantError as error:
                 raise refusal(change, error) from error
             except (OSError, ValueError, RuntimeError) as error:  # such as links in a circle
@@ -98,6 +105,18 @@ class AdapterRegistry:
         id_ = f"{checked.base}:{change.name}"
         self.report(Note(f"the adapter {id_!r} is served"))
         return id_
+
+    @asynccontextmanager
+    async def reserve(self, name: str) -> AsyncIterator[None]:
+        """Keep a name free for an adapter until it is added; two of one name wait in turn."""
+        while (other := self.pending.get(name)) is not None:
+            await other.wait()
+        is_done = self.pending[name] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self.pending[name]
+            is_done.set()
 
     def remove(self, name: str, base: str | None = None) -> str:
         """Serve an adapter no longer; returns the id that it had. Raises ApiError (404, 400).
@@ -160,6 +179,8 @@ class AdapterRegistry:
             raise bad_request(TAKEN.format(name=name), code=NAME_TAKEN)
         most = self.settings.limits.adapters
         count = sum(len(model.adapters) for model in self.catalog.models.values())
+        coming = [one for one in self.pending if not self.catalog.bases_of(one)]
+        count += len([one for one in coming if one != name])
         if not holding and count >= most:
             raise bad_request(
                 f"{count} adapters are served, and this server takes {most}: unload one, or allow"
@@ -167,14 +188,18 @@ class AdapterRegistry:
                 code=TOO_MANY,
             )
 
-    def check(self, change: Change, bases: dict[str, Model], is_trusted: bool) -> Checked:
+    def place_of(self, change: Change, is_trusted: bool) -> tuple[str, bool]:
+        """The adapter's place, and whether that is a GGUF on this machine. Raises ApiError."""
+        place = change.place if is_trusted else permitted(change.place, self.settings)
+        path = Path(place)
+        return place, path.suffix == SUFFIX and path.exists()
+
+    def check(self, change: Change, bases: dict[str, Model]) -> Checked:
         """The adapter, converted if it is a folder, with its base. Runs in a thread.
 
-        Raises ApiError and DecantError.
+        Raises DecantError.
         """
         place = change.place
-        if not is_trusted:
-            place = permitted(place, self.settings)
         over = self.settings.adapter_base
         if Path(place).suffix != SUFFIX and over is None and not self.settings.allow_pull:
             over = str(base_here(Path(place), report=self.report))

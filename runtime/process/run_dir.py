@@ -40,6 +40,13 @@ class RunFolder:
     def log(self) -> Path:
         return self.path / "log"
 
+    def log_text(self) -> str:
+        """The engine's output; empty if the folder was removed."""
+        try:
+            return self.log.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         self.owner.close()

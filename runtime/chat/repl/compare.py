@@ -10,6 +10,7 @@ from pathlib import Path
 
 from exporter.core.errors import DecantError, InputError, ModelError
 from exporter.core.gguf import read_gguf
+from exporter.inputs.base_sample import are_of_one_base
 from exporter.model_store import find_model, list_models
 from runtime.chat.repl.loop import Repl, Taken
 from runtime.chat.repl.screen import BOLD
@@ -121,7 +122,7 @@ def find_base(repl: Repl) -> Path:
             other = read_gguf(model.path)
         except ModelError:
             continue
-        if other.text("decant.base") == base and other.text("decant.adapter") is None:
+        if other.text("decant.adapter") is None and are_of_one_base(header, other):
             found.append((other.text("decant.quant") != quant, model.path))
     if not found:
         raise InputError(

@@ -152,8 +152,12 @@ class EngineMemory:
             self.spawn(self.dismiss(engine))
 
     async def dismiss(self, engine: EngineEntry) -> None:
-        await self.stop(engine)
+        """Stop a retired engine; the one in its place takes its prompts over."""
+        await self.stop(engine, is_saving=True)
         self.roster.beside.discard(engine)
+        heir = self.engines.get(engine.key)
+        if heir is not None and heir.is_loaded and heir.server is not None:
+            await self.in_thread(heir.server.restore)
 
     async def stop(self, engine: EngineEntry, *, is_saving: bool = False) -> None:
         """Unload the engine; the next request loads it again.

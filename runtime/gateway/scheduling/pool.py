@@ -208,7 +208,8 @@ class EnginePool(EngineMemory):
                     engine.text_max = plan.text_max
                     for warning in plan.fit.warnings():
                         self.report(Warn(f"{engine.name}: {warning}"))
-                    spec = replace(plan.spec, niceness=engine.niceness)
+                    has_place = self.roster.predecessor_of(engine) is None
+                    spec = replace(plan.spec, niceness=engine.niceness, is_restoring=has_place)
                     loading.server = Server(spec, self.toolchain, report=note_progress)
                     return loading.server
             await (asyncio.sleep(wait_s) if wait_s else self.wait_for_memory())

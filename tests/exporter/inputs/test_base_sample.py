@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from exporter.inputs.base_sample import EVERY_NBYTES, is_made_of, weights_sample
+from exporter.inputs.base_sample import (
+    EVERY_NBYTES,
+    are_of_one_base,
+    is_made_of,
+    weights_sample,
+)
 from tests.support.gguf_headers import llama
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -63,3 +69,29 @@ def test_a_file_is_of_a_base_by_its_commit_else_by_its_sample(tmp_path):
     assert not found(other, sample=sample)
     assert not found(local, name="other", sample=sample)
     assert not found(local)
+
+
+def test_two_files_are_of_one_base_unless_their_headers_differ(tmp_path):
+    def are(one: dict[str, str], other: dict[str, str]) -> bool:
+        made = [
+            llama(tmp_path / f"{number}.gguf", **{f"decant.{key}": keys[key] for key in keys})
+            for number, keys in enumerate((one, other))
+        ]
+        return are_of_one_base(*made)
+
+    final = {"base": "final"}
+    assert are(final, final)
+    assert not are({}, {})
+    assert not are(final, {"base": "other"})
+    assert not are({**final, "base.commit": COMMIT}, {**final, "base.commit": "f" * 40})
+    assert not are({**final, "base.sample": "a"}, {**final, "base.sample": "b"})
+    assert are({**final, "base.commit": COMMIT}, {**final, "base.sample": "b"})
+
+
+def test_a_base_that_is_trained_again_is_sampled_again(tmp_path):
+    def trained(weights: bytes, second: int) -> str:
+        folder = write(tmp_path, weights)
+        os.utime(folder / "model.safetensors", (second, second))
+        return weights_sample(folder)
+
+    assert trained(b"weights", 1) == trained(b"weights", 2) != trained(b"trained", 3)

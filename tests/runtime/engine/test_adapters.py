@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from exporter.core.errors import InputError, ModelError
@@ -9,6 +13,7 @@ from exporter.core.gguf import read_gguf
 from exporter.formats.gguf_lora import LoraRequest, export_lora
 from exporter.llamacpp.converter_import import imported
 from exporter.llamacpp.toolchain import cache_folder
+from runtime.engine import adapters
 from runtime.engine.adapters import Adapter, check_adapter, parse_adapter
 from tests.support.tiny import make_adapter, make_base
 
@@ -43,6 +48,23 @@ def test_a_path_with_a_colon_is_a_path_where_there_is_one(tmp_path, monkeypatch)
     (tmp_path / "lora:2").mkdir()
 
     assert parse_adapter("a=lora:2").place == "lora:2"
+
+
+def test_one_adapter_is_converted_at_a_time(tmp_path, monkeypatch):
+    at_once, most = [0], [0]
+
+    def slow(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.02)
+        at_once[0] -= 1
+        return subprocess.CompletedProcess([], 0, stdout="{}")
+
+    monkeypatch.setattr(adapters.subprocess, "run", slow)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(lambda _: adapters.convert(tmp_path, tmp_path, tmp_path), range(3)))
+
+    assert most == [1]
 
 
 @pytest.mark.llamacpp

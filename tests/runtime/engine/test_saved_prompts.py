@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from exporter.core.errors import EngineError
 from runtime.engine import saved_prompts
 from runtime.engine.llama_server import STOP_S, Server, ServerSpec
 from runtime.engine.lora_scales import lora_vector
@@ -191,6 +192,30 @@ class TestWithAnEngine:
             ask_json(server, "/v1/completions", {"prompt": "tell", "max_tokens": 2})
 
         assert files(spec.prompts.folder) == []
+
+    @pytest.mark.parametrize("bound", [{"max_bytes": 1000}, {"min_tokens": 500}])
+    def test_what_is_not_kept_is_not_written_either(self, spec, toolchain, bound):
+        with running(replace(spec, parallel=1), toolchain) as server:
+            answer(server, PIRATE)
+            with pytest.raises(EngineError, match=next(iter(bound))):
+                ask_json(server, "/slots/0?action=save", {"filename": "x", **bound})
+            assert not (Path(server.saved.place.name) / "x").exists()
+
+    def test_a_slot_that_has_had_a_request_is_left_as_it_is(self, spec, toolchain):
+        with running(spec, toolchain) as server:
+            told = {voice: text_of(answer(server, voice)) for voice in (PIRATE, LIAR)}
+        with running(replace(spec, is_restoring=False), toolchain) as server:
+            (newest,) = spec.prompts.folder.glob(f"*{server.saved.adapters_key(LIAR)}*")
+            os.utime(newest)
+            found = {BASE: answer(server, BASE)}
+            server.restore()
+            server.restore()
+            again = {voice: answer(server, voice) for voice in (BASE, LIAR)}
+
+        assert found[BASE]["timings"]["cache_n"] == 0
+        assert [one["timings"]["prompt_n"] <= 2 for one in again.values()] == [True, True]
+        assert text_of(again[BASE]) == text_of(found[BASE])
+        assert text_of(again[LIAR]) == told[LIAR]
 
     def test_nothing_is_left_beside_the_files(self, spec, toolchain):
         with running(spec, toolchain) as server:

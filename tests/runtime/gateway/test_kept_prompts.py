@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,26 @@ def test_after_a_restart_too_and_by_the_same_voice_only(voices, tmp_path, env):
         "base": False, "base:liar": False, "base:pirate": True,
     }  # fmt: skip
     assert text_of(found["base:pirate"]) == text_of(first)
+
+
+def test_an_added_adapter_costs_no_conversation_its_prompt(voices, tmp_path, env, data, liar_lora):
+    """The engine that has the adapter takes over what the earlier one has computed."""
+    more = ("--parallel", "2", "--allow-adapter-path", liar_lora.parent)
+    with serving(tmp_path, *voices, *more, env=env) as served:
+        first = asked(served, "base:pirate")
+        (engine,) = served.children()
+        body = {"lora_name": "another", "lora_path": str(liar_lora)}
+        with served.send("POST", "/v1/load_lora_adapter", body) as response:
+            assert response.status == 200
+        other = asked(served, "base:another")
+        assert until(lambda: engine not in served.children())
+        assert until(lambda: [path for path in kept(data) if list(path.glob("restored"))])
+        time.sleep(0.3)  # for the engine to read it
+        again = asked(served, "base:pirate")
+
+    assert cached(other) == 0
+    assert cached(again) > 60
+    assert text_of(again) == text_of(first) != text_of(other)
 
 
 def test_a_killed_server_leaves_nothing_that_the_next_one_uses(voices, tmp_path, env, data):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,7 @@ from runtime.gateway.request_limits import Limits
 from runtime.gateway.settings import Settings
 from tests.support.changing_server import LOAD, UNLOAD, Server
 from tests.support.fake_hub import FakeHub
-from tests.support.fake_pool import asked
+from tests.support.fake_pool import asked, eventually
 from tests.support.hub_files import REPO
 from tests.support.raw import write_adapter, write_tiny_gguf
 from tests.support.tiny_lora import OUTPUT, write_tiny_lora
@@ -166,28 +165,6 @@ def test_two_that_take_one_name_at_once_get_it_once(serve):
 
 
 @pytest.mark.lasting
-def test_one_adapter_is_converted_at_a_time(serve, monkeypatch):
-    """A conversion takes memory and processors, which answers need."""
-    read, at_once, most = adapter_registry.gguf_of, [0], [0]
-
-    def slow(*arguments: Any, **more: Any) -> Path:
-        at_once[0] += 1
-        most[0] = max(most[0], at_once[0])
-        time.sleep(0.05)
-        at_once[0] -= 1
-        return read(*arguments, **more)
-
-    monkeypatch.setattr(adapter_registry, "gguf_of", slow)
-
-    async def test(server: Server) -> None:
-        found = await asyncio.gather(*(server.load(name) for name in "abc"))
-        assert [int(status) for status, _ in found] == [200] * 3
-
-    serve(test)
-    assert most == [1]
-
-
-@pytest.mark.lasting
 def test_a_peft_folder_without_its_base_here_says_what_to_do(serve):
     async def test(server: Server) -> None:
         write_adapter(server.folder / "peft")
@@ -237,3 +214,34 @@ def test_a_folder_comes_before_a_repo_of_its_name(tmp_path):
     settings = Settings(adapter_folders=(tmp_path / "none", tmp_path), allow_pull=True)
 
     assert permitted("org/name", settings) == str(tmp_path / "org" / "name")
+
+
+@pytest.mark.lasting
+def test_a_slow_adapter_delays_only_another_of_its_name(serve, monkeypatch):
+    """Folders whose configs cannot be read to their ends yet stand for slow downloads."""
+    monkeypatch.setattr(adapter_registry, "DOWNLOADS_MAX", 2)
+    slow = [f"slow{number}" for number in range(3)]
+
+    async def test(server: Server) -> None:
+        def config(name: str) -> Path:
+            return server.folder / name / "adapter_config.json"
+
+        for name in slow:
+            config(name).parent.mkdir()
+            os.mkfifo(config(name))
+        coming = [asyncio.ensure_future(server.load(one, config(one).parent)) for one in slow]
+        again = asyncio.ensure_future(server.load(slow[0], server.folder / "b.gguf"))
+        await eventually(lambda: len(server.gateway.adapters.pending) == len(slow))
+        assert (await server.load("a"))[0] == 200
+        assert (await server.answer("m:a"), await server.answer("m")) == ("a", "")
+        status, told = await server.load("b")  # those that come count, too
+        assert (status, "and this server takes 4" in told["error"]["message"]) == (400, True)
+        assert not any(one.done() for one in (*coming, again))
+        for name in slow:
+            await asyncio.to_thread(config(name).write_text, "{}")
+        assert [(await one)[0] for one in coming] == [400] * 3
+        assert (await again)[0] == 200
+        assert await server.ids() == ["m", "m:a", f"m:{slow[0]}"]
+        assert not server.gateway.adapters.pending
+
+    serve(test, limits=Limits(adapters=4))
