@@ -202,6 +202,8 @@ def normalized(value: object, normalize: Normalize) -> object:
     if isinstance(value, str):
         return normalize(value)
     if isinstance(value, list):
+        if all(type(one) is int for one in value):  # a prompt's tokens
+            return value
         return [normalized(one, normalize) for one in value]
     if isinstance(value, dict):
         fields = (*TEXTS, *THOUGHTS)

@@ -39,21 +39,22 @@ LISTED = ("prompt", "input", "content", "documents", "texts")
 """Fields with one text, or with a list of texts that are answered separately."""
 WORD_MAX = 100_000  # characters
 LONG_WORD = re.compile(rf"\S{{{WORD_MAX}}}")
+HUGE_NUMBER = re.compile(rb"\d{19}|\d[eE]")
+"""In every number that may be beyond the engine's range."""
 ENGINE_INT = (-(1 << 63), (1 << 64) - 1)
 
 
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object in a body. Raises ApiError for anything else.
 
-    As strict as the engine's parser: no NaN, and no numbers beyond its range.
+    As strict as the engine's parser: no NaN, and no numbers beyond its range. A body without long
+    numbers and exponents cannot have such a number, and is parsed without looking at each.
     """
+    checks: dict[str, Any] = {"parse_constant": refuse_number}
+    if HUGE_NUMBER.search(body):
+        checks |= {"parse_float": finite, "parse_int": fitting}
     try:
-        found = json.loads(
-            body.decode("utf-8"),
-            parse_constant=refuse_number,
-            parse_float=finite,
-            parse_int=fitting,
-        )
+        found = json.loads(body.decode("utf-8"), **checks)
     except UnicodeDecodeError as error:
         raise bad_request(f"the body is not UTF-8: byte {error.start}") from error
     except RecursionError as error:
@@ -63,6 +64,28 @@ def parse(body: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise bad_request("the body must be a JSON object")
     return found
+
+
+def refuse_long_ids(body: Mapping[str, Any], context: int) -> None:
+    """Raise ApiError for a prompt of more token ids than the context holds.
+
+    The engine refuses it as well, after it has read it in a slot that others wait for.
+    """
+    prompt = body.get("prompt")
+    if not isinstance(prompt, list):
+        return
+    if prompt and all(map(is_id, prompt)):
+        prompt = [prompt]
+    count = max((len(one) for one in prompt if isinstance(one, list)), default=0)
+    if count > context:
+        raise bad_request(
+            f"the prompt has {count} tokens, and the context holds {context}",
+            code="context_length_exceeded",
+        )
+
+
+def is_id(value: object) -> bool:
+    return type(value) is int
 
 
 def refuse_number(text: str) -> float:

@@ -6,6 +6,8 @@ with other scales wait, the running ones finish and another request begins the n
 
 Clients take turns: the client with the fewest slots comes first, then the one with the fewest
 slot-seconds since it came. Among one client's requests, the one that waits longest comes first.
+While others come, too, a client gets no further slots beyond half of them: a list of long texts
+would else fill all slots in the moment between two short answers.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from http import HTTPStatus
 from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.settings import Settings
 
+CROWDED_S = 1.0
+"""The time after requests of several clients in which more are expected."""
 LoraScales = tuple[float, ...]
 """The LoRA scale of each adapter; requests with equal scales can be batched."""
 
@@ -92,6 +96,9 @@ class RequestQueue:
     waiting: deque[Waiter] = field(default_factory=deque)
     shares: dict[str, Share] = field(default_factory=dict)
     """The shares by client."""
+    latest: tuple[str, float] = ("", -CROWDED_S)
+    """The last request's client and time."""
+    crowded_until: float = 0
 
     async def admit(self, lora_scales: LoraScales, cost: int = 1, client: str = "") -> Waiter:
         """Wait for free slots. Raises ApiError when the queue is full or the wait too long."""
@@ -100,6 +107,7 @@ class RequestQueue:
         waiter = Waiter(lora_scales, min(cost, self.capacity), self.clock(), future, client)
         self.waiting.append(waiter)
         self.share_of(client).requests += 1
+        self.note(client, waiter.since)
         self.schedule()
         try:
             await self.turn(future)
@@ -107,6 +115,13 @@ class RequestQueue:
             self.withdraw(waiter)
             raise
         return waiter
+
+    def note(self, client: str, now: float) -> None:
+        """Note whether several clients use the engine at this time."""
+        before, then = self.latest
+        self.latest = client, now
+        if len(self.shares) > 1 or (before != client and now - then < CROWDED_S):
+            self.crowded_until = now + CROWDED_S
 
     async def turn(self, future: asyncio.Future[None]) -> None:
         await asyncio.wait({future}, timeout=self.settings.queue_s)
@@ -174,7 +189,16 @@ class RequestQueue:
         if over and any(waiter.lora_scales != self.lora_scales for waiter in self.waiting):
             return None
         equals = (waiter for waiter in self.waiting if waiter.lora_scales == self.lora_scales)
-        return min(equals, key=self.order, default=None)
+        return min(filter(self.may_begin, equals), key=self.order, default=None)
+
+    def may_begin(self, waiter: Waiter) -> bool:
+        """Whether its client has no slot, or leaves half of them to others that come.
+
+        A request that may not is looked at again when its client's other requests end.
+        """
+        has, most = self.shares[waiter.client].slots, (self.capacity + 1) // 2
+        is_crowded = self.clock() < self.crowded_until
+        return not has or not is_crowded or has + waiter.cost <= most
 
     def order(self, waiter: Waiter) -> tuple[int, float, float]:
         """The sort key: the smallest is next, and of equal ones `min` takes the queue's first."""

@@ -63,6 +63,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": []}),
     ("/v1/completions", {"prompt": [99_999_999]}),
     ("/v1/completions", {"prompt": [-5]}),
+    ("/v1/completions", {"prompt": [5] * 600}),
+    ("/completion", {"prompt": [[5] * 600, "a"]}),
     ("/v1/completions", {"prompt": {"prompt_string": 5}}),
     ("/v1/completions", {"prompt": LONG}),
     ("/v1/completions", {"prompt": "a", "echo": True, "logprobs": "all"}),

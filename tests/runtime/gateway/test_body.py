@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from runtime.engine.adapters import Adapter
 from runtime.engine.opened_model import Model, open_model
 from runtime.gateway.api_errors import ApiError, ClientGoneError
-from runtime.gateway.body import cost, dumped, parse, prepared
+from runtime.gateway.body import cost, dumped, parse, prepared, refuse_long_ids
 from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.request_limits import Limits
@@ -60,6 +61,29 @@ def test_what_is_no_json_object_is_the_clients_fault(body):
     with pytest.raises(ApiError) as caught:
         parse(body)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "text", ["-9223372036854775808", "18446744073709551615", "1e300", "-0.5E-3", '"1e999"']
+)
+def test_numbers_within_the_engines_range_are_kept(text):
+    assert parse(b'{"a": [' + text.encode() + b"]}") == {"a": [json.loads(text)]}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_refused"),
+    [
+        ("a" * 100, False), ([1] * 8, False), ([1] * 9, True), ([[1] * 8] * 20, False),
+        ([[1], [1] * 9], True), (["a"] * 20, False), ([*["a"] * 20, 1], False), ([], False),
+        ({"prompt_string": "a"}, False),
+    ],
+)  # fmt: skip
+def test_more_token_ids_than_the_context_holds_are_refused(prompt, is_refused):
+    with pytest.raises(ApiError) if is_refused else nullcontext() as caught:
+        refuse_long_ids({"prompt": prompt}, 8)
+    if is_refused:
+        assert caught.value.code == "context_length_exceeded"
+        assert caught.value.message == "the prompt has 9 tokens, and the context holds 8"
 
 
 def test_half_of_a_surrogate_pair_is_the_clients_fault():

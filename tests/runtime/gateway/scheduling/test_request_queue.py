@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtime.gateway.api_errors import ApiError, unavailable
-from runtime.gateway.scheduling.request_queue import Clients, RequestQueue
+from runtime.gateway.scheduling.request_queue import CROWDED_S, Clients, RequestQueue
 from runtime.gateway.settings import Settings
 
 A, B, C = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
@@ -249,6 +249,43 @@ def test_a_client_with_many_requests_gets_no_more_slots_than_one_with_few():
         assert few[1].done()
 
     running(test)
+
+
+def test_a_client_gets_half_of_the_slots_while_others_come():
+    async def test(queue, clock):
+        def done(tasks) -> list[bool]:
+            return [task.done() for task in tasks]
+
+        clock.now = 10.0
+        alone = [asking(queue, A, 2, "x") for _ in range(3)]
+        await settled()
+        assert done(alone) == [True, True, False]  # nobody else has come
+        clock.now += CROWDED_S / 2
+        short = asking(queue, A, 1, "y")
+        await settled()
+        queue.release(alone[0].result())
+        await settled()
+        assert (short.done(), alone[2].done()) == (True, False)
+        queue.release(short.result())
+        queue.release(alone[1].result())
+        await settled()
+        assert alone[2].done()
+        more = asking(queue, A, 2, "x")
+        await settled()
+        assert not more.done()  # `y` has just been there
+        another = asking(queue, A, 2, "z")
+        await settled()
+        assert another.done()
+        queue.release(another.result())
+        clock.now += CROWDED_S
+        queue.release(alone[2].result())
+        await settled()
+        assert more.done()
+        last = asking(queue, A, 2, "x")
+        await settled()
+        assert last.done()  # for a second nobody has come
+
+    running(test, capacity=4)
 
 
 def test_a_client_of_long_answers_waits_for_those_of_short_ones():
