@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from runtime.engine.adapters import Adapter
 from runtime.engine.opened_model import Model
 from runtime.gateway.catalog import ResolvedModel
-from runtime.gateway.scheduling.engine_entry import EngineEntry, key_of, model_for
+from runtime.gateway.scheduling.engine_entry import EngineEntry, holds, key_of, model_for
 from runtime.gateway.scheduling.engine_phase import Loaded, Loading
 from runtime.gateway.scheduling.placement import SAYING, Key, Role
 from runtime.gateway.scheduling.request_queue import RequestQueue
@@ -45,7 +45,7 @@ class EngineRoster:
         key = key_of(resolved, role)
         needs = resolved.needs if needs is None else needs
         model = self.models.get(resolved.base, resolved.model)
-        if not all(adapter in model.adapters for adapter in needs):
+        if not holds(model.adapters, needs):
             return self.left_over(key, resolved.model, needs)
         found = self.engines.get(key)
         if found is None:

@@ -8,14 +8,10 @@ from typing import Any
 import pytest
 
 from runtime.engine.adapters import Adapter
+from runtime.engine.lora_scales import EXPLICIT_MAX, lora_vector
 from runtime.engine.opened_model import Model
 from runtime.gateway.catalog import with_adapter
-from runtime.gateway.scheduling.engine_entry import (
-    EXPLICIT_MAX,
-    EngineEntry,
-    key_of,
-    model_for,
-)
+from runtime.gateway.scheduling.engine_entry import EngineEntry, key_of, model_for
 from runtime.gateway.scheduling.placement import Key, Role
 from runtime.gateway.scheduling.request_queue import RequestQueue
 from runtime.gateway.settings import Settings
@@ -69,8 +65,11 @@ def test_many_adapters_are_not_all_written_out():
     base = found.for_engine(lora(*scales), many)
     scales[7] = 0.5
 
-    assert base == lora(0)  # an empty list would say nothing
-    assert found.for_engine(lora(*scales), many) == {"lora": [{"id": 7, "scale": 0.5}]}
+    assert base == lora(0) == lora_vector([0.0] * len(many))  # an empty list would say nothing
+    short = {"lora": [{"id": 7, "scale": 0.5}]}
+    assert found.for_engine(lora(*scales), many) == short == lora_vector(scales)
+    assert found.for_engine(short, many) == short
+    assert engine(many[7], A).for_engine(short, many) == lora(0.5, 0)
 
 
 def test_a_version_of_an_adapter_is_another_adapter():
