@@ -15,6 +15,7 @@ from runtime.engine.openai_client import ask_json
 CLOSE = 0.25
 """A difference of two logits that 4-bit weights and 8-bit activations may turn."""
 SHOWN = 8  # likeliest tokens that are looked at
+ALL_SHOWN = 1 << 16  # the same where a grammar forbids most of them
 
 
 def written(server: ModelServer, prompt: Sequence[int], body: Mapping[str, Any]) -> list[int]:
@@ -29,16 +30,19 @@ def gap(
     one: Sequence[int],
     other: Sequence[int],
     body: Mapping[str, Any],
+    *,
+    shown: int = SHOWN,
 ) -> float:
     """The difference of the two tokens' logits where the texts part; 0 for equal texts.
 
-    Infinite if one of them is not among the likeliest tokens, or one text is the other's begin.
+    shown: how many tokens are looked at. Infinite if one of the two is not among them, or one text
+    is the other's begin.
     """
     pairs = enumerate(zip(one, other, strict=False))
     place = next((n for n, (mine, his) in pairs if mine != his), None)
     if place is None:
         return 0.0 if len(one) == len(other) else float("inf")
-    asked = {**body, "prompt": [*prompt, *one[:place]], "n_predict": 1, "n_probs": SHOWN}
+    asked = {**body, "prompt": [*prompt, *one[:place]], "n_predict": 1, "n_probs": shown}
     found = ask_json(server, "/completion", {**asked, "temperature": 0})
     told = found["completion_probabilities"][0]["top_logprobs"]
     logprobs = {token["id"]: token["logprob"] for token in told}
