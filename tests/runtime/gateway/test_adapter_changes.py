@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import threading
@@ -243,3 +244,81 @@ def test_a_trainers_folder_that_appears_is_converted_and_served(
         shutil.rmtree(watched / "pirate")
         assert until(lambda: served.get("/v1/models/base:pirate")[0] == 404)
         assert served.says("again", PROMPTS[0]) == expected[0]
+
+
+REFUSED = {
+    "broken.gguf": ("broken", 400, "not a whole GGUF"),
+    "other.gguf": ("other", 400, "it adapts a gemma"),
+    "wide.gguf": ("wide", 400, "is for 288 × 512"),
+    "model.gguf": ("model", 400, "is a model, not an adapter"),
+    "bad": ("bad", 400, "adapter_config.json"),
+    "empty": ("empty", 400, "name the folder"),
+    "1.gguf": ("a0", 400, "already been loaded"),
+    "2.gguf": ("tiny", 400, "the name of a served model"),
+    "3.gguf": ("a/b", 400, "cannot be an adapter's name"),
+    "/etc/hostname": ("outside", 403, "outside the folders"),
+    "../tiny.gguf": ("outside", 403, "outside the folders"),
+    "org/name": ("repo", 403, "--allow-pull"),
+    "none.gguf": ("none", 404, "there is no"),
+}
+"""By path: a name, the status, and words of the message."""
+NAMES = 1000
+
+
+@pytest.mark.slow
+def test_what_is_refused_under_eight_clients_disturbs_none(tiny, tmp_path):
+    """Nor do a thousand names, and one more."""
+    model, folder = tiny
+    (folder / "broken.gguf").write_bytes((folder / "0.gguf").read_bytes()[:500])
+    write_tiny_lora(folder / "other.gguf", architecture="gemma")
+    write_tiny_lora(folder / "wide.gguf", width=512)
+    shutil.copy(model, folder / "model.gguf")
+    (folder / "empty").mkdir()
+    (folder / "bad").mkdir()
+    (folder / "bad" / "adapter_config.json").write_text("{")
+    expected = {f"a{number}": alone(tmp_path, tiny, number) for number in range(PERMANENT)}
+    expected["tiny"] = alone(tmp_path, tiny, None)
+    with changing(tmp_path, tiny, "--limit", f"adapters={NAMES}") as served:
+        for number in range(PERMANENT):
+            assert load(served, number) == 200
+        names = list(expected)
+        traffic = Traffic(served, expected, frozenset(names))
+        with ThreadPoolExecutor(8) as pool:
+            works = [pool.submit(traffic.client, n, names) for n in range(8)]
+            try:
+                assert until(lambda: set(traffic.right) == set(names))
+                assert until(lambda: len(served.children()) == 1)
+                engines = served.children()
+                for _ in range(5):
+                    for path, (name, status, words) in REFUSED.items():
+                        found, told = told_of(served, LOAD, lora_name=name, lora_path=path)
+                        assert (found, words in told) == (status, True), (path, told)
+                    found, told = told_of(served, UNLOAD, lora_name="nobody")
+                    assert (found, told) == (404, "The lora adapter 'nobody' cannot be found.")
+                assert served.children() == engines  # no engine was replaced
+                for number in range(PERMANENT, NAMES):
+                    path = f"{number % COUNT}.gguf"
+                    assert change(served, LOAD, lora_name=f"a{number}", lora_path=path) == 200
+                found, told = told_of(served, LOAD, lora_name="more", lora_path="0.gguf")
+                assert (found, "--limit adapters=N" in told) == (400, True), told
+                assert change(served, UNLOAD, lora_name=f"a{NAMES - 1}") == 200
+                assert change(served, LOAD, lora_name="more", lora_path="0.gguf") == 200
+            finally:
+                traffic.is_over.set()
+            for work in works:
+                work.result()
+        assert completion(served, "more")[1] == expected["a0"]
+        for number in range(PERMANENT, NAMES, 97):
+            assert is_by(completion(served, f"a{number}")[1], number % COUNT), number
+        assert served.metric("decant_child_restarts_total") == 0
+
+    assert traffic.wrong == []
+    assert set(traffic.right) == set(names)
+    assert traffic.right.total() > 200
+
+
+def told_of(served: Served, path: str, **body: object) -> tuple[int, str]:
+    """The status of a change that is refused, and its message."""
+    with served.send("POST", path, body) as response:
+        text = response.read().decode()
+    return response.status, json.loads(text)["error"]["message"] if text[0] == "{" else text
