@@ -162,8 +162,9 @@ def test_a_chat_goes_on_as_if_nothing_had_been_kept(pirate, tmp_path, data):
         assert_whole(folder)
 
 
-def test_a_server_killed_while_its_engine_writes_leaves_no_engine_and_no_file(
-    voices, tmp_path, data
+@pytest.mark.parametrize("victim", ["server", "engine"])
+def test_a_kill_while_the_engine_writes_leaves_no_process_and_no_file(
+    voices, tmp_path, data, victim
 ):
     env, folder = {"XDG_DATA_HOME": str(data)}, folder_of(data)
     with serving(tmp_path, *voices, env=env) as served:
@@ -175,8 +176,8 @@ def test_a_server_killed_while_its_engine_writes_leaves_no_engine_and_no_file(
         (place,) = folder.glob(f"{SAVING}*")
         (place / "saved").write_bytes(b"half")
         assert served.process.poll() is None
-        served.process.kill()
-        served.process.wait()
+        os.kill(engine if victim == "engine" else served.process.pid, signal.SIGKILL)
+        assert served.process.wait(20) == (0 if victim == "engine" else -signal.SIGKILL)
         assert wait_until(lambda: not processes_of(folder), 10), processes_of(folder)
     with serving(tmp_path, *voices, env=env) as served:
         again = asked(served, "base:pirate")
