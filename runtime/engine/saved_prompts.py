@@ -172,6 +172,7 @@ class SavedPrompts:
             found = ask_json(server, f"/slots/{slot}?action=save", body)
             adapters_key = self.adapters_key(scales_in(found, len(self.adapters)))
             path = self.plan.folder / self.name_of(there, adapters_key)
+            there.chmod(0o600)
             there.replace(path)
         except (DecantError, KeyError):
             return None

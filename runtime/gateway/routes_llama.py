@@ -53,6 +53,8 @@ COMPLETED = ("/v1/completions", "/completion")
 TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)\)")
 """llama-server's error for a text that is too long to embed."""
 PARSING = "[json.exception."  # how llama-server's error for a wrong type begins
+ENDED_GRAMMAR = "Unexpected empty grammar stack"
+"""In llama-server's error if the text may neither end nor go on."""
 FAULTS = (
     "got exception:", "Compute error", "Context size has been exceeded", "Invalid input batch",
     "Invalid diff", "The model produced", "context shift", "failed to process", "unknown error",
@@ -218,6 +220,11 @@ async def read_refusal(reply: Reply) -> ApiError:
         message = str(error["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
         message = text[:300]
+    if ENDED_GRAMMAR in message:
+        return bad_request(
+            "the text fulfils its grammar or schema, and nothing may follow: a request for"
+            " such a text must not ban its end with `ignore_eos`"
+        )
     if reply.status != HTTPStatus.INTERNAL_SERVER_ERROR or message.startswith(FAULTS):
         return ApiError(reply.status, message)
     if message.startswith(PARSING):

@@ -222,6 +222,7 @@ class TestWithAnEngine:
             answer(server, PIRATE)
 
         assert files(spec.prompts.folder) == sorted(spec.prompts.folder.iterdir())
+        assert {path.stat().st_mode & 0o777 for path in files(spec.prompts.folder)} == {0o600}
 
     def test_an_engine_that_does_not_finish_saving_is_ended(
         self, endless, toolchain, tmp_path, monkeypatch

@@ -72,6 +72,8 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": {"prompt_string": "a", "multimodal_data": ["AAAA"]}}),
     ("/completion", {"prompt": "a", "n_predict": -5}),
     ("/completion", {"prompt": "a", "n_probs": "all"}),
+    ("/completion", {"prompt": "a", "json_schema": {"type": "boolean"}, "ignore_eos": True}),
+    ("/v1/completions", {"prompt": "a", "grammar": 'root ::= "a"', "ignore_eos": True}),
     ("/v1/responses", {}),
     ("/v1/responses", {"input": 5}),
     ("/v1/responses", {"input": LONG}),
