@@ -11,6 +11,7 @@ const FEWEST = 250; // characters that are added in one frame while the answer g
 const MOST = 600; // …and what is added where frames are quick
 const QUICK_MS = 9; // of a frame's 16: the rest is for the reader
 const CATCH_UP_MS = 3000; // what is not shown by then is shown at once
+const READ_OUT = 600; // characters; a screen reader announces only the end of longer answers
 const RAW_TOKENS = 256; // the limit of an answer without a chat template, as in `decant chat`
 
 /**
@@ -98,6 +99,13 @@ export function factsOf({ tokens, speed, finish, isRaw, isStopped }) {
 function rounded(speed) {
   const digits = speed < 100 ? 1 : 0;
   return numeral(speed, { minimumFractionDigits: digits, maximumFractionDigits: digits, useGrouping: false });
+}
+
+/** The text for a screen reader when an answer has ended. */
+export function spoken({ content, error, isStopped }) {
+  if (error) return t("No answer: {why}", { why: error });
+  if (isStopped) return t("Stopped");
+  return content.length <= READ_OUT ? content : t("The answer is complete");
 }
 
 /** Make `text` the text of an element; the same text leaves the element alone. */

@@ -1,6 +1,7 @@
 /** Files of the next message: texts, and pictures where the model takes them. */
 
 import { announce, el, part } from "./dom.js";
+import { focusField } from "./focus.js";
 import { limits, takesImages } from "./models.js";
 import { sized, t } from "./words.js";
 
@@ -67,7 +68,7 @@ export class Attachments {
     if (!this.waiting.length) this.say("");
     this.waiting.push(...files);
     this.show();
-    this.area.focus();
+    focusField(this.area, this.button);
     this.reading = this.reading.then(() => this.readAll(files));
     return this.reading;
   }
@@ -132,6 +133,11 @@ export class Attachments {
     this.problems.textContent = problem;
   }
 
+  /** Take back what was said, unless something else has been said since. */
+  unsay(problem) {
+    if (this.problems.textContent === problem) this.say("");
+  }
+
   /** Take the files for a message; then no file is attached any more. */
   takeAll() {
     const { files } = this;
@@ -145,7 +151,7 @@ export class Attachments {
     const drop = (file) => {
       this.files = this.files.filter((other) => other !== file);
       this.show();
-      this.area.focus();
+      focusField(this.area, this.button);
       this.changed();
     };
     const attached = this.files.map((file) => el("li", {},

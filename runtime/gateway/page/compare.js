@@ -1,10 +1,11 @@
 /** The view Compare: one prompt, several models at once, and where they differ. */
 
 import { AnswerView, newAnswer, receive } from "./answer.js";
-import { announce, el, freshId, growing, onEscape, part, submitsOnEnter } from "./dom.js";
 import { markDifferences } from "./diff.js";
+import { announce, el, freshId, growing, onEscape, part, submitsOnEnter } from "./dom.js";
 import { keep, kept } from "./kept.js";
 import { Picker } from "./picker.js";
+import { SendOrStop } from "./send_or_stop.js";
 import { Settings } from "./settings.js";
 import { t } from "./words.js";
 
@@ -21,8 +22,7 @@ export class Compare {
     this.area = this.form.querySelector("textarea");
     this.grid = part(root, "columns");
     this.addButton = part(root, "add");
-    this.sendButton = part(root, "send");
-    this.stopButton = part(root, "stop");
+    this.buttons = new SendOrStop(this.form, this.area);
     this.turns = part(root, "turns");
     this.columns = [];
     this.running = false;
@@ -37,7 +37,7 @@ export class Compare {
       event.preventDefault();
       this.run();
     });
-    this.stopButton.addEventListener("click", () => this.stop());
+    this.buttons.stop.addEventListener("click", () => this.stop());
     this.addButton.addEventListener("click", () => this.add().picker.base.focus());
     onEscape(root, () => this.stop());
   }
@@ -64,10 +64,7 @@ export class Compare {
   refresh() {
     this.columns.forEach((column, index) => column.number(index + 1, this.columns.length > FEWEST));
     this.addButton.disabled = this.columns.length >= MOST;
-    const hadFocus = document.activeElement === this.stopButton;
-    this.sendButton.hidden = this.running;
-    this.stopButton.hidden = !this.running;
-    if (!this.running && hadFocus) this.area.focus();
+    this.buttons.show(this.running);
     keep("columns", this.columns.length);
     this.showTurns();
   }

@@ -1,5 +1,6 @@
 /** Makes the page's elements from names and texts; it never parses markup. */
 
+import { TOUCH } from "./focus.js";
 import { t } from "./words.js";
 
 /**
@@ -128,10 +129,19 @@ export function onEscape(root, act) {
   });
 }
 
-/** Submit a textarea's form on Enter, except with Shift or while text is being composed. */
+/**
+ * Submit a textarea's form on Enter, except with Shift or while text is being composed. On a touch
+ * screen Enter starts a new line, because its keyboard has no other key for that.
+ */
 export function submitsOnEnter(area) {
+  const hint = document.getElementById(area.getAttribute("aria-describedby"));
+  if (TOUCH.matches) {
+    area.enterKeyHint = "enter";
+    if (hint) hint.textContent = t("Enter starts a new line, Ctrl+Enter sends.");
+  }
   area.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || isComposed(event)) return;
+    const isLine = event.shiftKey || (TOUCH.matches && !event.ctrlKey && !event.metaKey);
+    if (event.key !== "Enter" || isLine || isComposed(event)) return;
     event.preventDefault();
     area.form.requestSubmit();
   });

@@ -8,6 +8,7 @@ import { LANGUAGE, counted, t } from "./words.js";
 export class Evaluate {
   constructor(root) {
     this.root = root;
+    this.tab = document.getElementById(root.getAttribute("aria-labelledby"));
     this.list = part(root, "list");
     this.state = part(root, "state");
     this.notes = part(root, "notes");
@@ -40,18 +41,21 @@ export class Evaluate {
   }
 
   show(entries, notes) {
-    const focused = document.activeElement?.dataset?.id;
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.id : ""; // it is replaced
+    const hadFocus = this.state.contains(document.activeElement);
     this.state.replaceChildren(...(entries.length ? [] : emptyState()));
     this.list.replaceChildren(...entries.map((entry) => this.row(entry)));
     this.notes.replaceChildren(...notes.map((note) => el("li", {}, note)));
-    if (focused) this.button(focused)?.focus(); // it was replaced
+    if (focused || hadFocus) (this.button(focused) ?? this.list.querySelector("button") ?? this.tab).focus();
   }
 
   fail(problem) {
     const again = el("button", { type: "button", class: "quiet small", onclick: () => this.load() }, t("Try again"));
+    const hadFocus = !this.root.hidden && part(this.root, "reports").contains(document.activeElement);
     this.list.replaceChildren();
     this.notes.replaceChildren();
     this.state.replaceChildren(el("p", { class: "notice", role: "alert" }, problem, " ", again));
+    if (hadFocus) again.focus();
   }
 
   row(entry) {
@@ -94,8 +98,8 @@ export class Evaluate {
     const id = this.opened;
     this.frame.replaceChildren();
     this.turn("");
+    (this.button(id) ?? this.tab).focus();
     await this.load();
-    this.button(id)?.focus();
   }
 
   /** Turn to the report with this id, or to the list where it is empty. */

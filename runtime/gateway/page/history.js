@@ -1,6 +1,7 @@
 /** The list of conversations that this browser keeps: opened, searched, renamed, deleted. */
 
 import { announce, el, isComposed, part } from "./dom.js";
+import { focusField } from "./focus.js";
 import { hasRoom, listThreads, remove, removeAll, restore, save, search } from "./store.js";
 import { threadOf } from "./thread_import.js";
 import { LANGUAGE, t } from "./words.js";
@@ -32,8 +33,10 @@ export class History {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.load(), PAUSE_MS);
     });
+    this.field.addEventListener("keydown", (event) => this.clearSearch(event));
     this.all.addEventListener("click", () => this.removeAll());
-    part(root, "import").addEventListener("click", () => this.input.click());
+    this.importButton = part(root, "import");
+    this.importButton.addEventListener("click", () => this.input.click());
     this.input.addEventListener("change", async () => {
       await this.importAll([...this.input.files]);
       this.input.value = "";
@@ -43,6 +46,15 @@ export class History {
       if ("removed" in data) this.actions.removed(data.removed);
       this.load();
     };
+  }
+
+  /** Escape empties the search first; only then it leaves the list, or stops an answer. */
+  clearSearch(event) {
+    if (event.key !== "Escape" || isComposed(event) || !this.field.value) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.field.value = "";
+    this.load();
   }
 
   /** Tell the other tabs that a conversation has changed. */
@@ -66,12 +78,16 @@ export class History {
   }
 
   show(records, wanted) {
-    const focused = this.list.contains(document.activeElement) ? document.activeElement.closest("[data-id]") : null;
+    const focused = document.activeElement;
+    const row = this.list.contains(focused) ? focused.closest("[data-id]") : null;
+    const place = row ? [...row.querySelectorAll("button")].indexOf(focused) : 0;
     this.put(records.map((record) => (record.id === this.renaming?.dataset.id ? this.renaming : this.row(record))));
     this.none.hidden = records.length > 0;
     this.none.textContent = wanted ? t("No conversation contains this text.") : t("Conversations appear here. This browser keeps them.");
     this.all.hidden = this.records.length === 0;
-    if (focused && !focused.isConnected) (this.rowOf(focused.dataset.id)?.querySelector("button") ?? this.field).focus();
+    if (!row || focused.isConnected) return;
+    const buttons = this.rowOf(row.dataset.id)?.querySelectorAll("button") ?? [];
+    (buttons[place] ?? buttons[0] ?? this.importButton).focus();
   }
 
   /** Replace the rows around the one that is being renamed, which keeps its text, caret and focus. */
@@ -110,12 +126,14 @@ export class History {
   }
 
   rename(id, title) {
-    const field = el("input", { value: title, "aria-label": t("Title"), maxLength: 200 });
-    const form = el("form", { class: "renaming" }, field, el("button", { type: "submit", class: "quiet small" }, t("Rename")));
+    const field = el("input", { value: title, "aria-label": t("Title"), maxLength: 200, dir: "auto" });
     const end = () => {
       this.renaming = null;
-      this.load().then(() => this.rowOf(id)?.querySelector("button").focus());
+      this.load().then(() => (this.rowOf(id)?.querySelector("button") ?? this.importButton).focus());
     };
+    const form = el("form", { class: "renaming" }, field, el("div", { class: "row" },
+      el("button", { type: "button", class: "quiet small", onclick: end }, t("Cancel")),
+      el("button", { type: "submit", class: "quiet small" }, t("Rename"))));
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       if (field.value.trim()) await this.actions.rename(id, field.value.trim());
@@ -128,6 +146,7 @@ export class History {
     });
     this.renaming = this.rowOf(id);
     this.renaming.replaceChildren(form);
+    field.focus();
     field.select();
   }
 
@@ -139,15 +158,15 @@ export class History {
     await this.load("");
     const undo = el("button", { type: "button", class: "quiet small" }, t("Undo"));
     undo.addEventListener("click", async () => {
-      this.undo.hidden = true;
       await restore(found);
       this.share();
-      this.actions.open(id);
+      await this.actions.open(id); // it takes the focus from the button
+      this.undo.hidden = true;
       announce(t("The conversation is back"));
     });
     this.undo.replaceChildren(el("span", {}, t("Deleted: {title}", { title })), undo);
     this.undo.hidden = found === null;
-    undo.focus();
+    (found === null ? this.importButton : undo).focus();
     announce(t("Deleted: {title}", { title }));
   }
 
@@ -177,7 +196,7 @@ export class History {
     this.tabs.postMessage({ removed: null });
     this.undo.hidden = true;
     await this.load("");
-    this.field.focus();
+    focusField(this.field, this.importButton);
     announce(t("All conversations are deleted"));
   }
 }

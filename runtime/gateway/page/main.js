@@ -78,6 +78,9 @@ function keepCurrent(bases) {
 /** Show a problem that concerns the whole page, or none. */
 function say(problem = "") {
   const notice = document.getElementById("notice");
+  const focused = document.activeElement;
+  const hadFocus = notice.contains(focused) || (problem && (focused === document.body || !focused.checkVisibility()));
   notice.replaceChildren();
   if (problem) notice.append(el("p", { class: "notice" }, problem, " ", el("button", { type: "button", class: "quiet small", onclick: start }, t("Try again"))));
+  if (hadFocus) (notice.querySelector("button") ?? document.querySelector("[role=tab][aria-selected=true]")).focus();
 }

@@ -48,9 +48,10 @@ export class MessageView {
 
   /** Replace the text by a field; the text that is sent becomes another version of the message. */
   edit() {
-    if (this.place.querySelector("form")) return; // it is being edited
+    const edited = this.place.querySelector("textarea");
+    if (edited) return edited.focus();
     this.problem = el("p", { class: "error", role: "alert" });
-    const area = el("textarea", { value: this.message.content, "aria-label": t("Message"), rows: 2 });
+    const area = el("textarea", { value: this.message.content, "aria-label": t("Message"), rows: 2, dir: "auto" });
     const end = () => {
       form.remove();
       this.text.hidden = !this.message.content;

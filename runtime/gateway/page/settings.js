@@ -27,7 +27,7 @@ export class Settings {
    */
   constructor(root, { name, temperature = "", onchange = () => {} }) {
     Object.assign(this, { root, name, onchange });
-    this.system = el("textarea", { rows: 2, spellcheck: true });
+    this.system = el("textarea", { rows: 2, spellcheck: true, dir: "auto" });
     this.numbers = Object.fromEntries(NUMBERS.map(([key, , limits, title]) => [key, numberField(limits, title)]));
     this.stop = el("textarea", { rows: 2, spellcheck: false, placeholder: t("one text a line; \\n is a line break") });
     this.schema = el("textarea", { rows: 2, spellcheck: false, placeholder: "{\"type\": \"object\", …}", class: "code-field" });
@@ -36,6 +36,7 @@ export class Settings {
     const before = kept(`settings.${name}`, { temperature });
     for (const [key, field] of Object.entries(this.fields)) field.value = before[key] ?? "";
     this.build();
+    this.explain();
     root.addEventListener("input", () => this.changed());
     this.changed();
   }
@@ -51,8 +52,24 @@ export class Settings {
       el("div", { class: "row wide" }, this.error, clear)));
   }
 
+  /** Show what a number does below its field, once that has the focus: not everybody can hover. */
+  explain() {
+    const hint = el("p", { class: "hint", "aria-hidden": "true" }); // the field's title is read out
+    for (const [key, , , title] of NUMBERS) {
+      this.numbers[key].addEventListener("focus", () => {
+        hint.textContent = t(title);
+        this.numbers[key].after(hint);
+      });
+    }
+  }
+
   get fields() {
     return { system: this.system, ...this.numbers, stop: this.stop, schema: this.schema };
+  }
+
+  setSystem(text) {
+    this.system.value = text;
+    this.changed();
   }
 
   clear() {

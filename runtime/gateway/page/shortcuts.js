@@ -9,13 +9,13 @@ const SINGLE = [
   ["?", (page) => page.help(), "Show this list"],
   ["/", (page) => page.chat().search(), "Search the conversations"],
   ["n", (page) => page.chat().create(), "Begin a new chat"],
-  ["m", (page) => page.chat().area.focus(), "Write a message"],
+  ["m", (page) => page.chat().write(), "Write a message"],
   ["e", (page) => page.chat().editLast(), "Edit your last message"],
 ];
 const OTHERS = [
   ["Enter", "Send"],
   ["Shift+Enter", "Begin a new line"],
-  ["Escape", "Stop the answer, or leave what is being edited"],
+  ["Escape", "Stop the answer, or leave what is being edited or searched"],
   ["← →", "Move between the views, when one of their names has the focus"],
 ];
 const TYPED = "input:not([type=checkbox], [type=range]), textarea, select, [contenteditable]";

@@ -22,6 +22,7 @@ export class Thread {
     this.title = record.title ?? "";
     this.isNamed = record.isNamed ?? false;
     this.updated = record.updated ?? Date.now();
+    this.system = record.system ?? null; // the system message; null where none is known
     this.chosen = new Map(record.chosen ?? []);
     this.messages = new Map();
     this.successors = new Map();
@@ -30,10 +31,10 @@ export class Thread {
 
   /** What the list keeps: small, and without the messages. */
   get record() {
-    const { id, title, isNamed, updated } = this;
-    let size = 0;
+    const { id, title, isNamed, updated, system } = this;
+    let size = system?.length ?? 0;
     for (const message of this.messages.values()) size += sizeOf(message);
-    return { id, title, isNamed, updated, size, count: this.messages.size, chosen: [...this.chosen] };
+    return { id, title, isNamed, updated, system, size, count: this.messages.size, chosen: [...this.chosen] };
   }
 
   get isEmpty() {

@@ -9,21 +9,22 @@ export const VERSION = 1;
 
 /** The path as markdown, with a heading for each message. */
 export function markdownOf(thread) {
+  const system = thread.system ? [`## ${t("System message")}`, thread.system] : [];
   const parts = thread.path.map(({ role, model, content, reasoning, files = [] }) => {
     const who = role === "user" ? t("You") : model;
     const attached = files.map((file) => (file.kind === "text" ? quoted(file) : `[${file.name}]`));
     const thought = reasoning ? [reasoning.replace(/^/gm, "> ")] : [];
     return [`## ${who}`, ...thought, ...attached, content].filter(Boolean).join("\n\n");
   });
-  return `${[`# ${thread.title}`, ...parts].join("\n\n")}\n`;
+  return `${[`# ${thread.title}`, ...system, ...parts].join("\n\n")}\n`;
 }
 
 /** All branches as JSON. */
 export function jsonOf(thread) {
-  const { title, updated } = thread;
+  const { title, updated, system } = thread;
   const messages = [...thread.messages.values()].map(({ thread: _, ...message }) => message);
   const path = thread.path.map(({ id }) => id);
-  return `${JSON.stringify({ format: FORMAT, version: VERSION, title, updated: new Date(updated).toISOString(), path, messages }, null, 2)}\n`;
+  return `${JSON.stringify({ format: FORMAT, version: VERSION, title, updated: new Date(updated).toISOString(), system: system ?? "", path, messages }, null, 2)}\n`;
 }
 
 /** Hand a text to the browser as a download. */

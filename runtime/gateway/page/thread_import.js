@@ -29,8 +29,9 @@ export async function threadOf(file) {
   if (found?.format !== FORMAT || !Array.isArray(found.messages)) throw new Error(t("{name} is not a conversation that this page has exported as JSON.", { name }));
   if (found.version !== VERSION) throw new Error(t("{name} has version {version} of the format, and this page reads version {known}.", { name, version: String(found.version), known: VERSION }));
   if (!found.messages.length || found.messages.length > MOST_MESSAGES) throw new Error(t("{name} has {count} messages: a conversation to import has 1 to {most}.", { name, count: numeral(found.messages.length), most: numeral(MOST_MESSAGES) }));
+  if (!orNull(isText)(found.system ?? null)) throw new Error(t("{name} is damaged: its system message is not a text.", { name }));
   const messages = messagesIn(found.messages, name);
-  const thread = new Thread({ title: isText(found.title) ? found.title.slice(0, TITLE_MAX) : "", isNamed: true }, messages);
+  const thread = new Thread({ system: found.system, title: isText(found.title) ? found.title.slice(0, TITLE_MAX) : "", isNamed: true }, messages);
   messages.forEach((message) => { message.thread = thread.id; });
   for (const id of Array.isArray(found.path) ? found.path : []) if (thread.messages.has(id)) thread.choose(thread.messages.get(id));
   return thread;

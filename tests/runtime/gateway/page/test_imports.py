@@ -46,6 +46,7 @@ REFUSED = {
     "another role": ({**FILE, "messages": [{**QUESTION, "role": "system"}]}, "message 1"),
     "no text": ({**FILE, "messages": [{**QUESTION, "content": None}]}, "message 1"),
     "a number as text": ({**FILE, "messages": [QUESTION, {**ANSWER, "error": 5}]}, "message 2"),
+    "a system message that is none": ({**FILE, "system": 5}, "its system message is not a text"),
     "a list": ({**FILE, "messages": [[]]}, "message 1"),
     "a script as a picture": (
         {**FILE, "messages": [{**QUESTION, "files": [{**PICTURE, "data": "javascript:ran=1"}]}]},

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 AXE = "axe-core@4.12.1"
 RUN = """async () => {
-  const { violations } = await axe.run(document, { resultTypes: ['violations'] });
+  const { violations } = await axe.run(document, { resultTypes: ['violations'], iframes: false });
   return violations.map(({ id, impact, nodes }) => ({ id, impact, where: nodes.map((n) => n.target.join(' ')) }));
 }"""  # noqa: E501 - JavaScript
 SERIOUS = {"serious", "critical"}
@@ -88,7 +88,8 @@ def filled(visit: Visit) -> Visit:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious(opened, axe, width, scheme):
-    visit = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    phone = {"has_touch": True, "is_mobile": True} if width < 1000 else {}
+    visit = opened(viewport={"width": width, "height": 800}, color_scheme=scheme, **phone)
     filled(visit)
     visit.page.evaluate(axe)
 
@@ -96,14 +97,24 @@ def test_axe_finds_nothing_serious(opened, axe, width, scheme):
         bad = [one for one in visit.page.evaluate(RUN) if one["impact"] in SERIOUS]
         assert bad == [], place
 
-    judged("chat")
+    visit[".editing textarea"].wait_for()
+    judged("chat with an edit")
     visit["#chat .settings summary"].click()
+    visit["#chat"].get_by_label("System message").fill("Be brief.")
     visit["#chat"].get_by_label("JSON schema").fill("{")
+    visit["#chat"].get_by_label("Top p").focus()
     judged("settings")
     visit["#chat .settings summary"].click()
     if width < 1000:
         visit["[data-history-toggle]"].click()
     judged("conversations")
+    visit["#chat .threads"].get_by_role("button", name="Rename").click()
+    judged("a title that is changed")
+    visit[".renaming"].get_by_role("button", name="Cancel").click()
+    visit["#search"].fill("nothing like it")
+    visit["#chat [data-none]"].wait_for()
+    judged("a search without result")
+    visit["#search"].fill("")
     visit["#chat .threads"].get_by_role("button", name="Delete").click()
     visit["[data-undo] button"].wait_for()
     judged("undo")
@@ -114,6 +125,9 @@ def test_axe_finds_nothing_serious(opened, axe, width, scheme):
             visit["#text"].fill("Hello there")
             visit["#tokens .added"].first.wait_for()
         judged(view)
+    visit["#evaluate .entries button"].click()
+    visit["#evaluate iframe"].wait_for()
+    judged("a report")
     visit.page.keyboard.press("?")
     for dialog in ("help", "key"):
         visit.page.evaluate(f"document.getElementById('{dialog}-dialog').showModal()") if (
