@@ -25,6 +25,7 @@ export class Attachments {
     this.problems = part(root, "file-problems");
     this.input = part(root, "files");
     this.button = part(root, "attach");
+    this.kinds = part(root, "kinds");
     this.listen();
     this.show();
   }
@@ -160,9 +161,9 @@ export class Attachments {
       el("button", { type: "button", class: "quiet small", "aria-label": t("Remove {name}", { name: file.name }), onclick: () => drop(file) }, "×")));
     this.chips.replaceChildren(...attached, ...this.waiting.map(({ name }) => el("li", { class: "reading" }, t("Reading {name}…", { name }))));
     this.chips.hidden = !this.files.length && !this.isReading;
-    const kinds = takesImages(this.model()) ? t("Attach pictures or text files: by this button, by dropping or by pasting, {most} in a conversation", { most: sized(this.most) })
-      : t("Attach text files: by this button, by dropping or by pasting, {most} in a conversation", { most: sized(this.most) });
-    this.button.title = kinds;
+    const kinds = takesImages(this.model()) ? t("The paperclip, dropping or pasting attach pictures and text files, {most} in a conversation.", { most: sized(this.most) })
+      : t("The paperclip, dropping or pasting attach text files, {most} in a conversation.", { most: sized(this.most) });
+    this.button.title = this.kinds.textContent = kinds;
   }
 }
 

@@ -68,6 +68,23 @@ def the_button_stops(keys: Keys) -> None:
         held.clear()
 
 
+def what_is_typed_ahead_stays(keys: Keys) -> None:
+    keys.visit.page.route(f"**{CHAT}", lambda route: None)
+    keys.to("Message")
+    keys.type("One.")
+    keys.press("Enter")
+    keys.type("Two.")
+    keys.press("Enter")
+    assert "An answer is being written" in keys.visit.text("[data-file-problems]")
+    assert keys.visit["#message"].input_value() == "Two."
+    keys.press("Escape")
+    keys.shown("[data-again]")
+    assert keys.visit["[data-file-problems]"].is_hidden()
+    keys.visit.page.route(f"**{CHAT}", answering(WHOLE))
+    keys.press("Enter")
+    assert until(lambda: keys.visit.texts(".said") == ["One.", "Two."])
+
+
 def an_answer_is_continued(keys: Keys) -> None:
     keys.visit.page.route(f"**{CHAT}", answering(CUT))
     keys.send()
@@ -296,12 +313,10 @@ def earlier_messages_are_reached(keys: Keys) -> None:
         keys.press("Tab")
         keys.until(f"document.querySelectorAll('.message').length == {count}")
         assert keys.name == "Conversation"
-    top = "document.querySelector('[data-log]').scrollTop"
-    keys.press("End")
-    keys.until(f"{top} > 1000")
-    end = keys.visit.page.evaluate(top)
-    keys.press("PageUp")
-    keys.until(f"{top} < {end}")
+    left = "((e) => e.scrollHeight - e.scrollTop - e.clientHeight)(document.querySelector('.log'))"
+    for key, place in (("End", "< 2"), ("PageUp", "> 200")):
+        keys.press(key)
+        keys.until(f"{left} {place}")
 
 
 def reasoning_is_opened(keys: Keys) -> None:
@@ -335,13 +350,14 @@ def a_report_is_opened_left_and_asked_for_again(keys: Keys) -> None:
 
 
 ACTIONS: list[Action] = [
-    the_button_sends, the_button_stops, an_answer_is_continued, texts_are_copied,
-    an_edit_is_given_up, a_conversation_is_renamed, a_conversation_is_exported_and_imported,
-    conversations_are_deleted, the_list_is_searched_and_left, a_file_is_attached_removed_and_read,
+    the_button_sends, the_button_stops, what_is_typed_ahead_stays, an_answer_is_continued,
+    texts_are_copied, an_edit_is_given_up, a_conversation_is_renamed,
+    a_conversation_is_exported_and_imported, conversations_are_deleted,
+    the_list_is_searched_and_left, a_file_is_attached_removed_and_read,
     settings_are_set_explained_and_unset, a_model_an_adapter_and_a_scale_are_picked,
     columns_are_added_asked_and_removed, ids_of_tokens_are_shown,
-    the_keys_are_listed_and_switched_off, earlier_messages_are_reached,
-    reasoning_is_opened, a_report_is_opened_left_and_asked_for_again,
+    the_keys_are_listed_and_switched_off, earlier_messages_are_reached, reasoning_is_opened,
+    a_report_is_opened_left_and_asked_for_again,
 ]  # fmt: skip
 
 

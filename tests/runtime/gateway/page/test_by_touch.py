@@ -138,6 +138,12 @@ def texts_are_copied(finger: Finger) -> None:
         assert finger.visit.page.evaluate("navigator.clipboard.readText()") == text
 
 
+def what_can_be_attached_is_said(finger: Finger) -> None:
+    title = finger.visit["[data-attach]"].get_attribute("title")
+    assert title == finger.visit.text("[data-kinds]")
+    assert "1.9 MB" in title
+
+
 def an_edit_is_given_up(finger: Finger) -> None:
     finger.send()
     finger.named("Edit").tap()
@@ -295,7 +301,8 @@ def earlier_messages_and_reasoning_are_opened(finger: Finger) -> None:
 
 ACTIONS: list[Callable[[Finger], None]] = [
     views_are_chosen, several_lines_are_sent, an_answer_is_stopped_continued_and_asked_for_again,
-    texts_are_copied, an_edit_is_given_up, conversations_are_renamed_saved_and_brought_back,
+    texts_are_copied, what_can_be_attached_is_said, an_edit_is_given_up,
+    conversations_are_renamed_saved_and_brought_back,
     conversations_are_found_deleted_and_left, a_file_is_attached_removed_and_read,
     settings_are_set_explained_and_unset, a_model_an_adapter_and_a_scale_are_picked,
     columns_are_added_asked_stopped_and_removed, tokens_are_told, reports_are_opened_and_left,

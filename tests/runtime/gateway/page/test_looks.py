@@ -157,6 +157,13 @@ def test_nothing_is_wider_than_a_window_of_320_pixels(filled):
     assert filled.page.evaluate(TOO_WIDE) == []
 
 
+def test_the_header_is_never_wider_than_the_window(filled):
+    filled["#tab-evaluate"].click()  # the widest name in bold
+    for width in range(320, 700, 10):
+        resized(filled, width, 800)
+        assert filled.page.evaluate("document.documentElement.scrollWidth") == width
+
+
 def test_the_message_stays_in_sight_also_in_a_low_window(filled):
     for height in (800, 330):
         resized(filled, 640, height)
