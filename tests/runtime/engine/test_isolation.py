@@ -57,5 +57,18 @@ def test_no_answer_of_120_comes_from_the_wrong_adapter(
     assert wrong == []
 
 
+def test_sixty_adapters_at_once_have_room_in_the_graph(expected, demo_base, pirate_lora, toolchain):
+    """Each is the same at a sixtieth of its scale; the room is for those that are applied."""
+    many = ServerSpec(demo_base, 256, threads=2, adapters=(pirate_lora,) * 60)
+    with Server(many, toolchain) as server:
+        scales = {"pirate": [1 / 60] * 60, "base": [0.0] * 60}
+        for voice in ("base", "pirate", "base"):
+            for prompt in PROMPTS:
+                body = {"temperature": 0, "max_tokens": 24, **lora_vector(scales[voice])}
+                pieces = ask(server, [{"role": "user", "content": prompt}], body)
+                text = "".join(piece.text for piece in pieces if isinstance(piece, Delta))
+                assert text == expected[voice, prompt]
+
+
 def test_every_adapter_is_named_in_every_request():
     assert lora_vector([0.0, 0.5]) == {"lora": [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.5}]}
