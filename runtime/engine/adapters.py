@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from exporter.core.errors import (
 from exporter.core.events import Report, Step, silent
 from exporter.core.gguf import SUFFIX, GGUFFile, TensorInfo, read_gguf
 from exporter.model_store import adapter_file_name
+from runtime.process.kept_processes import start_kept
 
 NAME = re.compile(r"[\w.+-]+")
 BASE = "base"
@@ -160,13 +161,13 @@ def convert(adapter: Path, base: Path, cache: Path) -> None:
         str(cache),
     ]
     with CONVERTING:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        status, written, errors = output_of(argv)
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer = json.loads(written.splitlines()[-1])
     except (ValueError, IndexError):
-        tail = "\n".join(done.stderr.splitlines()[-LAST_LINES:])
+        tail = "\n".join(errors.splitlines()[-LAST_LINES:])
         raise EngineError(
-            f"`{' '.join(argv)}` ended with {done.returncode}:\n{tail}",
+            f"`{' '.join(argv)}` ended with {status}:\n{tail}",
             hint="try it by hand: decant export ADAPTER --to lora",
         ) from None
     if "error" in answer:
@@ -175,6 +176,18 @@ def convert(adapter: Path, base: Path, cache: Path) -> None:
             for kind in (UnsupportedError, ToolchainError, SpaceError, EngineError)
         }
         raise kinds.get(answer["kind"], AdapterError)(answer["error"], hint=answer["hint"])
+
+
+def output_of(argv: Sequence[str]) -> tuple[int, str, str]:
+    """The status, output and errors of a command, which ends when this process does."""
+    pipe = subprocess.PIPE
+    process = start_kept(argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+    try:
+        written, errors = process.communicate()
+    except BaseException:
+        process.kill()
+        raise
+    return process.returncode, written.decode(errors="replace"), errors.decode(errors="replace")
 
 
 def check_adapter(adapter: Adapter, model: GGUFFile) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -48,8 +48,7 @@ WAITING = frozenset(("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"))
 """The variables by which a user says how OpenMP's threads wait for each other."""
 SPINS = "1000"
 """How often a thread of libgomp looks for work before it sleeps; the default is some 300,000, with
-which an engine's threads keep processors busy that other engines need.
-"""
+which an engine's threads keep processors busy that other engines need."""
 Engine = Literal["llama-server", "seq2seq", "scoring"]
 """`scoring` computes log-likelihoods of texts that are given: `runtime.scoring`."""
 
@@ -110,8 +109,7 @@ class Server(ModelServer):
         self.watch: MemoryWatch | None = None
         self.kept = Kept()
         self.saved: SavedPrompts | None = None
-        self.in_flight = 0
-        self.changed = threading.Condition()
+        self.in_flight, self.changed = 0, threading.Condition()
 
     @property
     def run_folder(self) -> RunFolder:
@@ -325,8 +323,8 @@ class Server(ModelServer):
             )
 
     def last_lines(self) -> str:
-        lines = self.run_folder.log_text().splitlines()
-        last = [line for line in lines if line and not STATE.match(line)][-LAST_LINES:]
+        lines = filter(None, self.run_folder.log_text().splitlines())
+        last = [line for line in lines if not STATE.match(line)][-LAST_LINES:]
         return "; its last lines:\n" + "\n".join(f"  {line}" for line in last) if last else ""
 
     def connect(self, method: str) -> http.client.HTTPConnection:
@@ -363,8 +361,8 @@ class Server(ModelServer):
 
     def restore(self) -> None:
         """Fill unused slots with the prompts that are kept for this engine."""
-        if (saved := self.saved) is not None:
-            saved.restore(self)
+        if self.saved is not None:
+            self.saved.restore(self)
 
     def stop(self, *, grace_s: float = 0, is_saving: bool = False) -> None:
         """End the process and remove its folder; with `is_saving`, save its prompts first.
@@ -372,10 +370,16 @@ class Server(ModelServer):
         Requests in flight have `grace_s` seconds to finish; then come two SIGTERMs and a SIGKILL.
         """
         saved, self.saved = self.saved, None
-        if saved is not None:
-            with closing(saved):
-                if is_saving and self.process is not None and not self.in_flight:
-                    saved.save(self, self.process.kill)
+        try:
+            is_free = saved is not None and saved.has_stopped_reading() and not self.in_flight
+            if saved is not None and is_free and is_saving and self.process is not None:
+                saved.save(self, self.process.kill)
+        finally:
+            self.end(grace_s)
+            if saved is not None:
+                saved.close()
+
+    def end(self, grace_s: float) -> None:
         self.close_kept()
         process, self.process = self.process, None
         if process is not None:
@@ -387,10 +391,8 @@ class Server(ModelServer):
             for patience_s in STOP_S:
                 if process.poll() is None:
                     process.terminate()
-                    try:
+                    with suppress(subprocess.TimeoutExpired):
                         process.wait(patience_s)
-                    except subprocess.TimeoutExpired:
-                        continue
             if process.poll() is None:
                 process.kill()
                 process.wait()

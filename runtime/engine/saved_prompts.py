@@ -20,7 +20,7 @@ from hashlib import sha256
 from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Timer
+from threading import Lock, Timer
 from typing import Any
 
 from exporter.core.errors import DecantError
@@ -37,7 +37,7 @@ FREE_PARTS = 4  # a prompt may take a quarter of the free disk
 BLOCK = 1 << 20  # bytes per read
 HASH_DIGITS = 24  # of 64; enough that no two of some thousand files share them
 SAVE_S = 10.0
-"""Seconds for saving; what is not saved by then is lost."""
+"""Seconds for saving; what is not saved by then is lost. Also for the end of reading a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,13 @@ class SavedPrompts:
     key: str = field(init=False)
     adapters: list[list[object]] = field(init=False)
     """The identities of the adapters when the engine starts."""
-    used: list[Path] = field(default_factory=list)
-    """The files that were restored, which `save` replaces."""
+    used: dict[int, Path] = field(default_factory=dict)
+    """The files that were restored, by their slots; `save` replaces them."""
     place: TemporaryDirectory[str] = field(init=False)
+    working: Lock = field(default_factory=Lock)
+    """Held while files are read or written: one at a time, because they share a folder."""
+    is_ending: bool = False
+    """Whether no further file is to be read."""
 
     def __post_init__(self) -> None:
         folder = self.plan.folder
@@ -96,16 +100,21 @@ class SavedPrompts:
         The newest goes to the first slot, because an unused engine's last slot is taken first.
         Does nothing if a file was changed since the engine started. Never raises.
         """
-        known = {self.adapters_key(scales): scales for scales in self.plan.scales}
-        slots = list(range(self.plan.slots))
-        with suppress(OSError):  # the folder or the model's file was removed
+        with self.working, suppress(OSError):  # the folder or the model's file was removed
+            if self.is_ending:
+                return
             if self.identities() != (self.key, self.adapters):
                 self.key = ""
                 return
+            known = {self.adapters_key(scales): scales for scales in self.plan.scales}
+            slots = [slot for slot in range(self.plan.slots) if slot not in self.used]
             for path in self.files(self.key):
                 scales = known.get(adapters_key_in(path))
-                if path not in self.used and scales is not None and self.is_whole(path):
-                    self.restore_one(server, slots, path, scales)
+                if self.is_ending or not slots:
+                    return
+                if path in self.used.values() or scales is None or not self.is_whole(path):
+                    continue
+                self.restore_one(server, slots, path, scales)
 
     def is_whole(self, path: Path) -> bool:
         """Whether a file has the content that its name says; deletes it otherwise."""
@@ -135,8 +144,7 @@ class SavedPrompts:
                 delete(path)
                 return
             if response.status == HTTPStatus.OK:
-                self.used.append(path)
-                del slots[0]
+                self.used[slots.pop(0)] = path
                 return
             if response.status != HTTPStatus.SERVICE_UNAVAILABLE:
                 delete(path)
@@ -144,23 +152,25 @@ class SavedPrompts:
             del slots[0]  # it is in use
 
     def save(self, server: ModelServer, kill: Callable[[], None]) -> None:
-        """Write what the slots hold, and delete what it replaces. Never raises.
+        """Write what the slots hold, each in place of what it was restored from. Never raises.
 
         kill: ends the engine's process, if saving takes longer than SAVE_S.
         """
-        if not self.key:
-            return
-        timer = Timer(SAVE_S, kill)
-        timer.start()
-        try:
-            written = [path for n in range(self.plan.slots) if (path := self.save_one(server, n))]
-            for path in set(self.used) - set(written):
-                delete(path)
-            self.keep_within_limit()
-        except (DecantError, OSError):
-            return
-        finally:
-            timer.cancel()
+        with self.working:
+            if not self.key:
+                return
+            timer = Timer(SAVE_S, kill)
+            timer.start()
+            try:
+                for slot in range(self.plan.slots):
+                    written, before = self.save_one(server, slot), self.used.get(slot)
+                    if written is not None and before not in (None, written):
+                        delete(before)
+                self.keep_within_limit()
+            except (DecantError, OSError):
+                return
+            finally:
+                timer.cancel()
 
     def save_one(self, server: ModelServer, slot: int) -> Path | None:
         """Write one slot; None if it holds little, or the disk has little room."""
@@ -198,9 +208,19 @@ class SavedPrompts:
             if total > self.plan.limit:
                 delete(path)
 
+    def has_stopped_reading(self) -> bool:
+        """Read no further file; returns whether the last one has been read within SAVE_S."""
+        self.is_ending = True
+        is_free = self.working.acquire(timeout=SAVE_S)
+        if is_free:
+            self.working.release()
+        return is_free
+
     def close(self) -> None:
-        """Delete the temporary folder."""
-        self.place.cleanup()
+        """Delete the temporary folder; the engine has ended."""
+        self.is_ending = True
+        with self.working, suppress(OSError):
+            self.place.cleanup()
 
 
 def forget_prompts(folder: Path) -> None:
@@ -224,7 +244,8 @@ def adapters_key_in(path: Path) -> str:
 def identity(path: Path) -> list[object]:
     """Values that differ for another file, and for the same file after a change."""
     stat = path.stat()
-    return [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+    times = stat.st_mtime_ns, stat.st_ctime_ns  # the first can be set back
+    return [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, *times]
 
 
 def single(scale: float) -> float:

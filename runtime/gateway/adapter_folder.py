@@ -24,6 +24,7 @@ from runtime.gateway.call import Gateway
 
 POLL_S = 0.5  # between two looks at the folder
 SETTLE_S = 1.0  # an adapter's files must stay the same for this time
+SLOW_S = 60  # an adapter that takes longer does not keep the server from being ready
 RETRY_S = 10  # the wait before an adapter is tried again whose files are not at fault
 Mark = tuple[tuple[str, int, int, int], ...]
 """Name, size, modification time in ns and inode of each file of an adapter."""
@@ -60,6 +61,8 @@ class AdapterFolder:
     """The state of each adapter that cannot be served."""
     reasons: dict[str, str] = field(default_factory=dict)
     """The last reported refusal of each adapter."""
+    adding: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """The adapters that are being read now."""
     is_readable: bool = True
 
     async def run(self) -> None:
@@ -69,10 +72,11 @@ class AdapterFolder:
             await self.look()
 
     async def settle(self) -> None:
-        """Look until every adapter that was in the folder is served or refused."""
+        """Look until every adapter that was in the folder is served or refused, or too slow."""
         await self.look()
+        end = self.clock() + SLOW_S
         for name in list(self.since):
-            while name in self.since and not self.is_decided(name):
+            while name in self.since and not self.is_decided(name) and self.clock() < end:
                 await asyncio.sleep(SETTLE_S / 4)
                 await self.look()
 
@@ -103,11 +107,14 @@ class AdapterFolder:
                 del known[name]
         for name, one in found.items():
             if self.is_new(name, one.mark):
-                await self.add(name, one)
+                task = self.adding[name] = asyncio.ensure_future(self.add(name, one))
+                await asyncio.wait({task}, timeout=POLL_S)  # a slow one goes on beside the others
+        for name in [name for name, task in self.adding.items() if task.done()]:
+            del self.adding[name]
 
     def is_new(self, name: str, mark: Mark) -> bool:
         """Whether an adapter is new or changed, and its files have stayed the same long enough."""
-        if self.is_known(name, mark):
+        if name in self.adding or self.is_known(name, mark):
             return False
         seen, ready_at = self.since.get(name, ((), 0.0))
         if seen != mark:
@@ -189,7 +196,7 @@ def adapters_in(folder: Path) -> dict[str, Found]:
                 if not any(one.name == CONFIG for one in files):
                     continue
                 name = entry.name
-            elif entry.name.endswith(SUFFIX):
+            elif entry.name.endswith(SUFFIX) and entry.is_file():
                 files, name = [entry], entry.name.removesuffix(SUFFIX).removesuffix(".lora")
             else:
                 continue

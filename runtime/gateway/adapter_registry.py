@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from runtime.engine.own_template import OwnTemplate, own_template
 from runtime.gateway.adapter_places import base_here, permitted
 from runtime.gateway.api_errors import ApiError, bad_request, unavailable
 from runtime.gateway.catalog import Catalog, fitting_models
+from runtime.gateway.scheduling.daemon_threads import in_daemon
 from runtime.gateway.scheduling.pool import EnginePool
 from runtime.gateway.settings import Settings
 
@@ -36,8 +38,8 @@ TAKEN = (
 NAME_TAKEN, TOO_MANY = "name_taken", "too_many"
 """The error codes of what another adapter's removal mends."""
 MISSING = "The lora adapter {name!r} cannot be found."
-DOWNLOADS_MAX = 4
-"""Adapters at once that may have to be downloaded; a mirror may stall for minutes."""
+SLOW_MAX = 4
+"""Repos, and folders, that are downloaded or converted at once; a mirror may stall for minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,11 @@ class AdapterRegistry:
     pool: EnginePool
     pending: dict[str, asyncio.Event] = field(default_factory=dict)
     """Set when the adapter of that name is added or refused."""
-    downloading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOWNLOADS_MAX))
-    """Not held for an adapter that is a GGUF on this machine."""
+    repos: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SLOW_MAX))
+    folders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SLOW_MAX))
+    """Held while an adapter of this kind is read; a GGUF on this machine needs none."""
+    on_removal: Callable[[str], None] | None = None
+    """Is called with the id of a removed adapter's model."""
     versions: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     added: int = 0
     """Adapters added since the start."""
@@ -92,10 +97,7 @@ class AdapterRegistry:
         async with self.reserve(change.name):
             bases = self.candidates(change)
             try:
-                place, is_gguf = await self.pool.in_thread(self.place_of, change, is_trusted)
-                async with nullcontext() if is_gguf else self.downloading:
-                    found = replace(change, place=place)
-                    checked = await self.pool.in_thread(self.check, found, bases)
+                checked = await self.checked(change, bases, is_trusted)
             except DecantError as error:
                 raise refusal(change, error) from error
             except (OSError, ValueError, RuntimeError) as error:  # such as links in a circle
@@ -105,6 +107,38 @@ class AdapterRegistry:
         id_ = f"{checked.base}:{change.name}"
         self.report(Note(f"the adapter {id_!r} is served"))
         return id_
+
+    async def checked(self, change: Change, bases: dict[str, Model], is_trusted: bool) -> Checked:
+        """The adapter, checked in a thread that does not keep the server from ending.
+
+        A thread goes on when its request is cancelled, and holds its semaphore until it ends.
+        """
+        place, turns = await in_daemon(partial(self.place_of, change, is_trusted))
+        work = partial(self.check, replace(change, place=place), bases)
+        if turns is None:
+            return await in_daemon(work)
+        await turns.acquire()
+        running = asyncio.ensure_future(in_daemon(work))
+
+        def end(done: asyncio.Future[Checked]) -> None:
+            turns.release()
+            done.exception()  # nobody may wait for it any more
+
+        running.add_done_callback(end)
+        return await asyncio.shield(running)
+
+    def place_of(self, change: Change, is_trusted: bool) -> tuple[str, asyncio.Semaphore | None]:
+        """The place to read an adapter from, and how many are read at once; None: any number.
+
+        Raises ApiError for a place that may not be read.
+        """
+        place = change.place if is_trusted else permitted(change.place, self.settings)
+        path = Path(place)
+        if path.is_file() and path.suffix == SUFFIX:
+            return place, None
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise bad_request(f"{place[:SHOWN]!r} is neither a file nor a folder")
+        return place, self.folders if path.exists() else self.repos
 
     @asynccontextmanager
     async def reserve(self, name: str) -> AsyncIterator[None]:
@@ -136,8 +170,12 @@ class AdapterRegistry:
             )
         model = self.catalog.models[bases[0]]
         place = next(n for n, one in enumerate(model.adapters) if one.name == name)
-        self.pool.adapter_files.forget(model.adapters[place], model)
-        self.set_model(bases[0], without(model, place))
+        left = without(model, place)
+        if all(one.path != model.adapters[place].path for one in left.adapters):
+            self.pool.adapter_files.forget(model.adapters[place], model)
+        self.set_model(bases[0], left)
+        if self.on_removal is not None:
+            self.on_removal(f"{bases[0]}:{name}")
         self.removed += 1
         self.report(Note(f"the adapter '{bases[0]}:{name}' is removed"))
         return f"{bases[0]}:{name}"
@@ -187,12 +225,6 @@ class AdapterRegistry:
                 " more with --limit adapters=N",
                 code=TOO_MANY,
             )
-
-    def place_of(self, change: Change, is_trusted: bool) -> tuple[str, bool]:
-        """The adapter's place, and whether that is a GGUF on this machine. Raises ApiError."""
-        place = change.place if is_trusted else permitted(change.place, self.settings)
-        path = Path(place)
-        return place, path.suffix == SUFFIX and path.exists()
 
     def check(self, change: Change, bases: dict[str, Model]) -> Checked:
         """The adapter, converted if it is a folder, with its base. Runs in a thread.

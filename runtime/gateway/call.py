@@ -66,7 +66,9 @@ class Gateway:
     adapters: AdapterRegistry = field(init=False)
 
     def __post_init__(self) -> None:
-        self.adapters = AdapterRegistry(self.settings, self.catalog, self.pool)
+        self.adapters = AdapterRegistry(
+            self.settings, self.catalog, self.pool, on_removal=self.metrics.forget
+        )
         self.clients = Clients(self.settings.max_per_client)
         sees = any(model.projector is not None for model in self.catalog.models.values())
         self.bodies = Bodies(self.settings, sees=sees)

@@ -29,7 +29,6 @@ async def unload(call: Call) -> Response:
     if not name:
         raise bad_request("'lora_name' needs to be provided to unload a LoRA adapter.")
     call.record.model = call.gateway.adapters.remove(name, base)
-    call.gateway.metrics.forget(call.record.model)
     return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
 
 

@@ -56,4 +56,4 @@ async def unload(call: Call, resolved: ResolvedModel) -> None:
     pool = call.gateway.pool
     for engine in list(pool.engines.values()):
         if engine.key.base == resolved.base and engine.is_idle:
-            await pool.stop(engine)
+            await pool.stop(engine, is_saving=True)

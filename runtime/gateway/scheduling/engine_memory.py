@@ -153,8 +153,10 @@ class EngineMemory:
 
     async def dismiss(self, engine: EngineEntry) -> None:
         """Stop a retired engine; the one in its place takes its prompts over."""
-        await self.stop(engine, is_saving=True)
-        self.roster.beside.discard(engine)
+        try:
+            await self.stop(engine, is_saving=True)
+        finally:
+            self.roster.beside.discard(engine)
         heir = self.engines.get(engine.key)
         if heir is not None and heir.is_loaded and heir.server is not None:
             await self.in_thread(heir.server.restore)

@@ -45,9 +45,11 @@ class EngineRoster:
         key = key_of(resolved, role)
         needs = resolved.needs if needs is None else needs
         model = self.models.get(resolved.base, resolved.model)
-        if not holds(model.adapters, needs):
-            return self.left_over(key, resolved.model, needs)
         found = self.engines.get(key)
+        if not holds(model.adapters, needs):
+            if found is not None and found.is_loaded and found.has(needs):
+                return found  # its successor is still being loaded
+            return self.left_over(key, resolved.model, needs)
         if found is None:
             found = self.engines[key] = self.new(key, model)
         if not isinstance(found.phase, Loaded | Loading):  # it will start with all adapters
@@ -61,7 +63,8 @@ class EngineRoster:
     def left_over(self, key: Key, model: Model, needs: Sequence[Adapter]) -> EngineEntry:
         """An engine for a request that came before its adapter was removed."""
         for engine in self.beside:
-            if engine.is_retired and engine.key == key and engine.has(needs):
+            is_answering = engine.is_retired and not engine.is_ending
+            if is_answering and engine.key == key and engine.has(needs):
                 return engine
         engine = self.new(key, model)
         engine.is_retired = True

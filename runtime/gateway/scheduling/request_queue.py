@@ -99,6 +99,7 @@ class RequestQueue:
     latest: tuple[str, float] = ("", -CROWDED_S)
     """The last request's client and time."""
     crowded_until: float = 0
+    waking: asyncio.TimerHandle | None = None
 
     async def admit(self, lora_scales: LoraScales, cost: int = 1, client: str = "") -> Waiter:
         """Wait for free slots. Raises ApiError when the queue is full or the wait too long."""
@@ -194,11 +195,20 @@ class RequestQueue:
     def may_begin(self, waiter: Waiter) -> bool:
         """Whether its client has no slot, or leaves half of them to others that come.
 
-        A request that may not is looked at again when its client's other requests end.
+        A request that may not is looked at again when no other has come for CROWDED_S.
         """
         has, most = self.shares[waiter.client].slots, (self.capacity + 1) // 2
-        is_crowded = self.clock() < self.crowded_until
-        return not has or not is_crowded or has + waiter.cost <= most
+        left_s = self.crowded_until - self.clock()
+        if not has or has + waiter.cost <= most or left_s <= 0:
+            return True
+        if self.waking is None:
+            self.waking = asyncio.get_running_loop().call_later(left_s, self.wake)
+        return False
+
+    def wake(self) -> None:
+        """Look again at the requests that left slots to others."""
+        self.waking = None
+        self.schedule()
 
     def order(self, waiter: Waiter) -> tuple[int, float, float]:
         """The sort key: the smallest is next, and of equal ones `min` takes the queue's first."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,14 +52,17 @@ def test_a_path_with_a_colon_is_a_path_where_there_is_one(tmp_path, monkeypatch)
 def test_one_adapter_is_converted_at_a_time(tmp_path, monkeypatch):
     at_once, most = [0], [0]
 
-    def slow(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
-        at_once[0] += 1
-        most[0] = max(most[0], at_once[0])
-        time.sleep(0.02)
-        at_once[0] -= 1
-        return subprocess.CompletedProcess([], 0, stdout="{}")
+    class Slow:
+        returncode = 0
 
-    monkeypatch.setattr(adapters.subprocess, "run", slow)
+        def communicate(self) -> tuple[bytes, bytes]:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+            time.sleep(0.02)
+            at_once[0] -= 1
+            return b"{}", b""
+
+    monkeypatch.setattr(adapters, "start_kept", lambda argv, **more: Slow())
     with ThreadPoolExecutor(3) as threads:
         list(threads.map(lambda _: adapters.convert(tmp_path, tmp_path, tmp_path), range(3)))
 

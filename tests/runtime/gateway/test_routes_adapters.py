@@ -219,7 +219,7 @@ def test_a_folder_comes_before_a_repo_of_its_name(tmp_path):
 @pytest.mark.lasting
 def test_a_slow_adapter_delays_only_another_of_its_name(serve, monkeypatch):
     """Folders whose configs cannot be read to their ends yet stand for slow downloads."""
-    monkeypatch.setattr(adapter_registry, "DOWNLOADS_MAX", 2)
+    monkeypatch.setattr(adapter_registry, "SLOW_MAX", 2)
     slow = [f"slow{number}" for number in range(3)]
 
     async def test(server: Server) -> None:
