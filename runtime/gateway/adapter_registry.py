@@ -97,7 +97,7 @@ class AdapterRegistry:
         async with self.reserve(change.name):
             bases = self.candidates(change)
             try:
-                checked = await self.checked(change, bases, is_trusted)
+                checked = await self.find(change, bases, is_trusted)
             except DecantError as error:
                 raise refusal(change, error) from error
             except (OSError, ValueError, RuntimeError) as error:  # such as links in a circle
@@ -108,7 +108,7 @@ class AdapterRegistry:
         self.report(Note(f"the adapter {id_!r} is served"))
         return id_
 
-    async def checked(self, change: Change, bases: dict[str, Model], is_trusted: bool) -> Checked:
+    async def find(self, change: Change, bases: dict[str, Model], is_trusted: bool) -> Checked:
         """The adapter, checked in a thread that does not keep the server from ending.
 
         A thread goes on when its request is cancelled, and holds its semaphore until it ends.
@@ -122,7 +122,8 @@ class AdapterRegistry:
 
         def end(done: asyncio.Future[Checked]) -> None:
             turns.release()
-            done.exception()  # nobody may wait for it any more
+            if not done.cancelled():
+                done.exception()  # the request may have been cancelled
 
         running.add_done_callback(end)
         return await asyncio.shield(running)

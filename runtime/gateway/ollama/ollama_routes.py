@@ -80,11 +80,18 @@ async def running(call: Call) -> Response:
     loaded: dict[str, list[EngineEntry]] = {}
     for engine in gateway.pool.engines.values():
         if engine.is_loaded:
-            loaded.setdefault(engine.key.name or engine.key.base, []).append(engine)
+            loaded.setdefault(served_name(gateway, engine), []).append(engine)
     found = [
         process(gateway, gateway.catalog.find(name), engines) for name, engines in loaded.items()
     ]
     return JSONResponse({"models": found})
+
+
+def served_name(gateway: Gateway, engine: EngineEntry) -> str:
+    """The name under which an engine is loaded; the base's if its adapter is removed."""
+    with suppress(ApiError):
+        return gateway.catalog.find(engine.key.name or engine.key.base).id
+    return engine.key.base
 
 
 def process(gateway: Gateway, resolved: ResolvedModel, engines: Sequence[EngineEntry]) -> Json:

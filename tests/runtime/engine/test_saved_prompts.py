@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +96,28 @@ class TestNames:
         opened(made(tmp_path, model))
 
         assert not left.exists()
+
+    def test_two_readers_at_once_give_each_slot_its_own_file(self, tmp_path, model, opened):
+        """Both replaced engines hand over at once."""
+        adapters = [tmp_path / name for name in "ab"]
+        for path in (*adapters, tmp_path / "content"):
+            path.write_bytes(b"x")
+        prompts = opened(made(tmp_path, model, *adapters, slots=4))
+        for scales in (PIRATE, LIAR):
+            content = tmp_path / "content"
+            key = prompts.adapters_key(scales)
+            shutil.copy2(content, prompts.plan.folder / prompts.name_of(content, key))
+        engine = SlowReader(Path(prompts.place.name))
+        threads = [Thread(target=prompts.restore, args=(engine,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert sorted(engine.read) == sorted(
+            (slot, prompts.adapters_key(scales)) for slot, scales in enumerate(engine.scales)
+        )
+        assert len(set(prompts.used)) == 2
 
     def test_the_oldest_are_deleted_beyond_the_limit(self, tmp_path, model, opened):
         saved = opened(made(tmp_path, model, limit=25))
@@ -217,6 +241,18 @@ class TestWithAnEngine:
         assert text_of(again[BASE]) == text_of(found[BASE])
         assert text_of(again[LIAR]) == told[LIAR]
 
+    def test_the_engine_ends_whatever_becomes_of_its_prompts(self, spec, toolchain, monkeypatch):
+        def fail(*arguments: object) -> None:
+            raise RuntimeError("no")
+
+        monkeypatch.setattr(SavedPrompts, "save", fail)
+        with Server(spec, toolchain) as server:
+            process = server.process
+            with pytest.raises(RuntimeError, match="no"):
+                server.stop(is_saving=True)
+            assert process.poll() is not None
+        assert not list(spec.prompts.folder.iterdir())
+
     def test_nothing_is_left_beside_the_files(self, spec, toolchain):
         with running(spec, toolchain) as server:
             answer(server, PIRATE)
@@ -241,6 +277,23 @@ class TestWithAnEngine:
             assert time.monotonic() - began < saved_prompts.SAVE_S + sum(STOP_S)
 
         assert files(plan.folder) == []
+
+
+class SlowReader:
+    """An engine that opens the file that it is to read a moment after the request."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.read: list[tuple[int, str]] = []
+        self.scales: list[tuple[float, ...]] = []
+
+    @contextmanager
+    def post(self, route: str, body: dict) -> Iterator[SimpleNamespace]:
+        time.sleep(0.02)
+        found = (self.place / body["filename"]).resolve()
+        self.scales.append(tuple(one["scale"] for one in body["lora"]))
+        self.read.append((len(self.read), found.name.split("-")[1]))
+        yield SimpleNamespace(status=200, read=lambda most: b"{}")
 
 
 @contextmanager

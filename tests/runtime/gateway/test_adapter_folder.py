@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from runtime.gateway import adapter_folder
+from runtime.gateway import adapter_folder, adapter_registry
 from runtime.gateway.adapter_folder import RETRY_S, SETTLE_S, AdapterFolder, adapters_in, begin
 from runtime.gateway.request_limits import Limits
 from tests.support.changing_server import Server
@@ -230,7 +232,6 @@ def test_a_folder_that_cannot_be_read_removes_nothing(watching):
 @pytest.mark.lasting
 def test_what_the_server_has_no_room_for_is_tried_again_later(watching, monkeypatch):
     from exporter.core.errors import SpaceError
-    from runtime.gateway import adapter_registry
 
     convert = adapter_registry.gguf_of
     tries = []
@@ -249,6 +250,29 @@ def test_what_the_server_has_no_room_for_is_tried_again_later(watching, monkeypa
         assert await watched.look() == []
         assert len(tries) == 1
         assert await watched.look(later=RETRY_S) == ["a"]
+
+    watching(test)
+
+
+@pytest.mark.lasting
+def test_a_slow_adapter_does_not_stop_the_others(watching, monkeypatch):
+    convert, is_there = adapter_registry.gguf_of, threading.Event()
+
+    def slow(wanted, *arguments, **more):
+        assert wanted.name != "a" or is_there.wait(20)
+        return convert(wanted, *arguments, **more)
+
+    monkeypatch.setattr(adapter_registry, "gguf_of", slow)
+
+    async def test(watched: Watched) -> None:
+        for number, name in enumerate("ab"):
+            write_tiny_lora(watched.folder / f"{name}.gguf", number)
+        assert await watched.twice() == ["b"]
+        (watched.folder / "b.gguf").unlink()
+        assert await watched.look() == []
+        is_there.set()
+        await asyncio.wait(watched.watch.adding.values())
+        assert await watched.look() == ["a"]
 
     watching(test)
 
@@ -273,8 +297,6 @@ def test_a_trainers_folder_is_taken_with_all_its_files(watching):
 
 @pytest.mark.lasting
 def test_the_server_is_ready_when_what_was_in_the_folder_is_served(serve, tmp_path, monkeypatch):
-    import asyncio
-
     monkeypatch.setattr(adapter_folder, "POLL_S", 0.02)
     monkeypatch.setattr(adapter_folder, "SETTLE_S", 0.1)
     folder = tmp_path / "watched"

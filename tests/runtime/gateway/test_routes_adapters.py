@@ -245,3 +245,27 @@ def test_a_slow_adapter_delays_only_another_of_its_name(serve, monkeypatch):
         assert not server.gateway.adapters.pending
 
     serve(test, limits=Limits(adapters=4))
+
+
+@pytest.mark.lasting
+def test_a_file_of_two_names_is_watched_until_both_are_gone(serve):
+    async def test(server: Server) -> None:
+        seen, path = server.pool.adapter_files.seen, server.folder / "a.gguf"
+        for name in ("p", "q"):
+            assert (await server.load(name, path))[0] == 200
+        await server.unload("p")
+        assert path in [adapter for adapter, _ in seen]
+        await server.unload("q")
+        assert path not in [adapter for adapter, _ in seen]
+
+    serve(test)
+
+
+@pytest.mark.lasting
+def test_what_is_no_file_is_refused_before_it_is_read(serve):
+    async def test(server: Server) -> None:
+        os.mkfifo(server.folder / "pipe.gguf")
+        status, told = await server.load("pipe")
+        assert (status, "neither a file nor a folder" in told["error"]["message"]) == (400, True)
+
+    serve(test)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from runtime.gateway.api_errors import ApiError, unavailable
+from runtime.gateway.scheduling import request_queue
 from runtime.gateway.scheduling.request_queue import CROWDED_S, Clients, RequestQueue
 from runtime.gateway.settings import Settings
 
@@ -284,6 +285,24 @@ def test_a_client_gets_half_of_the_slots_while_others_come():
         last = asking(queue, A, 2, "x")
         await settled()
         assert last.done()  # for a second nobody has come
+
+    running(test, capacity=4)
+
+
+def test_slots_that_are_left_to_others_are_taken_when_no_more_come(monkeypatch):
+    monkeypatch.setattr(request_queue, "CROWDED_S", 0.05)
+
+    async def test(queue, clock):
+        held = asking(queue, A, 2, "x")
+        other = asking(queue, A, 1, "y")
+        await settled()
+        queue.release(other.result())
+        more = asking(queue, A, 1, "x")
+        await settled()
+        assert held.done()
+        assert not more.done()
+        clock.now += 0.06
+        await asyncio.wait_for(more, 5)  # though no request has ended
 
     running(test, capacity=4)
 
