@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+
+class NumberRange(click.FloatRange):
+    """A range of numbers; click's admits `nan`, which is in none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number. Raises click's error for any other text."""
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return found
+
+
+def without_empty(
+    ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The texts to stop at. Raises click's error for an empty one, at which all would end."""
+    if "" in texts:
+        raise click.BadParameter("an empty text is everywhere: name another", ctx, param)
+    return texts
+
+
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OPTIONS = (
-    click.option("--top-p", type=click.FloatRange(0, 1), help="The likeliest tokens up to this."),
+    click.option("--top-p", type=NumberRange(0, 1), help="The likeliest tokens up to this."),
     click.option("--top-k", type=click.IntRange(0), help="So many likeliest tokens; 0: all."),
-    click.option("--min-p", type=click.FloatRange(0, 1), help="Least share of the likeliest one."),
+    click.option("--min-p", type=NumberRange(0, 1), help="Least share of the likeliest one."),
     click.option(
-        "--repeat-penalty", type=click.FloatRange(0, 1000), help="Above 1: fewer repetitions."
+        "--repeat-penalty", type=NumberRange(0.001, 1000), help="Above 1: fewer repetitions."
     ),
-    click.option("--stop", multiple=True, metavar="TEXT", help="Stop at TEXT. Repeatable."),
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", callback=without_empty,
+        help="Stop at TEXT. Repeatable.",
+    ),
     click.option("--json-schema", type=FILE, metavar="FILE", help="Answer in JSON of this schema."),
     click.option(
         "--grammar-file", "grammar", type=FILE, metavar="FILE", help="Keep to this GBNF grammar."

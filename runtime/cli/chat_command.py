@@ -31,7 +31,7 @@ from runtime.chat.session_files import (
     resume,
     session_to_delete,
 )
-from runtime.cli.answer_options import answer_options, spec_option
+from runtime.cli.answer_options import NumberRange, answer_options, spec_option
 from runtime.cli.from_folder import model_of
 from runtime.engine.adapters import bring_adapters
 from runtime.engine.local import RAW_TOKENS, Engine, LocalEngine, answerer, opening_selection
@@ -47,6 +47,8 @@ from runtime.engine.template_choice import HELP, NO_TEMPLATE, read_template, wit
 
 NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 
+NO_TEXT = "a file is a text in UTF-8, or a PNG, JPEG, GIF, BMP or WebP"
+
 
 @click.command(epilog="Example: decant chat BASE.gguf --adapter pirate=./my-lora")
 @click.argument("model", required=False, shell_complete=completing.models)
@@ -55,7 +57,7 @@ NOTHING_TO_ASK = 'nothing to ask: {}; pass -p "…"'
 @click.option("-n", "--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")
 @click.option(
     "--temperature",
-    type=click.FloatRange(0, 1000),
+    type=NumberRange(0, 1000),
     help="0 always takes the most likely token; default: 0.8.",
 )
 @click.option("--seed", type=int, help="Same seed, same answer.")
@@ -329,7 +331,7 @@ def user_message(engine: Engine, question: str, files: tuple[Path, ...]) -> Mess
             f"{engine.model} takes no images: it has no projector (mmproj)",
             hint="name one with --mmproj FILE",
         )
-    texts = [read_text(path) for path in files if path not in images]
+    texts = [read_text(path, NO_TEXT) for path in files if path not in images]
     shown = tuple(read_image(path) for path in images)
     return Turn("\n\n".join([*texts, question]), shown).messages()[0]
 

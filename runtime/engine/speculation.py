@@ -19,6 +19,7 @@ from typing import Literal
 from exporter.core.errors import InputError, ModelError, UnsupportedError
 from exporter.core.events import Report, silent
 from exporter.core.gguf import MAX_ITEMS, Array, GGUFFile, read_gguf
+from exporter.core.near_names import did_you_mean
 from exporter.llamacpp.header_tokens import stamp
 from exporter.model_store import find_model
 from runtime.engine.memory_limit import has_uncut_state
@@ -50,7 +51,7 @@ class Speculation:
     """The draft model's header."""
 
     def fitted(self, model: Model) -> Speculation:
-        """The kind for a model: `auto` becomes a kind that makes it faster, or `off`.
+        """The kind for a model: `auto` becomes a kind that can make it faster, or `off`.
 
         Raises UnsupportedError for a kind that the model cannot use.
         """
@@ -99,7 +100,9 @@ def speculation_of(text: str, store: Path, *, report: Report = silent) -> Specul
     except ModelError as error:
         raise InputError(
             f"--spec {text!r} is no way to guess, and no model: {error.message}",
-            hint=f"--spec {', '.join(KINDS)}, or a small model of the same family",
+            hint=did_you_mean(
+                text, KINDS, f"--spec {', '.join(KINDS)}, or a small model of the same family"
+            ),
         ) from error
     header = read_gguf(path, keep_items=LAYERS_KEPT)
     if header.is_adapter:
@@ -119,7 +122,7 @@ def fitted_or_off(speculation: Speculation, model: Model) -> Speculation:
 
 
 def auto_kind(model: Model) -> Kind:
-    """The kind that makes a model faster."""
+    """The kind that can make a model faster."""
     if obstacle(model) or has_uncut_state(model.header):
         return "off"
     return "mtp" if has_mtp(model.header) else "ngram"

@@ -25,9 +25,9 @@ def read_image(path: Path) -> Image:
     return Image(path.name, f"data:{kind};base64,{base64.b64encode(data).decode()}")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, hint: str = "/attach FILE adds an image") -> str:
     """Read a text file; returns it fenced, under its name. Raises InputError for other files."""
-    text = decoded(path, hint="/attach FILE adds an image")
+    text = decoded(path, hint)
     fence = "```"
     while fence in text:
         fence += "`"

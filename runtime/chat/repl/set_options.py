@@ -82,7 +82,7 @@ SETTINGS = (
     Setting("min_p", "no token below this share of the most likely one, 0 to 1", number(0, 1)),
     Setting("seed", "same seed, same answer", whole(-1)),
     Setting("max_tokens", "stop after this many tokens", whole(1)),
-    Setting("repeat_penalty", "above 1: fewer repetitions", number(0)),
+    Setting("repeat_penalty", "above 1: fewer repetitions", number(0.001)),
     Setting("presence_penalty", "-2 to 2, as in OpenAI's API", number(-2, 2)),
     Setting("frequency_penalty", "-2 to 2, as in OpenAI's API", number(-2, 2)),
     Setting("stop", "texts to stop at, separated by commas", texts),

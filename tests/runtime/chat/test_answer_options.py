@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from click.testing import CliRunner
 
 from exporter.core.errors import InputError
 from runtime.chat.repl.attachments import is_image
@@ -12,6 +13,7 @@ from runtime.chat.repl.commands import value_text
 from runtime.chat.repl.set_options import changed, parse_setting, sent
 from runtime.chat.session import QuestionAdded
 from runtime.chat.session_files import list_sessions, new_session
+from runtime.cli import chat_command
 from tests.runtime.conftest import ANSWER, QUESTION
 from tests.support.png import make_png
 from tests.support.terminal import chat
@@ -63,6 +65,22 @@ def test_files_that_cannot_be_meant_are_explained(tmp_path, setting, content, me
 
     with pytest.raises(InputError, match=message):
         parse_setting(f"{setting}={path}")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--temperature", "nan", "'nan' is not a number"),
+        ("--top-p", "nan", "'nan' is not a number"),
+        ("--repeat-penalty", "0", "0.0 is not in the range"),
+        ("--stop", "", "an empty text is everywhere"),
+    ],
+)
+def test_values_with_which_no_answer_would_come_are_refused(option, value, message):
+    found = CliRunner().invoke(chat_command.chat, ["m.gguf", "-p", "a", option, value])
+
+    assert found.exit_code == 2
+    assert message in found.output
 
 
 def test_a_long_setting_is_shown_by_its_first_line():

@@ -58,6 +58,9 @@ class TestWhatGuesses:
         with pytest.raises(InputError, match="'ngarm' is no way to guess") as caught:
             speculation_of("ngarm", tmp_path)
 
+        assert caught.value.hint == "did you mean ngram?"
+        with pytest.raises(InputError) as caught:
+            speculation_of("something else", tmp_path)
         assert "off, auto, ngram, mtp, or a small model" in caught.value.hint
 
     def test_an_adapter_cannot_guess(self, tmp_path):

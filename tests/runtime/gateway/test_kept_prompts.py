@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from pathlib import Path
@@ -95,6 +96,39 @@ def test_an_added_adapter_costs_no_conversation_its_prompt(voices, tmp_path, env
     assert cached(other) == 0
     assert cached(again) > 60
     assert text_of(again) == text_of(first) != text_of(other)
+
+
+@pytest.mark.slow
+def test_prompts_stay_with_their_voices_while_adapters_come_and_go(
+    voices, tmp_path, env, liar_lora, pirate_lora
+):
+    """Engines hand over long prompts, several at a time, while others are being replaced."""
+    dice, files = random.Random(4), {"x": liar_lora, "y": pirate_lora}
+    allowed = [part for path in files.values() for part in ("--allow-adapter-path", path.parent)]
+    with serving(tmp_path, *voices, *allowed, "--parallel", "4", env=env) as served:
+
+        def change(route: str, name: str) -> None:
+            body = {"lora_name": name, "lora_path": str(files[name])}
+            with served.send("POST", f"/v1/{route}_lora_adapter", body) as response:
+                assert response.status == 200
+
+        told = {name: text_of(asked(served, f"base:{name}")) for name in ("liar", "pirate")}
+        told |= {"x": told["liar"], "y": told["pirate"]}
+        caches = 0
+        for _ in range(15):
+            for name in files:
+                change("load", name)
+            for name, text in told.items():
+                answer = asked(served, f"base:{name}")
+                assert text_of(answer) == text
+                caches += cached(answer) > 60
+            for name in files:
+                change("unload", name)
+                time.sleep(dice.random() / 4)
+        assert until(lambda: len(served.children()) == 1)
+        assert "exception" not in served.log.read_text()
+
+    assert caches > 15  # prompts were handed over
 
 
 def test_a_killed_server_leaves_nothing_that_the_next_one_uses(voices, tmp_path, env, data):
