@@ -39,6 +39,7 @@ LISTED = ("prompt", "input", "content", "documents", "texts")
 """Fields with one text, or with a list of texts that are answered separately."""
 WORD_MAX = 100_000  # characters
 LONG_WORD = re.compile(rf"\S{{{WORD_MAX}}}")
+ID_MAX = (1 << 31) - 1
 HUGE_NUMBER = re.compile(rb"\d{19}|\d[eE]")
 """In every number that may be beyond the engine's range."""
 ENGINE_INT = (-(1 << 63), (1 << 64) - 1)
@@ -66,14 +67,19 @@ def parse(body: bytes) -> dict[str, Any]:
     return found
 
 
-def refuse_long_ids(body: Mapping[str, Any], context: int) -> None:
-    """Raise ApiError for a prompt of more token ids than the context holds.
+def refuse_wrong_ids(body: Mapping[str, Any], context: int) -> None:
+    """Raise ApiError for more token ids than the context holds, and for ids beyond 32 bits.
 
-    The engine refuses it as well, after it has read it in a slot that others wait for.
+    The engine refuses the former as well, after it has read them in a slot that others wait for;
+    of the latter it takes the lower bits.
     """
     prompt = body.get("prompt")
     if not isinstance(prompt, list):
         return
+    lists = [prompt, *(one for one in prompt if isinstance(one, list))]
+    largest = max((one for ids in lists for one in ids if is_id(one)), default=0)
+    if largest > ID_MAX:
+        raise bad_request(f"{largest} is no token of this model")
     if prompt and all(map(is_id, prompt)):
         prompt = [prompt]
     count = max((len(one) for one in prompt if isinstance(one, list)), default=0)

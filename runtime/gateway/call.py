@@ -16,7 +16,7 @@ from exporter.core.errors import ModelError
 from runtime.engine.purpose import ROUTE, purpose_of
 from runtime.gateway.adapter_registry import AdapterRegistry
 from runtime.gateway.api_errors import ApiError, EngineGoneError, NotThereError, unavailable
-from runtime.gateway.body import applied, cost, dumped, needed, prepared, refuse_long_ids
+from runtime.gateway.body import applied, cost, dumped, needed, prepared, refuse_wrong_ids
 from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import Catalog, ResolvedModel
 from runtime.gateway.evaluation_reports import Reports
@@ -166,7 +166,7 @@ class Call:
         if why := engine.missing(engine.scales_for(resolved)):
             raise unavailable(why, retry_after=60)
         if engine.key.role == "generate" and not engine.model.is_encoder_decoder:
-            refuse_long_ids(body, engine.context)
+            refuse_wrong_ids(body, engine.context)
         give_back = await self.wait_for_turn(engine, route, resolved, body)
         reply = None
         try:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from runtime.engine.adapters import Adapter
 from runtime.engine.opened_model import Model, open_model
 from runtime.gateway.api_errors import ApiError, ClientGoneError
-from runtime.gateway.body import cost, dumped, parse, prepared, refuse_long_ids
+from runtime.gateway.body import cost, dumped, parse, prepared, refuse_wrong_ids
 from runtime.gateway.body_reader import Bodies
 from runtime.gateway.catalog import ResolvedModel
 from runtime.gateway.request_limits import Limits
@@ -80,10 +80,16 @@ def test_numbers_within_the_engines_range_are_kept(text):
 )  # fmt: skip
 def test_more_token_ids_than_the_context_holds_are_refused(prompt, is_refused):
     with pytest.raises(ApiError) if is_refused else nullcontext() as caught:
-        refuse_long_ids({"prompt": prompt}, 8)
+        refuse_wrong_ids({"prompt": prompt}, 8)
     if is_refused:
         assert caught.value.code == "context_length_exceeded"
         assert caught.value.message == "the prompt has 9 tokens, and the context holds 8"
+
+
+@pytest.mark.parametrize("prompt", [[1 << 32], ["a", (1 << 32) + 1], [[1], [1, 1 << 40]]])
+def test_ids_of_which_the_engine_would_take_the_lower_bits_are_refused(prompt):
+    with pytest.raises(ApiError, match="is no token of this model"):
+        refuse_wrong_ids({"prompt": prompt}, 8)
 
 
 def test_half_of_a_surrogate_pair_is_the_clients_fault():

@@ -40,6 +40,7 @@ def lora(*scales: float) -> dict[str, Any]:
         ((), (), {}, {}),
         ((A, B), (A, B), lora(1), lora(1)),  # a client's own
         ((A, B), (B,), {"lora": [{"id": 7, "scale": 1}, "x", {"id": [0], "scale": 1}]}, lora(0, 0)),
+        ((A, B), (A, B), {"lora": [{"id": 1 << 40, "scale": 1}]}, lora(0)),
         ((A, B), (B,), {"lora": "x"}, {"lora": "x"}),
     ],
 )
