@@ -2,7 +2,8 @@
 
 Prompts take turns among three voices (the base, an adapter, another at half its scale), five
 options of a request, and three kinds of talks. One client asks an engine without guesses. Four
-clients ask the others, among them one without guesses: there only the batch size is another. Then
+clients ask the others, among them one without guesses: there only the batch size is another. So it
+is where 16 clients ask. Then
 each engine is asked once more, one request at a time, as a chat, with and without a stream: the
 text has to be that of the tokens, and the reason of its end the same.
 """
@@ -31,6 +32,7 @@ from runtime.engine.speculation import OFF, Speculation, speculation_of
 from tests.runtime.conftest import train_liar
 from tests.support.near_ties import ALL_SHOWN, CLOSE, gap, tokens_of
 
+CROWDED = "off, 16 clients"
 Body = dict[str, Any]
 """A request for `/completion`."""
 VOICES = {"base": (0.0, 0.0), "pirate": (1.0, 0.0), "liar@0.5": (0.0, 0.5)}
@@ -52,7 +54,7 @@ REASONS = {"eos": "stop", "word": "stop", "limit": "length"}
 TALKS = ("asked", "asked again", "goes on")
 """A question; one after the same question and an answer; one whose answer may not end."""
 TOKENS = 64
-CLIENTS = 4
+CLIENTS, MANY_CLIENTS = 4, 16
 CONTEXT = 512  # tokens of one slot
 STOP_LENGTH = 4  # characters, which may begin and end within a token
 
@@ -152,9 +154,9 @@ def engine(models: Models, kind: Speculation, clients: int) -> Server:
 
 
 def kinds_for(models: Models) -> dict[str, Speculation]:
-    """The engines that are compared; the first has no guesses, only more clients."""
+    """The engines that are compared; the first two have no guesses, only more clients."""
     draft = speculation_of(str(models.draft), models.draft.parent)
-    return {"off": OFF, "ngram": Speculation("ngram"), "draft": draft}
+    return {"off": OFF, CROWDED: OFF, "ngram": Speculation("ngram"), "draft": draft}
 
 
 def differences(
@@ -166,17 +168,22 @@ def differences(
         right = [answer(off, one.body) for one in asked]
         found = {}
         for name, kind in kinds.items():
-            with engine(models, kind, CLIENTS) as server:
-                found[name] = difference(off, server, asked, right)
+            clients = MANY_CLIENTS if name == CROWDED else CLIENTS
+            with engine(models, kind, clients) as server:
+                found[name] = difference(off, server, asked, right, clients)
     return found
 
 
 def difference(
-    off: Server, server: Server, asked: Sequence[Request], right: Sequence[Answer]
+    off: Server,
+    server: Server,
+    asked: Sequence[Request],
+    right: Sequence[Answer],
+    clients: int,
 ) -> Difference:
     """How the answers of a server differ from the right ones, which are those of `off`."""
     found = Difference()
-    with ThreadPoolExecutor(CLIENTS) as pool:
+    with ThreadPoolExecutor(clients) as pool:
         others = list(pool.map(lambda one: answer(server, one.body), asked))
     for one, mine, other in zip(asked, right, others, strict=True):
         found.note(one.option, mine, other, parting(off, one.body, mine, other))

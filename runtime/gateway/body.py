@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from runtime.engine.adapters import Adapter
@@ -67,27 +68,28 @@ def parse(body: bytes) -> dict[str, Any]:
     return found
 
 
-def refuse_wrong_ids(body: Mapping[str, Any], context: int) -> None:
+def refuse_wrong_ids(body: Mapping[str, Any], context: int | None) -> None:
     """Raise ApiError for more token ids than the context holds, and for ids beyond 32 bits.
 
     The engine refuses the former as well, after it has read them in a slot that others wait for;
-    of the latter it takes the lower bits.
+    of the latter it takes the lower bits. context: None for any number.
     """
-    prompt = body.get("prompt")
-    if not isinstance(prompt, list):
-        return
-    lists = [prompt, *(one for one in prompt if isinstance(one, list))]
-    largest = max((one for ids in lists for one in ids if is_id(one)), default=0)
-    if largest > ID_MAX:
-        raise bad_request(f"{largest} is no token of this model")
-    if prompt and all(map(is_id, prompt)):
-        prompt = [prompt]
-    count = max((len(one) for one in prompt if isinstance(one, list)), default=0)
-    if count > context:
-        raise bad_request(
-            f"the prompt has {count} tokens, and the context holds {context}",
-            code="context_length_exceeded",
-        )
+    for name in ("prompt", "input", "content", "tokens"):
+        value = body.get(name)
+        if not isinstance(value, list):
+            continue
+        if value and all(map(is_id, value)):
+            value = [value]
+        lists = [one for one in value if isinstance(one, list)]
+        count = max(map(len, lists), default=0)
+        if context is not None and name == "prompt" and count > context:
+            raise bad_request(
+                f"the prompt has {count} tokens, and the context holds {context}",
+                code="context_length_exceeded",
+            )
+        largest = max(filter(is_id, (*value, *chain.from_iterable(lists))), default=0)
+        if largest > ID_MAX:
+            raise bad_request(f"{largest} is no token of this model")
 
 
 def is_id(value: object) -> bool:

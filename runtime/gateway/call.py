@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -165,8 +166,9 @@ class Call:
         """
         if why := engine.missing(engine.scales_for(resolved)):
             raise unavailable(why, retry_after=60)
-        if engine.key.role == "generate" and not engine.model.is_encoder_decoder:
-            refuse_wrong_ids(body, engine.context)
+        has_context = engine.key.role == "generate" and not engine.model.is_encoder_decoder
+        check = partial(refuse_wrong_ids, body, engine.context if has_context else None)
+        await self.gateway.bodies.beside(self.nbytes, check, self.record.client_id)
         give_back = await self.wait_for_turn(engine, route, resolved, body)
         reply = None
         try:

@@ -90,6 +90,8 @@ def test_more_token_ids_than_the_context_holds_are_refused(prompt, is_refused):
 def test_ids_of_which_the_engine_would_take_the_lower_bits_are_refused(prompt):
     with pytest.raises(ApiError, match="is no token of this model"):
         refuse_wrong_ids({"prompt": prompt}, 8)
+    with pytest.raises(ApiError, match="is no token of this model"):
+        refuse_wrong_ids({"input": prompt}, None)
 
 
 def test_half_of_a_surrogate_pair_is_the_clients_fault():
