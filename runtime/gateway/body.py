@@ -41,6 +41,7 @@ LISTED = ("prompt", "input", "content", "documents", "texts")
 WORD_MAX = 100_000  # characters
 LONG_WORD = re.compile(rf"\S{{{WORD_MAX}}}")
 ID_MAX = (1 << 31) - 1
+"""The largest token id: llama.cpp's `llama_token` has 32 bits."""
 HUGE_NUMBER = re.compile(rb"\d{19}|\d[eE]")
 """In every number that may be beyond the engine's range."""
 ENGINE_INT = (-(1 << 63), (1 << 64) - 1)
