@@ -101,8 +101,6 @@ class SavedPrompts:
         Does nothing if a file was changed since the engine started. Never raises.
         """
         with self.working, suppress(OSError):  # the folder or the model's file was removed
-            if self.is_ending:
-                return
             if self.identities() != (self.key, self.adapters):
                 self.key = ""
                 return

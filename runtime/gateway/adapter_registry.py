@@ -218,8 +218,7 @@ class AdapterRegistry:
             raise bad_request(TAKEN.format(name=name), code=NAME_TAKEN)
         most = self.settings.limits.adapters
         count = sum(len(model.adapters) for model in self.catalog.models.values())
-        coming = [one for one in self.pending if not self.catalog.bases_of(one)]
-        count += len([one for one in coming if one != name])
+        count += sum(one != name and not self.catalog.bases_of(one) for one in self.pending)
         if not holding and count >= most:
             raise bad_request(
                 f"{count} adapters are served, and this server takes {most}: unload one, or allow"

@@ -171,7 +171,7 @@ class EngineEntry:
                 {**by_adapter.get(adapter, {"scale": 0.0}), "id": number}
                 for number, adapter in enumerate(loaded)
             ]
-        if any(is_numbered(one) and one["id"] >= len(loaded) for one in scales):
+        elif any(is_numbered(one) and one["id"] >= len(loaded) for one in scales):
             # of a number beyond 32 bits, llama-server takes the lower ones
             known = [one for one in scales if not is_numbered(one) or one["id"] < len(loaded)]
             scales = known or [{"id": 0, "scale": 0.0}][: len(loaded)]

@@ -6,36 +6,13 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.runtime.gateway.conftest import Served, serving, until
+from tests.runtime.gateway.conftest import serving, until
+from tests.support.long_prompts import asked, cached, end, text_of
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.lasting]
-LONG = "Where does a bee live? " * 12
-
-
-def asked(served: Served, model: str) -> dict[str, Any]:
-    messages = [{"role": "user", "content": LONG}]
-    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 8}
-    status, found = served.ask("/v1/chat/completions", body)
-    assert status == 200, found
-    return found
-
-
-def cached(answer: dict[str, Any]) -> int:
-    return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
-
-
-def text_of(answer: dict[str, Any]) -> str:
-    return str(answer["choices"][0]["message"]["content"])
-
-
-def end(served: Served) -> None:
-    """End the server as a service manager does."""
-    served.process.terminate()
-    assert served.process.wait(20) == 0
 
 
 @pytest.fixture

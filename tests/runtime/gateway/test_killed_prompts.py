@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 
 from runtime.engine.saved_prompts import SAVING, SUFFIX, checksum
-from tests.runtime.gateway.conftest import MODELS, Served, serving
+from tests.runtime.gateway.conftest import MODELS, serving
 from tests.support.killed_command import KilledCommand
+from tests.support.long_prompts import LONG, asked, cached, end, text_of
 from tests.support.processes import wait_until
 from tests.support.terminal import chat
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.slow]
-LONG = "Where does a bee live? " * 12
-"""More tokens than a prompt needs to be kept."""
 FEWEST = 8
 """Changes of one run: the folder, the temporary one, a link, two files' names, and their ends."""
 
@@ -36,26 +35,8 @@ def folder_of(data: Path) -> Path:
     return data / "decant" / "prompts"
 
 
-def asked(served: Served, model: str) -> dict[str, Any]:
-    messages = [{"role": "user", "content": LONG}]
-    body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 8}
-    status, found = served.ask("/v1/chat/completions", body)
-    assert status == 200, found
-    return found
-
-
-def text_of(answer: dict[str, Any]) -> str:
-    return str(answer["choices"][0]["message"]["content"])
-
-
 def is_cached(answer: dict[str, Any]) -> bool:
-    return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"]) > 60
-
-
-def end(served: Served) -> None:
-    """End the server as a service manager does."""
-    served.process.terminate()
-    assert served.process.wait(20) == 0
+    return cached(answer) > 60
 
 
 def processes_of(folder: Path) -> list[str]:
