@@ -12,8 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PROC = Path("/proc")
+STATE = 0
+"""The place of the state's letter in /proc/PID/stat, after the program's name."""
 START = 19
-"""The place of the start time in /proc/PID/stat, after the program's name."""
+"""The place of the start time there."""
 
 
 def temporary_folder(folder: Path, prefix: str) -> TemporaryDirectory[str]:
@@ -42,13 +44,24 @@ def is_running(pid: int, start: str) -> bool:
         return False
     except PermissionError:  # the process runs, as another user
         pass
-    return start_of(pid) in ("", start)
+    return start_of(pid) in ("", start) and not has_ended(pid)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is a zombie, which a container's first process may leave for ever."""
+    return (stat_of(pid) or ["R"])[STATE] in ("Z", "X")
 
 
 def start_of(pid: int) -> str:
     """When a process began, in clock ticks since the system's start; empty if unknown."""
+    fields = stat_of(pid)
+    return fields[START] if fields else ""
+
+
+def stat_of(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the program's name; none where there is no such file."""
     try:
         stat = (PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[START]
+        return []
+    return stat.rpartition(")")[2].split()

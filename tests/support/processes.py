@@ -10,11 +10,17 @@ from pathlib import Path
 
 
 def is_alive(pid: int) -> bool:
+    """Whether a process runs, or has ended and this process has still to wait for it.
+
+    What other processes leave to wait for does not count: the system's first process may take
+    seconds for it.
+    """
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+    state, parent = stat.rpartition(")")[2].split()[:2]
+    return state not in "ZX" or int(parent) == os.getpid()
 
 
 def wait_until(fact: Callable[[], object], timeout_s: float = 5) -> bool:

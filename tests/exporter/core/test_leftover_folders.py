@@ -40,6 +40,18 @@ def test_what_an_ended_process_left_is_deleted(tmp_path):
         assert list(tmp_path.iterdir()) == [Path(own)]
 
 
+@pytest.mark.skipif(not PROC.is_dir(), reason="the system does not tell a process's state")
+def test_what_a_process_left_that_has_still_to_be_waited_for_is_deleted(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "print()"], stdout=subprocess.PIPE)
+    make(tmp_path, process.pid, start_of(process.pid))
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended: a zombie
+    try:
+        with temporary_folder(tmp_path, PREFIX) as own:
+            assert list(tmp_path.iterdir()) == [Path(own)]
+    finally:
+        process.communicate()
+
+
 @pytest.mark.skipif(not PROC.is_dir(), reason="the system does not tell when a process began")
 def test_what_another_process_with_this_id_left_is_deleted(tmp_path):
     """As in a container that is started again, where each decant has the id 1."""

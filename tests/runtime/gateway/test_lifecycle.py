@@ -15,6 +15,7 @@ import pytest
 
 from tests.runtime.conftest import PROMPTS
 from tests.runtime.gateway.conftest import Served, asking, chat, serving, until, used
+from tests.support.processes import is_alive
 from tests.support.terminal import Terminal
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
@@ -112,7 +113,7 @@ def test_killed_it_leaves_no_engine_behind(ending):
         assert until(lambda: used(ending) == 1)
         ending.process.kill()
 
-        assert until(lambda: not Path(f"/proc/{child}").exists(), 2)
+        assert until(lambda: not is_alive(child), 2)
 
 
 def kill_child(served: Served) -> int:

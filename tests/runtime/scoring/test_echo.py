@@ -15,6 +15,7 @@ import pytest
 
 from tests.runtime.gateway.conftest import Served, asking, serving, until, used
 from tests.runtime.scoring.conftest import CONTEXT, Scored, drawn, families
+from tests.support.processes import is_alive
 
 pytestmark = [
     pytest.mark.llamacpp,
@@ -346,11 +347,3 @@ def test_the_engine_ends_with_the_gateway(scored, tmp_path):
         served.process.kill()
         served.process.wait()
         assert until(lambda: not any(is_alive(child) for child in children))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
