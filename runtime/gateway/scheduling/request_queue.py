@@ -1,8 +1,9 @@
 """The bounded queue of one engine, with batch windows for requests that can be batched.
 
-llama-server batches only requests with equal LoRA scales, and lets new ones of that kind join
-for ever while others wait. Here they may join only within a batch window. After it, if requests
-with other scales wait, the running ones finish and another request begins the next window.
+llama-server batches only requests with equal LoRA scales. Those join the running ones within a
+batch window. Requests with other scales begin beside them, in a free slot, after a short wait, and
+the engine gives the scales turns (the patch `turns` in vendor/llama.cpp.toml). An engine that gives
+none finishes the running requests after the window, then another begins the next window.
 
 Clients take turns: the client with the fewest slots comes first, then the one with the fewest
 slot-seconds since it came. Among one client's requests, the one that waits longest comes first.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -24,6 +25,8 @@ from runtime.gateway.settings import Settings
 
 CROWDED_S = 1.0
 """The time after requests of several clients in which more are expected."""
+BESIDE_S = 0.05
+"""The wait, in seconds, after which a request begins beside those with other LoRA scales."""
 LoraScales = tuple[float, ...]
 """The LoRA scale of each adapter; requests with equal scales can be batched."""
 
@@ -86,6 +89,8 @@ class RequestQueue:
     capacity: int
     settings: Settings
     clock: Callable[[], float]
+    takes_turns: bool = False
+    """Whether the engine gives requests with different LoRA scales turns."""
     switches: int = 0
     """Number of changes of the LoRA scales."""
     is_open: bool = True
@@ -175,7 +180,7 @@ class RequestQueue:
             waiter = self.next_one()
             if waiter is None or self.used + waiter.cost > self.capacity:
                 return
-            if not self.used:
+            if not self.used or waiter.lora_scales != self.lora_scales:
                 self.begin(waiter.lora_scales)
             self.waiting.remove(waiter)
             self.used += waiter.cost
@@ -186,11 +191,26 @@ class RequestQueue:
     def next_one(self) -> Waiter | None:
         if not self.used:
             return min(self.waiting, key=self.order)
-        over = self.clock() - self.began >= self.settings.window_s
-        if over and any(waiter.lora_scales != self.lora_scales for waiter in self.waiting):
-            return None
-        equals = (waiter for waiter in self.waiting if waiter.lora_scales == self.lora_scales)
-        return min(filter(self.may_begin, equals), key=self.order, default=None)
+        equals = [one for one in self.waiting if one.lora_scales == self.lora_scales]
+        others = [one for one in self.waiting if one.lora_scales != self.lora_scales]
+        is_over = self.clock() - self.began >= self.settings.window_s
+        if not self.takes_turns:
+            return None if is_over and others else self.first(equals)
+        others = list(filter(self.may_begin_beside, others))
+        if is_over:
+            return self.first(others) or self.first(equals)
+        return self.first(equals) or self.first(others)
+
+    def first(self, waiters: Iterable[Waiter]) -> Waiter | None:
+        """The next of some that wait; None where none may begin."""
+        return min(filter(self.may_begin, waiters), key=self.order, default=None)
+
+    def may_begin_beside(self, waiter: Waiter) -> bool:
+        """Whether a request has waited long enough for those with its own LoRA scales."""
+        left_s = waiter.since + BESIDE_S - self.clock()
+        if left_s > 0:
+            self.wake_in(left_s)
+        return left_s <= 0
 
     def may_begin(self, waiter: Waiter) -> bool:
         """Whether its client has no slot, or leaves half of them to others that come.
@@ -201,12 +221,20 @@ class RequestQueue:
         left_s = self.crowded_until - self.clock()
         if not has or has + waiter.cost <= most or left_s <= 0:
             return True
-        if self.waking is None:
-            self.waking = asyncio.get_running_loop().call_later(left_s, self.wake)
+        self.wake_in(left_s)
         return False
 
+    def wake_in(self, delay_s: float) -> None:
+        """Look at the waiting requests after this time, or earlier."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + delay_s
+        if self.waking is not None:
+            if self.waking.when() <= due:
+                return
+            self.waking.cancel()
+        self.waking = loop.call_at(due, self.wake)
+
     def wake(self) -> None:
-        """Look again at the requests that left slots to others."""
         self.waking = None
         self.schedule()
 
