@@ -1,0 +1,68 @@
+"""Adapters take turns within an engine: a long answer of one delays the others by a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.runtime.gateway.conftest import Served, serving, until, used
+
+pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
+
+LONG = {"max_tokens": 1000, "ignore_eos": True}
+NAMES = ("base", "base:pirate", "base:liar")
+PROMPT = "tell me"
+SAME = {"off": None, "ngram": 100, "model": 100}
+"""The characters of a long answer that are the same each time, by the kind of guesses. With guesses
+the other requests change the batch, and tokens that are as likely as one another change places.
+"""
+
+
+@pytest.fixture(scope="module", params=SAME)
+def long_context(request, voices, tmp_path_factory) -> Iterator[tuple[Served, int | None]]:
+    """The demo's base with two adapters and four slots, in which long answers have room.
+
+    Without guesses, with those by n-grams, and with those of the base as its own draft model.
+    """
+    folder = tmp_path_factory.mktemp("turns")
+    guesses = ("--spec", str(voices[0]) if request.param == "model" else request.param)
+    with serving(folder, *voices, *guesses, "--parallel", "4", "--ctx", "2048") as found:
+        found.wait_until_ready()
+        yield found, SAME[request.param]
+
+
+def test_short_answers_come_beside_a_long_one_of_another_adapter(long_context):
+    served, same = long_context
+    expected = {name: served.says(name, PROMPT) for name in NAMES}
+    alone = served.says("base:pirate", PROMPT, **LONG)
+    ended, beside = [], 0
+
+    def ask_long() -> None:
+        for _ in range(6):
+            answer = served.says("base:pirate", PROMPT, **LONG)
+            assert answer[:same] == alone[:same]
+            ended.append(answer)
+
+    with ThreadPoolExecutor(1) as thread:
+        asking = thread.submit(ask_long)
+        assert until(lambda: used(served) == 1)
+        while not asking.done():
+            for name in ("base", "base:liar"):
+                before = len(ended)
+                assert served.says(name, PROMPT) == expected[name]
+                beside += len(ended) == before
+
+        asking.result()
+    assert beside >= 3  # they did not wait for the end of a long one
+
+
+def test_three_long_answers_at_once_are_what_they_are_alone(long_context):
+    served, same = long_context
+    alone = {name: served.says(name, PROMPT, **LONG)[:same] for name in NAMES}
+    assert len(set(alone.values())) == 3
+
+    with ThreadPoolExecutor(3) as threads:
+        asked = {name: threads.submit(served.says, name, PROMPT, **LONG) for name in NAMES}
+        assert {name: answer.result()[:same] for name, answer in asked.items()} == alone
