@@ -3,47 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
 
 import pytest
 
 from runtime.gateway.api_errors import ApiError, unavailable
 from runtime.gateway.scheduling import request_queue
-from runtime.gateway.scheduling.request_queue import BESIDE_S, CROWDED_S, Clients, RequestQueue
-from runtime.gateway.settings import Settings
-
-A, B, C = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def running(
-    test: Callable[[RequestQueue, Clock], Coroutine[Any, Any, None]],
-    capacity=2,
-    takes_turns=False,
-    **settings,
-):
-    clock = Clock()
-
-    async def run() -> None:
-        await test(RequestQueue(capacity, Settings(**settings), clock, takes_turns), clock)
-
-    asyncio.run(run())
-
-
-def asking(queue: RequestQueue, lora_scales, cost=1, client="") -> asyncio.Task[Any]:
-    return asyncio.ensure_future(queue.admit(lora_scales, cost, client))
-
-
-async def settled() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
+from runtime.gateway.scheduling.request_queue import CROWDED_S, Clients
+from tests.support.queued_requests import A, B, asking, running, settled
 
 
 def test_slots_are_given_out_and_taken_back():
@@ -97,82 +63,6 @@ def test_within_an_epoch_equals_may_overtake_and_after_it_they_may_not():
         assert not late.done()
 
     running(test, window_s=0.5)
-
-
-def test_where_the_engine_takes_turns_another_adapter_begins_beside_the_running_one():
-    async def test(queue, clock):
-        first, other = asking(queue, A), asking(queue, B)
-        await settled()
-        assert first.done()
-        assert not other.done()  # its equals may come
-
-        clock.now = BESIDE_S
-        await asyncio.wait_for(other, 5)  # though no request has come or ended
-        assert queue.used == 2
-        assert queue.switches == 1
-
-    running(test, takes_turns=True)
-
-
-def test_where_the_engine_takes_turns_equals_go_first_within_a_window_and_others_after_it():
-    async def test(queue, clock):
-        held = [asking(queue, A) for _ in range(3)]
-        other = asking(queue, B)
-        await settled()
-        clock.now = 0.4
-        queue.release(held[0].result())
-        await settled()
-        assert held[2].done()
-        assert not other.done()
-
-        late = asking(queue, A)
-        await settled()
-        clock.now = 0.5
-        queue.release(held[1].result())
-        await settled()
-        assert other.done()
-        assert not late.done()
-
-        again = asking(queue, B)  # the window is the other's now
-        await settled()
-        clock.now = 0.6
-        queue.release(held[2].result())
-        await settled()
-        assert again.done()
-        assert not late.done()
-
-        clock.now = 1.1
-        third = asking(queue, C)
-        await settled()
-        queue.release(other.result())
-        await settled()
-        assert late.done()  # and not the third, whose equals may come
-        assert not third.done()
-
-    running(test, takes_turns=True, window_s=0.5)
-
-
-def test_where_the_engine_takes_turns_a_third_adapter_does_not_starve():
-    async def test(queue, clock):
-        loops = [asking(queue, A), asking(queue, B)]
-        await settled()
-        clock.now += 0.1
-        await settled()
-        waiting = asking(queue, C)
-        for _ in range(40):
-            clock.now += 0.05
-            for number, scales in enumerate((A, B)):
-                if loops[number].done():
-                    queue.release(loops[number].result())
-                    loops[number] = asking(queue, scales)
-            await settled()
-            if waiting.done():
-                break
-
-        assert waiting.done()
-        assert clock.now <= 0.8
-
-    running(test, takes_turns=True, window_s=0.5)
 
 
 def test_two_clients_in_a_loop_do_not_starve_a_third():
