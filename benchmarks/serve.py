@@ -1,6 +1,6 @@
 """`decant serve` against the bare llama-server and llama-cpp-python's server, in one run.
 
-    python benchmarks/serve.py [--folder F] [--rounds N] [--write]
+    python benchmarks/serve.py [--folder F] [--rounds N] [--only turns] [--write]
 
 A ~1 B-parameter Llama of random weights in Q4_K_M. The bare llama-server runs with the flags that
 decant gives it, and both sides take turns; figures are medians of those turns.
@@ -22,6 +22,7 @@ import threading
 import time
 import venv
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,8 @@ from tests.runtime.gateway.conftest import serving, until  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "serve.json"
 CONTEXT, SLOTS, TOKENS = 512, 8, 48
+SHORT, LONG = 8, 128
+"""Tokens of an answer that is asked for beside another adapter's, and of that one."""
 STREAMS = (1, 4, 8)
 PROMPT = "Tell me about the capital of France, its rivers, and what people eat there in winter."
 LIMITS = {
@@ -47,6 +50,7 @@ LIMITS = {
     "gateway_rss_bytes": 80_000_000,
     "switch_s": 0.02,
     "cold": 1.2,
+    "turns": 1.1,
 }
 PACKAGES = ("fastapi", "uvicorn", "sse-starlette", "starlette-context", "pydantic-settings",
             "PyYAML", "numpy", "jinja2", "diskcache", "typing-extensions")  # fmt: skip
@@ -178,6 +182,40 @@ def switches(model: Path, loras: list[Path], folder: Path, rounds: int) -> dict[
     return {"switch_s": more, "reloaded": reloaded}
 
 
+def turns(model: Path, loras: list[Path], folder: Path, rounds: int) -> dict[str, float]:
+    """What two adapters cost one another, in seconds.
+
+    A short answer of one adapter, alone and beside the other's long one; two long answers of
+    different adapters, one after the other and at once.
+    """
+    named = [text for n, path in enumerate(loras) for text in ("--adapter", f"a{n}={path}")]
+    times: dict[str, list[float]] = {name: [] for name in ("short", "beside", "in_turn", "at_once")}
+    with serving(folder, model, *named, "--parallel", 2, "--ctx", CONTEXT) as served:
+        assert until(lambda: served.get("/readyz")[0] == 200, 120)
+
+        def answer(name: str, tokens: int) -> float:
+            body = {"model": f"base:{name}", "prompt": PROMPT, "max_tokens": tokens}
+            moments = stream((served.port, {}), {**body, "ignore_eos": True})
+            return moments[-1] - moments[0]
+
+        answer("a0", 1), answer("a1", 1)
+        with ThreadPoolExecutor(2) as threads:
+            for _ in range(rounds):
+                times["short"].append(answer("a1", SHORT))
+                long = threads.submit(answer, "a0", LONG)
+                time.sleep(1 / 2)
+                times["beside"].append(answer("a1", SHORT))
+                assert not long.done()
+                long.result()
+                times["in_turn"].append(answer("a0", LONG) + answer("a1", LONG))
+                began = time.monotonic()
+                list(threads.map(answer, ("a0", "a1"), (LONG, LONG)))
+                times["at_once"].append(time.monotonic() - began)
+    found = {f"{name}_s": statistics.median(values) for name, values in times.items()}
+    pairs = zip(times["at_once"], times["in_turn"], strict=True)
+    return {**found, "ratio": statistics.median(one / other for one, other in pairs)}
+
+
 def cold_starts(model: Path, folder: Path, rounds: int) -> dict[str, float]:
     """The first answer of a model that is not loaded, against llama-server's start and answer."""
     pairs = []
@@ -259,20 +297,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="keep the models here")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["turns"], help="measure this part alone")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         model, loras, _ = prepare(folder)
-        results: dict[str, Any] = {
-            "machine": f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}",
-            **against_bare(model, folder, options.rounds),
-            "switch": switches(model, loras, folder, options.rounds),
-            "cold": cold_starts(model, folder, options.rounds),
-            "llama_cpp_python": against_packaged(model, folder, options.rounds),
-            "limits": LIMITS,
-        }
+        results: dict[str, Any] = {}
+        if options.only:
+            results = json.loads(RESULTS.read_text())
+        else:
+            results = {
+                "machine": f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}",
+                **against_bare(model, folder, options.rounds),
+                "switch": switches(model, loras, folder, options.rounds),
+                "cold": cold_starts(model, folder, options.rounds),
+                "llama_cpp_python": against_packaged(model, folder, options.rounds),
+            }
+        results["turns"] = turns(model, loras, folder, options.rounds)
+        results["limits"] = LIMITS
     print(json.dumps(results, indent=2))
     if options.write:
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
@@ -289,6 +333,7 @@ def missed_limits(results: dict[str, Any]) -> list[str]:
         "a switch": results["switch"]["switch_s"] <= LIMITS["switch_s"]
         and not results["switch"]["reloaded"],
         "a cold model": results["cold"]["ratio"] <= LIMITS["cold"],
+        "turns": results["turns"]["ratio"] <= LIMITS["turns"],
         "llama-cpp-python's server": results["llama_cpp_python"]["ratio"]
         >= LIMITS["against_llama_cpp_python"],
     }
