@@ -133,7 +133,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @spec_option
 @click.option(
     "--isolate", is_flag=True,
-    help="Run a process per adapter, so that they answer side by side, with shared weights.",
+    help="Run a process per adapter, so that they compute at the same time, with shared weights.",
 )  # fmt: skip
 @click.option(
     "--rpc", metavar="HOST:PORT,…",

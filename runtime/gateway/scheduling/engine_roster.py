@@ -57,8 +57,8 @@ class EngineRoster:
         return found if found.has(needs) else self.successor_of(found)
 
     def new(self, key: Key, model: Model) -> EngineEntry:
-        takes_turns = key.role == "generate" and not model.is_encoder_decoder
-        queue = RequestQueue(self.settings.parallel or 1, self.settings, self.clock, takes_turns)
+        slots, takes_turns = self.settings.parallel or 1, key.role == "generate"
+        queue = RequestQueue(slots, self.settings, self.clock, takes_turns)
         return EngineEntry(key, model_for(key, model), queue)
 
     def left_over(self, key: Key, model: Model, needs: Sequence[Adapter]) -> EngineEntry:

@@ -92,7 +92,7 @@ class RequestQueue:
     takes_turns: bool = False
     """Whether the engine gives requests with different LoRA scales turns."""
     switches: int = 0
-    """Number of changes of the LoRA scales."""
+    """Batch windows that began with other LoRA scales."""
     is_open: bool = True
     lora_scales: LoraScales | None = None
     began: float = 0
@@ -178,7 +178,10 @@ class RequestQueue:
         """Admit the requests that fit into free slots now."""
         while self.is_open and self.waiting:
             waiter = self.next_one()
-            if waiter is None or self.used + waiter.cost > self.capacity:
+            if waiter is None:
+                return
+            waiter.cost = min(waiter.cost, self.capacity)  # which a restart may have reduced
+            if self.used + waiter.cost > self.capacity:
                 return
             if not self.used or waiter.lora_scales != self.lora_scales:
                 self.begin(waiter.lora_scales)
@@ -196,6 +199,8 @@ class RequestQueue:
         is_over = self.clock() - self.began >= self.settings.window_s
         if not self.takes_turns:
             return None if is_over and others else self.first(equals)
+        if others and not is_over:  # equals that do not fit may hold them up until then
+            self.wake_in(self.began + self.settings.window_s - self.clock())
         others = list(filter(self.may_begin_beside, others))
         if is_over:
             return self.first(others) or self.first(equals)

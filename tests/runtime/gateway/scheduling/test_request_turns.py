@@ -82,3 +82,40 @@ def test_where_the_engine_takes_turns_a_third_adapter_does_not_starve():
         assert clock.now <= 0.8
 
     running(test, takes_turns=True, window_s=0.5)
+
+
+def test_a_large_request_holds_up_another_adapter_until_the_window_ends():
+    async def test(queue, clock):
+        held = [asking(queue, A) for _ in range(2)]
+        await settled()
+        large, other = asking(queue, A, 4), asking(queue, B)
+        await settled()
+        clock.now = BESIDE_S
+        await asyncio.sleep(2 * BESIDE_S)
+        assert not other.done()  # the large one is next, as soon as there is room
+        clock.now = 0.3
+        await asyncio.wait_for(other, 5)  # though no request has come or ended
+        assert not large.done()
+        for task in (*held, other):
+            queue.release(task.result())
+        await settled()
+        assert large.done()
+
+    running(test, capacity=4, takes_turns=True, window_s=0.3)
+
+
+def test_a_request_for_more_slots_than_an_engine_has_after_a_restart_begins():
+    async def test(queue, clock):
+        held, large = asking(queue, A, 4), asking(queue, A, 4)
+        await settled()
+        queue.close()
+        queue.release(held.result())
+        queue.capacity = 2
+        queue.open()
+        await settled()
+        assert large.done()
+        assert queue.used == 2
+        queue.release(large.result())
+        assert queue.used == 0
+
+    running(test, capacity=4, takes_turns=True)
