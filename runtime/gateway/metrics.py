@@ -81,7 +81,10 @@ GAUGES: dict[str, tuple[str, Callable[[EngineEntry], float]]] = {
 }
 COUNTERS: dict[str, tuple[str, Callable[[EngineEntry], float]]] = {
     "decant_child_restarts": ("Engines that died.", lambda engine: engine.restarts),
-    "decant_epoch_switches": ("Batch windows that began with other LoRA scales.", lambda engine: engine.queue.switches),
+    "decant_epoch_switches": (
+        "Batch windows that began with other LoRA scales.",
+        lambda engine: engine.queue.switches,
+    ),
 }
 
 
