@@ -13,8 +13,9 @@ PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 VERSION = re.compile(r'^version = "([^"]+)"$', re.MULTILINE)
 
 
+@cache
 def version(package: str) -> str:
-    """The version of a package; empty if it is not installed."""
+    """The version of a package when it was first asked for; empty if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from exporter.core.errors import ModelError, SpaceError, ToolchainError
@@ -21,6 +23,7 @@ from exporter.llamacpp.toolchain import without_gpus
 if TYPE_CHECKING:
     from exporter.llamacpp.toolchain import Toolchain
 
+PACKAGE = "llama_cpp"
 LIBRARIES = "LLAMA_CPP_LIB_PATH"  # the bindings read it when they are imported
 ROOM = 64  # bytes, enough for most pieces
 SHALLOW = 4096  # bytes of text that fit on any stack
@@ -33,15 +36,12 @@ def load_bindings(toolchain: Toolchain) -> Any:
 
     Raises ToolchainError when they do not load.
     """
-    folder = str(toolchain.folder / "python")
-    if folder not in sys.path:
-        sys.path.append(folder)
     before = os.environ.get(LIBRARIES)
     os.environ[LIBRARIES] = str(toolchain.library("llama").parent)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import llama_cpp
+            llama_cpp = ctypes_layer(toolchain.folder / "python" / "llama_cpp")
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise ToolchainError(
             f"cannot use llama.cpp's bindings: {error}",
@@ -54,6 +54,28 @@ def load_bindings(toolchain: Toolchain) -> Any:
     kind = llama_cpp.llama_log_callback
     llama_cpp.llama_log_set(ctypes.cast(SILENCE, kind), ctypes.c_void_p(0))
     return llama_cpp
+
+
+def ctypes_layer(folder: Path) -> ModuleType:
+    """The package `llama_cpp` in `folder` with its ctypes layer alone.
+
+    The package itself imports all that is built upon this layer, with numpy and jinja2: it takes
+    four times as long. Raises ImportError, or what the layer raises.
+    """
+    if (imported := sys.modules.get(PACKAGE)) is not None:
+        return imported
+    package = ModuleType(PACKAGE)
+    package.__path__ = [str(folder)]
+    sys.modules[PACKAGE] = package
+    try:
+        layer = importlib.import_module(f"{PACKAGE}.llama_cpp")
+    except BaseException:
+        del sys.modules[PACKAGE]
+        raise
+    vars(package).update({
+        name: value for name, value in vars(layer).items() if not name.startswith("_")
+    })  # fmt: skip
+    return package
 
 
 def ignore(level: int, text: bytes, data: object) -> None:
