@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import itertools
 import os
@@ -31,6 +32,16 @@ pytest_plugins = ("tests.support.suite",)
 CHECKOUT = Path(__file__).parents[1]
 SCRUBBED = ("DECANT_", "HF_", "LLAMA_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
 KEPT = ("DECANT_CACHE", "DECANT_BACKEND", "DECANT_LLAMA_SDIST")
+
+
+YOUNG = 50_000  # objects made before the next look for garbage; python's own 700 cost a tenth
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage seldom, and not among the thousands of tests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
 
 
 @pytest.fixture(scope="session")

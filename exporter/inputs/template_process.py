@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.core.errors import ModelError
+from exporter.core.last_value import LastValue
 from exporter.inputs.chat_template import IrregularError, Template
 from exporter.llamacpp.toolchain import scrubbed
 
@@ -24,6 +25,7 @@ CPU_S = 5  # seconds
 WALL_S = 120  # seconds on a busy machine; otherwise CPU_S ends it
 MEMORY = 1 << 30  # bytes
 TEXT_MAX = 1 << 20  # characters of one prompt
+UNTRIED = "it could not be tried"
 GROWTH = 8  # times the length of the messages: a template may repeat them
 Talk = Sequence[Mapping[str, Any]]
 TALK = (
@@ -57,6 +59,10 @@ class Rendered:
     """Whether it exceeded a limit of time, memory or length."""
 
 
+TRIED: LastValue[tuple[str, Sequence[Talk]], bool] = LastValue()
+"""The template that kept to the limits last: each file of an export has the same, and a model may
+be loaded again.
+"""
 TOO_MUCH = Rendered(None, f"it takes more than {CPU_S} s or {MEMORY >> 20} MiB", is_too_much=True)
 
 
@@ -86,7 +92,7 @@ def render_all(
         answers = json.loads(done.stdout)
     except ValueError:
         last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        return [Rendered(None, f"it could not be tried: {last_line}") for _ in jobs]
+        return [Rendered(None, f"{UNTRIED}: {last_line}") for _ in jobs]
     return [Rendered(**answer) for answer in answers]
 
 
@@ -109,8 +115,13 @@ def refuse_runaway(
 
     Callers then render it without limits.
     """
+    if TRIED.get((template, talks)):
+        return
     jobs = [RenderJob(talk, generation=prompt) for talk in talks for prompt in (True, False)]
-    refuse_too_much(render_all(template, {}, jobs), path)
+    found = render_all(template, {}, jobs)
+    refuse_too_much(found, path)
+    if not any(one.refusal.startswith(UNTRIED) for one in found):
+        TRIED.keep((template, talks), True)
 
 
 def main() -> None:

@@ -12,7 +12,12 @@ from exporter.core.gguf import GGUFFile
 from exporter.formats.ollama import turns_of
 from exporter.inputs import template_process
 from exporter.inputs.chat_template import environment
-from exporter.inputs.template_process import RenderJob, render_all
+from exporter.inputs.template_process import (
+    Rendered,
+    RenderJob,
+    refuse_runaway,
+    render_all,
+)
 from exporter.verify.metadata import check_template
 from exporter.verify.texts import CONVERSATIONS
 
@@ -84,6 +89,39 @@ def test_a_template_that_does_not_end_is_refused_before_it_is_rendered_without_l
         turns_of(file, report=silent)
     with pytest.raises(ModelError, match=r"the chat template of `.*m\.gguf` cannot be used"):
         check_template(file, facts, tokenizer)
+
+
+def test_a_template_is_tried_once_while_it_is_the_same_and_keeps_to_the_limits(monkeypatch):
+    asked = []
+
+    def made(template, tokens, jobs):
+        asked.append(template)
+        return [Rendered(None, "too much", is_too_much="a" in template) for _ in jobs]
+
+    monkeypatch.setattr(template_process, "render_all", made)
+    for template in ("b", "b", "c", "b", "c", "c"):
+        refuse_runaway(template)
+    for _ in range(2):
+        with pytest.raises(ModelError):
+            refuse_runaway("a")
+    refuse_runaway("c")
+    refuse_runaway("c", talks=(TALK,))
+
+    assert asked == ["b", "c", "b", "c", "a", "a", "c"]
+
+
+def test_a_template_that_could_not_be_tried_is_tried_again(monkeypatch):
+    asked = []
+
+    def made(template, tokens, jobs):
+        asked.append(template)
+        return [Rendered(None, "it could not be tried: no memory") for _ in jobs]
+
+    monkeypatch.setattr(template_process, "render_all", made)
+    for _ in range(2):
+        refuse_runaway("d")
+
+    assert asked == ["d", "d"]
 
 
 @pytest.mark.lasting
