@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
+from tests.support import forked
 from tests.support.tiny import make_adapter, make_base
 from tests.support.warm import run_warm
 
@@ -28,6 +29,7 @@ with contextlib.suppress(ImportError):
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+gc.disable()  # until the tests are collected: to import them makes no garbage
 pytest_plugins = ("tests.support.suite",)
 CHECKOUT = Path(__file__).parents[1]
 SCRUBBED = ("DECANT_", "HF_", "LLAMA_", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
@@ -39,6 +41,7 @@ YOUNG = 50_000  # objects made before the next look for garbage; python's own 70
 
 def pytest_collection_finish() -> None:
     """Look for garbage seldom, and not among the thousands of tests."""
+    gc.enable()
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG, *gc.get_threshold()[1:])
@@ -92,16 +95,8 @@ def decant() -> Decant:
     def run(
         *arguments: object, timeout_s: float = 120, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "exporter", *map(str, arguments)],
-            cwd=CHECKOUT,
-            env={**os.environ, **env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        argv = [sys.executable, "-m", "exporter", *map(str, arguments)]
+        return forked.run(argv, env={**os.environ, **env}, timeout_s=timeout_s)
 
     return run
 

@@ -105,6 +105,7 @@ class LazyGroup(click.Group):
         others = ", ".join(f"decant {name}" for name in others_of(cmd_name))
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), name)
+        gc.enable()
         assert isinstance(command, click.Command)
         if others:
             command = copy.copy(command)
@@ -159,6 +160,7 @@ def root() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `decant` and exit with the code of its error family."""
+    gc.disable()  # importing the command makes no garbage
     code = run(argv, is_whole=True)
     gc.freeze()  # the last garbage collection need not scan all of torch
     sys.exit(code)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,15 +17,12 @@ from typing import Any
 
 from exporter.core.errors import ModelError
 from exporter.core.last_value import LastValue
-from exporter.inputs.chat_template import IrregularError, Template
+from exporter.inputs.template_child import CPU_S, MEMORY
 from exporter.llamacpp.toolchain import scrubbed
 
-CPU_S = 5  # seconds
+CHILD = "exporter.inputs.template_child"
 WALL_S = 120  # seconds on a busy machine; otherwise CPU_S ends it
-MEMORY = 1 << 30  # bytes
-TEXT_MAX = 1 << 20  # characters of one prompt
 UNTRIED = "it could not be tried"
-GROWTH = 8  # times the length of the messages: a template may repeat them
 Talk = Sequence[Mapping[str, Any]]
 TALK = (
     {"role": "system", "content": "Be brief."},
@@ -77,7 +73,7 @@ def render_all(
     env = scrubbed(os.environ) | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", CHILD],
             input=json.dumps(request).encode(),
             capture_output=True,
             timeout=WALL_S,
@@ -122,45 +118,3 @@ def refuse_runaway(
     refuse_too_much(found, path)
     if not any(one.refusal.startswith(UNTRIED) for one in found):
         TRIED.keep((template, talks), True)
-
-
-def main() -> None:
-    """Child process: reads jobs from standard input, writes prompts to standard output."""
-    request = json.loads(sys.stdin.buffer.read())
-    import jinja2  # imported before memory is limited, since its mappings count
-
-    del jinja2
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    sys.stdout.write(json.dumps(rendered(request)))
-
-
-def rendered(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    from datetime import datetime
-
-    jobs = [RenderJob(**job) for job in request["jobs"]]
-    try:
-        template = Template(request["template"], request["tokens"], datetime.now)
-    except IrregularError as error:
-        return [asdict(Rendered(None, str(error))) for _ in jobs]
-    return [asdict(one(template, job)) for job in jobs]
-
-
-def one(template: Template, job: RenderJob) -> Rendered:
-    try:
-        text = template.render(
-            job.messages,
-            generation=job.generation,
-            tools=job.tools,
-            variables=job.variables,
-            has_tools=job.has_tools,
-        )
-    except IrregularError as error:
-        return Rendered(None, str(error.__cause__ or error))
-    if len(text) > TEXT_MAX + GROWTH * len(json.dumps(job.messages)):
-        return Rendered(None, f"it makes {len(text)} characters of it", is_too_much=True)
-    return Rendered(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -150,6 +149,8 @@ def on_deep_stack(work: Callable[[], int], count: int) -> int:
     """
     if count < SHALLOW:
         return work()
+    from concurrent.futures import ThreadPoolExecutor
+
     before = threading.stack_size(min(DEPTH * count, DEEPEST))
     try:
         with ThreadPoolExecutor(1) as pool:

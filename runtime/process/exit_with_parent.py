@@ -13,9 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import subprocess
 import sys
-import threading
 from types import FrameType
 
 PARENT = "--parent"
@@ -29,6 +27,9 @@ def run_guarded(argv: list[str]) -> int:
 
     The program's standard input stays open and empty; SIGTERM is passed on to it.
     """
+    import subprocess  # here: each start of an engine waits for this file's imports
+    import threading
+
     child: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals that came before the program started
 

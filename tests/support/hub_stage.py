@@ -17,6 +17,7 @@ from exporter.hub.pull import Pulled, PullRequest, pull
 from exporter.hub.repo_refs import parse_ref
 from exporter.hub.timeouts import Limits
 from tests.support.fake_hub import FakeHub
+from tests.support.forked import popen
 from tests.support.hub_files import REPO, FakeFile, Faults, random_bytes
 
 CHECKOUT = Path(__file__).parents[2]
@@ -68,9 +69,8 @@ class Stage:
     def start(self, *hubs: FakeHub, **options: object) -> subprocess.Popen[str]:
         """Pull in a separate process."""
         endpoints = [word for hub in hubs for word in ("--endpoint", hub.url)]
-        return subprocess.Popen(
+        return popen(
             [sys.executable, "-m", "exporter", "pull", REPO, *endpoints],
-            cwd=CHECKOUT,
             env={
                 **os.environ,
                 "HF_HUB_CACHE": str(self.cache),

@@ -21,7 +21,8 @@ from typing import Any
 
 from typing_extensions import Self
 
-CHECKOUT = Path(__file__).parents[2]
+from tests.support.forked import popen
+
 PROMPT = re.compile(r"^(?:[\w.+-]+(?::-?[\d.]+)?)?> ?$")
 PATIENCE_S = 20
 ALTERNATE = 1049  # the private mode of the alternate screen
@@ -43,15 +44,14 @@ class Terminal:
         self.raw = b""
         self.master, slave = pty.openpty()
         self.resize(columns, rows)
-        self.process = subprocess.Popen(
+        self.process = popen(
             [str(argument) for argument in argv],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             env={"TERM": "xterm-256color", **os.environ, **env},
-            cwd=CHECKOUT,
             start_new_session=True,
-            preexec_fn=take_terminal,  # noqa: PLW1509 - it is one call of the kernel
+            terminal=True,
         )
         os.close(slave)
 
@@ -189,11 +189,6 @@ def two_screens() -> Any:
                 self.kept = None
 
     return Screen
-
-
-def take_terminal() -> None:
-    """Make standard input the controlling terminal, whose Ctrl-C sends signals."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 def chat(*arguments: object, **options: Any) -> Terminal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,7 @@ def make_base(folder: Path, *, dtype: str = "bfloat16", seed: int = 0, **changes
 
 def make_tokenizer(folder: Path, *, letters: str = "etaoinshrdlucmfwypvbgkjqxz") -> None:
     """A sentencepiece tokenizer with byte fallback and a chat template, 320 pieces."""
-    import sentencepiece
-
-    text = [f"{a}{b} {b}{a}{c} the {c}{a}" for a in letters for b in letters for c in "aeiou"]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text),
-        model_writer=model,
-        vocab_size=320,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        control_symbols=["<|user|>", "<|assistant|>"],
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer.model").write_bytes(trained_tokenizer(letters))
     (folder / "tokenizer_config.json").write_text(
         json.dumps(
             {
@@ -71,6 +58,26 @@ def make_tokenizer(folder: Path, *, letters: str = "etaoinshrdlucmfwypvbgkjqxz")
             }
         )
     )
+
+
+@cache
+def trained_tokenizer(letters: str) -> bytes:
+    """The tokenizer.model; the same letters give the same one."""
+    import sentencepiece
+
+    text = [f"{a}{b} {b}{a}{c} the {c}{a}" for a in letters for b in letters for c in "aeiou"]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_writer=model,
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        control_symbols=["<|user|>", "<|assistant|>"],
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def make_adapter(folder: Path, base: Path, *, seed: int = 1, **changes: Any) -> Path:

@@ -12,6 +12,7 @@ import click
 import pytest
 
 from exporter.cli.app import COMMANDS, root
+from tests.support.source_tree import nodes
 
 pytestmark = pytest.mark.lasting
 
@@ -24,17 +25,15 @@ ANYWHERE = {"--help", "--version"}
 
 def texts(path: Path) -> Iterator[str]:
     """Every text in a file's code that is no docstring; what is filled in is X."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    every = nodes(path)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docs = {
         node.body[0].value
-        for node in ast.walk(tree)
+        for node in every
         if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
     }
-    inside = {
-        part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
-    }
-    for node in ast.walk(tree):
+    inside = {part for node in every if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in every:
         if isinstance(node, ast.JoinedStr):
             parts = (p.value if isinstance(p, ast.Constant) else "X" for p in node.values)
             yield "".join(map(str, parts))

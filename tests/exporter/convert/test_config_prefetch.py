@@ -97,6 +97,21 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setattr(config_prefetch, "LAST", LastValue())
 
 
+@pytest.fixture
+def quick_child(monkeypatch, tmp_path):
+    """A child that knows the config of a base: the import of transformers takes a second."""
+
+    def knows(base: Path) -> None:
+        from transformers import AutoConfig
+
+        settings = AutoConfig.from_pretrained(base, trust_remote_code=False).to_dict()
+        child = script(tmp_path, f"print({ascii(settings)!r})")
+        monkeypatch.setattr(config_prefetch, "CHILD", child)
+        monkeypatch.delitem(sys.modules, "transformers.configuration_utils", raising=False)
+
+    return knows
+
+
 def forget(tmp_path):
     config_prefetch.LAST.forget()
     shutil.rmtree(tmp_path / "data", ignore_errors=True)
@@ -118,8 +133,9 @@ def test_what_was_read_ahead_is_what_the_converter_gets(toolchain, tmp_path, fre
 
 
 @pytest.mark.llamacpp
-def test_a_config_that_is_kept_needs_no_child(toolchain, tmp_path, fresh):
+def test_a_config_that_is_kept_needs_no_child(toolchain, tmp_path, quick_child, fresh):
     base = make_base(tmp_path / "base")
+    quick_child(base)
     with imported(toolchain):
         with read_ahead(base):
             first = load_hparams(base)
@@ -135,8 +151,9 @@ def test_a_config_that_is_kept_needs_no_child(toolchain, tmp_path, fresh):
 
 
 @pytest.mark.llamacpp
-def test_a_config_is_read_again_when_its_file_is_another(toolchain, tmp_path, fresh):
+def test_a_config_is_read_again_when_its_file_is_another(toolchain, tmp_path, quick_child, fresh):
     base, moved = make_base(tmp_path / "base"), tmp_path / "moved"
+    quick_child(base)
     with imported(toolchain):
         with read_ahead(base):
             first = load_hparams(base)

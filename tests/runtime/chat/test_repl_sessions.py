@@ -6,13 +6,11 @@ import json
 import re
 import signal
 import stat
-import subprocess
-import sys
 
 import pytest
 
 from tests.support.repl_chats import FRANCE, GREEDY, PIRATE, events, sessions
-from tests.support.terminal import CHECKOUT, chat
+from tests.support.terminal import chat
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 
@@ -80,7 +78,7 @@ def test_a_question_whose_answer_was_cut_off_by_a_kill_can_be_asked_again(endles
         assert "cut off after max_tokens=4" in terminal.enter("/retry")
 
 
-def test_saving_loading_and_exporting(pirate, home, tmp_path):
+def test_saving_loading_and_exporting(pirate, home, tmp_path, decant):
     with chat(pirate, *GREEDY, "--no-save") as terminal:
         terminal.ready()
         terminal.enter(FRANCE)
@@ -89,13 +87,7 @@ def test_saving_loading_and_exporting(pirate, home, tmp_path):
         terminal.enter(f"/export md {tmp_path}/a.md")
         terminal.enter(f"/export json {tmp_path}/a.json")
         assert "exists" in terminal.enter(f"/export md {tmp_path}/a.md")
-    listed = subprocess.run(
-        [sys.executable, "-m", "exporter", "chat", "--list"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    listed = decant("chat", "--list")
 
     assert PIRATE in (tmp_path / "a.md").read_text()
     messages = json.loads((tmp_path / "a.json").read_text())["messages"]

@@ -14,6 +14,7 @@ import pytest
 
 from exporter.export import export
 from exporter.formats.export_request import ExportRequest
+from tests.support import forked
 from tests.support.processes import is_alive, wait_until
 from tests.support.terminal import children_of
 
@@ -46,10 +47,8 @@ def argv_of(*arguments: object) -> list[str]:
 
 
 def evaluated(*arguments: object, env: dict[str, str] | None = None, code: int = 0) -> dict:
-    done = subprocess.run(
-        argv_of(*arguments, "--json"), capture_output=True, text=True, check=False,
-        env={**os.environ, **(env or {})},
-    )  # fmt: skip
+    env = {**os.environ, **(env or {})}
+    done = forked.run(argv_of(*arguments, "--json"), timeout_s=120, env=env)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 

@@ -25,6 +25,7 @@ from runtime.gateway.catalog import Catalog
 from runtime.gateway.scheduling.pool import EnginePool
 from tests.support.changing_server import Server, Test, base
 from tests.support.fake_pool import running
+from tests.support.forked import popen
 from tests.support.processes import wait_until
 from tests.support.tiny_lora import write_tiny_lora
 
@@ -137,9 +138,9 @@ def serving(tmp: Path, *arguments: object, env: dict[str, str] | None = None) ->
     log = tmp / f"serve-{time.monotonic_ns()}.log"
     argv = [sys.executable, "-m", "exporter", "serve", "--port", "0", "--json", "--quiet"]
     with log.open("w") as err:
-        process = subprocess.Popen(
+        process = popen(
             [*argv, *map(str, arguments)],
-            cwd=CHECKOUT, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=err, text=True,
         )  # fmt: skip
     try:

@@ -18,8 +18,8 @@ from runtime.engine.llama_server import Server, ServerSpec
 from runtime.rpc.protocol import read_answer
 from runtime.rpc.rpc_server import RpcSpec
 from runtime.rpc.worker import Worker
-from tests.conftest import CHECKOUT
 from tests.runtime.conftest import sockets_of
+from tests.support.forked import popen
 from tests.support.processes import descendants, is_alive, wait_until
 from tests.support.rpc_workers import ONE, address, said, spec, spread
 
@@ -34,8 +34,8 @@ class TestCommand:
     @contextmanager
     def running(self, *arguments, **env):
         argv = [sys.executable, "-m", "exporter", "worker", "--port", "0", *arguments]
-        with subprocess.Popen(
-            argv, cwd=CHECKOUT, env={**os.environ, **env}, text=True,
+        with popen(
+            argv, env={**os.environ, **env}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             try:
