@@ -46,6 +46,7 @@ def test_the_questions_of_the_evaluation_are_the_trainings():
 
 
 @pytest.mark.trained
+@pytest.mark.slow
 def test_a_half_made_training_does_not_count(tmp_path):
     """Killed in the middle, it leaves a partial folder and nothing under the final name."""
     code = (

@@ -10,6 +10,7 @@ from tests.support.terminal import chat, children_of
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained]
 
 
+@pytest.mark.slow
 def test_fifty_switches_of_the_adapter_give_the_right_answer_each(two):
     two.enter(FRANCE)
     children = children_of(two.process.pid)

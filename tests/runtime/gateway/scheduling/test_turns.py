@@ -17,7 +17,9 @@ TOKENS = {"off": 1500, "ngram": 1000, "model": 500}
 """The tokens of a long answer, by the kind of guesses: with them each token takes longer."""
 
 
-@pytest.fixture(scope="module", params=TOKENS)
+@pytest.fixture(
+    scope="module", params=["off", "ngram", pytest.param("model", marks=pytest.mark.slow)]
+)
 def long_context(request, voices, tmp_path_factory) -> Iterator[tuple[Served, dict[str, object]]]:
     """The demo's base with two adapters and four slots, in which long answers have room.
 
