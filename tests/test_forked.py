@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forked import COMMAND, Forked, forks, popen, run
+from tests.support.forked import COMMAND, IN_A_TEST, Forked, forks, popen, run
 from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.lasting
@@ -77,4 +77,10 @@ def test_what_python_reads_when_it_starts_gets_a_new_process():
                stdout=subprocess.DEVNULL) as process:  # fmt: skip
         assert not isinstance(process, Forked)
     with popen([sys.executable, "-c", ""]) as process:
+        assert not isinstance(process, Forked)
+
+
+def test_a_benchmark_gets_a_new_process(monkeypatch):
+    monkeypatch.delenv(IN_A_TEST)
+    with popen([*COMMAND, "--version"], stdout=subprocess.DEVNULL) as process:
         assert not isinstance(process, Forked)

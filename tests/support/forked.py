@@ -42,18 +42,21 @@ USED_LATER = (
 READS_IT = "huggingface_hub.constants"
 READ_AT_THE_START = ("PYTHON", "LC_", "LANG", "COVERAGE_", "OPENSSL_", "LD_")
 """The beginnings of variables that python or its libraries read when they start."""
+IN_A_TEST = "PYTEST_CURRENT_TEST"
+"""The variable that pytest sets while a test runs; benchmarks measure new processes."""
 NUMBER = struct.Struct("!q")
 FILES = 4  # that come with a job: standard input, output and error, and where news of it go
 
 
 def popen(argv: Sequence[str], *, terminal: bool = False, **options: Any) -> subprocess.Popen[Any]:
-    """As subprocess.Popen in the checkout; a fork where the program is decant.
+    """As subprocess.Popen in the checkout; a fork where the program is decant, in a test.
 
     terminal: whether standard input becomes the controlling terminal.
     """
     argv = list(argv)
     env = options.get("env") or os.environ
     is_ours = argv[: len(COMMAND)] == COMMAND and "preexec_fn" not in options
+    is_ours = is_ours and IN_A_TEST in os.environ
     if is_ours and at_the_start(env) == at_the_start(os.environ):
         return Forked(argv, terminal=terminal, cwd=CHECKOUT, **options)
     if terminal:
