@@ -203,7 +203,7 @@ def turns(model: Path, loras: list[Path], folder: Path, rounds: int) -> dict[str
             for _ in range(rounds):
                 times["short"].append(answer("a1", SHORT))
                 long = threads.submit(answer, "a0", LONG)
-                time.sleep(1 / 2)
+                time.sleep(1 / 2)  # its prompt is computed by then
                 times["beside"].append(answer("a1", SHORT))
                 assert not long.done()
                 long.result()
@@ -304,10 +304,8 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         model, loras, _ = prepare(folder)
-        results: dict[str, Any] = {}
-        if options.only:
-            results = json.loads(RESULTS.read_text())
-        else:
+        results: dict[str, Any] = json.loads(RESULTS.read_text())
+        if not options.only:
             results = {
                 "machine": f"{host_facts().model}, {os.cpu_count()} cores, {platform.system()}",
                 **against_bare(model, folder, options.rounds),

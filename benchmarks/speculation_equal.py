@@ -3,9 +3,8 @@
 Prompts take turns among three voices (the base, an adapter, another at half its scale), five
 options of a request, and three kinds of talks. One client asks an engine without guesses. Four
 clients ask the others, among them one without guesses: there only the batch size is another. So it
-is where 16 clients ask. Then
-each engine is asked once more, one request at a time, as a chat, with and without a stream: the
-text has to be that of the tokens, and the reason of its end the same.
+is where 16 clients ask. Then each engine is asked once more, one request at a time, as a chat, with
+and without a stream: the text has to be that of the tokens, and the reason of its end the same.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 PROC = Path("/proc")
 STATE = 0
 """The place of the state's letter in /proc/PID/stat, after the program's name."""
+ENDED = ("Z", "X")
+"""The states of a process that has ended; a container's first process may leave it so for ever."""
 START = 19
 """The place of the start time there."""
 
@@ -44,12 +46,8 @@ def is_running(pid: int, start: str) -> bool:
         return False
     except PermissionError:  # the process runs, as another user
         pass
-    return start_of(pid) in ("", start) and not has_ended(pid)
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a process is a zombie, which a container's first process may leave for ever."""
-    return (stat_of(pid) or ["R"])[STATE] in ("Z", "X")
+    fields = stat_of(pid)
+    return not fields or (fields[START] == start and fields[STATE] not in ENDED)
 
 
 def start_of(pid: int) -> str:

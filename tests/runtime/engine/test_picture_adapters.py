@@ -1,4 +1,4 @@
-"""A picture is computed with the adapters of its own request, whoever was answered before."""
+"""The adapters of a request apply to its pictures; those of an earlier request do not."""
 
 from __future__ import annotations
 
