@@ -18,6 +18,7 @@ from exporter.cli.other_names import ALIASES, advice_for, others_of
 from exporter.cli.usage_hints import UnknownCommandError, usage_hint
 from exporter.core.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE, DecantError, InputError
 from exporter.core.near_names import did_you_mean
+from exporter.core.silence import no_collection
 from exporter.core.terminal_text import without_controls
 from exporter.hub.endpoints import settle_endpoints
 
@@ -104,8 +105,8 @@ class LazyGroup(click.Group):
             return None
         others = ", ".join(f"decant {name}" for name in others_of(cmd_name))
         module, _, name = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), name)
-        gc.enable()
+        with no_collection():  # importing makes no garbage
+            command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         if others:
             command = copy.copy(command)
@@ -160,7 +161,6 @@ def root() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `decant` and exit with the code of its error family."""
-    gc.disable()  # importing the command makes no garbage
     code = run(argv, is_whole=True)
     gc.freeze()  # the last garbage collection need not scan all of torch
     sys.exit(code)

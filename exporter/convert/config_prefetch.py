@@ -9,7 +9,6 @@ disk for the next export of the same base.
 from __future__ import annotations
 
 import ast
-import gc
 import hashlib
 import importlib
 import json
@@ -26,6 +25,7 @@ from exporter.convert.upstream_fixes import patch_settings
 from exporter.core.kept_values import KeptValues
 from exporter.core.last_value import LastValue
 from exporter.core.paths import tokenizers_folder
+from exporter.core.silence import no_collection
 
 MOST = 32  # kept configs, of some kB
 TIMEOUT = 60.0  # seconds; after it this process reads the config itself
@@ -159,15 +159,12 @@ def conversion() -> ModuleType:
     stand_in = ModuleType("transformers")
     is_first = sys.modules.setdefault("transformers", stand_in) is stand_in
     vars(stand_in)["AutoConfig"] = AutoConfig
-    collects = gc.isenabled()
-    gc.disable()  # importing torch creates a million objects and no garbage
     try:
-        base = importlib.import_module("conversion.base")
+        with no_collection():  # importing torch creates a million objects and no garbage
+            base = importlib.import_module("conversion.base")
     finally:
         if is_first:
             del sys.modules["transformers"]
-        if collects:
-            gc.enable()
     vars(base)["AutoConfig"] = AutoConfig
     return importlib.import_module("conversion")
 
