@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.abc import Loader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -59,12 +61,15 @@ def ctypes_layer(folder: Path) -> ModuleType:
     """The package `llama_cpp` in `folder` with its ctypes layer alone.
 
     The package itself imports all that is built upon this layer, with numpy and jinja2: it takes
-    four times as long. Raises ImportError, or what the layer raises.
+    four times as long. Here, its `Llama` and the like are imported when somebody looks for them.
+    Raises ImportError, or what the layer raises.
     """
     if (imported := sys.modules.get(PACKAGE)) is not None:
         return imported
-    package = ModuleType(PACKAGE)
-    package.__path__ = [str(folder)]
+    spec = spec_from_file_location(PACKAGE, folder / "__init__.py")
+    if spec is None or spec.loader is None:
+        raise ImportError(f"no package `{folder}`")
+    package = module_from_spec(spec)
     sys.modules[PACKAGE] = package
     try:
         layer = importlib.import_module(f"{PACKAGE}.llama_cpp")
@@ -74,7 +79,17 @@ def ctypes_layer(folder: Path) -> ModuleType:
     vars(package).update({
         name: value for name, value in vars(layer).items() if not name.startswith("_")
     })  # fmt: skip
+    vars(package)["__getattr__"] = partial(complete, package, spec.loader)
     return package
+
+
+def complete(package: ModuleType, loader: Loader, name: str) -> Any:
+    """A name that the package has beyond its ctypes layer. Raises AttributeError without it."""
+    if name.startswith("__") and name != "__version__":  # the import system looks for some
+        raise AttributeError(name)
+    vars(package).pop("__getattr__", None)
+    loader.exec_module(package)
+    return getattr(package, name)
 
 
 def ignore(level: int, text: bytes, data: object) -> None:

@@ -20,6 +20,18 @@ bindings = load_bindings(find_toolchain())
 assert bindings is load_bindings(find_toolchain()) is sys.modules["llama_cpp"]
 print(*sys.modules)
 """
+UPPER = """
+import inspect
+from exporter.llamacpp.toolchain import find_toolchain
+from exporter.llamacpp.vocabulary import load_bindings
+bindings = load_bindings(find_toolchain())
+assert not hasattr(bindings, "__wrapped__")
+assert "Llama" not in vars(bindings)
+from llama_cpp import Llama, LlamaGrammar
+import llama_cpp.llama_chat_format
+assert inspect.isclass(Llama) and bindings.Llama is Llama and llama_cpp is bindings
+assert bindings.__version__ and not hasattr(bindings, "no_such_name")
+"""
 TWICE = """
 import sys
 from pathlib import Path
@@ -53,6 +65,10 @@ def test_the_functions_come_without_what_is_built_upon_them():
 
     assert "llama_cpp.llama_cpp" in imported
     assert imported.isdisjoint(HEAVY | {"llama_cpp.llama"})
+
+
+def test_what_is_built_upon_them_comes_when_somebody_looks_for_it():
+    run(UPPER)
 
 
 def test_what_does_not_load_is_said_and_leaves_nothing_behind(tmp_path):
