@@ -17,6 +17,7 @@ export class Evaluate {
     this.frame = part(root, "frame");
     this.alone = part(root, "alone");
     this.opened = "";
+    this.loading = null; // what stands for the request that was sent last
     part(root, "back").addEventListener("click", () => this.close());
   }
 
@@ -25,19 +26,18 @@ export class Evaluate {
     if (!this.opened) this.load();
   }
 
-  /** Load and show the list; returns its entries, or null when the request failed. */
+  /** Load the list; returns its entries, or null when the request failed. What the last request gave is shown. */
   async load() {
+    const now = {};
+    this.loading = now;
     this.root.setAttribute("aria-busy", "true");
-    try {
-      const { data, notes } = await listEvaluations();
-      this.show(data, notes);
-      return data;
-    } catch (error) {
-      this.fail(error.message);
-      return null;
-    } finally {
+    const { data, notes, problem } = await listEvaluations().catch(({ message }) => ({ problem: message }));
+    if (this.loading === now) {
       this.root.removeAttribute("aria-busy");
+      if (data) this.show(data, notes);
+      else this.fail(problem);
     }
+    return data ?? null;
   }
 
   show(entries, notes) {

@@ -24,8 +24,8 @@ export class MessageList {
     this.views = []; // those on the page, in order
     this.first = 0; // the place of the first one in the path
     this.earlier.addEventListener("click", () => this.showEarlier());
-    new IntersectionObserver(([{ isIntersecting }]) => { if (isIntersecting) this.showEarlier(); }, { root: this.log, rootMargin: "600px" })
-      .observe(this.earlier);
+    this.watch = new IntersectionObserver((seen) => { if (seen.at(-1).isIntersecting) this.showEarlier(); }, { root: this.log, rootMargin: "600px" });
+    this.watch.observe(this.earlier);
   }
 
   /** Put the messages of another conversation on the page. */
@@ -81,6 +81,8 @@ export class MessageList {
     if (document.activeElement === this.earlier) this.log.focus({ preventScroll: true }); // the button leaves the view
     this.earlier.hidden = from === 0;
     this.scroll.scroller.scrollTop += anchor.getBoundingClientRect().top - before;
+    this.watch.unobserve(this.earlier); // else the browser may not tell when it left the view and came back within a frame
+    this.watch.observe(this.earlier);
   }
 
   /** Offer buttons below the last message, and below no other one. */

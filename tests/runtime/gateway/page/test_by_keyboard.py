@@ -25,6 +25,10 @@ pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 WIDE = {"width": 1280, "height": 800}
 NARROW = {"width": 640, "height": 800}
 Action = Callable[[Keys], None]
+NOTE_WHERE_SCROLLS_END = """() => {
+  const log = document.querySelector('.log');
+  log.onscrollend = () => { window.left = log.scrollHeight - log.scrollTop - log.clientHeight; };
+}"""
 
 
 def download(keys: Keys) -> str:
@@ -313,10 +317,10 @@ def earlier_messages_are_reached(keys: Keys) -> None:
         keys.press("Tab")
         keys.until(f"document.querySelectorAll('.message').length == {count}")
         assert keys.name == "Conversation"
-    left = "((e) => e.scrollHeight - e.scrollTop - e.clientHeight)(document.querySelector('.log'))"
+    keys.visit.page.evaluate(NOTE_WHERE_SCROLLS_END)
     for key, place in (("End", "< 2"), ("PageUp", "> 200")):
         keys.press(key)
-        keys.until(f"{left} {place}")
+        keys.until(f"window.left {place}")  # Chromium adds up what is pressed while it scrolls
 
 
 def reasoning_is_opened(keys: Keys) -> None:

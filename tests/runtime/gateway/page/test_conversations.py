@@ -23,15 +23,23 @@ from tests.runtime.gateway.page.conftest import (
     configure,
     delta,
     endless_of,
+    keep,
     kept,
     visiting,
 )
+from tests.support.page_actions import LONG
 
 pytestmark = [pytest.mark.llamacpp, pytest.mark.trained, pytest.mark.programs]
 
 COW = PROMPTS[2]
 WIDE = {"width": 1280, "height": 800}
 TITLES = ".threads .thread > span:first-child"
+STAY_AT_THE_TOP = """() => {
+  const log = document.querySelector('.log');
+  const up = () => { log.scrollTop = 0; };
+  new MutationObserver(up).observe(log.querySelector('[data-messages]'), { childList: true });
+  up();
+}"""
 HOSTILE = "<img src=x onerror=window.ran=1> [x](javascript:window.ran=1)"
 
 
@@ -345,6 +353,12 @@ def test_a_conversation_is_saved_as_markdown_and_as_json(visit, tmp_path):
     assert [m["content"] for m in whole["messages"]] == [HOSTILE, "An answer.", "An answer."]
     assert whole["path"] == [whole["messages"][0]["id"], whole["messages"][2]["id"]]
     assert KEY not in Path(found["JSON"]).read_text()
+
+
+def test_all_earlier_messages_come_to_who_is_at_the_top_before_the_page_is_drawn(visit):
+    keep(visit, LONG)
+    visit.page.evaluate(STAY_AT_THE_TOP)
+    visit.until(f"document.querySelectorAll('.message').length == {len(LONG)}")
 
 
 def test_the_oldest_conversations_make_room_and_the_open_one_stays(visit):

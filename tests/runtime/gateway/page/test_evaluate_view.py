@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from shutil import rmtree
+from typing import TYPE_CHECKING
 
 import pytest
 import uvicorn
@@ -23,6 +24,9 @@ from runtime.gateway.settings import Settings
 from tests.runtime.gateway.page.conftest import KEY, Visit, visiting
 from tests.support.evaluations import cases, evaluation
 from tests.support.stored_reports import stored
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Route
 
 pytestmark = pytest.mark.programs
 
@@ -210,6 +214,27 @@ def test_a_report_that_is_gone_or_a_server_that_is_gone_is_named(browser, root):
         visit["#evaluate .notice button"].click()
         visit["#evaluate .entries button"].wait_for()
         assert visit["#evaluate .notice"].count() == 0
+
+
+def test_a_late_answer_does_not_hide_what_happened_since(browser, root):
+    stored(root, "one")
+    with opened(browser, root) as visit:
+        visit.is_refusal_expected = True
+        held: list[Route] = []
+        visit.page.route("**/evaluations", lambda route: held.append(route))  # noqa: PLW0108 - playwright marks it
+        visit["#tab-chat"].click()
+        visit["#tab-evaluate"].click()
+        with visit.page.expect_request("**/evaluations"):
+            visit["#evaluate .entries button"].click()
+        first, second = held
+        second.abort()
+        visit["#evaluate .notice"].wait_for()
+        with visit.page.expect_response("**/evaluations"):
+            first.continue_()
+        visit.page.wait_for_timeout(100)
+
+        assert visit["#evaluate .notice"].is_visible()
+        assert visit["#evaluate .entries button"].count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
