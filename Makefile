@@ -6,7 +6,7 @@ PY := .venv/bin/python
 WORKERS ?= 2# processes of pytest
 PYTEST_OPTIONS ?=# such as --randomly-seed=1
 PYTEST = $(PY) -m pytest -q $(PYTEST_OPTIONS)
-PARALLEL = -n $(WORKERS) --dist loadfile
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 UNBUILT = not llamacpp and not trained and not faults and not slow and not programs and not families and not lm_eval and not vllm and not pages
 FAST = $(UNBUILT) and not lasting
 

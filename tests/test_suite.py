@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tests.support.suite import EXEMPT, marks_of
+from tests.support.suite import EXEMPT, marks_of, sort_by_time
 
 CHECKOUT = Path(__file__).parents[1]
 TESTS = """
@@ -97,6 +99,28 @@ def test_ctrl_c_works_for_what_runs_in_the_background(tmp_path):
 )
 def test_the_marks_of_a_file_are_those_of_all_its_tests(source, marks):
     assert marks_of(source) == marks
+
+
+@dataclass(frozen=True)
+class Item:
+    """What sort_by_time looks at."""
+
+    path: Path
+    name: str
+    marks: tuple[str, ...] = ()
+
+    def iter_markers(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=name) for name in self.marks]
+
+
+def test_files_that_take_long_come_first_and_their_tests_keep_their_order():
+    quick, long = Path("quick.py"), Path("long.py")
+    items: list = [Item(quick, f"{n}") for n in range(9)]
+    items += [Item(long, "b"), Item(long, "a", ("llamacpp", "trained")), Item(quick, "last")]
+
+    sort_by_time(items)
+
+    assert [item.name for item in items] == ["b", "a", *map(str, range(9)), "last"]
 
 
 @pytest.mark.parametrize("mark", sorted(EXEMPT))

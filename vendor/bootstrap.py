@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,7 @@ EXTRAS = "export,eval,dev"
 OLDEST = (3, 10)
 NEWER_PYTHONS = ("python3.13", "python3.12", "python3.11", "python3.10")
 LAST_LINES = 20  # of the log, in an error message
+SILENT = "nothing\n"  # what is said of a pip that ended without output
 WRONG_HASH = "DO NOT MATCH THE HASHES"  # in pip's error
 # pip's lines that show progress, as (pattern, message).
 PIP_STEPS = (
@@ -92,43 +94,63 @@ def install() -> int:
             [sys.executable, "-m", "venv", "--clear", str(VENV)], stdout=log, stderr=log
         )
     if made != 0:
-        return fail("making the virtual environment failed", "on Debian: apt install python3-venv")
-    pip = [
-        str(VENV / "bin" / "python"),
-        "-m",
-        "pip",
-        "install",
-        "--no-input",
-        "--progress-bar",
-        "off",
-    ]
-    # pip refuses hashes for `-e .`: the locked files come first, then the checkout itself, with
-    # torch, which the lock leaves out.
-    locked = ["--require-hashes", "--no-deps", "-r", LOCK]
+        output = LOG.read_text(errors="replace").splitlines(keepends=True)
+        hint = "on Debian: apt install python3-venv"
+        return fail("making the virtual environment failed", hint, output)
+    # pip refuses hashes for `-e .`: the locked files come first, then the checkout itself.
     checkout = ["-c", VERSIONS, "-e", f".[{EXTRAS}]"]
     numbers = itertools.count(1)
-    if run_pip([*pip, *locked], numbers) != 0 or run_pip([*pip, *checkout], numbers) != 0:
-        return fail("installing the packages failed", hint_of_log())
+    for together in (parts(), [checkout]):
+        if failed := run_pips(together, numbers):
+            return fail("installing the packages failed", hint_of(failed), failed)
     STAMP.write_text(fingerprint())
     LOG.unlink()
     say(f"packages are ready ({time.monotonic() - began:.0f} s)")
     return 0
 
 
-def hint_of_log() -> str:
-    if WRONG_HASH in LOG.read_text(errors="replace"):
+def parts() -> list[list[str]]:
+    """pip's arguments for what is installed at the same time, since pip unpacks on one core: the
+    locked files in two halves, and torch, which the lock leaves out.
+    """
+    _, *entries = re.split(r"^(?=\w)", "\n" + (CHECKOUT / LOCK).read_text(), flags=re.MULTILINE)
+    found = []
+    for number, half in enumerate((entries[::2], entries[1::2])):
+        if half:
+            path = VENV / f"half-{number}.lock"
+            path.write_text("".join(half))
+            found.append(["--require-hashes", "--no-deps", "-r", str(path)])
+    if re.search(r"^torch==", (CHECKOUT / VERSIONS).read_text(), flags=re.MULTILINE):
+        found.append(["--no-deps", "-c", VERSIONS, "torch"])
+    return found
+
+
+def run_pips(jobs: list[list[str]], numbers: Iterator[int]) -> list[str]:
+    """Run `pip install` with each of these arguments at the same time.
+
+    numbers: the counter of the packages. Returns the lines of output of one that failed, else none.
+    """
+    pip = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--no-input"]
+    pip += ["--progress-bar", "off"]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        results = list(pool.map(lambda job: run_pip([*pip, *job], numbers), jobs))
+    return next((lines or [SILENT] for code, lines in results if code != 0), [])
+
+
+def hint_of(lines: list[str]) -> str:
+    if any(WRONG_HASH in line for line in lines):
         return f"the index serves another file than the one in `{LOCK}`: use another index"
     return "is the package index reachable?"
 
 
-def run_pip(argv: list[str], numbers: Iterator[int]) -> int:
-    """Run pip, write its output to the log, show its progress, and return its exit code.
+def run_pip(argv: list[str], numbers: Iterator[int]) -> tuple[int, list[str]]:
+    """Run pip, write its output to the log, and show its progress.
 
-    numbers: the counter of the packages, which several runs of pip share.
+    numbers: the counter of the packages. Returns the exit code and the lines of output.
     """
     env = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     total = sum(bool(re.match(r"\w", line)) for line in (CHECKOUT / VERSIONS).open())
-    collected = 0
+    collected, lines = 0, []
     with LOG.open("a") as log:
         process = subprocess.Popen(
             argv, cwd=CHECKOUT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -136,12 +158,13 @@ def run_pip(argv: list[str], numbers: Iterator[int]) -> int:
         assert process.stdout is not None
         for line in process.stdout:
             log.write(line)
+            lines.append(line)
             for pattern, message in PIP_STEPS:
                 if found := pattern.match(line):
                     collected = next(numbers) if line.startswith("Collecting") else collected
                     live(f"packages {collected}/{total}: {message.format(found[1])}")
         live("")
-        return process.wait()
+        return process.wait(), lines
 
 
 def live(text: str) -> None:
@@ -160,10 +183,9 @@ def say(text: str) -> None:
     print(f"  {text}" if text.startswith("packages") else text, file=sys.stderr, flush=True)
 
 
-def fail(what: str, hint: str) -> int:
-    lines = LOG.read_text(errors="replace").splitlines()[-LAST_LINES:]
-    shown = "\n".join(f"  {line}" for line in lines)
-    print(f"error: {what}; the end of `{LOG}`:\n{shown}\n\nhint: {hint}", file=sys.stderr)
+def fail(what: str, hint: str, output: list[str]) -> int:
+    shown = "".join(f"  {line}" for line in output[-LAST_LINES:])
+    print(f"error: {what}; it said, as in `{LOG}`:\n{shown}\n\nhint: {hint}", file=sys.stderr)
     return 4
 
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import re
 import signal
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 WARNED_S = 5.0
 EXEMPT = {"slow", "families", "programs", "pages", "lm_eval", "vllm"}
 """Marks of tests that may take longer, because they run under separate targets of make."""
+
+SHARES = {"trained": 0.5, "llamacpp": 0.5, "lasting": 0.5}
+"""The seconds of processor time that a test takes by its marks, roughly."""
+OTHERS = 0.03  # seconds
 
 NOTHING_BUT_NOT = re.compile(r"not \w+( and not \w+)*")
 OF_THE_FILE = re.compile(r"^pytestmark = .*?(?=^\S(?<![\])]))", re.MULTILINE | re.DOTALL)
@@ -46,6 +49,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     left_out = set(expression.replace("not ", "").split(" and "))
     return bool(left_out & marks_of(collection_path.read_text(encoding="utf-8"))) or None
+
+
+@pytest.hookimpl(trylast=True)  # after those who leave tests out, and who shuffle them
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes, begin with the files that take longest; the last ones are short."""
+    if hasattr(config, "workerinput"):
+        sort_by_time(items)
+
+
+def sort_by_time(items: list[pytest.Item]) -> None:
+    """Put the files that take long first; the order of the tests in each stays."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        seconds[item.path] += max((SHARES[one] for one in marks & set(SHARES)), default=OTHERS)
+    items.sort(key=lambda item: (-seconds[item.path], item.path))
 
 
 def marks_of(source: str) -> set[str]:
