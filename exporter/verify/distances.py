@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,59 +37,72 @@ class Distance:
     reference_perplexity: float
 
 
+class TokenDistance(NamedTuple):
+    """Distance between two models' predictions of one token's successor."""
+
+    kl: float
+    """Kullback-Leibler divergence from the reference, in nats."""
+    logit: float
+    """Largest difference of a logit."""
+    logit_size: float
+    """Largest logit of the reference, as an absolute value."""
+    off: float
+    """Root mean square difference of the logits, relative to the spread of the reference's."""
+    top1: bool
+    """Whether the most likely successor is the same."""
+    loss: float
+    """Negative log-probability of the successor in the text, by the other model, in nats."""
+    reference_loss: float
+    """The same by the reference."""
+
+
 def compare(reference: Logits, other: Logits, chunks: Sequence[Sequence[int]]) -> Distance:
     """Distance over all tokens with a successor in their chunk, from logits (tokens,
     vocabulary).
     """
     import numpy as np
 
-    divergences, agreeing, losses = [], [], []
-    largest = size = 0.0
-    parts = []
-    for one, two, chunk in zip(reference, other, chunks, strict=False):
-        width = min(one.shape[1], two.shape[1])  # llama.cpp may pad a vocabulary
-        a, b = (values[:-1, :width].astype(np.float64) for values in (one, two))
-        log_a, log_b = log_softmax(a), log_softmax(b)
-        divergences.append((np.exp(log_a) * (log_a - log_b)).sum(axis=1))
-        agreeing.append(a.argmax(axis=1) == b.argmax(axis=1))
-        places = np.arange(len(a)), np.array(chunk[1:])
-        losses.append((-log_a[places], -log_b[places]))
-        largest = max(largest, float(np.abs(a - b).max()))
-        size = max(size, float(np.abs(a).max()))
-        parts.append(np.linalg.norm(centred(a - b), axis=1) / spread(a))
-    kl = np.concatenate(divergences)
-    own, others = (np.concatenate(part) for part in zip(*losses, strict=True))
+    found = [
+        token_distance(*rows)
+        for one, two, chunk in zip(reference, other, chunks, strict=False)
+        for rows in zip(one, two, chunk[1:], strict=False)
+    ]
+    columns = (np.array(column) for column in zip(*found, strict=True))
+    kl, logit, logit_size, off, top1, loss, reference_loss = columns
     return Distance(
         tokens=len(kl),
         kl=float(kl.mean()),
         kl_max=float(kl.max()),
-        logit=largest,
-        logit_size=size,
-        off=float(np.quantile(np.concatenate(parts), NEARLY_ALL)),
-        top1=float(np.concatenate(agreeing).mean()),
-        perplexity=math.exp(others.mean()),
-        reference_perplexity=math.exp(own.mean()),
+        logit=float(logit.max()),
+        logit_size=float(logit_size.max()),
+        off=float(np.quantile(off, NEARLY_ALL)),
+        top1=float(top1.mean()),
+        perplexity=math.exp(loss.mean()),
+        reference_perplexity=math.exp(reference_loss.mean()),
     )
 
 
-def centred(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Logits (tokens, vocabulary) minus their mean, which no prediction depends on."""
-    centre: np.ndarray[Any, Any] = logits - logits.mean(axis=1, keepdims=True)
-    return centre
-
-
-def spread(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Distance of each token's logits (tokens, vocabulary) from their mean, (tokens,), never 0."""
+def token_distance(
+    reference: np.ndarray[Any, Any], other: np.ndarray[Any, Any], successor: int
+) -> TokenDistance:
+    """Distance between logits (vocabulary,), of which llama.cpp may have more, as it pads."""
     import numpy as np
 
-    lengths: np.ndarray[Any, Any] = np.linalg.norm(centred(logits), axis=1)
-    return np.where(lengths > 0, lengths, 1.0)
-
-
-def log_softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Log-probabilities of logits (tokens, vocabulary), along the vocabulary."""
-    import numpy as np
-
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    result: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
+    width = min(len(reference), len(other))
+    a, b = (values[:width].astype(np.float64) for values in (reference, other))
+    gap = a - b
+    best_a, best_b = int(a.argmax()), int(b.argmax())
+    odds = np.exp(a - a[best_a])  # of each token against the most likely one
+    log_sum_a = float(a[best_a] + np.log(odds.sum()))
+    log_sum_b = float(b[best_b] + np.log(np.exp(b - b[best_b]).sum()))
+    mean_gap = float(odds @ gap) / float(odds.sum())
+    length = float(np.linalg.norm(a - a.mean()))  # no prediction depends on the mean
+    return TokenDistance(
+        kl=mean_gap - log_sum_a + log_sum_b,
+        logit=float(np.abs(gap).max()),
+        logit_size=float(np.abs(a).max()),
+        off=float(np.linalg.norm(gap - gap.mean())) / (length or 1.0),
+        top1=best_a == best_b,
+        loss=log_sum_b - float(b[successor]),
+        reference_loss=log_sum_a - float(a[successor]),
+    )
