@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from exporter.llamacpp.toolchain import Toolchain, find_toolchain
 from tests.support import forked
@@ -28,6 +29,10 @@ with contextlib.suppress(ImportError):
 # which this does not change in number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# other processes may have the processors
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 gc.disable()  # until the tests are collected: to import them makes no garbage
 pytest_plugins = ("tests.support.suite",)

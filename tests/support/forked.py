@@ -37,6 +37,7 @@ USED_LATER = (
     "runtime.chat.repl.start", "runtime.gateway.asgi_app", "runtime.gateway.server",
     "runtime.gateway.scheduling.pool", "prompt_toolkit", "rich.markdown", "rich.progress",
     "exporter.export", "exporter.hub.pull", "exporter.verify.verify_file",
+    "exporter.formats.gguf_lora", "exporter.formats.safetensors_folder",
 )  # fmt: skip
 """Modules that commands import as they run. None may read the environment when it is imported."""
 READS_IT = "huggingface_hub.constants"
@@ -261,7 +262,8 @@ def become(job: Mapping[str, Any], files: list[int]) -> None:
     sys.argv[:] = ["", *job["argv"]]
 
 
-def main() -> None:
+def import_commands() -> None:
+    """Import the commands and what they use, and read what stays the same for all of them."""
     from exporter.cli.app import COMMANDS
     from exporter.core.kept_values import LIBRARIES
     from exporter.core.version import code_hash, own_version, version
@@ -269,11 +271,15 @@ def main() -> None:
     names = (place.partition(":")[0] for place, _ in COMMANDS.values())
     for name in (*names, *USED_LATER):
         importlib.import_module(name)
-    assert READS_IT not in sys.modules
-    code_hash()  # kept, as the code and the packages stay the same
+    code_hash()
     for name in LIBRARIES:
         version(name)
     own_version()
+
+
+def main() -> None:
+    import_commands()
+    assert READS_IT not in sys.modules
     gc.collect()
     gc.freeze()
     if (found := next_job()) is not None:

@@ -115,6 +115,9 @@ def main() -> None:
     import torch  # noqa: F401
     import transformers
 
+    from tests.support.forked import import_commands
+
+    import_commands()
     assert transformers.LlamaForCausalLM  # transformers imports a class when it is named
     assert transformers.LlamaTokenizer
     if job := next_job():
