@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncIterator, Coroutine, Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.gateway.api_errors import ApiError
@@ -85,7 +85,6 @@ def timeless(said: list[dict]) -> list[dict]:
 CHAT, GENERATE = LineFormat("pirate:latest", "chat", has_top=True), LineFormat("pirate", "generate")
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, len(stream(EVENTS))), max_size=40).map(sorted))
 @pytest.mark.parametrize("line_format", [CHAT, GENERATE])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
