@@ -33,6 +33,7 @@ from exporter.core.machine import physical_cores  # noqa: E402
 from exporter.llamacpp.toolchain import find_toolchain, host_facts, scrubbed  # noqa: E402
 from runtime.scoring.scorer import Scorer  # noqa: E402
 from tests.runtime.gateway.conftest import Served, serving  # noqa: E402
+from tests.support.processes import cpu_s  # noqa: E402
 from tests.support.random_gguf import Shape, write_random  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "score.json"
@@ -55,11 +56,7 @@ class Way:
         """Seconds: of a clock, or those that processes have had of processors."""
         if not self.is_cpu:
             return time.monotonic()
-        ticks = 0
-        for pid in pids:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(cpu_s(pid) for pid in pids)
 
 
 def text_of(tokens: int) -> str:

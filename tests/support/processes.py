@@ -8,6 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from exporter.core.leftover_folders import ENDED, stat_of
+
+USED, IN_THE_SYSTEM = 11, 12  # places in stat_of, of ticks of a clock
+
 
 def is_alive(pid: int) -> bool:
     """Whether a process runs, or has ended and this process has still to wait for it.
@@ -15,12 +19,14 @@ def is_alive(pid: int) -> bool:
     What other processes leave to wait for does not count: the system's first process may take
     seconds for it.
     """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    state, parent = stat.rpartition(")")[2].split()[:2]
-    return state not in "ZX" or int(parent) == os.getpid()
+    state, parent, *_ = stat_of(pid) or (ENDED[0], "")
+    return state not in ENDED or parent == str(os.getpid())
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of processors that a process has had; 0 where there is none."""
+    fields = stat_of(pid) or ["0"] * (IN_THE_SYSTEM + 1)
+    return (int(fields[USED]) + int(fields[IN_THE_SYSTEM])) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_until(fact: Callable[[], object], timeout_s: float = 5) -> bool:

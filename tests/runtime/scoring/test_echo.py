@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 
 from tests.runtime.gateway.conftest import Served, asking, serving, until, used
 from tests.runtime.scoring.conftest import CONTEXT, Scored, drawn, families
-from tests.support.processes import is_alive
+from tests.support.processes import cpu_s, is_alive
 
 pytestmark = [
     pytest.mark.llamacpp,
@@ -330,12 +329,6 @@ def test_an_engine_computes_no_more_when_its_client_has_gone(served):
 
 def command_of(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
-def cpu_s(pid: int) -> float:
-    """Seconds of processors that a process has had."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_the_engine_ends_with_the_gateway(scored, tmp_path):
