@@ -1,6 +1,6 @@
 """`decant serve` against the bare llama-server and llama-cpp-python's server, in one run.
 
-    python benchmarks/serve.py [--folder F] [--rounds N] [--only turns] [--write]
+    python benchmarks/serve.py [--folder F] [--rounds N] [--only turns|pauses] [--write]
 
 A ~1 B-parameter Llama of random weights in Q4_K_M. The bare llama-server runs with the flags that
 decant gives it, and both sides take turns; figures are medians of those turns.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import platform
@@ -35,12 +36,15 @@ from benchmarks.chat import prepare  # noqa: E402
 from exporter.core.machine import physical_cores  # noqa: E402
 from exporter.llamacpp.toolchain import find_toolchain, host_facts  # noqa: E402
 from runtime.engine.llama_server import Server, ServerSpec  # noqa: E402
+from runtime.gateway.scheduling.health import STEP_TOKENS  # noqa: E402
 from tests.runtime.gateway.conftest import serving, until  # noqa: E402
 
 RESULTS = CHECKOUT / "benchmarks" / "serve.json"
 CONTEXT, SLOTS, TOKENS = 512, 8, 48
 SHORT, LONG = 8, 128
 """Tokens of an answer that is asked for beside another adapter's, and of that one."""
+PROMPT_TOKENS = 2000
+"""Of a prompt that is computed while another client's answer comes."""
 STREAMS = (1, 4, 8)
 PROMPT = "Tell me about the capital of France, its rivers, and what people eat there in winter."
 LIMITS = {
@@ -51,6 +55,8 @@ LIMITS = {
     "switch_s": 0.02,
     "cold": 1.2,
     "turns": 1.1,
+    "pause": 0.5,
+    "prompt": 1.05,
 }
 PACKAGES = ("fastapi", "uvicorn", "sse-starlette", "starlette-context", "pydantic-settings",
             "PyYAML", "numpy", "jinja2", "diskcache", "typing-extensions")  # fmt: skip
@@ -216,6 +222,37 @@ def turns(model: Path, loras: list[Path], folder: Path, rounds: int) -> dict[str
     return {**found, "ratio": statistics.median(one / other for one, other in pairs)}
 
 
+def pauses(model: Path, rounds: int) -> dict[str, float]:
+    """The longest pause of an answer while another client's long prompt is computed, in seconds.
+
+    Beside it the same with llama-server's own `--batch-size`, and the time of that prompt alone.
+    """
+    sides = {"": (), "_by_default": ("-b", str(STEP_TOKENS))}
+    times: dict[str, list[float]] = {f"{n}{s}": [] for s in sides for n in ("pause", "prompt")}
+    context = PROMPT_TOKENS + CONTEXT
+    for number in range(rounds):
+        for side, flags in sorted(sides.items(), reverse=bool(number % 2)):
+            extra = (*flags, "--override-kv", f"llama.context_length=int:{context}")
+            spec = ServerSpec(model, context, physical_cores(), 2, use_socket=False, extra=extra)
+            with Server(spec, find_toolchain()) as server, ThreadPoolExecutor(1) as threads:
+                target = target_of(server)
+
+                def prompt(first: int, target: Target = target) -> float:
+                    ids = [first + n % 100 for n in range(PROMPT_TOKENS)]
+                    moments = stream(target, {"prompt": ids, "max_tokens": 1})
+                    return moments[-1] - moments[0]
+
+                times[f"prompt{side}"].append(prompt(100))
+                body = {"prompt": PROMPT, "max_tokens": CONTEXT // 2, "ignore_eos": True}
+                answer = threads.submit(stream, target, body)
+                time.sleep(1)  # it has begun by then
+                prompt(200)
+                moments = answer.result()
+                gaps = [after - before for before, after in itertools.pairwise(moments[1:])]
+                times[f"pause{side}"].append(max(gaps))
+    return {f"{name}_s": statistics.median(values) for name, values in times.items()}
+
+
 def cold_starts(model: Path, folder: Path, rounds: int) -> dict[str, float]:
     """The first answer of a model that is not loaded, against llama-server's start and answer."""
     pairs = []
@@ -297,7 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="keep the models here")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["turns"], help="measure this part alone")
+    parser.add_argument("--only", choices=["turns", "pauses"], help="measure this part alone")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -313,7 +350,10 @@ def main() -> None:
                 "cold": cold_starts(model, folder, options.rounds),
                 "llama_cpp_python": against_packaged(model, folder, options.rounds),
             }
-        results["turns"] = turns(model, loras, folder, options.rounds)
+        if options.only != "pauses":
+            results["turns"] = turns(model, loras, folder, options.rounds)
+        if options.only != "turns":
+            results["pauses"] = pauses(model, options.rounds)
         results["limits"] = LIMITS
     print(json.dumps(results, indent=2))
     if options.write:
@@ -325,6 +365,7 @@ def main() -> None:
 
 
 def missed_limits(results: dict[str, Any]) -> list[str]:
+    paused = results["pauses"]
     facts = {
         "first token": results["first_token"]["more_s"] <= LIMITS["first_token_more_s"],
         "the gateway's memory": results["gateway_rss_bytes"] <= LIMITS["gateway_rss_bytes"],
@@ -332,6 +373,8 @@ def missed_limits(results: dict[str, Any]) -> list[str]:
         and not results["switch"]["reloaded"],
         "a cold model": results["cold"]["ratio"] <= LIMITS["cold"],
         "turns": results["turns"]["ratio"] <= LIMITS["turns"],
+        "a pause": paused["pause_s"] <= LIMITS["pause"] * paused["pause_by_default_s"],
+        "a prompt": paused["prompt_s"] <= LIMITS["prompt"] * paused["prompt_by_default_s"],
         "llama-cpp-python's server": results["llama_cpp_python"]["ratio"]
         >= LIMITS["against_llama_cpp_python"],
     }

@@ -27,6 +27,7 @@ from exporter.core.paths import size_text
 from exporter.inputs.template_process import refuse_runaway
 from exporter.llamacpp.toolchain import LAST_LINES, Toolchain, scrubbed
 from runtime.engine.chat_format import AS_IT_IS, ChatFormat
+from runtime.engine.memory_need import BATCH
 from runtime.engine.model_server import DYING_S, Kept, ModelServer
 from runtime.engine.saved_prompts import PromptPlan, SavedPrompts
 from runtime.engine.socket_connection import SocketConnection
@@ -178,15 +179,14 @@ class Server(ModelServer):
             return [*self.own_argv("runtime.scoring"), *adapters, *self.spec.extra]
         spec = self.spec
         # fitting layers into a GPU loads the model twice; without one there is nothing to fit
-        fit = "off" if self.toolchain.info["backend"] == "cpu" or spec.rpc else "on"
+        is_cpu = self.toolchain.info["backend"] == "cpu"
+        fit = "off" if is_cpu or spec.rpc else "on"
         where = ["127.0.0.1", "--port", "0"] if on_port else [str(self.run_folder.socket)]
         argv = [
             str(self.toolchain.tool("llama-server")),
             "--host", *where,
-            "-m", str(spec.model.absolute()),
-            "-c", str(spec.context * spec.parallel),
-            "-t", str(spec.threads),
-            "-np", str(spec.parallel),
+            "-m", str(spec.model.absolute()), "-c", str(spec.context * spec.parallel),
+            "-t", str(spec.threads), "-np", str(spec.parallel),
             "-ctk", spec.cache_type, "-ctv", spec.cache_type,
             # earlier prompts are found by their tokens alone: with adapters, the keys and values
             # of another adapter would be reused
@@ -204,6 +204,8 @@ class Server(ModelServer):
             argv += ["--lora-scaled", scaled]
         if spec.copies is not None:
             argv += ["--ctx-checkpoints", str(spec.copies)]
+        if is_cpu and spec.projector is None:  # a picture's tokens belong into one step
+            argv += ["-b", str(BATCH)]  # others wait for a step of a long prompt
         if spec.projector is not None:
             argv += ["--mmproj", str(spec.projector.absolute())]
         if spec.chat.template is not None:
@@ -218,10 +220,8 @@ class Server(ModelServer):
         return [
             sys.executable, "-m", module,
             "--socket", str(self.run_folder.socket),
-            "-m", str(spec.model.absolute()),
-            "-c", str(spec.context),
-            "-t", str(spec.threads),
-            "--build", str(self.toolchain.folder),
+            "-m", str(spec.model.absolute()), "-c", str(spec.context),
+            "-t", str(spec.threads), "--build", str(self.toolchain.folder),
         ]  # fmt: skip
 
     def own_env(self) -> dict[str, str]:

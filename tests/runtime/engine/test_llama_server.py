@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import subprocess
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -17,6 +20,7 @@ from exporter.llamacpp.toolchain import find_toolchain
 from runtime.engine.llama_server import SPINS, Server, ServerSpec
 from runtime.engine.local import LocalEngine
 from runtime.engine.memory_fit import FitOptions
+from runtime.engine.memory_need import BATCH
 from runtime.engine.openai_client import Delta, ask
 from runtime.engine.opened_model import open_model
 from runtime.engine.selection import AdapterSelection
@@ -169,6 +173,23 @@ class TestWithAModel:
             log = server.run_folder.log.read_text(errors="replace")
         assert "prompt cache is enabled" in log
         assert "saving idle slot" not in log
+
+    def test_a_long_prompt_is_computed_in_steps_between_which_others_have_theirs(
+        self, endless, toolchain
+    ):
+        spec = ServerSpec(endless, 4096, 1, use_socket=False)
+        body = {"prompt": [40] * 1600, "n_predict": 1, "stream": True, "return_progress": True}
+        with Server(spec, toolchain) as server:
+            headers = {"Authorization": f"Bearer {server.key}", "Content-Type": "application/json"}
+            url = f"http://127.0.0.1:{server.port}/completion"
+            request = Request(url, json.dumps(body).encode(), headers)
+            with urlopen(request) as answer:
+                events = [json.loads(line[6:]) for line in answer if line.startswith(b"data: {")]
+        progress = [event["prompt_progress"] for event in events if "prompt_progress" in event]
+        places = [one["processed"] for one in progress]
+
+        assert places[-1] == 1600
+        assert max(after - before for before, after in pairwise([0, *places])) <= BATCH
 
     def test_a_prompt_beyond_the_context_is_typed_with_both_sizes(self, pirate, toolchain):
         with Server(ServerSpec(pirate, 256, threads=2), toolchain) as server:
