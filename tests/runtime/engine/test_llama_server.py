@@ -10,6 +10,7 @@ import threading
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.request import Request, urlopen
 
 import pytest
@@ -197,6 +198,17 @@ class TestWithAModel:
                 list(ask(server, [{"role": "user", "content": "Paris " * 600}], {}))
 
         assert caught.value.prompt > caught.value.context >= 256
+
+
+@pytest.mark.parametrize(
+    ("backend", "projector", "is_short"),
+    [("cpu", None, True), ("cpu", Path("mmproj.gguf"), False), ("cuda", None, False)],
+)
+def test_pictures_and_gpus_keep_llama_servers_own_steps(backend, projector, is_short):
+    toolchain = SimpleNamespace(info={"backend": backend}, tool=Path)
+    server = Server(ServerSpec(Path("model.gguf"), 0, 1, projector=projector), toolchain)
+
+    assert ("-b" in server.argv(on_port=True)) == is_short
 
 
 @pytest.mark.parametrize("own", ["", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
