@@ -81,8 +81,8 @@ def stream(target: Target, body: dict[str, Any]) -> list[float]:
     return moments
 
 
-def first_token_s(target: Target, model: str) -> float:
-    moments = stream(target, {"model": model, "prompt": PROMPT, "max_tokens": 1})
+def first_token_s(target: Target, model: str, prompt: str | list[int] = PROMPT) -> float:
+    moments = stream(target, {"model": model, "prompt": prompt, "max_tokens": 1})
     return moments[1] - moments[0]
 
 
@@ -236,17 +236,14 @@ def pauses(model: Path, rounds: int) -> dict[str, float]:
             spec = ServerSpec(model, context, physical_cores(), 2, use_socket=False, extra=extra)
             with Server(spec, find_toolchain()) as server, ThreadPoolExecutor(1) as threads:
                 target = target_of(server)
-
-                def prompt(first: int, target: Target = target) -> float:
-                    ids = [first + n % 100 for n in range(PROMPT_TOKENS)]
-                    moments = stream(target, {"prompt": ids, "max_tokens": 1})
-                    return moments[-1] - moments[0]
-
-                times[f"prompt{side}"].append(prompt(100))
+                one, other = (
+                    [first + n % 100 for n in range(PROMPT_TOKENS)] for first in (100, 200)
+                )
+                times[f"prompt{side}"].append(first_token_s(target, "base", one))
                 body = {"prompt": PROMPT, "max_tokens": CONTEXT // 2, "ignore_eos": True}
                 answer = threads.submit(stream, target, body)
                 time.sleep(1)  # it has begun by then
-                prompt(200)
+                first_token_s(target, "base", other)
                 moments = answer.result()
                 gaps = [after - before for before, after in itertools.pairwise(moments[1:])]
                 times[f"pause{side}"].append(max(gaps))

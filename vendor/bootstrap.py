@@ -185,7 +185,10 @@ def say(text: str) -> None:
 
 def fail(what: str, hint: str, output: list[str]) -> int:
     shown = "".join(f"  {line}" for line in output[-LAST_LINES:])
-    print(f"error: {what}; it said, as in `{LOG}`:\n{shown}\n\nhint: {hint}", file=sys.stderr)
+    print(
+        f"error: {what}; the last lines of its output, which `{LOG}` has:\n{shown}\n\nhint: {hint}",
+        file=sys.stderr,
+    )
     return 4
 
 

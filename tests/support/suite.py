@@ -18,9 +18,9 @@ WARNED_S = 5.0
 EXEMPT = {"slow", "families", "programs", "pages", "lm_eval", "vllm"}
 """Marks of tests that may take longer, because they run under separate targets of make."""
 
-SHARES = {"trained": 0.5, "llamacpp": 0.5, "lasting": 0.5}
-"""The seconds of processor time that a test takes by its marks, roughly."""
-OTHERS = 0.03  # seconds
+LONG, SHORT = 0.5, 0.03  # seconds of processor time that a test takes, roughly
+LONG_MARKS = {"trained", "llamacpp", "lasting"}
+"""Marks of the tests that take LONG; the others take SHORT."""
 
 NOTHING_BUT_NOT = re.compile(r"not \w+( and not \w+)*")
 OF_THE_FILE = re.compile(r"^pytestmark = .*?(?=^\S(?<![\])]))", re.MULTILINE | re.DOTALL)
@@ -63,7 +63,7 @@ def sort_by_time(items: list[pytest.Item]) -> None:
     seconds: Counter[Path] = Counter()
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
-        seconds[item.path] += max((SHARES[one] for one in marks & set(SHARES)), default=OTHERS)
+        seconds[item.path] += LONG if marks & LONG_MARKS else SHORT
     items.sort(key=lambda item: (-seconds[item.path], item.path))
 
 
